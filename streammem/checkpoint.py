@@ -1,0 +1,185 @@
+"""Checkpoints: a folder of config.json and model.safetensors; backbones are named, not copied."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from streammem.backbones.language import CausalLanguageModel
+from streammem.backbones.text import TEXT_DIM, SentenceEncoder
+from streammem.backbones.vision import EfficientNetEncoder, TransformersVisionEncoder, VisionEncoder
+from streammem.backbones.weights import SOURCES, weights_path
+from streammem.errors import BackboneError, CheckpointError, ConfigError
+from streammem.memory.bridge import BridgeConfig, MemoryBridge
+from streammem.memory.keys import PictureKey, TextKey
+from streammem.model import VideoModel
+from streammem.scenetilling import SceneTillingConfig
+
+FORMAT = 1
+PACKAGED = Path(__file__).parent / "weights"
+PRESETS = {"streammem-tiny": PACKAGED / "streammem-tiny"}
+DEFAULT = "streammem-tiny"
+MAX_CONFIG_BYTES = 1 << 20
+
+
+def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
+    """Load a model by the name of a preset, or from a checkpoint folder. Never the network.
+
+    Args:
+        name: a key of ``PRESETS``, or a folder that ``save`` wrote.
+        device: where the language model runs; perception runs on the CPU.
+
+    Raises:
+        ConfigError: neither a preset nor a folder.
+        CheckpointError: a folder whose files are corrupt or of another layout.
+        BackboneError: weights of a backbone are missing; the message says how to get them.
+    """
+    folder = PRESETS.get(str(name), Path(name))
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{name}: no such model; give one of {', '.join(PRESETS)}, or a checkpoint folder"
+        )
+    config = _read_config(folder)
+    tensors = _read_tensors(folder)
+    vision = _open_vision(config["vision"])
+    bridge = MemoryBridge(BridgeConfig(**config["bridge"]))
+    picture_key = PictureKey(vision.patch_dim, config["key_dim"])
+    text_key = TextKey(TEXT_DIM, config["key_dim"])
+    for prefix, module in _learned(bridge, picture_key, text_key).items():
+        _fill(module, tensors, prefix, folder)
+    lora = {k.removeprefix("lora."): v for k, v in tensors.items() if k.startswith("lora.")}
+
+    def open_language() -> CausalLanguageModel:
+        language = CausalLanguageModel.open(_backbone_path(config["language"]), device=device)
+        merge_lora(language.model, lora, config["lora_scale"])
+        return language
+
+    return VideoModel(
+        name=str(name),
+        vision=vision,
+        center=tensors["center"],
+        bridge=bridge,
+        picture_key=picture_key,
+        text_key=text_key,
+        background=tensors["background"],
+        open_sentences=lambda: SentenceEncoder(_backbone_path(config["sentences"])),
+        open_language=open_language,
+        scenes=SceneTillingConfig(**config["scenes"]),
+    )
+
+
+def save(
+    model: VideoModel,
+    folder: Path,
+    *,
+    backbones: dict[str, str],
+    lora: dict[str, Tensor],
+    lora_scale: float,
+) -> None:
+    """Write a checkpoint folder.
+
+    Args:
+        model: whose bridge, key heads, centre and background are written, as float16.
+        folder: made if need be; an existing checkpoint in it is replaced.
+        backbones: names under ``vision``, ``language`` and ``sentences``.
+        lora: ``<module>.A`` [r, in] and ``<module>.B`` [out, r] by module of the language model.
+        lora_scale: alpha / r.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"center": model.center, "background": model.background}
+    learned = _learned(model.bridge, model.picture_key, model.text_key)
+    for prefix, module in learned.items():
+        tensors |= {f"{prefix}.{key}": value for key, value in module.state_dict().items()}
+    tensors |= {f"lora.{key}": value for key, value in lora.items()}
+    config = {
+        "format": FORMAT,
+        **backbones,
+        "bridge": asdict(model.bridge.config),
+        "key_dim": model.background.shape[1],
+        "scenes": asdict(model.scenes),
+        "lora_scale": lora_scale,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    halves = {key: value.detach().half().contiguous() for key, value in tensors.items()}
+    save_file(halves, folder / "model.safetensors")
+
+
+@torch.no_grad()
+def merge_lora(model: nn.Module, lora: dict[str, Tensor], scale: float) -> None:
+    """Add each W += scale * B A into the language model; afterwards it costs nothing.
+
+    Source: LoRA (arXiv 2106.09685), section 4.1.
+    """
+    modules = dict(model.named_modules())
+    for key in sorted(k for k in lora if k.endswith(".A")):
+        name = key.removesuffix(".A")
+        if name not in modules:
+            raise CheckpointError(f"lora: the language model has no module {name}")
+        weight: Tensor = modules[name].weight  # type: ignore[assignment]
+        delta = lora[f"{name}.B"].float() @ lora[key].float() * scale
+        if delta.shape != weight.shape:
+            raise CheckpointError(f"lora: {name} is {tuple(weight.shape)}, not {tuple(delta.shape)}")
+        weight += delta.to(weight)
+
+
+def _learned(bridge: nn.Module, picture_key: nn.Module, text_key: nn.Module) -> dict[str, nn.Module]:
+    return {"bridge": bridge, "picture_key": picture_key, "text_key": text_key}
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise CheckpointError(f"{path}: too large for a configuration")
+    try:
+        config = json.loads(path.read_text())
+        if config["format"] != FORMAT:
+            raise CheckpointError(
+                f"{path}: format {config['format']}, this version reads {FORMAT}; update streammem"
+            )
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: not a streammem checkpoint's configuration") from error
+    return config
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / "model.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: missing or corrupt ({error}); get the model again") from error
+    return {key: value.float() for key, value in tensors.items()}
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, folder: Path) -> None:
+    own = {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
+    try:
+        module.load_state_dict(own)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: weights do not fit the configuration ({reason})") from error
+    module.eval().requires_grad_(False)
+
+
+def _backbone_path(name: str) -> Path | str:
+    """Resolve a backbone: ours by name, a folder, or ``hf:NAME`` from the local hub cache."""
+    if name in SOURCES:
+        return weights_path(name)
+    if name.startswith("hf:"):
+        return name.removeprefix("hf:")
+    if Path(name).is_dir():
+        return Path(name)
+    raise BackboneError(f"{name}: unknown backbone; give one of {', '.join(SOURCES)}, a folder or hf:NAME")
+
+
+def _open_vision(name: str) -> VisionEncoder:
+    path = _backbone_path(name)
+    if name == "efficientnet-lite2":
+        return EfficientNetEncoder(Path(path))
+    return TransformersVisionEncoder(path)

@@ -1,0 +1,106 @@
+"""Options from files and from ``--set key=value``, laid over dataclasses of options."""
+
+import dataclasses
+import tomllib
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from streammem.errors import ConfigError
+
+T = TypeVar("T")
+MAX_BYTES = 1 << 20
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file of options.
+
+    Raises:
+        ConfigError: missing, too large, or not TOML.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: too large for a configuration file")
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML ({error})") from error
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """Turn ``a.b=value`` strings into nested tables; values are TOML, else plain text.
+
+    Raises:
+        ConfigError: no ``=`` in one of them.
+    """
+    tables: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {assignment}: give key=value")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        *parents, last = key.split(".")
+        table = tables
+        for parent in parents:
+            table = table.setdefault(parent, {})
+        table[last] = value
+    return tables
+
+
+def override(options: T, values: Mapping[str, Any], where: str = "") -> T:
+    """Return a copy of a dataclass with values from nested tables, checked against its fields.
+
+    Args:
+        options: a dataclass instance; nested dataclasses are overridden field by field.
+        values: by field name.
+        where: names the origin in messages.
+
+    Raises:
+        ConfigError: an unknown field, a value of another type, or one that the dataclass refuses.
+    """
+    fields = {f.name: f for f in dataclasses.fields(options)}  # type: ignore[arg-type]
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            known = ", ".join(sorted(fields))
+            raise ConfigError(f"{where}{key}: no such option; known: {known}")
+        current = getattr(options, key)
+        if isinstance(value, Mapping):
+            default = current if current is not None else _nested_default(options, key)
+            if not dataclasses.is_dataclass(default):
+                raise ConfigError(f"{where}{key}: takes a value, not a table")
+            changes[key] = override(default, value, f"{where}{key}.")
+        else:
+            changes[key] = _checked(value, current, f"{where}{key}")
+    try:
+        return dataclasses.replace(options, **changes)  # type: ignore[type-var]
+    except TypeError as error:
+        raise ConfigError(f"{where or 'options'}: {error}") from error
+
+
+def _checked(value: Any, current: Any, where: str) -> Any:
+    if isinstance(current, bool) or isinstance(value, bool):
+        fits = isinstance(value, bool) and isinstance(current, bool | None)
+    elif isinstance(current, float):
+        fits = isinstance(value, int | float)
+    elif current is None:
+        fits = True
+    else:
+        fits = isinstance(value, type(current))
+    if not fits:
+        raise ConfigError(f"{where}: {value!r} is not of type {type(current).__name__}")
+    return float(value) if isinstance(current, float) else value
+
+
+def _nested_default(options: Any, key: str) -> Any:
+    """Build the dataclass that an optional field would hold."""
+    hint = typing.get_type_hints(type(options))[key]
+    for option in typing.get_args(hint):
+        if dataclasses.is_dataclass(option):
+            return option()
+    return None

@@ -1,0 +1,1 @@
+"""How good a model is: suites over folders of data, and their metrics."""

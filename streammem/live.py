@@ -1,0 +1,221 @@
+"""Watching: the one module with threads. A reader decodes, a speaker talks, perception stays here.
+
+Only values cross threads: frames come in, prompts go out, texts come back. The session itself is
+touched by the caller's thread alone.
+"""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from streammem.errors import SourceError, TruncatedError
+from streammem.model import VideoModel
+from streammem.session import Session, SessionConfig
+from streammem.types import Caption, Event, Frame, Segment, Warning
+from streammem.video import VideoSource, open_source
+
+FRAMES_AHEAD = 8  # decoded frames that wait for perception
+SEGMENTS_AHEAD = 4  # segments that wait for the speaker before a file's perception does
+POLL_S = 0.05
+DEFAULT_FPS = 2.0
+DEFAULT_SIDE = 640
+
+
+@dataclass(frozen=True, slots=True)
+class WatchOptions:
+    """How a source is watched.
+
+    Attributes:
+        fps: frames a second that are perceived.
+        start: seconds at which a file is entered.
+        end: seconds at which it is left; None for its end.
+        sparse: keyframes only, for skimming long files.
+        speak: emit captions.
+        on_text: called in the speaker's thread with (segment, piece) as words are generated.
+    """
+
+    fps: float | None = DEFAULT_FPS
+    start: float = 0.0
+    end: float | None = None
+    sparse: bool = False
+    speak: bool = True
+    on_text: Callable[[Segment, str], None] | None = None
+
+
+def watch(
+    session: Session, source: object, options: WatchOptions = WatchOptions()
+) -> Iterator[Event]:
+    """Perceive a source and yield its events as they come: segments, each with its caption.
+
+    Args:
+        session: takes in the frames; on return it holds the whole stream.
+        source: what ``open_source`` takes, or an open ``VideoSource``.
+        options: see ``WatchOptions``.
+
+    Returns:
+        An iterator; close it (or break off) to stop: threads end and the source is closed. A
+        source that breaks off gives what it had, then a ``Warning``.
+
+    Raises:
+        ConfigError, SourceError: at the call, before anything is yielded.
+    """
+    opened = source if _is_open(source) else _open(source, options)
+    if not session.source:
+        session.source = opened.name
+    return _events(session, opened, options)
+
+
+def _events(session: Session, source: VideoSource, options: WatchOptions) -> Iterator[Event]:
+    speaker = Speaker(session.model, session.config, options.on_text) if options.speak else None
+    reader = Reader(source)
+    try:
+        for frame in reader:
+            yield from _spoken(session, speaker, session.push(frame), SEGMENTS_AHEAD)
+        yield from _spoken(session, speaker, session.flush(source.end), 0)
+        if isinstance(reader.broken, TruncatedError):
+            yield Warning(str(reader.broken))
+        elif reader.broken:
+            raise reader.broken
+    except KeyboardInterrupt:
+        # The open segment is real: it is closed and said before the interruption goes on.
+        yield from _spoken(session, speaker, session.flush(), 0)
+        raise
+    finally:
+        reader.stop()
+        if speaker:
+            speaker.stop()
+
+
+def _spoken(
+    session: Session, speaker: "Speaker | None", closed: tuple[Segment, ...], ahead: int
+) -> Iterator[Event]:
+    """Yield closed segments, and captions until at most ``ahead`` segments wait for theirs."""
+    for segment in closed:
+        if speaker:
+            speaker.submit(segment, session)
+        yield segment
+    if speaker:
+        yield from speaker.captions(session, ahead)
+
+
+class Reader:
+    """Iterates over a source in a thread of its own, a few frames ahead.
+
+    Attributes:
+        broken: the source's own error, if it broke off; other exceptions reach the caller.
+    """
+
+    def __init__(self, source: VideoSource) -> None:
+        self._source = source
+        self._queue: queue.Queue[Frame | BaseException | None] = queue.Queue(FRAMES_AHEAD)
+        self._stop = threading.Event()
+        self.broken: SourceError | None = None
+        self._thread = threading.Thread(target=self._run, name="streammem-reader", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Frame]:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, SourceError):
+                self.broken = item
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def stop(self) -> None:
+        """End the thread and close the source."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            for frame in self._source:
+                if not self._put(frame):
+                    return
+            self._put(None)
+        except BaseException as error:  # noqa: BLE001, carried to the caller with its traceback
+            self._put(error)
+        finally:
+            # Closed by the thread that reads: decoders crash when another frees them meanwhile.
+            self._source.close()
+
+    def _put(self, item: Frame | BaseException | None) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=POLL_S)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+
+class Speaker:
+    """Generates captions in a thread of its own, in the order of the segments."""
+
+    def __init__(
+        self,
+        model: VideoModel,
+        config: SessionConfig,
+        on_text: Callable[[Segment, str], None] | None,
+    ) -> None:
+        self._model, self._config, self._on_text = model, config, on_text
+        self._jobs: queue.Queue[tuple[Segment, object] | None] = queue.Queue()
+        self._said: queue.Queue[str | BaseException] = queue.Queue()
+        self._waiting: deque[Segment] = deque()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="streammem-speaker", daemon=True)
+        self._thread.start()
+
+    def submit(self, segment: Segment, session: Session) -> None:
+        """Queue a segment; at most ``SEGMENTS_AHEAD`` + those of one push wait."""
+        self._waiting.append(segment)
+        self._jobs.put((segment, session.tokens(segment.id)))
+
+    def captions(self, session: Session, ahead: int) -> Iterator[Caption]:
+        """Yield captions that are ready; wait for them while more than ``ahead`` are due."""
+        while self._waiting and (len(self._waiting) > ahead or not self._said.empty()):
+            said = self._said.get()
+            if isinstance(said, BaseException):
+                raise said
+            yield session.add_caption(self._waiting.popleft(), said)
+
+    def stop(self) -> None:
+        """End the thread, between two words if it is speaking."""
+        self._stop.set()
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while (job := self._jobs.get()) is not None and not self._stop.is_set():
+                self._said.put(self._say(*job))
+        except BaseException as error:  # noqa: BLE001, carried to the caller with its traceback
+            self._said.put(error)
+
+    def _say(self, segment: Segment, tokens: object) -> str:
+        prompt = self._model.caption_prompt(tokens, self._config.instruction)  # type: ignore[arg-type]
+        pieces = []
+        for piece in self._model.stream(prompt, self._config.caption):
+            if self._stop.is_set():
+                break
+            pieces.append(piece)
+            if self._on_text:
+                self._on_text(segment, piece)
+        return "".join(pieces).strip()
+
+
+def _is_open(source: object) -> bool:
+    return hasattr(source, "close") and hasattr(source, "end")
+
+
+def _open(source: object, options: WatchOptions) -> VideoSource:
+    return open_source(
+        source,  # type: ignore[arg-type]
+        fps=options.fps,
+        start=options.start,
+        end=options.end,
+        max_side=DEFAULT_SIDE,
+        sparse=options.sparse,
+    )

@@ -1,0 +1,226 @@
+"""The memory bridge: looks at a segment's patches, and keeps what it saw in recurrent memory tokens.
+
+Two paths on purpose. ``look`` reads only the segment, so a caption can never leak an earlier scene;
+``remember`` folds what was seen into the memory through gates. No stream state lives here.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+# Legend: B batch, T frames, P patches a frame, V patch width, N = T*P, M memory tokens, D width,
+# R retrieved tokens, L language model width, K keys' width.
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeConfig:
+    """Sizes of the bridge.
+
+    Attributes:
+        patch_dim: V, width of the vision encoder's patches.
+        patches: P, patches a frame.
+        language_dim: L, width of the language model's embeddings.
+        language_norm: mean norm of the language model's embeddings, the scale of visual tokens.
+        dim: D, width of the bridge.
+        memory_tokens: M.
+        layers: layers of ``look``.
+        heads: attention heads.
+        dropout: in training, in [0, 1).
+    """
+
+    patch_dim: int
+    patches: int
+    language_dim: int
+    language_norm: float = 1.0
+    dim: int = 384
+    memory_tokens: int = 16
+    layers: int = 3
+    heads: int = 6
+    dropout: float = 0.1
+
+
+class BridgeOutput(NamedTuple):
+    """What the bridge makes of one segment.
+
+    Attributes:
+        tokens: [B, M, D] what this segment shows, from this segment alone.
+        memory: [B, M, D] the recurrent memory after it, every entry bounded.
+    """
+
+    tokens: Tensor
+    memory: Tensor
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries over a context, pre-normalised by the caller."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            x: [B, Q, D] queries.
+            context: [B, C, D] keys and values.
+            mask: [B, C] bool, True where the context may be read; None reads all.
+        """
+        q = rearrange(self.query(x), "b q (h d) -> b h q d", h=self.heads)
+        k, v = rearrange(self.key_value(context), "b c (two h d) -> two b h c d", two=2, h=self.heads)
+        attended = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=None if mask is None else mask[:, None, None, :],
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.out(rearrange(attended, "b h q d -> b q (h d)"))
+
+
+def feed_forward(dim: int, dropout: float) -> nn.Sequential:
+    """A pre-normalised two-layer perceptron of four times the width."""
+    return nn.Sequential(
+        nn.LayerNorm(dim),
+        nn.Linear(dim, 4 * dim),
+        nn.GELU(),
+        nn.Linear(4 * dim, dim),
+        nn.Dropout(dropout),
+    )
+
+
+class LookLayer(nn.Module):
+    """Queries attend to themselves, then to the segment's patches; pre-norm."""
+
+    def __init__(self, config: BridgeConfig) -> None:
+        super().__init__()
+        dim, heads, dropout = config.dim, config.heads, config.dropout
+        self.norm_self, self.norm_cross = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.self_attention = Attention(dim, heads, dropout)
+        self.cross_attention = Attention(dim, heads, dropout)
+        self.mlp = feed_forward(dim, dropout)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, patches: Tensor, mask: Tensor | None) -> Tensor:
+        normed = self.norm_self(x)
+        x = x + self.drop(self.self_attention(normed, normed))
+        x = x + self.drop(self.cross_attention(self.norm_cross(x), patches, mask))
+        return x + self.mlp(x)
+
+
+class MemoryGate(nn.Module):
+    """Folds a segment's tokens and related memories into the recurrent memory.
+
+    m' = (1 - g) * m + g * rmsnorm(h), h = m + attention(m, [tokens; retrieved]) and an MLP on it,
+    g = sigmoid(W [m; h] + b): a convex mix of bounded values, so a slot can be kept unchanged for
+    thousands of segments and never grows.
+    """
+
+    def __init__(self, config: BridgeConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.norm_memory, self.norm_context = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention = Attention(dim, config.heads, config.dropout)
+        self.mlp = feed_forward(dim, config.dropout)
+        self.norm_candidate = nn.RMSNorm(dim)
+        self.gate = nn.Linear(2 * dim, dim)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.constant_(self.gate.bias, -1.0)  # keeps by default; gradients reach far back
+
+    def forward(self, memory: Tensor, tokens: Tensor, retrieved: Tensor | None) -> Tensor:
+        context = tokens if retrieved is None else torch.cat([tokens, retrieved], dim=1)
+        h = memory + self.attention(self.norm_memory(memory), self.norm_context(context))
+        h = self.norm_candidate(h + self.mlp(h))
+        gate = torch.sigmoid(self.gate(torch.cat([memory, h], dim=-1)))
+        return memory + gate * (h - memory)
+
+
+class MemoryBridge(nn.Module):
+    """Recurrent memory over segments, and the way into the language model.
+
+    Source: VideoLLaMB (arXiv 2409.01071), section 3.2, with its faults mended: distinct initial
+    memory slots, position and time encodings, pre-norm, cross-attention instead of full attention
+    over the patches, write gates, and memory tokens that reach the language model.
+    """
+
+    def __init__(self, config: BridgeConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        # Channels of different depths of the encoder differ in scale by orders of magnitude.
+        self.register_buffer("patch_mean", torch.zeros(config.patch_dim))
+        self.register_buffer("patch_std", torch.ones(config.patch_dim))
+        self.patch_in = nn.Linear(config.patch_dim, dim)
+        self.position = nn.Parameter(0.02 * torch.randn(config.patches, dim))
+        self.time_in = nn.Linear(2, dim)
+        nn.init.zeros_(self.time_in.weight)
+        self.norm_patches = nn.LayerNorm(dim)
+        self.queries = nn.Parameter(torch.randn(config.memory_tokens, dim) * 0.5)
+        self.layers = nn.ModuleList(LookLayer(config) for _ in range(config.layers))
+        self.norm_out = nn.LayerNorm(dim)
+        self.initial = nn.Parameter(torch.randn(config.memory_tokens, dim) * 0.5)
+        self.remember = MemoryGate(config)
+        self.project = nn.Linear(dim, config.language_dim)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def initial_memory(self, batch: int = 1) -> Tensor:
+        """Return the memory before the first segment, [B, M, D]; its slots are distinct."""
+        return self.initial.expand(batch, -1, -1)
+
+    def look(self, patches: Tensor, times: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Read a segment.
+
+        Args:
+            patches: [B, T, P, V] float, the encoder's patches of T frames.
+            times: [B, T] float in [0, 1], each frame's place in its segment.
+            mask: [B, T] bool, False for padding frames; None if there are none.
+
+        Returns:
+            [B, M, D] the segment's tokens.
+        """
+        x = self.patch_in((patches - self.patch_mean) / self.patch_std)  # [B, T, P, D]
+        clock = torch.stack([times, 1 - times], dim=-1)
+        x = x + self.position + self.time_in(clock)[:, :, None, :]
+        x = self.norm_patches(rearrange(x, "b t p d -> b (t p) d"))
+        if mask is not None:
+            mask = mask.repeat_interleave(self.config.patches, dim=1)  # [B, N]
+        tokens = self.queries.expand(len(x), -1, -1)
+        for layer in self.layers:
+            tokens = layer(tokens, x, mask)
+        return self.norm_out(tokens)
+
+    def forward(
+        self,
+        patches: Tensor,
+        times: Tensor,
+        memory: Tensor,
+        retrieved: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> BridgeOutput:
+        """Take in one segment.
+
+        Args:
+            patches: [B, T, P, V].
+            times: [B, T] in [0, 1].
+            memory: [B, M, D] the memory before it.
+            retrieved: [B, R, D] tokens of related past segments, or None.
+            mask: [B, T] bool, False for padding frames.
+        """
+        tokens = self.look(patches, times, mask)
+        return BridgeOutput(tokens, self.remember(memory, tokens, retrieved))
+
+    def to_language(self, tokens: Tensor) -> Tensor:
+        """Map tokens [..., D] to the language model's embedding space [..., L].
+
+        Each is scaled to the mean norm of the model's own embeddings times a learned factor, so
+        that the frozen first layers see inputs of the size that they were trained on.
+        """
+        projected = self.project(tokens)
+        return F.normalize(projected, dim=-1) * (self.config.language_norm * self.scale)

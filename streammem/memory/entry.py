@@ -1,0 +1,129 @@
+"""The record that the memory keeps of a segment, and what the folder's modules share about it.
+
+No index and no disk: `cache.py` holds entries in RAM, `store.py` on disk.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from streammem.types import Note
+
+MAX_KEYS = 4
+"""Most visual keys of an entry, and most text keys."""
+
+MAX_TEXT_BYTES = 2_000
+"""Most UTF-8 bytes of an entry's caption; its notes get as much again."""
+
+MAX_KEYFRAME_BYTES = 32_768
+"""Most bytes of a keyframe: a JPEG of 320x180 has 5 to 20 KB."""
+
+NOTE_BYTES = 200
+"""What a note counts besides its text, so that many tiny notes are bounded too."""
+
+_UNIT_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """A segment as the memory remembers it, or several that were merged.
+
+    Arrays are copied on the way in and read-only afterwards, so an entry is a value. Keys are
+    rounded to half precision: then the index in RAM, the row on disk and the entry agree to the
+    last bit at half the size; the error of a cosine is below 1e-3.
+
+    Attributes:
+        segment: id of its first segment, >= 0; the entry is known by it.
+        start: seconds of the source's clock.
+        end: seconds, >= start; the span is half-open.
+        frames: frames perceived in it, >= 1.
+        visual_keys: [K, D_key] float32 unit rows, 1 <= K <= 4, the widest cluster first.
+        text_keys: [T, D_key] float32 unit rows of captions and speech, T <= 4; often 0 at first.
+        tokens: [M, D] float16, what the bridge kept of it; [0, 0] where they lie elsewhere.
+        caption: one line a caption, in time order.
+        notes: speech and subtitles, in time order.
+        keyframe: a JPEG of at most 32 KiB.
+        merged: number of original segments in it.
+        last: id of its newest original segment; -1 stands for ``segment``.
+        source: name of the source that it was seen in.
+        wall_start: wall clock at ``start``, Unix seconds; None where nobody knows it.
+
+    Raises:
+        ValueError: a field out of the ranges above.
+    """
+
+    segment: int
+    start: float
+    end: float
+    frames: int
+    visual_keys: np.ndarray
+    text_keys: np.ndarray
+    tokens: np.ndarray
+    caption: str | None = None
+    notes: tuple[Note, ...] = ()
+    keyframe: bytes | None = None
+    merged: int = 1
+    last: int = -1
+    source: str = ""
+    wall_start: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.last < 0:
+            object.__setattr__(self, "last", self.segment)
+        _require(self.segment >= 0, "segment", "must be >= 0")
+        _require(self.segment <= self.last, "last", "must not precede segment")
+        _require(self.start <= self.end, "end", "must not precede start")
+        _require(self.frames >= 1 and self.merged >= 1, "frames, merged", "must be >= 1")
+        _require(len(self.keyframe or b"") <= MAX_KEYFRAME_BYTES, "keyframe", "32 KiB at most")
+        for name, least in (("visual_keys", 1), ("text_keys", 0)):
+            object.__setattr__(self, name, _keys(getattr(self, name), name, least))
+        _require(
+            not len(self.text_keys) or self.text_keys.shape[1] == self.visual_keys.shape[1],
+            "text_keys",
+            "must be as wide as visual_keys",
+        )
+        _require(np.ndim(self.tokens) == 2, "tokens", "must be [M, D]")
+        object.__setattr__(self, "tokens", _frozen(self.tokens, np.float16))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hit:
+    """An entry that a retrieval found.
+
+    Attributes:
+        score: cosine in [-1, 1] of the query and the entry's best key of any kind.
+        visual: cosine with its best visual key.
+        text: cosine with its best text key; None where it has none or none was asked.
+        fused: what the hits are ordered by.
+    """
+
+    entry: Entry
+    score: float
+    visual: float
+    text: float | None
+    fused: float
+
+
+def note_bytes(note: Note) -> int:
+    """What a note counts against MAX_TEXT_BYTES."""
+    return NOTE_BYTES + len(note.text.encode())
+
+
+def _require(holds: bool, name: str, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"entry: {name} {rule}")
+
+
+def _keys(keys: np.ndarray, name: str, least: int) -> np.ndarray:
+    _require(np.ndim(keys) == 2 and least <= len(keys) <= MAX_KEYS, name, f"has {least}-4 rows")
+    norms = np.linalg.norm(np.asarray(keys, np.float32), axis=1)
+    # Written so that NaN fails too.
+    _require(bool(np.all(np.abs(norms - 1) < _UNIT_TOLERANCE)), name, "must be unit rows")
+    return _frozen(keys, np.float16, np.float32)
+
+
+def _frozen(values: np.ndarray, *dtypes: type) -> np.ndarray:
+    for dtype in dtypes:
+        values = np.array(values, dtype, order="C")
+    values.flags.writeable = False
+    return values

@@ -1,0 +1,200 @@
+"""The folder of a durable memory: its header, its one writer, its keyframe files.
+
+What is in the database is `rows.py`'s and `store.py`'s business.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from hashlib import blake2b
+from pathlib import Path
+
+from streammem.errors import StoreError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+FORMAT = 1
+HEADER, DATABASE, KEYFRAMES, LOCK = "memory.json", "memory.sqlite", "keyframes", "writer.lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What `memory.json` says.
+
+    Attributes:
+        format: version of the layout, from 1.
+        fingerprint: of the model whose keys and tokens these are.
+        key_dim: D_key.
+        token_shape: (M, D) of a token block.
+        created: ISO 8601 with offset.
+    """
+
+    format: int
+    fingerprint: str
+    key_dim: int
+    token_shape: tuple[int, int]
+    created: str
+
+
+def is_memory(path: str | Path) -> bool:
+    """Tell whether a path is a memory: a folder that holds `memory.json`."""
+    return (Path(path) / HEADER).is_file()
+
+
+def read_header(path: Path) -> Header:
+    """Read and check a memory's header.
+
+    Raises:
+        StoreError: no memory, not readable, damaged, or of a newer format.
+    """
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{path} is a file, not a memory; give a folder")
+    if not is_memory(path):
+        raise StoreError(f"{path} is not a memory: it has no {HEADER}; check the path")
+    try:
+        fields = json.loads((path / HEADER).read_bytes())
+        newer = int(fields["format"]) > FORMAT
+        header = None if newer else Header(**{**fields, "token_shape": (*fields["token_shape"],)})
+    except OSError as error:
+        raise StoreError(f"{path / HEADER} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreError(f"{path / HEADER} is damaged; restore it from a backup") from error
+    if header is None:
+        raise StoreError(
+            f"{path} has format {fields['format']}, newer than {FORMAT}; update streammem"
+        )
+    return header
+
+
+def write_header(path: Path, header: Header) -> None:
+    """Write a memory's header so that a crash leaves the old one or the new one."""
+    write_file(path / HEADER, json.dumps(asdict(header), indent=1).encode() + b"\n")
+
+
+def now_text() -> str:
+    """Return the wall clock as ISO 8601 with offset, to the second."""
+    return datetime.now(UTC).astimezone().isoformat(timespec="seconds")
+
+
+def writable(path: Path) -> bool:
+    """Tell whether this process may write in a folder."""
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
+class WriterLock:
+    """The right to write to a memory, held by one process at a time and gone with it."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the lock.
+
+        Raises:
+            StoreError: another holds it (the message says who), or the folder is not writable.
+        """
+        if fcntl is None:
+            raise StoreError(f"{path}: writing a memory needs POSIX file locks; open it for reading")
+        try:
+            self._file = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise StoreError(
+                f"{path} cannot be written ({error.strerror}); open it for reading"
+            ) from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(self._file, 500, 0).decode(errors="replace").strip() or "unknown"
+            os.close(self._file)
+            raise StoreError(
+                f"{path} is being written by {holder}; stop that, or open it for reading"
+            ) from error
+        holder = f"process {os.getpid()} on {socket.gethostname()} since {now_text()}"
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, holder.encode(), 0)
+
+    def release(self) -> None:
+        """Give the lock back."""
+        os.close(self._file)
+
+
+def keyframe_name(segment: int, jpeg: bytes) -> str:
+    """Return the file name of a keyframe; it holds the picture's digest."""
+    return f"{segment:09d}-{blake2b(jpeg, digest_size=8).hexdigest()}.jpg"
+
+
+def intact(name: str, jpeg: bytes) -> bool:
+    """Tell whether a keyframe's bytes are those that its name was made of."""
+    return name == keyframe_name(int(name.split("-")[0]), jpeg)
+
+
+@contextmanager
+def kept_keyframe(path: Path, segment: int, jpeg: bytes | None) -> Iterator[str | None]:
+    """Put a keyframe on disk for good; take it back if the block that names it fails.
+
+    Yields:
+        Its file name; None without a picture.
+
+    Raises:
+        StoreError: the disk is full or not writable.
+    """
+    if jpeg is None:
+        yield None
+        return
+    name = keyframe_name(segment, jpeg)
+    target = path / KEYFRAMES / name
+    existed = target.exists()
+    if not existed:
+        write_file(target, jpeg)
+    try:
+        yield name
+    except BaseException:
+        if not existed:
+            target.unlink(missing_ok=True)
+        raise
+
+
+def write_file(target: Path, content: bytes) -> None:
+    """Write a file so that, once this returns, it survives a power cut; never a part of it.
+
+    Raises:
+        StoreError: the disk is full or not writable.
+    """
+    partial = target.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StoreError(f"{target} cannot be written: {error.strerror}; free space?") from error
+
+
+def sync_folder(path: Path) -> None:
+    """Make the creation, renaming and removal of a folder's files survive a power cut."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def remove_keyframes(path: Path, names: set[str]) -> None:
+    """Remove keyframe files for good; missing ones are no error."""
+    for name in names:
+        (path / KEYFRAMES / name).unlink(missing_ok=True)
+    if names:
+        sync_folder(path / KEYFRAMES)
+
+
+def keyframe_names(path: Path) -> set[str]:
+    """Return the names of all files among the keyframes, half-written ones included."""
+    folder = path / KEYFRAMES
+    return {file.name for file in folder.iterdir()} if folder.is_dir() else set()

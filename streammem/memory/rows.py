@@ -1,0 +1,157 @@
+"""How an entry lies in SQLite: tables, migrations, rows to entries and back, checksums.
+
+Opening, writing and closing are `store.py`'s business.
+"""
+
+import json
+import sqlite3
+import struct
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+
+from streammem.errors import StoreError
+from streammem.memory.entry import Entry
+from streammem.types import Note
+
+SCHEMA = """
+CREATE TABLE segments (
+  segment INTEGER PRIMARY KEY,
+  last INTEGER NOT NULL, start REAL NOT NULL, "end" REAL NOT NULL,
+  frames INTEGER NOT NULL, merged INTEGER NOT NULL,
+  source TEXT NOT NULL, wall_start REAL, caption TEXT, notes TEXT NOT NULL,
+  visual_keys BLOB NOT NULL, text_keys BLOB NOT NULL,
+  keyframe TEXT, keyframe_bytes INTEGER NOT NULL, has_tokens INTEGER NOT NULL,
+  written REAL NOT NULL, checksum BLOB NOT NULL
+);
+CREATE TABLE tokens (segment INTEGER PRIMARY KEY, block BLOB NOT NULL, checksum BLOB NOT NULL);
+CREATE TABLE state (name TEXT PRIMARY KEY, block BLOB NOT NULL, checksum BLOB NOT NULL);
+"""
+
+COLUMNS = (
+    "segment", "last", "start", "end", "frames", "merged", "source", "wall_start", "caption",
+    "notes", "visual_keys", "text_keys", "keyframe", "keyframe_bytes", "has_tokens", "written",
+    "checksum",
+)  # fmt: skip
+SELECT = f"SELECT {', '.join(f'"{name}"' if name == 'end' else name for name in COLUMNS)} FROM segments"
+
+MIGRATIONS: dict[int, str] = {}
+"""SQL that turns a database of format N into one of format N + 1. Format 1 is the first."""
+
+_KEYFRAME, _WRITTEN = COLUMNS.index("keyframe"), COLUMNS.index("written")
+_HALF = np.dtype("<f2")
+
+Value = int | float | str | bytes | None
+Row = tuple[Value, ...]
+
+
+def checksum(*values: Value) -> bytes:
+    """Return 8 bytes that change with any of the values or their types."""
+    digest = blake2b(digest_size=8)
+    for value in values:
+        content = _content(value)
+        digest.update(struct.pack("<cq", type(value).__name__[:1].encode(), len(content)))
+        digest.update(content)
+    return digest.digest()
+
+
+def to_row(entry: Entry, *, keyframe: str | None, keyframe_bytes: int, written: float) -> Row:
+    """Return an entry's row without its tokens, in the order of COLUMNS.
+
+    Args:
+        entry: what to keep.
+        keyframe: name of its keyframe's file.
+        keyframe_bytes: size of that file.
+        written: Unix seconds when the entry was first kept.
+    """
+    notes = [[note.start, note.end, note.text] for note in entry.notes]
+    values: Row = (
+        entry.segment, entry.last, float(entry.start), float(entry.end),
+        entry.frames, entry.merged, entry.source,
+        None if entry.wall_start is None else float(entry.wall_start),
+        entry.caption, json.dumps(notes, ensure_ascii=False),
+        _bytes(entry.visual_keys), _bytes(entry.text_keys),
+        keyframe, keyframe_bytes, int(entry.tokens.size > 0), written,
+    )  # fmt: skip
+    return (*values, checksum(*values))
+
+
+def without(row: Row, column: str, value: Value) -> Row:
+    """Return a row with one column changed and its checksum renewed."""
+    at = COLUMNS.index(column)
+    values = (*row[:at], value, *row[at + 1 : -1])
+    return (*values, checksum(*values))
+
+
+def to_entry(row: Row, key_dim: int) -> Entry:
+    """Return the entry of a row, without tokens and keyframe.
+
+    Raises:
+        StoreError: the checksum does not fit.
+    """
+    if checksum(*row[:-1]) != row[-1]:
+        raise StoreError(f"segment {row[0]} is damaged; see `streammem memory verify`")
+    field = dict(zip(COLUMNS, row, strict=True))
+    return Entry(
+        segment=field["segment"],
+        last=field["last"],
+        start=field["start"],
+        end=field["end"],
+        frames=field["frames"],
+        merged=field["merged"],
+        source=field["source"],
+        wall_start=field["wall_start"],
+        caption=field["caption"],
+        notes=tuple(Note(*note) for note in json.loads(field["notes"])),
+        visual_keys=_array(field["visual_keys"], key_dim),
+        text_keys=_array(field["text_keys"], key_dim),
+        tokens=np.empty((0, 0), np.float16),
+    )
+
+
+def column(row: Row, name: str) -> Value:
+    """Return one column of a row."""
+    return row[COLUMNS.index(name)]
+
+
+def token_block(tokens: np.ndarray) -> tuple[bytes, bytes]:
+    """Return a token block [M, D] as bytes, and their checksum."""
+    block = _bytes(tokens)
+    return block, checksum(block)
+
+
+def to_tokens(segment: int, block: bytes, check: bytes, shape: Sequence[int]) -> np.ndarray:
+    """Return the tokens [M, D] float16 of a block.
+
+    Raises:
+        StoreError: the checksum does not fit.
+    """
+    if checksum(block) != check:
+        raise StoreError(f"tokens of segment {segment} are damaged; see `streammem memory verify`")
+    return np.frombuffer(block, _HALF).reshape(*shape)
+
+
+def upgrade(database: sqlite3.Connection, old: int, new: int) -> None:
+    """Bring a database from one format to a newer one, inside the caller's transaction."""
+    for version in range(old, new):
+        for statement in MIGRATIONS[version].split(";"):
+            database.execute(statement)
+    database.execute(f"PRAGMA user_version = {new}")
+
+
+def _bytes(values: np.ndarray) -> bytes:
+    return values.astype(_HALF).tobytes()
+
+
+def _array(block: Value, width: int) -> np.ndarray:
+    assert isinstance(block, bytes)
+    return np.frombuffer(block, _HALF).reshape(-1, width)
+
+
+def _content(value: Value) -> bytes:
+    if value is None:
+        return b""
+    if isinstance(value, bytes):
+        return value
+    return struct.pack("<d", value) if isinstance(value, float) else str(value).encode()

@@ -1,0 +1,187 @@
+"""The model: encoder, bridge, key heads and language model; weights only, no stream state."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streammem.backbones.language import CausalLanguageModel, GenerationConfig
+from streammem.backbones.text import SentenceEncoder
+from streammem.backbones.vision import VisionEncoder
+from streammem.memory.bridge import MemoryBridge
+from streammem.memory.keys import PictureKey, TextKey
+from streammem.prompts import CAPTION_INSTRUCTION
+from streammem.scenetilling import SceneTillingConfig
+from streammem.types import clock
+
+CAPTION_DECODING = GenerationConfig(max_new_tokens=32)
+ANSWER_DECODING = GenerationConfig(max_new_tokens=64)
+
+
+class Perceived(NamedTuple):
+    """What one frame gives to the stream.
+
+    Attributes:
+        embedding: [D] float32 numpy, centred; for SceneTilling.
+        patches: [P, V] float16; for the bridge.
+        key: [K] float32 numpy, unit; for the cache.
+    """
+
+    embedding: np.ndarray
+    patches: Tensor
+    key: np.ndarray
+
+
+class Passage(NamedTuple):
+    """A stretch of the past as it is shown to the language model.
+
+    Attributes:
+        start: seconds.
+        end: seconds.
+        tokens: [M, D] the bridge's tokens of it.
+        caption: what was said of it, if anything.
+    """
+
+    start: float
+    end: float
+    tokens: Tensor
+    caption: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class VideoModel:
+    """Everything learned, in evaluation mode.
+
+    Attributes:
+        name: the preset or folder it was loaded from.
+        vision: the frame encoder.
+        center: [D] mean frame embedding over photos; subtracting it lowers the cosine of unlike
+            frames, which is high for non-negative features.
+        bridge: segment patches to memory tokens.
+        picture_key: patches to the key space.
+        text_key: sentence embeddings to the key space.
+        background: [B, K] unit keys of unrelated pictures, the scale of "not seen".
+        open_sentences: opens the sentence encoder; called at most once, when first needed.
+        open_language: opens the language model; likewise, so that ``scenes`` never waits for it.
+        scenes: SceneTilling's options, fitted to this encoder.
+    """
+
+    name: str
+    vision: VisionEncoder
+    center: Tensor
+    bridge: MemoryBridge
+    picture_key: PictureKey
+    text_key: TextKey
+    background: Tensor
+    open_sentences: Callable[[], SentenceEncoder]
+    open_language: Callable[[], CausalLanguageModel]
+    scenes: SceneTillingConfig = SceneTillingConfig()
+
+    @cached_property
+    def language(self) -> CausalLanguageModel:
+        """The language model, opened when first used."""
+        return self.open_language()
+
+    @cached_property
+    def sentences(self) -> SentenceEncoder:
+        """The sentence encoder, opened when first used."""
+        return self.open_sentences()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A checksum of the weights that decide what a stored memory means."""
+        digest = hashlib.sha256()
+        for module in (self.bridge, self.picture_key, self.text_key):
+            for name, value in sorted(module.state_dict().items()):
+                digest.update(name.encode() + value.float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @torch.inference_mode()
+    def perceive(self, picture: np.ndarray) -> Perceived:
+        """Encode one frame, [H, W, 3] uint8 RGB.
+
+        One at a time on purpose: on a CPU a batch is no faster, and batches of other sizes round
+        differently, which could move a boundary.
+        """
+        features = self.vision.encode([picture])
+        embedding = (features.frame[0] - self.center).float().cpu().numpy()
+        key = self.picture_key(features.patches)[0].float().cpu().numpy()
+        return Perceived(embedding, features.patches[0].half(), key)
+
+    @torch.inference_mode()
+    def look(self, patches: Sequence[Tensor], times: Sequence[float]) -> Tensor:
+        """Read a segment's frames: T patches [P, V], T places in [0, 1] -> tokens [M, D]."""
+        stacked = torch.stack(list(patches)).float()[None]
+        return self.bridge.look(stacked, torch.tensor([list(times)]))[0]
+
+    @torch.inference_mode()
+    def remember(self, memory: Tensor, tokens: Tensor, retrieved: Tensor | None) -> Tensor:
+        """Fold a segment's tokens [M, D] and related tokens [R, D] into the memory [M, D]."""
+        related = None if retrieved is None else retrieved[None]
+        return self.bridge.remember(memory[None], tokens[None], related)[0]
+
+    @torch.inference_mode()
+    def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
+        """Map sentences to unit keys [N, K] float32."""
+        return self.text_key(self.sentences.encode(sentences)).cpu().numpy()
+
+    def caption_prompt(self, tokens: Tensor, instruction: str | None = None) -> list[str | Tensor]:
+        """Build the prompt that describes a segment from its tokens [M, D]."""
+        visual = self._visual(tokens)
+        return self.language.chat([visual, instruction or CAPTION_INSTRUCTION])
+
+    def answer_prompt(self, passages: Sequence[Passage], question: str) -> list[str | Tensor]:
+        """Build the prompt that answers from passages, which come in time order."""
+        content: list[str | Tensor] = []
+        for passage in passages:
+            content.append(f"[{clock(passage.start)}-{clock(passage.end)}] ")
+            content.append(self._visual(passage.tokens))
+            content.append(f" {passage.caption}\n" if passage.caption else "\n")
+        return self.language.chat([*content, question])
+
+    def captions(
+        self,
+        tokens: Sequence[Tensor],
+        decoding: GenerationConfig = CAPTION_DECODING,
+        instruction: str | None = None,
+    ) -> list[str]:
+        """Describe segments in one batch, each from its own tokens [M, D]."""
+        prompts = [self.caption_prompt(t, instruction) for t in tokens]
+        return self.language.generate(prompts, decoding)
+
+    def stream(self, prompt: list[str | Tensor], decoding: GenerationConfig) -> Iterator[str]:
+        """Yield a reply piece by piece."""
+        if decoding.num_beams > 1:
+            return iter(self.language.generate([prompt], decoding))
+        return self.language.stream(prompt, decoding)
+
+    # What the evaluation suites ask of a model (see evaluation/).
+
+    def caption_pictures(self, pictures: Sequence[np.ndarray], *, features: str = "own") -> list[str]:
+        """Describe still pictures; the controls see blank features, or another picture's."""
+        seen = [self.perceive(picture).patches for picture in pictures]
+        if features == "blank":
+            seen = [self.bridge.patch_mean.half().expand_as(patches) for patches in seen]
+        elif features == "other":
+            seen = seen[1:] + seen[:1]
+        return self.captions([self.look([patches], [0.5]) for patches in seen])
+
+    def picture_keys(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """Map still pictures to unit keys [N, K] float32."""
+        return np.stack([self.perceive(picture).key for picture in pictures])
+
+    @torch.inference_mode()
+    def _visual(self, tokens: Tensor) -> Tensor:
+        return self.bridge.to_language(tokens.float())
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Choose at most ``most`` of ``count`` frames, evenly, first and last included."""
+    if count <= most:
+        return list(range(count))
+    return [round(i * (count - 1) / (most - 1)) for i in range(most)]

@@ -1,0 +1,213 @@
+"""Events as text, JSONL, SRT and WebVTT: the bytes that people and other programs read.
+
+It opens no file and decides nothing about which events a command shows; it turns one event into
+one piece of output, so that a file is valid after every piece.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from streammem.types import (
+    Answer,
+    Caption,
+    Event,
+    Moment,
+    Note,
+    Segment,
+    Stats,
+    Warning,
+)
+
+# The keys that other programs rely on, in order. Adding is allowed, changing is not.
+EVIDENCE_KEYS = ("source", "segment", "start", "end", "score", "keyframe", "caption", "speech")
+EVENT_KEYS: dict[type, tuple[str, tuple[str, ...]]] = {
+    Segment: ("segment", ("id", "start", "end", "depth", "reason")),
+    Caption: ("caption", ("segment", "start", "end", "text")),
+    Answer: ("answer", ("question", "text", "seen", "method", "evidence")),
+    Moment: ("moment", (*EVIDENCE_KEYS, "rank")),
+    Note: ("note", ("start", "end", "text")),
+    Warning: ("warning", ("message",)),
+    Stats: ("stats", ("frames", "segments", "captions", "perceive_s", "speak_s")),
+}
+TIME_KEYS = frozenset({"start", "end", "perceive_s", "speak_s"})
+
+# json.dumps leaves these as they are, but str.splitlines and some readers end a line at them.
+_LINE_ENDS_IN_JSON = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+# Subtitles and answers come from outside: a terminal must not obey them. Line breaks stay.
+_CONTROLS = dict.fromkeys(set(range(0x20)) - {0x0A} | set(range(0x7F, 0xA0)), " ")
+# SRT has no escapes: what a player or parser would take for markup or an arrow is broken up by a
+# zero-width space.
+_SRT_MARKUP = re.compile(r"(?<=<)(?=[A-Za-z/!])|(?<=\{)(?=\\)|(?<=--)(?=>)")
+_ZERO_WIDTH_SPACE = "\u200b"
+
+
+class Renderer(Protocol):
+    """One output file in the making: every piece goes to the file in order, as soon as it is given.
+
+    The file is valid after every piece; a format leaves out the events that it cannot show.
+    """
+
+    def write(self, event: Event) -> str:
+        """Return the piece for ``event``; empty where the format does not show it."""
+        ...
+
+    def close(self) -> str:
+        """Return what is still missing after the last event; often nothing."""
+        ...
+
+
+class Text:
+    """Lines for people. Warnings and counters are not results, and go elsewhere."""
+
+    def write(self, event: Event) -> str:
+        if isinstance(event, Warning | Stats):
+            return ""
+        # Only an answer has lines of its own: the evidence under it.
+        multiline = isinstance(event, Answer)
+        lines = _lines(str(event)) if multiline else str(event).translate(_CONTROLS).split()
+        return _encodable(("\n" if multiline else " ").join(lines)) + "\n"
+
+    def close(self) -> str:
+        return ""
+
+
+class Jsonl:
+    """One JSON object a line, every kind of event."""
+
+    def write(self, event: Event) -> str:
+        return to_line(event) + "\n"
+
+    def close(self) -> str:
+        return ""
+
+
+class Srt:
+    """SubRip cues of captions and notes, numbered from 1."""
+
+    def __init__(self) -> None:
+        self._num_cues = 0
+
+    def write(self, event: Event) -> str:
+        cue = _cue(event, ",", _escape_srt)
+        if not cue:
+            return ""
+        self._num_cues += 1
+        return f"{self._num_cues}\n{cue}"
+
+    def close(self) -> str:
+        return ""
+
+
+class WebVtt:
+    """WebVTT cues of captions and notes. Source: W3C WebVTT, section 4 (syntax)."""
+
+    def __init__(self) -> None:
+        self._header = "WEBVTT\n\n"
+
+    def write(self, event: Event) -> str:
+        return self.close() + _cue(event, ".", _escape_vtt)
+
+    def close(self) -> str:
+        header, self._header = self._header, ""
+        return header
+
+
+FORMATS: dict[str, Callable[[], Renderer]] = {
+    "text": Text,
+    "jsonl": Jsonl,
+    "srt": Srt,
+    "vtt": WebVtt,
+}
+
+
+def to_json(event: Event) -> dict[str, object]:
+    """Turn an event into the object that JSONL and HTTP carry.
+
+    Args:
+        event: times in seconds, finite.
+
+    Returns:
+        ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, and a caption's
+        ``confidence`` where it has one. Times are rounded to milliseconds; any other number that
+        is not finite becomes None.
+
+    Raises:
+        ValueError, OverflowError: a time is NaN or infinite.
+    """
+    kind, keys = EVENT_KEYS[type(event)]
+    if isinstance(event, Caption) and event.confidence is not None:
+        keys = (*keys, "confidence")
+    return {"type": kind, **_values(event, keys)}
+
+
+def to_line(event: Event) -> str:
+    """Return ``to_json(event)`` as one line of JSON, without its line end, encodable as UTF-8."""
+    line = json.dumps(to_json(event), ensure_ascii=False, allow_nan=False)
+    return _encodable(line.translate(_LINE_ENDS_IN_JSON))
+
+
+def milliseconds(seconds: float) -> int:
+    """Round to milliseconds: one rule for every format, so that equal times stay equal."""
+    return round(seconds * 1000)
+
+
+def _values(record: object, keys: tuple[str, ...]) -> dict[str, object]:
+    return {key: _value(key, getattr(record, key)) for key in keys}
+
+
+def _value(key: str, value: object) -> object:
+    if isinstance(value, tuple | list):  # only evidence is
+        return [_values(item, EVIDENCE_KEYS) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if key in TIME_KEYS and isinstance(value, int | float):
+        return milliseconds(value) / 1000
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value
+
+
+def _cue(event: Event, mark: str, escape: Callable[[str], str]) -> str:
+    """Timing line, text, blank line; empty where there is nothing to show."""
+    if not isinstance(event, Caption | Note):
+        return ""
+    # A blank line would end the cue.
+    text = "\n".join(line for line in _lines(event.text) if line)
+    if not text:
+        return ""
+    if isinstance(event, Note):
+        text = f"“{text}”"  # as in the text format: what was said, not what was seen
+    start = max(milliseconds(event.start), 0)
+    # Readers drop a cue whose end is not after its start, so the shortest cue lasts 1 ms.
+    end = max(milliseconds(event.end), start + 1)
+    timing = f"{_timestamp(start, mark)} --> {_timestamp(end, mark)}"
+    return f"{timing}\n{_encodable(escape(text))}\n\n"
+
+
+def _escape_srt(text: str) -> str:
+    return _SRT_MARKUP.sub(_ZERO_WIDTH_SPACE, text)
+
+
+def _escape_vtt(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _timestamp(time_ms: int, mark: str) -> str:
+    seconds, ms = divmod(time_ms, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02d}:{minutes:02d}:{seconds:02d}{mark}{ms:03d}"
+
+
+def _lines(text: str) -> list[str]:
+    return [line.translate(_CONTROLS).rstrip() for line in text.splitlines()]
+
+
+def _encodable(text: str) -> str:
+    """Spell out lone surrogates (file names that are not UTF-8); in JSON the spelling is exact."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

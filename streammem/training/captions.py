@@ -1,0 +1,203 @@
+"""Caption stage: the bridge and a LoRA on the language model learn to say what is seen.
+
+A picture's visual prefix is computed once and shared by all of its captions in one packed row: a
+block mask keeps the captions apart, and each counts its positions from the prefix's end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from streammem.backbones.language import CausalLanguageModel
+from streammem.memory.bridge import MemoryBridge
+from streammem.prompts import CAPTION_INSTRUCTION
+from streammem.training.pictures import PictureSet, sample_views
+from streammem.training.questions import Turn, turns_from_captions
+
+IGNORE = -100
+BRIDGE_FACTOR = 0.3  # of the learning rate; the LoRA starts from nothing and takes all of it
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One picture's packed row.
+
+    Attributes:
+        shared: token ids between the visual tokens and the branches.
+        branches: (asked, said) token ids; loss is on ``said`` only.
+    """
+
+    shared: list[int]
+    branches: list[tuple[list[int], list[int]]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """A batch of packed rows, ready for the language model.
+
+    Attributes:
+        ids: [B, S] token ids; 0 where a visual token or padding stands.
+        visual_start: column of the first visual token, the same in every row.
+        positions: [B, S].
+        mask: [B, 1, S, S] bool, True where a column may be read.
+        labels: [B, S] the next token, or IGNORE.
+    """
+
+    ids: Tensor
+    visual_start: int
+    positions: Tensor
+    mask: Tensor
+    labels: Tensor
+
+
+def pack(rows: Sequence[Row], *, prefix: Sequence[int], num_visual: int) -> Packed:
+    """Pack rows of [prefix, visual tokens, shared, branch, branch, ...].
+
+    Args:
+        rows: at least one.
+        prefix: token ids before the visual tokens.
+        num_visual: visual tokens a row.
+    """
+    head = len(prefix) + num_visual
+    lengths = [head + len(r.shared) + sum(len(a) + len(s) for a, s in r.branches) for r in rows]
+    shape = (len(rows), max(lengths))
+    ids, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORE)
+    positions, block = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
+    for i, row in enumerate(rows):
+        trunk = head + len(row.shared)
+        ids[i, : len(prefix)] = torch.tensor(prefix)
+        ids[i, head:trunk] = torch.tensor(row.shared, dtype=torch.long)
+        positions[i, :trunk] = torch.arange(trunk)
+        block[i, :trunk] = 0
+        at = trunk
+        for number, (asked, said) in enumerate(row.branches, start=1):
+            # The last token is predicted, never read.
+            tokens = torch.tensor(asked + said[:-1])
+            span = slice(at, at + len(tokens))
+            ids[i, span] = tokens
+            positions[i, span] = torch.arange(trunk, trunk + len(tokens))
+            block[i, span] = number
+            labels[i, at + len(asked) - 1 : at + len(tokens)] = torch.tensor(said)
+            at += len(tokens)
+    longest = int((block >= 0).sum(1).max())
+    ids, labels, positions, block = (t[:, :longest] for t in (ids, labels, positions, block))
+    reader, read = block[:, :, None], block[:, None, :]
+    allowed = ((read == 0) | (reader == read)) & torch.ones(longest, longest).tril().bool()
+    # Padding reads itself, so that its softmax is not over nothing.
+    allowed |= torch.eye(longest).bool()
+    return Packed(ids, len(prefix), positions, allowed[:, None], labels)
+
+
+def packed_loss(language: CausalLanguageModel, packed: Packed, visual: Tensor) -> Tensor:
+    """Mean cross-entropy of what is said, given visual tokens [B, M, L]."""
+    model = language.model
+    embedded = model.get_input_embeddings()(packed.ids)
+    start = packed.visual_start
+    embedded = torch.cat(
+        [embedded[:, :start], visual.to(embedded.dtype), embedded[:, start + visual.shape[1] :]], 1
+    )
+    hidden = decoder_of(model)(
+        inputs_embeds=embedded,
+        position_ids=packed.positions,
+        attention_mask=packed.mask,
+        use_cache=False,
+    ).last_hidden_state
+    spoken = packed.labels != IGNORE
+    logits = model.get_output_embeddings()(hidden[spoken])
+    return F.cross_entropy(logits.float(), packed.labels[spoken])
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """Return the stack without the vocabulary head, whether a LoRA wraps the model or not."""
+    return model.get_base_model().model if hasattr(model, "get_base_model") else model.model
+
+
+class CaptionStage:
+    """Captions and, for a share of the pictures, questions about them.
+
+    Args:
+        bridge: trained in place.
+        language: its LoRA, already added, is trained in place.
+        pictures: training set.
+        validation: measured by cross-entropy of its captions.
+        questions: people's own question turns of picture i, where there are any.
+        batch: pictures a step.
+        captions: captions of one picture a step.
+        question_share: share of pictures that are asked about instead of described.
+    """
+
+    name = "captions"
+
+    def __init__(
+        self,
+        bridge: MemoryBridge,
+        language: CausalLanguageModel,
+        pictures: PictureSet,
+        validation: PictureSet,
+        *,
+        questions: dict[int, list[Turn]] | None = None,
+        batch: int = 16,
+        captions: int = 5,
+        question_share: float = 0.15,
+    ) -> None:
+        self.bridge, self.language, self.pictures = bridge, language, pictures
+        self.validation, self.questions = validation, questions or {}
+        self.batch, self.captions, self.question_share = batch, captions, question_share
+        self._prefix = language.ids(language.chat_prefix)
+        self._suffix = language.ids(language.chat_suffix)
+        self._instruction = language.ids(CAPTION_INSTRUCTION + language.chat_suffix)
+        lora = {n.replace(".", "/"): p for n, p in language.model.named_parameters() if p.requires_grad}
+        self.module = nn.ModuleDict({"bridge": bridge, "lora": nn.ParameterDict(lora)})
+
+    def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        return [
+            (list(self.module["bridge"].parameters()), BRIDGE_FACTOR),
+            (list(self.module["lora"].parameters()), 1.0),
+        ]
+
+    def loss(self, rng: np.random.Generator) -> Tensor:
+        chosen = rng.choice(len(self.pictures), self.batch, replace=False)
+        patches, times, mask = sample_views(self.pictures, chosen, rng)
+        rows = [self._row(int(i), rng) for i in chosen]
+        return self._loss(patches, times, mask, rows)
+
+    @torch.inference_mode()
+    def evaluate(self) -> dict[str, float]:
+        """Cross-entropy of human captions, with own and with another picture's features."""
+        chosen = np.arange(min(48, len(self.validation)))
+        own, other = [], []
+        for begin in range(0, len(chosen), 16):
+            batch = chosen[begin : begin + 16]
+            rows = [self._caption_row(self.validation.captions[i]) for i in batch]
+            patches, times = self.validation.whole(batch)
+            own.append(self._loss(patches, times, None, rows).item())
+            other.append(self._loss(patches.roll(1, 0), times, None, rows).item())
+        return {"val_loss": round(float(np.mean(own)), 4), "val_loss_other_picture": round(float(np.mean(other)), 4)}
+
+    def _loss(self, patches: Tensor, times: Tensor, mask: Tensor | None, rows: list[Row]) -> Tensor:
+        # bfloat16 products halve a step on processors that have them; sums stay float32.
+        visual = self.bridge.to_language(self.bridge.look(patches, times, mask))
+        packed = pack(rows, prefix=self._prefix, num_visual=visual.shape[1])
+        with torch.autocast(visual.device.type, dtype=torch.bfloat16):
+            return packed_loss(self.language, packed, visual)
+
+    def _row(self, picture: int, rng: np.random.Generator) -> Row:
+        captions = self.pictures.captions[picture]
+        if rng.random() < self.question_share:
+            turns = self.questions.get(picture) or turns_from_captions(captions, rng)
+            ids = self.language.ids
+            return Row([], [(ids(t.question) + self._suffix, self._said(t.answer)) for t in turns])
+        order = rng.permutation(len(captions))[: self.captions]
+        return self._caption_row([captions[i] for i in order])
+
+    def _caption_row(self, captions: Sequence[str]) -> Row:
+        # The prompt's last token opens every branch: it predicts each caption's first word.
+        shared, last = self._instruction[:-1], self._instruction[-1:]
+        return Row(shared, [(last, self._said(caption)) for caption in captions])
+
+    def _said(self, text: str) -> list[int]:
+        return [*self.language.ids(text), self.language.stop_id]

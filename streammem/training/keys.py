@@ -1,0 +1,81 @@
+"""Key stage: pictures and sentences meet in one space, by contrast, no language model in the loop."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from streammem.memory.keys import PictureKey, TextKey
+from streammem.training.pictures import PictureSet
+
+LABEL_SMOOTHING = 0.05
+
+
+class KeyStage:
+    """Symmetric InfoNCE over a batch, pictures against one random caption each.
+
+    Args:
+        picture_key: trained in place.
+        text_key: trained in place, on top of frozen sentence embeddings.
+        pictures: training set.
+        validation: ranked in ``evaluate``.
+        text: sentence embeddings of every caption of ``pictures``, [captions of row i, E] each.
+        validation_text: the same of ``validation``.
+        batch: pictures a step, each the others' negative.
+    """
+
+    name = "keys"
+
+    def __init__(
+        self,
+        picture_key: PictureKey,
+        text_key: TextKey,
+        pictures: PictureSet,
+        validation: PictureSet,
+        *,
+        text: Sequence[Tensor],
+        validation_text: Sequence[Tensor],
+        batch: int = 256,
+    ) -> None:
+        self.pictures, self.validation, self.batch = pictures, validation, batch
+        self._text, self._validation_text = text, validation_text
+        head = nn.ParameterDict({"log_scale": torch.tensor(2.7)})
+        self.module = nn.ModuleDict({"picture": picture_key, "text": text_key, "head": head})
+
+    def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        return [(list(self.module.parameters()), 1.0)]
+
+    def loss(self, rng: np.random.Generator) -> Tensor:
+        chosen = rng.choice(len(self.pictures), self.batch, replace=False)
+        views = [int(rng.integers(self.pictures.features[self.pictures.rows[i][0]].shape[1])) for i in chosen]
+        patches = np.stack([self.pictures.view(int(i), v) for i, v in zip(chosen, views, strict=True)])
+        sentences = torch.stack([self._text[i][rng.integers(len(self._text[i]))] for i in chosen])
+        # Noise on the sentence side keeps the small set from being learned by heart.
+        sentences = F.normalize(sentences + 0.02 * torch.randn_like(sentences), dim=-1)
+        pictures = self.module["picture"](torch.from_numpy(patches).float())
+        texts = self.module["text"](sentences)
+        scale = self.module["head"]["log_scale"].clamp(max=4.0).exp()  # type: ignore[index]
+        logits = scale * pictures @ texts.T
+        labels = torch.arange(len(chosen))
+        return (
+            F.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
+            + F.cross_entropy(logits.T, labels, label_smoothing=LABEL_SMOOTHING)
+        ) / 2
+
+    @torch.inference_mode()
+    def evaluate(self) -> dict[str, float]:
+        """Sentence to picture among the validation pictures, every caption a query."""
+        pictures = []
+        for begin in range(0, len(self.validation), 64):
+            patches, _ = self.validation.whole(range(begin, min(begin + 64, len(self.validation))))
+            pictures.append(self.module["picture"](patches[:, 0]))
+        keys = torch.cat(pictures)
+        ranks = []
+        for index, embeddings in enumerate(self._validation_text):
+            scores = self.module["text"](embeddings) @ keys.T
+            ranks.append((scores >= scores[:, index : index + 1]).sum(1))
+        rank = torch.cat(ranks).float()
+        recall = {f"recall@{k}": round((rank <= k).float().mean().item(), 4) for k in (1, 5, 10)}
+        return recall | {"median_rank": rank.median().item()}

@@ -1,0 +1,186 @@
+"""The values that cross module borders: frames in, events out.
+
+No behaviour beyond printing lives here, and nothing that needs torch.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Reason = Literal["cut", "max", "end"]
+Method = Literal["model", "computed"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One decoded picture.
+
+    Attributes:
+        pixels: [H, W, 3] uint8 RGB, upright (rotation already applied).
+        time: seconds since the first video frame's presentation time.
+        duration: seconds that the frame is shown; the last frame's end is ``time + duration``.
+        index: number of the frame among all frames of the source, from 0.
+    """
+
+    pixels: np.ndarray
+    time: float
+    duration: float
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A scene: the half-open span [start, end) in seconds.
+
+    Attributes:
+        id: number within the session, from 0.
+        depth: SceneTilling's depth score of the boundary that ends it; None without one.
+        reason: ``cut`` (a boundary), ``max`` (the length bound), ``end`` (the stream's end).
+    """
+
+    id: int
+    start: float
+    end: float
+    depth: float | None
+    reason: Reason
+
+    def __str__(self) -> str:
+        return f"[{clock(self.start)}-{clock(self.end)}] scene {self.id} ({self.reason})"
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """What the language model says of a segment.
+
+    Attributes:
+        confidence: in [0, 1], the agreement of text and picture; None where no score exists.
+    """
+
+    segment: int
+    start: float
+    end: float
+    text: str
+    confidence: float | None = None
+
+    def __str__(self) -> str:
+        return f"[{clock(self.start)}-{clock(self.end)}] {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A segment that an answer rests on, or a moment that was found.
+
+    Attributes:
+        source: name of the source that the segment was seen in.
+        score: similarity in [-1, 1] of the question and the segment in the key space.
+        keyframe: path of a stored picture, if any.
+        caption: the segment's caption, if it has one.
+        speech: what was said meanwhile, if known.
+    """
+
+    source: str
+    segment: int
+    start: float
+    end: float
+    score: float
+    keyframe: str | None = None
+    caption: str | None = None
+    speech: str | None = None
+
+    def __str__(self) -> str:
+        text = f" {self.caption}" if self.caption else ""
+        return f"[{clock(self.start)}-{clock(self.end)}] score {self.score:.2f}{text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Moment(Evidence):
+    """An evidence with its rank, from 1."""
+
+    rank: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The reply to a question.
+
+    Attributes:
+        seen: whether what was asked about was seen; if not, ``evidence`` is the nearest there is.
+        method: ``model`` (its own words) or ``computed`` (counted or measured over the timeline).
+    """
+
+    question: str
+    text: str
+    seen: bool
+    method: Method
+    evidence: tuple[Evidence, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [self.text, *(f"  {item}" for item in self.evidence)]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A piece of speech or subtitle on the same timeline."""
+
+    start: float
+    end: float
+    text: str
+
+    def __str__(self) -> str:
+        return f"[{clock(self.start)}-{clock(self.end)}] “{self.text}”"
+
+
+@dataclass(frozen=True, slots=True)
+class Warning:
+    """Something that the user should know and that did not stop the work."""
+
+    message: str
+
+    def __str__(self) -> str:
+        return f"warning: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counters of a run.
+
+    Attributes:
+        frames: frames perceived.
+        segments: segments closed.
+        captions: captions emitted.
+        perceive_s: CPU seconds spent in perception.
+        speak_s: CPU seconds spent in the language model.
+    """
+
+    frames: int
+    segments: int
+    captions: int
+    perceive_s: float
+    speak_s: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.frames} frames, {self.segments} segments, {self.captions} captions, "
+            f"perception {self.perceive_s:.1f} s, language model {self.speak_s:.1f} s of CPU"
+        )
+
+
+Event = Segment | Caption | Moment | Answer | Note | Warning | Stats
+
+
+def clock(seconds: float) -> str:
+    """Format seconds as ``MM:SS.d``, with hours where there are any.
+
+    Args:
+        seconds: >= 0.
+
+    Returns:
+        For example ``00:31.4`` or ``1:02:03.5``.
+    """
+    tenths = round(seconds * 10)
+    minutes, tenths = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    clock_text = f"{minutes:02d}:{tenths // 10:02d}.{tenths % 10}"
+    return f"{hours}:{clock_text}" if hours else clock_text

@@ -1,0 +1,146 @@
+"""One suite for every VectorIndex; a further implementation adds its name to INDEXES."""
+
+import numpy as np
+import pytest
+
+from streammem.memory.index import FaissIndex, NumpyIndex
+
+DIM = 24
+INDEXES = [NumpyIndex, FaissIndex]
+# Unit rows in half precision: 2^-11 relative a component.
+TOLERANCE = 1e-3
+
+
+def unit(num, seed=0, dim=DIM):
+    rows = np.random.default_rng(seed).normal(size=(num, dim)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture(params=INDEXES, ids=lambda cls: cls.__name__)
+def empty(request):
+    return request.param(DIM)
+
+
+@pytest.fixture
+def full(empty):
+    empty.add(np.arange(200) * 7, unit(200))
+    return empty
+
+
+def test_empty_index_finds_nothing(empty):
+    ids, scores = empty.search(unit(1)[0], 5)
+    assert len(empty) == len(ids) == len(scores) == 0
+
+
+def test_search_gives_the_greatest_inner_products_best_first(full):
+    query, exact = unit(1, seed=1)[0], unit(200) @ unit(1, seed=1)[0]
+    ids, scores = full.search(query, 10)
+    assert np.all(np.diff(scores) <= 0)
+    np.testing.assert_allclose(scores, np.sort(exact)[::-1][:10], atol=TOLERANCE)
+    np.testing.assert_allclose(scores, exact[ids // 7], atol=TOLERANCE)
+
+
+def test_asking_for_more_than_there_is_gives_all(full):
+    ids, _ = full.search(unit(1)[0], 1_000)
+    assert sorted(ids) == [i * 7 for i in range(200)]
+
+
+def test_removed_ids_are_never_found_and_the_rest_is(full):
+    gone = np.arange(0, 200, 2) * 7
+    full.remove(gone)
+    ids, scores = full.search(unit(1, seed=1)[0], 1_000)
+    assert sorted(ids) == [i * 7 for i in range(1, 200, 2)]
+    np.testing.assert_allclose(scores, unit(200)[ids // 7] @ unit(1, seed=1)[0], atol=TOLERANCE)
+
+
+def test_removing_all_gives_an_empty_index(full):
+    full.remove(np.arange(200) * 7)
+    assert len(full) == 0 and len(full.search(unit(1)[0], 3)[0]) == 0
+
+
+def test_removing_what_is_not_there_changes_nothing(full):
+    full.remove(np.array([1, 2, 10**12]))
+    assert len(full) == 200
+
+
+def test_adding_an_id_again_replaces_its_vector(full):
+    new = unit(1, seed=9)
+    full.add(np.array([70]), new)
+    ids, scores = full.search(new[0], 1)
+    assert len(full) == 200 and ids[0] == 70 and scores[0] == pytest.approx(1, abs=TOLERANCE)
+
+
+def test_only_allowed_ids_are_found(full):
+    allowed = np.array([7, 70, 700, 5])
+    ids, _ = full.search(unit(1)[0], 10, allowed=allowed)
+    assert sorted(ids) == [7, 70, 700]
+    assert len(full.search(unit(1)[0], 10, allowed=np.array([], np.int64))[0]) == 0
+
+
+def test_equal_scores_come_by_id(empty):
+    empty.add(np.array([9, 3, 5]), np.repeat(unit(1), 3, axis=0))
+    assert empty.search(unit(1)[0], 3)[0].tolist() == [3, 5, 9]
+
+
+def test_arrays_make_an_equal_index(full):
+    full.remove(np.array([0, 77]))
+    copy = type(full)(DIM)
+    copy.add(*full.to_arrays())
+    for seed in range(5):
+        for ours, theirs in zip(
+            full.search(unit(1, seed)[0], 9), copy.search(unit(1, seed)[0], 9), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_an_index_keeps_no_reference_to_what_it_was_given(empty):
+    rows = unit(3)
+    empty.add(np.arange(3), rows)
+    rows[:] = 0
+    assert empty.search(unit(3)[1], 1)[0][0] == 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "vectors"),
+    [
+        ([1], unit(2)),
+        ([1, 1], unit(2)),
+        ([-1, 1], unit(2)),
+        ([1, 2], unit(2, dim=DIM + 1)),
+        ([1, 2], np.full((2, DIM), np.nan)),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_nothing_changes(full, ids, vectors):
+    with pytest.raises(ValueError, match="index:"):
+        full.add(np.array(ids), vectors)
+    assert len(full) == 200
+
+
+@pytest.mark.parametrize("query", [np.zeros(DIM + 1), np.full(DIM, np.inf)])
+def test_a_query_that_does_not_fit_is_refused(full, query):
+    with pytest.raises(ValueError, match="query"):
+        full.search(query, 1)
+
+
+def test_faiss_agrees_with_the_reference_through_random_edits():
+    rng = np.random.default_rng(4)
+    reference, index = NumpyIndex(DIM), FaissIndex(DIM)
+    for _ in range(60):
+        ids = rng.choice(300, size=12, replace=False)
+        rows = unit(12, seed=int(rng.integers(1 << 30))).astype(np.float16).astype(np.float32)
+        for each in (reference, index):
+            each.add(ids, rows)
+            each.remove(ids[:5] + 1)
+        query = unit(1, seed=int(rng.integers(1 << 30)))[0]
+        assert len(index) == len(reference)
+        np.testing.assert_allclose(
+            index.search(query, 8)[1], reference.search(query, 8)[1], atol=1e-5
+        )
+
+
+def test_bytes_stay_within_a_constant_of_the_vectors_through_endless_replacing():
+    index = FaissIndex(DIM)
+    for turn in range(400):
+        index.remove(np.arange(turn, turn + 10))
+        index.add(np.arange(turn + 100, turn + 110), unit(10, seed=turn))
+    assert index.num_bytes() <= len(index) * (2 * DIM + 8) * 2 + 10 * (2 * DIM + 16)

@@ -1,0 +1,34 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from streammem.errors import BackboneError, ConfigError
+from streammem.evaluation.datasets import Options
+from streammem.evaluation.suites import SUITES, run
+
+from .test_captions import Oracle as Captioner
+from .test_retrieval import Oracle as KeyEncoder
+
+MODELS = {"captions": Captioner, "retrieval": KeyEncoder}
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_suite_prints_one_object_and_nothing_on_stdout(suite, photo_folder, capsys):
+    report = run(suite, photo_folder, MODELS[suite](), Options(controls=True))
+    assert (report["suite"], report["split"], report["photos"]) == (suite, "val", 4)
+    json.dumps(report, allow_nan=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_an_unknown_suite_and_a_model_that_cannot_are_clear_errors(photo_folder):
+    with pytest.raises(ConfigError, match="no such suite; known: captions, retrieval"):
+        run("songs", photo_folder, Captioner(), Options())
+    with pytest.raises(BackboneError, match="retrieval: needs a KeyEncoder"):
+        run("retrieval", photo_folder, Captioner(), Options())
+
+
+def test_evaluation_does_not_import_torch():
+    code = "import streammem.evaluation.suites, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
