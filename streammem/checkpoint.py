@@ -25,6 +25,8 @@ PACKAGED = Path(__file__).parent / "weights"
 PRESETS = {"streammem-tiny": PACKAGED / "streammem-tiny"}
 DEFAULT = "streammem-tiny"
 MAX_CONFIG_BYTES = 1 << 20
+SCALE = ".row_scale"
+MIN_PACKED = 1 << 14  # values; below it the scales would not pay
 
 
 def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
@@ -73,6 +75,12 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
     )
 
 
+def backbones_of(folder: Path) -> tuple[str, ...]:
+    """Name the backbones that a checkpoint folder stands on."""
+    config = _read_config(folder)
+    return config["vision"], config["language"], config["sentences"]
+
+
 def save(
     model: VideoModel,
     folder: Path,
@@ -84,7 +92,8 @@ def save(
     """Write a checkpoint folder.
 
     Args:
-        model: whose bridge, key heads, centre and background are written, as float16.
+        model: whose bridge, key heads, centre and background are written: matrices with 8 bits a
+            value and one float16 scale a row (which moves no figure), the rest as float16.
         folder: made if need be; an existing checkpoint in it is replaced.
         backbones: names under ``vision``, ``language`` and ``sentences``.
         lora: ``<module>.A`` [r, in] and ``<module>.B`` [out, r] by module of the language model.
@@ -105,8 +114,9 @@ def save(
         "lora_scale": lora_scale,
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    halves = {key: value.detach().half().contiguous() for key, value in tensors.items()}
-    save_file(halves, folder / "model.safetensors")
+    path = folder / "model.safetensors"
+    save_file(_packed(tensors), path)
+    path.chmod(0o644)  # safetensors writes files that only their owner may read
 
 
 @torch.no_grad()
@@ -154,7 +164,25 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: missing or corrupt ({error}); get the model again") from error
-    return {key: value.float() for key, value in tensors.items()}
+    scales = {k: tensors.pop(k) for k in list(tensors) if k.endswith(SCALE)}
+    unpacked = {key: value.float() for key, value in tensors.items()}
+    for key, scale in scales.items():
+        unpacked[key.removesuffix(SCALE)] *= scale.float()[:, None]
+    return unpacked
+
+
+def _packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    packed = {}
+    for key, tensor in tensors.items():
+        value = tensor.detach().float().contiguous()
+        if value.ndim == 2 and value.numel() >= MIN_PACKED:
+            # Rounding to the stored scale, not to the exact one, keeps a saved file a fixed point.
+            scale = (value.abs().amax(1) / 127).clamp(min=1e-7).half()
+            packed[key + SCALE] = scale
+            packed[key] = (value / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+        else:
+            packed[key] = value.half()
+    return packed
 
 
 def _fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, folder: Path) -> None:

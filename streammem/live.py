@@ -20,7 +20,7 @@ FRAMES_AHEAD = 8  # decoded frames that wait for perception
 SEGMENTS_AHEAD = 4  # segments that wait for the speaker before a file's perception does
 POLL_S = 0.05
 DEFAULT_FPS = 2.0
-DEFAULT_SIDE = 640
+MAX_SIDE = 640  # pixels; more is thrown away by the encoder and by keyframes
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class WatchOptions:
         end: seconds at which it is left; None for its end.
         sparse: keyframes only, for skimming long files.
         speak: emit captions.
+        stop: asked before each frame; once true the stream ends as if its source had: the open
+            segment is closed and said.
         on_text: called in the speaker's thread with (segment, piece) as words are generated.
     """
 
@@ -41,6 +43,7 @@ class WatchOptions:
     end: float | None = None
     sparse: bool = False
     speak: bool = True
+    stop: Callable[[], bool] | None = None
     on_text: Callable[[Segment, str], None] | None = None
 
 
@@ -61,7 +64,7 @@ def watch(
     Raises:
         ConfigError, SourceError: at the call, before anything is yielded.
     """
-    opened = source if _is_open(source) else _open(source, options)
+    opened = source if _is_open(source) else open_for(source, options)
     if not session.source:
         session.source = opened.name
     return _events(session, opened, options)
@@ -71,17 +74,14 @@ def _events(session: Session, source: VideoSource, options: WatchOptions) -> Ite
     speaker = Speaker(session.model, session.config, options.on_text) if options.speak else None
     reader = Reader(source)
     try:
-        for frame in reader:
+        for frame in reader.frames(options.stop):
             yield from _spoken(session, speaker, session.push(frame), SEGMENTS_AHEAD)
-        yield from _spoken(session, speaker, session.flush(source.end), 0)
+        end = None if reader.stopped else source.end
+        yield from _spoken(session, speaker, session.flush(end), 0)
         if isinstance(reader.broken, TruncatedError):
             yield Warning(str(reader.broken))
         elif reader.broken:
             raise reader.broken
-    except KeyboardInterrupt:
-        # The open segment is real: it is closed and said before the interruption goes on.
-        yield from _spoken(session, speaker, session.flush(), 0)
-        raise
     finally:
         reader.stop()
         if speaker:
@@ -105,6 +105,7 @@ class Reader:
 
     Attributes:
         broken: the source's own error, if it broke off; other exceptions reach the caller.
+        stopped: whether the caller stopped it before the source ended.
     """
 
     def __init__(self, source: VideoSource) -> None:
@@ -112,11 +113,22 @@ class Reader:
         self._queue: queue.Queue[Frame | BaseException | None] = queue.Queue(FRAMES_AHEAD)
         self._stop = threading.Event()
         self.broken: SourceError | None = None
+        self.stopped = False
         self._thread = threading.Thread(target=self._run, name="streammem-reader", daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> Iterator[Frame]:
-        while (item := self._queue.get()) is not None:
+    def frames(self, stop: Callable[[], bool] | None = None) -> Iterator[Frame]:
+        """Yield frames until the source ends, breaks off, or ``stop`` says so."""
+        while True:
+            if stop and stop():
+                self.stopped = True
+                return
+            try:
+                item = self._queue.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+            if item is None:
+                return
             if isinstance(item, SourceError):
                 self.broken = item
                 return
@@ -197,7 +209,7 @@ class Speaker:
     def _say(self, segment: Segment, tokens: object) -> str:
         prompt = self._model.caption_prompt(tokens, self._config.instruction)  # type: ignore[arg-type]
         pieces = []
-        for piece in self._model.stream(prompt, self._config.caption):
+        for piece in self._model.stream(prompt, self._config.caption or self._model.decoding):
             if self._stop.is_set():
                 break
             pieces.append(piece)
@@ -210,12 +222,13 @@ def _is_open(source: object) -> bool:
     return hasattr(source, "close") and hasattr(source, "end")
 
 
-def _open(source: object, options: WatchOptions) -> VideoSource:
+def open_for(source: object, options: WatchOptions) -> VideoSource:
+    """Open a source with the sampling that the options ask for."""
     return open_source(
         source,  # type: ignore[arg-type]
         fps=options.fps,
         start=options.start,
         end=options.end,
-        max_side=DEFAULT_SIDE,
+        max_side=MAX_SIDE,
         sparse=options.sparse,
     )

@@ -69,6 +69,7 @@ class VideoModel:
         open_sentences: opens the sentence encoder; called at most once, when first needed.
         open_language: opens the language model; likewise, so that ``scenes`` never waits for it.
         scenes: SceneTilling's options, fitted to this encoder.
+        decoding: how captions are decoded unless a session says otherwise.
     """
 
     name: str
@@ -81,6 +82,7 @@ class VideoModel:
     open_sentences: Callable[[], SentenceEncoder]
     open_language: Callable[[], CausalLanguageModel]
     scenes: SceneTillingConfig = SceneTillingConfig()
+    decoding: GenerationConfig = CAPTION_DECODING
 
     @cached_property
     def language(self) -> CausalLanguageModel:
@@ -147,12 +149,12 @@ class VideoModel:
     def captions(
         self,
         tokens: Sequence[Tensor],
-        decoding: GenerationConfig = CAPTION_DECODING,
+        decoding: GenerationConfig | None = None,
         instruction: str | None = None,
     ) -> list[str]:
         """Describe segments in one batch, each from its own tokens [M, D]."""
         prompts = [self.caption_prompt(t, instruction) for t in tokens]
-        return self.language.generate(prompts, decoding)
+        return self.language.generate(prompts, decoding or self.decoding)
 
     def stream(self, prompt: list[str | Tensor], decoding: GenerationConfig) -> Iterator[str]:
         """Yield a reply piece by piece."""

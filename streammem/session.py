@@ -22,7 +22,6 @@ from streammem.memory.entry import Entry, Hit
 from streammem.memory.keysets import visual_keys
 from streammem.model import (
     ANSWER_DECODING,
-    CAPTION_DECODING,
     Passage,
     Perceived,
     VideoModel,
@@ -51,7 +50,7 @@ class SessionConfig:
         now_frames: last frames shown to it besides, >= 0.
         context: what an answer is read from: ``memory``, or a control: the last frames only
             (``now``), segments spread evenly (``uniform``), captions without tokens (``captions``).
-        caption: decoding of captions.
+        caption: decoding of captions; None takes the model's.
         answer: decoding of answers.
         instruction: what a caption is asked by; None takes what the model was trained with.
     """
@@ -62,7 +61,7 @@ class SessionConfig:
     passages: int = 4
     now_frames: int = 4
     context: Context = "memory"
-    caption: GenerationConfig = CAPTION_DECODING
+    caption: GenerationConfig | None = None
     answer: GenerationConfig = ANSWER_DECODING
     instruction: str | None = None
 
@@ -125,13 +124,13 @@ class Session:
         model: what sees and speaks.
         config: options.
         source: name of the stream in evidence.
-        on_score: called with each settled similarity and depth, for plots.
+        on_score: called with the time (s) and each settled similarity and depth, for plots.
     """
 
     model: VideoModel
     config: SessionConfig = field(default_factory=SessionConfig)
     source: str = ""
-    on_score: Callable[[Score], None] | None = None
+    on_score: Callable[[float, Score], None] | None = None
 
     def __post_init__(self) -> None:
         self._scenes = self.config.scenes or self.model.scenes
@@ -205,6 +204,17 @@ class Session:
             raise KeyError(f"no segment {segment} in this session")
         return torch.from_numpy(entry.tokens.astype(np.float32))
 
+    def keyframe(self, segment: int) -> np.ndarray:
+        """Return a segment's keyframe, [H, W, 3] uint8 RGB, longer side at most 320 pixels.
+
+        Raises:
+            KeyError: no such segment, or its keyframe was dropped.
+        """
+        entry = self.cache.get(segment)
+        if entry is None or entry.keyframe is None:
+            raise KeyError(f"no keyframe of segment {segment} in this session")
+        return np.asarray(Image.open(io.BytesIO(entry.keyframe)).convert("RGB"))
+
     def caption(self, segment: Segment, on_text: Callable[[str], None] | None = None) -> Caption:
         """Describe a segment.
 
@@ -213,7 +223,7 @@ class Session:
             on_text: called with each piece of text as it is generated.
         """
         prompt = self.model.caption_prompt(self.tokens(segment.id), self.config.instruction)
-        text = _say(self.model, prompt, self.config.caption, on_text)
+        text = _say(self.model, prompt, self.config.caption or self.model.decoding, on_text)
         return self.add_caption(segment, text)
 
     def add_caption(self, segment: Segment, text: str) -> Caption:
@@ -310,9 +320,10 @@ class Session:
         return torch.cat([torch.from_numpy(h.entry.tokens.astype(np.float32)) for h in hits])
 
     def _report(self, scores: Sequence[Score]) -> None:
-        if self.on_score:
+        if self.on_score and scores:
+            first = self.state.held[0].number
             for score in scores:
-                self.on_score(score)
+                self.on_score(self.state.held[score.frame - first].time, score)
 
     # -- answering --
 

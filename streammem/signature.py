@@ -1,14 +1,15 @@
 """Scene changes from every decoded frame: a tiny signature of each, and SceneTilling on those.
 
-It places hard cuts to the frame and sees dissolves and fades; what a scene shows is left to the
-encoder's embeddings, and ``join`` lets those decide.
+It places hard cuts to the frame and sees dissolves and fades by colours and coarse luma alone;
+what a scene shows only the encoder's embeddings know, and ``join`` hears both.
 """
 
+import bisect
+import functools
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,10 +22,13 @@ from streammem.scenetilling import Boundary, SceneState, SceneTillingConfig, Sco
 PLANE = (18, 32)
 BINS, LEVELS = 4, 16  # bins a colour channel has, and levels that it is counted in first
 LAYOUT = (6, 8)  # rows and columns of the coarse luma
-# Of the layout against the histogram: 0 misses cuts between scenes of the same colours, 0.4 takes
-# a fast camera for cuts.
-LAYOUT_WEIGHT = 0.25
+# Of the layout against the histogram: at 0, cuts between scenes of the same colours are missed;
+# from 0.3 on, a jerk of the camera looks like a cut.
+LAYOUT_WEIGHT = 0.2
 CONTRAST = 20.0  # of the layout, in grey levels over its 48 cells, below which it fades to nothing
+# A hard cut changes the picture at least twice as much as each of the two frames before and after
+# do; the frames of a dissolve or a fade change it about equally.
+REACH, SHARPNESS = 2, 0.5
 LUMA = np.array([0.299, 0.587, 0.114])  # BT.601
 
 
@@ -76,56 +80,247 @@ class ChangeConfig:
 
     Attributes:
         fps: > 0, decoded frames a second.
-        cut_floor: in [0, 4], least depth of a hard cut between neighbouring frames. Raising it
-            cuts less.
-        gradual_floor: in [0, 4], least depth of a gradual change between frames ``step_s`` apart.
-            Raising it sees fewer dissolves and takes fewer pans for one.
+        cut_floor: in [0, 4], least depth of a hard cut. Raising it cuts less; jerks of a camera
+            that fills the picture with one thing reach 0.09, cuts within one place start at 0.05.
+        gradual_floor: in [0, 4], least depth of a dissolve or fade between frames ``step_s``
+            apart. Raising it sees fewer of them, and takes fewer pans for one.
         step_s: > 0, seconds between the frames that gradual changes are looked for in. Raising
-            it sees slower dissolves, and more of what is none.
-        flash_s: >= 0, longest disturbance in seconds that does not cut if the picture comes back.
+            it sees slower ones, and more that is none.
+        flash_s: in [0, 4], longest disturbance that does not cut if the picture comes back.
             Raising it ignores longer flashes, and delays every cut by as much.
-        min_scene_s: >= 0, shortest time between two cuts. Raising it merges short shots.
+        min_scene_s: in [0, 4], shortest time between two cuts. Raising it merges short shots.
     """
 
     fps: float
-    cut_floor: float = 0.06
+    cut_floor: float = 0.08
     gradual_floor: float = 0.1
     step_s: float = 0.4
     flash_s: float = 0.16
     min_scene_s: float = 0.12
 
     def __post_init__(self) -> None:
-        for name, low in (("fps", 0), ("step_s", 0), ("flash_s", -1), ("min_scene_s", -1)):
-            value = getattr(self, name)
-            if not (value > low and 0 <= value < math.inf):
-                raise ConfigError(f"scene changes: {name}={value}: give a number {'>' if not low else '>='} 0")
-        self.fine, self.coarse  # noqa: B018  the floors are checked there
+        for name in ("fps", "step_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"scene changes: {name}={getattr(self, name)}: give a number > 0")
+        for name in ("cut_floor", "gradual_floor", "flash_s", "min_scene_s"):
+            if not 0 <= getattr(self, name) <= 4:
+                value = getattr(self, name)
+                raise ConfigError(f"scene changes: {name}={value}: give a number in [0, 4]")
 
     @property
     def step(self) -> int:
-        """Frames from one coarse sample to the next."""
+        """Frames from one sample for gradual changes to the next."""
         return max(1, round(self.step_s * self.fps))
 
-    @property
-    def fine(self) -> SceneTillingConfig:
-        return SceneTillingConfig(
-            alpha=3.0,
-            floor=self.cut_floor,
-            half_life=2 * self.fps,
-            min_frames=max(1, round(self.min_scene_s * self.fps)),
-            max_frames=sys.maxsize,
-            max_lag=max(1, round(self.fps)),
-            flash_frames=round(self.flash_s * self.fps),
-        )
 
-    @property
-    def coarse(self) -> SceneTillingConfig:
-        return SceneTillingConfig(
-            alpha=2.0,
-            floor=self.gradual_floor,
-            half_life=20.0,
-            min_frames=2,
-            max_frames=sys.maxsize,
-            max_lag=5,
-            flash_frames=1,
-        )
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A place where the picture became another one.
+
+    Attributes:
+        frame: number of the first frame of the new scene; for a gradual change, the frame
+            within it before which the picture changed most.
+        depth: depth score in [0, 4], at the rate that it was seen at.
+        kind: ``cut`` from one frame to the next, or ``gradual``.
+    """
+
+    frame: int
+    depth: float
+    kind: Literal["cut", "gradual"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChangeState:
+    """What the detector remembers: a value of bounded size, never changed in place.
+
+    Attributes:
+        offset: frames of the sequences that were flushed before this one.
+        frames: frames of this sequence.
+        fine: SceneTilling's state between neighbouring frames.
+        coarse: SceneTilling's state between frames ``step`` apart.
+        steps: number of steps of this sequence that are decided.
+        scores: of neighbouring frames, from shortly before the first undecided step on.
+        cuts: boundaries between neighbouring frames of the same stretch.
+        gradual: depth of each settled step that is not decided, None without a boundary.
+    """
+
+    offset: int
+    frames: int
+    fine: SceneState
+    coarse: SceneState
+    steps: int = 0
+    scores: tuple[Score, ...] = ()
+    cuts: tuple[Boundary, ...] = ()
+    gradual: tuple[float | None, ...] = ()
+
+
+class Pushed(NamedTuple):
+    """The state to push to next, and the changes that are settled now, in order of frames."""
+
+    state: ChangeState
+    changes: tuple[Change, ...]
+
+
+def initial(config: ChangeConfig, offset: int = 0) -> ChangeState:
+    """Give the state before the first frame, which has the number ``offset``."""
+    fine, coarse = _tilings(config)
+    return ChangeState(offset, 0, scenetilling.initial(fine), scenetilling.initial(coarse))
+
+
+def push(state: ChangeState, signatures: np.ndarray, config: ChangeConfig) -> Pushed:
+    """Take in the signatures of the next decoded frames.
+
+    One frame at a time = in batches = all at once. A change settles within eight steps.
+
+    Args:
+        state: from ``initial``, ``push`` or ``flush``; it stays as it is.
+        signatures: [112] or [T, 112] float from ``signature``.
+        config: the same at every call.
+
+    Raises:
+        ValueError: another shape.
+        BackboneError: a value is NaN or infinite.
+    """
+    rows = signatures[None] if signatures.ndim == 1 else signatures
+    if rows.ndim != 2 or rows.shape[1] != WIDTH:
+        raise ValueError(f"signatures of shape {signatures.shape}: give [T, {WIDTH}] or [{WIDTH}]")
+    fine_config, coarse_config = _tilings(config)
+    fine = scenetilling.push(state.fine, rows, fine_config)
+    coarse = scenetilling.Pushed(state.coarse, (), ())
+    sampled = rows[-state.frames % config.step :: config.step]
+    if len(sampled):
+        coarse = scenetilling.push(state.coarse, sampled, coarse_config)
+    return _decide(state, fine, coarse, config, last=False)
+
+
+def flush(state: ChangeState, config: ChangeConfig) -> Pushed:
+    """Settle what is open, as the end of the stream does. Idempotent.
+
+    Frames pushed later are a new sequence: numbers go on, what was learned does not.
+    """
+    fine_config, coarse_config = _tilings(config)
+    fine = scenetilling.flush(state.fine, fine_config)
+    coarse = scenetilling.flush(state.coarse, coarse_config)
+    ended, changes = _decide(state, fine, coarse, config, last=True)
+    return Pushed(initial(config, ended.offset + ended.frames), changes)
+
+
+def join(
+    changes: Sequence[Change],
+    boundaries: Sequence[Boundary],
+    scores: Sequence[Score],
+    sample_frames: Sequence[int],
+    *,
+    same_scene: float = 0.7,
+) -> tuple[Change, ...]:
+    """Let embeddings judge what signatures saw, and add what only embeddings see.
+
+    A cut between two samples that look alike to the encoder is a light, a jerk or a flash: it
+    goes. A boundary of the embeddings stands where a change of the signatures lies within one
+    sample of it, and is a gradual change of its own where none does.
+
+    Args:
+        changes: from ``push`` and ``flush``, in order.
+        boundaries: SceneTilling's on embeddings, in order; of those, only cuts count.
+        scores: SceneTilling's on the same embeddings, without gaps, from the first on.
+        sample_frames: number of the decoded frame of each embedding, ascending.
+        same_scene: in [-1, 1], cosine of neighbouring samples from which on they are one scene.
+            Raising it vetoes less.
+
+    Returns:
+        Changes in order of frames.
+    """
+    kept = []
+    for change in changes:
+        after = bisect.bisect_left(sample_frames, change.frame)
+        known = 0 < after <= len(scores)
+        if change.kind == "gradual" or not known or scores[after - 1].similarity < same_scene:
+            kept.append(change)
+    frames = [change.frame for change in kept]
+    for boundary in boundaries:
+        if boundary.depth is None:
+            continue
+        first = sample_frames[max(0, boundary.index - 2)]
+        last = sample_frames[min(len(sample_frames) - 1, boundary.index + 1)]
+        if bisect.bisect_right(frames, first) == bisect.bisect_right(frames, last):
+            kept.append(Change(sample_frames[boundary.index], boundary.depth, "gradual"))
+    return tuple(sorted(kept, key=lambda change: change.frame))
+
+
+@functools.lru_cache(maxsize=16)
+def _tilings(config: ChangeConfig) -> tuple[SceneTillingConfig, SceneTillingConfig]:
+    """SceneTilling between neighbouring frames, and between frames a step apart."""
+    fine = SceneTillingConfig(
+        alpha=3.0,
+        floor=config.cut_floor,
+        half_life=2 * config.fps,
+        min_frames=max(1, round(config.min_scene_s * config.fps)),
+        max_frames=sys.maxsize,
+        max_lag=max(1, round(config.fps)),
+        flash_frames=round(config.flash_s * config.fps),
+    )
+    coarse = SceneTillingConfig(
+        alpha=2.0,
+        floor=config.gradual_floor,
+        half_life=20.0,
+        min_frames=3,  # a slow fade is one change, not one into black and one out of it
+        max_frames=sys.maxsize,
+        max_lag=5,
+        flash_frames=1,
+    )
+    return fine, coarse
+
+
+def _decide(
+    state: ChangeState,
+    fine: scenetilling.Pushed,
+    coarse: scenetilling.Pushed,
+    config: ChangeConfig,
+    *,
+    last: bool,
+) -> Pushed:
+    """Go through the steps that are settled at both rates; ``last``: through all."""
+    step, done, margin = config.step, state.steps, config.step // 2
+    scores, cuts = state.scores + fine.scores, state.cuts + fine.boundaries
+    depths = {boundary.index: boundary.depth for boundary in coarse.boundaries}
+    gradual = state.gradual + tuple(depths.get(score.frame) for score in coarse.scores)
+    settled = scores[-1].frame if scores else 0
+    changes: list[Change] = []
+    while gradual and (last or settled >= (done + 1) * step + margin + REACH):
+        start, end = done * step, (done + 1) * step
+        near = [cut for cut in cuts if start - margin < cut.index <= end + margin]
+        sharp = [cut for cut in near if _is_sharp(cut, scores)]
+        if gradual[0] is not None and not sharp:
+            changed = [score for score in scores if start < score.frame <= end]
+            place = min(changed, key=lambda score: score.similarity).frame
+            changes.append(Change(place, gradual[0], "gradual"))
+        changes += [_cut(cut) for cut in sharp if start < cut.index <= end]
+        gradual, done = gradual[1:], done + 1
+    if last:  # the frames after the last sample
+        changes += [_cut(c) for c in cuts if c.index > done * step and _is_sharp(c, scores)]
+    first = done * step - margin
+    return Pushed(
+        replace(
+            state,
+            frames=fine.state.frames,
+            fine=fine.state,
+            coarse=coarse.state,
+            steps=done,
+            scores=tuple(score for score in scores if score.frame > first - REACH),
+            cuts=tuple(cut for cut in cuts if cut.index > first),
+            gradual=gradual,
+        ),
+        tuple(replace(change, frame=change.frame + state.offset) for change in changes),
+    )
+
+
+def _cut(boundary: Boundary) -> Change:
+    return Change(boundary.index, boundary.depth or 0.0, "cut")
+
+
+def _is_sharp(cut: Boundary, scores: tuple[Score, ...]) -> bool:
+    """Whether the picture changed within one frame, and not in the frames around it as well."""
+    at = cut.index - scores[0].frame
+    around = scores[max(0, at - REACH) : at] + scores[at + 1 : at + 1 + REACH]
+    most = max((1 - score.similarity for score in around), default=0.0)
+    return most <= SHARPNESS * (1 - scores[at].similarity)

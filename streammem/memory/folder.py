@@ -98,7 +98,9 @@ class WriterLock:
             StoreError: another holds it (the message says who), or the folder is not writable.
         """
         if fcntl is None:
-            raise StoreError(f"{path}: writing a memory needs POSIX file locks; open it for reading")
+            raise StoreError(
+                f"{path}: writing a memory needs POSIX file locks; open it for reading"
+            )
         try:
             self._file = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
@@ -120,6 +122,11 @@ class WriterLock:
     def release(self) -> None:
         """Give the lock back."""
         os.close(self._file)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 def keyframe_name(segment: int, jpeg: bytes) -> str:

@@ -4,10 +4,10 @@ Opening, writing and closing are `store.py`'s business.
 """
 
 import json
-import sqlite3
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 
@@ -27,23 +27,37 @@ CREATE TABLE segments (
 );
 CREATE TABLE tokens (segment INTEGER PRIMARY KEY, block BLOB NOT NULL, checksum BLOB NOT NULL);
 CREATE TABLE state (name TEXT PRIMARY KEY, block BLOB NOT NULL, checksum BLOB NOT NULL);
+CREATE TABLE counted (segments INTEGER NOT NULL);
+INSERT INTO counted VALUES (0);
+CREATE TRIGGER count_in AFTER INSERT ON segments BEGIN
+  UPDATE counted SET segments = segments + 1;
+END;
+CREATE TRIGGER count_out AFTER DELETE ON segments BEGIN
+  UPDATE counted SET segments = segments - 1;
+END;
 """
+# `counted` tells when a damaged page makes rows disappear without an error.
 
 COLUMNS = (
     "segment", "last", "start", "end", "frames", "merged", "source", "wall_start", "caption",
     "notes", "visual_keys", "text_keys", "keyframe", "keyframe_bytes", "has_tokens", "written",
     "checksum",
 )  # fmt: skip
-SELECT = f"SELECT {', '.join(f'"{name}"' if name == 'end' else name for name in COLUMNS)} FROM segments"
+_NAMES = ", ".join(f'"{name}"' for name in COLUMNS)  # END is a keyword
+_MARKS = ", ".join("?" * len(COLUMNS))
+SELECT = f"SELECT {_NAMES} FROM segments"
+INSERT = f"INSERT INTO segments ({_NAMES}) VALUES ({_MARKS})"
+UPDATE = f"UPDATE segments SET ({_NAMES}) = ({_MARKS}) WHERE segment = ?"
 
 MIGRATIONS: dict[int, str] = {}
 """SQL that turns a database of format N into one of format N + 1. Format 1 is the first."""
 
-_KEYFRAME, _WRITTEN = COLUMNS.index("keyframe"), COLUMNS.index("written")
+_PLAIN = COLUMNS[:9]  # as they are in an Entry
 _HALF = np.dtype("<f2")
 
 Value = int | float | str | bytes | None
-Row = tuple[Value, ...]
+Row = tuple[Any, ...]
+"""The values of COLUMNS, in their order."""
 
 
 def checksum(*values: Value) -> bytes:
@@ -77,10 +91,9 @@ def to_row(entry: Entry, *, keyframe: str | None, keyframe_bytes: int, written: 
     return (*values, checksum(*values))
 
 
-def without(row: Row, column: str, value: Value) -> Row:
-    """Return a row with one column changed and its checksum renewed."""
-    at = COLUMNS.index(column)
-    values = (*row[:at], value, *row[at + 1 : -1])
+def changed(row: Row, **columns: Value) -> Row:
+    """Return a row with these columns changed and its checksum renewed."""
+    values = tuple(columns.get(name, row[i]) for i, name in enumerate(COLUMNS[:-1]))
     return (*values, checksum(*values))
 
 
@@ -94,15 +107,7 @@ def to_entry(row: Row, key_dim: int) -> Entry:
         raise StoreError(f"segment {row[0]} is damaged; see `streammem memory verify`")
     field = dict(zip(COLUMNS, row, strict=True))
     return Entry(
-        segment=field["segment"],
-        last=field["last"],
-        start=field["start"],
-        end=field["end"],
-        frames=field["frames"],
-        merged=field["merged"],
-        source=field["source"],
-        wall_start=field["wall_start"],
-        caption=field["caption"],
+        **{name: field[name] for name in _PLAIN},
         notes=tuple(Note(*note) for note in json.loads(field["notes"])),
         visual_keys=_array(field["visual_keys"], key_dim),
         text_keys=_array(field["text_keys"], key_dim),
@@ -110,7 +115,7 @@ def to_entry(row: Row, key_dim: int) -> Entry:
     )
 
 
-def column(row: Row, name: str) -> Value:
+def column(row: Row, name: str) -> Any:
     """Return one column of a row."""
     return row[COLUMNS.index(name)]
 
@@ -121,7 +126,7 @@ def token_block(tokens: np.ndarray) -> tuple[bytes, bytes]:
     return block, checksum(block)
 
 
-def to_tokens(segment: int, block: bytes, check: bytes, shape: Sequence[int]) -> np.ndarray:
+def to_tokens(segment: int, block: bytes, check: bytes, shape: tuple[int, ...]) -> np.ndarray:
     """Return the tokens [M, D] float16 of a block.
 
     Raises:
@@ -132,20 +137,18 @@ def to_tokens(segment: int, block: bytes, check: bytes, shape: Sequence[int]) ->
     return np.frombuffer(block, _HALF).reshape(*shape)
 
 
-def upgrade(database: sqlite3.Connection, old: int, new: int) -> None:
-    """Bring a database from one format to a newer one, inside the caller's transaction."""
+def migrations(old: int, new: int) -> Iterator[str]:
+    """Yield the statements that bring a database from one format to a newer one."""
     for version in range(old, new):
-        for statement in MIGRATIONS[version].split(";"):
-            database.execute(statement)
-    database.execute(f"PRAGMA user_version = {new}")
+        yield from filter(None, map(str.strip, MIGRATIONS[version].split(";")))
+    yield f"PRAGMA user_version = {new}"
 
 
 def _bytes(values: np.ndarray) -> bytes:
     return values.astype(_HALF).tobytes()
 
 
-def _array(block: Value, width: int) -> np.ndarray:
-    assert isinstance(block, bytes)
+def _array(block: bytes, width: int) -> np.ndarray:
     return np.frombuffer(block, _HALF).reshape(-1, width)
 
 

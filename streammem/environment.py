@@ -1,0 +1,49 @@
+"""What this installation consists of: versions, threads, weights, and the variables it reads."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from streammem import __version__
+from streammem.backbones.weights import SOURCES, home, is_pulled
+from streammem.threads import cores
+
+PACKAGES = ("torch", "transformers", "faiss-cpu", "av", "numpy", "decord2", "flash-attn")
+VARIABLES = {
+    "STREAMMEM_HOME": "folder of pulled weights",
+    "STREAMMEM_DATA": "folder of training and test data",
+}
+
+
+def describe() -> dict[str, str]:
+    """Return facts by name, in reading order."""
+    facts = {"streammem": __version__, "python": platform.python_version()}
+    facts |= {name: _version(name) for name in PACKAGES}
+    facts["processor"] = _processor()
+    facts["cores"] = str(cores())
+    share = max(1, cores() // 2)
+    facts["threads"] = f"{share} for perception, {share} for the language model, 1 for the index"
+    facts["attention"] = "flash-attn on CUDA if installed, else SDPA"
+    facts["home"] = str(home())
+    for name in SOURCES:
+        facts[f"weights {name}"] = "ready" if is_pulled(name) else "not pulled"
+    for name, about in VARIABLES.items():
+        facts[name] = os.environ.get(name, f"not set ({about})")
+    return facts
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,376 @@
+"""The cache: entries in RAM, found by keys, bounded however long the stream is.
+
+No disk here (`store.py`) and no model: keys come in, entries go out.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import numpy as np
+
+from streammem.errors import ConfigError
+from streammem.memory.entry import MAX_KEYFRAME_BYTES, MAX_KEYS, MAX_TEXT_BYTES, Entry, Hit
+from streammem.memory.index import FaissIndex
+from streammem.memory.merge import MergeQueue, continues, extended, merged, with_text
+from streammem.types import Note
+
+RANK_CONSTANT = 60
+"""Reciprocal rank fusion's constant. Source: Cormack, Clarke and Büttcher, SIGIR 2009, eq. 1."""
+
+_FUSED_DEPTH = 50
+_KEY_OVERHEAD_BYTES = 200  # a key's place in the index: ids, a dictionary slot, two integers
+_ROW_OVERHEAD_BYTES = 3_000  # an entry's objects, its places in the dictionary and the heap
+
+Window = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """Sizes of the cache.
+
+    Attributes:
+        key_dim: D_key, width of the keys.
+        token_shape: (M, D) of an entry's memory tokens; (0, 0) for a model without.
+        max_segments: rows kept, >= 4; beyond it neighbours merge.
+        epsilon: in [0, 1); a closing segment whose keys are this close (1 - cosine) to the row
+            before it extends that row. Raising it makes still scenes cheaper and small events
+            easier to lose.
+        keys_only: keep neither tokens nor keyframes, for a session whose store has them.
+    """
+
+    key_dim: int = 256
+    token_shape: tuple[int, int] = (16, 384)
+    max_segments: int = 10_000
+    epsilon: float = 0.02
+    keys_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.key_dim < 1 or min(self.token_shape) < 0:
+            raise ConfigError(f"cache: key_dim {self.key_dim}, token_shape {self.token_shape}")
+        if self.max_segments < 4:
+            raise ConfigError(f"cache: max_segments is {self.max_segments}; give at least 4")
+        if not 0 <= self.epsilon < 1:
+            raise ConfigError(f"cache: epsilon is {self.epsilon}; give a value in [0, 1)")
+
+    def bytes_bound(self) -> int:
+        """Return the most bytes that a cache can hold.
+
+        (max_segments + 1) x (8 keys x (4 D_key in the entry + 4 D_key in the index, whose arrays
+        double as they grow, + 200) + 2 M D tokens + 32 KiB keyframe + 4,000 text + 3,000), the
+        tokens and keyframe only without `keys_only`.
+        """
+        payload = 0 if self.keys_only else 2 * int(np.prod(self.token_shape)) + MAX_KEYFRAME_BYTES
+        keys = 2 * MAX_KEYS * (8 * self.key_dim + _KEY_OVERHEAD_BYTES)
+        return (self.max_segments + 1) * (keys + payload + 2 * MAX_TEXT_BYTES + _ROW_OVERHEAD_BYTES)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """What an append did.
+
+    Attributes:
+        action: ``appended`` a row, or ``extended`` the newest one.
+        entry: that row as it is now, tokens and keyframe included.
+        made_room: the row that two older neighbours became; None where there was room.
+    """
+
+    action: Literal["appended", "extended"]
+    entry: Entry
+    made_room: Entry | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CacheSnapshot:
+    """A cache as a value: entries are immutable, so it shares them."""
+
+    config: CacheConfig
+    entries: tuple[Entry, ...]
+
+
+class MemoryCache:
+    """Keeps what was seen, finds it again, and stays within its bound.
+
+    Holds at most ``config.max_segments`` rows and ``config.bytes_bound()`` bytes. Costs of an
+    append depend on max_segments, not on the stream's length; similarities of neighbours wait in a
+    queue. Deterministic: equal calls give equal caches and equal hits.
+
+    The newest row never merges, because it may still be extended. Rows of different sources never
+    merge, because their times would mean nothing; where nothing else is left (more sources than
+    rows), the oldest row goes.
+    """
+
+    def __init__(self, config: CacheConfig) -> None:
+        self.config = config
+        self._rows: dict[int, Entry] = {}
+        self._ids: list[int] = []  # ids of the rows, rising
+        self._queue = MergeQueue()
+        self._visual = FaissIndex(config.key_dim)
+        self._text = FaissIndex(config.key_dim)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    # -- writing --
+
+    def append(self, entry: Entry) -> Change:
+        """Add a closed segment.
+
+        Args:
+            entry: newer than everything here; keys [*, config.key_dim], tokens of
+                config.token_shape or [0, 0].
+
+        Returns:
+            What was done.
+
+        Raises:
+            ValueError: an id that is not newer, or keys or tokens of another shape.
+        """
+        self._check(entry)
+        newest = self._rows[self._ids[-1]] if self._ids else None
+        if newest is not None and continues(newest, entry, self.config.epsilon):
+            grown = extended(newest, entry)
+            self._set(grown)
+            return Change("extended", grown)
+        return Change("appended", entry, self._insert(entry))
+
+    def load(self, entries: Iterable[Entry]) -> None:
+        """Add rows as a store kept them: as `append`, but none extends another.
+
+        Raises:
+            ValueError: as for `append`.
+        """
+        for entry in entries:
+            self._check(entry)
+            self._insert(entry)
+
+    def set_caption(self, segment: int, text: str, text_key: np.ndarray | None) -> Entry:
+        """Give a segment a caption; a row that has one gets a further line.
+
+        Args:
+            segment: any id that a row stands for.
+            text: one line.
+            text_key: [D_key] unit row; None where there is no text encoder.
+
+        Returns:
+            The row as it is now.
+
+        Raises:
+            KeyError: no such segment.
+        """
+        return self._set(with_text(self._known(segment), caption=text, text_key=text_key))
+
+    def add_notes(
+        self, segment: int, notes: tuple[Note, ...], text_key: np.ndarray | None
+    ) -> Entry:
+        """Give a segment speech or subtitles that came after it; otherwise as `set_caption`."""
+        return self._set(with_text(self._known(segment), notes=notes, text_key=text_key))
+
+    def drop(self, segments: Iterable[int]) -> None:
+        """Remove the rows that stand for these ids, neighbours merged into them included."""
+        for segment in segments:
+            row = self.get(segment)
+            if row is None:
+                continue
+            at = bisect_right(self._ids, row.segment) - 1
+            del self._ids[at], self._rows[row.segment]
+            self._visual.remove(_labels(row))
+            self._text.remove(_labels(row))
+            self._consider(at - 1)
+
+    # -- reading --
+
+    def get(self, segment: int) -> Entry | None:
+        """Return the row that stands for a segment, merged or not; None where it is unknown."""
+        at = bisect_right(self._ids, segment) - 1
+        row = self._rows[self._ids[at]] if at >= 0 else None
+        return row if row is not None and segment <= row.last else None
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Return every row, oldest first."""
+        return tuple(self._rows[id_] for id_ in self._ids)
+
+    def entries_between(
+        self, a: float, b: float, *, source: str | None = None
+    ) -> tuple[Entry, ...]:
+        """Return the rows that overlap [a, b) seconds, oldest first."""
+        return tuple(
+            row
+            for row in map(self._rows.__getitem__, self._ids)
+            if row.start < b and row.end > a and source in (None, row.source)
+        )
+
+    def related(self, key: np.ndarray, k: int) -> tuple[Hit, ...]:
+        """Find the entries that look most like a segment: the bridge's retrieval.
+
+        Args:
+            key: [D_key] unit visual key.
+            k: >= 1.
+
+        Returns:
+            At most k hits, best visual key first; `fused` is the score.
+        """
+        ranked = self._ranked(self._visual, key, k, None)
+        return tuple(Hit(self._rows[id_], score, score, None, score) for score, id_ in ranked)
+
+    def search(
+        self,
+        key: np.ndarray,
+        k: int,
+        *,
+        between: Window | None = None,
+        wall: Window | None = None,
+        source: str | None = None,
+    ) -> tuple[Hit, ...]:
+        """Find the entries that a question is about, by visual and by text keys.
+
+        Each kind ranks its best 50 (or 4 k) entries; ranks are fused, sum of 1 / (60 + rank),
+        because cosines of text with text and of text with pictures have different scales.
+
+        Args:
+            key: [D_key] unit row, the question in the shared space.
+            k: >= 1.
+            between: (a, b) seconds; only rows that overlap it.
+            wall: (a, b) Unix seconds; only rows that overlap it and know their wall clock.
+            source: only rows of this source.
+
+        Returns:
+            At most k hits, best first.
+
+        Source: Cormack, Clarke and Büttcher, SIGIR 2009 (reciprocal rank fusion).
+        """
+        allowed = self._allowed(between, wall, source)
+        depth = max(4 * k, _FUSED_DEPTH)
+        fused: dict[int, float] = {}
+        for index in (self._visual, self._text):
+            for rank, (_, id_) in enumerate(self._ranked(index, key, depth, allowed), start=1):
+                fused[id_] = fused.get(id_, 0.0) + 1 / (RANK_CONSTANT + rank)
+        hits = [self._hit(id_, key, score) for id_, score in fused.items()]
+        hits.sort(key=lambda hit: (-hit.fused, -hit.score, hit.entry.segment))
+        return tuple(hits[:k])
+
+    def snapshot(self) -> CacheSnapshot:
+        """Return the cache as a value."""
+        return CacheSnapshot(self.config, self.entries())
+
+    @classmethod
+    def from_snapshot(cls, snapshot: CacheSnapshot) -> Self:
+        """Return a cache that continues as the one that the snapshot was taken of."""
+        cache = cls(snapshot.config)
+        cache.load(snapshot.entries)
+        return cache
+
+    def num_bytes(self) -> int:
+        """Return the bytes of keys, tokens, keyframes, text and index held now."""
+        arrays = sum(
+            row.visual_keys.nbytes + row.text_keys.nbytes + row.tokens.nbytes
+            + len(row.keyframe or b"") + len((row.caption or "").encode())
+            + sum(len(note.text.encode()) for note in row.notes)
+            for row in self._rows.values()
+        )  # fmt: skip
+        return arrays + self._visual.num_bytes() + self._text.num_bytes()
+
+    # -- rows --
+
+    def _check(self, entry: Entry) -> None:
+        if self._ids and entry.segment <= self._rows[self._ids[-1]].last:
+            raise ValueError(f"cache: segment {entry.segment} is not newer than the last one")
+        if entry.visual_keys.shape[1] != self.config.key_dim:
+            raise ValueError(
+                f"cache: keys are {entry.visual_keys.shape[1]} wide, not {self.config.key_dim}"
+            )
+        if entry.tokens.size and entry.tokens.shape != self.config.token_shape:
+            raise ValueError(
+                f"cache: tokens are {entry.tokens.shape}, not {self.config.token_shape}"
+            )
+
+    def _insert(self, entry: Entry) -> Entry | None:
+        self._ids.append(entry.segment)
+        self._set(with_text(entry))
+        # The row before is final now: it and its predecessor may merge.
+        self._consider(len(self._ids) - 3)
+        return self._make_room() if len(self) > self.config.max_segments else None
+
+    def _set(self, row: Entry) -> Entry:
+        if self.config.keys_only:
+            row = replace(row, tokens=row.tokens[:0, :0], keyframe=None)
+        self._rows[row.segment] = row
+        labels = _labels(row)
+        for index, keys in ((self._visual, row.visual_keys), (self._text, row.text_keys)):
+            index.add(labels[: len(keys)], keys)
+            index.remove(labels[len(keys) :])
+        return row
+
+    def _known(self, segment: int) -> Entry:
+        row = self.get(segment)
+        if row is None:
+            raise KeyError(f"cache: no segment {segment}")
+        return row
+
+    # -- making room --
+
+    def _consider(self, at: int) -> None:
+        """Put the rows at `at` and `at + 1` forward for a merge, the newest row excepted."""
+        if 0 <= at < len(self._ids) - 2:
+            left, right = self._rows[self._ids[at]], self._rows[self._ids[at + 1]]
+            if left.source == right.source:
+                self._queue.offer(left, right, self._rows)
+
+    def _make_room(self) -> Entry | None:
+        pair = self._queue.pop(self._rows)
+        if pair is None:
+            self.drop(self._ids[:1])
+            return None
+        left, right = pair
+        at = bisect_right(self._ids, left) - 1
+        gone = self._rows.pop(right)
+        del self._ids[at + 1]
+        self._visual.remove(_labels(gone))
+        self._text.remove(_labels(gone))
+        row = self._set(merged(self._rows[left], gone))
+        self._consider(at - 1)
+        self._consider(at)
+        return row
+
+    # -- finding --
+
+    def _ranked(
+        self, index: FaissIndex, key: np.ndarray, depth: int, allowed: np.ndarray | None
+    ) -> list[tuple[float, int]]:
+        """Return (cosine, id) of the best rows; their best key decides."""
+        labels, scores = index.search(key, depth * MAX_KEYS, allowed=allowed)
+        best: dict[int, float] = {}
+        for id_, score in zip((labels // MAX_KEYS).tolist(), scores.tolist(), strict=True):
+            best.setdefault(id_, score)
+        return [(score, id_) for id_, score in best.items()][:depth]
+
+    def _hit(self, id_: int, key: np.ndarray, fused: float) -> Hit:
+        row = self._rows[id_]
+        visual = float((row.visual_keys @ key).max())
+        text = float((row.text_keys @ key).max()) if len(row.text_keys) else None
+        return Hit(row, max(visual, visual if text is None else text), visual, text, fused)
+
+    def _allowed(
+        self, between: Window | None, wall: Window | None, source: str | None
+    ) -> np.ndarray | None:
+        """Return the labels of the rows in the windows; None for all."""
+        if between is None and wall is None and source is None:
+            return None
+        a, b = between or (-np.inf, np.inf)
+        rows = self.entries_between(a, b, source=source)
+        if wall is not None:
+            rows = tuple(row for row in rows if _overlaps_wall(row, wall))
+        firsts = np.array([row.segment for row in rows], np.int64)
+        return (firsts[:, None] * MAX_KEYS + np.arange(MAX_KEYS)).ravel()
+
+
+def _labels(row: Entry) -> np.ndarray:
+    """Return the index ids of a row's keys, of either kind."""
+    return row.segment * MAX_KEYS + np.arange(MAX_KEYS)
+
+
+def _overlaps_wall(row: Entry, wall: Window) -> bool:
+    if row.wall_start is None:
+        return False
+    return row.wall_start < wall[1] and row.wall_start + (row.end - row.start) > wall[0]

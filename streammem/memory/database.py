@@ -1,0 +1,186 @@
+"""The SQLite file of a durable memory: opened, upgraded, asked, written in transactions.
+
+What its rows mean is `rows.py`'s business; its errors are ours.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from streammem.errors import StoreError
+from streammem.memory import rows
+from streammem.memory.folder import DATABASE, FORMAT, HEADER, writable
+
+Mode = Literal["rw", "r"]
+
+_BUSY_S = 10.0
+
+
+class Database:
+    """A connection that survives what SQLite survives and says what went wrong.
+
+    Used by one thread at a time.
+    """
+
+    def __init__(self, path: Path, mode: Mode) -> None:
+        """Open the database of a memory's folder; ``rw`` brings it to the current format.
+
+        Raises:
+            StoreError: damaged, of a newer format, or not readable.
+        """
+        self.path, self.mode = path, mode
+        self._connection: sqlite3.Connection | None = None
+        with _translated(path):
+            self._connection = _connect(path, mode)
+        try:
+            self._upgrade()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close; idempotent."""
+        if self._connection is None:
+            return
+        if self.mode == "rw":
+            # Only tidiness: what is in the WAL is safe there.
+            with suppress(StoreError):
+                self.checkpoint()
+        self._connection.close()
+        self._connection = None
+
+    def query(self, sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
+        """Execute a statement and return all its rows.
+
+        Raises:
+            StoreError: SQLite's complaint in our words.
+        """
+        with _translated(self.path):
+            return self._open().execute(sql, arguments).fetchall()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Let the queries of the block see one state, whatever a writer does meanwhile."""
+        self.query("BEGIN")
+        try:
+            yield
+        finally:
+            self.query("ROLLBACK")
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Do all of the block or none of it, and have it on disk at the end.
+
+        Raises:
+            StoreError: the memory is read-only, or the disk is full or fails.
+        """
+        if self.mode != "rw":
+            raise StoreError(f"{self.path} is open for reading only; open it with mode rw")
+        self.query("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.query("COMMIT")
+        finally:
+            if self._open().in_transaction:
+                self.query("ROLLBACK")
+
+    def checkpoint(self) -> bool:
+        """Move everything from the WAL to the database; False where a reader prevents it."""
+        return self.query("PRAGMA wal_checkpoint(TRUNCATE)")[0][0] == 0
+
+    def used_bytes(self) -> int:
+        """Return the bytes of pages in use; freed ones await the next rows."""
+        page = self.query("PRAGMA page_size")[0][0]
+        pages = self.query("PRAGMA page_count")[0][0]
+        return page * (pages - self.query("PRAGMA freelist_count")[0][0])
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise StoreError(f"{self.path} is closed")
+        return self._connection
+
+    def _upgrade(self) -> None:
+        version = self.query("PRAGMA user_version")[0][0]
+        if version > FORMAT:
+            raise StoreError(
+                f"{self.path} has format {version}, newer than {FORMAT}; update streammem"
+            )
+        if version < 1:
+            raise StoreError(f"{self.path} is damaged: no format in {DATABASE}")
+        if version < FORMAT:
+            with self.transaction():
+                for sql in rows.migrations(version, FORMAT):
+                    self.query(sql)
+
+
+def create_database(path: Path) -> None:
+    """Make the tables, unless a creation that was cut off has done so already.
+
+    Raises:
+        StoreError: rows are there already, or the disk fails.
+    """
+    with _translated(path):
+        database = sqlite3.connect(path / DATABASE, isolation_level=None)
+        try:
+            if database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                if database.execute("SELECT count(*) FROM segments").fetchone()[0]:
+                    raise StoreError(f"{path} has lost its {HEADER}; restore it from a backup")
+                return
+            # Pruned pages go back to the file system; to be chosen before the first table.
+            database.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            database.execute("PRAGMA journal_mode = WAL")
+            database.executescript(f"BEGIN; {rows.SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;")
+        finally:
+            database.close()
+
+
+def _connect(path: Path, mode: Mode) -> sqlite3.Connection:
+    options = f"mode={'rw' if mode == 'rw' else 'ro'}"
+    wal = path / f"{DATABASE}-wal"
+    # Without a WAL nobody writes, and a folder that cannot be written has no room for SQLite's
+    # own bookkeeping either.
+    if mode == "r" and not writable(path) and not (wal.exists() and wal.stat().st_size):
+        options = "immutable=1"
+    connection = sqlite3.connect(
+        f"{(path / DATABASE).resolve().as_uri()}?{options}",
+        uri=True,
+        isolation_level=None,
+        timeout=_BUSY_S,
+        check_same_thread=False,
+    )
+    if mode == "rw":
+        # FULL syncs the WAL at every commit; NORMAL would lose acknowledged rows in a power cut.
+        for pragma in (
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "fullfsync = ON",
+            "secure_delete = ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+    return connection
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreError(_explained(path, error)) from error
+
+
+def _explained(path: Path, error: sqlite3.Error) -> str:
+    text = str(error)
+    if "full" in text:
+        return f"{path} cannot grow: {text}; free space, then go on"
+    if "UNIQUE" in text:
+        return f"{path} has that segment already"
+    if "unable to open" in text:
+        return (
+            f"{path} cannot be opened: {text}; if its last writer was killed, open it once for "
+            "writing, or copy it to a folder that can be written"
+        )
+    if isinstance(error, sqlite3.OperationalError) and "decode" not in text:
+        return f"{path} fails: {text}; check the disk"
+    return f"{path} is damaged: {text}; see `streammem memory verify`"

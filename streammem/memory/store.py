@@ -1,0 +1,362 @@
+"""The durable memory: a folder with one SQLite file and its keyframes.
+
+Written by one process, read by many. Checking, pruning and forgetting are in `upkeep.py`; what is
+in RAM and how it is found, in `cache.py`.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from streammem.errors import StoreError
+from streammem.memory import rows
+from streammem.memory.database import Database, Mode, create_database
+from streammem.memory.entry import Entry
+from streammem.memory.folder import (
+    DATABASE,
+    FORMAT,
+    KEYFRAMES,
+    LOCK,
+    Header,
+    WriterLock,
+    intact,
+    is_memory,
+    kept_keyframe,
+    keyframe_names,
+    now_text,
+    read_header,
+    remove_keyframes,
+    sync_folder,
+    write_header,
+)
+from streammem.memory.merge import with_text
+from streammem.types import Note
+
+_EXPORT_ROWS = 64
+_OURS = {DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", KEYFRAMES, LOCK, "lost+found"}
+
+
+class Store:
+    """Keeps entries for good: what a call has returned from survives a kill and a power cut.
+
+    A keyframe is synced to disk first, then one transaction brings the row, its tokens and the
+    recurrent state, synced as it commits (WAL, ``synchronous=FULL``). So kill -9 loses the open
+    segment at most. Every row, token block and keyframe has a checksum. Used by one thread at a
+    time; its owner closes it.
+    """
+
+    def __init__(self, path: Path, header: Header, mode: Mode) -> None:
+        """Open what `open` has checked."""
+        self.path, self.header, self.mode = path, header, mode
+        self._lock = WriterLock(path) if mode == "rw" else None
+        try:
+            self.database = Database(path, mode)
+            if mode == "rw":
+                self._recover()
+        except BaseException:
+            if self._lock is not None:
+                self._lock.release()
+            raise
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        fingerprint: str,
+        *,
+        key_dim: int = 256,
+        token_shape: tuple[int, int] = (16, 384),
+    ) -> Self:
+        """Make a new memory and open it for writing.
+
+        Args:
+            path: a folder that does not exist or is empty.
+            fingerprint: of the model whose keys and tokens it will hold.
+            key_dim: D_key.
+            token_shape: (M, D).
+
+        Raises:
+            StoreError: something else is there, or the folder is not writable.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise StoreError(f"{path} is a file, not a memory; give a folder")
+        if is_memory(path):
+            raise StoreError(f"{path} is a memory already; open it")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if {file.name for file in path.iterdir()} - _OURS:
+                raise StoreError(f"{path} is not empty and not a memory; give another folder")
+            with WriterLock(path):
+                create_database(path)
+                (path / KEYFRAMES).mkdir(exist_ok=True)
+                # The header comes last: without it a folder is no memory.
+                write_header(path, Header(FORMAT, fingerprint, key_dim, token_shape, now_text()))
+                sync_folder(path.resolve().parent)
+        except StoreError:
+            raise
+        except OSError as error:
+            raise StoreError(f"{path} cannot be made: {error.strerror}") from error
+        return cls.open(path, fingerprint)
+
+    @classmethod
+    def open(cls, path: str | Path, fingerprint: str | None = None, mode: Mode = "rw") -> Self:
+        """Open a memory.
+
+        Args:
+            path: its folder.
+            fingerprint: of the model that will use it; None to look without a model.
+            mode: ``rw`` takes the one writer's place; ``r`` reads, also while another writes and
+                on read-only media.
+
+        Raises:
+            StoreError: no memory, damaged, of a newer format, made by another model, or (``rw``)
+                being written by another process or not writable.
+        """
+        path = Path(path)
+        header = read_header(path)
+        if fingerprint is not None and fingerprint != header.fingerprint:
+            raise StoreError(
+                f"{path} was made by another model ({header.fingerprint}, not {fingerprint}); "
+                "use that model, or index the source again into a new memory"
+            )
+        if not (path / DATABASE).is_file():
+            raise StoreError(f"{path} lacks {DATABASE}; restore it from a backup")
+        if header.format < FORMAT and mode == "r":
+            raise StoreError(f"{path} has the older format {header.format}; open it for writing")
+        return cls(path, header, mode)
+
+    def close(self) -> None:
+        """Close the memory; idempotent."""
+        self.database.close()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- writing --
+
+    def append(self, entry: Entry, recurrent_state: bytes) -> None:
+        """Keep a closed segment together with the recurrent state after it.
+
+        Args:
+            entry: of an id that is not there, keys and tokens as the header says.
+            recurrent_state: whatever continues the stream after this segment.
+
+        Raises:
+            StoreError: the disk is full or fails, the id is taken, or the memory is read-only;
+                nothing has changed then.
+            ValueError: keys or tokens of another shape.
+        """
+        self._check(entry)
+        with (
+            kept_keyframe(self.path, entry.segment, entry.keyframe) as name,
+            self.database.transaction(),
+        ):
+            size = len(entry.keyframe or b"")
+            row = rows.to_row(entry, keyframe=name, keyframe_bytes=size, written=time.time())
+            self.database.query(rows.INSERT, *row)
+            if entry.tokens.size:
+                block = rows.token_block(entry.tokens)
+                self.database.query("INSERT INTO tokens VALUES (?, ?, ?)", entry.segment, *block)
+            self._put_state(recurrent_state)
+
+    def extend(self, entry: Entry, recurrent_state: bytes) -> None:
+        """Keep the newest row as the cache has extended it; its tokens stay.
+
+        Args:
+            entry: the row as it is now; a keyframe, if it has one, takes the old one's place.
+            recurrent_state: as for `append`.
+
+        Raises:
+            StoreError: as for `append`, or there is no such row.
+        """
+        self._check(entry)
+        old = self._row(entry.segment)
+        with (
+            kept_keyframe(self.path, entry.segment, entry.keyframe) as name,
+            self.database.transaction(),
+        ):
+            row = self._renewed(old, entry)
+            if name is not None:
+                size = len(entry.keyframe or b"")
+                row = rows.changed(row, keyframe=name, keyframe_bytes=size)
+            self._update(rows.changed(row, written=time.time()))
+            self._put_state(recurrent_state)
+        stale = rows.column(old, "keyframe")
+        if name and stale and stale != name:
+            remove_keyframes(self.path, {stale})
+
+    def set_caption(self, segment: int, text: str, text_key: np.ndarray | None) -> None:
+        """Give a segment a caption; a row that has one gets a further line.
+
+        Args:
+            segment: any id that a row stands for.
+            text: one line.
+            text_key: [D_key] unit row, or None.
+
+        Raises:
+            StoreError: no such segment; otherwise as `append`.
+        """
+        row = self._row(segment)
+        entry = with_text(rows.to_entry(row, self.header.key_dim), caption=text, text_key=text_key)
+        with self.database.transaction():
+            self._update(self._renewed(row, entry))
+
+    def add_notes(self, segment: int, notes: tuple[Note, ...], text_key: np.ndarray | None) -> None:
+        """Give a segment speech or subtitles; otherwise as `set_caption`."""
+        row = self._row(segment)
+        entry = with_text(rows.to_entry(row, self.header.key_dim), notes=notes, text_key=text_key)
+        with self.database.transaction():
+            self._update(self._renewed(row, entry))
+
+    # -- reading --
+
+    def load_entries(self) -> tuple[Entry, ...]:
+        """Return every entry without tokens and keyframe, oldest first: what the cache holds.
+
+        Raises:
+            StoreError: a row is damaged or missing.
+        """
+        with self.database.snapshot():
+            found = self.database.query(f"{rows.SELECT} ORDER BY segment")
+            missing = self.missing_rows()
+        if missing:
+            raise StoreError(f"{self.path} lacks {missing} rows; see `streammem memory verify`")
+        return tuple(rows.to_entry(row, self.header.key_dim) for row in found)
+
+    def missing_rows(self) -> int:
+        """Return how many rows were written and are not found: a damaged page can hide some."""
+        (counted,) = self.database.query("SELECT segments FROM counted")[0]
+        return counted - len(self.database.query("SELECT segment FROM segments"))
+
+    def read(self, segment: int) -> Entry:
+        """Return the whole entry that stands for a segment.
+
+        Raises:
+            StoreError: no such segment, or it or its keyframe is damaged or missing.
+        """
+        return self._whole(self._row(segment))
+
+    def tokens(self, segment: int) -> np.ndarray:
+        """Return the tokens [M, D] float16 of a segment; [0, 0] where they were pruned.
+
+        Raises:
+            StoreError: no such segment, or its tokens are damaged or missing.
+        """
+        return self._tokens(self._row(segment))
+
+    def keyframe_path(self, segment: int) -> Path | None:
+        """Return where the keyframe of a segment lies; None where it has none.
+
+        Raises:
+            StoreError: no such segment.
+        """
+        name = rows.column(self._row(segment), "keyframe")
+        return None if name is None else self.path / KEYFRAMES / name
+
+    def export(self) -> Iterator[Entry]:
+        """Yield whole entries, oldest first, without standing in the writer's way.
+
+        Raises:
+            StoreError: as for `read`.
+        """
+        last = -1
+        while found := self.database.query(
+            f"{rows.SELECT} WHERE segment > ? ORDER BY segment LIMIT {_EXPORT_ROWS}", last
+        ):
+            yield from map(self._whole, found)
+            last = rows.column(found[-1], "segment")
+
+    def recurrent_state(self) -> bytes | None:
+        """Return the state after the newest segment; None before the first, or once forgotten.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        found = self.database.query("SELECT block, checksum FROM state WHERE name = 'recurrent'")
+        if not found:
+            return None
+        if rows.checksum(found[0][0]) != found[0][1]:
+            raise StoreError(f"{self.path}: the recurrent state is damaged")
+        return found[0][0]
+
+    def sweep_keyframes(self) -> None:
+        """Remove keyframe files that no row names: traces of a crash."""
+        named = {name for (name,) in self.database.query("SELECT keyframe FROM segments")}
+        remove_keyframes(self.path, keyframe_names(self.path) - named)
+
+    # -- private --
+
+    def _recover(self) -> None:
+        if self.header.format < FORMAT:
+            self.header = replace(self.header, format=FORMAT)
+            write_header(self.path, self.header)
+        self.database.checkpoint()
+        self.sweep_keyframes()
+
+    def _check(self, entry: Entry) -> None:
+        width, shape = entry.visual_keys.shape[1], entry.tokens.shape
+        if width != self.header.key_dim:
+            raise ValueError(f"store: keys are {width} wide, not {self.header.key_dim}")
+        if entry.tokens.size and shape != self.header.token_shape:
+            raise ValueError(f"store: tokens are {shape}, not {self.header.token_shape}")
+
+    def _row(self, segment: int) -> rows.Row:
+        found = self.database.query(
+            f"{rows.SELECT} WHERE segment <= ? ORDER BY segment DESC LIMIT 1", segment
+        )
+        if not found or rows.column(found[0], "last") < segment:
+            raise StoreError(f"{self.path} has no segment {segment}")
+        return found[0]
+
+    def _renewed(self, old: rows.Row, entry: Entry) -> rows.Row:
+        """Return an entry's row with what only its old row knows: payload and age."""
+        row = rows.to_row(entry, keyframe=None, keyframe_bytes=0, written=0.0)
+        kept = ("keyframe", "keyframe_bytes", "has_tokens", "written")
+        return rows.changed(row, **{name: rows.column(old, name) for name in kept})
+
+    def _update(self, row: rows.Row) -> None:
+        self.database.query(rows.UPDATE, *row, rows.column(row, "segment"))
+
+    def _put_state(self, state: bytes) -> None:
+        self.database.query(
+            "INSERT OR REPLACE INTO state VALUES ('recurrent', ?, ?)", state, rows.checksum(state)
+        )
+
+    def _whole(self, row: rows.Row) -> Entry:
+        entry = rows.to_entry(row, self.header.key_dim)
+        return replace(entry, tokens=self._tokens(row), keyframe=self._keyframe(row))
+
+    def _tokens(self, row: rows.Row) -> np.ndarray:
+        segment = rows.column(row, "segment")
+        if not rows.column(row, "has_tokens"):
+            return np.empty((0, 0), np.float16)
+        found = self.database.query("SELECT block, checksum FROM tokens WHERE segment = ?", segment)
+        if not found:
+            raise StoreError(f"tokens of segment {segment} are missing")
+        return rows.to_tokens(segment, *found[0], self.header.token_shape)
+
+    def _keyframe(self, row: rows.Row) -> bytes | None:
+        segment, name = rows.column(row, "segment"), rows.column(row, "keyframe")
+        if name is None:
+            return None
+        try:
+            jpeg = (self.path / KEYFRAMES / name).read_bytes()
+        except OSError as error:
+            renewed = self._row(segment)
+            if rows.column(renewed, "keyframe") != name:  # the writer was faster
+                return self._keyframe(renewed)
+            raise StoreError(f"keyframe {name} cannot be read: {error.strerror}") from error
+        if not intact(name, jpeg):
+            raise StoreError(f"keyframe {name} is damaged")
+        return jpeg

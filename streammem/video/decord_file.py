@@ -1,0 +1,125 @@
+"""Video files through decord, for those who have it: the same frames and times as PyAV gives.
+
+PyAV reads the times, since decord rounds them to float32; decord decodes, one frame at a time.
+"""
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from streammem.errors import BackboneError, SourceError
+from streammem.types import Frame
+from streammem.video.packets import PacketReader
+from streammem.video.pixels import fitted_pixels, rgb_pixels
+from streammem.video.sampling import Grid, Sampling
+from streammem.video.single_pass import SinglePass
+
+# Mean difference of the first picture, of 255: conversions round differently, faults are far off.
+_SAME_PICTURE = 4.0
+
+
+class DecordSource(SinglePass):
+    """One pass over a video file.
+
+    Every frame up to the last sample is decoded, for decord's seeking gives other pictures than
+    plain decoding where GOPs are open.
+
+    Args:
+        spec: path.
+        name: what evidence calls it.
+        sampling: what is wanted; ``sparse`` takes keyframes only.
+
+    Raises:
+        BackboneError: decord is not installed.
+        SourceError: it cannot be opened, holds no picture, or decord reads it wrongly (decord2
+            3.4.0 does so with rotated files and transport streams).
+    """
+
+    def __init__(self, spec: str, name: str, sampling: Sampling) -> None:
+        self._decord = _decord()
+        reader = PacketReader(spec, name)
+        try:
+            super().__init__(name, sampling, duration=reader.duration())
+            self._tick = reader.length(1)
+            self._times, self._durations, self._is_key = _timeline(reader, name)
+            self._missing = reader.shortfall()
+            first = rgb_pixels(reader.first_picture, VideoReformatter())
+        finally:
+            reader.close()
+        try:
+            self._video: Any = self._decord.VideoReader(spec, num_threads=1)
+        except (self._decord.DECORDError, RuntimeError, AssertionError):
+            raise SourceError(f"{name}: decord cannot open it; use reader='pyav'") from None
+        self._first = self._video.next().asnumpy()
+        self._num_read = 1
+        if len(self._video) != len(self._times) or not _same(self._first, first):
+            raise SourceError(f"{name}: decord reads it wrongly; use reader='pyav'")
+
+    def _release(self) -> None:
+        self._video = None
+
+    def _frames(self) -> Iterator[Frame]:
+        grid = Grid(self._sampling, self._tick)
+        num_given, shown_until = 0, 0.0
+        missing = self._missing
+        for index, (time, duration) in enumerate(zip(self._times, self._durations, strict=True)):
+            if grid.is_past(time):
+                missing = None
+                break
+            shown_until = max(shown_until, time + duration)
+            if (self._sampling.sparse and not self._is_key[index]) or not grid.takes(time):
+                continue
+            try:
+                pixels = fitted_pixels(self._pixels(index), self._sampling.max_side)
+            except self._decord.DECORDError:
+                shown_until = time
+                missing = f"breaks off at {time:.1f} s for decord; try reader='pyav'"
+                break
+            num_given += 1
+            yield Frame(pixels, float(time), float(duration), index)
+        self._finish(float(shown_until), num_given, missing)
+
+    def _pixels(self, index: int) -> np.ndarray:
+        """Return [H, W, 3] of a frame that was not read yet, or of the first."""
+        if index == 0:
+            return self._first
+        if index > self._num_read:
+            self._video.skip_frames(index - self._num_read)
+        self._num_read = index + 1
+        return self._video.next().asnumpy()
+
+
+def _timeline(reader: PacketReader, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return times [N] and durations [N] in seconds and keyframe flags [N], in order shown."""
+    rows = []
+    for packet in reader.packets():
+        if packet.pts is None:
+            raise SourceError(f"{name}: has no times that decord could use; use reader='pyav'")
+        if not packet.is_discard:
+            rows.append((packet.pts, packet.duration or 0, packet.is_keyframe))
+    pts, ticks, is_key = np.array(sorted(rows), dtype=np.int64).T
+    tick = reader.tick
+    times = (pts - reader.origin) * tick.numerator / tick.denominator
+    durations = ticks * tick.numerator / tick.denominator
+    rate = reader.stream.average_rate
+    durations[ticks == 0] = float(1 / rate) if rate else 0.04
+    return times, durations, is_key.astype(bool)
+
+
+def _same(pixels: np.ndarray, expected: np.ndarray) -> bool:
+    if pixels.shape != expected.shape:
+        return False
+    return float(np.abs(pixels.astype(np.int16) - expected).mean()) <= _SAME_PICTURE
+
+
+def _decord() -> ModuleType:
+    try:
+        import decord
+    except ImportError:
+        raise BackboneError(
+            "reader='decord' needs decord; pip install 'streammem[decord]'"
+        ) from None
+    return decord

@@ -1,0 +1,265 @@
+"""Video files and URLs through PyAV: exact times, flat memory, and no more decoding than needed.
+
+Live sources are not read here.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Generator, Iterator
+from itertools import takewhile
+
+import av
+from av.packet import Packet
+from av.video.reformatter import VideoReformatter
+
+from streammem.types import Frame
+from streammem.video.gops import needed_parts
+from streammem.video.packets import PacketReader
+from streammem.video.pixels import check_size, rgb_pixels
+from streammem.video.sampling import Grid, Sampling
+from streammem.video.single_pass import SinglePass
+
+HOP_S = 5.0  # a sample further ahead than this is sought, not read up to
+_REORDERED = 32  # what is remembered while packets come out of order; codecs reorder <= 16
+
+
+class _StartOverError(Exception):
+    """Jumping or seeking failed, and what came of it cannot be trusted."""
+
+
+class FileSource(SinglePass):
+    """One pass over a video file or URL.
+
+    Samples are exact: the frames, times and pixels that decoding everything would give. What no
+    sample needs is not decoded: GOPs without a sample, the rest of a GOP after its last one, and
+    unreferenced frames between. Should a keyframe prove unfit to start from, the file is read
+    again from the beginning without such jumps.
+
+    Times never decrease: a frame without a pts gets its predecessor's end, one with an earlier pts
+    its predecessor's time. ``Frame.index`` counts every frame of the file; after a seek it is
+    estimated from the average rate.
+
+    Args:
+        spec: path or URL as FFmpeg is to see it.
+        name: path or URL without credentials.
+        sampling: what is wanted; ``sparse`` takes keyframes only.
+        remote: whether ``spec`` is a URL.
+
+    Raises:
+        SourceError: it cannot be opened, or holds no picture.
+    """
+
+    def __init__(self, spec: str, name: str, sampling: Sampling, *, remote: bool = False) -> None:
+        self._reader = PacketReader(spec, name, remote=remote)
+        super().__init__(name, sampling, duration=self._reader.duration())
+        self._grid = Grid(sampling, tick=self._reader.length(1))
+        self._reformatter = VideoReformatter()
+        rate = self._reader.stream.average_rate or self._reader.stream.guessed_rate
+        self._frame_s = float(1 / rate) if rate else 0.04  # where a frame states no duration
+        self._given_until = -1.0  # frames up to here were given before starting over
+        self._rewind()
+
+    def _release(self) -> None:
+        self._reader.close()
+
+    def _rewind(self) -> None:
+        """Set the state of a pass from the beginning; what was given already stays in the grid."""
+        self._time = self._next_time = 0.0  # of the last picture: its time, and its end
+        self._shown_until = 0.0
+        self._index = -1
+        self._num_before = 0  # packets shown before all those in the heap
+        self._awaited: list[int] = []  # heap: pts of the packets whose pictures are not out yet
+        self._key_pts: deque[int] = deque(maxlen=_REORDERED)  # of the last keyframes
+        self._slot_firsts: dict[int, int] = {}  # slot -> smallest pts seen in it
+        self._read_until = 0.0
+        self._hopped_to = 0.0
+        self._at_end = False  # whether the sampling's end was reached
+        self._num_damaged = 0
+        self._jumped = False  # whether the next packet follows a jump
+        self._sought = False  # whether the next packet's number must be estimated
+        self._keyframe_pts: int | None = None  # of the picture that must come out next
+
+    def _frames(self) -> Iterator[Frame]:
+        num_taken = 0
+        for picture in self._pictures():
+            index = self._rank(picture.pts)
+            time, duration = self._span(picture)
+            if self._grid.is_past(time):
+                self._at_end = True
+                break
+            self._shown_until = max(self._shown_until, time + duration)
+            if self._sampling.sparse and not self._is_key(picture):
+                continue
+            if time > self._given_until and self._grid.takes(time):
+                num_taken += 1
+                check_size(self.name, picture.width, picture.height)
+                pixels = rgb_pixels(picture, self._reformatter, self._sampling.max_side)
+                yield Frame(pixels, time, duration, index)
+        self._finish(self._shown_until, num_taken, self._missing())
+
+    def _missing(self) -> str | None:
+        missing = None if self._at_end else self._reader.shortfall()
+        if missing is None and self._num_damaged:
+            missing = f"has damaged frames ({self._num_damaged}), which were left out"
+        return missing and f"{missing}; fetch or record it again"
+
+    def _pictures(self) -> Iterator[av.VideoFrame]:
+        """Give the good pictures in presentation order, at least all those that are wanted."""
+        while True:
+            try:
+                yield from self._runs()
+                return
+            except _StartOverError:
+                self._given_until = self._time
+                self._reader.reopen()
+                self._rewind()
+
+    def _runs(self) -> Iterator[av.VideoFrame]:
+        target: float | None = self._sampling.start
+        if not (target and self._reader.can_seek):
+            target = yield from self._run(self._reader.packets())
+        while target is not None:
+            packets = self._reader.packets_from(target)
+            if packets is None:
+                raise _StartOverError
+            self._awaited.clear()
+            self._jumped = self._sought = True
+            target = yield from self._run(packets)
+
+    def _run(self, packets: Iterator[Packet]) -> Generator[av.VideoFrame, None, float | None]:
+        """Decode what is needed of some packets; return the time to seek for more, or None."""
+        items = ((p, self._wants(p)) for p in takewhile(self._is_before_end, packets))
+        parts = needed_parts(items) if self._reader.can_jump else (([i], False) for i in items)
+        for part, is_cut in parts:
+            for packet, wanted in part:
+                yield from self._decode(packet, wanted)
+            if is_cut:
+                yield from self._drain()
+                target = self._hop()
+                if target is not None:
+                    return target
+        yield from self._drain()
+        return None
+
+    def _hop(self) -> float | None:
+        """Return the next sample's time if far ahead; each only once, as a seek may fall short."""
+        fps = self._sampling.fps
+        if fps is None or not self._reader.can_seek:
+            return None
+        target = self._sampling.start + self._grid.num_slots / fps
+        is_near = target - self._read_until <= HOP_S
+        if is_near or target <= self._hopped_to or self._grid.is_past(target):
+            return None
+        self._hopped_to = target
+        return target
+
+    def _is_before_end(self, packet: Packet) -> bool:
+        """Tell whether pictures before the sampling's end may still come."""
+        if packet.dts is not None and self._grid.is_past(self._reader.seconds(packet.dts)):
+            self._at_end = True  # no later packet is shown before its decoding time
+        return not self._at_end
+
+    def _wants(self, packet: Packet) -> bool:
+        """Note a packet's place, and tell whether its picture may be a sample."""
+        pts = packet.pts
+        if pts is None:
+            return True
+        if packet.is_discard:  # before an edit list's beginning: decoded, never shown
+            return False
+        time = self._reader.seconds(pts)
+        if self._sought:
+            self._num_before = max(self._index + 1, round(time / self._frame_s))
+            self._sought = False
+        heapq.heappush(self._awaited, pts)
+        if packet.is_keyframe:
+            self._key_pts.append(pts)
+        self._read_until = time
+        wanted = self._may_be_sample(pts, time, packet.is_keyframe)
+        if not (wanted or packet.is_corrupt or self._grid.is_past(time)):
+            end = time + (self._reader.length(packet.duration or 0) or self._frame_s)
+            self._shown_until = max(self._shown_until, end)
+        return wanted
+
+    def _may_be_sample(self, pts: int, time: float, is_keyframe: bool) -> bool:
+        slot = self._grid.slot(time)
+        if slot is None or (self._sampling.sparse and not is_keyframe):
+            return False
+        if self._sampling.fps is None:
+            return True
+        if pts >= self._slot_firsts.get(slot, pts + 1):
+            return False
+        self._slot_firsts[slot] = pts
+        if len(self._slot_firsts) > _REORDERED:
+            del self._slot_firsts[min(self._slot_firsts)]
+        return True
+
+    def _decode(self, packet: Packet, wanted: bool) -> Iterator[av.VideoFrame]:
+        context = self._reader.stream.codec_context
+        # Skipping what nothing refers to leaves all other pictures exactly as they are.
+        context.skip_frame = "DEFAULT" if wanted else "NONREF"
+        if self._jumped:
+            self._jumped, self._keyframe_pts = False, packet.pts
+        try:
+            pictures = context.decode(packet)
+        except av.FFmpegError:
+            self._count_damage()
+            return
+        yield from self._checked(pictures)
+
+    def _drain(self) -> Iterator[av.VideoFrame]:
+        """Get the last pictures out, and make the decoder ready for a keyframe."""
+        context = self._reader.stream.codec_context
+        try:
+            pictures = context.decode(None)
+        except av.FFmpegError as error:
+            pictures = []
+            if not isinstance(error, EOFError):
+                self._count_damage()
+        yield from self._checked(pictures)
+        if self._keyframe_pts is not None:
+            self._give_up_jumps()
+        context.flush_buffers()
+        self._jumped = True
+
+    def _checked(self, pictures: list[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        for picture in pictures:
+            if self._keyframe_pts not in (None, picture.pts):
+                self._give_up_jumps()
+            self._keyframe_pts = None
+            if picture.is_corrupt:
+                self._count_damage()
+            else:
+                yield picture
+
+    def _count_damage(self) -> None:
+        # A recording may begin in the middle of a GOP; what precedes its first picture is no loss.
+        self._num_damaged += self._index >= 0
+
+    def _give_up_jumps(self) -> None:
+        """Leave this pass: a decoder that began at a keyframe did not give that picture first."""
+        self._reader.can_jump = self._reader.can_seek = False
+        raise _StartOverError
+
+    def _span(self, picture: av.VideoFrame) -> tuple[float, float]:
+        """Return the picture's time and duration in seconds."""
+        duration = self._reader.length(picture.duration or 0) or self._frame_s
+        time = self._next_time
+        if picture.pts is not None:
+            time = max(self._time, self._reader.seconds(picture.pts))
+        self._time, self._next_time = time, time + duration
+        return time, duration
+
+    def _is_key(self, picture: av.VideoFrame) -> bool:
+        return picture.key_frame or picture.pts in self._key_pts  # some decoders do not tell
+
+    def _rank(self, pts: int | None) -> int:
+        """Return the picture's number among all pictures, in presentation order."""
+        awaited = self._awaited
+        while pts is not None and awaited and awaited[0] < pts:
+            heapq.heappop(awaited)
+            self._num_before += 1
+        self._index = max(self._index + 1, self._num_before)
+        if awaited and awaited[0] == pts:
+            heapq.heappop(awaited)
+            self._num_before += 1
+        return self._index

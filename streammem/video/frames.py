@@ -1,0 +1,78 @@
+"""Frames that the caller pushes: an iterable of numpy pictures, or of `Frame`s with their times."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from streammem.errors import ConfigError
+from streammem.types import Frame
+from streammem.video.pixels import check_size, fitted_pixels
+from streammem.video.sampling import Grid, Sampling
+from streammem.video.single_pass import SinglePass
+
+NAME = "frames"
+
+
+class PushedSource(SinglePass):
+    """Frames from an iterable, taken one at a time as they are asked for.
+
+    Args:
+        frames: [H, W, 3] uint8 arrays, RGB, or `Frame`s; not a mixture. Arrays are copied, so
+            that their buffer may be used again.
+        sampling: for arrays, ``fps`` is their own rate, none is left out for it, and it must be
+            given. `Frame`s have their own times, and ``fps`` samples them; a time before its
+            predecessor's is raised to it. ``sparse`` changes nothing.
+
+    Raises:
+        ConfigError: at the first item, arrays without ``fps``; at any, one of another kind.
+    """
+
+    def __init__(self, frames: Iterable[np.ndarray | Frame], sampling: Sampling) -> None:
+        super().__init__(NAME, sampling, duration=None)
+        self._items: Iterable[np.ndarray | Frame] = frames
+
+    def _release(self) -> None:
+        self._items = ()
+
+    def _frames(self) -> Iterator[Frame]:
+        grid: Grid | None = None
+        num_given, shown_until, time = 0, 0.0, 0.0
+        for number, item in enumerate(self._items):
+            frame = item if isinstance(item, Frame) else self._timed(item, number)
+            _check_pixels(frame.pixels, number)
+            grid = grid or self._grid(item)
+            time = max(time, frame.time)
+            if grid.is_past(time):
+                break
+            shown_until = time + frame.duration
+            if grid.takes(time):
+                num_given += 1
+                pixels = fitted_pixels(frame.pixels, self._sampling.max_side)
+                if pixels is item:
+                    pixels = pixels.copy()
+                yield replace(frame, pixels=pixels, time=time)
+        self._finish(shown_until, num_given)
+
+    def _timed(self, item: object, number: int) -> Frame:
+        if not isinstance(item, np.ndarray):
+            kind = type(item).__name__
+            raise ConfigError(f"frame {number} is a {kind}; push numpy arrays or Frame objects")
+        fps = self._sampling.fps
+        if fps is None:
+            raise ConfigError("numpy frames have no times; give their rate, for example fps=25")
+        return Frame(item, number / fps, 1 / fps, number)
+
+    def _grid(self, first: object) -> Grid:
+        if isinstance(first, Frame):
+            return Grid(self._sampling)
+        return Grid(replace(self._sampling, fps=None))
+
+
+def _check_pixels(pixels: np.ndarray, number: int) -> None:
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise ConfigError(
+            f"frame {number} is {list(pixels.shape)} {pixels.dtype}; "
+            "it must be [height, width, 3] uint8, RGB"
+        )
+    check_size(f"frame {number}", pixels.shape[1], pixels.shape[0])

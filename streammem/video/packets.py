@@ -1,0 +1,203 @@
+"""The packets of a video file or URL, from any place, and whether the file kept its promise.
+
+Decodes only the first picture, which proves that there is one and sets the zero of time.
+"""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import chain
+
+import av
+from av.packet import Packet
+
+from streammem.errors import SourceError
+from streammem.video.container import error_text, open_container
+
+_BACK_OFF_S = (
+    0.0,
+    3.0,
+    12.0,
+    60.0,
+    300.0,
+)  # how much earlier to seek when the landing was too late
+# Containers whose header states a duration; others have it estimated, which proves nothing.
+_PROMISING = {"mov", "matroska", "avi", "flv", "asf"}
+_STATES_END = {"matroska", "flv"}  # whose "duration" is the last time, wherever the first may be
+# Codecs whose frames build on the canvas of all frames before, whatever their keyframe flag says.
+_CUMULATIVE = {"gif", "apng"}
+
+
+class PacketReader:
+    """Reads the packets of one video stream in decode order.
+
+    Args:
+        spec: path or URL as FFmpeg is to see it.
+        name: what messages call it: without credentials.
+        remote: whether ``spec`` is a URL.
+
+    Attributes:
+        stream: the PyAV video stream.
+        tick: seconds a unit of pts.
+        first_picture: as decoded.
+        origin: pts of the first picture shown; 0 where the file has no times.
+        can_jump: whether decoding may start at any keyframe.
+        can_seek: whether reading may start elsewhere than at the beginning.
+
+    Raises:
+        SourceError: it cannot be opened, or no picture can be decoded.
+    """
+
+    def __init__(self, spec: str, name: str, *, remote: bool = False) -> None:
+        self._spec, self._name, self._remote = spec, name, remote
+        self._open()
+        self.can_jump = self.can_seek = self.stream.codec_context.name not in _CUMULATIVE
+
+    def reopen(self) -> None:
+        """Start again at the beginning with a fresh decoder."""
+        self._container.close()
+        self._open()
+
+    def _open(self) -> None:
+        self._container, self.stream = open_container(self._spec, self._name, remote=self._remote)
+        self.tick = self.stream.time_base or Fraction(1, av.time_base)
+        self._format = self._container.format.name.split(",")[0]
+        self._delivered = 0.0  # seconds on the container's clock, over all its streams
+        self._num_corrupt = 0
+        self._break: str | None = None
+        self._packets = self._demux()
+        self._opening: list[Packet] = []
+        try:
+            self.first_picture = self._decode_first()
+        except BaseException:
+            self._container.close()
+            raise
+        self.origin = self.first_picture.pts or 0
+        self._num_corrupt = 0  # a recording may begin within a GOP; that is no loss
+        self.stream.codec_context.flush_buffers()
+
+    def close(self) -> None:
+        """Release the file; may be repeated."""
+        self._container.close()
+
+    def seconds(self, pts: int) -> float:
+        """Convert a pts to seconds since the first picture."""
+        return self.length(pts - self.origin)
+
+    def length(self, ticks: int) -> float:
+        """Convert a number of the stream's ticks to seconds."""
+        return ticks * self.tick.numerator / self.tick.denominator
+
+    def duration(self) -> float | None:
+        """Return the stated seconds from the first picture to the end, if any."""
+        if self.stream.duration and self._format not in _STATES_END:
+            end = self.length((self.stream.start_time or 0) + self.stream.duration)
+        elif self._container.duration:
+            end = self._stated_end()
+        else:
+            return None
+        return max(0.0, end - self.length(self.origin))
+
+    def _stated_end(self) -> float:
+        start = 0 if self._format in _STATES_END else self._container.start_time or 0
+        return (start + (self._container.duration or 0)) / av.time_base
+
+    def packets(self) -> Iterator[Packet]:
+        """Give all packets; only once after each ``reopen``."""
+        opening, self._opening = self._opening, []
+        return chain(opening, self._packets)
+
+    def packets_from(self, time: float) -> Iterator[Packet] | None:
+        """Give the packets from a keyframe shown at or before a time in seconds.
+
+        Returns:
+            None where seeking fails; then only ``reopen`` leads on.
+        """
+        for back in _BACK_OFF_S:
+            target = self.origin + int((time - back) / self.length(1))
+            if target <= self.origin:
+                break
+            try:
+                self._container.seek(target, stream=self.stream)
+            except av.FFmpegError:
+                break
+            self._packets = self._demux()
+            keyframe = next((p for p in self._packets if p.is_keyframe), None)
+            # Containers index by decoding time, so the landing may be shown after the target.
+            if (
+                keyframe is not None
+                and keyframe.pts is not None
+                and (self.origin <= keyframe.pts and self.seconds(keyframe.pts) <= time)
+            ):
+                return chain([keyframe], _without_leading(self._packets, keyframe.pts))
+        self.can_seek = False
+        return None
+
+    def shortfall(self) -> str | None:
+        """Say, once the packets are exhausted, what is missing; None if nothing is."""
+        if self._break is not None:
+            return f"breaks off ({self._break})"
+        if self._num_corrupt:
+            return f"has damaged packets ({self._num_corrupt})"
+        if self._format not in _PROMISING or not self._container.duration:
+            return None
+        stated, delivered = self._stated_end(), self._delivered
+        # Three frames, or 2% for the rounding of old headers, and never more than a second.
+        rate = float(self.stream.average_rate or 25)
+        if stated - delivered <= min(1.0, max(3 / rate, 0.02 * stated)):
+            return None
+        return f"ends after {delivered:.1f} s of the {stated:.1f} s that its header states"
+
+    def _demux(self) -> Iterator[Packet]:
+        try:
+            for packet in self._container.demux():
+                if not packet.size:  # the flushing packets at the end; a decoder would stop at one
+                    continue
+                if packet.is_corrupt:
+                    self._num_corrupt += packet.stream_index == self.stream.index
+                elif packet.pts is not None:
+                    end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                    self._delivered = max(self._delivered, end)
+                if packet.stream_index == self.stream.index:
+                    yield packet
+        except av.FFmpegError as error:
+            self._break = error_text(error)
+
+    def _decode_first(self) -> av.VideoFrame:
+        context = self.stream.codec_context
+        try:
+            context.open(strict=False)
+            for packet in chain(self._packets, [None]):
+                if packet is not None:
+                    self._opening.append(packet)
+                for frame in _decoded(context, packet):
+                    if not frame.is_corrupt:
+                        return frame
+        except av.FFmpegError as error:
+            raise SourceError(
+                f"{self._name}: its {context.name} video cannot be decoded "
+                f"({error_text(error)}); convert it to H.264"
+            ) from None
+        if self._break:
+            raise SourceError(
+                f"{self._name}: breaks off before its first picture ({self._break}); "
+                "fetch it whole first"
+            )
+        raise SourceError(
+            f"{self._name}: holds no picture that can be decoded; check that it is complete"
+        )
+
+
+def _decoded(context: av.VideoCodecContext, packet: Packet | None) -> list[av.VideoFrame]:
+    try:
+        return context.decode(packet)
+    except av.error.InvalidDataError:
+        return []
+
+
+def _without_leading(packets: Iterator[Packet], keyframe_pts: int) -> Iterator[Packet]:
+    """Leave out the packets after a keyframe that are shown before it: they need the GOP before."""
+    leading = True
+    for packet in packets:
+        leading = leading and packet.pts is not None and packet.pts < keyframe_pts
+        if not leading:
+            yield packet

@@ -1,0 +1,100 @@
+"""From decoded pictures to [H, W, 3] RGB: size limits, shrinking, turning upright.
+
+Which pictures are converted is decided elsewhere.
+"""
+
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from streammem.errors import SourceError
+
+MAX_SIDE = 16384  # larger pictures are refused: one RGB frame would already be 800 MB
+
+Matrix = tuple[int, int, int, int]
+
+
+def check_size(name: str, width: int, height: int) -> None:
+    """Refuse a picture with no pixels or more than MAX_SIDE a side.
+
+    Raises:
+        SourceError: such a size.
+    """
+    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+        raise SourceError(
+            f"{name}: {width}x{height} pixels cannot be read; "
+            f"each side must be 1 to {MAX_SIDE}, so scale it first"
+        )
+
+
+def fitted(width: int, height: int, max_side: int | None) -> tuple[int, int]:
+    """Return (width, height) shrunk to ``max_side`` pixels, aspect kept, each side >= 1."""
+    longer = max(width, height)
+    if max_side is None or longer <= max_side:
+        return width, height
+    scale = max_side / longer
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def fitted_pixels(pixels: np.ndarray, max_side: int | None) -> np.ndarray:
+    """Shrink a picture's longer side to ``max_side`` pixels.
+
+    Args:
+        pixels: [H, W, 3] uint8 RGB.
+        max_side: pixels, or None.
+
+    Returns:
+        [h, w, 3] uint8, contiguous; the same array where nothing is to be done.
+    """
+    height, width = pixels.shape[:2]
+    size = fitted(width, height, max_side)
+    pixels = np.ascontiguousarray(pixels)
+    if size == (width, height):
+        return pixels
+    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+    return VideoReformatter().reformat(frame, *size, "rgb24", threads=1).to_ndarray()
+
+
+def rgb_pixels(
+    picture: av.VideoFrame, reformatter: VideoReformatter, max_side: int | None = None
+) -> np.ndarray:
+    """Convert a decoded picture, shrunk in the same pass and turned upright.
+
+    Args:
+        picture: of any pixel format.
+        reformatter: kept by the caller from picture to picture; it holds the scaler's tables.
+        max_side: pixels, or None.
+
+    Returns:
+        [H, W, 3] uint8 RGB, contiguous.
+    """
+    width, height = fitted(picture.width, picture.height, max_side)
+    rgb = reformatter.reformat(picture, width, height, "rgb24", threads=1)
+    return upright(rgb.to_ndarray(), display_matrix(picture))
+
+
+def display_matrix(picture: av.VideoFrame) -> Matrix:
+    """Return (a, b, c, d) of x' = a x + c y, y' = b x + d y, which turns the picture upright."""
+    data: Any = picture.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).tolist()
+    return a, b, c, d
+
+
+def upright(pixels: np.ndarray, matrix: Matrix) -> np.ndarray:
+    """Turn by quarter turns and mirror a picture, as its display matrix says.
+
+    Args:
+        pixels: [H, W, 3].
+        matrix: of `display_matrix`; only signs and the larger diagonal count.
+
+    Returns:
+        [H, W, 3], or [W, H, 3] after a quarter turn; contiguous.
+    """
+    a, b, c, d = matrix
+    if abs(b) > abs(a):  # x and y change places
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])

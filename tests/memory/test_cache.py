@@ -1,0 +1,377 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streammem.errors import ConfigError
+from streammem.memory.cache import RANK_CONSTANT, CacheConfig, MemoryCache
+from streammem.memory.entry import MAX_KEYFRAME_BYTES, MAX_TEXT_BYTES, Entry
+from streammem.types import Note
+from tests.memory.entries import DIM, TOKENS, make, same, unit
+
+
+def config(**changes):
+    return CacheConfig(**{"key_dim": DIM, "token_shape": TOKENS, "max_segments": 50, **changes})
+
+
+def filled(num, **changes):
+    cache = MemoryCache(config(**changes))
+    for segment in range(num):
+        cache.append(make(segment))
+    return cache
+
+
+def near(key, cosine, seed=7):
+    """A unit row at this cosine of `key`."""
+    other = unit(1, seed=seed)[0]
+    other -= (other @ key) * key
+    return cosine * key + np.sqrt(1 - cosine**2) * other / np.linalg.norm(other)
+
+
+# -- still scenes --
+
+
+def test_a_segment_within_epsilon_extends_the_row_before_it():
+    cache = filled(3)
+    still = near(unit(1, seed=2)[0], 0.99)[None]
+    change = cache.append(make(3, still, frames=5, keyframe=b"last"))
+    assert change.action == "extended" and len(cache) == 3
+    row = cache.get(3)
+    assert row is cache.get(2)
+    assert (row.segment, row.last, row.merged, row.frames) == (2, 3, 2, 6)
+    assert (row.start, row.end, row.keyframe) == (2.0, 4.0, b"last")
+
+
+def test_a_still_camera_writes_one_row_a_day():
+    cache = MemoryCache(config())
+    for segment in range(500):
+        cache.append(make(segment, unit(1)))
+    assert len(cache) == 1 and cache.get(499).frames == 500
+
+
+@pytest.mark.parametrize(
+    ("keys", "changes"),
+    [
+        (near(unit(1, seed=2)[0], 0.97)[None], {}),
+        (np.concatenate([unit(1, seed=2), unit(1, seed=99)]), {}),
+        (unit(1, seed=2), {"source": "another"}),
+        (unit(1, seed=2), {"start": 3.5}),
+        (unit(1, seed=2), {"text_keys": unit(4)}),
+    ],
+    ids=["too far", "an event of its own", "another source", "after a gap", "text does not fit"],
+)
+def test_a_segment_that_shows_anything_else_gets_its_own_row(keys, changes):
+    cache = filled(2)
+    cache.append(make(2, text_keys=unit(1)))
+    assert cache.append(make(3, keys, **changes)).action == "appended"
+    assert len(cache) == 4
+
+
+# -- the bound --
+
+
+@pytest.mark.parametrize("num", [2_000, pytest.param(20_000, marks=pytest.mark.heavy)])
+def test_twenty_thousand_segments_stay_within_the_bound(num):
+    bounds = config(max_segments=256)
+    cache = MemoryCache(bounds)
+    rng = np.random.default_rng(0)
+    keys = rng.normal(size=(num, 2, DIM)).astype(np.float32)
+    keys /= np.linalg.norm(keys, axis=2, keepdims=True)
+    text = "x" * 300
+    for segment in range(num):
+        cache.append(make(segment, keys[segment], text_keys=keys[segment, :1], caption=text))
+        assert len(cache) <= 256
+        if segment % 500 == 0:
+            assert cache.num_bytes() <= bounds.bytes_bound()
+    assert len(cache) == 256 and len(cache._queue) <= 4 * 256 + 64
+    assert cache.num_bytes() <= bounds.bytes_bound()
+
+
+def test_memory_of_the_process_stays_within_the_bound_when_every_field_is_full():
+    bounds = config(max_segments=32)
+    cache = MemoryCache(bounds)
+    note = Note(0.0, 1.0, "n" * 100)
+    tracemalloc.start()
+    for segment in range(100):
+        cache.append(
+            make(
+                segment,
+                unit(4, seed=segment),
+                text_keys=unit(4, seed=-segment % 977),
+                caption="c" * MAX_TEXT_BYTES,
+                notes=(note,) * 20,
+                keyframe=bytes(MAX_KEYFRAME_BYTES),
+            )
+        )
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert used <= bounds.bytes_bound()
+
+
+def test_keys_only_holds_neither_tokens_nor_keyframes_but_hands_them_on():
+    cache = MemoryCache(config(keys_only=True))
+    cache.append(make(0, unit(1)))
+    change = cache.append(make(1, unit(1), keyframe=b"new"))
+    assert change.action == "extended" and change.entry.keyframe == b"new"
+    assert cache.get(0).tokens.size == 0 and cache.get(0).keyframe is None
+    assert config(keys_only=True).bytes_bound() < config().bytes_bound()
+
+
+def test_ids_of_merged_segments_resolve_to_the_merged_row():
+    cache = filled(300)
+    rows = cache.entries()
+    assert len(rows) == 50 and sum(row.merged for row in rows) == 300
+    for segment in range(300):
+        row = cache.get(segment)
+        assert row.segment <= segment <= row.last
+        assert row.start <= segment and row.end >= segment + 1
+    assert cache.get(300) is None and cache.get(-1) is None
+
+
+def test_the_most_similar_neighbours_merge_first():
+    cache = MemoryCache(config(max_segments=6))
+    alike = near(unit(1, seed=2)[0], 0.9)[None]
+    for segment in range(6):
+        cache.append(make(segment, alike if segment == 3 else None))
+    change = cache.append(make(6))
+    assert (change.made_room.segment, change.made_room.last) == (2, 3)
+
+
+def test_merging_keeps_the_resolution_even_over_time():
+    rows = filled(2_000).entries()
+    assert max(row.merged for row in rows) <= 8 * 2_000 / 50
+    oldest, newest = rows[:10], rows[-11:-1]
+    old, new = (np.mean([row.merged for row in part]) for part in (oldest, newest))
+    assert new < 2_000 / 50 < 4 * old, "neither end pays for the other"
+
+
+def test_what_merges_keeps_its_keys_text_and_longer_keyframe():
+    cache = MemoryCache(config(max_segments=4))
+    for segment in range(3):
+        cache.append(make(segment, frames=segment + 1, caption=f"line {segment}"))
+    for segment in (3, 4):
+        cache.append(make(segment, frames=4, caption=f"line {segment}"))
+    row = next(row for row in cache.entries() if row.merged == 2)
+    first, second = row.segment, row.last
+    for segment in (first, second):
+        assert (row.visual_keys @ unit(1, seed=segment)[0]).max() > 0.999
+    assert row.caption == f"line {first}\nline {second}"
+    assert row.keyframe == b"jpeg %d" % second
+    share = (first + 1) / (row.frames)
+    np.testing.assert_allclose(row.tokens, share * first + (1 - share) * second, rtol=1e-3)
+
+
+def test_rows_of_different_sources_never_merge_and_the_oldest_goes_instead():
+    cache = MemoryCache(config(max_segments=8))
+    for segment in range(20):
+        cache.append(make(segment, source=f"film {segment}"))
+    assert [row.segment for row in cache.entries()] == list(range(12, 20))
+    assert cache.get(0) is None
+
+
+# -- finding --
+
+
+def test_related_finds_the_best_visual_key_of_each_entry():
+    cache = MemoryCache(config())
+    cache.append(make(0, unit(3, seed=50)))
+    cache.append(make(1, near(unit(3, seed=50)[2], 0.8)[None]))
+    cache.append(make(2, text_keys=unit(3, seed=50)[2:]))
+    hits = cache.related(unit(3, seed=50)[2], 2)
+    assert [hit.entry.segment for hit in hits] == [0, 1], "text keys do not count"
+    assert [hit.score for hit in hits] == pytest.approx([1, 0.8], abs=1e-3)
+
+
+def test_search_finds_what_only_the_caption_tells():
+    cache = filled(40)
+    question = unit(1, seed=1234)[0]
+    row = cache.set_caption(17, "a dog", near(question, 0.9))
+    assert row.caption == "a dog"
+    hit = cache.search(question, 3)[0]
+    assert hit.entry.segment == 17 and hit.text == pytest.approx(0.9, abs=1e-3)
+    assert hit.visual < hit.text == hit.score
+
+
+def test_search_fuses_the_two_rankings_by_reciprocal_rank():
+    question = unit(1, seed=1234)[0]
+    cache = MemoryCache(config())
+    for segment, (visual, text) in enumerate([(0.9, 0.1), (0.8, 0.8), (0.1, 0.9)]):
+        keys, text_keys = near(question, visual, segment), near(question, text, segment + 9)
+        cache.append(make(segment, keys[None], text_keys=text_keys[None]))
+    hits = cache.search(question, 3)
+    rank = {hit.entry.segment: hit.fused for hit in hits}
+    for segment, ranks in enumerate([(1, 3), (2, 2), (3, 1)]):
+        assert rank[segment] == pytest.approx(sum(1 / (RANK_CONSTANT + r) for r in ranks))
+    assert all(-1 <= hit.score <= 1.001 for hit in hits)
+
+
+def test_search_keeps_to_its_windows():
+    cache = MemoryCache(config())
+    for segment in range(30):
+        at = {"source": f"camera {segment // 10}", "wall_start": 1_000.0 + segment}
+        cache.append(make(segment, **at if segment % 10 else {"source": at["source"]}))
+    key = unit(1, seed=3)[0]
+
+    def found(**window):
+        return sorted(hit.entry.segment for hit in cache.search(key, 50, **window))
+
+    assert found(between=(4, 7)) == [4, 5, 6], "half-open"
+    assert found(between=(4.5, 4.6)) == [4]
+    assert found(source="camera 1") == list(range(10, 20))
+    assert found(wall=(1_008.5, 1_011.5)) == [8, 9, 11], "10 does not know its wall clock"
+    assert found(between=(9, 12), source="camera 1", wall=(0, 1_012)) == [11]
+    assert found(between=(90, 99)) == []
+    assert len(found()) == 30
+
+
+def test_search_is_exact_against_brute_force():
+    cache = filled(50)
+    key = unit(1, seed=77)[0]
+    scores = {row.segment: float((row.visual_keys @ key).max()) for row in cache.entries()}
+    best = sorted(scores, key=scores.get, reverse=True)[:10]
+    assert [hit.entry.segment for hit in cache.search(key, 10)] == best
+    assert [hit.entry.segment for hit in cache.related(key, 10)] == best
+
+
+def test_an_empty_cache_finds_nothing():
+    cache = MemoryCache(config())
+    assert cache.search(unit(1)[0], 3) == cache.related(unit(1)[0], 3) == ()
+    assert len(cache) == 0 and cache.get(0) is None
+
+
+def test_entries_between_gives_the_rows_that_overlap():
+    cache = filled(10)
+    assert [row.segment for row in cache.entries_between(2.5, 5)] == [2, 3, 4]
+    assert [row.segment for row in cache.entries_between(2.5, 5, source="x")] == []
+
+
+# -- text that comes later --
+
+
+def test_a_second_caption_adds_a_line_and_the_same_one_does_not():
+    cache = filled(2)
+    for text in ("a dog", "a dog", "the dog runs"):
+        row = cache.set_caption(1, text, None)
+    assert row.caption == cache.get(1).caption == "a dog\nthe dog runs"
+
+
+def test_text_is_cut_to_its_bound_and_keys_stay_four():
+    cache = filled(2)
+    for i in range(40):
+        row = cache.set_caption(1, f"{i} " + "é" * 60, unit(1, seed=i)[0])
+        row = cache.add_notes(1, (Note(i, i + 1.0, "word " * 10),), unit(1, seed=-i % 99)[0])
+    assert len(row.caption.encode()) <= MAX_TEXT_BYTES
+    assert row.caption.startswith("0 ") and "39 " in row.caption
+    assert sum(len(note.text) for note in row.notes) <= MAX_TEXT_BYTES
+    assert len(row.text_keys) == 4
+    assert len(cache._text) == 4
+
+
+def test_a_caption_for_an_unknown_segment_is_an_error():
+    with pytest.raises(KeyError, match="no segment 9"):
+        filled(2).set_caption(9, "a dog", None)
+
+
+def test_dropped_rows_are_gone_and_the_rest_is_found():
+    cache = filled(10)
+    cache.drop([3, 4, 9, 77])
+    assert [row.segment for row in cache.entries()] == [0, 1, 2, 5, 6, 7, 8]
+    assert cache.get(3) is None and cache.get(9) is None
+    assert 3 not in [hit.entry.segment for hit in cache.related(unit(1, seed=3)[0], 10)]
+    for segment in range(10, 400):
+        cache.append(make(segment))
+    assert len(cache) == 50
+
+
+# -- values --
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 1_000), stop=st.integers(1, 120))
+def test_a_restored_cache_continues_identically(seed, stop):
+    rng = np.random.default_rng(seed)
+    keys = [unit(int(rng.integers(1, 4)), seed=int(rng.integers(12))) for _ in range(160)]
+    cache = MemoryCache(config(max_segments=12))
+    for segment in range(stop):
+        cache.append(make(segment, keys[segment]))
+    copy = MemoryCache.from_snapshot(cache.snapshot())
+    for segment in range(stop, 160):
+        for each in (cache, copy):
+            each.append(make(segment, keys[segment]))
+            each.set_caption(segment, f"caption {segment % 5}", unit(1, seed=segment % 5)[0])
+    assert all(same(*pair) for pair in zip(cache.entries(), copy.entries(), strict=True))
+    for seed_ in range(5):
+        ours, theirs = (each.search(unit(1, seed_)[0], 5) for each in (cache, copy))
+        assert [(hit.entry.segment, hit.score, hit.fused) for hit in ours] == [
+            (hit.entry.segment, hit.score, hit.fused) for hit in theirs
+        ]
+
+
+def test_a_snapshot_does_not_change_with_the_cache():
+    cache = filled(5)
+    snapshot = cache.snapshot()
+    cache.append(make(5))
+    cache.set_caption(0, "a dog", None)
+    assert len(snapshot.entries) == 5 and snapshot.entries[0].caption is None
+
+
+def test_loading_what_a_store_kept_row_by_row_gives_the_same_cache():
+    cache, kept = MemoryCache(config(max_segments=12)), {}
+    for segment in range(200):
+        change = cache.append(make(segment, unit(1, seed=segment // 3 if segment % 5 else segment)))
+        kept[change.entry.segment] = change.entry
+    copy = MemoryCache(config(max_segments=12))
+    copy.load(kept.values())
+    assert all(same(*pair) for pair in zip(cache.entries(), copy.entries(), strict=True))
+
+
+def test_entries_are_values():
+    keys = unit(1)
+    entry = make(0, keys)
+    keys[:] = 0
+    assert np.linalg.norm(entry.visual_keys) == pytest.approx(1, abs=1e-3)
+    with pytest.raises(ValueError, match="read-only"):
+        entry.tokens[0] = 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"visual_keys": np.zeros((1, DIM))},
+        {"visual_keys": np.full((1, DIM), np.nan)},
+        {"visual_keys": unit(5)},
+        {"visual_keys": np.empty((0, DIM))},
+        {"text_keys": unit(1, dim=DIM + 1)},
+        {"tokens": np.zeros(3)},
+        {"end": -1.0},
+        {"frames": 0},
+        {"last": 0},
+        {"keyframe": bytes(MAX_KEYFRAME_BYTES + 1)},
+    ],
+    ids=str,
+)
+def test_an_entry_that_makes_no_sense_is_refused(changes):
+    with pytest.raises(ValueError, match="entry: "):
+        make(1, **changes)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [make(4), make(2), make(9, unit(1, dim=DIM + 1)), make(9, tokens=np.zeros((3, 3)))],
+    ids=["again", "older", "other keys", "other tokens"],
+)
+def test_an_entry_that_does_not_fit_is_refused_and_nothing_changes(entry: Entry):
+    cache = filled(5)
+    with pytest.raises(ValueError, match="cache: "):
+        cache.append(entry)
+    assert len(cache) == 5
+
+
+@pytest.mark.parametrize(
+    "changes", [{"max_segments": 3}, {"epsilon": 1.0}, {"key_dim": 0}, {"token_shape": (-1, 2)}]
+)
+def test_a_configuration_that_cannot_be_meant_is_refused(changes):
+    with pytest.raises(ConfigError, match="cache: "):
+        config(**changes)
