@@ -56,7 +56,9 @@ class SameConv(nn.Module):
         if self.stride > 1:
             pads = []
             for size in (x.shape[3], x.shape[2]):
-                total = max((math.ceil(size / self.stride) - 1) * self.stride + self.kernel - size, 0)
+                total = max(
+                    (math.ceil(size / self.stride) - 1) * self.stride + self.kernel - size, 0
+                )
                 pads += [total // 2, total - total // 2]
             x = F.pad(x, pads)
         return self.conv(x)
@@ -65,7 +67,9 @@ class SameConv(nn.Module):
 class InvertedResidual(nn.Module):
     """Expand 1x1, depthwise kxk, project 1x1; a residual where the shapes agree."""
 
-    def __init__(self, in_channels: int, channels: int, kernel: int, stride: int, expansion: int) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, kernel: int, stride: int, expansion: int
+    ) -> None:
         super().__init__()
         hidden = in_channels * expansion
         self.expand = SameConv(in_channels, hidden) if expansion > 1 else None

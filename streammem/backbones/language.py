@@ -4,16 +4,20 @@ Prompts are sequences of text and vectors, so there are no placeholder strings t
 a user types. No memory and no prompt wording live here.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jinja2 import TemplateError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import GenerationConfig as TransformersDecoding
 
 from streammem.errors import BackboneError, ConfigError
 
@@ -26,11 +30,11 @@ class GenerationConfig:
 
     Attributes:
         max_new_tokens: upper bound of generated tokens, >= 1.
-        temperature: 0 decodes greedily; higher values flatten the distribution.
+        temperature: >= 0, finite; 0 decodes greedily, higher values flatten the distribution.
         top_p: nucleus of the distribution that is sampled, in (0, 1].
         num_beams: beams kept; > 1 needs temperature 0 and cannot be streamed.
         length_penalty: exponent of the length norm of a beam's score; higher favours long text.
-        seed: of sampling.
+        seed: of sampling, in [0, 2^63).
     """
 
     max_new_tokens: int = 48
@@ -43,8 +47,10 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.num_beams < 1:
             raise ConfigError("max-new-tokens and num-beams must be at least 1")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ConfigError("temperature must be >= 0 and top-p in (0, 1]")
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
+            raise ConfigError("temperature must be a number >= 0 and top-p in (0, 1]")
+        if not math.isfinite(self.length_penalty) or not 0 <= self.seed < 1 << 63:
+            raise ConfigError("length-penalty must be a number, and seed in [0, 2^63)")
         if self.num_beams > 1 and self.temperature > 0:
             raise ConfigError("num-beams > 1 decodes by score: it needs temperature 0")
 
@@ -61,7 +67,10 @@ class CausalLanguageModel:
         self.model, self.tokenizer = model, tokenizer
         self._embed = model.get_input_embeddings()
         self._stop_ids = _stop_ids(model, tokenizer)
+        # Penalties that come with a model would make a batch say other things than a stream.
+        model.generation_config = TransformersDecoding()
         self.chat_prefix, self.chat_suffix = _chat_frame(tokenizer)
+        self._frame_ids = self.ids(self.chat_prefix), self.ids(self.chat_suffix)
 
     @classmethod
     def open(cls, folder: str | Path, *, device: str = "cpu") -> "CausalLanguageModel":
@@ -85,8 +94,8 @@ class CausalLanguageModel:
                 dtype=torch.float32 if device == "cpu" else torch.bfloat16,
                 attn_implementation=attention_implementation() if on_cuda else "sdpa",
             )
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+            reason = str(error).strip().partition("\n")[0]
             raise BackboneError(f"{folder}: not a usable language model ({reason})") from error
         return cls(model.to(device).eval().requires_grad_(False), tokenizer)
 
@@ -106,18 +115,23 @@ class CausalLanguageModel:
         return self.tokenizer.eos_token_id
 
     def ids(self, text: str) -> list[int]:
-        """Tokenise text without adding a beginning or an end."""
+        """Tokenise text of our own without adding a beginning or an end.
+
+        Special tokens are recognised in it, so what a user types must not come here.
+        """
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def chat(self, content: Prompt) -> list[str | Tensor]:
         """Frame content as one user turn that waits for the reply."""
-        return [self.chat_prefix, *content, self.chat_suffix]
+        before, after = map(self._vectors, self._frame_ids)
+        return [before, *content, after]
 
     def embed(self, prompt: Prompt) -> Tensor:
         """Embed a prompt.
 
         Args:
-            prompt: text (special tokens are recognised in it) and [N, L] visual tokens, in order.
+            prompt: text and [N, L] visual tokens, in order. Text is only text: a special token
+                that is spelled out in it is read letter by letter.
 
         Returns:
             [T, L] in the model's dtype, on its device.
@@ -125,11 +139,14 @@ class CausalLanguageModel:
         parts = []
         for part in prompt:
             if isinstance(part, str):
-                ids = torch.tensor(self.ids(part), dtype=torch.long)
-                parts.append(self._embed(ids.to(self._embed.weight.device)))
+                text = self.tokenizer(part, add_special_tokens=False, split_special_tokens=True)
+                parts.append(self._vectors(text.input_ids))
             else:
                 parts.append(part.to(self._embed.weight))
         return torch.cat(parts)
+
+    def _vectors(self, ids: list[int]) -> Tensor:
+        return self._embed(torch.tensor(ids, dtype=torch.long, device=self._embed.weight.device))
 
     def stream(self, prompt: Prompt, config: GenerationConfig) -> Iterator[str]:
         """Yield the text of one reply piece by piece; joined, the pieces are the reply.
@@ -137,6 +154,9 @@ class CausalLanguageModel:
         Args:
             prompt: see ``embed``.
             config: ``num_beams`` must be 1.
+
+        Raises:
+            ConfigError: at the call, for beams.
         """
         if config.num_beams > 1:
             raise ConfigError("beams cannot be streamed; use generate, or num-beams 1")
@@ -147,41 +167,39 @@ class CausalLanguageModel:
         generator = torch.Generator(embeddings.device).manual_seed(config.seed)
         ids: list[int] = []
         said = ""
-        out = self.model(inputs_embeds=embeddings[None], use_cache=True, logits_to_keep=1)
+        fed, past = {"inputs_embeds": embeddings[None]}, None
         for _ in range(config.max_new_tokens):
+            out = self.model(**fed, past_key_values=past, use_cache=True, logits_to_keep=1)
+            past = out.past_key_values
             token = _pick(out.logits[0, -1], config, generator)
             if token in self._stop_ids:
                 break
             ids.append(token)
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)
-            # A character may span several tokens: hold back until it is whole.
-            if not text.endswith("\ufffd") and len(text) > len(said):
+            text = self._text(ids)
+            if len(text) > len(said):
                 yield text[len(said) :]
                 said = text
-            step = torch.tensor([[token]], device=embeddings.device)
-            out = self.model(input_ids=step, past_key_values=out.past_key_values, use_cache=True)
+            fed = {"input_ids": torch.tensor([[token]], device=embeddings.device)}
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt], config: GenerationConfig) -> list[str]:
-        """Reply to several prompts in one batch; each reply is what ``stream`` would say of it.
+        """Reply to several prompts in one batch; each is what ``stream`` would say, stripped.
 
         Args:
             prompts: see ``embed``; lengths may differ.
-            config: shared by all; with sampling, row i of the batch draws from its own stream.
+            config: shared by all; with sampling, each prompt draws as if it were alone.
         """
         if not prompts:
             return []
         rows = [self.embed(prompt) for prompt in prompts]
-        if len(rows) > 1 and config.temperature > 0:
-            return ["".join(self._stream(row, config)) for row in rows]
+        if config.temperature > 0:
+            return ["".join(self._stream(row, config)).strip() for row in rows]
         longest = max(len(row) for row in rows)
         # Left padding: every row's next token then stands in the same column.
         batch = torch.stack([F.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
         mask = torch.zeros(batch.shape[:2], dtype=torch.long, device=batch.device)
         for i, row in enumerate(rows):
             mask[i, longest - len(row) :] = 1
-        if config.temperature > 0:
-            torch.manual_seed(config.seed)
         ids = self.model.generate(
             inputs_embeds=batch,
             attention_mask=mask,
@@ -189,14 +207,18 @@ class CausalLanguageModel:
             num_beams=config.num_beams,
             length_penalty=config.length_penalty,
             do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=sorted(self._stop_ids),
-            pad_token_id=min(self._stop_ids),
+            eos_token_id=sorted(self._stop_ids) or None,
+            pad_token_id=min(self._stop_ids, default=0),
         )
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        said = [takewhile(lambda i: i not in self._stop_ids, row) for row in ids.tolist()]
+        return [self._text(list(row)).strip() for row in said]
+
+    def _text(self, ids: list[int]) -> str:
+        """Decode the whole characters: the last one may lack bytes that later tokens bring."""
+        text = self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text.rstrip("\ufffd")
 
 
 def attention_implementation() -> str:
@@ -208,8 +230,11 @@ def attention_implementation() -> str:
 
 def _chat_frame(tokenizer: AutoTokenizer) -> tuple[str, str]:
     """Return what the chat template puts before and after a user's text, without a system turn."""
+    # Models that are trained with a beginning-of-sequence token speak badly without it.
+    begins = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+    start = tokenizer.bos_token if begins else ""
     if not tokenizer.chat_template:
-        return "", "\n"
+        return start, "\n"
     mark = "CONTENT"  # seen by the template only, never by a user's text
     user = {"role": "user", "content": mark}
     render = partial(tokenizer.apply_chat_template, tokenize=False)
@@ -220,7 +245,7 @@ def _chat_frame(tokenizer: AutoTokenizer) -> tuple[str, str]:
     except TemplateError:
         framed = render([user], add_generation_prompt=True)
     before, _, after = framed.partition(mark)
-    return before, after
+    return start + before.removeprefix(start), after
 
 
 def _stop_ids(model: nn.Module, tokenizer: AutoTokenizer) -> frozenset[int]:

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, BertModel
+
+from streammem.errors import BackboneError
 
 TEXT_DIM = 384
 MAX_TOKENS = 128
@@ -18,13 +21,21 @@ class SentenceEncoder:
 
     Args:
         folder: config.json, model.safetensors and tokenizer of the encoder.
+
+    Raises:
+        BackboneError: missing or unreadable files.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._model = BertModel.from_pretrained(
-            folder, local_files_only=True, add_pooling_layer=False
-        ).eval()
+    def __init__(self, folder: str | Path) -> None:
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model = BertModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, add_pooling_layer=False
+            )
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise BackboneError(f"{folder}: not a usable sentence encoder ({reason})") from error
+        self._model = model.eval().requires_grad_(False)
 
     @torch.inference_mode()
     def encode(self, sentences: Sequence[str]) -> Tensor:

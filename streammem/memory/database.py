@@ -76,8 +76,7 @@ class Database:
         Raises:
             StoreError: the memory is read-only, or the disk is full or fails.
         """
-        if self.mode != "rw":
-            raise StoreError(f"{self.path} is open for reading only; open it with mode rw")
+        self.require_writing()
         self.query("BEGIN IMMEDIATE")
         try:
             yield
@@ -86,9 +85,24 @@ class Database:
             if self._open().in_transaction:
                 self.query("ROLLBACK")
 
+    def require_writing(self) -> None:
+        """Refuse to go on without the writer's place.
+
+        Raises:
+            StoreError: opened for reading.
+        """
+        if self.mode != "rw":
+            raise StoreError(f"{self.path} is open for reading only; open it with mode rw")
+
     def checkpoint(self) -> bool:
         """Move everything from the WAL to the database; False where a reader prevents it."""
         return self.query("PRAGMA wal_checkpoint(TRUNCATE)")[0][0] == 0
+
+    def shrink(self) -> None:
+        """Give free pages back to the file system."""
+        with _translated(self.path):
+            # A script, because `execute` takes one step of it, which frees one page.
+            self._open().executescript("PRAGMA incremental_vacuum")
 
     def used_bytes(self) -> int:
         """Return the bytes of pages in use; freed ones await the next rows."""

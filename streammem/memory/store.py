@@ -4,6 +4,7 @@ Written by one process, read by many. Checking, pruning and forgetting are in `u
 in RAM and how it is found, in `cache.py`.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -36,6 +37,8 @@ from streammem.memory.folder import (
 from streammem.memory.merge import with_text
 from streammem.types import Note
 
+_log = logging.getLogger(__name__)
+
 _EXPORT_ROWS = 64
 _OURS = {DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", KEYFRAMES, LOCK, "lost+found"}
 
@@ -55,11 +58,15 @@ class Store:
         self._lock = WriterLock(path) if mode == "rw" else None
         try:
             self.database = Database(path, mode)
-            if mode == "rw":
-                self._recover()
         except BaseException:
             if self._lock is not None:
                 self._lock.release()
+            raise
+        try:
+            if mode == "rw":
+                self._recover()
+        except BaseException:
+            self.close()
             raise
 
     @classmethod
@@ -291,9 +298,18 @@ class Store:
         return found[0][0]
 
     def sweep_keyframes(self) -> None:
-        """Remove keyframe files that no row names: traces of a crash."""
+        """Remove keyframe files that no row names: traces of a crash.
+
+        Raises:
+            StoreError: the memory is read-only, or a row is damaged: then a keyframe could look
+                like a trace, and none is removed.
+        """
+        self.database.require_writing()
         named = {name for (name,) in self.database.query("SELECT keyframe FROM segments")}
-        remove_keyframes(self.path, keyframe_names(self.path) - named)
+        traces = keyframe_names(self.path) - named
+        if traces:
+            self.load_entries()
+            remove_keyframes(self.path, traces)
 
     # -- private --
 
@@ -302,7 +318,10 @@ class Store:
             self.header = replace(self.header, format=FORMAT)
             write_header(self.path, self.header)
         self.database.checkpoint()
-        self.sweep_keyframes()
+        try:
+            self.sweep_keyframes()
+        except StoreError as error:
+            _log.warning("%s; traces of a crash stay", error)
 
     def _check(self, entry: Entry) -> None:
         width, shape = entry.visual_keys.shape[1], entry.tokens.shape
@@ -344,7 +363,7 @@ class Store:
         found = self.database.query("SELECT block, checksum FROM tokens WHERE segment = ?", segment)
         if not found:
             raise StoreError(f"tokens of segment {segment} are missing")
-        return rows.to_tokens(segment, *found[0], self.header.token_shape)
+        return rows.to_tokens(segment, found[0][0], found[0][1], self.header.token_shape)
 
     def _keyframe(self, row: rows.Row) -> bytes | None:
         segment, name = rows.column(row, "segment"), rows.column(row, "keyframe")

@@ -209,7 +209,7 @@ def prune(
             if not oldest_rows:
                 break
             segments += _drop_rows(store, _enough(oldest_rows, _row_bytes, excess))
-    store.database.query("PRAGMA incremental_vacuum")
+    store.database.shrink()
     store.database.checkpoint()
     return Pruned(keyframes, tokens, tuple(segments), _bytes(store))
 

@@ -1,0 +1,1 @@
+"""Training of the learned parts by recipes (see ``run.py``)."""

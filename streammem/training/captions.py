@@ -6,6 +6,7 @@ block mask keeps the captions apart, and each counts its positions from the pref
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +17,11 @@ from streammem.backbones.language import CausalLanguageModel
 from streammem.memory.bridge import MemoryBridge
 from streammem.prompts import CAPTION_INSTRUCTION
 from streammem.training.pictures import PictureSet, sample_views
-from streammem.training.questions import Turn, turns_from_captions
+from streammem.training.questions import turns_from_captions
 
 IGNORE = -100
+MAX_CAPTIONS = 5  # of one picture in a step
+QUESTION_SHARE = 0.15  # of the pictures are asked about instead of described
 BRIDGE_FACTOR = 0.3  # of the learning rate; the LoRA starts from nothing and takes all of it
 
 
@@ -113,7 +116,21 @@ def packed_loss(language: CausalLanguageModel, packed: Packed, visual: Tensor) -
 
 def decoder_of(model: nn.Module) -> nn.Module:
     """Return the stack without the vocabulary head, whether a LoRA wraps the model or not."""
-    return model.get_base_model().model if hasattr(model, "get_base_model") else model.model
+    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return plain.model
+
+
+def has_bfloat16(device: str) -> bool:
+    """Tell whether bfloat16 products are fast: they halve a step, or, emulated, take five times it.
+
+    Args:
+        device: torch's device type.
+    """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # AVX-512 BF16 or AMX; torch computes bfloat16 without them too, but in float32 steps.
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
 class CaptionStage:
@@ -122,12 +139,9 @@ class CaptionStage:
     Args:
         bridge: trained in place.
         language: its LoRA, already added, is trained in place.
-        pictures: training set.
+        pictures: training set; one without captions is only asked about.
         validation: measured by cross-entropy of its captions.
-        questions: people's own question turns of picture i, where there are any.
         batch: pictures a step.
-        captions: captions of one picture a step.
-        question_share: share of pictures that are asked about instead of described.
     """
 
     name = "captions"
@@ -139,18 +153,16 @@ class CaptionStage:
         pictures: PictureSet,
         validation: PictureSet,
         *,
-        questions: dict[int, list[Turn]] | None = None,
         batch: int = 16,
-        captions: int = 5,
-        question_share: float = 0.15,
     ) -> None:
         self.bridge, self.language, self.pictures = bridge, language, pictures
-        self.validation, self.questions = validation, questions or {}
-        self.batch, self.captions, self.question_share = batch, captions, question_share
+        self.validation = validation
+        self.batch = batch
         self._prefix = language.ids(language.chat_prefix)
         self._suffix = language.ids(language.chat_suffix)
         self._instruction = language.ids(CAPTION_INSTRUCTION + language.chat_suffix)
-        lora = {n.replace(".", "/"): p for n, p in language.model.named_parameters() if p.requires_grad}
+        trained = [(n, p) for n, p in language.model.named_parameters() if p.requires_grad]
+        lora = {name.replace(".", "/"): parameter for name, parameter in trained}
         self.module = nn.ModuleDict({"bridge": bridge, "lora": nn.ParameterDict(lora)})
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
@@ -160,7 +172,7 @@ class CaptionStage:
         ]
 
     def loss(self, rng: np.random.Generator) -> Tensor:
-        chosen = rng.choice(len(self.pictures), self.batch, replace=False)
+        chosen = self.pictures.draw(rng, self.batch)
         patches, times, mask = sample_views(self.pictures, chosen, rng)
         rows = [self._row(int(i), rng) for i in chosen]
         return self._loss(patches, times, mask, rows)
@@ -176,22 +188,26 @@ class CaptionStage:
             patches, times = self.validation.whole(batch)
             own.append(self._loss(patches, times, None, rows).item())
             other.append(self._loss(patches.roll(1, 0), times, None, rows).item())
-        return {"val_loss": round(float(np.mean(own)), 4), "val_loss_other_picture": round(float(np.mean(other)), 4)}
+        return {
+            "val_loss": round(float(np.mean(own)), 4),
+            "val_loss_other_picture": round(float(np.mean(other)), 4),
+        }
 
     def _loss(self, patches: Tensor, times: Tensor, mask: Tensor | None, rows: list[Row]) -> Tensor:
-        # bfloat16 products halve a step on processors that have them; sums stay float32.
+        self.language.model.train(self.module.training)  # the adapter's dropout
         visual = self.bridge.to_language(self.bridge.look(patches, times, mask))
         packed = pack(rows, prefix=self._prefix, num_visual=visual.shape[1])
-        with torch.autocast(visual.device.type, dtype=torch.bfloat16):
+        device = visual.device.type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=has_bfloat16(device)):
             return packed_loss(self.language, packed, visual)
 
     def _row(self, picture: int, rng: np.random.Generator) -> Row:
         captions = self.pictures.captions[picture]
-        if rng.random() < self.question_share:
-            turns = self.questions.get(picture) or turns_from_captions(captions, rng)
+        if rng.random() < QUESTION_SHARE or not captions:
+            turns = self.pictures.turns[picture] or turns_from_captions(captions, rng)
             ids = self.language.ids
             return Row([], [(ids(t.question) + self._suffix, self._said(t.answer)) for t in turns])
-        order = rng.permutation(len(captions))[: self.captions]
+        order = rng.permutation(len(captions))[:MAX_CAPTIONS]
         return self._caption_row([captions[i] for i in order])
 
     def _caption_row(self, captions: Sequence[str]) -> Row:

@@ -1,6 +1,10 @@
-"""Key stage: pictures and sentences meet in one space, by contrast, no language model in the loop."""
+"""Key stage: pictures and sentences meet in one space, by contrast.
+
+No language model is in the loop, and the sentence encoder stays frozen: its output comes ready.
+"""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,16 +17,21 @@ from streammem.training.pictures import PictureSet
 LABEL_SMOOTHING = 0.05
 
 
+class Embedded(NamedTuple):
+    """Pictures with their captions' sentence embeddings, [captions of picture i, E] each."""
+
+    pictures: PictureSet
+    sentences: Sequence[Tensor]
+
+
 class KeyStage:
     """Symmetric InfoNCE over a batch, pictures against one random caption each.
 
     Args:
         picture_key: trained in place.
         text_key: trained in place, on top of frozen sentence embeddings.
-        pictures: training set.
+        training: every picture with captions.
         validation: ranked in ``evaluate``.
-        text: sentence embeddings of every caption of ``pictures``, [captions of row i, E] each.
-        validation_text: the same of ``validation``.
         batch: pictures a step, each the others' negative.
     """
 
@@ -32,15 +41,14 @@ class KeyStage:
         self,
         picture_key: PictureKey,
         text_key: TextKey,
-        pictures: PictureSet,
-        validation: PictureSet,
+        training: Embedded,
+        validation: Embedded,
         *,
-        text: Sequence[Tensor],
-        validation_text: Sequence[Tensor],
         batch: int = 256,
     ) -> None:
-        self.pictures, self.validation, self.batch = pictures, validation, batch
-        self._text, self._validation_text = text, validation_text
+        self.pictures, self._text = training
+        self.validation, self._validation_text = validation
+        self.batch = batch
         head = nn.ParameterDict({"log_scale": torch.tensor(2.7)})
         self.module = nn.ModuleDict({"picture": picture_key, "text": text_key, "head": head})
 
@@ -48,9 +56,9 @@ class KeyStage:
         return [(list(self.module.parameters()), 1.0)]
 
     def loss(self, rng: np.random.Generator) -> Tensor:
-        chosen = rng.choice(len(self.pictures), self.batch, replace=False)
-        views = [int(rng.integers(self.pictures.features[self.pictures.rows[i][0]].shape[1])) for i in chosen]
-        patches = np.stack([self.pictures.view(int(i), v) for i, v in zip(chosen, views, strict=True)])
+        chosen = self.pictures.draw(rng, self.batch)
+        views = [int(rng.integers(self.pictures.num_views(i))) for i in chosen]
+        patches = np.stack([self.pictures.view(i, v) for i, v in zip(chosen, views, strict=True)])
         sentences = torch.stack([self._text[i][rng.integers(len(self._text[i]))] for i in chosen])
         # Noise on the sentence side keeps the small set from being learned by heart.
         sentences = F.normalize(sentences + 0.02 * torch.randn_like(sentences), dim=-1)

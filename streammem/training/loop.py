@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from streammem.errors import CheckpointError
+from streammem.errors import CheckpointError, StreammemError
 
 log = logging.getLogger(__name__)
 CHECKPOINT_EVERY_S = 120.0
@@ -49,7 +50,11 @@ class Stage(Protocol):
     """One thing to learn: its weights, its loss on the next batch, its figures."""
 
     name: str
-    module: nn.Module
+
+    @property
+    def module(self) -> nn.Module:
+        """All that is trained, and nothing else."""
+        ...
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         """Return (parameters, factor on the learning rate)."""
@@ -64,7 +69,55 @@ class Stage(Protocol):
         ...
 
 
-def train(stage: Stage, schedule: Schedule, out: Path) -> dict[str, float]:
+class Progress:
+    """Where a stage stands: its interim file and its log."""
+
+    def __init__(self, stage: Stage, optimizer: torch.optim.AdamW, out: Path, recipe: str) -> None:
+        self.stage, self.optimizer, self.recipe = stage, optimizer, recipe
+        self.path, self.record = out / f"{stage.name}.pt", out / f"{stage.name}.jsonl"
+        self.step, self.saved_s = 0, time.monotonic()
+        self.figures: dict[str, float] = {}
+
+    def resume(self) -> None:
+        """Take up the interim weights, if there are any.
+
+        Raises:
+            CheckpointError: they belong to another recipe, or are corrupt.
+        """
+        if self.path.exists():
+            try:
+                state = torch.load(self.path, map_location="cpu", weights_only=True)
+                self.stage.module.load_state_dict(state["module"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.step, self.figures = int(state["step"]), state.get("figures", {})
+            except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+                reason = str(error).splitlines()[0]
+                raise CheckpointError(
+                    f"{self.path}: does not fit this recipe ({reason}); move it away"
+                ) from error
+            log.info("%s: resumed at step %d", self.stage.name, self.step)
+        # Steps after the last save are done again, and logged again.
+        kept = [entry for entry in read_log(self.record) if entry["step"] <= self.step]
+        self.record.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def save(self, *, force: bool) -> None:
+        """Write the interim weights if it is time."""
+        if not force and time.monotonic() - self.saved_s <= CHECKPOINT_EVERY_S:
+            return
+        state = {
+            "step": self.step,
+            "module": self.stage.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "figures": self.figures,
+            "recipe": self.recipe,
+        }
+        scratch = self.path.with_name(f"{self.path.name}.part")
+        torch.save(state, scratch)
+        os.replace(scratch, self.path)  # a kill leaves the old file or the new one
+        self.saved_s = time.monotonic()
+
+
+def train(stage: Stage, schedule: Schedule, out: Path, *, recipe: str = "") -> dict[str, float]:
     """Train a stage, or go on where a killed run stopped.
 
     Every step draws its data and its dropout from (seed, step), so a resumed run sees what an
@@ -74,40 +127,59 @@ def train(stage: Stage, schedule: Schedule, out: Path) -> dict[str, float]:
         stage: what to train.
         schedule: how.
         out: folder of ``<stage>.pt`` (interim, with optimiser) and ``<stage>.jsonl`` (the log).
+        recipe: text that the interim file carries, for whoever finds it.
 
     Returns:
         The last figures.
+
+    Raises:
+        CheckpointError: interim weights of another recipe.
+        StreammemError: the loss is not a number any more.
     """
     out.mkdir(parents=True, exist_ok=True)
     optimizer = _optimizer(stage, schedule)
-    step = _resume(stage, optimizer, schedule, out)
+    progress = Progress(stage, optimizer, out, recipe)
+    progress.resume()
     stage.module.train()
-    saved = time.monotonic()
-    figures: dict[str, float] = {}
     with (
-        tqdm(total=schedule.steps, initial=step, desc=stage.name, unit="step") as bar,
-        open(out / f"{stage.name}.jsonl", "a") as record,
+        tqdm(total=schedule.steps, initial=progress.step, desc=stage.name, unit="step") as bar,
+        open(progress.record, "a") as record,
     ):
-        while step < schedule.steps:
-            loss = _step(stage, optimizer, schedule, step)
-            step += 1
+        while progress.step < schedule.steps:
+            began = time.monotonic()
+            loss = _step(stage, optimizer, schedule, progress.step)
+            progress.step += 1
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}")
-            entry: dict[str, float] = {"step": step, "loss": round(loss, 4)}
-            if step == schedule.steps or (
-                schedule.evaluate_every and step % schedule.evaluate_every == 0
-            ):
-                stage.module.eval()
-                figures = stage.evaluate()
-                stage.module.train()
-                entry |= figures
-                log.info("%s step %d: %s", stage.name, step, figures)
+            entry: dict[str, float] = {"step": progress.step, "loss": round(loss, 4)}
+            last = progress.step == schedule.steps
+            if last or (schedule.evaluate_every and progress.step % schedule.evaluate_every == 0):
+                progress.figures = _evaluate(stage)
+                entry |= progress.figures
+                log.info("%s step %d: %s", stage.name, progress.step, progress.figures)
+            entry["seconds"] = round(time.monotonic() - began, 3)
             record.write(json.dumps(entry) + "\n")
             record.flush()
-            if time.monotonic() - saved > CHECKPOINT_EVERY_S or step == schedule.steps:
-                _save(stage, optimizer, step, out)
-                saved = time.monotonic()
+            progress.save(force=last)
     stage.module.eval()
+    return progress.figures
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """Read a stage's log, one entry a step; a line that a kill cut off is left out."""
+    entries = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            continue
+    return entries
+
+
+def _evaluate(stage: Stage) -> dict[str, float]:
+    stage.module.eval()
+    figures = stage.evaluate()
+    stage.module.train()
     return figures
 
 
@@ -123,47 +195,19 @@ def _optimizer(stage: Stage, schedule: Schedule) -> torch.optim.AdamW:
     )
 
 
-def _step(
-    stage: Stage, optimizer: torch.optim.AdamW, schedule: Schedule, step: int
-) -> float:
+def _step(stage: Stage, optimizer: torch.optim.AdamW, schedule: Schedule, step: int) -> float:
     warm = min(1.0, (step + 1) / max(1, schedule.warmup))
     cosine = 0.5 * (1 + math.cos(math.pi * step / schedule.steps))
     for group in optimizer.param_groups:
         group["lr"] = schedule.lr * group["factor"] * warm * max(cosine, 0.02)
     torch.manual_seed(schedule.seed * 1_000_003 + step)
     loss = stage.loss(np.random.default_rng([schedule.seed, step]))
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise StreammemError(f"{stage.name}: the loss is {value} at step {step}; try a lower lr")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     for group in optimizer.param_groups:
         nn.utils.clip_grad_norm_(group["params"], GRADIENT_NORM)
     optimizer.step()
-    return float(loss.detach())
-
-
-def _save(stage: Stage, optimizer: torch.optim.AdamW, step: int, out: Path) -> None:
-    state = {
-        "step": step,
-        "module": {k: v for k, v in stage.module.state_dict().items()},
-        "optimizer": optimizer.state_dict(),
-    }
-    scratch = out / f"{stage.name}.pt.part"
-    torch.save(state, scratch)
-    os.replace(scratch, out / f"{stage.name}.pt")  # a kill leaves the old file or the new one
-
-
-def _resume(stage: Stage, optimizer: torch.optim.AdamW, schedule: Schedule, out: Path) -> int:
-    path = out / f"{stage.name}.pt"
-    if not path.exists():
-        torch.manual_seed(schedule.seed)
-        return 0
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        stage.module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{path}: does not fit this recipe ({reason}); move it away to start afresh"
-        ) from error
-    log.info("%s: resumed at step %d", stage.name, state["step"])
-    return int(state["step"])
+    return value

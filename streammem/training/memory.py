@@ -1,0 +1,183 @@
+"""Memory stage: the gates learn to keep what was seen, over chains of segments.
+
+Only ``bridge.remember`` and the initial memory learn; what a segment's tokens are stays frozen, so
+they are computed once.
+"""
+
+import math
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from streammem.memory.bridge import MemoryBridge
+from streammem.training.pictures import PictureSet
+from streammem.training.words import TOP, WordHead, WordSpace, word_loss
+
+SHORTEST, LONGEST = 4, 32  # segments of a chain
+WINDOW = 8  # segments that gradients flow back through
+REPEATED_SHARE = 0.15  # of a chain's segments that show a picture again
+MAX_RETRIEVED = 4  # past segments whose tokens are given beside the memory
+EVALUATED_CHAINS, EVALUATED_LENGTH = 64, 24
+STEPS_BACK = (1, 4, 16)
+NAMED = 50  # words that a memory may name in evaluation; a chain of 24 pictures has about 150
+
+
+class MemoryStage:
+    """After a chain the memory must still name what its pictures showed, old and recent alike.
+
+    The memory is scored as one picture's tokens are, against the union of its chain's words. The
+    scoring head learns from single pictures only, so the memory has to speak the tokens' language.
+
+    Args:
+        bridge: its gate and initial memory are trained in place, the rest is frozen.
+        space: words to name.
+        pictures: training set, with captions.
+        validation: whose chains are measured, with captions.
+        batch: chains a step.
+    """
+
+    name = "memory"
+
+    def __init__(
+        self,
+        bridge: MemoryBridge,
+        space: WordSpace,
+        pictures: PictureSet,
+        validation: PictureSet,
+        *,
+        batch: int = 16,
+    ) -> None:
+        self.bridge, self.space, self.batch = bridge, space, batch
+        self.pictures, self.validation = pictures, validation
+        bridge.eval().requires_grad_(False)
+        bridge.remember.requires_grad_(True)
+        bridge.initial.requires_grad_(True)
+        self.head = WordHead(space.prior)
+        slots = nn.ParameterDict({"slots": bridge.initial})
+        self.module = nn.ModuleDict(
+            {"remember": bridge.remember, "initial": slots, "head": self.head}
+        )
+
+    @cached_property
+    def _shares(self) -> Tensor:
+        return self.space.shares(self.pictures.captions)
+
+    @cached_property
+    def _tokens(self) -> Tensor:
+        return look_tokens(self.bridge, self.pictures)
+
+    def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        return [(list(self.module.parameters()), 1.0)]
+
+    def loss(self, rng: np.random.Generator) -> Tensor:
+        length = int(rng.integers(SHORTEST, LONGEST + 1))
+        chains = draw_chains(rng, self.batch, length, len(self.pictures))
+        tokens, shares = self._tokens[chains].float(), self._shares[chains]  # [B, T, ...]
+        memory = self.bridge.initial_memory(len(chains))
+        losses = []
+        for begin in range(0, length, WINDOW):
+            end = min(begin + WINDOW, length)
+            # Truncated back-propagation: what came before the window is a given.
+            memory = memory if begin == 0 else memory.detach()
+            for step in range(begin, end):
+                retrieved = draw_retrieved(tokens, step, rng)
+                memory = self.bridge.remember(memory, tokens[:, step], retrieved)
+            losses.append(self._named_loss(memory, shares[:, :end]))
+        single = word_loss(self._scores(tokens[:, 0]), shares[:, 0])
+        return torch.stack(losses).mean() + single
+
+    @torch.inference_mode()
+    def evaluate(self) -> dict[str, float]:
+        """Share of the best words of the picture k segments ago among the memory's ``NAMED``.
+
+        Beside it the prior's share, and that of the mean of the chain's tokens.
+        """
+        length = min(EVALUATED_LENGTH, len(self.validation))
+        rng = np.random.default_rng(0)
+        chains = np.stack(
+            [
+                rng.choice(len(self.validation), length, replace=False)
+                for _ in range(EVALUATED_CHAINS)
+            ]
+        )
+        used, places = np.unique(chains, return_inverse=True)
+        shown = self.validation.select([int(i) for i in used])
+        places = places.reshape(chains.shape)
+        tokens = look_tokens(self.bridge, shown)[places].float()  # [B, T, M, D]
+        shares = self.space.shares(shown.captions)[places]  # [B, T, W]
+        memory = self.bridge.initial_memory(len(chains))
+        for step in range(length):
+            memory = self.bridge.remember(memory, tokens[:, step], None)
+        named = {
+            "memory": self._scores(memory),
+            "mean": self._scores(tokens.mean(1)),
+            "prior": self.space.prior.expand(len(chains), -1),
+        }
+        return {
+            f"{who}@{back}": round(share_named(scores, shares[:, -back]), 4)
+            for who, scores in named.items()
+            for back in STEPS_BACK
+            if back <= length
+        }
+
+    def _scores(self, tokens: Tensor) -> Tensor:
+        return self.head(self.space.cosines(self.bridge.to_language(tokens)))
+
+    def _named_loss(self, memory: Tensor, shares: Tensor) -> Tensor:
+        """Score memories [B, M, D] against the union of their pictures' words [B, T, W]."""
+        frozen = {name: value.detach() for name, value in self.head.named_parameters()}
+        cosines = self.space.cosines(self.bridge.to_language(memory))
+        logits = torch.func.functional_call(self.head, frozen, (cosines,))
+        # Each of T pictures may bring a word, so a word's odds are about T times its prior's.
+        # The maximum makes a word count the same whenever it was seen.
+        return word_loss(logits + math.log(shares.shape[1]), shares.amax(1))
+
+
+@torch.no_grad()
+def look_tokens(bridge: MemoryBridge, pictures: PictureSet) -> Tensor:
+    """Return every picture's tokens [N, M, D] float16, each a one-frame segment."""
+    batches = []
+    for begin in range(0, len(pictures), 64):
+        chosen = range(begin, min(begin + 64, len(pictures)))
+        batches.append(bridge.look(*pictures.whole(chosen)).half())
+    return torch.cat(batches)
+
+
+def draw_chains(rng: np.random.Generator, batch: int, length: int, count: int) -> np.ndarray:
+    """Draw chains of pictures, some of them shown again later on.
+
+    Returns:
+        [batch, length] indices in [0, count).
+    """
+    chains = rng.integers(count, size=(batch, length))
+    again = rng.random((batch, length)) < REPEATED_SHARE
+    for step in range(1, length):
+        earlier = chains[np.arange(batch), rng.integers(step, size=batch)]
+        chains[:, step] = np.where(again[:, step], earlier, chains[:, step])
+    return chains
+
+
+def draw_retrieved(tokens: Tensor, step: int, rng: np.random.Generator) -> Tensor | None:
+    """Draw earlier segments' tokens as a cache would give them: [B, R * M, D], or none."""
+    count = int(rng.integers(MAX_RETRIEVED + 1))
+    if not count or not step:
+        return None
+    return tokens[:, rng.integers(step, size=count)].flatten(1, 2)
+
+
+def share_named(scores: Tensor, shares: Tensor) -> float:
+    """Measure how many of the pictures' best words are among the words that scores put first.
+
+    Args:
+        scores: [B, W].
+        shares: [B, W] share of a picture's captions that contain each word; its ``TOP`` best
+            words, those that are there at all, count.
+    """
+    words = scores.shape[1]
+    best = scores.topk(min(NAMED, max(TOP, words // 4), words)).indices
+    named = torch.zeros_like(shares, dtype=torch.bool).scatter_(1, best, value=True)
+    top = shares.topk(min(TOP, words))
+    there = top.values > 0
+    return float((named.gather(1, top.indices) & there).sum() / there.sum().clamp(min=1))

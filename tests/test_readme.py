@@ -1,0 +1,96 @@
+"""Law 10: what README tells people to type works."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from streammem.backbones.weights import is_pulled
+from streammem.checkpoint import DEFAULT, PRESETS, backbones_of
+from streammem.cli import build_parser, main
+from tests.video.clips import encode
+
+README = Path(__file__).parent.parent / "README.md"
+SHELLS = ("console", "sh", "bash", "shell")
+# Commands that need neither a video nor minutes.
+CHEAP = {("info",), ("models",), ("models", "list"), ("--version",), ("--help",)}
+# A source in an example: whatever it is called there, a small clip stands in for it.
+SOURCES = re.compile(r"""(?<=")(?:(?:rtsp|https?)://[^"]+|[^"\s]+\.(?:mp4|mkv|mov|webm))(?=")""")
+
+pytestmark = pytest.mark.skipif(not README.exists(), reason="there is no README.md yet")
+
+
+def blocks(text: str, *languages: str) -> list[str]:
+    fenced = re.findall(r"^```(\w+)[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [block for language, block in fenced if language in languages]
+
+
+def commands(text: str) -> list[list[str]]:
+    """The arguments of every line in shell blocks that calls streammem."""
+    lines = "\n".join(blocks(text, *SHELLS)).replace("\\\n", " ").splitlines()
+    typed = [line.strip().removeprefix("$ ") for line in lines]
+    words = [shlex.split(line, comments=True) for line in typed if line.startswith("streammem ")]
+    return [line[1:] for line in words]
+
+
+def examples(text: str) -> list[str]:
+    return [block for block in blocks(text, "python") if block.startswith("import streammem")]
+
+
+README_TEXT = README.read_text() if README.exists() else ""
+
+
+@pytest.mark.parametrize("arguments", commands(README_TEXT), ids=" ".join)
+def test_every_command_is_understood(arguments, capsys):
+    try:
+        build_parser().parse_args(arguments)
+    except SystemExit as done:  # argparse prints help and versions itself, with code 0
+        assert done.code == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [c for c in commands(README_TEXT) if tuple(c) in CHEAP], ids=" ".join
+)
+def test_every_cheap_command_runs(arguments, capsys):
+    try:
+        code = main(arguments)
+    except SystemExit as done:
+        code = done.code
+    assert code == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", range(len(examples(README_TEXT))))
+def test_every_python_example_runs(number, tmp_path, monkeypatch, capsys):
+    missing = [name for name in backbones_of(PRESETS[DEFAULT]) if not is_pulled(name)]
+    if missing:
+        pytest.skip(f"weights are not here; run: streammem models pull {' '.join(missing)}")
+    encode(tmp_path / "clip.mp4")
+    monkeypatch.chdir(tmp_path)
+    exec(SOURCES.sub("clip.mp4", examples(README_TEXT)[number]), {"__name__": "__main__"})
+    assert capsys.readouterr().out
+
+
+def test_commands_and_examples_are_found_in_a_readme():
+    text = """
+```console
+$ streammem caption a.mp4 \\
+    --format srt  # comment
+[00:00.0-00:01.0] not a command
+```
+```sh
+streammem info
+make demo
+```
+```python
+import streammem
+streammem.load("a.mp4")
+```
+```python
+other = 1
+```
+"""
+    assert commands(text) == [["caption", "a.mp4", "--format", "srt"], ["info"]]
+    (example,) = examples(text)
+    assert SOURCES.sub("clip.mp4", example).endswith('load("clip.mp4")\n')

@@ -1,0 +1,226 @@
+"""Laws of files that no other source shares: cost, odd times, turning, damage."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from streammem.errors import SourceError, TruncatedError
+from streammem.video import file, open_source
+from tests.video.clips import (
+    X264,
+    encode,
+    indexed_first,
+    make,
+    only_sound,
+    plainly_decoded,
+    turned,
+)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    for name in ("h264.mp4", "h264.mkv", "h264.ts", "vp9.webm", "refresh.mkv"):
+        make(name, folder)
+    indexed_first(folder / "h264.mp4", folder / "fast.mp4")
+    return folder
+
+
+def collected(source):
+    """The frames, and the error that ended them, if any."""
+    frames = []
+    try:
+        frames.extend(source)  # keeps what came before an error
+    except SourceError as error:
+        return frames, error
+    return frames, None
+
+
+def num_decoded(source, monkeypatch) -> int:
+    wanted = []
+    plain = file.FileSource._decode
+
+    def spy(self, packet, is_wanted):
+        wanted.append(is_wanted)
+        return plain(self, packet, is_wanted)
+
+    monkeypatch.setattr(file.FileSource, "_decode", spy)
+    list(source)
+    return len(wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "at_most"),
+    [
+        ({"fps": 1}, 30),  # GOPs of 12 frames: two partly needed, and the last for its ending
+        ({"sparse": True}, 16),
+        ({"start": 2.0}, 24),
+        ({"end": 0.2}, 12),
+    ],
+)
+def test_what_no_sample_needs_is_not_decoded(clips, monkeypatch, options, at_most):
+    assert num_decoded(open_source(clips / "h264.mp4", **options), monkeypatch) <= at_most
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "h264.ts", "refresh.mkv"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_hopping_to_far_samples_equals_reading_up_to_them(clips, monkeypatch, name, sparse):
+    read = list(open_source(clips / name, fps=0.9, sparse=sparse))
+    monkeypatch.setattr(file, "HOP_S", 0.2)
+    sought = list(open_source(clips / name, fps=0.9, sparse=sparse))
+    assert [(f.time, f.index) for f in sought] == [(f.time, f.index) for f in read]
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(sought, read, strict=True))
+
+
+def test_numbers_do_not_depend_on_sampling(clips):
+    for options in ({"fps": 3}, {"sparse": True}, {"fps": 4, "start": 1.0}):
+        for frame in open_source(clips / "h264.mkv", **options):
+            assert frame.index == round(frame.time * 25)
+
+
+def test_backward_and_equal_pts_give_times_that_never_decrease(tmp_path):
+    plain = encode(tmp_path / "plain.mp4", options={**X264, "bf": "0"})
+    late = [0, 0, 3, 1, 0, 0, 2, 2, 1, 0]
+    with av.open(str(plain)) as inside, av.open(str(tmp_path / "back.mkv"), "w") as container:
+        copy = container.add_stream_from_template(inside.streams.video[0])
+        packets = [p for p in inside.demux(video=0) if p.dts is not None]
+        for number, packet in enumerate(packets):
+            packet.pts += late[number % 10] * packet.duration
+            packet.stream = copy
+            container.mux(packet)
+    frames = list(open_source(tmp_path / "back.mkv"))
+    assert len(frames) == len(packets)
+    assert [f.time for f in frames[:6]] == [0.0, 0.04, 0.2, 0.2, 0.2, 0.2]
+    assert all(a.time <= b.time for a, b in pairwise(frames))
+
+
+def test_frames_without_pts_follow_one_another(tmp_path):
+    frames = list(open_source(encode(tmp_path / "raw.h264", options=X264), fps=5))
+    assert [f.time for f in frames] == pytest.approx([k / 5 for k in range(12)])
+
+
+@pytest.mark.parametrize(
+    ("matrix", "upright"),
+    [
+        ((1, 0, 0, 1), lambda p: p),
+        ((0, 1, -1, 0), lambda p: np.rot90(p, -1)),  # a quarter turn clockwise
+        ((-1, 0, 0, -1), lambda p: np.rot90(p, 2)),
+        ((0, -1, 1, 0), lambda p: np.rot90(p, 1)),
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
+        ((0, 1, 1, 0), lambda p: p.swapaxes(0, 1)),
+        ((0, -1, -1, 0), lambda p: np.rot90(p.swapaxes(0, 1), 2)),
+    ],
+)
+def test_the_display_matrix_is_applied(clips, tmp_path, matrix, upright):
+    stored = plainly_decoded(clips / "h264.mp4")[0].pixels
+    path = turned(clips / "h264.mp4", tmp_path / "turned.mp4", matrix)
+    frame = next(iter(open_source(path)))
+    assert np.array_equal(frame.pixels, upright(stored))
+
+
+@pytest.mark.parametrize("name", ["fast.mp4", "h264.mkv", "vp9.webm"])
+@pytest.mark.parametrize("share", [0.4, 0.7])
+@pytest.mark.parametrize("fps", [None, 5])
+def test_a_truncated_file_gives_its_good_frames_and_then_the_error(
+    clips, tmp_path, name, share, fps
+):
+    whole = {frame.time: frame for frame in open_source(clips / name)}
+    content = (clips / name).read_bytes()
+    cut = tmp_path / name
+    cut.write_bytes(content[: int(len(content) * share)])
+    source = open_source(cut, fps=fps)
+    frames, error = collected(source)
+    assert isinstance(error, TruncatedError)
+    assert len(frames) >= (18 if fps is None else 4)
+    assert all(np.array_equal(f.pixels, whole[f.time].pixels) for f in frames)
+    assert frames[-1].time < source.end < 2.4
+
+
+@pytest.mark.parametrize("fps", [None, 5])
+def test_a_stream_without_stated_length_is_truncated_where_its_last_picture_is_broken(
+    clips, tmp_path, fps
+):
+    with av.open(str(clips / "h264.ts")) as container:
+        keyframes = [p.pos for p in container.demux(video=0) if p.is_keyframe]
+    (tmp_path / "cut.ts").write_bytes((clips / "h264.ts").read_bytes()[: keyframes[3] + 500])
+    frames, error = collected(open_source(tmp_path / "cut.ts", fps=fps))
+    assert isinstance(error, TruncatedError)
+    assert 1.2 < frames[-1].time < 1.44
+
+
+def test_damage_in_the_middle_costs_only_the_damaged_frames(clips, tmp_path):
+    content = bytearray((clips / "fast.mp4").read_bytes())
+    middle = len(content) * 6 // 10
+    content[middle : middle + 60] = b"\xff" * 60
+    (tmp_path / "damaged.mp4").write_bytes(content)
+    frames, error = collected(open_source(tmp_path / "damaged.mp4"))
+    assert isinstance(error, TruncatedError) and "damaged" in str(error)
+    assert 50 < len(frames) < 60 and frames[-1].time == pytest.approx(2.36)
+
+
+def test_a_whole_file_is_not_called_truncated_when_its_sound_is_longer(tmp_path):
+    frames, error = collected(open_source(make("sound.mkv", tmp_path)))
+    assert error is None and len(frames) == 60
+
+
+def test_an_mp4_without_its_index_looks_unfinished(clips, tmp_path):
+    (tmp_path / "cut.mp4").write_bytes((clips / "h264.mp4").read_bytes()[:3000])
+    with pytest.raises(SourceError, match=r"cut\.mp4: .* truncated or unfinished") as caught:
+        open_source(tmp_path / "cut.mp4")
+    assert not isinstance(caught.value, TruncatedError)
+
+
+def missing(folder, clips):
+    return folder / "missing.mp4", "no such file"
+
+
+def empty(folder, clips):
+    (folder / "empty.mp4").touch()
+    return folder / "empty.mp4", "is empty"
+
+
+def text_called_mp4(folder, clips):
+    (folder / "text.mp4").write_text("no video at all\n" * 50)
+    return folder / "text.mp4", "no video that FFmpeg can read"
+
+
+def text_called_txt(folder, clips):
+    (folder / "text.txt").write_text("no video at all\n" * 50)
+    return folder / "text.txt", "is text, not video"
+
+
+def sound_only(folder, clips):
+    return only_sound(folder / "sound.m4a"), "has sound but no video"
+
+
+def no_frames(folder, clips):
+    content = (clips / "fast.mp4").read_bytes()
+    (folder / "head.mp4").write_bytes(content[: content.find(b"mdat") + 20])
+    return folder / "head.mp4", "no picture that can be decoded"
+
+
+def too_large(folder, clips):
+    return encode(folder / "wide.mkv", "ffv1", size=(16400, 2), frames=1), "16400x2 pixels"
+
+
+def device(folder, clips):
+    return "/dev/zero", "is not a file"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [missing, empty, text_called_mp4, text_called_txt, sound_only, no_frames, too_large, device],
+)
+@pytest.mark.parametrize("reader", ["pyav", "decord"])
+def test_bad_files_are_named_in_one_line_at_open(clips, tmp_path, bad, reader):
+    if reader == "decord":
+        pytest.importorskip("decord", reason="the extra streammem[decord] is not installed")
+    path, reason = bad(tmp_path, clips)
+    with pytest.raises(SourceError, match=reason) as caught:
+        open_source(path, reader=reader)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+    assert ";" in str(caught.value)  # what failed; what to try
