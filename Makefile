@@ -14,9 +14,15 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Two busy OpenMP threads on two busy cores are many times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all setup models lint wheel clean
+.PHONY: demo test test-all setup lint wheel clean
 
-demo: $(VENV)/demo.stamp models
+# Weights that are here are left alone.
+define pull_models
+@$(BIN)/streammem models pull >/dev/null
+endef
+
+demo: $(VENV)/demo.stamp
+	$(pull_models)
 	@$(BIN)/python -m benchmarks demo
 
 test: setup
@@ -25,11 +31,8 @@ test: setup
 test-all: setup
 	@$(BIN)/python -m pytest
 
-setup: $(VENV)/dev.stamp models
-
-# Weights that are here are left alone.
-models: | $(VENV)/demo.stamp
-	@$(BIN)/streammem models pull >/dev/null
+setup: $(VENV)/dev.stamp
+	$(pull_models)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
@@ -47,11 +50,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo.stamp: pyproject.toml | $(BIN)/python
-	@echo "Installing streammem into $(VENV) (minutes, once) ..."
+	@echo "Installing streammem into $(VENV), once ..."
 	@$(PIP) -e '.[train]'
 	@touch $@
 
-$(VENV)/dev.stamp: pyproject.toml | $(VENV)/demo.stamp
-	@echo "Installing what the tests need ..."
+$(VENV)/dev.stamp: pyproject.toml | $(BIN)/python
+	@echo "Installing streammem and what its tests need into $(VENV), once ..."
 	@$(PIP) -e '.[dev]'
-	@touch $@
+	@touch $(VENV)/demo.stamp $@

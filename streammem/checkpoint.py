@@ -1,7 +1,8 @@
 """Checkpoints: a folder of config.json and model.safetensors; backbones are named, not copied."""
 
 import json
-from dataclasses import asdict
+import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,25 @@ SCALE = ".row_scale"
 MIN_PACKED = 1 << 14  # values; below it the scales would not pay
 
 
+@dataclass(frozen=True, slots=True)
+class CheckpointConfig:
+    """What config.json says.
+
+    Attributes:
+        vision: name of the frame encoder, likewise ``language`` and ``sentences``.
+        key_dim: width of the keys.
+        lora_scale: alpha / r of the adapters in the checkpoint.
+    """
+
+    vision: str
+    language: str
+    sentences: str
+    bridge: BridgeConfig
+    key_dim: int
+    scenes: SceneTillingConfig
+    lora_scale: float
+
+
 def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
     """Load a model by the name of a preset, or from a checkpoint folder. Never the network.
 
@@ -37,10 +57,11 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         device: where the language model runs; perception runs on the CPU.
 
     Raises:
-        ConfigError: neither a preset nor a folder.
+        ConfigError: neither a preset nor a folder, or no such device.
         CheckpointError: a folder whose files are corrupt or of another layout.
         BackboneError: weights of a backbone are missing; the message says how to get them.
     """
+    _check_device(device)
     folder = PRESETS.get(str(name), Path(name))
     if not (folder / "config.json").is_file():
         raise ConfigError(
@@ -48,37 +69,49 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         )
     config = _read_config(folder)
     tensors = _read_tensors(folder)
-    vision = _open_vision(config["vision"])
-    bridge = MemoryBridge(BridgeConfig(**config["bridge"]))
-    picture_key = PictureKey(vision.patch_dim, config["key_dim"])
-    text_key = TextKey(TEXT_DIM, config["key_dim"])
+    vision = _open_vision(config.vision)
+    seen = (config.bridge.patches, config.bridge.patch_dim)
+    if seen != (vision.patches, vision.patch_dim):
+        given = (vision.patches, vision.patch_dim)
+        raise CheckpointError(f"{folder}: reads {seen} patches, but {config.vision} gives {given}")
+    try:
+        bridge = MemoryBridge(config.bridge)
+        picture_key = PictureKey(vision.patch_dim, config.key_dim)
+        text_key = TextKey(TEXT_DIM, config.key_dim)
+    except (TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: sizes that make no model ({error})") from error
     for prefix, module in _learned(bridge, picture_key, text_key).items():
         _fill(module, tensors, prefix, folder)
     lora = {k.removeprefix("lora."): v for k, v in tensors.items() if k.startswith("lora.")}
 
     def open_language() -> CausalLanguageModel:
-        language = CausalLanguageModel.open(_backbone_path(config["language"]), device=device)
-        merge_lora(language.model, lora, config["lora_scale"])
+        language = CausalLanguageModel.open(_backbone_path(config.language), device=device)
+        if language.width != config.bridge.language_dim:
+            raise CheckpointError(
+                f"{folder}: speaks to a language model of width {config.bridge.language_dim}, "
+                f"but that of {config.language} is {language.width}"
+            )
+        merge_lora(language.model, lora, config.lora_scale)
         return language
 
     return VideoModel(
         name=str(name),
         vision=vision,
-        center=tensors["center"],
+        center=_shaped(tensors, "center", (vision.frame_dim,), folder),
         bridge=bridge,
         picture_key=picture_key,
         text_key=text_key,
-        background=tensors["background"],
-        open_sentences=lambda: SentenceEncoder(_backbone_path(config["sentences"])),
+        background=_shaped(tensors, "background", (-1, config.key_dim), folder),
+        open_sentences=lambda: SentenceEncoder(_backbone_path(config.sentences)),
         open_language=open_language,
-        scenes=SceneTillingConfig(**config["scenes"]),
+        scenes=config.scenes,
     )
 
 
 def backbones_of(folder: Path) -> tuple[str, ...]:
     """Name the backbones that a checkpoint folder stands on."""
     config = _read_config(folder)
-    return config["vision"], config["language"], config["sentences"]
+    return config.vision, config.language, config.sentences
 
 
 def save(
@@ -93,8 +126,8 @@ def save(
 
     Args:
         model: whose bridge, key heads, centre and background are written: matrices with 8 bits a
-            value and one float16 scale a row (which moves no figure), the rest as float16.
-        folder: made if need be; an existing checkpoint in it is replaced.
+            value and one bfloat16 scale a row (which moves no figure), the rest as float16.
+        folder: made if need be; an existing checkpoint in it is replaced, file by file.
         backbones: names under ``vision``, ``language`` and ``sentences``.
         lora: ``<module>.A`` [r, in] and ``<module>.B`` [out, r] by module of the language model.
         lora_scale: alpha / r.
@@ -113,35 +146,49 @@ def save(
         "scenes": asdict(model.scenes),
         "lora_scale": lora_scale,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    path = folder / "model.safetensors"
+    path = folder / "model.safetensors.part"
     save_file(_packed(tensors), path)
     path.chmod(0o644)  # safetensors writes files that only their owner may read
+    os.replace(path, folder / "model.safetensors")
+    path = folder / "config.json.part"
+    path.write_text(json.dumps(config, indent=1) + "\n")
+    os.replace(path, folder / "config.json")
 
 
 @torch.no_grad()
 def merge_lora(model: nn.Module, lora: dict[str, Tensor], scale: float) -> None:
     """Add each W += scale * B A into the language model; afterwards it costs nothing.
 
+    Raises:
+        CheckpointError: half a pair, or one that fits no module; the model stays as it is.
+
     Source: LoRA (arXiv 2106.09685), section 4.1.
     """
     modules = dict(model.named_modules())
-    for key in sorted(k for k in lora if k.endswith(".A")):
-        name = key.removesuffix(".A")
-        if name not in modules:
-            raise CheckpointError(f"lora: the language model has no module {name}")
-        weight: Tensor = modules[name].weight  # type: ignore[assignment]
-        delta = lora[f"{name}.B"].float() @ lora[key].float() * scale
+    changes = []
+    for name in sorted({key.rpartition(".")[0] for key in lora}):
+        weight = getattr(modules.get(name), "weight", None)
+        if weight is None:
+            raise CheckpointError(f"lora: the language model has no module {name} with weights")
+        try:
+            delta = lora[f"{name}.B"].float() @ lora[f"{name}.A"].float() * scale
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"lora: {name}: its A and B are no pair ({error})") from error
         if delta.shape != weight.shape:
-            raise CheckpointError(f"lora: {name} is {tuple(weight.shape)}, not {tuple(delta.shape)}")
+            shapes = f"{tuple(weight.shape)}, not {tuple(delta.shape)}"
+            raise CheckpointError(f"lora: {name} is {shapes}")
+        changes.append((weight, delta))
+    for weight, delta in changes:
         weight += delta.to(weight)
 
 
-def _learned(bridge: nn.Module, picture_key: nn.Module, text_key: nn.Module) -> dict[str, nn.Module]:
+def _learned(
+    bridge: nn.Module, picture_key: nn.Module, text_key: nn.Module
+) -> dict[str, nn.Module]:
     return {"bridge": bridge, "picture_key": picture_key, "text_key": text_key}
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> CheckpointConfig:
     path = folder / "config.json"
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise CheckpointError(f"{path}: too large for a configuration")
@@ -151,11 +198,34 @@ def _read_config(folder: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path}: format {config['format']}, this version reads {FORMAT}; update streammem"
             )
-    except (ValueError, KeyError, TypeError) as error:
+        return CheckpointConfig(
+            vision=_typed(config["vision"], str),
+            language=_typed(config["language"], str),
+            sentences=_typed(config["sentences"], str),
+            bridge=BridgeConfig(**config["bridge"]),
+            key_dim=_typed(config["key_dim"], int),
+            scenes=SceneTillingConfig(**config["scenes"]),
+            lora_scale=float(config["lora_scale"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path}: not a streammem checkpoint's configuration") from error
-    return config
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path}: not a streammem configuration ({reason})") from error
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{device}: no device here ({reason}); try cpu") from error
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -163,12 +233,25 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: missing or corrupt ({error}); get the model again") from error
+        raise CheckpointError(
+            f"{path}: missing or corrupt ({error}); get the model again"
+        ) from error
     scales = {k: tensors.pop(k) for k in list(tensors) if k.endswith(SCALE)}
     unpacked = {key: value.float() for key, value in tensors.items()}
-    for key, scale in scales.items():
-        unpacked[key.removesuffix(SCALE)] *= scale.float()[:, None]
+    try:
+        for key, scale in scales.items():
+            unpacked[key.removesuffix(SCALE)] *= scale.float()[:, None]
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: scales do not fit their matrices; get it again") from error
     return unpacked
+
+
+def _shaped(tensors: dict[str, Tensor], key: str, shape: tuple[int, ...], folder: Path) -> Tensor:
+    """Return a tensor of this shape, in which -1 stands for any size."""
+    tensor = tensors.get(key)
+    if tensor is None or tensor.ndim != len(shape) or tensor.shape[-1] != shape[-1]:
+        raise CheckpointError(f"{folder}: {key} is missing, or not of shape {shape}")
+    return tensor
 
 
 def _packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -176,8 +259,9 @@ def _packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for key, tensor in tensors.items():
         value = tensor.detach().float().contiguous()
         if value.ndim == 2 and value.numel() >= MIN_PACKED:
-            # Rounding to the stored scale, not to the exact one, keeps a saved file a fixed point.
-            scale = (value.abs().amax(1) / 127).clamp(min=1e-7).half()
+            # Rounding to the stored scale, not to the exact one, keeps a saved file a fixed point:
+            # 127 x bfloat16 is exact in float32, however small a row is.
+            scale = (value.abs().amax(1) / 127).clamp(min=1e-30).bfloat16()
             packed[key + SCALE] = scale
             packed[key] = (value / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
         else:
@@ -186,12 +270,16 @@ def _packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, folder: Path) -> None:
-    own = {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
+    own = {
+        k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")
+    }
     try:
         module.load_state_dict(own)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder}: weights do not fit the configuration ({reason})") from error
+        raise CheckpointError(
+            f"{folder}: weights do not fit the configuration ({reason})"
+        ) from error
     module.eval().requires_grad_(False)
 
 
@@ -203,7 +291,9 @@ def _backbone_path(name: str) -> Path | str:
         return name.removeprefix("hf:")
     if Path(name).is_dir():
         return Path(name)
-    raise BackboneError(f"{name}: unknown backbone; give one of {', '.join(SOURCES)}, a folder or hf:NAME")
+    raise BackboneError(
+        f"{name}: unknown backbone; give one of {', '.join(SOURCES)}, a folder or hf:NAME"
+    )
 
 
 def _open_vision(name: str) -> VisionEncoder:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from streammem.types import Caption, Event, Segment, Warning, clock
 
 if TYPE_CHECKING:
     from streammem.live import WatchOptions
-    from streammem.session import Session
+    from streammem.session import Session, SessionConfig
 
 EXAMPLES = """\
 examples:
@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left; that is not our error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # what is written: a full disk, a folder that went away
+        return _fail(str(error), 1)
     except KeyboardInterrupt:
         return 130
 
@@ -104,7 +106,13 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
     add("source", help="video file, picture, folder of pictures, http(s) URL")
     add("--model", default="streammem-tiny", help="preset or checkpoint folder")
     add("--config", type=Path, metavar="FILE", help="TOML file of options (see configs/)")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="one option, e.g. passages=6")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one option, e.g. passages=6",
+    )
     add("--device", default="cpu", help="where the language model runs: cpu, cuda, cuda:1, mps")
     add("--fps", type=float, help="frames a second that are looked at (default 2)")
     add("--start", type=float, default=0.0, metavar="S", help="seconds at which to enter")
@@ -129,7 +137,9 @@ def _add_sheet(parser: argparse.ArgumentParser) -> None:
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="list|pull")
-    actions.add_parser("list", help="what there is, and what is here").set_defaults(run=_models_list)
+    actions.add_parser("list", help="what there is, and what is here").set_defaults(
+        run=_models_list
+    )
     pull = actions.add_parser("pull", help="fetch weights once; afterwards all runs offline")
     pull.add_argument("names", nargs="*", default=["streammem-tiny"], help="presets or backbones")
     pull.set_defaults(run=_models_pull)
@@ -217,6 +227,8 @@ def _find(arguments: argparse.Namespace) -> int:
     _only(arguments, "text", "jsonl")
     if arguments.count < 1:
         raise ConfigError(f"--count {arguments.count}: give at least 1")
+    if not arguments.query.strip():
+        raise ConfigError("the description is empty")
     session = _open_session(arguments)
     broken = _perceive(session, arguments)
     with _output(arguments) as (renderer, out):
@@ -240,9 +252,13 @@ def _models_list(arguments: argparse.Namespace) -> int:
 
 
 def _models_pull(arguments: argparse.Namespace) -> int:
-    from streammem.backbones.weights import is_pulled, pull
+    from streammem.backbones.weights import SOURCES, is_pulled, pull
     from streammem.checkpoint import PRESETS, backbones_of
 
+    known = (*PRESETS, *SOURCES)
+    for name in arguments.names:
+        if name not in known:
+            raise ConfigError(f"{name}: no such weights; known: {', '.join(known)}")
     _quiet_libraries()
     for name in arguments.names:
         for need in backbones_of(PRESETS[name]) if name in PRESETS else (name,):
@@ -269,9 +285,11 @@ def _eval(arguments: argparse.Namespace) -> int:
 
     from streammem.checkpoint import load
     from streammem.evaluation.datasets import Options
-    from streammem.evaluation.suites import run
+    from streammem.evaluation.suites import SUITES, run
     from streammem.threads import limit_threads
 
+    if arguments.suite not in SUITES:
+        raise ConfigError(f"{arguments.suite}: no such suite; known: {', '.join(SUITES)}")
     options = Options(
         split=arguments.split,
         limit=arguments.limit,
@@ -305,26 +323,45 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _open_session(arguments: argparse.Namespace) -> "Session":
     """Check every option, then load the model."""
-    from streammem.config import override, parse_assignments, read_toml
     from streammem.session import Session, SessionConfig
     from streammem.video.sampling import Sampling
 
-    config = SessionConfig()
-    if arguments.config:
-        config = override(config, read_toml(arguments.config), f"{arguments.config}: ")
-    config = override(config, parse_assignments(arguments.set), "--set ")
-    config = override(config, _flags(arguments), "--")
+    _configured(SessionConfig(), arguments)
     options = _watch_options(arguments)
-    Sampling(fps=options.fps, start=options.start, end=options.end)  # refuses before all else
-    if arguments.output and not arguments.output.parent.is_dir():
-        raise ConfigError(f"{arguments.output}: the folder {arguments.output.parent} does not exist")
+    Sampling(fps=options.fps, start=options.start, end=options.end)
+    for path in (arguments.output, getattr(arguments, "sheet", None)):
+        _check_output(path, arguments.source)
 
     from streammem.checkpoint import load
     from streammem.threads import limit_threads
 
     _quiet_libraries()
     limit_threads(busy=2)
-    return Session(load(arguments.model, device=arguments.device), config)
+    model = load(arguments.model, device=arguments.device)
+    # Once more on the model's own options: what is not stated stays as the model has it.
+    own = SessionConfig(scenes=model.scenes, caption=model.decoding)
+    return Session(model, _configured(own, arguments))
+
+
+def _configured(config: "SessionConfig", arguments: argparse.Namespace) -> "SessionConfig":
+    """Lay --config, then --set, then the flags over the options."""
+    from streammem.config import override, parse_assignments, read_toml
+
+    if arguments.config:
+        config = override(config, read_toml(arguments.config), f"{arguments.config}: ")
+    config = override(config, parse_assignments(arguments.set), "--set ")
+    return override(config, _flags(arguments), "--")
+
+
+def _check_output(path: Path | None, source: str) -> None:
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; give a file")
+    if path.exists() and os.path.exists(source) and path.samefile(source):
+        raise ConfigError(f"{path}: is the source itself; give another file")
 
 
 def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -388,6 +425,8 @@ def _perceive(session: "Session", arguments: argparse.Namespace) -> bool:
     for event in _watch(session, arguments, options):
         broken |= isinstance(event, Warning)
     if not session.state.frames:
+        if arguments.interrupted():
+            raise KeyboardInterrupt
         raise SourceError(f"{arguments.source}: no frame between --start and --end")
     return broken
 
@@ -396,17 +435,17 @@ def _perceive(session: "Session", arguments: argparse.Namespace) -> bool:
 def _output(arguments: argparse.Namespace) -> Any:
     """Give a renderer and the stream it writes to; what is written is always a valid file."""
     renderer = FORMATS[arguments.format]()
-    try:
-        out = open(arguments.output, "w", encoding="utf-8") if arguments.output else sys.stdout
-    except OSError as error:
-        raise ConfigError(f"{arguments.output}: cannot be written ({error.strerror})") from error
-    try:
+    with ExitStack() as files:
+        out: IO[str] = sys.stdout
+        if arguments.output:
+            try:
+                out = files.enter_context(open(arguments.output, "w", encoding="utf-8"))
+            except OSError as error:
+                reason = error.strerror
+                raise ConfigError(f"{arguments.output}: cannot be written ({reason})") from error
         yield renderer, out
         out.write(renderer.close())
         out.flush()
-    finally:
-        if arguments.output:
-            out.close()
 
 
 def _write(renderer: Renderer, out: IO[str], event: Event) -> None:
@@ -434,7 +473,9 @@ class _LiveText:
             self.close()
             self._segment = segment.id
             self._out.write(f"[{clock(segment.start)}-{clock(segment.end)}] ")
-        self._out.write(piece)
+            piece = piece.lstrip()
+        # One line a caption, and nothing that a terminal would obey.
+        self._out.write("".join(sign if sign.isprintable() else " " for sign in piece))
         self._out.flush()
 
     def close(self) -> None:
@@ -460,6 +501,8 @@ class _Sheet:
             self._captions[event.segment] = event.text
 
     def draw(self, path: Path, title: str) -> None:
+        import numpy as np
+
         from streammem.contact_sheet import Curve, contact_sheet
 
         keyframes = [
@@ -467,9 +510,9 @@ class _Sheet:
             for segment in self._segments
         ]
         curve = Curve(
-            times=[time for time, _ in self._scores],
-            similarity=[score.similarity for _, score in self._scores],
-            depth=[score.depth for _, score in self._scores],
+            times=np.array([time for time, _ in self._scores]),
+            similarity=np.array([score.similarity for _, score in self._scores]),
+            depth=np.array([score.depth for _, score in self._scores]),
             boundaries=[segment.start for segment in self._segments[1:]],
             threshold=self._session.model.scenes.floor,
         )

@@ -22,7 +22,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"{path}: too large for a configuration file")
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -48,6 +48,8 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         table = tables
         for parent in parents:
             table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"--set {assignment}: {parent} has a value already")
         table[last] = value
     return tables
 
@@ -76,31 +78,34 @@ def override(options: T, values: Mapping[str, Any], where: str = "") -> T:
                 raise ConfigError(f"{where}{key}: takes a value, not a table")
             changes[key] = override(default, value, f"{where}{key}.")
         else:
-            changes[key] = _checked(value, current, f"{where}{key}")
+            changes[key] = _checked(value, _kinds(options, key, current), f"{where}{key}")
     try:
         return dataclasses.replace(options, **changes)  # type: ignore[type-var]
     except TypeError as error:
         raise ConfigError(f"{where or 'options'}: {error}") from error
 
 
-def _checked(value: Any, current: Any, where: str) -> Any:
-    if isinstance(current, bool) or isinstance(value, bool):
-        fits = isinstance(value, bool) and isinstance(current, bool | None)
-    elif isinstance(current, float):
-        fits = isinstance(value, int | float)
-    elif current is None:
-        fits = True
-    else:
-        fits = isinstance(value, type(current))
-    if not fits:
-        raise ConfigError(f"{where}: {value!r} is not of type {type(current).__name__}")
-    return float(value) if isinstance(current, float) else value
+def _kinds(options: Any, key: str, current: Any) -> tuple[type, ...]:
+    """Return the types that a field takes: its value's, or those that its annotation names."""
+    if current is not None:
+        return (type(current),)
+    hint = typing.get_type_hints(type(options))[key]
+    return tuple(t for t in typing.get_args(hint) or (hint,) if isinstance(t, type))
+
+
+def _checked(value: Any, kinds: tuple[type, ...], where: str) -> Any:
+    if type(value) in kinds:
+        return value
+    if float in kinds and type(value) is int:
+        return float(value)
+    names = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+    raise ConfigError(f"{where}: {value!r} is not of type {names}")
 
 
 def _nested_default(options: Any, key: str) -> Any:
     """Build the dataclass that an optional field would hold."""
     hint = typing.get_type_hints(type(options))[key]
     for option in typing.get_args(hint):
-        if dataclasses.is_dataclass(option):
+        if isinstance(option, type) and dataclasses.is_dataclass(option):
             return option()
     return None

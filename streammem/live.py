@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from streammem.errors import SourceError, TruncatedError
 from streammem.model import VideoModel
@@ -64,7 +65,7 @@ def watch(
     Raises:
         ConfigError, SourceError: at the call, before anything is yielded.
     """
-    opened = source if _is_open(source) else open_for(source, options)
+    opened = cast(VideoSource, source) if _is_open(source) else open_for(source, options)
     if not session.source:
         session.source = opened.name
     return _events(session, opened, options)

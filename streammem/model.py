@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -81,7 +81,7 @@ class VideoModel:
     background: Tensor
     open_sentences: Callable[[], SentenceEncoder]
     open_language: Callable[[], CausalLanguageModel]
-    scenes: SceneTillingConfig = SceneTillingConfig()
+    scenes: SceneTillingConfig = field(default_factory=SceneTillingConfig)
     decoding: GenerationConfig = CAPTION_DECODING
 
     @cached_property
@@ -164,7 +164,9 @@ class VideoModel:
 
     # What the evaluation suites ask of a model (see evaluation/).
 
-    def caption_pictures(self, pictures: Sequence[np.ndarray], *, features: str = "own") -> list[str]:
+    def caption_pictures(
+        self, pictures: Sequence[np.ndarray], *, features: str = "own"
+    ) -> list[str]:
         """Describe still pictures; the controls see blank features, or another picture's."""
         seen = [self.perceive(picture).patches for picture in pictures]
         if features == "blank":

@@ -5,6 +5,7 @@ slow path. Threads live in ``live.py``.
 """
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -18,7 +19,7 @@ from streammem.backbones.language import GenerationConfig
 from streammem.errors import ConfigError
 from streammem.memory.abstain import normalise, threshold
 from streammem.memory.cache import CacheConfig, MemoryCache
-from streammem.memory.entry import Entry, Hit
+from streammem.memory.entry import MAX_KEYFRAME_BYTES, Entry, Hit
 from streammem.memory.keysets import visual_keys
 from streammem.model import (
     ANSWER_DECODING,
@@ -70,6 +71,7 @@ class SessionConfig:
             raise ConfigError(f"context {self.context!r}: give one of {', '.join(CONTEXTS)}")
         if self.retrieved < 0 or self.passages < 1 or self.now_frames < 0:
             raise ConfigError("retrieved and now_frames must be >= 0, passages >= 1")
+        CacheConfig(max_segments=self.max_segments)  # refuses what the cache would
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,6 +106,7 @@ class SessionState:
         memory: [M, D] recurrent memory tokens.
         next_segment: id of the open segment.
         frames: frames pushed so far.
+        closed_until: seconds, end of the last closed segment; -inf before there is one.
     """
 
     scene: SceneState
@@ -112,6 +115,7 @@ class SessionState:
     memory: Tensor
     next_segment: int = 0
     frames: int = 0
+    closed_until: float = -math.inf
 
 
 @dataclass(eq=False)
@@ -152,7 +156,7 @@ class Session:
         """Take in the next frame.
 
         Args:
-            frame: later than the one before.
+            frame: not earlier than the one before, nor than the end of the last segment.
 
         Returns:
             The segments that it closed; mostly none. They never change afterwards.
@@ -161,16 +165,19 @@ class Session:
             ValueError: time runs backward.
         """
         held = self.state.held
-        if held and frame.time < held[-1].time:
-            raise ValueError(f"frame at {frame.time:.3f} s follows one at {held[-1].time:.3f} s")
+        newest_time = held[-1].time if held else self.state.closed_until
+        if not newest_time <= frame.time < math.inf:
+            raise ValueError(f"frame at {frame.time:.3f} s: the stream is at {newest_time:.3f} s")
         seen = self.model.perceive(frame.pixels)
         pushed = push(self.state.scene, seen.embedding, self._scenes)
         newest = _hold(self.state.frames, frame, seen)
         self.state = replace(
             self.state,
             scene=pushed.state,
-            held=_thinned((*held, newest), self._scenes.max_lag + self._scenes.flash_frames),
-            now=(*self.state.now, newest)[-self.config.now_frames :] if self.config.now_frames else (),
+            held=_thinned((*held, newest), self._scenes.max_lag + self._scenes.flash_frames + 1),
+            now=(*self.state.now, newest)[-self.config.now_frames :]
+            if self.config.now_frames
+            else (),
             frames=self.state.frames + 1,
         )
         self._report(pushed.scores)
@@ -180,7 +187,8 @@ class Session:
         """Close the open segment, as the end of the stream does. Idempotent.
 
         Args:
-            end: seconds, the stream's end; the last frame's own end by default.
+            end: seconds, the stream's end, at least the last frame's time; the last frame's own
+                end by default.
         """
         pushed = flush(self.state.scene, self._scenes)
         self.state = replace(self.state, scene=pushed.state)
@@ -188,7 +196,8 @@ class Session:
         closed = [self._close_at(b.index, b.depth, b.reason) for b in pushed.boundaries]
         if self.state.held:
             last = self.state.held[-1]
-            closed.append(self._close(len(self.state.held), max(end or 0.0, last.end), None, "end"))
+            until = last.end if end is None else max(end, last.time)
+            closed.append(self._close(len(self.state.held), until, None, "end"))
         return tuple(closed)
 
     # -- the slow path --
@@ -292,7 +301,9 @@ class Session:
         frames, rest = self.state.held[:count], self.state.held[count:]
         full = [f for f in frames if f.patches is not None]
         shown = [full[i] for i in spread(len(full), BRIDGE_FRAMES)]
-        tokens = self.model.look([f.patches for f in shown if f.patches is not None], _places(shown))
+        tokens = self.model.look(
+            [f.patches for f in shown if f.patches is not None], _places(shown)
+        )
         keys = np.stack([f.key for f in frames])
         clusters = visual_keys(keys)
         memory = self.model.remember(self.state.memory, tokens, self._related(clusters[0]))
@@ -310,7 +321,9 @@ class Session:
                 source=self.source,
             )
         )
-        self.state = replace(self.state, held=rest, memory=memory, next_segment=segment.id + 1)
+        self.state = replace(
+            self.state, held=rest, memory=memory, next_segment=segment.id + 1, closed_until=end
+        )
         return segment
 
     def _related(self, key: np.ndarray) -> Tensor | None:
@@ -404,11 +417,16 @@ def _places(frames: Sequence[Held]) -> list[float]:
 
 
 def _keyframe(frames: Sequence[Held], key: np.ndarray) -> bytes:
-    """Encode the frame that is nearest to the segment's main key as a JPEG."""
+    """Encode the frame nearest to the segment's main key as a JPEG that an entry may hold."""
     best = max(frames, key=lambda f: float(f.key @ key))
-    out = io.BytesIO()
-    Image.fromarray(best.picture).save(out, "JPEG", quality=JPEG_QUALITY)
-    return out.getvalue()
+    assert best.picture is not None  # these frames have kept their patches, and so this
+    picture = Image.fromarray(best.picture)
+    while True:
+        out = io.BytesIO()
+        picture.save(out, "JPEG", quality=JPEG_QUALITY)
+        if out.tell() <= MAX_KEYFRAME_BYTES:
+            return out.getvalue()
+        picture = picture.resize((max(1, picture.width * 3 // 4), max(1, picture.height * 3 // 4)))
 
 
 def _say(

@@ -47,7 +47,7 @@ def mixed(rng, old, new, length, through=None):
             near = old if step < 0.5 else new
             weight = abs(2 * step - 1)
             frames.append(near * weight + through * (1 - weight))
-    frames = np.array(frames) + rng.normal(0, 6.0, (length, *PLANE, 3))
+    frames = np.array(frames).reshape(-1, *PLANE, 3) + rng.normal(0, 6.0, (length, *PLANE, 3))
     return np.clip(frames, 0, 255).astype(np.uint8)
 
 
@@ -77,6 +77,7 @@ def test_a_signature_is_112_numbers_and_compares_as_its_picture():
     assert a.shape == (WIDTH,) == (112,)
     assert np.sum(a[:64] ** 2) == pytest.approx(1)
     assert a @ again > 0.99 > 0.9 > a @ b
+    assert 0.1 < np.linalg.norm(a[64:]) < 0.2  # the layout weighs little
 
 
 def test_a_signature_of_one_colour_is_its_histogram_alone():
@@ -142,6 +143,45 @@ def test_a_dissolve_and_a_fade_are_one_gradual_change_within_themselves(seed, th
     assert len(changes) == 1
     assert changes[0].kind == "gradual" or through is not None
     assert 88 <= changes[0].frame <= 88 + length
+
+
+def turned(angles):
+    """[N, 112] unit signatures in one plane, at the given angles."""
+    signatures = np.zeros((len(angles), WIDTH))
+    signatures[:, 0], signatures[:, 1] = np.cos(angles), np.sin(angles)
+    return signatures
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_one_by_one_equals_all_at_once_where_the_fine_rate_settles_last(seed):
+    rng = np.random.default_rng(seed)
+    steps = []
+    for _ in range(8):  # a jump, then ever smaller steps: a climb of one second between frames
+        sizes = np.linspace(0.3, 0.01, 24 + int(rng.integers(-6, 2)))
+        signs = np.where(np.arange(len(sizes)) % 2, 1, -1)
+        signs[int(rng.integers(4, 12)) :] = 1  # that lead nowhere first, and then somewhere
+        steps += [1.0, *(sizes * signs)]
+    signatures = turned(np.cumsum(steps) % np.pi)
+    config = ChangeConfig(fps=25, gradual_floor=0.02, cut_floor=0.02)
+    assert run(signatures, config, sizes=(1,))[1] == run(signatures, config)[1]
+
+
+@pytest.mark.parametrize("gap", range(1, 6))
+def test_a_gradual_change_beside_a_cut_is_told_as_the_cut(gap):
+    rng = np.random.default_rng(10)
+    angles = np.concatenate(
+        [np.zeros(101), np.linspace(0.2, 1.0, 9), np.ones(gap), np.full(60, 1.7), np.full(60, 1.7)]
+    )
+    signatures = turned(angles + rng.normal(0, 0.003, len(angles)))
+    assert frames_of(run(signatures)[1]) == [(110 + gap, "cut")]
+
+
+def test_a_cut_at_any_place_between_samples_is_told_once():
+    rng = np.random.default_rng(9)
+    a, b = place(rng), place(rng)
+    for length in range(60, 72):
+        signatures = sign(shot(rng, a, length), shot(rng, b, 70))
+        assert frames_of(run(signatures)[1]) == [(length, "cut")]
 
 
 def test_changes_come_in_order_and_a_cut_is_told_once_though_both_rates_see_it():
@@ -226,12 +266,28 @@ def test_join_drops_a_cut_between_samples_that_look_alike():
     assert join(changes, boundaries, scores, [0, 12, 24, 36, 48], same_scene=0.91) == tuple(changes)
 
 
-def test_join_adds_a_boundary_that_only_embeddings_see_and_no_other():
+def test_join_looks_at_the_gap_of_a_cut_alone():
+    change = Change(25, 0.3, "cut")
+    scores = [Score(number, 0.9 if number == 3 else 0.1, 0.0) for number in range(1, 6)]
+    assert join([change], [], scores, [0, 10, 20, 30, 40, 50]) == ()
+
+
+@pytest.mark.parametrize("shown_at", [1, 2, 3, 4, 5, None])
+def test_join_drops_a_gradual_change_that_no_gap_around_it_shows(shown_at):
+    change = Change(25, 0.3, "gradual")  # between the samples 2 and 3
+    scores = [Score(number, 0.2 if number == shown_at else 0.8, 0.0) for number in range(1, 6)]
+    expected = (change,) if shown_at in (2, 3, 4) else ()
+    assert join([change], [], scores, [0, 10, 20, 30, 40, 50]) == expected
+
+
+@pytest.mark.parametrize("frame", range(1, 80))
+def test_join_adds_a_boundary_that_only_embeddings_see_within_one_sample(frame):
     samples = [0, 10, 20, 30, 40, 50, 60, 70]
     scores = [Score(number, 0.5, 0.5) for number in range(1, 8)]
-    boundaries = [Boundary(2, 0.8, "cut"), Boundary(4, None, "max"), Boundary(6, 1.2, "cut")]
-    changes = [Change(15, 0.3, "gradual")]
-    assert join(changes, boundaries, scores, samples) == (changes[0], Change(60, 1.2, "gradual"))
+    change = Change(frame, 0.3, "cut")
+    joined = join([change], [Boundary(4, 1.2, "cut"), Boundary(6, None, "max")], scores, samples)
+    added = () if 20 < frame <= 50 else (Change(40, 1.2, "gradual"),)
+    assert joined == tuple(sorted((change, *added), key=lambda change: change.frame))
     assert join([], [], scores, samples) == ()
 
 

@@ -1,10 +1,18 @@
 """Tiny models with random weights, made in memory: the same code paths as the large ones."""
 
+import zlib
+
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from streammem.backbones.language import CausalLanguageModel
+from streammem.backbones.language import CausalLanguageModel, GenerationConfig
+from streammem.backbones.text import TEXT_DIM
+from streammem.backbones.vision import VisionFeatures
+from streammem.memory.bridge import BridgeConfig, MemoryBridge
+from streammem.memory.keys import PictureKey, TextKey
+from streammem.model import VideoModel
 
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -50,3 +58,67 @@ def tiny_language(seed: int = 0) -> CausalLanguageModel:
     )
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
     return CausalLanguageModel(model, tokenizer)
+
+
+class TinyVision:
+    """Mean colours of a 3x3 grid through fixed random matrices; grey gives zeros."""
+
+    frame_dim, patches, patch_dim = 24, 9, 8
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(7)
+        self._frame = rng.standard_normal((27, self.frame_dim)).astype(np.float32)
+        self._patch = rng.standard_normal((3, self.patch_dim)).astype(np.float32)
+
+    def encode(self, frames) -> VisionFeatures:
+        cells = np.stack([self._colours(frame) for frame in frames])  # [B, 9, 3]
+        embeddings = cells.reshape(len(cells), 27) @ self._frame
+        return VisionFeatures(torch.from_numpy(embeddings), torch.from_numpy(cells @ self._patch))
+
+    def _colours(self, picture: np.ndarray) -> np.ndarray:
+        rows = np.array_split(picture, 3, axis=0)
+        cells = [cell for row in rows for cell in np.array_split(row, 3, axis=1)]
+        means = [cell.reshape(-1, 3).mean(axis=0) for cell in cells]
+        return (np.array(means, np.float32) - 127.5) / 127.5
+
+
+class TinySentences:
+    """A hashed bag of words as a unit vector."""
+
+    def encode(self, sentences) -> torch.Tensor:
+        rows = torch.zeros(len(sentences), TEXT_DIM)
+        for row, sentence in zip(rows, sentences, strict=True):
+            for word in ["", *sentence.lower().split()]:  # an empty sentence has a direction too
+                row[zlib.crc32(word.encode("utf-8", "replace")) % TEXT_DIM] += 1
+        return torch.nn.functional.normalize(rows, dim=-1)
+
+
+def tiny_model(seed: int = 0, **changes) -> VideoModel:
+    """A whole model with random weights: keys of 16, a bridge of width 32 with 4 memory tokens."""
+    torch.manual_seed(seed)
+    vision = TinyVision()
+    bridge = MemoryBridge(
+        BridgeConfig(
+            patch_dim=vision.patch_dim,
+            patches=vision.patches,
+            language_dim=32,
+            language_norm=0.1,
+            dim=32,
+            memory_tokens=4,
+            layers=1,
+            heads=4,
+        )
+    )
+    parts = {
+        "name": "tiny",
+        "vision": vision,
+        "center": torch.zeros(vision.frame_dim),
+        "bridge": bridge.eval().requires_grad_(False),
+        "picture_key": PictureKey(vision.patch_dim, 16).eval().requires_grad_(False),
+        "text_key": TextKey(TEXT_DIM, 16).eval().requires_grad_(False),
+        "background": torch.nn.functional.normalize(torch.randn(32, 16), dim=-1),
+        "open_sentences": TinySentences,
+        "open_language": lambda: tiny_language(seed),
+        "decoding": GenerationConfig(max_new_tokens=8),
+    }
+    return VideoModel(**(parts | changes))

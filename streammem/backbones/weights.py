@@ -1,4 +1,4 @@
-"""Weights of others: fetched and converted once into ``$STREAMMEM_HOME``, opened offline ever after.
+"""Weights of others: fetched and converted once into ``$STREAMMEM_HOME``, opened offline after.
 
 It does not build models; each backbone asks ``weights_path`` for its files.
 """

@@ -1,4 +1,4 @@
-"""The memory bridge: looks at a segment's patches, and keeps what it saw in recurrent memory tokens.
+"""The memory bridge: looks at a segment's patches, keeps what it saw in recurrent memory tokens.
 
 Two paths on purpose. ``look`` reads only the segment, so a caption can never leak an earlier scene;
 ``remember`` folds what was seen into the memory through gates. No stream state lives here.
@@ -74,7 +74,9 @@ class Attention(nn.Module):
             mask: [B, C] bool, True where the context may be read; None reads all.
         """
         q = rearrange(self.query(x), "b q (h d) -> b h q d", h=self.heads)
-        k, v = rearrange(self.key_value(context), "b c (two h d) -> two b h c d", two=2, h=self.heads)
+        k, v = rearrange(
+            self.key_value(context), "b c (two h d) -> two b h c d", two=2, h=self.heads
+        )
         attended = F.scaled_dot_product_attention(
             q,
             k,
@@ -149,6 +151,9 @@ class MemoryBridge(nn.Module):
     memory slots, position and time encodings, pre-norm, cross-attention instead of full attention
     over the patches, write gates, and memory tokens that reach the language model.
     """
+
+    patch_mean: Tensor
+    patch_std: Tensor
 
     def __init__(self, config: BridgeConfig) -> None:
         super().__init__()

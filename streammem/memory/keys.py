@@ -13,6 +13,9 @@ from streammem.memory.bridge import Attention
 class PictureKey(nn.Module):
     """A picture's key from its patches: learned queries attend to them, an MLP maps the rest."""
 
+    patch_mean: Tensor
+    patch_std: Tensor
+
     def __init__(
         self, patch_dim: int, key_dim: int = 256, *, dim: int = 256, queries: int = 4
     ) -> None:

@@ -97,7 +97,7 @@ def pack(rows: Sequence[Row], *, prefix: Sequence[int], num_visual: int) -> Pack
 
 def packed_loss(language: CausalLanguageModel, packed: Packed, visual: Tensor) -> Tensor:
     """Mean cross-entropy of what is said, given visual tokens [B, M, L]."""
-    model = language.model
+    model: Any = language.model
     embedded = model.get_input_embeddings()(packed.ids)
     start = packed.visual_start
     embedded = torch.cat(

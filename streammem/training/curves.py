@@ -30,8 +30,9 @@ def draw_curves(stages: Sequence[str], out: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.5 * len(stages), 3.2), layout="constrained")
+    figure = Figure(figsize=(4.5 * len(stages), 3.2))
     FigureCanvasAgg(figure)
+    figure.subplots_adjust(left=0.14 / len(stages), right=0.98, bottom=0.16, top=0.9, wspace=0.25)
     panels = figure.subplots(1, len(stages), squeeze=False)[0]
     for panel, stage in zip(panels, stages, strict=True):
         log = read_log(out / f"{stage}.jsonl")

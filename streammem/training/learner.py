@@ -80,15 +80,16 @@ class Learner:
         start = load(str(init))
         folder = PRESETS.get(str(init), Path(init))
         config, tensors = _read_config(folder), _read_tensors(folder)
-        wanted = dataclasses.asdict(recipe.bridge) | dataclasses.asdict(recipe.backbones)
-        found = config["bridge"] | config
-        for key, value in (wanted | {"key_dim": recipe.key_dim}).items():
-            if found[key] != value:
-                raise CheckpointError(
-                    f"{init}: its {key} is {found[key]}, the recipe's {value}; make them the same"
-                )
+        sizes, names = dataclasses.asdict(recipe.bridge), dataclasses.asdict(recipe.backbones)
+        names["key_dim"] = recipe.key_dim
+        for part, wanted in ((config.bridge, sizes), (config, names)):
+            for key, value in wanted.items():
+                if (found := getattr(part, key)) != value:
+                    raise CheckpointError(
+                        f"{init}: its {key} is {found}, the recipe's {value}; make them the same"
+                    )
         lora = {k.removeprefix("lora."): v for k, v in tensors.items() if k.startswith("lora.")}
-        return cls(recipe, backbones, start, (lora, config["lora_scale"]))
+        return cls(recipe, backbones, start, (lora, config.lora_scale))
 
     @cached_property
     def vision(self) -> VisionEncoder:

@@ -46,7 +46,7 @@ def add_lora(language: CausalLanguageModel, options: LoraOptions, *, seed: int) 
         lora_dropout=options.dropout,
     )
     try:
-        language.model = get_peft_model(language.model, config)  # type: ignore[arg-type]
+        language.model = get_peft_model(language.model, config)  # type: ignore[assignment]
     except ValueError as error:
         raise BackboneError(
             f"lora: no layer of the language model fits targets ({error})"

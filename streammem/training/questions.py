@@ -21,11 +21,11 @@ COLORS = (
     "grey",
 )
 COLORED = frozenset(
-    "shirt shirts dress jacket coat hat cap helmet pants shorts shoes jeans skirt sweater vest "
+    "shirt shirts dress jacket coat hat cap helmet pants shorts shoes jeans skirt sweater vest "  # noqa: SIM905
     "suit swimsuit bikini trunks uniform uniforms outfit hair dog dogs cat horse car truck bus "
     "ball bike bicycle motorcycle kayak boat raft umbrella grass wall door chair couch sofa carpet "
     "table towel blanket toy balloon bird collar leash slide bench raincoat apron tie scarf gloves "
-    "sand".split()  # noqa: SIM905 - reads better than a list
+    "sand".split()
 )
 NUMBERS = ("two", "three", "four", "five")
 # Things that a caption writer would hardly leave out when they are there.

@@ -6,6 +6,7 @@ The language model itself is not in the loop, only its embedding table, so a ste
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +19,9 @@ from streammem.memory.bridge import MemoryBridge
 from streammem.training.pictures import PictureSet, sample_views
 
 STOP_WORDS = frozenset(
-    "a an and are as at be being by for from has have her him his in into is it its of off on onto "
-    "or out over s she he some that the their them there they this to up very was were while who "
-    "with which through another other one two three several".split()  # noqa: SIM905 - reads better
+    "a an and are as at be being by for from has have her him his in into is it its of off "  # noqa: SIM905
+    "on onto or out over s she he some that the their them there they this to up very was were "
+    "while who with which through another other one two three several".split()
 )
 MIN_COUNT = 5
 LOSS_SCALE = 100.0  # most of ~2,600 words are absent; the mean alone would be tiny
@@ -50,7 +51,8 @@ class WordSpace:
         if not self.words:
             raise DatasetError(f"no word stands in the captions of {MIN_COUNT} pictures; add data")
         self._index = {word: i for i, word in enumerate(self.words)}
-        embeddings = language.model.get_input_embeddings().weight.detach()
+        model: Any = language.model
+        embeddings = model.get_input_embeddings().weight.detach()
         self._center = embeddings.float().mean(0)
         table = [embeddings[language.ids(f" {word}")].float().mean(0) for word in self.words]
         self._table = F.normalize(torch.stack(table) - self._center, dim=-1)

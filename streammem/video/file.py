@@ -167,7 +167,7 @@ class FileSource(SinglePass):
         if packet.is_discard:  # before an edit list's beginning: decoded, never shown
             return False
         time = self._reader.seconds(pts)
-        if True:
+        if self._sought:
             self._num_before = max(self._index + 1, round(time / self._frame_s))
             self._sought = False
         heapq.heappush(self._awaited, pts)

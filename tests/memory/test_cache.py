@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from streammem.errors import ConfigError
 from streammem.memory.cache import RANK_CONSTANT, CacheConfig, MemoryCache
 from streammem.memory.entry import MAX_KEYFRAME_BYTES, MAX_TEXT_BYTES, Entry
+from streammem.memory.merge import MergeQueue
 from streammem.types import Note
 from tests.memory.entries import DIM, TOKENS, make, same, unit
 
@@ -274,11 +275,29 @@ def test_a_caption_for_an_unknown_segment_is_an_error():
         filled(2).set_caption(9, "a dog", None)
 
 
+def test_keys_that_fall_together_leave_no_trace_in_the_index():
+    cache, key = MemoryCache(config()), unit(1)
+    cache.append(make(0, text_keys=np.repeat(key, 3, axis=0)))
+    assert len(cache.set_caption(0, "a dog", key[0]).text_keys) == len(cache._text) == 1
+
+
+def test_the_queue_of_merges_does_not_grow_with_what_happens_to_a_row():
+    queue, right = MergeQueue(), make(1_000)
+    for last in range(500):
+        left = make(0, last=last)
+        queue.offer(left, right, {0: left, 1_000: right})
+    assert len(queue) <= 4 * 2 + 64
+    assert queue.pop({0: left, 1_000: right}) == (0, 1_000)
+    assert queue.pop({0: left, 1_000: right}) is None
+
+
 def test_dropped_rows_are_gone_and_the_rest_is_found():
     cache = filled(10)
+    cache.set_caption(3, "a dog", unit(1, seed=5)[0])
     cache.drop([3, 4, 9, 77])
     assert [row.segment for row in cache.entries()] == [0, 1, 2, 5, 6, 7, 8]
     assert cache.get(3) is None and cache.get(9) is None
+    assert len(cache.search(unit(1, seed=5)[0], 20)) == 7
     assert 3 not in [hit.entry.segment for hit in cache.related(unit(1, seed=3)[0], 10)]
     for segment in range(10, 400):
         cache.append(make(segment))

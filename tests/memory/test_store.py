@@ -285,6 +285,35 @@ def test_damage_names_the_segment_and_leaves_the_others_readable(tmp_path):
         assert same(memory.read(4), entries[4])
 
 
+def test_damaged_or_missing_tokens_are_told_and_the_keys_stay(tmp_path):
+    fill(tmp_path / "a.mem", 4)
+    connection = sqlite3.connect(tmp_path / "a.mem" / DATABASE)
+    with connection:
+        connection.execute("UPDATE tokens SET block = zeroblob(24) WHERE segment = 1")
+        connection.execute("DELETE FROM tokens WHERE segment = 2")
+    connection.close()
+    with Store.open(tmp_path / "a.mem", MODEL) as memory:
+        with pytest.raises(StoreError, match="tokens of segment 1 are damaged"):
+            memory.tokens(1)
+        with pytest.raises(StoreError, match="tokens of segment 2 are missing"):
+            memory.read(2)
+        assert [fault.segment for fault in verify(memory)] == [1, 2]
+        assert len(memory.load_entries()) == 4
+
+
+def test_a_row_that_vanished_is_told(tmp_path):
+    fill(tmp_path / "a.mem", 4)
+    connection = sqlite3.connect(tmp_path / "a.mem" / DATABASE)
+    with connection:
+        connection.execute("DELETE FROM segments WHERE segment = 2")
+        connection.execute("UPDATE counted SET segments = 4")
+    connection.close()
+    with Store.open(tmp_path / "a.mem", MODEL, "r") as memory:
+        with pytest.raises(StoreError, match="lacks 1 rows"):
+            memory.load_entries()
+        assert [fault.what for fault in verify(memory)] == ["1 rows are missing"]
+
+
 def test_a_keyframe_missing_or_damaged_is_told_and_costs_only_itself(tmp_path):
     fill(tmp_path / "a.mem", 4)
     with Store.open(tmp_path / "a.mem", MODEL) as memory:
@@ -516,6 +545,7 @@ def test_everything_is_synced_before_append_returns_the_row_last(tmp_path, monke
     with create(tmp_path / "a.mem") as memory:
         assert memory.database.query("PRAGMA synchronous") == [(2,)]
         assert memory.database.query("PRAGMA journal_mode") == [("wal",)]
+        assert memory.database.query("PRAGMA secure_delete") == [(1,)]
         monkeypatch.setattr(os, "fsync", record_fsync)
         monkeypatch.setattr(database.Database, "query", record_query)
         memory.append(make(0), b"")

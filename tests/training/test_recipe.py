@@ -1,0 +1,72 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from streammem.errors import ConfigError
+from streammem.training.recipe import StageOptions, parse_recipe, read_recipe, resolve
+from tests.training.tiny_backbones import RECIPE
+
+SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.toml"))
+
+
+def parsed(text):
+    return parse_recipe(tomllib.loads(text), "r.toml: ")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_read_and_runs_all_four_stages(path):
+    recipe = read_recipe(path)
+    assert [stage.kind for stage in recipe.stages] == ["words", "keys", "captions", "memory"]
+
+
+def test_a_recipe_states_only_what_differs_from_the_defaults():
+    recipe = parsed('data = ["a", "b"]\n[[stages]]\nkind = "words"\nsteps = 3\nlr = 1\nbatch = 2\n')
+    assert recipe.data == ("a", "b")
+    assert recipe.stages == (StageOptions("words", 3, 1.0, 2),)
+    assert recipe.lora.scale == 2.0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('kind = "words"', 'kind = "wrods"', r"r.toml: stages\[0\]\..*'wrods'.*known: words"),
+        ("steps = 4", "", r"stages\[0\]\.steps: missing"),
+        ("lr = 4e-3", "lr = 0.0", "lr above 0"),
+        ("lr = 4e-3", 'lr = "fast"', r"stages\[0\]\.lr: 'fast' is not of type float"),
+        ("batch = 8", "batch = 8\nbatches = 9", r"stages\[0\]\.batches: no such option"),
+        ('kind = "keys"', 'kind = "words"', "two are called words"),
+        ('kind = "keys"', 'kind = "keys"\nname = "../keys"', "it names files"),
+        ("heads = 2", "heads = 3", "dim 16 is not a multiple of heads 3"),
+        ("rank = 2", "rank = 0", "lora: needs rank >= 1"),
+        ("rank = 2", "rank = 2\ndropout = 1.0", r"dropout must be in \[0, 1\)"),
+        ("crops = 1", 'crops = 1\nvalidation = ["other"]', "other: not listed under data"),
+        ('data = ["generated:30"]', "", "data: missing"),
+        ('data = ["generated:30"]', 'data = ["a/x", "b/x"]', "two are called x"),
+        ('data = ["generated:30"]', "data = [1]", "as strings"),
+    ],
+)
+def test_a_recipe_that_cannot_be_meant_says_where_and_why(old, new, message):
+    with pytest.raises(ConfigError, match=message) as raised:
+        parsed(RECIPE.replace(old, new, 1))
+    assert "\n" not in str(raised.value)
+    assert str(raised.value).startswith("r.toml: ")
+
+
+def test_stages_added_at_the_end_continue_a_recipe_and_other_changes_do_not():
+    recipe = parsed(RECIPE)
+    more = parsed(RECIPE + '[[stages]]\nkind = "words"\nname = "w2"\nsteps = 1\nlr = 1\nbatch = 1\n')
+    assert more.continues(recipe)
+    assert not recipe.continues(more)
+    assert parsed(RECIPE.replace('"tiny"', '"other"')).continues(recipe)
+    assert not parsed(RECIPE.replace("steps = 4", "steps = 5", 1)).continues(recipe)
+    assert not parsed(RECIPE.replace("crops = 1", "crops = 2")).continues(recipe)
+
+
+def test_data_are_found_through_the_environment(monkeypatch):
+    monkeypatch.setenv("STREAMMEM_DATA", "/somewhere")
+    assert resolve("flickr") == Path("/somewhere/flickr")
+    assert resolve("/else/flickr") == Path("/else/flickr")
+    monkeypatch.delenv("STREAMMEM_DATA")
+    with pytest.raises(ConfigError, match=r"flickr.*STREAMMEM_DATA"):
+        resolve("flickr")

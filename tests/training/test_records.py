@@ -1,0 +1,92 @@
+import json
+
+import pytest
+
+from streammem.errors import DatasetError
+from streammem.training.generated import make_pictures
+from streammem.training.questions import Turn
+from streammem.training.records import checksum_split, read_source
+
+
+def folder_with(tmp_path, rows):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def test_a_folder_without_a_validation_split_is_split_by_name(tmp_path):
+    rows = [{"image": f"{i}.jpg", "split": "train", "captions": ["a dog"]} for i in range(40)]
+    records = read_source(folder_with(tmp_path, rows)).records
+    assert {r.split for r in records} == {"train", "val"}
+    assert all(record.split == checksum_split(record.name) for record in records)
+    assert records[0].captions == ("A dog.",)
+
+
+def test_a_folders_own_split_stands_and_other_splits_are_left_out(tmp_path):
+    rows = [
+        {"image": f"{split}.jpg", "split": split, "captions": ["x"]}
+        for split in ("train", "val", "test")
+    ]
+    records = read_source(folder_with(tmp_path, rows)).records
+    assert [(r.name, r.split) for r in records] == [("train.jpg", "train"), ("val.jpg", "val")]
+
+
+def test_peoples_own_questions_come_with_their_picture(tmp_path):
+    row = {
+        "image": "a.jpg",
+        "split": "train",
+        "captions": [],
+        "objects": ["chair"],
+        "qa": [["what is on the desk in the image3 ?", "lamp, book"]],
+    }
+    record = read_source(folder_with(tmp_path, [row])).records[0]
+    assert record.turns == (Turn("What is on the desk?", "Lamp and book."),)
+    assert "A room with a chair." in record.captions
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"image": "../../etc/passwd", "split": "train", "captions": ["x"]}, "outside"),
+        ({"image": 3, "split": "train", "captions": ["x"]}, "line 1: needs image"),
+        ({"image": "a.jpg", "split": "train", "captions": 5}, "line 1: malformed captions"),
+        ({"image": "a.jpg", "split": "train"}, "line 1: malformed captions"),
+        (["a.jpg"], "line 1: not an object"),
+        ({"image": "a.jpg", "split": "train", "captions": []}, "no picture"),
+    ],
+)
+def test_a_malformed_row_is_named(tmp_path, row, message):
+    with pytest.raises(DatasetError, match=message):
+        read_source(folder_with(tmp_path, [row]))
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(DatasetError, match=r"nowhere/captions\.jsonl"):
+        read_source(tmp_path / "nowhere")
+
+
+def test_conversations_give_each_picture_its_questions(tmp_path):
+    def talk(*said):
+        who = ("human", "gpt")
+        return [{"from": who[i % 2], "value": text} for i, text in enumerate(said)]
+
+    rows = [
+        {"image": "a.jpg", "conversations": talk("<image>\nWhat is it?", "A cat.", "Why?", "So.")},
+        {"image": "a.jpg", "conversations": talk("Where?", "Here.")},
+        {"video": "b.mp4", "conversations": talk("What happens?", "Much.")},
+    ]
+    (tmp_path / "talk.json").write_text(json.dumps(rows))
+    source = read_source(tmp_path / "talk.json")
+    (record,) = source.records
+    assert source.name == "talk"
+    assert record.path == tmp_path / "images" / "a.jpg"
+    assert record.captions == ()
+    assert record.turns == (Turn("What is it?", "A cat."), Turn("Why?", "So."), Turn("Where?", "Here."))
+
+
+def test_generated_pictures_are_the_same_every_time(tmp_path):
+    left = read_source(make_pictures(tmp_path / "left", 6, seed=1)).records
+    right = read_source(make_pictures(tmp_path / "right", 6, seed=1)).records
+    assert [r.captions for r in left] == [r.captions for r in right]
+    assert left[3].path.read_bytes() == right[3].path.read_bytes()
+    assert [r.split for r in left] == ["val", "train", "train", "train", "train", "val"]

@@ -1,0 +1,158 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from streammem import checkpoint
+from streammem.errors import CheckpointError, ConfigError
+from streammem.training import loop
+from streammem.training.run import run
+from tests.tiny import tiny_language
+from tests.training.tiny_backbones import RECIPE, TinySentences, TinyVision, tiny_backbones
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    # Drawing takes longer than training; the finished run's curve is the one that is looked at.
+    monkeypatch.setattr("streammem.training.run.draw_curves", lambda stages, out: None)
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted run: its folder and its figures."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.toml").write_text(RECIPE)
+    figures = run(folder / "tiny.toml", folder / "out", backbones=tiny_backbones())
+    return folder / "out", figures
+
+
+@pytest.fixture
+def openable(monkeypatch):
+    """Let ``checkpoint.load`` find the tiny backbones under the recipe's names."""
+    monkeypatch.setattr(checkpoint, "_open_vision", lambda name: TinyVision())
+    monkeypatch.setattr(checkpoint, "_backbone_path", lambda name: name)
+    monkeypatch.setattr(checkpoint, "SentenceEncoder", lambda path: TinySentences())
+    opened = type("Opened", (), {"open": staticmethod(lambda path, device: tiny_language())})
+    monkeypatch.setattr(checkpoint, "CausalLanguageModel", opened)
+
+
+def weights(out):
+    return load_file(out / "checkpoint" / "model.safetensors")
+
+
+def learned(out, stage):
+    return torch.load(out / f"{stage}.pt", weights_only=True)["module"]
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def killed_at(monkeypatch, stage, step):
+    """Make a run die in one step of one stage, with everything before it saved."""
+    real = loop._step
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", -1.0)
+
+    def dying(running, optimizer, schedule, number):
+        if (running.name, number) == (stage, step):
+            raise KeyboardInterrupt
+        return real(running, optimizer, schedule, number)
+
+    monkeypatch.setattr(loop, "_step", dying)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("words", 2), ("captions", 1), ("memory", 2)])
+def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    recipe, tmp_path, monkeypatch, finished, stage, step
+):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        killed_at(patch, stage, step)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, out, backbones=tiny_backbones())
+    torch.manual_seed(99)  # what else the process drew must not matter
+    run(recipe, out, backbones=tiny_backbones())
+    assert same(weights(out), weights(finished[0]))
+    for name in ("words", "keys", "captions", "memory"):
+        assert same(learned(out, name), learned(finished[0], name))
+    steps = [entry["step"] for entry in loop.read_log(out / f"{stage}.jsonl")]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_finished_stage_is_not_repeated(recipe, monkeypatch, finished):
+    monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("trained again"))
+    again = run(recipe, finished[0], backbones=tiny_backbones())
+    assert again == finished[1]
+
+
+def test_every_stage_leaves_its_figures_its_recipe_and_its_curve(finished):
+    out, figures = finished
+    assert json.loads((out / "figures.json").read_text()) == figures
+    assert figures["pictures"] == {"train": 24, "val": 6}
+    assert {"top5", "top5_prior"} <= figures["stages"]["words"].keys()
+    assert {"recall@1", "median_rank"} <= figures["stages"]["keys"].keys()
+    assert {"val_loss", "val_loss_other_picture"} <= figures["stages"]["captions"].keys()
+    assert {"memory@1", "mean@4", "prior@1"} <= figures["stages"]["memory"].keys()
+    assert (out / "loss.png").stat().st_size > 1000
+    interim = torch.load(out / "captions.pt", weights_only=True)
+    assert interim["step"] == 3
+    assert interim["recipe"] == RECIPE
+
+
+def test_the_checkpoint_says_what_the_trained_model_says(finished, openable):
+    out, _ = finished
+    model = checkpoint.load(out / "checkpoint")
+    interim = torch.load(out / "captions.pt", weights_only=True)["module"]
+    prefix = "lora.base_model/model/model/layers/0/self_attn/q_proj/lora_"
+    a, b = (interim[f"{prefix}{part}/default/weight"] for part in "AB")
+    plain = tiny_language().model.model.layers[0].self_attn.q_proj.weight
+    merged = model.language.model.model.layers[0].self_attn.q_proj.weight
+    # alpha / rank is 2; float16 on disk
+    assert torch.allclose(merged, plain + 2.0 * b @ a, atol=1e-4)
+    assert not torch.equal(merged, plain)
+    assert model.background.shape == (24, 16)
+    assert model.center.shape == (TinyVision.frame_dim,)
+
+
+def test_a_run_may_start_from_a_checkpoint_and_then_trains_only_its_own_stages(
+    recipe, tmp_path, finished, openable
+):
+    text, _, _ = RECIPE.partition("[[stages]]")
+    stage = '[[stages]]\nkind = "memory"\nsteps = 2\nlr = 4e-2\nbatch = 2\n'
+    recipe.write_text(text + stage)
+    out = tmp_path / "out"
+    start = finished[0] / "checkpoint"
+    run(recipe, out, init=start, backbones=tiny_backbones())
+    before, after = load_file(start / "model.safetensors"), weights(out)
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed
+    assert all(key.startswith(("bridge.remember", "bridge.initial")) for key in changed)
+
+
+def test_a_caption_stage_goes_on_from_the_checkpoints_lora(recipe, tmp_path, finished, openable):
+    text, _, _ = RECIPE.partition("[[stages]]")
+    stage = '[[stages]]\nkind = "captions"\nsteps = 1\nlr = 1e-9\nbatch = 2\n'
+    recipe.write_text(text.replace("alpha = 4.0", "alpha = 8.0") + stage)
+    start = finished[0] / "checkpoint"
+    run(recipe, tmp_path / "out", init=start, backbones=tiny_backbones())
+    before, after = load_file(start / "model.safetensors"), weights(tmp_path / "out")
+    key = "lora.model.layers.1.mlp.down_proj"
+    assert torch.equal(after[f"{key}.A"], before[f"{key}.A"])
+    # alpha / rank doubled, so B counts half
+    assert torch.allclose(after[f"{key}.B"], before[f"{key}.B"] / 2, atol=1e-5)
+
+
+def test_an_output_folder_belongs_to_one_recipe(recipe, tmp_path, finished):
+    recipe.write_text(RECIPE.replace("lr = 4e-3", "lr = 5e-3"))
+    with pytest.raises(ConfigError, match="another recipe"):
+        run(recipe, finished[0], backbones=tiny_backbones())
+
+
+def test_a_start_of_other_sizes_is_refused(recipe, tmp_path, finished, openable):
+    recipe.write_text(RECIPE.replace("memory_tokens = 4", "memory_tokens = 5"))
+    with pytest.raises(CheckpointError, match="memory_tokens is 4, the recipe's 5"):
+        run(recipe, tmp_path / "out", init=finished[0] / "checkpoint", backbones=tiny_backbones())

@@ -1,0 +1,197 @@
+"""What each stage learns, on pictures of coloured shapes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from streammem.errors import DatasetError, StreammemError
+from streammem.memory.bridge import BridgeConfig, MemoryBridge
+from streammem.training import memory
+from streammem.training.captions import CaptionStage
+from streammem.training.features import cache_features, patch_statistics
+from streammem.training.generated import make_pictures
+from streammem.training.loop import Schedule, read_log, train
+from streammem.training.lora import add_lora, lora_tensors
+from streammem.training.memory import MemoryStage, draw_chains, share_named
+from streammem.training.recipe import LoraOptions
+from streammem.training.records import read_source
+from streammem.training.words import WordHead, WordSpace, WordStage, word_loss
+from tests.tiny import tiny_language
+from tests.training.tiny_backbones import TinyVision
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes")
+    source = read_source(make_pictures(folder / "shapes", 60))
+    return cache_features(source, TinyVision(), folder)
+
+
+@pytest.fixture
+def bridge(shapes):
+    torch.manual_seed(0)
+    language = tiny_language()
+    config = BridgeConfig(
+        patch_dim=48, patches=4, language_dim=language.width, dim=32, memory_tokens=4, layers=1,
+        heads=2, dropout=0.0, language_norm=language.embedding_norm,
+    )  # fmt: skip
+    bridge = MemoryBridge(config)
+    statistics = patch_statistics(shapes.split("train"), 0)
+    bridge.patch_mean.copy_(statistics.mean)
+    bridge.patch_std.copy_(statistics.std)
+    return bridge
+
+
+@pytest.fixture
+def space(shapes):
+    return WordSpace(shapes.split("train").captions, tiny_language())
+
+
+def losses(path):
+    return [entry["loss"] for entry in read_log(path)]
+
+
+def test_the_word_stage_names_what_is_there_better_than_the_prior(shapes, bridge, space, tmp_path):
+    stage = WordStage(bridge, space, shapes.split("train"), shapes.split("val"), batch=16)
+    before = stage.evaluate()
+    figures = train(stage, Schedule(steps=60, lr=1e-2, warmup=2), tmp_path)
+    assert figures["top5"] > figures["top5_prior"] + 0.1
+    assert figures["top5"] > before["top5"]
+    falling = losses(tmp_path / "words.jsonl")
+    assert np.mean(falling[-5:]) < 0.8 * np.mean(falling[:5])
+
+
+def test_a_loss_that_is_no_number_stops_the_run(shapes, bridge, space, tmp_path):
+    stage = WordStage(bridge, space, shapes.split("train"), shapes.split("val"), batch=4)
+    with torch.no_grad():
+        stage.head.bias.fill_(float("nan"))
+    with pytest.raises(StreammemError, match=r"words: the loss is nan at step 0"):
+        train(stage, Schedule(steps=2, lr=1e-2), tmp_path)
+
+
+def test_words_that_are_too_rare_are_no_words():
+    with pytest.raises(DatasetError, match="no word"):
+        WordSpace([("A dog.",)], tiny_language())
+
+
+def test_the_memory_stage_moves_nothing_but_the_gate_and_the_first_memory(
+    shapes, bridge, space, tmp_path
+):
+    before = {name: value.clone() for name, value in bridge.state_dict().items()}
+    stage = MemoryStage(bridge, space, shapes.split("train"), shapes.split("val"), batch=2)
+    train(stage, Schedule(steps=2, lr=1e-2, warmup=0), tmp_path)
+    changed = {n for n, value in bridge.state_dict().items() if not torch.equal(value, before[n])}
+    assert "initial" in changed
+    assert "remember.gate.weight" in changed
+    assert all(name == "initial" or name.startswith("remember.") for name in changed)
+
+
+def test_the_memory_learns_to_name_what_a_chain_showed(shapes, bridge, space, tmp_path):
+    pictures, validation = shapes.split("train"), shapes.split("val")
+    train(WordStage(bridge, space, pictures, validation, batch=16), Schedule(40, 1e-2, 2), tmp_path)
+    stage = MemoryStage(bridge, space, pictures, validation, batch=8)
+    rng = np.random.default_rng(5)
+    chains = draw_chains(rng, 8, 6, len(pictures))
+
+    def union_loss():
+        with torch.no_grad():
+            tokens = stage._tokens[chains].float()
+            kept = bridge.initial_memory(8)
+            for step in range(6):
+                kept = bridge.remember(kept, tokens[:, step], None)
+            return stage._named_loss(kept, stage._shares[chains]).item()
+
+    train(stage, Schedule(steps=1, lr=1e-9), tmp_path / "untrained")
+    before = union_loss()
+    train(stage, Schedule(steps=25, lr=1e-2, warmup=2), tmp_path)
+    assert union_loss() < 0.8 * before
+
+
+def test_the_head_learns_nothing_from_the_memory(shapes, bridge, space):
+    stage = MemoryStage(bridge, space, shapes.split("train"), shapes.split("val"), batch=2)
+    kept = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    stage._named_loss(kept, stage._shares[[[0, 1], [2, 3]]]).backward()
+    assert kept.grad is not None
+    assert stage.head.scale.grad is None
+    assert stage.head.bias.grad is None
+
+
+def test_gradients_end_at_the_window(shapes, bridge, space, monkeypatch):
+    """A chain as long as a window reaches the first memory twice as deep as one cut in half."""
+    stage = MemoryStage(bridge, space, shapes.split("train"), shapes.split("val"), batch=2)
+    monkeypatch.setattr(memory, "SHORTEST", 8)
+    monkeypatch.setattr(memory, "LONGEST", 8)
+    seen = []
+    real = bridge.remember.forward
+    monkeypatch.setattr(
+        bridge.remember, "forward", lambda m, t, r: seen.append(m.requires_grad) or real(m, t, r)
+    )
+    for window in (8, 4):
+        monkeypatch.setattr(memory, "WINDOW", window)
+        stage.loss(np.random.default_rng(0))
+    # The initial memory requires a gradient; a detached one does not.
+    assert seen == [True] * 8 + [True] * 4 + [False] + [True] * 3
+
+
+def test_a_word_counts_the_same_whenever_it_was_seen(shapes, bridge, space):
+    stage = MemoryStage(bridge, space, shapes.split("train"), shapes.split("val"), batch=2)
+    kept = bridge.initial_memory(2)
+    shares = stage._shares[[[0, 1, 2, 3], [4, 5, 6, 7]]]
+    assert torch.equal(stage._named_loss(kept, shares), stage._named_loss(kept, shares.flip(1)))
+
+
+def test_chains_repeat_only_what_they_showed():
+    chains = draw_chains(np.random.default_rng(0), 200, 32, 100_000)
+    distinct = np.array([len(set(chain)) for chain in chains])
+    # 15% of 31 segments repeat an earlier one: 4.7 on average
+    assert abs((32 - distinct).mean() - 4.7) < 0.5
+
+
+def test_share_named_counts_the_best_words_that_are_there():
+    shares = torch.zeros(1, 40)
+    shares[0, [3, 30]] = torch.tensor([0.4, 1.0])
+    scores = torch.zeros(1, 40)
+    scores[0, 30] = 1.0
+    scores[0, 10:19] = 0.5  # ten words may be named
+    assert share_named(scores, shares) == 0.5
+
+
+def test_a_word_head_starts_at_the_prior():
+    prior = torch.tensor([0.5, 0.1, 0.001])
+    ranked = WordHead(prior)(torch.zeros(1, 4, 3))[0]
+    assert ranked.argsort(descending=True).tolist() == [0, 1, 2]
+    assert word_loss(ranked[None], prior[None]).isfinite()
+
+
+def test_captions_learn_through_the_bridge_and_the_lora(shapes, bridge, tmp_path):
+    language = tiny_language()
+    add_lora(language, LoraOptions(rank=4), seed=0)
+    before = {name: value.clone() for name, value in lora_tensors(language).items()}
+    stage = CaptionStage(bridge, language, shapes.split("train"), shapes.split("val"), batch=4)
+    figures = train(stage, Schedule(steps=12, lr=2e-2, warmup=2), tmp_path)
+    falling = losses(tmp_path / "captions.jsonl")
+    assert np.mean(falling[-3:]) < 0.8 * falling[0]
+    assert figures["val_loss"] > 0
+    assert len(before) == 2 * 4 * 2  # A and B, four targets, two layers
+    assert set(before) >= {"model.layers.0.self_attn.q_proj.A", "model.layers.1.mlp.down_proj.B"}
+    after = lora_tensors(language)
+    assert all(not torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_picture_without_captions_is_only_asked_about(shapes, bridge):
+    language = tiny_language()
+    add_lora(language, LoraOptions(rank=1), seed=0)
+    pictures = shapes.split("train")
+    silent = type(pictures)(
+        pictures.names, [()] * len(pictures), [[("What?", "That.")]] * len(pictures),
+        pictures.features, pictures.rows,
+    )  # fmt: skip
+    with pytest.raises(AttributeError):  # a plain tuple is no Turn
+        CaptionStage(bridge, language, silent, pictures, batch=2).loss(np.random.default_rng(0))
+
+
+def test_a_log_cut_off_by_a_kill_is_read_up_to_there(tmp_path):
+    (tmp_path / "words.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + '\n{"step": 2, "lo')
+    assert read_log(tmp_path / "words.jsonl") == [{"step": 1, "loss": 2.0}]
