@@ -73,7 +73,7 @@ def compose(kind: str, half: int, *, data: Path, folder: Path, seconds: float = 
         folder: where the file goes; one that is there already is taken as it is.
         seconds: least length.
     """
-    path = folder / f"{kind}-{half}.mp4"
+    path = folder / f"{kind}-{half}-{seconds:g}s.mp4"
     truth = path.with_suffix(".json")
     if not truth.exists():
         rng = np.random.default_rng([KINDS.index(kind), half])
@@ -84,7 +84,7 @@ def compose(kind: str, half: int, *, data: Path, folder: Path, seconds: float = 
         truth.write_text(json.dumps({"frames": frames, "changes": changes}))
     known = json.loads(truth.read_text())
     changes = tuple(Change(*change) for change in known["changes"])
-    return Composed(f"{kind}-{half}", path, FPS, known["frames"], changes)
+    return Composed(kind, path, FPS, known["frames"], changes)
 
 
 def long_davis(data: Path) -> Composed:
@@ -93,7 +93,7 @@ def long_davis(data: Path) -> Composed:
     cuts = [segment["start_frame"] for segment in known["segments"][1:]]
     changes = tuple(Change(cut, cut) for cut in cuts)
     path = data / "long" / "long_davis20.mp4"
-    return Composed("long_davis20", path, known["fps"], known["frames"], changes)
+    return Composed("long davis", path, known["fps"], known["frames"], changes)
 
 
 def _write(

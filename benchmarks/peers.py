@@ -36,7 +36,7 @@ def without_decoding(name: str, pictures: Sequence[np.ndarray], fps: float) -> C
     """Give a call that runs one PySceneDetect detector over [H, W, 3] uint8 BGR pictures."""
     from scenedetect import FrameTimecode, detectors
 
-    times = [FrameTimecode(number, fps) for number in range(len(pictures))]
+    times = [FrameTimecode(number, float(fps)) for number in range(len(pictures))]
 
     def detect() -> None:
         detector = getattr(detectors, PYSCENEDETECT[name])()

@@ -139,7 +139,7 @@ def measure_quality(
 ) -> dict[str, dict[str, float]]:
     """F1 by detector and file, and over all files."""
     table: dict[str, dict[str, float]] = {}
-    print(f"\n{'boundary F1':28}" + "".join(f"{v.name[:-2]:>11}" for v in videos) + f"{'all':>11}")
+    print(f"\n{'boundary F1':28}" + "".join(f"{v.name:>11}" for v in videos) + f"{'all':>11}")
     for name, detect in detectors.items():
         row, total = {}, Tally()
         for video in videos:

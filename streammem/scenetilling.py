@@ -14,6 +14,7 @@ from streammem.errors import BackboneError, ConfigError
 
 # Rows that are scaled at a time: 64 of 1280 float64 stay in the cache of one core.
 CHUNK = 64
+SMALLEST = np.finfo(np.float64).tiny  # keeps a zero row zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +175,9 @@ def push(state: SceneState, embeddings: np.ndarray, config: SceneTillingConfig) 
         raise ValueError(f"embeddings {rows.shape} follow embeddings of width {len(state.rows[0])}")
     run = _Run(state, config)
     for at in range(0, max(1, len(rows)), CHUNK):
-        for row in _unit_rows(rows[at : at + CHUNK], state.frames + at):
-            run.take(row.copy())  # a view would keep its whole chunk alive
+        scaled = _unit_rows(rows[at : at + CHUNK], state.frames + at)
+        for row in scaled:
+            run.take(row if len(scaled) == 1 else row.copy())  # a view keeps the chunk alive
     return run.result()
 
 
@@ -376,17 +378,15 @@ def _unit_rows(embeddings: np.ndarray, first: int) -> np.ndarray:
     if embeddings.ndim != 2:
         raise ValueError(f"embeddings of shape {embeddings.shape}: give [T, D], or push [D]")
     rows = embeddings.astype(np.float64)
-    with np.errstate(over="ignore"):
-        # One dot product a row, so that a row's bits do not depend on the batch it comes in.
-        squares = np.vecdot(rows, rows)
-    if not np.isfinite(squares).all():
-        frame = first + int(np.flatnonzero(~np.isfinite(squares))[0])
+    # One dot product a row, so that a row's bits do not depend on the batch it comes in.
+    squares = np.vecdot(rows, rows)
+    if not math.isfinite(float(squares.sum())):
+        frame = first + int(np.argmax(~np.isfinite(squares)))
         raise BackboneError(
             f"frame {frame}: the vision encoder gave NaN, infinite or huge values; "
             "try float32, and check its weights"
         )
-    squares[squares == 0] = 1.0
-    rows /= np.sqrt(squares)[:, None]
+    rows /= np.sqrt(np.maximum(squares, SMALLEST))[:, None]
     return rows
 
 

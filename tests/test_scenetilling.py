@@ -323,6 +323,7 @@ def test_zero_rows_are_like_nothing_and_cut_once_on_the_way_in():
     assert pushed.scores[35].similarity == 0.0
 
 
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e200])
 def test_a_row_that_is_not_finite_raises_with_its_frame_and_leaves_the_state_usable(bad):
     rows = np.ones((10, 4))

@@ -13,6 +13,7 @@ from streammem.backbones.vision import VisionFeatures
 from streammem.memory.bridge import BridgeConfig, MemoryBridge
 from streammem.memory.keys import PictureKey, TextKey
 from streammem.model import VideoModel
+from streammem.types import Frame
 
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -93,6 +94,23 @@ class TinySentences:
         return torch.nn.functional.normalize(rows, dim=-1)
 
 
+def talkative_language(seed: int = 0) -> CausalLanguageModel:
+    """A tiny language model that says letters and spaces, other ones for other visual tokens."""
+    language = tiny_language(seed)
+    vocabulary = language.tokenizer.get_vocab()
+    said = [vocabulary[sign] for sign in "abcdefghijklmnopqrstuvwxyzĠ"]
+    model = language.model
+    model.lm_head = torch.nn.Linear(32, len(vocabulary))
+    torch.nn.init.normal_(model.lm_head.weight)
+    torch.nn.init.constant_(model.lm_head.bias, -1000.0)
+    model.lm_head.bias.data[said] = 0.0
+    for parameter in model.model.layers.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.5)
+    model.requires_grad_(False)
+    return language
+
+
 def tiny_model(seed: int = 0, **changes) -> VideoModel:
     """A whole model with random weights: keys of 16, a bridge of width 32 with 4 memory tokens."""
     torch.manual_seed(seed)
@@ -118,7 +136,34 @@ def tiny_model(seed: int = 0, **changes) -> VideoModel:
         "text_key": TextKey(TEXT_DIM, 16).eval().requires_grad_(False),
         "background": torch.nn.functional.normalize(torch.randn(32, 16), dim=-1),
         "open_sentences": TinySentences,
-        "open_language": lambda: tiny_language(seed),
+        "open_language": lambda: talkative_language(seed),
         "decoding": GenerationConfig(max_new_tokens=8),
     }
     return VideoModel(**(parts | changes))
+
+
+COLOURS = {
+    "red": (220, 30, 30),
+    "blue": (30, 30, 220),
+    "green": (30, 200, 40),
+    "yellow": (220, 220, 30),
+    "black": (10, 10, 10),
+    "white": (240, 240, 240),
+}
+
+
+def film(*scenes: tuple[str, int], fps: float = 2.0, start: float = 0.0) -> list[Frame]:
+    """Frames of (colour, number of frames) scenes, in each of which a small square moves."""
+    colours = [colour for colour, length in scenes for _ in range(length)]
+    return [
+        Frame(moving_square(colour, number), start + number / fps, 1 / fps, number)
+        for number, colour in enumerate(colours)
+    ]
+
+
+def moving_square(colour: str, number: int, width: int = 32, height: int = 24) -> np.ndarray:
+    """A picture [H, W, 3] uint8 of one colour, with a square at one of 16 places."""
+    pixels = np.tile(np.array(COLOURS[colour], np.uint8), (height, width, 1))
+    left = number % 16 * width // 32
+    pixels[height // 4 : height // 2, left : left + width // 4] = (128, 128, 255)
+    return pixels

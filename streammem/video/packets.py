@@ -23,8 +23,6 @@ _BACK_OFF_S = (
 # Containers whose header states a duration; others have it estimated, which proves nothing.
 _PROMISING = {"mov", "matroska", "avi", "flv", "asf"}
 _STATES_END = {"matroska", "flv"}  # whose "duration" is the last time, wherever the first may be
-# Codecs whose frames build on the canvas of all frames before, whatever their keyframe flag says.
-_CUMULATIVE = {"gif", "apng"}
 
 
 class PacketReader:
@@ -50,7 +48,7 @@ class PacketReader:
     def __init__(self, spec: str, name: str, *, remote: bool = False) -> None:
         self._spec, self._name, self._remote = spec, name, remote
         self._open()
-        self.can_jump = self.can_seek = self.stream.codec_context.name not in _CUMULATIVE
+        self.can_jump = self.can_seek = True  # until it turns out otherwise
 
     def reopen(self) -> None:
         """Start again at the beginning with a fresh decoder."""
@@ -122,13 +120,11 @@ class PacketReader:
                 break
             self._packets = self._demux()
             keyframe = next((p for p in self._packets if p.is_keyframe), None)
+            if keyframe is None or keyframe.pts is None:
+                continue
             # Containers index by decoding time, so the landing may be shown after the target.
-            if (
-                keyframe is not None
-                and keyframe.pts is not None
-                and (self.origin <= keyframe.pts and self.seconds(keyframe.pts) <= time)
-            ):
-                return chain([keyframe], _without_leading(self._packets, keyframe.pts))
+            if self.seconds(keyframe.pts) <= time:
+                return chain([keyframe], self._packets)
         self.can_seek = False
         return None
 
@@ -192,12 +188,3 @@ def _decoded(context: av.VideoCodecContext, packet: Packet | None) -> list[av.Vi
         return context.decode(packet)
     except av.error.InvalidDataError:
         return []
-
-
-def _without_leading(packets: Iterator[Packet], keyframe_pts: int) -> Iterator[Packet]:
-    """Leave out the packets after a keyframe that are shown before it: they need the GOP before."""
-    leading = True
-    for packet in packets:
-        leading = leading and packet.pts is not None and packet.pts < keyframe_pts
-        if not leading:
-            yield packet

@@ -30,6 +30,8 @@ def test_keys_are_few_unit_rows_and_do_not_depend_on_the_order_of_frames(seed, n
     keys = visual_keys(frames, most)
     assert 1 <= len(keys) <= most and keys.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(keys, axis=1), 1, atol=1e-6)
+    sizes = np.bincount((frames @ keys.T).argmax(axis=1), minlength=len(keys))
+    assert (np.diff(sizes) <= 0).all(), "the widest cluster comes first"
     shuffled = np.random.default_rng(seed).permutation(frames)
     np.testing.assert_array_equal(visual_keys(shuffled, most), keys)
 

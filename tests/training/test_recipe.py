@@ -55,7 +55,9 @@ def test_a_recipe_that_cannot_be_meant_says_where_and_why(old, new, message):
 
 def test_stages_added_at_the_end_continue_a_recipe_and_other_changes_do_not():
     recipe = parsed(RECIPE)
-    more = parsed(RECIPE + '[[stages]]\nkind = "words"\nname = "w2"\nsteps = 1\nlr = 1\nbatch = 1\n')
+    more = parsed(
+        RECIPE + '[[stages]]\nkind = "words"\nname = "w2"\nsteps = 1\nlr = 1\nbatch = 1\n'
+    )
     assert more.continues(recipe)
     assert not recipe.continues(more)
     assert parsed(RECIPE.replace('"tiny"', '"other"')).continues(recipe)

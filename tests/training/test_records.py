@@ -81,7 +81,11 @@ def test_conversations_give_each_picture_its_questions(tmp_path):
     assert source.name == "talk"
     assert record.path == tmp_path / "images" / "a.jpg"
     assert record.captions == ()
-    assert record.turns == (Turn("What is it?", "A cat."), Turn("Why?", "So."), Turn("Where?", "Here."))
+    assert record.turns == (
+        Turn("What is it?", "A cat."),
+        Turn("Why?", "So."),
+        Turn("Where?", "Here."),
+    )
 
 
 def test_generated_pictures_are_the_same_every_time(tmp_path):

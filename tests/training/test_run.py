@@ -8,8 +8,8 @@ from streammem import checkpoint
 from streammem.errors import CheckpointError, ConfigError
 from streammem.training import loop
 from streammem.training.run import run
-from tests.tiny import tiny_language
-from tests.training.tiny_backbones import RECIPE, TinySentences, TinyVision, tiny_backbones
+from tests.tiny import TinySentences, TinyVision, tiny_language
+from tests.training.tiny_backbones import RECIPE, tiny_backbones
 
 
 @pytest.fixture

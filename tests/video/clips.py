@@ -23,6 +23,7 @@ class Shot:
     time: float
     duration: float
     pixels: np.ndarray
+    is_key: bool = True
 
 
 def picture(number: int, width: int = 64, height: int = 48) -> np.ndarray:
@@ -60,12 +61,12 @@ def encode(
 
 
 def with_early_sound(source: Path, path: Path, lead_s: float = 0.5) -> Path:
-    """Copy a clip's video so that it starts ``lead_s`` after the sound."""
+    """Copy a clip's video so that its sound starts ``lead_s`` before and ends as much after it."""
     with av.open(str(source)) as inside, av.open(str(path), "w") as container:
         video = inside.streams.video[0]
         copy = container.add_stream_from_template(video)
         sound = container.add_stream("aac", rate=16000, layout="mono")
-        for block in range(int((lead_s + 2.4) * 16000 / 1024)):
+        for block in range(int((2 * lead_s + 2.4) * 16000 / 1024)):
             frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
             frame.sample_rate, frame.pts = 16000, block * 1024
             container.mux(sound.encode(frame))
@@ -135,7 +136,9 @@ def make(name: str, folder: Path) -> Path:
         "vfr.mp4": {"options": X264, "times_ms": jumpy},
         "vfr.mkv": {"options": X264, "times_ms": jumpy},
         "odd.mp4": {"options": X264, "size": (67, 51), "pix_fmt": "yuv444p"},
+        "qtrle.mov": {"codec": "qtrle", "options": {"g": "12"}, "pix_fmt": "rgb24"},
         "moving.gif": {"codec": "gif", "pix_fmt": "rgb8"},
+        "moving.apng": {"codec": "apng", "pix_fmt": "rgb24"},
     }
     if name in plain:
         return encode(path, **plain[name])
@@ -148,7 +151,8 @@ def make(name: str, folder: Path) -> Path:
 CLIPS = (
     *("h264.mp4", "h264.mkv", "h264.ts", "opengop.mp4", "refresh.mkv", "hevc.mp4", "vp8.webm"),
     *("vp9.webm", "av1.mp4", "mpeg2.ts", "mpeg4.avi", "mjpeg.mov", "ffv1.mkv", "wmv2.asf"),
-    *("vfr.mp4", "vfr.mkv", "odd.mp4", "moving.gif", "turned.mp4", "sound.mp4", "sound.mkv"),
+    *("vfr.mp4", "vfr.mkv", "odd.mp4", "qtrle.mov", "moving.gif", "moving.apng", "turned.mp4"),
+    *("sound.mp4", "sound.mkv"),
 )
 
 
@@ -156,13 +160,18 @@ def plainly_decoded(path: Path) -> list[Shot]:
     """Decode everything the simplest way: the truth that clever reading must reproduce."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        frames = list(container.decode(stream))
         tick = stream.time_base
+        keys, frames = set(), []
+        for packet in container.demux(stream):
+            if packet.is_keyframe:
+                keys.add(packet.pts)
+            frames += packet.decode()
         return [
             Shot(
                 float((frame.pts - frames[0].pts) * tick),
                 float((frame.duration or 1 / stream.average_rate / tick) * tick),
                 np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90),
+                frame.key_frame or frame.pts in keys,
             )
             for frame in frames
         ]

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -112,8 +113,10 @@ def test_a_local_playlist_cannot_open_the_network(tmp_path, silent_port):
 def test_a_server_that_never_answers_times_out(silent_port, monkeypatch):
     port, _ = silent_port
     monkeypatch.setattr(container, "OPEN_TIMEOUT_S", 0.2)
+    started = time.monotonic()
     with pytest.raises(SourceError, match="timed out"):
         open_source(f"http://127.0.0.1:{port}/a.mp4")
+    assert time.monotonic() - started < 5
 
 
 def test_a_name_that_looks_like_a_protocol_is_only_a_name(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from streammem.errors import SourceError, TruncatedError
 from streammem.video import file, open_source
+from streammem.video.packets import PacketReader
 from tests.video.clips import (
     X264,
     encode,
@@ -39,19 +41,6 @@ def collected(source):
     return frames, None
 
 
-def num_decoded(source, monkeypatch) -> int:
-    wanted = []
-    plain = file.FileSource._decode
-
-    def spy(self, packet, is_wanted):
-        wanted.append(is_wanted)
-        return plain(self, packet, is_wanted)
-
-    monkeypatch.setattr(file.FileSource, "_decode", spy)
-    list(source)
-    return len(wanted)
-
-
 @pytest.mark.parametrize(
     ("options", "at_most"),
     [
@@ -62,17 +51,94 @@ def num_decoded(source, monkeypatch) -> int:
     ],
 )
 def test_what_no_sample_needs_is_not_decoded(clips, monkeypatch, options, at_most):
-    assert num_decoded(open_source(clips / "h264.mp4", **options), monkeypatch) <= at_most
+    source = open_source(clips / "h264.mp4", **options)
+    decoded = spied(monkeypatch, file.FileSource, "_decode")
+    list(source)
+    assert 0 < len(decoded) <= at_most
+
+
+def spied(monkeypatch, kind, name) -> list:
+    """Collect the arguments of every call of a method from here on."""
+    calls = []
+    plain = getattr(kind, name)
+
+    def spy(self, *args):
+        calls.append(args)
+        assert len(calls) < 500, "going in circles"
+        return plain(self, *args)
+
+    monkeypatch.setattr(kind, name, spy)
+    return calls
 
 
 @pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "h264.ts", "refresh.mkv"])
-@pytest.mark.parametrize("sparse", [False, True])
-def test_hopping_to_far_samples_equals_reading_up_to_them(clips, monkeypatch, name, sparse):
-    read = list(open_source(clips / name, fps=0.9, sparse=sparse))
+@pytest.mark.parametrize(
+    "options", [{}, {"sparse": True}, {"end": 1.9}, {"start": 0.8, "end": 2.2}]
+)
+def test_hopping_to_far_samples_equals_reading_up_to_them(clips, monkeypatch, name, options):
+    by_reading = open_source(clips / name, fps=0.9, **options)
+    read = list(by_reading)
     monkeypatch.setattr(file, "HOP_S", 0.2)
-    sought = list(open_source(clips / name, fps=0.9, sparse=sparse))
+    by_seeking = open_source(clips / name, fps=0.9, **options)
+    seeks = spied(monkeypatch, PacketReader, "packets_from")
+    sought = list(by_seeking)
+    assert seeks
     assert [(f.time, f.index) for f in sought] == [(f.time, f.index) for f in read]
     assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(sought, read, strict=True))
+    assert by_seeking.end == by_reading.end
+
+
+def test_seeks_that_fall_short_of_the_sample_do_not_go_in_circles(tmp_path, monkeypatch):
+    path = encode(tmp_path / "long.ts", options=X264, frames=500)  # seeks in MPEG-TS are rough
+    monkeypatch.setattr(file, "HOP_S", 0.2)
+    seeks = spied(monkeypatch, PacketReader, "packets_from")
+    frames = list(open_source(path, fps=0.2, start=5.0))
+    assert [f.time for f in frames] == [5.0, 10.0, 15.0]
+    assert 2 <= len(seeks) <= 5
+
+
+@pytest.mark.parametrize("name", ["opengop.mp4", "hevc.mp4"])
+def test_open_gops_are_entered_without_starting_over(tmp_path, monkeypatch, name):
+    source = open_source(make(name, tmp_path), fps=2, start=1.3)
+    seeks = spied(monkeypatch, PacketReader, "packets_from")
+    restarts = spied(monkeypatch, PacketReader, "reopen")
+    assert len(list(source)) == 3
+    assert len(seeks) == 1 and not restarts
+
+
+@pytest.mark.parametrize("options", [{"fps": 1}, {"start": 1.3}, {"sparse": True}])
+def test_keyframes_that_are_none_cost_time_but_no_frame(clips, monkeypatch, options):
+    whole = plainly_decoded(clips / "refresh.mkv")
+    restarts = spied(monkeypatch, PacketReader, "reopen")
+    frames = list(open_source(clips / "refresh.mkv", **options))
+    assert len(restarts) == 1
+    assert frames[0].time == next(s.time for s in whole if s.time >= options.get("start", 0.0))
+    assert all(np.array_equal(f.pixels, whole[f.index].pixels) for f in frames)
+
+
+def test_a_decoder_that_swallows_a_keyframe_costs_no_frame(clips):
+    class Swallowing:
+        """A decoder that gives nothing for the third GOP that it starts."""
+
+        num_starts = 0
+
+        def __init__(self, decoder):
+            self.decoder = decoder
+
+        def decode(self, packet):
+            pictures = self.decoder.decode(packet)
+            return [] if self.num_starts == 2 else pictures
+
+        def flush_buffers(self):
+            self.num_starts += 1
+            self.decoder.flush_buffers()
+
+    expected = [f.time for f in open_source(clips / "h264.mp4", sparse=True)]
+    source = open_source(clips / "h264.mp4", sparse=True)
+    decoder = Swallowing(source._reader.stream.codec_context)
+    source._reader.stream = SimpleNamespace(codec_context=decoder, index=0)
+    assert [f.time for f in source] == expected
+    assert decoder.num_starts == 2
 
 
 def test_numbers_do_not_depend_on_sampling(clips):
@@ -98,8 +164,9 @@ def test_backward_and_equal_pts_give_times_that_never_decrease(tmp_path):
 
 
 def test_frames_without_pts_follow_one_another(tmp_path):
-    frames = list(open_source(encode(tmp_path / "raw.h264", options=X264), fps=5))
-    assert [f.time for f in frames] == pytest.approx([k / 5 for k in range(12)])
+    path = encode(tmp_path / "raw.h264", options=X264)
+    assert [f.time for f in open_source(path, fps=5)] == pytest.approx([k / 5 for k in range(12)])
+    assert next(iter(open_source(path, start=1.3))).time == pytest.approx(1.32)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +219,17 @@ def test_a_stream_without_stated_length_is_truncated_where_its_last_picture_is_b
     assert 1.2 < frames[-1].time < 1.44
 
 
+def test_damage_between_the_samples_is_reported_too(clips, tmp_path):
+    with av.open(str(clips / "h264.ts")) as container:
+        positions = [p.pos for p in container.demux(video=0) if p.pos]
+    content = (clips / "h264.ts").read_bytes()
+    lost = positions[20]  # one packet of the transport stream, in the second GOP
+    (tmp_path / "gap.ts").write_bytes(content[:lost] + content[lost + 188 :])
+    frames, error = collected(open_source(tmp_path / "gap.ts", fps=0.5))
+    assert [f.time for f in frames] == [0.0, 2.0]
+    assert isinstance(error, TruncatedError)
+
+
 def test_damage_in_the_middle_costs_only_the_damaged_frames(clips, tmp_path):
     content = bytearray((clips / "fast.mp4").read_bytes())
     middle = len(content) * 6 // 10
@@ -163,8 +241,13 @@ def test_damage_in_the_middle_costs_only_the_damaged_frames(clips, tmp_path):
 
 
 def test_a_whole_file_is_not_called_truncated_when_its_sound_is_longer(tmp_path):
-    frames, error = collected(open_source(make("sound.mkv", tmp_path)))
-    assert error is None and len(frames) == 60
+    for name in ("sound.mkv", "sound.mp4"):
+        frames, error = collected(open_source(make(name, tmp_path)))
+        assert error is None and len(frames) == 60
+
+
+def test_the_duration_of_an_mp4_is_its_videos(tmp_path):
+    assert open_source(make("sound.mp4", tmp_path)).duration == pytest.approx(2.4)
 
 
 def test_an_mp4_without_its_index_looks_unfinished(clips, tmp_path):

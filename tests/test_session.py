@@ -1,0 +1,481 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from streammem.backbones.language import GenerationConfig
+from streammem.errors import ConfigError
+from streammem.live import watch
+from streammem.memory.entry import MAX_KEYFRAME_BYTES
+from streammem.model import Perceived, VideoModel
+from streammem.scenetilling import SceneTillingConfig
+from streammem.session import BRIDGE_FRAMES, Held, Session, SessionConfig, _thinned
+from streammem.types import Caption, Frame, Segment
+from tests.tiny import film, tiny_model
+
+SHORT = GenerationConfig(max_new_tokens=6)
+FILM = (("red", 9), ("blue", 7), ("green", 12), ("red", 8), ("white", 6))
+
+
+class Recalling(VideoModel):
+    """Perceives each different picture once, so that thousands of frames take a moment."""
+
+    def perceive(self, picture):
+        known = self.__dict__.setdefault("known", {})
+        key = picture.tobytes()
+        if key not in known:
+            known[key] = super().perceive(picture)
+        return known[key]
+
+
+class Scripted(VideoModel):
+    """Perceives a picture as the embedding whose number is written in its first pixel."""
+
+    def perceive(self, picture):
+        row = self.__dict__["embeddings"][int(picture[0, 0, 0]) * 256 + int(picture[0, 0, 1])]
+        return Perceived(row, torch.zeros(9, 8).half(), np.eye(16, dtype=np.float32)[0])
+
+
+class Listening(VideoModel):
+    """Keeps the passages that an answer was asked from."""
+
+    def answer_prompt(self, passages, question):
+        self.__dict__["heard"] = passages
+        return super().answer_prompt(passages, question)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+def as_kind(kind, model):
+    return kind(**{f.name: getattr(model, f.name) for f in dataclasses.fields(model)})
+
+
+def session_of(model, **options):
+    return Session(model, SessionConfig(answer=SHORT, caption=SHORT, **options))
+
+
+def told(session, frames, *, end=None):
+    """Push, flush, and caption each segment as soon as it closes."""
+    events = []
+    for closed in [*map(session.push, frames), session.flush(end)]:
+        for segment in closed:
+            events += [segment, session.caption(segment)]
+    return events
+
+
+def segments_of(events):
+    return [event for event in events if isinstance(event, Segment)]
+
+
+def num_bytes(value):
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, np.ndarray):
+        # A view that keeps a larger array alive costs all of it.
+        return max(value.nbytes, getattr(value.base, "nbytes", 0))
+    if isinstance(value, tuple):
+        return sum(map(num_bytes, value))
+    if dataclasses.is_dataclass(value):
+        return sum(num_bytes(getattr(value, f.name)) for f in dataclasses.fields(value))
+    return 8
+
+
+# -- law 1: however the frames come --
+
+
+def test_frame_by_frame_equals_the_whole_film_through_watch(model):
+    pushed, watched = session_of(model), session_of(model)
+    events = told(pushed, film(*FILM))
+    seen = list(watch(watched, film(*FILM)))
+    assert sorted(seen, key=repr) == sorted(events, key=repr)
+    assert len(segments_of(events)) == len(FILM)
+    for segment in segments_of(events):
+        assert torch.equal(pushed.tokens(segment.id), watched.tokens(segment.id))
+    assert torch.equal(pushed.state.memory, watched.state.memory)
+
+
+def test_every_scene_of_a_film_is_a_segment_with_its_own_words(model):
+    events = told(session_of(model), film(*FILM))
+    starts = [segment.start for segment in segments_of(events)]
+    assert starts == [0.0, 4.5, 8.0, 14.0, 18.0]
+    captions = [event.text for event in events if isinstance(event, Caption)]
+    assert len(set(captions)) >= len(FILM) - 1  # red comes twice
+
+
+# -- law 2: bounded --
+
+
+@pytest.mark.parametrize("length", [24, 10_000], ids=["many scenes", "one endless scene"])
+def test_state_is_as_large_after_3000_frames_as_after_300(model, length):
+    assert_flat(model, length, early=300, late=3_000)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("length", [24, 1_000_000], ids=["many scenes", "one endless scene"])
+def test_state_is_as_large_after_20000_frames_as_after_300(model, length):
+    assert_flat(model, length, early=300, late=20_000)
+
+
+def assert_flat(model, length, *, early, late):
+    scenes = SceneTillingConfig(max_frames=48, max_lag=8)
+    session = Session(as_kind(Recalling, model), SessionConfig(scenes=scenes, max_segments=16))
+    names = ("red", "blue", "green", "yellow")
+    pictures = {name: [frame.pixels for frame in film((name, 16))] for name in names}
+    largest = dict.fromkeys((early, late), 0)
+    for number in range(late):
+        pixels = pictures[names[number // length % 4]][number % 16]
+        session.push(Frame(pixels, number / 2, 0.5, number))
+        for bound in largest:
+            if bound - 100 <= number < bound:  # two longest scenes
+                largest[bound] = max(largest[bound], num_bytes(session.state))
+    assert largest[late] == largest[early]
+    assert len(session.cache) <= 16
+    assert session.cache.num_bytes() <= session.cache.config.bytes_bound()
+
+
+def test_a_scene_that_never_ends_keeps_few_patches(model):
+    scenes = SceneTillingConfig(max_frames=300, max_lag=10, flash_frames=2)
+    session = Session(as_kind(Recalling, model), SessionConfig(scenes=scenes))
+    for frame in film(("red", 400)):
+        session.push(frame)
+        held = session.state.held
+        assert len(held) <= 300 + 10 + 3
+        assert sum(f.patches is not None for f in held) <= 2 * BRIDGE_FRAMES + 10 + 3
+        assert all((f.patches is None) == (f.picture is None) for f in held)
+
+
+def test_thinning_frame_by_frame_equals_thinning_at_once():
+    frames = tuple(
+        Held(n, float(n), n + 1.0, np.zeros(1), torch.zeros(1), np.zeros(1)) for n in range(5, 305)
+    )
+    held = ()
+    for n, frame in enumerate(frames, start=1):
+        held = _thinned((*held, frame), 7)
+        at_once = _thinned(frames[:n], 7)
+        kept = [f.number for f in held if f.patches is not None]
+        assert kept == [f.number for f in at_once if f.patches is not None]
+        assert kept[0] == 5 and set(range(n - 7, n)) <= {k - 5 for k in kept} | set(range(-7, 0))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_frames_of_the_next_scene_have_kept_their_patches(model, seed):
+    rng = np.random.default_rng(seed)
+    scripted = as_kind(Scripted, model)
+    angles = rng.normal(0, 0.2, 250).cumsum() + (rng.random(250) < 0.02).cumsum() * 2.5
+    scripted.__dict__["embeddings"] = np.stack([np.cos(angles), np.sin(angles)], 1)
+    scenes = SceneTillingConfig(
+        floor=0.0, alpha=1.0, min_frames=1, max_frames=60, max_lag=1 + seed, flash_frames=seed % 3
+    )
+    session = Session(scripted, SessionConfig(scenes=scenes))
+    num_closed = 0
+    for n in range(250):
+        pixels = np.full((4, 4, 3), 1, np.uint8)
+        pixels[0, 0] = (n // 256, n % 256, 0)
+        if session.push(Frame(pixels, float(n), 1.0, n)):
+            num_closed += 1
+            assert all(f.patches is not None for f in session.state.held)
+    assert num_closed >= 5
+
+
+def test_a_still_scene_writes_few_rows(model):
+    scenes = SceneTillingConfig(max_frames=8, max_lag=4)
+    session = Session(as_kind(Recalling, model), SessionConfig(scenes=scenes))
+    closed = [s for frame in film(("red", 1)) * 400 for s in session.push(still(frame, session))]
+    assert len(closed) >= 45
+    assert len(session.cache) == 1
+    assert session.cache.entries()[0].end == closed[-1].end
+
+
+def still(frame, session):
+    return dataclasses.replace(frame, time=session.state.frames / 2)
+
+
+# -- law 3: the future --
+
+
+@pytest.mark.parametrize("cut", [1, 9, 12, 20, 30])
+def test_the_future_never_changes_an_emitted_event(model, cut):
+    common = film(*FILM)[:cut]
+    after = dataclasses.replace(common[-1], time=common[-1].time + 0.5)
+    futures = [
+        [],
+        film(("white", 5), start=after.time),
+        film(("black", 2), ("yellow", 6), ("red", 9), start=after.time),
+        [dataclasses.replace(after, time=after.time + k / 2) for k in range(12)],
+    ]
+    emitted = []
+    for future in futures:
+        session = session_of(model)
+        so_far = [
+            (s, session.caption(s), session.tokens(s.id)) for f in common for s in session.push(f)
+        ]
+        for frame in future:
+            session.push(frame)
+        session.flush()
+        for segment, _, tokens in so_far:
+            assert torch.equal(session.tokens(segment.id), tokens)
+        emitted.append([event[:2] for event in so_far])
+    assert all(events == emitted[0] for events in emitted)
+
+
+# -- law 4: sessions never touch --
+
+
+def test_two_interleaved_sessions_say_what_each_says_alone(model):
+    sampled = GenerationConfig(max_new_tokens=6, temperature=1.0, seed=3)
+    config = SessionConfig(caption=sampled, answer=sampled)
+    films = film(*FILM), film(("yellow", 8), ("black", 11), ("white", 5), ("blue", 18))
+    alone = []
+    for frames in films:
+        session = Session(model, config)
+        events = told(session, frames)
+        alone.append((events, session.ask("what was red?"), session.state.memory))
+
+    sessions = [Session(model, config) for _ in films]
+    mixed = [[], []]
+    for pair in zip(*films, strict=True):
+        for session, events, frame in zip(sessions, mixed, pair, strict=True):
+            for segment in session.push(frame):
+                events += [segment, session.caption(segment)]
+    for session, events, expected in zip(sessions, mixed, alone, strict=True):
+        for segment in session.flush():
+            events += [segment, session.caption(segment)]
+        assert events == expected[0]
+        assert session.ask("what was red?") == expected[1]
+        assert torch.equal(session.state.memory, expected[2])
+
+
+# -- law 7: the end --
+
+
+@pytest.mark.parametrize("scenes", [FILM, FILM[:1], (("red", 1),), (("red", 1), ("blue", 1))])
+def test_segments_are_half_open_and_tile_the_film(model, scenes):
+    frames = film(*scenes, start=2.0)
+    session = session_of(model)
+    segments = segments_of(told(session, frames))
+    assert [s.id for s in segments] == list(range(len(segments)))
+    assert segments[0].start == 2.0
+    assert all(s.start < s.end for s in segments)
+    assert [s.end for s in segments[:-1]] == [s.start for s in segments[1:]]
+    assert segments[-1].end == frames[-1].time + frames[-1].duration
+    assert segments[-1].reason == "end" and segments[-1].depth is None
+
+
+def test_flush_is_idempotent(model):
+    session = session_of(model)
+    told(session, film(*FILM))
+    state = session.state
+    assert session.flush() == () and session.flush(99.0) == ()
+    assert torch.equal(session.state.memory, state.memory)
+    assert num_bytes(session.state) == num_bytes(state)
+    assert len(session.cache) == len(FILM)
+
+
+def test_flush_of_nothing_is_nothing(model):
+    assert session_of(model).flush() == ()
+
+
+@pytest.mark.parametrize(("end", "expected"), [(25.0, 25.0), (20.6, 20.6), (3.0, 20.5)])
+def test_a_stated_end_is_the_end_but_not_before_the_last_frame(model, end, expected):
+    session = session_of(model)
+    frames = film(*FILM)
+    assert frames[-1].time == 20.5
+    assert segments_of(told(session, frames, end=end))[-1].end == expected
+
+
+def test_after_a_flush_the_stream_goes_on_in_new_segments(model):
+    session = session_of(model)
+    first = segments_of(told(session, film(("red", 6))))
+    second = segments_of(told(session, film(("blue", 6), start=3.0)))
+    assert [(s.id, s.start, s.end) for s in (*first, *second)] == [(0, 0.0, 3.0), (1, 3.0, 6.0)]
+
+
+# -- times --
+
+
+@pytest.mark.parametrize("time", [1.9, -1.0, math.nan, math.inf])
+def test_time_that_runs_backward_is_refused(model, time):
+    session = session_of(model)
+    frames = film(("red", 5))
+    for frame in frames:
+        session.push(frame)
+    before = session.state
+    with pytest.raises(ValueError, match=r"the stream is at 2\.000 s"):
+        session.push(dataclasses.replace(frames[0], time=time))
+    assert session.state is before
+
+
+def test_time_that_runs_back_before_a_flush_is_refused(model):
+    session = session_of(model)
+    told(session, film(("red", 5)))
+    with pytest.raises(ValueError, match=r"the stream is at 2\.500 s"):
+        session.push(film(("red", 1), start=2.0)[0])
+
+
+def test_scores_come_once_a_gap_with_the_time_of_its_later_frame(model):
+    scores = []
+    frames = film(*FILM)
+    session = Session(model, on_score=lambda time, score: scores.append((time, score.frame)))
+    for frame in frames:
+        session.push(frame)
+    session.flush()
+    assert scores == [(frame.time, number) for number, frame in enumerate(frames)][1:]
+
+
+# -- speaking --
+
+
+def test_pieces_joined_are_the_caption_and_it_is_kept(model):
+    session = session_of(model)
+    pieces = []
+    for frame in film(("red", 4)):
+        session.push(frame)
+    (segment,) = session.flush()
+    caption = session.caption(segment, pieces.append)
+    assert "".join(pieces).strip() == caption.text != ""
+    assert (caption.segment, caption.start, caption.end) == (0, 0.0, 2.0)
+    assert 0 <= caption.confidence <= 1
+    assert session.cache.get(0).caption == caption.text
+
+
+@pytest.mark.parametrize("call", ["tokens", "keyframe"])
+def test_an_unknown_segment_is_told(model, call):
+    session = session_of(model)
+    told(session, film(("red", 4)))
+    with pytest.raises(KeyError, match="7"):
+        getattr(session, call)(7)
+    with pytest.raises(KeyError, match="7"):
+        session.caption(Segment(7, 0.0, 1.0, None, "cut"))
+
+
+def test_a_question_to_an_empty_session_has_no_evidence(model):
+    answer = session_of(model).ask("Is there a dog?")
+    assert not answer.seen and answer.evidence == ()
+    with pytest.raises(ValueError, match="empty"):
+        session_of(model).ask(" \n")
+
+
+def test_evidence_is_of_the_segments_that_it_names(model):
+    session = session_of(model)
+    segments = {s.id: s for s in segments_of(told(session, film(*FILM)))}
+    answer = session.ask("what was red?")
+    assert answer.method == "model" and len(answer.evidence) == 4
+    for item in answer.evidence:
+        segment = segments[item.segment]
+        assert segment.start <= item.start < item.end <= segment.end
+        assert item.caption == session.cache.get(item.segment).caption
+        assert -1 <= item.score <= 1
+
+
+def test_asking_captions_what_it_retrieves_and_nothing_else(model):
+    session = session_of(model, passages=2)
+    for frame in film(*FILM):
+        session.push(frame)
+    session.flush()
+    answer = session.ask("what was red?")
+    retrieved = {item.segment for item in answer.evidence}
+    captioned = {e.segment for e in session.cache.entries() if e.caption is not None}
+    assert len(retrieved) == 2 and captioned == retrieved
+    assert all(item.caption for item in answer.evidence)
+
+
+def test_moments_are_ranked_from_one(model):
+    session = session_of(model)
+    told(session, film(*FILM))
+    moments = session.find("red", 3)
+    assert [moment.rank for moment in moments] == [1, 2, 3]
+    assert session.find("red", 1)[0] == moments[0]
+
+
+@pytest.mark.parametrize(
+    ("context", "segments", "with_tokens", "now"),
+    [
+        ("memory", 2, True, True),
+        ("now", 0, True, True),
+        ("uniform", 2, True, False),
+        ("captions", 2, False, False),
+    ],
+)
+def test_a_context_is_read_from_what_it_says(model, context, segments, with_tokens, now):
+    listening = as_kind(Listening, model)
+    session = session_of(listening, context=context, passages=2, now_frames=3)
+    told(session, film(*FILM))
+    answer = session.ask("what was red?")
+    heard = listening.__dict__["heard"]
+    past = heard[:-1] if now else heard
+    assert len(past) == len(answer.evidence) == segments
+    assert [p.start for p in heard] == sorted(p.start for p in heard)
+    assert all(len(p.tokens) == (4 if with_tokens else 0) for p in past)
+    assert all(p.caption for p in past)
+    if now:
+        assert (heard[-1].start, heard[-1].end, heard[-1].caption) == (19.5, 21.0, None)
+    if context == "uniform":
+        assert [p.start for p in past] == [0.0, 18.0]
+
+
+def test_each_control_takes_something_away_from_the_answer(model):
+    def prompt(context):
+        session = session_of(model, context=context, passages=2)
+        told(session, film(*FILM))
+        key = model.sentence_keys(["what was red?"])[0]
+        hits = session._chosen(key)
+        passages = session._passages([hit.entry for hit in hits])
+        return model.language.embed(model.answer_prompt(passages, "what was red?"))
+
+    lengths = {context: len(prompt(context)) for context in ("memory", "now", "captions")}
+    assert lengths["memory"] > max(lengths["now"], lengths["captions"])
+
+
+def test_memory_sees_related_segments_only_if_told_to(model):
+    with_retrieval, without = session_of(model), session_of(model, retrieved=0)
+    for session in (with_retrieval, without):
+        for frame in film(*FILM):
+            session.push(frame)
+        session.flush()
+    assert not torch.equal(with_retrieval.state.memory, without.state.memory)
+    # What a caption is made from never depends on the past.
+    assert torch.equal(with_retrieval.tokens(3), without.tokens(3))
+
+
+# -- keyframes --
+
+
+def test_a_keyframe_of_pure_noise_fits_its_row(model):
+    session = session_of(model)
+    rng = np.random.default_rng(0)
+    for n in range(3):
+        session.push(Frame(rng.integers(0, 256, (320, 320, 3), np.uint8), float(n), 1.0, n))
+    session.flush()
+    assert 0 < len(session.cache.get(0).keyframe) <= MAX_KEYFRAME_BYTES
+    assert session.keyframe(0).ndim == 3
+
+
+def test_a_keyframe_shows_its_own_scene_small(model):
+    session = session_of(model)
+    wide = [
+        dataclasses.replace(f, pixels=f.pixels.repeat(20, 0).repeat(20, 1)) for f in film(*FILM)
+    ]
+    segments = segments_of(told(session, wide))
+    assert [session.keyframe(s.id).shape for s in segments] == [(240, 320, 3)] * len(FILM)
+    corner = session.keyframe(1)[-20:, -20:].reshape(-1, 3).mean(0)
+    assert np.abs(corner - (30, 30, 220)).max() < 12  # JPEG
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"context": "all"},
+        {"retrieved": -1},
+        {"passages": 0},
+        {"now_frames": -1},
+        {"max_segments": 1},
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(options):
+    with pytest.raises(ConfigError, match=next(iter(options)).split("_")[0]):
+        SessionConfig(**options)
