@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -276,7 +277,7 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, folder: Pa
     try:
         module.load_state_dict(own)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
+        reason = shorten(str(error), 200)  # it can name every key there is
         raise CheckpointError(
             f"{folder}: weights do not fit the configuration ({reason})"
         ) from error

@@ -31,14 +31,15 @@ class Options:
 
 
 def test_assignments_become_nested_tables_of_toml_values():
-    assert parse_assignments(["a=1", "b.c=0.5", "b.d=true", 'e="x y"', "f=plain words", "g=", "h=a=b"]) == {
+    texts = ["a=1", "b.c=0.5", "b.d=true", 'e="x y"', "f=plain words", "g=", "h=a=b"]
+    assert parse_assignments(texts) == {
         "a": 1,
         "b": {"c": 0.5, "d": True},
         "e": "x y",
         "f": "plain words",
         "g": "",
         "h": "a=b",
-    }  # fmt: skip
+    }
     assert parse_assignments(["a=1", "a=2"]) == {"a": 2}
 
 
@@ -85,7 +86,7 @@ def test_a_table_makes_an_optional_group_from_its_defaults():
 def test_a_value_that_does_not_fit_names_its_option(values, named):
     with pytest.raises(ConfigError, match=named.replace("(", r"\(")):
         override(Options(), values, "")
-    with pytest.raises(ConfigError, match="^(here: |count=-1)"):
+    with pytest.raises(ConfigError, match=r"^(here: |count=-1)"):
         override(Options(), values, "here: ")
 
 

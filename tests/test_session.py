@@ -10,8 +10,10 @@ from streammem.errors import ConfigError
 from streammem.live import watch
 from streammem.memory.entry import MAX_KEYFRAME_BYTES
 from streammem.model import Perceived, VideoModel
+from streammem.openscene import BRIDGE_FRAMES
 from streammem.scenetilling import SceneTillingConfig
-from streammem.session import BRIDGE_FRAMES, Held, Session, SessionConfig, _thinned
+from streammem.openscene import BRIDGE_FRAMES, Held, thinned
+from streammem.session import Session, SessionConfig
 from streammem.types import Caption, Frame, Segment
 from tests.tiny import film, tiny_model
 
@@ -147,19 +149,6 @@ def test_a_scene_that_never_ends_keeps_few_patches(model):
         assert len(held) <= 300 + 10 + 3
         assert sum(f.patches is not None for f in held) <= 2 * BRIDGE_FRAMES + 10 + 3
         assert all((f.patches is None) == (f.picture is None) for f in held)
-
-
-def test_thinning_frame_by_frame_equals_thinning_at_once():
-    frames = tuple(
-        Held(n, float(n), n + 1.0, np.zeros(1), torch.zeros(1), np.zeros(1)) for n in range(5, 305)
-    )
-    held = ()
-    for n, frame in enumerate(frames, start=1):
-        held = _thinned((*held, frame), 7)
-        at_once = _thinned(frames[:n], 7)
-        kept = [f.number for f in held if f.patches is not None]
-        assert kept == [f.number for f in at_once if f.patches is not None]
-        assert kept[0] == 5 and set(range(n - 7, n)) <= {k - 5 for k in kept} | set(range(-7, 0))
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -154,5 +154,5 @@ class Learner:
         if self.start:
             return
         for module in (self.bridge, self.picture_key):
-            module.patch_mean.copy_(statistics.mean)  # type: ignore[operator]
-            module.patch_std.copy_(statistics.std)  # type: ignore[operator]
+            module.patch_mean.copy_(statistics.mean)
+            module.patch_std.copy_(statistics.std)

@@ -46,7 +46,7 @@ def add_lora(language: CausalLanguageModel, options: LoraOptions, *, seed: int) 
         lora_dropout=options.dropout,
     )
     try:
-        language.model = get_peft_model(language.model, config)  # type: ignore[assignment]
+        language.model = get_peft_model(language.model, config)
     except ValueError as error:
         raise BackboneError(
             f"lora: no layer of the language model fits targets ({error})"

@@ -19,10 +19,11 @@ SHORTEST, LONGEST = 4, 32  # segments of a chain
 WINDOW = 8  # segments that gradients flow back through
 REPEATED_SHARE = 0.15  # of a chain's segments that show a picture again
 MAX_RETRIEVED = 4  # past segments whose tokens are given beside the memory
-EVALUATED_CHAINS, EVALUATED_LENGTH = 64, 24
+STARTED_WITH = 256  # pictures whose tokens an untrained memory starts from
+EVALUATED_CHAINS, EVALUATED_LENGTH = 128, 24
 STEPS_BACK = (1, 4, 16)
 HEAD_FACTOR = 10.0  # on the learning rate: a scale and biases of order 1 to 10
-NAMED = 50  # words that a memory may name in evaluation; a chain of 24 pictures has about 150
+NAMED = 100  # words that a memory may name in evaluation; a chain of 24 pictures has about 150
 
 
 class MemoryStage:
@@ -53,6 +54,9 @@ class MemoryStage:
         self.bridge, self.space, self.batch = bridge, space, batch
         self.pictures, self.validation = pictures, validation
         bridge.eval().requires_grad_(False)
+        if not bridge.remember.gate.weight.any():  # as it was made: never trained
+            sample = pictures.select(range(0, len(pictures), 1 + len(pictures) // STARTED_WITH))
+            start_as_running_mean(bridge, look_tokens(bridge, sample))
         bridge.remember.requires_grad_(True)
         bridge.initial.requires_grad_(True)
         self.head = WordHead(space.prior)
@@ -68,6 +72,10 @@ class MemoryStage:
     @cached_property
     def _tokens(self) -> Tensor:
         return look_tokens(self.bridge, self.pictures)
+
+    @cached_property
+    def _validation_tokens(self) -> Tensor:
+        return look_tokens(self.bridge, self.validation)
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         gate = [*self.bridge.remember.parameters(), self.bridge.initial]
@@ -104,11 +112,8 @@ class MemoryStage:
                 for _ in range(EVALUATED_CHAINS)
             ]
         )
-        used, places = np.unique(chains, return_inverse=True)
-        shown = self.validation.select([int(i) for i in used])
-        places = places.reshape(chains.shape)
-        tokens = look_tokens(self.bridge, shown)[places].float()  # [B, T, M, D]
-        shares = self.space.shares(shown.captions)[places]  # [B, T, W]
+        tokens = self._validation_tokens[chains].float()  # [B, T, M, D]
+        shares = self.space.shares(self.validation.captions)
         memory = self.bridge.initial_memory(len(chains))
         for step in range(length):
             memory = self.bridge.remember(memory, tokens[:, step], None)
@@ -118,7 +123,7 @@ class MemoryStage:
             "prior": self.space.prior.expand(len(chains), -1),
         }
         return {
-            f"{who}@{back}": round(share_named(scores, shares[:, -back]), 4)
+            f"{who}@{back}": round(share_named(scores, shares[chains[:, -back]]), 4)
             for who, scores in named.items()
             for back in STEPS_BACK
             if back <= length

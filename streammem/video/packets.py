@@ -13,13 +13,9 @@ from av.packet import Packet
 from streammem.errors import SourceError
 from streammem.video.container import error_text, open_container
 
-_BACK_OFF_S = (
-    0.0,
-    3.0,
-    12.0,
-    60.0,
-    300.0,
-)  # how much earlier to seek when the landing was too late
+JUMP_BACK_S = 0.5  # decoding times never go back within one recording
+# How much earlier to seek when the landing was too late.
+_BACK_OFF_S = (0.0, 3.0, 12.0, 60.0, 300.0)
 # Containers whose header states a duration; others have it estimated, which proves nothing.
 _PROMISING = {"mov", "matroska", "avi", "flv", "asf"}
 _STATES_END = {"matroska", "flv"}  # whose "duration" is the last time, wherever the first may be
@@ -144,6 +140,8 @@ class PacketReader:
         return f"ends after {delivered:.1f} s of the {stated:.1f} s that its header states"
 
     def _demux(self) -> Iterator[Packet]:
+        last_dts: int | None = None
+        self._shift = 0
         try:
             for packet in self._container.demux():
                 if not packet.size:  # the flushing packets at the end; a decoder would stop at one
@@ -154,9 +152,22 @@ class PacketReader:
                     end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                     self._delivered = max(self._delivered, end)
                 if packet.stream_index == self.stream.index:
+                    last_dts = self._joined(packet, last_dts)
                     yield packet
         except av.FFmpegError as error:
             self._break = error_text(error)
+
+    def _joined(self, packet: Packet, last_dts: int | None) -> int | None:
+        """Let a packet follow the one before where the clock jumps back: two recordings joined."""
+        if packet.dts is None:
+            return last_dts
+        back = (last_dts or 0) - packet.dts - self._shift
+        if last_dts is not None and self.length(back) > JUMP_BACK_S:
+            self._shift += back + (packet.duration or 1)
+        packet.dts += self._shift
+        if packet.pts is not None:
+            packet.pts += self._shift
+        return packet.dts
 
     def _decode_first(self) -> av.VideoFrame:
         context = self.stream.codec_context

@@ -110,6 +110,27 @@ def test_the_memory_learns_to_name_what_a_chain_showed(shapes, bridge, space, tm
     assert union_loss() < 0.8 * before
 
 
+def test_an_untrained_memory_starts_as_a_running_mean_of_what_it_sees(shapes, bridge, space):
+    pictures = shapes.split("train")
+    stage = MemoryStage(bridge, space, pictures, shapes.split("val"), batch=2)
+    tokens = stage._tokens.float()
+    assert torch.allclose(bridge.initial, tokens.mean(0), atol=1e-3)  # float16 tokens
+    kept = bridge.initial_memory(1)
+    distances = []
+    with torch.no_grad():
+        for _ in range(6):
+            distances.append(1 - torch.cosine_similarity(kept, tokens[3], dim=-1).mean().item())
+            kept = bridge.remember(kept, tokens[3:4], None)
+    assert distances[-1] < 0.7 * distances[0]
+
+
+def test_a_trained_gate_is_not_started_again(shapes, bridge, space):
+    torch.nn.init.normal_(bridge.remember.gate.weight)
+    before = {name: value.clone() for name, value in bridge.state_dict().items()}
+    MemoryStage(bridge, space, shapes.split("train"), shapes.split("val"), batch=2)
+    assert all(torch.equal(value, before[name]) for name, value in bridge.state_dict().items())
+
+
 def test_the_head_learns_nothing_from_the_memory(shapes, bridge, space):
     stage = MemoryStage(bridge, space, shapes.split("train"), shapes.split("val"), batch=2)
     kept = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
