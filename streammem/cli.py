@@ -4,17 +4,16 @@ import argparse
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from streammem import __version__
 from streammem.errors import ConfigError, SourceError, StreammemError
-from streammem.render import FORMATS, Renderer
-from streammem.types import Caption, Event, Segment, Warning, clock
+from streammem.render import FORMATS
+from streammem.terminal import LiveText, Sheet, interrupts, note, output, printer, write
+from streammem.types import Event, Segment, Warning
 
 if TYPE_CHECKING:
     from streammem.live import WatchOptions
@@ -25,6 +24,8 @@ examples:
   streammem caption holiday.mp4                          captions as they are made
   streammem caption holiday.mp4 --format srt -o holiday.srt
   streammem ask holiday.mp4 "When does the dog swim?"    an answer with evidence times
+  streammem caption holiday.mp4 --memory trips           keep what was seen, for good
+  streammem ask trips "When does the dog swim?"          ask it later, without the video
   streammem find holiday.mp4 "a red car"                 the best moments for a description
   streammem scenes holiday.mp4 --format jsonl            where scenes begin and end
   streammem eval captions flickr8k --split val --controls
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stream=sys.stderr,
     )
     try:
-        with _interrupts() as interrupted:
+        with interrupts() as interrupted:
             arguments.interrupted = interrupted
             return arguments.run(arguments)
     except ConfigError as error:
@@ -81,10 +82,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_source_options(caption)
     _add_sheet(caption)
     ask = command("ask", _ask, "answer a question, with evidence times")
-    _add_source_options(ask)
+    _add_source_options(ask, asks=True)
     ask.add_argument("question", help="the question, in quotes")
     find = command("find", _find, "find the moments that fit a description")
-    _add_source_options(find)
+    _add_source_options(find, asks=True)
     find.add_argument("query", help='for example "a man in a red hat"')
     find.add_argument("--count", type=int, default=5, help="moments at most (default 5)")
     scenes = command("scenes", _scenes, "where scenes begin and end")
@@ -101,9 +102,14 @@ def build_parser() -> argparse.ArgumentParser:
 # -- options --
 
 
-def _add_source_options(parser: argparse.ArgumentParser) -> None:
+def _add_source_options(parser: argparse.ArgumentParser, *, asks: bool = False) -> None:
+    parser.set_defaults(asks=asks)
     add = parser.add_argument
-    add("source", help="video file, picture, folder of pictures, http(s) URL")
+    add(
+        "source",
+        help="video file, picture, folder of pictures, http(s) URL; for questions also a memory",
+    )
+    add("--memory", type=Path, metavar="DIR", help="keep what is seen there, and go on from it")
     add("--model", default="streammem-tiny", help="preset or checkpoint folder")
     add("--config", type=Path, metavar="FILE", help="TOML file of options (see configs/)")
     add(
@@ -169,10 +175,14 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _caption(arguments: argparse.Namespace) -> int:
-    session = _open_session(arguments)
-    sheet = _Sheet(session) if arguments.sheet else None
-    with _output(arguments) as (renderer, out):
-        live = _LiveText(sys.stderr if arguments.output else out)
+    with _open_session(arguments) as session:
+        return _caption_with(session, arguments)
+
+
+def _caption_with(session: "Session", arguments: argparse.Namespace) -> int:
+    sheet = Sheet(session) if arguments.sheet else None
+    with output(arguments.format, arguments.output) as (renderer, out):
+        live = LiveText(sys.stderr if arguments.output else out)
         # Text on stdout appears word by word; other forms are written a whole event at a time.
         streams = bool(arguments.output) or arguments.format == "text"
         options = _watch_options(arguments, on_text=live.say if streams else None)
@@ -183,7 +193,7 @@ def _caption(arguments: argparse.Namespace) -> int:
                 sheet.take(event)
             if isinstance(event, Segment) or (not arguments.output and streams):
                 continue
-            _write(renderer, out, event)
+            write(renderer, out, event)
         live.close()
     if sheet:
         sheet.draw(arguments.sheet, Path(arguments.source).name)
@@ -191,15 +201,19 @@ def _caption(arguments: argparse.Namespace) -> int:
 
 
 def _scenes(arguments: argparse.Namespace) -> int:
-    session = _open_session(arguments)
-    sheet = _Sheet(session) if arguments.sheet else None
+    with _open_session(arguments) as session:
+        return _scenes_with(session, arguments)
+
+
+def _scenes_with(session: "Session", arguments: argparse.Namespace) -> int:
+    sheet = Sheet(session) if arguments.sheet else None
     broken = False
-    with _output(arguments) as (renderer, out):
+    with output(arguments.format, arguments.output) as (renderer, out):
         for event in _watch(session, arguments, _watch_options(arguments, speak=False)):
             broken |= isinstance(event, Warning)
             if sheet:
                 sheet.take(event)
-            _write(renderer, out, event)
+            write(renderer, out, event)
     if sheet:
         sheet.draw(arguments.sheet, Path(arguments.source).name)
     return _exit_code(arguments, broken)
@@ -209,17 +223,19 @@ def _ask(arguments: argparse.Namespace) -> int:
     if not arguments.question.strip():
         raise ConfigError("the question is empty")
     _only(arguments, "text", "jsonl")
-    session = _open_session(arguments)
-    broken = _perceive(session, arguments)
-    with _output(arguments) as (renderer, out):
+    with (
+        _open_session(arguments) as session,
+        output(arguments.format, arguments.output) as (renderer, out),
+    ):
+        broken = _perceive(session, arguments)
         streams = arguments.format == "text"
-        answer = session.ask(arguments.question, _printer(out) if streams else None)
+        answer = session.ask(arguments.question, printer(out) if streams else None)
         if streams:
             out.write("\n" + "".join(f"  {item}\n" for item in answer.evidence))
             if not answer.seen:
                 out.write("  not seen with confidence; these are the nearest moments\n")
         else:
-            _write(renderer, out, answer)
+            write(renderer, out, answer)
     return _exit_code(arguments, broken)
 
 
@@ -229,11 +245,13 @@ def _find(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--count {arguments.count}: give at least 1")
     if not arguments.query.strip():
         raise ConfigError("the description is empty")
-    session = _open_session(arguments)
-    broken = _perceive(session, arguments)
-    with _output(arguments) as (renderer, out):
+    with (
+        _open_session(arguments) as session,
+        output(arguments.format, arguments.output) as (renderer, out),
+    ):
+        broken = _perceive(session, arguments)
         for moment in session.find(arguments.query, arguments.count):
-            _write(renderer, out, moment)
+            write(renderer, out, moment)
     return _exit_code(arguments, broken)
 
 
@@ -263,7 +281,7 @@ def _models_pull(arguments: argparse.Namespace) -> int:
     for name in arguments.names:
         for need in backbones_of(PRESETS[name]) if name in PRESETS else (name,):
             if not is_pulled(need):
-                _note(f"{need}: fetching and converting, once ...")
+                note(f"{need}: fetching and converting, once ...")
             print(pull(need))
     return 0
 
@@ -323,12 +341,16 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _open_session(arguments: argparse.Namespace) -> "Session":
     """Check every option, then load the model."""
+    from streammem.memory.folder import is_memory
+    from streammem.memory.memory import check_path
     from streammem.session import Session, SessionConfig
     from streammem.video.sampling import Sampling
 
     _configured(SessionConfig(), arguments)
     options = _watch_options(arguments)
     Sampling(fps=options.fps, start=options.start, end=options.end)
+    if arguments.memory:
+        check_path(arguments.memory)
     for path in (arguments.output, getattr(arguments, "sheet", None)):
         _check_output(path, arguments.source)
 
@@ -338,9 +360,11 @@ def _open_session(arguments: argparse.Namespace) -> "Session":
     _quiet_libraries()
     limit_threads(busy=2)
     model = load(arguments.model, device=arguments.device)
+    remembered = arguments.from_memory = arguments.asks and is_memory(arguments.source)
+    memory = arguments.source if remembered else arguments.memory
     # Once more on the model's own options: what is not stated stays as the model has it.
     own = SessionConfig(scenes=model.scenes, caption=model.decoding)
-    return Session(model, _configured(own, arguments))
+    return Session(model, _configured(own, arguments), memory=memory, read_only=remembered)
 
 
 def _configured(config: "SessionConfig", arguments: argparse.Namespace) -> "SessionConfig":
@@ -414,12 +438,14 @@ def _watch(
             if isinstance(event, Segment):
                 bar.update(round(event.end - bar.n, 1))
             if isinstance(event, Warning):
-                _note(str(event))
+                note(str(event))
             yield event
 
 
 def _perceive(session: "Session", arguments: argparse.Namespace) -> bool:
-    """Take in a whole source without captions; tell whether it broke off."""
+    """Take in a whole source without captions, unless it is a memory; tell if it broke off."""
+    if arguments.from_memory:
+        return False
     options = _watch_options(arguments, speak=False)
     broken = False
     for event in _watch(session, arguments, options):
@@ -429,114 +455,6 @@ def _perceive(session: "Session", arguments: argparse.Namespace) -> bool:
             raise KeyboardInterrupt
         raise SourceError(f"{arguments.source}: no frame between --start and --end")
     return broken
-
-
-@contextmanager
-def _output(arguments: argparse.Namespace) -> Any:
-    """Give a renderer and the stream it writes to; what is written is always a valid file."""
-    renderer = FORMATS[arguments.format]()
-    with ExitStack() as files:
-        out: IO[str] = sys.stdout
-        if arguments.output:
-            try:
-                out = files.enter_context(open(arguments.output, "w", encoding="utf-8"))
-            except OSError as error:
-                reason = error.strerror
-                raise ConfigError(f"{arguments.output}: cannot be written ({reason})") from error
-        yield renderer, out
-        out.write(renderer.close())
-        out.flush()
-
-
-def _write(renderer: Renderer, out: IO[str], event: Event) -> None:
-    out.write(renderer.write(event))
-    out.flush()
-
-
-def _printer(out: IO[str]) -> Callable[[str], None]:
-    def say(piece: str) -> None:
-        out.write(piece)
-        out.flush()
-
-    return say
-
-
-class _LiveText:
-    """Captions on a terminal, word by word, in the text renderer's form."""
-
-    def __init__(self, out: IO[str]) -> None:
-        self._out = out
-        self._segment: int | None = None
-
-    def say(self, segment: Segment, piece: str) -> None:
-        if segment.id != self._segment:
-            self.close()
-            self._segment = segment.id
-            self._out.write(f"[{clock(segment.start)}-{clock(segment.end)}] ")
-            piece = piece.lstrip()
-        # One line a caption, and nothing that a terminal would obey.
-        self._out.write("".join(sign if sign.isprintable() else " " for sign in piece))
-        self._out.flush()
-
-    def close(self) -> None:
-        if self._segment is not None:
-            self._out.write("\n")
-            self._segment = None
-
-
-class _Sheet:
-    """Gathers what a contact sheet shows while a source is watched."""
-
-    def __init__(self, session: "Session") -> None:
-        self._session = session
-        self._segments: list[Segment] = []
-        self._captions: dict[int, str] = {}
-        self._scores: list[tuple[float, Any]] = []
-        session.on_score = lambda time, score: self._scores.append((time, score))
-
-    def take(self, event: Event) -> None:
-        if isinstance(event, Segment):
-            self._segments.append(event)
-        elif isinstance(event, Caption):
-            self._captions[event.segment] = event.text
-
-    def draw(self, path: Path, title: str) -> None:
-        import numpy as np
-
-        from streammem.contact_sheet import Curve, contact_sheet
-
-        keyframes = [
-            (segment, self._session.keyframe(segment.id), self._captions.get(segment.id))
-            for segment in self._segments
-        ]
-        curve = Curve(
-            times=np.array([time for time, _ in self._scores]),
-            similarity=np.array([score.similarity for _, score in self._scores]),
-            depth=np.array([score.depth for _, score in self._scores]),
-            boundaries=[segment.start for segment in self._segments[1:]],
-            threshold=self._session.model.scenes.floor,
-        )
-        contact_sheet(path, keyframes, curve, title=title)
-        _note(f"wrote {path}")
-
-
-@contextmanager
-def _interrupts() -> Any:
-    """Turn the first Ctrl-C into a request to stop; a second one interrupts at once."""
-    asked = False
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        _note("stopping: what is open is being closed; Ctrl-C again to leave at once")
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _only(arguments: argparse.Namespace, *formats: str) -> None:
@@ -555,12 +473,8 @@ def _quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def _note(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
 def _fail(message: str, code: int) -> int:
-    _note(f"streammem: {' '.join(message.split())}")
+    note(f"streammem: {' '.join(message.split())}")
     return code
 
 

@@ -304,9 +304,7 @@ class Session:
         frames, rest = self.state.held[:count], self.state.held[count:]
         full = [f for f in frames if f.patches is not None]
         shown = [full[i] for i in spread(len(full), BRIDGE_FRAMES)]
-        tokens = self.model.look(
-            [f.patches for f in shown if f.patches is not None], places(shown)
-        )
+        tokens = self.model.look([f.patches for f in shown if f.patches is not None], places(shown))
         keys = np.stack([f.key for f in frames])
         clusters = visual_keys(keys)
         related = self.kept.related_tokens(clusters[0], self.config.retrieved)

@@ -21,10 +21,11 @@ LAYERS = (
     {"video", "audio", "scenetilling", "memory", "backbones"},
     {"signature", "parents", "model", "environment"},
     {"checkpoint"},
+    {"openscene"},
     {"session"},
     {"live", "training", "evaluation"},
     {"fleet", "server"},
-    {"ui"},
+    {"ui", "terminal"},
     {"cli"},
     {"__main__"},
 )

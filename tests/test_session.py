@@ -12,7 +12,6 @@ from streammem.memory.entry import MAX_KEYFRAME_BYTES
 from streammem.model import Perceived, VideoModel
 from streammem.openscene import BRIDGE_FRAMES
 from streammem.scenetilling import SceneTillingConfig
-from streammem.openscene import BRIDGE_FRAMES, Held, thinned
 from streammem.session import Session, SessionConfig
 from streammem.types import Caption, Frame, Segment
 from tests.tiny import film, tiny_model

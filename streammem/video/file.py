@@ -36,8 +36,9 @@ class FileSource(SinglePass):
     again from the beginning without such jumps.
 
     Times never decrease: a frame without a pts gets its predecessor's end, one with an earlier pts
-    its predecessor's time. ``Frame.index`` counts every frame of the file; after a seek it is
-    estimated from the average rate.
+    its predecessor's time; where the clock jumps back, as between two recordings that were joined,
+    the second goes on where the first ends. ``Frame.index`` counts every frame of the file; after
+    a seek it is estimated from the average rate.
 
     Args:
         spec: path or URL as FFmpeg is to see it.
@@ -76,6 +77,7 @@ class FileSource(SinglePass):
         self._at_end = False  # whether the sampling's end was reached
         self._num_damaged = 0
         self._jumped = False  # whether the next packet follows a jump
+        self._first_pts = self._reader.origin  # nothing before it can be shown
         self._sought = False  # whether the next packet's number must be estimated
         self._keyframe_pts: int | None = None  # of the picture that must come out next
 
@@ -164,12 +166,12 @@ class FileSource(SinglePass):
         pts = packet.pts
         if pts is None:
             return True
-        if packet.is_discard:  # before an edit list's beginning: decoded, never shown
-            return False
         time = self._reader.seconds(pts)
         if self._sought:
             self._num_before = max(self._index + 1, round(time / self._frame_s))
-            self._sought = False
+            self._sought, self._first_pts = False, pts
+        if packet.is_discard or pts < self._first_pts:  # decoded perhaps, never shown
+            return False
         heapq.heappush(self._awaited, pts)
         if packet.is_keyframe:
             self._key_pts.append(pts)

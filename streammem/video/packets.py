@@ -13,7 +13,7 @@ from av.packet import Packet
 from streammem.errors import SourceError
 from streammem.video.container import error_text, open_container
 
-JUMP_BACK_S = 0.5  # decoding times never go back within one recording
+JUMP_BACK_S = 0.5  # decoding times never go back within a recording: another one follows
 # How much earlier to seek when the landing was too late.
 _BACK_OFF_S = (0.0, 3.0, 12.0, 60.0, 300.0)
 # Containers whose header states a duration; others have it estimated, which proves nothing.
@@ -56,8 +56,9 @@ class PacketReader:
         self.tick = self.stream.time_base or Fraction(1, av.time_base)
         self._format = self._container.format.name.split(",")[0]
         self._delivered = 0.0  # seconds on the container's clock, over all its streams
-        self._num_corrupt = 0
         self._break: str | None = None
+        self._shift = 0  # ticks added to the times after a join
+        self._last_dts: int | None = None
         self._packets = self._demux()
         self._opening: list[Packet] = []
         try:
@@ -66,7 +67,6 @@ class PacketReader:
             self._container.close()
             raise
         self.origin = self.first_picture.pts or 0
-        self._num_corrupt = 0  # a recording may begin within a GOP; that is no loss
         self.stream.codec_context.flush_buffers()
 
     def close(self) -> None:
@@ -128,8 +128,6 @@ class PacketReader:
         """Say, once the packets are exhausted, what is missing; None if nothing is."""
         if self._break is not None:
             return f"breaks off ({self._break})"
-        if self._num_corrupt:
-            return f"has damaged packets ({self._num_corrupt})"
         if self._format not in _PROMISING or not self._container.duration:
             return None
         stated, delivered = self._stated_end(), self._delivered
@@ -140,34 +138,31 @@ class PacketReader:
         return f"ends after {delivered:.1f} s of the {stated:.1f} s that its header states"
 
     def _demux(self) -> Iterator[Packet]:
-        last_dts: int | None = None
-        self._shift = 0
+        self._shift, self._last_dts = 0, None
         try:
             for packet in self._container.demux():
                 if not packet.size:  # the flushing packets at the end; a decoder would stop at one
                     continue
-                if packet.is_corrupt:
-                    self._num_corrupt += packet.stream_index == self.stream.index
-                elif packet.pts is not None:
+                if packet.pts is not None and not packet.is_corrupt:
                     end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                     self._delivered = max(self._delivered, end)
                 if packet.stream_index == self.stream.index:
-                    last_dts = self._joined(packet, last_dts)
+                    self._join(packet)
                     yield packet
         except av.FFmpegError as error:
             self._break = error_text(error)
 
-    def _joined(self, packet: Packet, last_dts: int | None) -> int | None:
-        """Let a packet follow the one before where the clock jumps back: two recordings joined."""
-        if packet.dts is None:
-            return last_dts
-        back = (last_dts or 0) - packet.dts - self._shift
-        if last_dts is not None and self.length(back) > JUMP_BACK_S:
-            self._shift += back + (packet.duration or 1)
-        packet.dts += self._shift
+    def _join(self, packet: Packet) -> None:
+        """Let a packet follow the one before, where another recording begins with it."""
+        if packet.dts is not None:
+            packet.dts += self._shift
+            back = self._last_dts - packet.dts if self._last_dts is not None else 0
+            if self.length(back) > JUMP_BACK_S:
+                self._shift += back + (packet.duration or 1)
+                packet.dts += back + (packet.duration or 1)
+            self._last_dts = packet.dts
         if packet.pts is not None:
             packet.pts += self._shift
-        return packet.dts
 
     def _decode_first(self) -> av.VideoFrame:
         context = self.stream.codec_context
