@@ -124,7 +124,8 @@ def test_every_preset_carries_its_files_and_stands_on_known_backbones():
 
     assert DEFAULT in PRESETS
     for folder in PRESETS.values():
-        missing = [n for n in ("config.json", "model.safetensors") if not (folder / n).is_file()]
+        files = ("config.json", "model.safetensors", "README.md")
+        missing = [name for name in files if not (folder / name).is_file()]
         assert not missing
         assert set(backbones_of(folder)) <= set(SOURCES)
 

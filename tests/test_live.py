@@ -34,11 +34,6 @@ class Source:
         self.closed_in = threading.current_thread().name
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
     yield

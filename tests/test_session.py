@@ -6,18 +6,14 @@ import pytest
 import torch
 
 from streammem.backbones.language import GenerationConfig
-from streammem.errors import ConfigError
 from streammem.live import watch
-from streammem.memory.entry import MAX_KEYFRAME_BYTES
 from streammem.model import Perceived, VideoModel
 from streammem.openscene import BRIDGE_FRAMES
 from streammem.scenetilling import SceneTillingConfig
 from streammem.session import Session, SessionConfig
-from streammem.types import Caption, Frame, Segment
-from tests.tiny import film, tiny_model
-
-SHORT = GenerationConfig(max_new_tokens=6)
-FILM = (("red", 9), ("blue", 7), ("green", 12), ("red", 8), ("white", 6))
+from streammem.types import Caption, Frame
+from tests.sessions import FILM, as_kind, segments_of, session_of, told
+from tests.tiny import film
 
 
 class Recalling(VideoModel):
@@ -37,40 +33,6 @@ class Scripted(VideoModel):
     def perceive(self, picture):
         row = self.__dict__["embeddings"][int(picture[0, 0, 0]) * 256 + int(picture[0, 0, 1])]
         return Perceived(row, torch.zeros(9, 8).half(), np.eye(16, dtype=np.float32)[0])
-
-
-class Listening(VideoModel):
-    """Keeps the passages that an answer was asked from."""
-
-    def answer_prompt(self, passages, question):
-        self.__dict__["heard"] = passages
-        return super().answer_prompt(passages, question)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-def as_kind(kind, model):
-    return kind(**{f.name: getattr(model, f.name) for f in dataclasses.fields(model)})
-
-
-def session_of(model, **options):
-    return Session(model, SessionConfig(answer=SHORT, caption=SHORT, **options))
-
-
-def told(session, frames, *, end=None):
-    """Push, flush, and caption each segment as soon as it closes."""
-    events = []
-    for closed in [*map(session.push, frames), session.flush(end)]:
-        for segment in closed:
-            events += [segment, session.caption(segment)]
-    return events
-
-
-def segments_of(events):
-    return [event for event in events if isinstance(event, Segment)]
 
 
 def num_bytes(value):
@@ -313,157 +275,3 @@ def test_scores_come_once_a_gap_with_the_time_of_its_later_frame(model):
         session.push(frame)
     session.flush()
     assert scores == [(frame.time, number) for number, frame in enumerate(frames)][1:]
-
-
-# -- speaking --
-
-
-def test_pieces_joined_are_the_caption_and_it_is_kept(model):
-    session = session_of(model)
-    pieces = []
-    for frame in film(("red", 4)):
-        session.push(frame)
-    (segment,) = session.flush()
-    caption = session.caption(segment, pieces.append)
-    assert "".join(pieces).strip() == caption.text != ""
-    assert (caption.segment, caption.start, caption.end) == (0, 0.0, 2.0)
-    assert 0 <= caption.confidence <= 1
-    assert session.cache.get(0).caption == caption.text
-
-
-@pytest.mark.parametrize("call", ["tokens", "keyframe"])
-def test_an_unknown_segment_is_told(model, call):
-    session = session_of(model)
-    told(session, film(("red", 4)))
-    with pytest.raises(KeyError, match="7"):
-        getattr(session, call)(7)
-    with pytest.raises(KeyError, match="7"):
-        session.caption(Segment(7, 0.0, 1.0, None, "cut"))
-
-
-def test_a_question_to_an_empty_session_has_no_evidence(model):
-    answer = session_of(model).ask("Is there a dog?")
-    assert not answer.seen and answer.evidence == ()
-    with pytest.raises(ValueError, match="empty"):
-        session_of(model).ask(" \n")
-
-
-def test_evidence_is_of_the_segments_that_it_names(model):
-    session = session_of(model)
-    segments = {s.id: s for s in segments_of(told(session, film(*FILM)))}
-    answer = session.ask("what was red?")
-    assert answer.method == "model" and len(answer.evidence) == 4
-    for item in answer.evidence:
-        segment = segments[item.segment]
-        assert segment.start <= item.start < item.end <= segment.end
-        assert item.caption == session.cache.get(item.segment).caption
-        assert -1 <= item.score <= 1
-
-
-def test_asking_captions_what_it_retrieves_and_nothing_else(model):
-    session = session_of(model, passages=2)
-    for frame in film(*FILM):
-        session.push(frame)
-    session.flush()
-    answer = session.ask("what was red?")
-    retrieved = {item.segment for item in answer.evidence}
-    captioned = {e.segment for e in session.cache.entries() if e.caption is not None}
-    assert len(retrieved) == 2 and captioned == retrieved
-    assert all(item.caption for item in answer.evidence)
-
-
-def test_moments_are_ranked_from_one(model):
-    session = session_of(model)
-    told(session, film(*FILM))
-    moments = session.find("red", 3)
-    assert [moment.rank for moment in moments] == [1, 2, 3]
-    assert session.find("red", 1)[0] == moments[0]
-
-
-@pytest.mark.parametrize(
-    ("context", "segments", "with_tokens", "now"),
-    [
-        ("memory", 2, True, True),
-        ("now", 0, True, True),
-        ("uniform", 2, True, False),
-        ("captions", 2, False, False),
-    ],
-)
-def test_a_context_is_read_from_what_it_says(model, context, segments, with_tokens, now):
-    listening = as_kind(Listening, model)
-    session = session_of(listening, context=context, passages=2, now_frames=3)
-    told(session, film(*FILM))
-    answer = session.ask("what was red?")
-    heard = listening.__dict__["heard"]
-    past = heard[:-1] if now else heard
-    assert len(past) == len(answer.evidence) == segments
-    assert [p.start for p in heard] == sorted(p.start for p in heard)
-    assert all(len(p.tokens) == (4 if with_tokens else 0) for p in past)
-    assert all(p.caption for p in past)
-    if now:
-        assert (heard[-1].start, heard[-1].end, heard[-1].caption) == (19.5, 21.0, None)
-    if context == "uniform":
-        assert [p.start for p in past] == [0.0, 18.0]
-
-
-def test_each_control_takes_something_away_from_the_answer(model):
-    def prompt(context):
-        session = session_of(model, context=context, passages=2)
-        told(session, film(*FILM))
-        key = model.sentence_keys(["what was red?"])[0]
-        hits = session._chosen(key)
-        passages = session._passages([hit.entry for hit in hits])
-        return model.language.embed(model.answer_prompt(passages, "what was red?"))
-
-    lengths = {context: len(prompt(context)) for context in ("memory", "now", "captions")}
-    assert lengths["memory"] > max(lengths["now"], lengths["captions"])
-
-
-def test_memory_sees_related_segments_only_if_told_to(model):
-    with_retrieval, without = session_of(model), session_of(model, retrieved=0)
-    for session in (with_retrieval, without):
-        for frame in film(*FILM):
-            session.push(frame)
-        session.flush()
-    assert not torch.equal(with_retrieval.state.memory, without.state.memory)
-    # What a caption is made from never depends on the past.
-    assert torch.equal(with_retrieval.tokens(3), without.tokens(3))
-
-
-# -- keyframes --
-
-
-def test_a_keyframe_of_pure_noise_fits_its_row(model):
-    session = session_of(model)
-    rng = np.random.default_rng(0)
-    for n in range(3):
-        session.push(Frame(rng.integers(0, 256, (320, 320, 3), np.uint8), float(n), 1.0, n))
-    session.flush()
-    assert 0 < len(session.cache.get(0).keyframe) <= MAX_KEYFRAME_BYTES
-    assert session.keyframe(0).ndim == 3
-
-
-def test_a_keyframe_shows_its_own_scene_small(model):
-    session = session_of(model)
-    wide = [
-        dataclasses.replace(f, pixels=f.pixels.repeat(20, 0).repeat(20, 1)) for f in film(*FILM)
-    ]
-    segments = segments_of(told(session, wide))
-    assert [session.keyframe(s.id).shape for s in segments] == [(240, 320, 3)] * len(FILM)
-    corner = session.keyframe(1)[-20:, -20:].reshape(-1, 3).mean(0)
-    assert np.abs(corner - (30, 30, 220)).max() < 12  # JPEG
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"context": "all"},
-        {"retrieved": -1},
-        {"passages": 0},
-        {"now_frames": -1},
-        {"max_segments": 1},
-    ],
-)
-def test_options_that_cannot_be_meant_are_refused(options):
-    with pytest.raises(ConfigError, match=next(iter(options)).split("_")[0]):
-        SessionConfig(**options)

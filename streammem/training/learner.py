@@ -104,23 +104,23 @@ class Learner:
     def bridge(self) -> MemoryBridge:
         if self.start:
             return self.start.bridge
-        torch.manual_seed(self.recipe.seed)
-        return MemoryBridge(
-            BridgeConfig(
-                patch_dim=self.vision.patch_dim,
-                patches=self.vision.patches,
-                language_dim=self.language.width,
-                language_norm=self.language.embedding_norm,
-                **dataclasses.asdict(self.recipe.bridge),
-            )
+        config = BridgeConfig(
+            patch_dim=self.vision.patch_dim,
+            patches=self.vision.patches,
+            language_dim=self.language.width,
+            language_norm=self.language.embedding_norm,
+            **dataclasses.asdict(self.recipe.bridge),
         )
+        torch.manual_seed(self.recipe.seed)  # after the backbones: opening them may draw numbers
+        return MemoryBridge(config)
 
     @cached_property
     def picture_key(self) -> PictureKey:
         if self.start:
             return self.start.picture_key
+        patch_dim = self.vision.patch_dim
         torch.manual_seed(self.recipe.seed)
-        return PictureKey(self.vision.patch_dim, self.recipe.key_dim)
+        return PictureKey(patch_dim, self.recipe.key_dim)
 
     @cached_property
     def text_key(self) -> TextKey:

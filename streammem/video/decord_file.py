@@ -8,12 +8,11 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
 from streammem.errors import BackboneError, SourceError
 from streammem.types import Frame
 from streammem.video.packets import PacketReader
-from streammem.video.pixels import fitted_pixels, rgb_pixels
+from streammem.video.pixels import RgbConverter, fitted_pixels
 from streammem.video.sampling import Grid, Sampling
 from streammem.video.single_pass import SinglePass
 
@@ -47,7 +46,7 @@ class DecordSource(SinglePass):
             self._tick = reader.length(1)
             self._times, self._durations, self._is_key = _timeline(reader, name)
             self._missing = reader.shortfall()
-            first = rgb_pixels(reader.first_picture, VideoReformatter())
+            first = RgbConverter(reader.first_picture)(reader.first_picture)
         finally:
             reader.close()
         try:

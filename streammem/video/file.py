@@ -10,12 +10,11 @@ from itertools import takewhile
 
 import av
 from av.packet import Packet
-from av.video.reformatter import VideoReformatter
 
 from streammem.types import Frame
 from streammem.video.gops import needed_parts
 from streammem.video.packets import PacketReader
-from streammem.video.pixels import check_size, rgb_pixels
+from streammem.video.pixels import RgbConverter, check_size
 from streammem.video.sampling import Grid, Sampling
 from streammem.video.single_pass import SinglePass
 
@@ -54,7 +53,7 @@ class FileSource(SinglePass):
         self._reader = PacketReader(spec, name, remote=remote)
         super().__init__(name, sampling, duration=self._reader.duration())
         self._grid = Grid(sampling, tick=self._reader.length(1))
-        self._reformatter = VideoReformatter()
+        self._to_rgb = RgbConverter(self._reader.first_picture, sampling.max_side)
         rate = self._reader.stream.average_rate or self._reader.stream.guessed_rate
         self._frame_s = float(1 / rate) if rate else 0.04  # where a frame states no duration
         self._given_until = -1.0  # frames up to here were given before starting over
@@ -95,8 +94,7 @@ class FileSource(SinglePass):
             if time > self._given_until and self._grid.takes(time):
                 num_taken += 1
                 check_size(self.name, picture.width, picture.height)
-                pixels = rgb_pixels(picture, self._reformatter, self._sampling.max_side)
-                yield Frame(pixels, time, duration, index)
+                yield Frame(self._to_rgb(picture), time, duration, index)
         self._finish(self._shown_until, num_taken, self._missing())
 
     def _missing(self) -> str | None:

@@ -57,26 +57,32 @@ def fitted_pixels(pixels: np.ndarray, max_side: int | None) -> np.ndarray:
     return VideoReformatter().reformat(frame, *size, "rgb24", threads=1).to_ndarray()
 
 
-def rgb_pixels(
-    picture: av.VideoFrame, reformatter: VideoReformatter, max_side: int | None = None
-) -> np.ndarray:
-    """Convert a decoded picture, shrunk in the same pass and turned upright.
+class RgbConverter:
+    """Converts the decoded pictures of one stream, shrunk in the same pass and turned upright.
 
     Args:
-        picture: of any pixel format.
-        reformatter: kept by the caller from picture to picture; it holds the scaler's tables.
+        first: the stream's first picture, whose display matrix holds for all.
         max_side: pixels, or None.
-
-    Returns:
-        [H, W, 3] uint8 RGB, contiguous.
     """
-    width, height = fitted(picture.width, picture.height, max_side)
-    rgb = reformatter.reformat(picture, width, height, "rgb24", threads=1)
-    return upright(rgb.to_ndarray(), display_matrix(picture))
+
+    def __init__(self, first: av.VideoFrame, max_side: int | None = None) -> None:
+        self._matrix = display_matrix(first)
+        self._max_side = max_side
+        self._reformatter = VideoReformatter()  # keeps the scaler's tables
+
+    def __call__(self, picture: av.VideoFrame) -> np.ndarray:
+        """Return [H, W, 3] uint8 RGB, contiguous, of a picture in any pixel format."""
+        width, height = fitted(picture.width, picture.height, self._max_side)
+        rgb = self._reformatter.reformat(picture, width, height, "rgb24", threads=1)
+        return upright(rgb.to_ndarray(), self._matrix)
 
 
 def display_matrix(picture: av.VideoFrame) -> Matrix:
-    """Return (a, b, c, d) of x' = a x + c y, y' = b x + d y, which turns the picture upright."""
+    """Return (a, b, c, d) of x' = a x + c y, y' = b x + d y, which turns the picture upright.
+
+    Asking a picture for side data ties it into a reference cycle, so that its memory waits for
+    the garbage collector: not to be done for every frame.
+    """
     data: Any = picture.side_data.get("DISPLAYMATRIX")
     if data is None:
         return 1, 0, 0, 1

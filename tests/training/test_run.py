@@ -74,7 +74,8 @@ def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
         killed_at(patch, stage, step)
         with pytest.raises(KeyboardInterrupt):
             run(recipe, out, backbones=tiny_backbones())
-    torch.manual_seed(99)  # what else the process drew must not matter
+    with open(out / f"{stage}.jsonl", "a") as log:  # a step that was logged but not saved
+        log.write(json.dumps({"step": step + 1, "loss": 9.9}) + "\n")
     run(recipe, out, backbones=tiny_backbones())
     assert same(weights(out), weights(finished[0]))
     for name in ("words", "keys", "captions", "memory"):
@@ -114,6 +115,8 @@ def test_the_checkpoint_says_what_the_trained_model_says(finished, openable):
     # alpha / rank is 2; float16 on disk
     assert torch.allclose(merged, plain + 2.0 * b @ a, atol=1e-4)
     assert not torch.equal(merged, plain)
+    assert model.bridge.patch_mean.any()
+    assert torch.equal(model.bridge.patch_std, model.picture_key.patch_std)
     assert model.background.shape == (24, 16)
     assert model.center.shape == (TinyVision.frame_dim,)
 
@@ -122,7 +125,7 @@ def test_a_run_may_start_from_a_checkpoint_and_then_trains_only_its_own_stages(
     recipe, tmp_path, finished, openable
 ):
     text, _, _ = RECIPE.partition("[[stages]]")
-    stage = '[[stages]]\nkind = "memory"\nsteps = 2\nlr = 4e-2\nbatch = 2\n'
+    stage = '[[stages]]\nkind = "memory"\nname = "later"\nsteps = 2\nlr = 4e-2\nbatch = 2\n'
     recipe.write_text(text + stage)
     out = tmp_path / "out"
     start = finished[0] / "checkpoint"
@@ -130,6 +133,7 @@ def test_a_run_may_start_from_a_checkpoint_and_then_trains_only_its_own_stages(
     before, after = load_file(start / "model.safetensors"), weights(out)
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed
+    assert (out / "later.pt").exists()
     assert all(key.startswith(("bridge.remember", "bridge.initial")) for key in changed)
 
 

@@ -83,6 +83,8 @@ def test_the_memory_stage_moves_nothing_but_the_gate_and_the_first_memory(
     before = {name: value.clone() for name, value in bridge.state_dict().items()}
     stage = MemoryStage(bridge, space, shapes.split("train"), shapes.split("val"), batch=2)
     train(stage, Schedule(steps=2, lr=1e-2, warmup=0), tmp_path)
+    learning = {n for n, parameter in bridge.named_parameters() if parameter.requires_grad}
+    assert all(name == "initial" or name.startswith("remember.") for name in learning)
     changed = {n for n, value in bridge.state_dict().items() if not torch.equal(value, before[n])}
     assert "initial" in changed
     assert "remember.gate.weight" in changed

@@ -1,5 +1,6 @@
 """Laws of files that no other source shares: cost, odd times, turning, damage."""
 
+import gc
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +56,17 @@ def test_what_no_sample_needs_is_not_decoded(clips, monkeypatch, options, at_mos
     decoded = spied(monkeypatch, file.FileSource, "_decode")
     list(source)
     assert 0 < len(decoded) <= at_most
+
+
+def test_frames_leave_nothing_to_the_garbage_collector(clips):
+    source = open_source(clips / "h264.mp4")
+    gc.collect()
+    gc.disable()
+    try:
+        num_frames = sum(1 for _ in source)
+        assert gc.collect() < num_frames / 2
+    finally:
+        gc.enable()
 
 
 def spied(monkeypatch, kind, name) -> list:

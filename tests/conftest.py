@@ -1,0 +1,37 @@
+"""Fixtures of the command line's tests: a small video, and a runner with a tiny model."""
+
+import pytest
+
+from streammem import checkpoint
+from streammem.cli import main
+from tests.commands import record
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return str(record(tmp_path_factory.mktemp("videos") / "three scenes.mp4"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture
+def tiny(model, monkeypatch):
+    """Every model is the tiny one."""
+    monkeypatch.setattr(checkpoint, "load", lambda name="", *, device="cpu": model)
+
+
+@pytest.fixture
+def run(tiny, capsys):
+    """Run a command; give its exit code, its stdout and its stderr."""
+
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return code, captured.out, captured.err
+
+    return run
