@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.clips import letterboxed, write
 from streammem.backbones.weights import home
 
-QUESTION = "Who rides a bicycle on the street?"
+QUESTION = "What is the man in the car wearing?"
 
 
 @dataclass(frozen=True, slots=True)

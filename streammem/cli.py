@@ -90,7 +90,6 @@ def build_parser() -> argparse.ArgumentParser:
     find.add_argument("--count", type=int, default=5, help="moments at most (default 5)")
     scenes = command("scenes", _scenes, "where scenes begin and end")
     _add_source_options(scenes)
-    _add_sheet(scenes)
     _add_models(command("models", _models_list, "the models, and what they stand on"))
     info = command("info", _info, "versions, threads, weights and environment")
     info.add_argument("--format", choices=("text", "jsonl"), default="text")
@@ -120,7 +119,11 @@ def _add_source_options(parser: argparse.ArgumentParser, *, asks: bool = False) 
         help="one option, e.g. passages=6",
     )
     add("--device", default="cpu", help="where the language model runs: cpu, cuda, cuda:1, mps")
-    add("--fps", type=float, help="frames a second that are looked at (default 2)")
+    add(
+        "--fps",
+        type=float,
+        help="frames a second to look at (default 2; scenes: all)",
+    )
     add("--start", type=float, default=0.0, metavar="S", help="seconds at which to enter")
     add("--end", type=float, metavar="S", help="seconds at which to leave")
     add("--sparse", action="store_true", help="keyframes only: about ten times cheaper")
@@ -201,21 +204,17 @@ def _caption_with(session: "Session", arguments: argparse.Namespace) -> int:
 
 
 def _scenes(arguments: argparse.Namespace) -> int:
-    with _open_session(arguments) as session:
-        return _scenes_with(session, arguments)
-
-
-def _scenes_with(session: "Session", arguments: argparse.Namespace) -> int:
-    sheet = Sheet(session) if arguments.sheet else None
     broken = False
-    with output(arguments.format, arguments.output) as (renderer, out):
-        for event in _watch(session, arguments, _watch_options(arguments, speak=False)):
+    with (
+        _open_session(arguments) as session,
+        output(arguments.format, arguments.output) as (renderer, out),
+    ):
+        options = _watch_options(arguments, speak=False)
+        every_frame = arguments.fps is None and not arguments.sparse
+        found = _every_frame if every_frame else _watch
+        for event in found(session, arguments, options):
             broken |= isinstance(event, Warning)
-            if sheet:
-                sheet.take(event)
             write(renderer, out, event)
-    if sheet:
-        sheet.draw(arguments.sheet, Path(arguments.source).name)
     return _exit_code(arguments, broken)
 
 
@@ -437,6 +436,25 @@ def _watch(
         for event in watch(session, source, options):
             if isinstance(event, Segment):
                 bar.update(round(event.end - bar.n, 1))
+            if isinstance(event, Warning):
+                note(str(event))
+            yield event
+
+
+def _every_frame(
+    session: "Session", arguments: argparse.Namespace, options: "WatchOptions"
+) -> Iterable[Event]:
+    """Find scenes by looking at every decoded frame, with progress."""
+    from tqdm import tqdm
+
+    from streammem.scenes import MAX_SIDE, find_scenes
+    from streammem.video import open_source
+
+    source = open_source(arguments.source, start=options.start, end=options.end, max_side=MAX_SIDE)
+    silent, total = not sys.stderr.isatty(), source.duration and round(source.duration, 1)
+    with tqdm(total=total, unit="s", desc=source.name, disable=silent, leave=False) as bar:
+        at = lambda time: bar.update(round(time - bar.n, 1))  # noqa: E731
+        for event in find_scenes(session.model, source, options.stop, at):
             if isinstance(event, Warning):
                 note(str(event))
             yield event

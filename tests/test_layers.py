@@ -21,7 +21,7 @@ LAYERS = (
     {"video", "audio", "scenetilling", "memory", "backbones"},
     {"signature", "parents", "model", "environment"},
     {"checkpoint"},
-    {"openscene"},
+    {"openscene", "scenes"},
     {"session"},
     {"live", "training", "evaluation"},
     {"fleet", "server"},

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from streammem.memory.bridge import MemoryBridge
 from streammem.training.pictures import PictureSet
@@ -171,7 +172,7 @@ def start_as_running_mean(bridge: MemoryBridge, tokens: Tensor) -> None:
 def look_tokens(bridge: MemoryBridge, pictures: PictureSet) -> Tensor:
     """Return every picture's tokens [N, M, D] float16, each a one-frame segment."""
     batches = []
-    for begin in range(0, len(pictures), 64):
+    for begin in tqdm(range(0, len(pictures), 64), desc="looking", unit="batch", leave=False):
         chosen = range(begin, min(begin + 64, len(pictures)))
         batches.append(bridge.look(*pictures.whole(chosen)).half())
     return torch.cat(batches)
