@@ -68,9 +68,9 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         raise ConfigError(
             f"{name}: no such model; give one of {', '.join(PRESETS)}, or a checkpoint folder"
         )
-    config = _read_config(folder)
-    tensors = _read_tensors(folder)
-    vision = _open_vision(config.vision)
+    config = read_config(folder)
+    tensors = read_tensors(folder)
+    vision = open_vision(config.vision)
     seen = (config.bridge.patches, config.bridge.patch_dim)
     if seen != (vision.patches, vision.patch_dim):
         given = (vision.patches, vision.patch_dim)
@@ -86,7 +86,7 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
     lora = {k.removeprefix("lora."): v for k, v in tensors.items() if k.startswith("lora.")}
 
     def open_language() -> CausalLanguageModel:
-        language = CausalLanguageModel.open(_backbone_path(config.language), device=device)
+        language = CausalLanguageModel.open(backbone_path(config.language), device=device)
         if language.width != config.bridge.language_dim:
             raise CheckpointError(
                 f"{folder}: speaks to a language model of width {config.bridge.language_dim}, "
@@ -103,7 +103,7 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         picture_key=picture_key,
         text_key=text_key,
         background=_shaped(tensors, "background", (-1, config.key_dim), folder),
-        open_sentences=lambda: SentenceEncoder(_backbone_path(config.sentences)),
+        open_sentences=lambda: SentenceEncoder(backbone_path(config.sentences)),
         open_language=open_language,
         scenes=config.scenes,
     )
@@ -111,7 +111,7 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
 
 def backbones_of(folder: Path) -> tuple[str, ...]:
     """Name the backbones that a checkpoint folder stands on."""
-    config = _read_config(folder)
+    config = read_config(folder)
     return config.vision, config.language, config.sentences
 
 
@@ -189,7 +189,8 @@ def _learned(
     return {"bridge": bridge, "picture_key": picture_key, "text_key": text_key}
 
 
-def _read_config(folder: Path) -> CheckpointConfig:
+def read_config(folder: Path) -> CheckpointConfig:
+    """Read and check a checkpoint folder's config.json."""
     path = folder / "config.json"
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise CheckpointError(f"{path}: too large for a configuration")
@@ -229,7 +230,8 @@ def _check_device(device: str) -> None:
         raise ConfigError(f"{device}: no device here ({reason}); try cpu") from error
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Read a checkpoint folder's weights as float32."""
     path = folder / "model.safetensors"
     try:
         tensors = load_file(path)
@@ -284,7 +286,7 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, folder: Pa
     module.eval().requires_grad_(False)
 
 
-def _backbone_path(name: str) -> Path | str:
+def backbone_path(name: str) -> Path | str:
     """Resolve a backbone: ours by name, a folder, or ``hf:NAME`` from the local hub cache."""
     if name in SOURCES:
         return weights_path(name)
@@ -297,8 +299,9 @@ def _backbone_path(name: str) -> Path | str:
     )
 
 
-def _open_vision(name: str) -> VisionEncoder:
-    path = _backbone_path(name)
+def open_vision(name: str) -> VisionEncoder:
+    """Open a vision encoder by its backbone's name."""
+    path = backbone_path(name)
     if name == "efficientnet-lite2":
         return EfficientNetEncoder(Path(path))
     return TransformersVisionEncoder(path)

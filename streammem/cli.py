@@ -445,6 +445,8 @@ def _every_frame(
     session: "Session", arguments: argparse.Namespace, options: "WatchOptions"
 ) -> Iterable[Event]:
     """Find scenes by looking at every decoded frame, with progress."""
+    from dataclasses import replace
+
     from tqdm import tqdm
 
     from streammem.scenes import MAX_SIDE, find_scenes
@@ -454,7 +456,8 @@ def _every_frame(
     silent, total = not sys.stderr.isatty(), source.duration and round(source.duration, 1)
     with tqdm(total=total, unit="s", desc=source.name, disable=silent, leave=False) as bar:
         at = lambda time: bar.update(round(time - bar.n, 1))  # noqa: E731
-        for event in find_scenes(session.model, source, options.stop, at):
+        model = replace(session.model, scenes=session.config.scenes or session.model.scenes)
+        for event in find_scenes(model, source, options.stop, at):
             if isinstance(event, Warning):
                 note(str(event))
             yield event

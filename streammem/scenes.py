@@ -59,7 +59,11 @@ class SceneFinder:
         self._end = frame.time + frame.duration
 
     def scenes(self, end: float | None = None) -> Iterator[Segment]:
-        """Yield the scenes of what was pushed, which tile [first frame, ``end``)."""
+        """Yield the scenes of what was pushed, which tile [first frame, ``end``).
+
+        Args:
+            end: seconds, the source's end; the last frame's own end by default.
+        """
         if not self._times:
             return
         self._changes += signature.flush(self._state, self._config).changes
@@ -70,7 +74,7 @@ class SceneFinder:
             cut: Reason = "cut"
             yield Segment(number, start, self._times[change.frame], change.depth, cut)
             start = self._times[change.frame]
-        yield Segment(len(joined), start, max(end or 0.0, self._end), None, "end")
+        yield Segment(len(joined), start, self._end if end is None else end, None, "end")
 
     def _keep(self, pushed: scenetilling.Pushed) -> None:
         self._scene = pushed.state

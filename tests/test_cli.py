@@ -129,9 +129,10 @@ def test_an_output_file_gets_the_results_and_stdout_nothing(run, video, tmp_path
 
 def test_a_contact_sheet_is_drawn(run, video, tmp_path):
     pytest.importorskip("matplotlib", reason="the extra streammem[train] is not installed")
-    code, out, err = run("scenes", video, "--sheet", tmp_path / "sheet.png")
-    assert code == 0 and len(out.splitlines()) == 3
-    assert err == f"wrote {tmp_path / 'sheet.png'}\n"
+    sheet = tmp_path / "sheet.png"
+    code, out, err = run("caption", video, "--format", "jsonl", "--sheet", sheet)
+    assert code == 0 and len(events(out)) == 3
+    assert err == f"wrote {sheet}\n"
     assert (tmp_path / "sheet.png").read_bytes()[1:4] == b"PNG"
 
 
@@ -140,9 +141,11 @@ def test_a_contact_sheet_is_drawn(run, video, tmp_path):
 
 def test_start_end_and_fps_choose_what_is_seen(run, video):
     scenes = ("scenes", video, "--format", "jsonl")
-    segments = events(run(*scenes, "--start", "2", "--end", "6")[1])
-    assert [(s["start"], s["end"]) for s in segments] == [(2.0, 3.0), (3.0, 6.0)]
-    assert len(events(run(*scenes, "--fps", "8")[1])) == 3
+    for rate in ((), ("--fps", "8"), ("--fps", "2")):
+        segments = events(run(*scenes, *rate, "--start", "2", "--end", "5.95")[1])
+        assert [(s["start"], s["end"]) for s in segments] == [(2.0, 3.0), (3.0, 5.95)]
+    every, few = (run("caption", video, "--fps", rate, "-v")[1] for rate in ("8", "0.2"))
+    assert len(every.splitlines()) == 3 > len(few.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -167,7 +170,29 @@ def test_a_configuration_file_is_laid_under_the_flags(run, video, tmp_path):
     assert len(answer["evidence"]) == 1
     answer = events(run("ask", video, "Why?", *arguments, "--set", "passages=2")[1])[0]
     assert len(answer["evidence"]) == 2
-    assert len(events(run("scenes", video, "--config", path, "--format", "jsonl")[1])) > 3
+    captions = events(run("caption", video, "--config", path, "--format", "jsonl")[1])
+    assert [c["end"] for c in captions] == [2.0, 3.0, 5.0, 7.0, 9.0, 10.0]
+
+
+def test_scenes_obey_the_options_too(run, video):
+    """The command looks at every frame, and still lets embeddings judge by these options."""
+    ends = [s["end"] for s in events(run("scenes", video, "--format", "jsonl")[1])]
+    assert ends == [3.0, 7.0, 10.0]
+    arguments = ("scenes", video, "--format", "jsonl", "--fps", "2", "--set", "scenes.floor=4")
+    assert [s["end"] for s in events(run(*arguments)[1])] == [10.0]
+    seen = {}
+    from streammem import scenes
+
+    original = scenes.find_scenes
+
+    def finding(model, *rest):
+        seen["floor"] = model.scenes.floor
+        return original(model, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenes, "find_scenes", finding)
+        run("scenes", video, "--set", "scenes.floor=3")
+    assert seen == {"floor": 3.0}
 
 
 def test_an_option_changes_nothing_but_itself(video, monkeypatch, capsys, model):

@@ -1,3 +1,4 @@
+import itertools
 import os
 import re
 import signal
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 from streammem import checkpoint
 from streammem.cli import main
 from streammem.errors import SourceError
-from streammem.session import Session
+from streammem.model import VideoModel
 from tests.commands import QUICK, SRT_CUE, VTT_CUE, events, record
 from tests.video.clips import indexed_first, only_sound
 
@@ -209,14 +210,14 @@ def interrupted_at(monkeypatch):
     """Presses Ctrl-C while the frames of these numbers are perceived."""
 
     def interrupted_at(*numbers):
-        push = Session.push
+        perceive, seen = VideoModel.perceive, itertools.count()
 
-        def interrupting(self, frame):
-            if self.state.frames in numbers:
+        def interrupting(self, picture):
+            if next(seen) in numbers:
                 signal.raise_signal(signal.SIGINT)
-            return push(self, frame)
+            return perceive(self, picture)
 
-        monkeypatch.setattr(Session, "push", interrupting)
+        monkeypatch.setattr(VideoModel, "perceive", interrupting)
 
     return interrupted_at
 
@@ -259,7 +260,7 @@ def test_an_interrupt_before_the_first_frame_is_no_error(run, video, monkeypatch
         return original(source, options)
 
     monkeypatch.setattr(live, "open_for", opening)
-    for command in (("caption", video), ("scenes", video), ("ask", video, "Why?")):
+    for command in (("caption", video), ("scenes", video, "--fps", "2"), ("ask", video, "Why?")):
         code, out, _ = run(*command)
         assert (code, out) == (130, "")
 

@@ -14,10 +14,10 @@ from streammem.backbones.text import TEXT_DIM, SentenceEncoder
 from streammem.backbones.vision import VisionEncoder
 from streammem.checkpoint import (
     PRESETS,
-    _backbone_path,
-    _open_vision,
-    _read_config,
-    _read_tensors,
+    backbone_path,
+    open_vision,
+    read_config,
+    read_tensors,
     load,
 )
 from streammem.errors import CheckpointError
@@ -41,9 +41,9 @@ class Backbones:
 def open_by_name(names: BackboneNames) -> Backbones:
     """Open backbones by the names that a checkpoint carries."""
     return Backbones(
-        vision=lambda: _open_vision(names.vision),
-        language=lambda: CausalLanguageModel.open(_backbone_path(names.language)),
-        sentences=lambda: SentenceEncoder(Path(_backbone_path(names.sentences))),
+        vision=lambda: open_vision(names.vision),
+        language=lambda: CausalLanguageModel.open(backbone_path(names.language)),
+        sentences=lambda: SentenceEncoder(Path(backbone_path(names.sentences))),
     )
 
 
@@ -79,7 +79,7 @@ class Learner:
             return cls(recipe, backbones)
         start = load(str(init))
         folder = PRESETS.get(str(init), Path(init))
-        config, tensors = _read_config(folder), _read_tensors(folder)
+        config, tensors = read_config(folder), read_tensors(folder)
         sizes, names = dataclasses.asdict(recipe.bridge), dataclasses.asdict(recipe.backbones)
         names["key_dim"] = recipe.key_dim
         for part, wanted in ((config.bridge, sizes), (config, names)):
