@@ -149,19 +149,27 @@ def still(frame, session):
 # -- law 3: the future --
 
 
+STILL = [dataclasses.replace(film(("red", 1))[0], time=k / 2, index=k) for k in range(30)]
+
+
 @pytest.mark.parametrize("cut", [1, 9, 12, 20, 30])
-def test_the_future_never_changes_an_emitted_event(model, cut):
-    common = film(*FILM)[:cut]
+@pytest.mark.parametrize("frames", [film(*FILM), STILL], ids=["scenes", "one still scene"])
+def test_the_future_never_changes_an_emitted_event(model, cut, frames):
+    common = frames[:cut]
+    scenes = SceneTillingConfig(max_frames=8)  # a still scene goes on over several segments
     after = dataclasses.replace(common[-1], time=common[-1].time + 0.5)
     futures = [
         [],
         film(("white", 5), start=after.time),
         film(("black", 2), ("yellow", 6), ("red", 9), start=after.time),
-        [dataclasses.replace(after, time=after.time + k / 2) for k in range(12)],
+        [
+            dataclasses.replace(after, time=after.time + k / 2, pixels=after.pixels // 16 * 16)
+            for k in range(12)
+        ],
     ]
     emitted = []
     for future in futures:
-        session = session_of(model)
+        session = session_of(model, scenes=scenes)
         so_far = [
             (s, session.caption(s), session.tokens(s.id)) for f in common for s in session.push(f)
         ]

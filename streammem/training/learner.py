@@ -15,10 +15,10 @@ from streammem.backbones.vision import VisionEncoder
 from streammem.checkpoint import (
     PRESETS,
     backbone_path,
+    load,
     open_vision,
     read_config,
     read_tensors,
-    load,
 )
 from streammem.errors import CheckpointError
 from streammem.memory.bridge import BridgeConfig, MemoryBridge
