@@ -156,7 +156,9 @@ STILL = [dataclasses.replace(film(("red", 1))[0], time=k / 2, index=k) for k in 
 @pytest.mark.parametrize("frames", [film(*FILM), STILL], ids=["scenes", "one still scene"])
 def test_the_future_never_changes_an_emitted_event(model, cut, frames):
     common = frames[:cut]
-    scenes = SceneTillingConfig(max_frames=8)  # a still scene goes on over several segments
+    scenes = SceneTillingConfig(
+        max_frames=8, max_lag=2
+    )  # a still scene goes on over several segments
     after = dataclasses.replace(common[-1], time=common[-1].time + 0.5)
     futures = [
         [],
