@@ -127,7 +127,7 @@ def save(
 
     Args:
         model: whose bridge, key heads, centre and background are written: matrices with 8 bits a
-            value and one bfloat16 scale a row (which moves no figure), the rest as float16.
+            value and one bfloat16 scale a row, the rest as float16.
         folder: made if need be; an existing checkpoint in it is replaced, file by file.
         backbones: names under ``vision``, ``language`` and ``sentences``.
         lora: ``<module>.A`` [r, in] and ``<module>.B`` [out, r] by module of the language model.

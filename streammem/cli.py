@@ -210,8 +210,9 @@ def _scenes(arguments: argparse.Namespace) -> int:
         output(arguments.format, arguments.output) as (renderer, out),
     ):
         options = _watch_options(arguments, speak=False)
-        every_frame = arguments.fps is None and not arguments.sparse
-        found = _every_frame if every_frame else _watch
+        # A memory is written by the session, which looks at --fps.
+        sampled = arguments.fps is not None or arguments.sparse or arguments.memory is not None
+        found = _watch if sampled else _every_frame
         for event in found(session, arguments, options):
             broken |= isinstance(event, Warning)
             write(renderer, out, event)
