@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -28,6 +29,7 @@ PRESETS = {"streammem-tiny": PACKAGED / "streammem-tiny"}
 DEFAULT = "streammem-tiny"
 MAX_CONFIG_BYTES = 1 << 20
 SCALE = ".row_scale"
+VISION = "vision."  # what training added to the frame encoder's parameters
 MIN_PACKED = 1 << 14  # values; below it the scales would not pay
 
 
@@ -70,7 +72,8 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         )
     config = read_config(folder)
     tensors = read_tensors(folder)
-    vision = open_vision(config.vision)
+    changes = {k.removeprefix(VISION): v for k, v in tensors.items() if k.startswith(VISION)}
+    vision = open_vision(config.vision, changes)
     seen = (config.bridge.patches, config.bridge.patch_dim)
     if seen != (vision.patches, vision.patch_dim):
         given = (vision.patches, vision.patch_dim)
@@ -126,8 +129,9 @@ def save(
     """Write a checkpoint folder.
 
     Args:
-        model: whose bridge, key heads, centre and background are written: matrices with 8 bits a
-            value and one bfloat16 scale a row, the rest as float16.
+        model: whose bridge, key heads, centre and background are written, and what training
+            changed in its frame encoder: matrices with 8 bits a value and one bfloat16 scale a
+            row, the rest as float16.
         folder: made if need be; an existing checkpoint in it is replaced, file by file.
         backbones: names under ``vision``, ``language`` and ``sentences``.
         lora: ``<module>.A`` [r, in] and ``<module>.B`` [out, r] by module of the language model.
@@ -135,6 +139,9 @@ def save(
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"center": model.center, "background": model.background}
+    tensors |= {
+        f"{VISION}{key}": value for key, value in getattr(model.vision, "changes", {}).items()
+    }
     learned = _learned(model.bridge, model.picture_key, model.text_key)
     for prefix, module in learned.items():
         tensors |= {f"{prefix}.{key}": value for key, value in module.state_dict().items()}
@@ -243,7 +250,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     unpacked = {key: value.float() for key, value in tensors.items()}
     try:
         for key, scale in scales.items():
-            unpacked[key.removesuffix(SCALE)] *= scale.float()[:, None]
+            matrix = unpacked[key.removesuffix(SCALE)]
+            matrix *= scale.float().view(len(matrix), *[1] * (matrix.ndim - 1))
     except (KeyError, IndexError, RuntimeError) as error:
         raise CheckpointError(f"{path}: scales do not fit their matrices; get it again") from error
     return unpacked
@@ -261,12 +269,14 @@ def _packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     packed = {}
     for key, tensor in tensors.items():
         value = tensor.detach().float().contiguous()
-        if value.ndim == 2 and value.numel() >= MIN_PACKED:
+        if value.ndim >= 2 and value.numel() >= MIN_PACKED:
             # Rounding to the stored scale, not to the exact one, keeps a saved file a fixed point:
             # 127 x bfloat16 is exact in float32, however small a row is.
-            scale = (value.abs().amax(1) / 127).clamp(min=1e-30).bfloat16()
+            rows = value.flatten(1)
+            scale = (rows.abs().amax(1) / 127).clamp(min=1e-30).bfloat16()
             packed[key + SCALE] = scale
-            packed[key] = (value / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+            rounded = (rows / scale.float()[:, None]).round().clamp(-127, 127)
+            packed[key] = rounded.to(torch.int8).view_as(value)
         else:
             packed[key] = value.half()
     return packed
@@ -299,9 +309,19 @@ def backbone_path(name: str) -> Path | str:
     )
 
 
-def open_vision(name: str) -> VisionEncoder:
-    """Open a vision encoder by its backbone's name."""
+def open_vision(name: str, changes: Mapping[str, Tensor] | None = None) -> VisionEncoder:
+    """Open a vision encoder by its backbone's name.
+
+    Args:
+        name: ours, a folder or ``hf:NAME``.
+        changes: what training added to its parameters, by their names; of ours only.
+
+    Raises:
+        BackboneError: missing weights, or changes that do not fit.
+    """
     path = backbone_path(name)
     if name == "efficientnet-lite2":
-        return EfficientNetEncoder(Path(path))
+        return EfficientNetEncoder(Path(path), changes)
+    if changes:
+        raise BackboneError(f"{name}: a checkpoint cannot change this encoder")
     return TransformersVisionEncoder(path)

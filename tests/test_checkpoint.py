@@ -62,7 +62,7 @@ def folder(saved, tmp_path):
 
 @pytest.fixture(autouse=True)
 def tiny_vision(monkeypatch):
-    monkeypatch.setattr(checkpoint, "open_vision", lambda name: TinyVision())
+    monkeypatch.setattr(checkpoint, "open_vision", lambda name, changes: TinyVision())
 
 
 def change_config(folder, **values):

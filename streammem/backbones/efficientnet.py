@@ -4,6 +4,7 @@ It does not fetch weights (see ``weights.py``) and does not preprocess pictures 
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple, cast
 
 import torch
@@ -22,7 +23,7 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-STRIDE16_STAGE = 4  # the last stage at 1/16 of the input's size
+STRIDE16_STAGE = 4  # the last stage at 1/16 of the input's size, and the first of the late half
 SCALES = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2)}
 
 
@@ -77,10 +78,14 @@ class InvertedResidual(nn.Module):
         self.project = SameConv(hidden, channels)
         self.residual = stride == 1 and in_channels == channels
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, drop: float = 0.0) -> Tensor:
         h = F.relu6(self.expand(x)) if self.expand is not None else x
         h = self.project(F.relu6(self.depthwise(h)))
-        return x + h if self.residual else h
+        if not self.residual:
+            return h
+        if drop:  # stochastic depth, a draw a picture (arXiv 1603.09382, section 3)
+            h = h * (torch.rand(len(x), 1, 1, 1) >= drop) / (1 - drop)
+        return x + h
 
 
 class EfficientNetLite(nn.Module):
@@ -109,10 +114,13 @@ class EfficientNetLite(nn.Module):
                 )
                 in_channels = channels
             stages.append(nn.Sequential(*blocks))
+            if number == STRIDE16_STAGE - 1:
+                self.early_channels = channels
             if number == STRIDE16_STAGE:
                 self.middle_channels = channels
         self.stages = nn.ModuleList(stages)
         self.head = SameConv(in_channels, HEAD_CHANNELS)
+        self.head_channels = HEAD_CHANNELS
 
     def forward(self, x: Tensor) -> Features:
         """Compute features.
@@ -120,13 +128,35 @@ class EfficientNetLite(nn.Module):
         Args:
             x: [B, 3, H, W] float, (pixel - 127) / 128.
         """
+        return self.late(self.early(x))
+
+    def early(self, x: Tensor) -> Tensor:
+        """Compute what the late half reads, [B, C, H/16, W/16]; general shapes and textures."""
         x = F.relu6(self.stem(x))
-        middle = x
-        for number, stage in enumerate(self.stages):
+        for stage in self.stages[:STRIDE16_STAGE]:
             x = stage(x)
-            if number == STRIDE16_STAGE:
+        return x
+
+    def late(self, x: Tensor, drop: float = 0.0) -> Features:
+        """Finish what ``early`` began.
+
+        Args:
+            x: its output.
+            drop: chance that a residual branch is left out; for training only.
+        """
+        middle = x
+        for number, stage in enumerate(self.stages[STRIDE16_STAGE:]):
+            for block in cast(nn.Sequential, stage):
+                x = block(x, drop)
+            if number == 0:
                 middle = x
         return Features(F.relu6(self.head(x)), middle)
+
+    def named_late(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the late half's parameters by their names in the whole."""
+        for number in range(STRIDE16_STAGE, len(self.stages)):
+            yield from self.stages[number].named_parameters(f"stages.{number}")
+        yield from self.head.named_parameters("head")
 
 
 def fold_published(state: dict[str, Tensor], variant: str = "lite2") -> dict[str, Tensor]:

@@ -95,8 +95,15 @@ def pack(rows: Sequence[Row], *, prefix: Sequence[int], num_visual: int) -> Pack
     return Packed(ids, len(prefix), positions, allowed[:, None], labels)
 
 
-def packed_loss(language: CausalLanguageModel, packed: Packed, visual: Tensor) -> Tensor:
-    """Mean cross-entropy of what is said, given visual tokens [B, M, L]."""
+def caption_row(instruction: Sequence[int], captions: Sequence[Sequence[int]]) -> Row:
+    """Let each caption's token ids answer the instruction, in a branch of its own."""
+    # The prompt's last token opens every branch: it predicts each caption's first word.
+    shared, last = list(instruction[:-1]), list(instruction[-1:])
+    return Row(shared, [(last, list(caption)) for caption in captions])
+
+
+def packed_losses(language: CausalLanguageModel, packed: Packed, visual: Tensor) -> Tensor:
+    """Cross-entropy [N] of every token that is said, in order, given visual tokens [B, M, L]."""
     model: Any = language.model
     embedded = model.get_input_embeddings()(packed.ids)
     start = packed.visual_start
@@ -111,7 +118,7 @@ def packed_loss(language: CausalLanguageModel, packed: Packed, visual: Tensor) -
     ).last_hidden_state
     spoken = packed.labels != IGNORE
     logits = model.get_output_embeddings()(hidden[spoken])
-    return F.cross_entropy(logits.float(), packed.labels[spoken])
+    return F.cross_entropy(logits.float(), packed.labels[spoken], reduction="none")
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
@@ -199,7 +206,7 @@ class CaptionStage:
         packed = pack(rows, prefix=self._prefix, num_visual=visual.shape[1])
         device = visual.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=has_bfloat16(device)):
-            return packed_loss(self.language, packed, visual)
+            return packed_losses(self.language, packed, visual).mean()
 
     def _row(self, picture: int, rng: np.random.Generator) -> Row:
         captions = self.pictures.captions[picture]
@@ -211,9 +218,7 @@ class CaptionStage:
         return self._caption_row([captions[i] for i in order])
 
     def _caption_row(self, captions: Sequence[str]) -> Row:
-        # The prompt's last token opens every branch: it predicts each caption's first word.
-        shared, last = self._instruction[:-1], self._instruction[-1:]
-        return Row(shared, [(last, self._said(caption)) for caption in captions])
+        return caption_row(self._instruction, [self._said(caption) for caption in captions])
 
     def _said(self, text: str) -> list[int]:
         return [*self.language.ids(text), self.language.stop_id]

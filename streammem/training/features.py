@@ -159,7 +159,13 @@ def patch_statistics(pictures: PictureSet, seed: int) -> PatchStatistics:
     """Measure the patches of a seeded sample of whole pictures."""
     rng = np.random.default_rng(seed)
     chosen = pictures.draw(rng, STATISTICS_PICTURES)
-    patches = torch.from_numpy(np.stack([pictures.view(int(i), WHOLE) for i in chosen])).float()
+    return statistics_of(
+        torch.from_numpy(np.stack([pictures.view(int(i), WHOLE) for i in chosen])).float()
+    )
+
+
+def statistics_of(patches: Tensor) -> PatchStatistics:
+    """Measure patches [N, P, V]."""
     flat = patches.flatten(0, 1)
     return PatchStatistics(flat.mean(0), flat.std(0, correction=0).clamp(min=MIN_STD))
 

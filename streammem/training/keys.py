@@ -15,6 +15,7 @@ from streammem.memory.keys import PictureKey, TextKey
 from streammem.training.pictures import PictureSet
 
 LABEL_SMOOTHING = 0.05
+NOISE = 0.02
 
 
 class Embedded(NamedTuple):
@@ -60,17 +61,9 @@ class KeyStage:
         views = [int(rng.integers(self.pictures.num_views(i))) for i in chosen]
         patches = np.stack([self.pictures.view(i, v) for i, v in zip(chosen, views, strict=True)])
         sentences = torch.stack([self._text[i][rng.integers(len(self._text[i]))] for i in chosen])
-        # Noise on the sentence side keeps the small set from being learned by heart.
-        sentences = F.normalize(sentences + 0.02 * torch.randn_like(sentences), dim=-1)
-        pictures = self.module["picture"](torch.from_numpy(patches).float())
-        texts = self.module["text"](sentences)
-        scale = self.module["head"]["log_scale"].clamp(max=4.0).exp()  # type: ignore[index]
-        logits = scale * pictures @ texts.T
-        labels = torch.arange(len(chosen))
-        return (
-            F.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
-            + F.cross_entropy(logits.T, labels, label_smoothing=LABEL_SMOOTHING)
-        ) / 2
+        keys = self.module["picture"](torch.from_numpy(patches).float())
+        scale = self.module["head"]["log_scale"]  # type: ignore[index]
+        return contrast(keys, self.module["text"], sentences, scale)
 
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
@@ -79,11 +72,27 @@ class KeyStage:
         for begin in range(0, len(self.validation), 64):
             patches, _ = self.validation.whole(range(begin, min(begin + 64, len(self.validation))))
             pictures.append(self.module["picture"](patches[:, 0]))
-        keys = torch.cat(pictures)
-        ranks = []
-        for index, embeddings in enumerate(self._validation_text):
-            scores = self.module["text"](embeddings) @ keys.T
-            ranks.append((scores >= scores[:, index : index + 1]).sum(1))
-        rank = torch.cat(ranks).float()
-        recall = {f"recall@{k}": round((rank <= k).float().mean().item(), 4) for k in (1, 5, 10)}
-        return recall | {"median_rank": rank.median().item()}
+        return ranks(torch.cat(pictures), self.module["text"], self._validation_text)
+
+
+def contrast(keys: Tensor, text_key: nn.Module, sentences: Tensor, log_scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE of picture keys [B, K] and their sentences' embeddings [B, E]."""
+    # Noise on the sentence side keeps a small set from being learned by heart.
+    sentences = F.normalize(sentences + NOISE * torch.randn_like(sentences), dim=-1)
+    logits = log_scale.clamp(max=4.0).exp() * keys @ text_key(sentences).T
+    labels = torch.arange(len(keys))
+    return (
+        F.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
+        + F.cross_entropy(logits.T, labels, label_smoothing=LABEL_SMOOTHING)
+    ) / 2
+
+
+def ranks(keys: Tensor, text_key: nn.Module, sentences: Sequence[Tensor]) -> dict[str, float]:
+    """Rank picture keys [N, K] by every sentence [captions of picture i, E] of every picture."""
+    found = []
+    for index, embeddings in enumerate(sentences):
+        scores = text_key(embeddings) @ keys.T
+        found.append((scores >= scores[:, index : index + 1]).sum(1))
+    rank = torch.cat(found).float()
+    recall = {f"recall@{k}": round((rank <= k).float().mean().item(), 4) for k in (1, 5, 10)}
+    return recall | {"median_rank": rank.median().item()}

@@ -1,7 +1,7 @@
 """What a run trains: the frozen backbones, the learned parts, and where these start from."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from streammem.backbones.efficientnet import EfficientNetLite
 from streammem.backbones.language import CausalLanguageModel
 from streammem.backbones.text import TEXT_DIM, SentenceEncoder
-from streammem.backbones.vision import VisionEncoder
+from streammem.backbones.vision import VisionEncoder, open_net
 from streammem.checkpoint import (
     PRESETS,
     backbone_path,
@@ -20,13 +21,15 @@ from streammem.checkpoint import (
     read_config,
     read_tensors,
 )
-from streammem.errors import CheckpointError
+from streammem.errors import CheckpointError, ConfigError
 from streammem.memory.bridge import BridgeConfig, MemoryBridge
 from streammem.memory.keys import PictureKey, TextKey
 from streammem.model import VideoModel
 from streammem.training.features import PatchStatistics
 from streammem.training.lora import add_lora, fill_lora, lora_tensors
 from streammem.training.recipe import BackboneNames, LoraOptions, Recipe
+
+TRAINABLE = "efficientnet-lite2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class Learner:
         self.recipe, self.backbones, self.start = recipe, backbones, start
         self._lora, self._lora_scale = lora
         self._adapted = False
+        self._measured = start is not None
 
     @classmethod
     def open(cls, recipe: Recipe, backbones: Backbones, init: Path | str | None) -> "Learner":
@@ -93,7 +97,28 @@ class Learner:
 
     @cached_property
     def vision(self) -> VisionEncoder:
+        """The frame encoder; until ``retune`` it is the one that the run starts from."""
         return self.start.vision if self.start else self.backbones.vision()
+
+    @cached_property
+    def net(self) -> EfficientNetLite:
+        """The frame encoder's net, for training.
+
+        Raises:
+            ConfigError: the recipe's encoder is not ours to train.
+        """
+        name = self.recipe.backbones.vision
+        if name != TRAINABLE:
+            raise ConfigError(f"stage vision: trains {TRAINABLE} only, not {name}; leave it out")
+        changes = getattr(self.start.vision, "changes", {}) if self.start else {}
+        return open_net(Path(backbone_path(name)), changes)
+
+    def retune(self, tuned: Mapping[str, Tensor]) -> None:
+        """Use trained parameters of ``net`` from here on."""
+        name = self.recipe.backbones.vision
+        published = dict(open_net(Path(backbone_path(name)), {}).named_parameters())
+        changes = {key: value - published[key].detach() for key, value in tuned.items()}
+        self.vision = open_vision(name, changes)
 
     @cached_property
     def language(self) -> CausalLanguageModel:
@@ -150,9 +175,10 @@ class Learner:
         return self.language
 
     def measure(self, statistics: PatchStatistics) -> None:
-        """Set the scale that patches are read at; a checkpoint's weights keep their own."""
-        if self.start:
+        """Set the scale that patches are read at, once; a checkpoint's weights keep their own."""
+        if self._measured:
             return
+        self._measured = True
         for module in (self.bridge, self.picture_key):
             module.patch_mean.copy_(statistics.mean)
             module.patch_std.copy_(statistics.std)

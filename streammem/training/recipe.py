@@ -12,7 +12,7 @@ from typing import Any
 from streammem.config import override, read_toml
 from streammem.errors import ConfigError
 
-KINDS = ("words", "keys", "captions", "memory")
+KINDS = ("vision", "words", "keys", "captions", "reward", "memory")
 REQUIRED = ("kind", "steps", "lr", "batch")
 GENERATED = "generated:"
 
@@ -149,6 +149,8 @@ class Recipe:
         if not self.data or not self.stages:
             raise ConfigError("a recipe needs data and at least one of [[stages]]")
         _check_unique("data", [Path(entry).stem for entry in self.data])
+        if any(stage.kind == "vision" for stage in self.stages[1:]):
+            raise ConfigError("stages: vision must come first; what follows learns on its features")
         _check_unique("stages", [stage.label for stage in self.stages])
         if unknown := set(self.validation) - set(self.data):
             raise ConfigError(f"validation: {', '.join(sorted(unknown))}: not listed under data")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streammem.backbones.vision import VisionEncoder
 from streammem.checkpoint import save
 from streammem.errors import ConfigError, DatasetError
 from streammem.memory.keys import PictureKey
@@ -43,6 +44,8 @@ from streammem.training.recipe import (
     resolve,
 )
 from streammem.training.records import TRAIN, VALIDATION, Source, read_source
+from streammem.training.reward import RewardStage
+from streammem.training.vision import EarlyEncoder, VisionStage
 from streammem.training.words import WordSpace, WordStage
 
 BACKGROUND = 512  # pictures whose keys are the scale of "not seen"
@@ -77,7 +80,7 @@ def run(
     """
     recipe = read_recipe(recipe_path)
     check_matplotlib()
-    if any(stage.kind == "captions" for stage in recipe.stages):
+    if any(stage.kind in ("captions", "reward") for stage in recipe.stages):
         check_peft()
     sources = _sources(recipe, out)
     _claim(out, recipe, recipe_path.read_text(), init)
@@ -87,6 +90,8 @@ def run(
         stage = STAGES[options.kind](workshop, options)
         stage.name = options.label
         train(stage, _schedule(options, recipe.seed), out, recipe=recipe_path.read_text())
+        if isinstance(stage, VisionStage):
+            learner.retune(stage.tuned())
     _save(workshop, out / CHECKPOINT)
     draw_curves([options.label for options in recipe.stages], out)
     figures = _figures(workshop)
@@ -109,26 +114,34 @@ class Workshop:
     ) -> None:
         self.recipe, self.out, self.learner, self._sources = recipe, out, learner, sources
         self.features_folder = Path(recipe.features) if recipe.features else out / "features"
-        learner.measure(patch_statistics(self.pictures, recipe.seed))
 
     @cached_property
     def features(self) -> dict[str, CachedFeatures]:
-        encoder, crops = self.learner.vision, self.recipe.crops
+        return self.cached(self.learner.vision, self.features_folder)
+
+    def cached(self, encoder: VisionEncoder, folder: Path) -> dict[str, CachedFeatures]:
+        """Open, or make, what an encoder sees of every source."""
         return {
-            entry: cache_features(source, encoder, self.features_folder, crops=crops)
+            entry: cache_features(source, encoder, folder, crops=self.recipe.crops)
             for entry, source in self._sources.items()
         }
 
     @cached_property
     def pictures(self) -> PictureSet:
         """The training pictures."""
-        return _joined([cached.split(TRAIN) for cached in self.features.values()], "training")
+        pictures = _joined([cached.split(TRAIN) for cached in self.features.values()], "training")
+        self.learner.measure(patch_statistics(pictures, self.recipe.seed))
+        return pictures
 
     @cached_property
     def validation(self) -> PictureSet:
         """The captioned validation pictures that figures are measured on."""
+        return self.validation_of(self.features)
+
+    def validation_of(self, features: dict[str, CachedFeatures]) -> PictureSet:
+        """Select the captioned validation pictures of the entries that are measured."""
         entries = self.recipe.validation or self.recipe.data
-        sets = [self.features[entry].split(VALIDATION).captioned() for entry in entries]
+        sets = [features[entry].split(VALIDATION).captioned() for entry in entries]
         return _joined(sets, "captioned validation")
 
     @cached_property
@@ -161,6 +174,22 @@ class Workshop:
         return torch.cat([key(batch) for batch in patches[:, 0].split(64)])
 
 
+def _vision(workshop: Workshop, options: StageOptions) -> Stage:
+    learner = workshop.learner
+    early = workshop.cached(EarlyEncoder(learner.net), workshop.features_folder / "early")
+    pictures = _joined([cached.split(TRAIN).captioned() for cached in early.values()], "captioned")
+    stage = VisionStage(
+        learner.net,
+        (learner.picture_key.requires_grad_(True), learner.text_key.requires_grad_(True)),
+        WordSpace(pictures.captions, learner.language),
+        workshop.embedded(pictures),
+        workshop.embedded(workshop.validation_of(early)),
+        batch=options.batch,
+    )
+    learner.measure(stage.statistics(workshop.recipe.seed))
+    return stage
+
+
 def _words(workshop: Workshop, options: StageOptions) -> Stage:
     bridge = workshop.learner.bridge.requires_grad_(True)
     shop = workshop
@@ -185,15 +214,24 @@ def _captions(workshop: Workshop, options: StageOptions) -> Stage:
     return CaptionStage(bridge, language, shop.pictures, shop.validation, batch=options.batch)
 
 
+def _reward(workshop: Workshop, options: StageOptions) -> Stage:
+    learner = workshop.learner
+    bridge = learner.bridge.requires_grad_(True)
+    language, shop = learner.adapt(), workshop
+    return RewardStage(bridge, language, shop.captioned, shop.validation, batch=options.batch)
+
+
 def _memory(workshop: Workshop, options: StageOptions) -> Stage:
     bridge, shop = workshop.learner.bridge, workshop
     return MemoryStage(bridge, shop.words, shop.captioned, shop.validation, batch=options.batch)
 
 
 STAGES: dict[str, Callable[[Workshop, StageOptions], Stage]] = {
+    "vision": _vision,
     "words": _words,
     "keys": _keys,
     "captions": _captions,
+    "reward": _reward,
     "memory": _memory,
 }
 
@@ -260,7 +298,7 @@ def _joined(sets: list[PictureSet], what: str) -> PictureSet:
 def _save(workshop: Workshop, folder: Path) -> None:
     learner, start = workshop.learner, workshop.learner.start
     names = workshop.recipe.backbones
-    trained_keys = any(options.kind == "keys" for options in workshop.recipe.stages)
+    trained_keys = any(options.kind in ("vision", "keys") for options in workshop.recipe.stages)
     # Thresholds are fitted to a checkpoint's own centre and background: they stay with its weights.
     model = VideoModel(
         name=workshop.recipe.name,

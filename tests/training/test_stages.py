@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from streammem.backbones.language import GenerationConfig
 from streammem.errors import DatasetError, StreammemError
 from streammem.memory.bridge import BridgeConfig, MemoryBridge
-from streammem.training import memory
+from streammem.training import memory, reward
 from streammem.training.captions import CaptionStage
 from streammem.training.features import cache_features, patch_statistics
 from streammem.training.generated import make_pictures
@@ -19,6 +20,7 @@ from streammem.training.memory import MemoryStage, draw_chains, share_named
 from streammem.training.questions import Turn
 from streammem.training.recipe import LoraOptions
 from streammem.training.records import read_source
+from streammem.training.reward import RewardStage
 from streammem.training.words import WordHead, WordSpace, WordStage, word_loss
 from tests.tiny import TinyVision, tiny_language
 
@@ -216,6 +218,56 @@ def test_a_picture_without_captions_is_only_asked_about(shapes, bridge):
     asked = language.ids("What?" + language.chat_suffix)
     assert all(row.branches == [(asked, [*language.ids("That."), 2])] for row in rows)
     assert stage.loss(np.random.default_rng(0)).isfinite()
+
+
+@pytest.fixture
+def rewarded(shapes, bridge):
+    language = tiny_language()
+    add_lora(language, LoraOptions(rank=4), seed=0)
+    return RewardStage(bridge, language, shapes.split("train"), shapes.split("val"), batch=4)
+
+
+def test_rewarded_captions_are_those_that_the_model_says(shapes, rewarded, monkeypatch):
+    monkeypatch.setattr(reward, "has_bfloat16", lambda device: False)
+    language = rewarded.language
+    rewarded.bridge.eval()
+    with torch.no_grad():
+        visual = rewarded._visual(*shapes.split("train").whole([0, 1, 2]), None)
+    drawn = rewarded._sample(visual, 2, temperature=0.0)
+    prompts = [language.chat([tokens, reward.CAPTION_INSTRUCTION]) for tokens in visual]
+    said = language.generate(prompts, GenerationConfig(max_new_tokens=reward.MAX_TOKENS))
+    for pair, text in zip(drawn, said, strict=True):
+        assert pair[0] == pair[1]
+        assert language._text(pair[0]).strip() == text
+
+
+def test_what_is_rewarded_becomes_likelier(rewarded, tmp_path, monkeypatch):
+    ids = rewarded.language.ids
+    liked, other = [[*ids(text), 2] for text in ("A red circle.", "A blue square.")]
+    monkeypatch.setattr(reward, "HUMAN_WEIGHT", 0.0)
+    monkeypatch.setattr(reward, "SAMPLES", 2)
+    monkeypatch.setattr(
+        rewarded, "_sample", lambda visual, *_, **__: [[liked, other]] * len(visual)
+    )
+    monkeypatch.setattr(rewarded, "_reward", lambda said, picture: float(said == liked))
+
+    @torch.no_grad()
+    def preference():
+        visual = rewarded._visual(*rewarded.pictures.whole([0]), None)
+        rows = [reward.caption_row(rewarded._instruction, [liked, other])]
+        losses = rewarded._losses(rows, visual)
+        return (losses[len(liked) :].mean() - losses[: len(liked)].mean()).item()
+
+    before = preference()
+    monkeypatch.setattr(rewarded, "evaluate", dict)
+    train(rewarded, Schedule(steps=6, lr=3e-2, warmup=1), tmp_path)
+    assert preference() > before + 0.05
+
+
+def test_a_caption_that_breaks_off_is_worth_less(rewarded):
+    whole = [*rewarded.language.ids(rewarded.pictures.captions[0][0]), rewarded.language.stop_id]
+    assert rewarded._reward(whole, 0) > rewarded._reward(whole[:-1], 0)
+    assert rewarded._reward(whole, 0) > rewarded._reward(whole[:2], 0)
 
 
 def test_a_log_cut_off_by_a_kill_is_read_up_to_there(tmp_path):
