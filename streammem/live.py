@@ -8,15 +8,18 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 from streammem.errors import SourceError, TruncatedError
 from streammem.model import VideoModel
 from streammem.session import Session, SessionConfig
 from streammem.types import Caption, Event, Frame, Segment, Warning
+from streammem.video import Reader as FileReader
 from streammem.video import VideoSource, open_source
 
+T = TypeVar("T")
 FRAMES_AHEAD = 8  # decoded frames that wait for perception
 SEGMENTS_AHEAD = 4  # segments that wait for the speaker before a file's perception does
 POLL_S = 0.05
@@ -33,6 +36,8 @@ class WatchOptions:
         start: seconds at which a file is entered.
         end: seconds at which it is left; None for its end.
         sparse: keyframes only, for skimming long files.
+        reader: what decodes files.
+        max_side: pixels to which the longer side is shrunk.
         speak: emit captions.
         stop: asked before each frame; once true the stream ends as if its source had: the open
             segment is closed and said.
@@ -43,6 +48,8 @@ class WatchOptions:
     start: float = 0.0
     end: float | None = None
     sparse: bool = False
+    reader: FileReader = "pyav"
+    max_side: int = MAX_SIDE
     speak: bool = True
     stop: Callable[[], bool] | None = None
     on_text: Callable[[Segment, str], None] | None = None
@@ -125,7 +132,7 @@ class Reader:
                 self.stopped = True
                 return
             try:
-                item = self._queue.get(timeout=POLL_S)
+                item = _next(self._queue, self._thread)
             except queue.Empty:
                 continue
             if item is None:
@@ -189,10 +196,15 @@ class Speaker:
     def captions(self, session: Session, ahead: int) -> Iterator[Caption]:
         """Yield captions that are ready; wait for them while more than ``ahead`` are due."""
         while self._waiting and (len(self._waiting) > ahead or not self._said.empty()):
-            said = self._said.get()
+            said = self._awaited()
             if isinstance(said, BaseException):
                 raise said
             yield session.add_caption(self._waiting.popleft(), said)
+
+    def _awaited(self) -> str | BaseException:
+        while True:
+            with suppress(queue.Empty):
+                return _next(self._said, self._thread)
 
     def stop(self) -> None:
         """End the thread, between two words if it is speaking."""
@@ -219,6 +231,22 @@ class Speaker:
         return "".join(pieces).strip()
 
 
+def _next(items: "queue.Queue[T]", thread: threading.Thread) -> T:
+    """Take what a thread has put into its queue.
+
+    Raises:
+        queue.Empty: nothing came for ``POLL_S`` seconds.
+        RuntimeError: the thread is dead without a word, and nothing will ever come.
+    """
+    alive = thread.is_alive()  # asked first: what it put before it died is still there
+    try:
+        return items.get(timeout=POLL_S if alive else 0)
+    except queue.Empty:
+        if alive:
+            raise
+        raise RuntimeError(f"the thread {thread.name} died without an error") from None
+
+
 def _is_open(source: object) -> bool:
     return hasattr(source, "close") and hasattr(source, "end")
 
@@ -230,6 +258,7 @@ def open_for(source: object, options: WatchOptions) -> VideoSource:
         fps=options.fps,
         start=options.start,
         end=options.end,
-        max_side=MAX_SIDE,
+        max_side=options.max_side,
         sparse=options.sparse,
+        reader=options.reader,
     )

@@ -8,9 +8,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from streammem.backbones.vision import resize
 from streammem.memory.entry import MAX_KEYFRAME_BYTES
 from streammem.model import Perceived
 from streammem.types import Frame
+from streammem.video.pixels import fitted
 
 BRIDGE_FRAMES = 8
 KEYFRAME_SIDE = 320
@@ -40,10 +42,13 @@ class Held:
 
 def hold(number: int, frame: Frame, seen: Perceived) -> Held:
     """Keep of a frame what its segment may need."""
-    picture = Image.fromarray(frame.pixels)
-    picture.thumbnail((KEYFRAME_SIDE, KEYFRAME_SIDE))
+    height, width = frame.pixels.shape[:2]
+    shrunk = fitted(width, height, KEYFRAME_SIDE)[::-1]
+    picture = resize(frame.pixels, shrunk, "bicubic")
+    if picture is frame.pixels:
+        picture = picture.copy()  # whoever made the frame may use its buffer again
     end = frame.time + frame.duration
-    return Held(number, frame.time, end, seen.key, seen.patches, np.asarray(picture))
+    return Held(number, frame.time, end, seen.key, seen.patches, picture)
 
 
 def thinned(held: tuple[Held, ...], lag: int) -> tuple[Held, ...]:

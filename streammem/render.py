@@ -7,7 +7,8 @@ one piece of output, so that a file is valid after every piece.
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -34,6 +35,7 @@ EVENT_KEYS: dict[type, tuple[str, tuple[str, ...]]] = {
     Warning: ("warning", ("message",)),
     Stats: ("stats", ("frames", "segments", "captions", "perceive_s", "speak_s")),
 }
+NOTHING: Mapping[str, object] = MappingProxyType({})
 TIME_KEYS = frozenset({"start", "end", "perceive_s", "speak_s"})
 
 # json.dumps leaves these as they are, but str.splitlines and some readers end a line at them.
@@ -125,16 +127,17 @@ FORMATS: dict[str, Callable[[], Renderer]] = {
 }
 
 
-def to_json(event: Event) -> dict[str, object]:
+def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, object]:
     """Turn an event into the object that JSONL and HTTP carry.
 
     Args:
         event: times in seconds, finite.
+        more: keys beyond the event's own that are known here, such as its source.
 
     Returns:
-        ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, and a caption's
-        ``confidence`` where it has one. Times are rounded to milliseconds; any other number that
-        is not finite becomes None.
+        ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
+        ``confidence`` where it has one, then ``more``. Times are rounded to milliseconds; any
+        other number that is not finite becomes None.
 
     Raises:
         ValueError, OverflowError: a time is NaN or infinite.
@@ -142,13 +145,24 @@ def to_json(event: Event) -> dict[str, object]:
     kind, keys = EVENT_KEYS[type(event)]
     if isinstance(event, Caption) and event.confidence is not None:
         keys = (*keys, "confidence")
-    return {"type": kind, **_values(event, keys)}
+    return {"type": kind, **_values(event, keys), **more}
 
 
-def to_line(event: Event) -> str:
-    """Return ``to_json(event)`` as one line of JSON, without its line end, encodable as UTF-8."""
-    line = json.dumps(to_json(event), ensure_ascii=False, allow_nan=False)
+def to_line(event: Event, more: Mapping[str, object] = NOTHING) -> str:
+    """Return ``to_json`` as one line of JSON, without its line end, encodable as UTF-8."""
+    line = json.dumps(to_json(event, more), ensure_ascii=False, allow_nan=False)
     return _encodable(line.translate(_LINE_ENDS_IN_JSON))
+
+
+def plain(text: str, *, keep: str = "") -> str:
+    """Return text without anything that a terminal would obey, or that reorders what it shows.
+
+    Args:
+        text: from a model, a file name, a subtitle: from outside.
+        keep: signs that may stay, such as line ends.
+    """
+    signs = _encodable(text)
+    return "".join(sign if sign.isprintable() or sign in keep else " " for sign in signs)
 
 
 def milliseconds(seconds: float) -> int:

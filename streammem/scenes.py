@@ -1,30 +1,33 @@
 """Scenes of a file at two rates: cuts placed to the frame, and judged by what the encoder sees.
 
 A signature of every decoded frame proposes; embeddings at a few frames a second veto flashes and
-pans and add gradual changes. Results come at the end, so this is for files; a live stream is
-segmented by ``Session`` alone.
+pans and add gradual changes. A live stream is segmented by ``Session`` alone.
 """
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
 
 from streammem import scenetilling, signature
-from streammem.errors import TruncatedError
+from streammem.errors import SourceError, TruncatedError
 from streammem.model import VideoModel
-from streammem.types import Event, Frame, Reason, Segment, Warning
+from streammem.types import Event, Frame, Segment, Warning
 from streammem.video import VideoSource
 
 MAX_SIDE = 256  # pixels; enough for the encoder, and cheap to convert for every frame
 EMBEDDED_FPS = 2.0
 ASSUMED_FPS = 25.0  # where a source does not say how long its first frame lasts
+REACH = 3  # samples before a gap that bear on what is decided in it
 
 
 class SceneFinder:
-    """Takes every decoded frame of one source; gives its scenes at the end.
+    """Takes every decoded frame of one source; gives each scene once nothing can change it.
 
-    Holds 8 bytes a frame, and a score for each of ``EMBEDDED_FPS`` samples a second.
+    What it holds is bounded: a scene settles when SceneTilling on the samples does, so at most
+    ``max_lag`` + ``flash_frames`` + 4 samples, and the times of the frames between them.
 
     Args:
         model: whose encoder judges.
@@ -32,54 +35,109 @@ class SceneFinder:
 
     def __init__(self, model: VideoModel) -> None:
         self._model = model
-        self._times: list[float] = []
-        self._end = 0.0
+        self._num_frames, self._end = 0, 0.0
+        self._times: list[float] = []  # of the newest frames
+        # Samples are the frames that are embedded; a gap lies between sample number `gap` and the
+        # next. Lists begin at sample `first`, and the gaps before `gap` are decided.
+        self._first = self._gap = 0
+        self._samples: list[int] = []  # their frames' numbers
+        self._scores: list[scenetilling.Score] = []  # one a gap
         self._changes: list[signature.Change] = []
         self._boundaries: list[scenetilling.Boundary] = []
-        self._scores: list[scenetilling.Score] = []
-        self._sampled: list[int] = []
         self._scene = scenetilling.initial(model.scenes)
+        self._cut_at, self._start, self._number = -1, 0.0, 0
 
-    def push(self, frame: Frame) -> None:
-        """Take in the next decoded frame."""
-        if not self._times:
+    def push(self, frame: Frame) -> tuple[Segment, ...]:
+        """Take in the next decoded frame and return the scenes that are settled now."""
+        if not self._num_frames:
             rate = 1 / frame.duration if frame.duration > 0 else ASSUMED_FPS
             self._config = signature.ChangeConfig(fps=rate)
-            self._state = signature.initial(self._config)
-        rows, columns = signature.PLANE
-        plane = Image.fromarray(frame.pixels).resize((columns, rows), Image.Resampling.BOX)
-        described = signature.signature(np.asarray(plane))
-        self._state, changes = signature.push(self._state, described, self._config)
-        self._changes += changes
-        if not self._sampled or frame.time >= self._times[self._sampled[-1]] + 1 / EMBEDDED_FPS:
-            self._sampled.append(len(self._times))
+            self._signed = signature.initial(self._config)
+            self._start = self._sampled_at = frame.time
+        self._sign(frame)
+        if not self._num_frames or frame.time >= self._sampled_at + 1 / EMBEDDED_FPS:
+            self._sampled_at = frame.time
+            self._samples.append(self._num_frames)
             seen = self._model.perceive(frame.pixels)
             self._keep(scenetilling.push(self._scene, seen.embedding, self._model.scenes))
         self._times.append(frame.time)
+        self._num_frames += 1
         self._end = frame.time + frame.duration
+        return self._settled(last=False)
 
-    def scenes(self, end: float | None = None) -> Iterator[Segment]:
-        """Yield the scenes of what was pushed, which tile [first frame, ``end``).
+    def flush(self, end: float | None = None) -> tuple[Segment, ...]:
+        """Return the scenes that are still open, as the end of the source closes them.
 
         Args:
             end: seconds, the source's end; the last frame's own end by default.
         """
-        if not self._times:
-            return
-        self._changes += signature.flush(self._state, self._config).changes
+        if not self._num_frames:
+            return ()
+        self._signed, changes = signature.flush(self._signed, self._config)
+        self._changes += changes
         self._keep(scenetilling.flush(self._scene, self._model.scenes))
-        joined = signature.join(self._changes, self._boundaries, self._scores, self._sampled)
-        start = self._times[0]
-        for number, change in enumerate(joined):
-            cut: Reason = "cut"
-            yield Segment(number, start, self._times[change.frame], change.depth, cut)
-            start = self._times[change.frame]
-        yield Segment(len(joined), start, self._end if end is None else end, None, "end")
+        settled = self._settled(last=True)
+        until = self._end if end is None else end
+        return (*settled, Segment(self._number, self._start, until, None, "end"))
+
+    def _sign(self, frame: Frame) -> None:
+        rows, columns = signature.PLANE
+        plane = Image.fromarray(frame.pixels).resize((columns, rows), Image.Resampling.BOX)
+        described = signature.signature(np.asarray(plane))
+        self._signed, changes = signature.push(self._signed, described, self._config)
+        self._changes += changes
 
     def _keep(self, pushed: scenetilling.Pushed) -> None:
         self._scene = pushed.state
         self._boundaries += pushed.boundaries
         self._scores += pushed.scores
+
+    def _settled(self, *, last: bool) -> tuple[Segment, ...]:
+        segments: list[Segment] = []
+        while self._is_decidable(last):
+            segments += map(self._closed, self._decide())
+            self._forget()
+        return tuple(segments)
+
+    def _is_decidable(self, last: bool) -> bool:
+        """Whether both rates know all that bears on the next gap."""
+        after = self._gap - self._first + 1
+        if last:
+            return after <= len(self._samples)  # the gap after the last sample too
+        placed = self._signed.steps * self._config.step
+        return len(self._scores) > after and placed >= self._samples[after]
+
+    def _decide(self) -> list[signature.Change]:
+        """Return the changes of the next gap, and the boundary of embeddings where it begins.
+
+        ``join`` looks from one gap to its neighbours only, so what it says of the last few is
+        what it would say of the whole.
+        """
+        after = self._gap - self._first + 1
+        until = self._samples[after] if after < len(self._samples) else math.inf
+        changes = [change for change in self._changes if change.frame <= until]
+        at = [replace(b, index=after - 1) for b in self._boundaries if b.index == self._gap]
+        joined = signature.join(changes, at, self._scores, self._samples)
+        return [change for change in joined if change.frame > self._cut_at]
+
+    def _closed(self, change: signature.Change) -> Segment:
+        self._cut_at = change.frame
+        time = self._times[change.frame - self._num_frames]
+        segment = Segment(self._number, self._start, time, change.depth, "cut")
+        self._start, self._number = time, self._number + 1
+        return segment
+
+    def _forget(self) -> None:
+        """Go on to the next gap, and drop what bears on no gap any more."""
+        self._gap += 1
+        gone = max(0, self._gap - REACH - self._first)
+        self._first += gone
+        del self._samples[:gone], self._scores[:gone]
+        self._boundaries = [b for b in self._boundaries if b.index >= self._gap]
+        self._changes = [c for c in self._changes if c.frame > self._samples[0]]
+        if self._gap - self._first < len(self._samples):
+            at = self._samples[self._gap - self._first]
+            del self._times[: at - self._num_frames + len(self._times)]
 
 
 def find_scenes(
@@ -88,28 +146,33 @@ def find_scenes(
     stop: Callable[[], bool] | None = None,
     on_time: Callable[[float], None] | None = None,
 ) -> Iterator[Event]:
-    """Yield the scenes of a source once it has ended.
+    """Yield the scenes of a source as they settle.
 
     Args:
         model: whose encoder judges.
         source: open, with every decoded frame; closed afterwards.
-        stop: asked before each frame; once true, what was seen so far is all.
+        stop: asked after each frame; once true, what was seen so far is all.
         on_time: called with each frame's time (s), for progress.
 
     Returns:
-        Segments; then a ``Warning`` if the source broke off.
+        Segments; then a ``Warning`` if the source was cut short.
+
+    Raises:
+        SourceError: the source failed; what it gave before has been yielded.
     """
     finder, broken, stopped = SceneFinder(model), None, False
     with source:
         try:
             for frame in source:
-                finder.push(frame)
+                yield from finder.push(frame)
                 if on_time:
                     on_time(frame.time)
                 if stopped := bool(stop and stop()):
                     break
-        except TruncatedError as error:
+        except SourceError as error:
             broken = error
-    yield from finder.scenes(None if stopped else source.end)
-    if broken:
+    yield from finder.flush(None if stopped else source.end)
+    if isinstance(broken, TruncatedError):
         yield Warning(str(broken))
+    elif broken:
+        raise broken

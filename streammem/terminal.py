@@ -3,12 +3,13 @@
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from streammem.errors import ConfigError
-from streammem.render import FORMATS, Renderer
+from streammem.render import FORMATS, plain
 from streammem.types import Caption, Event, Segment, clock
 
 if TYPE_CHECKING:
@@ -16,37 +17,70 @@ if TYPE_CHECKING:
     from streammem.session import Session
 
 
-@contextmanager
-def output(form: str, path: Path | None) -> Iterator[tuple[Renderer, IO[str]]]:
-    """Give a renderer and the stream it writes to; what is written is always a valid file."""
-    renderer = FORMATS[form]()
-    with ExitStack() as files:
-        out: IO[str] = sys.stdout
-        if path:
+class Results:
+    """What a command has to give, in one format, on stdout or in a file.
+
+    The file is opened with the first result, so that a command that fails before it leaves what
+    was there; it is valid after every result.
+    """
+
+    def __init__(self, form: str, path: Path | None) -> None:
+        self._renderer, self._path = FORMATS[form](), path
+        self._out: IO[str] | None = None
+        if path is None:
+            self._out = sys.stdout
+            _make_encodable(sys.stdout, form)
+
+    def write(self, event: Event) -> None:
+        """Write an event at once: a reader, or a kill, finds whole events."""
+        self.put(self._renderer.write(event))
+
+    def say(self, piece: str) -> None:
+        """Write a piece of text as it comes, and nothing that a terminal would obey."""
+        self.put(plain(piece, keep="\n"))
+
+    def put(self, text: str) -> None:
+        """Write text that is rendered already."""
+        if text:
+            out = self._opened()
+            out.write(text)
+            out.flush()
+
+    def finish(self) -> None:
+        """Write what the format still lacks; a file without results is made now."""
+        self._opened()
+        self.put(self._renderer.close())
+
+    def close(self) -> None:
+        """Close the file, if one was opened."""
+        if self._path and self._out:
+            self._out.close()
+
+    def _opened(self) -> IO[str]:
+        if self._out is None:
             try:
-                out = files.enter_context(open(path, "w", encoding="utf-8"))
+                self._out = open(str(self._path), "w", encoding="utf-8")  # noqa: SIM115, see close
             except OSError as error:
                 reason = error.strerror
-                raise ConfigError(f"{path}: cannot be written ({reason})") from error
-        yield renderer, out
-        out.write(renderer.close())
-        out.flush()
+                raise ConfigError(f"{self._path}: cannot be written ({reason})") from error
+        return self._out
 
 
-def write(renderer: Renderer, out: IO[str], event: Event) -> None:
-    """Write an event at once: a reader, or a kill, finds whole events."""
-    out.write(renderer.write(event))
-    out.flush()
+@contextmanager
+def output(form: str, path: Path | None) -> Iterator[Results]:
+    """Give the place for a command's results; what is written is always a valid file."""
+    results = Results(form, path)
+    try:
+        yield results
+        results.finish()
+    finally:
+        results.close()
 
 
-def printer(out: IO[str]) -> Callable[[str], None]:
-    """Return a function that writes pieces of text as they come."""
-
-    def say(piece: str) -> None:
-        out.write(piece)
-        out.flush()
-
-    return say
+def say(line: str) -> None:
+    """Write a line to stdout that is no event."""
+    _make_encodable(sys.stdout, "text")
+    sys.stdout.write(f"{line}\n")
 
 
 class LiveText:
@@ -64,7 +98,7 @@ class LiveText:
             self._out.write(f"[{clock(segment.start)}-{clock(segment.end)}] ")
             piece = piece.lstrip()
         # One line a caption, and nothing that a terminal would obey.
-        self._out.write("".join(sign if sign.isprintable() else " " for sign in piece))
+        self._out.write(plain(piece))
         self._out.flush()
 
     def close(self) -> None:
@@ -97,10 +131,14 @@ class Sheet:
 
         from streammem.contact_sheet import Curve, contact_sheet
 
-        keyframes = [
-            (segment, self._session.keyframe(segment.id), self._captions.get(segment.id))
-            for segment in self._segments
-        ]
+        keyframes = []
+        for segment in self._segments:
+            with suppress(KeyError):  # a memory within a budget drops keyframes
+                picture = self._session.keyframe(segment.id)
+                keyframes.append((segment, picture, self._captions.get(segment.id)))
+        if not keyframes:
+            note(f"{path}: not drawn, there is nothing to show")
+            return
         curve = Curve(
             times=np.array([time for time, _ in self._scores]),
             similarity=np.array([score.similarity for _, score in self._scores]),
@@ -132,5 +170,14 @@ def interrupts() -> Iterator[Callable[[], bool]]:
 
 
 def note(text: str) -> None:
-    """Say something that is not a result."""
-    sys.stderr.write(f"{text}\n")
+    """Say something that is not a result, on one line."""
+    sys.stderr.write(f"{plain(text)}\n")
+
+
+def _make_encodable(out: IO[str], form: str) -> None:
+    """Make stdout take every sign, whatever the locale: files of events are UTF-8 by contract."""
+    if isinstance(out, TextIOWrapper):
+        if form == "text":
+            out.reconfigure(errors="backslashreplace")
+        else:
+            out.reconfigure(encoding="utf-8")

@@ -36,17 +36,19 @@ class Segment:
     Attributes:
         id: number within the session, from 0.
         depth: SceneTilling's depth score of the boundary that ends it; None without one.
-        reason: ``cut`` (a boundary), ``max`` (the length bound), ``end`` (the stream's end).
+        reason: ``cut`` (a boundary), ``max`` (the length bound), ``end`` (the stream's end); None
+            where nobody knows it any more, as in a memory.
     """
 
     id: int
     start: float
     end: float
     depth: float | None
-    reason: Reason
+    reason: Reason | None
 
     def __str__(self) -> str:
-        return f"[{clock(self.start)}-{clock(self.end)}] scene {self.id} ({self.reason})"
+        why = f" ({self.reason})" if self.reason else ""
+        return f"[{clock(self.start)}-{clock(self.end)}] scene {self.id}{why}"
 
 
 @dataclass(frozen=True, slots=True)

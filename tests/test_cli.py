@@ -1,5 +1,6 @@
-import os
+import argparse
 import re
+import shlex
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from streammem import __version__, checkpoint
 from streammem.backbones.weights import SOURCES, is_pulled
 from streammem.cli import build_parser, main
 from streammem.session import Session
+from streammem.types import Answer, Evidence
 from tests.commands import QUICK, SRT_CUE, VTT_CUE, events
 
 # -- events, to the letter --
@@ -234,36 +236,51 @@ def test_decoding_flags_reach_the_language_model(run, video):
     assert asked != run("caption", video, "--format", "jsonl")[1]
 
 
-# -- a memory that lasts --
+@pytest.mark.parametrize("reader", ["auto", "pyav", "decord"])
+def test_every_reader_gives_the_same_scenes(run, video, reader):
+    if reader == "decord":
+        pytest.importorskip("decord", reason="the extra streammem[decord] is not installed")
+    for rate in ((), ("--fps", "2")):
+        code, out, err = run("scenes", video, "--format", "jsonl", "--reader", reader, *rate)
+        assert (code, err) == (0, "")
+        assert [event["end"] for event in events(out)] == [3.0, 7.0, 10.0]
 
 
-def test_a_memory_answers_later_without_the_video(run, video, tmp_path):
-    memory = tmp_path / "kitchen.mem"
-    assert run("caption", video, "--memory", memory)[0] == 0
-    code, out, err = run("ask", memory, "What was red?", "--format", "jsonl", *QUICK)
+@pytest.mark.parametrize("choice", ["auto", "off"])
+def test_without_a_recogniser_captions_are_the_same(run, video, choice):
+    plain = run("caption", video, "--format", "jsonl")
+    assert run("caption", video, "--format", "jsonl", "--speech", choice) == plain
+
+
+def test_an_answer_commands_no_terminal(run, video, monkeypatch):
+    def ask(self, question, on_text=None):
+        seen = Evidence("a.mp4", 0, 0.0, 3.0, 0.5, caption="A\x1b[2J\ndog.")
+        for piece in ("Red\x1b]0;", "evil\x07\n", "and blue."):
+            if on_text:
+                on_text(piece)
+        return Answer(question, "Red\x1b]0;evil\x07\nand blue.", True, "model", (seen,))
+
+    monkeypatch.setattr(Session, "ask", ask)
+    code, out, err = run("ask", video, "Why?")
     assert (code, err) == (0, "")
-    (answer,) = events(out)
-    assert {item["source"] for item in answer["evidence"]} == {video}
-    assert all(os.path.isfile(item["keyframe"]) for item in answer["evidence"])
-    moments = events(run("find", memory, "red", "--format", "jsonl")[1])
-    assert len(moments) == 3
-
-
-def test_a_memory_path_that_is_a_file_is_told(run, video, tmp_path):
-    (tmp_path / "file").write_text("x")
-    code, out, err = run("caption", video, "--memory", tmp_path / "file")
-    assert code in (1, 2) and out == "" and len(err.splitlines()) == 1
+    assert out == "Red ]0;evil \nand blue.\n  [00:00.0-00:03.0] score 0.50 A [2J dog.\n"
+    (answer,) = events(run("ask", video, "Why?", "--format", "jsonl")[1])
+    assert "\x1b" in answer["text"]  # a program gets what was said
 
 
 # -- the rest --
 
 
-def commands():
-    actions = [a for a in build_parser()._actions if getattr(a, "choices", None)]
-    return list(actions[0].choices)
+def actions(parser):
+    """The commands below a parser, and the commands below those."""
+    for found in parser._actions:
+        if isinstance(found, argparse._SubParsersAction):
+            for name, below in found.choices.items():
+                yield name
+                yield from (f"{name} {action}" for action in actions(below))
 
 
-@pytest.mark.parametrize("command", [*commands(), "models list", "models pull"])
+@pytest.mark.parametrize("command", [*actions(build_parser())])
 def test_every_command_explains_itself(capsys, command):
     with pytest.raises(SystemExit) as left:
         main([*command.split(), "--help"])
@@ -271,18 +288,24 @@ def test_every_command_explains_itself(capsys, command):
     assert capsys.readouterr().out.startswith(f"usage: streammem {command} ")
 
 
-def test_help_shows_examples_that_parse(capsys):
+@pytest.mark.parametrize("command", ["", *actions(build_parser())])
+def test_examples_in_help_parse(capsys, command):
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith("  streammem "):
+            typed = re.split(r" {2,}| > ", line.strip())[0]
+            assert command in typed
+            build_parser().parse_args(shlex.split(typed)[1:])
+
+
+def test_help_shows_examples_and_exit_codes(capsys):
     with pytest.raises(SystemExit) as left:
         main(["--help"])
     out = capsys.readouterr().out
     assert left.value.code == 0 and "exit codes:" in out
-    lines = [line.split("   ")[0] for line in out.splitlines() if line.startswith("  streammem ")]
-    assert len(lines) >= 5
-    import shlex
-
-    for line in lines:
-        build_parser().parse_args(shlex.split(line)[1:])
-    for command in ("caption", "ask", "find", "scenes", "models", "info", "eval"):
+    assert out.count("\n  streammem ") >= 5
+    for command in ("caption", "ask", "find", "scenes", "memory", "models", "info", "eval"):
         assert re.search(rf"^ +{command}\b", out, re.MULTILINE)
 
 

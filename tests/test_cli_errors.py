@@ -2,7 +2,9 @@ import itertools
 import os
 import re
 import signal
+import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 from safetensors.torch import save_file
@@ -106,6 +108,10 @@ def test_a_span_without_frames_is_told(run, video, command):
         (("-o", "no/such/folder/out.srt"), "no/such/folder"),
         (("-o", "."), "folder"),
         (("--sheet", "no/such/folder/a.png"), "no/such/folder"),
+        (("--sheet", "a.png", "-o", "a.png"), "two files"),
+        (("--speech", "on"), "--speech on: this version has no speech recogniser"),
+        (("--speech", "whisper-tiny"), "no speech recogniser"),
+        (("--budget", "5MB"), "--memory"),
     ],
 )
 def test_a_wrong_argument_is_one_line_and_2_before_anything_is_opened(
@@ -131,13 +137,23 @@ def test_a_wrong_argument_is_one_line_and_2_before_anything_is_opened(
         ("caption", "a.mp4", "--context", "dreams"),
         ("caption", "a.mp4", "--no-such-flag"),
         ("ask", "a.mp4"),
+        ("caption", "a.mp4", "--form", "srt"),
+        ("caption", "a.mp4", "--reader", "vlc"),
+        ("caption", "a.mp4", "--start", "1:75"),
+        ("memory",),
+        ("memory", "burn", "trips"),
+        ("memory", "forget", "trips"),
+        ("memory", "forget", "trips", "--between", "now", "then"),
+        ("memory", "prune", "trips", "--budget", "lots"),
+        ("memory", "prune", "trips", "--keep", "7"),
     ],
 )
 def test_arguments_that_do_not_parse_leave_with_2(capsys, arguments):
     with pytest.raises(SystemExit) as left:
         main(list(arguments))
     captured = capsys.readouterr()
-    assert left.value.code == 2 and captured.out == "" and captured.err
+    assert left.value.code == 2 and captured.out == ""
+    assert len(captured.err.splitlines()) == 1 and captured.err.startswith("streammem: ")
 
 
 @pytest.mark.parametrize(
@@ -163,6 +179,54 @@ def test_a_source_is_never_written_over(run, video):
     code, _, err = run("caption", video, "-o", video)
     assert code == 2 and "the source itself" in err
     assert os.path.getsize(video) == before
+
+
+@pytest.mark.parametrize("bad", [missing, renamed_text, audio_only])
+@pytest.mark.parametrize("command", [("caption",), ("scenes",), ("ask", "Why?"), ("find", "red")])
+def test_a_source_that_cannot_be_used_leaves_the_output_as_it_was(run, tmp_path, bad, command):
+    path = tmp_path / "out"
+    path.write_text("of last week")
+    assert run(command[0], bad(tmp_path), *command[1:], "-o", path)[0] == 1
+    assert path.read_text() == "of last week"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write all")
+def test_an_output_that_may_not_be_written_is_2(run, video, tmp_path):
+    path = tmp_path / "out"
+    path.touch(0o400)
+    code, out, err = run("caption", video, "-o", path)
+    assert (code, out) == (2, "") and "cannot be written" in err
+
+
+def test_a_missing_decord_is_told_with_its_extra(run, video, monkeypatch):
+    monkeypatch.setitem(sys.modules, "decord", None)
+    code, out, err = run("scenes", video, "--reader", "decord")
+    assert (code, out) == (1, "") and len(err.splitlines()) == 1
+    assert "streammem[decord]" in err
+
+
+def test_an_eval_whose_figures_have_no_place_is_2_before_anything_is_opened(capsys, monkeypatch):
+    monkeypatch.setattr(checkpoint, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    for flag in ("--json", "--predictions"):
+        assert main(["eval", "captions", "folder", flag, "no/such/folder/file"]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_closed_streams_are_no_error():
+    script = "import sys; sys.stdout = sys.stderr = None; from streammem.cli import main; "
+    for arguments, code in ((["info"], 0), (["memory", "info", "nowhere"], 1)):
+        done = subprocess.run(
+            [sys.executable, "-c", f"{script}sys.exit(main({arguments}))"], capture_output=True
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
+
+
+def test_a_command_that_holds_nothing_leaves_at_the_first_interrupt(run, monkeypatch):
+    from streammem.memory import upkeep
+
+    monkeypatch.setattr(upkeep, "info", lambda store: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("streammem.memory.store.Store.open", lambda *_: nullcontext())
+    assert run("memory", "info", "trips") == (130, "", "")
 
 
 def test_an_unknown_model_is_2_and_a_corrupt_one_1(video, tmp_path, capsys):

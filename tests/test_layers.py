@@ -17,15 +17,16 @@ PACKAGE = Path(streammem.__file__).parent
 # may import each other.
 LAYERS = (
     {"errors", "types"},
-    {"config", "render", "ops", "prompts", "contact_sheet", "threads"},
+    {"config", "render", "ops", "prompts", "contact_sheet", "threads", "metrics"},
     {"video", "audio", "scenetilling", "memory", "backbones"},
     {"signature", "parents", "model", "environment"},
-    {"checkpoint"},
+    {"checkpoint", "gate"},
     {"openscene", "scenes"},
     {"session"},
     {"live", "training", "evaluation"},
     {"fleet", "server"},
-    {"ui", "terminal"},
+    {"ui", "terminal", "options"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 )

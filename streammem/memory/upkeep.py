@@ -1,17 +1,22 @@
-"""Care of a durable memory: look, check, make smaller, forget.
+"""Care of a durable memory: look, check, export, make smaller, forget.
 
 What is written while a stream runs is `store.py`'s business.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 from streammem.errors import StoreError
 from streammem.memory import rows
+from streammem.memory.entry import Entry
 from streammem.memory.folder import remove_keyframes
 from streammem.memory.store import Store
+from streammem.types import Caption, Event, Segment
+
+_EXPORT_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What `prune` removed.
+    """What `prune` removed, or would remove.
 
     Attributes:
         keyframes: number of keyframes.
@@ -60,6 +65,12 @@ class Pruned:
     tokens: int
     segments: tuple[int, ...]
     bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.keyframes} keyframes, {self.tokens} token blocks and {len(self.segments)} "
+            f"segments; {self.bytes / 1e6:.2f} MB are left"
+        )
 
 
 def info(store: Store) -> MemorySummary:
@@ -123,6 +134,38 @@ def verify(store: Store) -> tuple[Fault, ...]:
     return tuple(faults)
 
 
+def entries(store: Store, *, source: str | None = None) -> Iterator[Entry]:
+    """Yield what is kept, oldest first, without tokens and keyframes; a writer may go on writing.
+
+    Args:
+        store: open in any mode.
+        source: only what was seen there.
+
+    Raises:
+        StoreError: a row is damaged.
+    """
+    last = -1
+    while found := store.database.query(
+        f"{rows.SELECT} WHERE segment > ? AND (? IS NULL OR source = ?) ORDER BY segment LIMIT ?",
+        last, source, source, _EXPORT_ROWS,
+    ):  # fmt: skip
+        for row in found:
+            yield rows.to_entry(row, store.header.key_dim)
+        last = found[-1][0]
+
+
+def events_of(entry: Entry) -> tuple[Event, ...]:
+    """Return the events that an entry keeps: its segment, its caption, its notes.
+
+    A memory keeps neither a segment's depth nor the reason why it ended: both are None. Segments
+    that were merged are one, and the lines of their captions one caption.
+    """
+    events: list[Event] = [Segment(entry.segment, entry.start, entry.end, None, None)]
+    if entry.caption:
+        events.append(Caption(entry.segment, entry.start, entry.end, entry.caption))
+    return (*events, *entry.notes)
+
+
 def compact(store: Store) -> None:
     """Give unused space back to the file system and drop traces of crashes.
 
@@ -134,6 +177,19 @@ def compact(store: Store) -> None:
     store.database.query("VACUUM")
     if not store.database.checkpoint():
         raise StoreError(f"{store.path}: a reader holds an old state; close it, then compact again")
+
+
+def overlapping(
+    store: Store, between: tuple[float, float], *, source: str | None = None
+) -> tuple[int, ...]:
+    """Return the ids of the rows that `forget` would remove; otherwise as there."""
+    a, b = between
+    found = store.database.query(
+        'SELECT segment FROM segments WHERE start < ? AND "end" > ? AND (? IS NULL OR source = ?) '
+        "ORDER BY segment",
+        b, a, source, source,
+    )  # fmt: skip
+    return tuple(segment for (segment,) in found)
 
 
 def forget(
@@ -157,19 +213,20 @@ def forget(
     Raises:
         StoreError: as for `compact`; the rows are gone from every later reading even then.
     """
-    a, b = between
-    condition = 'start < ? AND "end" > ? AND (? IS NULL OR source = ?)'
     with store.database.transaction():
-        gone = store.database.query(
-            f"SELECT segment, keyframe FROM segments WHERE {condition}", b, a, source, source
-        )
+        gone = overlapping(store, between, source=source)
+        names = {name for segment in gone if (name := _keyframe(store, segment))}
         if gone:
             store.database.query("DELETE FROM state")
-            _delete(store, [segment for segment, _ in gone])
+            _delete(store, gone)
     if gone:
-        remove_keyframes(store.path, {name for _, name in gone if name})
-        compact(store)
-    return tuple(segment for segment, _ in gone)
+        remove_keyframes(store.path, names)
+        try:
+            compact(store)
+        except StoreError as error:
+            told = f"{len(gone)} segments are forgotten, but traces of them stay on disk"
+            raise StoreError(f"{told}: {error}") from error
+    return gone
 
 
 def prune(
@@ -195,66 +252,106 @@ def prune(
     Raises:
         StoreError: the disk fails.
     """
-    segments: list[int] = []
-    if keep_s is not None:
-        oldest = (time.time() if now is None else now) - keep_s
-        old = store.database.query(f"{rows.SELECT} WHERE written < ? ORDER BY segment", oldest)
-        segments += _drop_rows(store, old)
-    keyframes = tokens = 0
-    if budget_bytes is not None:
-        keyframes = _until(store, budget_bytes, _thin_keyframes)
-        tokens = _until(store, budget_bytes, _thin_tokens)
-        while (excess := _bytes(store) - budget_bytes) > 0:
-            oldest_rows = store.database.query(f"{rows.SELECT} ORDER BY segment LIMIT 256")
-            if not oldest_rows:
-                break
-            segments += _drop_rows(store, _enough(oldest_rows, _row_bytes, excess))
+    pruned = _Pruning(store).run(budget_bytes, _oldest(keep_s, now))
     store.database.shrink()
     store.database.checkpoint()
-    return Pruned(keyframes, tokens, tuple(segments), _bytes(store))
+    return pruned
 
 
-def _until(store: Store, budget: int, thin: Callable[[Store, int], int]) -> int:
-    """Thin until the budget is kept or nothing is left; return how many went."""
-    total = 0
-    while (excess := _bytes(store) - budget) > 0 and (count := thin(store, excess)):
-        total += count
-    return total
+def would_prune(
+    store: Store,
+    *,
+    budget_bytes: int | None = None,
+    keep_s: float | None = None,
+    now: float | None = None,
+) -> Pruned:
+    """Return what `prune` would remove, and remove nothing; otherwise as there."""
+    store.database.require_writing()
+    with store.database.snapshot():  # which is rolled back
+        return _Pruning(store, rehearses=True).run(budget_bytes, _oldest(keep_s, now))
 
 
-def _thin_keyframes(store: Store, excess: int) -> int:
-    found = store.database.query(f"{rows.SELECT} WHERE keyframe IS NOT NULL")
-    chosen = _enough(
-        sorted(found, key=_thinning), lambda row: rows.column(row, "keyframe_bytes"), excess
-    )
-    with store.database.transaction():
-        for row in chosen:
-            thin = rows.changed(row, keyframe=None, keyframe_bytes=0)
-            store.database.query(rows.UPDATE, *thin, row[0])
-    remove_keyframes(store.path, {rows.column(row, "keyframe") for row in chosen})
-    return len(chosen)
+class _Pruning:
+    """One pruning of a memory; one that rehearses touches no file, and its caller rolls back."""
+
+    def __init__(self, store: Store, *, rehearses: bool = False) -> None:
+        self._store, self._rehearses = store, rehearses
+
+    def run(self, budget: int | None, oldest: float | None) -> Pruned:
+        """Remove what was written before `oldest`, then what exceeds the budget."""
+        segments: list[int] = []
+        if oldest is not None:
+            old = f"{rows.SELECT} WHERE written < ? ORDER BY segment"
+            segments += self._drop_rows(self._store.database.query(old, oldest))
+        keyframes = tokens = 0
+        if budget is not None:
+            keyframes = self._until(budget, self._thin_keyframes)
+            tokens = self._until(budget, self._thin_tokens)
+            while (excess := _bytes(self._store) - budget) > 0:
+                found = self._store.database.query(f"{rows.SELECT} ORDER BY segment LIMIT 256")
+                if not found:
+                    break
+                segments += self._drop_rows(_enough(found, _row_bytes, excess))
+        return Pruned(keyframes, tokens, tuple(segments), _bytes(self._store))
+
+    def _until(self, budget: int, thin: Callable[[int], int]) -> int:
+        """Thin until the budget is kept or nothing is left; return how many went."""
+        total = 0
+        while (excess := _bytes(self._store) - budget) > 0 and (count := thin(excess)):
+            total += count
+        return total
+
+    def _thin_keyframes(self, excess: int) -> int:
+        found = self._store.database.query(f"{rows.SELECT} WHERE keyframe IS NOT NULL")
+        chosen = _enough(
+            sorted(found, key=_thinning), lambda row: rows.column(row, "keyframe_bytes"), excess
+        )
+        with self._transaction():
+            for row in chosen:
+                thin = rows.changed(row, keyframe=None, keyframe_bytes=0)
+                self._store.database.query(rows.UPDATE, *thin, row[0])
+        self._remove_keyframes(chosen)
+        return len(chosen)
+
+    def _thin_tokens(self, excess: int) -> int:
+        found = self._store.database.query(f"{rows.SELECT} WHERE has_tokens")
+        shape = self._store.header.token_shape
+        chosen = _enough(sorted(found, key=_thinning), lambda _: 2 * shape[0] * shape[1], excess)
+        with self._transaction():
+            for row in chosen:
+                thin = rows.changed(row, has_tokens=0)
+                self._store.database.query(rows.UPDATE, *thin, row[0])
+                self._store.database.query("DELETE FROM tokens WHERE segment = ?", row[0])
+        return len(chosen)
+
+    def _drop_rows(self, found: list[rows.Row]) -> list[int]:
+        segments = [row[0] for row in found]
+        with self._transaction():
+            _delete(self._store, segments)
+        self._remove_keyframes(found)
+        return segments
+
+    def _transaction(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._rehearses else self._store.database.transaction()
+
+    def _remove_keyframes(self, found: list[rows.Row]) -> None:
+        if not self._rehearses:
+            names = {name for row in found if (name := rows.column(row, "keyframe"))}
+            remove_keyframes(self._store.path, names)
 
 
-def _thin_tokens(store: Store, excess: int) -> int:
-    found = store.database.query(f"{rows.SELECT} WHERE has_tokens")
-    shape = store.header.token_shape
-    chosen = _enough(sorted(found, key=_thinning), lambda _: 2 * shape[0] * shape[1], excess)
-    with store.database.transaction():
-        for row in chosen:
-            store.database.query(rows.UPDATE, *rows.changed(row, has_tokens=0), row[0])
-            store.database.query("DELETE FROM tokens WHERE segment = ?", row[0])
-    return len(chosen)
+def _oldest(keep_s: float | None, now: float | None) -> float | None:
+    if keep_s is None:
+        return None
+    return (time.time() if now is None else now) - keep_s
 
 
-def _drop_rows(store: Store, found: list[rows.Row]) -> list[int]:
-    segments = [row[0] for row in found]
-    with store.database.transaction():
-        _delete(store, segments)
-    remove_keyframes(store.path, {name for row in found if (name := rows.column(row, "keyframe"))})
-    return segments
+def _keyframe(store: Store, segment: int) -> str | None:
+    query = "SELECT keyframe FROM segments WHERE segment = ?"
+    return store.database.query(query, segment)[0][0]
 
 
-def _delete(store: Store, segments: list[int]) -> None:
+def _delete(store: Store, segments: Sequence[int]) -> None:
     for segment in segments:
         store.database.query("DELETE FROM tokens WHERE segment = ?", segment)
         store.database.query("DELETE FROM segments WHERE segment = ?", segment)

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streammem.backbones.language import CausalLanguageModel
-from streammem.evaluation.metrics import CiderD, Tokens, tokenise
 from streammem.memory.bridge import MemoryBridge
+from streammem.metrics import CiderD, Tokens, tokenise
 from streammem.prompts import CAPTION_INSTRUCTION
 from streammem.training.captions import (
     BRIDGE_FACTOR,

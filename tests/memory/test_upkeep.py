@@ -4,7 +4,18 @@ import pytest
 from streammem.errors import StoreError
 from streammem.memory.folder import DATABASE, KEYFRAMES
 from streammem.memory.store import Store
-from streammem.memory.upkeep import compact, forget, info, prune, verify
+from streammem.memory.upkeep import (
+    compact,
+    entries,
+    events_of,
+    forget,
+    info,
+    overlapping,
+    prune,
+    verify,
+    would_prune,
+)
+from streammem.types import Caption, Note, Segment
 from tests.memory.entries import DIM, make, unit
 
 TOKENS = (16, 64)
@@ -55,6 +66,31 @@ def test_info_of_an_empty_memory(tmp_path):
         assert memory.recurrent_state() is None
 
 
+# -- exporting --
+
+
+def test_entries_come_in_order_and_by_source(memory, monkeypatch):
+    monkeypatch.setattr("streammem.memory.upkeep._EXPORT_ROWS", 5)
+    assert [entry.segment for entry in entries(memory)] == list(range(32))
+    seen = entries(memory, source="camera 1")
+    assert [(e.segment, e.caption) for e in seen] == [(n, f"secret-{n}") for n in range(16, 32)]
+
+
+def test_entries_need_no_keyframes(memory):
+    for file in (memory.path / KEYFRAMES).iterdir():
+        file.unlink()
+    assert len(list(entries(memory))) == 32
+
+
+def test_an_entry_is_its_segment_its_caption_and_its_notes():
+    notes = (Note(3.0, 3.2, "a"), Note(3.1, 3.4, "b"))
+    segment = Segment(3, 3.0, 4.0, None, None)
+    assert events_of(make(3)) == (segment,)
+    told = events_of(make(3, caption="A dog.", notes=notes))
+    assert told == (segment, Caption(3, 3.0, 4.0, "A dog."), *notes)
+    assert str(segment) == "[00:03.0-00:04.0] scene 3"
+
+
 # -- forgetting --
 
 
@@ -78,6 +114,16 @@ def test_forgetting_keeps_other_sources_and_other_times(memory):
     assert [entry.segment for entry in memory.load_entries()] == list(range(16))
 
 
+@pytest.mark.parametrize(
+    ("between", "source"),
+    [((6.5, 9.0), None), ((15.5, 17.5), "camera 1"), ((7.0, 8.0), "camera 1"), ((40, 50), None)],
+)
+def test_what_would_be_forgotten_is_what_is_forgotten(memory, between, source):
+    told = overlapping(memory, between, source=source)
+    assert len(memory.load_entries()) == 32
+    assert forget(memory, between, source=source) == told
+
+
 def test_forgetting_nothing_keeps_the_recurrent_state(memory):
     forget(memory, (50.0, 99.0))
     assert memory.recurrent_state() == b"state that saw it all"
@@ -87,7 +133,7 @@ def test_forgetting_while_a_reader_holds_the_old_state_says_so(memory, monkeypat
     memory.database.query("PRAGMA busy_timeout = 1")
     with Store.open(memory.path, None, "r") as reader, reader.database.snapshot():
         assert reader.database.query("SELECT count(*) FROM segments") == [(32,)]
-        with pytest.raises(StoreError, match="reader"):
+        with pytest.raises(StoreError, match=r"3 segments are forgotten, but .* reader"):
             forget(memory, (6.5, 9.0))
     assert len(memory.load_entries()) == 29
     compact(memory)
@@ -142,6 +188,22 @@ def test_pruned_bytes_go_back_to_the_file_system(memory):
     assert (memory.path / DATABASE).stat().st_size <= before - 16 * 2048
 
 
+@pytest.mark.parametrize(
+    ("budget", "keep_s"),
+    [(0, None), (36_864, None), (60_000, 100.0), (10**9, None), (None, 0.0), (None, 100.0)],
+)
+def test_what_would_be_pruned_is_what_is_pruned(memory, budget, keep_s):
+    (now,) = memory.database.query("SELECT max(written) FROM segments")[0]
+    limits = {"budget_bytes": budget, "keep_s": keep_s, "now": now + 50}
+    before, keyframes = list(memory.export()), num_keyframes(memory)
+    told = would_prune(memory, **limits)
+    assert [e.segment for e in memory.export()] == [e.segment for e in before]
+    assert num_keyframes(memory) == keyframes and verify(memory) == ()
+    pruned = prune(memory, **limits)
+    assert (pruned.keyframes, pruned.tokens) == (told.keyframes, told.tokens)
+    assert pruned.segments == told.segments and pruned.bytes == told.bytes
+
+
 def test_within_its_budget_nothing_is_pruned(memory):
     pruned = prune(memory, budget_bytes=10**9, keep_s=3600)
     assert (pruned.keyframes, pruned.tokens, pruned.segments) == (0, 0, ())
@@ -164,7 +226,13 @@ def test_compacting_changes_nothing_that_is_read(memory):
 
 
 @pytest.mark.parametrize(
-    "change", [compact, lambda m: forget(m, (0, 5)), lambda m: prune(m, budget_bytes=0)]
+    "change",
+    [
+        compact,
+        lambda m: forget(m, (0, 5)),
+        lambda m: prune(m, budget_bytes=0),
+        lambda m: would_prune(m, budget_bytes=0),
+    ],
 )
 def test_a_reader_cannot_change_a_memory(memory, change):
     with Store.open(memory.path, None, "r") as reader, pytest.raises(StoreError, match="reading"):

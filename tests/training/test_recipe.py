@@ -30,7 +30,11 @@ def test_a_recipe_states_only_what_differs_from_the_defaults():
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('kind = "words"', 'kind = "wrods"', r"r.toml: stages\[0\]\..*'wrods'.*known: vision, words"),
+        (
+            'kind = "words"',
+            'kind = "wrods"',
+            r"r.toml: stages\[0\]\..*'wrods'.*known: vision, words",
+        ),
         ("steps = 4", "", r"stages\[0\]\.steps: missing"),
         ("lr = 4e-3", "lr = 0.0", "lr above 0"),
         ("lr = 4e-3", 'lr = "fast"', r"stages\[0\]\.lr: 'fast' is not of type float"),

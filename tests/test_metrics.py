@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streammem.evaluation.metrics import (
+from streammem.metrics import (
     CiderD,
     bleu,
     bleu_counts,

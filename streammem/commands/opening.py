@@ -1,0 +1,188 @@
+"""What the commands that look at a source share: a session is opened, the source goes through it.
+
+What comes out of it is shown by each command.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from streammem.errors import ConfigError, SourceError, StoreError
+from streammem.options import (
+    check_limits,
+    check_output,
+    check_speech,
+    configured,
+    watch_options,
+)
+from streammem.render import plain
+from streammem.terminal import note
+from streammem.types import Event, Segment, Warning
+
+if TYPE_CHECKING:
+    from streammem.live import WatchOptions
+    from streammem.session import Session
+
+log = logging.getLogger(__name__)
+
+PRUNED_EVERY = 64  # segments: about 1 MB
+
+
+def open_session(arguments: argparse.Namespace) -> "Session":
+    """Check every option, then load the model.
+
+    Raises:
+        StreammemError: what was asked for cannot be meant, or not be opened.
+    """
+    remembered = _checked(arguments)
+
+    from streammem.checkpoint import load
+    from streammem.session import Session, SessionConfig
+    from streammem.threads import limit_threads
+
+    quiet_libraries()
+    limit_threads(busy=2)
+    model = load(arguments.model, device=arguments.device)
+    memory = arguments.source if remembered else arguments.memory
+    # Once more on the model's own options: what is not stated stays as the model has it.
+    own = SessionConfig(scenes=model.scenes, caption=model.decoding)
+    session = Session(model, configured(own, arguments), memory=memory, read_only=remembered)
+    if remembered and not len(session.cache):
+        session.close()
+        raise StoreError(f"{arguments.source}: nothing is in this memory yet")
+    return session
+
+
+def _checked(arguments: argparse.Namespace) -> bool:
+    """Check every option; return whether the source is a memory that is asked."""
+    from streammem.memory.folder import is_memory
+    from streammem.memory.memory import check_path
+    from streammem.session import SessionConfig
+    from streammem.video.sampling import Sampling
+    from streammem.video.source import kind_of
+
+    configured(SessionConfig(), arguments)
+    options = watch_options(arguments)
+    Sampling(fps=options.fps, start=options.start, end=options.end)
+    check_speech(arguments.speech)
+    check_limits(arguments)
+    if arguments.memory:
+        check_path(arguments.memory)
+    check_output(arguments.output, arguments.source)
+    if sheet := getattr(arguments, "sheet", None):
+        check_output(sheet, arguments.source)
+        if sheet == arguments.output:
+            raise ConfigError(f"{sheet}: cannot be both --sheet and --output; give two files")
+    remembered = is_memory(arguments.source)
+    if remembered:
+        _check_asked(arguments)
+    else:
+        kind_of(arguments.source)
+    return remembered
+
+
+def _check_asked(arguments: argparse.Namespace) -> None:
+    """Refuse what is not for a memory: it is asked as a whole, and not written."""
+    if not arguments.asks:
+        raise ConfigError(f"{arguments.source}: is a memory, not a video; ask or find look into it")
+    for name in ("memory", "fps", "start", "end", "sparse", "reader"):
+        if getattr(arguments, name) not in (None, False, "auto"):
+            raise ConfigError(f"--{name}: is for a video, and {arguments.source} is a memory")
+
+
+def watch(
+    session: "Session", arguments: argparse.Namespace, options: "WatchOptions"
+) -> Iterator[Event]:
+    """Watch, within the memory's limits, and show how far along the source we are."""
+    from streammem.live import open_for, watch
+
+    source = open_for(arguments.source, options)
+    prune(session, arguments)
+    num_segments = 0
+    with _progress(source.name, source.duration, silent=options.on_text is not None) as at:
+        for event in watch(session, source, options):
+            if isinstance(event, Segment):
+                at(event.end)
+                num_segments += 1
+                if num_segments % PRUNED_EVERY == 0:
+                    prune(session, arguments)
+            if isinstance(event, Warning):
+                note(str(event))
+            yield event
+    prune(session, arguments)
+
+
+def every_frame(
+    session: "Session", arguments: argparse.Namespace, options: "WatchOptions"
+) -> Iterator[Event]:
+    """Find scenes by looking at every decoded frame, with progress."""
+    from streammem.live import open_for
+    from streammem.scenes import MAX_SIDE, find_scenes
+
+    source = open_for(arguments.source, replace(options, fps=None, max_side=MAX_SIDE))
+    with _progress(source.name, source.duration) as at:
+        model = replace(session.model, scenes=session.config.scenes or session.model.scenes)
+        for event in find_scenes(model, source, options.stop, at):
+            if isinstance(event, Warning):
+                note(str(event))
+            yield event
+
+
+def perceive(session: "Session", arguments: argparse.Namespace) -> bool:
+    """Take in a whole source without captions, unless it is a memory; tell if it broke off.
+
+    Raises:
+        SourceError: it has nothing to take in.
+    """
+    if session.read_only:
+        return False
+    broken = False
+    for event in watch(session, arguments, watch_options(arguments, speak=False)):
+        broken |= isinstance(event, Warning)
+    if not session.state.frames:
+        if arguments.interrupted():
+            raise KeyboardInterrupt
+        raise SourceError(f"{arguments.source}: no frame between --start and --end")
+    return broken
+
+
+def prune(session: "Session", arguments: argparse.Namespace) -> None:
+    """Keep a session's memory within --budget and --keep."""
+    store = session.kept.store
+    if store is None or (arguments.budget, arguments.keep) == (None, None):
+        return
+    from streammem.memory import upkeep
+
+    pruned = upkeep.prune(store, budget_bytes=arguments.budget, keep_s=arguments.keep)
+    session.cache.drop(pruned.segments)
+    log.info("%s: removed %s", store.path, pruned)
+
+
+def exit_code(arguments: argparse.Namespace, broken: bool) -> int:
+    """Return 130 after an interrupt, 1 after a source that broke off, else 0."""
+    return 130 if arguments.interrupted() else int(broken)
+
+
+def quiet_libraries() -> None:
+    """Keep other libraries' remarks off the terminal."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+@contextmanager
+def _progress(
+    name: str, duration: float | None, *, silent: bool = False
+) -> Iterator[Callable[[float], None]]:
+    """Show a bar where nothing else is on the terminal; give the function that moves it."""
+    from tqdm import tqdm
+
+    total = duration and round(duration, 1)
+    hidden = silent or not sys.stderr.isatty()
+    with tqdm(total=total, unit="s", desc=plain(name), disable=hidden, leave=False) as bar:
+        yield lambda time: bar.update(round(time - bar.n, 1))
