@@ -84,19 +84,16 @@ def _changes(frames: Iterator[av.VideoFrame], fps: float) -> list[signature.Chan
 
 
 class Embedder:
-    """The default encoder's embeddings of a file, centred by 300 photos."""
+    """The default model's embeddings of a file, centred as it centres them."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self) -> None:
         import torch
-        from PIL import Image
 
-        from streammem.backbones.vision import EfficientNetEncoder
-        from streammem.backbones.weights import weights_path
+        from streammem.checkpoint import load
 
         torch.set_num_threads(1)
-        self._encoder = EfficientNetEncoder(weights_path("efficientnet-lite2"))
-        photos = sorted((data / "flickr8k" / "images").glob("*.jpg"))[::23][:300]
-        self._centre = np.mean([self._embed(np.asarray(Image.open(p))) for p in photos], axis=0)
+        model = load()
+        self._encoder, self._centre = model.vision, model.center.numpy()
 
     def _embed(self, picture: np.ndarray) -> np.ndarray:
         return self._encoder.encode([picture]).frame[0].numpy()
@@ -250,7 +247,7 @@ def main(arguments: list[str]) -> int:
     videos.append(long_davis(data))
     detectors = {
         "signatures": ours,
-        "signatures + embeddings": Embedder(data).joined,
+        "signatures + embeddings": Embedder().joined,
         **peers.detectors(),
     }
     if options.only:
