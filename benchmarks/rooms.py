@@ -1,0 +1,89 @@
+"""Indoors: do captions name what is in a room, and what kind of room it is?
+
+On the part of ``rooms`` that training leaves out (one picture in five, by a checksum of its name).
+An object is named if its word stands in the caption, in singular or plural; only words that are an
+object of some picture count. The control is another picture's caption.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.machine import machine
+from streammem.metrics import tokenise
+from streammem.training.records import VALIDATION, checksum_split
+
+
+def singular(word: str) -> str:
+    return word[:-1] if word.endswith("s") and not word.endswith("ss") else word
+
+
+def words(text: str) -> set[str]:
+    return {singular(word) for word in tokenise(text.replace("_", " "))}
+
+
+def precision(captions: Sequence[str], there: Sequence[set[str]]) -> tuple[float, float]:
+    """Return the share of named objects that are there, and named objects a caption."""
+    known = set().union(*there)
+    named = [words(caption) & known for caption in captions]
+    right = sum(len(said & objects) for said, objects in zip(named, there, strict=True))
+    total = sum(map(len, named))
+    return right / max(1, total), total / len(captions)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks rooms", description=__doc__)
+    parser.add_argument("--model", default="streammem-tiny")
+    options = parser.parse_args(arguments)
+    if "STREAMMEM_DATA" not in os.environ:
+        parser.error("set STREAMMEM_DATA to the folder with rooms")
+    folder = Path(os.environ["STREAMMEM_DATA"]) / "rooms"
+    rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if checksum_split(row["image"]) == VALIDATION]
+
+    from streammem.checkpoint import load
+
+    model = load(options.model)
+
+    def caption(chosen: list[dict]) -> list[str]:
+        tokens = []
+        for row in chosen:
+            picture = np.asarray(Image.open(folder / "images" / row["image"]).convert("RGB"))
+            tokens.append(model.look([model.perceive(picture).patches], [0.5]))
+        batches = [tokens[i : i + 16] for i in range(0, len(tokens), 16)]
+        return [text for batch in batches for text in model.captions(batch, model.decoding)]
+
+    objects = [row for row in rows if row.get("objects")]
+    labelled = [row for row in rows if row.get("label")]
+    captions = caption(objects)
+    there = [set().union(*map(words, row["objects"])) for row in objects]
+    right, each = precision(captions, there)
+    other, _ = precision(captions[1:] + captions[:1], there)
+    kinds = caption(labelled)
+    kind = np.mean(
+        [row["label"] in text.lower() for row, text in zip(labelled, kinds, strict=True)]
+    )
+    print(
+        f"objects named that are there     {right:.3f}, {each:.2f} a caption, {len(objects)} rooms"
+    )
+    print(f"control: another room's caption  {other:.3f}")
+    print(f"kind of room named               {kind:.3f} of {len(labelled)} photos")
+    for row, text in list(zip(objects, captions, strict=True))[:5]:
+        print(f"  {text}  <- {', '.join(row['objects'][:6])}")
+    results = {
+        "benchmark": "rooms",
+        "precision": round(right, 4),
+        "precision_other": round(other, 4),
+        "named_per_caption": round(each, 3),
+        "kind": round(float(kind), 4),
+        "rooms": len(objects),
+        "labelled": len(labelled),
+        "machine": machine(),
+    }
+    print(json.dumps(results))
+    return 0
