@@ -4,7 +4,11 @@ import importlib
 import sys
 
 BENCHMARKS = {
+    "decode": "benchmarks.decode",
     "demo": "benchmarks.demo",
+    "encoder": "benchmarks.encoder",
+    "gate": "benchmarks.gate",
+    "rooms": "benchmarks.rooms",
     "scenes": "benchmarks.scenes",
     "stream": "benchmarks.stream",
 }

@@ -22,6 +22,25 @@ def write(video: Path, pictures: Iterable[np.ndarray]) -> None:
     unfinished.replace(video)
 
 
+def repeat(short: Path, video: Path, times: int) -> None:
+    """Join a video with itself, without encoding it again."""
+    unfinished = video.with_name(f"{video.stem}.part{video.suffix}")
+    with av.open(str(unfinished), "w") as target:
+        stream = None
+        for number in range(times):
+            with av.open(str(short)) as source:
+                pictures = source.streams.video[0]
+                stream = stream or target.add_stream_from_template(pictures)
+                for packet in source.demux(pictures):
+                    if packet.dts is None:
+                        continue
+                    packet.pts += number * pictures.duration
+                    packet.dts += number * pictures.duration
+                    packet.stream = stream
+                    target.mux(packet)
+    unfinished.replace(video)
+
+
 def letterboxed(path: Path, start: float, end: float) -> Iterator[np.ndarray]:
     """Yield [H, W, 3] uint8 pictures at ``FPS`` of the frames shown in [start, end) seconds."""
     num_given = 0

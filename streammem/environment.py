@@ -3,13 +3,23 @@
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from streammem import __version__
 from streammem.backbones.weights import SOURCES, home, is_pulled
 from streammem.threads import cores
 
-PACKAGES = ("torch", "transformers", "faiss-cpu", "av", "numpy", "decord2", "flash-attn")
+PACKAGES = (
+    "torch",
+    "openvino",
+    "transformers",
+    "faiss-cpu",
+    "av",
+    "numpy",
+    "decord2",
+    "flash-attn",
+)
 VARIABLES = {
     "STREAMMEM_HOME": "folder of pulled weights",
     "STREAMMEM_DATA": "folder of training and test data",
@@ -24,6 +34,7 @@ def describe() -> dict[str, str]:
     facts["cores"] = str(cores())
     share = max(1, cores() // 2)
     facts["threads"] = f"{share} for perception, {share} for the language model, 1 for the index"
+    facts["encoder"] = f"{'openvino' if find_spec('openvino') else 'torch'}, float32"
     facts["attention"] = "flash-attn on CUDA if installed, else SDPA"
     facts["home"] = str(home())
     for name in SOURCES:

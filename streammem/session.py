@@ -17,6 +17,7 @@ from torch import Tensor
 
 from streammem.backbones.language import GenerationConfig
 from streammem.errors import ConfigError
+from streammem.gate import Encoded, encode
 from streammem.memory.abstain import normalise, threshold
 from streammem.memory.cache import CacheConfig, MemoryCache
 from streammem.memory.entry import Entry, Hit
@@ -44,6 +45,10 @@ class SessionConfig:
         retrieved: related past segments that the bridge attends to, >= 0.
         passages: segments shown to the language model for an answer, >= 1.
         now_frames: last frames shown to it besides, >= 0.
+        still: a frame is not encoded again while none of 32 x 32 cells has changed its mean
+            colour by so many of 255 levels since the last encoded one; 0 encodes every frame.
+            The default lies above what H.264 leaves of sensor noise of a standard deviation of
+            10 levels.
         context: what an answer is read from: ``memory``, or a control: the last frames only
             (``now``), segments spread evenly (``uniform``), captions without tokens (``captions``).
         caption: decoding of captions; None takes the model's.
@@ -56,6 +61,7 @@ class SessionConfig:
     retrieved: int = 4
     passages: int = 4
     now_frames: int = 4
+    still: float = 6.0
     context: Context = "memory"
     caption: GenerationConfig | None = None
     answer: GenerationConfig = ANSWER_DECODING
@@ -64,6 +70,8 @@ class SessionConfig:
     def __post_init__(self) -> None:
         if self.context not in CONTEXTS:
             raise ConfigError(f"context {self.context!r}: give one of {', '.join(CONTEXTS)}")
+        if not 0 <= self.still <= 255:
+            raise ConfigError(f"still={self.still}: give levels in [0, 255]")
         if self.retrieved < 0 or self.passages < 1 or self.now_frames < 0:
             raise ConfigError("retrieved and now_frames must be >= 0, passages >= 1")
         CacheConfig(max_segments=self.max_segments)  # refuses what the cache would
@@ -79,6 +87,7 @@ class SessionState:
             (``max_frames`` + ``max_lag``), patches of the newest ``max_lag`` and of at most
             2 x ``BRIDGE_FRAMES`` older ones.
         now: the last ``now_frames`` frames.
+        encoded: the last frame that was encoded; later ones that look like it are not.
         memory: [M, D] recurrent memory tokens.
         next_segment: id of the open segment.
         frames: frames pushed so far.
@@ -89,6 +98,7 @@ class SessionState:
     held: tuple[Held, ...]
     now: tuple[Held, ...]
     memory: Tensor
+    encoded: Encoded | None = None
     next_segment: int = 0
     frames: int = 0
     closed_until: float = -math.inf
@@ -174,12 +184,13 @@ class Session:
         newest_time = held[-1].time if held else self.state.closed_until
         if not newest_time <= frame.time < math.inf:
             raise ValueError(f"frame at {frame.time:.3f} s: the stream is at {newest_time:.3f} s")
-        seen = self.model.perceive(frame.pixels)
-        pushed = push(self.state.scene, seen.embedding, self._scenes)
-        newest = hold(self.state.frames, frame, seen)
+        encoded = encode(self.model, frame.pixels, self.state.encoded, self.config.still)
+        pushed = push(self.state.scene, encoded.seen.embedding, self._scenes)
+        newest = hold(self.state.frames, frame, encoded.seen)
         self.state = replace(
             self.state,
             scene=pushed.state,
+            encoded=encoded,
             held=thinned((*held, newest), self._scenes.max_lag + self._scenes.flash_frames + 1),
             now=(*self.state.now, newest)[-self.config.now_frames :]
             if self.config.now_frames
@@ -237,6 +248,13 @@ class Session:
         prompt = self.model.caption_prompt(self.tokens(segment.id), self.config.instruction)
         text = _say(self.model, prompt, self.config.caption or self.model.decoding, on_text)
         return self.add_caption(segment, text)
+
+    def captions(self, segments: Sequence[Segment]) -> list[Caption]:
+        """Describe segments in one batch, which takes less time than one after another."""
+        tokens = [self.tokens(segment.id) for segment in segments]
+        decoding = self.config.caption or self.model.decoding
+        texts = self.model.captions(tokens, decoding, self.config.instruction) if tokens else []
+        return [self.add_caption(s, text) for s, text in zip(segments, texts, strict=True)]
 
     def add_caption(self, segment: Segment, text: str) -> Caption:
         """Store what was said of a segment, found from then on by its words too.

@@ -15,6 +15,8 @@ def cores() -> int:
 def limit_threads(busy: int) -> int:
     """Give each of ``busy`` parts that compute at the same time an equal share of the cores.
 
+    To be called before a model is loaded: the frame encoder keeps the number it finds then.
+
     Args:
         busy: 2 while perception and speech run side by side; 1 for work that runs alone.
 

@@ -122,7 +122,7 @@ def test_frames_of_the_next_scene_have_kept_their_patches(model, length, flash_f
     scripted = as_kind(Scripted, model)
     scripted.__dict__["embeddings"] = np.stack([np.cos(angles), np.sin(angles)], 1)
     scenes = SceneTillingConfig(floor=0.1, max_lag=max_lag, flash_frames=flash_frames)
-    session = Session(scripted, SessionConfig(scenes=scenes))
+    session = Session(scripted, SessionConfig(scenes=scenes, still=0))
     for n in range(len(angles)):
         pixels = np.full((4, 4, 3), 1, np.uint8)
         pixels[0, 0] = (n // 256, n % 256, 0)
