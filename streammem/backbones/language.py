@@ -4,56 +4,47 @@ Prompts are sequences of text and vectors, so there are no placeholder strings t
 a user types. No memory and no prompt wording live here.
 """
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers import GenerationConfig as TransformersDecoding
 
+from streammem.backbones.decoding import (
+    LlamaDecoder,
+    Route,
+    Run,
+    has_half,
+    is_plain_llama,
+    weights_version,
+)
+from streammem.backbones.sampling import GenerationConfig, pick
+from streammem.backbones.transformers_decoding import TransformersRun, search
 from streammem.errors import BackboneError, ConfigError
 
 Prompt = Sequence[str | Tensor]
+Decoding = Literal["auto", "exact", "half"]
+DECODINGS: tuple[Decoding, ...] = ("auto", "exact", "half")
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationConfig:
-    """How to decode.
+class Reply(NamedTuple):
+    """One reply, token by token.
 
     Attributes:
-        max_new_tokens: upper bound of generated tokens, >= 1.
-        temperature: >= 0, finite; 0 decodes greedily, higher values flatten the distribution.
-        top_p: nucleus of the distribution that is sampled, in (0, 1].
-        num_beams: beams kept; > 1 needs temperature 0 and cannot be streamed.
-        length_penalty: exponent of the length norm of a beam's score; higher favours long text.
-        seed: of sampling, in [0, 2^63).
+        text: stripped.
+        ids: tokens said; the token that ended the reply is among them, if one did.
+        log_probs: of each token, as ``sampling.pick`` defines them.
     """
 
-    max_new_tokens: int = 48
-    temperature: float = 0.0
-    top_p: float = 1.0
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.num_beams < 1:
-            raise ConfigError("max-new-tokens and num-beams must be at least 1")
-        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
-            raise ConfigError("temperature must be a number >= 0 and top-p in (0, 1]")
-        if not math.isfinite(self.length_penalty) or not 0 <= self.seed < 1 << 63:
-            raise ConfigError("length-penalty must be a number, and seed in [0, 2^63)")
-        if self.num_beams > 1 and self.temperature > 0:
-            raise ConfigError("num-beams > 1 decodes by score: it needs temperature 0")
+    text: str
+    ids: list[int]
+    log_probs: list[float]
 
 
 class CausalLanguageModel:
@@ -62,10 +53,19 @@ class CausalLanguageModel:
     Args:
         model: a transformers causal language model, in evaluation mode.
         tokenizer: its tokenizer, with a chat template or without.
+        decoding: ``exact`` is float32; ``half`` keeps a Llama's weights as float16 beside the
+            model's own; ``auto`` takes ``half`` where this CPU multiplies them fast.
+
+    Raises:
+        ConfigError: ``half``, but it cannot run here.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:  # their own annotations mislead mypy
+    def __init__(  # their own annotations mislead mypy
+        self, model: Any, tokenizer: Any, *, decoding: Decoding = "auto"
+    ) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self._route = decoding_route(decoding)
+        self._prepared: tuple[tuple[int, ...], LlamaDecoder] | None = None
         self._embed = model.get_input_embeddings()
         self._stop_ids = _stop_ids(model, tokenizer)
         # Penalties that come with a model would make a batch say other things than a stream.
@@ -74,15 +74,19 @@ class CausalLanguageModel:
         self._frame_ids = self.ids(self.chat_prefix), self.ids(self.chat_suffix)
 
     @classmethod
-    def open(cls, folder: str | Path, *, device: str = "cpu") -> "CausalLanguageModel":
+    def open(
+        cls, folder: str | Path, *, device: str = "cpu", decoding: Decoding = "auto"
+    ) -> "CausalLanguageModel":
         """Open a model folder (never the network).
 
         Args:
             folder: config.json, safetensors, tokenizer.
             device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. float32 on CPU (there bfloat16 is
                 slower without hardware for it), bfloat16 elsewhere.
+            decoding: see the class.
 
         Raises:
+            ConfigError: as the class.
             BackboneError: missing or unreadable files.
         """
         on_cuda = device.startswith("cuda")
@@ -98,7 +102,12 @@ class CausalLanguageModel:
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise BackboneError(f"{folder}: not a usable language model ({reason})") from error
-        return cls(model.to(device).eval().requires_grad_(False), tokenizer)
+        return cls(model.to(device).eval().requires_grad_(False), tokenizer, decoding=decoding)
+
+    @property
+    def decoding(self) -> str:
+        """How replies are decoded: ``exact``, ``half``, or ``transformers`` for no plain Llama."""
+        return self._route if is_plain_llama(self.model) else "transformers"
 
     @property
     def width(self) -> int:
@@ -165,22 +174,22 @@ class CausalLanguageModel:
 
     @torch.inference_mode()
     def _stream(self, embeddings: Tensor, config: GenerationConfig) -> Iterator[str]:
-        generator = torch.Generator(embeddings.device).manual_seed(config.seed)
+        generator = torch.Generator().manual_seed(config.seed)
+        run = self._start([embeddings], config)
         ids: list[int] = []
         said = ""
-        fed, past = {"inputs_embeds": embeddings[None]}, None
-        for _ in range(config.max_new_tokens):
-            out = self.model(**fed, past_key_values=past, use_cache=True, logits_to_keep=1)
-            past = out.past_key_values
-            token = _pick(out.logits[0, -1], config, generator)
+        while True:
+            token = int(pick(run.logits, config, [generator])[0])
             if token in self._stop_ids:
-                break
+                return
             ids.append(token)
             text = self._text(ids)
             if len(text) > len(said):
                 yield text[len(said) :]
                 said = text
-            fed = {"input_ids": torch.tensor([[token]], device=embeddings.device)}
+            if len(ids) == config.max_new_tokens:
+                return
+            run.feed(torch.tensor([token], device=embeddings.device))
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt], config: GenerationConfig) -> list[str]:
@@ -193,26 +202,97 @@ class CausalLanguageModel:
         if not prompts:
             return []
         rows = [self.embed(prompt) for prompt in prompts]
+        if config.num_beams == 1 and self.decoder() is not None:
+            return [replies[0].text for replies in self._sample(rows, config, 1)]
         if config.temperature > 0:
             return ["".join(self._stream(row, config)).strip() for row in rows]
-        longest = max(len(row) for row in rows)
-        # Left padding: every row's next token then stands in the same column.
-        batch = torch.stack([F.pad(row, (0, 0, longest - len(row), 0)) for row in rows])
-        mask = torch.zeros(batch.shape[:2], dtype=torch.long, device=batch.device)
-        for i, row in enumerate(rows):
-            mask[i, longest - len(row) :] = 1
-        ids = self.model.generate(
-            inputs_embeds=batch,
-            attention_mask=mask,
-            max_new_tokens=config.max_new_tokens,
-            num_beams=config.num_beams,
-            length_penalty=config.length_penalty,
-            do_sample=False,
-            eos_token_id=sorted(self._stop_ids) or None,
-            pad_token_id=min(self._stop_ids, default=0),
-        )
-        said = [takewhile(lambda i: i not in self._stop_ids, row) for row in ids.tolist()]
-        return [self._text(list(row)).strip() for row in said]
+        said = search(self.model, rows, config, self._stop_ids)
+        return [self._text(ids).strip() for ids in said]
+
+    @torch.inference_mode()
+    def sample(
+        self, prompts: Sequence[Prompt], config: GenerationConfig, *, count: int = 1
+    ) -> list[list[Reply]]:
+        """Reply to each prompt several times, all in one batch; the prompts are read once.
+
+        A weight that was changed in place since, by an optimiser for example, is taken as it is.
+
+        Args:
+            prompts: see ``embed``; lengths may differ.
+            config: shared by all; ``num_beams`` must be 1. Reply j draws with ``seed + j``, and
+                whatever stands beside it in the batch, it is what it would be alone.
+            count: replies a prompt, >= 1.
+
+        Returns:
+            ``count`` replies a prompt.
+
+        Raises:
+            ConfigError: for beams.
+        """
+        if config.num_beams > 1:
+            raise ConfigError("beams are not samples; use generate, or num-beams 1")
+        return self._sample([self.embed(prompt) for prompt in prompts], config, count)
+
+    def _sample(
+        self, rows: list[Tensor], config: GenerationConfig, count: int
+    ) -> list[list[Reply]]:
+        seeds = range(config.seed, config.seed + count)
+        if self.decoder() is None:  # transformers' cache pads no prompts: one after another
+            return [[self._replies([row], config, [seed])[0] for seed in seeds] for row in rows]
+        replies = self._replies(rows, config, seeds) if rows else []
+        return [replies[i : i + count] for i in range(0, len(replies), count)]
+
+    def _replies(
+        self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[int]
+    ) -> list[Reply]:
+        """Reply to each row once with each seed."""
+        run = self._start(rows, config)
+        generators = [
+            torch.Generator().manual_seed(seed % (1 << 63)) for _ in rows for seed in seeds
+        ]
+        said: list[tuple[list[int], list[float]]] = [([], []) for _ in generators]
+        if isinstance(run, Run) and len(seeds) > 1:
+            run.take(torch.arange(len(rows)).repeat_interleave(len(seeds)))
+        going = list(range(len(said)))  # the reply that each row of the run belongs to
+        for left in reversed(range(config.max_new_tokens)):
+            tokens, log_probs = pick(run.logits, config, [generators[i] for i in going])
+            for i, token, log_prob in zip(going, tokens.tolist(), log_probs.tolist(), strict=True):
+                if not self._is_over(said[i][0]):
+                    said[i][0].append(token)
+                    said[i][1].append(log_prob)
+            open_rows = [n for n, i in enumerate(going) if not self._is_over(said[i][0])]
+            if not open_rows or not left:
+                break
+            # Moving the cache costs a fifth of a step.
+            if isinstance(run, Run) and 4 * len(open_rows) <= 3 * len(going):
+                kept = torch.tensor(open_rows)
+                run.take(kept)
+                tokens, going = tokens[kept], [going[n] for n in open_rows]
+            run.feed(tokens)
+        return [Reply(self._reply_text(ids), ids, log_probs) for ids, log_probs in said]
+
+    def _is_over(self, ids: list[int]) -> bool:
+        return bool(ids) and ids[-1] in self._stop_ids
+
+    def _reply_text(self, ids: list[int]) -> str:
+        return self._text(ids[:-1] if self._is_over(ids) else ids).strip()
+
+    def _start(self, rows: list[Tensor], config: GenerationConfig) -> "Run | TransformersRun":
+        decoder = self.decoder()
+        if decoder is None:
+            return TransformersRun(self.model, rows[0])
+        # The last token is said, never read.
+        return decoder.start(rows, config.max_new_tokens - 1)
+
+    def decoder(self) -> LlamaDecoder | None:
+        """Return the decoder of the weights as they are now; None for other models."""
+        if not is_plain_llama(self.model):
+            return None
+        if self._prepared is None or self._prepared[0] != weights_version(self.model):
+            prefix = self._vectors(self._frame_ids[0])
+            decoder = LlamaDecoder(self.model, self._route, prefix)
+            self._prepared = weights_version(self.model), decoder
+        return self._prepared[1]
 
     def _text(self, ids: list[int]) -> str:
         """Decode the whole characters: the last one may lack bytes that later tokens bring."""
@@ -220,6 +300,19 @@ class CausalLanguageModel:
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text.rstrip("\ufffd")
+
+
+def decoding_route(decoding: str) -> Route:
+    """Choose how a Llama is decoded on this CPU.
+
+    Raises:
+        ConfigError: no such decoding, or ``half`` where it cannot run.
+    """
+    if decoding not in DECODINGS:
+        raise ConfigError(f"decoding {decoding!r}: give one of {', '.join(DECODINGS)}")
+    if decoding == "half" and not has_half():
+        raise ConfigError("decoding half: needs a torch with FBGEMM and AVX2; choose exact")
+    return "half" if decoding != "exact" and has_half() else "exact"
 
 
 def attention_implementation() -> str:
@@ -253,13 +346,3 @@ def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     configured = model.generation_config.eos_token_id
     ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
     return frozenset(i for i in ids if i is not None)
-
-
-def _pick(logits: Tensor, config: GenerationConfig, generator: torch.Generator) -> int:
-    if config.temperature == 0:
-        return int(logits.argmax())
-    probabilities = torch.softmax(logits.float() / config.temperature, dim=-1)
-    ranked, order = probabilities.sort(descending=True)
-    # Keep the smallest set whose mass reaches top_p: a token stays if the mass before it is short.
-    ranked[ranked.cumsum(0) - ranked >= config.top_p] = 0
-    return int(order[torch.multinomial(ranked, 1, generator=generator)])

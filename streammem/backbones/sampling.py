@@ -1,0 +1,86 @@
+"""How the next token is chosen from a model's logits, for rows that draw independently.
+
+It runs no model (see ``decoding.py``) and knows no text (see ``language.py``).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from streammem.errors import ConfigError
+
+# Ranks sorted first to find a nucleus: of a caption's words it nearly always holds, and sorting
+# a vocabulary of 49,152 takes longer than a row's share of a step.
+LIKELY = 256
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationConfig:
+    """How to decode.
+
+    Attributes:
+        max_new_tokens: upper bound of generated tokens, >= 1.
+        temperature: >= 0, finite; 0 decodes greedily, higher values flatten the distribution.
+        top_p: nucleus of the distribution that is sampled, in (0, 1].
+        num_beams: beams kept; > 1 needs temperature 0 and cannot be streamed.
+        length_penalty: exponent of the length norm of a beam's score; higher favours long text.
+        seed: of sampling, in [0, 2^63).
+    """
+
+    max_new_tokens: int = 48
+    temperature: float = 0.0
+    top_p: float = 1.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.num_beams < 1:
+            raise ConfigError("max-new-tokens and num-beams must be at least 1")
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
+            raise ConfigError("temperature must be a number >= 0 and top-p in (0, 1]")
+        if not math.isfinite(self.length_penalty) or not 0 <= self.seed < 1 << 63:
+            raise ConfigError("length-penalty must be a number, and seed in [0, 2^63)")
+        if self.num_beams > 1 and self.temperature > 0:
+            raise ConfigError("num-beams > 1 decodes by score: it needs temperature 0")
+
+
+def pick(
+    logits: Tensor, config: GenerationConfig, generators: Sequence[torch.Generator]
+) -> tuple[Tensor, Tensor]:
+    """Choose each row's next token.
+
+    Args:
+        logits: [B, V].
+        config: temperature 0 takes the likeliest token and draws nothing.
+        generators: one a row, on the CPU; a row draws one number, whoever stands beside it.
+
+    Returns:
+        Tokens [B] and their log-probabilities [B] float32, of the softmax at the temperature
+        (at 1 if that is 0) before the nucleus is cut out.
+    """
+    heated = logits if config.temperature in (0, 1) else logits.float() / config.temperature
+    scores = heated.float().log_softmax(-1)
+    if config.temperature == 0:
+        tokens = logits.argmax(-1)
+    else:
+        draws = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])
+        tokens = _drawn(scores.exp(), config.top_p, draws.to(scores.device))
+    return tokens, scores.gather(1, tokens[:, None])[:, 0]
+
+
+def _drawn(probabilities: Tensor, top_p: float, draws: Tensor) -> Tensor:
+    """Invert the cumulative distribution of each row's nucleus at ``draws`` [B] in [0, 1)."""
+    size = probabilities.shape[1]
+    ranked, order = probabilities.topk(min(LIKELY, size))  # [B, R]
+    if size > LIKELY and bool((ranked.sum(1) < top_p).any()):
+        ranked, order = probabilities.sort(descending=True, stable=True)
+    mass = ranked.double().cumsum(1)
+    # The smallest set whose mass reaches top_p: a token stays if the mass before it is short.
+    last = (mass - ranked < top_p).sum(1, keepdim=True) - 1
+    aims = draws[:, None] * mass.gather(1, last)
+    chosen = torch.searchsorted(mass, aims, right=True).minimum(last)
+    return order.gather(1, chosen)[:, 0]
