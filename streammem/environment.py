@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from streammem import __version__
+from streammem.backbones.language import decoding_route
 from streammem.backbones.weights import SOURCES, home, is_pulled
 from streammem.threads import cores
 
@@ -35,6 +36,7 @@ def describe() -> dict[str, str]:
     share = max(1, cores() // 2)
     facts["threads"] = f"{share} for perception, {share} for the language model, 1 for the index"
     facts["encoder"] = f"{'openvino' if find_spec('openvino') else 'torch'}, float32"
+    facts["decoding"] = f"{decoding_route('auto')} on the CPU, for a plain Llama; else transformers"
     facts["attention"] = "flash-attn on CUDA if installed, else SDPA"
     facts["home"] = str(home())
     for name in SOURCES:

@@ -26,6 +26,7 @@ from streammem.backbones.decoding import (
 )
 from streammem.backbones.sampling import GenerationConfig, pick
 from streammem.backbones.transformers_decoding import TransformersRun, search
+from streammem.backbones.weights import check_complete
 from streammem.errors import BackboneError, ConfigError
 
 Prompt = Sequence[str | Tensor]
@@ -92,16 +93,19 @@ class CausalLanguageModel:
         on_cuda = device.startswith("cuda")
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
                 dtype=torch.float32 if device == "cpu" else torch.bfloat16,
                 attn_implementation=attention_implementation() if on_cuda else "sdpa",
+                output_loading_info=True,
             )
+            model, info = loaded
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise BackboneError(f"{folder}: not a usable language model ({reason})") from error
+        check_complete(info, folder)
         return cls(model.to(device).eval().requires_grad_(False), tokenizer, decoding=decoding)
 
     @property

@@ -15,6 +15,8 @@ from streammem.errors import ConfigError
 # Ranks sorted first to find a nucleus: of a caption's words it nearly always holds, and sorting
 # a vocabulary of 49,152 takes longer than a row's share of a step.
 LIKELY = 256
+# Room for both is set aside before the first word.
+MOST_TOKENS, MOST_BEAMS = 4096, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +24,10 @@ class GenerationConfig:
     """How to decode.
 
     Attributes:
-        max_new_tokens: upper bound of generated tokens, >= 1.
+        max_new_tokens: upper bound of generated tokens, in [1, 4096].
         temperature: >= 0, finite; 0 decodes greedily, higher values flatten the distribution.
         top_p: nucleus of the distribution that is sampled, in (0, 1].
-        num_beams: beams kept; > 1 needs temperature 0 and cannot be streamed.
+        num_beams: beams kept, in [1, 32]; > 1 needs temperature 0 and cannot be streamed.
         length_penalty: exponent of the length norm of a beam's score; higher favours long text.
         seed: of sampling, in [0, 2^63).
     """
@@ -38,8 +40,10 @@ class GenerationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.num_beams < 1:
-            raise ConfigError("max-new-tokens and num-beams must be at least 1")
+        if not 1 <= self.max_new_tokens <= MOST_TOKENS or not 1 <= self.num_beams <= MOST_BEAMS:
+            raise ConfigError(
+                f"max-new-tokens must be in [1, {MOST_TOKENS}], num-beams in [1, {MOST_BEAMS}]"
+            )
         if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise ConfigError("temperature must be a number >= 0 and top-p in (0, 1]")
         if not math.isfinite(self.length_penalty) or not 0 <= self.seed < 1 << 63:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from streammem.backbones.efficientnet import HEAD_CHANNELS, EfficientNetLite, Features
 from streammem.backbones.openvino_net import OpenVinoNet
+from streammem.backbones.weights import check_complete
 from streammem.errors import BackboneError
 
 log = logging.getLogger(__name__)
@@ -164,15 +165,17 @@ class TransformersVisionEncoder:
             self._processor = AutoImageProcessor.from_pretrained(
                 folder, local_files_only=True, backend="pil"
             )
-            model = AutoModel.from_pretrained(
+            model, info = AutoModel.from_pretrained(
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
                 dtype=torch.float32 if device == "cpu" else torch.bfloat16,
+                output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise BackboneError(f"{folder}: not a usable vision encoder ({reason})") from error
+        check_complete(info, folder)
         self._tower: nn.Module = getattr(model, "vision_model", model).to(device).eval()
         vision = getattr(config, "vision_config", config)
         # CLIP puts a class token before the patches; SigLIP has none.

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from streammem.errors import BackboneError, ConfigError
 
@@ -187,3 +188,21 @@ SOURCES = {
         "sentence-transformers/all-MiniLM-L6-v2",
     ),
 }
+
+
+def check_complete(info: Mapping[str, Any], folder: str | Path) -> None:
+    """Refuse a model for which transformers made weights up, which it tells in a warning only.
+
+    Args:
+        info: what ``from_pretrained`` returns with ``output_loading_info``.
+        folder: where it was loaded from.
+
+    Raises:
+        BackboneError: weights are missing, or of another shape.
+    """
+    wrong = sorted(info["missing_keys"]) + [key for key, *_ in info["mismatched_keys"]]
+    if wrong:
+        raise BackboneError(
+            f"{folder}: {len(wrong)} weights are missing or of another shape, {wrong[0]} first; "
+            "get the model again"
+        )

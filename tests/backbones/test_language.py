@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from streammem.backbones.language import CausalLanguageModel, GenerationConfig
 from streammem.errors import BackboneError, ConfigError
@@ -325,4 +326,13 @@ def test_pickled_weights_are_refused(folder):
     (folder / "model.safetensors").unlink()
     torch.save(tiny_language().model.state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(BackboneError):
+        CausalLanguageModel.open(folder)
+
+
+def test_a_model_that_lacks_weights_is_refused_not_made_up(folder):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match=r"1 weights are missing.*up_proj"):
         CausalLanguageModel.open(folder)

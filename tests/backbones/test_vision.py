@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -105,4 +106,15 @@ def test_what_is_no_vision_encoder_is_told(saved, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"garbage")
     with pytest.raises(BackboneError, match="not a usable vision encoder"):
+        TransformersVisionEncoder(tmp_path)
+
+
+def test_a_tower_that_lacks_weights_is_refused_not_made_up(saved, tmp_path):
+    for file in saved[2].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(tmp_path / "model.safetensors")
+    gone = next(name for name in sorted(tensors) if "mlp" in name)
+    del tensors[gone]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match="1 weights are missing"):
         TransformersVisionEncoder(tmp_path)
