@@ -338,6 +338,9 @@ def _figures(workshop: Workshop) -> dict[str, Any]:
         "text_key": learner.text_key,
     }
     counts = {name: sum(p.numel() for p in m.parameters()) for name, m in learned.items()}
+    counts["vision"] = sum(
+        tensor.numel() for tensor in getattr(learner.vision, "changes", {}).values()
+    )
     counts["lora"] = sum(tensor.numel() for tensor in learner.lora.values())
     return {
         "name": recipe.name,
