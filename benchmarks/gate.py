@@ -24,7 +24,7 @@ from benchmarks.machine import machine
 from streammem.checkpoint import load
 from streammem.gate import Encoded, encode
 from streammem.model import VideoModel
-from streammem.session import SessionConfig
+from streammem.session_config import SessionConfig
 
 STILL = SessionConfig().still
 SECONDS = 12

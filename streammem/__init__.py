@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from streammem.checkpoint import load
     from streammem.live import WatchOptions, watch
-    from streammem.session import Session, SessionConfig
+    from streammem.session import Session
+    from streammem.session_config import SessionConfig
     from streammem.video import open_source
 
 __version__ = "0.1.0"
@@ -20,7 +21,7 @@ _HOMES = {
     "watch": "streammem.live",
     "WatchOptions": "streammem.live",
     "Session": "streammem.session",
-    "SessionConfig": "streammem.session",
+    "SessionConfig": "streammem.session_config",
     "open_source": "streammem.video",
 }
 

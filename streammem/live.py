@@ -14,7 +14,8 @@ from typing import TypeVar, cast
 
 from streammem.errors import SourceError, TruncatedError
 from streammem.model import VideoModel
-from streammem.session import Session, SessionConfig
+from streammem.session import Session
+from streammem.session_config import SessionConfig
 from streammem.types import Caption, Event, Frame, Segment, Warning
 from streammem.video import Reader as FileReader
 from streammem.video import VideoSource, open_source

@@ -15,7 +15,7 @@ from streammem.render import FORMATS, plain
 
 if TYPE_CHECKING:
     from streammem.live import WatchOptions
-    from streammem.session import SessionConfig
+    from streammem.session_config import SessionConfig
     from streammem.types import Segment
 
 Run = Callable[[argparse.Namespace], int]

@@ -9,72 +9,28 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from streammem.backbones.language import GenerationConfig
-from streammem.errors import ConfigError
 from streammem.gate import Encoded, encode
 from streammem.memory.abstain import normalise, threshold
 from streammem.memory.cache import CacheConfig, MemoryCache
 from streammem.memory.entry import Entry, Hit
 from streammem.memory.keysets import visual_keys
 from streammem.memory.memory import Memory
-from streammem.model import ANSWER_DECODING, Passage, VideoModel, spread
+from streammem.model import Passage, VideoModel, spread
 from streammem.openscene import BRIDGE_FRAMES, Held, hold, keyframe, places, thinned
-from streammem.scenetilling import SceneState, SceneTillingConfig, Score, flush, initial, push
+from streammem.scenetilling import SceneState, Score, flush, initial, push
+from streammem.session_config import SessionConfig
 from streammem.types import Answer, Caption, Evidence, Frame, Moment, Reason, Segment
 
-Context = Literal["memory", "now", "uniform", "captions"]
-CONTEXTS: tuple[Context, ...] = ("memory", "now", "uniform", "captions")
 # Nominal rate of false sightings. On held-out photos, 10 to 100 in a memory, about one question in
 # five about an absent thing passed, and about half of those about present things.
 FALSE_SIGHTINGS = 0.3
-
-
-@dataclass(frozen=True, slots=True)
-class SessionConfig:
-    """How a session remembers, speaks and answers.
-
-    Attributes:
-        scenes: SceneTilling's options; None takes the model's.
-        max_segments: rows that the cache keeps, >= 4.
-        retrieved: related past segments that the bridge attends to, >= 0.
-        passages: segments shown to the language model for an answer, >= 1.
-        now_frames: last frames shown to it besides, >= 0.
-        still: a frame is not encoded again while none of 32 x 32 cells has changed its mean
-            colour by so many of 255 levels since the last encoded one; 0 encodes every frame.
-            The default lies above what H.264 leaves of sensor noise of a standard deviation of
-            10 levels.
-        context: what an answer is read from: ``memory``, or a control: the last frames only
-            (``now``), segments spread evenly (``uniform``), captions without tokens (``captions``).
-        caption: decoding of captions; None takes the model's.
-        answer: decoding of answers.
-        instruction: what a caption is asked by; None takes what the model was trained with.
-    """
-
-    scenes: SceneTillingConfig | None = None
-    max_segments: int = 4096
-    retrieved: int = 4
-    passages: int = 4
-    now_frames: int = 4
-    still: float = 6.0
-    context: Context = "memory"
-    caption: GenerationConfig | None = None
-    answer: GenerationConfig = ANSWER_DECODING
-    instruction: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.context not in CONTEXTS:
-            raise ConfigError(f"context {self.context!r}: give one of {', '.join(CONTEXTS)}")
-        if not 0 <= self.still <= 255:
-            raise ConfigError(f"still={self.still}: give levels in [0, 255]")
-        if self.retrieved < 0 or self.passages < 1 or self.now_frames < 0:
-            raise ConfigError("retrieved and now_frames must be >= 0, passages >= 1")
-        CacheConfig(max_segments=self.max_segments)  # refuses what the cache would
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -281,9 +237,8 @@ class Session:
             raise ValueError("the question is empty")
         key = self.model.sentence_keys([question])[0]
         hits = self._chosen(key)
-        for hit in hits:
-            if hit.entry.caption is None:
-                self._describe(hit.entry)
+        unsaid = [hit.entry for hit in hits if hit.entry.caption is None]
+        self.captions([Segment(e.segment, e.start, e.end, None, None) for e in unsaid])
         entries = sorted((self.cache.get(h.entry.segment) or h.entry for h in hits), key=_start)
         passages = self._passages(entries)
         prompt = self.model.answer_prompt(passages, question)
@@ -377,10 +332,6 @@ class Session:
             tokens = self.model.look(patches, places(now))
             passages.append(Passage(now[0].time, now[-1].end, tokens, None))
         return passages
-
-    def _describe(self, entry: Entry) -> None:
-        segment = Segment(entry.segment, entry.start, entry.end, None, "cut")
-        self.caption(segment)
 
     def _seen(self, key: np.ndarray, hits: Sequence[Hit]) -> bool:
         if not hits:

@@ -3,7 +3,8 @@
 import dataclasses
 
 from streammem.backbones.language import GenerationConfig
-from streammem.session import Session, SessionConfig
+from streammem.session import Session
+from streammem.session_config import SessionConfig
 from streammem.types import Segment
 
 SHORT = GenerationConfig(max_new_tokens=6)

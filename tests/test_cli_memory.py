@@ -294,7 +294,8 @@ def test_a_stream_keeps_its_memory_within_the_budget(run, video, tmp_path, monke
 def test_rows_that_are_pruned_leave_the_cache(model, tmp_path):
     import argparse
 
-    from streammem.session import Session, SessionConfig
+    from streammem.session import Session
+    from streammem.session_config import SessionConfig
 
     with Session(model, SessionConfig(caption=SHORT), memory=tmp_path / "m") as session:
         for frame in film(("red", 6), ("blue", 6), ("green", 6)):

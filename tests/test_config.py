@@ -6,7 +6,7 @@ from streammem.backbones.language import GenerationConfig
 from streammem.config import MAX_BYTES, override, parse_assignments, read_toml
 from streammem.errors import ConfigError
 from streammem.scenetilling import SceneTillingConfig
-from streammem.session import SessionConfig
+from streammem.session_config import SessionConfig
 
 
 @dataclass(frozen=True)

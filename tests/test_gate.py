@@ -10,7 +10,8 @@ from streammem.errors import ConfigError
 from streammem.gate import encode
 from streammem.live import watch
 from streammem.model import VideoModel
-from streammem.session import Session, SessionConfig
+from streammem.session import Session
+from streammem.session_config import SessionConfig
 from streammem.types import Frame
 from tests.sessions import as_kind
 

@@ -21,7 +21,7 @@ LAYERS = (
     {"video", "audio", "scenetilling", "memory", "backbones"},
     {"signature", "parents", "model", "environment"},
     {"checkpoint", "gate"},
-    {"openscene", "scenes"},
+    {"openscene", "scenes", "session_config"},
     {"session"},
     {"live", "training", "evaluation"},
     {"fleet", "server"},

@@ -10,7 +10,8 @@ from streammem.live import watch
 from streammem.model import Perceived, VideoModel
 from streammem.openscene import BRIDGE_FRAMES
 from streammem.scenetilling import SceneTillingConfig
-from streammem.session import Session, SessionConfig
+from streammem.session import Session
+from streammem.session_config import SessionConfig
 from streammem.types import Caption, Frame
 from tests.sessions import FILM, as_kind, segments_of, session_of, told
 from tests.tiny import film

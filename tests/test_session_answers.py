@@ -7,7 +7,7 @@ import torch
 from streammem.errors import ConfigError
 from streammem.memory.entry import MAX_KEYFRAME_BYTES
 from streammem.model import VideoModel
-from streammem.session import SessionConfig
+from streammem.session_config import SessionConfig
 from streammem.types import Frame, Segment
 from tests.sessions import FILM, as_kind, segments_of, session_of, told
 from tests.tiny import film

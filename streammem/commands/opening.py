@@ -41,7 +41,8 @@ def open_session(arguments: argparse.Namespace) -> "Session":
     remembered = _checked(arguments)
 
     from streammem.checkpoint import load
-    from streammem.session import Session, SessionConfig
+    from streammem.session import Session
+    from streammem.session_config import SessionConfig
     from streammem.threads import limit_threads
 
     quiet_libraries()
@@ -61,7 +62,7 @@ def _checked(arguments: argparse.Namespace) -> bool:
     """Check every option; return whether the source is a memory that is asked."""
     from streammem.memory.folder import is_memory
     from streammem.memory.memory import check_path
-    from streammem.session import SessionConfig
+    from streammem.session_config import SessionConfig
     from streammem.video.sampling import Sampling
     from streammem.video.source import kind_of
 

@@ -1,0 +1,55 @@
+"""How a session remembers, speaks and answers; every option has a default that holds."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from streammem.backbones.language import GenerationConfig
+from streammem.errors import ConfigError
+from streammem.memory.cache import CacheConfig
+from streammem.model import ANSWER_DECODING
+from streammem.scenetilling import SceneTillingConfig
+
+Context = Literal["memory", "now", "uniform", "captions"]
+CONTEXTS: tuple[Context, ...] = ("memory", "now", "uniform", "captions")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """How a session remembers, speaks and answers.
+
+    Attributes:
+        scenes: SceneTilling's options; None takes the model's.
+        max_segments: rows that the cache keeps, >= 4.
+        retrieved: related past segments that the bridge attends to, >= 0.
+        passages: segments shown to the language model for an answer, >= 1.
+        now_frames: last frames shown to it besides, >= 0.
+        still: a frame is not encoded again while none of 32 x 32 cells has changed its mean
+            colour by so many of 255 levels since the last encoded one; 0 encodes every frame.
+            The default lies above what H.264 leaves of sensor noise of a standard deviation of
+            10 levels.
+        context: what an answer is read from: ``memory``, or a control: the last frames only
+            (``now``), segments spread evenly (``uniform``), captions without tokens (``captions``).
+        caption: decoding of captions; None takes the model's.
+        answer: decoding of answers.
+        instruction: what a caption is asked by; None takes what the model was trained with.
+    """
+
+    scenes: SceneTillingConfig | None = None
+    max_segments: int = 4096
+    retrieved: int = 4
+    passages: int = 4
+    now_frames: int = 4
+    still: float = 6.0
+    context: Context = "memory"
+    caption: GenerationConfig | None = None
+    answer: GenerationConfig = ANSWER_DECODING
+    instruction: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.context not in CONTEXTS:
+            raise ConfigError(f"context {self.context!r}: give one of {', '.join(CONTEXTS)}")
+        if not 0 <= self.still <= 255:
+            raise ConfigError(f"still={self.still}: give levels in [0, 255]")
+        if self.retrieved < 0 or self.passages < 1 or self.now_frames < 0:
+            raise ConfigError("retrieved and now_frames must be >= 0, passages >= 1")
+        CacheConfig(max_segments=self.max_segments)  # refuses what the cache would
