@@ -1,8 +1,8 @@
 """Indoors: do captions name what is in a room, and what kind of room it is?
 
 On the part of ``rooms`` that training leaves out (one picture in five, by a checksum of its name).
-An object is named if its word stands in the caption, in singular or plural; only words that are an
-object of some picture count. The control is another picture's caption.
+An object is named if its word (of "coffee table": table) stands in the caption, in singular or
+plural; words count that are an object of some picture. The control is another picture's caption.
 """
 
 import argparse
@@ -24,7 +24,11 @@ def singular(word: str) -> str:
 
 
 def words(text: str) -> set[str]:
-    return {singular(word) for word in tokenise(text.replace("_", " "))}
+    return {singular(word) for word in tokenise(text)}
+
+
+def heads(objects: Sequence[str]) -> set[str]:
+    return {singular(tokenise(name.replace("_", " "))[-1]) for name in objects}
 
 
 def precision(captions: Sequence[str], there: Sequence[set[str]]) -> tuple[float, float]:
@@ -61,7 +65,7 @@ def main(arguments: list[str]) -> int:
     objects = [row for row in rows if row.get("objects")]
     labelled = [row for row in rows if row.get("label")]
     captions = caption(objects)
-    there = [set().union(*map(words, row["objects"])) for row in objects]
+    there = [heads(row["objects"]) for row in objects]
     right, each = precision(captions, there)
     other, _ = precision(captions[1:] + captions[:1], there)
     kinds = caption(labelled)

@@ -120,14 +120,16 @@ class LookLayer(nn.Module):
 class MemoryGate(nn.Module):
     """Folds a segment's tokens and related memories into the recurrent memory.
 
-    m' = (1 - g) * m + g * rmsnorm(h), h = m + attention(m, [tokens; retrieved]) and an MLP on it,
-    g = sigmoid(W [m; h] + b): a convex mix of bounded values, so a slot can be kept unchanged for
-    thousands of segments and never grows.
+    m' = (1 - g) * m + g * rmsnorm(h), h = m + s + attention(m + s, [tokens; retrieved]) and an
+    MLP on it, g = sigmoid(W [m; h] + b): a convex mix of bounded values, so a slot can be kept
+    unchanged for thousands of segments and never grows. s is a vector a slot: without it slots
+    that read the same segments become the same.
     """
 
     def __init__(self, config: BridgeConfig) -> None:
         super().__init__()
         dim = config.dim
+        self.slots = nn.Parameter(torch.randn(config.memory_tokens, dim) * 0.5)
         self.norm_memory, self.norm_context = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attention = Attention(dim, config.heads, config.dropout)
         self.mlp = feed_forward(dim, config.dropout)
@@ -138,7 +140,8 @@ class MemoryGate(nn.Module):
 
     def forward(self, memory: Tensor, tokens: Tensor, retrieved: Tensor | None) -> Tensor:
         context = tokens if retrieved is None else torch.cat([tokens, retrieved], dim=1)
-        h = memory + self.attention(self.norm_memory(memory), self.norm_context(context))
+        own = memory + self.slots
+        h = own + self.attention(self.norm_memory(own), self.norm_context(context))
         h = self.norm_candidate(h + self.mlp(h))
         gate = torch.sigmoid(self.gate(torch.cat([memory, h], dim=-1)))
         return memory + gate * (h - memory)

@@ -20,6 +20,7 @@ SHORTEST, LONGEST = 4, 32  # segments of a chain
 WINDOW = 8  # segments that gradients flow back through
 REPEATED_SHARE = 0.15  # of a chain's segments that show a picture again
 MAX_RETRIEVED = 4  # past segments whose tokens are given beside the memory
+SLOT_SHARE = 0.3  # of a slot's mean token that an untrained gate adds to keep slots apart
 STARTED_WITH = 256  # pictures whose tokens an untrained memory starts from
 EVALUATED_CHAINS, EVALUATED_LENGTH = 128, 24
 STEPS_BACK = (1, 4, 16)
@@ -166,6 +167,7 @@ def start_as_running_mean(bridge: MemoryBridge, tokens: Tensor) -> None:
     last.weight.zero_()
     last.bias.zero_()
     bridge.initial.copy_(tokens.float().mean(0))
+    gate.slots.copy_(SLOT_SHARE * bridge.initial)
 
 
 @torch.no_grad()
