@@ -140,6 +140,21 @@ def has_bfloat16(device: str) -> bool:
     return device == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
+def speaking_parts(bridge: MemoryBridge, language: CausalLanguageModel) -> nn.ModuleDict:
+    """Join what learns to speak: the bridge, and the LoRA that the language model already has."""
+    trained = [(n, p) for n, p in language.model.named_parameters() if p.requires_grad]
+    lora = {name.replace(".", "/"): parameter for name, parameter in trained}
+    return nn.ModuleDict({"bridge": bridge, "lora": nn.ParameterDict(lora)})
+
+
+def speaking_groups(parts: nn.ModuleDict) -> list[tuple[list[nn.Parameter], float]]:
+    """Return (parameters, factor on the learning rate) of ``speaking_parts``."""
+    return [
+        (list(parts["bridge"].parameters()), BRIDGE_FACTOR),
+        (list(parts["lora"].parameters()), 1.0),
+    ]
+
+
 class CaptionStage:
     """Captions and, for a share of the pictures, questions about them.
 
@@ -168,15 +183,10 @@ class CaptionStage:
         self._prefix = language.ids(language.chat_prefix)
         self._suffix = language.ids(language.chat_suffix)
         self._instruction = language.ids(CAPTION_INSTRUCTION + language.chat_suffix)
-        trained = [(n, p) for n, p in language.model.named_parameters() if p.requires_grad]
-        lora = {name.replace(".", "/"): parameter for name, parameter in trained}
-        self.module = nn.ModuleDict({"bridge": bridge, "lora": nn.ParameterDict(lora)})
+        self.module = speaking_parts(bridge, language)
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
-        return [
-            (list(self.module["bridge"].parameters()), BRIDGE_FACTOR),
-            (list(self.module["lora"].parameters()), 1.0),
-        ]
+        return speaking_groups(self.module)
 
     def loss(self, rng: np.random.Generator) -> Tensor:
         chosen = self.pictures.draw(rng, self.batch)

@@ -18,13 +18,14 @@ from streammem.memory.bridge import MemoryBridge
 from streammem.metrics import CiderD, Tokens, tokenise
 from streammem.prompts import CAPTION_INSTRUCTION
 from streammem.training.captions import (
-    BRIDGE_FACTOR,
     Row,
     caption_row,
     decoder_of,
     has_bfloat16,
     pack,
     packed_losses,
+    speaking_groups,
+    speaking_parts,
 )
 from streammem.training.pictures import PictureSet, sample_views
 
@@ -63,15 +64,10 @@ class RewardStage:
         self._instruction = language.ids(CAPTION_INSTRUCTION + language.chat_suffix)
         self._references = [_with_end(captions) for captions in pictures.captions]
         self._cider = CiderD(self._references)
-        trained = [(n, p) for n, p in language.model.named_parameters() if p.requires_grad]
-        lora = {name.replace(".", "/"): parameter for name, parameter in trained}
-        self.module = nn.ModuleDict({"bridge": bridge, "lora": nn.ParameterDict(lora)})
+        self.module = speaking_parts(bridge, language)
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
-        return [
-            (list(self.module["bridge"].parameters()), BRIDGE_FACTOR),
-            (list(self.module["lora"].parameters()), 1.0),
-        ]
+        return speaking_groups(self.module)
 
     def loss(self, rng: np.random.Generator) -> Tensor:
         chosen = self.pictures.draw(rng, self.batch)
