@@ -9,6 +9,7 @@ BENCHMARKS = {
     "encoder": "benchmarks.encoder",
     "gate": "benchmarks.gate",
     "rooms": "benchmarks.rooms",
+    "said": "benchmarks.said",
     "scenes": "benchmarks.scenes",
     "stream": "benchmarks.stream",
 }

@@ -21,14 +21,17 @@ from tqdm import tqdm
 
 from streammem.backbones.text import SentenceEncoder
 from streammem.backbones.vision import VisionEncoder
-from streammem.errors import DatasetError
+from streammem.errors import DatasetError, SourceError
 from streammem.training.pictures import WHOLE, PictureSet
 from streammem.training.records import TRAIN, Record, Source
+from streammem.video import open_source
 
 FLUSH_EVERY = 32  # pictures; a kill loses at most so many
 CROP_SIDES = (0.75, 0.97)  # of the picture's width and height
 STATISTICS_PICTURES = 600
 MIN_STD = 1e-3
+VIDEO_SIDE = 640  # pixels; longer ones are shrunk
+LEAST_FRAMES = 4  # of a video, so that the middle one of them is from its middle
 PROBE_VALUES = 16
 PROBE_TOLERANCE = 0.02  # of the largest value: other processors round otherwise
 
@@ -141,9 +144,13 @@ def cache_features(
 def picture_views(record: Record, count: int) -> list[np.ndarray]:
     """Return the first ``count`` views of a picture: whole, mirrored, crops; [H, W, 3] uint8.
 
+    A video's are its middle frame, that mirrored, and other frames, evenly spread.
+
     Raises:
-        DatasetError: not a picture.
+        DatasetError: not a picture, or not a video.
     """
+    if record.video:
+        return _video_views(record.path, count)
     try:
         with Image.open(record.path) as opened:
             whole = np.asarray(opened.convert("RGB"))
@@ -153,6 +160,20 @@ def picture_views(record: Record, count: int) -> list[np.ndarray]:
     rng = np.random.default_rng(zlib.crc32(record.name.encode()))
     views += [_crop(whole, rng) for _ in range(len(views), count)]
     return views[:count]
+
+
+def _video_views(path: Path, count: int) -> list[np.ndarray]:
+    wanted = max(LEAST_FRAMES, count)
+    try:
+        with open_source(path) as source:
+            length = source.duration or 1.0
+        with open_source(path, fps=wanted / length, max_side=VIDEO_SIDE) as source:
+            frames = [frame.pixels for frame, _ in zip(source, range(wanted), strict=False)]
+    except SourceError as error:
+        raise DatasetError(f"{path}: cannot be read as a video ({error})") from error
+    middle = frames.pop(len(frames) // 2)
+    others = [frames[i % len(frames)] if frames else middle for i in range(count - 2)]
+    return [middle, np.ascontiguousarray(middle[:, ::-1]), *others][:count]
 
 
 def patch_statistics(pictures: PictureSet, seed: int) -> PatchStatistics:

@@ -20,6 +20,7 @@ from streammem.training.questions import Turn, turns_from_answers
 log = logging.getLogger(__name__)
 MAX_TURNS = 6  # of one picture
 TRAIN, VALIDATION = "train", "val"
+SHOWN = {"image": "images", "video": "videos"}  # key of a row: folder beside the file
 OBJECT_FORMS = (
     "A room with {}.",
     "There is {} in the room.",
@@ -35,10 +36,11 @@ class Record:
 
     Attributes:
         name: unique within its source.
-        path: of the picture.
+        path: of the picture or video.
         split: ``train`` or ``val``.
         captions: sentences; may be empty if there are turns.
         turns: questions with their answers; may be empty.
+        video: whether ``path`` is a video.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Record:
     split: str
     captions: tuple[str, ...]
     turns: tuple[Turn, ...] = ()
+    video: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +96,11 @@ def read_folder(folder: Path) -> Iterator[Record]:
 
 
 def read_conversations(file: Path) -> Iterator[Record]:
-    """Read LLaVA's form: a JSON list of ``{image, conversations: [{from, value}, ...]}``.
+    """Read LLaVA's form: a JSON list of ``{image | video, conversations: [{from, value}, ...]}``.
 
-    Pictures lie in ``images/`` beside the file; rows that share one are joined. Each question is
-    asked on its own, so an answer that leans on an earlier turn is read without it. Rows with a
-    video, or without a picture, are left out and counted in the log.
+    Pictures lie in ``images/`` beside the file, videos in ``videos/``; rows that share one are
+    joined. Each question is asked on its own, so an answer that leans on an earlier turn is read
+    without it. Rows with neither are left out and counted in the log.
     """
     try:
         rows = json.loads(file.read_text())
@@ -105,21 +108,23 @@ def read_conversations(file: Path) -> Iterator[Record]:
         raise DatasetError(f"{file}: not a JSON list of conversations ({error})") from error
     if not isinstance(rows, list):
         raise DatasetError(f"{file}: not a JSON list of conversations")
-    turns: dict[str, list[Turn]] = {}
+    turns: dict[tuple[str, str], list[Turn]] = {}
     skipped = 0
     for number, row in enumerate(rows):
         where = f"{file}, row {number}"
         if not isinstance(row, dict):
             raise DatasetError(f"{where}: not an object")
-        if "image" not in row:
+        kind = next((key for key in SHOWN if key in row), None)
+        if kind is None:
             skipped += 1
             continue
-        turns.setdefault(_text(row, "image", where), []).extend(_turns(row, where))
+        turns.setdefault((SHOWN[kind], _text(row, kind, where)), []).extend(_turns(row, where))
     if skipped:
-        log.warning("%s: %d rows without a picture are left out", file, skipped)
-    for name, said in turns.items():
-        path = _inside(file.parent / "images", name, str(file))
-        yield Record(name, path, checksum_split(name), (), tuple(said[:MAX_TURNS]))
+        log.warning("%s: %d rows without a picture or video are left out", file, skipped)
+    for (folder, name), said in turns.items():
+        path = _inside(file.parent / folder, name, str(file))
+        video = folder == SHOWN["video"]
+        yield Record(name, path, checksum_split(name), (), tuple(said[:MAX_TURNS]), video)
 
 
 def checksum_split(name: str) -> str:
@@ -171,7 +176,7 @@ def _turns(row: dict[str, Any], where: str) -> Iterator[Turn]:
     except (KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{where}: needs conversations of {{from, value}}") from error
     for (asker, question), (_, answer) in zip(said[::2], said[1::2], strict=False):
-        question = question.replace("<image>", "").strip()
+        question = question.replace("<image>", "").replace("<video>", "").strip()
         if asker == "human" and question and answer:
             yield Turn(question, answer)
 

@@ -9,9 +9,11 @@ from streammem.training import features
 from streammem.training.features import cache_features, embed_captions, patch_statistics
 from streammem.training.generated import make_pictures
 from streammem.training.pictures import FLIPPED, WHOLE, sample_views
+from streammem.training.questions import Turn
 from streammem.training.records import Record, Source, read_source
 from tests.tiny import TinySentences
 from tests.training.tiny_backbones import CountingVision
+from tests.video.clips import encode, plainly_decoded
 
 
 @pytest.fixture
@@ -83,10 +85,29 @@ def test_views_are_whole_mirrored_and_crops_drawn_by_name(source):
     assert not np.array_equal(crop, features.picture_views(other, 3)[2])
 
 
-def test_a_file_that_is_no_picture_is_named(tmp_path):
+def test_views_of_a_video_are_its_middle_that_mirrored_and_other_frames(tmp_path):
+    path = encode(tmp_path / "a.mp4", frames=40)
+    record = Record("a.mp4", path, "train", (), (Turn("Q?", "A."),), video=True)
+    middle, mirrored, first, second = features.picture_views(record, 4)
+    shots = [shot.pixels for shot in plainly_decoded(path)]
+    assert np.array_equal(middle, shots[20])
+    assert np.array_equal(mirrored, middle[:, ::-1])
+    assert [np.array_equal(first, shots[0]), np.array_equal(second, shots[10])] == [True, True]
+    assert np.array_equal(features.picture_views(record, 1)[0], middle)
+
+
+def test_views_of_a_short_video_repeat_its_frames(tmp_path):
+    path = encode(tmp_path / "a.mp4", frames=1)
+    views = features.picture_views(Record("a.mp4", path, "train", ("x",), video=True), 4)
+    assert len(views) == 4
+
+
+@pytest.mark.parametrize(("video", "kind"), [(False, "picture"), (True, "video")])
+def test_a_file_that_is_no_picture_or_video_is_named(tmp_path, video, kind):
     (tmp_path / "a.jpg").write_text("no")
-    with pytest.raises(DatasetError, match=r"a\.jpg: cannot be read as a picture"):
-        features.picture_views(Record("a.jpg", tmp_path / "a.jpg", "val", ("x",)), 1)
+    record = Record("a.jpg", tmp_path / "a.jpg", "val", ("x",), video=video)
+    with pytest.raises(DatasetError, match=rf"a\.jpg: cannot be read as a {kind}"):
+        features.picture_views(record, 1)
 
 
 def test_a_segment_never_mixes_a_picture_with_its_mirror_image(source, tmp_path):

@@ -65,7 +65,7 @@ def test_a_missing_folder_is_named(tmp_path):
         read_source(tmp_path / "nowhere")
 
 
-def test_conversations_give_each_picture_its_questions(tmp_path):
+def test_conversations_give_each_picture_and_video_its_questions(tmp_path):
     def talk(*said):
         who = ("human", "gpt")
         return [{"from": who[i % 2], "value": text} for i, text in enumerate(said)]
@@ -73,12 +73,16 @@ def test_conversations_give_each_picture_its_questions(tmp_path):
     rows = [
         {"image": "a.jpg", "conversations": talk("<image>\nWhat is it?", "A cat.", "Why?", "So.")},
         {"image": "a.jpg", "conversations": talk("Where?", "Here.")},
-        {"video": "b.mp4", "conversations": talk("What happens?", "Much.")},
+        {"video": "b.mp4", "conversations": talk("<video>\nWhat happens?", "Much.")},
+        {"conversations": talk("Who are you?", "Nobody.")},
     ]
     (tmp_path / "talk.json").write_text(json.dumps(rows))
     source = read_source(tmp_path / "talk.json")
-    (record,) = source.records
+    record, video = source.records
     assert source.name == "talk"
+    assert (video.video, video.path) == (True, tmp_path / "videos" / "b.mp4")
+    assert video.turns == (Turn("What happens?", "Much."),)
+    assert not record.video
     assert record.path == tmp_path / "images" / "a.jpg"
     assert record.captions == ()
     assert record.turns == (
