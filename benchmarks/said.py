@@ -2,8 +2,8 @@
 
 Every clip of ``clips`` is one scene of at most eight frames. A noun counts as right if it, or a
 word of its kind, stands in the one sentence that the manifest has for the clip; much that is
-visibly there does not stand in it, so this is a lower bound. The control is another clip's sentence.
-Noise, black and blurred frames have nothing to name: their confidence stands beside the clips'.
+visibly there does not stand in it, so this is a lower bound. The control is another clip's
+sentence. Noise, black and blurred frames have nothing to name: their confidence stands beside.
 """
 
 import argparse
@@ -21,10 +21,14 @@ from benchmarks.rooms import singular
 from streammem.metrics import tokenise
 
 FRAMES = 8
-ARTICLES = set("a an the his her their its another one two three four five some several".split())
-ENDS = set(
-    "is are was were be and or in on at of with by to from into over under through near up down "
-    "that who which while as for off out around behind between along front next other each".split()
+ARTICLES = frozenset(
+    tokenise("a an the his her their its another one two three four five some several")
+)
+ENDS = frozenset(
+    tokenise(
+        "is are was were be and or in on at of with by to from into over under through near up "
+        "down that who which while as for off out around behind between along front next other each"
+    )
 )
 KINDS = (  # words of one kind count as one another
     "man woman person people boy girl child children kid men women lady guy rider player someone "
