@@ -4,6 +4,7 @@ import importlib
 import sys
 
 BENCHMARKS = {
+    "confidence": "benchmarks.confidence",
     "decode": "benchmarks.decode",
     "demo": "benchmarks.demo",
     "encoder": "benchmarks.encoder",

@@ -1,0 +1,124 @@
+"""Confidence: fitted on validation photos and spoiled ones, measured on others of both.
+
+A caption is right by the share of its nouns that stand in one of the photo's own five sentences
+(words of one kind count as one another); of a spoiled photo nothing is right. Half of the photos
+and the first three ways of spoiling are for the fit, the rest for the figures.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from benchmarks.machine import machine
+from benchmarks.said import kinds, nouns, rubbish
+
+SPOILED_SHARE = 4  # every fourth photo is spoiled in each way
+BATCH = 16
+LEVELS = 5  # of the table
+
+
+def others(picture: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Spoil a picture in ways that are not fitted to."""
+    side = picture.shape[0]
+    tiles = rng.integers(0, 256, (side // 16 + 1, picture.shape[1] // 16 + 1, 3), np.uint8)
+    return {
+        "one colour": np.zeros_like(picture) + rng.integers(0, 256, 3, np.uint8),
+        "tiles": tiles.repeat(16, 0).repeat(16, 1)[:side, : picture.shape[1]],
+        "half blurred": np.asarray(
+            Image.fromarray(picture).filter(ImageFilter.GaussianBlur(side / 16))
+        ),
+    }
+
+
+def above(left: np.ndarray, right: np.ndarray) -> float:
+    """Return the chance that one of the left values exceeds one of the right ones."""
+    return float((left[:, None] > right).mean() + (left[:, None] == right).mean() / 2)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks confidence", description=__doc__)
+    parser.add_argument("--model", default="streammem-tiny")
+    parser.add_argument("--photos", type=int, default=600)
+    parser.add_argument("--fit", type=Path, help="a checkpoint folder that the fit is written to")
+    options = parser.parse_args(arguments)
+    if "STREAMMEM_DATA" not in os.environ:
+        parser.error("set STREAMMEM_DATA to the folder with flickr8k")
+
+    from streammem import load
+    from streammem.confidence import fit, signs
+    from streammem.evaluation.datasets import read_photos
+
+    model, rng = load(options.model), np.random.default_rng(0)
+    photos = read_photos(Path(os.environ["STREAMMEM_DATA"]) / "flickr8k", "val")[: options.photos]
+    background = model.background.numpy()
+    seen: list[np.ndarray] = []
+    right: list[float] = []
+    kind: list[str] = []
+
+    def describe(pictures: list[np.ndarray], truths: list[set[str]], names: list[str]) -> None:
+        said = model.caption_pictures(pictures)
+        keys = model.sentence_keys(said)
+        for picture, text, key, truth in zip(pictures, said, keys, truths, strict=True):
+            seen.append(signs(model.perceive(picture).key[None], key, background))
+            right.append(len(nouns(text) & truth) / max(1, len(nouns(text))))
+        kind.extend(names)
+
+    half = len(photos) // 2
+    for begin in range(0, len(photos), BATCH):
+        batch = photos[begin : begin + BATCH]
+        pictures = [np.asarray(Image.open(photo.path).convert("RGB")) for photo in batch]
+        truths = [set[str]().union(*map(kinds, photo.captions)) for photo in batch]
+        fitted = begin < half
+        describe(pictures, truths, ["photo to fit" if fitted else "photo"] * len(batch))
+        for picture in pictures[::SPOILED_SHARE]:
+            spoiled = rubbish(picture, rng) | ({} if fitted else others(picture, rng))
+            names = [f"{name} to fit" if fitted else name for name in spoiled]
+            describe(list(spoiled.values()), [set()] * len(spoiled), names)
+    x, y, names = np.array(seen), np.array(right), np.array(kind)
+    to_fit = np.array([name.endswith("to fit") for name in kind])
+    certainty = fit(x[to_fit], y[to_fit])
+    sure = np.array([certainty(row) for row in x])
+    results = _figures(sure, y, names, ~to_fit)
+    if options.fit:
+        path = options.fit / "config.json"
+        config = json.loads(path.read_text())
+        config["certainty"] = certainty._asdict()
+        path.write_text(json.dumps(config, indent=1) + "\n")
+    print(json.dumps({"benchmark": "confidence", **results, "machine": machine()}))
+    return 0
+
+
+def _figures(
+    sure: np.ndarray, right: np.ndarray, names: np.ndarray, held: np.ndarray
+) -> dict[str, object]:
+    photo = names == "photo"
+    level = np.minimum((sure * LEVELS).astype(int), LEVELS - 1)
+    print("confidence    examples  mean confidence  nouns right")
+    error = 0.0
+    for i in range(LEVELS):
+        some = held & (level == i)
+        if some.any():
+            error += abs(sure[some].mean() - right[some].mean()) * some.sum() / held.sum()
+            print(
+                f"{i / LEVELS:.1f} to {(i + 1) / LEVELS:.1f}    {some.sum():8}  "
+                f"{sure[some].mean():15.2f}  {right[some].mean():11.2f}"
+            )
+    good, bad = sure[photo & (right > 2 / 3)], sure[photo & (right < 1 / 3)]
+    results: dict[str, object] = {
+        "photos": int(photo.sum()),
+        "median": round(float(np.median(sure[photo])), 3),
+        "right_above_wrong": round(above(good, bad), 3),
+        "calibration_error": round(error, 3),
+    }
+    for name in sorted(set(names[held]) - {"photo"}):
+        spoiled = sure[names == name]
+        results[f"median_{name}"] = round(float(np.median(spoiled)), 3)
+        results[f"above_{name}"] = round(above(sure[photo], spoiled), 3)
+        print(
+            f"{name}: median {np.median(spoiled):.2f}, below a photo {above(sure[photo], spoiled):.3f}"
+        )
+    return results
