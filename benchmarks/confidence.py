@@ -9,12 +9,16 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 from benchmarks.machine import machine
 from benchmarks.said import kinds, nouns, rubbish
+from streammem import load
+from streammem.confidence import fit, signs
+from streammem.evaluation.datasets import Photo, read_photos
 
 SPOILED_SHARE = 4  # every fourth photo is spoiled in each way
 BATCH = 16
@@ -39,6 +43,50 @@ def above(left: np.ndarray, right: np.ndarray) -> float:
     return float((left[:, None] > right).mean() + (left[:, None] == right).mean() / 2)
 
 
+class Examples:
+    """Captions with what speaks for them, and how right they are.
+
+    Args:
+        model: describes the pictures.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._background = model.background.numpy()
+        self.signs: list[np.ndarray] = []
+        self.right: list[float] = []
+        self.kinds: list[str] = []
+
+    def describe(
+        self, pictures: list[np.ndarray], truths: list[set[str]], names: list[str]
+    ) -> None:
+        """Caption pictures; ``truths`` are the words that may be said of each."""
+        said = self._model.caption_pictures(pictures)
+        keys = self._model.sentence_keys(said)
+        for picture, text, key, truth in zip(pictures, said, keys, truths, strict=True):
+            own = self._model.perceive(picture).key[None]
+            self.signs.append(signs(own, key, self._background))
+            self.right.append(len(nouns(text) & truth) / max(1, len(nouns(text))))
+        self.kinds.extend(names)
+
+
+def examples(model: Any, photos: list[Photo]) -> Examples:
+    """Describe photos and spoiled ones; those of the first half are named ``... to fit``."""
+    rng, found = np.random.default_rng(0), Examples(model)
+    for begin in range(0, len(photos), BATCH):
+        batch = photos[begin : begin + BATCH]
+        pictures = [np.asarray(Image.open(photo.path).convert("RGB")) for photo in batch]
+        truths = [set[str]().union(*map(kinds, photo.captions)) for photo in batch]
+        to_fit = begin < len(photos) // 2
+        end = " to fit" if to_fit else ""
+        found.describe(pictures, truths, [f"photo{end}"] * len(batch))
+        for picture in pictures[::SPOILED_SHARE]:
+            spoiled = rubbish(picture, rng) | ({} if to_fit else others(picture, rng))
+            names = [f"{name}{end}" for name in spoiled]
+            found.describe(list(spoiled.values()), [set()] * len(spoiled), names)
+    return found
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks confidence", description=__doc__)
     parser.add_argument("--model", default="streammem-tiny")
@@ -47,47 +95,17 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if "STREAMMEM_DATA" not in os.environ:
         parser.error("set STREAMMEM_DATA to the folder with flickr8k")
-
-    from streammem import load
-    from streammem.confidence import fit, signs
-    from streammem.evaluation.datasets import read_photos
-
-    model, rng = load(options.model), np.random.default_rng(0)
     photos = read_photos(Path(os.environ["STREAMMEM_DATA"]) / "flickr8k", "val")[: options.photos]
-    background = model.background.numpy()
-    seen: list[np.ndarray] = []
-    right: list[float] = []
-    kind: list[str] = []
-
-    def describe(pictures: list[np.ndarray], truths: list[set[str]], names: list[str]) -> None:
-        said = model.caption_pictures(pictures)
-        keys = model.sentence_keys(said)
-        for picture, text, key, truth in zip(pictures, said, keys, truths, strict=True):
-            seen.append(signs(model.perceive(picture).key[None], key, background))
-            right.append(len(nouns(text) & truth) / max(1, len(nouns(text))))
-        kind.extend(names)
-
-    half = len(photos) // 2
-    for begin in range(0, len(photos), BATCH):
-        batch = photos[begin : begin + BATCH]
-        pictures = [np.asarray(Image.open(photo.path).convert("RGB")) for photo in batch]
-        truths = [set[str]().union(*map(kinds, photo.captions)) for photo in batch]
-        fitted = begin < half
-        describe(pictures, truths, ["photo to fit" if fitted else "photo"] * len(batch))
-        for picture in pictures[::SPOILED_SHARE]:
-            spoiled = rubbish(picture, rng) | ({} if fitted else others(picture, rng))
-            names = [f"{name} to fit" if fitted else name for name in spoiled]
-            describe(list(spoiled.values()), [set()] * len(spoiled), names)
-    x, y, names = np.array(seen), np.array(right), np.array(kind)
-    to_fit = np.array([name.endswith("to fit") for name in kind])
+    found = examples(load(options.model), list(photos))
+    x, y, names = np.array(found.signs), np.array(found.right), np.array(found.kinds)
+    to_fit = np.array([name.endswith(" to fit") for name in found.kinds])
     certainty = fit(x[to_fit], y[to_fit])
-    sure = np.array([certainty(row) for row in x])
-    results = _figures(sure, y, names, ~to_fit)
     if options.fit:
         path = options.fit / "config.json"
         config = json.loads(path.read_text())
         config["certainty"] = certainty._asdict()
         path.write_text(json.dumps(config, indent=1) + "\n")
+    results = _figures(np.array([certainty(row) for row in x]), y, names, ~to_fit)
     print(json.dumps({"benchmark": "confidence", **results, "machine": machine()}))
     return 0
 
@@ -118,7 +136,5 @@ def _figures(
         spoiled = sure[names == name]
         results[f"median_{name}"] = round(float(np.median(spoiled)), 3)
         results[f"above_{name}"] = round(above(sure[photo], spoiled), 3)
-        print(
-            f"{name}: median {np.median(spoiled):.2f}, below a photo {above(sure[photo], spoiled):.3f}"
-        )
+        print(f"{name}: median {np.median(spoiled):.2f}, under a photo {results[f'above_{name}']}")
     return results
