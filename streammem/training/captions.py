@@ -110,7 +110,7 @@ def packed_losses(language: CausalLanguageModel, packed: Packed, visual: Tensor)
     embedded = torch.cat(
         [embedded[:, :start], visual.to(embedded.dtype), embedded[:, start + visual.shape[1] :]], 1
     )
-    hidden = decoder_of(model)(
+    hidden = _decoder_of(model)(
         inputs_embeds=embedded,
         position_ids=packed.positions,
         attention_mask=packed.mask,
@@ -121,7 +121,7 @@ def packed_losses(language: CausalLanguageModel, packed: Packed, visual: Tensor)
     return F.cross_entropy(logits.float(), packed.labels[spoken], reduction="none")
 
 
-def decoder_of(model: nn.Module) -> nn.Module:
+def _decoder_of(model: nn.Module) -> nn.Module:
     """Return the stack without the vocabulary head, whether a LoRA wraps the model or not."""
     plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     return plain.model

@@ -86,6 +86,7 @@ class CachedFeatures:
             [records[i].turns for i in kept],
             [self.patches],
             [(0, i) for i in kept],
+            [records[i].made for i in kept],
         )
 
     def training_frames(self) -> np.ndarray:

@@ -24,6 +24,7 @@ class PictureSet:
         turns: questions about each picture, with their answers; mostly empty.
         features: memory-mapped arrays [N, views, P, V] float16.
         rows: (index into ``features``, row of it) of each picture.
+        made: whether no person worded the captions of each picture, see ``Record``.
     """
 
     names: Sequence[str]
@@ -31,6 +32,7 @@ class PictureSet:
     turns: Sequence[Sequence[Turn]]
     features: Sequence[np.ndarray]
     rows: Sequence[tuple[int, int]]
+    made: Sequence[bool]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -65,6 +67,7 @@ class PictureSet:
             [self.turns[i] for i in chosen],
             self.features,
             [self.rows[i] for i in chosen],
+            [self.made[i] for i in chosen],
         )
 
     def __add__(self, other: "PictureSet") -> "PictureSet":
@@ -75,6 +78,7 @@ class PictureSet:
             [*self.turns, *other.turns],
             [*self.features, *other.features],
             [*self.rows, *moved],
+            [*self.made, *other.made],
         )
 
 

@@ -21,13 +21,8 @@ log = logging.getLogger(__name__)
 MAX_TURNS = 6  # of one picture
 TRAIN, VALIDATION = "train", "val"
 SHOWN = {"image": "images", "video": "videos"}  # key of a row: folder beside the file
-OBJECT_FORMS = (
-    "A room with {}.",
-    "There is {} in the room.",
-    "An indoor scene with {}.",
-    "{} in a room.",
-    "A view of {} indoors.",
-)
+OBJECT_FORMS = ("A room with {}.", "A room with {}.", "There is {} in the room.")
+OBJECTS_NAMED = (2, 4)  # in a sentence; one alone would be the likeliest thing to say of any room
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +36,7 @@ class Record:
         captions: sentences; may be empty if there are turns.
         turns: questions with their answers; may be empty.
         video: whether ``path`` is a video.
+        made: whether the captions were made from a label or a list; no person worded them.
     """
 
     name: str
@@ -49,6 +45,7 @@ class Record:
     captions: tuple[str, ...]
     turns: tuple[Turn, ...] = ()
     video: bool = False
+    made: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +89,9 @@ def read_folder(folder: Path) -> Iterator[Record]:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DatasetError(f"{where}: malformed captions, objects or qa ({error})") from error
         if split in (TRAIN, VALIDATION) and (captions or turns):
-            yield Record(name, _inside(folder / "images", name, where), split, captions, turns)
+            path = _inside(folder / "images", name, where)
+            made = bool(row.get("label") or row.get("objects"))
+            yield Record(name, path, split, captions, turns, made=made)
 
 
 def read_conversations(file: Path) -> Iterator[Record]:
@@ -157,7 +156,8 @@ def _object_captions(name: str, objects: Sequence[str]) -> list[str]:
         return []
     captions = []
     for form in OBJECT_FORMS:
-        count = min(len(plain), int(rng.integers(1, 4)))
+        least, most = OBJECTS_NAMED
+        count = min(len(plain), int(rng.integers(least, most + 1)))
         named = [_with_article(o) for o in rng.choice(plain, count, replace=False)]
         listed = " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
         captions.append(sentence(form.format(listed)))

@@ -6,21 +6,19 @@ picture's other samples as the baseline.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streammem.backbones.language import CausalLanguageModel
+from streammem.backbones.sampling import GenerationConfig
 from streammem.memory.bridge import MemoryBridge
 from streammem.metrics import CiderD, Tokens, tokenise
 from streammem.prompts import CAPTION_INSTRUCTION
 from streammem.training.captions import (
     Row,
     caption_row,
-    decoder_of,
     has_bfloat16,
     pack,
     packed_losses,
@@ -32,6 +30,7 @@ from streammem.training.pictures import PictureSet, sample_views
 SAMPLES = 5  # captions of a picture in a step
 MAX_TOKENS = 24  # of a sampled caption
 HUMAN_WEIGHT = 0.2  # of one human caption's cross-entropy: it keeps the sentences whole
+MADE_READ = 3  # made sentences of a picture that is not rewarded, with the same weight
 END = "</s>"  # counted as a word, so that a caption that breaks off half-way loses
 EVALUATED = 96  # validation pictures
 
@@ -73,20 +72,27 @@ class RewardStage:
         chosen = self.pictures.draw(rng, self.batch)
         patches, times, mask = sample_views(self.pictures, chosen, rng)
         visual = self._visual(patches, times, mask)
-        sampled = self._sample(visual.detach(), SAMPLES, temperature=1.0)
+        worded = [row for row, i in enumerate(chosen) if not self.pictures.made[i]]
+        sampled = self._sample(visual.detach()[worded], SAMPLES, temperature=1.0)
+        said_of = dict(zip(worded, sampled, strict=True))
         rows, weights = [], []
-        for picture, said in zip(chosen, sampled, strict=True):
-            rewards = torch.tensor([self._reward(ids, int(picture)) for ids in said])
-            others = (rewards.sum() - rewards) / (SAMPLES - 1)
-            captions = self.pictures.captions[int(picture)]
-            human = self._ids(captions[int(rng.integers(len(captions)))])
-            rows.append(caption_row(self._instruction, [*said, human]))
-            for ids, advantage in zip(
-                [*said, human], [*(rewards - others).tolist(), HUMAN_WEIGHT], strict=True
-            ):
-                weights += [advantage] * len(ids)
-        losses = self._losses(rows, visual)
-        return (torch.tensor(weights) * losses).mean()
+        for row, picture in enumerate(chosen):
+            said = said_of.get(row, [])
+            # Sentences made from a list say what is there, not how to say it: they are only read.
+            count = 1 if said else MADE_READ
+            texts = rng.permutation(self.pictures.captions[int(picture)])[:count]
+            human = [self._ids(text) for text in texts]
+            rows.append(caption_row(self._instruction, [*said, *human]))
+            worth = [*self._advantages(said, int(picture)), *[HUMAN_WEIGHT] * len(human)]
+            for ids, weight in zip([*said, *human], worth, strict=True):
+                weights += [weight] * len(ids)
+        return (torch.tensor(weights) * self._losses(rows, visual)).mean()
+
+    def _advantages(self, said: list[list[int]], picture: int) -> list[float]:
+        """By how much each caption's reward exceeds the mean of the others'."""
+        rewards = np.array([self._reward(ids, picture) for ids in said])
+        others = (rewards.sum() - rewards) / max(1, len(said) - 1)
+        return (rewards - others).tolist()
 
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
@@ -130,53 +136,12 @@ class RewardStage:
     @torch.no_grad()
     def _sample(self, visual: Tensor, count: int, *, temperature: float) -> list[list[list[int]]]:
         """Say ``count`` captions of each picture, as token ids with the stop token."""
-        model: Any = self.language.model
-        model.eval()
-        embed, head = model.get_input_embeddings(), model.get_output_embeddings().weight
-        batch, device = len(visual), visual.device.type
-        reduced = has_bfloat16(device)
-        head = head.bfloat16() if reduced else head
-        before, after = (
-            embed(torch.tensor(ids)).expand(batch, -1, -1)
-            for ids in (self._prefix, self._instruction)
-        )
-        fed = torch.cat([before, visual.to(before.dtype), after], 1)
-        position, past = fed.shape[1], None
-        said = torch.zeros(batch * count, 0, dtype=torch.long)
-        done = torch.zeros(batch * count, dtype=torch.bool)
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=reduced):
-            for step in range(MAX_TOKENS):
-                positions = (
-                    torch.arange(position) if step == 0 else torch.tensor([position + step - 1])
-                )
-                out = decoder_of(model)(
-                    inputs_embeds=fed,
-                    position_ids=positions[None],
-                    past_key_values=past,
-                    use_cache=True,
-                )
-                past, hidden = out.past_key_values, out.last_hidden_state[:, -1]
-                if step == 0:
-                    # The prompt is read once, whatever the number of captions.
-                    past.batch_repeat_interleave(count)
-                    hidden = hidden.repeat_interleave(count, 0)
-                logits = F.linear(hidden.to(head.dtype), head).float()
-                if temperature:
-                    token = torch.multinomial((logits / temperature).softmax(-1), 1)
-                else:
-                    token = logits.argmax(-1, keepdim=True)
-                token[done] = self.language.stop_id
-                said = torch.cat([said, token], 1)
-                done |= token[:, 0] == self.language.stop_id
-                if done.all():
-                    break
-                fed = embed(token)
-        captions = [_until_stop(row, self.language.stop_id) for row in said.tolist()]
-        return [captions[i : i + count] for i in range(0, len(captions), count)]
-
-
-def _until_stop(ids: list[int], stop: int) -> list[int]:
-    return ids[: ids.index(stop) + 1] if stop in ids else ids
+        self.language.model.eval()  # without the adapter's dropout
+        prompts = [self.language.chat([tokens, CAPTION_INSTRUCTION]) for tokens in visual]
+        seed = int(torch.randint(1 << 62, ()))
+        decoding = GenerationConfig(MAX_TOKENS, temperature=temperature, seed=seed)
+        replies = self.language.sample(prompts, decoding, count=count)
+        return [[reply.ids for reply in said] for said in replies]
 
 
 def _with_end(captions: Sequence[str]) -> list[Tokens]:

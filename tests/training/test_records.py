@@ -20,6 +20,7 @@ def test_a_folder_without_a_validation_split_is_split_by_name(tmp_path):
     assert {r.split for r in records} == {"train", "val"}
     assert all(record.split == checksum_split(record.name) for record in records)
     assert records[0].captions == ("A dog.",)
+    assert not records[0].made
 
 
 def test_a_folders_own_split_stands_and_other_splits_are_left_out(tmp_path):
@@ -42,6 +43,7 @@ def test_peoples_own_questions_come_with_their_picture(tmp_path):
     record = read_source(folder_with(tmp_path, [row])).records[0]
     assert record.turns == (Turn("What is on the desk?", "Lamp and book."),)
     assert "A room with a chair." in record.captions
+    assert record.made
 
 
 @pytest.mark.parametrize(

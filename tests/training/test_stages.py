@@ -264,6 +264,23 @@ def test_what_is_rewarded_becomes_likelier(rewarded, tmp_path, monkeypatch):
     assert preference() > before + 0.05
 
 
+def test_sentences_made_from_a_list_are_read_and_not_rewarded(rewarded, monkeypatch):
+    pictures = rewarded.pictures
+    rewarded.pictures = replace(pictures, made=[i % 2 == 0 for i in range(len(pictures))])
+    sampled = []
+
+    def sample(visual, count, **_):
+        sampled.append(len(visual))
+        return [[[*rewarded.language.ids("A circle."), 2]] * count] * len(visual)
+
+    monkeypatch.setattr(rewarded, "_sample", sample)
+    monkeypatch.setattr(rewarded, "_reward", lambda ids, picture: 1 / (picture % 2))
+    rng = np.random.default_rng(3)
+    drawn = rewarded.pictures.draw(np.random.default_rng(3), 4)
+    assert rewarded.loss(rng).isfinite()  # a reward of a made one would divide by zero
+    assert sampled == [sum(i % 2 for i in drawn)]
+
+
 def test_a_caption_that_breaks_off_is_worth_less(rewarded):
     whole = [*rewarded.language.ids(rewarded.pictures.captions[0][0]), rewarded.language.stop_id]
     assert rewarded._reward(whole, 0) > rewarded._reward(whole[:-1], 0)
