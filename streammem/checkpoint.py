@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -17,19 +18,27 @@ from streammem.backbones.language import CausalLanguageModel
 from streammem.backbones.text import TEXT_DIM, SentenceEncoder
 from streammem.backbones.vision import EfficientNetEncoder, TransformersVisionEncoder, VisionEncoder
 from streammem.backbones.weights import SOURCES, weights_path
+from streammem.confidence import SIGNS, Certainty
 from streammem.errors import BackboneError, CheckpointError, ConfigError
 from streammem.memory.bridge import BridgeConfig, MemoryBridge
 from streammem.memory.keys import PictureKey, TextKey
-from streammem.model import VideoModel
+from streammem.model import StreamModel, VideoModel
+from streammem.parents import published
+from streammem.questions import QuestionHead
 from streammem.scenetilling import SceneTillingConfig
 
 FORMAT = 1
 PACKAGED = Path(__file__).parent / "weights"
 PRESETS = {"streammem-tiny": PACKAGED / "streammem-tiny"}
+# A wheel carries the folder; in a clone it lies beside the package.
+CONFIGS = next(
+    (p / "configs" for p in Path(__file__).parents[:2] if (p / "configs").is_dir()), Path("configs")
+)
 DEFAULT = "streammem-tiny"
 MAX_CONFIG_BYTES = 1 << 20
 SCALE = ".row_scale"
 VISION = "vision."  # what training added to the frame encoder's parameters
+QUESTIONS = "questions"  # what reads questions; a checkpoint may lack it
 MIN_PACKED = 1 << 14  # values; below it the scales would not pay
 
 
@@ -41,6 +50,7 @@ class CheckpointConfig:
         vision: name of the frame encoder, likewise ``language`` and ``sentences``.
         key_dim: width of the keys.
         lora_scale: alpha / r of the adapters in the checkpoint.
+        certainty: see ``VideoModel``.
     """
 
     vision: str
@@ -50,14 +60,16 @@ class CheckpointConfig:
     key_dim: int
     scenes: SceneTillingConfig
     lora_scale: float
+    certainty: Certainty | None = None
 
 
-def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
+def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
     """Load a model by the name of a preset, or from a checkpoint folder. Never the network.
 
     Args:
-        name: a key of ``PRESETS``, or a folder that ``save`` wrote.
-        device: where the language model runs; perception runs on the CPU.
+        name: a key of ``PRESETS``, a folder that ``save`` wrote, or a VideoLLaMB: a TOML file's
+            name in configs/, a path to such a file, or a folder in its published layout.
+        device: where the language model runs; perception runs on the CPU, a VideoLLaMB's there.
 
     Raises:
         ConfigError: neither a preset nor a folder, or no such device.
@@ -65,6 +77,13 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         BackboneError: weights of a backbone are missing; the message says how to get them.
     """
     _check_device(device)
+    if str(name) not in PRESETS and (said := published.find(name, CONFIGS)):
+        return published.open_model(str(name), said, load_own(said.keys), device=device)
+    return load_own(name, device=device)
+
+
+def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
+    """Load a model of ours; as ``load``."""
     folder = PRESETS.get(str(name), Path(name))
     if not (folder / "config.json").is_file():
         raise ConfigError(
@@ -95,7 +114,7 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
                 f"{folder}: speaks to a language model of width {config.bridge.language_dim}, "
                 f"but that of {config.language} is {language.width}"
             )
-        merge_lora(language.model, lora, config.lora_scale)
+        language.edit(lambda llama: merge_lora(llama, lora, config.lora_scale))
         return language
 
     return VideoModel(
@@ -109,6 +128,8 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         open_sentences=lambda: SentenceEncoder(backbone_path(config.sentences)),
         open_language=open_language,
         scenes=config.scenes,
+        certainty=config.certainty,
+        questions=_question_head(tensors, folder),
     )
 
 
@@ -129,9 +150,9 @@ def save(
     """Write a checkpoint folder.
 
     Args:
-        model: whose bridge, key heads, centre and background are written, and what training
-            changed in its frame encoder: matrices with 8 bits a value and one bfloat16 scale a
-            row, the rest as float16.
+        model: whose bridge, key heads, question head (if it has one), centre and background are
+            written, and what training changed in its frame encoder: matrices with 8 bits a value
+            and one bfloat16 scale a row, the rest as float16.
         folder: made if need be; an existing checkpoint in it is replaced, file by file.
         backbones: names under ``vision``, ``language`` and ``sentences``.
         lora: ``<module>.A`` [r, in] and ``<module>.B`` [out, r] by module of the language model.
@@ -146,6 +167,8 @@ def save(
     for prefix, module in learned.items():
         tensors |= {f"{prefix}.{key}": value for key, value in module.state_dict().items()}
     tensors |= {f"lora.{key}": value for key, value in lora.items()}
+    if model.questions is not None:
+        tensors |= {f"{QUESTIONS}.{k}": v for k, v in model.questions.state_dict().items()}
     config = {
         "format": FORMAT,
         **backbones,
@@ -154,6 +177,8 @@ def save(
         "scenes": asdict(model.scenes),
         "lora_scale": lora_scale,
     }
+    if model.certainty:
+        config["certainty"] = model.certainty._asdict()
     path = folder / "model.safetensors.part"
     save_file(_packed(tensors), path)
     path.chmod(0o644)  # safetensors writes files that only their owner may read
@@ -196,6 +221,14 @@ def _learned(
     return {"bridge": bridge, "picture_key": picture_key, "text_key": text_key}
 
 
+def _question_head(tensors: dict[str, Tensor], folder: Path) -> QuestionHead | None:
+    if not any(key.startswith(f"{QUESTIONS}.") for key in tensors):
+        return None
+    head = QuestionHead(TEXT_DIM)
+    _fill(head, tensors, QUESTIONS, folder)
+    return head
+
+
 def read_config(folder: Path) -> CheckpointConfig:
     """Read and check a checkpoint folder's config.json."""
     path = folder / "config.json"
@@ -215,12 +248,22 @@ def read_config(folder: Path) -> CheckpointConfig:
             key_dim=_typed(config["key_dim"], int),
             scenes=SceneTillingConfig(**config["scenes"]),
             lora_scale=float(config["lora_scale"]),
+            certainty=_certainty(config.get("certainty")),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, CheckpointError):
             raise
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{path}: not a streammem configuration ({reason})") from error
+
+
+def _certainty(said: Any) -> Certainty | None:
+    if said is None:
+        return None
+    weights = tuple(map(float, said["weights"]))
+    if len(weights) != SIGNS or not np.isfinite([*weights, said["bias"]]).all():
+        raise ValueError(f"certainty needs {SIGNS} weights and a bias, all finite")
+    return Certainty(weights, float(said["bias"]))
 
 
 def _typed(value: Any, kind: type) -> Any:

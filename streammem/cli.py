@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from streammem import __version__
-from streammem.commands import asking, memory, models, seeing
+from streammem.commands import asking, memory, models, seeing, serving, summary, watching
 from streammem.errors import ConfigError, StreammemError
 from streammem.options import Parser
 from streammem.terminal import interrupts, note
@@ -22,6 +22,8 @@ examples:
   streammem ask trips "When does the dog swim?"          ask it later, without the video
   streammem memory export trips --format jsonl           all that it kept
   streammem find holiday.mp4 "a red car"                 the best moments for a description
+  streammem watch rtsp://camera/1 --alert "a dog"        a camera, for days
+  streammem chat webcam:0                                captions and questions on one screen
   streammem scenes holiday.mp4 --format jsonl            where scenes begin and end
   streammem eval captions flickr8k --split val --controls
   streammem models pull streammem-tiny                   fetch what the default model stands on
@@ -67,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"streammem {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (seeing, asking, memory, models):
+    for module in (seeing, watching, asking, summary, memory, serving, models):
         module.add_to(commands)
     return parser
 

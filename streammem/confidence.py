@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+SIGNS = 4
 NEAREST = 10  # background pictures that say whether a picture is of a known kind
 RIDGE = 1e-2
 NEWTON_STEPS = 30

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor
 from streammem.backbones.language import CausalLanguageModel, GenerationConfig
 from streammem.backbones.text import SentenceEncoder
 from streammem.backbones.vision import VisionEncoder
+from streammem.confidence import Certainty
 from streammem.memory.bridge import MemoryBridge
 from streammem.memory.keys import PictureKey, TextKey
 from streammem.prompts import CAPTION_INSTRUCTION
+from streammem.questions import QuestionHead, Reading
 from streammem.scenetilling import SceneTillingConfig
 from streammem.types import clock
 
@@ -37,6 +39,32 @@ class Perceived(NamedTuple):
     key: np.ndarray
 
 
+class Scene(NamedTuple):
+    """The frames of a closing segment, as a model takes them in.
+
+    Attributes:
+        number: of the segment in its stream, from 0.
+        patches: of each frame, as ``perceive`` gave them.
+        places: of each frame, in [0, 1] between the first and the last.
+    """
+
+    number: int
+    patches: Sequence[Tensor]
+    places: Sequence[float]
+
+
+class TakenIn(NamedTuple):
+    """What a segment leaves behind.
+
+    Attributes:
+        tokens: of the model's ``token_shape``; for the cache, captions and answers.
+        memory: the recurrent memory after it, shaped as ``initial_memory``.
+    """
+
+    tokens: Tensor
+    memory: Tensor
+
+
 class Passage(NamedTuple):
     """A stretch of the past as it is shown to the language model.
 
@@ -51,6 +79,41 @@ class Passage(NamedTuple):
     end: float
     tokens: Tensor
     caption: str | None
+
+
+class StreamModel(Protocol):
+    """What a session needs of a model; ``VideoModel`` says what each member means."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def scenes(self) -> SceneTillingConfig: ...
+    @property
+    def decoding(self) -> GenerationConfig: ...
+    @property
+    def background(self) -> Tensor: ...
+    @property
+    def certainty(self) -> Certainty | None: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def token_shape(self) -> tuple[int, int]: ...
+    def initial_memory(self) -> Tensor: ...
+    def perceive(self, picture: np.ndarray) -> Perceived: ...
+    def take_in(self, scene: Scene, memory: Tensor, related: Tensor | None) -> TakenIn: ...
+    def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray: ...
+    def read_question(self, question: str) -> Reading: ...
+    def caption_prompt(
+        self, tokens: Tensor, instruction: str | None = None
+    ) -> list[str | Tensor]: ...
+    def answer_prompt(self, passages: Sequence[Passage], question: str) -> list[str | Tensor]: ...
+    def captions(
+        self,
+        tokens: Sequence[Tensor],
+        decoding: GenerationConfig | None = None,
+        instruction: str | None = None,
+    ) -> list[str]: ...
+    def stream(self, prompt: list[str | Tensor], decoding: GenerationConfig) -> Iterator[str]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +133,8 @@ class VideoModel:
         open_language: opens the language model; likewise, so that ``scenes`` never waits for it.
         scenes: SceneTilling's options, fitted to this encoder.
         decoding: how captions are decoded unless a session says otherwise.
+        certainty: how confidence in a caption comes from keys; None where it was not fitted.
+        questions: reads operator and anchor off a question; without it, every one is free.
     """
 
     name: str
@@ -83,6 +148,8 @@ class VideoModel:
     open_language: Callable[[], CausalLanguageModel]
     scenes: SceneTillingConfig = field(default_factory=SceneTillingConfig)
     decoding: GenerationConfig = CAPTION_DECODING
+    certainty: Certainty | None = None
+    questions: QuestionHead | None = None
 
     @cached_property
     def language(self) -> CausalLanguageModel:
@@ -116,6 +183,20 @@ class VideoModel:
         key = self.picture_key(features.patches)[0].float().cpu().numpy()
         return Perceived(embedding, features.patches[0].half(), key)
 
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """(M, D) of a segment's tokens."""
+        return self.bridge.config.memory_tokens, self.bridge.config.dim
+
+    def initial_memory(self) -> Tensor:
+        """Return the memory before the first segment, [M, D]."""
+        return self.bridge.initial_memory()[0].detach().clone()
+
+    def take_in(self, scene: Scene, memory: Tensor, related: Tensor | None) -> TakenIn:
+        """Read a segment, then fold it and related tokens [R, D] into the memory [M, D]."""
+        tokens = self.look(scene.patches, scene.places)
+        return TakenIn(tokens, self.remember(memory, tokens, related))
+
     @torch.inference_mode()
     def look(self, patches: Sequence[Tensor], times: Sequence[float]) -> Tensor:
         """Read a segment's frames: T patches [P, V], T places in [0, 1] -> tokens [M, D]."""
@@ -132,6 +213,13 @@ class VideoModel:
     def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
         """Map sentences to unit keys [N, K] float32."""
         return self.text_key(self.sentences.encode(sentences)).cpu().numpy()
+
+    def read_question(self, question: str) -> Reading:
+        """Read what is asked for, and of what."""
+        if self.questions is None:
+            return Reading()
+        (read,) = self.sentences.token_states([question])
+        return self.questions.read(question, *read)
 
     def caption_prompt(self, tokens: Tensor, instruction: str | None = None) -> list[str | Tensor]:
         """Build the prompt that describes a segment from its tokens [M, D]."""
@@ -186,7 +274,9 @@ class VideoModel:
 
 
 def spread(count: int, most: int) -> list[int]:
-    """Choose at most ``most`` of ``count`` frames, evenly, first and last included."""
+    """Choose at most ``most`` of ``count`` frames, evenly, with first and last; one is the middle."""
     if count <= most:
         return list(range(count))
+    if most == 1:
+        return [count // 2]
     return [round(i * (count - 1) / (most - 1)) for i in range(most)]

@@ -7,6 +7,7 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -71,15 +72,15 @@ def add_source_options(parser: Parser, *, asks: bool = False) -> None:
     """Add what every command takes that looks at a source; ``asks``: or at a memory."""
     parser.set_defaults(asks=asks, graceful=True)
     add = parser.add_argument
-    kinds = "video file, picture, folder of pictures, http(s) URL"
+    kinds = "video file, picture, folder of pictures, URL (http, https, rtsp), webcam:N, screen:, "
+    kinds += "growing:FOLDER, a FIFO, or - for standard input"
     add("source", help=f"{kinds}; or a memory" if asks else kinds)
-    add("--model", default="streammem-tiny", help="preset or checkpoint folder")
-    add("--config", type=Path, metavar="FILE", help="TOML file of options (see configs/)")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="as in passages=6")
-    add("--device", default="cpu", help="where the language model runs: cpu, cuda, cuda:1, mps")
+    _add_model(parser)
     add("--fps", type=float, help="frames a second to look at (default 2; scenes: all)")
     add("--start", type=seconds, metavar="TIME", help="where to enter: seconds or h:mm:ss")
     add("--end", type=seconds, metavar="TIME", help="where to leave: seconds or h:mm:ss")
+    recorded = "when the first frame was taken, as in 2026-05-03T14:00, for questions such as "
+    add("--recorded", type=moment, metavar="TIME", help=f'{recorded}"at 3 pm"; live ones know it')
     add("--sparse", action="store_true", help="keyframes only: about ten times cheaper")
     add(
         "--reader",
@@ -97,6 +98,20 @@ def add_source_options(parser: Parser, *, asks: bool = False) -> None:
     _add_memory_options(parser)
     add_output_options(parser)
     _add_model_options(parser)
+
+
+def add_session_options(parser: Parser) -> None:
+    """Add what a command takes that opens sessions on sources which others name."""
+    _add_model(parser)
+    _add_model_options(parser)
+
+
+def _add_model(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--model", default="streammem-tiny", help="preset or checkpoint folder")
+    add("--config", type=Path, metavar="FILE", help="TOML file of options (see configs/)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="as in passages=6")
+    add("--device", default="cpu", help="where the language model runs: cpu, cuda, cuda:1, mps")
 
 
 def add_output_options(parser: Parser, *forms: str) -> None:
@@ -149,6 +164,19 @@ def seconds(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: give seconds or h:mm:ss") from None
+
+
+def moment(text: str) -> float:
+    """Read a date and time in ISO 8601, this computer's unless it names its offset; Unix seconds.
+
+    Raises:
+        argparse.ArgumentTypeError: not a time.
+    """
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        message = f"{text!r}: give a time such as 2026-05-03T14:00 or 2026-05-03T14:00+02:00"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def byte_size(text: str) -> int:
@@ -206,6 +234,8 @@ def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
         flags["context"] = arguments.context
     if arguments.prompt:
         flags["instruction"] = arguments.prompt
+    if getattr(arguments, "timezone", None):
+        flags["timezone"] = arguments.timezone
     return flags
 
 

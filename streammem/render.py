@@ -14,8 +14,10 @@ from typing import Protocol
 import numpy as np
 
 from streammem.types import (
+    Alert,
     Answer,
     Caption,
+    Chapter,
     Event,
     Moment,
     Note,
@@ -31,12 +33,21 @@ EVENT_KEYS: dict[type, tuple[str, tuple[str, ...]]] = {
     Caption: ("caption", ("segment", "start", "end", "text")),
     Answer: ("answer", ("question", "text", "seen", "method", "evidence")),
     Moment: ("moment", (*EVIDENCE_KEYS, "rank")),
+    Chapter: ("chapter", ("source", "start", "end", "segments", "captions")),
     Note: ("note", ("start", "end", "text")),
+    Alert: ("alert", ("query", "time", "score", "segment", "keyframe")),
     Warning: ("warning", ("message",)),
-    Stats: ("stats", ("frames", "segments", "captions", "perceive_s", "speak_s")),
+    Stats: (
+        "stats",
+        (
+            *("frames", "segments", "captions", "perceive_s", "speak_s", "captured", "waiting"),
+            *("dropped_full", "dropped_at_stop", "captions_skipped", "connections", "damaged"),
+            *("lag_s", "caption_lag_s"),
+        ),
+    ),
 }
 NOTHING: Mapping[str, object] = MappingProxyType({})
-TIME_KEYS = frozenset({"start", "end", "perceive_s", "speak_s"})
+TIME_KEYS = frozenset({"start", "end", "time", "perceive_s", "speak_s", "lag_s", "caption_lag_s"})
 
 # json.dumps leaves these as they are, but str.splitlines and some readers end a line at them.
 _LINE_ENDS_IN_JSON = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
@@ -69,8 +80,8 @@ class Text:
     def write(self, event: Event) -> str:
         if isinstance(event, Warning | Stats):
             return ""
-        # Only an answer has lines of its own: the evidence under it.
-        multiline = isinstance(event, Answer)
+        # Only these have lines of their own: evidence, captions.
+        multiline = isinstance(event, Answer | Chapter)
         lines = _lines(str(event)) if multiline else str(event).translate(_CONTROLS).split()
         return _encodable(("\n" if multiline else " ").join(lines)) + "\n"
 
@@ -136,8 +147,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
 
     Returns:
         ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
-        ``confidence`` where it has one, then ``more``. Times are rounded to milliseconds; any
-        other number that is not finite becomes None.
+        ``confidence`` and an answer's ``remark`` where it has one, then ``more``. Times are
+        rounded to milliseconds; any other number that is not finite becomes None.
 
     Raises:
         ValueError, OverflowError: a time is NaN or infinite.
@@ -145,6 +156,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
     kind, keys = EVENT_KEYS[type(event)]
     if isinstance(event, Caption) and event.confidence is not None:
         keys = (*keys, "confidence")
+    if isinstance(event, Answer) and event.remark is not None:
+        keys = (*keys, "remark")
     return {"type": kind, **_values(event, keys), **more}
 
 
@@ -152,6 +165,42 @@ def to_line(event: Event, more: Mapping[str, object] = NOTHING) -> str:
     """Return ``to_json`` as one line of JSON, without its line end, encodable as UTF-8."""
     line = json.dumps(to_json(event, more), ensure_ascii=False, allow_nan=False)
     return _encodable(line.translate(_LINE_ENDS_IN_JSON))
+
+
+def prometheus(stats: Stats, source: str) -> str:
+    """Write counters in Prometheus' text form.
+
+    Args:
+        stats: of one run.
+        source: its name, as the label ``source``.
+
+    Source: Prometheus exposition formats, text format 0.0.4.
+    """
+    escaped = source.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    lines = []
+    for name, kind, values in (
+        ("frames_captured_total", "counter", {"": stats.captured}),
+        ("frames_perceived_total", "counter", {"": stats.frames}),
+        (
+            "frames_dropped_total",
+            "counter",
+            {',reason="full"': stats.dropped_full, ',reason="stop"': stats.dropped_at_stop},
+        ),
+        ("frames_waiting", "gauge", {"": stats.waiting}),
+        ("frames_damaged_total", "counter", {"": stats.damaged}),
+        ("segments_total", "counter", {"": stats.segments}),
+        ("captions_total", "counter", {"": stats.captions}),
+        ("captions_skipped_total", "counter", {"": stats.captions_skipped}),
+        ("connections_total", "counter", {"": stats.connections}),
+        ("perception_cpu_seconds_total", "counter", {"": stats.perceive_s}),
+        ("speech_cpu_seconds_total", "counter", {"": stats.speak_s}),
+        ("lag_seconds", "gauge", {"": stats.lag_s}),
+        ("caption_lag_seconds", "gauge", {"": stats.caption_lag_s}),
+    ):
+        lines.append(f"# TYPE streammem_{name} {kind}")
+        for label, value in values.items():
+            lines.append(f'streammem_{name}{{source="{escaped}"{label}}} {value:.10g}')
+    return _encodable("\n".join(lines)) + "\n"
 
 
 def plain(text: str, *, keep: str = "") -> str:
@@ -175,8 +224,9 @@ def _values(record: object, keys: tuple[str, ...]) -> dict[str, object]:
 
 
 def _value(key: str, value: object) -> object:
-    if isinstance(value, tuple | list):  # only evidence is
-        return [_values(item, EVIDENCE_KEYS) for item in value]
+    if isinstance(value, tuple | list):  # evidence, or a chapter's captions
+        kept = {Caption: EVENT_KEYS[Caption][1]}
+        return [_values(item, kept.get(type(item), EVIDENCE_KEYS)) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     if key in TIME_KEYS and isinstance(value, int | float):

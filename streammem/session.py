@@ -15,22 +15,18 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from streammem.backbones.language import GenerationConfig
+from streammem.answering import Answerer, Present, say
+from streammem.confidence import signs
 from streammem.gate import Encoded, encode
-from streammem.memory.abstain import normalise, threshold
 from streammem.memory.cache import CacheConfig, MemoryCache
-from streammem.memory.entry import Entry, Hit
+from streammem.memory.entry import Entry
 from streammem.memory.keysets import visual_keys
 from streammem.memory.memory import Memory
-from streammem.model import Passage, VideoModel, spread
+from streammem.model import Scene, StreamModel, spread
 from streammem.openscene import BRIDGE_FRAMES, Held, hold, keyframe, places, thinned
 from streammem.scenetilling import SceneState, Score, flush, initial, push
 from streammem.session_config import SessionConfig
-from streammem.types import Answer, Caption, Evidence, Frame, Moment, Reason, Segment
-
-# Nominal rate of false sightings. On held-out photos, 10 to 100 in a memory, about one question in
-# five about an absent thing passed, and about half of those about present things.
-FALSE_SIGHTINGS = 0.3
+from streammem.types import Answer, Caption, Chapter, Frame, Moment, Reason, Segment
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,24 +69,26 @@ class Session:
             is in it stays findable, and the recurrent memory goes on from it.
         read_only: open the memory for questions only, also while another process writes it.
         source: name of the stream in evidence.
+        wall_zero: wall clock at stream time 0, Unix seconds, for questions such as "yesterday at
+            3 pm"; None where nobody knows it. May be set anew while the stream runs.
         on_score: called with the time (s) and each settled similarity and depth, for plots.
 
     Raises:
         StoreError: the memory cannot be opened, or was made by another model.
     """
 
-    model: VideoModel
+    model: StreamModel
     config: SessionConfig = field(default_factory=SessionConfig)
     memory: str | Path | None = None
     read_only: bool = False
     source: str = ""
     on_score: Callable[[float, Score], None] | None = None
+    wall_zero: float | None = None
 
     def __post_init__(self) -> None:
         self._scenes = self.config.scenes or self.model.scenes
-        bridge = self.model.bridge
         key_dim = self.model.background.shape[1]
-        token_shape = (bridge.config.memory_tokens, bridge.config.dim)
+        token_shape = self.model.token_shape
         if self.memory is None:
             self.kept = Memory(CacheConfig(key_dim, token_shape, self.config.max_segments))
         else:
@@ -102,10 +100,11 @@ class Session:
                 max_segments=self.config.max_segments,
                 mode="r" if self.read_only else "rw",
             )
-        recurrent = self.kept.recurrent(bridge.initial_memory()[0].detach().clone())
+        recurrent = self.kept.recurrent(self.model.initial_memory())
         self.state = SessionState(
             initial(self._scenes), (), (), recurrent, next_segment=self.kept.next_segment
         )
+        self.answerer = Answerer(self.model, self.kept, self.config, self.captions)
 
     @property
     def cache(self) -> MemoryCache:
@@ -202,7 +201,7 @@ class Session:
             on_text: called with each piece of text as it is generated.
         """
         prompt = self.model.caption_prompt(self.tokens(segment.id), self.config.instruction)
-        text = _say(self.model, prompt, self.config.caption or self.model.decoding, on_text)
+        text = say(self.model, prompt, self.config.caption or self.model.decoding, on_text)
         return self.add_caption(segment, text)
 
     def captions(self, segments: Sequence[Segment]) -> list[Caption]:
@@ -216,35 +215,31 @@ class Session:
         """Store what was said of a segment, found from then on by its words too.
 
         Returns:
-            The caption with its confidence: how far picture and words agree in the key space.
+            The caption with its confidence, see ``confidence``.
         """
         key = self.model.sentence_keys([text])[0]
         entry = self.kept.set_caption(segment.id, text, key)
-        agreement = float((entry.visual_keys @ key).max())
-        return Caption(segment.id, segment.start, segment.end, text, _confidence(agreement))
+        sure = confidence(self.model, entry.visual_keys, key)
+        return Caption(segment.id, segment.start, segment.end, text, sure)
 
     def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
         """Answer from what was seen so far, with the evidence it rests on.
 
+        The last turns are remembered, so that "and after that?" can follow.
+
         Args:
             question: free text.
-            on_text: called with each piece of the answer as it is generated.
+            on_text: called with each piece of the answer as it comes.
 
         Raises:
             ValueError: an empty question.
+            ConfigError: a time in it that there is not.
         """
         if not question.strip():
             raise ValueError("the question is empty")
-        key = self.model.sentence_keys([question])[0]
-        hits = self._chosen(key)
-        unsaid = [hit.entry for hit in hits if hit.entry.caption is None]
-        self.captions([Segment(e.segment, e.start, e.end, None, None) for e in unsaid])
-        entries = sorted((self.cache.get(h.entry.segment) or h.entry for h in hits), key=_start)
-        passages = self._passages(entries)
-        prompt = self.model.answer_prompt(passages, question)
-        text = _say(self.model, prompt, self.config.answer, on_text)
-        evidence = tuple(self._evidence(hit) for hit in hits)
-        return Answer(question, text, self._seen(key, hits), "model", evidence)
+        state = self.state
+        present = Present(state.now, state.next_segment, state.memory)
+        return self.answerer.ask(question, present, on_text)
 
     def find(self, query: str, count: int = 5) -> tuple[Moment, ...]:
         """Find the moments that a description fits best.
@@ -253,17 +248,21 @@ class Session:
             query: for example ``a man in a red hat``.
             count: moments at most.
         """
-        hits = self.cache.search(self.model.sentence_keys([query])[0], count)
-        moments = []
-        for rank, hit in enumerate(hits, start=1):
-            found = self._evidence(hit)
-            moments.append(
-                Moment(
-                    found.source, found.segment, found.start, found.end, found.score,
-                    keyframe=found.keyframe, caption=found.caption, speech=found.speech, rank=rank,
-                )
-            )  # fmt: skip
-        return tuple(moments)
+        return self.answerer.find(query, count)
+
+    def chapters(
+        self, count: int | None = None, between: tuple[float, float] | None = None
+    ) -> tuple[Chapter, ...]:
+        """Divide what was seen into chapters, with captions of their most central scenes.
+
+        Args:
+            count: chapters at most; by default the square root of the scenes, 24 at most.
+            between: [a, b) seconds; only what overlaps it.
+
+        Raises:
+            ConfigError: count below 1.
+        """
+        return self.answerer.chapters(count, between)
 
     # -- closing --
 
@@ -277,11 +276,11 @@ class Session:
         frames, rest = self.state.held[:count], self.state.held[count:]
         full = [f for f in frames if f.patches is not None]
         shown = [full[i] for i in spread(len(full), BRIDGE_FRAMES)]
-        tokens = self.model.look([f.patches for f in shown if f.patches is not None], places(shown))
         keys = np.stack([f.key for f in frames])
         clusters = visual_keys(keys)
         related = self.kept.related_tokens(clusters[0], self.config.retrieved)
-        memory = self.model.remember(self.state.memory, tokens, related)
+        scene = _scene(self.state.next_segment, shown)
+        tokens, memory = self.model.take_in(scene, self.state.memory, related)
         segment = Segment(self.state.next_segment, frames[0].time, end, depth, reason)
         self.kept.append(
             Entry(
@@ -294,6 +293,7 @@ class Session:
                 tokens=tokens.half().cpu().numpy(),
                 keyframe=keyframe(full, clusters[0]),
                 source=self.source,
+                wall_start=None if self.wall_zero is None else self.wall_zero + segment.start,
             ),
             memory,
         )
@@ -308,71 +308,16 @@ class Session:
             for score in scores:
                 self.on_score(self.state.held[score.frame - first].time, score)
 
-    # -- answering --
 
-    def _chosen(self, key: np.ndarray) -> list[Hit]:
-        context, count = self.config.context, self.config.passages
-        if context == "now":
-            return []
-        if context == "uniform":
-            entries = self.cache.entries()
-            return [_scored(entries[i], key) for i in spread(len(entries), count)]
-        return list(self.cache.search(key, count))
-
-    def _passages(self, entries: Sequence[Entry]) -> list[Passage]:
-        with_tokens = self.config.context != "captions"
-        passages = []
-        for entry in entries:
-            tokens = self.kept.tokens(entry.segment)
-            shown = tokens if with_tokens else tokens[:0]
-            passages.append(Passage(entry.start, entry.end, shown, entry.caption))
-        now = self.state.now
-        if now and self.config.context in ("memory", "now"):
-            patches = [f.patches for f in now if f.patches is not None]
-            tokens = self.model.look(patches, places(now))
-            passages.append(Passage(now[0].time, now[-1].end, tokens, None))
-        return passages
-
-    def _seen(self, key: np.ndarray, hits: Sequence[Hit]) -> bool:
-        if not hits:
-            return bool(self.state.now)
-        background = self.model.background.numpy() @ key
-        best = np.array([max(hit.visual for hit in hits)])
-        size = max(2, sum(len(e.visual_keys) for e in self.cache.entries()))
-        return bool(normalise(best, background, size)[0] > threshold(FALSE_SIGHTINGS))
-
-    def _evidence(self, hit: Hit) -> Evidence:
-        entry = self.cache.get(hit.entry.segment) or hit.entry
-        speech = " ".join(note.text for note in entry.notes) or None
-        return Evidence(
-            entry.source, entry.segment, entry.start, entry.end, hit.score,
-            keyframe=self.kept.keyframe_path(entry.segment),
-            caption=entry.caption, speech=speech,
-        )  # fmt: skip
+def _scene(number: int, frames: Sequence[Held]) -> Scene:
+    return Scene(number, [f.patches for f in frames if f.patches is not None], places(frames))
 
 
-def _say(
-    model: VideoModel,
-    prompt: list[str | Tensor],
-    decoding: GenerationConfig,
-    on_text: Callable[[str], None] | None,
-) -> str:
-    said = []
-    for piece in model.stream(prompt, decoding):
-        said.append(piece)
-        if on_text:
-            on_text(piece)
-    return "".join(said).strip()
+def confidence(model: StreamModel, pictures: np.ndarray, words: np.ndarray) -> float:
+    """Return how likely words [K] are right of pictures [V, K], in [0, 1].
 
-
-def _scored(entry: Entry, key: np.ndarray) -> Hit:
-    score = float((entry.visual_keys @ key).max())
-    return Hit(entry, score, score, None, score)
-
-
-def _confidence(agreement: float) -> float:
-    return round(min(1.0, max(0.0, agreement)), 3)
-
-
-def _start(entry: Entry) -> float:
-    return entry.start
+    Where a model has no fit, it is their cosine.
+    """
+    seen = signs(pictures, words, model.background.numpy())
+    sure = model.certainty(seen) if model.certainty else seen[0]
+    return round(float(min(1.0, max(0.0, sure))), 3)

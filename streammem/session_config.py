@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from streammem.backbones.language import GenerationConfig
 from streammem.errors import ConfigError
@@ -29,6 +30,9 @@ class SessionConfig:
             10 levels.
         context: what an answer is read from: ``memory``, or a control: the last frames only
             (``now``), segments spread evenly (``uniform``), captions without tokens (``captions``).
+        remark: let the model say a sentence of its own after an answer that was computed.
+        timezone: name in the time zone database, as in ``Europe/Berlin``, that wall-clock words
+            are read in; None takes this computer's.
         caption: decoding of captions; None takes the model's.
         answer: decoding of answers.
         instruction: what a caption is asked by; None takes what the model was trained with.
@@ -41,6 +45,8 @@ class SessionConfig:
     now_frames: int = 4
     still: float = 6.0
     context: Context = "memory"
+    remark: bool = False
+    timezone: str | None = None
     caption: GenerationConfig | None = None
     answer: GenerationConfig = ANSWER_DECODING
     instruction: str | None = None
@@ -52,4 +58,14 @@ class SessionConfig:
             raise ConfigError(f"still={self.still}: give levels in [0, 255]")
         if self.retrieved < 0 or self.passages < 1 or self.now_frames < 0:
             raise ConfigError("retrieved and now_frames must be >= 0, passages >= 1")
+        _check_timezone(self.timezone)
         CacheConfig(max_segments=self.max_segments)  # refuses what the cache would
+
+
+def _check_timezone(name: str | None) -> None:
+    try:
+        if name is not None:
+            ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        known = "give one such as Europe/Berlin"
+        raise ConfigError(f"timezone {name!r}: not known; {known}") from error

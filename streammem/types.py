@@ -56,7 +56,7 @@ class Caption:
     """What the language model says of a segment.
 
     Attributes:
-        confidence: in [0, 1], the agreement of text and picture; None where no score exists.
+        confidence: in [0, 1], how likely a noun of the text is right; None where no score exists.
     """
 
     segment: int
@@ -109,6 +109,8 @@ class Answer:
     Attributes:
         seen: whether what was asked about was seen; if not, ``evidence`` is the nearest there is.
         method: ``model`` (its own words) or ``computed`` (counted or measured over the timeline).
+        remark: what the model says of a computed answer, in its own words; None where it says
+            nothing.
     """
 
     question: str
@@ -116,10 +118,34 @@ class Answer:
     seen: bool
     method: Method
     evidence: tuple[Evidence, ...] = ()
+    remark: str | None = None
 
     def __str__(self) -> str:
-        lines = [self.text, *(f"  {item}" for item in self.evidence)]
+        said = [self.text, *([self.remark] if self.remark else [])]
+        lines = [*said, *(f"  {item}" for item in self.evidence)]
         return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """A stretch of a memory whose scenes are more like each other than like their neighbours.
+
+    Attributes:
+        source: name of the source that it was seen in.
+        segments: scenes in it.
+        captions: of its most central scenes, in time order.
+    """
+
+    source: str
+    start: float
+    end: float
+    segments: int
+    captions: tuple[Caption, ...] = ()
+
+    def __str__(self) -> str:
+        scenes = "1 scene" if self.segments == 1 else f"{self.segments} scenes"
+        heading = f"{clock(self.start)}-{clock(self.end)} {self.source} ({scenes})"
+        return "\n".join([" ".join(heading.split()), *(f"  {item}" for item in self.captions)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +171,31 @@ class Warning:
 
 
 @dataclass(frozen=True, slots=True)
+class Alert:
+    """Something that was waited for has appeared.
+
+    Attributes:
+        query: what was waited for, in the user's words.
+        time: seconds; of the frame in which it was seen.
+        score: how far it exceeds chance; see ``memory.abstain.normalise``.
+        segment: id of the scene that was open then.
+        keyframe: path of the stored frame, if any.
+    """
+
+    query: str
+    time: float
+    score: float
+    segment: int
+    keyframe: str | None = None
+
+    def __str__(self) -> str:
+        shown = f" {self.keyframe}" if self.keyframe else ""
+        return f"[{clock(self.time)}] alert: {self.query} (score {self.score:.1f}){shown}"
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
-    """Counters of a run.
+    """Counters of a run. ``captured`` = ``frames`` + ``waiting`` + both kinds of dropped.
 
     Attributes:
         frames: frames perceived.
@@ -154,6 +203,16 @@ class Stats:
         captions: captions emitted.
         perceive_s: CPU seconds spent in perception.
         speak_s: CPU seconds spent in the language model.
+        captured: frames that the source gave at the rate asked for.
+        waiting: of these, frames that wait for perception.
+        dropped_full: of these, frames dropped because too many waited.
+        dropped_at_stop: of these, frames that were still waiting when the run was stopped.
+        captions_skipped: captions that were not made because speech had fallen behind.
+        connections: times that a live source was connected and gave a picture.
+        damaged: pictures of a live source that could not be decoded.
+        lag_s: seconds of video between the newest frame captured and the newest perceived.
+        caption_lag_s: seconds from the end of the last captioned scene of a live source to its
+            caption's first word.
     """
 
     frames: int
@@ -161,15 +220,28 @@ class Stats:
     captions: int
     perceive_s: float
     speak_s: float
+    captured: int = 0
+    waiting: int = 0
+    dropped_full: int = 0
+    dropped_at_stop: int = 0
+    captions_skipped: int = 0
+    connections: int = 0
+    damaged: int = 0
+    lag_s: float = 0.0
+    caption_lag_s: float = 0.0
 
     def __str__(self) -> str:
         return (
-            f"{self.frames} frames, {self.segments} segments, {self.captions} captions, "
-            f"perception {self.perceive_s:.1f} s, language model {self.speak_s:.1f} s of CPU"
+            f"{self.frames} of {self.captured} frames ({self.dropped_full} dropped behind, "
+            f"{self.dropped_at_stop} at the stop, {self.waiting} waiting), "
+            f"{self.segments} segments, {self.captions} captions, "
+            f"{self.captions_skipped} skipped, "
+            f"perception {self.perceive_s:.1f} s, language model {self.speak_s:.1f} s of CPU, "
+            f"{self.lag_s:.1f} s behind, captions {self.caption_lag_s:.1f} s"
         )
 
 
-Event = Segment | Caption | Moment | Answer | Note | Warning | Stats
+Event = Segment | Caption | Moment | Answer | Chapter | Note | Alert | Warning | Stats
 
 
 def clock(seconds: float) -> str:

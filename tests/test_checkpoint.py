@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -10,7 +11,9 @@ from streammem import checkpoint
 from streammem.backbones.language import CausalLanguageModel
 from streammem.backbones.weights import SOURCES
 from streammem.checkpoint import PRESETS, backbones_of, load, merge_lora, save
+from streammem.confidence import Certainty
 from streammem.errors import BackboneError, CheckpointError, ConfigError
+from streammem.questions import QuestionHead
 from tests.tiny import TinyVision, moving_square, tiny_language, tiny_model
 
 LORA_SCALE = 0.5
@@ -127,6 +130,26 @@ def test_saving_what_was_loaded_changes_no_bit(original, language_folder, tmp_pa
     kept = first.picture_key.out[2].weight
     step = weight.abs().amax(1, keepdim=True) / 127
     assert ((kept - weight).abs() <= 0.51 * step).all()
+
+
+def test_a_fit_of_confidence_is_kept(original, language_folder, tmp_path):
+    fitted = dataclasses.replace(original, certainty=Certainty((1.0, 2.0, 3.0, 4.0), -0.5))
+    write(fitted, tmp_path / "fitted", language_folder)
+    assert load(tmp_path / "fitted").certainty == fitted.certainty
+    write(original, tmp_path / "plain", language_folder)
+    assert load(tmp_path / "plain").certainty is None
+
+
+def test_a_question_head_is_kept_and_may_be_lacking(original, language_folder, tmp_path):
+    head = QuestionHead()
+    write(dataclasses.replace(original, questions=head), tmp_path / "reads", language_folder)
+    read = load(tmp_path / "reads").questions
+    for name, value in head.state_dict().items():
+        step = value.abs().max() / 127
+        assert (read.state_dict()[name] - value).abs().max() <= 0.51 * step
+    write(original, tmp_path / "plain", language_folder)
+    assert load(tmp_path / "plain").questions is None
+    assert load(tmp_path / "reads").fingerprint == load(tmp_path / "plain").fingerprint
 
 
 def test_a_checkpoint_is_small_and_readable_by_others(saved):
@@ -284,6 +307,9 @@ def test_what_is_no_configuration_is_told(folder, content):
         ({"scenes": {"flor": 1}}, "flor"),
         ({"scenes": {"floor": "deep"}}, "not supported between"),
         ({"lora_scale": None}, "float"),
+        ({"certainty": {"weights": [1.0], "bias": 0.0}}, "4 weights and a bias"),
+        ({"certainty": {"weights": [1, 2, 3, 4], "bias": float("nan")}}, "all finite"),
+        ({"certainty": {}}, "'weights'"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_told(folder, values, told):

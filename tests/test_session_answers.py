@@ -114,12 +114,12 @@ def test_a_context_is_read_from_what_it_says(model, context, segments, with_toke
 
 def test_each_control_takes_something_away_from_the_answer(model):
     def prompt(context):
-        session = session_of(model, context=context, passages=2)
+        listening = as_kind(Listening, model)
+        session = session_of(listening, context=context, passages=2)
         told(session, film(*FILM))
-        key = model.sentence_keys(["what was red?"])[0]
-        hits = session._chosen(key)
-        passages = session._passages([hit.entry for hit in hits])
-        return model.language.embed(model.answer_prompt(passages, "what was red?"))
+        session.ask("what was red?")
+        heard = listening.__dict__["heard"]
+        return model.language.embed(model.answer_prompt(heard, "what was red?"))
 
     lengths = {context: len(prompt(context)) for context in ("memory", "now", "captions")}
     assert lengths["memory"] > max(lengths["now"], lengths["captions"])

@@ -1,5 +1,6 @@
 """Tiny models with random weights, made in memory: the same code paths as the large ones."""
 
+import re
 import zlib
 
 import numpy as np
@@ -8,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from streammem.backbones.language import CausalLanguageModel, GenerationConfig
-from streammem.backbones.text import TEXT_DIM
+from streammem.backbones.text import TEXT_DIM, TokenStates
 from streammem.backbones.vision import VisionFeatures
 from streammem.memory.bridge import BridgeConfig, MemoryBridge
 from streammem.memory.keys import PictureKey, TextKey
@@ -92,6 +93,16 @@ class TinySentences:
             for word in ["", *sentence.lower().split()]:  # an empty sentence has a direction too
                 row[zlib.crc32(word.encode("utf-8", "replace")) % TEXT_DIM] += 1
         return torch.nn.functional.normalize(rows, dim=-1)
+
+    def token_states(self, sentences) -> list[TokenStates]:
+        """A word is its own direction; its neighbours do not change it."""
+        found = []
+        for sentence in sentences:
+            words = list(re.finditer(r"[\w:'-]+|[^\w\s]", sentence))
+            states = [self.encode([word[0]])[0] for word in words]
+            rows = torch.stack(states) if states else torch.zeros(0, TEXT_DIM)
+            found.append(TokenStates(rows, tuple(word.span() for word in words)))
+        return found
 
 
 def talkative_language(seed: int = 0) -> CausalLanguageModel:

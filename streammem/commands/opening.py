@@ -41,6 +41,7 @@ def open_session(arguments: argparse.Namespace) -> "Session":
     remembered = _checked(arguments)
 
     from streammem.checkpoint import load
+    from streammem.scenes import for_keyframes
     from streammem.session import Session
     from streammem.session_config import SessionConfig
     from streammem.threads import limit_threads
@@ -50,8 +51,10 @@ def open_session(arguments: argparse.Namespace) -> "Session":
     model = load(arguments.model, device=arguments.device)
     memory = arguments.source if remembered else arguments.memory
     # Once more on the model's own options: what is not stated stays as the model has it.
-    own = SessionConfig(scenes=model.scenes, caption=model.decoding)
+    scenes = for_keyframes(model.scenes) if arguments.sparse else model.scenes
+    own = SessionConfig(scenes=scenes, caption=model.decoding)
     session = Session(model, configured(own, arguments), memory=memory, read_only=remembered)
+    session.wall_zero = arguments.recorded
     if remembered and not len(session.cache):
         session.close()
         raise StoreError(f"{arguments.source}: nothing is in this memory yet")
@@ -89,8 +92,9 @@ def _checked(arguments: argparse.Namespace) -> bool:
 def _check_asked(arguments: argparse.Namespace) -> None:
     """Refuse what is not for a memory: it is asked as a whole, and not written."""
     if not arguments.asks:
-        raise ConfigError(f"{arguments.source}: is a memory, not a video; ask or find look into it")
-    for name in ("memory", "fps", "start", "end", "sparse", "reader"):
+        asking = "ask, find and summary look into it"
+        raise ConfigError(f"{arguments.source}: is a memory, not a video; {asking}")
+    for name in ("memory", "fps", "start", "end", "sparse", "reader", "recorded"):
         if getattr(arguments, name) not in (None, False, "auto"):
             raise ConfigError(f"--{name}: is for a video, and {arguments.source} is a memory")
 
@@ -126,7 +130,8 @@ def every_frame(
 
     source = open_for(arguments.source, replace(options, fps=None, max_side=MAX_SIDE))
     with _progress(source.name, source.duration) as at:
-        model = replace(session.model, scenes=session.config.scenes or session.model.scenes)
+        scenes = session.config.scenes or session.model.scenes
+        model = replace(session.model, scenes=scenes)  # type: ignore[type-var]
         for event in find_scenes(model, source, options.stop, at):
             if isinstance(event, Warning):
                 note(str(event))

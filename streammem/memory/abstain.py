@@ -3,28 +3,47 @@
 Pure functions of scores; where the scores come from, and what is said then, is not known here.
 """
 
-from statistics import NormalDist
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-_NORMAL = NormalDist()
+# Rate of false sightings aimed at: of questions about things that the memory lacks.
+FALSE_SIGHTINGS = 0.15
+
+TAIL = 0.01  # of the background; its mean score is where a query's chance matches begin
+_QUANTILES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+
+
+class Chance(NamedTuple):
+    """How far the best of n chance matches exceeds a query's tail, in deviations of its scores.
+
+    A Gumbel distribution of location ``location + growth ln n``.
+    """
+
+    location: float
+    growth: float
+    scale: float
+
+
+# Fitted by `python -m benchmarks memory --fit` to questions about training photos.
+CHANCE = Chance(location=-2.564, growth=0.364, scale=0.441)
 
 
 def normalise(scores: np.ndarray, background_scores: np.ndarray, n: int) -> np.ndarray:
     """Turn cosines into how far they exceed the best of `n` chance matches.
 
-    z = (score - mean of the background) / its deviation, then (z - b_n) / a_n with
-    b_n = quantile(1 - 1/n) of the normal distribution and a_n = 1 / (n density(b_n)): the extreme
-    value of n chance keys, on a scale that does not depend on n. b_n grows as sqrt(2 log n). So a
-    fixed threshold gives one rate of false sightings for any size of memory.
+    z = (score - mean of the background's best ``TAIL``) / its deviation, then
+    (z - location - growth ln n) / scale with the constants of ``CHANCE``: the best of n chance
+    keys, on a scale that does not depend on n. So a fixed threshold gives one rate of false
+    sightings for any size of memory. The tail says more of a query than the mean does: some
+    sentences have many near pictures, some none.
 
     Args:
-        scores: [..., K] cosines of queries with keys of the memory, of one kind: visual and text
-            scores have different backgrounds.
+        scores: [..., K] cosines of queries with visual keys of the memory.
         background_scores: [..., B] of the same queries with a fixed bank of background keys,
-            B >= 2; some hundreds are needed for a steady deviation.
-        n: keys that were compared, >= 2. Keys of one stream resemble each other, so this is
-            careful.
+            B >= 2; some hundreds are needed for a steady tail.
+        n: keys that were compared, >= 2.
 
     Returns:
         [..., K] float64. Below `threshold(rate)`: not seen.
@@ -32,18 +51,13 @@ def normalise(scores: np.ndarray, background_scores: np.ndarray, n: int) -> np.n
     Raises:
         ValueError: fewer than two background scores or keys.
 
-    Source: Gumbel 1958; normalisation by background as z-norm in speaker verification
-        (Auckenthaler, Carey and Lloyd-Thomas 2000).
+    Source: Gumbel 1958; normalisation by background as in speaker verification (Auckenthaler,
+        Carey and Lloyd-Thomas 2000); the tail and the linear growth are ours.
     """
-    background = np.asarray(background_scores, np.float64)
-    if background.ndim < 1 or background.shape[-1] < 2 or n < 2:
+    if n < 2:
         raise ValueError("normalise: needs at least two background scores and two keys")
-    mean = background.mean(axis=-1, keepdims=True)
-    # A query that the bank cannot tell apart at all must not divide by zero.
-    deviation = np.maximum(background.std(axis=-1, keepdims=True), 1e-6)
-    z = (np.asarray(scores, np.float64) - mean) / deviation
-    expected = _NORMAL.inv_cdf(1 - 1 / n)
-    return (z - expected) * (n * _NORMAL.pdf(expected))
+    z = _excess(scores, background_scores)
+    return (z - CHANCE.location - CHANCE.growth * np.log(n)) / CHANCE.scale
 
 
 def threshold(rate: float) -> float:
@@ -60,19 +74,35 @@ def threshold(rate: float) -> float:
     return float(-np.log(-np.log1p(-rate)))
 
 
-def calibrate(absent: np.ndarray, rate: float) -> float:
-    """Fit the threshold to questions whose answer is not in the memory.
+def fit(absent: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> Chance:
+    """Fit ``CHANCE`` to questions whose answer is not in the memory.
+
+    Least squares over quantiles, which is linear in the three constants.
 
     Args:
-        absent: [Q] best normalised score of each such question.
-        rate: false sightings allowed, in (0, 1).
-
-    Returns:
-        The threshold; at most `rate` of the questions exceed it.
+        absent: of memories of different sizes: n, the best cosine [Q] of each such question, and
+            its background scores [Q, B].
 
     Raises:
-        ValueError: no question.
+        ValueError: fewer than two sizes.
     """
-    if not len(absent):
-        raise ValueError("calibrate: needs at least one question")
-    return float(np.quantile(np.asarray(absent, np.float64), 1 - rate, method="higher"))
+    if len({n for n, *_ in absent}) < 2:
+        raise ValueError("fit: needs questions to memories of at least two sizes")
+    rows, quantiles = [], []
+    for n, best, background in absent:
+        z = _excess(best[:, None], background)[:, 0]
+        rows += [(1.0, np.log(n), -np.log(-np.log(p))) for p in _QUANTILES]
+        quantiles += np.quantile(z, _QUANTILES).tolist()
+    found = np.linalg.lstsq(np.array(rows), np.array(quantiles), rcond=None)[0]
+    return Chance(*(round(float(value), 3) for value in found))
+
+
+def _excess(scores: np.ndarray, background_scores: np.ndarray) -> np.ndarray:
+    background = np.asarray(background_scores, np.float64)
+    if background.ndim < 1 or background.shape[-1] < 2:
+        raise ValueError("normalise: needs at least two background scores and two keys")
+    num_best = max(1, round(TAIL * background.shape[-1]))
+    best = np.partition(background, -num_best, axis=-1)[..., -num_best:]
+    # A query that the bank cannot tell apart at all must not divide by zero.
+    deviation = np.maximum(background.std(axis=-1, keepdims=True), 1e-6)
+    return (np.asarray(scores, np.float64) - best.mean(axis=-1, keepdims=True)) / deviation

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from streammem.backbones.efficientnet import EfficientNetLite
 from streammem.backbones.language import CausalLanguageModel
+from streammem.backbones.products import has_bfloat16
 from streammem.backbones.text import TEXT_DIM, SentenceEncoder
 from streammem.backbones.vision import VisionEncoder, open_net
 from streammem.checkpoint import (
     PRESETS,
     backbone_path,
-    load,
+    load_own,
     open_vision,
     read_config,
     read_tensors,
@@ -25,6 +26,7 @@ from streammem.errors import CheckpointError, ConfigError
 from streammem.memory.bridge import BridgeConfig, MemoryBridge
 from streammem.memory.keys import PictureKey, TextKey
 from streammem.model import VideoModel
+from streammem.questions import QuestionHead
 from streammem.training.features import PatchStatistics
 from streammem.training.lora import add_lora, fill_lora, lora_tensors
 from streammem.training.recipe import BackboneNames, LoraOptions, Recipe
@@ -42,10 +44,15 @@ class Backbones:
 
 
 def open_by_name(names: BackboneNames) -> Backbones:
-    """Open backbones by the names that a checkpoint carries."""
+    """Open backbones by the names that a checkpoint carries.
+
+    The language model is prepared for sampling anew at every step, which bfloat16 makes short.
+    """
     return Backbones(
         vision=lambda: open_vision(names.vision),
-        language=lambda: CausalLanguageModel.open(backbone_path(names.language)),
+        language=lambda: CausalLanguageModel.open(
+            backbone_path(names.language), decoding="bfloat16" if has_bfloat16() else "auto"
+        ),
         sentences=lambda: SentenceEncoder(Path(backbone_path(names.sentences))),
     )
 
@@ -81,7 +88,7 @@ class Learner:
         """
         if init is None:
             return cls(recipe, backbones)
-        start = load(str(init))
+        start = load_own(str(init))
         folder = PRESETS.get(str(init), Path(init))
         config, tensors = read_config(folder), read_tensors(folder)
         sizes, names = dataclasses.asdict(recipe.bridge), dataclasses.asdict(recipe.backbones)
@@ -153,6 +160,14 @@ class Learner:
             return self.start.text_key
         torch.manual_seed(self.recipe.seed)
         return TextKey(TEXT_DIM, self.recipe.key_dim)
+
+    @cached_property
+    def questions(self) -> QuestionHead:
+        """What reads questions; new where the start has none."""
+        if self.start and self.start.questions:
+            return self.start.questions
+        torch.manual_seed(self.recipe.seed)
+        return QuestionHead(TEXT_DIM)
 
     @property
     def lora(self) -> dict[str, Tensor]:

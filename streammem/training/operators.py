@@ -91,7 +91,9 @@ class OperatorStage:
             batch_first=True,
             padding_value=-100,
         )
-        return F.cross_entropy(scores, operators) + F.cross_entropy(tags.flatten(0, 1), labels.flatten())
+        return F.cross_entropy(scores, operators) + F.cross_entropy(
+            tags.flatten(0, 1), labels.flatten()
+        )
 
     def evaluate(self) -> dict[str, float]:
         """Score unseen phrasings of unseen things, beside a majority and regular expressions."""

@@ -12,7 +12,7 @@ from typing import Any
 from streammem.config import override, read_toml
 from streammem.errors import ConfigError
 
-KINDS = ("vision", "words", "keys", "captions", "reward", "memory")
+KINDS = ("vision", "words", "keys", "captions", "reward", "memory", "operators")
 REQUIRED = ("kind", "steps", "lr", "batch")
 GENERATED = "generated:"
 
@@ -79,7 +79,7 @@ class StageOptions:
         kind: one of ``KINDS``.
         steps: optimiser steps.
         lr: peak learning rate.
-        batch: pictures a step; of ``memory``, chains of pictures.
+        batch: pictures a step; of ``memory``, chains of pictures; of ``operators``, questions.
         name: of its files; the kind unless two stages are of one kind.
         warmup: steps of linear warm-up.
         weight_decay: on matrices.

@@ -19,6 +19,7 @@ from streammem.checkpoint import save
 from streammem.errors import ConfigError, DatasetError
 from streammem.memory.keys import PictureKey
 from streammem.model import VideoModel
+from streammem.questions import QuestionHead
 from streammem.scenetilling import SceneTillingConfig
 from streammem.training.captions import CaptionStage
 from streammem.training.curves import check_matplotlib, draw_curves
@@ -34,6 +35,7 @@ from streammem.training.learner import Backbones, Learner, open_by_name
 from streammem.training.loop import Schedule, Stage, read_log, train
 from streammem.training.lora import check_peft
 from streammem.training.memory import MemoryStage
+from streammem.training.operators import OperatorStage
 from streammem.training.pictures import PictureSet
 from streammem.training.recipe import (
     GENERATED,
@@ -153,6 +155,11 @@ class Workshop:
     def words(self) -> WordSpace:
         return WordSpace(self.captioned.captions, self.learner.language)
 
+    def told(self, split: str) -> list[str]:
+        """List what people wrote of the pictures of a split."""
+        records = [record for source in self._sources.values() for record in source.records]
+        return [caption for r in records if r.split == split for caption in r.captions]
+
     def embedded(self, pictures: PictureSet) -> Embedded:
         """Add the sentence embeddings of every picture's captions."""
         name = self.recipe.backbones.sentences
@@ -226,6 +233,17 @@ def _memory(workshop: Workshop, options: StageOptions) -> Stage:
     return MemoryStage(bridge, shop.words, shop.captioned, shop.validation, batch=options.batch)
 
 
+def _operators(workshop: Workshop, options: StageOptions) -> Stage:
+    learner, shop = workshop.learner, workshop
+    return OperatorStage(
+        learner.questions.requires_grad_(True),
+        learner.backbones.sentences(),
+        (shop.told(TRAIN), shop.told(VALIDATION)),
+        batch=options.batch,
+        seed=shop.recipe.seed,
+    )
+
+
 STAGES: dict[str, Callable[[Workshop, StageOptions], Stage]] = {
     "vision": _vision,
     "words": _words,
@@ -233,6 +251,7 @@ STAGES: dict[str, Callable[[Workshop, StageOptions], Stage]] = {
     "captions": _captions,
     "reward": _reward,
     "memory": _memory,
+    "operators": _operators,
 }
 
 
@@ -311,6 +330,7 @@ def _save(workshop: Workshop, folder: Path) -> None:
         open_sentences=learner.backbones.sentences,
         open_language=learner.backbones.language,
         scenes=start.scenes if start else SceneTillingConfig(),
+        questions=_question_head(workshop),
     )
     save(
         model,
@@ -323,6 +343,14 @@ def _save(workshop: Workshop, folder: Path) -> None:
         lora=learner.lora,
         lora_scale=learner.lora_scale,
     )
+
+
+def _question_head(workshop: Workshop) -> QuestionHead | None:
+    start = workshop.learner.start
+    trained = any(options.kind == "operators" for options in workshop.recipe.stages)
+    if trained:
+        return workshop.learner.questions.eval()
+    return start.questions if start else None
 
 
 def _figures(workshop: Workshop) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Published video language models that run behind our sessions, from their own weights."""
