@@ -5,10 +5,13 @@ import sys
 
 BENCHMARKS = {
     "confidence": "benchmarks.confidence",
+    "camera": "benchmarks.camera",
     "decode": "benchmarks.decode",
     "demo": "benchmarks.demo",
     "encoder": "benchmarks.encoder",
     "gate": "benchmarks.gate",
+    "memory": "benchmarks.memory",
+    "parents": "benchmarks.parents",
     "rooms": "benchmarks.rooms",
     "said": "benchmarks.said",
     "scenes": "benchmarks.scenes",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from streammem.backbones.vision import resize
-from streammem.model import Perceived, VideoModel
+from streammem.model import Perceived, StreamModel
 
 GRID = 32  # cells a side; a cell averages noise away, and 1% of the picture covers ten of them
 
@@ -27,7 +27,7 @@ class Encoded:
     seen: Perceived
 
 
-def encode(model: VideoModel, picture: np.ndarray, last: Encoded | None, still: float) -> Encoded:
+def encode(model: StreamModel, picture: np.ndarray, last: Encoded | None, still: float) -> Encoded:
     """Encode a picture, unless it looks like the last encoded one.
 
     Args:

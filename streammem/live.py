@@ -1,65 +1,35 @@
-"""Watching: the one module with threads. A reader decodes, a speaker talks, perception stays here.
+"""Watching: a source goes through a session, and what comes of it is given as events.
 
-Only values cross threads: frames come in, prompts go out, texts come back. The session itself is
-touched by the caller's thread alone.
+The threads stand in `workers.py`: frames come in, prompts go out, texts come back. The session
+itself is touched by the caller's thread alone.
 """
 
-import queue
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import TypeVar, cast
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import cast
 
-from streammem.errors import SourceError, TruncatedError
-from streammem.model import VideoModel
+from streammem.alerts import Alerts
+from streammem.errors import TruncatedError
+from streammem.longscene import LongScene, Span
 from streammem.session import Session
-from streammem.session_config import SessionConfig
-from streammem.types import Caption, Event, Frame, Segment, Warning
-from streammem.video import Reader as FileReader
-from streammem.video import VideoSource, open_source
+from streammem.types import Caption, Event, Frame, Segment, Stats, Warning
+from streammem.video import VideoSource
+from streammem.watch_options import DEFAULT_FPS, MAX_SIDE, WatchOptions, open_for
+from streammem.workers import Reader, Said, Speaker
 
-T = TypeVar("T")
-FRAMES_AHEAD = 8  # decoded frames that wait for perception
+__all__ = ["DEFAULT_FPS", "MAX_SIDE", "WatchOptions", "open_for", "watch"]
+
 SEGMENTS_AHEAD = 4  # segments that wait for the speaker before a file's perception does
-POLL_S = 0.05
-DEFAULT_FPS = 2.0
-MAX_SIDE = 640  # pixels; more is thrown away by the encoder and by keyframes
+LIVE_SEGMENTS_AHEAD = 1  # of a live source; beyond them the oldest stays without a caption
+DEFAULTS = WatchOptions()
 
 
-@dataclass(frozen=True, slots=True)
-class WatchOptions:
-    """How a source is watched.
-
-    Attributes:
-        fps: frames a second that are perceived.
-        start: seconds at which a file is entered.
-        end: seconds at which it is left; None for its end.
-        sparse: keyframes only, for skimming long files.
-        reader: what decodes files.
-        max_side: pixels to which the longer side is shrunk.
-        speak: emit captions.
-        stop: asked before each frame; once true the stream ends as if its source had: the open
-            segment is closed and said.
-        on_text: called in the speaker's thread with (segment, piece) as words are generated.
-    """
-
-    fps: float | None = DEFAULT_FPS
-    start: float = 0.0
-    end: float | None = None
-    sparse: bool = False
-    reader: FileReader = "pyav"
-    max_side: int = MAX_SIDE
-    speak: bool = True
-    stop: Callable[[], bool] | None = None
-    on_text: Callable[[Segment, str], None] | None = None
-
-
-def watch(
-    session: Session, source: object, options: WatchOptions = WatchOptions()
-) -> Iterator[Event]:
+def watch(session: Session, source: object, options: WatchOptions = DEFAULTS) -> Iterator[Event]:
     """Perceive a source and yield its events as they come: segments, each with its caption.
+
+    A live source is never waited for, nor does it wait: frames and captions that cannot keep up
+    are dropped and counted (``Stats``), and a scene that goes on is described again.
 
     Args:
         session: takes in the frames; on return it holds the whole stream.
@@ -76,190 +46,161 @@ def watch(
     opened = cast(VideoSource, source) if _is_open(source) else open_for(source, options)
     if not session.source:
         session.source = opened.name
-    return _events(session, opened, options)
+    alerts = Alerts(session.model, options.alerts, options.alerting)
+    return _Watching(session, opened, options, alerts).events()
 
 
-def _events(session: Session, source: VideoSource, options: WatchOptions) -> Iterator[Event]:
-    speaker = Speaker(session.model, session.config, options.on_text) if options.speak else None
-    reader = Reader(source)
-    try:
-        for frame in reader.frames(options.stop):
-            yield from _spoken(session, speaker, session.push(frame), SEGMENTS_AHEAD)
-        end = None if reader.stopped else source.end
-        yield from _spoken(session, speaker, session.flush(end), 0)
-        if isinstance(reader.broken, TruncatedError):
-            yield Warning(str(reader.broken))
-        elif reader.broken:
-            raise reader.broken
-    finally:
-        reader.stop()
-        if speaker:
-            speaker.stop()
-
-
-def _spoken(
-    session: Session, speaker: "Speaker | None", closed: tuple[Segment, ...], ahead: int
-) -> Iterator[Event]:
-    """Yield closed segments, and captions until at most ``ahead`` segments wait for theirs."""
-    for segment in closed:
-        if speaker:
-            speaker.submit(segment, session)
-        yield segment
-    if speaker:
-        yield from speaker.captions(session, ahead)
-
-
-class Reader:
-    """Iterates over a source in a thread of its own, a few frames ahead.
-
-    Attributes:
-        broken: the source's own error, if it broke off; other exceptions reach the caller.
-        stopped: whether the caller stopped it before the source ended.
-    """
-
-    def __init__(self, source: VideoSource) -> None:
-        self._source = source
-        self._queue: queue.Queue[Frame | BaseException | None] = queue.Queue(FRAMES_AHEAD)
-        self._stop = threading.Event()
-        self.broken: SourceError | None = None
-        self.stopped = False
-        self._thread = threading.Thread(target=self._run, name="streammem-reader", daemon=True)
-        self._thread.start()
-
-    def frames(self, stop: Callable[[], bool] | None = None) -> Iterator[Frame]:
-        """Yield frames until the source ends, breaks off, or ``stop`` says so."""
-        while True:
-            if stop and stop():
-                self.stopped = True
-                return
-            try:
-                item = _next(self._queue, self._thread)
-            except queue.Empty:
-                continue
-            if item is None:
-                return
-            if isinstance(item, SourceError):
-                self.broken = item
-                return
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-    def stop(self) -> None:
-        """End the thread and close the source."""
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            for frame in self._source:
-                if not self._put(frame):
-                    return
-            self._put(None)
-        except BaseException as error:  # noqa: BLE001, carried to the caller with its traceback
-            self._put(error)
-        finally:
-            # Closed by the thread that reads: decoders crash when another frees them meanwhile.
-            self._source.close()
-
-    def _put(self, item: Frame | BaseException | None) -> bool:
-        while not self._stop.is_set():
-            try:
-                self._queue.put(item, timeout=POLL_S)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-
-class Speaker:
-    """Generates captions in a thread of its own, in the order of the segments."""
+class _Watching:
+    """One source on its way through a session."""
 
     def __init__(
-        self,
-        model: VideoModel,
-        config: SessionConfig,
-        on_text: Callable[[Segment, str], None] | None,
+        self, session: Session, source: VideoSource, options: WatchOptions, alerts: Alerts
     ) -> None:
-        self._model, self._config, self._on_text = model, config, on_text
-        self._jobs: queue.Queue[tuple[Segment, object] | None] = queue.Queue()
-        self._said: queue.Queue[str | BaseException] = queue.Queue()
-        self._waiting: deque[Segment] = deque()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="streammem-speaker", daemon=True)
-        self._thread.start()
+        self._session, self._source, self._options = session, source, options
+        self._alerts = alerts
+        self._live = bool(getattr(source, "live", False))
+        self._scenes = LongScene(session, options.refresh_s) if self._live else None
+        self._num_frames = self._num_segments = self._num_captions = 0
+        self._perceive_s = self._perceived_until = self._caption_lag_s = 0.0
+        self._stats_at = 0.0 if options.stats_s is None else time.monotonic() + options.stats_s
 
-    def submit(self, segment: Segment, session: Session) -> None:
-        """Queue a segment; at most ``SEGMENTS_AHEAD`` + those of one push wait."""
-        self._waiting.append(segment)
-        self._jobs.put((segment, session.tokens(segment.id)))
-
-    def captions(self, session: Session, ahead: int) -> Iterator[Caption]:
-        """Yield captions that are ready; wait for them while more than ``ahead`` are due."""
-        while self._waiting and (len(self._waiting) > ahead or not self._said.empty()):
-            said = self._awaited()
-            if isinstance(said, BaseException):
-                raise said
-            yield session.add_caption(self._waiting.popleft(), said)
-
-    def _awaited(self) -> str | BaseException:
-        while True:
-            with suppress(queue.Empty):
-                return _next(self._said, self._thread)
-
-    def stop(self) -> None:
-        """End the thread, between two words if it is speaking."""
-        self._stop.set()
-        self._jobs.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
+    def events(self) -> Iterator[Event]:
+        options = self._options
+        drop = options.drop or ("oldest" if self._live else "never")
+        self._speaker = (
+            Speaker(self._session.model, self._session.config, options.on_text)
+            if options.speak
+            else None
+        )
+        self._reader = Reader(self._source, drop)
         try:
-            while (job := self._jobs.get()) is not None and not self._stop.is_set():
-                self._said.put(self._say(*job))
-        except BaseException as error:  # noqa: BLE001, carried to the caller with its traceback
-            self._said.put(error)
+            yield from self._stream()
+            self._reader.stop()
+            yield from self._notices()
+            if options.stats_s is not None:
+                yield self._stats()
+            if isinstance(self._reader.broken, TruncatedError):
+                yield Warning(str(self._reader.broken))
+            elif self._reader.broken:
+                raise self._reader.broken
+        finally:
+            self._reader.stop()
+            if self._speaker:
+                self._speaker.stop()
 
-    def _say(self, segment: Segment, tokens: object) -> str:
-        prompt = self._model.caption_prompt(tokens, self._config.instruction)  # type: ignore[arg-type]
-        pieces = []
-        for piece in self._model.stream(prompt, self._config.caption or self._model.decoding):
-            if self._stop.is_set():
-                break
-            pieces.append(piece)
-            if self._on_text:
-                self._on_text(segment, piece)
-        return "".join(pieces).strip()
+    def _stream(self) -> Iterator[Event]:
+        for frame in self._reader.frames(self._options.stop):
+            closed = self._push(frame) if frame else ()
+            yield from self._due(closed, LIVE_SEGMENTS_AHEAD if self._live else SEGMENTS_AHEAD)
+            if frame:
+                yield from self._alerted(frame)
+            yield from self._asides()
+        self._reader.halt()
+        end = None if self._reader.stopped else self._source.end
+        closed = self._session.flush(end)
+        self._num_segments += len(closed)
+        yield from self._due(closed, 0)
 
+    def _push(self, frame: Frame) -> tuple[Segment, ...]:
+        began = time.thread_time()
+        wall_zero = getattr(self._source, "wall_zero", None)
+        if wall_zero is not None:
+            self._session.wall_zero = wall_zero
+        closed = self._session.push(frame)
+        self._perceive_s += time.thread_time() - began
+        self._num_frames += 1
+        self._num_segments += len(closed)
+        self._perceived_until = frame.time
+        return closed
 
-def _next(items: "queue.Queue[T]", thread: threading.Thread) -> T:
-    """Take what a thread has put into its queue.
+    def _due(self, closed: tuple[Segment, ...], ahead: int) -> Iterator[Event]:
+        """Yield closed segments, and captions until at most ``ahead`` segments wait for theirs."""
+        for segment in closed:
+            if self._speaker:
+                self._submit(segment)
+            yield segment
+        if self._speaker:
+            if self._scenes and not self._speaker.waiting and (span := self._scenes.due()):
+                self._scenes.begun(span)
+                self._speaker.submit(span)
+            for said in self._speaker.said(0 if ahead == 0 else None if self._live else ahead):
+                yield self._caption(said)
 
-    Raises:
-        queue.Empty: nothing came for ``POLL_S`` seconds.
-        RuntimeError: the thread is dead without a word, and nothing will ever come.
-    """
-    alive = thread.is_alive()  # asked first: what it put before it died is still there
-    try:
-        return items.get(timeout=POLL_S if alive else 0)
-    except queue.Empty:
-        if alive:
-            raise
-        raise RuntimeError(f"the thread {thread.name} died without an error") from None
+    def _submit(self, segment: Segment) -> None:
+        assert self._speaker
+        if not self._scenes:
+            entry = self._session.cache.get(segment.id)
+            assert entry is not None  # it has just closed
+            tokens = self._session.tokens(segment.id)
+            self._speaker.submit(Span(segment, tokens, entry.visual_keys, time.monotonic()))
+            return
+        rest = self._scenes.closed(segment)
+        if rest:
+            self._speaker.skip(LIVE_SEGMENTS_AHEAD)
+            self._scenes.begun(rest)
+            self._speaker.submit(rest)
+
+    def _caption(self, said: "Said") -> Caption:
+        self._num_captions += 1
+        self._caption_lag_s = said.began - said.span.shown_at
+        if self._scenes:
+            return self._scenes.told(said.span, said.text)
+        return self._session.add_caption(said.span.segment, said.text)
+
+    def _alerted(self, frame: Frame) -> Iterator[Event]:
+        state = self._session.state
+        if self._options.alerts and state.encoded is not None:
+            yield from self._alerts.take(frame, state.encoded.seen.key, state.next_segment)
+
+    def _asides(self) -> Iterator[Event]:
+        """Yield what does not come from frames: notices, counters, answers."""
+        yield from self._notices()
+        every_s = self._options.stats_s
+        if every_s is not None and time.monotonic() >= self._stats_at:
+            self._stats_at = time.monotonic() + every_s
+            yield self._stats()
+        if self._options.question and (question := self._options.question()):
+            yield from self._answer(question)
+
+    def _notices(self) -> Iterator[Event]:
+        notices = getattr(self._source, "notices", None)
+        while notices:
+            yield Warning(notices.popleft())
+
+    def _answer(self, question: str) -> Iterator[Event]:
+        """Answer while captions pause and frames are perceived between two words."""
+        closed: list[Segment] = []
+
+        def on_text(piece: str) -> None:
+            if self._options.on_answer:
+                self._options.on_answer(piece)
+            while frame := self._reader.waiting_frame():
+                closed.extend(self._push(frame))
+
+        with self._speaker.silence if self._speaker else nullcontext():
+            answer = self._session.ask(question, on_text)
+        yield answer
+        yield from self._due(tuple(closed), SEGMENTS_AHEAD)
+
+    def _stats(self) -> Stats:
+        reader, speaker = self._reader, self._speaker
+        return Stats(
+            frames=self._num_frames,
+            segments=self._num_segments,
+            captions=self._num_captions,
+            perceive_s=self._perceive_s,
+            speak_s=speaker.cpu_s if speaker else 0.0,
+            captured=reader.captured,
+            waiting=reader.waiting,
+            dropped_full=reader.dropped_full,
+            dropped_at_stop=reader.dropped_at_stop,
+            captions_skipped=speaker.num_skipped if speaker else 0,
+            connections=getattr(self._source, "num_connections", 0),
+            damaged=getattr(self._source, "num_damaged", 0),
+            lag_s=max(0.0, reader.captured_until - self._perceived_until),
+            caption_lag_s=self._caption_lag_s if self._live else 0.0,
+        )
 
 
 def _is_open(source: object) -> bool:
     return hasattr(source, "close") and hasattr(source, "end")
-
-
-def open_for(source: object, options: WatchOptions) -> VideoSource:
-    """Open a source with the sampling that the options ask for."""
-    return open_source(
-        source,  # type: ignore[arg-type]
-        fps=options.fps,
-        start=options.start,
-        end=options.end,
-        max_side=options.max_side,
-        sparse=options.sparse,
-        reader=options.reader,
-    )

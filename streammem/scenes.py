@@ -13,7 +13,8 @@ from PIL import Image
 
 from streammem import scenetilling, signature
 from streammem.errors import SourceError, TruncatedError
-from streammem.model import VideoModel
+from streammem.model import StreamModel
+from streammem.scenetilling import SceneTillingConfig
 from streammem.types import Event, Frame, Segment, Warning
 from streammem.video import VideoSource
 
@@ -21,6 +22,19 @@ MAX_SIDE = 256  # pixels; enough for the encoder, and cheap to convert for every
 EMBEDDED_FPS = 2.0
 ASSUMED_FPS = 25.0  # where a source does not say how long its first frame lasts
 REACH = 3  # samples before a gap that bear on what is decided in it
+# Cosine of frames of one scene that are up to 8 s apart: of real clips, one in twenty lies below,
+# and one in a hundred of those between clips above.
+KEYFRAMES_ALIKE = 0.4
+
+
+def for_keyframes(config: SceneTillingConfig) -> SceneTillingConfig:
+    """Fit options to keyframes seconds apart: a scene may be one of them, which no peak shows.
+
+    What cuts is then that two neighbours are unlike, and nothing is known of flashes.
+    """
+    floor = min(config.floor, 2 - 2 * KEYFRAMES_ALIKE)  # no peak lies above 1
+    peak = KEYFRAMES_ALIKE + floor / 2
+    return replace(config, floor=floor, peak=peak, alpha=0.0, min_frames=1, flash_frames=0)
 
 
 class SceneFinder:
@@ -33,7 +47,7 @@ class SceneFinder:
         model: whose encoder judges.
     """
 
-    def __init__(self, model: VideoModel) -> None:
+    def __init__(self, model: StreamModel) -> None:
         self._model = model
         self._num_frames, self._end = 0, 0.0
         self._times: list[float] = []  # of the newest frames
@@ -141,7 +155,7 @@ class SceneFinder:
 
 
 def find_scenes(
-    model: VideoModel,
+    model: StreamModel,
     source: VideoSource,
     stop: Callable[[], bool] | None = None,
     on_time: Callable[[float], None] | None = None,

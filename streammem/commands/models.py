@@ -125,7 +125,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     limit_threads(busy=1)
     model = load(arguments.model, device=arguments.device)
     if arguments.num_beams is not None:
-        model = replace(model, decoding=replace(model.decoding, num_beams=arguments.num_beams))
+        decoding = replace(model.decoding, num_beams=arguments.num_beams)
+        model = replace(model, decoding=decoding)  # type: ignore[type-var]
     line = json.dumps(run(arguments.suite, arguments.folder, model, options))
     if arguments.json:
         arguments.json.write_text(line + "\n")

@@ -1,0 +1,209 @@
+"""`serve`, `ui` and `mcp`: the same sessions and memories for programs, people and agents."""
+
+import argparse
+import importlib
+import os
+import socket
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streammem.errors import BackboneError, ConfigError
+from streammem.options import (
+    Parser,
+    add_command,
+    add_session_options,
+    byte_size,
+    configured,
+    duration,
+)
+from streammem.terminal import note
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from streammem.server.limits import ServerConfig
+    from streammem.server.rooms import Rooms
+
+TOKEN = "STREAMMEM_TOKEN"
+GRACE_S = 5  # for clients that are still connected when the server ends
+
+
+def add_to(commands: Any) -> None:
+    """Declare the commands."""
+    parser = add_command(
+        commands,
+        "serve",
+        serve,
+        "an HTTP server: sessions, questions, memories, OpenAI's chat form",
+        "streammem serve --memories memories",
+        "streammem serve --allow-source camera.example.com --allow-source 192.168.1.0/24",
+        "STREAMMEM_TOKEN=... streammem serve --host 0.0.0.0   others must present the token",
+    )
+    _add_server_options(parser)
+    parser = add_command(
+        commands,
+        "ui",
+        page,
+        "a page in the browser: watch, ask, find",
+        "streammem ui",
+        "streammem ui --memories memories --port 7860",
+    )
+    _add_server_options(parser)
+    parser = add_command(
+        commands,
+        "mcp",
+        agents,
+        "tools for agents (Model Context Protocol), on standard input and output",
+        "streammem mcp --memories memories",
+        "streammem mcp rtsp://camera/1                          asked while it is watched",
+    )
+    add = parser.add_argument
+    add("sources", nargs="*", metavar="SOURCE", help="watched meanwhile; see caption --help")
+    add("--memories", type=Path, metavar="DIR", help="folder whose memories may be asked")
+    add_session_options(parser)
+
+
+def _add_server_options(parser: Parser) -> None:
+    add = parser.add_argument
+    add("sources", nargs="*", metavar="SOURCE", help="watched from the start; see caption --help")
+    add("--host", default="127.0.0.1", help=f"address to listen on; others need {TOKEN} to be set")
+    add("--port", type=int, default=8080, help="default 8080; 0 is a free one")
+    add("--memories", type=Path, metavar="DIR", help="folder whose memories may be asked, by name")
+    add("--uploads", type=Path, metavar="DIR", help="folder for uploads (default: a temporary one)")
+    about = "host (with *), address or network that clients may name in a source; may be repeated"
+    add("--allow-source", action="append", default=[], metavar="HOST", help=about)
+    limits = parser.add_argument_group("limits").add_argument
+    limits("--max-sessions", type=int, metavar="N", help="open at a time (default 16)")
+    limits("--max-upload", type=byte_size, metavar="SIZE", help="of one video (default 2GiB)")
+    limits("--quota", type=byte_size, metavar="SIZE", help="of all uploads (default 8GiB)")
+    limits("--max-rate", type=float, metavar="N", help="requests a second a client (default 50)")
+    limits("--idle", type=duration, metavar="TIME", help="closes what nobody asks (default 1h)")
+    add_session_options(parser)
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Serve over HTTP until interrupted."""
+    require("serve", "fastapi", "uvicorn", "websockets")
+    config = server_config(arguments)
+
+    from streammem.server.app import make_app
+
+    with closing(_bound(config)) as listening:
+        rooms = open_rooms(arguments, config)
+        return _run(make_app(rooms, arguments.sources), listening)
+
+
+def page(arguments: argparse.Namespace) -> int:
+    """Serve the page, and the HTTP interface beside it, until interrupted."""
+    require("ui", "fastapi", "uvicorn", "gradio")
+    config = server_config(arguments)
+
+    from streammem.server.app import make_app
+    from streammem.ui import add_page
+
+    with closing(_bound(config)) as listening:
+        rooms = open_rooms(arguments, config)
+        return _run(add_page(make_app(rooms, arguments.sources), rooms), listening)
+
+
+def agents(arguments: argparse.Namespace) -> int:
+    """Serve tools on standard input and output until that ends."""
+    require("mcp", "mcp", "anyio")
+    import asyncio
+
+    from streammem.mcp import make_server
+    from streammem.server.limits import ServerConfig
+
+    rooms = open_rooms(arguments, ServerConfig(memories=arguments.memories))
+    asyncio.run(make_server(rooms, arguments.sources).run_stdio_async())
+    return 0
+
+
+def server_config(arguments: argparse.Namespace) -> "ServerConfig":
+    """Turn flags and the environment into a server's options.
+
+    Raises:
+        ConfigError: open to others without a token, or a value that cannot be meant.
+    """
+    from streammem.server.addresses import Allowed
+    from streammem.server.limits import Limits, ServerConfig
+
+    if not 0 <= arguments.port < 65536:
+        raise ConfigError(f"--port {arguments.port}: give 0 to 65535")
+    given = {
+        "sessions": arguments.max_sessions,
+        "upload_bytes": arguments.max_upload,
+        "quota_bytes": arguments.quota,
+        "requests_per_s": arguments.max_rate,
+        "idle_s": arguments.idle,
+    }
+    return ServerConfig(
+        host=arguments.host,
+        port=arguments.port,
+        token=os.environ.get(TOKEN) or None,
+        memories=arguments.memories,
+        uploads=arguments.uploads,
+        allowed=Allowed.of(arguments.allow_source),
+        limits=Limits(**{name: value for name, value in given.items() if value is not None}),
+    )
+
+
+def open_rooms(arguments: argparse.Namespace, config: "ServerConfig") -> "Rooms":
+    """Check the sources and every option, then load the model."""
+    from streammem.checkpoint import load
+    from streammem.commands.opening import quiet_libraries
+    from streammem.server.rooms import Rooms
+    from streammem.session_config import SessionConfig
+    from streammem.threads import limit_threads
+    from streammem.video.source import kind_of
+
+    configured(SessionConfig(), arguments)
+    for source in arguments.sources:
+        kind_of(source)
+    quiet_libraries()
+    limit_threads(busy=2)
+    model = load(arguments.model, device=arguments.device)
+    own = SessionConfig(scenes=model.scenes, caption=model.decoding)
+    return Rooms(model, configured(own, arguments), config)
+
+
+def require(extra: str, *packages: str) -> None:
+    """Refuse to start without the packages of an extra.
+
+    Raises:
+        BackboneError: one is missing; says how to install it.
+    """
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise BackboneError(
+                f"{package} is not installed; run: pip install 'streammem[{extra}]'"
+            ) from error
+
+
+def _bound(config: "ServerConfig") -> socket.socket:
+    """Listen before the model is loaded, so that a port in use is told at once."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((config.host, config.port))
+    except OSError as error:
+        listening.close()
+        where = f"{config.host}:{config.port}"
+        raise ConfigError(f"{where}: cannot listen there ({error.strerror})") from error
+    return listening
+
+
+def _run(app: "FastAPI", listening: socket.socket) -> int:
+    import uvicorn
+
+    host, port = listening.getsockname()[:2]
+    note(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+    options = uvicorn.Config(
+        app, log_level="warning", timeout_graceful_shutdown=GRACE_S, ws_max_size=1 << 16
+    )
+    uvicorn.Server(options).run(sockets=[listening])
+    return 0
