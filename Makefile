@@ -1,4 +1,5 @@
 # make demo      captions and a question on a real video: demo.srt, demo.png
+# make demo-live a camera made of the demo's clips, watched for 90 s: captions, an alert, counters
 # make test      the tests, in minutes        make test-all  with the heavy ones
 # make setup     what both need: .venv, the packages, the models' weights
 # make lint      ruff and mypy                make wheel     dist/*.whl           make clean
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Two busy OpenMP threads on two busy cores are many times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-all setup lint wheel clean
+.PHONY: demo demo-live test test-all setup lint wheel clean
 
 # Weights that are here are left alone.
 define pull_models
@@ -24,6 +25,10 @@ endef
 demo: $(VENV)/demo.stamp
 	$(pull_models)
 	@$(BIN)/python -m benchmarks demo
+
+demo-live: $(VENV)/demo.stamp
+	$(pull_models)
+	@$(BIN)/python -m benchmarks camera
 
 test: setup
 	@$(BIN)/python -m pytest -m "not heavy"

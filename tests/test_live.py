@@ -5,9 +5,10 @@ import threading
 import pytest
 
 from streammem.errors import ConfigError, SourceError, TruncatedError
-from streammem.live import FRAMES_AHEAD, Reader, Speaker, WatchOptions, watch
+from streammem.live import WatchOptions, watch
 from streammem.session import Session
 from streammem.types import Caption, Frame, Segment, Warning
+from streammem.workers import FRAMES_AHEAD, Reader, Speaker
 from tests.tiny import film, moving_square, talkative_language, tiny_model
 
 FILM = (("red", 5), ("blue", 6), ("green", 7), ("white", 5))
@@ -202,7 +203,7 @@ def test_what_a_thread_gave_before_it_died_is_taken(model, monkeypatch):
         self._queue.put(None)
 
     monkeypatch.setattr(Reader, "_run", run)
-    monkeypatch.setattr("streammem.live.FRAMES_AHEAD", 99)
+    monkeypatch.setattr("streammem.workers.FRAMES_AHEAD", 99)
     options = WatchOptions(speak=False)
     assert len(list(watch(Session(model), Source([]), options))) == len(FILM)
 

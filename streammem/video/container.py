@@ -21,7 +21,7 @@ READ_TIMEOUT_S = 30.0
 # threads on both cores, and the same wall time.
 DECODE_THREADS = 1
 
-_REMOTE_OPTIONS = {
+REMOTE_OPTIONS = {
     "protocol_whitelist": "http,https,httpproxy,tls,tcp,crypto",
     "rw_timeout": str(int(READ_TIMEOUT_S * 1e6)),
     "reconnect": "1",  # a dropped connection goes on where it broke
@@ -65,12 +65,25 @@ def open_container(spec: str, name: str, *, remote: bool) -> tuple[InputContaine
     try:
         if remote:
             timeout = (OPEN_TIMEOUT_S, READ_TIMEOUT_S)
-            container = av.open(spec, options=dict(_REMOTE_OPTIONS), timeout=timeout)
+            container = av.open(spec, options=dict(REMOTE_OPTIONS), timeout=timeout)
         else:
             # The prefix keeps a name such as "concat:a|b" or "-" from meaning anything else.
             container = av.open(f"file:{spec}", options=dict(_LOCAL_OPTIONS))
     except (av.FFmpegError, ValueError) as error:
         raise SourceError(f"{name}: {_reason(error, None if remote else spec)}") from None
+    return container, choose_stream(container, name)
+
+
+def choose_stream(container: InputContainer, name: str) -> VideoStream:
+    """Choose a container's video stream and set up its decoder; closes it if there is none.
+
+    Args:
+        container: just opened.
+        name: what messages call it.
+
+    Raises:
+        SourceError: it has no video.
+    """
     try:
         stream = _video_stream(container, name)
     except SourceError:
@@ -78,7 +91,7 @@ def open_container(spec: str, name: str, *, remote: bool) -> tuple[InputContaine
         raise
     stream.codec_context.thread_type = "SLICE"
     stream.codec_context.thread_count = DECODE_THREADS
-    return container, stream
+    return stream
 
 
 def error_text(error: Exception) -> str:

@@ -20,7 +20,14 @@ class SinglePass(ABC):
         duration: seconds, if known beforehand.
         end: seconds; None until all frames were given, then the last one's time + duration, at
             most the sampling's end.
+        live: whether a frame that is not taken when it comes is lost.
+        reconnect: whether a live source that is lost is awaited; set before it is read.
+        stopping: whether ``stop`` was called.
     """
+
+    live = False
+    reconnect = False
+    stopping = False
 
     def __init__(self, name: str, sampling: Sampling, duration: float | None) -> None:
         self.name = name
@@ -61,6 +68,10 @@ class SinglePass(ABC):
         """Release the source; may be repeated. A pass that is under way gives no more frames."""
         self._state = "closed"
         self._release()
+
+    def stop(self) -> None:
+        """Ask a pass that waits for something to end soon; any thread may."""
+        self.stopping = True
 
     def __enter__(self) -> Self:
         return self

@@ -10,12 +10,15 @@ from typing import Any, Literal, Protocol, Self
 
 from streammem.errors import ConfigError
 from streammem.types import Frame
+from streammem.video import cameras
 from streammem.video.container import check_file, public_url
 from streammem.video.decord_file import DecordSource
 from streammem.video.file import FileSource
 from streammem.video.frames import PushedSource
+from streammem.video.growing import GrowingFolder
 from streammem.video.pictures import SUFFIXES, open_folder, open_picture
 from streammem.video.sampling import Sampling
+from streammem.video.single_pass import SinglePass
 
 Spec = str | os.PathLike[str] | Iterable
 Reader = Literal["pyav", "decord"]
@@ -23,6 +26,9 @@ Reader = Literal["pyav", "decord"]
 
 class VideoSource(Protocol):
     """Frames of a video, once, in order, sampled; the source is a context manager.
+
+    A source that may wait for its next frame also has ``stop``, ``live`` and ``reconnect`` (see
+    ``SinglePass``), and may have ``notices`` and ``wall_zero`` (see ``LiveSource``).
 
     Attributes:
         name: what evidence calls it: path or URL without credentials.
@@ -55,11 +61,14 @@ def open_source(  # noqa: PLR0913, the options of one call, each independent
     max_side: int | None = None,
     sparse: bool = False,
     reader: Reader = "pyav",
+    reconnect: bool = False,
 ) -> VideoSource:
-    """Open a video file, picture, folder of pictures, http(s) URL, or an iterable of frames.
+    """Open a video file, picture, folder of pictures, camera, pipe, or an iterable of frames.
 
     Args:
-        spec: path, URL, or iterable of [H, W, 3] uint8 RGB arrays or `Frame`s.
+        spec: path, URL (http, https, rtsp, rtsps, rtsp+udp), ``webcam:N``, ``screen:``, ``-`` or
+            a FIFO, ``growing:FOLDER`` to which files are added, or iterable of [H, W, 3] uint8
+            RGB arrays or `Frame`s.
         fps: samples a second: sample k is the first frame at or after ``start + k / fps``, given
             with its own time; each frame at most once. None gives every frame. For a folder and
             for arrays it is their own rate instead (a folder's default is one picture a second).
@@ -68,6 +77,7 @@ def open_source(  # noqa: PLR0913, the options of one call, each independent
         max_side: pixels to which the longer side is shrunk, never enlarged.
         sparse: keyframes only, the first of each 1 / fps seconds: about ten times cheaper.
         reader: ``pyav``, or ``decord`` (files only; needs the extra of that name).
+        reconnect: a live source that is lost is awaited, instead of ending with it.
 
     Returns:
         The source, to be read once.
@@ -83,7 +93,10 @@ def open_source(  # noqa: PLR0913, the options of one call, each independent
     kind = kind_of(spec)
     if reader != "pyav" and kind != "file":
         raise ConfigError(f"the reader {reader} reads video files only; leave it out")
-    return _OPENERS[kind](spec, sampling, reader)
+    opened = _OPENERS[kind](spec, sampling, reader)
+    if reconnect and isinstance(opened, SinglePass):
+        opened.reconnect = True
+    return opened
 
 
 def kind_of(spec: Spec) -> str:
@@ -98,6 +111,8 @@ def kind_of(spec: Spec) -> str:
         kind = type(spec).__name__
         raise ConfigError(f"a source cannot be a {kind}; give a path, a URL or frames")
     text = os.fspath(spec)
+    if text == "-" or cameras.is_fifo(text):
+        return "pipe"
     scheme, _, rest = text.partition(":")
     scheme = scheme.lower() + ":"
     if scheme in _OPENERS:
@@ -129,7 +144,29 @@ def _open_file(spec: Any, sampling: Sampling, reader: str) -> VideoSource:
     return _READERS[reader](path, path, sampling)
 
 
+def _open_pipe(spec: Any, sampling: Sampling, reader: str) -> VideoSource:
+    return cameras.open_pipe(os.fspath(spec), sampling)
+
+
+def _open_rtsp(spec: Any, sampling: Sampling, reader: str) -> VideoSource:
+    return cameras.open_rtsp(spec, sampling)
+
+
+def _open_webcam(spec: Any, sampling: Sampling, reader: str) -> VideoSource:
+    return cameras.open_webcam(spec, sampling)
+
+
+def _open_screen(spec: Any, sampling: Sampling, reader: str) -> VideoSource:
+    return cameras.open_screen(spec, sampling)
+
+
+def _open_growing(spec: Any, sampling: Sampling, reader: str) -> VideoSource:
+    return GrowingFolder(Path(spec.partition(":")[2]), sampling)
+
+
 def _open_url(spec: Any, sampling: Sampling, reader: str) -> VideoSource:
+    if kind := cameras.endless_format(spec):
+        return cameras.open_stream(spec, kind, sampling)
     return FileSource(spec, public_url(spec), sampling, remote=True)
 
 
@@ -137,7 +174,7 @@ _READERS: dict[str, Callable[[str, str, Sampling], VideoSource]] = {
     "pyav": FileSource,
     "decord": DecordSource,
 }
-# Kind of spec to opener; a key with a colon is a URL's scheme. A live source adds its line here.
+# Kind of spec to opener; a key with a colon is a scheme.
 _OPENERS: dict[str, Callable[[Any, Sampling, str], VideoSource]] = {
     "frames": _open_frames,
     "folder": _open_folder,
@@ -145,4 +182,11 @@ _OPENERS: dict[str, Callable[[Any, Sampling, str], VideoSource]] = {
     "file": _open_file,
     "http:": _open_url,
     "https:": _open_url,
+    "rtsp:": _open_rtsp,
+    "rtsps:": _open_rtsp,
+    "rtsp+udp:": _open_rtsp,
+    "webcam:": _open_webcam,
+    "screen:": _open_screen,
+    "growing:": _open_growing,
+    "pipe": _open_pipe,
 }

@@ -3,7 +3,10 @@
 The truth is what plain decoding finds in a clip (tests/video/clips.py).
 """
 
-from collections.abc import Callable
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.rtsp_server import RtspCamera, from_file
 from streammem.errors import SourceError
 from streammem.types import Frame
 from streammem.video import VideoSource, open_source
@@ -74,6 +78,28 @@ def by_frames(path: Path, shots: list[Shot], folder: Path) -> Case:
     return Case(lambda **options: open_source(iter(frames), **options), shots, samples=True)
 
 
+def by_fifo(path: Path, shots: list[Shot], folder: Path) -> Case:
+    def open_piped(**options) -> VideoSource:
+        fifo = folder / f"{len(list(folder.iterdir()))}.fifo"
+        os.mkfifo(fifo)
+        threading.Thread(target=pour, args=(path, fifo), daemon=True).start()
+        return open_source(fifo, **options)
+
+    return Case(open_piped, shots, samples=True)
+
+
+def pour(path: Path, fifo: Path) -> None:
+    with suppress(BrokenPipeError), fifo.open("wb") as out:
+        out.write(path.read_bytes())
+
+
+def by_rtsp(path: Path, shots: list[Shot], folder: Path) -> Case:
+    camera = RtspCamera(from_file(path), speed=None, loop=False, first_timestamp=2**32 - 90_000)
+    cameras.append(camera)
+    return Case(lambda **options: open_source(camera.url, **options), shots, samples=True)
+
+
+cameras: list[RtspCamera] = []
 SOURCES = {
     "pyav": (by_pyav, CLIPS),
     "decord": (by_decord, CLIPS),
@@ -81,6 +107,8 @@ SOURCES = {
     "still": (by_still, ("h264.mp4", "odd.mp4")),
     "arrays": (by_arrays, ("h264.mp4", "odd.mp4")),
     "frames": (by_frames, ("h264.mp4", "vfr.mkv")),
+    "fifo": (by_fifo, ("h264.ts", "vfr.mkv", "mjpeg.mkv")),
+    "rtsp": (by_rtsp, ("live.mkv",)),
 }
 
 
@@ -94,12 +122,14 @@ def truths() -> dict[str, tuple[Path, list[Shot]]]:
     params=[(source, clip) for source, (_, clips) in SOURCES.items() for clip in clips],
     ids="-".join,
 )
-def case(request, truths, tmp_path_factory) -> Case:
+def case(request, truths, tmp_path_factory) -> Iterator[Case]:
     source, clip = request.param
     if clip not in truths:
         path = make(clip, tmp_path_factory.mktemp("clip"))
         truths[clip] = path, plainly_decoded(path)
-    return SOURCES[source][0](*truths[clip], tmp_path_factory.mktemp("pictures"))
+    yield SOURCES[source][0](*truths[clip], tmp_path_factory.mktemp("pictures"))
+    while cameras:
+        cameras.pop().close()
 
 
 def same(frames: list[Frame], case: Case, numbers: list[int]) -> None:

@@ -130,6 +130,8 @@ def make(name: str, folder: Path) -> Path:
         "av1.mp4": {"codec": "libsvtav1", "options": {"preset": "13", "g": "12"}},
         "mpeg2.ts": {"codec": "mpeg2video", "options": {"g": "12", "bf": "2"}},
         "mpeg4.avi": {"codec": "mpeg4", "options": {"g": "12"}},
+        "live.mkv": {"options": {**X264, "bf": "0"}},
+        "mjpeg.mkv": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
         "mjpeg.mov": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
         "ffv1.mkv": {"codec": "ffv1", "options": {"g": "12"}},
         "wmv2.asf": {"codec": "wmv2", "options": {"g": "12"}},

@@ -1,0 +1,231 @@
+"""How each kind of live source is opened: network cameras, web cameras, the screen, pipes.
+
+Nothing here decodes or waits; `live_source.py` does.
+"""
+
+import io
+import os
+import select
+import stat
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import IO, NamedTuple, cast
+
+import av
+
+from streammem.errors import SourceError
+from streammem.video.container import (
+    OPEN_TIMEOUT_S,
+    REMOTE_OPTIONS,
+    choose_stream,
+    error_text,
+    public_url,
+)
+from streammem.video.live_source import STALL_S, WAIT_SLICE_S, Connection, Feed, LiveSource
+from streammem.video.sampling import Sampling
+
+POLL_S = 1.0  # an RTSP read gives up so often, to look whether it is to stop
+DEVICE_FPS = 15  # frames a second that a screen is asked for; web cameras choose theirs
+# What is watched over HTTP if it states no duration; anything else is a file.
+ENDLESS_FORMATS = {"mpjpeg", "hls", "mpegts", "flv"}
+
+_RTSP = {
+    "protocol_whitelist": "rtsp,rtp,udp,tcp,tls,crypto",
+    "flags": "low_delay",
+    # Stamps of the camera's first minutes are not held back to guess a frame rate from.
+    "analyzeduration": "500000",
+}
+_RTSP_TRANSPORTS = {"rtsp": "tcp", "rtsps": "tcp", "rtsp+udp": "udp"}
+
+
+def open_rtsp(url: str, sampling: Sampling) -> LiveSource:
+    """Open ``rtsp://`` and ``rtsps://`` over TCP, ``rtsp+udp://`` over UDP.
+
+    Raises:
+        SourceError: it cannot be opened, or has no video.
+    """
+    name = public_url(url)
+    scheme, _, rest = url.partition(":")
+    options = _RTSP | {"rtsp_transport": _RTSP_TRANSPORTS[scheme.lower()]}
+    spec = f"{scheme.partition('+')[0]}:{rest}"
+    address = _Address(spec, name, None, options, POLL_S)
+    return LiveSource(Feed(name, address.open, resumes=True), sampling)
+
+
+def endless_format(url: str) -> str | None:
+    """Return the format of a URL that is a live stream; None for a file, or what fails to open."""
+    try:
+        options = dict(REMOTE_OPTIONS)
+        container = av.open(url, options=options, timeout=(OPEN_TIMEOUT_S, OPEN_TIMEOUT_S))
+    except (av.FFmpegError, ValueError):
+        return None  # opening it as a file says why
+    with container:
+        kind = container.format.name.split(",")[0]
+        # What states its size is a file, even if its server cannot seek in it.
+        is_whole = container.duration is not None or (kind != "hls" and container.size > 0)
+        return kind if kind in ENDLESS_FORMATS and not is_whole else None
+
+
+def open_stream(url: str, kind: str, sampling: Sampling) -> LiveSource:
+    """Open a live stream over HTTP: motion JPEG, HLS, MPEG-TS, FLV.
+
+    Args:
+        url: with credentials, if it needs them.
+        kind: from ``endless_format``.
+        sampling: what is wanted.
+
+    Raises:
+        SourceError: it cannot be opened, or has no video.
+    """
+    name = public_url(url)
+    # FFmpeg's own attempts to connect again would hide an outage from the stream's time.
+    options = REMOTE_OPTIONS | {"reconnect": "0"}
+    address = _Address(url, name, kind, options, STALL_S)
+    return LiveSource(Feed(name, address.open), sampling)
+
+
+def open_webcam(spec: str, sampling: Sampling, platform: str = sys.platform) -> LiveSource:
+    """Open ``webcam:N``, ``webcam:`` for the first one, or ``webcam:NAME``.
+
+    Raises:
+        SourceError: there is none, or this system's cameras cannot be read.
+    """
+    which = spec.partition(":")[2] or "0"
+    kind, device = _webcam(which, platform)
+    return LiveSource(Feed(spec, _Address(device, spec, kind, {}, STALL_S).open), sampling)
+
+
+def open_screen(spec: str, sampling: Sampling, platform: str = sys.platform) -> LiveSource:
+    """Open ``screen:``, or ``screen:WHICH`` as the system names it (X11: ``screen::0.1``).
+
+    Raises:
+        SourceError: there is none, or this system's screen cannot be read.
+    """
+    kind, device = _screen(spec.partition(":")[2], platform)
+    options = {"framerate": str(DEVICE_FPS)}
+    return LiveSource(Feed(spec, _Address(device, spec, kind, options, STALL_S).open), sampling)
+
+
+def open_pipe(spec: str, sampling: Sampling) -> LiveSource:
+    """Open standard input (``-``) or a FIFO; what comes is read without loss, as fast as it comes.
+
+    Raises:
+        SourceError: what comes is no video, or one that must be sought in, such as most MP4.
+    """
+    name = "standard input" if spec == "-" else spec
+    opener = partial(_open_pipe, spec, name)
+    return LiveSource(Feed(name, opener, live=False, again=spec != "-"), sampling)
+
+
+def is_fifo(path: str) -> bool:
+    """Tell whether a path is a named pipe."""
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+class Pipe(io.RawIOBase):
+    """Standard input or a FIFO as a file whose reads can be given up.
+
+    Args:
+        spec: ``-`` or a path.
+        stopping: tells whether to give up.
+    """
+
+    def __init__(self, spec: str, stopping: Callable[[], bool]) -> None:
+        self._stopping = stopping
+        # Opened without waiting for the one who writes; that is what the first read does.
+        self._fd = os.dup(0) if spec == "-" else os.open(spec, os.O_RDONLY | os.O_NONBLOCK)
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Return what is there, as soon as anything is; nothing at the end."""
+        while not self._stopping():
+            if select.select([self._fd], [], [], WAIT_SLICE_S)[0]:
+                return os.read(self._fd, size if size >= 0 else 1 << 16)
+        return b""
+
+    def close(self) -> None:
+        """Release it; may be repeated."""
+        if not self.closed:
+            os.close(self._fd)
+        super().close()
+
+
+class _Address(NamedTuple):
+    """All that FFmpeg is told to connect."""
+
+    spec: str
+    name: str
+    kind: str | None
+    options: dict[str, str]
+    read_timeout_s: float
+
+    def open(self, stopping: Callable[[], bool]) -> Connection:
+        timeout = (OPEN_TIMEOUT_S, self.read_timeout_s)
+        options = dict(self.options)  # PyAV takes out of it what it used
+        try:
+            container = av.open(self.spec, format=self.kind, options=options, timeout=timeout)
+        except (av.FFmpegError, ValueError) as error:
+            raise SourceError(f"{self.name}: {_advice(error, self.kind)}") from None
+        return Connection(container, choose_stream(container, self.name))
+
+
+def _open_pipe(spec: str, name: str, stopping: Callable[[], bool]) -> Connection:
+    try:
+        pipe = Pipe(spec, stopping)
+    except OSError as error:
+        raise SourceError(f"{name}: {(error.strerror or 'unreadable').lower()}") from None
+    try:
+        container = av.open(cast(IO[bytes], pipe), "r")
+        return Connection(container, choose_stream(container, name), pipe)
+    except SourceError:
+        pipe.close()
+        raise
+    except (av.FFmpegError, ValueError) as error:
+        pipe.close()
+        raise SourceError(
+            f"{name}: is no video that can be read as it comes ({error_text(error)}); "
+            "send MPEG-TS or Matroska, as ffmpeg -f mpegts does"
+        ) from None
+
+
+def _advice(error: Exception, kind: str | None) -> str:
+    reason = error_text(error)
+    if isinstance(error, (av.error.HTTPUnauthorizedError, av.error.HTTPForbiddenError)):
+        return f"refused us ({reason}); write the URL as scheme://user:password@host/..."
+    if isinstance(error, ValueError) and not isinstance(error, av.FFmpegError):
+        return f"this FFmpeg cannot read {kind} devices; install an av package that can"
+    return f"cannot be opened ({reason}); check that it is on, its address and the rights"
+
+
+def _webcam(which: str, platform: str) -> tuple[str, str]:
+    """Return the device's FFmpeg format and name."""
+    if platform == "darwin":
+        return "avfoundation", f"{which}:none"
+    if platform == "win32":
+        return "dshow", f"video={_nth_camera(int(which)) if which.isdigit() else which}"
+    return "v4l2", f"/dev/video{which}" if which.isdigit() else which
+
+
+def _nth_camera(number: int) -> str:
+    """DirectShow knows cameras by name only."""
+    found = [d for d in av.device.enumerate_input_devices("dshow") if "video" in d.media_types]
+    if number >= len(found):
+        raise SourceError(f"webcam:{number}: there are {len(found)} cameras; number 0 is the first")
+    return str(found[number].description)
+
+
+def _screen(which: str, platform: str) -> tuple[str, str]:
+    if platform == "darwin":
+        return "avfoundation", f"Capture screen {which or 0}:none"
+    if platform == "win32":
+        return "gdigrab", which or "desktop"
+    display = which or os.environ.get("DISPLAY", "")
+    if not display:
+        raise SourceError("screen: no X11 display (DISPLAY is not set); name one, as screen::0")
+    return "x11grab", display

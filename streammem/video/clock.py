@@ -1,0 +1,88 @@
+"""Stream time of a live source: from its time stamps or from arrival, and never backward.
+
+It reads no clock itself: whoever receives a picture says when.
+"""
+
+from fractions import Fraction
+
+JUMP_BACK_S = 0.5  # time stamps of decoded pictures rise; one so much earlier is another clock's
+JUMP_AHEAD_S = 10.0  # beyond what really passed
+LOSSLESS_JUMP_AHEAD_S = 3600.0  # where nothing passes in real time, as in a pipe
+
+
+class StreamClock:
+    """Turns pictures' time stamps into seconds since the first picture.
+
+    Within a connection time follows the stamps, over the wraps of their 32 or 33 bits. Where they
+    jump, and at every new connection, it goes on where the last picture ended; in real time it
+    goes on after as much time as really passed, so that an outage is as long as it was.
+
+    Args:
+        real_time: whether pictures come when they are taken; if not, arrival means nothing.
+    """
+
+    def __init__(self, *, real_time: bool = True) -> None:
+        self._wrap_bits, self._real_time = 64, real_time
+        self._first_arrival: float | None = None
+        self._arrival = self._time = self._end = 0.0
+        self._anchor_s, self._ticks = 0.0, 0  # time = anchor + ticks; exact, however long
+        self._pts: int | None = None  # of the last picture that had one
+
+    @property
+    def end(self) -> float:
+        """Seconds at which the last picture ends."""
+        return self._end
+
+    def connect(self, wrap_bits: int) -> None:
+        """Forget the stamps: the next picture's come from another clock.
+
+        Args:
+            wrap_bits: after 2 ** wrap_bits ticks they begin again at 0. 0: they mean nothing, as
+                the frame counter of a motion JPEG, and pictures are shown when they arrive.
+        """
+        self._pts, self._wrap_bits = None, wrap_bits
+
+    def place(self, pts: int | None, tick: Fraction, duration: float, arrived: float) -> float:
+        """Place the next picture, in the order in which they are shown.
+
+        Args:
+            pts: its time stamp, if it has one.
+            tick: seconds a unit of pts.
+            duration: seconds that it is shown.
+            arrived: seconds on a clock that never jumps.
+
+        Returns:
+            Seconds since the first picture, at least the last one's.
+        """
+        if self._first_arrival is None:
+            self._first_arrival = self._arrival = arrived
+        since = arrived - self._first_arrival
+        if self._wrap_bits == 0:
+            time = since
+        elif pts is None:
+            time = self._end
+        else:
+            time = self._follow(pts, tick, arrived)
+        self._time = max(self._time, time)
+        self._end, self._arrival = self._time + duration, arrived
+        return self._time
+
+    def _follow(self, pts: int, tick: Fraction, arrived: float) -> float:
+        step = None if self._pts is None else self._unwrapped(pts - self._pts)
+        self._pts = pts
+        if step is None or self._is_jump(float(step * tick), arrived):
+            assert self._first_arrival is not None
+            since = arrived - self._first_arrival if self._real_time else 0.0
+            self._anchor_s, self._ticks = max(self._end, since), 0
+        else:
+            self._ticks += step
+        return self._anchor_s + self._ticks * tick.numerator / tick.denominator
+
+    def _unwrapped(self, step: int) -> int:
+        half = 1 << (self._wrap_bits - 1)
+        return (step + half) % (2 * half) - half
+
+    def _is_jump(self, step_s: float, arrived: float) -> bool:
+        if self._real_time:
+            return not -JUMP_BACK_S <= step_s <= arrived - self._arrival + JUMP_AHEAD_S
+        return not -JUMP_BACK_S <= step_s <= LOSSLESS_JUMP_AHEAD_S

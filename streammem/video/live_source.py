@@ -1,0 +1,264 @@
+"""A live source: pictures as they come, over stalls and lost connections, in one stream of time.
+
+Which address is opened how stands in `cameras.py`; the threads that keep it from being waited for
+stand above.
+"""
+
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from io import IOBase
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
+
+from streammem.errors import SourceError
+from streammem.types import Frame
+from streammem.video.clock import StreamClock
+from streammem.video.container import error_text
+from streammem.video.pixels import RgbConverter, check_size
+from streammem.video.sampling import Grid, Sampling
+from streammem.video.single_pass import SinglePass
+
+log = logging.getLogger(__name__)
+
+STALL_S = 20.0  # without any data: the connection is given up. A camera may send 1 frame in 10 s
+NO_PICTURE_S = 60.0  # data, but nothing that can be decoded
+BACK_OFF_S = (0.5, 30.0)  # before the first and, doubling, before any later attempt
+WAIT_SLICE_S = 0.05
+# After so many bits the stamps of a container begin again.
+_WRAP_BITS = {"mpegts": 33, "hls": 33, "rtsp": 32}
+FRAME_S = 0.04  # where a picture states no duration and the stream no rate
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """What passes while one waits; tests pass it faster.
+
+    Attributes:
+        now: seconds on a clock that never jumps.
+        wall: Unix seconds.
+        sleep: waits.
+    """
+
+    now: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+    sleep: Callable[[float], None] = time.sleep
+
+
+REAL_TIME = Time()
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What a live source is read from.
+
+    Attributes:
+        file: what the container reads from, if that must be closed too.
+    """
+
+    container: InputContainer
+    stream: VideoStream
+    file: IOBase | None = None
+
+    def close(self) -> None:
+        """Release it."""
+        self.container.close()
+        if self.file:
+            self.file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """What a kind of live source needs and promises.
+
+    Attributes:
+        name: what evidence calls it: without credentials.
+        open: connects; given what tells whether to give up; raises ``SourceError``. Reads of the
+            connection return or raise within STALL_S.
+        live: pictures come when they are taken; one that is not taken then is lost.
+        resumes: reading goes on after a time-out, which comes every second or so.
+        again: it can be opened again, as standard input cannot.
+    """
+
+    name: str
+    open: Callable[[Callable[[], bool]], Connection]
+    live: bool = True
+    resumes: bool = False
+    again: bool = True
+
+
+class LiveSource(SinglePass):
+    """Pictures of a camera, a screen or a pipe.
+
+    Damaged pictures are left out. A lost or stalled connection ends the pass; with ``reconnect``
+    it is made again instead, for ever, after ever longer waits of which a random half keeps many
+    sources from coming back at once. Resolution and codec may be others then.
+
+    Args:
+        feed: opened at once, so that a wrong address is told at the call.
+        sampling: ``fps`` samples the stream's time; ``sparse`` takes keyframes only.
+        passing: clocks.
+
+    Attributes:
+        live: a picture that is not taken when it comes is lost.
+        reconnect: see above.
+        wall_zero: Unix seconds at stream time 0, set anew at each connection; None before.
+        num_connections: that gave a picture.
+        num_damaged: pictures that were left out.
+        notices: what users should know, newest last; to be taken out by any thread.
+
+    Raises:
+        SourceError: it cannot be opened, or has no video.
+    """
+
+    def __init__(self, feed: Feed, sampling: Sampling, passing: Time = REAL_TIME) -> None:
+        super().__init__(feed.name, sampling, duration=None)
+        self.live = feed.live
+        self.wall_zero: float | None = None
+        self.num_connections = self.num_damaged = 0
+        self.notices: deque[str] = deque(maxlen=16)
+        self._feed, self._passing = feed, passing
+        self._clock = StreamClock(real_time=feed.live)
+        self._index, self._num_given = -1, 0
+        self._grid: Grid | None = None
+        self._opened: Connection | None = feed.open(self._is_stopping)
+
+    def _release(self) -> None:
+        if self._opened:
+            self._opened.close()
+            self._opened = None
+
+    def _frames(self) -> Iterator[Frame]:
+        while True:
+            before = self._index
+            lost = yield from self._connection()
+            self._release()
+            if self._at_end or self.stopping or not (self.reconnect and self._feed.again):
+                break
+            self._reconnect(lost or "ended", patient=self._index == before)
+            if self.stopping:
+                break
+        missing = None
+        if lost and not (self._at_end or self.stopping):
+            missing = f"connection lost ({lost}); `streammem watch` would get it back"
+        self._finish(self._clock.end, self._num_given or self.stopping, missing)
+
+    def _is_stopping(self) -> bool:
+        return self.stopping
+
+    @property
+    def _at_end(self) -> bool:
+        return self._grid is not None and self._grid.is_past(self._clock.end)
+
+    def _connection(self) -> Generator[Frame, None, str | None]:
+        """Give the frames of one connection; return why it was lost, None where it ended."""
+        assert self._opened is not None
+        stream = self._opened.stream
+        tick = stream.time_base or Fraction(1, av.time_base)
+        self._grid = self._grid or Grid(self._sampling, tick=float(tick))
+        if self._sampling.sparse:
+            stream.codec_context.skip_frame = "NONKEY"
+        form = self._opened.container.format.name.split(",")[0]
+        is_counter = form == "mpjpeg" and self.live
+        self._clock.connect(0 if is_counter else _WRAP_BITS.get(form, 64))
+        to_rgb: RgbConverter | None = None
+        pictures = self._pictures(self._opened.container, stream)
+        while True:
+            try:
+                picture = next(pictures)
+            except StopIteration as ended:
+                reason: str | None = ended.value
+                return reason
+            to_rgb = to_rgb or self._connected(picture)
+            time, duration = self._place(picture, tick, stream)
+            if self._grid.is_past(time):
+                return None
+            if self._grid.takes(time):
+                check_size(self.name, picture.width, picture.height)
+                self._num_given += 1
+                yield Frame(to_rgb(picture), time, duration, self._index)
+
+    def _connected(self, picture: av.VideoFrame) -> RgbConverter:
+        if self.num_connections:
+            self.notices.append(f"{self.name}: the picture is back")
+        self.num_connections += 1
+        self.wall_zero = None
+        return RgbConverter(picture, self._sampling.max_side)
+
+    def _place(
+        self, picture: av.VideoFrame, tick: Fraction, stream: VideoStream
+    ) -> tuple[float, float]:
+        """Return a picture's time and duration in seconds."""
+        rate = stream.average_rate or stream.guessed_rate
+        duration = float((picture.duration or 0) * tick) or (float(1 / rate) if rate else FRAME_S)
+        time = self._clock.place(picture.pts, tick, duration, self._passing.now())
+        self._index += 1
+        if self.wall_zero is None:
+            self.wall_zero = self._passing.wall() - time
+        return time, duration
+
+    def _pictures(
+        self, container: InputContainer, stream: VideoStream
+    ) -> Generator[av.VideoFrame, None, str | None]:
+        """Give the good pictures until data ends (None) or is lost (why)."""
+        heard = seen = self._passing.now()
+        while not self.stopping:
+            try:
+                for packet in container.demux(stream):
+                    heard = self._passing.now()
+                    pictures = self._decoded(stream, packet)
+                    yield from pictures
+                    seen = heard if pictures else seen
+                    if heard - seen > NO_PICTURE_S:
+                        return f"no picture for {heard - seen:.0f} s"
+                    if self.stopping:
+                        return None
+                return None
+            except av.error.ExitError:
+                silent_s = self._passing.now() - heard
+                if not self._feed.resumes or silent_s > STALL_S:
+                    return f"silent for {silent_s:.0f} s"
+            except (av.FFmpegError, OSError) as error:
+                return error_text(error)
+        return None
+
+    def _decoded(self, stream: VideoStream, packet: Packet) -> list[av.VideoFrame]:
+        try:
+            # An empty packet ends the data, and gets the last pictures out of the decoder.
+            pictures = stream.codec_context.decode(packet if packet.size else None)
+        except av.FFmpegError as error:
+            self.num_damaged += not isinstance(error, EOFError)
+            return []
+        good = [picture for picture in pictures if not picture.is_corrupt]
+        self.num_damaged += len(pictures) - len(good)
+        return good
+
+    def _reconnect(self, lost: str, *, patient: bool) -> None:
+        """Connect again, however long that takes, unless the source is to stop."""
+        self.notices.append(f"{self.name}: connection lost ({lost}); trying to get it back")
+        log.info("%s", self.notices[-1])
+        first, longest = BACK_OFF_S
+        # A camera that accepts and then gives nothing must not be asked twice a second.
+        pause = longest / 2 if patient else first
+        while not self.stopping:
+            self._wait(pause * random.uniform(0.5, 1.0))
+            if self.stopping:
+                return
+            try:
+                self._opened = self._feed.open(self._is_stopping)
+                return
+            except SourceError as error:
+                log.info("%s", error)
+                pause = min(2 * pause, longest)
+
+    def _wait(self, seconds: float) -> None:
+        until = self._passing.now() + seconds
+        while not self.stopping and self._passing.now() < until:
+            self._passing.sleep(WAIT_SLICE_S)

@@ -1,0 +1,262 @@
+"""The two threads: a reader that decodes, a speaker that talks. Only values cross between them.
+
+What is done with frames and words is decided in `live.py`.
+"""
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import NamedTuple, TypeVar
+
+from streammem.errors import SourceError
+from streammem.longscene import Span
+from streammem.model import StreamModel
+from streammem.session_config import SessionConfig
+from streammem.types import Frame, Segment
+from streammem.video import VideoSource
+from streammem.watch_options import Drop
+
+T = TypeVar("T")
+FRAMES_AHEAD = 8  # decoded frames that wait for perception
+LIVE_FRAMES_AHEAD = 32  # of a source that does not wait: what comes while a question is read
+POLL_S = 0.05
+
+
+class Reader:
+    """Iterates over a source in a thread of its own, a few frames ahead.
+
+    Args:
+        source: closed by that thread.
+        drop: see ``WatchOptions``.
+
+    Attributes:
+        broken: the source's own error, if it broke off; other exceptions reach the caller.
+        stopped: whether the caller stopped it before the source ended.
+        captured: frames that the source has given.
+        captured_until: seconds, the time of the newest of them.
+        dropped_full: frames dropped because too many waited.
+        dropped_at_stop: frames that nobody took before it was stopped.
+    """
+
+    def __init__(self, source: VideoSource, drop: Drop = "never") -> None:
+        self._source, self._drop = source, drop
+        ahead = FRAMES_AHEAD if drop == "never" else LIVE_FRAMES_AHEAD
+        self._queue: queue.Queue[Frame | BaseException | None] = queue.Queue(ahead)
+        self._stop = threading.Event()
+        self.broken: SourceError | None = None
+        self.stopped = False
+        self.captured = self.dropped_full = self.dropped_at_stop = 0
+        self.captured_until = 0.0
+        self._thread = threading.Thread(target=self._run, name="streammem-reader", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Frames that wait to be taken."""
+        return self._queue.qsize()
+
+    def frames(self, stop: Callable[[], bool] | None = None) -> Iterator[Frame | None]:
+        """Yield frames until the source ends, breaks off, or ``stop`` says so.
+
+        Whenever none has come for ``POLL_S``, yields None instead.
+        """
+        while True:
+            if stop and stop():
+                self.stopped = True
+                return
+            try:
+                item = _next(self._queue, self._thread)
+            except queue.Empty:
+                yield None
+                continue
+            if item is None:
+                return
+            if isinstance(item, SourceError):
+                self.broken = item
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def waiting_frame(self) -> Frame | None:
+        """Take a frame that is there already; what is no frame stays for ``frames``."""
+        with self._queue.mutex:
+            if not self._queue.queue or not isinstance(self._queue.queue[0], Frame):
+                return None
+        with suppress(queue.Empty):  # the reader may have dropped it meanwhile
+            item = self._queue.get_nowait()
+            assert isinstance(item, Frame)  # only frames stand before frames
+            return item
+        return None
+
+    def halt(self) -> None:
+        """Ask the thread to end; what comes from now on is not taken."""
+        self._stop.set()
+        if ask := getattr(self._source, "stop", None):
+            ask()
+
+    def stop(self) -> None:
+        """End the thread and close the source."""
+        self.halt()
+        self._thread.join()
+        with suppress(queue.Empty):
+            while True:
+                self.dropped_at_stop += isinstance(self._queue.get_nowait(), Frame)
+
+    def _run(self) -> None:
+        try:
+            for frame in self._source:
+                if not self._put(frame):
+                    return
+            self._put(None)
+        except BaseException as error:  # noqa: BLE001, carried to the caller with its traceback
+            self._put(error)
+        finally:
+            # Closed by the thread that reads: decoders crash when another frees them meanwhile.
+            self._source.close()
+
+    def _put(self, item: Frame | BaseException | None) -> bool:
+        is_frame = isinstance(item, Frame)
+        taken = self._hand_over(item, drops=is_frame and self._drop != "never")
+        if isinstance(item, Frame):
+            self.captured_until = item.time
+            self.captured += 1
+            self.dropped_at_stop += not taken
+        return taken
+
+    def _hand_over(self, item: Frame | BaseException | None, *, drops: bool) -> bool:
+        """Queue an item, or drop one where that is allowed; not once the reader is stopped."""
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=0.0 if drops else POLL_S)
+                return True
+            except queue.Full:
+                if drops and self._drop == "newest":
+                    self.dropped_full += 1
+                    return True
+                if drops:
+                    with suppress(queue.Empty):
+                        self._queue.get_nowait()
+                        self.dropped_full += 1
+        return False
+
+
+class Said(NamedTuple):
+    """What was said of a stretch, and the monotonic second of the first word."""
+
+    span: Span
+    text: str
+    began: float
+
+
+class Speaker:
+    """Generates captions in a thread of its own, in the order in which they are asked for.
+
+    Attributes:
+        silence: a lock; whoever holds it keeps the speaker from its next word.
+        cpu_s: seconds that its thread has computed.
+        num_skipped: captions that were given up before they were begun.
+    """
+
+    def __init__(
+        self,
+        model: StreamModel,
+        config: SessionConfig,
+        on_text: Callable[[Segment, str], None] | None,
+    ) -> None:
+        self._model, self._config, self._on_text = model, config, on_text
+        self._jobs: queue.Queue[Span | None] = queue.Queue()
+        self._said: queue.Queue[Said | BaseException] = queue.Queue()
+        self._waiting: deque[Span] = deque()
+        self._stop = threading.Event()
+        self.silence = threading.Lock()
+        self.cpu_s, self.num_skipped = 0.0, 0
+        self._thread = threading.Thread(target=self._run, name="streammem-speaker", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Stretches that were submitted, and whose captions were not given yet."""
+        return len(self._waiting)
+
+    def submit(self, span: Span) -> None:
+        """Queue a stretch."""
+        self._waiting.append(span)
+        self._jobs.put(span)
+
+    def skip(self, most: int) -> None:
+        """Give up the oldest stretches that are not begun, until fewer than ``most`` wait."""
+        while self._jobs.qsize() >= most:
+            try:
+                span = self._jobs.get_nowait()
+            except queue.Empty:  # it has been begun meanwhile
+                return
+            if span is not None:
+                self._waiting.remove(span)
+                self.num_skipped += 1
+
+    def said(self, ahead: int | None) -> Iterator[Said]:
+        """Yield what was said; wait for it while more than ``ahead`` are due, if that is given."""
+        while self._waiting and (
+            (ahead is not None and len(self._waiting) > ahead) or not self._said.empty()
+        ):
+            said = self._awaited()
+            if isinstance(said, BaseException):
+                raise said
+            self._waiting.popleft()
+            yield said
+
+    def _awaited(self) -> Said | BaseException:
+        while True:
+            with suppress(queue.Empty):
+                return _next(self._said, self._thread)
+
+    def stop(self) -> None:
+        """End the thread, between two words if it is speaking."""
+        self._stop.set()
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while (span := self._jobs.get()) is not None and not self._stop.is_set():
+                self._said.put(self._say(span))
+                self.cpu_s = time.thread_time()
+        except BaseException as error:  # noqa: BLE001, carried to the caller with its traceback
+            self._said.put(error)
+
+    def _say(self, span: Span) -> Said:
+        began = 0.0
+        with self.silence:
+            prompt = self._model.caption_prompt(span.tokens, self._config.instruction)
+            words = self._model.stream(prompt, self._config.caption or self._model.decoding)
+        pieces: list[str] = []
+        while not self._stop.is_set():
+            with self.silence:
+                piece = next(words, None)
+            began = began or time.monotonic()
+            if piece is None:
+                break
+            pieces.append(piece)
+            if self._on_text:
+                self._on_text(span.segment, piece)
+        return Said(span, "".join(pieces).strip(), began or time.monotonic())
+
+
+def _next(items: "queue.Queue[T]", thread: threading.Thread) -> T:
+    """Take what a thread has put into its queue.
+
+    Raises:
+        queue.Empty: nothing came for ``POLL_S`` seconds.
+        RuntimeError: the thread is dead without a word, and nothing will ever come.
+    """
+    alive = thread.is_alive()  # asked first: what it put before it died is still there
+    try:
+        return items.get(timeout=POLL_S if alive else 0)
+    except queue.Empty:
+        if alive:
+            raise
+        raise RuntimeError(f"the thread {thread.name} died without an error") from None

@@ -1,0 +1,63 @@
+"""HTTP cameras on loopback: motion JPEG, and a folder whose HLS playlist goes on."""
+
+import io
+import threading
+from contextlib import contextmanager, suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import av
+from PIL import Image
+
+PART = b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%b\r\n"
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves ``/cam`` as motion JPEG of its pictures, and files."""
+
+    def __init__(self, *arguments, pictures, **options):
+        self._pictures = pictures
+        super().__init__(*arguments, **options)
+
+    def do_GET(self):
+        if not self.path.startswith("/cam"):
+            super().do_GET()
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        with suppress(OSError):  # the client left
+            for pixels in self._pictures:
+                jpeg = io.BytesIO()
+                Image.fromarray(pixels).save(jpeg, "JPEG")
+                self.wfile.write(PART % (len(jpeg.getvalue()), jpeg.getvalue()))
+
+    def log_message(self, *arguments):
+        pass
+
+
+@contextmanager
+def serving(folder, pictures=()):
+    """Serve a folder and pictures; gives the address."""
+    handler = partial(Handler, pictures=pictures, directory=str(folder))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def write_stream(path, pictures, form="mpegts", fps=25, **options):
+    """Write a stream that a camera could send."""
+    with av.open(str(path), "w", format=form, options=options) as container:
+        stream = container.add_stream("libx264", rate=fps, options={"g": "25", "bf": "0"})
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for pixels in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(stream.encode())
+    return path
