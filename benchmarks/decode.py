@@ -4,7 +4,8 @@ One thread. Times are CPU seconds, so that other programs on the machine distort
 routes take turns caption by caption, and ratios are medians over captions. "baseline" is eager
 float32 ``generate`` of transformers, "exact" and "half" are ours (see backbones/decoding.py).
 
-The bound of a step is the time in which this machine, between the captions of the same run, sums
+A step is the mean of a caption's tokens after the first, since "exact" says several at a time. Its
+bound is the time in which this machine, between the captions of the same run, sums
 256 MiB, scaled to the bytes of the float32 weights: each step has to read all of them.
 
 Quality is teacher-forced along human captions: how often the likeliest next token is the exact
@@ -107,7 +108,7 @@ def _caption(routes: dict[str, CausalLanguageModel], name: str, row: Prompt) -> 
     """Return a caption and the CPU seconds of a step after the first."""
     language = routes[name]
     clock = Ticks()
-    if name == "baseline":
+    if name == "baseline":  # which announces the prompt too
         ids = language.model.generate(
             inputs_embeds=language.embed(row)[None],
             attention_mask=torch.ones(1, len(language.embed(row)), dtype=torch.long),
@@ -118,13 +119,15 @@ def _caption(routes: dict[str, CausalLanguageModel], name: str, row: Prompt) -> 
             streamer=clock,
         )
         text = language.tokenizer.decode(ids[0], skip_special_tokens=True).strip()
+        del clock.times[0]
     else:
         text = ""
         for piece in language.stream(row, CAPTION_DECODING):
             text += piece
             clock.put(None)
+        clock.put(None)  # the token that ends it is no text
         text = text.strip()
-    return text, clock.median()
+    return text, clock.mean()
 
 
 class Ticks:
@@ -139,9 +142,8 @@ class Ticks:
     def end(self) -> None:
         pass
 
-    def median(self) -> float:
-        gaps = [b - a for a, b in zip(self.times[2:], self.times[3:], strict=False)]
-        return statistics.median(gaps) if gaps else float("nan")
+    def mean(self) -> float:
+        return (self.times[-1] - self.times[0]) / max(1, len(self.times) - 1)
 
 
 def _table(texts, spent, steps, bounds) -> dict[str, object]:

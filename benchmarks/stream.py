@@ -3,6 +3,9 @@
 CPU seconds of the whole process, part by part; the parts run one after another here, so that none
 is charged for another. In use perception and speech run side by side. "segment" is what a push
 costs beyond encoding and the bridge: SceneTilling, keys, cache, keyframes.
+
+``--plot`` draws the parts beside two bounds: decoding the same film with nothing else, and the
+floating-point work of encoder and words at the speed of a large matrix product.
 """
 
 import argparse
@@ -20,20 +23,27 @@ from dataclasses import dataclass, fields
 from itertools import chain, cycle, islice
 from pathlib import Path
 
+import av
 import numpy as np
+import torch
 
 from benchmarks.clips import FPS, HEIGHT, WIDTH, letterboxed, repeat, write
+from benchmarks.encoder import PEAK_SIDE, in_turns, multiplications
 from benchmarks.machine import machine
-from streammem.backbones.weights import home
+from streammem.backbones.vision import EfficientNetEncoder, open_net
+from streammem.backbones.weights import home, weights_path
 from streammem.checkpoint import load
 from streammem.live import MAX_SIDE
 from streammem.model import VideoModel
+from streammem.scenes import for_keyframes
 from streammem.session import Session
+from streammem.session_config import SessionConfig
 from streammem.threads import limit_threads
-from streammem.types import Segment
+from streammem.types import Caption, Segment
 from streammem.video import open_source
 
 PARTS = ("decode", "encode", "segment", "bridge", "generate")
+LABELS = dict(zip(PARTS, ("decode", "encode", "segment", "bridge", "words"), strict=True))
 CLIP_S = 8.0
 LOOP_MIN = 10.0  # longer films repeat their first ten minutes
 
@@ -92,6 +102,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--sparse", action="store_true", help="keyframes only")
     parser.add_argument("--batch", type=int, default=8, help="captions at a time; 0 for none")
     parser.add_argument("--model", default="streammem-tiny")
+    parser.add_argument("--plot", type=Path, help="PNG of the parts and their bounds")
     options = parser.parse_args(argv)
     video = options.file or made(home() / "benchmarks", options.minutes)
     limit_threads(busy=os.cpu_count() or 1)  # one thread
@@ -108,22 +119,29 @@ def run(video: Path, options: argparse.Namespace) -> dict[str, object]:
     _warm(timed)
     clock.spent.clear()
     clock.calls.clear()
+    scenes = for_keyframes(plain.scenes) if options.sparse else None
     began = time.perf_counter()
     with (
         tempfile.TemporaryDirectory() as scratch,
-        Session(timed, memory=Path(scratch, "memory")) as session,
+        Session(timed, SessionConfig(scenes=scenes), Path(scratch, "memory")) as session,
     ):
-        num_captions, minutes = _watch(session, clock, video, options)
+        captions, minutes = _watch(session, clock, video, options)
     total_s = sum(clock.spent.values())
     wall_s, parts = time.perf_counter() - began, clock.spent
     print(
         f"{video.name}: {session.state.frames} frames, {timed.clock.calls['encode']} encoded, "
-        f"{session.state.next_segment} segments, {num_captions} captions in {wall_s:.0f} s; "
+        f"{session.state.next_segment} segments, {len(captions)} captions in {wall_s:.0f} s; "
         f"CPU {total_s - parts['generate']:.0f} s of perception, {parts['generate']:.0f} s of words"
     )
     for part in PARTS:
         print(f"  {part:10} {clock.spent[part]:8.1f} s CPU  {clock.spent[part] / total_s:6.1%}")
     print(f"  perception a frame: minute 1 {minutes[0]:.1f} ms, the last {minutes[-1]:.1f} ms")
+    peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(f"  peak resident memory {peak_rss_mb} MB")
+    bounds = {}
+    if options.plot:
+        bounds = _bounds(timed, video, options, captions, clock.calls["encode"])
+        draw(options.plot, {part: clock.spent[part] for part in PARTS}, bounds)
     return {
         "file": video.name,
         "fps": options.fps,
@@ -132,24 +150,86 @@ def run(video: Path, options: argparse.Namespace) -> dict[str, object]:
         "frames": session.state.frames,
         "encoded": clock.calls["encode"],
         "segments": session.state.next_segment,
-        "captions": num_captions,
+        "captions": len(captions),
         **{f"{part}_cpu_s": round(clock.spent[part], 2) for part in PARTS},
         "wall_s": round(wall_s, 1),
         "first_minute_ms_a_frame": minutes[0],
         "last_minute_ms_a_frame": minutes[-1],
         "ms_a_frame_by_minute": minutes,
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_rss_mb": peak_rss_mb,
+        "bounds_s": {name: round(seconds, 2) for name, seconds in bounds.items()},
     }
+
+
+def _bounds(
+    model: VideoModel, video: Path, options: argparse.Namespace, said: list[Caption], encoded: int
+) -> dict[str, float]:
+    """Return the least CPU seconds of the parts that have a bound."""
+    matrix = torch.rand(PEAK_SIDE, PEAK_SIDE)
+    peak = 2 * PEAK_SIDE**3 / in_turns({"sgemm": lambda: matrix @ matrix}, 5)["sgemm"] * 1e3
+    net = open_net(weights_path("efficientnet-lite2"), {}).eval()
+    side = EfficientNetEncoder.size
+    with torch.inference_mode():
+        flop = 2 * multiplications(net, torch.zeros(1, 3, side, side))
+    language = model.language
+    tokens = model.bridge.initial_memory()[0]  # any of the right shape
+    prompt = len(language.embed(model.caption_prompt(tokens))) - len(
+        language.ids(language.chat_prefix)  # read once for all
+    )
+    num_tokens = sum(prompt + len(language.ids(caption.text)) for caption in said)
+    weights = sum(p.numel() for p in language.model.parameters())
+    return {
+        "decode": _decode_alone(video, options),
+        "encode": encoded * flop / peak,
+        "generate": 2 * weights * num_tokens / peak,
+    }
+
+
+def _decode_alone(video: Path, options: argparse.Namespace) -> float:
+    """Return the CPU seconds of decoding on one thread, no picture converted."""
+    began = time.process_time()
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        # Frames that no other needs are left out, as the reader does between samples.
+        stream.codec_context.skip_frame = "NONKEY" if options.sparse else "NONREF"
+        for frame in container.decode(stream):
+            if frame.time >= options.minutes * 60:
+                break
+    return time.process_time() - began
+
+
+def draw(path: Path, parts: dict[str, float], bounds: dict[str, float]) -> None:
+    """Draw one bar of what was measured above one of the bounds, in CPU seconds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for row, seconds in enumerate((parts, bounds)):
+        left = 0.0
+        for number, (name, label) in enumerate(LABELS.items()):
+            width = seconds.get(name, 0.0)
+            axes.barh(row, width, left=left, color=f"C{number}", label=label if not row else None)
+            if width > 0.03 * sum(parts.values()):
+                axes.text(left + width / 2, row, f"{width:.1f}", ha="center", va="center")
+            left += width
+    axes.set_yticks([0, 1], ["measured", "bound"])
+    axes.invert_yaxis()
+    axes.set_xlabel("CPU seconds, one thread")
+    axes.legend(ncols=len(LABELS), loc="upper center", bbox_to_anchor=(0.5, 1.25), frameon=False)
+    figure.savefig(path, dpi=110)
 
 
 def _watch(
     session: Session, clock: Clock, video: Path, options: argparse.Namespace
-) -> tuple[int, list[float]]:
-    """Return the number of captions, and the CPU ms a frame of each minute."""
+) -> tuple[list[Caption], list[float]]:
+    """Return the captions, and the CPU ms a frame of each minute."""
     spent: Counter[int] = Counter()
     frames: Counter[int] = Counter()
     waiting: list[Segment] = []
-    num_captions = 0
+    captions: list[Caption] = []
     asked = {"fps": options.fps, "end": options.minutes * 60, "sparse": options.sparse}
     with open_source(video, max_side=MAX_SIDE, **asked) as source:
         pictures = iter(source)
@@ -165,10 +245,10 @@ def _watch(
                 frames[minute] += 1
             if options.batch and (not frame or len(waiting) >= options.batch):
                 with clock.part("generate"):
-                    num_captions += sum(bool(c.text) for c in session.captions(waiting))
+                    captions += [c for c in session.captions(waiting) if c.text]
                 waiting.clear()
             if not frame:
-                return num_captions, _per_frame(spent, frames)
+                return captions, _per_frame(spent, frames)
 
 
 def _per_frame(spent: Counter[int], frames: Counter[int]) -> list[float]:

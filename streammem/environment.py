@@ -24,6 +24,7 @@ PACKAGES = (
 VARIABLES = {
     "STREAMMEM_HOME": "folder of pulled weights",
     "STREAMMEM_DATA": "folder of training and test data",
+    "STREAMMEM_TOKEN": "what clients of `streammem serve` must present; its value is not shown",
 }
 
 
@@ -34,7 +35,10 @@ def describe() -> dict[str, str]:
     facts["processor"] = _processor()
     facts["cores"] = str(cores())
     share = max(1, cores() // 2)
-    facts["threads"] = f"{share} for perception, {share} for the language model, 1 for the index"
+    facts["threads"] = (
+        f"{share} for perception (in the caller's thread), {share} for the language model (in a "
+        "thread of its own while a source is watched), 1 for the index"
+    )
     facts["encoder"] = f"{'openvino' if find_spec('openvino') else 'torch'}, float32"
     facts["decoding"] = f"{decoding_route('auto')} on the CPU, for a plain Llama; else transformers"
     facts["attention"] = "flash-attn on CUDA if installed, else SDPA"
@@ -42,7 +46,8 @@ def describe() -> dict[str, str]:
     for name in SOURCES:
         facts[f"weights {name}"] = "ready" if is_pulled(name) else "not pulled"
     for name, about in VARIABLES.items():
-        facts[name] = os.environ.get(name, f"not set ({about})")
+        shown = "set" if name.endswith("TOKEN") and name in os.environ else os.environ.get(name)
+        facts[name] = shown or f"not set ({about})"
     return facts
 
 

@@ -12,10 +12,6 @@ import numpy as np
 
 from streammem.errors import BackboneError, ConfigError
 
-# Rows that are scaled at a time: 64 of 1280 float64 stay in the cache of one core.
-CHUNK = 64
-SMALLEST = np.finfo(np.float64).tiny  # keeps a zero row zero
-
 
 @dataclass(frozen=True, slots=True)
 class SceneTillingConfig:
@@ -39,6 +35,8 @@ class SceneTillingConfig:
             slow climbs in full, and can delay a boundary by as much.
         flash_frames: >= 0, longest disturbance that does not cut if the picture comes back after
             it. Raising it ignores longer flashes, and delays every boundary by as much.
+        peak: in [-1, 1], least similarity that a peak is taken for. Raising it lets a gap cut
+            whose neighbours are as deep, as where a scene may be one frame; -1 changes nothing.
     """
 
     alpha: float = 2.0
@@ -48,6 +46,7 @@ class SceneTillingConfig:
     max_frames: int = 480
     max_lag: int = 64
     flash_frames: int = 2
+    peak: float = -1.0
 
     def __post_init__(self) -> None:
         rules = (
@@ -58,6 +57,7 @@ class SceneTillingConfig:
             ("max_frames", self.max_frames > self.min_frames, "greater than min_frames"),
             ("max_lag", self.max_lag >= 1, "a number of frames >= 1"),
             ("flash_frames", self.flash_frames >= 0, "a number of frames >= 0"),
+            ("peak", -1 <= self.peak <= 1, "a similarity in [-1, 1]"),
         )
         for name, holds, wanted in rules:
             if not holds:
@@ -171,13 +171,13 @@ def push(state: SceneState, embeddings: np.ndarray, config: SceneTillingConfig) 
     """
     rows = np.asarray(embeddings)
     rows = rows[None] if rows.ndim == 1 else rows
-    if state.rows and rows.ndim == 2 and rows.shape[1] != len(state.rows[0]):
+    if rows.ndim != 2:
+        raise ValueError(f"embeddings of shape {rows.shape}: give [T, D], or push [D]")
+    if state.rows and rows.shape[1] != len(state.rows[0]):
         raise ValueError(f"embeddings {rows.shape} follow embeddings of width {len(state.rows[0])}")
     run = _Run(state, config)
-    for at in range(0, max(1, len(rows)), CHUNK):
-        scaled = _unit_rows(rows[at : at + CHUNK], state.frames + at)
-        for row in scaled:
-            run.take(row if len(scaled) == 1 else row.copy())  # a view keeps the chunk alive
+    for number, row in enumerate(rows, state.frames):
+        run.take(_unit(row, number))
     return run.result()
 
 
@@ -211,9 +211,10 @@ def adjacent_cosine(embeddings: np.ndarray) -> np.ndarray:
 
     Source: VideoLLaMB (arXiv 2409.01071), SceneTilling, step 1.
     """
-    rows = _unit_rows(np.asarray(embeddings), 0)
-    if len(rows) < 2:
-        raise ValueError(f"adjacent_cosine: {len(rows)} row(s): give at least two frames")
+    rows = np.asarray(embeddings)
+    if rows.ndim != 2 or len(rows) < 2:
+        raise ValueError(f"adjacent_cosine: shape {rows.shape}: give at least two frames, [T, D]")
+    rows = np.stack([_unit(row, number) for number, row in enumerate(rows)])
     return np.clip(np.vecdot(rows[:-1], rows[1:]), -1.0, 1.0)
 
 
@@ -314,14 +315,16 @@ class _Run:
         first = self.frames - len(self.rows)
         before, after = gap - 1 - first, gap - first
         similarity = _cosine(self.rows[before], self.rows[after])
-        left_peak, bridged = similarity, math.inf
+        left_peak, bridged, dips = similarity, math.inf, similarity < self.config.peak
         if self.climb and similarity <= self.climb[-1].similarity:
             left_peak = self.climb[-1].left_peak
             if similarity < self.climb[-1].similarity:
                 self.settle_climb()
-                # No right peak lies above 1: most dips need no look across.
-                if left_peak + 1 - 2 * similarity > self.config.floor:
-                    bridged = self.bridge(before, after)
+                dips = True
+        left_peak = max(left_peak, self.config.peak)
+        # No right peak lies above 1: most dips need no look across.
+        if dips and left_peak + 1 - 2 * similarity > self.config.floor:
+            bridged = self.bridge(before, after)
         self.climb.append(Gap(gap, similarity, left_peak, bridged))
         if len(self.climb) > self.config.max_lag:
             self.settle(self.climb.popleft(), similarity)
@@ -341,6 +344,7 @@ class _Run:
             self.settle(self.climb.popleft(), right_peak)
 
     def settle(self, gap: Gap, right_peak: float) -> None:
+        right_peak = max(right_peak, self.config.peak)
         peaks = gap.left_peak + right_peak
         depth = peaks - 2 * gap.similarity
         deviation = math.sqrt(self.square / self.weight) if self.weight else 0.0
@@ -350,8 +354,7 @@ class _Run:
         if right_peak > gap.similarity and peaks - 2 * gap.bridged > threshold:
             self.decide(gap.frame, depth)
         else:
-            # Boundaries teach nothing: at 1 frame a second, where every fourth gap may be one,
-            # their depths would raise the threshold out of reach.
+            # Boundaries teach nothing: where every fourth gap is one, they would bar all others.
             self.learn(min(depth, threshold))
             self.decide(gap.frame, None)
 
@@ -373,25 +376,20 @@ class _Run:
         self.square = self.square * decay + change * (depth - self.mean)
 
 
-def _unit_rows(embeddings: np.ndarray, first: int) -> np.ndarray:
-    """Scale [T, D] rows to length 1 as float64, zero rows to zero; row 0 is frame ``first``."""
-    if embeddings.ndim != 2:
-        raise ValueError(f"embeddings of shape {embeddings.shape}: give [T, D], or push [D]")
-    rows = embeddings.astype(np.float64)
-    # One dot product a row, so that a row's bits do not depend on the batch it comes in.
-    squares = np.vecdot(rows, rows)
-    if not math.isfinite(float(squares.sum())):
-        frame = first + int(np.argmax(~np.isfinite(squares)))
+def _unit(embedding: np.ndarray, frame: int) -> np.ndarray:
+    """Scale [D] to length 1 as float64, zero to zero; alone, so that no batch moves its bits."""
+    row = embedding.astype(np.float64)
+    square = float(row.dot(row))
+    if not math.isfinite(square):
         raise BackboneError(
             f"frame {frame}: the vision encoder gave NaN, infinite or huge values; "
             "try float32, and check its weights"
         )
-    rows /= np.sqrt(np.maximum(squares, SMALLEST))[:, None]
-    return rows
+    return row / math.sqrt(square) if square else row
 
 
 def _cosine(left: np.ndarray, right: np.ndarray) -> float:
-    return min(1.0, max(-1.0, float(left @ right)))
+    return min(1.0, max(-1.0, float(left.dot(right))))
 
 
 def _left_peaks(values: np.ndarray) -> np.ndarray:

@@ -35,3 +35,19 @@ def run(tiny, capsys):
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def memories(model, tmp_path):
+    """A folder with a memory of five scenes, ``trips``."""
+    from streammem.session import Session
+    from streammem.session_config import SessionConfig
+    from tests.sessions import FILM, SHORT, told
+    from tests.tiny import film
+
+    folder = tmp_path / "memories"
+    folder.mkdir()
+    options = SessionConfig(answer=SHORT, caption=SHORT)
+    with Session(model, options, memory=folder / "trips", source="a.mp4") as session:
+        told(session, film(*FILM))
+    return folder

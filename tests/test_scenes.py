@@ -9,9 +9,16 @@ from PIL import Image
 
 from streammem import scenetilling, signature
 from streammem.errors import SourceError, TruncatedError
-from streammem.scenes import EMBEDDED_FPS, SceneFinder, find_scenes
+from streammem.scenes import (
+    EMBEDDED_FPS,
+    KEYFRAMES_ALIKE,
+    SceneFinder,
+    find_scenes,
+    for_keyframes,
+)
+from streammem.scenetilling import SceneTillingConfig
 from streammem.types import Frame, Segment, Warning
-from tests.tiny import COLOURS, tiny_model
+from tests.tiny import COLOURS, moving_square, tiny_model
 
 FPS = 8
 
@@ -276,3 +283,27 @@ def test_a_few_frames_are_one_scene(model, count):
 def test_frames_that_do_not_say_how_long_they_last_are_taken_for_25_a_second(model):
     frames = [replace(frame, duration=0.0) for frame in timed(film())]
     assert [s.start for s in find_scenes(model, Source(frames))] == [0.0, 4.0, 8.0]
+
+
+# -- keyframes --
+
+
+def test_of_keyframes_every_unlike_neighbour_starts_a_scene():
+    model = tiny_model()
+    pictures = ["red", "blue", "blue", "green", "yellow", "yellow", "red"]
+    seen = np.stack([model.perceive(moving_square(c, 0)).embedding for c in pictures])
+    seen -= seen.mean(0)
+    config = for_keyframes(SceneTillingConfig())
+    found = scenetilling.push(scenetilling.initial(config), seen, config)
+    end = scenetilling.flush(found.state, config)
+    assert [b.index for b in found.boundaries + end.boundaries] == [1, 3, 4, 6]
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.65, 1.3])
+def test_keyframes_are_alike_above_one_cosine_whatever_the_floor_between_frames_is(floor):
+    config = for_keyframes(SceneTillingConfig(floor=floor))
+    angles = np.cumsum([0.0, *np.arccos([KEYFRAMES_ALIKE - 0.01, KEYFRAMES_ALIKE + 0.01])])
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    found = scenetilling.push(scenetilling.initial(config), rows, config)
+    end = scenetilling.flush(found.state, config)
+    assert [b.index for b in found.boundaries + end.boundaries] == [1]

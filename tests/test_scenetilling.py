@@ -395,3 +395,28 @@ def test_tile_of_a_video_without_a_deviation_has_no_boundary():
 def test_the_module_needs_no_torch():
     source = Path(scenetilling.__file__).read_text(encoding="utf-8")
     assert "torch" not in source
+
+
+# -- frames far apart --
+
+
+def test_a_scene_of_one_frame_is_one_where_a_peak_is_known():
+    rng = np.random.default_rng(0)
+    video = np.concatenate([scene(rng, length, noise=0.1) for length in (1, 1, 3, 1, 2, 1)])
+    config = SceneTillingConfig(peak=0.8, alpha=0.0, min_frames=1, flash_frames=0)
+    assert cuts(run(video, config)) == [1, 2, 5, 6, 8]
+    assert cuts(run(video, config, [1])) == [1, 2, 5, 6, 8]
+    assert len(cuts(run(video, dataclasses.replace(config, peak=-1.0)))) < 5
+
+
+def test_a_known_peak_moves_no_boundary_of_scenes_that_reach_it():
+    rng = np.random.default_rng(1)
+    video = np.concatenate([scene(rng, 12) for _ in range(8)])
+    found = [cuts(run(video, SceneTillingConfig(peak=peak))) for peak in (-1.0, 0.5)]
+    assert found[0] == found[1] and len(found[0]) == 7
+
+
+def test_frames_above_the_cosine_that_peak_and_floor_leave_are_one_scene():
+    config = SceneTillingConfig(peak=0.8, floor=0.6, alpha=0.0, min_frames=1, flash_frames=0)
+    video = along([0.55, 0.52, 0.45, 0.55, 0.49])
+    assert cuts(run(video, config)) == [3, 5]

@@ -4,34 +4,28 @@ Prompts are sequences of text and vectors, so there are no placeholder strings t
 a user types. No memory and no prompt wording live here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers import GenerationConfig as TransformersDecoding
 
-from streammem.backbones.decoding import (
-    LlamaDecoder,
-    Route,
-    Run,
-    has_half,
-    is_plain_llama,
-    weights_version,
-)
+from streammem.backbones.decoding import LlamaDecoder, Run, is_plain_llama, weights_version
+from streammem.backbones.products import Route, has_bfloat16, has_half
 from streammem.backbones.sampling import GenerationConfig, pick
 from streammem.backbones.transformers_decoding import TransformersRun, search
-from streammem.backbones.weights import check_complete
-from streammem.errors import BackboneError, ConfigError
+from streammem.backbones.transformers_files import open_causal, unusable
+from streammem.errors import ConfigError
 
 Prompt = Sequence[str | Tensor]
-Decoding = Literal["auto", "exact", "half"]
-DECODINGS: tuple[Decoding, ...] = ("auto", "exact", "half")
+Decoding = Literal["auto", "exact", "half", "bfloat16"]
+DECODINGS: tuple[Decoding, ...] = ("auto", "exact", "half", "bfloat16")
 
 
 class Reply(NamedTuple):
@@ -54,17 +48,25 @@ class CausalLanguageModel:
     Args:
         model: a transformers causal language model, in evaluation mode.
         tokenizer: its tokenizer, with a chat template or without.
-        decoding: ``exact`` is float32; ``half`` keeps a Llama's weights as float16 beside the
-            model's own; ``auto`` takes ``half`` where this CPU multiplies them fast.
+        decoding: ``exact`` is float32; ``half`` keeps a Llama's weights as float16; ``auto`` takes
+            ``half`` where this CPU multiplies them fast; ``bfloat16`` is for samples in training.
+        reopen: opens the same model again. With it, ``half`` does not hold the float32 weights
+            beside its own, and beams and ``model`` read them again; without it they stay.
 
     Raises:
-        ConfigError: ``half``, but it cannot run here.
+        ConfigError: ``half`` or ``bfloat16``, but it cannot run here.
     """
 
     def __init__(  # their own annotations mislead mypy
-        self, model: Any, tokenizer: Any, *, decoding: Decoding = "auto"
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        decoding: Decoding = "auto",
+        reopen: Callable[[], Any] | None = None,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self._model, self.tokenizer = model, tokenizer
+        self._reopen, self._edits = reopen, list[Callable[[Any], None]]()
         self._route = decoding_route(decoding)
         self._prepared: tuple[tuple[int, ...], LlamaDecoder] | None = None
         self._embed = model.get_input_embeddings()
@@ -90,28 +92,43 @@ class CausalLanguageModel:
             ConfigError: as the class.
             BackboneError: missing or unreadable files.
         """
-        on_cuda = device.startswith("cuda")
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=torch.float32 if device == "cpu" else torch.bfloat16,
-                attn_implementation=attention_implementation() if on_cuda else "sdpa",
-                output_loading_info=True,
-            )
-            model, info = loaded
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise BackboneError(f"{folder}: not a usable language model ({reason})") from error
-        check_complete(info, folder)
-        return cls(model.to(device).eval().requires_grad_(False), tokenizer, decoding=decoding)
+            raise unusable(folder, error) from error
+        reopen = partial(open_causal, folder, device)
+        return cls(reopen(), tokenizer, decoding=decoding, reopen=reopen)
+
+    @property
+    def model(self) -> Any:
+        """The model of transformers; once it was asked for, its weights stay in memory."""
+        model = self._opened()
+        self._reopen = None  # who has it may change it
+        return model
+
+    @model.setter
+    def model(self, model: Any) -> None:
+        self._model, self._reopen = model, None
+
+    def edit(self, change: Callable[[Any], None]) -> None:
+        """Let ``change`` alter the weights, now and whenever they are read again."""
+        change(self._opened())
+        self._edits.append(change)
+
+    def _opened(self) -> Any:
+        if self._model is None:
+            assert self._reopen is not None
+            self._model = self._reopen()
+            self._model.generation_config = TransformersDecoding()
+            for edit in self._edits:
+                edit(self._model)
+        return self._model
 
     @property
     def decoding(self) -> str:
-        """How replies are decoded: ``exact``, ``half``, or ``transformers`` for no plain Llama."""
-        return self._route if is_plain_llama(self.model) else "transformers"
+        """How replies are decoded: one of the routes, or ``transformers`` for no plain Llama."""
+        plain = self._model is None or is_plain_llama(self._model)
+        return self._route if plain else "transformers"
 
     @property
     def width(self) -> int:
@@ -286,16 +303,22 @@ class CausalLanguageModel:
         if decoder is None:
             return TransformersRun(self.model, rows[0])
         # The last token is said, never read.
-        return decoder.start(rows, config.max_new_tokens - 1)
+        return decoder.start(rows, config.max_new_tokens - 1, self._stop_ids)
 
     def decoder(self) -> LlamaDecoder | None:
         """Return the decoder of the weights as they are now; None for other models."""
-        if not is_plain_llama(self.model):
+        if self._model is None and self._prepared:
+            return self._prepared[1]
+        if not is_plain_llama(self._model):
             return None
-        if self._prepared is None or self._prepared[0] != weights_version(self.model):
+        version = weights_version(self._model)
+        if self._prepared is None or self._prepared[0] != version:
+            release = self._reopen is not None and self._route == "half"
             prefix = self._vectors(self._frame_ids[0])
-            decoder = LlamaDecoder(self.model, self._route, prefix)
-            self._prepared = weights_version(self.model), decoder
+            decoder = LlamaDecoder(self._model, self._route, prefix, release=release)
+            self._prepared = version, decoder
+            if release:
+                self._model = None
         return self._prepared[1]
 
     def _text(self, ids: list[int]) -> str:
@@ -310,20 +333,17 @@ def decoding_route(decoding: str) -> Route:
     """Choose how a Llama is decoded on this CPU.
 
     Raises:
-        ConfigError: no such decoding, or ``half`` where it cannot run.
+        ConfigError: no such decoding, or one that cannot run here.
     """
     if decoding not in DECODINGS:
         raise ConfigError(f"decoding {decoding!r}: give one of {', '.join(DECODINGS)}")
     if decoding == "half" and not has_half():
         raise ConfigError("decoding half: needs a torch with FBGEMM and AVX2; choose exact")
-    return "half" if decoding != "exact" and has_half() else "exact"
-
-
-def attention_implementation() -> str:
-    """Name the attention to use on CUDA: flash-attn where it is installed, else SDPA."""
-    from transformers.utils import is_flash_attn_2_available
-
-    return "flash_attention_2" if is_flash_attn_2_available() else "sdpa"
+    if decoding == "bfloat16" and not has_bfloat16():
+        raise ConfigError("decoding bfloat16: needs AVX-512 BF16 or AMX; choose exact")
+    if decoding == "auto":
+        return "half" if has_half() else "exact"
+    return cast(Route, decoding)
 
 
 def _chat_frame(tokenizer: Any) -> tuple[str, str]:

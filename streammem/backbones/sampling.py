@@ -78,6 +78,11 @@ def pick(
 
 def _drawn(probabilities: Tensor, top_p: float, draws: Tensor) -> Tensor:
     """Invert the cumulative distribution of each row's nucleus at ``draws`` [B] in [0, 1)."""
+    if top_p == 1:  # all tokens, in any order: no need to sort them
+        mass = probabilities.double().cumsum(1)
+        total = mass[:, -1:]
+        aims = (draws[:, None] * total).minimum(total.nextafter(torch.zeros_like(total)))
+        return torch.searchsorted(mass, aims, right=True)[:, 0]
     size = probabilities.shape[1]
     ranked, order = probabilities.topk(min(LIKELY, size))  # [B, R]
     if size > LIKELY and bool((ranked.sum(1) < top_p).any()):

@@ -160,7 +160,8 @@ def _convert_smollm2(member: Path, target: Path) -> None:
         # Without an explicit dequantize transformers refuses to save what it just opened.
         quantization_config=GgufConfig(dequantize=True),
     )
-    model.save_pretrained(target)
+    # In several files, each of which leaves memory as soon as all of it is prepared for decoding.
+    model.save_pretrained(target, max_shard_size="64MB")
     tokenizer.save_pretrained(target)
 
 

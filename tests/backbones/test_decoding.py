@@ -1,20 +1,23 @@
+import gc
+import weakref
 from itertools import takewhile
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from streammem.backbones import decoding, language
-from streammem.backbones.decoding import LlamaDecoder, has_half
+from streammem.backbones import language
+from streammem.backbones.decoding import LlamaDecoder
 from streammem.backbones.language import CausalLanguageModel, GenerationConfig
+from streammem.backbones.products import has_bfloat16, has_half
 from streammem.errors import ConfigError
 from tests.tiny import talkative_language, tiny_tokenizer
 
 GREEDY = GenerationConfig(max_new_tokens=12)
-ROUTES = [
-    "exact",
-    pytest.param("half", marks=pytest.mark.skipif(not has_half(), reason="needs FBGEMM and AVX2")),
-]
+NEEDS_HALF = pytest.mark.skipif(not has_half(), reason="needs FBGEMM and AVX2")
+NEEDS_BFLOAT16 = pytest.mark.skipif(not has_bfloat16(), reason="needs AVX-512 BF16 or AMX")
+ROUTES = ["exact", pytest.param("half", marks=NEEDS_HALF)]
+ALL_ROUTES = [*ROUTES, pytest.param("bfloat16", marks=NEEDS_BFLOAT16)]
 
 
 def llama(route, seed=0):
@@ -80,7 +83,7 @@ def test_exact_says_what_transformers_says_alone_streamed_and_in_a_padded_batch(
 
 
 @pytest.mark.parametrize("chat", [True, False], ids=["shared prefix", "no prefix"])
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", ALL_ROUTES)
 def test_logits_are_those_of_transformers_also_behind_padding(route, chat):
     model = llama(route)
     prompts = prompts_of(model, 5)
@@ -95,12 +98,12 @@ def test_logits_are_those_of_transformers_also_behind_padding(route, chat):
     heard = slice(3, None)  # logits of the other tokens are at -1000
     expected, found = torch.stack(expected)[..., heard], found[..., heard]
     spoken = expected[0, 0] > -500
-    # float32 sums in another order; float16 weights have 11 bits
-    bound = 1e-4 if route == "exact" else 0.1
+    # float32 sums in another order; float16 has 11 bits, bfloat16 8
+    bound = {"exact": 1e-4, "half": 0.1, "bfloat16": 1.5}[route]
     assert (found - expected)[..., spoken].abs().max() < bound
 
 
-@pytest.mark.skipif(not has_half(), reason="needs FBGEMM and AVX2")
+@NEEDS_HALF
 def test_half_keeps_the_distribution():
     """The limits are those that the shipped model is held to."""
     exact, half = llama("exact"), llama("half")
@@ -114,7 +117,7 @@ def test_half_keeps_the_distribution():
     assert (truth.argmax(-1) == guess.argmax(-1)).float().mean() >= 0.99
 
 
-@pytest.mark.skipif(not has_half(), reason="needs FBGEMM and AVX2")
+@NEEDS_HALF
 def test_matrices_that_float16_cannot_hold_stay_in_float32():
     plain, stretched = llama("half"), llama("half")
     for block in stretched.model.model.layers:
@@ -169,6 +172,89 @@ def test_two_replies_at_once_do_not_touch_each_other():
     assert [mixed[0] + list(one), mixed[1]] == alone
 
 
+# -- guesses --
+
+
+class WrongGuesser:
+    """Guesses like the half route, but for some tokens; and leaves rubbish in the columns."""
+
+    def __init__(self, decoder, wrong):
+        self.decoder, self.wrong, self.num_guesses = decoder, wrong, 0
+        self.embed = decoder.embed
+
+    def logits(self, x, run, places, mask):
+        logits = self.decoder.logits(x, run, places, mask).clone()
+        run.cache[:, :, :, run.length] = 1e3
+        self.num_guesses += 1
+        if self.num_guesses % self.wrong == 0:
+            logits[0, 3] = logits.max() + 1
+        return logits
+
+
+@NEEDS_HALF
+@pytest.mark.parametrize("wrong", [1, 2, 3, 7, 100])
+def test_wrong_guesses_change_no_logits_and_the_cache_is_that_of_plain_steps(wrong):
+    model = llama("exact")
+    plain = LlamaDecoder(model.model, "exact", torch.zeros(0, model.width))
+    plain.guesser = None
+    guessing = LlamaDecoder(model.model, "exact", torch.zeros(0, model.width))
+    guessing.guesser = WrongGuesser(guessing.guesser, wrong)
+    for prompt in prompts_of(model, 4):
+        with torch.inference_mode():
+            runs = [d.start([model.embed(prompt)], 20) for d in (plain, guessing)]
+            for _ in range(20):
+                token = runs[0].logits.argmax(-1)
+                for run in runs:
+                    run.feed(token)
+                # float32 sums in another order
+                assert torch.allclose(runs[0].logits, runs[1].logits, atol=1e-3)
+                filled = [run.cache[:, :, :, : run.length] for run in runs]
+                assert torch.allclose(*filled, atol=1e-4)
+    assert guessing.guesser.num_guesses > 4
+
+
+@NEEDS_HALF
+def test_words_of_a_coin_toss_to_float16_are_those_of_transformers():
+    """Every letter has a twin that float16 cannot tell apart from it, now above it, now below."""
+    model = llama("exact")
+    head = model.model.lm_head
+    letters = (head.bias > -500).nonzero()[:, 0]
+    signs = torch.where(torch.arange(len(letters)) % 2 == 0, 1, -1)[:, None]
+    twins = torch.arange(3, 3 + len(letters))  # signs of punctuation
+    head.weight.data[twins] = head.weight[letters] * (1 + 2e-5 * signs)
+    head.bias.data[twins] = 0.0
+    half = CausalLanguageModel(model.model, model.tokenizer, decoding="half")
+    prompts = prompts_of(model, 16)
+    expected = [said_by_transformers(model, prompt) for prompt in prompts]
+    assert [model.generate([prompt], GREEDY)[0] for prompt in prompts] == expected
+    assert [half.generate([prompt], GREEDY)[0] for prompt in prompts] != expected
+
+
+@NEEDS_HALF
+def test_most_steps_of_a_single_row_read_the_weights_for_several_tokens(monkeypatch):
+    model, passes, logits = llama("exact"), [], LlamaDecoder.logits
+
+    def noted(decoder, *given, **options):
+        passes.append(decoder.route)
+        return logits(decoder, *given, **options)
+
+    monkeypatch.setattr(LlamaDecoder, "logits", noted)
+    model.generate(prompts_of(model, 1), GenerationConfig(max_new_tokens=28))
+    # The prefix, the prompt, and 27 tokens that are read: 16, then 11.
+    assert passes.count("exact") == 2 + 2
+    assert passes.count("half") == 27 - 2
+
+
+@NEEDS_HALF
+def test_nothing_is_guessed_behind_a_token_that_ends_a_reply(monkeypatch):
+    model = llama("exact")
+    model.model.lm_head.bias.data[2] = 1000.0  # it ends at once
+    decoder = model.decoder()
+    run = decoder.start([model.embed(prompts_of(model, 1)[0])], 8, ends={2})
+    with torch.inference_mode():
+        assert run._guess(torch.tensor([5])) == [2]
+
+
 # -- samples --
 
 
@@ -212,7 +298,7 @@ def test_no_prompts_give_no_samples_and_beams_are_refused():
 # -- weights --
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", ALL_ROUTES)
 def test_a_weight_that_an_optimiser_changes_is_changed_in_the_next_reply(route):
     model = llama(route)
     prompts = prompts_of(model)
@@ -236,7 +322,7 @@ def test_exact_keeps_no_second_copy_of_the_layers():
     assert sum(weight.nbytes for weight in attention) == attention[0].untyped_storage().nbytes()
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", ALL_ROUTES)
 def test_a_lora_speaks_as_if_it_were_merged(route):
     peft = pytest.importorskip("peft")
     model = llama(route)
@@ -256,6 +342,67 @@ def test_a_lora_speaks_as_if_it_were_merged(route):
     assert spoken == model.generate(prompts, GREEDY) != plain
 
 
+@pytest.fixture
+def opened(tmp_path):
+    """What opens a tiny model from a folder, with an edit of its weights."""
+    made = talkative_language()
+    torch.nn.init.zeros_(made.model.lm_head.bias)
+    made.model.lm_head.bias = None
+    made.model.config.tie_word_embeddings = False
+    made.model.save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+
+    def open_it(route):
+        language = CausalLanguageModel.open(tmp_path, decoding=route)
+        language.edit(lambda llama: llama.model.layers[0].mlp.up_proj.weight.mul_(2))
+        return language
+
+    return open_it
+
+
+@NEEDS_HALF
+def test_half_lets_the_float32_weights_go_and_says_the_same(opened):
+    kept, released = opened("half"), opened("half")
+    assert kept.model is not None  # who was given the model may change it
+    matrix = weakref.ref(released._model.model.layers[0].mlp.up_proj)
+    prompts = prompts_of(kept, 4)
+    expected = kept.generate(prompts, GREEDY)
+    assert released.generate(prompts, GREEDY) == expected
+    gc.collect()
+    assert matrix() is None
+    assert released.decoding == "half"
+    assert released.generate(prompts, GREEDY) == expected
+    assert kept.model.model.layers[0].mlp.up_proj.weight.numel()
+
+
+@NEEDS_HALF
+def test_beams_and_training_find_the_weights_again_with_all_edits(opened):
+    plain, released = opened("exact"), opened("half")
+    prompts = prompts_of(plain, 3)
+    expected = released.generate(prompts, GREEDY)
+    beams = GenerationConfig(max_new_tokens=8, num_beams=3)
+    assert released.generate(prompts, beams) == plain.generate(prompts, beams)
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(released.model.state_dict()[name], value)
+    assert released.generate(prompts, GREEDY) == expected
+
+
+@NEEDS_HALF
+def test_an_edit_after_the_weights_went_is_heard(opened):
+    released = opened("half")
+    prompts = prompts_of(released, 3)
+    before = released.generate(prompts, GREEDY)
+
+    def edit(llama):
+        llama.model.layers[0].mlp.down_proj.weight.data.mul_(-3)
+
+    released.edit(edit)
+    after = released.generate(prompts, GREEDY)
+    again = opened("half")
+    again.edit(edit)
+    assert after == again.generate(prompts, GREEDY) != before
+
+
 # -- the choice --
 
 
@@ -264,13 +411,23 @@ def test_half_is_refused_where_it_cannot_run_and_auto_takes_exact(monkeypatch):
     with pytest.raises(ConfigError, match="decoding half: needs"):
         llama("half")
     assert llama("auto").decoding == "exact"
-    with pytest.raises(ConfigError, match="give one of auto, exact, half"):
+    with pytest.raises(ConfigError, match="give one of auto, exact, half, bfloat16"):
         llama("fast")
+
+
+def test_bfloat16_is_only_chosen_by_name_and_refused_where_it_would_be_slow(monkeypatch):
+    monkeypatch.setattr(language, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(language, "has_half", lambda: False)
+    assert language.decoding_route("bfloat16") == "bfloat16"
+    assert language.decoding_route("auto") == "exact"
+    monkeypatch.setattr(language, "has_bfloat16", lambda: False)
+    with pytest.raises(ConfigError, match="decoding bfloat16: needs"):
+        llama("bfloat16")
 
 
 def test_half_needs_the_instructions_that_make_it_fast(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    assert not decoding.has_half()
+    assert not has_half()
 
 
 def test_other_models_go_on_through_transformers():

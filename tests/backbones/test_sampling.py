@@ -42,3 +42,23 @@ def test_greedy_takes_the_likeliest_token_and_draws_nothing():
     assert torch.equal(tokens, logits.argmax(-1))
     assert torch.allclose(log_probs, logits.log_softmax(-1).amax(-1))
     assert torch.equal(generator.get_state(), state)
+
+
+def test_nothing_is_sorted_where_no_nucleus_is_cut_out(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "sort", None)
+    monkeypatch.setattr(torch.Tensor, "topk", None)
+    logits = torch.full((1, 1000), -torch.inf)
+    logits[0, 700] = 0.0
+    tokens, _ = pick(logits, GenerationConfig(temperature=1.0), generators(0))
+    assert int(tokens) == 700
+
+
+def test_a_draw_at_the_very_end_takes_a_token_that_can_be_said(monkeypatch):
+    monkeypatch.setattr(
+        torch, "rand", lambda n, **_: torch.full((n,), 1 - 2**-53, dtype=torch.float64)
+    )
+    logits = torch.zeros(1, 1000)
+    logits[0, 900:] = -torch.inf
+    for top_p in (1.0, 0.999999):
+        config = GenerationConfig(temperature=1.0, top_p=top_p)
+        assert int(pick(logits, config, generators(0))[0]) < 900

@@ -59,3 +59,12 @@ def test_what_is_no_sentence_encoder_is_told(folder, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"garbage")
     with pytest.raises(BackboneError, match="not a usable sentence encoder"):
         SentenceEncoder(tmp_path)
+
+
+def test_word_pieces_lie_where_their_words_do_and_padding_changes_nothing(folder):
+    encoder = SentenceEncoder(folder)
+    long, short, empty = encoder.token_states(["a dog runs on the grass", "the cat", ""])
+    assert [("the cat")[a:b] for a, b in short.spans] == ["the", "cat"]
+    assert long.states.shape == (6, TEXT_DIM) and empty.states.shape == (0, TEXT_DIM)
+    (alone,) = encoder.token_states(["the cat"])
+    assert torch.allclose(alone.states, short.states, atol=1e-5)  # float32 in other batches
