@@ -6,11 +6,13 @@ from typing import Any
 from streammem.errors import BackboneError, ConfigError
 from streammem.evaluation.captions import Captioner, evaluate_captions
 from streammem.evaluation.datasets import Options
+from streammem.evaluation.memory import Rememberer, evaluate_memory
 from streammem.evaluation.retrieval import KeyEncoder, evaluate_retrieval
 
 # What the model must offer, and what evaluates it.
 SUITES: dict[str, tuple[type, Any]] = {
     "captions": (Captioner, evaluate_captions),
+    "memory": (Rememberer, evaluate_memory),
     "retrieval": (KeyEncoder, evaluate_retrieval),
 }
 
@@ -21,7 +23,7 @@ def run(suite: str, folder: Path, model: object, options: Options) -> dict[str, 
     Args:
         suite: a key of ``SUITES``.
         folder: the suite's data; see ``read_photos``.
-        model: offers ``Captioner`` or ``KeyEncoder``, whichever the suite needs.
+        model: offers ``Captioner``, ``KeyEncoder`` or ``Rememberer``, whichever the suite needs.
         options: see ``Options``.
 
     Returns:

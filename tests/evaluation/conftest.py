@@ -29,6 +29,38 @@ def photo_folder(tmp_path):
     return folder
 
 
+COLOURS = ("red", "blue", "green", "white")
+ANIMALS = ("dog", "cat", "goat", "cow", "sheep")
+PLACES = ("beach", "garden")
+
+
+def scene_captions():
+    """Three sentences on each of forty scenes: every colour of animal at every place."""
+    scenes = [(c, a, p) for p in PLACES for a in ANIMALS for c in COLOURS]
+    return [
+        (
+            f"A {colour} {animal} eats hay on the {place} .",
+            f"One {colour} {animal} chews some hay at a {place} .",
+            f"The {colour} {animal} is fed with hay , a {place} .",
+        )
+        for colour, animal, place in scenes
+    ]
+
+
+@pytest.fixture
+def farm_folder(tmp_path):
+    """Forty photos, told apart by their grey, in split `val`."""
+    folder = tmp_path / "farm"
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for number, captions in enumerate(scene_captions()):
+        pixels = np.full((4, 6, 3), number, np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+        rows.append({"image": f"{number}.png", "split": "val", "captions": captions})
+    write_rows(folder, rows)
+    return folder
+
+
 def write_rows(folder, rows):
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     (folder / "captions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -9,21 +9,25 @@ from streammem.evaluation.datasets import Options
 from streammem.evaluation.suites import SUITES, run
 
 from .test_captions import Oracle as Captioner
+from .test_memory import Oracle as Rememberer
 from .test_retrieval import Oracle as KeyEncoder
 
-MODELS = {"captions": Captioner, "retrieval": KeyEncoder}
+MODELS = {"captions": Captioner, "memory": Rememberer, "retrieval": KeyEncoder}
+FOLDERS = {"memory": ("farm_folder", 40)}  # composing a stream takes more photos than five
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_every_suite_prints_one_object_and_nothing_on_stdout(suite, photo_folder, capsys):
-    report = run(suite, photo_folder, MODELS[suite](), Options(controls=True))
-    assert (report["suite"], report["split"], report["photos"]) == (suite, "val", 4)
+def test_every_suite_prints_one_object_and_nothing_on_stdout(suite, request, capsys):
+    name, photos = FOLDERS.get(suite, ("photo_folder", 4))
+    folder = request.getfixturevalue(name)
+    report = run(suite, folder, MODELS[suite](), Options(controls=True))
+    assert (report["suite"], report["split"], report["photos"]) == (suite, "val", photos)
     json.dumps(report, allow_nan=False)
     assert capsys.readouterr().out == ""
 
 
 def test_an_unknown_suite_and_a_model_that_cannot_are_clear_errors(photo_folder):
-    with pytest.raises(ConfigError, match="no such suite; known: captions, retrieval"):
+    with pytest.raises(ConfigError, match="no such suite; known: captions, memory, retrieval"):
         run("songs", photo_folder, Captioner(), Options())
     with pytest.raises(BackboneError, match="retrieval: needs a KeyEncoder"):
         run("retrieval", photo_folder, Captioner(), Options())

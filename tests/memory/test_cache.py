@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streammem.errors import ConfigError
-from streammem.memory.cache import RANK_CONSTANT, CacheConfig, MemoryCache
+from streammem.memory.cache import TEXT_MARGIN, CacheConfig, MemoryCache
 from streammem.memory.entry import MAX_KEYFRAME_BYTES, MAX_TEXT_BYTES, Entry
 from streammem.memory.merge import MergeQueue
 from streammem.types import Note
@@ -195,17 +195,17 @@ def test_search_finds_what_only_the_caption_tells():
     assert hit.visual < hit.text == hit.score
 
 
-def test_search_fuses_the_two_rankings_by_reciprocal_rank():
+def test_search_goes_by_the_best_key_and_words_must_exceed_pictures_by_a_margin():
     question = unit(1, seed=1234)[0]
     cache = MemoryCache(config())
-    for segment, (visual, text) in enumerate([(0.9, 0.1), (0.8, 0.8), (0.1, 0.9)]):
+    for segment, (visual, text) in enumerate([(0.6, 0.1), (0.5, 0.75), (0.1, 0.9)]):
         keys, text_keys = near(question, visual, segment), near(question, text, segment + 9)
         cache.append(make(segment, keys[None], text_keys=text_keys[None]))
     hits = cache.search(question, 3)
-    rank = {hit.entry.segment: hit.fused for hit in hits}
-    for segment, ranks in enumerate([(1, 3), (2, 2), (3, 1)]):
-        assert rank[segment] == pytest.approx(sum(1 / (RANK_CONSTANT + r) for r in ranks))
-    assert all(-1 <= hit.score <= 1.001 for hit in hits)
+    assert [hit.entry.segment for hit in hits] == [2, 0, 1]
+    fused = [0.9 - TEXT_MARGIN, 0.6, 0.75 - TEXT_MARGIN]
+    assert [hit.fused for hit in hits] == pytest.approx(fused, abs=2e-3)
+    assert [hit.score for hit in hits] == pytest.approx([0.9, 0.6, 0.75], abs=2e-3)
 
 
 def test_search_keeps_to_its_windows():

@@ -1,13 +1,16 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from streammem.questions import OPERATORS, QuestionHead
 from streammem.training import operators
 from streammem.training.loop import Schedule, train
 from streammem.training.operators import OperatorStage, control, tags_of
 from streammem.training.phrasings import HELD_OUT, PHRASINGS, anchors_of, ask_about
+from streammem.training.run import run
 from tests.tiny import TinySentences
+from tests.training.tiny_backbones import RECIPE, tiny_backbones
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
 ANIMALS = ("dog", "cat", "horse", "bird", "goat", "camel")
@@ -80,3 +83,17 @@ def test_the_stage_learns_to_read_what_it_was_not_shown(tmp_path, monkeypatch):
     figures = train(stage, Schedule(steps=60, lr=3e-2, warmup=2), tmp_path)
     assert figures["operator"] > max(before["operator"], 2 * figures["operator_majority"])
     assert figures["anchor"] > before["anchor"]
+
+
+def test_a_run_of_the_stage_alone_leaves_a_model_that_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr(operators, "NUM_TRAINING", 60)
+    monkeypatch.setattr(operators, "NUM_VALIDATION", 20)
+    path = tmp_path / "recipe.toml"
+    stage = '[[stages]]\nkind = "operators"\nsteps = 2\nlr = 1e-2\nbatch = 4\n'
+    path.write_text(RECIPE[: RECIPE.index("[[stages]]")] + stage)
+    figures = run(path, tmp_path / "out", backbones=tiny_backbones())
+    assert {"operator", "anchor", "operator_regex"} <= set(figures["stages"]["operators"])
+    tensors = load_file(tmp_path / "out" / "checkpoint" / "model.safetensors")
+    assert {"questions.whole.weight", "questions.piece.weight", "questions.tag.weight"} <= set(
+        tensors
+    )

@@ -1,0 +1,141 @@
+"""The threshold of "not seen": fitted to photos that training saw, measured on others.
+
+Keys know the captions of training photos too well, so what is there scores too high among them.
+What is not there scores as it does elsewhere: only absent things are fitted to.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from streammem.errors import DatasetError
+from streammem.evaluation.datasets import Photo, read_photos, read_picture
+from streammem.evaluation.streams import KINDS, compose
+from streammem.memory import abstain
+from streammem.model import VideoModel
+
+FITTED_TO = {10: 8, 30: 4, 100: 3, 300: 2, 1_000: 2}  # scenes of a stream: streams
+MEASURED_ON = {10: 20, 100: 4, 700: 2}
+PHOTOS = {"train": 1_500, "val": 1_000}
+SENTENCES_AT_ONCE = 256
+
+
+class Asked(NamedTuple):
+    """Questions to one stream: best cosines [Q], background scores [Q, B], kinds [Q]."""
+
+    size: int
+    best: np.ndarray
+    background: np.ndarray
+    kinds: np.ndarray
+
+
+def measure(model: VideoModel, plots: Path | None, *, write: bool) -> dict[str, Any]:
+    """Fit ``abstain.CHANCE``, measure it on the validation split, and plot risk over coverage."""
+    if "STREAMMEM_DATA" not in os.environ:
+        raise DatasetError("benchmarks memory --fit: set STREAMMEM_DATA to a folder with flickr8k")
+    folder = Path(os.environ["STREAMMEM_DATA"]) / "flickr8k"
+    absent = [
+        (asked.size, asked.best[asked.kinds == "absent"], asked.background[asked.kinds == "absent"])
+        for asked in _streams(model, _photos(folder, "train"), FITTED_TO)
+    ]
+    fitted = abstain.fit(absent)
+    abstain.CHANCE = fitted
+    line = f"CHANCE = Chance(location={fitted[0]}, growth={fitted[1]}, scale={fitted[2]})"
+    print(line)
+    if write:
+        _write(line)
+    measured = list(_streams(model, _photos(folder, "val"), MEASURED_ON))
+    figures = {str(size): _figures(measured, size) for size in MEASURED_ON}
+    if plots:
+        _plot(measured, plots / "risk-coverage.png")
+    return {"fit": fitted._asdict(), **figures}
+
+
+def _photos(folder: Path, split: str) -> list[Photo]:
+    photos = read_photos(folder, split)
+    order = np.random.default_rng(0).permutation(len(photos))[: PHOTOS[split]]
+    return [photos[i] for i in order]
+
+
+def _streams(model: VideoModel, photos: Sequence[Photo], sizes: dict[int, int]) -> Iterator[Asked]:
+    keys = np.stack([model.perceive(read_picture(photo.path)).key for photo in photos])
+    captions = [photo.captions for photo in photos]
+    known: dict[str, np.ndarray] = {}
+    for size, streams in sizes.items():
+        for seed in range(streams):
+            count = min(4 * size, 600)
+            stream = compose(captions, size, count, asked=len(photos), seed=seed)
+            texts = [question.text for question in stream.questions]
+            new = [text for text in dict.fromkeys(texts) if text not in known]
+            for start in range(0, len(new), SENTENCES_AT_ONCE):
+                block = new[start : start + SENTENCES_AT_ONCE]
+                known |= dict(zip(block, model.sentence_keys(block), strict=True))
+            asked = np.stack([known[text] for text in texts])
+            yield Asked(
+                size,
+                (asked @ keys[np.array(stream.scenes)].T).max(1),
+                asked @ model.background.numpy().T,
+                np.array([question.kind for question in stream.questions]),
+            )
+
+
+def _scores(asked: Asked) -> np.ndarray:
+    return abstain.normalise(asked.best[:, None], asked.background, asked.size)[:, 0]
+
+
+def _figures(measured: Sequence[Asked], size: int) -> dict[str, Any]:
+    chosen = [asked for asked in measured if asked.size == size]
+    scores = np.concatenate([_scores(asked) for asked in chosen])
+    kinds = np.concatenate([asked.kinds for asked in chosen])
+    yes = scores > abstain.threshold(abstain.FALSE_SIGHTINGS)
+    absent = scores[kinds == "absent"]
+    false = scores[(kinds == "absent") | (kinds == "near")]
+    return {
+        **{f"yes {kind}": round(float(yes[kinds == kind].mean()), 3) for kind in KINDS},
+        "true yes at 10% of absent": _above(scores[kinds == "present"], absent),
+        "true yes at 10% of absent and near": _above(scores[kinds == "present"], false),
+        "questions": len(scores),
+    }
+
+
+def _above(present: np.ndarray, false: np.ndarray) -> float:
+    return round(float((present > np.quantile(false, 0.9)).mean()), 3)
+
+
+def _plot(measured: Sequence[Asked], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    shipped = abstain.threshold(abstain.FALSE_SIGHTINGS)
+    for size, color in zip(MEASURED_ON, ("C0", "C1", "C2"), strict=True):
+        chosen = [asked for asked in measured if asked.size == size]
+        scores = np.concatenate([_scores(asked) for asked in chosen])
+        kinds = np.concatenate([asked.kinds for asked in chosen])
+        limits = np.sort(scores)[::-1]
+        present, absent = scores[kinds == "present"], scores[kinds == "absent"]
+        coverage = [(present > limit).mean() for limit in limits]
+        axis.plot(
+            coverage, [(absent > limit).mean() for limit in limits], color, label=f"{size} scenes"
+        )
+        axis.plot((present > shipped).mean(), (absent > shipped).mean(), f"{color}o")
+    axis.axhline(abstain.FALSE_SIGHTINGS, color="gray", lw=0.8, ls=":")
+    axis.set(
+        xlabel="coverage: what is there is answered yes",
+        ylabel="risk: what never was is answered yes",
+        title="The dot is the threshold as shipped",
+    )
+    axis.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _write(line: str) -> None:
+    path = Path(abstain.__file__)
+    path.write_text(re.sub(r"^CHANCE = .*$", line, path.read_text(), flags=re.MULTILINE))

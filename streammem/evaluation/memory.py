@@ -1,0 +1,396 @@
+"""The suite ``memory``: is a scene found again among ten thousand, and what never was, refused?
+
+Scenes are photos as the model's keys and captions, in the cache that a session uses; nothing here
+runs a language model but to caption each photo once.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from streammem.evaluation.datasets import (
+    EVERY_SPLIT,
+    Options,
+    Photo,
+    batches,
+    prediction_lines,
+    progress_bar,
+    read_photos,
+    read_picture,
+)
+from streammem.evaluation.streams import KINDS, Question, Stream, check_enough, compose, words_of
+from streammem.memory.abstain import FALSE_SIGHTINGS, normalise, threshold
+from streammem.memory.cache import CacheConfig, MemoryCache
+from streammem.memory.entry import Entry
+
+SIZES = {10: 20, 100: 4, 1_000: 1, 10_000: 1}  # scenes of a stream: streams
+FORGETTING_AT = 1_000
+MOST_QUESTIONS = 1_200  # to one stream
+FOUND_AT = (1, 5)
+FALSE_YES = 0.1
+LAST, UNIFORM = 4, 32  # scenes that the controls look at
+TENTH = 0.1
+
+
+@runtime_checkable
+class Rememberer(Protocol):
+    """Whatever gives pictures and sentences keys, and pictures captions."""
+
+    @property
+    def background(self) -> Any:
+        """[B, K] unit keys of unrelated pictures."""
+        ...
+
+    @property
+    def sentences(self) -> Any:
+        """A frozen sentence encoder: ``encode(sentences) -> [N, E]``, unit rows."""
+        ...
+
+    def picture_keys(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """[H, W, 3] uint8 RGB each, N of them -> [N, K] unit float."""
+        ...
+
+    def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
+        """N sentences -> [N, K] unit float."""
+        ...
+
+    def caption_pictures(self, pictures: Sequence[np.ndarray]) -> list[str]:
+        """One caption a picture."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Album:
+    """Photos as a model sees them; the first ``len(said)`` are asked about.
+
+    Attributes:
+        captions: people's, of each photo; the last of them is kept aside as the ceiling's.
+        keys: [N, K] of the pictures.
+        said: the model's own captions of the photos asked about.
+        said_keys: [A, K], likewise ``said_sentences`` [A, E] from the sentence encoder alone.
+        human_keys: [N, K] of the captions kept aside.
+    """
+
+    captions: Sequence[Sequence[str]]
+    keys: np.ndarray
+    said: Sequence[str]
+    said_keys: np.ndarray
+    said_sentences: np.ndarray
+    human_keys: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryReport:
+    """The outcome of the suite.
+
+    Attributes:
+        sizes: figures by number of scenes, see ``figures_of``.
+        forgetting: recall of questions about the oldest and the newest tenth, and of the same
+            questions in the reversed stream.
+    """
+
+    split: str
+    photos: int
+    sizes: dict[str, Any]
+    forgetting: dict[str, float]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the object that ``streammem eval memory`` prints on its last line."""
+        return {
+            "suite": "memory",
+            "split": self.split,
+            "photos": self.photos,
+            "sizes": self.sizes,
+            "forgetting": self.forgetting,
+        }
+
+
+def evaluate_memory(folder: Path, model: Rememberer, options: Options) -> MemoryReport:
+    """Ask about streams composed of a split's photos.
+
+    Photos of other splits crowd the streams of more scenes than the split has photos; they carry
+    no captions, so the controls that read captions end there.
+
+    Args:
+        folder: see ``read_photos``; five captions a photo are best, two the least.
+        model: whose memory it is.
+        options: ``limit`` takes part of the photos and leaves out streams of more than ten times
+            as many scenes; ``controls`` adds the controls; ``predictions`` gets
+            ``{"scenes", "question", "kind", "gold", "found", "score", "seen"}`` a question.
+
+    Raises:
+        DatasetError: the folder is malformed, or has fewer than 20 photos.
+        ConfigError: the file of predictions cannot be written.
+    """
+    asked = read_photos(folder, options.split)[: options.limit]
+    check_enough(len(asked))
+    sizes = [size for size in SIZES if size <= 10 * len(asked)]
+    crowd: list[Photo] = []
+    if max(sizes) > len(asked):
+        known = {photo.name for photo in asked}
+        everything = read_photos(folder, EVERY_SPLIT)[: max(sizes)]
+        crowd = [photo for photo in everything if photo.name not in known]
+    album = _album(asked, crowd, model, options)
+    figures, forgetting = {}, {}
+    with prediction_lines(options.predictions) as write:
+        for size in sizes:
+            runs = list(_runs(album, size, model))
+            figures[str(size)] = figures_of(runs, album, model, controls=options.controls)
+            write([row for run in runs for row in run.rows()])
+            if size == FORGETTING_AT:
+                forgetting = forgetting_of(runs[0], album)
+    return MemoryReport(options.split, len(asked), figures, forgetting)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """What a memory answered to a stream's questions.
+
+    Attributes:
+        keys: [Q, K] of the questions.
+        found: [Q, <= 5] scenes, best first.
+        scores: [Q] how far the best exceeds chance; above ``threshold(FALSE_SIGHTINGS)``: seen.
+    """
+
+    stream: Stream
+    keys: np.ndarray
+    found: np.ndarray
+    scores: np.ndarray
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Give each question with its outcome, for JSON."""
+        for question, found, score in zip(
+            self.stream.questions, self.found.tolist(), self.scores.tolist(), strict=True
+        ):
+            yield {
+                "scenes": len(self.stream.scenes),
+                "question": question.text,
+                "kind": question.kind,
+                "gold": list(question.gold),
+                "found": found,
+                "score": round(score, 3),
+                "seen": score > threshold(FALSE_SIGHTINGS),
+            }
+
+
+def remembered(album: Album, scenes: Sequence[int]) -> MemoryCache:
+    """Fill a cache with scenes, each a photo's key and, where it has one, its caption's key."""
+    no_keys = np.zeros((0, album.keys.shape[1]), np.float32)
+    # No row may extend another here: a scene's number is its truth.
+    config = CacheConfig(album.keys.shape[1], (0, 0), max(4, len(scenes)), epsilon=0.0)
+    cache = MemoryCache(config)
+    for scene, photo in enumerate(scenes):
+        said = photo < len(album.said)
+        cache.append(
+            Entry(
+                segment=scene,
+                start=2.0 * scene,  # a second between scenes, for the same reason
+                end=2.0 * scene + 1,
+                frames=1,
+                visual_keys=album.keys[photo : photo + 1],
+                text_keys=album.said_keys[photo : photo + 1] if said else no_keys,
+                tokens=np.zeros((0, 0)),
+                caption=album.said[photo] if said else None,
+            )
+        )
+    return cache
+
+
+def run_of(album: Album, stream: Stream, keys: np.ndarray, background: np.ndarray) -> Run:
+    """Ask a memory of a stream all its questions.
+
+    Args:
+        album: what the scenes look like.
+        stream: scenes and questions.
+        keys: [Q, K] of the questions.
+        background: [B, K].
+    """
+    cache = remembered(album, stream.scenes)
+    found, scores = [], []
+    for key in keys:
+        hits = cache.search(key, max(FOUND_AT))
+        best = np.array([max(hit.visual for hit in hits)])
+        found.append([hit.entry.segment for hit in hits])
+        scores.append(normalise(best, background @ key, max(2, len(cache)))[0])
+    return Run(stream, keys, np.array(found), np.array(scores))
+
+
+def _runs(album: Album, size: int, model: Rememberer) -> Iterator[Run]:
+    background = np.asarray(model.background)
+    for seed in range(SIZES[size]):
+        questions = min(4 * size, MOST_QUESTIONS)
+        known = len(album.said) if size <= len(album.said) else len(album.captions)
+        captions = [texts[:-1] or texts for texts in album.captions[:known]]
+        stream = compose(captions, size, questions, asked=len(album.said), seed=seed)
+        texts = [question.text for question in stream.questions]
+        yield run_of(album, stream, model.sentence_keys(texts), background)
+
+
+def figures_of(
+    runs: Sequence[Run], album: Album, model: Rememberer, *, controls: bool
+) -> dict[str, Any]:
+    """Sum up runs of one size.
+
+    Returns:
+        ``questions`` by kind; ``recall@1``, ``recall@5``: share of present questions with a gold
+        scene among the first; ``human``: that of people's captions in the same key space, which
+        is the ceiling; ``yes@0.1``: share of present questions answered yes where a tenth of the
+        absent and near ones are; ``yes`` by kind: shares answered yes as shipped; ``controls``.
+    """
+    kinds = np.array([q.kind for run in runs for q in run.stream.questions])
+    scores = np.concatenate([run.scores for run in runs])
+    false = np.sort(scores[(kinds == "absent") | (kinds == "near")])
+    limit = np.quantile(false, 1 - FALSE_YES) if len(false) else np.nan
+    yes = scores > threshold(FALSE_SIGHTINGS)
+    rankings = {"human": [_top(run.keys @ album.human_keys[_photos(run)].T) for run in runs]}
+    if controls:
+        uncaptioned = max(p for run in runs for p in run.stream.scenes) >= len(album.said)
+        for name, rank in _controls(album, model).items():
+            if not (uncaptioned and name.startswith("captions")):
+                rankings[name] = list(map(rank, runs))
+    recalls = {name: _recalls(runs, found) for name, found in rankings.items()}
+    return {
+        "questions": dict(Counter(kinds.tolist())),
+        **_recalls(runs, [run.found for run in runs]),
+        "human": recalls.pop("human"),
+        f"yes@{FALSE_YES}": _share(scores[kinds == "present"] > limit),
+        "yes": {kind: _share(yes[kinds == kind]) for kind in KINDS},
+        "controls": recalls,
+    }
+
+
+def forgetting_of(run: Run, album: Album) -> dict[str, float]:
+    """Compare old and new scenes: as they are, and the same questions with the stream reversed."""
+    count = len(run.stream.scenes)
+    turned = remembered(album, run.stream.scenes[::-1])
+    asked = [i for i, q in enumerate(run.stream.questions) if len(q.gold) == 1]
+    place = {i: run.stream.questions[i].gold[0] / count for i in asked}
+    ends = {
+        "oldest": [i for i in asked if place[i] < TENTH],
+        "newest": [i for i in asked if place[i] >= 1 - TENTH],
+    }
+    figures: dict[str, float] = {}
+    for end, chosen in ends.items():
+        golds = [run.stream.questions[i].gold[0] for i in chosen]
+        figures[f"{end}_questions"] = len(chosen)
+        figures[f"{end}_recall@5"] = _share(
+            np.array([gold in run.found[i] for i, gold in zip(chosen, golds, strict=True)])
+        )
+        figures[f"{end}_reversed_recall@5"] = _share(
+            np.array(
+                [
+                    count - 1 - gold in [h.entry.segment for h in turned.search(run.keys[i], 5)]
+                    for i, gold in zip(chosen, golds, strict=True)
+                ]
+            )
+        )
+    return figures
+
+
+def _album(
+    asked: Sequence[Photo], crowd: Sequence[Photo], model: Rememberer, options: Options
+) -> Album:
+    keys, said = [], []
+    with progress_bar(len(asked) + len(crowd), options) as bar:
+        for photos in (asked, crowd):
+            for batch in batches(photos):
+                pictures = [read_picture(photo.path) for photo in batch]
+                keys.append(model.picture_keys(pictures))
+                said += model.caption_pictures(pictures) if photos is asked else []
+                bar.update(len(batch))
+    captions = [photo.captions for photo in (*asked, *crowd)]
+    return Album(
+        captions=captions,
+        keys=np.concatenate(keys),
+        said=said,
+        said_keys=model.sentence_keys(said),
+        said_sentences=np.asarray(model.sentences.encode(said)),
+        human_keys=model.sentence_keys([texts[-1] for texts in captions]),
+    )
+
+
+def _controls(album: Album, model: Rememberer) -> dict[str, Any]:
+    """Return by name what ranks scenes for a run's questions: Run -> [Q, <= 5]."""
+
+    def visual(run: Run) -> np.ndarray:
+        return run.keys @ album.keys[_photos(run)].T  # [Q, N]
+
+    def only(run: Run, scenes: np.ndarray) -> np.ndarray:
+        scores = np.full((len(run.keys), len(run.stream.scenes)), -np.inf, np.float32)
+        scores[:, scenes] = visual(run)[:, scenes]
+        return _top(scores)
+
+    def uniform(run: Run) -> np.ndarray:
+        count = len(run.stream.scenes)
+        return only(
+            run, np.unique(np.linspace(0, count - 1, min(UNIFORM, count)).round().astype(int))
+        )
+
+    def sentences(run: Run) -> np.ndarray:
+        asked = np.asarray(model.sentences.encode([q.text for q in run.stream.questions]))
+        return _top(asked @ album.said_sentences[_photos(run)].T)
+
+    def bm25(run: Run) -> np.ndarray:
+        said = [album.said[photo] for photo in run.stream.scenes]
+        return _top(np.stack([_bm25(said, q) for q in run.stream.questions]))
+
+    def blind(run: Run) -> np.ndarray:
+        return _top(np.random.default_rng(0).random((len(run.keys), len(run.stream.scenes))))
+
+    return {
+        "blind": blind,
+        f"last {LAST}": lambda run: only(run, np.arange(len(run.stream.scenes))[-LAST:]),
+        f"uniform {UNIFORM}": uniform,
+        "captions, BM25": bm25,
+        "captions, sentences": sentences,
+        "without text keys": lambda run: _top(visual(run)),
+        # Its scenes at the places of ours.
+        "another stream's memory": lambda run: _top(
+            np.roll(visual(run), len(run.stream.scenes) // 2, axis=1)
+        ),
+    }
+
+
+def _bm25(said: Sequence[str], question: Question) -> np.ndarray:
+    """Score captions [N]. Source: Robertson and Zaragoza 2009, with k1 1.2 and b 0.75."""
+    documents = [words_of(text) for text in said]
+    lengths = np.array([len(words) for words in documents])
+    relative = 0.25 + 0.75 * lengths / max(1.0, lengths.mean())
+    scores = np.zeros(len(said))
+    for word in set(words_of(question.text)):
+        counts = np.array([words.count(word) for words in documents])
+        having = np.count_nonzero(counts)
+        weight = np.log(1 + (len(said) - having + 0.5) / (having + 0.5))
+        scores += weight * counts * 2.2 / (counts + 1.2 * relative)
+    return scores
+
+
+def _photos(run: Run) -> np.ndarray:
+    return np.array(run.stream.scenes)
+
+
+def _top(scores: np.ndarray) -> np.ndarray:
+    """Return the best places [Q, <= 5] of scores [Q, N], best first; never one of -inf."""
+    best = np.argsort(-scores, axis=1, kind="stable")[:, : max(FOUND_AT)]
+    return np.where(np.take_along_axis(scores, best, 1) > -np.inf, best, -1)
+
+
+def _recalls(runs: Sequence[Run], found: Sequence[np.ndarray]) -> dict[str, float]:
+    present = [
+        (set(question.gold), row)
+        for run, rows in zip(runs, found, strict=True)
+        for question, row in zip(run.stream.questions, rows.tolist(), strict=True)
+        if question.kind == "present"
+    ]
+    return {
+        f"recall@{k}": _share(np.array([bool(gold & set(row[:k])) for gold, row in present]))
+        for k in FOUND_AT
+    }
+
+
+def _share(hits: np.ndarray) -> float:
+    return round(float(hits.mean()), 4) if len(hits) else 0.0

@@ -1,0 +1,300 @@
+"""Composed streams of known truth: scenes made of captioned photos, and questions about them.
+
+Words only, no pixels and no model, so that ten thousand scenes take a second. What a model makes
+of them is measured in ``memory.py``.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, get_args
+
+import numpy as np
+
+from streammem.errors import DatasetError
+
+Kind = Literal["present", "absent", "near", "swapped"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+REPEATS = 0.1  # of a stream's scenes that show an earlier photo again
+LEAST_PHOTOS = 20
+HELD_BACK = 0.08  # of the photos asked about that no scene shows: what "near" questions are about
+LEAST_WORDS = 4  # content words of a question; "a dog runs" is true of too many scenes
+NEAR = (0.3, 0.6)  # share of a near question's words that the scene most like it has
+MOST_SHARE = 0.06  # of the photos that may mention a thing which is kept out of the stream
+ATTRIBUTES = (
+    "red blue green yellow white black brown orange pink purple".split(),  # noqa: SIM905
+    ["two", "three", "four", "five"],
+)
+# People disagree about these: a question with one for the other may be true.
+CONFUSED = {
+    "brown": ("orange", "red", "black"), "orange": ("brown", "red", "yellow"),
+    "red": ("orange", "pink", "brown"), "yellow": ("orange", "white"), "white": ("yellow",),
+    "pink": ("red", "purple"), "purple": ("pink", "blue"), "blue": ("purple", "green"),
+    "green": ("blue",), "black": ("brown", "blue"),
+}  # fmt: skip
+# Things that five people writing about a photo would hardly all leave out.
+THINGS = {
+    "horse": "horse pony",
+    "bicycle": "bicycle bicyclist cyclist biker",
+    "motorcycle": "motorcycle motorbike motorcyclist dirtbike",
+    "snow": "snow snowy ski skier skies snowboard snowboarder snowboarding sled",
+    "boat": "boat canoe raft sailboat",
+    "pool": "pool",
+    "skateboard": "skateboard skateboarder skateboarding skater",
+    "swing": "swing",
+    "umbrella": "umbrella",
+    "guitar": "guitar",
+    "bird": "bird seagull pigeon duck",
+    "surfer": "surfer surf surfboard",
+    "basketball": "basketball",
+    "football": "football",
+    "climber": "climb climber climbing",
+    "camel": "camel",
+    "tent": "tent camp campfire",
+    "fish": "fish fisherman fishing",
+    "trampoline": "trampoline",
+    "fountain": "fountain",
+}
+SYNONYMS = {
+    "men": "man", "guy": "man", "guys": "man", "male": "man", "gentleman": "man",
+    "women": "woman", "lady": "woman", "ladies": "woman", "female": "woman",
+    "children": "child", "kid": "child", "kids": "child", "toddler": "child", "baby": "child",
+    "people": "person", "persons": "person", "puppy": "dog", "dogs": "dog", "bike": "bicycle",
+    "bikes": "bicycle", "kayak": "boat", "kayaker": "boat", "kayaking": "boat", "grey": "gray",
+    "ocean": "sea", "rocky": "rock", "grassy": "grass", "sandy": "sand", "woods": "forest",
+}  # fmt: skip
+STOP_WORDS = frozenset(
+    "a an the of in on at to with and or by for from near into onto over under up down out off "  # noqa: SIM905
+    "while as is are be being been has have having his her its their it he she they them there "
+    "this that which who whose what through along across around behind beside between next front "
+    "other another one some several group background camera photo picture image something someone "
+    "very small large little big young old top side both each against about above after before "
+    "outside inside outdoors wearing wears dressed looking looks during".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A description that is looked for in a stream.
+
+    Attributes:
+        text: a person's words, for example ``a man in a red hat``.
+        kind: ``present``: some scenes show it. None does for the others: ``absent``, it has a
+            thing that the whole stream lacks; ``near``, each of its words fits some scene, no
+            scene fits them all; ``swapped``, a scene fits it but for one colour or number.
+        gold: scenes that show it, rising; empty unless ``present``.
+        photo: that it was written about.
+        caption: number of the caption of that photo that it is.
+    """
+
+    text: str
+    kind: Kind
+    gold: tuple[int, ...]
+    photo: int
+    caption: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Scenes in time order, each known by its photo's number, and questions about them."""
+
+    scenes: tuple[int, ...]
+    questions: tuple[Question, ...]
+
+
+def compose(
+    captions: Sequence[Sequence[str]], num_scenes: int, num_questions: int, *, asked: int, seed: int
+) -> Stream:
+    """Make a stream and its questions: half present, the other half in thirds of the rest.
+
+    Args:
+        captions: of each photo, by different people.
+        num_scenes: >= 2. Where photos run out, those not asked about come again.
+        num_questions: wanted; fewer come where the photos do not give as many.
+        asked: only the first so many photos are asked about; the rest just crowd the stream.
+        seed: equal seeds make equal streams.
+
+    Raises:
+        DatasetError: too few photos to hold some back.
+    """
+    check_enough(asked)
+    if asked > len(captions) or num_scenes < 2:
+        raise DatasetError(f"streams: {num_scenes} scenes, {asked} of {len(captions)} photos asked")
+    rng = np.random.default_rng(seed)
+    words = [frozenset(word for text in texts for word in words_of(text)) for texts in captions]
+    things = _kept_out(words, rng)
+    shown, near, absent = _dealt(words, things, asked, rng)
+    scenes = _scenes(shown, asked, num_scenes, rng)
+    maker = _Maker(captions, words, scenes, things, rng)
+    present = [photo for photo in dict.fromkeys(scenes) if photo < asked]
+    wanted = {"present": num_questions - num_questions // 2}
+    wanted |= dict.fromkeys(KINDS[1:], num_questions // 6)
+    from_photos = {"present": present, "absent": absent, "near": near, "swapped": present}
+    questions = [q for kind in KINDS for q in maker.make(kind, from_photos[kind], wanted[kind])]
+    return Stream(tuple(scenes), tuple(questions))
+
+
+def check_enough(asked: int) -> None:
+    """Refuse fewer photos than questions of every kind take.
+
+    Raises:
+        DatasetError: fewer than ``LEAST_PHOTOS``.
+    """
+    if asked < LEAST_PHOTOS:
+        raise DatasetError(
+            f"streams: {asked} photos to ask about; give at least {LEAST_PHOTOS} of them"
+        )
+
+
+@lru_cache(1 << 16)
+def words_of(text: str) -> tuple[str, ...]:
+    """Return a description's telling words in order, reduced to stems."""
+    words = re.findall(r"[a-z]+", text.lower())
+    return tuple(_stem(SYNONYMS.get(word, word)) for word in words if word not in STOP_WORDS)
+
+
+class _Maker:
+    """Makes questions of each kind about one sequence of scenes."""
+
+    def __init__(
+        self,
+        captions: Sequence[Sequence[str]],
+        words: Sequence[frozenset[str]],
+        scenes: Sequence[int],
+        things: frozenset[str],
+        rng: np.random.Generator,
+    ) -> None:
+        self.captions, self.words, self.things, self.rng = captions, words, things, rng
+        self.scenes: dict[int, list[int]] = defaultdict(list)  # of each photo
+        for scene, photo in enumerate(scenes):
+            self.scenes[photo].append(scene)
+        self.photos: dict[str, set[int]] = defaultdict(set)  # shown, by word
+        for photo in self.scenes:
+            for word in words[photo]:
+                self.photos[word].add(photo)
+
+    def make(self, kind: Kind, photos: Sequence[int], wanted: int) -> list[Question]:
+        """Ask about the photos in random order, captions of one only after all had their turn."""
+        made: list[Question] = []
+        turns = [
+            (photo, caption)
+            for caption in range(max(map(len, self.captions)))
+            for photo in self.rng.permutation(np.array(photos, np.int64)).tolist()
+        ]
+        for photo, caption in turns:
+            if len(made) == wanted:
+                break
+            if caption < len(self.captions[photo]):
+                question = self._question(kind, photo, caption)
+                made += [question] if question else []
+        return made
+
+    def _question(self, kind: Kind, photo: int, caption: int) -> Question | None:
+        text: str | None = _description(self.captions[photo][caption])
+        assert text is not None
+        words = set(words_of(text))
+        if len(words) < LEAST_WORDS:
+            return None
+        if kind == "swapped":
+            text = self._swapped(text, photo)
+        fits = {
+            "present": True,
+            "absent": bool(words & self.things),
+            "near": self._near(words),
+            "swapped": text is not None,
+        }
+        if text is None or not fits[kind]:
+            return None
+        gold = {photo} | self._telling(words) if kind == "present" else set()
+        scenes = sorted(scene for each in gold for scene in self.scenes[each])
+        return Question(text, kind, tuple(scenes), photo, caption)
+
+    def _telling(self, words: set[str]) -> set[int]:
+        """Return the photos shown that somebody described in all of these words at once.
+
+        One caption must have them all: "a black dog" and "snow" of two captions may be a brown
+        dog's snow.
+        """
+        return {
+            photo
+            for photo in self._fitting(words)
+            if any(words <= set(words_of(text)) for text in self.captions[photo])
+        }
+
+    def _fitting(self, words: Iterable[str]) -> set[int]:
+        """Return the photos shown of which people's captions have all of these words."""
+        return set.intersection(*(self.photos.get(word, set()) for word in words))
+
+    def _near(self, words: set[str]) -> bool:
+        """Whether each word fits some scene, and the best scene fits some but not most of them."""
+        if words & self.things or not all(self.photos.get(word) for word in words):
+            return False
+        shared = Counter(photo for word in words for photo in self.photos[word])
+        return NEAR[0] <= max(shared.values()) / len(words) <= NEAR[1]
+
+    def _swapped(self, text: str, photo: int) -> str | None:
+        """Change one colour or number so that it fits no scene any more."""
+        for values in ATTRIBUTES:
+            found = re.findall(rf"(?<!and )\b({'|'.join(values)})\b(?! and)", text)
+            if len(found) != 1:  # "a black and white dog" and the like
+                continue
+            alike = CONFUSED.get(found[0], ())
+            others = [v for v in values if v not in alike and _stem(v) not in self.words[photo]]
+            rest = set(words_of(text.replace(found[0], "")))
+            # Only this photo fits the rest: in another one the new colour may stand unmentioned.
+            if others and len(rest) >= LEAST_WORDS - 1 and self._fitting(rest) <= {photo}:
+                value = others[int(self.rng.integers(len(others)))]
+                return re.sub(rf"\b{found[0]}\b", value, text)
+        return None
+
+
+def _kept_out(words: Sequence[frozenset[str]], rng: np.random.Generator) -> frozenset[str]:
+    """Choose things for the stream to lack, and return their words."""
+    chosen: set[str] = set()
+    for thing in rng.permutation(sorted(THINGS)).tolist():
+        stems = {_stem(word) for word in THINGS[thing].split()}
+        lost = sum(bool((chosen | stems) & each) for each in words)
+        if lost <= 2 * MOST_SHARE * len(words):
+            chosen |= stems
+    return frozenset(chosen)
+
+
+def _dealt(
+    words: Sequence[frozenset[str]], things: frozenset[str], asked: int, rng: np.random.Generator
+) -> tuple[list[int], list[int], list[int]]:
+    """Deal photos out: shown in the stream, held back for ``near``, kept out for ``absent``."""
+    without = [photo for photo, each in enumerate(words) if not each & things]
+    ours = rng.permutation([photo for photo in without if photo < asked]).tolist()
+    held = max(1, int(HELD_BACK * asked))
+    shown = ours[held:] + rng.permutation([p for p in without if p >= asked]).tolist()
+    if not ours[held:]:
+        raise DatasetError("streams: no photo is left to show; give more of them")
+    absent = [photo for photo in range(asked) if words[photo] & things]
+    return shown, ours[:held], absent
+
+
+def _scenes(
+    shown: Sequence[int], asked: int, num_scenes: int, rng: np.random.Generator
+) -> list[int]:
+    fresh = min(len(shown), max(1, round((1 - REPEATS) * num_scenes)))
+    photos = list(shown[:fresh])
+    crowd = [photo for photo in shown if photo >= asked]
+    many = num_scenes - fresh > 2 * REPEATS * num_scenes
+    again = rng.choice(crowd if many and crowd else photos, num_scenes - fresh)
+    return [int(photo) for photo in rng.permutation(np.concatenate([photos, again]))]
+
+
+def _description(caption: str) -> str:
+    text = re.sub(r"\s+([.,;!?])", r"\1", " ".join(caption.split())).strip(" .!\"'")
+    return text[:1].lower() + text[1:]
+
+
+def _stem(word: str) -> str:
+    for suffix in ("ing", "es", "ed", "s", "e"):
+        if word.endswith(suffix) and len(word) >= len(suffix) + 3 and not word.endswith("ss"):
+            word = word.removesuffix(suffix)
+            break
+    return word[:-1] if word[-1:] == word[-2:-1] else word
