@@ -107,7 +107,7 @@ class LlamaDecoder:
                 self._layers.append(_layer(block, fuse))
                 if release:
                     llama.model.layers[number] = nn.Identity()
-        self._prefix_cache: Run | None = None
+        self._prefix_columns: Tensor | None = None  # a run would hold this decoder, and be held
         guesses = route == "exact" and has_half()
         self.guesser = LlamaDecoder(model, "half", prefix) if guesses else None
 
@@ -126,16 +126,17 @@ class LlamaDecoder:
         begin = known if shared else 0
         run = Run(self, len(rows), max(len(row) for row in rows) + room, ends)
         if shared:
-            run.copy_columns(self._read_prefix(), known)
+            run.begin_with(self._read_prefix())
         run.read([row[begin:] for row in rows])
         return run
 
-    def _read_prefix(self) -> "Run":
-        if self._prefix_cache is None:
+    def _read_prefix(self) -> Tensor:
+        """Return the prefix's columns of a cache, of one row."""
+        if self._prefix_columns is None:
             run = Run(self, 1, len(self.prefix))
             run.read([self.prefix])
-            self._prefix_cache = run
-        return self._prefix_cache
+            self._prefix_columns = run.cache
+        return self._prefix_columns
 
     def rotations(self, size: int) -> tuple[Tensor, Tensor]:
         """Return the cosines and signed sines [S, H + 2K, E] that turn each head by its position.
@@ -225,10 +226,10 @@ class Run:
         self._ahead: deque[tuple[int, Tensor]] = deque()  # guessed tokens, the logits behind each
         self._reach = MOST_GUESSED  # tokens to guess; fewer once guesses fail
 
-    def copy_columns(self, other: "Run", count: int) -> None:
-        """Begin with the first ``count`` columns of another run of one row."""
-        self.cache[:, :, :, :count] = other.cache[:, :, :, :count]
-        self.length = count
+    def begin_with(self, columns: Tensor) -> None:
+        """Begin with columns [layers, 1, 2K, P, E] that another run of one row has filled."""
+        self.length = columns.shape[3]
+        self.cache[:, :, :, : self.length] = columns
 
     def turns(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """Return what rotates queries and keys, and leaves values, at places [B, T]."""

@@ -224,7 +224,8 @@ class CausalLanguageModel:
             return []
         rows = [self.embed(prompt) for prompt in prompts]
         if config.num_beams == 1 and self.decoder() is not None:
-            return [replies[0].text for replies in self._sample(rows, config, 1)]
+            seeds = [[config.seed]] * len(rows)
+            return [replies[0].text for replies in self._sample(rows, config, seeds)]
         if config.temperature > 0:
             return ["".join(self._stream(row, config)).strip() for row in rows]
         said = search(self.model, rows, config, self._stop_ids)
@@ -240,8 +241,9 @@ class CausalLanguageModel:
 
         Args:
             prompts: see ``embed``; lengths may differ.
-            config: shared by all; ``num_beams`` must be 1. Reply j draws with ``seed + j``, and
-                whatever stands beside it in the batch, it is what it would be alone.
+            config: shared by all; ``num_beams`` must be 1. Reply j of prompt i draws with
+                ``seed + i * count + j``, and whatever stands beside it in the batch, it is what it
+                would be alone. Equal seeds would make the replies to all prompts err alike.
             count: replies a prompt, >= 1.
 
         Returns:
@@ -252,28 +254,33 @@ class CausalLanguageModel:
         """
         if config.num_beams > 1:
             raise ConfigError("beams are not samples; use generate, or num-beams 1")
-        return self._sample([self.embed(prompt) for prompt in prompts], config, count)
+        rows = [self.embed(prompt) for prompt in prompts]
+        first = [config.seed + i * count for i in range(len(rows))]
+        return self._sample(rows, config, [range(seed, seed + count) for seed in first])
 
     def _sample(
-        self, rows: list[Tensor], config: GenerationConfig, count: int
+        self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Sequence[int]]
     ) -> list[list[Reply]]:
-        seeds = range(config.seed, config.seed + count)
+        """Reply to each row once with each of its seeds, which are equally many."""
         if self.decoder() is None:  # transformers' cache pads no prompts: one after another
-            return [[self._replies([row], config, [seed])[0] for seed in seeds] for row in rows]
+            return [
+                [self._replies([row], config, [[seed]])[0] for seed in own]
+                for row, own in zip(rows, seeds, strict=True)
+            ]
         replies = self._replies(rows, config, seeds) if rows else []
+        count = len(seeds[0]) if rows else 1
         return [replies[i : i + count] for i in range(0, len(replies), count)]
 
     def _replies(
-        self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[int]
+        self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Sequence[int]]
     ) -> list[Reply]:
-        """Reply to each row once with each seed."""
-        run = self._start(rows, config)
+        run, count = self._start(rows, config), len(seeds[0])
         generators = [
-            torch.Generator().manual_seed(seed % (1 << 63)) for _ in rows for seed in seeds
+            torch.Generator().manual_seed(seed % (1 << 63)) for own in seeds for seed in own
         ]
         said: list[tuple[list[int], list[float]]] = [([], []) for _ in generators]
-        if isinstance(run, Run) and len(seeds) > 1:
-            run.take(torch.arange(len(rows)).repeat_interleave(len(seeds)))
+        if isinstance(run, Run) and count > 1:
+            run.take(torch.arange(len(rows)).repeat_interleave(count))
         going = list(range(len(said)))  # the reply that each row of the run belongs to
         for left in reversed(range(config.max_new_tokens)):
             tokens, log_probs = pick(run.logits, config, [generators[i] for i in going])

@@ -258,6 +258,18 @@ def test_nothing_is_guessed_behind_a_token_that_ends_a_reply(monkeypatch):
 # -- samples --
 
 
+def test_a_decoder_that_is_no_longer_used_is_freed_at_once():
+    model = llama("exact")
+    model.generate(prompts_of(model, 2), GREEDY)
+    decoder = weakref.ref(model.decoder())
+    gc.disable()  # training makes one a step: garbage collection would come too late
+    try:
+        model._prepared = None
+        assert decoder() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("route", ROUTES)
 def test_samples_of_a_batch_are_what_each_seed_says_alone(route):
     model = llama(route)
@@ -267,9 +279,10 @@ def test_samples_of_a_batch_are_what_each_seed_says_alone(route):
     sampled = model.sample(prompts, config, count=3)
     assert [len(replies) for replies in sampled] == [3] * 4
     assert len({len(reply.ids) for replies in sampled for reply in replies}) > 3
-    for prompt, replies in zip(prompts, sampled, strict=True):
+    for i, (prompt, replies) in enumerate(zip(prompts, sampled, strict=True)):
         for j, reply in enumerate(replies):
-            alone = GenerationConfig(max_new_tokens=10, temperature=0.9, top_p=0.95, seed=7 + j)
+            seed = 7 + 3 * i + j
+            alone = GenerationConfig(max_new_tokens=10, temperature=0.9, top_p=0.95, seed=seed)
             assert reply.text == "".join(model.stream(prompt, alone)).strip()
 
 
