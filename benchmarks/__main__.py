@@ -15,6 +15,7 @@ BENCHMARKS = {
     "rooms": "benchmarks.rooms",
     "said": "benchmarks.said",
     "scenes": "benchmarks.scenes",
+    "server": "benchmarks.server",
     "stream": "benchmarks.stream",
 }
 

@@ -3,6 +3,7 @@
 Pure functions of scores; where the scores come from, and what is said then, is not known here.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ _QUANTILES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 class Chance(NamedTuple):
     """How far the best of n chance matches exceeds a query's tail, in deviations of its scores.
 
-    A Gumbel distribution of location ``location + growth ln n``.
+    A Gumbel distribution of location ``location + growth sqrt(2 ln n)``.
     """
 
     location: float
@@ -27,15 +28,15 @@ class Chance(NamedTuple):
 
 
 # Fitted by `python -m benchmarks memory --fit` to questions about training photos.
-CHANCE = Chance(location=-2.679, growth=0.396, scale=0.391)
+CHANCE = Chance(location=-4.25, growth=1.139, scale=0.391)
 
 
 def normalise(scores: np.ndarray, background_scores: np.ndarray, n: int) -> np.ndarray:
     """Turn cosines into how far they exceed the best of `n` chance matches.
 
     z = (score - mean of the background's best ``TAIL``) / its deviation, then
-    (z - location - growth ln n) / scale with the constants of ``CHANCE``: the best of n chance
-    keys, on a scale that does not depend on n. So a fixed threshold gives one rate of false
+    (z - location - growth sqrt(2 ln n)) / scale with the constants of ``CHANCE``: the best of n
+    chance keys, on a scale that does not depend on n. So a fixed threshold gives one rate of false
     sightings for any size of memory. The tail says more of a query than the mean does: some
     sentences have many near pictures, some none.
 
@@ -52,12 +53,12 @@ def normalise(scores: np.ndarray, background_scores: np.ndarray, n: int) -> np.n
         ValueError: fewer than two background scores or keys.
 
     Source: Gumbel 1958; normalisation by background as in speaker verification (Auckenthaler,
-        Carey and Lloyd-Thomas 2000); the tail and the linear growth are ours.
+        Carey and Lloyd-Thomas 2000); sqrt(2 ln n) is the growth of a normal maximum.
     """
     if n < 2:
         raise ValueError("normalise: needs at least two background scores and two keys")
     z = _excess(scores, background_scores)
-    return (z - CHANCE.location - CHANCE.growth * np.log(n)) / CHANCE.scale
+    return (z - CHANCE.location - CHANCE.growth * _growth(n)) / CHANCE.scale
 
 
 def threshold(rate: float) -> float:
@@ -91,10 +92,14 @@ def fit(absent: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> Chance:
     rows, quantiles = [], []
     for n, best, background in absent:
         z = _excess(best[:, None], background)[:, 0]
-        rows += [(1.0, np.log(n), -np.log(-np.log(p))) for p in _QUANTILES]
+        rows += [(1.0, _growth(n), -np.log(-np.log(p))) for p in _QUANTILES]
         quantiles += np.quantile(z, _QUANTILES).tolist()
     found = np.linalg.lstsq(np.array(rows), np.array(quantiles), rcond=None)[0]
     return Chance(*(round(float(value), 3) for value in found))
+
+
+def _growth(n: int) -> float:
+    return math.sqrt(2 * math.log(n))
 
 
 def _excess(scores: np.ndarray, background_scores: np.ndarray) -> np.ndarray:

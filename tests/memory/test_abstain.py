@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from streammem.memory import abstain
-from streammem.memory.abstain import Chance, fit, normalise, threshold
+from streammem.memory.abstain import fit, normalise, threshold
 from tests.memory.entries import unit
 
 DIM, QUERIES = 64, 200
@@ -41,10 +41,10 @@ def test_what_is_there_is_seen_in_a_memory_of_any_size(fitted):
         assert (normalise(np.full((QUERIES, 1), 0.9), background, n) > threshold(0.01)).all()
 
 
-def test_the_score_that_is_needed_grows_with_the_logarithm_of_the_size():
+def test_the_score_that_is_needed_grows_with_the_root_of_the_logarithm_of_the_size():
     background = np.random.default_rng(0).normal(size=1_000)
     at_0 = [normalise(np.zeros(1), background, n)[0] for n in SIZES]
-    steps = np.diff(at_0)
+    steps = np.diff(at_0) / np.diff(np.sqrt(np.log(SIZES)))
     assert (steps < 0).all() and np.ptp(steps) < 1e-9
 
 
@@ -53,10 +53,12 @@ def test_a_fit_finds_the_constants_that_its_questions_came_from():
     tail, deviation = background[0, -5:].mean(), background[0].std()
     told = []
     for n in SIZES:
-        z = rng.gumbel(-2.0 + 0.4 * np.log(n), 0.3, 4_000)
+        z = rng.gumbel(-2.0 + 0.4 * np.sqrt(2 * np.log(n)), 0.3, 4_000)
         told.append((n, tail + deviation * z, background))
-    # 4,000 draws a size: a quantile is good to 0.01.
-    assert fit(told) == pytest.approx(Chance(-2.0, 0.4, 0.3), abs=0.03)
+    location, growth, scale = fit(told)
+    # 4,000 draws a size: a quantile is good to 0.01; the location lies far outside the sizes.
+    assert (growth, scale) == pytest.approx((0.4, 0.3), abs=0.03)
+    assert location == pytest.approx(-2.0, abs=0.1)
 
 
 def test_the_constants_shipped_ask_for_more_in_a_larger_memory():
