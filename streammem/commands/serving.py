@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streammem.errors import BackboneError, ConfigError
+from streammem.errors import BackboneError, ConfigError, StreammemError
 from streammem.options import (
     Parser,
     add_command,
@@ -116,7 +116,10 @@ def agents(arguments: argparse.Namespace) -> int:
     from streammem.server.limits import ServerConfig
 
     rooms = open_rooms(arguments, ServerConfig(memories=arguments.memories))
-    asyncio.run(make_server(rooms, arguments.sources).run_stdio_async())
+    try:
+        asyncio.run(make_server(rooms, arguments.sources).run_stdio_async())
+    except ExceptionGroup as group:
+        raise _known(group) from group
     return 0
 
 
@@ -183,6 +186,14 @@ def require(extra: str, *packages: str) -> None:
             ) from error
 
 
+def _known(group: ExceptionGroup) -> Exception:
+    """Return the error of ours that a group of tasks ended with, else the group."""
+    ours = group.subgroup(StreammemError)
+    while isinstance(ours, ExceptionGroup):
+        ours = ours.exceptions[0]
+    return ours or group
+
+
 def _bound(config: "ServerConfig") -> socket.socket:
     """Listen before the model is loaded, so that a port in use is told at once."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
@@ -200,10 +211,19 @@ def _bound(config: "ServerConfig") -> socket.socket:
 def _run(app: "FastAPI", listening: socket.socket) -> int:
     import uvicorn
 
+    class Server(uvicorn.Server):
+        """Ends at once where a source of the command line cannot be opened."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            self.should_exit = self.should_exit or app.state.failed is not None
+
     host, port = listening.getsockname()[:2]
     note(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
     options = uvicorn.Config(
         app, log_level="warning", timeout_graceful_shutdown=GRACE_S, ws_max_size=1 << 16
     )
-    uvicorn.Server(options).run(sockets=[listening])
+    Server(options).run(sockets=[listening])
+    if app.state.failed is not None:
+        raise app.state.failed
     return 0

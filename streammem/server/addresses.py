@@ -1,0 +1,225 @@
+"""Which addresses a client may send the server to, and a download that goes nowhere else.
+
+A name is resolved once, all its addresses are checked, and the connection is made to one of these:
+what the name resolves to a moment later does not matter. Redirects are refused.
+"""
+
+import http.client
+import ipaddress
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import SplitResult, urlsplit
+
+from streammem.errors import ConfigError, SourceError
+from streammem.server.refused import Refused
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322}
+LIVE = ("rtsp", "rtsps")
+TIMEOUT_S = 15.0
+DOWNLOAD_S = 600.0
+BLOCK = 1 << 16
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # counts as global, and leads to any IPv4 address
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What clients may name as a source.
+
+    Attributes:
+        hosts: patterns of host names with public addresses, as in ``*.example.com``; ``*`` is any.
+        networks: addresses that are fine though they are not public.
+    """
+
+    hosts: tuple[str, ...] = ()
+    networks: tuple[Network, ...] = field(default=())
+
+    @classmethod
+    def of(cls, patterns: list[str]) -> "Allowed":
+        """Read patterns: host names with ``*``, addresses, networks such as ``192.168.1.0/24``."""
+        hosts, networks = [], []
+        for pattern in patterns:
+            try:
+                networks.append(ipaddress.ip_network(pattern))
+            except ValueError:
+                if not pattern or set(pattern) & set("/:@ []"):
+                    raise ConfigError(
+                        f"--allow-source {pattern}: give a host name, an address, or a network "
+                        "such as 192.168.1.0/24"
+                    ) from None
+                hosts.append(pattern.lower())
+        return cls(tuple(hosts), tuple(networks))
+
+
+class Target(NamedTuple):
+    """A URL whose host may be connected to.
+
+    Attributes:
+        parts: of the URL.
+        host: as the URL names it.
+        port: to connect to.
+        address: of the host, checked.
+    """
+
+    parts: SplitResult
+    host: str
+    port: int
+    address: str
+
+
+Resolve = Callable[[str, int], list[str]]
+
+
+def resolve(host: str, port: int) -> list[str]:
+    """Return the addresses of a host.
+
+    Raises:
+        SourceError: it has none.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise SourceError(f"{host}: the name cannot be resolved; check it") from error
+    return [str(item[4][0]).partition("%")[0] for item in found]
+
+
+def check(url: str, allowed: Allowed, resolve: Resolve = resolve) -> Target:
+    """Check a URL that a client gave.
+
+    Args:
+        url: http, https, rtsp or rtsps.
+        allowed: by the operator.
+        resolve: gives a host's addresses.
+
+    Raises:
+        Refused: no such URL, or one that is not allowed; the message says why.
+        SourceError: the host has no address.
+    """
+    parts, host, port = _split(url)
+    is_named = any(fnmatchcase(host, pattern) for pattern in allowed.hosts)
+    # FFmpeg follows redirects of RTSP, so a wildcard for all the world does not cover it.
+    trusted = any(fnmatchcase(host, p) for p in allowed.hosts if p.strip("*."))
+    literal = _address(host)
+    if literal is None and not is_named:
+        raise Refused(403, f"{host} is not an allowed source; the operator may add it")
+    addresses = [str(literal)] if literal else resolve(host, port)
+    for text in addresses:
+        address = _address(text)
+        listed = address is not None and any(address in network for network in allowed.networks)
+        if not listed and not (address is not None and is_named and is_public(address)):
+            raise Refused(403, f"{host}: its address {text} is not an allowed source")
+        if parts.scheme in LIVE and not (listed or trusted):
+            raise Refused(403, f"{host}: a live source must be allowed by name or address")
+    return Target(parts, host, port, addresses[0])
+
+
+def is_public(address: Address) -> bool:
+    """Tell whether an address is one of the open internet, also inside of its IPv6 wrappings."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped:
+            return is_public(address.ipv4_mapped)
+        if address.sixtofour or address.teredo or address in _NAT64:
+            return False
+    return address.is_global and not address.is_multicast
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this computer reaches a host: ``localhost`` or a loopback address."""
+    address = _address(host.strip("[]"))
+    return host == "localhost" if address is None else address.is_loopback
+
+
+def live_url(target: Target) -> str:
+    """Return the URL of a live source with its checked address in the place of the name."""
+    user, at, _ = target.parts.netloc.rpartition("@")
+    address = f"[{target.address}]" if ":" in target.address else target.address
+    return target.parts._replace(netloc=f"{user}{at}{address}:{target.port}").geturl()
+
+
+def fetch(
+    target: Target,
+    path: Path,
+    most_bytes: int,
+    stop: Callable[[], bool] = lambda: False,
+    context: ssl.SSLContext | None = None,
+) -> None:
+    """Download a URL from its checked address into a file; redirects are refused.
+
+    Args:
+        target: of http or https.
+        path: to write to.
+        most_bytes: that may come.
+        stop: asked now and then; once true the download is given up.
+        context: of TLS; the system's by default.
+
+    Raises:
+        SourceError: refused, lost, or too large.
+    """
+    name = f"{target.parts.scheme}://{target.host}{target.parts.path}"
+    connection = _connection(target, context)
+    deadline = time.monotonic() + DOWNLOAD_S
+    try:
+        query = f"?{target.parts.query}" if target.parts.query else ""
+        connection.request("GET", (target.parts.path or "/") + query)
+        reply = connection.getresponse()
+        if reply.status != 200:
+            moved = " (redirects are not followed)" if 300 <= reply.status < 400 else ""
+            raise SourceError(f"{name}: answered {reply.status}{moved}; check the URL")
+        left = most_bytes - (reply.length or 0)
+        with path.open("wb") as file:
+            while left >= 0 and (block := reply.read(BLOCK)):
+                file.write(block)
+                left = min(left, most_bytes - file.tell())
+                if stop() or time.monotonic() > deadline:
+                    raise SourceError(f"{name}: the download was given up; it took too long")
+        if left < 0:
+            raise SourceError(f"{name}: larger than {most_bytes} bytes; give a smaller file")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(f"{name}: cannot be fetched ({type(error).__name__})") from error
+    finally:
+        connection.close()
+
+
+def _connection(target: Target, context: ssl.SSLContext | None) -> http.client.HTTPConnection:
+    connection = http.client.HTTPConnection(target.host, target.port, timeout=TIMEOUT_S)
+
+    def connect() -> None:
+        sock = socket.create_connection((target.address, target.port), TIMEOUT_S)
+        if target.parts.scheme == "https":
+            secure = context or ssl.create_default_context()
+            sock = secure.wrap_socket(sock, server_hostname=target.host)
+        connection.sock = sock
+
+    connection.connect = connect  # type: ignore[method-assign]
+    return connection
+
+
+def _split(url: str) -> tuple[SplitResult, str, int]:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise Refused(422, "the source is not a URL; give http(s) or rtsp(s)") from error
+    if parts.scheme not in PORTS or not host:
+        known = ", ".join(PORTS)
+        text = f"a source must be an upload or a URL of {known}; paths are not opened"
+        raise Refused(422, text)
+    if any(sign <= " " or sign == "\x7f" for sign in url):
+        raise Refused(422, "the URL has signs that no URL has; encode them")
+    return parts, host.lower().rstrip("."), port or PORTS[parts.scheme]
+
+
+def _address(text: str) -> Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None

@@ -1,0 +1,136 @@
+"""Pictures that clients push, as a source that a session can watch."""
+
+import io
+import queue
+import time
+from collections.abc import Iterator
+from typing import Self
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from streammem.errors import SourceError
+from streammem.server.refused import Refused
+from streammem.types import Frame
+from streammem.video.pixels import check_size, fitted_pixels
+from streammem.video.sampling import Grid, Sampling
+
+FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG"}
+RAW = "application/octet-stream"
+
+
+class Inbox:
+    """A ``VideoSource`` of pushed pictures. Pictures come from the event loop, in one thread.
+
+    Args:
+        fps: pictures a second that are wanted; others are left out.
+        waiting: pictures at most that wait to be looked at.
+        max_side: pixels to which the longer side is shrunk.
+    """
+
+    name = "frames"
+    duration: float | None = None
+
+    def __init__(self, fps: float | None, waiting: int, max_side: int) -> None:
+        self.end: float | None = None
+        self._grid, self._shown_s = Grid(Sampling(fps=fps)), 1 / (fps or 2.0)
+        self._most, self._max_side = waiting, max_side
+        self._frames: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        self._began: float | None = None
+        self._newest, self._number, self._open = 0.0, 0, True
+
+    @property
+    def waiting(self) -> int:
+        """Pictures that wait."""
+        return self._frames.qsize()
+
+    def push(self, pixels: np.ndarray, at: float | None) -> bool:
+        """Take in a picture.
+
+        Args:
+            pixels: [H, W, 3] uint8 RGB.
+            at: seconds in the stream, not before the last one's; None is now.
+
+        Returns:
+            Whether it is looked at: others are left out for the rate.
+
+        Raises:
+            Refused: too many wait, the stream has ended, or time runs backward.
+        """
+        if not self._open:
+            raise Refused(409, "the stream has ended; open another session")
+        if self.waiting >= self._most:
+            raise Refused(429, f"{self.waiting} pictures wait; push more slowly", retry_s=1)
+        now = time.monotonic()
+        self._began = now if self._began is None else self._began
+        moment = now - self._began if at is None else at
+        if moment < self._newest:
+            text = f"time {moment:.3f} s: the stream is at {self._newest:.3f} s already"
+            raise Refused(409, text)
+        self._newest = moment
+        self._number += 1
+        if not self._grid.takes(moment):
+            return False
+        self.end = moment + self._shown_s
+        shown = fitted_pixels(pixels, self._max_side)
+        self._frames.put(Frame(shown, moment, self._shown_s, self._number - 1))
+        return True
+
+    def stop(self) -> None:
+        """End the stream after what waits; any thread may."""
+        self._open = False
+        self._frames.put(None)
+
+    def __iter__(self) -> Iterator[Frame]:
+        while (frame := self._frames.get()) is not None:
+            yield frame
+
+    def close(self) -> None:
+        """Take no more pictures."""
+        self._open = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def decode(
+    body: bytes, kind: str, width: int | None = None, height: int | None = None
+) -> np.ndarray:
+    """Decode a pushed picture into [H, W, 3] uint8 RGB.
+
+    Args:
+        body: as it came.
+        kind: media type: JPEG, PNG, or raw RGB rows of octets.
+        width: pixels, of raw rows.
+        height: pixels, of raw rows.
+
+    Raises:
+        Refused: not such a picture.
+        SourceError: one with too many pixels.
+    """
+    kind = kind.partition(";")[0].strip().lower()
+    if kind == RAW:
+        return _raw(body, width, height)
+    if kind not in FORMATS:
+        known = ", ".join((*FORMATS, RAW))
+        raise Refused(415, f"content-type {kind or 'missing'}: push one of {known}")
+    try:
+        with Image.open(io.BytesIO(body), formats=[FORMATS[kind]]) as picture:
+            check_size("the picture", *picture.size)
+            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    except SourceError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Refused(422, f"the body is not a readable {FORMATS[kind]}") from error
+
+
+def _raw(body: bytes, width: int | None, height: int | None) -> np.ndarray:
+    if not width or not height or width < 1 or height < 1:
+        raise Refused(422, "raw pictures need ?width=W&height=H")
+    check_size("the picture", width, height)
+    if len(body) != width * height * 3:
+        raise Refused(422, f"{len(body)} bytes are not {width}x{height}x3 of RGB")
+    return np.frombuffer(body, np.uint8).reshape(height, width, 3)

@@ -1,0 +1,86 @@
+"""What a server may open and how much it takes from its clients."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from streammem.errors import ConfigError
+from streammem.server.addresses import Allowed, is_loopback
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one server holds and takes; beyond it a client is refused.
+
+    Attributes:
+        sessions: open at a time.
+        memories: opened for questions at a time; the one that was asked longest ago gives way.
+        body_bytes: of a request with JSON.
+        frame_bytes: of a pushed picture.
+        upload_bytes: of a video that is uploaded or fetched.
+        quota_bytes: of all of them together.
+        frames_waiting: pushed pictures of a session that wait for perception.
+        questions_waiting: requests of a session that wait for their turn.
+        question_chars: of a question or description.
+        requests_per_s: of one client in the long run.
+        burst: requests of one client at once.
+        idle_s: seconds without a request after which a session or upload is closed and removed;
+            infinite for never.
+        events: of a session that are kept for clients that are slow or come later.
+    """
+
+    sessions: int = 16
+    memories: int = 8
+    body_bytes: int = 1 << 20
+    frame_bytes: int = 32 << 20
+    upload_bytes: int = 2 << 30
+    quota_bytes: int = 8 << 30
+    frames_waiting: int = 32
+    questions_waiting: int = 8
+    question_chars: int = 2000
+    requests_per_s: float = 50.0
+    burst: int = 200
+    idle_s: float = 3600.0
+    events: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Where a server listens, what it may open, and for whom.
+
+    Attributes:
+        host: address to listen on.
+        port: to listen on; 0 for a free one.
+        token: what clients must present; required beyond loopback.
+        memories: folder whose memories may be asked and written, by name.
+        uploads: folder for uploads; None takes a temporary one. Emptied at the end.
+        allowed: what clients may name as a source.
+        limits: see there.
+
+    Raises:
+        ConfigError: open to others without a token, or a folder that is not there.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    token: str | None = None
+    memories: Path | None = None
+    uploads: Path | None = None
+    allowed: Allowed = field(default_factory=Allowed)
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.token is not None and len(self.token) < 16:
+            raise ConfigError("the token is shorter than 16 characters; choose a longer one")
+        if self.token is None and not is_loopback(self.host):
+            raise ConfigError(
+                f"--host {self.host}: others could reach it; set STREAMMEM_TOKEN, or listen on "
+                "127.0.0.1"
+            )
+        for folder in (self.memories, self.uploads):
+            if folder is not None and not folder.is_dir():
+                raise ConfigError(f"{folder}: no such folder; make it first")

@@ -1,0 +1,286 @@
+"""One session in a thread of its own; the event loop speaks with it through values.
+
+Requests become jobs that run between two frames, or between two events while captions are awaited.
+"""
+
+import asyncio
+import logging
+import queue
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from streammem.errors import StreammemError
+from streammem.live import watch
+from streammem.server.counters import Counters
+from streammem.server.events import EventLog
+from streammem.server.inbox import Inbox
+from streammem.server.limits import Limits
+from streammem.server.refused import Refused
+from streammem.session import Session
+from streammem.types import Answer, Event, Warning
+from streammem.video import VideoSource
+from streammem.watch_options import WatchOptions
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+State = Literal["opening", "watching", "over", "failed", "closed"]
+MAX_SCORES = 4096
+WATCHED = WatchOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a room is to hold.
+
+    Attributes:
+        source: its name, as clients see it.
+        open_session: called in the room's thread; likewise ``open_source``.
+        open_source: given what tells whether to give up; None for a memory that is only asked.
+        options: how the source is watched.
+        inbox: the source, if pictures are pushed.
+        release: called in the event loop once the source is not needed any more.
+    """
+
+    source: str
+    open_session: Callable[[], Session]
+    open_source: Callable[[Callable[[], bool]], VideoSource] | None = None
+    options: WatchOptions = WATCHED
+    inbox: Inbox | None = None
+    release: Callable[[], object] | None = None
+
+
+class Depth(NamedTuple):
+    """A settled depth of SceneTilling, and its time in seconds."""
+
+    time: float
+    depth: float
+
+
+class _Job(NamedTuple):
+    work: Callable[[Session], Any]
+    done: asyncio.Future[Any]
+
+
+class _AbandonedError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class Room:
+    """A session that others may ask. All but ``run`` is for the event loop.
+
+    Args:
+        path: where clients find it, as in ``/v1/sessions/ID``.
+        plan: what it holds.
+        limits: of questions and events.
+        counters: of the server.
+
+    Attributes:
+        events: what it has told.
+        depths: the newest depths, for plots.
+        touched: monotonic second of the last request.
+    """
+
+    def __init__(self, path: str, plan: Plan, limits: Limits, counters: Counters) -> None:
+        self.path, self.plan = path, plan
+        self.state: State = "opening"
+        self.events = EventLog(limits.events)
+        self.depths: deque[Depth] = deque(maxlen=MAX_SCORES)
+        self.touched = time.monotonic()
+        self._limits, self._counters = limits, counters
+        self._loop = asyncio.get_running_loop()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._num_waiting, self._stopping, self._released = 0, False, False
+        self.opened: asyncio.Future[None] = self._loop.create_future()
+        self.ended = asyncio.Event()
+
+    # -- for the event loop --
+
+    def touch(self) -> None:
+        """Note that somebody is interested."""
+        self.touched = time.monotonic()
+
+    def lost(self, count: int) -> None:
+        """Count events that a client lost."""
+        self._counters.add("events_lost_total", count)
+
+    def retire(self) -> None:
+        """Ask the thread of a memory to end once it has done what waits."""
+        self._jobs.put(None)
+
+    def stop(self) -> None:
+        """Ask the thread to end: what is open is closed and said first."""
+        self._stopping = True
+        if self.plan.inbox:
+            self.plan.inbox.stop()
+        self._jobs.put(None)
+
+    async def do(self, work: Callable[[Session], T]) -> T:
+        """Let the room's thread do something with the session.
+
+        Raises:
+            Refused: too much waits already, or the session is closed.
+        """
+        self.touch()
+        if self._stopping or self.state in ("failed", "closed"):
+            raise Refused(410, "the session is closed")
+        if self._num_waiting >= self._limits.questions_waiting:
+            raise Refused(429, f"{self._num_waiting} requests wait already", retry_s=2)
+        done: asyncio.Future[T] = self._loop.create_future()
+        self._num_waiting += 1
+        self._jobs.put(_Job(work, done))
+        try:
+            return await done
+        finally:
+            self._num_waiting -= 1
+            self.touch()
+
+    async def ask(self, question: str) -> AsyncGenerator[str | Answer]:
+        """Yield an answer's pieces as they come, then the answer."""
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        abandoned = False
+
+        def on_text(piece: str) -> None:
+            if abandoned:
+                raise _AbandonedError
+            self._tell(pieces.put_nowait, piece)
+
+        began = time.monotonic()
+        asked = asyncio.ensure_future(self.do(lambda session: session.ask(question, on_text)))
+        asked.add_done_callback(lambda _: pieces.put_nowait(None))
+        try:
+            while (piece := await pieces.get()) is not None:
+                yield piece
+            answer = await asked
+            self.events.add(answer)
+            self._counters.answered(time.monotonic() - began)
+            yield answer
+        finally:
+            abandoned = True
+            asked.cancel()
+
+    async def answer(self, question: str) -> Answer:
+        """Return an answer as a whole."""
+        async with aclosing(self.ask(question)) as answering:
+            async for said in answering:
+                if isinstance(said, Answer):
+                    return said
+        raise AssertionError("an answer comes last")
+
+    # -- the thread --
+
+    def run(self) -> None:
+        """Hold the session until it is stopped."""
+        state: State = "closed"
+        try:
+            with self.plan.open_session() as session:
+                session.on_score = self._score
+                self._converse(session)
+        except (StreammemError, Refused) as error:
+            state = "failed"
+            self._tell(self._fail, error)
+        except Exception as error:
+            log.exception("%s failed", self.path)
+            state = "failed"
+            self._tell(self._fail, RuntimeError(f"internal error: {type(error).__name__}"))
+        finally:
+            self._tell(self._end, state)
+
+    def _converse(self, session: Session) -> None:
+        opener = self.plan.open_source
+        source = opener(self._is_stopping) if opener else None
+        if source is not None:
+            session.source = session.source or self.plan.source
+        self._tell(self._open, "watching" if source is not None else "over")
+        if source is not None:
+            self._watch(session, source)
+            self._tell(self._open, "over")
+        while not self._stopping and (job := self._jobs.get()) is not None:
+            self._serve(job, session)
+
+    def _watch(self, session: Session, source: VideoSource) -> None:
+        def between() -> None:
+            with suppress(queue.Empty):
+                while (job := self._jobs.get_nowait()) is not None:
+                    self._serve(job, session)
+
+        options = replace(self.plan.options, stop=self._is_stopping, question=between)
+        try:
+            for event in watch(session, source, options):
+                self._tell(self._publish, event)
+                between()
+        except StreammemError as error:
+            self._tell(self._publish, Warning(str(error)))
+
+    def _serve(self, job: _Job, session: Session) -> None:
+        if job.done.cancelled():
+            return
+        try:
+            done = job.work(session)
+        except _AbandonedError:
+            return
+        except Exception as error:  # noqa: BLE001, carried to whoever asked
+            self._tell(_settle, job.done, None, error)
+        else:
+            self._tell(_settle, job.done, done, None)
+
+    def _is_stopping(self) -> bool:
+        return self._stopping
+
+    def _score(self, at: float, score: Any) -> None:
+        if score.depth is not None:
+            self.depths.append(Depth(at, float(score.depth)))
+
+    def _tell(self, call: Callable[..., object], *values: object) -> None:
+        with suppress(RuntimeError):  # the loop has ended: nobody is left to be told
+            self._loop.call_soon_threadsafe(call, *values)
+
+    # -- told by the thread, in the event loop --
+
+    def _open(self, state: State) -> None:
+        self.state = state
+        if not self.opened.done():
+            self.opened.set_result(None)
+        if state == "over":
+            self._release()
+            self.events.close()
+
+    def _release(self) -> None:
+        if self.plan.release and not self._released:
+            self._released = True
+            self.plan.release()
+
+    def _publish(self, event: Event) -> None:
+        self._counters.told(event)
+        self.events.add(event)
+
+    def _fail(self, error: Exception) -> None:
+        if self.opened.done():
+            self.events.add(Warning(str(error)))
+        else:
+            self.opened.set_exception(error)
+            self.opened.exception()  # whoever opened it may have left
+
+    def _end(self, state: State) -> None:
+        self.state = state
+        self._release()
+        self.events.close()
+        if not self.opened.done():
+            self.opened.set_result(None)
+        with suppress(queue.Empty):
+            while True:
+                if job := self._jobs.get_nowait():
+                    _settle(job.done, None, Refused(410, "the session was closed"))
+        self.ended.set()
+
+
+def _settle(done: asyncio.Future[Any], result: object, error: Exception | None) -> None:
+    if done.done():
+        return
+    if error is None:
+        done.set_result(result)
+    else:
+        done.set_exception(error)

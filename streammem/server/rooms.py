@@ -1,0 +1,299 @@
+"""The sessions and memories of one server: opened, found by name, closed when nobody asks."""
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from streammem.memory.folder import DATABASE, is_memory
+from streammem.model import StreamModel
+from streammem.server import addresses
+from streammem.server.counters import Counters
+from streammem.server.inbox import Inbox
+from streammem.server.limits import ServerConfig
+from streammem.server.refused import Refused
+from streammem.server.room import Plan, Room
+from streammem.server.shared import SharedModel
+from streammem.server.uploads import Uploads, check_video
+from streammem.session import Session
+from streammem.session_config import SessionConfig
+from streammem.video import VideoSource
+from streammem.video.container import public_url
+from streammem.watch_options import WatchOptions, open_for
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+UPLOAD = "upload:"
+STOP_S = 20.0  # for what is open to be closed and said
+SWEEP_S = 5.0
+TRUSTED = WatchOptions(reconnect=True, stats_s=10.0)
+
+Opener = Callable[[Callable[[], bool]], VideoSource]
+Release = Callable[[], object]
+
+
+@dataclass(eq=False)
+class _Opened:
+    room: Room
+    stamp: tuple[float, ...] = ()
+    task: asyncio.Task[None] | None = field(default=None)
+    stays: bool = False  # however long nobody asks
+
+
+class Rooms:
+    """All that clients of one server may ask. Used in the event loop only.
+
+    Args:
+        model: shared by all sessions.
+        session: options of every session.
+        config: of the server.
+    """
+
+    def __init__(self, model: StreamModel, session: SessionConfig, config: ServerConfig) -> None:
+        self.config, self.counters = config, Counters()
+        self.model: StreamModel = SharedModel(model, self.counters.batched)
+        self.uploads = Uploads(config.uploads, config.limits)
+        self._session = session
+        self._sessions: dict[str, _Opened] = {}
+        self._memories: dict[str, _Opened] = {}
+        places = config.limits.sessions + config.limits.memories
+        self._opening = asyncio.Lock()
+        self._threads = anyio.CapacityLimiter(2 * places)  # those that end count too
+
+    # -- sessions --
+
+    async def open(
+        self,
+        source: str | None,
+        options: WatchOptions,
+        memory: str | None = None,
+    ) -> str:
+        """Open a session on a source that a client names, and return its id.
+
+        Args:
+            source: a URL, ``upload:ID``, or None for pictures that are pushed.
+            options: how it is watched.
+            memory: name of the memory in which it is kept; None for none.
+
+        Raises:
+            Refused, ConfigError, SourceError, StoreError: why not.
+        """
+        self._check_place()
+        if source is None:
+            limits = self.config.limits
+            inbox = Inbox(options.fps, limits.frames_waiting, options.max_side)
+            return await self._start(inbox.name, lambda _: inbox, options, memory, inbox)
+        name, opener, release = await self._opened_by(source, options)
+        return await self._start(name, opener, options, memory, release=release)
+
+    async def open_trusted(
+        self, source: str, options: WatchOptions = TRUSTED, *, name: str | None = None
+    ) -> str:
+        """Open a session on a source that the operator named: any that streammem reads.
+
+        Args:
+            source: see ``open_source``.
+            options: how it is watched.
+            name: what clients see; None shows it without folders and credentials.
+        """
+        shown = name or (public_url(source) if "://" in source else Path(source).name or source)
+        return await self._start(shown, lambda _: open_for(source, options), options, None)
+
+    def keep_open(self, name: str) -> None:
+        """Let a session stay open however long nobody asks."""
+        self._sessions[name].stays = True
+
+    def session(self, name: str) -> Room:
+        """Return an open session's room.
+
+        Raises:
+            Refused: there is none of that id.
+        """
+        if name not in self._sessions:
+            raise Refused(404, "no such session")
+        room = self._sessions[name].room
+        room.touch()
+        return room
+
+    def sessions(self) -> dict[str, Room]:
+        """Return open sessions by id."""
+        return {name: opened.room for name, opened in self._sessions.items()}
+
+    async def close_session(self, name: str) -> None:
+        """Close a session; what is open in it is closed and said first.
+
+        Raises:
+            Refused: there is none of that id.
+        """
+        self.session(name)
+        await self._stop(self._sessions.pop(name))
+
+    # -- memories --
+
+    def memory_names(self) -> list[str]:
+        """Return the names of the memories that may be asked."""
+        folder = self.config.memories
+        if folder is None:
+            return []
+        return sorted(p.name for p in folder.iterdir() if NAME.fullmatch(p.name) and is_memory(p))
+
+    async def memory(self, name: str) -> Room:
+        """Return a memory's room, opened read-only, and anew where it was written since.
+
+        Raises:
+            Refused: there is none of that name.
+            StoreError: it cannot be opened.
+        """
+        path = self._memory_path(name)
+        if not is_memory(path):
+            raise Refused(404, "no such memory")
+        async with self._opening:  # one request opens, the others find it open
+            stamp = _stamp(path)
+            opened = self._memories.get(name)
+            if opened is None or opened.stamp != stamp:
+                opened = await self._open_memory(name, path, stamp)
+        opened.room.touch()
+        return opened.room
+
+    async def _open_memory(self, name: str, path: Path, stamp: tuple[float, ...]) -> _Opened:
+        def session() -> Session:
+            return Session(self.model, self._session, memory=path, read_only=True)
+
+        opened = await self._run(
+            Room(f"/v1/memories/{name}", Plan(name, session), self.config.limits, self.counters)
+        )
+        opened.stamp = stamp
+        older = [name] if name in self._memories else []
+        if not older and len(self._memories) >= self.config.limits.memories:
+            older = [min(self._memories, key=lambda n: self._memories[n].room.touched)]
+        for gone in older:
+            self._memories.pop(gone).room.retire()
+        self._memories[name] = opened
+        return opened
+
+    # -- all of them --
+
+    async def sweep(self) -> None:
+        """Close what nobody asks, for ever."""
+        idle_s = self.config.limits.idle_s
+        while True:
+            await asyncio.sleep(min(SWEEP_S, idle_s))
+            late = time.monotonic() - idle_s
+            for opened in (self._sessions, self._memories):
+                for name in [n for n, o in opened.items() if o.room.touched < late and not o.stays]:
+                    await self._stop(opened.pop(name))
+            self.uploads.expire(idle_s)
+
+    async def close(self) -> None:
+        """Close everything."""
+        opened = [*self._sessions.values(), *self._memories.values()]
+        self._sessions.clear()
+        self._memories.clear()
+        for one in opened:
+            one.room.stop()
+        for one in opened:
+            await self._stop(one)
+        self.uploads.close()
+
+    # -- within --
+
+    def _check_place(self) -> None:
+        if len(self._sessions) >= self.config.limits.sessions:
+            text = f"{len(self._sessions)} sessions are open; close one"
+            raise Refused(429, text, retry_s=30)
+
+    async def _start(
+        self,
+        name: str,
+        opener: Opener,
+        options: WatchOptions,
+        memory: str | None,
+        inbox: Inbox | None = None,
+        release: Release | None = None,
+    ) -> str:
+        try:
+            self._check_place()  # again: what came before may have waited
+            path = None if memory is None else self._memory_path(memory)
+        except Refused:
+            if release:
+                release()
+            raise
+
+        def session() -> Session:
+            return Session(self.model, self._session, memory=path, source=name)
+
+        id_ = secrets.token_urlsafe(12)
+        room = Room(
+            f"/v1/sessions/{id_}",
+            Plan(name, session, opener, options, inbox, release),
+            self.config.limits,
+            self.counters,
+        )
+        self._sessions[id_] = _Opened(room)  # counts from now on
+        try:
+            self._sessions[id_] = await self._run(room)
+        except BaseException:
+            self._sessions.pop(id_, None)
+            raise
+        return id_
+
+    async def _run(self, room: Room) -> _Opened:
+        """Start a room's thread and wait until it is open."""
+        running = anyio.to_thread.run_sync(room.run, limiter=self._threads, abandon_on_cancel=True)
+        task = asyncio.ensure_future(running)
+        try:
+            await asyncio.shield(room.opened)
+        except BaseException:
+            room.stop()
+            raise
+        return _Opened(room, task=task)
+
+    async def _stop(self, opened: _Opened) -> None:
+        opened.room.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_S):
+                await opened.room.ended.wait()
+
+    def _memory_path(self, name: str) -> Path:
+        if self.config.memories is None:
+            raise Refused(404, "this server has no memories; start it with --memories DIR")
+        if not NAME.fullmatch(name):
+            raise Refused(422, "a memory's name has letters, digits and . _ - only, 64 at most")
+        return self.config.memories / name
+
+    async def _opened_by(
+        self, source: str, options: WatchOptions
+    ) -> tuple[str, Opener, Release | None]:
+        """Return a source's name, what opens it, and what to do when it is not needed any more."""
+        if source.startswith(UPLOAD):
+            upload = self.uploads.get(source.removeprefix(UPLOAD))
+            upload.users += 1
+            return source, lambda _: open_for(str(upload.path), options), upload.leave
+        target = await anyio.to_thread.run_sync(addresses.check, source, self.config.allowed)
+        if target.parts.scheme in addresses.LIVE:
+            url = addresses.live_url(target)
+            return public_url(source), lambda _: open_for(url, options), None
+        place = self.uploads.reserve(self.config.limits.upload_bytes)
+
+        def opener(stop: Callable[[], bool]) -> VideoSource:
+            addresses.fetch(target, place.path, place.num_bytes, stop)
+            check_video(place.path)
+            return open_for(str(place.path), options)
+
+        return public_url(source), opener, lambda: self.uploads.remove(place.id)
+
+
+def _stamp(path: Path) -> tuple[float, ...]:
+    """When a memory was last written to."""
+    times = []
+    for name in (DATABASE, f"{DATABASE}-wal"):
+        with suppress(OSError):
+            found = (path / name).stat()
+            times.append(found.st_mtime if found.st_size else 0.0)
+    return tuple(times)

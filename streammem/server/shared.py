@@ -1,0 +1,137 @@
+"""One model for many sessions, each in a thread of its own.
+
+Seeing and speaking each have a lock, so that one frame and one word are computed at a time, as in
+``live.py``. Captions that are due at the same time, of whatever sessions, are spoken in one batch.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from streammem.backbones.language import GenerationConfig
+from streammem.model import Passage, Perceived, Scene, StreamModel, TakenIn
+from streammem.questions import Reading
+
+MAX_BATCH = 8  # a question waits for at most one batch
+
+
+@dataclass(eq=False)
+class _Wish:
+    """A caption that is due; ``text`` or ``error`` is set once it was attempted."""
+
+    tokens: Tensor
+    decoding: GenerationConfig | None
+    instruction: str | None
+    text: str | None = None
+    error: BaseException | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.text is not None or self.error is not None
+
+
+class _CaptionPrompt(list[str | Tensor]):
+    """Stands for the prompt of a caption until it is known which batch it goes into."""
+
+    def __init__(self, tokens: Tensor, instruction: str | None) -> None:
+        super().__init__()
+        self.tokens, self.instruction = tokens, instruction
+
+
+class SharedModel:
+    """A model that many threads may use; a ``StreamModel`` like the one it wraps.
+
+    Args:
+        model: not used by anything else meanwhile.
+        on_batch: called with the size of each batch of captions.
+    """
+
+    def __init__(self, model: StreamModel, on_batch: Callable[[int], None] | None = None) -> None:
+        self._model, self._on_batch = model, on_batch
+        self._eye, self._mouth = threading.Lock(), threading.Lock()
+        self._arriving: deque[_Wish] = deque()
+        self._due: list[_Wish] = []  # touched under the mouth's lock only
+
+    def __getattr__(self, name: str) -> Any:  # what does not compute needs no lock
+        return getattr(self._model, name)
+
+    def perceive(self, picture: np.ndarray) -> Perceived:
+        with self._eye:
+            return self._model.perceive(picture)
+
+    def take_in(self, scene: Scene, memory: Tensor, related: Tensor | None) -> TakenIn:
+        with self._eye:
+            return self._model.take_in(scene, memory, related)
+
+    def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
+        with self._eye:
+            return self._model.sentence_keys(sentences)
+
+    def read_question(self, question: str) -> Reading:
+        with self._eye:
+            return self._model.read_question(question)
+
+    def answer_prompt(self, passages: Sequence[Passage], question: str) -> list[str | Tensor]:
+        with self._mouth:
+            return self._model.answer_prompt(passages, question)
+
+    def caption_prompt(self, tokens: Tensor, instruction: str | None = None) -> list[str | Tensor]:
+        """Note what is to be described; the prompt itself is made with its batch."""
+        return _CaptionPrompt(tokens, instruction)
+
+    def stream(self, prompt: list[str | Tensor], decoding: GenerationConfig) -> Iterator[str]:
+        """Yield an answer word by word, between those of others; a caption as one piece."""
+        if isinstance(prompt, _CaptionPrompt):
+            yield from self.captions([prompt.tokens], decoding, prompt.instruction)
+            return
+        with self._mouth:
+            words = self._model.stream(prompt, decoding)
+        while True:
+            with self._mouth:
+                piece = next(words, None)
+            if piece is None:
+                return
+            yield piece
+
+    def captions(
+        self,
+        tokens: Sequence[Tensor],
+        decoding: GenerationConfig | None = None,
+        instruction: str | None = None,
+    ) -> list[str]:
+        """Describe segments, together with those that other threads ask for now."""
+        wishes = [_Wish(block, decoding, instruction) for block in tokens]
+        self._arriving.extend(wishes)
+        while not all(wish.done for wish in wishes):
+            with self._mouth:  # whoever gets it speaks for all that wait for it
+                if not all(wish.done for wish in wishes):
+                    self._speak()
+        for wish in wishes:
+            if wish.error:
+                raise wish.error
+        return [wish.text or "" for wish in wishes]
+
+    def _speak(self) -> None:
+        """Speak one batch, the oldest wish first; all of a batch are decoded alike."""
+        while self._arriving:
+            self._due.append(self._arriving.popleft())
+        first = self._due[0]
+        decoding, instruction = first.decoding, first.instruction
+        alike = [w for w in self._due if (w.decoding, w.instruction) == (decoding, instruction)]
+        batch = alike[:MAX_BATCH]
+        self._due = [wish for wish in self._due if wish not in batch]
+        try:
+            said = self._model.captions([wish.tokens for wish in batch], decoding, instruction)
+        except BaseException as error:  # noqa: BLE001, carried to all that wait for it
+            for wish in batch:
+                wish.error = error
+            return
+        for wish, text in zip(batch, said, strict=True):
+            wish.text = text
+        if self._on_batch:
+            self._on_batch(len(batch))

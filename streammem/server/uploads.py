@@ -1,0 +1,159 @@
+"""Videos that clients send: bounded, checked by what is in them, removed when nobody needs them."""
+
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio.to_thread
+import av
+
+from streammem.errors import SourceError
+from streammem.server.limits import Limits
+from streammem.server.refused import Refused
+
+# First bytes of the containers that are taken, and FFmpeg's name of each. Playlists and lists of
+# files, which name other places, are not among them.
+HEAD_BYTES = 1024
+_PACKET = 188  # bytes of an MPEG transport stream, each of which begins with 0x47
+
+
+@dataclass(eq=False)
+class Upload:
+    """A video on disk; its name is ours. ``users`` are the sessions that read it."""
+
+    id: str
+    path: Path
+    num_bytes: int = 0
+    touched: float = 0.0
+    users: int = 0
+
+    def leave(self) -> None:
+        """Note that a session reads it no more."""
+        self.users -= 1
+
+
+class Uploads:
+    """The videos of one server, in one folder.
+
+    Args:
+        folder: for them; None makes a temporary one. Only files made here are removed.
+        limits: of one and of all.
+    """
+
+    def __init__(self, folder: Path | None, limits: Limits) -> None:
+        self._own = tempfile.mkdtemp(prefix="streammem-") if folder is None else None
+        self.folder, self._limits = Path(self._own or str(folder)), limits
+        self._kept: dict[str, Upload] = {}
+
+    @property
+    def used_bytes(self) -> int:
+        """In use, what is still coming included."""
+        return sum(upload.num_bytes for upload in list(self._kept.values()))
+
+    @property
+    def room_bytes(self) -> int:
+        """What one more may have."""
+        return min(self._limits.upload_bytes, self._limits.quota_bytes - self.used_bytes)
+
+    def reserve(self, most_bytes: int = 0) -> Upload:
+        """Make a place for a video that is to come.
+
+        Args:
+            most_bytes: that are set aside for it, as far as there are so many.
+
+        Raises:
+            Refused: the quota is used up.
+        """
+        if self.room_bytes <= 0:
+            raise Refused(413, "no room for uploads is left; delete some")
+        name = secrets.token_urlsafe(16)
+        path = self.folder / f"streammem-{name}"
+        upload = Upload(name, path, min(most_bytes, self.room_bytes), time.monotonic())
+        self._kept[name] = upload
+        return upload
+
+    async def receive(self, blocks: AsyncIterator[bytes]) -> Upload:
+        """Write a video as it comes; nothing of it is left if it is refused.
+
+        Raises:
+            Refused: too large, or no video.
+        """
+        upload = self.reserve()
+        try:
+            with upload.path.open("wb") as file:
+                async for block in blocks:
+                    if len(block) > self.room_bytes:
+                        raise Refused(413, "the video is larger than uploads may be")
+                    file.write(block)
+                    upload.num_bytes += len(block)
+            await anyio.to_thread.run_sync(check_video, upload.path)
+        except BaseException:
+            self.remove(upload.id)
+            raise
+        return upload
+
+    def get(self, name: str) -> Upload:
+        """Return an upload.
+
+        Raises:
+            Refused: there is none of that id.
+        """
+        if name not in self._kept:
+            raise Refused(404, "no such upload")
+        self._kept[name].touched = time.monotonic()
+        return self._kept[name]
+
+    def remove(self, name: str) -> None:
+        """Remove an upload; what reads it goes on to its end. No error if it is gone."""
+        if upload := self._kept.pop(name, None):
+            upload.path.unlink(missing_ok=True)
+
+    def expire(self, idle_s: float) -> None:
+        """Remove what nobody has asked for."""
+        now = time.monotonic()
+        for upload in list(self._kept.values()):
+            if not upload.users and now - upload.touched > idle_s:
+                self.remove(upload.id)
+
+    def close(self) -> None:
+        """Remove everything."""
+        for name in list(self._kept):
+            self.remove(name)
+        if self._own:
+            shutil.rmtree(self._own, ignore_errors=True)
+
+
+def check_video(path: Path) -> None:
+    """Refuse a file that is not a video in a container of its own.
+
+    Raises:
+        Refused: what it is not.
+    """
+    with path.open("rb") as file:
+        kind = container_of(file.read(HEAD_BYTES))
+    if kind is None:
+        raise Refused(415, "not a video: MP4, MOV, Matroska, WebM, AVI and MPEG-TS are taken")
+    try:
+        options = {"protocol_whitelist": "file"}
+        with av.open(str(path), format=kind, options=options) as container:
+            if not container.streams.video:
+                raise Refused(415, "the file holds no video")
+    except (av.FFmpegError, ValueError, SourceError) as error:
+        raise Refused(415, f"the file cannot be read as {kind}; it may be damaged") from error
+
+
+def container_of(head: bytes) -> str | None:
+    """Return FFmpeg's name of the container that a file's first kilobyte shows; None if unknown."""
+    if head[4:8] == b"ftyp" or head[4:8] in (b"moov", b"mdat", b"wide"):
+        return "mov"
+    if head.startswith(b"\x1a\x45\xdf\xa3"):
+        return "matroska"
+    if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
+        return "avi"
+    if len(head) > 2 * _PACKET and all(head[i * _PACKET] == 0x47 for i in range(3)):
+        return "mpegts"
+    return None

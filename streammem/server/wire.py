@@ -1,0 +1,150 @@
+"""What goes over the wire: requests as models that check themselves, events as JSON."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from streammem.render import to_json
+from streammem.server.room import Room
+from streammem.types import Alert, Event, Moment
+from streammem.watch_options import DEFAULT_FPS, WatchOptions
+
+MAX_FPS = 30.0
+MAX_S = 1e8  # seconds; three years
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class Strict(BaseModel):
+    """A request in which an unknown key is a mistake."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class NewSession(Strict):
+    """What a session is to watch."""
+
+    source: Annotated[Text | None, Field(description="URL, upload:ID, or none: push frames")] = None
+    memory: Annotated[Text | None, Field(description="name of a memory to keep it in")] = None
+    fps: Annotated[float, Field(gt=0, le=MAX_FPS)] = DEFAULT_FPS
+    start: Annotated[float, Field(ge=0, le=MAX_S)] = 0.0
+    end: Annotated[float | None, Field(gt=0, le=MAX_S)] = None
+    captions: Annotated[bool, Field(description="describe each scene")] = True
+    alerts: Annotated[list[Annotated[Text, Field(max_length=200)]], Field(max_length=8)] = []
+
+    def options(self) -> WatchOptions:
+        """Return how it is watched."""
+        return WatchOptions(
+            fps=self.fps,
+            start=self.start,
+            end=self.end,
+            speak=self.captions,
+            reconnect=True,
+            stats_s=10.0,
+            alerts=tuple(self.alerts),
+        )
+
+
+class Question(Strict):
+    """A question, answered at once or piece by piece."""
+
+    question: Text
+    stream: bool = False
+
+
+class Search(Strict):
+    """A description to look for."""
+
+    query: Text
+    count: Annotated[int, Field(ge=1, le=100)] = 5
+
+
+class Message(BaseModel):
+    """A message of a chat; only text is read."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[dict[str, Any]] | None = None
+
+    def text(self) -> str:
+        """Return its text, parts joined."""
+        if isinstance(self.content, list):
+            parts = [part.get("text") for part in self.content if part.get("type") == "text"]
+            return "\n".join(part for part in parts if isinstance(part, str)).strip()
+        return (self.content or "").strip()
+
+
+class Chat(BaseModel):
+    """OpenAI's request, as far as it means something here; other keys are left unread."""
+
+    model: Annotated[str, Field(max_length=200)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
+    stream: bool = False
+    n: Annotated[int | None, Field(ge=1, le=1)] = None
+    session: Annotated[str | None, Field(description="id of the session that is asked")] = None
+    memory: Annotated[str | None, Field(description="name of the memory that is asked")] = None
+    evidence: Annotated[bool, Field(description="add a list of evidence to the text")] = False
+
+
+def event_json(event: Event, path: str) -> dict[str, object]:
+    """Turn an event into JSON in which keyframes are URLs, not files of the server.
+
+    Args:
+        event: of a session or memory.
+        path: where that is found.
+    """
+    found = to_json(event)
+    shown = found.get("evidence", [found] if isinstance(event, Moment) else [])
+    for item in cast(list[dict[str, object]], shown):
+        item["keyframe"] = f"{path}/keyframes/{item['segment']}"
+    if isinstance(event, Alert):
+        found["keyframe"] = None
+    return found
+
+
+def room_json(name: str, room: Room) -> dict[str, object]:
+    """Describe a session or memory."""
+    inbox = room.plan.inbox
+    return {
+        "id": name,
+        "source": room.plan.source,
+        "state": room.state,
+        "events": room.events.count,
+        "waiting": inbox.waiting if inbox else 0,
+        "url": room.path,
+    }
+
+
+def sse(event: str, content: object, number: int | None = None) -> str:
+    """Return one Server-Sent Event."""
+    numbered = "" if number is None else f"id: {number}\n"
+    return f"{numbered}event: {event}\ndata: {json.dumps(content, ensure_ascii=False)}\n\n"
+
+
+async def told(
+    room: Room, position: int, patience_s: float
+) -> AsyncIterator[tuple[int | None, dict[str, object]] | None]:
+    """Yield a session's events with their numbers; None whenever nothing came in time.
+
+    A client that fell behind is told first how many events it lost.
+
+    Args:
+        room: whose events.
+        position: number of the first that is wanted.
+        patience_s: seconds.
+    """
+    while True:
+        room.touch()
+        taken = await room.events.take(position, patience_s)
+        if taken.lost:
+            room.lost(taken.lost)
+            text = f"{taken.lost} events are gone: they were not taken in time"
+            yield None, {"type": "warning", "message": text, "lost": taken.lost}
+        first = taken.position - len(taken.events)
+        for number, event in enumerate(taken.events, start=first):
+            yield number, event_json(event, room.path)
+        position = taken.position
+        if taken.over:
+            return
+        if not taken.events:
+            yield None

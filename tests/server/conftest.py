@@ -1,0 +1,67 @@
+"""A server around the tiny model: in memory, and on a socket of this computer."""
+
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+
+pytest.importorskip("fastapi", reason="needs streammem[serve]")
+httpx = pytest.importorskip("httpx2", reason="needs streammem[dev]")
+
+from streammem.server.app import make_app  # noqa: E402
+from streammem.server.limits import Limits, ServerConfig  # noqa: E402
+from streammem.server.rooms import Rooms  # noqa: E402
+from streammem.session_config import SessionConfig  # noqa: E402
+from tests.serving import listening as serving_on_a_socket  # noqa: E402
+from tests.sessions import SHORT  # noqa: E402
+
+TOKEN = "a token of the tests"
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture
+def serving(model):
+    """Serve with options; give a client, and the rooms as its attribute."""
+
+    @asynccontextmanager
+    async def serving(*, model=model, limits=None, headers=None, **config):
+        options = SessionConfig(answer=SHORT, caption=SHORT)
+        rooms = Rooms(model, options, ServerConfig(limits=limits or Limits(), **config))
+        app = make_app(rooms)
+        transport = httpx.ASGITransport(app)
+        client = httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", headers=headers
+        )
+        async with app.router.lifespan_context(app), client:
+            client.rooms, client.app = rooms, app
+            yield client
+
+    return serving
+
+
+@pytest.fixture
+def listening(model):
+    """Serve on a socket; give its URL and the rooms."""
+    pytest.importorskip("uvicorn", reason="needs streammem[serve]")
+    return partial(serving_on_a_socket, model)
+
+
+@pytest.fixture
+def watched(video):
+    """Upload the three scenes, watch them to their end, and give the session's path."""
+
+    async def watched(client, **options):
+        with open(video, "rb") as file:
+            sent = (await client.post("/v1/uploads", content=file.read())).json()
+        wanted = {"source": sent["source"], **options}
+        opened = await client.post("/v1/sessions", json=wanted)
+        assert opened.status_code == 201, opened.text
+        path = opened.json()["url"]
+        await client.get(f"{path}/events")
+        return path
+
+    return watched

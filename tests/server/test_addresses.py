@@ -1,0 +1,171 @@
+"""Where a client may send the server: only to checked addresses, and never on from there."""
+
+import http.server
+import ipaddress
+import socketserver
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from streammem.errors import ConfigError, SourceError
+from streammem.server.addresses import Allowed, check, fetch, is_loopback, is_public, live_url
+from streammem.server.refused import Refused
+
+PUBLIC = "93.184.216.34"
+ANY = Allowed.of(["*"])
+
+
+def to(*addresses):
+    return lambda host, port: list(addresses)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0"),
+        *("100.64.0.1", "224.0.0.1", "255.255.255.255", "198.18.0.1", "::1", "::", "fe80::1"),
+        *("fc00::1", "ff02::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"),
+        *("2001:0:7f00:1::", "::ffff:169.254.169.254"),
+    ],
+)
+def test_an_address_that_is_not_of_the_open_internet_is_refused(address):
+    assert not is_public(ipaddress.ip_address(address))
+    with pytest.raises(Refused) as refused:
+        check("http://example.com/a.mp4", ANY, to(address))
+    assert refused.value.status == 403
+
+
+def test_one_bad_address_among_good_ones_is_enough():
+    with pytest.raises(Refused):
+        check("http://example.com/a.mp4", ANY, to(PUBLIC, "127.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "url", "is_allowed"),
+    [
+        (["*"], "http://example.com/a", True),
+        (["example.com"], "https://EXAMPLE.com./a", True),
+        (["example.com"], "http://example.com.evil.org/a", False),
+        (["example.com"], "http://example.com@evil.org/a", False),
+        (["*.example.com"], "http://cam.example.com/a", True),
+        (["*.example.com"], "http://evilexample.com/a", False),
+        ([PUBLIC], f"http://{PUBLIC}/a", True),
+        ([], f"http://{PUBLIC}/a", False),
+        (["*"], "rtsp://example.com/a", False),
+        (["example.com"], "rtsp://example.com/a", True),
+    ],
+)
+def test_hosts_are_allowed_by_name_and_a_live_one_never_by_a_star(patterns, url, is_allowed):
+    allowed = Allowed.of(patterns)
+    if is_allowed:
+        assert check(url, allowed, to(PUBLIC)).address == PUBLIC
+    else:
+        with pytest.raises(Refused):
+            check(url, allowed, to(PUBLIC))
+
+
+def test_a_private_network_is_reached_only_where_the_operator_lists_it():
+    allowed = Allowed.of(["192.168.1.0/24", "camera"])
+    assert check("rtsp://192.168.1.9/1", allowed).address == "192.168.1.9"
+    assert check("rtsp://camera/1", allowed, to("192.168.1.9")).port == 554
+    with pytest.raises(Refused):
+        check("rtsp://192.168.2.9/1", allowed)
+    with pytest.raises(Refused):
+        check("rtsp://camera/1", allowed, to("192.168.2.9"))
+    with pytest.raises(Refused):
+        check("rtsp://other/1", allowed, to("192.168.1.9"))
+
+
+@pytest.mark.parametrize("pattern", ["", "http://a", "a/b", "a b", "10.0.0.0/99"])
+def test_a_pattern_that_is_none_is_told_at_the_start(pattern):
+    with pytest.raises(ConfigError, match="allow-source"):
+        Allowed.of([pattern])
+
+
+def test_a_live_source_is_opened_by_its_checked_address():
+    allowed = Allowed.of(["camera"])
+    target = check("rtsp://user:secret@camera:8554/1?a=b", Allowed.of(["camera"]), to(PUBLIC))
+    assert live_url(target) == f"rtsp://user:secret@{PUBLIC}:8554/1?a=b"
+    target = check("rtsp://camera/1", allowed, to("2606:2800::1"))
+    assert live_url(target) == "rtsp://[2606:2800::1]:554/1"
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("localhost", True), ("[::1]", True), ("127.9.9.9", True),
+     ("0.0.0.0", False), ("localhost.evil.org", False), ("", False)],
+)  # fmt: skip
+def test_loopback_is_what_only_this_computer_reaches(host, expected):
+    assert is_loopback(host) is expected
+
+
+@contextmanager
+def site(reply):
+    """A web site on loopback that gives the same reply to every request."""
+    asked = []
+
+    class Site(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append((self.path, self.headers["host"]))
+            reply(self)
+
+        def log_message(self, *_): ...
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Site) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server.server_address[1], asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def answer(status, body=b"", **headers):
+    def reply(site):
+        site.send_response(status)
+        for name, value in headers.items():
+            site.send_header(name, value)
+        site.end_headers()
+        site.wfile.write(body)
+
+    return reply
+
+
+def target_on(port):
+    # The name resolves elsewhere: what is connected to is the address that was checked.
+    allowed = Allowed.of(["films.example", "127.0.0.1"])
+    return check(f"http://films.example:{port}/a.mp4?b=c", allowed, to("127.0.0.1"))
+
+
+def test_the_connection_goes_to_the_checked_address_under_the_hosts_name(tmp_path):
+    with site(answer(200, b"film")) as (port, asked):
+        fetch(target_on(port), tmp_path / "a", 100)
+    assert (tmp_path / "a").read_bytes() == b"film"
+    assert asked == [("/a.mp4?b=c", f"films.example:{port}")]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_refused_and_not_followed(tmp_path, status):
+    with site(answer(200, b"secret")) as (inner, asked):
+        away = answer(status, location=f"http://127.0.0.1:{inner}/secret")
+        with site(away) as (port, _), pytest.raises(SourceError, match="redirects"):
+            fetch(target_on(port), tmp_path / "a", 100)
+    assert asked == []
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-length": "1000"}])
+def test_a_download_that_is_too_large_is_given_up(tmp_path, headers):
+    with (
+        site(answer(200, bytes(1000), **headers)) as (port, _),
+        pytest.raises(SourceError, match="larger than 100"),
+    ):
+        fetch(target_on(port), tmp_path / "a", 100)
+    assert not (tmp_path / "a").exists() or (tmp_path / "a").stat().st_size <= 1000
+
+
+def test_what_cannot_be_reached_is_told_in_one_line(tmp_path):
+    with pytest.raises(SourceError, match="cannot be fetched") as error:
+        fetch(target_on(1), tmp_path / "a", 100)
+    assert "127.0.0.1" not in str(error.value)

@@ -1,0 +1,136 @@
+"""Stock clients on a real socket: OpenAI's, WebSocket, slow ones, and many at once."""
+
+import asyncio
+import json
+import re
+
+import httpx2 as httpx
+import pytest
+
+from streammem.server.limits import Limits
+from tests.server.conftest import TOKEN
+from tests.server.test_routes import sse
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_the_openai_client_asks_a_session_whole_and_streamed(listening, watched):
+    openai = pytest.importorskip("openai", reason="needs streammem[dev]")
+    async with listening(token=TOKEN) as (url, _):
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        async with httpx.AsyncClient(base_url=url, headers=headers) as client:
+            path = await watched(client)
+        name = f"session:{path.rpartition('/')[2]}"
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=TOKEN, max_retries=0) as client:
+            assert name in [model.id async for model in client.models.list()]
+            messages = [{"role": "user", "content": [{"type": "text", "text": "What is red?"}]}]
+            whole = await client.chat.completions.create(
+                model=name, messages=messages, extra_body={"evidence": True}
+            )
+            assert "Nearest:" in whole.choices[0].message.content
+            assert whole.evidence[0]["keyframe"].startswith(path)
+            stream = await client.chat.completions.create(
+                model=name, messages=messages, stream=True
+            )
+            chunks = [chunk async for chunk in stream]
+            assert "".join(c.choices[0].delta.content or "" for c in chunks).strip()
+            assert chunks[-1].choices[0].finish_reason == "stop" and chunks[-1].evidence
+            with pytest.raises(openai.UnprocessableEntityError, match="session:ID"):
+                await client.chat.completions.create(model="gpt", messages=messages)
+
+
+async def test_the_openai_client_asks_a_memory(listening, memories):
+    openai = pytest.importorskip("openai", reason="needs streammem[dev]")
+    async with (
+        listening(memories=memories) as (url, _),
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        messages = [{"role": "user", "content": "What is red?"}]
+        said = await client.chat.completions.create(model="memory:trips", messages=messages)
+        assert said.choices[0].message.content and said.method in ("model", "computed")
+
+
+async def test_a_websocket_tells_what_the_stream_tells(listening, watched):
+    websockets = pytest.importorskip("websockets", reason="needs streammem[serve]")
+    async with listening() as (url, _), httpx.AsyncClient(base_url=url) as client:
+        path = await watched(client)
+        told = sse((await client.get(f"{path}/events")).text)
+        async with websockets.connect(f"ws{url[4:]}{path}/events") as socket:
+            said = [json.loads(message) async for message in socket]
+    assert said == [content for _, _, content in told]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}])
+async def test_a_websocket_needs_the_token_too(listening, headers):
+    websockets = pytest.importorskip("websockets", reason="needs streammem[serve]")
+    async with listening(token=TOKEN) as (url, _):
+        with pytest.raises(websockets.InvalidStatus, match="403"):
+            await websockets.connect(
+                f"ws{url[4:]}/v1/sessions/x/events", additional_headers=headers
+            )
+
+
+async def test_a_slow_client_loses_only_its_own_events_and_is_told_how_many(listening):
+    from streammem.types import Warning
+
+    long = "x" * 20_000  # so that the socket's buffers are soon full
+    async with listening(limits=Limits(events=20)) as (url, rooms):
+        async with httpx.AsyncClient(base_url=url) as client:
+            path = (await client.post("/v1/sessions", json={})).json()["url"]
+        room = rooms.session(path.rpartition("/")[2])
+        host, port = url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 12)
+        writer.write(f"GET {path}/events HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
+        await reader.readuntil(b"streammem")
+        fast, position = 0, 0
+        for _ in range(300):
+            room.events.add(Warning(long))
+            taken = await room.events.take(position, 0)
+            fast, position = fast + len(taken.events), taken.position
+            await asyncio.sleep(0)
+        room.stop()
+        rest = (await reader.read(-1)).decode()
+        writer.close()
+    lost = [int(number) for number in re.findall(r'"lost": (\d+)', rest)]
+    got = rest.count("event: warning") - len(lost)
+    assert fast == 300
+    assert lost and got + sum(lost) == 300
+
+
+async def test_eight_clients_ask_at_once_and_none_loses_an_answer(listening, watched):
+    async with listening() as (url, _), httpx.AsyncClient(base_url=url) as client:
+        path = await watched(client)
+
+        async def ask(number):
+            asked = {"question": f"What is number {number}?"}
+            return (await client.post(f"{path}/questions", json=asked, timeout=60)).json()
+
+        answers = await asyncio.gather(*map(ask, range(8)))
+    assert [answer["question"] for answer in answers] == [
+        f"What is number {number}?" for number in range(8)
+    ]
+
+
+async def test_sixty_four_idle_clients_are_all_told(listening):
+    from streammem.types import Warning
+
+    async with listening() as (url, rooms), httpx.AsyncClient(base_url=url) as client:
+        path = (await client.post("/v1/sessions", json={})).json()["url"]
+        room = rooms.session(path.rpartition("/")[2])
+
+        following = 0
+
+        async def follow():
+            nonlocal following
+            host, port = url.removeprefix("http://").split(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(f"GET {path}/events HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
+            await reader.readuntil(b"streammem")
+            following += 1
+            if following == 64:
+                room.events.add(Warning("hello"))
+            await reader.readuntil(b"hello")
+            writer.close()
+
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(follow() for _ in range(64)))

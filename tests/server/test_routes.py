@@ -1,0 +1,212 @@
+"""The HTTP contract: what is sent is watched, told, asked, found and closed."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from streammem.server.limits import Limits
+from tests.sessions import FILM
+from tests.tiny import film
+
+pytestmark = pytest.mark.anyio
+
+
+def sse(text):
+    """The events of a stream: (id, kind, content) each."""
+    found = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if line[:1] != ":")
+        if fields:
+            found.append((fields.get("id"), fields["event"], json.loads(fields["data"])))
+    return found
+
+
+def jpeg(pixels):
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=95)
+    return out.getvalue()
+
+
+async def test_an_uploaded_video_is_told_in_order_and_the_stream_ends_with_it(serving, watched):
+    async with serving() as client:
+        path = await watched(client)
+        events = sse((await client.get(f"{path}/events")).text)
+    assert [int(number) for number, _, _ in events] == list(range(len(events)))
+    segments = [content for _, kind, content in events if kind == "segment"]
+    captions = [content for _, kind, content in events if kind == "caption"]
+    assert [(s["start"], s["end"]) for s in segments] == [(0.0, 3.0), (3.0, 7.0), (7.0, 10.0)]
+    assert [c["segment"] for c in captions] == [0, 1, 2]
+
+
+async def test_a_client_that_comes_back_goes_on_after_its_last_event(serving, watched):
+    async with serving() as client:
+        path = await watched(client)
+        everything = sse((await client.get(f"{path}/events")).text)
+        rest = await client.get(f"{path}/events", headers={"last-event-id": "2"})
+        over = {"last-event-id": str(len(everything) - 1)}
+        assert sse(rest.text) == everything[3:]
+        assert (await client.get(f"{path}/events", headers=over)).status_code == 204
+
+
+async def test_a_question_is_answered_whole_and_piece_by_piece(serving, watched):
+    async with serving() as client:
+        path = await watched(client)
+        whole = (await client.post(f"{path}/questions", json={"question": "What is red?"})).json()
+        asked = {"question": "What is red?", "stream": True}
+        pieces = sse((await client.post(f"{path}/questions", json=asked)).text)
+    assert whole["type"] == "answer"
+    assert whole["evidence"][0]["keyframe"].startswith(f"{path}/keyframes/")
+    *texts, (_, kind, answer) = pieces
+    assert kind == "answer"
+    assert "".join(content["text"] for _, _, content in texts).strip() == answer["text"]
+
+
+async def test_an_answer_is_an_event_for_all(serving, watched):
+    async with serving() as client:
+        path = await watched(client)
+        await client.post(f"{path}/questions", json={"question": "What?"})
+        *_, (_, kind, content) = sse((await client.get(f"{path}/events")).text)
+    assert (kind, content["question"]) == ("answer", "What?")
+
+
+async def test_moments_chapters_segments_and_their_pictures_are_found(serving, watched):
+    async with serving() as client:
+        path = await watched(client)
+        wanted = {"query": "blue", "count": 2}
+        moments = (await client.post(f"{path}/find", json=wanted)).json()["moments"]
+        assert [moment["rank"] for moment in moments] == [1, 2]
+        picture = await client.get(moments[0]["keyframe"])
+        assert Image.open(io.BytesIO(picture.content)).size == (64, 48)
+        chapters = (await client.get(f"{path}/summary")).json()["chapters"]
+        assert chapters[0]["start"] == 0.0 and chapters[-1]["end"] == 10.0
+        kept = (await client.get(f"{path}/segments", params={"start": 3.5, "end": 6})).json()
+        assert [event["type"] for event in kept["events"]] == ["segment", "caption"]
+        assert (await client.get(f"{path}/keyframes/99")).status_code == 404
+
+
+async def test_pushed_pictures_are_watched_with_their_times(serving):
+    async with serving() as client:
+        path = (await client.post("/v1/sessions", json={"fps": 2})).json()["url"]
+        for frame in film(*FILM):
+            sent = await client.post(
+                f"{path}/frames",
+                params={"time": frame.time, "width": 32, "height": 24},
+                content=frame.pixels.tobytes(),
+                headers={"content-type": "application/octet-stream"},
+            )
+            assert sent.status_code == 200, sent.text
+            while client.rooms.session(path.rpartition("/")[2]).plan.inbox.waiting > 8:
+                await client.get("/healthz")
+        await client.post(f"{path}/end")
+        events = sse((await client.get(f"{path}/events")).text)
+    segments = [content for _, kind, content in events if kind == "segment"]
+    assert [s["reason"] for s in segments] == ["cut"] * 4 + ["end"]
+    assert segments[-1]["end"] == 21.0
+
+
+async def test_jpeg_and_png_are_pushed_as_they_are(serving):
+    pixels = film(("red", 1))[0].pixels
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    async with serving() as client:
+        path = (await client.post("/v1/sessions", json={})).json()["url"]
+        for kind, body, time in (("jpeg", jpeg(pixels), 0), ("png", out.getvalue(), 1)):
+            headers = {"content-type": f"image/{kind}"}
+            sent = await client.post(
+                f"{path}/frames", params={"time": time}, content=body, headers=headers
+            )
+            assert sent.json()["taken"] is True
+
+
+async def test_pictures_beyond_the_rate_are_left_out(serving):
+    body, headers = jpeg(film(("red", 1))[0].pixels), {"content-type": "image/jpeg"}
+    async with serving() as client:
+        path = (await client.post("/v1/sessions", json={"fps": 1})).json()["url"]
+        taken = [
+            (await client.post(
+                f"{path}/frames", params={"time": t}, content=body, headers=headers
+            )).json()["taken"]
+            for t in (0, 0.3, 0.9, 1.1)
+        ]  # fmt: skip
+    assert taken == [True, False, False, True]
+
+
+async def test_a_memory_is_listed_asked_and_never_written(serving, memories):
+    before = (memories / "trips" / "memory.sqlite").read_bytes()
+    async with serving(memories=memories) as client:
+        assert (await client.get("/v1/memories")).json() == {"memories": [{"id": "trips"}]}
+        answer = await client.post("/v1/memories/trips/questions", json={"question": "What?"})
+        shown = answer.json()["evidence"][0]["keyframe"]
+        assert (await client.get(shown)).headers["content-type"] == "image/jpeg"
+        assert str(memories) not in answer.text
+    assert (memories / "trips" / "memory.sqlite").read_bytes() == before
+
+
+async def test_a_session_is_kept_in_a_memory_that_can_be_asked_afterwards(
+    serving, watched, memories
+):
+    async with serving(memories=memories) as client:
+        path = await watched(client, memory="new")
+        await client.delete(path)
+        kept = (await client.get("/v1/memories/new/segments")).json()["events"]
+    assert sum(event["type"] == "caption" for event in kept) == 3
+
+
+async def test_a_memory_that_grows_is_read_anew(serving, watched, memories):
+    async with serving(memories=memories) as client:
+        before = (await client.get("/v1/memories/trips/segments")).json()["events"]
+        await client.delete(await watched(client, memory="trips"))
+        after = (await client.get("/v1/memories/trips/segments")).json()["events"]
+    assert len(after) > len(before)
+
+
+async def test_a_closed_session_is_gone_and_its_upload_can_be_removed(serving, watched):
+    async with serving() as client:
+        path = await watched(client)
+        source = (await client.get(path)).json()["source"]
+        assert (await client.delete(path)).status_code == 204
+        assert (await client.get(path)).status_code == 404
+        assert (await client.delete(f"/v1/uploads/{source.partition(':')[2]}")).status_code == 204
+        assert client.rooms.uploads.used_bytes == 0
+        assert list(client.rooms.uploads.folder.iterdir()) == []
+
+
+async def test_what_nobody_asks_is_closed(serving, video):
+    async with serving(limits=Limits(idle_s=0.3)) as client:
+        name = (await client.post("/v1/sessions", json={})).json()["id"]
+        room = client.rooms.session(name)
+        assert (await client.post("/v1/uploads", content=Path(video).read_bytes())).is_success
+        await room.ended.wait()
+        assert (await client.get(f"/v1/sessions/{name}")).status_code == 404
+        while client.rooms.uploads.used_bytes:
+            await client.get("/healthz")
+
+
+async def test_metrics_count_what_was_done(serving, watched):
+    async with serving() as client:
+        path = await watched(client)
+        await client.post(f"{path}/questions", json={"question": "What?"})
+        counted = (await client.get("/metrics")).text
+    for line in ("segments_total 3", "captions_total 3", "answers_total 1", "sessions 1"):
+        assert f"streammem_{line}\n" in counted
+
+
+async def test_two_sessions_of_one_model_tell_what_each_would_alone(serving, watched):
+    async with serving() as client:
+        paths = [await watched(client) for _ in range(2)]
+        told = [sse((await client.get(f"{path}/events")).text) for path in paths]
+    one, other = ([c for _, k, c in events if k == "caption"] for events in told)
+    assert one == other
+
+
+async def test_all_that_is_kept_is_a_file_in_each_form(serving, memories):
+    async with serving(memories=memories) as client:
+        path = "/v1/memories/trips/export"
+        found = {form: await client.get(path, params={"format": form}) for form in ("srt", "vtt")}
+        lines = (await client.get(path)).text.splitlines()
+    assert found["srt"].text.startswith("1\n00:00:00,000 --> 00:00:04,500\n")
+    assert found["vtt"].text.startswith("WEBVTT\n\n00:00:00.000 --> ")
+    assert [json.loads(line)["type"] for line in lines] == ["segment", "caption"] * 5

@@ -1,0 +1,135 @@
+"""One model for many threads: captions in one batch, words in turn, errors to all they concern."""
+
+import threading
+
+import pytest
+
+from streammem.backbones.language import GenerationConfig
+from streammem.server.shared import MAX_BATCH, SharedModel
+from tests.sessions import SHORT
+from tests.tiny import tiny_model
+
+TOKENS = (4, 32)
+
+
+class Slow:
+    """A model whose batches wait until they are let go."""
+
+    def __init__(self, model, error=None):
+        self._model, self._error = model, error
+        self.begun, self.go = threading.Semaphore(0), threading.Semaphore(0)
+        self.busy = threading.Lock()
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def captions(self, tokens, decoding=None, instruction=None):
+        assert self.busy.acquire(blocking=False), "two batches at a time"
+        self.begun.release()
+        assert self.go.acquire(timeout=20)
+        self.busy.release()
+        if self._error:
+            raise self._error
+        return self._model.captions(tokens, decoding, instruction)
+
+
+def tokens(model, number):
+    return model.initial_memory() * (number + 1)
+
+
+def start(calls):
+    """Run calls in threads; give their results in order."""
+    found = [None] * len(calls)
+
+    def run(place):
+        try:
+            found[place] = calls[place]()
+        except Exception as error:  # noqa: BLE001, looked at below
+            found[place] = error
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    return threads, found
+
+
+def arrived(shared, count):
+    while len(shared._arriving) < count:
+        pass
+
+
+def test_captions_that_wait_are_spoken_in_one_batch_and_each_gets_its_own(model):
+    slow, sizes = Slow(model), []
+    shared = SharedModel(slow, sizes.append)
+    wanted = [tokens(model, i) for i in range(5)]
+    first, one = start([lambda: shared.captions([wanted[0]], SHORT)])
+    assert slow.begun.acquire(timeout=20)
+    others, found = start([lambda t=t: shared.captions([t], SHORT) for t in wanted[1:]])
+    arrived(shared, 4)
+    slow.go.release(2)
+    for thread in (*first, *others):
+        thread.join(20)
+    assert sizes == [1, 4]
+    alone = [model.captions([t], SHORT) for t in wanted]
+    assert [*one, *found] == alone
+
+
+def test_a_batch_is_bounded_and_alike(model):
+    slow, sizes = Slow(model), []
+    shared = SharedModel(slow, sizes.append)
+    slow.go.release(9)
+    shared.captions([tokens(model, 0)] * (MAX_BATCH + 2), SHORT)
+    assert sizes == [MAX_BATCH, 2]
+    sizes.clear()
+    slow.go = threading.Semaphore(0)
+    slow.begun = threading.Semaphore(0)
+    first, _ = start([lambda: shared.captions([tokens(model, 0)], SHORT)])
+    assert slow.begun.acquire(timeout=20)
+    longer = GenerationConfig(max_new_tokens=7)
+    others, _ = start([
+        lambda d=d: shared.captions([tokens(model, 1)], d) for d in (SHORT, longer, SHORT)
+    ])  # fmt: skip
+    arrived(shared, 3)
+    slow.go.release(3)
+    for thread in (*first, *others):
+        thread.join(20)
+    assert sorted(sizes) == [1, 1, 2]
+
+
+def test_an_error_reaches_all_that_waited_for_the_batch_and_no_other(model):
+    slow = Slow(model, ValueError("broken"))
+    shared = SharedModel(slow)
+    first, one = start([lambda: shared.captions([tokens(model, 0)], SHORT)])
+    assert slow.begun.acquire(timeout=20)
+    others, found = start([lambda: shared.captions([tokens(model, 1)], SHORT)] * 2)
+    arrived(shared, 2)
+    slow.go.release()
+    first[0].join(20)
+    slow._error = None
+    slow.go.release()
+    for thread in others:
+        thread.join(20)
+    assert isinstance(one[0], ValueError)
+    assert found == [model.captions([tokens(model, 1)], SHORT)] * 2
+
+
+def test_a_caption_that_is_streamed_is_the_one_of_its_batch(model):
+    shared = SharedModel(model)
+    prompt = shared.caption_prompt(tokens(model, 3))
+    said = "".join(shared.stream(prompt, SHORT))
+    assert said == model.captions([tokens(model, 3)], SHORT)[0]
+
+
+def test_answers_of_many_threads_are_what_each_would_be_alone(model):
+    shared = SharedModel(model)
+    prompts = [model.answer_prompt([], f"What is {word}?") for word in ("red", "blue", "green")]
+    threads, found = start([lambda p=p: list(shared.stream(p, SHORT)) for p in prompts])
+    for thread in threads:
+        thread.join(20)
+    assert found == [list(model.stream(p, SHORT)) for p in prompts]
+
+
+@pytest.mark.parametrize("name", ["fingerprint", "name", "background", "token_shape"])
+def test_what_does_not_compute_is_the_models_own(name):
+    model = tiny_model()
+    assert getattr(SharedModel(model), name) is getattr(model, name) or name == "token_shape"

@@ -1,0 +1,141 @@
+"""The page, driven in a headless browser: what a visitor does, and what they see."""
+
+import os
+import re
+import shutil
+from contextlib import asynccontextmanager
+
+import pytest
+
+pytest.importorskip("gradio", reason="needs streammem[ui]")
+
+from streammem.server.room import Depth
+from streammem.types import Alert, Answer, Caption, Evidence, Segment, Warning
+from streammem.ui import markup
+
+EVIL = "<script>alert(1)</script>\"'&"
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--use-fake-ui-for-media-stream"]
+FLAGS += ["--use-fake-device-for-media-stream"]
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        markup.captions([Caption(0, 0.0, 1.0, EVIL), Warning(EVIL), Alert(EVIL, 1.0, 1.0, 0)]),
+        markup.evidence(
+            Answer("?", "a", True, "model", (Evidence("a", 0, 0, 1, 0.5, None, EVIL),)), "/v1/x"
+        ),
+        markup.failure(EVIL),
+        markup.player(f"https://a/{EVIL}"),
+    ],
+)
+def test_what_comes_from_outside_is_never_markup(shown):
+    assert "<script" not in shown and "alert(1)" in shown
+
+
+def test_whatever_has_a_time_is_a_button_that_leads_there():
+    events = [Segment(3, 2.5, 4.0, 1.0, "cut"), Caption(3, 2.5, 4.0, "a dog")]
+    curve = [Depth(2.5, 0.1), Depth(3.5, 0.9)]
+    for shown in (markup.captions(events), markup.timeline(events, curve, "/v1/x")):
+        assert re.findall(r'<button type="button" data-time="([\d.]+)">', shown) == ["2.500"]
+    assert "/v1/x/keyframes/3" in shown and "<polyline" in shown
+
+
+def test_the_page_holds_no_more_than_it_shows():
+    events = [Caption(i, float(i), i + 1.0, f"scene {i}") for i in range(1000)]
+    assert markup.captions(events).count("<button") == markup.MAX_LINES
+    events = [Segment(i, float(i), i + 1.0, None, "cut") for i in range(1000)]
+    assert markup.timeline(events, (), "/v1/x").count("<button") == markup.MAX_SCENES
+
+
+@pytest.fixture
+def browsing(model, memories, monkeypatch):
+    """Serve the page and open it in a browser of a given width."""
+    playwright = pytest.importorskip("playwright.async_api", reason="needs streammem[dev]")
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium here; install it, or set CHROMIUM to its path")
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+
+    @asynccontextmanager
+    async def browsing(width=1280):
+        from streammem.ui import add_page
+        from tests.serving import listening
+
+        async with (
+            listening(model, wrap=add_page, memories=memories) as (url, _),
+            playwright.async_playwright() as driver,
+        ):
+            browser = await driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+            page = await browser.new_page(viewport={"width": width, "height": 900})
+            page.set_default_timeout(30_000)
+            await page.goto(url)
+            await page.wait_for_selector("#captions")
+            yield page
+            await browser.close()
+
+    return browsing
+
+
+@pytest.mark.heavy
+@pytest.mark.anyio
+async def test_a_visitor_uploads_reads_asks_finds_jumps_and_downloads(browsing, video):
+    async with browsing() as page:
+        await page.set_input_files("#player input[type=file]", video)
+        await page.wait_for_function("document.querySelectorAll('#captions button').length === 3")
+        assert await page.locator("#timeline img").count() == 3
+        now = "document.querySelector('#player video').currentTime"
+        await page.locator("#captions button").nth(1).click()
+        await page.wait_for_function(f"{now} >= 3")
+        await page.fill("#question textarea", "What is red?")
+        await page.click("#ask")
+        await page.wait_for_selector("#evidence button")
+        assert await page.input_value("#answer textarea")
+        await page.locator("#evidence button").first.focus()
+        await page.keyboard.press("Enter")
+        await page.get_by_role("tab", name="Find").click()
+        await page.fill("#query textarea", "blue")
+        await page.click("#find")
+        await page.wait_for_selector("#found button")
+        await page.get_by_role("tab", name="Download").click()
+        await page.click("#prepare")
+        async with page.expect_download() as waiting:
+            await page.get_by_role("link", name="SRT").click()
+        text = (await (await waiting.value).path()).read_text()
+        assert text.startswith("1\n00:00:00,000 --> 00:00:03,000\n")
+
+
+@pytest.mark.heavy
+@pytest.mark.anyio
+async def test_errors_are_said_in_the_page_and_it_fits_a_phone(browsing):
+    async with browsing(width=380) as page:
+        await page.click("#ask")
+        await page.wait_for_selector("#evidence [role=alert]")
+        wide = await page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= 380
+        await page.get_by_role("tab", name="URL").click()
+        await page.fill("#url textarea", "file:///etc/passwd")
+        await page.click("#watch")
+        await page.wait_for_selector("#failure [role=alert]")
+
+
+@pytest.mark.heavy
+@pytest.mark.anyio
+async def test_a_memory_is_opened_and_a_webcam_is_watched(browsing):
+    async with browsing() as page:
+        await page.get_by_role("tab", name="Memory").click()
+        await page.locator("#memory input").click()
+        await page.get_by_role("option", name="trips").click()
+        await page.wait_for_function("document.querySelectorAll('#captions button').length === 5")
+        await page.get_by_role("tab", name="Webcam").click()
+        await page.get_by_role("button", name="Start anew").click()
+        await page.get_by_text("Click to Access Webcam").click()
+        await page.locator("#webcam .capture-button").click()
+        await page.wait_for_function(
+            "document.querySelector('#state').textContent.includes('watching')"
+        )
