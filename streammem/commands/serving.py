@@ -159,11 +159,13 @@ def open_rooms(arguments: argparse.Namespace, config: "ServerConfig") -> "Rooms"
     from streammem.server.rooms import Rooms
     from streammem.session_config import SessionConfig
     from streammem.threads import limit_threads
-    from streammem.video.source import kind_of
+    from streammem.video.source import kind_of, open_source
 
     configured(SessionConfig(), arguments)
     for source in arguments.sources:
-        kind_of(source)
+        # Told now: once a server's tasks run, one that reads its input would wait for more of it.
+        if kind_of(source) == "file":
+            open_source(source).close()
     quiet_libraries()
     limit_threads(busy=2)
     model = load(arguments.model, device=arguments.device)
