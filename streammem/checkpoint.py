@@ -76,7 +76,7 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
         CheckpointError: a folder whose files are corrupt or of another layout.
         BackboneError: weights of a backbone are missing; the message says how to get them.
     """
-    _check_device(device)
+    check_device(device)
     if str(name) not in PRESETS and (said := published.find(name, CONFIGS)):
         return published.open_model(str(name), said, load_own(said.keys), device=device)
     return load_own(name, device=device)
@@ -272,7 +272,12 @@ def _typed(value: Any, kind: type) -> Any:
     return value
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not have here.
+
+    Raises:
+        ConfigError: it does not.
+    """
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -76,7 +76,7 @@ class QuestionHead(nn.Module):
         """
         if not len(states):
             return Reading()
-        scores, tags = self(states[None], torch.ones(1, len(states), dtype=torch.bool))
+        scores, tags = self(states[None], states.new_ones(1, len(states), dtype=torch.bool))
         operator = OPERATORS[int(scores[0].argmax())]
         gains = tags[0] - tags[0].logsumexp(1, keepdim=True)  # [T, 3] log-probabilities
         first = best_run((gains[:, 1] - gains[:, 0]).tolist())

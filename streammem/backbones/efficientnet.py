@@ -84,7 +84,7 @@ class InvertedResidual(nn.Module):
         if not self.residual:
             return h
         if drop:  # stochastic depth, a draw a picture (arXiv 1603.09382, section 3)
-            h = h * (torch.rand(len(x), 1, 1, 1) >= drop) / (1 - drop)
+            h = h * (torch.rand(len(x), 1, 1, 1, device=x.device) >= drop) / (1 - drop)
         return x + h
 
 

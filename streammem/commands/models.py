@@ -30,10 +30,19 @@ def add_to(commands: Any) -> None:
     shown.add_argument("--format", choices=("text", "jsonl"), default="text")
     _add_eval(commands)
     about = "train by a recipe (see configs/train/)"
-    trained = add_command(commands, "train", train, about)
+    trained = add_command(
+        commands,
+        "train",
+        train,
+        about,
+        "streammem train recipe.toml --device cuda",
+        "accelerate launch -m streammem train recipe.toml    (a process for every GPU)",
+    )
     trained.add_argument("recipe", type=Path, help="TOML recipe")
     trained.add_argument("-o", "--output", type=Path, default=Path("runs/streammem"), metavar="DIR")
     trained.add_argument("--init", type=Path, metavar="DIR", help="start from this checkpoint")
+    where = "cpu (default), cuda, cuda:1 or mps; several processes take a GPU each, or cpu"
+    trained.add_argument("--device", help=where)
 
 
 def _add_eval(commands: Any) -> None:
@@ -139,6 +148,7 @@ def train(arguments: argparse.Namespace) -> int:
     from streammem.training.run import run
 
     quiet_libraries()
-    figures = run(arguments.recipe, arguments.output, init=arguments.init)
-    say(json.dumps(figures))
+    figures = run(arguments.recipe, arguments.output, init=arguments.init, device=arguments.device)
+    if figures:  # the first process has them
+        say(json.dumps(figures))
     return 0

@@ -1,10 +1,12 @@
 """Caption stage: the bridge and a LoRA on the language model learn to say what is seen.
 
 A picture's visual prefix is computed once and shared by all of its captions in one packed row: a
-block mask keeps the captions apart, and each counts its positions from the prefix's end.
+block mask keeps the captions apart, and each counts its positions from the prefix's end. Flash
+attention reads no such mask, so there every caption has a row of its own.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +42,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packed:
-    """A batch of packed rows, ready for the language model.
+    """A batch of packed rows, ready for the language model, on the CPU.
 
     Attributes:
         ids: [B, S] token ids; 0 where a visual token or padding stands.
@@ -102,23 +104,61 @@ def caption_row(instruction: Sequence[int], captions: Sequence[Sequence[int]]) -
     return Row(shared, [(last, list(caption)) for caption in captions])
 
 
-def packed_losses(language: CausalLanguageModel, packed: Packed, visual: Tensor) -> Tensor:
-    """Cross-entropy [N] of every token that is said, in order, given visual tokens [B, M, L]."""
+def said_losses(
+    language: CausalLanguageModel, rows: Sequence[Row], visual: Tensor, *, prefix: Sequence[int]
+) -> Tensor:
+    """Cross-entropy [N] of every token that is said, in order; in bfloat16 where that is fast.
+
+    Args:
+        language: takes the rows packed if its attention takes a mask, else branch by branch.
+        rows: of the pictures.
+        visual: [B, M, L] tokens of the pictures, on the language model's device.
+        prefix: token ids before the visual tokens.
+    """
+    device = visual.device.type
+    fast = torch.autocast(device, torch.bfloat16) if has_bfloat16(device) else nullcontext()
+    with fast:
+        if takes_mask(language):
+            packed = pack(rows, prefix=prefix, num_visual=visual.shape[1])
+            return packed_losses(language, packed, visual)
+        alone = [Row(row.shared, [branch]) for row in rows for branch in row.branches]
+        counts = torch.tensor([len(row.branches) for row in rows], device=visual.device)
+        packed = pack(alone, prefix=prefix, num_visual=visual.shape[1])
+        # Padding stands at the end, where a causal model needs no mask to leave it out.
+        own = visual.repeat_interleave(counts, 0, output_size=len(alone))
+        return packed_losses(language, packed, own, masked=False)
+
+
+def takes_mask(language: CausalLanguageModel) -> bool:
+    """Tell whether the language model's attention reads a mask of any form; flash-attn does not."""
+    return "flash" not in str(language.model.config._attn_implementation)
+
+
+def packed_losses(
+    language: CausalLanguageModel, packed: Packed, visual: Tensor, *, masked: bool = True
+) -> Tensor:
+    """Cross-entropy [N] of every token that is said, in order, given visual tokens [B, M, L].
+
+    ``masked=False`` is for rows of one branch each: it leaves mask and positions to the model.
+    """
     model: Any = language.model
-    embedded = model.get_input_embeddings()(packed.ids)
+    device = visual.device
+    embedded = model.get_input_embeddings()(packed.ids.to(device))
     start = packed.visual_start
     embedded = torch.cat(
         [embedded[:, :start], visual.to(embedded.dtype), embedded[:, start + visual.shape[1] :]], 1
     )
     hidden = _decoder_of(model)(
         inputs_embeds=embedded,
-        position_ids=packed.positions,
-        attention_mask=packed.mask,
+        position_ids=packed.positions.to(device) if masked else None,
+        attention_mask=packed.mask.to(device) if masked else None,
         use_cache=False,
     ).last_hidden_state
-    spoken = packed.labels != IGNORE
-    logits = model.get_output_embeddings()(hidden[spoken])
-    return F.cross_entropy(logits.float(), packed.labels[spoken], reduction="none")
+    # Found on the CPU: there a device need not be waited for.
+    spoken = (packed.labels != IGNORE).flatten().nonzero()[:, 0]
+    said = packed.labels.flatten()[spoken].to(device)
+    logits = model.get_output_embeddings()(hidden.flatten(0, 1)[spoken.to(device)])
+    return F.cross_entropy(logits.float(), said, reduction="none")
 
 
 def _decoder_of(model: nn.Module) -> nn.Module:
@@ -213,10 +253,7 @@ class CaptionStage:
     def _loss(self, patches: Tensor, times: Tensor, mask: Tensor | None, rows: list[Row]) -> Tensor:
         self.language.model.train(self.module.training)  # the adapter's dropout
         visual = self.bridge.to_language(self.bridge.look(patches, times, mask))
-        packed = pack(rows, prefix=self._prefix, num_visual=visual.shape[1])
-        device = visual.device.type
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=has_bfloat16(device)):
-            return packed_losses(self.language, packed, visual).mean()
+        return said_losses(self.language, rows, visual, prefix=self._prefix).mean()
 
     def _row(self, picture: int, rng: np.random.Generator) -> Row:
         captions = self.pictures.captions[picture]

@@ -51,7 +51,8 @@ class KeyStage:
         self.validation, self._validation_text = validation
         self.batch = batch
         head = nn.ParameterDict({"log_scale": torch.tensor(2.7)})
-        self.module = nn.ModuleDict({"picture": picture_key, "text": text_key, "head": head})
+        parts = {"picture": picture_key, "text": text_key, "head": head}
+        self.module = nn.ModuleDict(parts).to(self.pictures.device)
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         return [(list(self.module.parameters()), 1.0)]
@@ -59,9 +60,8 @@ class KeyStage:
     def loss(self, rng: np.random.Generator) -> Tensor:
         chosen = self.pictures.draw(rng, self.batch)
         views = [int(rng.integers(self.pictures.num_views(i))) for i in chosen]
-        patches = np.stack([self.pictures.view(i, v) for i, v in zip(chosen, views, strict=True)])
         sentences = torch.stack([self._text[i][rng.integers(len(self._text[i]))] for i in chosen])
-        keys = self.module["picture"](torch.from_numpy(patches).float())
+        keys = self.module["picture"](self.pictures.views(chosen, views))
         scale = self.module["head"]["log_scale"]  # type: ignore[index]
         return contrast(keys, self.module["text"], sentences, scale)
 
@@ -78,9 +78,10 @@ class KeyStage:
 def contrast(keys: Tensor, text_key: nn.Module, sentences: Tensor, log_scale: Tensor) -> Tensor:
     """Symmetric InfoNCE of picture keys [B, K] and their sentences' embeddings [B, E]."""
     # Noise on the sentence side keeps a small set from being learned by heart.
+    sentences = sentences.to(keys.device)
     sentences = F.normalize(sentences + NOISE * torch.randn_like(sentences), dim=-1)
     logits = log_scale.clamp(max=4.0).exp() * keys @ text_key(sentences).T
-    labels = torch.arange(len(keys))
+    labels = torch.arange(len(keys), device=keys.device)
     return (
         F.cross_entropy(logits, labels, label_smoothing=LABEL_SMOOTHING)
         + F.cross_entropy(logits.T, labels, label_smoothing=LABEL_SMOOTHING)
@@ -91,8 +92,8 @@ def ranks(keys: Tensor, text_key: nn.Module, sentences: Sequence[Tensor]) -> dic
     """Rank picture keys [N, K] by every sentence [captions of picture i, E] of every picture."""
     found = []
     for index, embeddings in enumerate(sentences):
-        scores = text_key(embeddings) @ keys.T
+        scores = text_key(embeddings.to(keys.device)) @ keys.T
         found.append((scores >= scores[:, index : index + 1]).sum(1))
-    rank = torch.cat(found).float()
+    rank = torch.cat(found).float().cpu()
     recall = {f"recall@{k}": round((rank <= k).float().mean().item(), 4) for k in (1, 5, 10)}
     return recall | {"median_rank": rank.median().item()}

@@ -43,15 +43,17 @@ class Backbones:
     sentences: Callable[[], SentenceEncoder]
 
 
-def open_by_name(names: BackboneNames) -> Backbones:
-    """Open backbones by the names that a checkpoint carries.
+def open_by_name(names: BackboneNames, device: str = "cpu") -> Backbones:
+    """Open backbones by the names that a checkpoint carries, the language model on ``device``.
 
     The language model is prepared for sampling anew at every step, which bfloat16 makes short.
     """
     return Backbones(
         vision=lambda: open_vision(names.vision),
         language=lambda: CausalLanguageModel.open(
-            backbone_path(names.language), decoding="bfloat16" if has_bfloat16() else "auto"
+            backbone_path(names.language),
+            device=device,
+            decoding="bfloat16" if has_bfloat16() else "auto",
         ),
         sentences=lambda: SentenceEncoder(Path(backbone_path(names.sentences))),
     )
@@ -65,6 +67,7 @@ class Learner:
         backbones: opened lazily.
         start: a checkpoint to start from; None starts from seeded random values.
         lora: that checkpoint's, with its alpha / r.
+        device: where the learned parts are; ``backbones`` opens its language model there too.
     """
 
     def __init__(
@@ -73,21 +76,26 @@ class Learner:
         backbones: Backbones,
         start: VideoModel | None = None,
         lora: tuple[dict[str, Tensor], float] = ({}, 1.0),
+        *,
+        device: str = "cpu",
     ) -> None:
+        self.device = device
         self.recipe, self.backbones, self.start = recipe, backbones, start
         self._lora, self._lora_scale = lora
         self._adapted = False
         self._measured = start is not None
 
     @classmethod
-    def open(cls, recipe: Recipe, backbones: Backbones, init: Path | str | None) -> "Learner":
+    def open(
+        cls, recipe: Recipe, backbones: Backbones, init: Path | str | None, *, device: str = "cpu"
+    ) -> "Learner":
         """Open a learner, from the checkpoint or preset ``init`` if it is given.
 
         Raises:
             CheckpointError: the checkpoint's sizes or backbones are not the recipe's.
         """
         if init is None:
-            return cls(recipe, backbones)
+            return cls(recipe, backbones, device=device)
         start = load_own(str(init))
         folder = PRESETS.get(str(init), Path(init))
         config, tensors = read_config(folder), read_tensors(folder)
@@ -100,7 +108,7 @@ class Learner:
                         f"{init}: its {key} is {found}, the recipe's {value}; make them the same"
                     )
         lora = {k.removeprefix("lora."): v for k, v in tensors.items() if k.startswith("lora.")}
-        return cls(recipe, backbones, start, (lora, config.lora_scale))
+        return cls(recipe, backbones, start, (lora, config.lora_scale), device=device)
 
     @cached_property
     def vision(self) -> VisionEncoder:
@@ -118,7 +126,7 @@ class Learner:
         if name != TRAINABLE:
             raise ConfigError(f"stage vision: trains {TRAINABLE} only, not {name}; leave it out")
         changes = getattr(self.start.vision, "changes", {}) if self.start else {}
-        return open_net(Path(backbone_path(name)), changes)
+        return open_net(Path(backbone_path(name)), changes).to(self.device)
 
     def retune(self, tuned: Mapping[str, Tensor]) -> None:
         """Use trained parameters of ``net`` from here on."""
@@ -135,7 +143,7 @@ class Learner:
     @cached_property
     def bridge(self) -> MemoryBridge:
         if self.start:
-            return self.start.bridge
+            return self.start.bridge.to(self.device)
         config = BridgeConfig(
             patch_dim=self.vision.patch_dim,
             patches=self.vision.patches,
@@ -144,30 +152,30 @@ class Learner:
             **dataclasses.asdict(self.recipe.bridge),
         )
         torch.manual_seed(self.recipe.seed)  # after the backbones: opening them may draw numbers
-        return MemoryBridge(config)
+        return MemoryBridge(config).to(self.device)
 
     @cached_property
     def picture_key(self) -> PictureKey:
         if self.start:
-            return self.start.picture_key
+            return self.start.picture_key.to(self.device)
         patch_dim = self.vision.patch_dim
         torch.manual_seed(self.recipe.seed)
-        return PictureKey(patch_dim, self.recipe.key_dim)
+        return PictureKey(patch_dim, self.recipe.key_dim).to(self.device)
 
     @cached_property
     def text_key(self) -> TextKey:
         if self.start:
-            return self.start.text_key
+            return self.start.text_key.to(self.device)
         torch.manual_seed(self.recipe.seed)
-        return TextKey(TEXT_DIM, self.recipe.key_dim)
+        return TextKey(TEXT_DIM, self.recipe.key_dim).to(self.device)
 
     @cached_property
     def questions(self) -> QuestionHead:
         """What reads questions; new where the start has none."""
         if self.start and self.start.questions:
-            return self.start.questions
+            return self.start.questions.to(self.device)
         torch.manual_seed(self.recipe.seed)
-        return QuestionHead(TEXT_DIM)
+        return QuestionHead(TEXT_DIM).to(self.device)
 
     @property
     def lora(self) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from streammem.errors import CheckpointError, StreammemError
+from streammem.training.processes import ALONE, Team
 
 log = logging.getLogger(__name__)
 CHECKPOINT_EVERY_S = 120.0
@@ -70,10 +71,12 @@ class Stage(Protocol):
 
 
 class Progress:
-    """Where a stage stands: its interim file and its log."""
+    """Where a stage stands: its interim file and its log, which the first process writes."""
 
-    def __init__(self, stage: Stage, optimizer: torch.optim.AdamW, out: Path, recipe: str) -> None:
-        self.stage, self.optimizer, self.recipe = stage, optimizer, recipe
+    def __init__(
+        self, stage: Stage, optimizer: torch.optim.AdamW, out: Path, recipe: str, team: Team
+    ) -> None:
+        self.stage, self.optimizer, self.recipe, self.team = stage, optimizer, recipe, team
         self.path, self.record = out / f"{stage.name}.pt", out / f"{stage.name}.jsonl"
         self.step, self.saved_s = 0, time.monotonic()
         self.figures: dict[str, float] = {}
@@ -96,13 +99,23 @@ class Progress:
                     f"{self.path}: does not fit this recipe ({reason}); move it away"
                 ) from error
             log.info("%s: resumed at step %d", self.stage.name, self.step)
+        self.team.share(self.stage.module)
+        if not self.team.is_first:
+            return
         # Steps after the last save are done again, and logged again.
         kept = [entry for entry in read_log(self.record) if entry["step"] <= self.step]
         self.record.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
 
+    def write(self, entry: dict[str, float]) -> None:
+        """Log a step."""
+        if self.team.is_first:
+            with open(self.record, "a") as record:
+                record.write(json.dumps(entry) + "\n")
+
     def save(self, *, force: bool) -> None:
         """Write the interim weights if it is time."""
-        if not force and time.monotonic() - self.saved_s <= CHECKPOINT_EVERY_S:
+        recent = time.monotonic() - self.saved_s <= CHECKPOINT_EVERY_S
+        if not self.team.is_first or (recent and not force):
             return
         state = {
             "step": self.step,
@@ -117,20 +130,23 @@ class Progress:
         self.saved_s = time.monotonic()
 
 
-def train(stage: Stage, schedule: Schedule, out: Path, *, recipe: str = "") -> dict[str, float]:
+def train(
+    stage: Stage, schedule: Schedule, out: Path, *, recipe: str = "", team: Team = ALONE
+) -> dict[str, float]:
     """Train a stage, or go on where a killed run stopped.
 
-    Every step draws its data and its dropout from (seed, step), so a resumed run sees what an
-    uninterrupted one would have seen.
+    Every step draws its data and its dropout from (seed, step, rank), so a resumed run sees what an
+    uninterrupted one would have seen. A step's gradient is the mean of the processes' own.
 
     Args:
         stage: what to train.
         schedule: how.
         out: folder of ``<stage>.pt`` (interim, with optimiser) and ``<stage>.jsonl`` (the log).
         recipe: text that the interim file carries, for whoever finds it.
+        team: the processes that do each step together, each with a batch of its own.
 
     Returns:
-        The last figures.
+        The last figures; the first process alone measures them.
 
     Raises:
         CheckpointError: interim weights of another recipe.
@@ -138,28 +154,31 @@ def train(stage: Stage, schedule: Schedule, out: Path, *, recipe: str = "") -> d
     """
     out.mkdir(parents=True, exist_ok=True)
     optimizer = _optimizer(stage, schedule)
-    progress = Progress(stage, optimizer, out, recipe)
+    progress = Progress(stage, optimizer, out, recipe, team)
     progress.resume()
     stage.module.train()
-    with (
-        tqdm(total=schedule.steps, initial=progress.step, desc=stage.name, unit="step") as bar,
-        open(progress.record, "a") as record,
-    ):
+    with tqdm(
+        total=schedule.steps,
+        initial=progress.step,
+        desc=stage.name,
+        unit="step",
+        disable=not team.is_first,
+    ) as bar:
         while progress.step < schedule.steps:
             began = time.monotonic()
-            loss = _step(stage, optimizer, schedule, progress.step)
+            loss = _step(stage, optimizer, schedule, progress.step, team)
             progress.step += 1
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}")
             entry: dict[str, float] = {"step": progress.step, "loss": round(loss, 4)}
             last = progress.step == schedule.steps
-            if last or (schedule.evaluate_every and progress.step % schedule.evaluate_every == 0):
+            due = schedule.evaluate_every and progress.step % schedule.evaluate_every == 0
+            if team.is_first and (last or due):
                 progress.figures = _evaluate(stage)
                 entry |= progress.figures
                 log.info("%s step %d: %s", stage.name, progress.step, progress.figures)
             entry["seconds"] = round(time.monotonic() - began, 3)
-            record.write(json.dumps(entry) + "\n")
-            record.flush()
+            progress.write(entry)
             progress.save(force=last)
     stage.module.eval()
     return progress.figures
@@ -195,19 +214,29 @@ def _optimizer(stage: Stage, schedule: Schedule) -> torch.optim.AdamW:
     )
 
 
-def _step(stage: Stage, optimizer: torch.optim.AdamW, schedule: Schedule, step: int) -> float:
+def _step(
+    stage: Stage, optimizer: torch.optim.AdamW, schedule: Schedule, step: int, team: Team = ALONE
+) -> float:
     warm = min(1.0, (step + 1) / max(1, schedule.warmup))
     cosine = 0.5 * (1 + math.cos(math.pi * step / schedule.steps))
     for group in optimizer.param_groups:
         group["lr"] = schedule.lr * group["factor"] * warm * max(cosine, 0.02)
-    torch.manual_seed(schedule.seed * 1_000_003 + step)
-    loss = stage.loss(np.random.default_rng([schedule.seed, step]))
-    value = float(loss.detach())
+    loss = stage.loss(_draws(schedule.seed, step, team.rank))
+    value = team.mean(loss.detach())  # of all, so that all stop where it is no number
     if not math.isfinite(value):
         raise StreammemError(f"{stage.name}: the loss is {value} at step {step}; try a lower lr")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    learning = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
+    team.average_gradients(learning)
     for group in optimizer.param_groups:
         nn.utils.clip_grad_norm_(group["params"], GRADIENT_NORM)
     optimizer.step()
     return value
+
+
+def _draws(seed: int, step: int, rank: int) -> np.random.Generator:
+    """Seed torch, for dropout, and return what a process draws its batch with."""
+    # Torch looks at 32 bits of a seed only: in these the multiples of this number lie far apart.
+    torch.manual_seed(seed * 1_000_003 + step + rank * 2_654_435_761)
+    return np.random.default_rng([seed, step, rank] if rank else [seed, step])

@@ -61,7 +61,7 @@ class MemoryStage:
             start_as_running_mean(bridge, look_tokens(bridge, sample))
         bridge.remember.requires_grad_(True)
         bridge.initial.requires_grad_(True)
-        self.head = WordHead(space.prior)
+        self.head = WordHead(space.prior).to(pictures.device)
         slots = nn.ParameterDict({"slots": bridge.initial})
         self.module = nn.ModuleDict(
             {"remember": bridge.remember, "initial": slots, "head": self.head}
@@ -86,7 +86,7 @@ class MemoryStage:
     def loss(self, rng: np.random.Generator) -> Tensor:
         length = int(rng.integers(SHORTEST, LONGEST + 1))
         chains = draw_chains(rng, self.batch, length, len(self.pictures))
-        tokens, shares = self._tokens[chains].float(), self._shares[chains]  # [B, T, ...]
+        tokens, shares = self._drawn(self._tokens, chains), self._shares[chains]  # [B, T, ...]
         memory = self.bridge.initial_memory(len(chains))
         losses = []
         for begin in range(0, length, WINDOW):
@@ -114,7 +114,7 @@ class MemoryStage:
                 for _ in range(EVALUATED_CHAINS)
             ]
         )
-        tokens = self._validation_tokens[chains].float()  # [B, T, M, D]
+        tokens = self._drawn(self._validation_tokens, chains)  # [B, T, M, D]
         shares = self.space.shares(self.validation.captions)
         memory = self.bridge.initial_memory(len(chains))
         for step in range(length):
@@ -130,6 +130,9 @@ class MemoryStage:
             for back in STEPS_BACK
             if back <= length
         }
+
+    def _drawn(self, tokens: Tensor, chains: np.ndarray) -> Tensor:
+        return tokens[chains].to(self.bridge.initial.device).float()
 
     def _scores(self, tokens: Tensor) -> Tensor:
         return self.head(self.space.cosines(self.bridge.to_language(tokens)))
@@ -157,7 +160,7 @@ def start_as_running_mean(bridge: MemoryBridge, tokens: Tensor) -> None:
         tokens: [N, M, D] of pictures.
     """
     gate, attention = bridge.remember, bridge.remember.attention
-    identity = torch.eye(bridge.config.dim)
+    identity = torch.eye(bridge.config.dim, device=bridge.initial.device)
     attention.query.weight.copy_(identity)
     attention.key_value.weight.copy_(torch.cat([identity, identity]))
     attention.out.weight.copy_(identity)
@@ -172,11 +175,11 @@ def start_as_running_mean(bridge: MemoryBridge, tokens: Tensor) -> None:
 
 @torch.no_grad()
 def look_tokens(bridge: MemoryBridge, pictures: PictureSet) -> Tensor:
-    """Return every picture's tokens [N, M, D] float16, each a one-frame segment."""
+    """Return every picture's tokens [N, M, D] float16 on the CPU, each a one-frame segment."""
     batches = []
     for begin in tqdm(range(0, len(pictures), 64), desc="looking", unit="batch", leave=False):
         chosen = range(begin, min(begin + 64, len(pictures)))
-        batches.append(bridge.look(*pictures.whole(chosen)).half())
+        batches.append(bridge.look(*pictures.whole(chosen)).half().cpu())
     return torch.cat(batches)
 
 
@@ -210,7 +213,7 @@ def share_named(scores: Tensor, shares: Tensor) -> float:
         shares: [B, W] share of a picture's captions that contain each word; its ``TOP`` best
             words, those that are there at all, count.
     """
-    words = scores.shape[1]
+    scores, words = scores.cpu(), scores.shape[1]
     best = scores.topk(min(NAMED, max(TOP, words // 4), words)).indices
     named = torch.zeros_like(shares, dtype=torch.bool).scatter_(1, best, value=True)
     top = shares.topk(min(TOP, words))

@@ -71,8 +71,9 @@ class OperatorStage:
         rng = np.random.default_rng(seed)
         self.questions = [ask_about(known, rng) for _ in range(NUM_TRAINING)]
         self.held_out = [ask_about(unseen, rng, held_out=True) for _ in range(NUM_VALIDATION)]
-        self._states = _states(encoder, self.questions)
-        self._held_out_states = _states(encoder, self.held_out)
+        device = head.whole.weight.device
+        self._states = _states(encoder, self.questions, device)
+        self._held_out_states = _states(encoder, self.held_out, device)
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         return [(list(self.module.parameters()), 1.0)]
@@ -84,15 +85,15 @@ class OperatorStage:
         states = nn.utils.rnn.pad_sequence([s.states for s in batch], batch_first=True)
         lengths = torch.tensor([len(s.spans) for s in batch])
         real = torch.arange(states.shape[1]) < lengths[:, None]  # [B, T]
-        scores, tags = self._head(F.dropout(states, DROPOUT), real)
+        scores, tags = self._head(F.dropout(states, DROPOUT), real.to(states.device))
         operators = torch.tensor([OPERATORS.index(question.operator) for question in asked])
         labels = nn.utils.rnn.pad_sequence(
             [torch.tensor(tags_of(q, s.spans)) for q, s in zip(asked, batch, strict=True)],
             batch_first=True,
             padding_value=-100,
         )
-        return F.cross_entropy(scores, operators) + F.cross_entropy(
-            tags.flatten(0, 1), labels.flatten()
+        return F.cross_entropy(scores, operators.to(scores.device)) + F.cross_entropy(
+            tags.flatten(0, 1), labels.flatten().to(tags.device)
         )
 
     def evaluate(self) -> dict[str, float]:
@@ -131,8 +132,11 @@ def control(question: str) -> Reading:
     return Reading("describe", text)
 
 
-def _states(encoder: SentenceEncoder, questions: Sequence[Asked]) -> list[TokenStates]:
-    return encoder.token_states([question.text for question in questions])
+def _states(
+    encoder: SentenceEncoder, questions: Sequence[Asked], device: torch.device
+) -> list[TokenStates]:
+    found = encoder.token_states([question.text for question in questions])
+    return [TokenStates(states.to(device), spans) for states, spans in found]
 
 
 def _operator_share(asked: Sequence[Asked], read: Sequence[Reading]) -> float:

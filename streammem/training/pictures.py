@@ -1,7 +1,7 @@
 """Pictures as cached vision features with what is said of them, and the views training draws."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ class PictureSet:
         features: memory-mapped arrays [N, views, P, V] float16.
         rows: (index into ``features``, row of it) of each picture.
         made: whether no person worded the captions of each picture, see ``Record``.
+        device: where the tensors that are drawn from here go; the features stay where they are.
     """
 
     names: Sequence[str]
@@ -33,6 +34,7 @@ class PictureSet:
     features: Sequence[np.ndarray]
     rows: Sequence[tuple[int, int]]
     made: Sequence[bool]
+    device: str = "cpu"
 
     def __len__(self) -> int:
         return len(self.names)
@@ -48,8 +50,18 @@ class PictureSet:
 
     def whole(self, chosen: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
         """Return whole pictures as one-frame segments: patches [B, 1, P, V] and times [B, 1]."""
-        patches = np.stack([self.view(int(i), WHOLE) for i in chosen])[:, None]
-        return torch.from_numpy(patches).float(), torch.full((len(patches), 1), 0.5)
+        patches = self.views(chosen, [WHOLE] * len(chosen))[:, None]
+        return patches, torch.full((len(patches), 1), 0.5, device=self.device)
+
+    def views(self, chosen: Sequence[int] | np.ndarray, views: Sequence[int]) -> Tensor:
+        """Return the patches of a view of each picture, [B, P, V]."""
+        patches = [self.view(int(i), v) for i, v in zip(chosen, views, strict=True)]
+        return self.tensor(np.stack(patches))
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """Put an array where the learning is, floats as float32."""
+        moved = torch.from_numpy(array).to(self.device)
+        return moved.float() if moved.is_floating_point() else moved
 
     def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
         """Draw different pictures: indices [B], B = ``batch`` or all there are."""
@@ -61,13 +73,13 @@ class PictureSet:
 
     def select(self, chosen: Sequence[int]) -> "PictureSet":
         """Return some of the pictures, in the order given."""
-        return PictureSet(
-            [self.names[i] for i in chosen],
-            [self.captions[i] for i in chosen],
-            [self.turns[i] for i in chosen],
-            self.features,
-            [self.rows[i] for i in chosen],
-            [self.made[i] for i in chosen],
+        return replace(
+            self,
+            names=[self.names[i] for i in chosen],
+            captions=[self.captions[i] for i in chosen],
+            turns=[self.turns[i] for i in chosen],
+            rows=[self.rows[i] for i in chosen],
+            made=[self.made[i] for i in chosen],
         )
 
     def __add__(self, other: "PictureSet") -> "PictureSet":
@@ -79,6 +91,7 @@ class PictureSet:
             [*self.features, *other.features],
             [*self.rows, *moved],
             [*self.made, *other.made],
+            self.device,
         )
 
 
@@ -107,11 +120,8 @@ def sample_views(
         mask[row, :count] = True
     # Pictures with fewer frames than the longest need no more padding than that.
     longest = int(mask.sum(1).max())
-    return (
-        torch.from_numpy(patches[:, :longest]),
-        torch.from_numpy(times[:, :longest]),
-        torch.from_numpy(mask[:, :longest]),
-    )
+    drawn = [pictures.tensor(array[:, :longest]) for array in (patches, times, mask)]
+    return drawn[0], drawn[1], drawn[2]
 
 
 def _segment_views(num_views: int, rng: np.random.Generator) -> list[int]:

@@ -19,9 +19,7 @@ from streammem.prompts import CAPTION_INSTRUCTION
 from streammem.training.captions import (
     Row,
     caption_row,
-    has_bfloat16,
-    pack,
-    packed_losses,
+    said_losses,
     speaking_groups,
     speaking_parts,
 )
@@ -86,7 +84,8 @@ class RewardStage:
             worth = [*self._advantages(said, int(picture)), *[HUMAN_WEIGHT] * len(human)]
             for ids, weight in zip([*said, *human], worth, strict=True):
                 weights += [weight] * len(ids)
-        return (torch.tensor(weights) * self._losses(rows, visual)).mean()
+        worths = torch.tensor(weights, device=visual.device)
+        return (worths * self._losses(rows, visual)).mean()
 
     def _advantages(self, said: list[list[int]], picture: int) -> list[float]:
         """By how much each caption's reward exceeds the mean of the others'."""
@@ -117,10 +116,7 @@ class RewardStage:
     def _losses(self, rows: Sequence[Row], visual: Tensor) -> Tensor:
         # Without the adapter's dropout: what was sampled is what is made likelier.
         self.language.model.eval()
-        packed = pack(rows, prefix=self._prefix, num_visual=visual.shape[1])
-        device = visual.device.type
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=has_bfloat16(device)):
-            return packed_losses(self.language, packed, visual)
+        return said_losses(self.language, rows, visual, prefix=self._prefix)
 
     def _reward(self, ids: list[int], picture: int) -> float:
         return self._cider.score(self._words(ids), self._references[picture])

@@ -6,37 +6,25 @@ What a stage learns stands in its own module; how a model is put together, in ``
 import json
 import tomllib
 from collections.abc import Callable
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from streammem.backbones.vision import VisionEncoder
-from streammem.checkpoint import save
-from streammem.errors import ConfigError, DatasetError
-from streammem.memory.keys import PictureKey
+from streammem.checkpoint import check_device, save
+from streammem.errors import ConfigError
 from streammem.model import VideoModel
 from streammem.questions import QuestionHead
 from streammem.scenetilling import SceneTillingConfig
 from streammem.training.captions import CaptionStage
 from streammem.training.curves import check_matplotlib, draw_curves
-from streammem.training.features import (
-    CachedFeatures,
-    cache_features,
-    embed_captions,
-    patch_statistics,
-)
 from streammem.training.generated import make_pictures
-from streammem.training.keys import Embedded, KeyStage
+from streammem.training.keys import KeyStage
 from streammem.training.learner import Backbones, Learner, open_by_name
 from streammem.training.loop import Schedule, Stage, read_log, train
 from streammem.training.lora import check_peft
 from streammem.training.memory import MemoryStage
 from streammem.training.operators import OperatorStage
-from streammem.training.pictures import PictureSet
+from streammem.training.processes import join
 from streammem.training.recipe import (
     GENERATED,
     Recipe,
@@ -49,8 +37,8 @@ from streammem.training.records import TRAIN, VALIDATION, Source, read_source
 from streammem.training.reward import RewardStage
 from streammem.training.vision import EarlyEncoder, VisionStage
 from streammem.training.words import WordSpace, WordStage
+from streammem.training.workshop import Workshop, joined
 
-BACKGROUND = 512  # pictures whose keys are the scale of "not seen"
 CHECKPOINT = "checkpoint"
 
 
@@ -60,8 +48,12 @@ def run(
     *,
     init: Path | str | None = None,
     backbones: Backbones | None = None,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Train a model by a recipe, or go on where a killed run of it stopped.
+
+    In several processes (``accelerate launch``) each takes batches of its own at every step; the
+    first one writes.
 
     Args:
         recipe_path: TOML; see ``Recipe``.
@@ -69,13 +61,18 @@ def run(
             ``loss.png``, and what a resumed run needs: ``run.json``, each stage's weights and log,
             and the features, unless the recipe puts these elsewhere.
         init: a checkpoint folder or preset to start from; None starts afresh.
-        backbones: opened models in place of those that the recipe names.
+        backbones: opened models in place of those that the recipe names, the language model on
+            ``device``.
+        device: where the learned parts and the language model are, see ``join``. Features are
+            made and kept on the CPU.
 
     Returns:
-        What ``figures.json`` holds: data, parameters, and each stage's steps, seconds and figures.
+        What ``figures.json`` holds: data, parameters, and each stage's steps, seconds and figures;
+        nothing in a process that is not the first.
 
     Raises:
-        ConfigError: a recipe that cannot be meant, or an output folder of another run.
+        ConfigError: a recipe that cannot be meant, an output folder of another run, or no such
+            device.
         DatasetError: data that are missing or malformed.
         BackboneError: weights or packages that are missing.
         CheckpointError: ``init`` or interim weights that do not fit the recipe.
@@ -84,107 +81,47 @@ def run(
     check_matplotlib()
     if any(stage.kind in ("captions", "reward") for stage in recipe.stages):
         check_peft()
-    sources = _sources(recipe, out)
-    _claim(out, recipe, recipe_path.read_text(), init)
-    learner = Learner.open(recipe, backbones or open_by_name(recipe.backbones), init)
-    workshop = Workshop(recipe, out, learner, sources)
+    check_device(device or "cpu")
+    with join(device) as (team, own_device):
+        with team.first_goes_first():
+            sources = _sources(recipe, out)
+            _claim(out, recipe, recipe_path.read_text(), init)
+        opened = backbones or open_by_name(recipe.backbones, own_device)
+        learner = Learner.open(recipe, opened, init, device=own_device)
+        workshop = Workshop(recipe, out, learner, sources, team)
+        _train_stages(workshop, recipe_path.read_text())
+        _ = workshop.features  # if no stage asked for them: the processes make them together
+        figures = _finish(workshop) if team.is_first else {}
+        team.wait()
+    return figures
+
+
+def _train_stages(workshop: Workshop, recipe_text: str) -> None:
+    recipe, out = workshop.recipe, workshop.out
     for options in recipe.stages:
         stage = STAGES[options.kind](workshop, options)
         stage.name = options.label
-        train(stage, _schedule(options, recipe.seed), out, recipe=recipe_path.read_text())
+        schedule = _schedule(options, recipe.seed)
+        train(stage, schedule, out, recipe=recipe_text, team=workshop.team)
         if isinstance(stage, VisionStage):
-            learner.retune(stage.tuned())
+            workshop.learner.retune(stage.tuned())
+
+
+def _finish(workshop: Workshop) -> dict[str, Any]:
+    """Write the checkpoint, the curves and the figures."""
+    out = workshop.out
     _save(workshop, out / CHECKPOINT)
-    draw_curves([options.label for options in recipe.stages], out)
+    draw_curves([options.label for options in workshop.recipe.stages], out)
     figures = _figures(workshop)
     (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     return figures
 
 
-class Workshop:
-    """What the stages of one run share.
-
-    Args:
-        recipe: of the run.
-        out: its folder.
-        learner: what is trained.
-        sources: records of the recipe's ``data``, by its entries.
-    """
-
-    def __init__(
-        self, recipe: Recipe, out: Path, learner: Learner, sources: dict[str, Source]
-    ) -> None:
-        self.recipe, self.out, self.learner, self._sources = recipe, out, learner, sources
-        self.features_folder = Path(recipe.features) if recipe.features else out / "features"
-
-    @cached_property
-    def features(self) -> dict[str, CachedFeatures]:
-        return self.cached(self.learner.vision, self.features_folder)
-
-    def cached(self, encoder: VisionEncoder, folder: Path) -> dict[str, CachedFeatures]:
-        """Open, or make, what an encoder sees of every source."""
-        return {
-            entry: cache_features(source, encoder, folder, crops=self.recipe.crops)
-            for entry, source in self._sources.items()
-        }
-
-    @cached_property
-    def pictures(self) -> PictureSet:
-        """The training pictures."""
-        pictures = _joined([cached.split(TRAIN) for cached in self.features.values()], "training")
-        self.learner.measure(patch_statistics(pictures, self.recipe.seed))
-        return pictures
-
-    @cached_property
-    def validation(self) -> PictureSet:
-        """The captioned validation pictures that figures are measured on."""
-        return self.validation_of(self.features)
-
-    def validation_of(self, features: dict[str, CachedFeatures]) -> PictureSet:
-        """Select the captioned validation pictures of the entries that are measured."""
-        entries = self.recipe.validation or self.recipe.data
-        sets = [features[entry].split(VALIDATION).captioned() for entry in entries]
-        return _joined(sets, "captioned validation")
-
-    @cached_property
-    def captioned(self) -> PictureSet:
-        """The training pictures that have captions."""
-        return _joined([self.pictures.captioned()], "captioned training")
-
-    @cached_property
-    def words(self) -> WordSpace:
-        return WordSpace(self.captioned.captions, self.learner.language)
-
-    def told(self, split: str) -> list[str]:
-        """List what people wrote of the pictures of a split."""
-        records = [record for source in self._sources.values() for record in source.records]
-        return [caption for r in records if r.split == split for caption in r.captions]
-
-    def embedded(self, pictures: PictureSet) -> Embedded:
-        """Add the sentence embeddings of every picture's captions."""
-        name = self.recipe.backbones.sentences
-        open_sentences = self.learner.backbones.sentences
-        folder = self.features_folder
-        return Embedded(pictures, embed_captions(pictures.captions, open_sentences, name, folder))
-
-    def center(self) -> Tensor:
-        """Return the mean frame embedding of the training pictures, [D]."""
-        frames = np.concatenate([cached.training_frames() for cached in self.features.values()])
-        return torch.from_numpy(frames.mean(0))
-
-    @torch.no_grad()
-    def background(self) -> Tensor:
-        """Return the keys of a seeded sample of training pictures, [BACKGROUND, K]."""
-        key: PictureKey = self.learner.picture_key
-        chosen = self.pictures.draw(np.random.default_rng(self.recipe.seed), BACKGROUND)
-        patches, _ = self.pictures.whole(chosen)
-        return torch.cat([key(batch) for batch in patches[:, 0].split(64)])
-
-
 def _vision(workshop: Workshop, options: StageOptions) -> Stage:
     learner = workshop.learner
     early = workshop.cached(EarlyEncoder(learner.net), workshop.features_folder / "early")
-    pictures = _joined([cached.split(TRAIN).captioned() for cached in early.values()], "captioned")
+    pictures = joined([cached.split(TRAIN).captioned() for cached in early.values()], "captioned")
+    pictures = replace(pictures, device=learner.device)
     stage = VisionStage(
         learner.net,
         (learner.picture_key.requires_grad_(True), learner.text_key.requires_grad_(True)),
@@ -303,15 +240,6 @@ def _schedule(options: StageOptions, seed: int) -> Schedule:
         evaluate_every=options.evaluate_every,
         seed=seed,
     )
-
-
-def _joined(sets: list[PictureSet], what: str) -> PictureSet:
-    total = sets[0]
-    for pictures in sets[1:]:
-        total = total + pictures
-    if not len(total):
-        raise DatasetError(f"data: there is no {what} picture; add data")
-    return total
 
 
 def _save(workshop: Workshop, folder: Path) -> None:

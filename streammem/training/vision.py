@@ -120,11 +120,11 @@ class VisionStage:
                 "text": keys[1],
                 "head": nn.ParameterDict({"log_scale": torch.tensor(2.9)}),
             }
-        )
+        ).to(training.pictures.device)
 
     def tuned(self) -> dict[str, Tensor]:
         """Return the trained parameters by their names in ``EfficientNetLite``."""
-        return {n: p.detach() for n, p in self._tuned.items() if p.requires_grad}
+        return {n: p.detach().cpu() for n, p in self._tuned.items() if p.requires_grad}
 
     @torch.no_grad()
     def statistics(self, seed: int) -> PatchStatistics:
@@ -153,10 +153,8 @@ class VisionStage:
     def loss(self, rng: np.random.Generator) -> Tensor:
         pictures, text = self.training
         chosen = pictures.draw(rng, self.batch)
-        views = [
-            pictures.view(int(i), int(rng.integers(pictures.num_views(int(i))))) for i in chosen
-        ]
-        patches = self.patches(torch.from_numpy(np.stack(views)).float())
+        views = [int(rng.integers(pictures.num_views(int(i)))) for i in chosen]
+        patches = self.patches(pictures.views(chosen, views))
         said = torch.stack([text[i][rng.integers(len(text[i]))] for i in chosen])
         named = self.module["words"](patches[..., : self.net.head_channels])
         scale = self.module["head"]["log_scale"]  # type: ignore[index]
@@ -175,7 +173,7 @@ class VisionStage:
             patches = self.patches(pictures.whole(chosen)[0][:, 0])
             keys.append(self.module["picture"](patches))
             scores = self.module["words"](patches[..., : self.net.head_channels])
-            best = scores.topk(min(TOP, scores.shape[1])).indices
+            best = scores.topk(min(TOP, scores.shape[1])).indices.cpu()
             hits += truth[begin : chosen.stop].gather(1, best).float().mean(1).sum().item()
         named = {"top5": round(hits / len(pictures), 4)}
         return named | ranks(torch.cat(keys), self.module["text"], text)

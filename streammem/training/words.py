@@ -93,8 +93,11 @@ class WordHead(nn.Module):
 
 
 def word_loss(logits: Tensor, shares: Tensor) -> Tensor:
-    """Binary cross-entropy of logits [B, W] against shares [B, W], scaled to be of order 1."""
-    return F.binary_cross_entropy_with_logits(logits, shares) * LOSS_SCALE
+    """Binary cross-entropy of logits [B, W] against shares [B, W], scaled to be of order 1.
+
+    Shares may be on the CPU: those of all pictures stay there.
+    """
+    return F.binary_cross_entropy_with_logits(logits, shares.to(logits.device)) * LOSS_SCALE
 
 
 class WordStage:
@@ -123,7 +126,7 @@ class WordStage:
         self.pictures, self.validation = pictures, validation
         self._targets = space.shares(pictures.captions)
         self._validation_targets = space.shares(validation.captions)
-        self.head = WordHead(space.prior)
+        self.head = WordHead(space.prior).to(pictures.device)
         self.module = nn.ModuleDict({"bridge": bridge, "head": self.head})
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
@@ -147,7 +150,7 @@ class WordStage:
         for begin in range(0, len(self.validation), 64):
             chosen = np.arange(begin, min(begin + 64, len(self.validation)))
             patches, times = self.validation.whole(chosen)
-            best = self.scores(self.bridge.look(patches, times)).topk(top).indices
+            best = self.scores(self.bridge.look(patches, times)).topk(top).indices.cpu()
             truth = self._validation_targets[chosen] > 0
             hits += truth.gather(1, best).float().mean(1).sum().item()
             prior_hits += truth[:, prior_best].float().mean(1).sum().item()

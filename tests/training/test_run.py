@@ -57,10 +57,10 @@ def killed_at(monkeypatch, stage, step):
     real = loop._step
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", -1.0)
 
-    def dying(running, optimizer, schedule, number):
+    def dying(running, optimizer, schedule, number, team):
         if (running.name, number) == (stage, step):
             raise KeyboardInterrupt
-        return real(running, optimizer, schedule, number)
+        return real(running, optimizer, schedule, number, team)
 
     monkeypatch.setattr(loop, "_step", dying)
 

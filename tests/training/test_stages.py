@@ -10,7 +10,7 @@ import torch
 from streammem.backbones.language import GenerationConfig
 from streammem.errors import DatasetError, StreammemError
 from streammem.memory.bridge import BridgeConfig, MemoryBridge
-from streammem.training import memory, reward
+from streammem.training import captions, memory, reward
 from streammem.training.captions import CaptionStage
 from streammem.training.features import cache_features, patch_statistics
 from streammem.training.generated import make_pictures
@@ -228,7 +228,7 @@ def rewarded(shapes, bridge):
 
 
 def test_rewarded_captions_are_those_that_the_model_says(shapes, rewarded, monkeypatch):
-    monkeypatch.setattr(reward, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(captions, "has_bfloat16", lambda device: False)
     language = rewarded.language
     rewarded.bridge.eval()
     with torch.no_grad():

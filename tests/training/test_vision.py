@@ -1,5 +1,7 @@
 """The vision stage, on a random EfficientNet-Lite2 and pictures of coloured shapes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from streammem.training.records import read_source
 from streammem.training.vision import EarlyEncoder, VisionStage
 from streammem.training.words import WordSpace
 from tests.tiny import tiny_language
+from tests.training.one_device import META, OneDevice
 
 SENTENCE_DIM = 12
 
@@ -90,3 +93,16 @@ def test_the_words_of_training_pictures_are_learned(stage, tmp_path):
     with torch.no_grad():
         assert stage.loss(np.random.default_rng(0)).item() < before
     assert {"top5", "recall@1", "median_rank"} <= set(figures)
+
+
+def test_the_vision_stage_learns_on_its_device(published, early):
+    pictures = [replace(early.split(split), device="meta") for split in ("train", "val")]
+    said = [[torch.zeros(len(c), SENTENCE_DIM) for c in p.captions] for p in pictures]
+    keys = PictureKey(1808, 16, dim=16).to("meta"), TextKey(SENTENCE_DIM, 16).to("meta")
+    space = WordSpace(pictures[0].captions, tiny_language())
+    net = open_net(published, {}).to("meta")
+    stage = VisionStage(net, keys, space, *map(Embedded, pictures, said), batch=4)
+    with OneDevice():
+        assert stage.loss(np.random.default_rng(0)).device.type == "meta"
+        with pytest.raises((NotImplementedError, RuntimeError), **META):
+            stage.evaluate()

@@ -1,0 +1,123 @@
+"""The processes of one training run: who writes, what each draws, and how they agree on a step.
+
+One process is the usual case, and then nothing here does anything. Each has all the weights; what
+is shared out is the data of a step. They see one file system.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor, nn
+
+from streammem.errors import BackboneError, ConfigError
+
+LONGEST_WAIT = timedelta(hours=24)  # while the first encodes a large set; a crash ends all at once
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """A process and its place among ``size``.
+
+    Attributes:
+        rank: from 0; the first writes files and shows progress.
+        size: processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+    @contextmanager
+    def first_goes_first(self) -> Iterator[None]:
+        """Let the first process do the block alone; the others find its files when they do it."""
+        if not self.is_first:
+            self.wait()
+        yield
+        if self.is_first:
+            self.wait()
+
+    def mean(self, value: Tensor) -> float:
+        """Return the mean of every process's number."""
+        if self.size == 1:
+            return float(value)
+        total = value.detach().clone()
+        torch.distributed.all_reduce(total)
+        return float(total) / self.size
+
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over the processes.
+
+        Where one process has none it counts as zero; where no process has one there is none, so
+        that an optimiser leaves the parameter alone, as it does in a single process.
+
+        Args:
+            parameters: the same, in the same order, in every process; on one device.
+        """
+        if self.size == 1:
+            return
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        there = torch.tensor([float(p.grad is not None) for p in parameters])
+        flat = torch.cat([*(g.flatten().float() for g in grads), there.to(grads[0].device)])
+        torch.distributed.all_reduce(flat)
+        sizes = [p.numel() for p in parameters]
+        *means, counts = (flat / self.size).split([*sizes, len(parameters)])
+        for parameter, mean, known in zip(parameters, means, counts.tolist(), strict=True):
+            parameter.grad = mean.view_as(parameter).to(parameter.dtype) if known else None
+
+    @torch.no_grad()
+    def share(self, module: nn.Module) -> None:
+        """Give every process the first one's parameters and buffers."""
+        if self.size > 1:
+            for tensor in (*module.parameters(), *module.buffers()):
+                torch.distributed.broadcast(tensor.data, 0)
+
+
+ALONE = Team()
+
+
+@contextmanager
+def join(device: str | None) -> Iterator[tuple[Team, str]]:
+    """Join the processes that ``accelerate launch`` or ``torchrun`` started, if one did.
+
+    Args:
+        device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. None is ``cpu``, or in several processes
+            what these were launched for. Of several processes each takes its own ``cuda``.
+
+    Yields:
+        The team and this process's device.
+
+    Raises:
+        ConfigError: several processes on a device that they cannot share out.
+        BackboneError: several processes without accelerate.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        yield ALONE, device or "cpu"
+        return
+    if device not in (None, "cpu", "cuda"):
+        raise ConfigError(
+            f"--device {device}: several processes take cpu, or cuda for one GPU each"
+        )
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise BackboneError(
+            "several processes need accelerate; run: pip install 'streammem[train]'"
+        ) from error
+    on_cpu = device == "cpu" or (device is None and not torch.cuda.is_available())
+    state = PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
+    # Accelerate numbers even the CPU.
+    own = "cpu" if state.device.type == "cpu" else str(state.device)
+    yield Team(state.process_index, state.num_processes), own
+    state.destroy_process_group()  # after a failure it would wait for the others

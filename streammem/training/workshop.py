@@ -1,0 +1,135 @@
+"""What the stages of one run share: features, pictures, words, made when first asked for.
+
+How a run goes on stands in ``run.py``.
+"""
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streammem.backbones.vision import VisionEncoder
+from streammem.errors import DatasetError
+from streammem.memory.keys import PictureKey
+from streammem.training.features import (
+    CachedFeatures,
+    cache_features,
+    embed_captions,
+    patch_statistics,
+)
+from streammem.training.keys import Embedded
+from streammem.training.learner import Learner
+from streammem.training.pictures import PictureSet
+from streammem.training.processes import ALONE, Team
+from streammem.training.recipe import Recipe
+from streammem.training.records import TRAIN, VALIDATION, Source
+from streammem.training.words import WordSpace
+
+BACKGROUND = 512  # pictures whose keys are the scale of "not seen"
+
+
+class Workshop:
+    """What the stages of one run share.
+
+    Args:
+        recipe: of the run.
+        out: its folder.
+        learner: what is trained.
+        sources: records of the recipe's ``data``, by its entries.
+        team: whose first process makes features that are not there yet.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        learner: Learner,
+        sources: dict[str, Source],
+        team: Team = ALONE,
+    ) -> None:
+        self.recipe, self.out, self.learner, self._sources = recipe, out, learner, sources
+        self.team = team
+        self.features_folder = Path(recipe.features) if recipe.features else out / "features"
+
+    @cached_property
+    def features(self) -> dict[str, CachedFeatures]:
+        return self.cached(self.learner.vision, self.features_folder)
+
+    def cached(self, encoder: VisionEncoder, folder: Path) -> dict[str, CachedFeatures]:
+        """Open, or make, what an encoder sees of every source."""
+        with self.team.first_goes_first():
+            return {
+                entry: cache_features(source, encoder, folder, crops=self.recipe.crops)
+                for entry, source in self._sources.items()
+            }
+
+    @cached_property
+    def pictures(self) -> PictureSet:
+        """The training pictures."""
+        pictures = joined([cached.split(TRAIN) for cached in self.features.values()], "training")
+        self.learner.measure(patch_statistics(pictures, self.recipe.seed))
+        return replace(pictures, device=self.learner.device)
+
+    @cached_property
+    def validation(self) -> PictureSet:
+        """The captioned validation pictures that figures are measured on."""
+        return self.validation_of(self.features)
+
+    def validation_of(self, features: dict[str, CachedFeatures]) -> PictureSet:
+        """Select the captioned validation pictures of the entries that are measured."""
+        entries = self.recipe.validation or self.recipe.data
+        sets = [features[entry].split(VALIDATION).captioned() for entry in entries]
+        return replace(joined(sets, "captioned validation"), device=self.learner.device)
+
+    @cached_property
+    def captioned(self) -> PictureSet:
+        """The training pictures that have captions."""
+        return joined([self.pictures.captioned()], "captioned training")
+
+    @cached_property
+    def words(self) -> WordSpace:
+        return WordSpace(self.captioned.captions, self.learner.language)
+
+    def told(self, split: str) -> list[str]:
+        """List what people wrote of the pictures of a split."""
+        records = [record for source in self._sources.values() for record in source.records]
+        return [caption for r in records if r.split == split for caption in r.captions]
+
+    def embedded(self, pictures: PictureSet) -> Embedded:
+        """Add the sentence embeddings of every picture's captions."""
+        name = self.recipe.backbones.sentences
+        open_sentences = self.learner.backbones.sentences
+        folder = self.features_folder
+        with self.team.first_goes_first():
+            said = embed_captions(pictures.captions, open_sentences, name, folder)
+        return Embedded(pictures, said)
+
+    def center(self) -> Tensor:
+        """Return the mean frame embedding of the training pictures, [D]."""
+        frames = np.concatenate([cached.training_frames() for cached in self.features.values()])
+        return torch.from_numpy(frames.mean(0))
+
+    @torch.no_grad()
+    def background(self) -> Tensor:
+        """Return the keys of a seeded sample of training pictures, [BACKGROUND, K]."""
+        key: PictureKey = self.learner.picture_key
+        chosen = self.pictures.draw(np.random.default_rng(self.recipe.seed), BACKGROUND)
+        patches, _ = self.pictures.whole(chosen)
+        return torch.cat([key(batch) for batch in patches[:, 0].split(64)])
+
+
+def joined(sets: list[PictureSet], what: str) -> PictureSet:
+    """Join sets of pictures.
+
+    Raises:
+        DatasetError: there is no picture in them; the message calls them ``what``.
+    """
+    total = sets[0]
+    for pictures in sets[1:]:
+        total = total + pictures
+    if not len(total):
+        raise DatasetError(f"data: there is no {what} picture; add data")
+    return total
