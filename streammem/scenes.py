@@ -41,7 +41,7 @@ class SceneFinder:
     """Takes every decoded frame of one source; gives each scene once nothing can change it.
 
     What it holds is bounded: a scene settles when SceneTilling on the samples does, so at most
-    ``max_lag`` + ``flash_frames`` + 4 samples, and the times of the frames between them.
+    ``max_lag`` + ``flash_frames`` + 5 samples, and time and score of the frames between them.
 
     Args:
         model: whose encoder judges.
@@ -57,6 +57,7 @@ class SceneFinder:
         self._samples: list[int] = []  # their frames' numbers
         self._scores: list[scenetilling.Score] = []  # one a gap
         self._changes: list[signature.Change] = []
+        self._frame_scores: list[scenetilling.Score] = []
         self._boundaries: list[scenetilling.Boundary] = []
         self._scene = scenetilling.initial(model.scenes)
         self._cut_at, self._start, self._number = -1, 0.0, 0
@@ -87,8 +88,7 @@ class SceneFinder:
         """
         if not self._num_frames:
             return ()
-        self._signed, changes = signature.flush(self._signed, self._config)
-        self._changes += changes
+        self._note(signature.flush(self._signed, self._config))
         self._keep(scenetilling.flush(self._scene, self._model.scenes))
         settled = self._settled(last=True)
         until = self._end if end is None else end
@@ -98,8 +98,12 @@ class SceneFinder:
         rows, columns = signature.PLANE
         plane = Image.fromarray(frame.pixels).resize((columns, rows), Image.Resampling.BOX)
         described = signature.signature(np.asarray(plane))
-        self._signed, changes = signature.push(self._signed, described, self._config)
-        self._changes += changes
+        self._note(signature.push(self._signed, described, self._config))
+
+    def _note(self, pushed: signature.Pushed) -> None:
+        self._signed = pushed.state
+        self._changes += pushed.changes
+        self._frame_scores += pushed.scores
 
     def _keep(self, pushed: scenetilling.Pushed) -> None:
         self._scene = pushed.state
@@ -131,7 +135,7 @@ class SceneFinder:
         until = self._samples[after] if after < len(self._samples) else math.inf
         changes = [change for change in self._changes if change.frame <= until]
         at = [replace(b, index=after - 1) for b in self._boundaries if b.index == self._gap]
-        joined = signature.join(changes, at, self._scores, self._samples)
+        joined = signature.join(changes, at, self._scores, self._samples, self._frame_scores)
         return [change for change in joined if change.frame > self._cut_at]
 
     def _closed(self, change: signature.Change) -> Segment:
@@ -149,9 +153,10 @@ class SceneFinder:
         del self._samples[:gone], self._scores[:gone]
         self._boundaries = [b for b in self._boundaries if b.index >= self._gap]
         self._changes = [c for c in self._changes if c.frame > self._samples[0]]
-        if self._gap - self._first < len(self._samples):
-            at = self._samples[self._gap - self._first]
-            del self._times[: at - self._num_frames + len(self._times)]
+        # A boundary where the next gap begins may be placed anywhere in the gap before.
+        past = self._samples[self._gap - self._first - 1]
+        self._frame_scores = [s for s in self._frame_scores if s.frame > past]
+        del self._times[: past - self._num_frames + len(self._times)]
 
 
 def find_scenes(

@@ -29,6 +29,9 @@ CONTRAST = 20.0  # of the layout, in grey levels over its 48 cells, below which 
 # A hard cut changes the picture at least twice as much as each of the two frames before and after
 # do; the frames of a dissolve or a fade change it about equally.
 REACH, SHARPNESS = 2, 0.5
+# Cosines of embeddings: of the samples beside a cut, from which on it goes; and the least around a
+# gradual change, likewise. Raising them vetoes less.
+SAME_SCENE, NO_CHANGE = 0.7, 0.55
 LUMA = np.array([0.299, 0.587, 0.114])  # BT.601
 
 
@@ -155,10 +158,17 @@ class ChangeState:
 
 
 class Pushed(NamedTuple):
-    """The state to push to next, and the changes that are settled now, in order of frames."""
+    """The state to push to next, and what is settled now, in order of frames.
+
+    Attributes:
+        changes: none is ever taken back.
+        scores: of neighbouring frames, without gaps from call to call; a change is settled no
+            sooner than the scores up to it.
+    """
 
     state: ChangeState
     changes: tuple[Change, ...]
+    scores: tuple[Score, ...]
 
 
 def initial(config: ChangeConfig, offset: int = 0) -> ChangeState:
@@ -201,8 +211,8 @@ def flush(state: ChangeState, config: ChangeConfig) -> Pushed:
     fine_config, coarse_config = _tilings(config)
     fine = scenetilling.flush(state.fine, fine_config)
     coarse = scenetilling.flush(state.coarse, coarse_config)
-    ended, changes = _decide(state, fine, coarse, config, last=True)
-    return Pushed(initial(config, ended.offset + ended.frames), changes)
+    ended, changes, settled = _decide(state, fine, coarse, config, last=True)
+    return Pushed(initial(config, ended.offset + ended.frames), changes, settled)
 
 
 def join(
@@ -210,24 +220,22 @@ def join(
     boundaries: Sequence[Boundary],
     scores: Sequence[Score],
     sample_frames: Sequence[int],
-    *,
-    same_scene: float = 0.7,
-    no_change: float = 0.55,
+    frame_scores: Sequence[Score] = (),
 ) -> tuple[Change, ...]:
     """Let embeddings judge what signatures saw, and add what only embeddings see.
 
     A cut between two samples that look alike to the encoder is a light, a jerk or a flash, and a
     gradual change that none of the three gaps around it shows is a pan: they go. A boundary of
-    the embeddings is a change of its own only where signatures saw none within one sample.
+    the embeddings is a change of its own only where signatures saw none within one sample; it is
+    placed where the signature changed most between the two samples, however little that was.
 
     Args:
         changes: from ``push`` and ``flush``, in order.
         boundaries: SceneTilling's on embeddings, in order; of those, only cuts count.
         scores: SceneTilling's on the same embeddings, without gaps, from the first on.
         sample_frames: number of the decoded frame of each embedding, ascending.
-        same_scene: in [-1, 1], cosine of the samples before and after a cut from which on it
-            goes. Raising it vetoes less.
-        no_change: in [-1, 1], the same for the least cosine around a gradual change.
+        frame_scores: from ``push`` and ``flush``, in order, of all frames between the samples of
+            each boundary; without them a boundary is placed at its second sample.
 
     Returns:
         Changes in order of frames.
@@ -238,7 +246,7 @@ def join(
         cut = change.kind == "cut"
         around = scores[gap : gap + 1] if cut else scores[max(0, gap - 1) : gap + 2]
         least = min((score.similarity for score in around), default=-1.0)
-        if least < (same_scene if cut else no_change):
+        if least < (SAME_SCENE if cut else NO_CHANGE):
             kept.append(change)
     frames = [change.frame for change in kept]
     for boundary in boundaries:
@@ -247,7 +255,8 @@ def join(
         first = sample_frames[max(0, boundary.index - 2)]
         last = sample_frames[min(len(sample_frames) - 1, boundary.index + 1)]
         if bisect.bisect_right(frames, first) == bisect.bisect_right(frames, last):
-            kept.append(Change(sample_frames[boundary.index], boundary.depth, "gradual"))
+            ends = sample_frames[boundary.index - 1], sample_frames[boundary.index]
+            kept.append(Change(_place(frame_scores, *ends), boundary.depth, "gradual"))
     return tuple(sorted(kept, key=lambda change: change.frame))
 
 
@@ -295,9 +304,7 @@ def _decide(
         near = [cut for cut in cuts if start - margin < cut.index <= end + margin]
         sharp = [cut for cut in near if _is_sharp(cut, scores)]
         if gradual[0] is not None and not sharp:
-            changed = [score for score in scores if start < score.frame <= end]
-            place = min(changed, key=lambda score: score.similarity).frame
-            changes.append(Change(place, gradual[0], "gradual"))
+            changes.append(Change(_place(scores, start, end), gradual[0], "gradual"))
         changes += [_cut(cut) for cut in sharp if start < cut.index <= end]
         gradual, done = gradual[1:], done + 1
     if last:  # the frames after the last sample
@@ -315,7 +322,15 @@ def _decide(
             gradual=gradual,
         ),
         tuple(replace(change, frame=change.frame + state.offset) for change in changes),
+        tuple(score._replace(frame=score.frame + state.offset) for score in fine.scores),
     )
+
+
+def _place(scores: Sequence[Score], start: int, end: int) -> int:
+    """The frame in (start, end] before which the picture changed most; ``end`` if none is known."""
+    first, last = (bisect.bisect_right(scores, at, key=lambda s: s.frame) for at in (start, end))
+    changed = scores[first:last]
+    return min(changed, key=lambda score: score.similarity).frame if changed else end
 
 
 def _cut(boundary: Boundary) -> Change:

@@ -11,6 +11,7 @@ from streammem.errors import BackboneError, ConfigError
 from streammem.scenetilling import Boundary, Score
 from streammem.signature import (
     PLANE,
+    SAME_SCENE,
     WIDTH,
     Change,
     ChangeConfig,
@@ -59,10 +60,10 @@ def run(signatures, config=CONFIG, sizes=(10**6,)):
     state, changes, at, number = initial(config), [], 0, 0
     while at < len(signatures):
         size = sizes[number % len(sizes)]
-        state, new = push(state, signatures[at : at + size], config)
+        state, new, _ = push(state, signatures[at : at + size], config)
         changes += new
         at, number = at + size, number + 1
-    state, new = flush(state, config)
+    state, new, _ = flush(state, config)
     return state, changes + list(new)
 
 
@@ -107,7 +108,7 @@ def test_the_future_never_changes_a_settled_change():
     past = sign(shot(rng, a, 60), mixed(rng, a, b, 20), shot(rng, b, 60), shot(rng, c, 60))
     state, settled = initial(CONFIG), []
     for row in past:
-        state, new = push(state, row, CONFIG)
+        state, new, _ = push(state, row, CONFIG)
         settled += new
     assert len(settled) == 2
     for future in (shot(rng, c, 80), shot(rng, a, 80), mixed(rng, c, b, 80)):
@@ -206,10 +207,10 @@ def test_a_cut_after_the_last_sample_is_told_by_flush():
 def test_flush_is_idempotent_and_numbers_go_on_after_it():
     rng = np.random.default_rng(5)
     once, _ = run(sign(shot(rng, place(rng), 33)))
-    twice, nothing = flush(once, CONFIG)
-    assert nothing == () and twice.offset == once.offset == 33
+    twice, *nothing = flush(once, CONFIG)
+    assert nothing == [(), ()] and twice.offset == once.offset == 33
     more = sign(shot(rng, place(rng), 60), shot(rng, place(rng), 60))
-    state, changes = push(once, more, CONFIG)
+    state, changes, _ = push(once, more, CONFIG)
     assert frames_of([*changes, *flush(state, CONFIG).changes]) == [(93, "cut")]
 
 
@@ -263,7 +264,8 @@ def test_join_drops_a_cut_between_samples_that_look_alike():
     scores = [Score(1, 0.9, 0.0), Score(2, 0.95, 0.0), Score(3, 0.1, 1.5), Score(4, 0.9, 0.0)]
     boundaries = [Boundary(3, 1.5, "cut")]
     assert join(changes, boundaries, scores, [0, 12, 24, 36, 48]) == (changes[1],)
-    assert join(changes, boundaries, scores, [0, 12, 24, 36, 48], same_scene=0.91) == tuple(changes)
+    less_alike = [Score(1, SAME_SCENE - 0.01, 0.0), *scores[1:]]
+    assert join(changes, boundaries, less_alike, [0, 12, 24, 36, 48]) == tuple(changes)
 
 
 def test_join_looks_at_the_gap_of_a_cut_alone():
@@ -289,6 +291,32 @@ def test_join_adds_a_boundary_that_only_embeddings_see_within_one_sample(frame):
     added = () if 20 < frame <= 50 else (Change(40, 1.2, "gradual"),)
     assert joined == tuple(sorted((change, *added), key=lambda change: change.frame))
     assert join([], [], scores, samples) == ()
+
+
+@pytest.mark.parametrize("cut", range(31, 41))
+def test_a_boundary_that_only_embeddings_see_is_placed_where_the_signature_changed_most(cut):
+    samples = [0, 10, 20, 30, 40, 50]
+    scores = [Score(number, 0.5, 0.5) for number in range(1, 6)]
+    likeness = dict.fromkeys(range(1, 51), 0.999) | {30: 0.5, cut: 0.998, 41: 0.5}
+    frame_scores = [Score(frame, value, 0.0) for frame, value in likeness.items()]
+    (placed,) = join([], [Boundary(4, 1.2, "cut")], scores, samples, frame_scores)
+    assert placed == Change(cut, 1.2, "gradual")
+
+
+def test_scores_of_frames_come_one_by_one_as_all_at_once_and_numbered_after_a_flush():
+    rng = np.random.default_rng(11)
+    signatures = sign(shot(rng, place(rng), 40), shot(rng, place(rng), 40))
+    state, told = initial(CONFIG), []
+    for part in np.split(signatures, range(1, 50)):
+        state, changes, scores = push(state, part, CONFIG)
+        told += scores
+        assert all(change.frame <= told[-1].frame for change in changes)
+    state, _, scores = flush(state, CONFIG)
+    told += scores
+    assert [score.frame for score in told] == list(range(1, 80))
+    assert min(told, key=lambda score: score.similarity).frame == 40
+    state, _, _ = push(state, signatures[:30], CONFIG)
+    assert [score.frame for score in flush(state, CONFIG).scores][-1] == 109
 
 
 def test_join_keeps_what_lies_outside_the_samples():
