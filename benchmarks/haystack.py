@@ -43,7 +43,7 @@ def haystack(model: VideoModel, plots: Path | None) -> dict[str, Any]:
             str(length): depths(length, keys, pictures, words, asked) for length in LENGTHS
         }
     if plots:
-        _plot(found, plots / "needle.png")
+        _plot(found, plots / "needles.png")
     return found
 
 

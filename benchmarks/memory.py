@@ -135,7 +135,10 @@ def hours_of(model: VideoModel, hours: float) -> dict[str, Any]:
             start_mb = rss_mb()
             costs = stream(session, pictures, hours * 60)
             end_mb, rows, key_bytes = rss_mb(), len(session.cache), session.cache.num_bytes()
-        total = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+        total = bytes_in(path)
+        with Session(replayed, config, Path(folder, "empty.mem")):
+            pass
+        fixed = bytes_in(Path(folder, "empty.mem"))
         frames = sum(f.stat().st_size for f in (path / KEYFRAMES).iterdir())
     without = stream(Session(replayed, SessionConfig(still=0, retrieved=0)), pictures, 20)
     gained, half = slope(costs)
@@ -152,8 +155,10 @@ def hours_of(model: VideoModel, hours: float) -> dict[str, Any]:
         "rss_start_mb": round(start_mb),
         "rss_end_mb": round(end_mb),
         "cache_mb": round(key_bytes / 1e6, 1),
-        "disk_mb_an_hour": round((total - frames) / hours / 1e6, 2),
-        "disk_with_keyframes_mb_an_hour": round(total / hours / 1e6, 2),
+        "disk_fixed_mb": round(fixed / 1e6, 3),
+        "disk_mb_an_hour": round((total - frames - fixed) / hours / 1e6, 2),
+        "disk_with_keyframes_mb_an_hour": round((total - fixed) / hours / 1e6, 2),
+        "disk_bytes_a_segment": round((total - frames - fixed) / len(costs)),
         "frame_encode_ms": round(encode_ms, 2),
         "segment_without_memory_ms": mean_ms(without),
     }
@@ -248,6 +253,10 @@ def per_frame(costs: Sequence[Cost]) -> float:
 
 def mean_ms(costs: Sequence[Cost]) -> float:
     return round(1_000 * float(np.mean([c.cpu_s for c in costs])), 2)
+
+
+def bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def rss_mb() -> float:

@@ -22,7 +22,7 @@ from streammem.evaluation.datasets import (
     read_photos,
     read_picture,
 )
-from streammem.evaluation.streams import KINDS, Question, Stream, check_enough, compose, words_of
+from streammem.evaluation.streams import KINDS, Stream, bm25, check_enough, compose
 from streammem.memory.abstain import FALSE_SIGHTINGS, normalise, threshold
 from streammem.memory.cache import CacheConfig, MemoryCache
 from streammem.memory.entry import Entry
@@ -334,9 +334,9 @@ def _controls(album: Album, model: Rememberer) -> dict[str, Any]:
         asked = np.asarray(model.sentences.encode([q.text for q in run.stream.questions]))
         return _top(asked @ album.said_sentences[_photos(run)].T)
 
-    def bm25(run: Run) -> np.ndarray:
+    def words(run: Run) -> np.ndarray:
         said = [album.said[photo] for photo in run.stream.scenes]
-        return _top(np.stack([_bm25(said, q) for q in run.stream.questions]))
+        return _top(np.stack([bm25(said, q.text) for q in run.stream.questions]))
 
     def blind(run: Run) -> np.ndarray:
         return _top(np.random.default_rng(0).random((len(run.keys), len(run.stream.scenes))))
@@ -345,7 +345,7 @@ def _controls(album: Album, model: Rememberer) -> dict[str, Any]:
         "blind": blind,
         f"last {LAST}": lambda run: only(run, np.arange(len(run.stream.scenes))[-LAST:]),
         f"uniform {UNIFORM}": uniform,
-        "captions, BM25": bm25,
+        "captions, BM25": words,
         "captions, sentences": sentences,
         "without text keys": lambda run: _top(visual(run)),
         # Its scenes at the places of ours.
@@ -353,20 +353,6 @@ def _controls(album: Album, model: Rememberer) -> dict[str, Any]:
             np.roll(visual(run), len(run.stream.scenes) // 2, axis=1)
         ),
     }
-
-
-def _bm25(said: Sequence[str], question: Question) -> np.ndarray:
-    """Score captions [N]. Source: Robertson and Zaragoza 2009, with k1 1.2 and b 0.75."""
-    documents = [words_of(text) for text in said]
-    lengths = np.array([len(words) for words in documents])
-    relative = 0.25 + 0.75 * lengths / max(1.0, lengths.mean())
-    scores = np.zeros(len(said))
-    for word in set(words_of(question.text)):
-        counts = np.array([words.count(word) for words in documents])
-        having = np.count_nonzero(counts)
-        weight = np.log(1 + (len(said) - having + 0.5) / (having + 0.5))
-        scores += weight * counts * 2.2 / (counts + 1.2 * relative)
-    return scores
 
 
 def _photos(run: Run) -> np.ndarray:

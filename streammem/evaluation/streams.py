@@ -156,6 +156,23 @@ def words_of(text: str) -> tuple[str, ...]:
     return tuple(_stem(SYNONYMS.get(word, word)) for word in words if word not in STOP_WORDS)
 
 
+def bm25(said: Sequence[str], text: str) -> np.ndarray:
+    """Score captions against a text by their words, [N].
+
+    Source: Robertson and Zaragoza 2009, with k1 1.2 and b 0.75.
+    """
+    documents = [words_of(text) for text in said]
+    lengths = np.array([len(words) for words in documents])
+    relative = 0.25 + 0.75 * lengths / max(1.0, lengths.mean())
+    scores = np.zeros(len(said))
+    for word in set(words_of(text)):
+        counts = np.array([words.count(word) for words in documents])
+        having = np.count_nonzero(counts)
+        weight = np.log(1 + (len(said) - having + 0.5) / (having + 0.5))
+        scores += weight * counts * 2.2 / (counts + 1.2 * relative)
+    return scores
+
+
 class _Maker:
     """Makes questions of each kind about one sequence of scenes."""
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from streammem.errors import BackboneError, ConfigError
+from streammem.evaluation.answers import Answering, evaluate_answers
 from streammem.evaluation.captions import Captioner, evaluate_captions
 from streammem.evaluation.datasets import Options
 from streammem.evaluation.memory import Rememberer, evaluate_memory
@@ -11,6 +12,7 @@ from streammem.evaluation.retrieval import KeyEncoder, evaluate_retrieval
 
 # What the model must offer, and what evaluates it.
 SUITES: dict[str, tuple[type, Any]] = {
+    "answers": (Answering, evaluate_answers),
     "captions": (Captioner, evaluate_captions),
     "memory": (Rememberer, evaluate_memory),
     "retrieval": (KeyEncoder, evaluate_retrieval),
@@ -23,7 +25,8 @@ def run(suite: str, folder: Path, model: object, options: Options) -> dict[str, 
     Args:
         suite: a key of ``SUITES``.
         folder: the suite's data; see ``read_photos``.
-        model: offers ``Captioner``, ``KeyEncoder`` or ``Rememberer``, whichever the suite needs.
+        model: offers ``Answering``, ``Captioner``, ``KeyEncoder`` or ``Rememberer``, whichever
+            the suite needs.
         options: see ``Options``.
 
     Returns:

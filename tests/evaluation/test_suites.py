@@ -8,12 +8,18 @@ from streammem.errors import BackboneError, ConfigError
 from streammem.evaluation.datasets import Options
 from streammem.evaluation.suites import SUITES, run
 
+from .test_answers import Oracle as Answering
 from .test_captions import Oracle as Captioner
 from .test_memory import Oracle as Rememberer
 from .test_retrieval import Oracle as KeyEncoder
 
-MODELS = {"captions": Captioner, "memory": Rememberer, "retrieval": KeyEncoder}
-FOLDERS = {"memory": ("farm_folder", 40)}  # composing a stream takes more photos than five
+MODELS = {
+    "answers": Answering, "captions": Captioner, "memory": Rememberer, "retrieval": KeyEncoder,
+}  # fmt: skip
+FOLDERS = {
+    "answers": ("farm_folder", 40),
+    "memory": ("farm_folder", 40),
+}  # composing a stream takes more photos than five
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -27,7 +33,9 @@ def test_every_suite_prints_one_object_and_nothing_on_stdout(suite, request, cap
 
 
 def test_an_unknown_suite_and_a_model_that_cannot_are_clear_errors(photo_folder):
-    with pytest.raises(ConfigError, match="no such suite; known: captions, memory, retrieval"):
+    with pytest.raises(
+        ConfigError, match="no such suite; known: answers, captions, memory, retrieval"
+    ):
         run("songs", photo_folder, Captioner(), Options())
     with pytest.raises(BackboneError, match="retrieval: needs a KeyEncoder"):
         run("retrieval", photo_folder, Captioner(), Options())

@@ -236,6 +236,15 @@ def test_search_is_exact_against_brute_force():
     assert [hit.entry.segment for hit in cache.related(key, 10)] == best
 
 
+def test_rows_of_many_keys_do_not_crowd_out_the_others():
+    question = unit(1, seed=1234)[0]
+    cache = MemoryCache(config())
+    for segment, cosine in enumerate([0.9, 0.8, 0.7]):
+        keys = np.stack([near(question, cosine, 9 * segment + n) for n in range(4)])
+        cache.append(make(segment, keys))
+    assert [hit.entry.segment for hit in cache.search(question, 3)] == [0, 1, 2]
+
+
 def test_an_empty_cache_finds_nothing():
     cache = MemoryCache(config())
     assert cache.search(unit(1)[0], 3) == cache.related(unit(1)[0], 3) == ()
