@@ -55,7 +55,7 @@ def _add_eval(commands: Any) -> None:
         "streammem eval retrieval flickr8k --limit 300 --json figures.json",
     )
     add = parser.add_argument
-    add("suite", help="captions or retrieval")
+    add("suite", help="captions, retrieval, memory or answers")
     add("folder", type=Path, help="data folder: images/ and captions.jsonl")
     add("--split", default="val")
     add("--model", default="streammem-tiny")
