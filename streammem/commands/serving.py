@@ -190,7 +190,7 @@ def require(extra: str, *packages: str) -> None:
 
 def _known(group: ExceptionGroup) -> Exception:
     """Return the error of ours that a group of tasks ended with, else the group."""
-    ours = group.subgroup(StreammemError)
+    ours: Exception | None = group.subgroup(StreammemError)
     while isinstance(ours, ExceptionGroup):
         ours = ours.exceptions[0]
     return ours or group
