@@ -274,7 +274,7 @@ class VideoModel:
 
 
 def spread(count: int, most: int) -> list[int]:
-    """Choose at most ``most`` of ``count`` frames, evenly, first and last too; one is the middle."""
+    """Choose at most ``most`` of ``count`` frames, evenly, first and last too; one: the middle."""
     if count <= most:
         return list(range(count))
     if most == 1:
