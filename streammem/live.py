@@ -68,7 +68,7 @@ class _Watching:
         options = self._options
         drop = options.drop or ("oldest" if self._live else "never")
         self._speaker = (
-            Speaker(self._session.model, self._session.config, options.on_text)
+            Speaker(self._session.model, self._session.config, options.on_text, warm=self._live)
             if options.speak
             else None
         )

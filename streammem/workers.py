@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
+import torch
+
+from streammem.backbones.sampling import GenerationConfig
 from streammem.errors import SourceError
 from streammem.longscene import Span
 from streammem.model import StreamModel
@@ -155,6 +158,12 @@ class Said(NamedTuple):
 class Speaker:
     """Generates captions in a thread of its own, in the order in which they are asked for.
 
+    Args:
+        model: what speaks.
+        config: how captions are asked for and decoded.
+        on_text: called in that thread with each piece of a caption.
+        warm: open the language model at once, and not for the first caption.
+
     Attributes:
         silence: a lock; whoever holds it keeps the speaker from its next word.
         cpu_s: seconds that its thread has computed.
@@ -166,8 +175,11 @@ class Speaker:
         model: StreamModel,
         config: SessionConfig,
         on_text: Callable[[Segment, str], None] | None,
+        *,
+        warm: bool = False,
     ) -> None:
         self._model, self._config, self._on_text = model, config, on_text
+        self._warm = warm
         self._jobs: queue.Queue[Span | None] = queue.Queue()
         self._said: queue.Queue[Said | BaseException] = queue.Queue()
         self._waiting: deque[Span] = deque()
@@ -188,8 +200,11 @@ class Speaker:
         self._jobs.put(span)
 
     def skip(self, most: int) -> None:
-        """Give up the oldest stretches that are not begun, until fewer than ``most`` wait."""
-        while self._jobs.qsize() >= most:
+        """Give up the oldest stretches that are not begun, until only ``most`` are to be said.
+
+        The one that is being said, or that an idle speaker is about to begin, is among them.
+        """
+        while len(self._waiting) - self._said.qsize() > most:
             try:
                 span = self._jobs.get_nowait()
             except queue.Empty:  # it has been begun meanwhile
@@ -222,11 +237,21 @@ class Speaker:
 
     def _run(self) -> None:
         try:
+            if self._warm:
+                self._warm_up()
             while (span := self._jobs.get()) is not None and not self._stop.is_set():
                 self._said.put(self._say(span))
                 self.cpu_s = time.thread_time()
         except BaseException as error:  # noqa: BLE001, carried to the caller with its traceback
             self._said.put(error)
+
+    def _warm_up(self) -> None:
+        """Say a word that nobody hears: the first takes seconds, in which a scene would wait."""
+        with self.silence:
+            blank = torch.zeros(self._model.token_shape)
+            prompt = self._model.caption_prompt(blank, self._config.instruction)
+            for _ in self._model.stream(prompt, GenerationConfig(max_new_tokens=1)):
+                pass
 
     def _say(self, span: Span) -> Said:
         began = 0.0

@@ -4,12 +4,14 @@ import json
 import os
 import re
 import signal
-import threading
+from functools import partial
 
 import pytest
 
 from benchmarks.rtsp_server import RtspCamera, encode
+from streammem.commands import watching
 from streammem.commands.watching import Lines
+from streammem.types import Caption, Stats, Warning
 from streammem.video import live_source
 from tests.commands import QUICK, SRT_CUE, events
 from tests.tiny import film
@@ -23,17 +25,39 @@ def units():
 
 
 @pytest.fixture
-def signalled(monkeypatch):
-    """Send this process a signal once a file that is written has something in it."""
-    timers = []
+def meanwhile(monkeypatch):
+    """Take steps while `watch` runs: each after the first event of its kind since the last one."""
 
-    def send(number, after_s):
-        timers.append(threading.Timer(after_s, os.kill, (os.getpid(), number)))
-        timers[-1].start()
+    def plan(*steps):
+        waiting, show = list(steps), watching._Output.show
 
-    yield send
-    for timer in timers:
-        timer.join()
+        def shown(out, event, wall_zero, source):
+            show(out, event, wall_zero, source)
+            if waiting and waiting[0][0](event):
+                waiting.pop(0)[1]()
+
+        monkeypatch.setattr(watching._Output, "show", shown)
+
+    return plan
+
+
+def is_caption(event):
+    return isinstance(event, Caption)
+
+
+def is_stats(event):
+    return isinstance(event, Stats)
+
+
+def is_back(event):
+    return isinstance(event, Warning) and "is back" in event.message
+
+
+def kill(number):
+    return partial(os.kill, os.getpid(), number)
+
+
+TERMINATE = kill(signal.SIGTERM)
 
 
 def test_watch_captions_a_file_and_ends_with_it(run, video):
@@ -42,10 +66,10 @@ def test_watch_captions_a_file_and_ends_with_it(run, video):
     assert {e["type"] for e in events(out)} == {"caption"}
 
 
-def test_what_a_live_source_shows_has_the_time_of_day(run, units, signalled):
+def test_what_a_live_source_shows_has_the_time_of_day(run, units, meanwhile):
+    meanwhile((is_stats, int), (is_caption, TERMINATE))
     with RtspCamera(units, speed=20.0) as camera:
-        signalled(signal.SIGTERM, 1.5)
-        code, out, err = run("watch", camera.url, "--format", "jsonl", "--stats", "1s", *QUICK)
+        code, out, err = run("watch", camera.url, "--format", "jsonl", "--stats", "0.1s", *QUICK)
     assert code == 0, err
     shown = events(out)
     captions = [e for e in shown if e["type"] == "caption"]
@@ -58,48 +82,44 @@ def test_what_a_live_source_shows_has_the_time_of_day(run, units, signalled):
 
 
 def test_sigterm_flushes_and_ends_well_and_an_interrupt_ends_with_130(
-    run, units, signalled, tmp_path
+    run, units, meanwhile, tmp_path
 ):
     for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
         path = tmp_path / f"{number}.srt"
+        meanwhile((is_caption, kill(number)))
         with RtspCamera(units, speed=20.0) as camera:
-            signalled(number, 1.0)
             done, _, err = run("watch", camera.url, "--format", "srt", "-o", path, *QUICK)
         assert done == code, err
         assert SRT_CUE.findall(path.read_text())
         assert "Traceback" not in err
 
 
-def test_sighup_makes_the_output_anew(run, units, signalled, tmp_path):
-    path = tmp_path / "a.jsonl"
+def test_sighup_makes_the_output_anew(run, units, meanwhile, tmp_path):
+    path, moved = tmp_path / "a.jsonl", tmp_path / "moved.jsonl"
 
     def move():
-        path.rename(tmp_path / "moved.jsonl")
+        path.rename(moved)
         os.kill(os.getpid(), signal.SIGHUP)
 
-    timers = [threading.Timer(1.0, move)]
-    timers[0].start()
+    meanwhile((is_stats, move), (is_stats, TERMINATE))
     with RtspCamera(units, speed=20.0) as camera:
-        signalled(signal.SIGTERM, 2.0)
         code, *_ = run(
             "watch", camera.url, "--format", "jsonl", "-o", path, "--stats", "0.1s", *QUICK
         )
-    timers[0].join()
     assert code == 0
-    for name in ("a.jsonl", "moved.jsonl"):
-        assert all(json.loads(line) for line in (tmp_path / name).open())
+    for file in (path, moved):
+        assert [json.loads(line)["type"] for line in file.open()]
 
 
 def test_a_camera_that_breaks_off_is_got_back_and_the_memory_keeps_no_password(
-    run, units, signalled, tmp_path, monkeypatch
+    run, units, meanwhile, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(live_source, "BACK_OFF_S", (0.02, 0.05))
     metrics = tmp_path / "metrics.prom"
     with RtspCamera(units, speed=20.0, password="s3cret") as camera:
-        threading.Timer(0.5, camera.drop).start()
-        signalled(signal.SIGTERM, 2.0)
+        meanwhile((is_caption, camera.drop), (is_back, int), (is_stats, TERMINATE))
         code, out, err = run(
-            "watch", camera.url, "--memory", tmp_path / "kept", "--stats", "0.5s",
+            "watch", camera.url, "--memory", tmp_path / "kept", "--stats", "0.1s",
             "--metrics", metrics, *QUICK,
         )  # fmt: skip
     assert code == 0

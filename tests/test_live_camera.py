@@ -12,11 +12,12 @@ import torch
 from streammem.alerts import AlertConfig, Alerts
 from streammem.errors import ConfigError
 from streammem.live import WatchOptions, watch
+from streammem.longscene import Span
 from streammem.scenetilling import SceneTillingConfig
 from streammem.session import Session
 from streammem.session_config import SessionConfig
 from streammem.types import Alert, Answer, Caption, Frame, Segment, Stats, Warning
-from streammem.workers import LIVE_FRAMES_AHEAD
+from streammem.workers import LIVE_FRAMES_AHEAD, Speaker
 from tests.sessions import SHORT
 from tests.tiny import film, moving_square, talkative_language, tiny_model
 
@@ -162,6 +163,37 @@ def test_speech_never_holds_up_perception_and_skipped_captions_are_counted():
     assert stats.captions_skipped + len(captions) == len(segments)
     assert captions[-1].segment == segments[-1].id  # the newest is said
     assert stats.caption_lag_s > 0
+
+
+def test_the_language_model_is_opened_before_the_first_frame_comes():
+    opened = threading.Event()
+
+    def open_language():
+        opened.set()
+        return talkative_language()
+
+    session = Session(tiny_model(open_language=open_language), SessionConfig(caption=SHORT))
+    assert list(watch(session, Camera(FILM[:4], {0: opened})))  # the camera waits for it
+
+
+def test_one_is_said_one_waits_and_a_newer_one_takes_its_place():
+    gate = threading.Event()
+    model = tiny_model(open_language=lambda: Slow(gate))
+    speaker = Speaker(model, SessionConfig(caption=SHORT), None)
+    spans = [
+        Span(Segment(k, k, k + 1.0, None, "cut"), model.initial_memory(), OTHER_KEY[None], 0.0)
+        for k in range(4)
+    ]
+    skipped = []
+    for span in spans:  # as if they closed at once, before the speaker has begun any
+        speaker.skip(1)
+        speaker.submit(span)
+        skipped.append(speaker.num_skipped)
+    gate.set()
+    said = [told.span for told in speaker.said(0)]
+    speaker.stop()
+    assert skipped == [0, 0, 1, 2]
+    assert len(said) == 2 and said[-1] is spans[-1]
 
 
 def test_captions_of_a_long_scene_tile_it_and_none_is_taken_back(model):

@@ -25,7 +25,9 @@ from streammem.video.container import (
 from streammem.video.live_source import STALL_S, WAIT_SLICE_S, Connection, Feed, LiveSource
 from streammem.video.sampling import Sampling
 
-POLL_S = 1.0  # an RTSP read gives up so often, to look whether it is to stop
+# An RTSP read gives up so often, to look whether it is to stop. Giving up in the middle of a packet
+# costs the connection, so it is no time between the pictures of a slow camera, nor a part of one.
+POLL_S = 3.7
 DEVICE_FPS = 15  # frames a second that a screen is asked for; web cameras choose theirs
 # What is watched over HTTP if it states no duration; anything else is a file.
 ENDLESS_FORMATS = {"mpjpeg", "hls", "mpegts", "flv"}
@@ -35,6 +37,8 @@ _RTSP = {
     "flags": "low_delay",
     # Stamps of the camera's first minutes are not held back to guess a frame rate from.
     "analyzeduration": "500000",
+    # Nor is a camera of one picture in 10 s waited for: its first pictures tell enough.
+    "probesize": "100000",
 }
 _RTSP_TRANSPORTS = {"rtsp": "tcp", "rtsps": "tcp", "rtsp+udp": "udp"}
 

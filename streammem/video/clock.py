@@ -46,7 +46,7 @@ class StreamClock:
         """Place the next picture, in the order in which they are shown.
 
         Args:
-            pts: its time stamp, if it has one.
+            pts: its time stamp, if it has one; without, it is shown when it arrives.
             tick: seconds a unit of pts.
             duration: seconds that it is shown.
             arrived: seconds on a clock that never jumps.
@@ -60,7 +60,8 @@ class StreamClock:
         if self._wrap_bits == 0:
             time = since
         elif pts is None:
-            time = self._end
+            # A parser that was cut short by a time-out gives its picture without a stamp.
+            time = max(self._end, since) if self._real_time else self._end
         else:
             time = self._follow(pts, tick, arrived)
         self._time = max(self._time, time)

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 STALL_S = 20.0  # without any data: the connection is given up. A camera may send 1 frame in 10 s
 NO_PICTURE_S = 60.0  # data, but nothing that can be decoded
+# Keyframes without a good picture, after which the decoder is taken to be the wrong one: a stream
+# that changes its codec goes on under the old one's name until it is opened again.
+LOST_KEYFRAMES = 6
 BACK_OFF_S = (0.5, 30.0)  # before the first and, doubling, before any later attempt
 WAIT_SLICE_S = 0.05
 # After so many bits the stamps of a container begin again.
@@ -209,6 +212,7 @@ class LiveSource(SinglePass):
     ) -> Generator[av.VideoFrame, None, str | None]:
         """Give the good pictures until data ends (None) or is lost (why)."""
         heard = seen = self._passing.now()
+        num_lost = 0
         while not self.stopping:
             try:
                 for packet in container.demux(stream):
@@ -216,7 +220,8 @@ class LiveSource(SinglePass):
                     pictures = self._decoded(stream, packet)
                     yield from pictures
                     seen = heard if pictures else seen
-                    if heard - seen > NO_PICTURE_S:
+                    num_lost = 0 if pictures else num_lost + packet.is_keyframe
+                    if heard - seen > NO_PICTURE_S or num_lost >= LOST_KEYFRAMES:
                         return f"no picture for {heard - seen:.0f} s"
                     if self.stopping:
                         return None

@@ -3,6 +3,7 @@
 import io
 import threading
 from contextlib import contextmanager, suppress
+from fractions import Fraction
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -51,13 +52,17 @@ def serving(folder, pictures=()):
         thread.join()
 
 
-def write_stream(path, pictures, form="mpegts", fps=25, **options):
-    """Write a stream that a camera could send."""
+def write_stream(
+    path, pictures, form="mpegts", fps=25, codec="libx264", gop=25, stamps=None, **options
+):
+    """Write a stream that a camera could send; ``stamps`` are in frames."""
     with av.open(str(path), "w", format=form, options=options) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"g": "25", "bf": "0"})
+        stream = container.add_stream(codec, rate=fps, options={"g": str(gop), "bf": "0"})
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = "yuv420p"
-        for pixels in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        for number, pixels in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            frame.pts, frame.time_base = (stamps or range(len(pictures)))[number], Fraction(1, fps)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path

@@ -195,7 +195,8 @@ def test_another_resolution_is_taken_as_it_comes(camera):
     assert (53, 64, 3) in shapes  # 96 x 80, shrunk
 
 
-def test_stopping_ends_a_pass_that_waits(camera):
+def test_stopping_ends_a_pass_that_waits(camera, monkeypatch):
+    monkeypatch.setattr("streammem.video.cameras.POLL_S", 0.2)
     camera.loop, camera.speed = True, 10.0
     source = watched(camera)
     frames = iter(source)
