@@ -13,7 +13,7 @@ from torch import Tensor
 from streammem.memory.keysets import coverage, visual_keys
 from streammem.model import Scene, spread
 from streammem.openscene import BRIDGE_FRAMES, Held, places
-from streammem.session import Session
+from streammem.session import Session, confidence
 from streammem.types import Caption, Segment
 
 STILL_COSINE = 0.98  # as the cache's epsilon: what it takes for one still scene needs one caption
@@ -105,8 +105,8 @@ class LongScene:
             return self._session.add_caption(segment, text)
         self._unkept.append((segment, text))
         key = self._session.model.sentence_keys([text])[0]
-        confidence = round(float(np.clip((span.keys @ key).max(), 0.0, 1.0)), 3)
-        return Caption(segment.id, segment.start, segment.end, text, confidence)
+        sure = confidence(self._session.model, span.keys, key)
+        return Caption(segment.id, segment.start, segment.end, text, sure)
 
     def _is_still(self, keys: np.ndarray) -> bool:
         return self._said is not None and coverage(self._said, keys) >= STILL_COSINE

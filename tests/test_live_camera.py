@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from streammem.alerts import AlertConfig, Alerts
+from streammem.confidence import Certainty
 from streammem.errors import ConfigError
 from streammem.live import WatchOptions, watch
-from streammem.longscene import Span
+from streammem.longscene import LongScene, Span
 from streammem.scenetilling import SceneTillingConfig
-from streammem.session import Session
+from streammem.session import Session, confidence
 from streammem.session_config import SessionConfig
 from streammem.types import Alert, Answer, Caption, Frame, Segment, Stats, Warning
 from streammem.workers import LIVE_FRAMES_AHEAD, Speaker
@@ -313,6 +314,24 @@ def test_a_question_is_answered_while_perception_goes_on(model):
     assert answer.question == "What is there?"
     segments = [e for e in events if isinstance(e, Segment)]
     assert [s.id for s in segments] == list(range(len(segments)))
+
+
+def test_a_caption_of_an_open_scene_is_as_sure_as_one_of_a_closed_scene(model):
+    fitted = replace(model, certainty=Certainty((1.0, 0.5, -2.0, 3.0), 0.2))
+    session = Session(fitted)
+    for frame in film(("red", 8)):
+        session.push(frame)
+    keys = np.stack([held.key for held in session.state.held])
+    number = session.state.next_segment
+    span = Span(Segment(number, 0.0, 1.0, None, None), torch.zeros(0), keys[:1], 0.0)
+    open_one = LongScene(session, 5.0).told(span, "a square")
+    (closed,) = session.flush()
+    visual = session.cache.get(closed.id).visual_keys
+    expected = confidence(fitted, keys[:1], fitted.sentence_keys(["a square"])[0])
+    assert open_one.confidence == expected
+    assert session.add_caption(closed, "a square").confidence == confidence(
+        fitted, visual, fitted.sentence_keys(["a square"])[0]
+    )
 
 
 @pytest.mark.parametrize("options", [{"drop": "some"}, {"refresh_s": 0.0}, {"stats_s": -1.0}])
