@@ -101,7 +101,7 @@ async def test_pushed_pictures_are_watched_with_their_times(serving):
             )
             assert sent.status_code == 200, sent.text
             while client.rooms.session(path.rpartition("/")[2]).plan.inbox.waiting > 8:
-                await client.get("/healthz")
+                await anyio.lowlevel.checkpoint()  # a request would count against the rate
         await client.post(f"{path}/end")
         events = sse((await client.get(f"{path}/events")).text)
     segments = [content for _, kind, content in events if kind == "segment"]
