@@ -22,22 +22,23 @@ def write(video: Path, pictures: Iterable[np.ndarray]) -> None:
     unfinished.replace(video)
 
 
-def repeat(short: Path, video: Path, times: int) -> None:
-    """Join a video with itself, without encoding it again."""
+def join(parts: Iterable[Path], video: Path) -> None:
+    """Put videos that ``write`` made one after another, without encoding them again."""
     unfinished = video.with_name(f"{video.stem}.part{video.suffix}")
     with av.open(str(unfinished), "w") as target:
-        stream = None
-        for number in range(times):
-            with av.open(str(short)) as source:
+        stream, start = None, 0
+        for part in parts:
+            with av.open(str(part)) as source:
                 pictures = source.streams.video[0]
                 stream = stream or target.add_stream_from_template(pictures)
                 for packet in source.demux(pictures):
                     if packet.dts is None:
                         continue
-                    packet.pts += number * pictures.duration
-                    packet.dts += number * pictures.duration
+                    packet.pts += start
+                    packet.dts += start
                     packet.stream = stream
                     target.mux(packet)
+                start += pictures.duration
     unfinished.replace(video)
 
 

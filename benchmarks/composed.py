@@ -63,7 +63,9 @@ class Shot:
     last: int
 
 
-def compose(kind: str, half: int, *, data: Path, folder: Path, seconds: float = 60) -> Composed:
+def compose(
+    kind: str, half: int, *, data: Path, folder: Path, seconds: float = 60, seed: int = 0
+) -> Composed:
     """Write one video.
 
     Args:
@@ -72,11 +74,13 @@ def compose(kind: str, half: int, *, data: Path, folder: Path, seconds: float = 
         data: folder with ``clips`` and ``coco_mini``.
         folder: where the file goes; one that is there already is taken as it is.
         seconds: least length.
+        seed: of clips, lengths and places; each cuts the same material into another film.
     """
-    path = folder / f"{kind}-{half}-{seconds:g}s.mp4"
+    name = f"{kind}-{half}-{seconds:g}s" + (f"-{seed}" if seed else "")
+    path = folder / f"{name}.mp4"
     truth = path.with_suffix(".json")
     if not truth.exists():
-        rng = np.random.default_rng([KINDS.index(kind), half])
+        rng = np.random.default_rng([KINDS.index(kind), half, *([seed] if seed else [])])
         scenes = _photos(kind, half, data, rng)
         if kind in ("cuts", "dissolves", "fades", "flashes"):
             scenes = _clips(half, data, rng, flash=kind == "flashes")

@@ -1,8 +1,10 @@
-"""What a stream costs: an hour of 640x360 at 1 frame a second, on one thread.
+"""What a stream costs: an hour of 640x360 at 1 frame a second, perceived, captioned and stored.
 
-CPU seconds of the whole process, part by part; the parts run one after another here, so that none
-is charged for another. In use perception and speech run side by side. "segment" is what a push
-costs beyond encoding and the bridge: SceneTilling, keys, cache, keyframes.
+It runs as `streammem watch` does: one thread decodes, one perceives, one speaks, and numeric
+libraries get the threads that `streammem.threads` gives them. Parts are CPU seconds of their own
+thread; "segment" is what a push costs beyond encoding and the bridge: SceneTilling, keys, cache,
+keyframes; "other" is what no part accounts for, loading the model first of all. Seconds on the
+clock count from before the model is loaded.
 
 ``--plot`` draws the parts beside two bounds: decoding the same film with nothing else, and the
 floating-point work of encoder and words at the speed of a large matrix product.
@@ -20,42 +22,43 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from itertools import chain, cycle, islice
+from itertools import cycle, islice
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
 
-from benchmarks.clips import FPS, HEIGHT, WIDTH, letterboxed, repeat, write
+from benchmarks.clips import FPS, HEIGHT, WIDTH, join, letterboxed, write
 from benchmarks.encoder import PEAK_SIDE, in_turns, multiplications
 from benchmarks.machine import machine
 from streammem.backbones.vision import EfficientNetEncoder, open_net
 from streammem.backbones.weights import home, weights_path
 from streammem.checkpoint import load
-from streammem.live import MAX_SIDE
+from streammem.commands.opening import quiet_libraries
+from streammem.live import watch
 from streammem.model import VideoModel
 from streammem.scenes import for_keyframes
 from streammem.session import Session
 from streammem.session_config import SessionConfig
 from streammem.threads import limit_threads
-from streammem.types import Caption, Segment
-from streammem.video import open_source
+from streammem.types import Caption, Frame, Segment, Stats
+from streammem.video import VideoSource
+from streammem.watch_options import WatchOptions, open_for
 
-PARTS = ("decode", "encode", "segment", "bridge", "generate")
-LABELS = dict(zip(PARTS, ("decode", "encode", "segment", "bridge", "words"), strict=True))
-CLIP_S = 8.0
-LOOP_MIN = 10.0  # longer films repeat their first ten minutes
+PARTS = ("decode", "encode", "segment", "bridge", "generate", "other")
+LABELS = dict(zip(PARTS, ("decode", "encode", "segment", "bridge", "words", "other"), strict=True))
+NUM_PATTERNS = 40
 
 
 class Clock:
-    """CPU seconds by part; a part inside another is charged to itself alone."""
+    """CPU seconds of one thread by part; a part inside another is charged to itself alone."""
 
     def __init__(self) -> None:
         self.spent: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
         self._open: list[str] = []
-        self._since = time.process_time()
+        self._since = 0.0
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -69,15 +72,15 @@ class Clock:
             self._open.pop()
 
     def _charge(self) -> None:
-        now = time.process_time()
+        now = time.thread_time()
         if self._open:
             self.spent[self._open[-1]] += now - self._since
         self._since = now
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Timed(VideoModel):
-    """A model whose parts are on the clock."""
+class TimedModel(VideoModel):
+    """A model whose parts are on the clock of the thread that perceives."""
 
     clock: Clock
 
@@ -89,9 +92,48 @@ class Timed(VideoModel):
         with self.clock.part("bridge"):
             return super().look(patches, times)
 
-    def remember(self, memory, tokens, retrieved):
+    def remember(self, memory, tokens):
         with self.clock.part("bridge"):
-            return super().remember(memory, tokens, retrieved)
+            return super().remember(memory, tokens)
+
+
+class TimedSession(Session):
+    """A session on its model's clock, which knows what each minute's frames cost."""
+
+    def push(self, frame: Frame) -> tuple[Segment, ...]:
+        began = time.thread_time()
+        with self.model.clock.part("segment"):
+            closed = super().push(frame)
+        minutes = self.__dict__.setdefault("minutes", {})
+        minutes.setdefault(int(frame.time // 60), []).append(time.thread_time() - began)
+        return closed
+
+    def flush(self, end: float | None = None) -> tuple[Segment, ...]:
+        with self.model.clock.part("segment"):
+            return super().flush(end)
+
+    def add_caption(self, segment: Segment, text: str) -> Caption:
+        with self.model.clock.part("segment"):
+            return super().add_caption(segment, text)
+
+
+class TimedSource:
+    """A source on a clock of its own, which runs in the thread that reads."""
+
+    def __init__(self, source: VideoSource) -> None:
+        self._source, self.clock = source, Clock()
+
+    def __getattr__(self, name: str):
+        return getattr(self._source, name)
+
+    def __iter__(self) -> Iterator[Frame]:
+        frames = iter(self._source)
+        while True:
+            with self.clock.part("decode"):
+                frame = next(frames, None)
+            if frame is None:
+                return
+            yield frame
 
 
 def main(argv: list[str]) -> int:
@@ -99,59 +141,69 @@ def main(argv: list[str]) -> int:
     parser.add_argument("file", nargs="?", type=Path, help="a video; made if not given")
     parser.add_argument("--fps", type=float, default=1.0)
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--scene-seconds", type=float, default=14.0, help="of the film it makes")
     parser.add_argument("--sparse", action="store_true", help="keyframes only")
-    parser.add_argument("--batch", type=int, default=8, help="captions at a time; 0 for none")
     parser.add_argument("--model", default="streammem-tiny")
     parser.add_argument("--plot", type=Path, help="PNG of the parts and their bounds")
     options = parser.parse_args(argv)
-    video = options.file or made(home() / "benchmarks", options.minutes)
-    limit_threads(busy=os.cpu_count() or 1)  # one thread
+    video = options.file or made(home() / "benchmarks", options.minutes, options.scene_seconds)
+    quiet_libraries()
+    threads = limit_threads(busy=2)  # as `streammem watch` does
     figures = run(video, options)
-    print(json.dumps({"benchmark": "stream", **figures, "machine": machine()}))
+    facts = {"benchmark": "stream", "threads_a_part": threads, **figures, "machine": machine()}
+    print(json.dumps(facts))
     return 0
 
 
 def run(video: Path, options: argparse.Namespace) -> dict[str, object]:
     """Watch a file, print the table, and return the figures."""
-    clock = Clock()
-    plain = load(options.model)
-    timed = Timed(clock=clock, **{f.name: getattr(plain, f.name) for f in fields(plain)})
-    _warm(timed)
-    clock.spent.clear()
-    clock.calls.clear()
-    scenes = for_keyframes(plain.scenes) if options.sparse else None
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
+    plain, clock = load(options.model), Clock()
+    model = TimedModel(clock=clock, **{f.name: getattr(plain, f.name) for f in fields(plain)})
+    config = SessionConfig(scenes=for_keyframes(plain.scenes) if options.sparse else None)
+    asked = WatchOptions(
+        fps=None if options.sparse else options.fps,
+        end=options.minutes * 60,
+        sparse=options.sparse,
+        stats_s=math.inf,
+    )
+    source = TimedSource(open_for(video, asked))
     with (
         tempfile.TemporaryDirectory() as scratch,
-        Session(timed, SessionConfig(scenes=scenes), Path(scratch, "memory")) as session,
+        TimedSession(model, config, Path(scratch, "memory")) as session,
     ):
-        captions, minutes = _watch(session, clock, video, options)
-    total_s = sum(clock.spent.values())
-    wall_s, parts = time.perf_counter() - began, clock.spent
+        events = list(watch(session, source, asked))
+    wall_s, total_s = time.perf_counter() - began, time.process_time() - cpu
+    captions = [event for event in events if isinstance(event, Caption) and event.text]
+    (stats,) = (event for event in events if isinstance(event, Stats))
+    spent = clock.spent + source.clock.spent
+    spent["generate"] = stats.speak_s
+    spent["other"] = total_s - sum(spent.values())
+    minutes = [round(float(np.mean(each)) * 1000, 1) for each in session.minutes.values()]
+    peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(
-        f"{video.name}: {session.state.frames} frames, {timed.clock.calls['encode']} encoded, "
-        f"{session.state.next_segment} segments, {len(captions)} captions in {wall_s:.0f} s; "
-        f"CPU {total_s - parts['generate']:.0f} s of perception, {parts['generate']:.0f} s of words"
+        f"{video.name}: {stats.frames} frames, {clock.calls['encode']} encoded, "
+        f"{stats.segments} segments, {len(captions)} captions\n"
+        f"  {wall_s:.1f} s on the clock, {total_s:.1f} s of CPU"
     )
     for part in PARTS:
-        print(f"  {part:10} {clock.spent[part]:8.1f} s CPU  {clock.spent[part] / total_s:6.1%}")
-    print(f"  perception a frame: minute 1 {minutes[0]:.1f} ms, the last {minutes[-1]:.1f} ms")
-    peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        print(f"  {part:10} {spent[part]:8.1f} s CPU  {spent[part] / total_s:6.1%}")
+    print(f"  a pushed frame: minute 1 {minutes[0]:.1f} ms, the last {minutes[-1]:.1f} ms")
     print(f"  peak resident memory {peak_rss_mb} MB")
     bounds = {}
     if options.plot:
-        bounds = _bounds(timed, video, options, captions, clock.calls["encode"])
-        draw(options.plot, {part: clock.spent[part] for part in PARTS}, bounds)
+        bounds = _bounds(plain, video, options, captions, clock.calls["encode"])
+        draw(options.plot, {part: spent[part] for part in PARTS}, bounds)
     return {
         "file": video.name,
         "fps": options.fps,
         "sparse": options.sparse,
-        "batch": options.batch,
-        "frames": session.state.frames,
+        "frames": stats.frames,
         "encoded": clock.calls["encode"],
-        "segments": session.state.next_segment,
+        "segments": stats.segments,
         "captions": len(captions),
-        **{f"{part}_cpu_s": round(clock.spent[part], 2) for part in PARTS},
+        **{f"{part}_cpu_s": round(spent[part], 2) for part in PARTS},
+        "cpu_s": round(total_s, 1),
         "wall_s": round(wall_s, 1),
         "first_minute_ms_a_frame": minutes[0],
         "last_minute_ms_a_frame": minutes[-1],
@@ -172,7 +224,7 @@ def _bounds(
     with torch.inference_mode():
         flop = 2 * multiplications(net, torch.zeros(1, 3, side, side))
     language = model.language
-    tokens = model.bridge.initial_memory()[0]  # any of the right shape
+    tokens = torch.zeros(model.token_shape)  # any of the right shape
     prompt = len(language.embed(model.caption_prompt(tokens))) - len(
         language.ids(language.chat_prefix)  # read once for all
     )
@@ -217,82 +269,58 @@ def draw(path: Path, parts: dict[str, float], bounds: dict[str, float]) -> None:
             left += width
     axes.set_yticks([0, 1], ["measured", "bound"])
     axes.invert_yaxis()
-    axes.set_xlabel("CPU seconds, one thread")
+    axes.set_xlabel("CPU seconds")
     axes.legend(ncols=len(LABELS), loc="upper center", bbox_to_anchor=(0.5, 1.25), frameon=False)
     figure.savefig(path, dpi=110)
 
 
-def _watch(
-    session: Session, clock: Clock, video: Path, options: argparse.Namespace
-) -> tuple[list[Caption], list[float]]:
-    """Return the captions, and the CPU ms a frame of each minute."""
-    spent: Counter[int] = Counter()
-    frames: Counter[int] = Counter()
-    waiting: list[Segment] = []
-    captions: list[Caption] = []
-    asked = {"fps": options.fps, "end": options.minutes * 60, "sparse": options.sparse}
-    with open_source(video, max_side=MAX_SIDE, **asked) as source:
-        pictures = iter(source)
-        while True:
-            before = time.process_time()
-            with clock.part("decode"):
-                frame = next(pictures, None)
-            with clock.part("segment"):
-                waiting += session.push(frame) if frame else session.flush(source.end)
-            if frame:
-                minute = int(frame.time // 60)
-                spent[minute] += time.process_time() - before
-                frames[minute] += 1
-            if options.batch and (not frame or len(waiting) >= options.batch):
-                with clock.part("generate"):
-                    captions += [c for c in session.captions(waiting) if c.text]
-                waiting.clear()
-            if not frame:
-                return captions, _per_frame(spent, frames)
+def made(folder: Path, minutes: float, scene_s: float) -> Path:
+    """Make a film of real clips where STREAMMEM_DATA is set, else of moving pictures.
 
-
-def _per_frame(spent: Counter[int], frames: Counter[int]) -> list[float]:
-    return [round(spent[minute] / frames[minute] * 1000, 1) for minute in sorted(frames)]
-
-
-def _warm(model: Timed) -> None:
-    """Load what is loaded when first used."""
-    session = Session(model)
-    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    with open_source([pixels], fps=1.0) as source:
-        for frame in source:
-            session.push(frame)
-    for segment in session.flush():
-        session.caption(segment)
-
-
-def made(folder: Path, minutes: float) -> Path:
-    """Make a film of real clips in a loop where STREAMMEM_DATA is set, else of moving pictures."""
+    A scene is a clip that runs forward and backward, twice or as often as it takes: no picture
+    jumps within it, and only its first run is encoded. After the last clip the first comes again.
+    """
     data = os.environ.get("STREAMMEM_DATA")
     clips = sorted(Path(data, "clips").glob("*.mp4")) if data else []
-    name = "clips" if clips else "patterns"
-    video, short_min = folder / f"{name}-{minutes:g}min.mp4", min(minutes, LOOP_MIN)
-    short = folder / f"{name}-{short_min:g}min.mp4"
-    if not short.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        print(f"making {short} ...", file=sys.stderr)
-        scenes = (letterboxed(c, 0.0, CLIP_S) for c in cycle(clips)) if clips else _patterns()
-        write(short, islice(chain.from_iterable(scenes), round(short_min * 60 * FPS)))
-    if not video.exists():
-        repeat(short, video, math.ceil(minutes / short_min))
+    kind = "clips" if clips else "patterns"
+    video = folder / f"{kind}-{minutes:g}min-{scene_s:g}s.mp4"
+    if video.exists():
+        return video
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"making {video} ...", file=sys.stderr)
+    scenes = (letterboxed(c, 0.0, scene_s / 4) for c in clips) if clips else _patterns(scene_s / 4)
+    count = min(math.ceil(minutes * 60 / scene_s), len(clips) or NUM_PATTERNS)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        runs = []
+        for number, scene in enumerate(islice(scenes, count)):
+            forward, run = list(scene), Path(scratch, f"{number}.mp4")
+            write(run, forward + forward[::-1])
+            runs += [run] * max(1, round(scene_s * FPS / (2 * len(forward))))
+        join(_lasting(runs, minutes * 60), video)
     return video
 
 
-def _patterns() -> Iterator[Iterator[np.ndarray]]:
-    """Scenes of ``CLIP_S``, each with its own drifting waves of colour."""
+def _lasting(runs: list[Path], seconds: float) -> Iterator[Path]:
+    """Yield videos over and over until they last so long."""
+    left = seconds
+    for run in cycle(runs):
+        if left <= 0:
+            return
+        yield run
+        with av.open(str(run)) as container:
+            left -= container.duration / av.time_base
+
+
+def _patterns(seconds: float) -> Iterator[Iterator[np.ndarray]]:
+    """Scenes each with its own drifting waves of colour."""
     rng = np.random.default_rng(0)
     while True:
-        yield _waves(rng.uniform(1, 12, (3, 2)), rng.uniform(40, 215, 3))
+        yield _waves(rng.uniform(1, 12, (3, 2)), rng.uniform(40, 215, 3), round(seconds * FPS))
 
 
-def _waves(rates: np.ndarray, color: np.ndarray) -> Iterator[np.ndarray]:
+def _waves(rates: np.ndarray, color: np.ndarray, count: int) -> Iterator[np.ndarray]:
     """[H, W, 3] uint8 pictures; rates [3, 2] and color [3] are a channel's waves and mean."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)[..., None] / HEIGHT
     phase = rates[:, 0] * x + rates[:, 1] * y  # [H, W, 3]
-    for number in range(round(CLIP_S * FPS)):
+    for number in range(count):
         yield (color + 40 * np.sin(phase + number / FPS)).astype(np.uint8)

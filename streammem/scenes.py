@@ -21,7 +21,8 @@ from streammem.video import VideoSource
 MAX_SIDE = 256  # pixels; enough for the encoder, and cheap to convert for every frame
 EMBEDDED_FPS = 2.0
 ASSUMED_FPS = 25.0  # where a source does not say how long its first frame lasts
-REACH = 3  # samples before a gap that bear on what is decided in it
+REACH = 4  # samples before a gap that bear on what is decided in it
+AHEAD = 2  # samples after a gap that do
 # Cosine of frames of one scene that are up to 8 s apart: of real clips, one in twenty lies below,
 # and one in a hundred of those between clips above.
 KEYFRAMES_ALIKE = 0.4
@@ -41,7 +42,7 @@ class SceneFinder:
     """Takes every decoded frame of one source; gives each scene once nothing can change it.
 
     What it holds is bounded: a scene settles when SceneTilling on the samples does, so at most
-    ``max_lag`` + ``flash_frames`` + 5 samples, and time and score of the frames between them.
+    ``max_lag`` + ``flash_frames`` + 7 samples, and time and score of the frames between them.
 
     Args:
         model: whose encoder judges.
@@ -55,7 +56,8 @@ class SceneFinder:
         # next. Lists begin at sample `first`, and the gaps before `gap` are decided.
         self._first = self._gap = 0
         self._samples: list[int] = []  # their frames' numbers
-        self._scores: list[scenetilling.Score] = []  # one a gap
+        self._embeddings: list[np.ndarray] = []
+        self._num_scored = 0  # gaps that SceneTilling has settled
         self._changes: list[signature.Change] = []
         self._frame_scores: list[scenetilling.Score] = []
         self._boundaries: list[scenetilling.Boundary] = []
@@ -73,8 +75,9 @@ class SceneFinder:
         if not self._num_frames or frame.time >= self._sampled_at + 1 / EMBEDDED_FPS:
             self._sampled_at = frame.time
             self._samples.append(self._num_frames)
-            seen = self._model.perceive(frame.pixels)
-            self._keep(scenetilling.push(self._scene, seen.embedding, self._model.scenes))
+            embedding = self._model.perceive(frame.pixels).embedding
+            self._embeddings.append(embedding)
+            self._keep(scenetilling.push(self._scene, embedding, self._model.scenes))
         self._times.append(frame.time)
         self._num_frames += 1
         self._end = frame.time + frame.duration
@@ -108,7 +111,7 @@ class SceneFinder:
     def _keep(self, pushed: scenetilling.Pushed) -> None:
         self._scene = pushed.state
         self._boundaries += pushed.boundaries
-        self._scores += pushed.scores
+        self._num_scored += len(pushed.scores)
 
     def _settled(self, *, last: bool) -> tuple[Segment, ...]:
         segments: list[Segment] = []
@@ -122,8 +125,9 @@ class SceneFinder:
         after = self._gap - self._first + 1
         if last:
             return after <= len(self._samples)  # the gap after the last sample too
-        placed = self._signed.steps * self._config.step
-        return len(self._scores) > after and placed >= self._samples[after]
+        if len(self._samples) <= after + AHEAD or self._num_scored <= self._gap + 1:
+            return False
+        return self._signed.steps * self._config.step >= self._samples[after + 1]
 
     def _decide(self) -> list[signature.Change]:
         """Return the changes of the next gap, and the boundary of embeddings where it begins.
@@ -132,11 +136,14 @@ class SceneFinder:
         what it would say of the whole.
         """
         after = self._gap - self._first + 1
+        # Of earlier gaps, whose own neighbours may be gone, nothing is said again.
+        since = max(self._cut_at, self._samples[max(0, after - 2)])
         until = self._samples[after] if after < len(self._samples) else math.inf
-        changes = [change for change in self._changes if change.frame <= until]
         at = [replace(b, index=after - 1) for b in self._boundaries if b.index == self._gap]
-        joined = signature.join(changes, at, self._scores, self._samples, self._frame_scores)
-        return [change for change in joined if change.frame > self._cut_at]
+        joined = signature.join(
+            self._changes, at, self._embeddings, self._samples, self._frame_scores
+        )
+        return [change for change in joined if since < change.frame <= until]
 
     def _closed(self, change: signature.Change) -> Segment:
         self._cut_at = change.frame
@@ -150,7 +157,7 @@ class SceneFinder:
         self._gap += 1
         gone = max(0, self._gap - REACH - self._first)
         self._first += gone
-        del self._samples[:gone], self._scores[:gone]
+        del self._samples[:gone], self._embeddings[:gone]
         self._boundaries = [b for b in self._boundaries if b.index >= self._gap]
         self._changes = [c for c in self._changes if c.frame > self._samples[0]]
         # A boundary where the next gap begins may be placed anywhere in the gap before.

@@ -29,24 +29,29 @@ CONTRAST = 20.0  # of the layout, in grey levels over its 48 cells, below which 
 # A hard cut changes the picture at least twice as much as each of the two frames before and after
 # do; the frames of a dissolve or a fade change it about equally.
 REACH, SHARPNESS = 2, 0.5
-# Cosines of embeddings: of the samples beside a cut, from which on it goes; and the least around a
-# gradual change, likewise. Raising them vetoes less.
+# Cosines of embeddings: of the samples beside a cut, from which on it goes; and across a gradual
+# change, likewise. Raising them vetoes less.
 SAME_SCENE, NO_CHANGE = 0.7, 0.55
 LUMA = np.array([0.299, 0.587, 0.114])  # BT.601
 
 
 def _hats() -> np.ndarray:
-    """[BINS, LEVELS]: how a level divides among the two bins next to it.
+    """[LEVELS, BINS]: how a level divides among the two bins next to it.
 
     With hard bins, noise at an edge would move whole pixels from bin to bin.
     """
     centres = np.clip((np.arange(LEVELS) + 0.5) / LEVELS * BINS - 0.5, 0, BINS - 1)
-    return np.maximum(0.0, 1.0 - np.abs(np.arange(BINS)[:, None] - centres))
+    return np.maximum(0.0, 1.0 - np.abs(centres[:, None] - np.arange(BINS)))
 
 
-HATS = _hats()
+# Eighths: float32 sums them, and products of three of them, without rounding.
+HATS = _hats().astype(np.float32)
+HAT_PAIRS = np.kron(HATS, HATS)  # [LEVELS * LEVELS, BINS * BINS], of green and blue
 POOL_ROWS = np.kron(np.eye(LAYOUT[0]), np.full((1, PLANE[0] // LAYOUT[0]), LAYOUT[0] / PLANE[0]))
-POOL_COLUMNS = np.kron(np.eye(LAYOUT[1]), np.full((1, PLANE[1] // LAYOUT[1]), LAYOUT[1] / PLANE[1]))
+# [32 * 3, 8]: luma of the colours, and the mean of neighbouring columns
+POOL_COLUMNS = np.kron(
+    np.eye(LAYOUT[1]), np.tile(LUMA * LAYOUT[1] / PLANE[1], PLANE[1] // LAYOUT[1])[:, None]
+)
 WIDTH = BINS**3 + LAYOUT[0] * LAYOUT[1]
 
 
@@ -67,14 +72,15 @@ def signature(plane: np.ndarray) -> np.ndarray:
     """
     if plane.shape != (*PLANE, 3) or plane.dtype != np.uint8:
         raise ValueError(f"signature: {plane.shape} {plane.dtype}: give {(*PLANE, 3)} uint8")
-    levels = (plane >> 4).reshape(-1, 3).astype(np.intp)
-    codes = (levels[:, 0] * LEVELS + levels[:, 1]) * LEVELS + levels[:, 2]
-    counts = np.bincount(codes, minlength=LEVELS**3).reshape(LEVELS, LEVELS * LEVELS)
-    colours = HATS @ (HATS @ counts).reshape(BINS, LEVELS, LEVELS) @ HATS.T  # [4, 4, 4]
-    layout = POOL_ROWS @ (plane @ LUMA) @ POOL_COLUMNS.T  # [6, 8]
-    layout -= layout.mean()
+    red, green, blue = (plane >> 4).reshape(-1, 3).T
+    described = np.empty(WIDTH)
+    colours = HATS.take(red, 0).T @ HAT_PAIRS.take(green << 4 | blue, 0)  # [4, 16], exact
+    np.sqrt(colours.ravel() / np.float64(red.size), out=described[: BINS**3])
+    layout = POOL_ROWS @ (plane.reshape(PLANE[0], -1) @ POOL_COLUMNS)  # [6, 8]
+    layout -= np.add.reduce(layout, None) / layout.size
     layout *= LAYOUT_WEIGHT / (math.sqrt(np.vdot(layout, layout)) + CONTRAST)
-    return np.concatenate([np.sqrt(colours.ravel() / len(codes)), layout.ravel()])
+    described[BINS**3 :] = layout.ravel()
+    return described
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +138,7 @@ class Change:
     kind: Literal["cut", "gradual"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ChangeState:
+class ChangeState(NamedTuple):
     """What the detector remembers: a value of bounded size, never changed in place.
 
     Attributes:
@@ -218,21 +223,21 @@ def flush(state: ChangeState, config: ChangeConfig) -> Pushed:
 def join(
     changes: Sequence[Change],
     boundaries: Sequence[Boundary],
-    scores: Sequence[Score],
+    embeddings: Sequence[np.ndarray] | np.ndarray,
     sample_frames: Sequence[int],
     frame_scores: Sequence[Score] = (),
 ) -> tuple[Change, ...]:
     """Let embeddings judge what signatures saw, and add what only embeddings see.
 
-    A cut between two samples that look alike to the encoder is a light, a jerk or a flash, and a
-    gradual change that none of the three gaps around it shows is a pan: they go. A boundary of
+    A cut between two samples that look alike to the encoder is a light, a jerk or a flash, and it
+    goes; so does a gradual change that the encoder does not see, see ``_is_seen``. A boundary of
     the embeddings is a change of its own only where signatures saw none within one sample; it is
     placed where the signature changed most between the two samples, however little that was.
 
     Args:
         changes: from ``push`` and ``flush``, in order.
         boundaries: SceneTilling's on embeddings, in order; of those, only cuts count.
-        scores: SceneTilling's on the same embeddings, without gaps, from the first on.
+        embeddings: [S, D] float of the samples, centred; need not be normalised.
         sample_frames: number of the decoded frame of each embedding, ascending.
         frame_scores: from ``push`` and ``flush``, in order, of all frames between the samples of
             each boundary; without them a boundary is placed at its second sample.
@@ -240,14 +245,12 @@ def join(
     Returns:
         Changes in order of frames.
     """
-    kept = []
-    for change in changes:
-        gap = bisect.bisect_left(sample_frames, change.frame) - 1
-        cut = change.kind == "cut"
-        around = scores[gap : gap + 1] if cut else scores[max(0, gap - 1) : gap + 2]
-        least = min((score.similarity for score in around), default=-1.0)
-        if least < (SAME_SCENE if cut else NO_CHANGE):
-            kept.append(change)
+    gaps = [bisect.bisect_left(sample_frames, change.frame) - 1 for change in changes]
+    kept = [
+        change
+        for change, gap in zip(changes, gaps, strict=True)
+        if _is_seen(change, gap, gaps, embeddings)
+    ]
     frames = [change.frame for change in kept]
     for boundary in boundaries:
         if boundary.depth is None:
@@ -258,6 +261,45 @@ def join(
             ends = sample_frames[boundary.index - 1], sample_frames[boundary.index]
             kept.append(Change(_place(frame_scores, *ends), boundary.depth, "gradual"))
     return tuple(sorted(kept, key=lambda change: change.frame))
+
+
+def _is_seen(
+    change: Change, gap: int, changed: Sequence[int], embeddings: Sequence[np.ndarray] | np.ndarray
+) -> bool:
+    """Whether the encoder sees a change between samples, too; a gap has its first one's number.
+
+    A gradual change may show in the gap before or after its own, unless that has a change of its
+    own. What came back a sample later has only moved away meanwhile: pans and movement.
+
+    Args:
+        change: what signatures saw.
+        gap: where it lies.
+        changed: gaps of all changes that signatures saw.
+        embeddings: [S, D] float, as in ``join``.
+    """
+    if change.kind == "cut":
+        return _across(embeddings, gap, 0) < SAME_SCENE
+    gaps = [gap, *({gap - 1, gap + 1} - {*changed})]
+    return min((_across(embeddings, g, 1) for g in gaps if g >= 0), default=-1.0) < NO_CHANGE
+
+
+def _across(embeddings: Sequence[np.ndarray] | np.ndarray, gap: int, between: int) -> float:
+    """Greatest cosine of samples on both sides of a gap, at most so many more ``between`` them.
+
+    It is -1 for a gap that ends in no sample, as at the end of a stream.
+    """
+    pairs = [
+        (gap - left, gap + 1 + right)
+        for left in range(min(between, gap) + 1)
+        for right in range(between - left + 1)
+        if gap + 1 + right < len(embeddings)
+    ]
+    return max((_cosine(embeddings[i], embeddings[j]) for i, j in pairs), default=-1.0)
+
+
+def _cosine(left: np.ndarray, right: np.ndarray) -> float:
+    lengths = math.sqrt(float(left.dot(left)) * float(right.dot(right)))
+    return float(left.dot(right)) / lengths if lengths else 0.0
 
 
 @functools.lru_cache(maxsize=16)
@@ -293,15 +335,16 @@ def _decide(
     last: bool,
 ) -> Pushed:
     """Go through the steps that are settled at both rates; ``last``: through all."""
-    step, done, margin = config.step, state.steps, config.step // 2
+    # Nothing lasts for less than a step: a cut within one of a gradual change is that change.
+    step, done = config.step, state.steps
     scores, cuts = state.scores + fine.scores, state.cuts + fine.boundaries
     depths = {boundary.index: boundary.depth for boundary in coarse.boundaries}
     gradual = state.gradual + tuple(depths.get(score.frame) for score in coarse.scores)
     settled = scores[-1].frame if scores else 0
     changes: list[Change] = []
-    while gradual and (last or settled >= (done + 1) * step + margin + REACH):
+    while gradual and (last or settled >= (done + 2) * step + REACH):
         start, end = done * step, (done + 1) * step
-        near = [cut for cut in cuts if start - margin < cut.index <= end + margin]
+        near = [cut for cut in cuts if start - step < cut.index <= end + step]
         sharp = [cut for cut in near if _is_sharp(cut, scores)]
         if gradual[0] is not None and not sharp:
             changes.append(Change(_place(scores, start, end), gradual[0], "gradual"))
@@ -309,21 +352,17 @@ def _decide(
         gradual, done = gradual[1:], done + 1
     if last:  # the frames after the last sample
         changes += [_cut(c) for c in cuts if c.index > done * step and _is_sharp(c, scores)]
-    first = done * step - margin
-    return Pushed(
-        replace(
-            state,
-            frames=fine.state.frames,
-            fine=fine.state,
-            coarse=coarse.state,
-            steps=done,
-            scores=tuple(score for score in scores if score.frame > first - REACH),
-            cuts=tuple(cut for cut in cuts if cut.index > first),
-            gradual=gradual,
-        ),
-        tuple(replace(change, frame=change.frame + state.offset) for change in changes),
-        tuple(score._replace(frame=score.frame + state.offset) for score in fine.scores),
-    )
+    if done > state.steps:
+        first = (done - 1) * step
+        scores = tuple(score for score in scores if score.frame > first - REACH)
+        cuts = tuple(cut for cut in cuts if cut.index > first)
+    frames = fine.state.frames
+    after = ChangeState(state.offset, frames, fine.state, coarse.state, done, scores, cuts, gradual)
+    settled_scores = fine.scores
+    if state.offset:
+        changes = [replace(change, frame=change.frame + state.offset) for change in changes]
+        settled_scores = tuple(s._replace(frame=s.frame + state.offset) for s in fine.scores)
+    return Pushed(after, tuple(changes), settled_scores)
 
 
 def _place(scores: Sequence[Score], start: int, end: int) -> int:

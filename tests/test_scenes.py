@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,8 +104,8 @@ def offline(model, frames):
     rows = np.stack([model.perceive(frames[number].pixels).embedding for number in sampled])
     seen = scenetilling.push(scenetilling.initial(model.scenes), rows, model.scenes)
     ended = scenetilling.flush(seen.state, model.scenes)
-    boundaries, scores = seen.boundaries + ended.boundaries, seen.scores + ended.scores
-    joined = signature.join(changes, boundaries, scores, list(sampled), likeness)
+    boundaries = seen.boundaries + ended.boundaries
+    joined = signature.join(changes, boundaries, rows, list(sampled), likeness)
     added = sum(change not in changes for change in joined)
     starts = [frames[0].time, *(frames[change.frame].time for change in joined)]
     return starts, [change.depth for change in joined], added
@@ -134,8 +135,8 @@ def test_whatever_is_seen_and_however_late_streaming_equals_the_whole(model, mon
     numbers = np.flatnonzero(rng.random(length) < 0.2)
     kinds = rng.choice(["cut", "gradual"], length)
     changes = [signature.Change(int(n), float(n), str(kinds[n])) for n in numbers if n]
-    likeness = rng.uniform(0.3, 1.0, len(samples))
-    scores = [scenetilling.Score(n, float(likeness[n]), 0.0) for n in range(1, len(samples))]
+    rows = rng.normal(size=(len(samples), 2))
+    scores = [scenetilling.Score(n, 0.5, 0.0) for n in range(1, len(samples))]
     cuts = [n for n in range(1, len(samples)) if rng.random() < 0.4]
     boundaries = [scenetilling.Boundary(n, 0.5, "cut") for n in cuts]
     pace = [scenetilling.Score(n, float(rng.uniform()), 0.0) for n in range(1, length)]
@@ -173,8 +174,12 @@ def test_whatever_is_seen_and_however_late_streaming_equals_the_whole(model, mon
     monkeypatch.setattr(signature, "flush", lambda *_: sign(True))
     monkeypatch.setattr(scenetilling, "push", lambda *_: tile(False))
     monkeypatch.setattr(scenetilling, "flush", lambda *_: tile(True))
-    joined = signature.join(changes, boundaries, scores, samples, pace)
-    segments = list(find_scenes(model, Source(frames)))
+    sampled = iter(rows)
+    blind = SimpleNamespace(
+        scenes=model.scenes, perceive=lambda _: SimpleNamespace(embedding=next(sampled))
+    )
+    joined = signature.join(changes, boundaries, rows, samples, pace)
+    segments = list(find_scenes(blind, Source(frames)))
     assert [(s.end, s.depth) for s in segments[:-1]] == [
         (frames[change.frame].time, change.depth) for change in joined
     ]
@@ -213,7 +218,7 @@ def test_a_scene_is_given_before_the_source_ends(model):
 def test_static_noise_is_one_scene_and_what_is_held_is_bounded(model):
     rng = np.random.default_rng(4)
     finder, most = SceneFinder(model), 0
-    lag_s = (model.scenes.max_lag + model.scenes.flash_frames + 5) / EMBEDDED_FPS
+    lag_s = (model.scenes.max_lag + model.scenes.flash_frames + 7) / EMBEDDED_FPS
     for frame in timed(shot("red", 80, rng)):
         assert finder.push(frame) == ()
         held = {k: len(v) for k, v in vars(finder).items() if isinstance(v, list)}
@@ -226,7 +231,7 @@ def test_static_noise_is_one_scene_and_what_is_held_is_bounded(model):
 def test_a_picture_that_gets_ever_more_alike_is_bounded_too(model):
     """Similarity that never falls is SceneTilling's worst case: it waits for ``max_lag``."""
     finder = SceneFinder(model)
-    lag_s = (model.scenes.max_lag + model.scenes.flash_frames + 5) / EMBEDDED_FPS
+    lag_s = (model.scenes.max_lag + model.scenes.flash_frames + 7) / EMBEDDED_FPS
     still = np.zeros((24, 32, 3), np.uint8) + 99
     for frame in timed(still for _ in range(80 * FPS)):
         finder.push(frame)

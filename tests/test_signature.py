@@ -1,6 +1,5 @@
 """Laws of the per-frame signature, of changes seen in it, and of the join with embeddings."""
 
-import dataclasses
 from itertools import pairwise
 
 import numpy as np
@@ -204,6 +203,17 @@ def test_a_cut_after_the_last_sample_is_told_by_flush():
     assert frames_of(run(signatures)[1]) == [(101, "cut")]
 
 
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_jump_in_the_dark_of_a_fade_is_no_second_change(seed):
+    rng = np.random.default_rng(seed)
+    old, new = place(rng), place(rng)
+    fade = mixed(rng, old, new, 40, through=0)
+    for jump in range(14, 24):
+        jumped = np.concatenate([fade[:jump], fade[jump + 3 :]])
+        signatures = sign(shot(rng, old, 137), jumped, shot(rng, new, 140))
+        assert len(run(signatures)[1]) == 1
+
+
 def test_flush_is_idempotent_and_numbers_go_on_after_it():
     rng = np.random.default_rng(5)
     once, _ = run(sign(shot(rng, place(rng), 33)))
@@ -219,14 +229,10 @@ def test_state_is_flat_over_20000_frames_and_a_push_leaves_it_as_it_was():
     signatures = sign(*(shot(rng, place(rng), 50) for _ in range(20)))
     state, sizes = initial(CONFIG), []
     for _ in range(20):
-        before = state
-        kept = dataclasses.replace(before)
-        state = push(state, signatures, CONFIG).state
-        assert all(
-            getattr(before, f.name) is getattr(kept, f.name) for f in dataclasses.fields(kept)
-        )
+        before, (state, *found) = state, push(state, signatures, CONFIG)
         sizes.append(len(state.scores) + len(state.cuts) + len(state.gradual))
     assert state.frames == 20_000
+    assert list(push(before, signatures, CONFIG)[1:]) == found
     assert max(sizes) <= 12 * CONFIG.step
     assert len(state.fine.rows) + len(state.coarse.rows) <= 14
 
@@ -259,47 +265,73 @@ def test_an_option_out_of_range_is_refused_by_name(option, value):
         ChangeConfig(**{"fps": 25, option: value})
 
 
+def seen(*cosines):
+    """[S, D] rows whose neighbours have these cosines; rows further apart have their products."""
+    rows = [np.eye(len(cosines) + 1)[0]]
+    for number, cosine in enumerate(cosines, 1):
+        rows.append(rows[-1] * cosine)
+        rows[-1][number] = np.sqrt(1 - cosine**2)
+    return np.stack(rows)
+
+
+SAMPLES = [0, 10, 20, 30, 40, 50]
+
+
 def test_join_drops_a_cut_between_samples_that_look_alike():
-    changes = [Change(12, 0.3, "cut"), Change(31, 0.3, "cut")]
-    scores = [Score(1, 0.9, 0.0), Score(2, 0.95, 0.0), Score(3, 0.1, 1.5), Score(4, 0.9, 0.0)]
+    changes = [Change(10, 0.3, "cut"), Change(25, 0.3, "cut")]
     boundaries = [Boundary(3, 1.5, "cut")]
-    assert join(changes, boundaries, scores, [0, 12, 24, 36, 48]) == (changes[1],)
-    less_alike = [Score(1, SAME_SCENE - 0.01, 0.0), *scores[1:]]
-    assert join(changes, boundaries, less_alike, [0, 12, 24, 36, 48]) == tuple(changes)
+    assert join(changes, boundaries, seen(0.9, 0.95, 0.1, 0.9), SAMPLES) == (changes[1],)
+    less_alike = seen(SAME_SCENE - 0.01, 0.95, 0.1, 0.9)
+    assert join(changes, boundaries, less_alike, SAMPLES) == tuple(changes)
 
 
 def test_join_looks_at_the_gap_of_a_cut_alone():
     change = Change(25, 0.3, "cut")
-    scores = [Score(number, 0.9 if number == 3 else 0.1, 0.0) for number in range(1, 6)]
-    assert join([change], [], scores, [0, 10, 20, 30, 40, 50]) == ()
+    assert join([change], [], seen(0.1, 0.1, 0.9, 0.1, 0.1), SAMPLES) == ()
 
 
 @pytest.mark.parametrize("shown_at", [1, 2, 3, 4, 5, None])
 def test_join_drops_a_gradual_change_that_no_gap_around_it_shows(shown_at):
     change = Change(25, 0.3, "gradual")  # between the samples 2 and 3
-    scores = [Score(number, 0.2 if number == shown_at else 0.8, 0.0) for number in range(1, 6)]
+    cosines = [0.2 if number == shown_at else 0.8 for number in range(1, 6)]
     expected = (change,) if shown_at in (2, 3, 4) else ()
-    assert join([change], [], scores, [0, 10, 20, 30, 40, 50]) == expected
+    assert join([change], [], seen(*cosines), SAMPLES) == expected
+
+
+@pytest.mark.parametrize("back_after", [1, 2])
+def test_join_drops_a_gradual_change_of_which_nothing_is_left_a_sample_later(back_after):
+    """Something moves into the picture before sample 3 and out of it again."""
+    change = Change(25, 0.3, "gradual")
+    rows = np.repeat([[1.0, 0.0]], 6, axis=0)
+    rows[3 : 3 + back_after] = 0.3, 1.0
+    expected = (change,) if back_after == 2 else ()
+    assert join([change], [], rows, SAMPLES) == expected
+
+
+def test_a_gap_with_a_change_of_its_own_does_not_speak_for_the_gradual_change_beside_it():
+    rows = seen(0.9, 0.9, 0.9, 0.1, 0.9)
+    gradual = Change(25, 0.3, "gradual")
+    cut = Change(35, 0.3, "cut")
+    assert join([gradual], [], rows, SAMPLES) == (gradual,)
+    assert join([gradual, cut], [], rows, SAMPLES) == (cut,)
 
 
 @pytest.mark.parametrize("frame", range(1, 80))
 def test_join_adds_a_boundary_that_only_embeddings_see_within_one_sample(frame):
     samples = [0, 10, 20, 30, 40, 50, 60, 70]
-    scores = [Score(number, 0.5, 0.5) for number in range(1, 8)]
+    rows = seen(*[0.5] * 7)
     change = Change(frame, 0.3, "cut")
-    joined = join([change], [Boundary(4, 1.2, "cut"), Boundary(6, None, "max")], scores, samples)
+    joined = join([change], [Boundary(4, 1.2, "cut"), Boundary(6, None, "max")], rows, samples)
     added = () if 20 < frame <= 50 else (Change(40, 1.2, "gradual"),)
     assert joined == tuple(sorted((change, *added), key=lambda change: change.frame))
-    assert join([], [], scores, samples) == ()
+    assert join([], [], rows, samples) == ()
 
 
 @pytest.mark.parametrize("cut", range(31, 41))
 def test_a_boundary_that_only_embeddings_see_is_placed_where_the_signature_changed_most(cut):
-    samples = [0, 10, 20, 30, 40, 50]
-    scores = [Score(number, 0.5, 0.5) for number in range(1, 6)]
     likeness = dict.fromkeys(range(1, 51), 0.999) | {30: 0.5, cut: 0.998, 41: 0.5}
     frame_scores = [Score(frame, value, 0.0) for frame, value in likeness.items()]
-    (placed,) = join([], [Boundary(4, 1.2, "cut")], scores, samples, frame_scores)
+    (placed,) = join([], [Boundary(4, 1.2, "cut")], seen(*[0.5] * 5), SAMPLES, frame_scores)
     assert placed == Change(cut, 1.2, "gradual")
 
 
@@ -320,8 +352,9 @@ def test_scores_of_frames_come_one_by_one_as_all_at_once_and_numbered_after_a_fl
 
 
 def test_join_keeps_what_lies_outside_the_samples():
-    changes = [Change(1, 0.3, "cut"), Change(99, 0.3, "cut")]
-    assert join(changes, [], [Score(1, 0.9, 0.0)], [5, 10]) == tuple(changes)
+    changes = [Change(1, 0.3, kind) for kind in ("cut", "gradual")]
+    changes += [Change(99, 0.3, "cut")]
+    assert join(changes, [], seen(0.1), [5, 10]) == tuple(changes)
 
 
 def test_scenetilling_reads_signatures_as_it_reads_embeddings():
