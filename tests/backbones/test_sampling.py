@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from streammem.backbones.sampling import LIKELY, GenerationConfig, pick
@@ -53,12 +54,24 @@ def test_nothing_is_sorted_where_no_nucleus_is_cut_out(monkeypatch):
     assert int(tokens) == 700
 
 
-def test_a_draw_at_the_very_end_takes_a_token_that_can_be_said(monkeypatch):
-    monkeypatch.setattr(
-        torch, "rand", lambda n, **_: torch.full((n,), 1 - 2**-53, dtype=torch.float64)
-    )
-    logits = torch.zeros(1, 1000)
-    logits[0, 900:] = -torch.inf
-    for top_p in (1.0, 0.999999):
-        config = GenerationConfig(temperature=1.0, top_p=top_p)
-        assert int(pick(logits, config, generators(0))[0]) < 900
+@pytest.mark.parametrize("draw", [0.0, 1 - 2**-53])
+@pytest.mark.parametrize("top_p", [1.0, 0.999999])
+def test_a_draw_at_either_end_takes_a_token_that_can_be_said(monkeypatch, draw, top_p):
+    """Whatever the probabilities sum up to: of 500 rows some sums lie above 1 and some below."""
+    monkeypatch.setattr(torch, "rand", lambda n, **_: torch.full((n,), draw, dtype=torch.float64))
+    logits = torch.randn(500, 1000, generator=torch.Generator().manual_seed(2))
+    logits[:, :100] = logits[:, 900:] = -torch.inf
+    config = GenerationConfig(temperature=1.0, top_p=top_p)
+    tokens, log_probs = pick(logits, config, generators(*range(500)))
+    assert log_probs.isfinite().all()
+    assert ((tokens >= 100) & (tokens < 900)).all()
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 5e-324])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_the_coldest_temperature_takes_the_likeliest_token(temperature, top_p):
+    logits = 8 * torch.randn(3, 900, generator=torch.Generator().manual_seed(3))
+    config = GenerationConfig(temperature=temperature, top_p=top_p)
+    tokens, log_probs = pick(logits, config, generators(0, 1, 2))
+    assert torch.equal(tokens, logits.argmax(-1))
+    assert log_probs.tolist() == [0, 0, 0]

@@ -104,6 +104,45 @@ def test_smollm2_is_dequantised_and_speaks_as_its_gguf_says(serve, tmp_path):
     assert opened.generate([prompt], config) == language.generate([prompt], config)
 
 
+@pytest.fixture
+def pulled_before(home, monkeypatch):
+    """A home whose language model an earlier version has put into one file."""
+    monkeypatch.setattr(weights, "SPLIT_BYTES", 10_000)
+    monkeypatch.setattr(weights, "download", lambda *_: pytest.fail("went to the network"))
+    folder, language = home / "smollm2-135m-instruct", tiny_language()
+    language.model.save_pretrained(folder)
+    language.tokenizer.save_pretrained(folder)
+    (folder / "ready").touch()
+    return folder
+
+
+def says(folder):
+    return CausalLanguageModel.open(folder).generate([["Hé"]], GenerationConfig(max_new_tokens=5))
+
+
+def test_weights_that_an_earlier_version_kept_in_one_file_are_split(pulled_before, home):
+    before, files = says(pulled_before), left_in(pulled_before)
+    assert pull("smollm2-135m-instruct") == pulled_before
+    shards = [name for name in left_in(pulled_before) if name.startswith("model-0")]
+    assert len(shards) > 1
+    assert {*left_in(pulled_before)} - {*shards} == {
+        *files, "model.safetensors.index.json"
+    } - {"model.safetensors"}  # fmt: skip
+    assert says(pulled_before) == before
+    assert left_in(home) == ["smollm2-135m-instruct"]
+    assert pull("smollm2-135m-instruct") == pulled_before  # and that is all
+    assert shards == [name for name in left_in(pulled_before) if name.startswith("model-0")]
+
+
+def test_splitting_weights_that_stops_on_the_way_leaves_what_opens(pulled_before, monkeypatch):
+    before = says(pulled_before)
+    monkeypatch.setattr(weights.Path, "unlink", None)
+    with pytest.raises(TypeError):
+        pull("smollm2-135m-instruct")
+    (pulled_before / "model.safetensors.index.json").write_text("half of it")
+    assert says(pulled_before) == before
+
+
 def write_gguf(language, path):
     """Write a tiny Llama as GGUF, float32, in that format's own names and order of heads."""
     config, state = language.model.config, language.model.state_dict()
