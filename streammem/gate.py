@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from streammem.backbones.vision import resize
+from streammem.backdrop import Box, cropped
 from streammem.model import Perceived, StreamModel
 
 GRID = 32  # cells a side; a cell averages noise away, and 1% of the picture covers ten of them
@@ -21,13 +22,26 @@ class Encoded:
     Attributes:
         glance: [``GRID``, ``GRID``, 3] uint8, what later pictures are compared with.
         seen: what the encoder made of it.
+        box: what part of it was encoded; None for all.
     """
 
     glance: np.ndarray
     seen: Perceived
+    box: Box | None = None
 
 
-def encode(model: StreamModel, picture: np.ndarray, last: Encoded | None, still: float) -> Encoded:
+def glance_at(picture: np.ndarray) -> np.ndarray:
+    """Shrink a picture [H, W, 3] to cells, [``GRID``, ``GRID``, 3] uint8."""
+    return resize(picture, (GRID, GRID), "bilinear")
+
+
+def encode(
+    model: StreamModel,
+    picture: np.ndarray,
+    last: Encoded | None,
+    still: float,
+    box: Box | None = None,
+) -> Encoded:
     """Encode a picture, unless it looks like the last encoded one.
 
     Args:
@@ -35,14 +49,16 @@ def encode(model: StreamModel, picture: np.ndarray, last: Encoded | None, still:
         picture: [H, W, 3] uint8 RGB.
         last: what was encoded last, if anything.
         still: levels, see ``is_still``; 0 encodes every picture.
+        box: the part to look at; None for all.
 
     Returns:
         ``last`` itself for a picture that looks like it.
     """
-    glance = resize(picture, (GRID, GRID), "bilinear")
-    if last is not None and is_still(last.glance, glance, still):
+    glance = glance_at(picture)
+    same_part = last is not None and (last.box is None) == (box is None)
+    if last is not None and same_part and is_still(last.glance, glance, still):
         return last
-    return Encoded(glance.copy(), model.perceive(picture))
+    return Encoded(glance.copy(), model.perceive(cropped(picture, box)), box)
 
 
 def is_still(before: np.ndarray, after: np.ndarray, still: float) -> bool:
