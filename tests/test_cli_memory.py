@@ -271,24 +271,32 @@ def test_limits_that_cannot_be_kept_are_2(run, video, options, named):
 
 def test_a_stream_keeps_its_memory_within_the_budget(run, video, tmp_path, monkeypatch):
     """Limits are checked while it runs, and what went is not found any more."""
-    monkeypatch.setattr(opening, "PRUNED_EVERY", 2)
     monkeypatch.setattr("streammem.options.LEAST_BUDGET_BYTES", 0)
-    seen = []
+    seen, sizes = [], []
     original = opening.prune
 
     def pruning(session, arguments):
+        found = info(session.kept.store)
+        sizes.append(found.database_bytes + found.keyframe_bytes)
         original(session, arguments)
         seen.append([entry.segment for entry in session.cache.entries()])
 
     monkeypatch.setattr(opening, "prune", pruning)
     path = tmp_path / "small"
     assert run("scenes", video, "--memory", path, "--budget", "30KB")[0] == 0
-    assert len(seen) == 3  # before, after two segments, at the end
+    assert len(seen) == 1 + 3 + 1  # before, after each of three segments, at the end
+    assert max(sizes) <= 30_000 + opening.SEGMENT_BYTES // 2
     with Store.open(path, None, "r") as store:
         found = info(store)
         assert found.database_bytes + found.keyframe_bytes <= 30_000
         assert found.keyframes < 3
         assert seen[-1] == [entry.segment for entry in store.load_entries()]
+
+
+@pytest.mark.parametrize("budget", [1_000_000, 5_000_000, 50_000_000, 2_000_000_000])
+def test_between_two_prunings_a_memory_grows_by_a_16th_of_its_budget_or_2_mb(budget):
+    grown = opening.pruned_every(budget) * opening.SEGMENT_BYTES
+    assert grown <= max(budget / 16, opening.SEGMENT_BYTES) and grown <= 64 * opening.SEGMENT_BYTES
 
 
 def test_rows_that_are_pruned_leave_the_cache(model, tmp_path):

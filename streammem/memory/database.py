@@ -123,7 +123,7 @@ class Database:
             )
         if version < 1:
             raise StoreError(f"{self.path} is damaged: no format in {DATABASE}")
-        if version < FORMAT:
+        if version < FORMAT and self.mode == "rw":
             with self.transaction():
                 for sql in rows.migrations(version, FORMAT):
                     self.query(sql)

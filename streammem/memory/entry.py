@@ -21,6 +21,8 @@ MAX_KEYFRAME_BYTES = 32_768
 NOTE_BYTES = 200
 """What a note counts besides its text, so that many tiny notes are bounded too."""
 
+_GROUP = 32  # token values that share a scale
+_LEVELS = 127
 _UNIT_TOLERANCE = 1e-2
 
 
@@ -30,7 +32,9 @@ class Entry:
 
     Arrays are copied on the way in and read-only afterwards, so an entry is a value. Keys are
     rounded to half precision: then the index in RAM, the row on disk and the entry agree to the
-    last bit at half the size; the error of a cosine is below 1e-3.
+    last bit at half the size; the error of a cosine is below 1e-3. Tokens are rounded to what 8
+    bits hold (see ``to_eight_bits``) for the same reason: a caption from a memory on disk is the
+    caption from RAM.
 
     Attributes:
         segment: id of its first segment, >= 0; the entry is known by it.
@@ -39,7 +43,7 @@ class Entry:
         frames: frames perceived in it, >= 1.
         visual_keys: [K, D_key] float32 unit rows, 1 <= K <= 4, the widest cluster first.
         text_keys: [T, D_key] float32 unit rows of captions and speech, T <= 4; often 0 at first.
-        tokens: [M, D] float16, what the bridge kept of it; [0, 0] where they lie elsewhere.
+        tokens: [M, D] finite float16, what the bridge kept of it; [0, 0] where they lie elsewhere.
         caption: one line a caption, in time order.
         notes: speech and subtitles, in time order.
         keyframe: a JPEG of at most 32 KiB.
@@ -83,7 +87,7 @@ class Entry:
             "must be as wide as visual_keys",
         )
         _require(np.ndim(self.tokens) == 2, "tokens", "must be [M, D]")
-        object.__setattr__(self, "tokens", _frozen(self.tokens, np.float16))
+        object.__setattr__(self, "tokens", _rounded(_frozen(self.tokens, np.float16)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,6 +111,45 @@ class Hit:
 def note_bytes(note: Note) -> int:
     """What a note counts against MAX_TEXT_BYTES."""
     return NOTE_BYTES + len(note.text.encode())
+
+
+def to_eight_bits(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Round tokens to signed 8-bit levels, 32 neighbouring values on one scale.
+
+    Args:
+        tokens: [M, D] finite float16.
+
+    Returns:
+        The largest absolute value [G] float16 of each group, and levels [G, 32] int8, zeros behind
+        the last token. What ``from_eight_bits`` makes of them gives the same levels again.
+
+    Source: the layout Q8_0 of GGUF, with the greatest value in the scale's place.
+    """
+    groups = np.zeros((num_groups(tokens.shape), _GROUP), np.float32)
+    groups.reshape(-1)[: tokens.size] = tokens.reshape(-1)
+    largest = np.abs(groups).max(axis=1).astype(np.float16)
+    levels = np.rint(groups / _steps(np.where(largest > 0, largest, 1)))
+    return largest, levels.astype(np.int8)
+
+
+def num_groups(shape: tuple[int, ...]) -> int:
+    """Return how many scales tokens of a shape [M, D] have."""
+    return -(-shape[0] * shape[1] // _GROUP)
+
+
+def from_eight_bits(largest: np.ndarray, levels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return tokens [M, D] float16 from what ``to_eight_bits`` made of them."""
+    values = levels * _steps(largest)
+    return values.reshape(-1)[: shape[0] * shape[1]].reshape(shape).astype(np.float16)
+
+
+def _steps(largest: np.ndarray) -> np.ndarray:
+    return largest.astype(np.float32)[:, None] / _LEVELS
+
+
+def _rounded(tokens: np.ndarray) -> np.ndarray:
+    _require(bool(np.isfinite(tokens).all()), "tokens", "must be finite in half precision")
+    return _frozen(from_eight_bits(*to_eight_bits(tokens), tokens.shape), np.float16)
 
 
 def _require(holds: bool, name: str, rule: str) -> None:

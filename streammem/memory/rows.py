@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from streammem.errors import StoreError
-from streammem.memory.entry import Entry
+from streammem.memory.entry import Entry, from_eight_bits, num_groups, to_eight_bits
 from streammem.types import Note
 
 SCHEMA = """
@@ -49,8 +49,12 @@ SELECT = f"SELECT {_NAMES} FROM segments"
 INSERT = f"INSERT INTO segments ({_NAMES}) VALUES ({_MARKS})"
 UPDATE = f"UPDATE segments SET ({_NAMES}) = ({_MARKS}) WHERE segment = ?"
 
-MIGRATIONS: dict[int, str] = {}
-"""SQL that turns a database of format N into one of format N + 1. Format 1 is the first."""
+MIGRATIONS: dict[int, str] = {1: ""}
+"""SQL that turns a database of format N into one of format N + 1. Format 1 is the first.
+
+Since format 2 token blocks have 8 bits a value; those of format 1 stay as they are, and `to_tokens`
+tells them by their length.
+"""
 
 _PLAIN = COLUMNS[:9]  # as they are in an Entry
 _HALF = np.dtype("<f2")
@@ -121,12 +125,16 @@ def column(row: Row, name: str) -> Any:
 
 
 def token_block(tokens: np.ndarray) -> tuple[bytes, bytes]:
-    """Return a token block [M, D] as bytes, and their checksum."""
-    block = _bytes(tokens)
+    """Return a token block [M, D] as bytes, and their checksum.
+
+    A byte that says 8, then a scale in half precision for every 32 values, then the values.
+    """
+    largest, levels = to_eight_bits(tokens)
+    block = bytes([8]) + _bytes(largest) + levels.tobytes()
     return block, checksum(block)
 
 
-def to_tokens(segment: int, block: bytes, check: bytes, shape: tuple[int, ...]) -> np.ndarray:
+def to_tokens(segment: int, block: bytes, check: bytes, shape: tuple[int, int]) -> np.ndarray:
     """Return the tokens [M, D] float16 of a block.
 
     Raises:
@@ -134,7 +142,11 @@ def to_tokens(segment: int, block: bytes, check: bytes, shape: tuple[int, ...]) 
     """
     if checksum(block) != check:
         raise StoreError(f"tokens of segment {segment} are damaged; see `streammem memory verify`")
-    return np.frombuffer(block, _HALF).reshape(*shape)
+    if len(block) % 2 == 0:  # of format 1, in half precision; the first byte makes the others odd
+        return np.frombuffer(block, _HALF).reshape(shape)
+    scales, values = block[1 : 1 + 2 * num_groups(shape)], block[1 + 2 * num_groups(shape) :]
+    levels = np.frombuffer(values, np.int8).reshape(num_groups(shape), -1)
+    return from_eight_bits(np.frombuffer(scales, _HALF), levels, shape)
 
 
 def migrations(old: int, new: int) -> Iterator[str]:

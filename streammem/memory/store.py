@@ -22,6 +22,7 @@ from streammem.memory.folder import (
     FORMAT,
     KEYFRAMES,
     LOCK,
+    OLDEST_READ,
     Header,
     WriterLock,
     intact,
@@ -141,7 +142,7 @@ class Store:
             )
         if not (path / DATABASE).is_file():
             raise StoreError(f"{path} lacks {DATABASE}; restore it from a backup")
-        if header.format < FORMAT and mode == "r":
+        if header.format < OLDEST_READ and mode == "r":
             raise StoreError(f"{path} has the older format {header.format}; open it for writing")
         return cls(path, header, mode)
 

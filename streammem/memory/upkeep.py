@@ -315,8 +315,8 @@ class _Pruning:
 
     def _thin_tokens(self, excess: int) -> int:
         found = self._store.database.query(f"{rows.SELECT} WHERE has_tokens")
-        shape = self._store.header.token_shape
-        chosen = _enough(sorted(found, key=_thinning), lambda _: 2 * shape[0] * shape[1], excess)
+        sizes = dict(self._store.database.query("SELECT segment, length(block) FROM tokens"))
+        chosen = _enough(sorted(found, key=_thinning), lambda row: sizes.get(row[0], 0), excess)
         with self._transaction():
             for row in chosen:
                 thin = rows.changed(row, has_tokens=0)

@@ -16,7 +16,7 @@ from streammem.memory import database, folder, rows, store
 from streammem.memory.cache import CacheConfig, MemoryCache
 from streammem.memory.folder import DATABASE, HEADER, KEYFRAMES
 from streammem.memory.store import Store
-from streammem.memory.upkeep import verify
+from streammem.memory.upkeep import compact, verify
 from streammem.types import Note
 from tests.memory.entries import DIM, TOKENS, make, same, unit
 
@@ -68,6 +68,16 @@ def test_a_reopened_memory_holds_what_was_appended(tmp_path):
         (loaded,) = memory.load_entries()
     assert loaded.tokens.size == 0 and loaded.keyframe is None
     np.testing.assert_array_equal(loaded.visual_keys, entry.visual_keys)
+
+
+def test_tokens_on_disk_have_8_bits_and_are_those_in_ram(tmp_path):
+    shape = (16, 384)
+    entry = make(0, tokens=np.random.default_rng(0).normal(size=shape))
+    with Store.create(tmp_path / "a.mem", MODEL, key_dim=DIM, token_shape=shape) as memory:
+        memory.append(entry, b"")
+        np.testing.assert_array_equal(memory.tokens(0), entry.tokens)
+        ((size,),) = memory.database.query("SELECT length(block) FROM tokens")
+    assert size == 1 + shape[0] * shape[1] * 34 // 32
 
 
 def test_a_cache_loaded_from_the_store_equals_the_one_that_wrote_it(tmp_path):
@@ -195,28 +205,80 @@ def test_a_newer_format_is_refused(tmp_path):
     fill(tmp_path / "a.mem", 1)
     header = tmp_path / "a.mem" / HEADER
     text = header.read_text()
-    header.write_text(text.replace('"format": 1', '"format": 2'))
-    with pytest.raises(StoreError, match="newer than 1"):
+    header.write_text(text.replace('"format": 2', '"format": 3'))
+    with pytest.raises(StoreError, match="newer than 2"):
         Store.open(tmp_path / "a.mem", MODEL)
     header.write_text(text)
     connection = sqlite3.connect(tmp_path / "a.mem" / DATABASE)
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute("PRAGMA user_version = 3")
     connection.close()
-    with pytest.raises(StoreError, match="newer than 1"):
+    with pytest.raises(StoreError, match="newer than 2"):
         Store.open(tmp_path / "a.mem", MODEL, "r")
 
 
 def test_an_older_format_is_brought_up_to_date_by_its_writer(tmp_path, monkeypatch):
     entries = fill(tmp_path / "a.mem", 3)
     for module in (folder, database, store):
-        monkeypatch.setattr(module, "FORMAT", 2)
-    monkeypatch.setitem(rows.MIGRATIONS, 1, "CREATE TABLE later (a); CREATE INDEX it ON later (a)")
-    with pytest.raises(StoreError, match="older format 1"):
+        monkeypatch.setattr(module, "FORMAT", 3)
+    monkeypatch.setattr(store, "OLDEST_READ", 3)
+    monkeypatch.setitem(rows.MIGRATIONS, 2, "CREATE TABLE later (a); CREATE INDEX it ON later (a)")
+    with pytest.raises(StoreError, match="older format 2"):
         Store.open(tmp_path / "a.mem", MODEL, "r")
     for _ in range(2):
         with Store.open(tmp_path / "a.mem", MODEL) as memory:
-            assert memory.header.format == 2 and equal(memory.export(), entries)
+            assert memory.header.format == 3 and equal(memory.export(), entries)
             assert memory.database.query("SELECT count(*) FROM later") == [(0,)]
+
+
+def of_format_1(path, tokens):
+    """Make a closed memory what the first format left behind: tokens in half precision."""
+    connection = sqlite3.connect(path / DATABASE)
+    with connection:
+        for segment, block in enumerate(tokens):
+            half = block.astype("<f2").tobytes()
+            connection.execute(
+                "UPDATE tokens SET block = ?, checksum = ? WHERE segment = ?",
+                (half, rows.checksum(half), segment),
+            )
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    header = path / HEADER
+    header.write_text(header.read_text().replace('"format": 2', '"format": 1'))
+
+
+def test_a_memory_of_format_1_is_read_written_checked_and_compacted(tmp_path):
+    path = tmp_path / "a.mem"
+    entries = fill(path, 3)
+    old = [unit(*TOKENS[:1], seed=i, dim=TOKENS[1]).astype(np.float16) for i in range(3)]
+    of_format_1(path, old)
+    for mode in ("r", "rw", "r"):
+        with Store.open(path, MODEL, mode) as memory:
+            for segment, tokens in enumerate(old):
+                np.testing.assert_array_equal(memory.tokens(segment), tokens)
+            exported = list(memory.export())
+            for entry, wanted, tokens in zip(exported, entries, old, strict=False):
+                assert same(entry, make(wanted.segment, text_keys=wanted.text_keys,
+                                        caption=wanted.caption, tokens=tokens))  # fmt: skip
+            assert verify(memory) == ()
+            if mode == "rw":
+                memory.append(make(3), b"")
+                compact(memory)
+    with Store.open(path, MODEL, "r") as memory:
+        assert memory.header.format == 2
+        assert same(memory.read(3), make(3))
+
+
+def test_an_upgrade_that_was_cut_off_before_the_header_is_finished(tmp_path):
+    path = tmp_path / "a.mem"
+    entries = fill(path, 2)
+    of_format_1(path, [entry.tokens for entry in entries])
+    connection = sqlite3.connect(path / DATABASE)
+    connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    for mode in ("r", "rw", "r"):
+        with Store.open(path, MODEL, mode) as memory:
+            assert equal(memory.export(), entries)
+    assert memory.header.format == 2
 
 
 @pytest.mark.parametrize(
@@ -312,6 +374,27 @@ def test_a_row_that_vanished_is_told(tmp_path):
         with pytest.raises(StoreError, match="lacks 1 rows"):
             memory.load_entries()
         assert [fault.what for fault in verify(memory)] == ["1 rows are missing"]
+
+
+def test_the_index_is_made_of_the_rows_so_none_can_be_missing(tmp_path):
+    entries = fill(tmp_path / "a.mem", 5)
+    named = {DATABASE, HEADER, KEYFRAMES, folder.LOCK}
+    assert set(os.listdir(tmp_path / "a.mem")) == named, "no file of an index"
+    cache = MemoryCache(CacheConfig(DIM, TOKENS, keys_only=True))
+    with Store.open(tmp_path / "a.mem", MODEL, "r") as memory:
+        cache.load(memory.load_entries())
+    for entry in entries:
+        assert cache.search(entry.visual_keys[0], 1)[0].entry.segment == entry.segment
+
+
+def test_a_missing_folder_of_keyframes_is_told_and_costs_only_itself(tmp_path):
+    fill(tmp_path / "a.mem", 2)
+    shutil.rmtree(tmp_path / "a.mem" / KEYFRAMES)
+    with Store.open(tmp_path / "a.mem", MODEL) as memory:
+        assert [fault.segment for fault in verify(memory)] == [0, 1]
+        with pytest.raises(StoreError, match="cannot be written"):
+            memory.append(make(2), b"")
+        assert len(memory.load_entries()) == 2 and memory.tokens(1).size
 
 
 def test_a_keyframe_missing_or_damaged_is_told_and_costs_only_itself(tmp_path):
@@ -413,7 +496,7 @@ def test_a_read_only_folder_is_read_and_not_written(unprivileged):
     parent, switch = unprivileged
     entries = fill(parent / "a.mem", 3)
     files = set(os.listdir(parent / "a.mem"))
-    lock_down(parent / "a.mem")
+    lock_down(parent)
     switch()
     with Store.open(parent / "a.mem", MODEL, "r") as memory:
         assert equal(memory.export(), entries) and verify(memory) == ()

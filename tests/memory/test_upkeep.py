@@ -3,6 +3,7 @@ import pytest
 
 from streammem.errors import StoreError
 from streammem.memory.folder import DATABASE, KEYFRAMES
+from streammem.memory.rows import token_block
 from streammem.memory.store import Store
 from streammem.memory.upkeep import (
     compact,
@@ -19,6 +20,7 @@ from streammem.types import Caption, Note, Segment
 from tests.memory.entries import DIM, make, unit
 
 TOKENS = (16, 64)
+TOKEN_BYTES = 1 + 16 * 64 * 34 // 32
 
 
 def tokens(segment):
@@ -27,7 +29,7 @@ def tokens(segment):
 
 @pytest.fixture
 def memory(tmp_path):
-    """32 segments with captions, tokens of 2 KB and keyframes of 3 KB."""
+    """32 segments with captions, tokens of 1 KB and keyframes of 3 KB."""
     with Store.create(tmp_path / "a.mem", "tiny-1", key_dim=DIM, token_shape=TOKENS) as memory:
         for segment in range(32):
             entry = make(
@@ -55,8 +57,8 @@ def test_info_counts_what_is_there(memory):
     assert (summary.segments, summary.captions, summary.keyframes) == (32, 32, 32)
     assert (summary.start, summary.end, summary.frames) == (0.0, 32.0, 32)
     assert summary.keyframe_bytes == 32 * 3000 and summary.sources == ("camera 0", "camera 1")
-    assert summary.database_bytes > 32 * 2048
-    assert (summary.format, summary.fingerprint) == (1, "tiny-1")
+    assert summary.database_bytes > 32 * TOKEN_BYTES
+    assert (summary.format, summary.fingerprint) == (2, "tiny-1")
 
 
 def test_info_of_an_empty_memory(tmp_path):
@@ -95,7 +97,12 @@ def test_an_entry_is_its_segment_its_caption_and_its_notes():
 
 
 def test_what_is_forgotten_is_in_no_file_any_more(memory):
-    traces = [b"secret-07", b"%3000d" % 7, tokens(7).tobytes(), b"state that saw it all"]
+    traces = [
+        b"secret-07",
+        b"%3000d" % 7,
+        token_block(memory.tokens(7))[0],
+        b"state that saw it all",
+    ]
     traces.append(memory.read(7).visual_keys.astype("<f2").tobytes())
     memory.database.checkpoint()
     assert all(trace in folder_bytes(memory) for trace in traces)
@@ -154,14 +161,14 @@ def test_pruning_keeps_the_budget_and_thins_keyframes_evenly_first(memory):
 
 
 def test_pruning_takes_tokens_next_and_captions_last(memory):
-    budget = info(memory).database_bytes - 8 * 2048
+    budget = info(memory).database_bytes - 8 * TOKEN_BYTES
     pruned = prune(memory, budget_bytes=budget)
     assert pruned.keyframes == 32 and num_keyframes(memory) == 0
     assert 8 <= pruned.tokens < 32 and pruned.segments == ()
     assert pruned.bytes <= budget
     assert len([e for e in memory.load_entries() if e.caption]) == 32
     assert memory.tokens(1).size == 0 and memory.tokens(16).size
-    smaller = prune(memory, budget_bytes=pruned.bytes - 8 * 2048)
+    smaller = prune(memory, budget_bytes=pruned.bytes - 8 * TOKEN_BYTES)
     assert smaller.tokens >= 8 and smaller.segments == ()
     assert verify(memory) == ()
 
@@ -184,8 +191,8 @@ def test_rows_go_from_the_oldest(memory):
 def test_pruned_bytes_go_back_to_the_file_system(memory):
     memory.database.checkpoint()
     before = (memory.path / DATABASE).stat().st_size
-    prune(memory, budget_bytes=info(memory).database_bytes - 16 * 2048)
-    assert (memory.path / DATABASE).stat().st_size <= before - 16 * 2048
+    prune(memory, budget_bytes=info(memory).database_bytes - 16 * TOKEN_BYTES)
+    assert (memory.path / DATABASE).stat().st_size <= before - 16 * TOKEN_BYTES
 
 
 @pytest.mark.parametrize(
