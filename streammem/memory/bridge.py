@@ -1,11 +1,10 @@
-"""The memory bridge: looks at a segment's patches, keeps what it saw in recurrent memory tokens.
+"""The memory bridge: reads a segment's patches into its memory tokens, and these into words' space.
 
-Two paths on purpose. ``look`` reads only the segment, so a caption can never leak an earlier scene;
-``remember`` folds what was seen into the memory through gates. No stream state lives here.
+It sees one segment only, so a caption can never leak an earlier scene. What was seen is folded into
+the recurrent memory in ``recurrent``; no stream state lives here.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 # Legend: B batch, T frames, P patches a frame, V patch width, N = T*P, M memory tokens, D width,
-# R retrieved tokens, L language model width, K keys' width.
+# L language model width.
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +40,6 @@ class BridgeConfig:
     layers: int = 3
     heads: int = 6
     dropout: float = 0.1
-
-
-class BridgeOutput(NamedTuple):
-    """What the bridge makes of one segment.
-
-    Attributes:
-        tokens: [B, M, D] what this segment shows, from this segment alone.
-        memory: [B, M, D] the recurrent memory after it, every entry bounded.
-    """
-
-    tokens: Tensor
-    memory: Tensor
 
 
 class Attention(nn.Module):
@@ -117,42 +104,12 @@ class LookLayer(nn.Module):
         return x + self.mlp(x)
 
 
-class MemoryGate(nn.Module):
-    """Folds a segment's tokens and related memories into the recurrent memory.
-
-    m' = (1 - g) * m + g * rmsnorm(h), h = m + s + attention(m + s, [tokens; retrieved]) and an
-    MLP on it, g = sigmoid(W [m; h] + b): a convex mix of bounded values, so a slot can be kept
-    unchanged for thousands of segments and never grows. s is a vector a slot: without it slots
-    that read the same segments become the same.
-    """
-
-    def __init__(self, config: BridgeConfig) -> None:
-        super().__init__()
-        dim = config.dim
-        self.slots = nn.Parameter(torch.randn(config.memory_tokens, dim) * 0.5)
-        self.norm_memory, self.norm_context = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attention = Attention(dim, config.heads, config.dropout)
-        self.mlp = feed_forward(dim, config.dropout)
-        self.norm_candidate = nn.RMSNorm(dim)
-        self.gate = nn.Linear(2 * dim, dim)
-        nn.init.zeros_(self.gate.weight)
-        nn.init.constant_(self.gate.bias, -1.0)  # keeps by default; gradients reach far back
-
-    def forward(self, memory: Tensor, tokens: Tensor, retrieved: Tensor | None) -> Tensor:
-        context = tokens if retrieved is None else torch.cat([tokens, retrieved], dim=1)
-        own = memory + self.slots
-        h = own + self.attention(self.norm_memory(own), self.norm_context(context))
-        h = self.norm_candidate(h + self.mlp(h))
-        gate = torch.sigmoid(self.gate(torch.cat([memory, h], dim=-1)))
-        return memory + gate * (h - memory)
-
-
 class MemoryBridge(nn.Module):
-    """Recurrent memory over segments, and the way into the language model.
+    """Memory tokens of segments, and their way into the language model.
 
-    Source: VideoLLaMB (arXiv 2409.01071), section 3.2, with its faults mended: distinct initial
-    memory slots, position and time encodings, pre-norm, cross-attention instead of full attention
-    over the patches, write gates, and memory tokens that reach the language model.
+    Source: VideoLLaMB (arXiv 2409.01071), section 3.2, with its faults mended: distinct queries,
+    position and time encodings, pre-norm, cross-attention instead of full attention over the
+    patches, and memory tokens that reach the language model.
     """
 
     patch_mean: Tensor
@@ -173,14 +130,8 @@ class MemoryBridge(nn.Module):
         self.queries = nn.Parameter(torch.randn(config.memory_tokens, dim) * 0.5)
         self.layers = nn.ModuleList(LookLayer(config) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(dim)
-        self.initial = nn.Parameter(torch.randn(config.memory_tokens, dim) * 0.5)
-        self.remember = MemoryGate(config)
         self.project = nn.Linear(dim, config.language_dim)
         self.scale = nn.Parameter(torch.ones(()))
-
-    def initial_memory(self, batch: int = 1) -> Tensor:
-        """Return the memory before the first segment, [B, M, D]; its slots are distinct."""
-        return self.initial.expand(batch, -1, -1)
 
     def look(self, patches: Tensor, times: Tensor, mask: Tensor | None = None) -> Tensor:
         """Read a segment.
@@ -203,26 +154,6 @@ class MemoryBridge(nn.Module):
         for layer in self.layers:
             tokens = layer(tokens, x, mask)
         return self.norm_out(tokens)
-
-    def forward(
-        self,
-        patches: Tensor,
-        times: Tensor,
-        memory: Tensor,
-        retrieved: Tensor | None = None,
-        mask: Tensor | None = None,
-    ) -> BridgeOutput:
-        """Take in one segment.
-
-        Args:
-            patches: [B, T, P, V].
-            times: [B, T] in [0, 1].
-            memory: [B, M, D] the memory before it.
-            retrieved: [B, R, D] tokens of related past segments, or None.
-            mask: [B, T] bool, False for padding frames.
-        """
-        tokens = self.look(patches, times, mask)
-        return BridgeOutput(tokens, self.remember(memory, tokens, retrieved))
 
     def to_language(self, tokens: Tensor) -> Tensor:
         """Map tokens [..., D] to the language model's embedding space [..., L].

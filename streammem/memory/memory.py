@@ -67,14 +67,14 @@ class Memory:
         return entries[-1].last + 1 if entries else 0
 
     def recurrent(self, initial: Tensor) -> Tensor:
-        """Return the recurrent memory tokens as they were left, or ``initial`` [M, D]."""
+        """Return the recurrent memory as it was left, or ``initial``."""
         state = self.store.recurrent_state() if self.store else None
         if state is None:
             return initial
         return torch.from_numpy(np.frombuffer(state, np.float32).reshape(initial.shape).copy())
 
     def append(self, entry: Entry, recurrent: Tensor) -> None:
-        """Keep a closed segment and the recurrent memory [M, D] after it."""
+        """Keep a closed segment and the recurrent memory after it."""
         change = self.cache.append(entry)
         if self.store:
             state = recurrent.cpu().numpy().astype(np.float32).tobytes()
@@ -95,8 +95,8 @@ class Memory:
         """
         entry = self._known(segment)
         tokens = self.store.tokens(segment) if self.store else entry.tokens
-        rows = tokens.astype(np.float32).reshape(-1, self.cache.config.token_shape[1])
-        return torch.from_numpy(rows)
+        width = self.cache.config.token_shape[1]
+        return torch.from_numpy(tokens.reshape(len(tokens), width).astype(np.float32))
 
     def keyframe(self, segment: int) -> bytes | None:
         """Return a segment's keyframe as a JPEG, if it has one.

@@ -26,6 +26,8 @@ class ParentRecipe:
         loss_on: the answer is learned from the ``last`` segment's tokens, or again from those of
             ``every`` segment, which costs the language model as many passes.
         detach_cache: let no gradient reach back through the cache; the recurrence keeps its own.
+        window: segments that gradients flow back through (truncated back-propagation); what came
+            before a window is a given, memory and cache alike. 0 truncates nowhere.
         cache: see ``ParentOptions``.
         steps: of the optimiser, >= 1.
         rate: peak learning rate, after a linear start over ``warmup`` of the steps; then a cosine
@@ -35,6 +37,7 @@ class ParentRecipe:
 
     loss_on: LossOn = "last"
     detach_cache: bool = False
+    window: int = 0
     cache: Literal["memory", "hidden"] = "memory"
     steps: int = 1000
     rate: float = 2e-5
@@ -43,6 +46,8 @@ class ParentRecipe:
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 <= self.warmup <= 1 or not 0 < self.rate < math.inf:
             raise ConfigError("steps must be >= 1, warmup in [0, 1], rate a number > 0")
+        if self.window < 0:
+            raise ConfigError("window must be >= 0")
         if self.loss_on not in ("last", "every") or self.cache not in ("memory", "hidden"):
             raise ConfigError("loss_on is last or every, cache is memory or hidden")
 
@@ -68,8 +73,11 @@ def loss(
 ) -> Tensor:
     """Mean cross-entropy of the answer's tokens, each from the last segment or from every one."""
     device = bridge.projector.read_memory_emb.device
-    memory, cache, shown = bridge.initial_memory(), [], []
+    memory, shown = bridge.initial_memory(), []
+    cache: list[Tensor] = []
     for number, segment in enumerate(example.segments):
+        if number and recipe.window and number % recipe.window == 0:
+            memory, cache = memory.detach(), [kept.detach() for kept in cache]
         read = bridge.read(segment[None].to(memory), memory, number)
         kept = read.memory if recipe.cache == "memory" else read.hidden
         cache.append(kept.detach() if recipe.detach_cache else kept)

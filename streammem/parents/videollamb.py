@@ -18,7 +18,16 @@ from torch import Tensor
 from streammem.backbones.language import CausalLanguageModel, GenerationConfig
 from streammem.backbones.languagebind import Tower, crop, pad
 from streammem.confidence import Certainty
-from streammem.model import Passage, Perceived, Scene, TakenIn, VideoModel, spread
+from streammem.model import (
+    Passage,
+    Perceived,
+    Scene,
+    TakenIn,
+    VideoModel,
+    describe,
+    reply,
+    spread,
+)
 from streammem.parents.bridge import ParentBridge, pool
 from streammem.parents.options import ParentOptions
 from streammem.questions import Reading
@@ -102,6 +111,11 @@ class VideoLLaMB:
         sizes = self.bridge.config
         frames = self.options.kept_frames if self.keeps_hidden else 0
         return 2 * sizes.memory_tokens + frames * self.options.pool**2, sizes.width
+
+    @property
+    def reads_related(self) -> bool:
+        """True: the memory reads the cache."""
+        return True
 
     @property
     def keeps_hidden(self) -> bool:
@@ -202,21 +216,8 @@ class VideoLLaMB:
         opening = opening_of(PERSON[self.options.prompt])
         return [embed(begin), opening, *content, f"\n{request} ASSISTANT:"]
 
-    def captions(
-        self,
-        tokens: Sequence[Tensor],
-        decoding: GenerationConfig | None = None,
-        instruction: str | None = None,
-    ) -> list[str]:
-        """Describe segments in one batch, each from its own rows."""
-        prompts = [self.caption_prompt(t, instruction) for t in tokens]
-        return self.language.generate(prompts, decoding or self.decoding)
-
-    def stream(self, prompt: list[str | Tensor], decoding: GenerationConfig) -> Iterator[str]:
-        """Yield a reply piece by piece."""
-        if decoding.num_beams > 1:
-            return iter(self.language.generate([prompt], decoding))
-        return self.language.stream(prompt, decoding)
+    captions = describe
+    stream = reply
 
     # -- what the evaluation suites ask of a model --
 

@@ -188,24 +188,24 @@ def test_related_finds_the_best_visual_key_of_each_entry():
 def test_search_finds_what_only_the_caption_tells():
     cache = filled(40)
     question = unit(1, seed=1234)[0]
-    row = cache.set_caption(17, "a dog", near(question, 0.9))
+    row = cache.set_caption(17, "a dog", near(question, 0.99))
     assert row.caption == "a dog"
     hit = cache.search(question, 3)[0]
-    assert hit.entry.segment == 17 and hit.text == pytest.approx(0.9, abs=1e-3)
+    assert hit.entry.segment == 17 and hit.text == pytest.approx(0.99, abs=1e-3)
     assert hit.visual < hit.text == hit.score
 
 
 def test_search_goes_by_the_best_key_and_words_must_exceed_pictures_by_a_margin():
     question = unit(1, seed=1234)[0]
     cache = MemoryCache(config())
-    for segment, (visual, text) in enumerate([(0.6, 0.1), (0.5, 0.75), (0.1, 0.9)]):
+    for segment, (visual, text) in enumerate([(0.3, 0.1), (0.2, 0.85), (0.1, 0.98)]):
         keys, text_keys = near(question, visual, segment), near(question, text, segment + 9)
         cache.append(make(segment, keys[None], text_keys=text_keys[None]))
     hits = cache.search(question, 3)
     assert [hit.entry.segment for hit in hits] == [2, 0, 1]
-    fused = [0.9 - TEXT_MARGIN, 0.6, 0.75 - TEXT_MARGIN]
+    fused = [0.98 - TEXT_MARGIN, 0.3, 0.85 - TEXT_MARGIN]
     assert [hit.fused for hit in hits] == pytest.approx(fused, abs=2e-3)
-    assert [hit.score for hit in hits] == pytest.approx([0.9, 0.6, 0.75], abs=2e-3)
+    assert [hit.score for hit in hits] == pytest.approx([0.98, 0.3, 0.85], abs=2e-3)
 
 
 def test_search_keeps_to_its_windows():

@@ -94,6 +94,23 @@ def test_a_detached_cache_changes_the_gradient_and_not_the_loss(bridge, language
     assert not torch.allclose(gradients[0], gradients[1])
 
 
+def test_gradients_end_at_the_window_and_the_loss_does_not_change(bridge, language):
+    reached, values = [], []
+    for window in (0, 3, 2, 1):
+        one = example()
+        for segment in one.segments:
+            segment.requires_grad_(True)
+        value = loss(bridge, language, one, ParentRecipe(window=window))
+        value.backward()
+        values.append(value.item())
+        parts = [bridge.projector.read_memory_emb, *one.segments]
+        reached.append([part.grad is not None and bool(part.grad.any()) for part in parts])
+        bridge.zero_grad()
+    assert len(set(values)) == 1
+    whole, last = [True] * 4, [False, False, False, True]
+    assert reached == [whole, whole, last, last]
+
+
 def test_the_pace_starts_linearly_and_falls_as_a_cosine():
     recipe = ParentRecipe(steps=100, warmup=0.1)
     paces = [pace(step, recipe) for step in range(101)]
@@ -101,7 +118,9 @@ def test_the_pace_starts_linearly_and_falls_as_a_cosine():
     assert abs(paces[55] - 0.5) < 1e-9 and paces[100] < 1e-9
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"loss_on": "all"}, {"cache": ""}, {"rate": 0.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"loss_on": "all"}, {"cache": ""}, {"rate": 0.0}, {"window": -1}]
+)
 def test_a_recipe_that_cannot_be_meant_is_refused(wrong):
     with pytest.raises(ConfigError):
         ParentRecipe(**wrong)
