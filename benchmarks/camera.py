@@ -1,21 +1,26 @@
 """What `make demo-live` runs: the demo's clips as a network camera, watched as a user would.
 
-``alerts`` measures instead how often an alert is right: photos of known captions go by, and each
-alert is the caption of one of them, or of one that does not come.
+``alerts`` measures instead how often an alert is right: photos that the model was not trained on go
+by, and each alert is a caption of one of them, or of one that does not come; or several captions of
+it, as if a user said the same thing in several ways. ``lag`` (`lag.py`) measures how
+late captions come, in real time.
 """
 
 import argparse
+import itertools
 import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.demo import compose, fetch
+from benchmarks.lag import lag
 from benchmarks.machine import machine
 from benchmarks.rtsp_server import RtspCamera, encode
 from streammem.backbones.weights import home
@@ -28,10 +33,14 @@ SHOWN_FRAMES = 8  # of each photo, at 2 frames a second
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks camera", description=__doc__)
-    parser.add_argument("what", choices=("demo", "alerts"), nargs="?", default="demo")
+    parser.add_argument("what", choices=("demo", "alerts", "lag"), nargs="?", default="demo")
     parser.add_argument("--seconds", type=float, default=90.0, help="how long the demo runs")
-    parser.add_argument("--photos", type=int, default=60, help="that go by, half with an alert")
+    parser.add_argument("--photos", type=int, default=160, help="that go by, half with an alert")
+    parser.add_argument("--cameras", type=int, default=1, help="whose lag is measured")
+    parser.add_argument("--minutes", type=float, default=2.0, help="how long it is measured")
     arguments = parser.parse_args(argv)
+    if arguments.what == "lag":
+        return lag(arguments.cameras, arguments.minutes)
     return demo(arguments.seconds) if arguments.what == "demo" else alerts(arguments.photos)
 
 
@@ -66,54 +75,66 @@ def pictures(video: Path) -> list[np.ndarray]:
 
 
 def alerts(num_photos: int) -> int:
+    """Let photos that the model was not trained on go by, and tell how often alerts are right."""
     from streammem.alerts import AlertConfig, Alerts
     from streammem.checkpoint import load
     from streammem.types import Frame
-    from streammem.video.pictures import read_picture
 
-    folder = Path(os.environ["STREAMMEM_DATA"]) / "coco_mini"
-    known = captioned(folder)
+    folder = Path(os.environ["STREAMMEM_DATA"]) / "flickr8k"
+    known = captioned(folder, "val")
     rng = np.random.default_rng(0)
     photos = [known[i] for i in rng.permutation(len(known))[: num_photos // 2 * 3]]
     shown, absent = photos[:num_photos], photos[num_photos:]
     model = load()
-    keys = [model.perceive(read_picture(path)).key for path, _ in shown]
-    truth = {text: k for k, (_, text) in enumerate(shown[: num_photos // 2])}
-    queries = [*truth, *(text for _, text in absent)]
+    keys = [model.perceive(picture).key for path, _ in shown for picture in panned(path)]
+    asked = [captions for _, captions in [*shown[: num_photos // 2], *absent]]
     print(
-        f"{num_photos} photos of {SHOWN_FRAMES} frames; {len(truth)} alerts about one of them, "
-        f"{len(absent)} about none\nrate   precision  recall  false alerts a query"
+        f"{num_photos} photos of {SHOWN_FRAMES} frames; {num_photos // 2} alerts about one of "
+        f"them, {len(absent)} about none\nsaid in  rate   precision  recall  false alerts a query"
     )
-    table = []
-    blank = np.zeros((8, 8, 3), np.uint8)
-    for rate in (0.003, 0.01, 0.03, 0.1, 0.3):
+    table, blank = [], np.zeros((8, 8, 3), np.uint8)
+    for phrases, rate in itertools.product((1, 2, 3), (0.003, 0.01, 0.03, 0.1)):
+        queries = [" | ".join(captions[:phrases]) for captions in asked]
+        truth = {query: k for k, query in enumerate(queries[: num_photos // 2])}
         watched = Alerts(model, queries, AlertConfig(rate=rate))
         right, wrong = set(), 0
-        for number, key in enumerate(np.repeat(np.stack(keys), SHOWN_FRAMES, axis=0)):
+        for number, key in enumerate(keys):
             for alert in watched.take(Frame(blank, number / 2, 0.5, number), key, 0):
                 if truth.get(alert.query) == number // SHOWN_FRAMES:
                     right.add(alert.query)
                 else:
                     wrong += 1
         row = {
-            "rate": rate, "precision": len(right) / max(1, len(right) + wrong),
-            "recall": len(right) / len(truth), "false_per_query": wrong / len(queries),
+            "phrases": phrases, "rate": rate, "recall": len(right) / len(truth),
+            "precision": len(right) / max(1, len(right) + wrong),
+            "false_per_query": wrong / len(queries),
         }  # fmt: skip
         table.append(row)
         print(
-            f"{rate:<7}{row['precision']:>8.2f}{row['recall']:>9.2f}{row['false_per_query']:>10.2f}"
+            f"{phrases:>2} ways  {rate:<7}{row['precision']:>8.2f}{row['recall']:>9.2f}"
+            f"{row['false_per_query']:>10.2f}"
         )
     print(json.dumps({"benchmark": "camera alerts", "table": table, "machine": machine("av")}))
     return 0
 
 
-def captioned(folder: Path) -> list[tuple[Path, str]]:
-    """Photos, each with its first caption."""
-    rows = []
-    for line in (folder / "captions.jsonl").open():
-        row = json.loads(line)
-        rows.append((folder / "images" / row["image"], row["captions"][0]))
-    return rows
+def panned(path: Path) -> Iterator[np.ndarray]:
+    """Give a photo's frames: parts of it, as a camera that turns slowly sees them."""
+    from streammem.video.pictures import read_picture
+
+    pixels = read_picture(path)
+    height, width = (side * 10 // 11 for side in pixels.shape[:2])
+    for k in range(SHOWN_FRAMES):
+        y, x = (side // 11 * k // (SHOWN_FRAMES - 1) for side in pixels.shape[:2])
+        yield np.ascontiguousarray(pixels[y : y + height, x : x + width])
+
+
+def captioned(folder: Path, split: str) -> list[tuple[Path, list[str]]]:
+    """Photos of a split, each with its captions."""
+    rows = [json.loads(line) for line in (folder / "captions.jsonl").open()]
+    return [
+        (folder / "images" / row["image"], row["captions"]) for row in rows if row["split"] == split
+    ]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from PIL import Image
 
 from streammem.errors import ConfigError
 from streammem.memory.abstain import normalise, threshold
+from streammem.memory.keysets import unit_rows
 from streammem.model import StreamModel
 from streammem.types import Alert, Frame
 from streammem.video.pixels import fitted_pixels
@@ -53,7 +54,9 @@ class AlertConfig:
 class _Watched:
     query: str
     key: np.ndarray
-    background: np.ndarray
+    offset: float  # score = offset + slope * cosine
+    slope: float
+    gone: float  # the score below which it is away
     scores: list[float] = field(default_factory=list)  # of frames in a row above the threshold
     last_seen: float | None = None  # seconds; None while it is away
 
@@ -63,7 +66,8 @@ class Alerts:
 
     Args:
         model: whose key space pictures and sentences share.
-        queries: descriptions, such as ``a dog on the sofa``.
+        queries: descriptions, such as ``a dog on the sofa``, or several of the same thing, as in
+            ``a dog on the sofa | a dog lies on a couch``: what they have in common is waited for.
         config: options.
 
     Raises:
@@ -73,14 +77,10 @@ class Alerts:
     def __init__(
         self, model: StreamModel, queries: Sequence[str], config: AlertConfig = AlertConfig()
     ) -> None:
-        if not all(query.strip() for query in queries):
-            raise ConfigError("an alert is empty; describe what to wait for")
         self._config = config
-        background = model.background.numpy()
-        keys = list(model.sentence_keys(queries)) if queries else []
-        self._watched = [
-            _Watched(query, key, background @ key) for query, key in zip(queries, keys, strict=True)
-        ]
+        self._threshold = threshold(config.rate)
+        self._watched = [_watched(model, query, config) for query in queries]
+        self._keys = np.array([watched.key for watched in self._watched])  # [Q, D_key]
         self._pictures: list[Path] = []
         if config.pictures and queries:
             config.pictures.mkdir(parents=True, exist_ok=True)
@@ -97,9 +97,11 @@ class Alerts:
         Returns:
             What has just appeared; mostly nothing.
         """
+        if not self._watched:
+            return ()
         found = []
-        for watched in self._watched:
-            score = self._appeared(watched, frame.time, float(watched.key @ key))
+        for watched, cosine in zip(self._watched, (self._keys @ key).tolist(), strict=True):
+            score = self._appeared(watched, frame.time, cosine)
             if score is not None:
                 path = self._keep(frame)
                 found.append(Alert(watched.query, frame.time, score, segment, path))
@@ -108,12 +110,10 @@ class Alerts:
     def _appeared(self, watched: _Watched, time: float, cosine: float) -> float | None:
         """Follow one description; return the score with which it appears now, if it does."""
         config = self._config
-        background = watched.background
-        score = float(normalise(np.array([cosine]), background, config.frames)[0])
-        there = score > threshold(config.rate)
+        score = watched.offset + watched.slope * cosine
+        there = score > self._threshold
         if watched.last_seen is not None:
-            mean, enter = background.mean(), _least_cosine(background, config)
-            if cosine >= mean + config.leave * (enter - mean):
+            if score >= watched.gone:
                 watched.last_seen = time
             elif time - watched.last_seen >= config.away_s:
                 watched.last_seen = None
@@ -137,7 +137,13 @@ class Alerts:
         return str(path)
 
 
-def _least_cosine(background: np.ndarray, config: AlertConfig) -> float:
-    """Return the cosine at which something counts as there: `normalise` turned round."""
-    at_0, at_1 = normalise(np.array([0.0, 1.0]), background, config.frames)
-    return float((threshold(config.rate) - at_0) / (at_1 - at_0))
+def _watched(model: StreamModel, query: str, config: AlertConfig) -> _Watched:
+    phrases = [phrase.strip() for phrase in query.split("|")]
+    if not all(phrases):
+        raise ConfigError("an alert is empty; describe what to wait for")
+    key = unit_rows(model.sentence_keys(phrases).mean(0, keepdims=True))[0]
+    background = model.background.numpy() @ key
+    marks = np.array([0.0, 1.0, background.mean()])
+    at_0, at_1, usual = map(float, normalise(marks, background, config.frames))
+    gone = usual + config.leave * (threshold(config.rate) - usual)
+    return _Watched(query, key, at_0, at_1 - at_0, gone)

@@ -1,4 +1,4 @@
-"""The two threads: a reader that decodes, a speaker that talks. Only values cross between them.
+"""The threads: a reader that decodes, a speaker that talks. Only values cross between them.
 
 What is done with frames and words is decided in `live.py`.
 """
@@ -26,13 +26,54 @@ T = TypeVar("T")
 FRAMES_AHEAD = 8  # decoded frames that wait for perception
 LIVE_FRAMES_AHEAD = 32  # of a source that does not wait: what comes while a question is read
 POLL_S = 0.05
+# A source that is stopped while it waits for data is waited for so long: RTSP looks up within it
+# (`video.cameras.POLL_S`). What does not, such as HTTP, is left to its time-out.
+PATIENCE_S = 4.0
+
+
+def open_aside(opening: Callable[[], VideoSource], stop: Callable[[], bool]) -> VideoSource | None:
+    """Open a source in a thread of its own, which is not waited for once ``stop`` says so.
+
+    Returns:
+        The source; None if it was stopped before. Should it open after that, it is closed there.
+
+    Raises:
+        Exception: what opening it raises.
+    """
+    result: queue.Queue[VideoSource | BaseException | None] = queue.Queue(1)
+
+    def run() -> None:
+        opened: VideoSource | BaseException
+        try:
+            opened = opening()
+        except BaseException as error:  # noqa: BLE001, carried to the caller with its traceback
+            opened = error
+        try:
+            result.put_nowait(opened)
+        except queue.Full:  # nobody waits any more
+            if not isinstance(opened, BaseException):
+                opened.close()
+
+    thread = threading.Thread(target=run, name="streammem-opener", daemon=True)
+    thread.start()
+    opened = None
+    while opened is None:
+        with suppress(queue.Empty):
+            opened = _next(result, thread)
+        if opened is None and stop():
+            with suppress(queue.Full):  # it may have opened meanwhile
+                result.put_nowait(None)
+                return None
+    if isinstance(opened, BaseException):
+        raise opened
+    return opened
 
 
 class Reader:
     """Iterates over a source in a thread of its own, a few frames ahead.
 
     Args:
-        source: closed by that thread.
+        source: closed by that thread, even if it is no longer waited for.
         drop: see ``WatchOptions``.
 
     Attributes:
@@ -49,6 +90,7 @@ class Reader:
         ahead = FRAMES_AHEAD if drop == "never" else LIVE_FRAMES_AHEAD
         self._queue: queue.Queue[Frame | BaseException | None] = queue.Queue(ahead)
         self._stop = threading.Event()
+        self._patience_s = PATIENCE_S
         self.broken: SourceError | None = None
         self.stopped = False
         self.captured = self.dropped_full = self.dropped_at_stop = 0
@@ -102,9 +144,13 @@ class Reader:
             ask()
 
     def stop(self) -> None:
-        """End the thread and close the source."""
+        """End the thread and close the source, or leave it to do so when its data comes.
+
+        What it still gives then is neither captured nor dropped.
+        """
         self.halt()
-        self._thread.join()
+        self._thread.join(self._patience_s)
+        self._patience_s = 0.0  # it may be stopped again
         with suppress(queue.Empty):
             while True:
                 self.dropped_at_stop += isinstance(self._queue.get_nowait(), Frame)
@@ -124,7 +170,7 @@ class Reader:
     def _put(self, item: Frame | BaseException | None) -> bool:
         is_frame = isinstance(item, Frame)
         taken = self._hand_over(item, drops=is_frame and self._drop != "never")
-        if isinstance(item, Frame):
+        if isinstance(item, Frame) and self._patience_s:
             self.captured_until = item.time
             self.captured += 1
             self.dropped_at_stop += not taken

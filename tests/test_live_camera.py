@@ -15,8 +15,9 @@ from streammem.errors import ConfigError
 from streammem.live import WatchOptions, watch
 from streammem.longscene import LongScene, Span
 from streammem.scenetilling import SceneTillingConfig
-from streammem.session import Session, confidence
+from streammem.session import Session
 from streammem.session_config import SessionConfig
+from streammem.spoken import confidence
 from streammem.types import Alert, Answer, Caption, Frame, Segment, Stats, Warning
 from streammem.workers import LIVE_FRAMES_AHEAD, Speaker
 from tests.sessions import SHORT
@@ -46,7 +47,7 @@ class Camera:
     def __iter__(self):
         for number, frame in enumerate(self._frames):
             if number in self._pauses:
-                assert self._pauses[number].wait(20)
+                assert self._pauses[number].wait(120)
             if self.stopping:
                 return
             yield frame
@@ -80,7 +81,7 @@ class Slow:
         return getattr(self._language, name)
 
     def stream(self, prompt, config):
-        assert self._event.wait(20)
+        assert self._event.wait(120)
         yield from self._language.stream(prompt, config)
 
 
@@ -181,9 +182,9 @@ def test_one_is_said_one_waits_and_a_newer_one_takes_its_place():
     gate = threading.Event()
     model = tiny_model(open_language=lambda: Slow(gate))
     speaker = Speaker(model, SessionConfig(caption=SHORT), None)
+    tokens = torch.zeros(model.token_shape)
     spans = [
-        Span(Segment(k, k, k + 1.0, None, "cut"), model.initial_memory(), OTHER_KEY[None], 0.0)
-        for k in range(4)
+        Span(Segment(k, k, k + 1.0, None, "cut"), tokens, OTHER_KEY[None], 0.0) for k in range(4)
     ]
     skipped = []
     for span in spans:  # as if they closed at once, before the speaker has begun any
@@ -264,14 +265,14 @@ def seeing(model):
 
 
 def test_an_alert_fires_once_per_appearance(model, tmp_path):
-    frames = film(("red", 20), ("blue", 10), ("red", 20), ("blue", 10), ("red", 20))
+    frames = film(("red", 20), ("blue", 20), ("red", 20), ("blue", 10), ("red", 20))
     alerting = AlertConfig(pictures=tmp_path / "seen")
     options = WatchOptions(alerts=("something blue",), alerting=alerting, speak=False)
     alerts = [
         e for e in watch(Session(seeing(model)), iter(frames), options) if isinstance(e, Alert)
     ]
     assert [a.query for a in alerts] == ["something blue"] * 2
-    assert [10.0 <= alerts[0].time < 12.0, 25.0 <= alerts[1].time < 27.0] == [True, True]
+    assert [10.0 <= alerts[0].time < 12.0, 30.0 <= alerts[1].time < 32.0] == [True, True]
     assert all((tmp_path / "seen").joinpath(a.keyframe).exists() for a in alerts)
     assert len({a.keyframe for a in alerts}) == 2
 
@@ -296,9 +297,27 @@ def test_pictures_of_alerts_are_bounded(model, tmp_path):
     assert len(list(tmp_path.glob("*.jpg"))) == 3
 
 
-def test_an_empty_alert_is_refused_at_the_call(model):
+@pytest.mark.parametrize("query", [" ", "a dog | ", "|"])
+def test_an_empty_alert_is_refused_at_the_call(model, query):
     with pytest.raises(ConfigError, match="empty"):
-        watch(Session(model), [], WatchOptions(alerts=(" ",)))
+        watch(Session(model), [], WatchOptions(alerts=(query,)))
+
+
+def test_an_alert_said_in_several_ways_waits_for_what_they_have_in_common(model):
+    basis = dict(zip(("sofa", "couch", "dog"), np.eye(16, dtype=np.float32), strict=False))
+    seer = seeing(model)
+    means = {"one way": basis["sofa"] + basis["dog"], "another": basis["couch"] + basis["dog"]}
+    type(seer).sentence_keys = lambda self, texts: np.stack(
+        [means[text] / np.linalg.norm(means[text]) for text in texts]
+    )
+
+    def shown(query, key):
+        alerts = Alerts(seer, [query], AlertConfig(confirm=1, rate=0.05))
+        return bool(alerts.take(FILM[0], key, 0))
+
+    for key, alone, together in ((basis["sofa"], True, False), (basis["dog"], True, True)):
+        assert shown("one way", key) is alone
+        assert shown("one way | another", key) is together
 
 
 # -- questions --

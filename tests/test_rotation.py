@@ -1,8 +1,10 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from streammem.errors import ConfigError
+from streammem.render import to_line
 from streammem.rotation import RotatedFile, Rotation
 from streammem.types import Caption
 
@@ -47,11 +49,47 @@ def test_every_file_is_valid_by_itself(tmp_path, form):
 def test_only_the_newest_files_are_kept(tmp_path):
     wall = Wall()
     out = RotatedFile("text", tmp_path / "a.txt", Rotation(every_s=1, keep=2), wall)
-    for _ in range(9):
-        out.write(CAPTION)
+    for number in range(9):
+        out.write(replace(CAPTION, text=str(number)))
         wall.seconds += 1
     out.close()
-    assert len(written(tmp_path / "x")) == 3
+    assert [path.read_text().split()[-1] for path in written(tmp_path / "x")] == ["6", "7", "8"]
+
+
+def test_a_file_is_set_aside_at_its_age_or_size_and_not_before(tmp_path):
+    wall, line = Wall(), len(to_line(CAPTION)) + 1
+    aged = RotatedFile("jsonl", tmp_path / "age.jsonl", Rotation(every_s=60), wall)
+    large = RotatedFile("jsonl", tmp_path / "size.jsonl", Rotation(size_bytes=2 * line), wall)
+    for after_s in (0, 59, 1):
+        wall.seconds += after_s
+        for out in (aged, large):
+            out.write(CAPTION)
+    for name in ("age", "size"):
+        sizes = [path.stat().st_size for path in sorted(tmp_path.glob(f"{name}*"))]
+        assert sizes == [2 * line, line]
+
+
+def test_each_event_is_on_disk_at_once_with_all_that_is_known_of_it(tmp_path):
+    path = tmp_path / "a.jsonl"
+    out = RotatedFile("jsonl", path, Rotation(), Wall())
+    out.write(CAPTION, {"wall_start": "then"})
+    assert json.loads(path.read_text())["wall_start"] == "then"
+    out.close()
+
+
+def test_closing_again_changes_nothing_and_an_empty_file_is_not_set_aside(tmp_path):
+    (tmp_path / "a.srt").touch()
+    out = RotatedFile("srt", tmp_path / "a.srt", Rotation(), Wall())
+    out.write(CAPTION)
+    for _ in range(2):
+        out.close()
+    assert [path.name for path in written(tmp_path / "x")] == ["a.srt"]
+    assert (tmp_path / "a.srt").stat().st_size
+
+
+def test_a_file_that_cannot_be_written_is_told_in_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be written"):
+        RotatedFile("text", tmp_path / "no" / "a.txt", Rotation(), Wall()).write(CAPTION)
 
 
 def test_a_file_that_was_moved_away_is_made_anew_after_reopening(tmp_path):
@@ -68,12 +106,13 @@ def test_a_file_that_was_moved_away_is_made_anew_after_reopening(tmp_path):
 
 
 def test_after_a_restart_lines_go_on_and_cues_begin_a_new_file(tmp_path):
-    for form in ("jsonl", "srt"):
+    for form in ("jsonl", "text", "srt"):
         for _ in range(2):
             out = RotatedFile(form, tmp_path / f"a.{form}", Rotation(), Wall())
             out.write(CAPTION)
             out.close()
-    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 2
+    for form in ("jsonl", "text"):
+        assert len((tmp_path / f"a.{form}").read_text().splitlines()) == 2
     assert len(list(tmp_path.glob("a-*.srt"))) == 1 and (tmp_path / "a.srt").exists()
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from typing import IO, NamedTuple, cast
 
 import av
+from av.container import InputContainer
 
 from streammem.errors import SourceError
 from streammem.video.container import (
@@ -57,36 +58,28 @@ def open_rtsp(url: str, sampling: Sampling) -> LiveSource:
     return LiveSource(Feed(name, address.open, resumes=True), sampling)
 
 
-def endless_format(url: str) -> str | None:
-    """Return the format of a URL that is a live stream; None for a file, or what fails to open."""
-    try:
-        options = dict(REMOTE_OPTIONS)
-        container = av.open(url, options=options, timeout=(OPEN_TIMEOUT_S, OPEN_TIMEOUT_S))
-    except (av.FFmpegError, ValueError):
-        return None  # opening it as a file says why
-    with container:
-        kind = container.format.name.split(",")[0]
-        # What states its size is a file, even if its server cannot seek in it.
-        is_whole = container.duration is not None or (kind != "hls" and container.size > 0)
-        return kind if kind in ENDLESS_FORMATS and not is_whole else None
+def endless_format(container: InputContainer) -> str | None:
+    """Return the format of what is a live stream over HTTP; None for a file."""
+    kind = container.format.name.split(",")[0]
+    # What states its size is a file, even if its server cannot seek in it.
+    is_whole = container.duration is not None or (kind != "hls" and container.size > 0)
+    return kind if kind in ENDLESS_FORMATS and not is_whole else None
 
 
-def open_stream(url: str, kind: str, sampling: Sampling) -> LiveSource:
+def open_stream(url: str, kind: str, sampling: Sampling, first: Connection) -> LiveSource:
     """Open a live stream over HTTP: motion JPEG, HLS, MPEG-TS, FLV.
 
     Args:
         url: with credentials, if it needs them.
         kind: from ``endless_format``.
         sampling: what is wanted.
-
-    Raises:
-        SourceError: it cannot be opened, or has no video.
+        first: the connection that told.
     """
     name = public_url(url)
-    # FFmpeg's own attempts to connect again would hide an outage from the stream's time.
-    options = REMOTE_OPTIONS | {"reconnect": "0"}
-    address = _Address(url, name, kind, options, STALL_S)
-    return LiveSource(Feed(name, address.open), sampling)
+    # FFmpeg itself connects again for what states its size only: never here, where that would
+    # hide an outage from the stream's time.
+    address = _Address(url, name, kind, REMOTE_OPTIONS, STALL_S)
+    return LiveSource(Feed(name, address.open), sampling, opened=first)
 
 
 def open_webcam(spec: str, sampling: Sampling, platform: str = sys.platform) -> LiveSource:

@@ -5,6 +5,7 @@ It reads no clock itself: whoever receives a picture says when.
 
 from fractions import Fraction
 
+HEARD_PICTURES = 32  # that are remembered until they are shown; codecs reorder at most 16
 JUMP_BACK_S = 0.5  # time stamps of decoded pictures rise; one so much earlier is another clock's
 JUMP_AHEAD_S = 10.0  # beyond what really passed
 LOSSLESS_JUMP_AHEAD_S = 3600.0  # where nothing passes in real time, as in a pipe
@@ -27,6 +28,7 @@ class StreamClock:
         self._arrival = self._time = self._end = 0.0
         self._anchor_s, self._ticks = 0.0, 0  # time = anchor + ticks; exact, however long
         self._pts: int | None = None  # of the last picture that had one
+        self._heard: dict[int | None, float] = {}  # pts -> time
 
     @property
     def end(self) -> float:
@@ -41,6 +43,29 @@ class StreamClock:
                 the frame counter of a motion JPEG, and pictures are shown when they arrive.
         """
         self._pts, self._wrap_bits = None, wrap_bits
+        self._heard.clear()
+
+    def hear(
+        self, pts: int | None, tick: Fraction, duration: float, arrived: float, *, kept: bool
+    ) -> None:
+        """Follow a picture that has come and is not, or not yet, shown.
+
+        Where most pictures are skipped, the stamps of those between two that are shown tell that
+        no clock has jumped there. Each goes through here then, in the order in which it comes.
+
+        Args:
+            pts: this, and the next three, as for ``place``.
+            tick: likewise.
+            duration: likewise.
+            arrived: likewise.
+            kept: whether it will be shown: ``place`` gives it the time that it has now.
+        """
+        time = self._following(pts, tick, arrived)
+        self._end, self._arrival = max(self._end, time + duration), arrived
+        if kept:
+            self._heard[pts] = time
+            if len(self._heard) > HEARD_PICTURES:
+                del self._heard[next(iter(self._heard))]
 
     def place(self, pts: int | None, tick: Fraction, duration: float, arrived: float) -> float:
         """Place the next picture, in the order in which they are shown.
@@ -54,19 +79,24 @@ class StreamClock:
         Returns:
             Seconds since the first picture, at least the last one's.
         """
+        heard = self._heard.pop(pts, None)
+        if heard is not None:
+            self._time = max(self._time, heard)
+            return self._time
+        self._time = max(self._time, self._following(pts, tick, arrived))
+        self._end, self._arrival = self._time + duration, arrived
+        return self._time
+
+    def _following(self, pts: int | None, tick: Fraction, arrived: float) -> float:
         if self._first_arrival is None:
             self._first_arrival = self._arrival = arrived
         since = arrived - self._first_arrival
         if self._wrap_bits == 0:
-            time = since
-        elif pts is None:
+            return since
+        if pts is None:
             # A parser that was cut short by a time-out gives its picture without a stamp.
-            time = max(self._end, since) if self._real_time else self._end
-        else:
-            time = self._follow(pts, tick, arrived)
-        self._time = max(self._time, time)
-        self._end, self._arrival = self._time + duration, arrived
-        return self._time
+            return max(self._end, since) if self._real_time else self._end
+        return self._follow(pts, tick, arrived)
 
     def _follow(self, pts: int, tick: Fraction, arrived: float) -> float:
         step = None if self._pts is None else self._unwrapped(pts - self._pts)

@@ -15,7 +15,7 @@ from streammem.errors import ConfigError, SourceError
 from streammem.video.pixels import check_size
 
 OPEN_TIMEOUT_S = 15.0
-READ_TIMEOUT_S = 30.0
+READ_TIMEOUT_S = 20.0  # without any data. A camera may send 1 frame in 10 s
 # One thread: perception owns one core and the language model the other. Measured on two busy
 # cores, ten minutes of 640x360 H.264 at 1 fps: 8.6 s of CPU with one thread, 11.4 s with frame
 # threads on both cores, and the same wall time.

@@ -9,7 +9,9 @@ from collections.abc import Generator, Iterator
 from itertools import takewhile
 
 import av
+from av.container import InputContainer
 from av.packet import Packet
+from av.video.stream import VideoStream
 
 from streammem.types import Frame
 from streammem.video.gops import needed_parts
@@ -44,13 +46,22 @@ class FileSource(SinglePass):
         name: path or URL without credentials.
         sampling: what is wanted; ``sparse`` takes keyframes only.
         remote: whether ``spec`` is a URL.
+        opened: what ``open_container`` gave for it, if that was asked already.
 
     Raises:
         SourceError: it cannot be opened, or holds no picture.
     """
 
-    def __init__(self, spec: str, name: str, sampling: Sampling, *, remote: bool = False) -> None:
-        self._reader = PacketReader(spec, name, remote=remote)
+    def __init__(
+        self,
+        spec: str,
+        name: str,
+        sampling: Sampling,
+        *,
+        remote: bool = False,
+        opened: tuple[InputContainer, VideoStream] | None = None,
+    ) -> None:
+        self._reader = PacketReader(spec, name, remote=remote, opened=opened)
         super().__init__(name, sampling, duration=self._reader.duration())
         self._grid = Grid(sampling, tick=self._reader.length(1))
         self._to_rgb = RgbConverter(self._reader.first_picture, sampling.max_side)

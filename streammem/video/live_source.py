@@ -21,14 +21,14 @@ from av.video.stream import VideoStream
 from streammem.errors import SourceError
 from streammem.types import Frame
 from streammem.video.clock import StreamClock
-from streammem.video.container import error_text
+from streammem.video.container import READ_TIMEOUT_S, error_text
 from streammem.video.pixels import RgbConverter, check_size
 from streammem.video.sampling import Grid, Sampling
 from streammem.video.single_pass import SinglePass
 
 log = logging.getLogger(__name__)
 
-STALL_S = 20.0  # without any data: the connection is given up. A camera may send 1 frame in 10 s
+STALL_S = READ_TIMEOUT_S  # without any data: the connection is given up
 NO_PICTURE_S = 60.0  # data, but nothing that can be decoded
 # Keyframes without a good picture, after which the decoder is taken to be the wrong one: a stream
 # that changes its codec goes on under the old one's name until it is opened again.
@@ -108,6 +108,7 @@ class LiveSource(SinglePass):
         feed: opened at once, so that a wrong address is told at the call.
         sampling: ``fps`` samples the stream's time; ``sparse`` takes keyframes only.
         passing: clocks.
+        opened: the first connection, if it is there already.
 
     Attributes:
         live: a picture that is not taken when it comes is lost.
@@ -121,7 +122,13 @@ class LiveSource(SinglePass):
         SourceError: it cannot be opened, or has no video.
     """
 
-    def __init__(self, feed: Feed, sampling: Sampling, passing: Time = REAL_TIME) -> None:
+    def __init__(
+        self,
+        feed: Feed,
+        sampling: Sampling,
+        passing: Time = REAL_TIME,
+        opened: Connection | None = None,
+    ) -> None:
         super().__init__(feed.name, sampling, duration=None)
         self.live = feed.live
         self.wall_zero: float | None = None
@@ -131,7 +138,7 @@ class LiveSource(SinglePass):
         self._clock = StreamClock(real_time=feed.live)
         self._index, self._num_given = -1, 0
         self._grid: Grid | None = None
-        self._opened: Connection | None = feed.open(self._is_stopping)
+        self._opened: Connection | None = opened or feed.open(self._is_stopping)
 
     def _release(self) -> None:
         if self._opened:
@@ -164,8 +171,7 @@ class LiveSource(SinglePass):
         """Give the frames of one connection; return why it was lost, None where it ended."""
         assert self._opened is not None
         stream = self._opened.stream
-        tick = stream.time_base or Fraction(1, av.time_base)
-        self._grid = self._grid or Grid(self._sampling, tick=float(tick))
+        self._grid = self._grid or Grid(self._sampling, tick=float(_tick(stream)))
         if self._sampling.sparse:
             stream.codec_context.skip_frame = "NONKEY"
         form = self._opened.container.format.name.split(",")[0]
@@ -180,7 +186,7 @@ class LiveSource(SinglePass):
                 reason: str | None = ended.value
                 return reason
             to_rgb = to_rgb or self._connected(picture)
-            time, duration = self._place(picture, tick, stream)
+            time, duration = self._place(picture, stream)
             if self._grid.is_past(time):
                 return None
             if self._grid.takes(time):
@@ -195,13 +201,10 @@ class LiveSource(SinglePass):
         self.wall_zero = None
         return RgbConverter(picture, self._sampling.max_side)
 
-    def _place(
-        self, picture: av.VideoFrame, tick: Fraction, stream: VideoStream
-    ) -> tuple[float, float]:
+    def _place(self, picture: av.VideoFrame, stream: VideoStream) -> tuple[float, float]:
         """Return a picture's time and duration in seconds."""
-        rate = stream.average_rate or stream.guessed_rate
-        duration = float((picture.duration or 0) * tick) or (float(1 / rate) if rate else FRAME_S)
-        time = self._clock.place(picture.pts, tick, duration, self._passing.now())
+        duration = _duration(picture, stream)
+        time = self._clock.place(picture.pts, _tick(stream), duration, self._passing.now())
         self._index += 1
         if self.wall_zero is None:
             self.wall_zero = self._passing.wall() - time
@@ -217,6 +220,8 @@ class LiveSource(SinglePass):
             try:
                 for packet in container.demux(stream):
                     heard = self._passing.now()
+                    if self._sampling.sparse and packet.size:
+                        self._hear(packet, stream, heard)
                     pictures = self._decoded(stream, packet)
                     yield from pictures
                     seen = heard if pictures else seen
@@ -233,6 +238,11 @@ class LiveSource(SinglePass):
             except (av.FFmpegError, OSError) as error:
                 return error_text(error)
         return None
+
+    def _hear(self, packet: Packet, stream: VideoStream, arrived: float) -> None:
+        """Let the clock follow a coded picture: of most, nothing comes out of the decoder."""
+        duration, kept = _duration(packet, stream), packet.is_keyframe
+        self._clock.hear(packet.pts, _tick(stream), duration, arrived, kept=kept)
 
     def _decoded(self, stream: VideoStream, packet: Packet) -> list[av.VideoFrame]:
         try:
@@ -267,3 +277,14 @@ class LiveSource(SinglePass):
         until = self._passing.now() + seconds
         while not self.stopping and self._passing.now() < until:
             self._passing.sleep(WAIT_SLICE_S)
+
+
+def _tick(stream: VideoStream) -> Fraction:
+    return stream.time_base or Fraction(1, av.time_base)
+
+
+def _duration(picture: av.VideoFrame | Packet, stream: VideoStream) -> float:
+    """Return the seconds that a picture is shown, coded or not."""
+    rate = stream.average_rate or stream.guessed_rate
+    stated = float((picture.duration or 0) * _tick(stream))
+    return stated or (float(1 / rate) if rate else FRAME_S)

@@ -8,7 +8,9 @@ from fractions import Fraction
 from itertools import chain
 
 import av
+from av.container import InputContainer
 from av.packet import Packet
+from av.video.stream import VideoStream
 
 from streammem.errors import SourceError
 from streammem.video.container import error_text, open_container
@@ -28,6 +30,7 @@ class PacketReader:
         spec: path or URL as FFmpeg is to see it.
         name: what messages call it: without credentials.
         remote: whether ``spec`` is a URL.
+        opened: what ``open_container`` gave for it, if that was asked already.
 
     Attributes:
         stream: the PyAV video stream.
@@ -41,9 +44,16 @@ class PacketReader:
         SourceError: it cannot be opened, or no picture can be decoded.
     """
 
-    def __init__(self, spec: str, name: str, *, remote: bool = False) -> None:
+    def __init__(
+        self,
+        spec: str,
+        name: str,
+        *,
+        remote: bool = False,
+        opened: tuple[InputContainer, VideoStream] | None = None,
+    ) -> None:
         self._spec, self._name, self._remote = spec, name, remote
-        self._open()
+        self._open(opened)
         self.can_jump = self.can_seek = True  # until it turns out otherwise
 
     def reopen(self) -> None:
@@ -51,8 +61,10 @@ class PacketReader:
         self._container.close()
         self._open()
 
-    def _open(self) -> None:
-        self._container, self.stream = open_container(self._spec, self._name, remote=self._remote)
+    def _open(self, opened: tuple[InputContainer, VideoStream] | None = None) -> None:
+        self._container, self.stream = opened or open_container(
+            self._spec, self._name, remote=self._remote
+        )
         self.tick = self.stream.time_base or Fraction(1, av.time_base)
         self._format = self._container.format.name.split(",")[0]
         self._delivered = 0.0  # seconds on the container's clock, over all its streams

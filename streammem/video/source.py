@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, Self
 from streammem.errors import ConfigError
 from streammem.types import Frame
 from streammem.video import cameras
-from streammem.video.container import check_file, public_url
+from streammem.video.container import check_file, open_container, public_url
 from streammem.video.decord_file import DecordSource
 from streammem.video.file import FileSource
 from streammem.video.frames import PushedSource
@@ -165,9 +165,12 @@ def _open_growing(spec: Any, sampling: Sampling, reader: str) -> VideoSource:
 
 
 def _open_url(spec: Any, sampling: Sampling, reader: str) -> VideoSource:
-    if kind := cameras.endless_format(spec):
-        return cameras.open_stream(spec, kind, sampling)
-    return FileSource(spec, public_url(spec), sampling, remote=True)
+    # What is behind it shows once it is open, and a silent server is waited for once.
+    name = public_url(spec)
+    opened = open_container(spec, name, remote=True)
+    if kind := cameras.endless_format(opened[0]):
+        return cameras.open_stream(spec, kind, sampling, cameras.Connection(*opened))
+    return FileSource(spec, name, sampling, remote=True, opened=opened)
 
 
 _READERS: dict[str, Callable[[str, str, Sampling], VideoSource]] = {

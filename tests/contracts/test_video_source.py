@@ -228,19 +228,12 @@ def test_max_side_never_enlarges(case):
     same(list(case.open(max_side=4000)), case, list(range(len(case.shots))))
 
 
-def xfail_over_rtsp(request: pytest.FixtureRequest) -> None:
-    if "rtsp" in request.node.name:
-        pytest.xfail("sent faster than real time, the first gap is taken for a jump of the clock")
-
-
-def test_sparse_gives_the_keyframes(case, request):
-    xfail_over_rtsp(request)
+def test_sparse_gives_the_keyframes(case):
     keyframes = [k for k, shot in enumerate(case.shots) if shot.is_key]
     same(list(case.open(sparse=True)), case, keyframes)
 
 
-def test_sparse_samples_are_the_first_keyframes_at_or_after_the_grid(case, request):
-    xfail_over_rtsp(request)
+def test_sparse_samples_are_the_first_keyframes_at_or_after_the_grid(case):
     if not case.samples:
         pytest.skip("fps is the rate of these frames")
     keyframes = replace(case, shots=[shot for shot in case.shots if shot.is_key])

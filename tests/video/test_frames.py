@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from streammem.errors import ConfigError
+from streammem.errors import ConfigError, SourceError
 from streammem.types import Frame
 from streammem.video import open_source
 from tests.video.clips import picture
@@ -67,6 +67,16 @@ def test_an_error_of_the_caller_reaches_the_caller():
 def test_what_is_no_picture_is_a_config_error(items, reason):
     with pytest.raises(ConfigError, match=reason):
         list(open_source(items, fps=1))
+
+
+def test_a_mirrored_view_is_given_in_the_order_of_its_pixels():
+    (frame,) = open_source([picture(0)[:, ::-1]], fps=1)
+    assert frame.pixels.flags.c_contiguous and np.array_equal(frame.pixels, picture(0)[:, ::-1])
+
+
+def test_a_picture_without_pixels_is_refused():
+    with pytest.raises(SourceError, match="frame 0: 6x0 pixels"):
+        list(open_source([np.zeros((0, 6, 3), np.uint8)], fps=1))
 
 
 def test_arrays_need_a_rate():

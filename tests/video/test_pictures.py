@@ -16,9 +16,10 @@ def save(pixels, path, **options):
 
 def test_a_folder_is_in_natural_order_at_one_picture_a_second(tmp_path):
     for number in (10, 9, 2, 1):
-        save(picture(number), tmp_path / f"shot{number}.png")
+        save(picture(number), tmp_path / f"{'Shot' if number == 9 else 'shot'}{number}.png")
     save(picture(7), tmp_path / ".hidden.png")
     (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / "shot3.png").mkdir()
     source = open_source(tmp_path)
     frames = list(source)
     assert [f.time for f in frames] == [0.0, 1.0, 2.0, 3.0]
@@ -50,8 +51,15 @@ def test_broken_pictures_are_reported_after_the_good_ones(tmp_path):
 
 def test_a_folder_of_broken_pictures_is_no_source(tmp_path):
     (tmp_path / "b.png").write_text("no picture")
-    with pytest.raises(SourceError, match=r"b\.png: cannot be read"):
+    with pytest.raises(SourceError, match=r"b\.png: cannot be read") as caught:
         list(open_source(tmp_path))
+    assert not isinstance(caught.value, TruncatedError)  # nothing of it is good
+
+
+def test_a_line_of_pixels_stays_a_line_when_it_is_shrunk(tmp_path):
+    path = save(picture(0, 64, 48)[:1], tmp_path / "line.png")
+    (frame,) = open_source(path, max_side=16)
+    assert frame.pixels.shape == (1, 16, 3)
 
 
 def test_a_folder_without_pictures_says_so(tmp_path):
@@ -84,8 +92,11 @@ def test_a_bad_still_is_named_in_one_line_at_open(tmp_path):
     Image.new("1", (16400, 1)).save(tmp_path / "wide.png")
     still = Image.fromarray(picture(0))
     still.save(tmp_path / "moving.webp", save_all=True, append_images=[still.rotate(180)])
-    for name in ("text.png", "cut.png", "empty.png", "wide.png", "moving.webp", "missing.png"):
+    still.save(tmp_path / "moving.png", save_all=True, append_images=[still.rotate(180)])
+    bad = ("text.png", "cut.png", "empty.png", "wide.png", "missing.png")
+    for name in (*bad, "moving.webp", "moving.png"):
         with pytest.raises(SourceError) as caught:
             open_source(tmp_path / name)
         assert str(caught.value).startswith(f"{tmp_path / name}: ")
         assert "\n" not in str(caught.value)
+        assert ("no picture format that is known" in str(caught.value)) == (name == "text.png")
