@@ -1,9 +1,9 @@
 """A server under load: clients that push pictures and ask, then idle ones that only listen.
 
 The server runs as users run it, in a process of its own. Printed are latencies as its clients see
-them, captions a batch, events lost, and the server's memory before, after the load, and with idle
-clients. Each active client has a session of its own, pushes a picture of a new scene every 8th and
-asks a question after every 16th.
+them, captions a batch, events lost, and the server's memory: before, every `--every` seconds of the
+load, after it, and with idle clients. Each active client has a session of its own, pushes two
+pictures a second, every 8th of a new scene, and asks a question after every 16th.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2 as httpx
@@ -97,7 +98,18 @@ async def idle(http: httpx.AsyncClient, path: str, ready: asyncio.Semaphore) -> 
         await asyncio.Event().wait()
 
 
-async def measure(pid: int, clients: int, idle_clients: int, seconds: float) -> dict[str, object]:
+async def sample(pid: int, every_s: float) -> list[int]:
+    """Megabytes that the server holds, now and again and again, until cancelled."""
+    found: list[int] = []
+    with suppress(asyncio.CancelledError):
+        while True:
+            found.append(round(rss_mb(pid)))
+            await asyncio.sleep(every_s)
+    return found
+
+
+async def measure(pid: int, options: argparse.Namespace) -> dict[str, object]:
+    clients, idle_clients, seconds = options.clients, options.idle, options.seconds
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(
         base_url=f"http://127.0.0.1:{PORT}", limits=limits, timeout=300
@@ -105,9 +117,12 @@ async def measure(pid: int, clients: int, idle_clients: int, seconds: float) -> 
         await warm(http)
         before = rss_mb(pid)
         active = [Client(http, number) for number in range(clients)]
+        sampling = asyncio.ensure_future(sample(pid, options.every))
+        load = os.getloadavg()[0]
         until = time.monotonic() + seconds
         await asyncio.gather(*(client.run(until) for client in active))
         after = rss_mb(pid)
+        sampling.cancel()
         path = (await http.post("/v1/sessions", json={})).json()["url"]
         ready = asyncio.Semaphore(0)
         waiting = [asyncio.ensure_future(idle(http, path, ready)) for _ in range(idle_clients)]
@@ -136,6 +151,8 @@ async def measure(pid: int, clients: int, idle_clients: int, seconds: float) -> 
         "events": sum(c.events for c in active),
         "events_lost": sum(c.lost for c in active),
         "rss_mb": [round(before), round(after), round(with_idle)],
+        "rss_mb_over_time": await sampling,
+        "load_of_machine": [round(load, 1), round(os.getloadavg()[0], 1)],
         "idle_clients": idle_clients,
         "health_with_idle_ms": round(health_s * 1000, 1),
     }
@@ -159,6 +176,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--idle", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--every", type=float, default=10, help="seconds between looks at memory")
     options = parser.parse_args(argv)
     command = [sys.executable, "-m", "streammem", "serve", "--port", str(PORT)]
     command += ["--max-rate", "1000"]  # all clients are one address here
@@ -166,7 +184,7 @@ def main(argv: list[str]) -> int:
         assert server.stderr is not None
         server.stderr.readline()  # it listens before the model is loaded; requests wait
         try:
-            found = asyncio.run(measure(server.pid, options.clients, options.idle, options.seconds))
+            found = asyncio.run(measure(server.pid, options))
         finally:
             server.terminate()
     for name, value in found.items():

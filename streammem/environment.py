@@ -25,6 +25,7 @@ VARIABLES = {
     "STREAMMEM_HOME": "folder of pulled weights",
     "STREAMMEM_DATA": "folder of training and test data",
     "STREAMMEM_TOKEN": "what clients of `streammem serve` must present; its value is not shown",
+    "STREAMMEM_MQTT_PASSWORD": "of the user that --mqtt names; its value is not shown",
 }
 
 
@@ -46,7 +47,8 @@ def describe() -> dict[str, str]:
     for name in SOURCES:
         facts[f"weights {name}"] = "ready" if is_pulled(name) else "not pulled"
     for name, about in VARIABLES.items():
-        shown = "set" if name.endswith("TOKEN") and name in os.environ else os.environ.get(name)
+        secret = name.endswith(("TOKEN", "PASSWORD")) and name in os.environ
+        shown = "set" if secret else os.environ.get(name)
         facts[name] = shown or f"not set ({about})"
     return facts
 

@@ -1,14 +1,18 @@
 """Tools for agents (Model Context Protocol): the sessions and memories of ``server`` by name.
 
-Nothing here writes: an agent can look, ask and find.
+An agent can look, ask and find; it writes nothing but clips, where it asks for a file.
 """
 
+import base64
+import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from mcp.server.mcpserver import Image, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.types import BlobResourceContents, EmbeddedResource
 from pydantic import Field
 
 from streammem import __version__
@@ -21,6 +25,8 @@ from streammem.server.rooms import Rooms
 from streammem.types import Segment, clock
 
 MAX_PICTURES = 8
+MAX_INLINE_BYTES = 8 << 20
+CLIPS, MAX_CLIPS = "clips", 100  # files below the memories' folder; the oldest go
 ABOUT = (
     "Video that was watched, or is being watched now. `list` says what there is; `ask` answers a "
     "question from it, `find` finds moments, `clip` shows a span in pictures. Times are seconds "
@@ -28,6 +34,10 @@ ABOUT = (
 )
 Name = Annotated[str, Field(description="session:ID or memory:NAME, as `list` gives them")]
 Seconds = Annotated[float, Field(ge=0, le=1e8, description="seconds")]
+Video = Annotated[
+    Literal["no", "inline", "file"],
+    Field(description="the video too: inline as MP4, or as a file whose path is told"),
+]
 
 
 def make_server(rooms: Rooms, sources: Sequence[str] = ()) -> MCPServer:
@@ -41,8 +51,7 @@ def make_server(rooms: Rooms, sources: Sequence[str] = ()) -> MCPServer:
     @asynccontextmanager
     async def lifespan(server: MCPServer) -> AsyncIterator[None]:
         try:
-            for source in sources:
-                rooms.keep_open(await rooms.open_trusted(source))
+            await rooms.open_own(sources)
             yield
         finally:
             await rooms.close()
@@ -95,12 +104,16 @@ def _add_tools(server: MCPServer, rooms: Rooms) -> None:
         return [{**to_json(moment), "keyframe": None} for moment in moments]
 
     @server.tool(structured_output=False)
-    async def clip(name: Name, start: Seconds, end: Seconds) -> list[Any]:
-        """Show a span: its captions, and a picture of each scene, at most 8 of them."""
+    async def clip(name: Name, start: Seconds, end: Seconds, video: Video = "no") -> list[Any]:
+        """Show a span: its captions, a picture of each scene (at most 8), on request the video."""
         with _refusals():
             if not start < end:
                 raise Refused(422, "start must be before end")
-            return await _shown(await _room_of(rooms, name), (start, end))
+            room = await _room_of(rooms, name)
+            shown = await _shown(room, (start, end))
+            if video != "no":
+                shown.append(await _video(rooms, name, room, (start, end), video))
+            return shown
 
 
 async def _shown(room: Room, span: tuple[float, float]) -> list[Any]:
@@ -114,6 +127,38 @@ async def _shown(room: Room, span: tuple[float, float]) -> list[Any]:
         if jpeg:
             shown += [f"picture of {clock(scene.start)}", Image(data=jpeg, format="jpeg")]
     return shown
+
+
+async def _video(rooms: Rooms, name: str, room: Room, span: tuple[float, float], form: str) -> Any:
+    """Return a span's video, or the line that tells where it lies or why there is none."""
+    folder = rooms.config.memories
+    if room.plan.file is None:
+        return "no video is at hand here: these are all the pictures that are kept"
+    if form == "file" and folder is None:
+        raise Refused(422, "there is no folder for files: start with --memories, or ask inline")
+    clip = await rooms.clips.cut(room, *span)
+    try:
+        if form == "file" and folder is not None:
+            title = f"{name.partition(':')[2]}-{span[0]:g}-{span[1]:g}.mp4"
+            return str(_keep(clip.path, folder / CLIPS, title))
+        if clip.num_bytes > MAX_INLINE_BYTES:
+            text = f"{clip.num_bytes} bytes are too many inline; ask for a file or a shorter span"
+            raise Refused(413, text)
+        blob = base64.b64encode(clip.path.read_bytes()).decode()
+    finally:
+        rooms.clips.remove(clip)
+    uri = f"clip://{name.replace(':', '/')}/{span[0]:g}-{span[1]:g}.mp4"
+    found = BlobResourceContents(uri=uri, mime_type="video/mp4", blob=blob)
+    return EmbeddedResource(resource=found)
+
+
+def _keep(clip: Path, folder: Path, title: str) -> Path:
+    """Move a clip into a folder, of which the newest stay."""
+    folder.mkdir(exist_ok=True)
+    kept = Path(shutil.move(clip, folder / title))
+    for old in sorted(folder.glob("*.mp4"), key=lambda path: path.stat().st_mtime)[:-MAX_CLIPS]:
+        old.unlink()
+    return kept
 
 
 @contextmanager

@@ -31,7 +31,8 @@ class WatchOptions:
         speak: emit captions.
         stop: asked before each frame; once true the stream ends as if its source had: the open
             segment is closed and said.
-        on_text: called in the speaker's thread with (segment, piece) as words are generated.
+        on_text: called in the speaker's thread with (segment, piece) as words are generated; where
+            less may be said than is generated, in the caller's, with all that is said.
         reconnect: a live source that is lost is awaited instead of ending.
         drop: which frame goes when too many wait for perception; ``never`` makes the source wait.
             None: ``oldest`` for a live source, ``never`` for any other.

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PRUNED_EVERY = 64  # segments: about 1 MB
+# A memory is pruned whenever it has grown by a 16th of its budget, or by about 2 MB.
+BUDGET_SHARE, SEGMENT_BYTES, PRUNED_EVERY = 16, 32 << 10, 64
 
 
 def open_session(arguments: argparse.Namespace) -> "Session":
@@ -104,8 +105,11 @@ def watch(
 ) -> Iterator[Event]:
     """Watch, within the memory's limits, and show how far along the source we are."""
     from streammem.live import open_for, watch
+    from streammem.workers import open_aside
 
-    source = open_for(arguments.source, options)
+    source = open_aside(lambda: open_for(arguments.source, options), arguments.interrupted)
+    if source is None:
+        return
     prune(session, arguments)
     num_segments = 0
     with _progress(source.name, source.duration, silent=options.on_text is not None) as at:
@@ -113,7 +117,7 @@ def watch(
             if isinstance(event, Segment):
                 at(event.end)
                 num_segments += 1
-                if num_segments % PRUNED_EVERY == 0:
+                if num_segments % pruned_every(arguments.budget) == 0:
                     prune(session, arguments)
             if isinstance(event, Warning):
                 note(str(event))
@@ -166,6 +170,13 @@ def prune(session: "Session", arguments: argparse.Namespace) -> None:
     pruned = upkeep.prune(store, budget_bytes=arguments.budget, keep_s=arguments.keep)
     session.cache.drop(pruned.segments)
     log.info("%s: removed %s", store.path, pruned)
+
+
+def pruned_every(budget_bytes: int | None) -> int:
+    """Return after how many segments a memory is pruned again."""
+    if budget_bytes is None:
+        return PRUNED_EVERY
+    return min(PRUNED_EVERY, max(1, budget_bytes // (BUDGET_SHARE * SEGMENT_BYTES)))
 
 
 def exit_code(arguments: argparse.Namespace, broken: bool) -> int:

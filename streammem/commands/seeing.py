@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from streammem.commands.opening import every_frame, exit_code, open_session, watch
 from streammem.options import add_command, add_source_options, watch_options
 from streammem.terminal import LiveText, Sheet, output
-from streammem.types import Segment, Warning
+from streammem.types import Caption, Segment, Warning
 
 if TYPE_CHECKING:
     from streammem.session import Session
@@ -22,7 +22,8 @@ def add_to(commands: Any) -> None:
         "caption",
         caption,
         "captions, scene by scene",
-        "streammem caption holiday.mp4                          words appear as they are generated",
+        "streammem caption holiday.mp4                          unsure ones say less, or nothing",
+        "streammem caption holiday.mp4 --min-confidence 0       all words, as they are generated",
         "streammem caption holiday.mp4 --format srt -o holiday.srt",
         "streammem caption holiday.mp4 --start 1:30 --end 2:00 --format jsonl",
         "streammem caption holiday.mp4 --memory trips --budget 500MB",
@@ -59,6 +60,8 @@ def _caption(session: "Session", arguments: argparse.Namespace) -> int:
             broken |= isinstance(event, Warning)
             if sheet:
                 sheet.take(event)
+            if isinstance(event, Caption) and streams:
+                live.end(event)
             if isinstance(event, Segment) or (not arguments.output and streams):
                 continue
             results.write(event)

@@ -1,14 +1,15 @@
 """`serve`, `ui` and `mcp`: the same sessions and memories for programs, people and agents."""
 
 import argparse
-import importlib
 import os
 import socket
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streammem.errors import BackboneError, ConfigError, StreammemError
+from streammem.commands.extras import require
+from streammem.commands.publishing import add_mqtt_options, broker_of, outlets
+from streammem.errors import ConfigError, StreammemError
 from streammem.options import (
     Parser,
     add_command,
@@ -39,8 +40,10 @@ def add_to(commands: Any) -> None:
         "streammem serve --memories memories",
         "streammem serve --allow-source camera.example.com --allow-source 192.168.1.0/24",
         "STREAMMEM_TOKEN=... streammem serve --host 0.0.0.0   others must present the token",
+        'streammem serve rtsp://camera/1 --alert "a dog" --mqtt mqtt://broker/home',
     )
     _add_server_options(parser)
+    add_mqtt_options(parser)
     parser = add_command(
         commands,
         "ui",
@@ -73,6 +76,8 @@ def _add_server_options(parser: Parser) -> None:
     add("--uploads", type=Path, metavar="DIR", help="folder for uploads (default: a temporary one)")
     about = "host (with *), address or network that clients may name in a source; may be repeated"
     add("--allow-source", action="append", default=[], metavar="HOST", help=about)
+    about = "told once each time that this appears in a SOURCE named here; may be repeated"
+    add("--alert", action="append", default=[], metavar="TEXT", help=about)
     limits = parser.add_argument_group("limits").add_argument
     limits("--max-sessions", type=int, metavar="N", help="open at a time (default 16)")
     limits("--max-upload", type=byte_size, metavar="SIZE", help="of one video (default 2GiB)")
@@ -85,12 +90,17 @@ def _add_server_options(parser: Parser) -> None:
 def serve(arguments: argparse.Namespace) -> int:
     """Serve over HTTP until interrupted."""
     require("serve", "fastapi", "uvicorn", "websockets")
+    broker = broker_of(arguments)
+    if broker and not arguments.sources:
+        raise ConfigError("--mqtt tells of the sources named on the command line; name one")
     config = server_config(arguments)
 
     from streammem.server.app import make_app
 
     with closing(_bound(config)) as listening:
         rooms = open_rooms(arguments, config)
+        if broker:
+            rooms.outlet = outlets(broker, arguments.camera, config.alerts)
         return _run(make_app(rooms, arguments.sources), listening)
 
 
@@ -148,6 +158,7 @@ def server_config(arguments: argparse.Namespace) -> "ServerConfig":
         memories=arguments.memories,
         uploads=arguments.uploads,
         allowed=Allowed.of(arguments.allow_source),
+        alerts=tuple(arguments.alert),
         limits=Limits(**{name: value for name, value in given.items() if value is not None}),
     )
 
@@ -171,21 +182,6 @@ def open_rooms(arguments: argparse.Namespace, config: "ServerConfig") -> "Rooms"
     model = load(arguments.model, device=arguments.device)
     own = SessionConfig(scenes=model.scenes, caption=model.decoding)
     return Rooms(model, configured(own, arguments), config)
-
-
-def require(extra: str, *packages: str) -> None:
-    """Refuse to start without the packages of an extra.
-
-    Raises:
-        BackboneError: one is missing; says how to install it.
-    """
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise BackboneError(
-                f"{package} is not installed; run: pip install 'streammem[{extra}]'"
-            ) from error
 
 
 def _known(group: ExceptionGroup) -> Exception:

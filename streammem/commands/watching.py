@@ -6,13 +6,14 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streammem.commands.opening import PRUNED_EVERY, exit_code, open_session, prune
+from streammem.commands.opening import exit_code, open_session, prune, pruned_every
+from streammem.commands.publishing import add_mqtt_options, broker_of, camera_name, told_to
 from streammem.errors import ConfigError
 from streammem.options import add_command, add_source_options, byte_size, duration, watch_options
 from streammem.render import plain, prometheus, to_line
@@ -38,10 +39,12 @@ def add_to(commands: Any) -> None:
         'streammem watch webcam:0 --alert "a dog on the sofa" --pictures seen',
         "streammem watch screen: -o day.jsonl --format jsonl --rotate-every 1d --rotate-keep 7",
         "ffmpeg -i rtmp://... -c copy -f mpegts - | streammem watch -",
+        'streammem watch rtsp://camera/1 --alert "a dog" --mqtt mqtt://user:password@broker',
     )
     add_source_options(parser)
     _add_live_options(parser)
     _add_watch_options(parser)
+    add_mqtt_options(parser)
     parser = add_command(
         commands,
         "chat",
@@ -79,9 +82,9 @@ def _add_watch_options(parser: argparse.ArgumentParser) -> None:
 
 def watch(arguments: argparse.Namespace) -> int:
     """Watch until the source ends or a signal comes."""
-    rotation = _rotation(arguments)
+    rotation, broker = _rotation(arguments), broker_of(arguments)
     with signals() as signalled, open_session(arguments) as session:
-        every_s = METRICS_EVERY_S if arguments.metrics else None
+        every_s = METRICS_EVERY_S if arguments.metrics or broker else None
         options = replace(
             _live_options(arguments, lambda: signalled.terminated),
             stats_s=every_s if arguments.stats is None else arguments.stats,
@@ -91,16 +94,19 @@ def watch(arguments: argparse.Namespace) -> int:
             options = replace(
                 options, alerting=replace(options.alerting, pictures=arguments.pictures)
             )
-        out, broken = _Output(arguments, rotation), False
-        try:
+        name, broken = arguments.camera or camera_name(arguments.source, arguments.memory), False
+        with (
+            told_to(broker, name, options.alerts) as mqtt,
+            closing(_Output(arguments, rotation)) as out,
+        ):
             for event, wall_zero in _events(session, arguments, options):
                 broken |= isinstance(event, Warning)
                 if signalled.reopen:
                     signalled.reopen = False
                     out.reopen()
                 out.show(event, wall_zero, session.source)
-        finally:
-            out.close()
+                if mqtt:
+                    mqtt.send(event, _wall(event, wall_zero))
     # What a source that is awaited reports on its way is no failure; a file that breaks off is.
     return exit_code(arguments, broken and _is_file(arguments.source))
 
@@ -247,13 +253,17 @@ def _events(
 ) -> Iterator[tuple[Event, float | None]]:
     """Watch within the memory's limits; each event comes with the Unix time at stream time 0."""
     from streammem.live import open_for, watch
+    from streammem.workers import open_aside
 
-    source = open_for(arguments.source, options)
+    assert options.stop  # see _live_options
+    source = open_aside(lambda: open_for(arguments.source, options), options.stop)
+    if source is None:
+        return
     prune(session, arguments)
     num_segments = 0
     for event in watch(session, source, options):
         num_segments += isinstance(event, Segment)
-        if isinstance(event, Segment) and num_segments % PRUNED_EVERY == 0:
+        if isinstance(event, Segment) and num_segments % pruned_every(arguments.budget) == 0:
             prune(session, arguments)
         yield event, getattr(source, "wall_zero", None)
     prune(session, arguments)

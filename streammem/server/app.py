@@ -47,8 +47,7 @@ def make_app(rooms: Rooms, sources: Sequence[str] = ()) -> FastAPI:
         sweeping = asyncio.ensure_future(rooms.sweep())
         try:
             try:
-                for source in sources:
-                    rooms.keep_open(await rooms.open_trusted(source))
+                await rooms.open_own(sources)
             except StreammemError as error:  # told by whoever runs the server, which ends then
                 app.state.failed = error
             yield

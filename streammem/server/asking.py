@@ -25,6 +25,7 @@ EXPORTS: dict[Form, str] = {
 Resolve = Callable[[str], Awaitable[Room]]
 Id = Annotated[str, Path(max_length=64)]
 Seconds = Annotated[float | None, Query(ge=0, le=MAX_S)]
+At = Annotated[float, Query(ge=0, le=MAX_S, description="seconds")]
 
 
 def asking_routes(rooms: Rooms, resolve: Resolve) -> APIRouter:
@@ -97,7 +98,20 @@ def asking_routes(rooms: Rooms, resolve: Resolve) -> APIRouter:
             raise Refused(404, "no such segment, or its picture is not kept any more")
         return Response(jpeg, media_type="image/jpeg", headers={"cache-control": "max-age=3600"})
 
+    router.add_api_route(
+        "/clip", _clip_route(rooms, resolve), responses={200: {"content": {"video/mp4": {}}}}
+    )
     return router
+
+
+def _clip_route(rooms: Rooms, resolve: Resolve) -> Callable[..., Awaitable[Response]]:
+    async def clip(name: Id, start: At, end: At) -> Response:
+        """Give a span of the video as MP4, where the source is a file that is still there."""
+        cut = await rooms.clips.cut(await resolve(name), start, end)
+        headers = {"content-length": str(cut.num_bytes)}
+        return StreamingResponse(rooms.clips.blocks(cut), media_type="video/mp4", headers=headers)
+
+    return clip
 
 
 async def streamed(

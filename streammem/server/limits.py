@@ -59,6 +59,7 @@ class ServerConfig:
         memories: folder whose memories may be asked and written, by name.
         uploads: folder for uploads; None takes a temporary one. Emptied at the end.
         allowed: what clients may name as a source.
+        alerts: that the operator's own sources wait for.
         limits: see there.
 
     Raises:
@@ -71,6 +72,7 @@ class ServerConfig:
     memories: Path | None = None
     uploads: Path | None = None
     allowed: Allowed = field(default_factory=Allowed)
+    alerts: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -81,6 +83,8 @@ class ServerConfig:
                 f"--host {self.host}: others could reach it; set STREAMMEM_TOKEN, or listen on "
                 "127.0.0.1"
             )
+        if not all(alert.strip() for alert in self.alerts):
+            raise ConfigError("--alert is empty; describe what to wait for")
         for folder in (self.memories, self.uploads):
             if folder is not None and not folder.is_dir():
                 raise ConfigError(f"{folder}: no such folder; make it first")

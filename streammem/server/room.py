@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from streammem.errors import StreammemError
@@ -43,6 +44,7 @@ class Plan:
         options: how the source is watched.
         inbox: the source, if pictures are pushed.
         release: called in the event loop once the source is not needed any more.
+        file: the source, if it is one video file.
     """
 
     source: str
@@ -51,6 +53,7 @@ class Plan:
     options: WatchOptions = WATCHED
     inbox: Inbox | None = None
     release: Callable[[], object] | None = None
+    file: Path | None = None
 
 
 class Depth(NamedTuple):

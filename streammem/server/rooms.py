@@ -4,10 +4,12 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import anyio
 import anyio.to_thread
@@ -15,6 +17,7 @@ import anyio.to_thread
 from streammem.memory.folder import DATABASE, is_memory
 from streammem.model import StreamModel
 from streammem.server import addresses
+from streammem.server.clips import Clips
 from streammem.server.counters import Counters
 from streammem.server.inbox import Inbox
 from streammem.server.limits import ServerConfig
@@ -24,6 +27,7 @@ from streammem.server.shared import SharedModel
 from streammem.server.uploads import Uploads, check_video
 from streammem.session import Session
 from streammem.session_config import SessionConfig
+from streammem.types import Event
 from streammem.video import VideoSource
 from streammem.video.container import public_url
 from streammem.watch_options import WatchOptions, open_for
@@ -35,7 +39,27 @@ SWEEP_S = 5.0
 TRUSTED = WatchOptions(reconnect=True, stats_s=10.0)
 
 Opener = Callable[[Callable[[], bool]], VideoSource]
-Release = Callable[[], object]
+
+
+class Outlet(Protocol):
+    """Where the events of the operator's own sources go besides; it never holds them up."""
+
+    def send(self, event: Event) -> object: ...
+
+    def close(self) -> object: ...
+
+
+class _Source(NamedTuple):
+    """What a session is to watch; ``release`` is called when it is not needed any more.
+
+    ``file``: where it lies, if it is one video that clips may be cut from.
+    """
+
+    name: str
+    open: Opener
+    file: Path | None = None
+    release: Callable[[], object] | None = None
+    inbox: Inbox | None = None
 
 
 @dataclass(eq=False)
@@ -43,6 +67,7 @@ class _Opened:
     room: Room
     stamp: tuple[float, ...] = ()
     task: asyncio.Task[None] | None = field(default=None)
+    telling: asyncio.Task[None] | None = field(default=None)
     stays: bool = False  # however long nobody asks
 
 
@@ -53,12 +78,17 @@ class Rooms:
         model: shared by all sessions.
         session: options of every session.
         config: of the server.
+
+    Attributes:
+        outlet: opens, for each of the operator's own sources, where its events go besides.
     """
 
     def __init__(self, model: StreamModel, session: SessionConfig, config: ServerConfig) -> None:
         self.config, self.counters = config, Counters()
         self.model: StreamModel = SharedModel(model, self.counters.batched)
         self.uploads = Uploads(config.uploads, config.limits)
+        self.clips = Clips(self.uploads, config.limits)
+        self.outlet: Callable[[str], Outlet] | None = None
         self._session = session
         self._sessions: dict[str, _Opened] = {}
         self._memories: dict[str, _Opened] = {}
@@ -88,9 +118,9 @@ class Rooms:
         if source is None:
             limits = self.config.limits
             inbox = Inbox(options.fps, limits.frames_waiting, options.max_side)
-            return await self._start(inbox.name, lambda _: inbox, options, memory, inbox)
-        name, opener, release = await self._opened_by(source, options)
-        return await self._start(name, opener, options, memory, release=release)
+            pushed = _Source(inbox.name, lambda _: inbox, inbox=inbox)
+            return await self._start(pushed, options, memory)
+        return await self._start(await self._named(source, options), options, memory)
 
     async def open_trusted(
         self, source: str, options: WatchOptions = TRUSTED, *, name: str | None = None
@@ -103,11 +133,19 @@ class Rooms:
             name: what clients see; None shows it without folders and credentials.
         """
         shown = name or (public_url(source) if "://" in source else Path(source).name or source)
-        return await self._start(shown, lambda _: open_for(source, options), options, None)
+        file = Path(source) if "://" not in source and Path(source).is_file() else None
+        opened = _Source(shown, lambda _: open_for(source, options), file)
+        return await self._start(opened, options, None)
 
-    def keep_open(self, name: str) -> None:
-        """Let a session stay open however long nobody asks."""
-        self._sessions[name].stays = True
+    async def open_own(self, sources: Sequence[str]) -> None:
+        """Open sessions on the operator's own sources; they stay, however long nobody asks."""
+        options = replace(TRUSTED, alerts=self.config.alerts)
+        for source in sources:
+            opened = self._sessions[await self.open_trusted(source, options)]
+            opened.stays = True
+            if self.outlet:
+                telling = _pass_on(opened.room, self.outlet(source))
+                opened.telling = asyncio.ensure_future(telling)
 
     def session(self, name: str) -> Room:
         """Return an open session's room.
@@ -208,33 +246,23 @@ class Rooms:
             text = f"{len(self._sessions)} sessions are open; close one"
             raise Refused(429, text, retry_s=30)
 
-    async def _start(
-        self,
-        name: str,
-        opener: Opener,
-        options: WatchOptions,
-        memory: str | None,
-        inbox: Inbox | None = None,
-        release: Release | None = None,
-    ) -> str:
+    async def _start(self, source: _Source, options: WatchOptions, memory: str | None) -> str:
         try:
             self._check_place()  # again: what came before may have waited
             path = None if memory is None else self._memory_path(memory)
         except Refused:
-            if release:
-                release()
+            if source.release:
+                source.release()
             raise
 
         def session() -> Session:
-            return Session(self.model, self._session, memory=path, source=name)
+            return Session(self.model, self._session, memory=path, source=source.name)
 
         id_ = secrets.token_urlsafe(12)
-        room = Room(
-            f"/v1/sessions/{id_}",
-            Plan(name, session, opener, options, inbox, release),
-            self.config.limits,
-            self.counters,
+        plan = Plan(
+            source.name, session, source.open, options, source.inbox, source.release, source.file
         )
+        room = Room(f"/v1/sessions/{id_}", plan, self.config.limits, self.counters)
         self._sessions[id_] = _Opened(room)  # counts from now on
         try:
             self._sessions[id_] = await self._run(room)
@@ -259,6 +287,8 @@ class Rooms:
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
                 await opened.room.ended.wait()
+                if opened.telling:
+                    await opened.telling
 
     def _memory_path(self, name: str) -> Path:
         if self.config.memories is None:
@@ -267,18 +297,17 @@ class Rooms:
             raise Refused(422, "a memory's name has letters, digits and . _ - only, 64 at most")
         return self.config.memories / name
 
-    async def _opened_by(
-        self, source: str, options: WatchOptions
-    ) -> tuple[str, Opener, Release | None]:
-        """Return a source's name, what opens it, and what to do when it is not needed any more."""
+    async def _named(self, source: str, options: WatchOptions) -> _Source:
+        """Return a source that a client names."""
         if source.startswith(UPLOAD):
             upload = self.uploads.get(source.removeprefix(UPLOAD))
             upload.users += 1
-            return source, lambda _: open_for(str(upload.path), options), upload.leave
+            path = str(upload.path)
+            return _Source(source, lambda _: open_for(path, options), upload.path, upload.leave)
         target = await anyio.to_thread.run_sync(addresses.check, source, self.config.allowed)
         if target.parts.scheme in addresses.LIVE:
             url = addresses.live_url(target)
-            return public_url(source), lambda _: open_for(url, options), None
+            return _Source(public_url(source), lambda _: open_for(url, options))
         place = self.uploads.reserve(self.config.limits.upload_bytes)
 
         def opener(stop: Callable[[], bool]) -> VideoSource:
@@ -286,7 +315,24 @@ class Rooms:
             check_video(place.path)
             return open_for(str(place.path), options)
 
-        return public_url(source), opener, lambda: self.uploads.remove(place.id)
+        name, remove = public_url(source), partial(self.uploads.remove, place.id)
+        return _Source(name, opener, place.path, remove)
+
+
+async def _pass_on(room: Room, outlet: Outlet) -> None:
+    """Hand on a session's events until its source ends."""
+    position, over = 0, False
+    try:
+        while not over:
+            taken = await room.events.take(position, STOP_S)
+            if taken.lost:
+                room.lost(taken.lost)
+            for event in taken.events:
+                outlet.send(event)
+            position, over = taken.position, taken.over
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(outlet.close)
 
 
 def _stamp(path: Path) -> tuple[float, ...]:

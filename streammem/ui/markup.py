@@ -118,6 +118,8 @@ def failure(message: str) -> str:
 def _line(event: Event) -> str:
     if isinstance(event, Caption | Note):
         text = event.text if isinstance(event, Caption) else f"“{event.text}”"
+        if isinstance(event, Caption) and event.reason:
+            text = f"{text} … (unsure)" if text else "(unsure)"
         return f"{_button(event.start)}{_time(event.start, event.end)}{escape(text)}</button>"
     if isinstance(event, Alert):
         text = escape(event.query)

@@ -13,12 +13,14 @@ from tests.server.test_routes import sse
 
 pytestmark = pytest.mark.anyio
 
+PATIENCE_S = 240  # the machine may be busy: a client's usual 5 s are not ours to test
+
 
 async def test_the_openai_client_asks_a_session_whole_and_streamed(listening, watched):
     openai = pytest.importorskip("openai", reason="needs streammem[dev]")
     async with listening(token=TOKEN) as (url, _):
         headers = {"authorization": f"Bearer {TOKEN}"}
-        async with httpx.AsyncClient(base_url=url, headers=headers) as client:
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=PATIENCE_S) as client:
             path = await watched(client)
         name = f"session:{path.rpartition('/')[2]}"
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=TOKEN, max_retries=0) as client:
@@ -27,7 +29,8 @@ async def test_the_openai_client_asks_a_session_whole_and_streamed(listening, wa
             whole = await client.chat.completions.create(
                 model=name, messages=messages, extra_body={"evidence": True}
             )
-            assert "Nearest:" in whole.choices[0].message.content
+            heading = "Evidence:" if whole.seen else "Nearest:"
+            assert heading in whole.choices[0].message.content
             assert whole.evidence[0]["keyframe"].startswith(path)
             stream = await client.chat.completions.create(
                 model=name, messages=messages, stream=True
@@ -52,10 +55,15 @@ async def test_the_openai_client_asks_a_memory(listening, memories):
 
 async def test_a_websocket_tells_what_the_stream_tells(listening, watched):
     websockets = pytest.importorskip("websockets", reason="needs streammem[serve]")
-    async with listening() as (url, _), httpx.AsyncClient(base_url=url) as client:
+    async with (
+        listening() as (url, _),
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client,
+    ):
         path = await watched(client)
         told = sse((await client.get(f"{path}/events")).text)
-        async with websockets.connect(f"ws{url[4:]}{path}/events") as socket:
+        async with websockets.connect(
+            f"ws{url[4:]}{path}/events", open_timeout=PATIENCE_S
+        ) as socket:
             said = [json.loads(message) async for message in socket]
     assert said == [content for _, _, content in told]
 
@@ -66,7 +74,9 @@ async def test_a_websocket_needs_the_token_too(listening, headers):
     async with listening(token=TOKEN) as (url, _):
         with pytest.raises(websockets.InvalidStatus, match="403"):
             await websockets.connect(
-                f"ws{url[4:]}/v1/sessions/x/events", additional_headers=headers
+                f"ws{url[4:]}/v1/sessions/x/events",
+                additional_headers=headers,
+                open_timeout=PATIENCE_S,
             )
 
 
@@ -75,7 +85,7 @@ async def test_a_slow_client_loses_only_its_own_events_and_is_told_how_many(list
 
     long = "x" * 20_000  # so that the socket's buffers are soon full
     async with listening(limits=Limits(events=20)) as (url, rooms):
-        async with httpx.AsyncClient(base_url=url) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
             path = (await client.post("/v1/sessions", json={})).json()["url"]
         room = rooms.session(path.rpartition("/")[2])
         host, port = url.removeprefix("http://").split(":")
@@ -98,12 +108,15 @@ async def test_a_slow_client_loses_only_its_own_events_and_is_told_how_many(list
 
 
 async def test_eight_clients_ask_at_once_and_none_loses_an_answer(listening, watched):
-    async with listening() as (url, _), httpx.AsyncClient(base_url=url) as client:
+    async with (
+        listening() as (url, _),
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client,
+    ):
         path = await watched(client)
 
         async def ask(number):
             asked = {"question": f"What is number {number}?"}
-            return (await client.post(f"{path}/questions", json=asked, timeout=60)).json()
+            return (await client.post(f"{path}/questions", json=asked)).json()
 
         answers = await asyncio.gather(*map(ask, range(8)))
     assert [answer["question"] for answer in answers] == [
@@ -114,7 +127,10 @@ async def test_eight_clients_ask_at_once_and_none_loses_an_answer(listening, wat
 async def test_sixty_four_idle_clients_are_all_told(listening):
     from streammem.types import Warning
 
-    async with listening() as (url, rooms), httpx.AsyncClient(base_url=url) as client:
+    async with (
+        listening() as (url, rooms),
+        httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client,
+    ):
         path = (await client.post("/v1/sessions", json={})).json()["url"]
         room = rooms.session(path.rpartition("/")[2])
 
@@ -132,5 +148,5 @@ async def test_sixty_four_idle_clients_are_all_told(listening):
             await reader.readuntil(b"hello")
             writer.close()
 
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             await asyncio.gather(*(follow() for _ in range(64)))

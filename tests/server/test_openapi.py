@@ -17,7 +17,9 @@ def app_of(model, folder):
     # A generator asks quickly, and opens sessions that it never closes.
     limits = Limits(requests_per_s=1e6, burst=10**6, sessions=4)
     options = SessionConfig(answer=SHORT, caption=SHORT)
-    return make_app(Rooms(model, options, ServerConfig(memories=folder, limits=limits)))
+    return make_app(
+        Rooms(model, options, ServerConfig(memories=folder, uploads=folder.parent, limits=limits))
+    )
 
 
 def test_the_contract_is_described(model, memories):

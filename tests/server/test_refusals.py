@@ -1,8 +1,11 @@
 """What is refused: with a 4xx that says why in one line, and nothing else happens."""
 
 import zipfile
+from functools import partial
 from pathlib import Path
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from streammem.cli import main
@@ -251,6 +254,60 @@ async def test_a_memory_of_another_model_is_refused_without_its_path(serving, me
     async with serving(model=tiny_model(seed=5), memories=memories) as client:
         asked = await client.post("/v1/memories/trips/questions", json={"question": "What?"})
         assert str(memories) not in refused(asked, 409)
+
+
+async def test_a_clip_needs_a_video_that_is_there_and_a_span_that_can_be(
+    serving, watched, memories
+):
+    async with serving(memories=memories) as client:
+        pushed = (await client.post("/v1/sessions", json={})).json()["url"]
+        for path in (pushed, "/v1/memories/trips"):
+            cut = await client.get(f"{path}/clip", params={"start": 0, "end": 1})
+            assert "only captions and keyframes" in refused(cut, 404)
+        path = await watched(client)
+        for span in ({"start": 2, "end": 1}, {"start": 50, "end": 51}, {"start": 0, "end": 601}):
+            message = refused(await client.get(f"{path}/clip", params=span), 422)
+            assert str(client.rooms.uploads.folder) not in message
+        for span in ({}, {"start": -1, "end": 1}, {"start": 0, "end": "nan"}, {"end": 1}):
+            refused(await client.get(f"{path}/clip", params=span), 422)
+        assert len(list(client.rooms.uploads.folder.iterdir())) == 1
+        room = client.rooms.session(path.rpartition("/")[2])
+        room.plan.file.unlink()
+        refused(await client.get(f"{path}/clip", params={"start": 0, "end": 1}), 410)
+
+
+async def test_clips_are_cut_one_at_a_time_within_the_quota_and_few_wait(
+    serving, watched, monkeypatch
+):
+    import threading
+
+    cutting, go = threading.Semaphore(0), threading.Semaphore(0)
+    at_once = []
+
+    def cut(file, start, end, out, name):
+        at_once.append(1)
+        cutting.release()
+        assert go.acquire(timeout=120)
+        assert at_once.pop() == 1 and not at_once
+
+    monkeypatch.setattr("streammem.server.clips.cut", cut)
+    limits = Limits(questions_waiting=1, upload_bytes=10**6, quota_bytes=10**6)
+    async with serving(limits=limits) as client:
+        path = await watched(client)
+        asked = {"start": 0, "end": 1}
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(partial(client.get, f"{path}/clip", params=asked))
+            statistics = client.rooms.clips._knife.statistics
+            with anyio.fail_after(120):
+                while not statistics().tasks_waiting:
+                    await anyio.lowlevel.checkpoint()
+            last = await client.get(f"{path}/clip", params=asked)
+            assert refused(last, 429) and last.headers["retry-after"]
+            go.release(2)
+        upload = client.rooms.uploads
+        upload.reserve(upload.room_bytes)
+        refused(await client.get(f"{path}/clip", params=asked), 413)
 
 
 async def test_too_many_requests_are_refused_and_say_when_to_come_back(serving):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
+import av
 import pytest
 from PIL import Image
 
@@ -87,6 +88,23 @@ async def test_moments_chapters_segments_and_their_pictures_are_found(serving, w
         kept = (await client.get(f"{path}/segments", params={"start": 3.5, "end": 6})).json()
         assert [event["type"] for event in kept["events"]] == ["segment", "caption"]
         assert (await client.get(f"{path}/keyframes/99")).status_code == 404
+
+
+async def test_a_clip_of_an_upload_is_an_mp4_of_that_span_and_nothing_of_it_is_left(
+    serving, watched
+):
+    async with serving() as client:
+        path = await watched(client)
+        before = client.rooms.uploads.used_bytes
+        cut = await client.get(f"{path}/clip", params={"start": 3.5, "end": 5})
+        assert cut.headers["content-type"] == "video/mp4"
+        assert int(cut.headers["content-length"]) == len(cut.content)
+        assert client.rooms.uploads.used_bytes == before
+        assert len(list(client.rooms.uploads.folder.iterdir())) == 1
+    with av.open(io.BytesIO(cut.content)) as container:
+        pictures = [picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)]
+    assert len(pictures) == 12  # 8 a second
+    assert [int(p[..., 2].mean()) > int(p[..., 0].mean()) for p in pictures] == [True] * 12
 
 
 async def test_pushed_pictures_are_watched_with_their_times(serving):
@@ -176,6 +194,35 @@ async def test_a_closed_session_is_gone_and_its_upload_can_be_removed(serving, w
         assert list(client.rooms.uploads.folder.iterdir()) == []
 
 
+async def test_what_the_operator_watches_is_passed_on_to_its_end_and_no_clients_session(
+    serving, watched, video
+):
+    opened = {}
+
+    class Outlet:
+        def __init__(self, source):
+            self.events, self.closed = [], False
+            opened[source] = self
+
+        def send(self, event):
+            self.events.append(event)
+
+        def close(self):
+            self.closed = True
+
+    async with serving(alerts=("red",)) as client:
+        client.rooms.outlet = Outlet
+        await client.rooms.open_own([video])
+        ((name, room),) = client.rooms.sessions().items()
+        await client.get(f"/v1/sessions/{name}/events")
+        await client.rooms._sessions[name].telling
+        assert room.plan.options.alerts == ("red",)
+        await watched(client)
+    assert list(opened) == [video]
+    outlet = opened[video]
+    assert outlet.closed and tuple(outlet.events) == room.events.kept()
+
+
 async def test_what_nobody_asks_is_closed(serving, video):
     async with serving(limits=Limits(idle_s=0.3)) as client:
         name = (await client.post("/v1/sessions", json={})).json()["id"]
@@ -183,7 +230,7 @@ async def test_what_nobody_asks_is_closed(serving, video):
         assert (await client.post("/v1/uploads", content=Path(video).read_bytes())).is_success
         await room.ended.wait()
         assert (await client.get(f"/v1/sessions/{name}")).status_code == 404
-        with anyio.fail_after(20):
+        with anyio.fail_after(120):
             while client.rooms.uploads.used_bytes:
                 await anyio.lowlevel.checkpoint()  # a request alone may let nothing else run
 

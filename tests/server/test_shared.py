@@ -26,7 +26,7 @@ class Slow:
     def captions(self, tokens, decoding=None, instruction=None):
         assert self.busy.acquire(blocking=False), "two batches at a time"
         self.begun.release()
-        assert self.go.acquire(timeout=20)
+        assert self.go.acquire(timeout=120)
         self.busy.release()
         if self._error:
             raise self._error
@@ -34,7 +34,7 @@ class Slow:
 
 
 def tokens(model, number):
-    return model.initial_memory() * (number + 1)
+    return model.bridge.queries.detach() * (number + 1)
 
 
 def start(calls):
@@ -63,12 +63,12 @@ def test_captions_that_wait_are_spoken_in_one_batch_and_each_gets_its_own(model)
     shared = SharedModel(slow, sizes.append)
     wanted = [tokens(model, i) for i in range(5)]
     first, one = start([lambda: shared.captions([wanted[0]], SHORT)])
-    assert slow.begun.acquire(timeout=20)
+    assert slow.begun.acquire(timeout=120)
     others, found = start([lambda t=t: shared.captions([t], SHORT) for t in wanted[1:]])
     arrived(shared, 4)
     slow.go.release(2)
     for thread in (*first, *others):
-        thread.join(20)
+        thread.join(120)
     assert sizes == [1, 4]
     alone = [model.captions([t], SHORT) for t in wanted]
     assert [*one, *found] == alone
@@ -84,7 +84,7 @@ def test_a_batch_is_bounded_and_alike(model):
     slow.go = threading.Semaphore(0)
     slow.begun = threading.Semaphore(0)
     first, _ = start([lambda: shared.captions([tokens(model, 0)], SHORT)])
-    assert slow.begun.acquire(timeout=20)
+    assert slow.begun.acquire(timeout=120)
     longer = GenerationConfig(max_new_tokens=7)
     others, _ = start([
         lambda d=d: shared.captions([tokens(model, 1)], d) for d in (SHORT, longer, SHORT)
@@ -92,7 +92,7 @@ def test_a_batch_is_bounded_and_alike(model):
     arrived(shared, 3)
     slow.go.release(3)
     for thread in (*first, *others):
-        thread.join(20)
+        thread.join(120)
     assert sorted(sizes) == [1, 1, 2]
 
 
@@ -100,15 +100,15 @@ def test_an_error_reaches_all_that_waited_for_the_batch_and_no_other(model):
     slow = Slow(model, ValueError("broken"))
     shared = SharedModel(slow)
     first, one = start([lambda: shared.captions([tokens(model, 0)], SHORT)])
-    assert slow.begun.acquire(timeout=20)
+    assert slow.begun.acquire(timeout=120)
     others, found = start([lambda: shared.captions([tokens(model, 1)], SHORT)] * 2)
     arrived(shared, 2)
     slow.go.release()
-    first[0].join(20)
+    first[0].join(120)
     slow._error = None
     slow.go.release()
     for thread in others:
-        thread.join(20)
+        thread.join(120)
     assert isinstance(one[0], ValueError)
     assert found == [model.captions([tokens(model, 1)], SHORT)] * 2
 
@@ -125,7 +125,7 @@ def test_answers_of_many_threads_are_what_each_would_be_alone(model):
     prompts = [model.answer_prompt([], f"What is {word}?") for word in ("red", "blue", "green")]
     threads, found = start([lambda p=p: list(shared.stream(p, SHORT)) for p in prompts])
     for thread in threads:
-        thread.join(20)
+        thread.join(120)
     assert found == [list(model.stream(p, SHORT)) for p in prompts]
 
 

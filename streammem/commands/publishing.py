@@ -1,0 +1,80 @@
+"""`--mqtt`: what is watched, told to a broker; and what a camera is called there."""
+
+import argparse
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streammem.commands.extras import require
+from streammem.errors import ConfigError
+from streammem.terminal import note
+
+if TYPE_CHECKING:
+    from streammem.mqtt.broker import Broker
+    from streammem.mqtt.publisher import Publisher
+
+
+def add_mqtt_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags."""
+    add = parser.add_argument_group("MQTT and Home Assistant").add_argument
+    about = "tell events to a broker: mqtt://[user:password@]host[:port][/prefix], or mqtts://"
+    add("--mqtt", metavar="URL", help=about)
+    add("--camera", metavar="NAME", help="what it is called there (default: after the source)")
+
+
+def broker_of(arguments: argparse.Namespace) -> "Broker | None":
+    """Read the flags; nothing is opened.
+
+    Raises:
+        ConfigError: no broker's URL, or a name without a broker.
+        BackboneError: the package is missing.
+    """
+    if arguments.camera is not None and not (arguments.mqtt and arguments.camera.strip()):
+        raise ConfigError("--camera NAME: a name for --mqtt URL; give both")
+    if arguments.mqtt is None:
+        return None
+    require("mqtt", "paho.mqtt.client")
+    from streammem.mqtt.broker import Broker
+
+    return Broker.of(arguments.mqtt)
+
+
+def told_to(
+    broker: "Broker | None", name: str, alerts: tuple[str, ...]
+) -> "AbstractContextManager[Publisher | None]":
+    """Open what tells a camera's events to a broker; None without one."""
+    return nullcontext() if broker is None else _publisher(broker, name, alerts, set())
+
+
+def outlets(
+    broker: "Broker", name: str | None, alerts: tuple[str, ...]
+) -> "Callable[[str], Publisher]":
+    """Return what opens one for each of several sources, under names of their own."""
+    taken: set[str] = set()
+    return lambda source: _publisher(broker, name or camera_name(source), alerts, taken)
+
+
+def camera_name(source: str, memory: Path | None = None) -> str:
+    """Name a camera after its memory, else its source: without folders, users and passwords."""
+    from streammem.video.container import public_url
+
+    if memory is not None:
+        return memory.resolve().name
+    shown = public_url(source).partition("://")[2] if "://" in source else Path(source).stem
+    return " ".join(re.findall(r"\w+", shown)) or "camera"
+
+
+def _publisher(
+    broker: "Broker", name: str, alerts: tuple[str, ...], taken: set[str]
+) -> "Publisher":
+    from streammem.mqtt.broker import Camera, slug_of
+    from streammem.mqtt.publisher import Publisher
+
+    numbers = iter(range(2, len(taken) + 3))
+    numbered = name
+    while slug_of(numbered) in taken:
+        numbered = f"{name} {next(numbers)}"
+    taken.add(slug_of(numbered))
+    return Publisher(broker, Camera(numbered, slug_of(numbered), broker.prefix, alerts), note)

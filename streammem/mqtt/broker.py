@@ -1,0 +1,114 @@
+"""Which broker, which topics: what stands in the URL of ``--mqtt`` and what a camera is called."""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass, field
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from streammem.errors import ConfigError
+
+PORTS = {"mqtt": 1883, "mqtts": 8883}
+PREFIX, DISCOVERY = "streammem", "homeassistant"
+PASSWORD = "STREAMMEM_MQTT_PASSWORD"
+EXAMPLE = "write it as mqtt://user:password@host:1883/prefix, or mqtts://..."
+MAX_SLUG = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """A broker, and below which topics it is told.
+
+    Attributes:
+        tls: certificates are checked against the system's, or those of ``SSL_CERT_FILE``.
+        password: never printed, logged or kept.
+        prefix: first levels of every topic.
+        discovery: Home Assistant's prefix; None tells it nothing.
+    """
+
+    host: str
+    port: int
+    tls: bool = False
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    prefix: str = PREFIX
+    discovery: str | None = DISCOVERY
+
+    @classmethod
+    def of(cls, url: str) -> "Broker":
+        """Read ``mqtt(s)://[user[:password]@]host[:port][/prefix][?discovery=PREFIX|off]``.
+
+        A user without a password has that of the environment, if there is one.
+
+        Raises:
+            ConfigError: no such URL; the message does not repeat it, for the password in it.
+        """
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+            query = parse_qs(parts.query, strict_parsing=True) if parts.query else {}
+        except ValueError:
+            raise ConfigError(f"--mqtt: not a URL; {EXAMPLE}") from None
+        if parts.scheme not in PORTS or not host or parts.fragment or set(query) - {"discovery"}:
+            raise ConfigError(f"--mqtt: not a broker's URL; {EXAMPLE}")
+        discovery = query.get("discovery", [DISCOVERY])[-1]
+        return cls(
+            host,
+            port or PORTS[parts.scheme],
+            parts.scheme == "mqtts",
+            unquote(parts.username) if parts.username else None,
+            unquote(parts.password) if parts.password else _password(),
+            _topic(unquote(parts.path).strip("/") or PREFIX),
+            None if discovery == "off" else _topic(discovery),
+        )
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Camera:
+    """What is watched, as the broker's clients see it.
+
+    Attributes:
+        name: for people.
+        slug: the same as part of a topic.
+        prefix: of the broker.
+        alerts: descriptions that are waited for.
+    """
+
+    name: str
+    slug: str
+    prefix: str = PREFIX
+    alerts: tuple[str, ...] = ()
+
+    def topic(self, kind: str) -> str:
+        """Return the topic of a kind of event, or ``status``."""
+        return f"{self.prefix}/{self.slug}/{kind}"
+
+    def alert_topic(self, query: str) -> str:
+        """Return the topic of an alert."""
+        return self.topic(f"alert/{slug_of(query)}")
+
+
+def slug_of(text: str) -> str:
+    """Make of a text a part of a topic: letters, digits and hyphens, always the same.
+
+    Texts that would look alike are told apart by six digits of a hash.
+    """
+    plain = " ".join(text.lower().split())
+    slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:MAX_SLUG]
+    if slug and slug == plain.replace(" ", "-"):
+        return slug
+    return f"{slug}-{hashlib.sha256(plain.encode()).hexdigest()[:6]}".lstrip("-")
+
+
+def _topic(text: str) -> str:
+    if not text or set(text) & set("+#\0") or text.startswith("$") or len(text.encode()) > 200:
+        raise ConfigError("--mqtt: a topic has no +, # or $ and at most 200 bytes; change it")
+    return text
+
+
+def _password() -> str | None:
+    return os.environ.get(PASSWORD) or None

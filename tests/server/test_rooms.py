@@ -1,0 +1,252 @@
+"""What holds inside of a server: places, uploads in use, own sources, errors, one model for all."""
+
+import threading
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from streammem.errors import SourceError
+from streammem.server.guard import Rates
+from streammem.server.limits import Limits
+from streammem.server.refused import Refused
+from streammem.server.rooms import _Source
+from streammem.server.shared import SharedModel
+from streammem.server.uploads import Uploads
+from streammem.server.wire import event_json
+from streammem.types import Alert, Warning
+from streammem.watch_options import WatchOptions
+from tests.sessions import FILM, SHORT
+from tests.tiny import film
+
+pytestmark = pytest.mark.anyio
+PATIENCE_S = 120
+
+
+def test_a_bucket_never_holds_more_than_a_burst():
+    clock = [0.0]
+    rates = Rates(Limits(burst=2, requests_per_s=2.0), lambda: clock[0])
+    rates.take("a")
+    clock[0] = 1e6
+    assert [rates.take("a") for _ in range(3)] == [0, 0, 0.5]
+
+
+def test_of_too_many_clients_the_one_that_asked_longest_ago_is_forgotten(monkeypatch):
+    monkeypatch.setattr("streammem.server.guard.MAX_CLIENTS", 2)
+    rates = Rates(Limits(burst=1, requests_per_s=1.0), lambda: 0.0)
+    assert [rates.take(client) for client in "abab"] == [0, 0, 1, 1]
+    rates.take("c")
+    assert len(rates._buckets) == 2
+    assert [rates.take(client) for client in "cb"] == [1, 1]
+    assert rates.take("a") == 0
+
+
+async def test_pictures_and_videos_have_limits_of_their_own(serving):
+    limits = Limits(frame_bytes=1000, body_bytes=100, upload_bytes=10_000)
+    async with serving(limits=limits) as client:
+        found = {
+            path: [(await client.post(path, content=bytes(n))).status_code for n in (99, 999, 9999)]
+            for path in ("/v1/uploads", "/v1/sessions/x/frames", "/v1/sessions")
+        }
+        counted = (await client.get("/metrics")).text
+    assert found == {
+        "/v1/uploads": [415, 415, 415],
+        "/v1/sessions/x/frames": [404, 404, 413],
+        "/v1/sessions": [422, 413, 413],
+    }
+    assert 'streammem_refused_total{status="413"} 3\n' in counted
+
+
+async def test_whoever_lacks_the_token_is_asked_for_it_as_browsers_need(serving):
+    async with serving(token="a token of the tests") as client:
+        assert "Basic" in (await client.get("/")).headers["www-authenticate"]
+
+
+def test_an_alerts_picture_is_no_path_of_the_server():
+    alert = Alert("a dog", 1.0, 4.0, 0, "/home/me/seen/alert-1.jpg")
+    assert event_json(alert, "/v1/sessions/x")["keyframe"] is None
+
+
+def test_an_upload_stays_while_it_is_used_or_asked_for(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("streammem.server.uploads.time.monotonic", lambda: clock[0])
+    uploads = Uploads(tmp_path, Limits())
+    used, asked, idle = (uploads.reserve() for _ in range(3))
+    used.users = 1
+    clock[0] = 5
+    uploads.get(asked.id)
+    clock[0] = 8
+    uploads.expire(4)
+    assert (uploads.get(used.id), uploads.get(asked.id)) == (used, asked)
+    with pytest.raises(Refused):
+        uploads.get(idle.id)
+
+
+def test_a_temporary_folder_for_uploads_is_gone_at_the_end_and_another_stays(tmp_path):
+    own, others = Uploads(None, Limits()), Uploads(tmp_path, Limits())
+    folder = own.folder
+    assert folder.is_dir()
+    (tmp_path / "kept").touch()
+    own.close()
+    others.close()
+    assert not folder.exists() and (tmp_path / "kept").exists()
+
+
+async def test_a_session_that_is_refused_lets_go_of_its_upload(serving, video, memories):
+    async with serving(memories=memories) as client:
+        sent = (await client.post("/v1/uploads", content=Path(video).read_bytes())).json()
+        wanted = {"source": sent["source"], "memory": "../x"}
+        assert (await client.post("/v1/sessions", json=wanted)).status_code == 422
+        assert client.rooms.uploads.get(sent["id"]).users == 0
+
+
+async def test_a_place_that_was_taken_meanwhile_is_not_given_twice(serving, monkeypatch):
+    async with serving(limits=Limits(sessions=1)) as client:
+        rooms, named = client.rooms, client.rooms._named
+        released = []
+
+        async def slow(source, options):
+            await rooms.open(None, options)
+            return _Source("x", lambda _: None, release=lambda: released.append(True))
+
+        monkeypatch.setattr(rooms, "_named", slow)
+        with pytest.raises(Refused, match="close one"):
+            await rooms.open("http://films.example/a.mp4", WatchOptions())
+        assert released and len(rooms.sessions()) == 1 and named
+
+
+async def test_more_memories_than_are_open_at_a_time_are_all_asked(serving, watched, memories):
+    async with serving(memories=memories, limits=Limits(memories=1)) as client:
+        await client.delete(await watched(client, memory="new"))
+        for name in ("trips", "new", "trips"):
+            asked = {"question": "What?"}
+            said = await client.post(f"/v1/memories/{name}/questions", json=asked)
+            assert said.status_code == 200
+            assert list(client.rooms._memories) == [name]
+
+
+async def test_own_sources_stay_open_however_long_nobody_asks(serving, video, monkeypatch):
+    monkeypatch.setattr("streammem.server.rooms.SWEEP_S", 0.001)
+    async with serving(limits=Limits(idle_s=0.2)) as client:
+        await client.rooms.open_own([video])
+        await client.post("/v1/sessions", json={})
+        assert len(client.rooms.sessions()) == 2
+        with anyio.fail_after(PATIENCE_S):
+            while len(client.rooms.sessions()) > 1:
+                await anyio.lowlevel.checkpoint()
+        ((_, room),) = client.rooms.sessions().items()
+        assert room.plan.source == Path(video).name
+
+
+class Broken:
+    """A source that breaks off after some pictures."""
+
+    name, duration, end = "broken", None, None
+
+    def __iter__(self):
+        yield from film(*FILM)[:20]
+        raise SourceError("the camera has gone")
+
+    def close(self):
+        pass
+
+
+async def test_a_source_that_breaks_off_is_told_and_what_was_seen_stays(serving):
+    async with serving() as client:
+        name = await client.rooms._start(
+            _Source("broken", lambda _: Broken()), WatchOptions(), None
+        )
+        told = (await client.get(f"/v1/sessions/{name}/events")).text
+        kept = (await client.get(f"/v1/sessions/{name}/segments")).json()["events"]
+    assert Warning("the camera has gone").message in told and kept
+
+
+async def test_a_session_that_is_watching_is_asked_meanwhile(serving):
+    async with serving() as client:
+        path = (await client.post("/v1/sessions", json={"fps": 2})).json()["url"]
+        for frame in film(*FILM)[:20]:
+            params = {"time": frame.time, "width": 32, "height": 24}
+            headers = {"content-type": "application/octet-stream"}
+            await client.post(
+                f"{path}/frames", params=params, content=frame.pixels.tobytes(), headers=headers
+            )
+        with anyio.fail_after(PATIENCE_S):
+            said = await client.post(f"{path}/questions", json={"question": "What is red?"})
+        assert said.json()["type"] == "answer"
+        assert (await client.get(path)).json()["state"] == "watching"
+
+
+async def test_whoever_waits_when_a_session_is_closed_is_told(serving, watched):
+    async with serving() as client:
+        path = await watched(client)
+        room = client.rooms.session(path.rpartition("/")[2])
+        begun, go = threading.Event(), threading.Event()
+
+        def slow(session):
+            begun.set()
+            assert go.wait(PATIENCE_S)
+
+        async def refused():
+            with pytest.raises(Refused, match="was closed"):
+                await room.do(lambda session: None)
+
+        with anyio.fail_after(PATIENCE_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(room.do, slow)
+                while not begun.is_set():
+                    await anyio.lowlevel.checkpoint()
+                tasks.start_soon(refused)
+                while room._num_waiting < 2:
+                    await anyio.lowlevel.checkpoint()
+                room.stop()
+                go.set()
+
+
+class OneAtATime:
+    """A model that fails if two threads use the same of its two parts at once."""
+
+    def __init__(self, model):
+        self._model, self._seeing, self._speaking = model, threading.Lock(), threading.Lock()
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def _alone(self, lock, work):
+        assert lock.acquire(blocking=False), "two at a time"
+        try:
+            threading.Event().wait(0.05)  # time for another thread to come too, if it can
+            return work()
+        finally:
+            lock.release()
+
+    def perceive(self, picture):
+        return self._alone(self._seeing, lambda: self._model.perceive(picture))
+
+    def stream(self, prompt, decoding):
+        words = self._model.stream(prompt, decoding)
+        while True:
+            piece = self._alone(self._speaking, lambda: next(words, None))
+            if piece is None:
+                return
+            yield piece
+
+
+@pytest.mark.parametrize("part", ["eye", "mouth"])
+def test_one_picture_and_one_word_at_a_time_whatever_the_number_of_threads(model, part):
+    shared, failed = SharedModel(OneAtATime(model)), []
+    prompt = model.answer_prompt([], "What is red?")
+    picture = film(("red", 1))[0].pixels
+
+    def work():
+        try:
+            shared.perceive(picture) if part == "eye" else list(shared.stream(prompt, SHORT))
+        except AssertionError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert not failed
