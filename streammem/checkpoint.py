@@ -18,10 +18,16 @@ from streammem.backbones.language import CausalLanguageModel
 from streammem.backbones.text import TEXT_DIM, SentenceEncoder
 from streammem.backbones.vision import EfficientNetEncoder, TransformersVisionEncoder, VisionEncoder
 from streammem.backbones.weights import SOURCES, weights_path
-from streammem.confidence import SIGNS, Certainty
+from streammem.confidence import LEAST, SIGNS, Certainty
 from streammem.errors import BackboneError, CheckpointError, ConfigError
 from streammem.memory.bridge import BridgeConfig, MemoryBridge
-from streammem.memory.keys import PictureKey, TextKey
+from streammem.memory.keys import (
+    EvidenceSizes,
+    PictureEvidence,
+    PictureKey,
+    SentenceEvidence,
+    TextKey,
+)
 from streammem.model import StreamModel, VideoModel
 from streammem.parents import published
 from streammem.questions import QuestionHead
@@ -38,7 +44,10 @@ DEFAULT = "streammem-tiny"
 MAX_CONFIG_BYTES = 1 << 20
 SCALE = ".row_scale"
 VISION = "vision."  # what training added to the frame encoder's parameters
+# What older versions kept the recurrent memory by; it is not learned any more.
+RETIRED = ("bridge.remember.", "bridge.initial")
 QUESTIONS = "questions"  # what reads questions; a checkpoint may lack it
+MAX_EVIDENCE = 1 << 16
 MIN_PACKED = 1 << 14  # values; below it the scales would not pay
 
 
@@ -51,6 +60,7 @@ class CheckpointConfig:
         key_dim: width of the keys.
         lora_scale: alpha / r of the adapters in the checkpoint.
         certainty: see ``VideoModel``.
+        evidence: of words, that is joined to the keys; None without.
     """
 
     vision: str
@@ -61,6 +71,7 @@ class CheckpointConfig:
     scenes: SceneTillingConfig
     lora_scale: float
     certainty: Certainty | None = None
+    evidence: EvidenceSizes | None = None
 
 
 def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
@@ -101,6 +112,9 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         bridge = MemoryBridge(config.bridge)
         picture_key = PictureKey(vision.patch_dim, config.key_dim)
         text_key = TextKey(TEXT_DIM, config.key_dim)
+        if sizes := config.evidence:
+            picture_key.evidence = PictureEvidence(config.key_dim, sizes)
+            text_key.evidence = SentenceEvidence(TEXT_DIM, config.key_dim, sizes.words)
     except (TypeError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: sizes that make no model ({error})") from error
     for prefix, module in _learned(bridge, picture_key, text_key).items():
@@ -177,6 +191,8 @@ def save(
         "scenes": asdict(model.scenes),
         "lora_scale": lora_scale,
     }
+    if model.picture_key.evidence:
+        config["evidence"] = model.picture_key.evidence.sizes._asdict()
     if model.certainty:
         config["certainty"] = model.certainty._asdict()
     path = folder / "model.safetensors.part"
@@ -249,6 +265,7 @@ def read_config(folder: Path) -> CheckpointConfig:
             scenes=SceneTillingConfig(**config["scenes"]),
             lora_scale=float(config["lora_scale"]),
             certainty=_certainty(config.get("certainty")),
+            evidence=_evidence(config.get("evidence")),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, CheckpointError):
@@ -263,7 +280,19 @@ def _certainty(said: Any) -> Certainty | None:
     weights = tuple(map(float, said["weights"]))
     if len(weights) != SIGNS or not np.isfinite([*weights, said["bias"]]).all():
         raise ValueError(f"certainty needs {SIGNS} weights and a bias, all finite")
-    return Certainty(weights, float(said["bias"]))
+    least = float(said.get("least", LEAST))
+    if not 0 <= least <= 1:
+        raise ValueError("certainty: least is a probability")
+    return Certainty(weights, float(said["bias"]), least)
+
+
+def _evidence(said: Any) -> EvidenceSizes | None:
+    if said is None:
+        return None
+    sizes = EvidenceSizes(**{name: _typed(size, int) for name, size in said.items()})
+    if not all(0 < size <= MAX_EVIDENCE for size in sizes):
+        raise ValueError(f"evidence: sizes are 1 to {MAX_EVIDENCE}, not {tuple(sizes)}")
+    return sizes
 
 
 def _typed(value: Any, kind: type) -> Any:
@@ -294,6 +323,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path}: missing or corrupt ({error}); get the model again"
         ) from error
+    tensors = {k: v for k, v in tensors.items() if not k.startswith(RETIRED)}
     scales = {k: tensors.pop(k) for k in list(tensors) if k.endswith(SCALE)}
     unpacked = {key: value.float() for key, value in tensors.items()}
     try:

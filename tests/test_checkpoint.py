@@ -9,10 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from streammem import checkpoint
 from streammem.backbones.language import CausalLanguageModel
+from streammem.backbones.text import TEXT_DIM
 from streammem.backbones.weights import SOURCES
 from streammem.checkpoint import PRESETS, backbones_of, load, merge_lora, save
 from streammem.confidence import Certainty
 from streammem.errors import BackboneError, CheckpointError, ConfigError
+from streammem.memory.keys import EvidenceSizes, PictureEvidence, SentenceEvidence
 from streammem.questions import QuestionHead
 from tests.tiny import TinyVision, moving_square, tiny_language, tiny_model
 
@@ -84,6 +86,13 @@ def change_tensors(folder, change):
 # -- what is loaded is what was saved --
 
 
+def test_weights_of_gates_that_are_no_more_are_left_out(folder):
+    """Checkpoints of older versions stay readable."""
+    gone = {"bridge.initial": torch.zeros(4, 32), "bridge.remember.gate.weight": torch.zeros(2, 2)}
+    change_tensors(folder, lambda tensors: tensors.update(gone))
+    assert load(folder).token_shape == (4, 32)
+
+
 def test_a_loaded_model_sees_remembers_and_says_what_the_saved_one_does(saved, original):
     model = load(saved)
     picture = moving_square("red", 3)
@@ -138,6 +147,22 @@ def test_a_fit_of_confidence_is_kept(original, language_folder, tmp_path):
     assert load(tmp_path / "fitted").certainty == fitted.certainty
     write(original, tmp_path / "plain", language_folder)
     assert load(tmp_path / "plain").certainty is None
+
+
+def test_the_evidence_of_words_is_kept_with_its_keys(original, language_folder, tmp_path):
+    model = tiny_model(seed=1)
+    torch.manual_seed(0)
+    key_dim = model.background.shape[1]
+    model.picture_key.evidence = PictureEvidence(key_dim, EvidenceSizes(8, 30, 4))
+    model.text_key.evidence = SentenceEvidence(TEXT_DIM, key_dim, 30)
+    write(model, tmp_path / "joined", language_folder)
+    loaded = load(tmp_path / "joined")
+    assert loaded.picture_key.evidence.sizes == (8, 30, 4)
+    picture = moving_square("red", 3)
+    assert loaded.perceive(picture).key @ model.perceive(picture).key > 1 - 1e-3
+    sentence = torch.nn.functional.normalize(torch.randn(1, TEXT_DIM), dim=-1)
+    assert (loaded.text_key(sentence) * model.text_key.eval()(sentence)).sum() > 1 - 1e-3
+    assert model.fingerprint != original.fingerprint
 
 
 def test_a_question_head_is_kept_and_may_be_lacking(original, language_folder, tmp_path):
@@ -310,6 +335,11 @@ def test_what_is_no_configuration_is_told(folder, content):
         ({"certainty": {"weights": [1.0], "bias": 0.0}}, "4 weights and a bias"),
         ({"certainty": {"weights": [1, 2, 3, 4], "bias": float("nan")}}, "all finite"),
         ({"certainty": {}}, "'weights'"),
+        ({"evidence": {"cell_dim": 8, "words": 0, "rank": 4}}, "1 to 65536"),
+        ({"evidence": {"cell_dim": 8, "words": 1 << 40, "rank": 4}}, "1 to 65536"),
+        ({"evidence": {"cell_dim": 8, "words": 3}}, "rank"),
+        ({"evidence": {"cell_dim": 8, "words": "many", "rank": 4}}, "'many' is no int"),
+        ({"evidence": {"cell_dim": 8, "words": 3, "rank": 4}}, "do not fit"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_told(folder, values, told):

@@ -1,8 +1,9 @@
 """Caption stage: the bridge and a LoRA on the language model learn to say what is seen.
 
 A picture's visual prefix is computed once and shared by all of its captions in one packed row: a
-block mask keeps the captions apart, and each counts its positions from the prefix's end. Flash
-attention reads no such mask, so there every caption has a row of its own.
+block mask keeps the captions apart, and each counts its positions from the prefix's end. Several
+pictures may share a row in the same manner. Flash attention reads no such mask, so there every
+caption has a row of its own.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ BRIDGE_FACTOR = 0.3  # of the learning rate; the LoRA starts from nothing and ta
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One picture's packed row.
+    """What is asked and said of one picture.
 
     Attributes:
         shared: token ids between the visual tokens and the branches.
@@ -46,55 +47,84 @@ class Packed:
 
     Attributes:
         ids: [B, S] token ids; 0 where a visual token or padding stands.
-        visual_start: column of the first visual token, the same in every row.
+        visual: [B, S] bool, where the visual tokens stand, in the order of the pictures.
         positions: [B, S].
         mask: [B, 1, S, S] bool, True where a column may be read.
-        labels: [B, S] the next token, or IGNORE.
+        labels: [B, S] the next token, or IGNORE; in the order of the pictures and branches.
     """
 
     ids: Tensor
-    visual_start: int
+    visual: Tensor
     positions: Tensor
     mask: Tensor
     labels: Tensor
 
 
-def pack(rows: Sequence[Row], *, prefix: Sequence[int], num_visual: int) -> Packed:
-    """Pack rows of [prefix, visual tokens, shared, branch, branch, ...].
+def pack(rows: Sequence[Row], *, prefix: Sequence[int], num_visual: int, width: int = 0) -> Packed:
+    """Pack [prefix, picture, picture, ...], each [visual tokens, shared, branch, branch, ...].
 
     Args:
-        rows: at least one.
+        rows: at least one, each a picture's.
         prefix: token ids before the visual tokens.
-        num_visual: visual tokens a row.
+        num_visual: visual tokens a picture.
+        width: columns up to which pictures share a prefix; 0 gives each its own.
     """
-    head = len(prefix) + num_visual
-    lengths = [head + len(r.shared) + sum(len(a) + len(s) for a, s in r.branches) for r in rows]
-    shape = (len(rows), max(lengths))
+    trunks = [num_visual + len(row.shared) for row in rows]
+    # A branch's last token is predicted, never read.
+    lengths = [
+        trunk + sum(len(asked) + len(said) - 1 for asked, said in row.branches)
+        for trunk, row in zip(trunks, rows, strict=True)
+    ]
+    head = len(prefix)
+    groups = _groups(lengths, width - head)
+    shape = len(groups), head + max(sum(lengths[i] for i in group) for group in groups)
     ids, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORE)
-    positions, block = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
-    for i, row in enumerate(rows):
-        trunk = head + len(row.shared)
-        ids[i, : len(prefix)] = torch.tensor(prefix)
-        ids[i, head:trunk] = torch.tensor(row.shared, dtype=torch.long)
-        positions[i, :trunk] = torch.arange(trunk)
-        block[i, :trunk] = 0
-        at = trunk
-        for number, (asked, said) in enumerate(row.branches, start=1):
-            # The last token is predicted, never read.
-            tokens = torch.tensor(asked + said[:-1])
-            span = slice(at, at + len(tokens))
-            ids[i, span] = tokens
-            positions[i, span] = torch.arange(trunk, trunk + len(tokens))
-            block[i, span] = number
-            labels[i, at + len(asked) - 1 : at + len(tokens)] = torch.tensor(said)
-            at += len(tokens)
-    longest = int((block >= 0).sum(1).max())
-    ids, labels, positions, block = (t[:, :longest] for t in (ids, labels, positions, block))
-    reader, read = block[:, :, None], block[:, None, :]
-    allowed = ((read == 0) | (reader == read)) & torch.ones(longest, longest).tril().bool()
-    # Padding reads itself, so that its softmax is not over nothing.
-    allowed |= torch.eye(longest).bool()
-    return Packed(ids, len(prefix), positions, allowed[:, None], labels)
+    positions, visual = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
+    # Whose a column is: 0 all pictures', -1 nobody's; and its branch, 0 for all of the picture's.
+    owner, branch = torch.full(shape, -1), torch.zeros(shape, dtype=torch.long)
+    ids[:, :head], positions[:, :head], owner[:, :head] = (
+        torch.tensor(prefix),
+        torch.arange(head),
+        0,
+    )
+    for line, group in enumerate(groups):
+        at = head
+        for i in group:
+            trunk, owner[line, at : at + lengths[i]] = head + trunks[i], i + 1
+            visual[line, at : at + num_visual] = True
+            shared = torch.tensor(rows[i].shared, dtype=torch.long)
+            ids[line, at + num_visual : at + trunks[i]] = shared
+            positions[line, at : at + trunks[i]] = torch.arange(head, trunk)
+            at += trunks[i]
+            for number, (asked, said) in enumerate(rows[i].branches, start=1):
+                tokens = torch.tensor(asked + said[:-1])
+                span = slice(at, at + len(tokens))
+                ids[line, span], branch[line, span] = tokens, number
+                positions[line, span] = torch.arange(trunk, trunk + len(tokens))
+                labels[line, at + len(asked) - 1 : at + len(tokens)] = torch.tensor(said)
+                at += len(tokens)
+    mask = _readable(owner, branch) & torch.ones(shape[1], shape[1]).tril().bool()
+    return Packed(ids, visual, positions, mask[:, None], labels)
+
+
+def _groups(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Fill rows with neighbours while they have room; at least one each."""
+    groups: list[list[int]] = []
+    left = 0
+    for i, length in enumerate(lengths):
+        if not groups or length > left:
+            groups.append([])
+            left = room
+        groups[-1].append(i)
+        left -= length
+    return groups
+
+
+def _readable(owner: Tensor, branch: Tensor) -> Tensor:
+    """Tell which columns a column may read, causality aside: [B, S] twice -> [B, S, S]."""
+    reader, read = owner[:, :, None], owner[:, None, :]
+    own_branch = (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
+    return (read == 0) | ((reader == read) & own_branch)
 
 
 def caption_row(instruction: Sequence[int], captions: Sequence[Sequence[int]]) -> Row:
@@ -105,7 +135,12 @@ def caption_row(instruction: Sequence[int], captions: Sequence[Sequence[int]]) -
 
 
 def said_losses(
-    language: CausalLanguageModel, rows: Sequence[Row], visual: Tensor, *, prefix: Sequence[int]
+    language: CausalLanguageModel,
+    rows: Sequence[Row],
+    visual: Tensor,
+    *,
+    prefix: Sequence[int],
+    width: int = 0,
 ) -> Tensor:
     """Cross-entropy [N] of every token that is said, in order; in bfloat16 where that is fast.
 
@@ -114,12 +149,13 @@ def said_losses(
         rows: of the pictures.
         visual: [B, M, L] tokens of the pictures, on the language model's device.
         prefix: token ids before the visual tokens.
+        width: see ``pack``; without masks every caption has a row of its own.
     """
     device = visual.device.type
     fast = torch.autocast(device, torch.bfloat16) if has_bfloat16(device) else nullcontext()
     with fast:
         if takes_mask(language):
-            packed = pack(rows, prefix=prefix, num_visual=visual.shape[1])
+            packed = pack(rows, prefix=prefix, num_visual=visual.shape[1], width=width)
             return packed_losses(language, packed, visual)
         alone = [Row(row.shared, [branch]) for row in rows for branch in row.branches]
         counts = torch.tensor([len(row.branches) for row in rows], device=visual.device)
@@ -137,17 +173,15 @@ def takes_mask(language: CausalLanguageModel) -> bool:
 def packed_losses(
     language: CausalLanguageModel, packed: Packed, visual: Tensor, *, masked: bool = True
 ) -> Tensor:
-    """Cross-entropy [N] of every token that is said, in order, given visual tokens [B, M, L].
+    """Cross-entropy [N] of every token that is said, in order, given pictures' tokens [B, M, L].
 
     ``masked=False`` is for rows of one branch each: it leaves mask and positions to the model.
     """
     model: Any = language.model
     device = visual.device
     embedded = model.get_input_embeddings()(packed.ids.to(device))
-    start = packed.visual_start
-    embedded = torch.cat(
-        [embedded[:, :start], visual.to(embedded.dtype), embedded[:, start + visual.shape[1] :]], 1
-    )
+    shown = packed.visual.to(device)[..., None]
+    embedded = embedded.masked_scatter(shown, visual.to(embedded.dtype))
     hidden = _decoder_of(model)(
         inputs_embeds=embedded,
         position_ids=packed.positions.to(device) if masked else None,
@@ -229,10 +263,14 @@ class CaptionStage:
         return speaking_groups(self.module)
 
     def loss(self, rng: np.random.Generator) -> Tensor:
+        return self._loss(*self.draw(rng))
+
+    def draw(self, rng: np.random.Generator) -> tuple[Tensor, list[Row]]:
+        """Draw a batch: what is seen of pictures, [B, M, L], and what is asked and said of them."""
         chosen = self.pictures.draw(rng, self.batch)
         patches, times, mask = sample_views(self.pictures, chosen, rng)
         rows = [self._row(int(i), rng) for i in chosen]
-        return self._loss(patches, times, mask, rows)
+        return self._visual(patches, times, mask), rows
 
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
@@ -242,17 +280,19 @@ class CaptionStage:
         for begin in range(0, len(chosen), 16):
             batch = chosen[begin : begin + 16]
             rows = [self._caption_row(self.validation.captions[i]) for i in batch]
-            patches, times = self.validation.whole(batch)
-            own.append(self._loss(patches, times, None, rows).item())
-            other.append(self._loss(patches.roll(1, 0), times, None, rows).item())
+            visual = self._visual(*self.validation.whole(batch))
+            own.append(self._loss(visual, rows).item())
+            other.append(self._loss(visual.roll(1, 0), rows).item())
         return {
             "val_loss": round(float(np.mean(own)), 4),
             "val_loss_other_picture": round(float(np.mean(other)), 4),
         }
 
-    def _loss(self, patches: Tensor, times: Tensor, mask: Tensor | None, rows: list[Row]) -> Tensor:
+    def _visual(self, patches: Tensor, times: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.bridge.to_language(self.bridge.look(patches, times, mask))
+
+    def _loss(self, visual: Tensor, rows: list[Row]) -> Tensor:
         self.language.model.train(self.module.training)  # the adapter's dropout
-        visual = self.bridge.to_language(self.bridge.look(patches, times, mask))
         return said_losses(self.language, rows, visual, prefix=self._prefix).mean()
 
     def _row(self, picture: int, rng: np.random.Generator) -> Row:

@@ -1,6 +1,10 @@
-"""Pictures of coloured shapes with captions that are true of them: training data for a dry run."""
+"""Pictures of coloured shapes with captions that are true of them, and sentences without pictures.
+
+Training data for a dry run.
+"""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +20,13 @@ COLORS = {
 GROUNDS = {"white": (245, 245, 245), "black": (15, 15, 15), "gray": (128, 128, 128)}
 SHAPES = ("circle", "square", "triangle")
 VALIDATION_EVERY = 5
+SENTENCES = "sentences.txt"
 
 
 def make_pictures(folder: Path, count: int, seed: int = 0) -> Path:
     """Make a captioned-picture folder, every fifth picture for validation; kept if it is there.
+
+    Beside the pictures it holds ``SENTENCES`` of the same kind that belong to no picture.
 
     Args:
         folder: made if need be.
@@ -30,7 +37,7 @@ def make_pictures(folder: Path, count: int, seed: int = 0) -> Path:
         The folder.
     """
     table = folder / "captions.jsonl"
-    if table.exists():
+    if table.exists() and (folder / SENTENCES).exists():
         return folder
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -47,6 +54,9 @@ def make_pictures(folder: Path, count: int, seed: int = 0) -> Path:
             f"There is a {color} {shape} in front of a {ground} wall.",
         ]
         rows.append(json.dumps({"image": name, "split": split, "captions": captions}))
+    forms = ("A {} {} hides a {} one.", "Near the {} {} is a {} thing.")
+    told = [f.format(*of) for f in forms for of in product(COLORS, SHAPES, GROUNDS)]
+    (folder / SENTENCES).write_text("\n".join(told) + "\n")
     table.write_text("\n".join(rows) + "\n")  # last, so that a half-made folder is made again
     return folder
 

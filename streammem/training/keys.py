@@ -3,7 +3,7 @@
 No language model is in the loop, and the sentence encoder stays frozen: its output comes ready.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +51,7 @@ class KeyStage:
         self.validation, self._validation_text = validation
         self.batch = batch
         head = nn.ParameterDict({"log_scale": torch.tensor(2.7)})
+        self._picture_key, self._text_key = picture_key, text_key
         parts = {"picture": picture_key, "text": text_key, "head": head}
         self.module = nn.ModuleDict(parts).to(self.pictures.device)
 
@@ -61,9 +62,9 @@ class KeyStage:
         chosen = self.pictures.draw(rng, self.batch)
         views = [int(rng.integers(self.pictures.num_views(i))) for i in chosen]
         sentences = torch.stack([self._text[i][rng.integers(len(self._text[i]))] for i in chosen])
-        keys = self.module["picture"](self.pictures.views(chosen, views))
+        keys = self._picture_key.own(self.pictures.views(chosen, views))
         scale = self.module["head"]["log_scale"]  # type: ignore[index]
-        return contrast(keys, self.module["text"], sentences, scale)
+        return contrast(keys, self._text_key.own, sentences, scale)
 
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
@@ -71,11 +72,13 @@ class KeyStage:
         pictures = []
         for begin in range(0, len(self.validation), 64):
             patches, _ = self.validation.whole(range(begin, min(begin + 64, len(self.validation))))
-            pictures.append(self.module["picture"](patches[:, 0]))
-        return ranks(torch.cat(pictures), self.module["text"], self._validation_text)
+            pictures.append(self._picture_key.own(patches[:, 0]))
+        return ranks(torch.cat(pictures), self._text_key.own, self._validation_text)
 
 
-def contrast(keys: Tensor, text_key: nn.Module, sentences: Tensor, log_scale: Tensor) -> Tensor:
+def contrast(
+    keys: Tensor, text_key: Callable[[Tensor], Tensor], sentences: Tensor, log_scale: Tensor
+) -> Tensor:
     """Symmetric InfoNCE of picture keys [B, K] and their sentences' embeddings [B, E]."""
     # Noise on the sentence side keeps a small set from being learned by heart.
     sentences = sentences.to(keys.device)
@@ -88,7 +91,9 @@ def contrast(keys: Tensor, text_key: nn.Module, sentences: Tensor, log_scale: Te
     ) / 2
 
 
-def ranks(keys: Tensor, text_key: nn.Module, sentences: Sequence[Tensor]) -> dict[str, float]:
+def ranks(
+    keys: Tensor, text_key: Callable[[Tensor], Tensor], sentences: Sequence[Tensor]
+) -> dict[str, float]:
     """Rank picture keys [N, K] by every sentence [captions of picture i, E] of every picture."""
     found = []
     for index, embeddings in enumerate(sentences):

@@ -24,7 +24,7 @@ from streammem.checkpoint import (
 )
 from streammem.errors import CheckpointError, ConfigError
 from streammem.memory.bridge import BridgeConfig, MemoryBridge
-from streammem.memory.keys import PictureKey, TextKey
+from streammem.memory.keys import PictureKey, TextKey, WordsOfCells
 from streammem.model import VideoModel
 from streammem.questions import QuestionHead
 from streammem.training.features import PatchStatistics
@@ -84,6 +84,7 @@ class Learner:
         self._lora, self._lora_scale = lora
         self._adapted = False
         self._measured = start is not None
+        self.words_of_cells: WordsOfCells | None = None  # as the vision stage leaves them
 
     @classmethod
     def open(
@@ -168,6 +169,12 @@ class Learner:
             return self.start.text_key.to(self.device)
         torch.manual_seed(self.recipe.seed)
         return TextKey(TEXT_DIM, self.recipe.key_dim).to(self.device)
+
+    def plain_keys(self) -> tuple[PictureKey, TextKey]:
+        """Both keys, to be trained; what was joined to them would be stale, and is dropped."""
+        for key in (self.picture_key, self.text_key):
+            key.requires_grad_(True).evidence = None
+        return self.picture_key, self.text_key
 
     @cached_property
     def questions(self) -> QuestionHead:

@@ -46,6 +46,8 @@ PHRASINGS: dict[Operator, tuple[str, ...]] = {
         "Is there any sign of [{np}]?", "Did you notice [{np}]?", "Was anyone [{ving}]?",
         "Do you see [{np}]?", "Does anyone [{vbase}]?", "Is [{np}] visible?", "Any [{np}]?",
         "Did [{np}] come by?", "Was there ever [{np}]?", "Are there [{np}]?", "Were there [{np}]?",
+        "Is there [{sing}]?", "Was there [{sing}] at some point?", "Does the film show [{sing}]?",
+        "Has [{sing}] ever been seen?", "Is there [{sing}] at any time?",
     ),
     "first": (
         "When does [{sbase}] for the first time?", "When was the first time [{s3}]?",
@@ -57,6 +59,7 @@ PHRASINGS: dict[Operator, tuple[str, ...]] = {
         "When did someone first [{vbase}]?", "When was [{np}] first here?",
         "When was [{ving}] first seen?", "Show the first scene with [{np}].", "What comes first?",
         "When did you notice [{np}] for the first time?",
+        "When did it show [{sing}] for the first time?",
     ),
     "last": (
         "When did I last see [{np}]?", "Where did I last see [{np}]?",
@@ -68,6 +71,7 @@ PHRASINGS: dict[Operator, tuple[str, ...]] = {
         "Show the last scene with [{np}].", "When was [{ving}] last seen?",
         "What was the last moment with [{np}]?", "When did you see [{np}] for the last time?",
         "When was [{np}] here last?",
+        "When did it show [{sing}] for the last time?",
     ),
     "before": (
         "What happened before [{s3}]?", "What came right before [{ving}]?",
@@ -88,6 +92,7 @@ PHRASINGS: dict[Operator, tuple[str, ...]] = {
         "And after [it]?", "Who came after [{np}]?", "What was she doing after [{ving}]?",
         "What did he do after [{ving}]?", "What went in after [{np}]?",
         "Describe what happened after [{np}].", "What happened after [this]?",
+        "What did it show after [{sing}]?", "What was to see after [{sing}]?",
     ),
     "how often": (
         "How often does [{sbase}]?", "How many times did [{sbase}]?", "How often was [{np}] seen?",
@@ -129,7 +134,16 @@ PHRASINGS: dict[Operator, tuple[str, ...]] = {
         "Is [{sing}] right now?", "Where is [{np}] now?", "What can you see now?",
         "What is being shown at the moment?", "Is there [{np}] now?",
         "Do you see [{np}] right now?", "What is [{np}] doing at the moment?", "Now what?",
-        "Is anybody [{ving}] now?",
+        "Is anybody [{ving}] now?", "Is there [{sing}] now?", "Is there [{np}] at the moment?",
+        "Can I see [{sing}] right now?", "Is [{np}] in the picture right now?",
+        "Does [{sbase}] right now?", "Is [{sing}] at the moment?", "Is [{np}] visible now?",
+        "Are we seeing [{sing}] at the moment?", "Does the picture show [{sing}] now?",
+        "Is there [{sing}] in view at this moment?", "Right now, is there [{sing}]?",
+        "At the moment, do you see [{sing}]?", "Is there currently [{sing}]?",
+        "Can [{np}] be seen at the moment?", "Is [{sing}] being shown now?",
+        "Who is [{ving}] at the moment?", "What are they doing right now?",
+        "Does the film show [{sing}] at this moment?", "Does it show [{np}] at the moment?",
+        "Do I see [{sing}] at the moment?", "Is [{np}] being shown right now?",
     ),
 }  # fmt: skip
 
@@ -194,7 +208,8 @@ HELD_OUT: dict[Operator, tuple[str, ...]] = {
     "now": (
         "What is going on at this very moment?", "What does the camera see now?",
         "Who do you see now?", "Is [{np}] here right now?", "What is [{np}] currently doing?",
-        "Can you see [{np}] now?", "What do you see at present?",
+        "Can you see [{np}] now?", "What do you see at present?", "Is [{sing}] at this instant?",
+        "Does [{np}] appear in the current picture?", "Does anyone see [{sing}] just now?",
     ),
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ No data is opened here.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,9 +13,13 @@ from typing import Any
 from streammem.config import override, read_toml
 from streammem.errors import ConfigError
 
-KINDS = ("vision", "words", "keys", "captions", "reward", "memory", "operators")
+KINDS = (
+    "vision", "words", "keys", "evidence", "captions", "prefix", "text", "reward",
+    "operators",
+)  # fmt: skip
 REQUIRED = ("kind", "steps", "lr", "batch")
 GENERATED = "generated:"
+TABLE = re.compile(r"(.+\.csv)(?::(.+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +84,14 @@ class StageOptions:
         kind: one of ``KINDS``.
         steps: optimiser steps.
         lr: peak learning rate.
-        batch: pictures a step; of ``memory``, chains of pictures; of ``operators``, questions.
+        batch: pictures a step; of ``memory``, chains of pictures; of ``operators``, questions; of
+            ``text``, captions; of ``evidence``, pictures and as many of their captions, and three
+            times as many sentences without pictures if there are any.
         name: of its files; the kind unless two stages are of one kind.
         warmup: steps of linear warm-up.
         weight_decay: on matrices.
         evaluate_every: steps between evaluations; 0 evaluates at the end only.
+        photos: of ``text``, the share of the captions that are pictures' own, in (0, 1).
     """
 
     kind: str
@@ -94,6 +102,7 @@ class StageOptions:
     warmup: int = 20
     weight_decay: float = 0.01
     evaluate_every: int = 0
+    photos: float = 0.4
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -102,6 +111,8 @@ class StageOptions:
             raise ConfigError(f"{self.kind}: steps and batch must be at least 1, lr above 0")
         if min(self.warmup, self.evaluate_every, self.weight_decay) < 0:
             raise ConfigError(f"{self.kind}: warmup, evaluate_every, weight_decay must be >= 0")
+        if not 0 < self.photos < 1:
+            raise ConfigError(f"{self.kind}: photos={self.photos}: give a share in (0, 1)")
         if not self.label.replace("-", "").replace("_", "").isalnum():
             raise ConfigError(f"name {self.name!r}: letters, digits, - and _ only; it names files")
 
@@ -118,7 +129,8 @@ class Recipe:
     Attributes:
         name: of the model.
         data: captioned-picture folders and conversation files, absolute or relative to
-            ``$STREAMMEM_DATA``; ``generated:N`` makes N pictures of coloured shapes.
+            ``$STREAMMEM_DATA``; ``generated:N`` makes N pictures of coloured shapes, and sentences.
+            Sentences without pictures: ``FILE.txt``, one a line, or a column, ``FILE.csv:COLUMN``.
         stages: in order.
         validation: those of ``data`` whose validation pictures are measured; all by default.
         seed: of everything drawn.
@@ -149,13 +161,26 @@ class Recipe:
         if not self.data or not self.stages:
             raise ConfigError("a recipe needs data and at least one of [[stages]]")
         _check_unique("data", [Path(entry).stem for entry in self.data])
+        if not self.pictures:
+            raise ConfigError("data: lists sentences only; a recipe needs pictures too")
         if any(stage.kind == "vision" for stage in self.stages[1:]):
             raise ConfigError("stages: vision must come first; what follows learns on its features")
         _check_unique("stages", [stage.label for stage in self.stages])
-        if unknown := set(self.validation) - set(self.data):
-            raise ConfigError(f"validation: {', '.join(sorted(unknown))}: not listed under data")
+        kinds = [stage.kind for stage in self.stages]
+        if "text" in kinds and "prefix" not in kinds[: kinds.index("text")]:
+            raise ConfigError(
+                "stages: text learns on what prefix has learned; put prefix before it"
+            )
+        if unknown := set(self.validation) - set(self.pictures):
+            unlisted = ", ".join(sorted(unknown))
+            raise ConfigError(f"validation: {unlisted}: not listed under data, or no pictures")
         if min(self.seed, self.crops) < 0 or self.key_dim < 1:
             raise ConfigError("seed and crops must be >= 0, key_dim at least 1")
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Those of ``data`` that hold pictures."""
+        return tuple(entry for entry in self.data if text_file(entry) is None)
 
     def continues(self, earlier: "Recipe") -> bool:
         """Tell whether what ``earlier`` trained is a beginning of this recipe's own run."""
@@ -204,6 +229,20 @@ def resolve(place: str) -> Path:
             "set it to the folder of your data, or give an absolute path"
         )
     return Path(root) / path
+
+
+def text_file(entry: str) -> tuple[str, str] | None:
+    """Split an entry of ``data`` into a file of sentences and a column; None for any other entry.
+
+    Raises:
+        ConfigError: a table without the name of a column.
+    """
+    if entry.endswith(".txt"):
+        return entry, ""
+    found = TABLE.fullmatch(entry)
+    if found and not found[2]:
+        raise ConfigError(f"data {entry}: name the column of sentences, as in {entry}:narration")
+    return (found[1], found[2]) if found else None
 
 
 def _stage(table: Any, where: str) -> StageOptions:

@@ -5,7 +5,7 @@ judged. Source: self-critical sequence training (arXiv 1612.00563), section 3, w
 picture's other samples as the baseline.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -93,24 +93,11 @@ class RewardStage:
         others = (rewards.sum() - rewards) / max(1, len(said) - 1)
         return (rewards - others).tolist()
 
-    @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
         """CIDEr-D of greedy captions against the validation pictures' own."""
-        references = [_with_end(captions) for captions in self.validation.captions]
-        cider = CiderD(references)
-        scores, lengths = [], []
-        for begin in range(0, min(EVALUATED, len(self.validation)), 16):
-            chosen = np.arange(begin, min(begin + 16, EVALUATED, len(self.validation)))
-            visual = self._visual(*self.validation.whole(chosen), None)
-            for index, (ids,) in zip(chosen, self._sample(visual, 1, temperature=0.0), strict=True):
-                scores.append(cider.score(self._words(ids), references[index]))
-                lengths.append(len(ids))
-        return {
-            "cider": round(float(np.mean(scores)), 4),
-            "tokens": round(float(np.mean(lengths)), 2),
-        }
+        return greedy_figures(self.language, self.validation, self._visual, self._sample)
 
-    def _visual(self, patches: Tensor, times: Tensor, mask: Tensor | None) -> Tensor:
+    def _visual(self, patches: Tensor, times: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.bridge.to_language(self.bridge.look(patches, times, mask))
 
     def _losses(self, rows: Sequence[Row], visual: Tensor) -> Tensor:
@@ -119,25 +106,63 @@ class RewardStage:
         return said_losses(self.language, rows, visual, prefix=self._prefix)
 
     def _reward(self, ids: list[int], picture: int) -> float:
-        return self._cider.score(self._words(ids), self._references[picture])
-
-    def _words(self, ids: list[int]) -> Tokens:
-        ended = ids[-1] == self.language.stop_id
-        words = tokenise(self.language.tokenizer.decode(ids, skip_special_tokens=True))
-        return [*words, END] if ended else words
+        return self._cider.score(words(self.language, ids), self._references[picture])
 
     def _ids(self, text: str) -> list[int]:
         return [*self.language.ids(text), self.language.stop_id]
 
-    @torch.no_grad()
     def _sample(self, visual: Tensor, count: int, *, temperature: float) -> list[list[list[int]]]:
-        """Say ``count`` captions of each picture, as token ids with the stop token."""
-        self.language.model.eval()  # without the adapter's dropout
-        prompts = [self.language.chat([tokens, CAPTION_INSTRUCTION]) for tokens in visual]
-        seed = int(torch.randint(1 << 62, ()))
-        decoding = GenerationConfig(MAX_TOKENS, temperature=temperature, seed=seed)
-        replies = self.language.sample(prompts, decoding, count=count)
-        return [[reply.ids for reply in said] for said in replies]
+        return say(self.language, visual, count, temperature=temperature)
+
+
+@torch.no_grad()
+def say(
+    language: CausalLanguageModel, visual: Tensor, count: int, *, temperature: float
+) -> list[list[list[int]]]:
+    """Say ``count`` captions of each picture [B, M, L], as token ids with the stop token."""
+    language.model.eval()  # without the adapter's dropout
+    prompts = [language.chat([tokens, CAPTION_INSTRUCTION]) for tokens in visual]
+    seed = int(torch.randint(1 << 62, ()))
+    decoding = GenerationConfig(MAX_TOKENS, temperature=temperature, seed=seed)
+    replies = language.sample(prompts, decoding, count=count)
+    return [[reply.ids for reply in said] for said in replies]
+
+
+@torch.inference_mode()
+def greedy_figures(
+    language: CausalLanguageModel,
+    validation: PictureSet,
+    look: Callable[[Tensor, Tensor], Tensor],
+    sample: Callable[..., list[list[list[int]]]],
+) -> dict[str, float]:
+    """Measure greedy captions of the first ``EVALUATED`` pictures against their own.
+
+    Args:
+        language: whose words they are.
+        validation: with captions.
+        look: maps patches and times to visual tokens.
+        sample: as ``say``, the language model aside.
+    """
+    references = [_with_end(captions) for captions in validation.captions]
+    cider = CiderD(references)
+    scores, lengths = [], []
+    for begin in range(0, min(EVALUATED, len(validation)), 16):
+        chosen = np.arange(begin, min(begin + 16, EVALUATED, len(validation)))
+        visual = look(*validation.whole(chosen))
+        for index, (ids,) in zip(chosen, sample(visual, 1, temperature=0.0), strict=True):
+            scores.append(cider.score(words(language, ids), references[index]))
+            lengths.append(len(ids))
+    return {
+        "cider": round(float(np.mean(scores)), 4),
+        "tokens": round(float(np.mean(lengths)), 2),
+    }
+
+
+def words(language: CausalLanguageModel, ids: list[int]) -> Tokens:
+    """Split a reply's token ids into words, its end among them if it has one."""
+    ended = ids[-1] == language.stop_id
+    said = tokenise(language.tokenizer.decode(ids, skip_special_tokens=True))
+    return [*said, END] if ended else said
 
 
 def _with_end(captions: Sequence[str]) -> list[Tokens]:

@@ -12,17 +12,18 @@ from typing import Any
 
 from streammem.checkpoint import check_device, save
 from streammem.errors import ConfigError
+from streammem.memory.keys import WordsOfCells
 from streammem.model import VideoModel
 from streammem.questions import QuestionHead
 from streammem.scenetilling import SceneTillingConfig
 from streammem.training.captions import CaptionStage
 from streammem.training.curves import check_matplotlib, draw_curves
-from streammem.training.generated import make_pictures
+from streammem.training.evidence import EVIDENCE_RANK, EvidenceData, EvidenceStage
+from streammem.training.generated import SENTENCES, make_pictures
 from streammem.training.keys import KeyStage
 from streammem.training.learner import Backbones, Learner, open_by_name
 from streammem.training.loop import Schedule, Stage, read_log, train
 from streammem.training.lora import check_peft
-from streammem.training.memory import MemoryStage
 from streammem.training.operators import OperatorStage
 from streammem.training.processes import join
 from streammem.training.recipe import (
@@ -32,14 +33,18 @@ from streammem.training.recipe import (
     parse_recipe,
     read_recipe,
     resolve,
+    text_file,
 )
 from streammem.training.records import TRAIN, VALIDATION, Source, read_source
 from streammem.training.reward import RewardStage
+from streammem.training.sentences import read_sentences
+from streammem.training.text import PrefixStage, TextStage
 from streammem.training.vision import EarlyEncoder, VisionStage
 from streammem.training.words import WordSpace, WordStage
 from streammem.training.workshop import Workshop, joined
 
 CHECKPOINT = "checkpoint"
+KEY_KINDS = ("vision", "keys", "evidence")  # stages that move the keys
 
 
 def run(
@@ -79,16 +84,16 @@ def run(
     """
     recipe = read_recipe(recipe_path)
     check_matplotlib()
-    if any(stage.kind in ("captions", "reward") for stage in recipe.stages):
+    if any(stage.kind in ("captions", "text", "reward") for stage in recipe.stages):
         check_peft()
     check_device(device or "cpu")
     with join(device) as (team, own_device):
         with team.first_goes_first():
-            sources = _sources(recipe, out)
+            sources, texts = _sources(recipe, out), _texts(recipe, out)
             _claim(out, recipe, recipe_path.read_text(), init)
         opened = backbones or open_by_name(recipe.backbones, own_device)
         learner = Learner.open(recipe, opened, init, device=own_device)
-        workshop = Workshop(recipe, out, learner, sources, team)
+        workshop = Workshop(recipe, out, learner, sources, team, texts)
         _train_stages(workshop, recipe_path.read_text())
         _ = workshop.features  # if no stage asked for them: the processes make them together
         figures = _finish(workshop) if team.is_first else {}
@@ -105,6 +110,9 @@ def _train_stages(workshop: Workshop, recipe_text: str) -> None:
         train(stage, schedule, out, recipe=recipe_text, team=workshop.team)
         if isinstance(stage, VisionStage):
             workshop.learner.retune(stage.tuned())
+            workshop.learner.words_of_cells = stage.words(recipe.seed)
+        if isinstance(stage, EvidenceStage):
+            stage.join(recipe.seed)
 
 
 def _finish(workshop: Workshop) -> dict[str, Any]:
@@ -124,7 +132,7 @@ def _vision(workshop: Workshop, options: StageOptions) -> Stage:
     pictures = replace(pictures, device=learner.device)
     stage = VisionStage(
         learner.net,
-        (learner.picture_key.requires_grad_(True), learner.text_key.requires_grad_(True)),
+        learner.plain_keys(),
         WordSpace(pictures.captions, learner.language),
         workshop.embedded(pictures),
         workshop.embedded(workshop.validation_of(early)),
@@ -143,10 +151,31 @@ def _words(workshop: Workshop, options: StageOptions) -> Stage:
 def _keys(workshop: Workshop, options: StageOptions) -> Stage:
     learner = workshop.learner
     return KeyStage(
-        learner.picture_key.requires_grad_(True),
-        learner.text_key.requires_grad_(True),
+        *learner.plain_keys(),
         workshop.embedded(workshop.captioned),
         workshop.embedded(workshop.validation),
+        batch=options.batch,
+    )
+
+
+def _evidence(workshop: Workshop, options: StageOptions) -> Stage:
+    learner, shop = workshop.learner, workshop
+    cells = learner.words_of_cells
+    if cells is None:
+        width = min(learner.vision.frame_dim, learner.vision.patch_dim)
+        cells = WordsOfCells(width, len(shop.words.words), min(EVIDENCE_RANK, width))
+        cells.start(shop.words.prior)
+    data = EvidenceData(
+        shop.embedded(shop.captioned),
+        shop.embedded(shop.validation),
+        shop.sentences if shop.has_sentences else None,
+    )
+    return EvidenceStage(
+        learner.plain_keys(),
+        shop.words,
+        data,
+        cells,
+        learn_cells=learner.words_of_cells is None,
         batch=options.batch,
     )
 
@@ -158,16 +187,37 @@ def _captions(workshop: Workshop, options: StageOptions) -> Stage:
     return CaptionStage(bridge, language, shop.pictures, shop.validation, batch=options.batch)
 
 
+def _prefix(workshop: Workshop, options: StageOptions) -> Stage:
+    shop = workshop
+    captioned, measured = shop.embedded(shop.captioned), shop.embedded(shop.validation)
+    return PrefixStage(
+        shop.prefix.requires_grad_(True),
+        shop.learner.bridge,
+        captioned,
+        measured,
+        batch=options.batch,
+    )
+
+
+def _text(workshop: Workshop, options: StageOptions) -> Stage:
+    shop = workshop
+    language = shop.learner.adapt()
+    photos = CaptionStage(shop.learner.bridge, language, shop.pictures, shop.validation)
+    return TextStage(
+        photos,
+        shop.prefix,
+        shop.sentences,
+        shop.embedded(shop.validation),
+        batch=options.batch,
+        share=options.photos,
+    )
+
+
 def _reward(workshop: Workshop, options: StageOptions) -> Stage:
     learner = workshop.learner
     bridge = learner.bridge.requires_grad_(True)
     language, shop = learner.adapt(), workshop
     return RewardStage(bridge, language, shop.captioned, shop.validation, batch=options.batch)
-
-
-def _memory(workshop: Workshop, options: StageOptions) -> Stage:
-    bridge, shop = workshop.learner.bridge, workshop
-    return MemoryStage(bridge, shop.words, shop.captioned, shop.validation, batch=options.batch)
 
 
 def _operators(workshop: Workshop, options: StageOptions) -> Stage:
@@ -185,9 +235,11 @@ STAGES: dict[str, Callable[[Workshop, StageOptions], Stage]] = {
     "vision": _vision,
     "words": _words,
     "keys": _keys,
+    "evidence": _evidence,
     "captions": _captions,
+    "prefix": _prefix,
+    "text": _text,
     "reward": _reward,
-    "memory": _memory,
     "operators": _operators,
 }
 
@@ -195,7 +247,7 @@ STAGES: dict[str, Callable[[Workshop, StageOptions], Stage]] = {
 def _sources(recipe: Recipe, out: Path) -> dict[str, Source]:
     """Read the records of every entry of ``data``, by entry."""
     sources = {}
-    for entry in recipe.data:
+    for entry in recipe.pictures:
         if entry.startswith(GENERATED):
             count = entry.removeprefix(GENERATED)
             if not count.isdigit() or int(count) < 5:
@@ -205,6 +257,14 @@ def _sources(recipe: Recipe, out: Path) -> dict[str, Source]:
             place = resolve(entry)
         sources[entry] = read_source(place)
     return sources
+
+
+def _texts(recipe: Recipe, out: Path) -> list[str]:
+    """Read the sentences of ``data`` that belong to no picture."""
+    files = [(resolve(named[0]), named[1]) for e in recipe.data if (named := text_file(e))]
+    counts = [e.removeprefix(GENERATED) for e in recipe.data if e.startswith(GENERATED)]
+    files += [(out / f"generated-{count}" / SENTENCES, "") for count in counts]
+    return [text for path, column in files for text in read_sentences(path, column)]
 
 
 def _claim(out: Path, recipe: Recipe, text: str, init: Path | str | None) -> None:
@@ -245,7 +305,7 @@ def _schedule(options: StageOptions, seed: int) -> Schedule:
 def _save(workshop: Workshop, folder: Path) -> None:
     learner, start = workshop.learner, workshop.learner.start
     names = workshop.recipe.backbones
-    trained_keys = any(options.kind in ("vision", "keys") for options in workshop.recipe.stages)
+    trained_keys = any(options.kind in KEY_KINDS for options in workshop.recipe.stages)
     # Thresholds are fitted to a checkpoint's own centre and background: they stay with its weights.
     model = VideoModel(
         name=workshop.recipe.name,

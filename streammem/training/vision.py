@@ -22,7 +22,8 @@ from streammem.backbones.vision import (
     join_cells,
     pixels,
 )
-from streammem.memory.keys import PictureKey, TextKey
+from streammem.memory.keys import WORD_SCALE, PictureKey, TextKey, WordsOfCells
+from streammem.training.evidence import reduced
 from streammem.training.features import STATISTICS_PICTURES, PatchStatistics, statistics_of
 from streammem.training.keys import Embedded, contrast, ranks
 from streammem.training.words import TOP, WordSpace, word_loss
@@ -30,7 +31,6 @@ from streammem.training.words import TOP, WordSpace, word_loss
 ENCODER_FACTOR = 1 / 3  # of the learning rate; the heads start from nothing
 DROP_PATH = 0.1  # of the late blocks' residual branches
 WORD_DROPOUT = 0.3
-WORD_SCALE = 4.0
 COLORS = 3 * COLOR_CELLS**2
 
 
@@ -58,7 +58,7 @@ class EarlyEncoder:
         return VisionFeatures(early.mean((2, 3)), torch.cat([cells, color_cells(x)], -1))
 
 
-class WordsOfCells(nn.Module):
+class WordHeadOfCells(nn.Module):
     """Scores words by the cells that show them: logsumexp over cells, from the prior up.
 
     Args:
@@ -110,12 +110,13 @@ class VisionStage:
             name: parameter.requires_grad_("depthwise" not in name)
             for name, parameter in net.named_late()
         }
+        self._picture_key, self._text_key = keys
         self.module = nn.ModuleDict(
             {
                 "encoder": nn.ParameterDict(
                     {n.replace(".", "/"): p for n, p in self._tuned.items() if p.requires_grad}
                 ),
-                "words": WordsOfCells(net.head_channels, space.prior),
+                "words": WordHeadOfCells(net.head_channels, space.prior),
                 "picture": keys[0],
                 "text": keys[1],
                 "head": nn.ParameterDict({"log_scale": torch.tensor(2.9)}),
@@ -125,6 +126,17 @@ class VisionStage:
     def tuned(self) -> dict[str, Tensor]:
         """Return the trained parameters by their names in ``EfficientNetLite``."""
         return {n: p.detach().cpu() for n, p in self._tuned.items() if p.requires_grad}
+
+    @torch.no_grad()
+    def words(self, seed: int) -> WordsOfCells:
+        """Return the words of cells as keys hold them, of lower rank."""
+        self.module.eval()
+        chosen = self.training.pictures.draw(np.random.default_rng(seed), STATISTICS_PICTURES)
+        early = self.training.pictures.whole(chosen)[0][:, 0]
+        width = self.net.head_channels
+        cells = torch.cat([self.patches(part)[..., :width] for part in early.split(64)])
+        full: WordHeadOfCells = self.module["words"]  # type: ignore[assignment]
+        return reduced(full.weight, full.bias, cells.flatten(0, 1))
 
     @torch.no_grad()
     def statistics(self, seed: int) -> PatchStatistics:
@@ -159,7 +171,7 @@ class VisionStage:
         named = self.module["words"](patches[..., : self.net.head_channels])
         scale = self.module["head"]["log_scale"]  # type: ignore[index]
         return word_loss(named, self._targets[chosen]) + contrast(
-            self.module["picture"](patches), self.module["text"], said, scale
+            self._picture_key.own(patches), self._text_key.own, said, scale
         )
 
     @torch.inference_mode()
@@ -171,9 +183,9 @@ class VisionStage:
         for begin in range(0, len(pictures), 64):
             chosen = range(begin, min(begin + 64, len(pictures)))
             patches = self.patches(pictures.whole(chosen)[0][:, 0])
-            keys.append(self.module["picture"](patches))
+            keys.append(self._picture_key.own(patches))
             scores = self.module["words"](patches[..., : self.net.head_channels])
             best = scores.topk(min(TOP, scores.shape[1])).indices.cpu()
             hits += truth[begin : chosen.stop].gather(1, best).float().mean(1).sum().item()
         named = {"top5": round(hits / len(pictures), 4)}
-        return named | ranks(torch.cat(keys), self.module["text"], text)
+        return named | ranks(torch.cat(keys), self._text_key.own, text)

@@ -3,6 +3,7 @@
 How a run goes on stands in ``run.py``.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,9 @@ from streammem.training.learner import Learner
 from streammem.training.pictures import PictureSet
 from streammem.training.processes import ALONE, Team
 from streammem.training.recipe import Recipe
-from streammem.training.records import TRAIN, VALIDATION, Source
+from streammem.training.records import TRAIN, VALIDATION, Source, sentence
+from streammem.training.sentences import Sentences, embed_sentences
+from streammem.training.text import SentencePrefix
 from streammem.training.words import WordSpace
 
 BACKGROUND = 512  # pictures whose keys are the scale of "not seen"
@@ -39,6 +42,7 @@ class Workshop:
         out: its folder.
         learner: what is trained.
         sources: records of the recipe's ``data``, by its entries.
+        texts: its sentences without pictures.
         team: whose first process makes features that are not there yet.
     """
 
@@ -49,9 +53,10 @@ class Workshop:
         learner: Learner,
         sources: dict[str, Source],
         team: Team = ALONE,
+        texts: Sequence[str] = (),
     ) -> None:
         self.recipe, self.out, self.learner, self._sources = recipe, out, learner, sources
-        self.team = team
+        self.team, self._texts = team, texts
         self.features_folder = Path(recipe.features) if recipe.features else out / "features"
 
     @cached_property
@@ -80,7 +85,7 @@ class Workshop:
 
     def validation_of(self, features: dict[str, CachedFeatures]) -> PictureSet:
         """Select the captioned validation pictures of the entries that are measured."""
-        entries = self.recipe.validation or self.recipe.data
+        entries = self.recipe.validation or self.recipe.pictures
         sets = [features[entry].split(VALIDATION).captioned() for entry in entries]
         return replace(joined(sets, "captioned validation"), device=self.learner.device)
 
@@ -106,6 +111,35 @@ class Workshop:
         with self.team.first_goes_first():
             said = embed_captions(pictures.captions, open_sentences, name, folder)
         return Embedded(pictures, said)
+
+    @property
+    def has_sentences(self) -> bool:
+        """Whether the recipe lists sentences without pictures."""
+        return bool(self._texts)
+
+    @cached_property
+    def sentences(self) -> Sentences:
+        """The sentences without pictures, embedded; none that a validation picture's people said.
+
+        Raises:
+            DatasetError: there are none.
+        """
+        known = {sentence(caption) for caption in self.told(VALIDATION)}
+        texts = [text for text in dict.fromkeys(self._texts) if text not in known]
+        if not texts:
+            raise DatasetError("data: there is no sentence without a picture; add a text file")
+        name = self.recipe.backbones.sentences
+        with self.team.first_goes_first():
+            return embed_sentences(
+                texts, self.learner.backbones.sentences, name, self.features_folder
+            )
+
+    @cached_property
+    def prefix(self) -> SentencePrefix:
+        """What makes pseudo visual tokens of sentences; for training only."""
+        config = self.learner.bridge.config
+        torch.manual_seed(self.recipe.seed)
+        return SentencePrefix(config.memory_tokens, config.dim).to(self.learner.device)
 
     def center(self) -> Tensor:
         """Return the mean frame embedding of the training pictures, [D]."""

@@ -16,7 +16,6 @@ from streammem.training.generated import make_pictures
 from streammem.training.keys import Embedded, KeyStage
 from streammem.training.learner import Learner
 from streammem.training.lora import add_lora
-from streammem.training.memory import MemoryStage, look_tokens
 from streammem.training.operators import OperatorStage
 from streammem.training.recipe import LoraOptions, parse_recipe
 from streammem.training.records import read_source
@@ -100,20 +99,6 @@ def test_the_reward_stage_learns_on_its_device(pictures, bridge, language, monke
     said = [[[*language.ids("A circle."), 2]] * 2]
     monkeypatch.setattr(stage, "_sample", lambda visual, *_, **__: said * len(visual))
     loss_of(stage)
-
-
-def test_the_memory_stage_learns_on_its_device(shapes, pictures, language):
-    config = BridgeConfig(patch_dim=8, patches=9, language_dim=32, dim=16, memory_tokens=4, heads=2)
-    on_cpu = shapes.split("train"), shapes.split("val")
-    space = WordSpace(on_cpu[0].captions, tiny_language())
-    stage = MemoryStage(MemoryBridge(config), space, *on_cpu, batch=2)
-    assert stage._tokens.device.type == "cpu"  # what is cached stays there
-    stage.bridge.to("meta")
-    stage.head.to("meta")
-    stage.space = WordSpace(on_cpu[0].captions, language)
-    loss_of(stage)
-    with OneDevice(), pytest.raises(COPIED_OUT, **META):
-        look_tokens(stage.bridge, pictures[0])
 
 
 def test_the_questions_stage_learns_on_its_device(shapes):

@@ -128,7 +128,7 @@ def test_a_whole_run_in_two_processes_writes_everything_once(tmp_path):
     figures = json.loads((tmp_path / "out" / "figures.json").read_text())
     assert [text.split() for text, _ in said] == [[str(len(figures))], ["0"]]
     assert "unit" not in said[1][1] and "words" not in said[1][1]  # no bar
-    for stage in ("words", "keys", "captions", "memory"):
+    for stage in ("words", "keys", "captions"):
         steps = [entry["step"] for entry in read_log(tmp_path / "out" / f"{stage}.jsonl")]
         assert steps == list(range(1, len(steps) + 1)) and steps
     tensors = load_file(tmp_path / "out" / "checkpoint" / "model.safetensors")

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from streammem.errors import ConfigError
-from streammem.training.recipe import StageOptions, parse_recipe, read_recipe, resolve
+from streammem.training.recipe import StageOptions, parse_recipe, read_recipe, resolve, text_file
 from tests.training.tiny_backbones import RECIPE
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.toml"))
@@ -17,7 +17,7 @@ def parsed(text):
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_recipe_trains_all_that_a_model_needs(path):
     kinds = {stage.kind for stage in read_recipe(path).stages}
-    assert {"words", "captions", "memory"} <= kinds
+    assert {"words", "captions", "operators"} <= kinds
     assert kinds & {"keys", "vision"}  # each trains the key heads
 
 
@@ -58,6 +58,11 @@ def test_a_recipe_states_only_what_differs_from_the_defaults():
         ('data = ["generated:30"]', "", "data: missing"),
         ('data = ["generated:30"]', 'data = ["a/x", "b/x"]', "two are called x"),
         ('data = ["generated:30"]', "data = [1]", "as strings"),
+        ('data = ["generated:30"]', 'data = ["a.txt"]', "sentences only"),
+        ('data = ["generated:30"]', 'data = ["a", "b.csv"]', "b.csv: name the column"),
+        ("crops = 1", 'crops = 1\nvalidation = ["b.txt"]', "b.txt: not listed under data"),
+        ('kind = "prefix"', 'kind = "words"\nname = "w2"', "put prefix before it"),
+        ("lr = 4e-3", "lr = 4e-3\nphotos = 1.0", r"photos=1.0: give a share in \(0, 1\)"),
     ],
 )
 def test_a_recipe_that_cannot_be_meant_says_where_and_why(old, new, message):
@@ -77,6 +82,16 @@ def test_stages_added_at_the_end_continue_a_recipe_and_other_changes_do_not():
     assert parsed(RECIPE.replace('"tiny"', '"other"')).continues(recipe)
     assert not parsed(RECIPE.replace("steps = 4", "steps = 5", 1)).continues(recipe)
     assert not parsed(RECIPE.replace("crops = 1", "crops = 2")).continues(recipe)
+
+
+def test_entries_of_data_are_pictures_or_sentences():
+    recipe = parsed(RECIPE.replace('["generated:30"]', '["a", "b/c.txt", "d.csv:what is said"]'))
+    assert recipe.pictures == ("a",)
+    assert [text_file(entry) for entry in recipe.data] == [
+        None,
+        ("b/c.txt", ""),
+        ("d.csv", "what is said"),
+    ]
 
 
 def test_data_are_found_through_the_environment(monkeypatch):

@@ -65,7 +65,10 @@ def killed_at(monkeypatch, stage, step):
     monkeypatch.setattr(loop, "_step", dying)
 
 
-@pytest.mark.parametrize(("stage", "step"), [("words", 2), ("captions", 0), ("memory", 2)])
+STAGES = ("words", "keys", "captions", "prefix", "text", "reward", "operators")
+
+
+@pytest.mark.parametrize(("stage", "step"), [(stage, i % 2) for i, stage in enumerate(STAGES)])
 def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     recipe, tmp_path, monkeypatch, finished, stage, step
 ):
@@ -78,7 +81,7 @@ def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
         log.write(json.dumps({"step": step + 1, "loss": 9.9}) + "\n")
     run(recipe, out, backbones=tiny_backbones())
     assert same(weights(out), weights(finished[0]))
-    for name in ("words", "keys", "captions", "memory"):
+    for name in STAGES:
         assert same(learned(out, name), learned(finished[0], name))
     steps = [entry["step"] for entry in loop.read_log(out / f"{stage}.jsonl")]
     assert steps == list(range(1, len(steps) + 1))
@@ -97,7 +100,8 @@ def test_every_stage_leaves_its_figures_its_recipe_and_its_curve(finished):
     assert {"top5", "top5_prior"} <= figures["stages"]["words"].keys()
     assert {"recall@1", "median_rank"} <= figures["stages"]["keys"].keys()
     assert {"val_loss", "val_loss_other_picture"} <= figures["stages"]["captions"].keys()
-    assert {"memory@1", "mean@4", "prior@1"} <= figures["stages"]["memory"].keys()
+    assert {"cosine", "cosine_other", "gap"} <= figures["stages"]["prefix"].keys()
+    assert {"val_loss", "sentence_loss", "cider"} <= figures["stages"]["text"].keys()
     assert (out / "loss.png").stat().st_size > 1000
     interim = torch.load(out / "captions.pt", weights_only=True)
     assert interim["step"] == 3
@@ -107,7 +111,7 @@ def test_every_stage_leaves_its_figures_its_recipe_and_its_curve(finished):
 def test_the_checkpoint_says_what_the_trained_model_says(finished, openable):
     out, _ = finished
     model = checkpoint.load(out / "checkpoint")
-    interim = torch.load(out / "captions.pt", weights_only=True)["module"]
+    interim = torch.load(out / "reward.pt", weights_only=True)["module"]
     prefix = "lora.base_model/model/model/layers/0/self_attn/q_proj/lora_"
     a, b = (interim[f"{prefix}{part}/default/weight"] for part in "AB")
     plain = tiny_language().model.model.layers[0].self_attn.q_proj.weight
@@ -125,7 +129,7 @@ def test_a_run_may_start_from_a_checkpoint_and_then_trains_only_its_own_stages(
     recipe, tmp_path, finished, openable
 ):
     text, _, _ = RECIPE.partition("[[stages]]")
-    stage = '[[stages]]\nkind = "memory"\nname = "later"\nsteps = 2\nlr = 4e-2\nbatch = 2\n'
+    stage = '[[stages]]\nkind = "operators"\nname = "later"\nsteps = 2\nlr = 4e-2\nbatch = 8\n'
     recipe.write_text(text + stage)
     out = tmp_path / "out"
     start = finished[0] / "checkpoint"
@@ -134,7 +138,7 @@ def test_a_run_may_start_from_a_checkpoint_and_then_trains_only_its_own_stages(
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed
     assert (out / "later.pt").exists()
-    assert all(key.startswith(("bridge.remember", "bridge.initial")) for key in changed)
+    assert all(key.startswith("questions.") for key in changed)
 
 
 def test_a_caption_stage_goes_on_from_the_checkpoints_lora(recipe, tmp_path, finished, openable):

@@ -10,13 +10,12 @@ import torch
 from streammem.backbones.language import GenerationConfig
 from streammem.errors import DatasetError, StreammemError
 from streammem.memory.bridge import BridgeConfig, MemoryBridge
-from streammem.training import captions, memory, reward
+from streammem.training import captions, reward
 from streammem.training.captions import CaptionStage
 from streammem.training.features import cache_features, patch_statistics
 from streammem.training.generated import make_pictures
 from streammem.training.loop import Schedule, read_log, train
 from streammem.training.lora import add_lora, lora_tensors
-from streammem.training.memory import MemoryStage, draw_chains, share_named
 from streammem.training.questions import Turn
 from streammem.training.recipe import LoraOptions
 from streammem.training.records import read_source
@@ -77,111 +76,6 @@ def test_a_loss_that_is_no_number_stops_the_run(shapes, bridge, space, tmp_path)
 def test_words_that_are_too_rare_are_no_words():
     with pytest.raises(DatasetError, match="no word"):
         WordSpace([("A dog.",)], tiny_language())
-
-
-def test_the_memory_stage_moves_nothing_but_the_gate_and_the_first_memory(
-    shapes, bridge, space, tmp_path
-):
-    before = {name: value.clone() for name, value in bridge.state_dict().items()}
-    stage = MemoryStage(bridge, space, shapes.split("train"), shapes.split("val"), batch=2)
-    train(stage, Schedule(steps=2, lr=1e-2, warmup=0), tmp_path)
-    learning = {n for n, parameter in bridge.named_parameters() if parameter.requires_grad}
-    assert all(name == "initial" or name.startswith("remember.") for name in learning)
-    changed = {n for n, value in bridge.state_dict().items() if not torch.equal(value, before[n])}
-    assert "initial" in changed
-    assert "remember.gate.weight" in changed
-    assert all(name == "initial" or name.startswith("remember.") for name in changed)
-
-
-def test_the_memory_learns_to_name_what_a_chain_showed(shapes, bridge, space, tmp_path):
-    pictures, validation = shapes.split("train"), shapes.split("val")
-    train(WordStage(bridge, space, pictures, validation, batch=8), Schedule(30, 1e-2, 2), tmp_path)
-    stage = MemoryStage(bridge, space, pictures, validation, batch=8)
-    rng = np.random.default_rng(5)
-    chains = draw_chains(rng, 8, 6, len(pictures))
-
-    def union_loss():
-        with torch.no_grad():
-            tokens = stage._tokens[chains].float()
-            kept = bridge.initial_memory(8)
-            for step in range(6):
-                kept = bridge.remember(kept, tokens[:, step], None)
-            return stage._named_loss(kept, stage._shares[chains]).item()
-
-    train(stage, Schedule(steps=1, lr=1e-9), tmp_path / "untrained")
-    before = union_loss()
-    train(stage, Schedule(steps=12, lr=1e-2, warmup=2), tmp_path)
-    assert union_loss() < 0.8 * before
-
-
-def test_an_untrained_memory_starts_as_a_running_mean_of_what_it_sees(shapes, bridge, space):
-    pictures = shapes.split("train")
-    stage = MemoryStage(bridge, space, pictures, shapes.split("val"), batch=2)
-    tokens = stage._tokens.float()
-    assert torch.allclose(bridge.initial, tokens.mean(0), atol=1e-3)  # float16 tokens
-    kept = bridge.initial_memory(1)
-    distances = []
-    with torch.no_grad():
-        for _ in range(6):
-            distances.append(1 - torch.cosine_similarity(kept, tokens[3], dim=-1).mean().item())
-            kept = bridge.remember(kept, tokens[3:4], None)
-    assert distances[-1] < 0.7 * distances[0]
-
-
-def test_a_trained_gate_is_not_started_again(shapes, bridge, space):
-    torch.nn.init.normal_(bridge.remember.gate.weight)
-    before = {name: value.clone() for name, value in bridge.state_dict().items()}
-    MemoryStage(bridge, space, shapes.split("train"), shapes.split("val"), batch=2)
-    assert all(torch.equal(value, before[name]) for name, value in bridge.state_dict().items())
-
-
-def test_the_head_learns_nothing_from_the_memory(shapes, bridge, space):
-    stage = MemoryStage(bridge, space, shapes.split("train"), shapes.split("val"), batch=2)
-    kept = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    stage._named_loss(kept, stage._shares[np.array([[0, 1], [2, 3]])]).backward()
-    assert kept.grad is not None
-    assert stage.head.scale.grad is None
-    assert stage.head.bias.grad is None
-
-
-def test_gradients_end_at_the_window(shapes, bridge, space, monkeypatch):
-    """A chain as long as a window reaches the first memory twice as deep as one cut in half."""
-    stage = MemoryStage(bridge, space, shapes.split("train"), shapes.split("val"), batch=2)
-    monkeypatch.setattr(memory, "SHORTEST", 8)
-    monkeypatch.setattr(memory, "LONGEST", 8)
-    seen = []
-    real = bridge.remember.forward
-    monkeypatch.setattr(
-        bridge.remember, "forward", lambda m, t, r: seen.append(m.requires_grad) or real(m, t, r)
-    )
-    for window in (8, 4):
-        monkeypatch.setattr(memory, "WINDOW", window)
-        stage.loss(np.random.default_rng(0))
-    # The initial memory requires a gradient; a detached one does not.
-    assert seen == [True] * 8 + [True] * 4 + [False] + [True] * 3
-
-
-def test_a_word_counts_the_same_whenever_it_was_seen(shapes, bridge, space):
-    stage = MemoryStage(bridge, space, shapes.split("train"), shapes.split("val"), batch=2)
-    kept = bridge.initial_memory(2)
-    shares = stage._shares[np.arange(8).reshape(2, 4)]
-    assert torch.equal(stage._named_loss(kept, shares), stage._named_loss(kept, shares.flip(1)))
-
-
-def test_chains_repeat_only_what_they_showed():
-    chains = draw_chains(np.random.default_rng(0), 200, 32, 100_000)
-    distinct = np.array([len(set(chain)) for chain in chains])
-    # 15% of 31 segments repeat an earlier one: 4.7 on average
-    assert abs((32 - distinct).mean() - 4.7) < 0.5
-
-
-def test_share_named_counts_the_best_words_that_are_there():
-    shares = torch.zeros(1, 40)
-    shares[0, [3, 30]] = torch.tensor([0.4, 1.0])
-    scores = torch.zeros(1, 40)
-    scores[0, 30] = 1.0
-    scores[0, 10:19] = 0.5  # ten words may be named
-    assert share_named(scores, shares) == 0.5
 
 
 def test_a_word_head_starts_at_the_prior():

@@ -34,10 +34,25 @@ steps = 3
 lr = 4e-3
 batch = 2
 [[stages]]
-kind = "memory"
+kind = "prefix"
 steps = 3
 lr = 4e-3
+batch = 8
+[[stages]]
+kind = "text"
+steps = 3
+lr = 4e-3
+batch = 8
+[[stages]]
+kind = "reward"
+steps = 2
+lr = 4e-3
 batch = 2
+[[stages]]
+kind = "operators"
+steps = 2
+lr = 4e-3
+batch = 8
 """
 
 
