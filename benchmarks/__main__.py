@@ -12,6 +12,7 @@ BENCHMARKS = {
     "gate": "benchmarks.gate",
     "memory": "benchmarks.memory",
     "parents": "benchmarks.parents",
+    "recurrent": "benchmarks.recurrent",
     "rooms": "benchmarks.rooms",
     "said": "benchmarks.said",
     "scenes": "benchmarks.scenes",

@@ -29,10 +29,10 @@ TURNED = 0.4  # how far a scene of the haystack is from its photo: no two show t
 def haystack(model: VideoModel, plots: Path | None) -> dict[str, Any]:
     """Return by needle the share found, [lengths][depths]; nothing without STREAMMEM_DATA."""
     if "STREAMMEM_DATA" not in os.environ:
-        return {"skipped": "set STREAMMEM_DATA to a folder with flickr8k and coco_mini"}
+        return {"skipped": "set STREAMMEM_DATA to a folder with flickr8k"}
     data = Path(os.environ["STREAMMEM_DATA"])
-    hay = read_photos(data / "flickr8k", "val")[:HAY]
-    needles = read_photos(data / "coco_mini", "all")[:NEEDLES]
+    photos = read_photos(data / "flickr8k", "val")  # which training has not seen
+    hay, needles = photos[:HAY], photos[HAY : HAY + NEEDLES]
     keys = model.picture_keys([read_picture(photo.path) for photo in hay])
     shown = model.picture_keys([read_picture(photo.path) for photo in needles])
     asked = model.sentence_keys([photo.captions[0] for photo in needles])

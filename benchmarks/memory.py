@@ -21,6 +21,7 @@ from typing import Any
 import faiss
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from benchmarks.machine import machine
 from streammem.checkpoint import load
@@ -28,7 +29,7 @@ from streammem.memory.cache import CacheConfig, MemoryCache
 from streammem.memory.entry import Entry
 from streammem.memory.folder import KEYFRAMES
 from streammem.memory.index import FaissIndex
-from streammem.model import Perceived, VideoModel
+from streammem.model import Perceived, Scene, TakenIn, VideoModel
 from streammem.session import Session
 from streammem.session_config import SessionConfig
 from streammem.threads import limit_threads
@@ -46,10 +47,15 @@ BLOCK = 50_000
 
 
 class Replayed:
-    """A model that has seen its pictures already: each array is looked up by its identity."""
+    """A model that has seen its pictures already: each array is looked up by its identity.
+
+    Counts the CPU seconds of its bridge: the same work for each segment, so what they gain over
+    hours is the machine's.
+    """
 
     def __init__(self, model: VideoModel, seen: dict[int, Perceived]) -> None:
         self._model, self._seen = model, seen
+        self.bridge_s = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -57,14 +63,24 @@ class Replayed:
     def perceive(self, picture: np.ndarray) -> Perceived:
         return self._seen[id(picture)]
 
+    def take_in(self, scene: Scene, memory: Tensor, related: Tensor | None) -> TakenIn:
+        began = time.process_time()
+        taken = self._model.take_in(scene, memory, related)
+        self.bridge_s += time.process_time() - began
+        return taken
+
 
 @dataclass(frozen=True)
 class Cost:
-    """One segment: its end (minutes), CPU seconds of the pushes up to its closing, frames."""
+    """One segment: its end (minutes), CPU seconds of the pushes up to its closing, frames.
+
+    Of the seconds, ``bridge_s`` are the bridge's.
+    """
 
     end_min: float
     cpu_s: float
     frames: int
+    bridge_s: float = 0.0
 
 
 def pictures_of(count: int) -> list[np.ndarray]:
@@ -85,7 +101,7 @@ def pictures_of(count: int) -> list[np.ndarray]:
 def stream(session: Session, pictures: Sequence[np.ndarray], minutes: float) -> list[Cost]:
     """Push scenes of random pictures and lengths; time each segment."""
     rng, costs, number, spent, frames = np.random.default_rng(0), [], 0, 0.0, 0
-    shot = -1
+    shot, bridge = -1, session.model.bridge_s  # type: ignore[attr-defined]
     while number < minutes * 60 * FPS:
         shot = (shot + int(rng.integers(1, len(pictures)))) % len(pictures)
         for _ in range(int(rng.integers(*LENGTHS))):
@@ -94,20 +110,26 @@ def stream(session: Session, pictures: Sequence[np.ndarray], minutes: float) -> 
             closed = session.push(frame)
             spent, frames, number = spent + time.process_time() - began, frames + 1, number + 1
             if closed:
-                costs.append(Cost(closed[-1].end / 60, spent, frames))
-                spent, frames = 0.0, 0
+                until = session.model.bridge_s  # type: ignore[attr-defined]
+                costs.append(Cost(closed[-1].end / 60, spent, frames, until - bridge))
+                spent, frames, bridge = 0.0, 0, until
                 if len(costs) % 360 == 0:
                     print(f"  {closed[-1].end / 3600:.1f} h, {rss_mb():.0f} MB", file=sys.stderr)
     return costs
 
 
-def slope(costs: Sequence[Cost]) -> tuple[float, float]:
+def slope(costs: Sequence[Cost], *, bridge: bool = True) -> tuple[float, float]:
     """CPU ms a segment gained per 1,000 segments, and half its 95% interval.
 
     Least squares on frames and place; the interval by blocks of 60 segments, as what else the
-    machine does comes and goes over minutes.
+    machine does comes and goes over minutes. Without the ``bridge`` only the rest is counted.
     """
-    rows = np.array([(1, c.frames, i / 1_000, 1_000 * c.cpu_s) for i, c in enumerate(costs)])
+    rows = np.array(
+        [
+            (1, c.frames, i / 1_000, 1_000 * (c.cpu_s - (not bridge) * c.bridge_s))
+            for i, c in enumerate(costs)
+        ]
+    )
     a, y = rows[:, :3], rows[:, 3]
     # Garbage collection and the disk hit single segments: what is far off counts as less far.
     y = np.minimum(y, np.median(y) + 5 * np.median(np.abs(y - np.median(y))))
@@ -141,7 +163,7 @@ def hours_of(model: VideoModel, hours: float) -> dict[str, Any]:
         fixed = bytes_in(Path(folder, "empty.mem"))
         frames = sum(f.stat().st_size for f in (path / KEYFRAMES).iterdir())
     without = stream(Session(replayed, SessionConfig(still=0, retrieved=0)), pictures, 20)
-    gained, half = slope(costs)
+    (gained, half), (rest, rest_half) = slope(costs), slope(costs, bridge=False)
     early = [c for c in costs if EARLY[0] <= c.end_min < EARLY[1]]
     late = [c for c in costs if c.end_min >= hours * 60 - LATE]
     return {
@@ -151,6 +173,11 @@ def hours_of(model: VideoModel, hours: float) -> dict[str, Any]:
         "segment_cpu_ms": mean_ms(costs),
         "slope_ms_per_1000_segments": round(gained, 3),
         "slope_95": round(half, 3),
+        "without_bridge_ms": round(
+            mean_ms(costs) - 1_000 * float(np.mean([c.bridge_s for c in costs])), 2
+        ),
+        "without_bridge_slope": round(rest, 3),
+        "without_bridge_slope_95": round(rest_half, 3),
         "late_over_early": round(per_frame(late) / per_frame(early), 3),
         "rss_start_mb": round(start_mb),
         "rss_end_mb": round(end_mb),
@@ -276,6 +303,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--write", action="store_true", help="with --fit: put it into abstain.py")
     parser.add_argument("--merging", action="store_true", help="only what joining scenes costs")
+    parser.add_argument("--fixed", action="store_true", help="only an hour of a fixed camera")
     options = parser.parse_args(arguments)
     limit_threads(busy=1)
     faiss.omp_set_num_threads(1)
@@ -298,6 +326,10 @@ def main(arguments: list[str]) -> int:
         from benchmarks import merging
 
         keep(merging.measure(model))
+    elif options.fixed:
+        from benchmarks import fixed
+
+        keep({"fixed camera": fixed.measure(model)})
     else:
         from benchmarks.haystack import haystack
 

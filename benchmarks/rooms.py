@@ -3,6 +3,8 @@
 On the part of ``rooms`` that training leaves out (one picture in five, by a checksum of its name).
 An object is named if its word (of "coffee table": table) stands in the caption, in singular or
 plural; words count that are an object of some picture. The control is another picture's caption.
+``--sheet FILE`` draws every fifth room above its caption and objects: what people did not list is
+counted by eye.
 """
 
 import argparse
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks import sheet
 from benchmarks.machine import machine
 from streammem.metrics import tokenise
 from streammem.training.records import VALIDATION, checksum_split
@@ -43,6 +46,7 @@ def precision(captions: Sequence[str], there: Sequence[set[str]]) -> tuple[float
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks rooms", description=__doc__)
     parser.add_argument("--model", default="streammem-tiny")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="PNG of rooms and captions")
     options = parser.parse_args(arguments)
     if "STREAMMEM_DATA" not in os.environ:
         parser.error("set STREAMMEM_DATA to the folder with rooms")
@@ -54,11 +58,11 @@ def main(arguments: list[str]) -> int:
 
     model = load(options.model)
 
+    def picture(row: dict) -> np.ndarray:
+        return np.asarray(Image.open(folder / "images" / row["image"]).convert("RGB"))
+
     def caption(chosen: list[dict]) -> list[str]:
-        tokens = []
-        for row in chosen:
-            picture = np.asarray(Image.open(folder / "images" / row["image"]).convert("RGB"))
-            tokens.append(model.look([model.perceive(picture).patches], [0.5]))
+        tokens = [model.look([model.perceive(picture(row)).patches], [0.5]) for row in chosen]
         batches = [tokens[i : i + 16] for i in range(0, len(tokens), 16)]
         return [text for batch in batches for text in model.captions(batch, model.decoding)]
 
@@ -67,6 +71,11 @@ def main(arguments: list[str]) -> int:
     captions = caption(objects)
     there = [heads(row["objects"]) for row in objects]
     right, each = precision(captions, there)
+    if options.sheet:
+        known = set().union(*there)
+        fifth = list(zip(objects, captions, strict=True))[::5]
+        rows = [sheet.Row([picture(row)], text, words(text) & known) for row, text in fifth]
+        sheet.write(options.sheet, rows)
     other, _ = precision(captions[1:] + captions[:1], there)
     kinds = caption(labelled)
     kind = np.mean(

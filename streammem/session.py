@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from streammem.answering import Answerer, Present, say
-from streammem.confidence import signs
-from streammem.gate import Encoded, encode
+from streammem.backdrop import Backdrop, settled
+from streammem.gate import Encoded, encode, glance_at
 from streammem.memory.cache import CacheConfig, MemoryCache
 from streammem.memory.entry import Entry
 from streammem.memory.keysets import visual_keys
@@ -26,6 +26,7 @@ from streammem.model import Scene, StreamModel, spread
 from streammem.openscene import BRIDGE_FRAMES, Held, hold, keyframe, places, thinned
 from streammem.scenetilling import SceneState, Score, flush, initial, push
 from streammem.session_config import SessionConfig
+from streammem.spoken import Spoken, level_of, weigh
 from streammem.types import Answer, Caption, Chapter, Frame, Moment, Reason, Segment
 
 
@@ -40,7 +41,8 @@ class SessionState:
             2 x ``BRIDGE_FRAMES`` older ones.
         now: the last ``now_frames`` frames.
         encoded: the last frame that was encoded; later ones that look like it are not.
-        memory: [M, D] recurrent memory tokens.
+        backdrop: of a fixed camera.
+        memory: recurrent memory, shaped as the model's ``initial_memory``.
         next_segment: id of the open segment.
         frames: frames pushed so far.
         closed_until: seconds, end of the last closed segment; -inf before there is one.
@@ -51,6 +53,7 @@ class SessionState:
     now: tuple[Held, ...]
     memory: Tensor
     encoded: Encoded | None = None
+    backdrop: Backdrop | None = None
     next_segment: int = 0
     frames: int = 0
     closed_until: float = -math.inf
@@ -111,6 +114,11 @@ class Session:
         """What is findable now."""
         return self.kept.cache
 
+    @property
+    def withholds(self) -> bool:
+        """Whether less may be said than the model generates, so that nothing is said before."""
+        return level_of(self.model, self.config) > 0
+
     def close(self) -> None:
         """Release a durable memory; idempotent. The open segment is not kept: flush first."""
         self.kept.close()
@@ -139,13 +147,16 @@ class Session:
         newest_time = held[-1].time if held else self.state.closed_until
         if not newest_time <= frame.time < math.inf:
             raise ValueError(f"frame at {frame.time:.3f} s: the stream is at {newest_time:.3f} s")
-        encoded = encode(self.model, frame.pixels, self.state.encoded, self.config.still)
+        backdrop = self._backdrop(frame)
+        box = backdrop.changed if backdrop else None
+        encoded = encode(self.model, frame.pixels, self.state.encoded, self.config.still, box)
         pushed = push(self.state.scene, encoded.seen.embedding, self._scenes)
         newest = hold(self.state.frames, frame, encoded.seen)
         self.state = replace(
             self.state,
             scene=pushed.state,
             encoded=encoded,
+            backdrop=backdrop,
             held=thinned((*held, newest), self._scenes.max_lag + self._scenes.flash_frames + 1),
             now=(*self.state.now, newest)[-self.config.now_frames :]
             if self.config.now_frames
@@ -198,11 +209,16 @@ class Session:
 
         Args:
             segment: as ``push`` or ``flush`` returned it.
-            on_text: called with each piece of text as it is generated.
+            on_text: called with each piece of text as it is generated; once, with all that is said,
+                where less may be said than is generated.
         """
         prompt = self.model.caption_prompt(self.tokens(segment.id), self.config.instruction)
-        text = say(self.model, prompt, self.config.caption or self.model.decoding, on_text)
-        return self.add_caption(segment, text)
+        heard = None if self.withholds else on_text
+        text = say(self.model, prompt, self.config.caption or self.model.decoding, heard)
+        caption = self.add_caption(segment, text)
+        if on_text and self.withholds and caption.text:
+            on_text(caption.text)
+        return caption
 
     def captions(self, segments: Sequence[Segment]) -> list[Caption]:
         """Describe segments in one batch, which takes less time than one after another."""
@@ -212,15 +228,28 @@ class Session:
         return [self.add_caption(s, text) for s, text in zip(segments, texts, strict=True)]
 
     def add_caption(self, segment: Segment, text: str) -> Caption:
-        """Store what was said of a segment, found from then on by its words too.
+        """Store what is said of a segment, found from then on by its words too.
+
+        Args:
+            segment: closed.
+            text: a whole caption of it.
 
         Returns:
-            The caption with its confidence, see ``confidence``.
+            The caption: as much of the text as is sure, see ``SessionConfig.min_confidence``.
+
+        Raises:
+            KeyError: no such segment.
         """
-        key = self.model.sentence_keys([text])[0]
-        entry = self.kept.set_caption(segment.id, text, key)
-        sure = confidence(self.model, entry.visual_keys, key)
-        return Caption(segment.id, segment.start, segment.end, text, sure)
+        entry = self.cache.get(segment.id)
+        if entry is None:
+            raise KeyError(f"no segment {segment.id} in this session")
+        return self.keep(segment, weigh(self.model, text, entry.visual_keys, self.config))
+
+    def keep(self, segment: Segment, spoken: Spoken) -> Caption:
+        """Store what was decided to be said of a segment; nothing where nothing is said."""
+        if spoken.text:
+            self.kept.set_caption(segment.id, spoken.text, spoken.key)
+        return spoken.of(segment)
 
     def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
         """Answer from what was seen so far, with the evidence it rests on.
@@ -278,7 +307,8 @@ class Session:
         shown = [full[i] for i in spread(len(full), BRIDGE_FRAMES)]
         keys = np.stack([f.key for f in frames])
         clusters = visual_keys(keys)
-        related = self.kept.related_tokens(clusters[0], self.config.retrieved)
+        wanted = self.config.retrieved if self.model.reads_related else 0
+        related = self.kept.related_tokens(clusters[0], wanted)
         scene = _scene(self.state.next_segment, shown)
         tokens, memory = self.model.take_in(scene, self.state.memory, related)
         segment = Segment(self.state.next_segment, frames[0].time, end, depth, reason)
@@ -302,6 +332,12 @@ class Session:
         )
         return segment
 
+    def _backdrop(self, frame: Frame) -> Backdrop | None:
+        if not self.config.fixed:
+            return None
+        glance = glance_at(frame.pixels)
+        return settled(self.state.backdrop, glance, frame.time, max(1.0, self.config.still))
+
     def _report(self, scores: Sequence[Score]) -> None:
         if self.on_score and scores:
             first = self.state.held[0].number
@@ -311,13 +347,3 @@ class Session:
 
 def _scene(number: int, frames: Sequence[Held]) -> Scene:
     return Scene(number, [f.patches for f in frames if f.patches is not None], places(frames))
-
-
-def confidence(model: StreamModel, pictures: np.ndarray, words: np.ndarray) -> float:
-    """Return how likely words [K] are right of pictures [V, K], in [0, 1].
-
-    Where a model has no fit, it is their cosine.
-    """
-    seen = signs(pictures, words, model.background.numpy())
-    sure = model.certainty(seen) if model.certainty else seen[0]
-    return round(float(min(1.0, max(0.0, sure))), 3)

@@ -21,13 +21,16 @@ class SessionConfig:
     Attributes:
         scenes: SceneTilling's options; None takes the model's.
         max_segments: rows that the cache keeps, >= 4.
-        retrieved: related past segments that the bridge attends to, >= 0.
+        retrieved: related past segments that a model's memory reads, if it reads any, >= 0.
         passages: segments shown to the language model for an answer, >= 1.
         now_frames: last frames shown to it besides, >= 0.
         still: a frame is not encoded again while none of 32 x 32 cells has changed its mean
             colour by so many of 255 levels since the last encoded one; 0 encodes every frame.
             The default lies above what H.264 leaves of sensor noise of a standard deviation of
             10 levels.
+        fixed: the camera stands still: while some part of the picture differs from what it has
+            shown for long, that part alone is looked at, so that small things make scenes of their
+            own. Not for films, whose people would lose their surroundings.
         context: what an answer is read from: ``memory``, or a control: the last frames only
             (``now``), segments spread evenly (``uniform``), captions without tokens (``captions``).
         remark: let the model say a sentence of its own after an answer that was computed.
@@ -35,6 +38,9 @@ class SessionConfig:
             are read in; None takes this computer's.
         caption: decoding of captions; None takes the model's.
         answer: decoding of answers.
+        min_confidence: in [0, 1]; a caption of less confidence ends after its first noun phrase,
+            and nothing is said of pictures that look like nothing known. 0 says everything; None
+            takes 0.5 for a model whose confidence was fitted.
         instruction: what a caption is asked by; None takes what the model was trained with.
     """
 
@@ -44,18 +50,22 @@ class SessionConfig:
     passages: int = 4
     now_frames: int = 4
     still: float = 6.0
+    fixed: bool = False
     context: Context = "memory"
     remark: bool = False
     timezone: str | None = None
     caption: GenerationConfig | None = None
     answer: GenerationConfig = ANSWER_DECODING
     instruction: str | None = None
+    min_confidence: float | None = None
 
     def __post_init__(self) -> None:
         if self.context not in CONTEXTS:
             raise ConfigError(f"context {self.context!r}: give one of {', '.join(CONTEXTS)}")
         if not 0 <= self.still <= 255:
             raise ConfigError(f"still={self.still}: give levels in [0, 255]")
+        if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
+            raise ConfigError(f"min-confidence {self.min_confidence}: give a number in [0, 1]")
         if self.retrieved < 0 or self.passages < 1 or self.now_frames < 0:
             raise ConfigError("retrieved and now_frames must be >= 0, passages >= 1")
         _check_timezone(self.timezone)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from streammem.session import Session
 
 
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+
+
 class Results:
     """What a command has to give, in one format, on stdout or in a file.
 
@@ -25,7 +28,7 @@ class Results:
     """
 
     def __init__(self, form: str, path: Path | None) -> None:
-        self._renderer, self._path = FORMATS[form](), path
+        self._renderer, self._form, self._path = FORMATS[form](), form, path
         self._out: IO[str] | None = None
         if path is None:
             self._out = sys.stdout
@@ -33,7 +36,10 @@ class Results:
 
     def write(self, event: Event) -> None:
         """Write an event at once: a reader, or a kill, finds whole events."""
-        self.put(self._renderer.write(event))
+        text = self._renderer.write(event)
+        if self._form == "text" and isinstance(event, Caption):
+            text = f"{text.rstrip()}{_sureness(event, self._opened())}\n"
+        self.put(text)
 
     def say(self, piece: str) -> None:
         """Write a piece of text as it comes, and nothing that a terminal would obey."""
@@ -83,6 +89,12 @@ def say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 
+def _sureness(caption: Caption, out: IO[str]) -> str:
+    """Return a caption's confidence for whoever watches a terminal; files have it in JSONL."""
+    shown = caption.confidence is not None and out.isatty()
+    return f" {DIM}{caption.confidence:.2f}{PLAIN}" if shown else ""
+
+
 class LiveText:
     """Captions on a terminal, word by word, in the text renderer's form."""
 
@@ -100,6 +112,20 @@ class LiveText:
         # One line a caption, and nothing that a terminal would obey.
         self._out.write(plain(piece))
         self._out.flush()
+
+    def end(self, caption: Caption) -> None:
+        """End a caption's line, with how sure it is; a line that has ended already stays so."""
+        said = self._segment is not None
+        if said and self._segment != caption.segment:
+            return
+        if not said and caption.reason:  # nothing was said of it
+            self._out.write(f"[{clock(caption.start)}-{clock(caption.end)}]")
+        if caption.reason:
+            self._out.write(" … (unsure)" if said else " (unsure)")
+        if said or caption.reason:
+            self._out.write(f"{_sureness(caption, self._out)}\n")
+            self._out.flush()
+        self._segment = None
 
     def close(self) -> None:
         """End the line that is open, if one is."""

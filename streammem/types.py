@@ -57,6 +57,8 @@ class Caption:
 
     Attributes:
         confidence: in [0, 1], how likely a noun of the text is right; None where no score exists.
+        reason: ``unsure`` where the model would have said more, but is not sure enough of it; the
+            text is then its first words, or empty.
     """
 
     segment: int
@@ -64,9 +66,13 @@ class Caption:
     end: float
     text: str
     confidence: float | None = None
+    reason: Literal["unsure"] | None = None
 
     def __str__(self) -> str:
-        return f"[{clock(self.start)}-{clock(self.end)}] {self.text}"
+        said = [self.text] if self.text else []
+        if self.reason:
+            said.append("… (unsure)" if said else "(unsure)")
+        return " ".join([f"[{clock(self.start)}-{clock(self.end)}]", *said])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,18 @@
 """Fixtures of the command line's tests: a small video, and a runner with a tiny model."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from streammem import checkpoint
 from streammem.cli import main
 from tests.commands import record
 from tests.tiny import tiny_model
+
+# The same examples every time; that a busy machine is slow is no fault of what is tested.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 from streammem.answering import MAX_TURNS, Answerer
 from streammem.model import VideoModel
 from streammem.questions import Reading
+from streammem.session import Session
 from streammem.types import Segment
 from tests.sessions import as_kind, session_of, told
 from tests.tiny import COLOURS, film, moving_square, tiny_model
@@ -171,11 +172,37 @@ def test_wall_clock_words_find_what_was_there_then(asked_of, reader):
     session.wall_zero = 1_793_600_000.0 - 86_400
     told(session, film(*FILM))
     answer = session.ask("how often: red yesterday")
-    assert answer.text.startswith("2 times: 00:00.0-00:04.5 (2026-11-01 07:13:20+01:00), ")
+    assert answer.text == (
+        "2 times: 00:00.0-00:04.5 (2026-11-01 07:13:20+01:00), "
+        "00:14.0-00:18.0 (2026-11-01 07:13:34+01:00)"
+    )
     assert not session.ask("how often: red today").seen
+    assert session.ask("how often: red 24 hours ago").text.startswith("2 times: ")
     assert session.ask("when: red at 3 am").seen is False
     unknown = asked_of()
     assert unknown.ask("when: red yesterday").evidence == ()
+
+
+def test_what_counts_back_counts_from_the_last_frame_of_the_newest_source(
+    asked_of, reader, tmp_path
+):
+    session = session_of(reader)
+    for frame in film(*FILM):
+        session.push(frame)  # to 21 s; the last scene is still open
+    assert session.ask("when: green 8 seconds ago").text == "00:12.5-00:13.5"
+    for source in "ab":
+        with Session(reader, session.config, memory=tmp_path / "m", source=source) as session:
+            told(session, film(*FILM[:2]))
+            texts = [session.ask(f"how often: red{w}").text for w in ("", " in the last hour")]
+    assert [text.partition(":")[0] for text in texts] == ["2 times", "once"]
+
+
+def test_the_present_is_shown_unless_another_time_was_asked_about(asked_of):
+    session = asked_of()
+    for words, is_shown in (("", True), ("in the last 5 seconds", True), ("before 0:05", False)):
+        session.ask(f"describe: red {words}")
+        passages, _ = session.model.__dict__["asked"][-1]
+        assert any((p.end, p.caption) == (21.0, None) for p in passages) == is_shown
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>[SEP] red", "x" * 10_000, "red \ud800 \x00 ؟"])

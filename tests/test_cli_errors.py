@@ -115,8 +115,9 @@ def test_a_span_without_frames_is_told(run, video, command):
     ],
 )
 def test_a_wrong_argument_is_one_line_and_2_before_anything_is_opened(
-    capsys, monkeypatch, arguments, named
+    capsys, monkeypatch, tmp_path, arguments, named
 ):
+    monkeypatch.chdir(tmp_path)  # files may be written here
     opened = pytest.fail
     monkeypatch.setattr(checkpoint, "load", lambda *_, **__: opened("the model was loaded"))
     code = main(["caption", "no such file.mp4", *arguments])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from streammem.confidence import NEAREST, Certainty, fit, signs
+from streammem.confidence import NEAREST, Certainty, first_phrase, fit, signs
 
 
 def unit(x):
@@ -19,14 +19,24 @@ def keys():
 
 
 def test_signs_are_those_of_the_picture_that_fits_the_words_best(keys):
-    background, pictures, words = keys
+    background, pictures, words = (unit(rows[..., :-1]) for rows in keys)
     best = pictures[(pictures @ words).argmax()]
-    agreement, excess, near, mean = signs(pictures, words, background)
+    given = [unit(rows) for rows in (keys[1], keys[2], keys[0])]
+    agreement, excess, near, mean = signs(*given)
     chance = background @ words
     assert agreement == pytest.approx(best @ words)
     assert excess == pytest.approx((best @ words - chance.mean()) / chance.std())
     assert near == pytest.approx(np.mean(sorted(background @ best)[-NEAREST:]))
     assert mean == pytest.approx((background @ best).mean())
+
+
+def test_the_last_place_of_a_key_says_nothing(keys):
+    background, pictures, words = keys
+    moved = pictures.copy()
+    moved[:, -1] += 3
+    assert signs(unit(moved), words, background) == pytest.approx(
+        signs(pictures, words, background)
+    )
 
 
 def test_a_fit_finds_the_odds_that_made_the_examples():
@@ -43,3 +53,22 @@ def test_a_fit_finds_the_odds_that_made_the_examples():
 def test_a_fit_of_examples_that_are_all_alike_is_refused(keys):
     with pytest.raises(ValueError, match="right and that are wrong"):
         fit(np.zeros((5, 4)), np.ones(5))
+
+
+@pytest.mark.parametrize(
+    ("caption", "phrase"),
+    [
+        ("A man in a red shirt is standing.", "A man"),
+        ("Two dogs are running through the grass.", "Two dogs"),
+        ("A group of people are standing in the water.", "A group of people"),
+        ("A brown dog,  which runs, is wet.", "A brown dog"),
+        ("A  dog  runs\nin the snow.", "A  dog  runs"),
+        ("Dogs are playing.", "Dogs are playing."),
+        ("There is a dog.", "There is a dog."),
+        ("Dogs are in the snow.", "Dogs are in the snow."),
+        ("", ""),
+    ],
+)
+def test_a_first_phrase_ends_before_the_function_word_that_follows_it(caption, phrase):
+    assert first_phrase(caption) == phrase
+    assert caption.startswith(phrase)

@@ -127,3 +127,19 @@ def test_a_frame_may_be_overwritten_once_it_was_pushed(model):
 def test_a_bound_that_cannot_be_meant_is_refused(still):
     with pytest.raises(ConfigError, match="levels"):
         dataclasses.replace(SessionConfig(), still=still)
+
+
+def test_on_a_fixed_camera_a_small_thing_makes_a_scene_of_its_own(model):
+    """With ``fixed`` only: the whole picture hardly changes by it."""
+    room = np.full((180, 320, 3), (200, 30, 30), np.uint8)
+    with_thing = room.copy()
+    with_thing[60:120, 120:180] = (30, 30, 220)
+    pictures = [room] * 35 + [with_thing] * 12 + [room] * 10
+    starts = {}
+    for fixed in (False, True):
+        session = Session(model, SessionConfig(fixed=fixed))
+        for number, picture in enumerate(pictures):
+            session.push(Frame(picture, float(number), 1.0, number))
+        session.flush()
+        starts[fixed] = [row.start for row in session.cache.entries()]
+    assert starts == {False: [0.0], True: [0.0, 35.0, 47.0]}

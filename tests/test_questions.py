@@ -63,5 +63,19 @@ def test_an_anchor_is_whole_words_of_the_question(head):
     assert head.read(question, states, spans) == Reading("exists", "handstands", "")
 
 
+def test_the_first_of_two_anchors_ends_before_the_and(head):
+    question = "between a dog and a cat?"
+    spans = ((0, 7), (8, 9), (10, 13), (14, 17), (18, 19), (20, 23), (23, 24))
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+        head.tag.weight[1, 0, 1] = head.tag.weight[2, 1, 1] = 1.0
+        head.tag.bias[0] = 0.5
+        head.whole.bias[OPERATORS.index("between")] = 1.0
+    states = torch.zeros(7, 8)
+    states[1:4, 0] = states[4:6, 1] = 9.0
+    assert head.read(question, states, spans) == Reading("between", "a dog", "a cat")
+
+
 def test_a_question_without_words_is_free(head):
     assert head.read("", torch.zeros(0, 8), ()) == Reading("describe", "", "")

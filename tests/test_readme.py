@@ -1,4 +1,4 @@
-"""Law 10: what README tells people to type works."""
+"""Law 10: what README tells people to type works, and what the other pages name is there."""
 
 import re
 import shlex
@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import BENCHMARKS
 from streammem.backbones.weights import is_pulled
 from streammem.checkpoint import DEFAULT, PRESETS, backbones_of
 from streammem.cli import build_parser, main
 from tests.video.clips import encode
 
-README = Path(__file__).parent.parent / "README.md"
-SHELLS = ("console", "sh", "bash", "shell")
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("streammem/weights/*/*.md"))]
+SHELLS = ("", "console", "sh", "bash", "shell")
 # Commands that need neither a video nor minutes.
 CHEAP = {("info",), ("models",), ("models", "list"), ("--version",), ("--help",)}
 # A source in an example: whatever it is called there, a small clip stands in for it.
@@ -22,7 +25,7 @@ pytestmark = pytest.mark.skipif(not README.exists(), reason="there is no README.
 
 
 def blocks(text: str, *languages: str) -> list[str]:
-    fenced = re.findall(r"^```(\w+)[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    fenced = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return [block for language, block in fenced if language in languages]
 
 
@@ -41,7 +44,9 @@ def examples(text: str) -> list[str]:
 README_TEXT = README.read_text() if README.exists() else ""
 
 
-@pytest.mark.parametrize("arguments", commands(README_TEXT), ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [c for page in PAGES for c in commands(page.read_text())], ids=" ".join
+)
 def test_every_command_is_understood(arguments, capsys):
     try:
         build_parser().parse_args(arguments)
@@ -70,6 +75,15 @@ def test_every_python_example_runs(number, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(SOURCES.sub("clip.mp4", examples(README_TEXT)[number]), {"__name__": "__main__"})
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_linked_file_and_named_benchmark_exists(page):
+    text = page.read_text()
+    linked = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text)]
+    missing = [to for to in linked if "://" not in to and not (page.parent / to).exists()]
+    named = set(re.findall(r"python -m benchmarks (\w+)", text)) - {"NAME"}
+    assert (missing, named - BENCHMARKS.keys()) == ([], set())
 
 
 def test_commands_and_examples_are_found_in_a_readme():

@@ -3,16 +3,18 @@
 import itertools
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streammem.render import FORMATS, Srt, Text, WebVtt, to_json, to_line
+from streammem.render import FORMATS, Srt, Text, WebVtt, prometheus, to_json, to_line
 from streammem.types import (
     Answer,
     Caption,
+    Chapter,
     Evidence,
     Moment,
     Note,
@@ -171,6 +173,8 @@ def test_an_event_has_exactly_the_keys_of_the_contract(event, expected):
 
 def test_a_confidence_is_added_where_there_is_one():
     assert to_json(Caption(0, 0.0, 1.0, "a", 0.75))["confidence"] == 0.75
+    assert "reason" not in to_json(Caption(0, 0.0, 1.0, "a", 0.75))
+    assert to_json(Caption(0, 0.0, 1.0, "", 0.1, "unsure"))["reason"] == "unsure"
 
 
 def test_json_rounds_times_to_milliseconds_and_numpy_numbers_are_numbers():
@@ -262,9 +266,31 @@ def test_a_time_before_zero_and_an_empty_span_still_give_a_cue():
 
 
 def test_srt_breaks_up_what_players_take_for_markup():
-    assert Srt().write(Caption(0, 0, 1, "<i>a</i> < b {\\an8}")).split("\n")[2] == (
-        "<\u200bi>a<\u200b/i> < b {\u200b\\an8}"
+    assert Srt().write(Caption(0, 0, 1, "<i>a</i> < b <!-- {\\an8}")).split("\n")[2] == (
+        "<\u200bi>a<\u200b/i> < b <\u200b!-- {\u200b\\an8}"
     )
+
+
+def test_a_score_has_six_decimals():
+    assert to_json(replace(EVENTS[3], score=0.123456789))["score"] == 0.123457
+
+
+def test_a_chapter_carries_its_captions():
+    chapter = Chapter("a.mp4", 0.0, 9.0, 2, (EVENTS[1],))
+    said = {"segment": 0, "start": 0.0, "end": 4.0, "text": "A woman slices onions."}
+    assert to_json(chapter)["captions"] == [said]
+
+
+def test_a_sources_name_breaks_no_line_of_metrics():
+    lines = prometheus(Stats(1, 2, 3, 0.5, 0.25), 'a"b\\c\nd').splitlines()
+    assert r'streammem_segments_total{source="a\"b\\c\nd"} 2' in lines
+    assert all(line.startswith(("# TYPE streammem_", "streammem_")) for line in lines)
+
+
+def test_an_answers_remark_is_told_where_there_is_one():
+    answer = Answer("What?", "Onions.", True, "computed", remark="Two of them.")
+    assert to_json(answer)["remark"] == "Two of them."
+    assert "remark" not in to_json(replace(answer, remark=None))
 
 
 def test_text_shows_results_only_one_line_each_and_never_commands_a_terminal():

@@ -125,15 +125,29 @@ def test_each_control_takes_something_away_from_the_answer(model):
     assert lengths["memory"] > max(lengths["now"], lengths["captions"])
 
 
-def test_memory_sees_related_segments_only_if_told_to(model):
-    with_retrieval, without = session_of(model), session_of(model, retrieved=0)
-    for session in (with_retrieval, without):
-        for frame in film(*FILM):
-            session.push(frame)
-        session.flush()
-    assert not torch.equal(with_retrieval.state.memory, without.state.memory)
+@pytest.mark.parametrize("reads", [True, False])
+def test_related_segments_are_looked_up_only_for_a_model_that_reads_them(model, monkeypatch, reads):
+    given, real = [], VideoModel.take_in
+
+    def take_in(model, scene, memory, related):
+        given.append(related)
+        return real(model, scene, memory, related)
+
+    monkeypatch.setattr(VideoModel, "take_in", take_in)
+    monkeypatch.setattr(VideoModel, "reads_related", reads)
+    session = session_of(model, retrieved=2)
+    for frame in film(*FILM):
+        session.push(frame)
+    session.flush()
+    sizes = [0 if related is None else len(related) for related in given]
+    tokens = model.token_shape[0]
+    assert sizes == ([tokens * min(i, 2) for i in range(len(sizes))] if reads else [0] * len(sizes))
     # What a caption is made from never depends on the past.
-    assert torch.equal(with_retrieval.tokens(3), without.tokens(3))
+    again = session_of(model)
+    for frame in film(*FILM):
+        again.push(frame)
+    again.flush()
+    assert torch.equal(session.tokens(3), again.tokens(3))
 
 
 # -- keyframes --

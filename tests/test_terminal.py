@@ -24,6 +24,41 @@ def test_words_of_a_caption_share_a_line_and_captions_do_not():
     assert say() == ""
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "shown"),
+    [
+        ("A dog runs.", None, "A dog runs."),
+        ("A dog", "unsure", "A dog … (unsure)"),
+        ("", "unsure", "(unsure)"),
+    ],
+)
+@pytest.mark.parametrize("out", [io.StringIO, Terminal])
+def test_a_line_ends_with_how_sure_it_is_on_terminals_only(text, reason, shown, out):
+    out, caption = out(), Caption(3, 2.0, 4.0, text, 0.25, reason)
+    live = LiveText(out)
+    if text:
+        live.say(Segment(3, 2.0, 4.0, None, "cut"), text)
+    live.end(caption)
+    live.close()
+    sure = " \x1b[2m0.25\x1b[0m" if out.isatty() else ""
+    assert out.getvalue() == f"[00:02.0-00:04.0] {shown}{sure}\n"
+    assert str(caption) == f"[00:02.0-00:04.0] {shown}"
+
+
+def test_the_end_of_a_line_that_the_next_one_has_followed_says_nothing():
+    out = io.StringIO()
+    live = LiveText(out)
+    for number, word in enumerate(("One", "Two")):
+        live.say(Segment(number, 2.0 * number, 2.0 * number + 2, None, "cut"), word)
+    live.end(Caption(0, 0.0, 2.0, "One", 0.1, "unsure"))
+    assert out.getvalue() == "[00:00.0-00:02.0] One\n[00:02.0-00:04.0] Two"
+
+
 @pytest.mark.parametrize("sign", ["\n", "\r", "\x1b[2J", "\x07", "\u2028", "\x9b"])
 def test_no_words_can_break_the_line_or_command_the_terminal(sign):
     said = say((0, f"A{sign}dog"))

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streammem.findings import compute, value
-from streammem.timeline import after, before, events, total_s, within
+from streammem.timeline import after, before, events, partner, total_s, within
 from tests.memory.entries import make
 
 QUICK = settings(max_examples=60, deadline=None)
@@ -98,6 +98,36 @@ def test_between_is_every_row_between_two_events_and_nothing_else(timeline, seco
     )
 
 
+def test_events_join_neither_over_sources_nor_over_a_row_that_does_not_match():
+    sources = [make(0, start=0.0, end=5.0, source="a"), make(1, start=5.0, end=6.0, source="b")]
+    assert len(events(within(sources), lambda row: True)) == 2
+    instant = [make(0, end=1.0), make(1, start=1.0, end=1.0), make(2, start=1.0, end=2.0)]
+    assert len(events(within(instant), lambda row: row.segment != 1)) == 2
+
+
+def test_a_row_of_one_instant_lies_where_it_is():
+    row = make(0, start=1.0, end=1.0)
+    assert [len(within([row], span)) for span in (None, (1.0, 2.0), (0.0, 0.5))] == [1, 1, 0]
+
+
+def test_the_partner_of_an_event_is_the_next_one_or_else_the_last_before_it():
+    rows = [make(i, source="ab"[i > 11]) for i in range(15)]
+
+    def found(*segments):
+        return events(within(rows), lambda row: row.segment in segments)
+
+    (event,) = found(5, 6)
+
+    def first_of_partner(*segments):
+        other = partner(event, found(*segments))
+        return other and other.stretches[0].entry.segment
+
+    assert first_of_partner(1, 3, 8, 10) == 8
+    assert first_of_partner(1, 3) == 3
+    assert first_of_partner(6, 10) == 10 and first_of_partner(6) is None  # no part of itself
+    assert first_of_partner(13) is None  # another source's
+
+
 def test_what_points_somewhere_points_to_the_best_match():
     rows = [make(i) for i in range(8)]
     stretches = within(rows)
@@ -129,3 +159,13 @@ def test_long_lists_and_lengths_read_plainly():
     found = events(within(rows), lambda row: True)
     text = value(compute("how long", (), found, (), {}, 4), {}, named=False, zone=None)
     assert text == "1 h 2 min 3.5 s: 00:00.0-1:02:03.5"
+
+
+def test_a_gap_is_told_from_end_to_start_and_the_only_one_is_not_the_first_of_one():
+    stretches = within([make(n) for n in range(6)])
+    found, others = (events(stretches, lambda e, n=n: e.segment == n) for n in (0, 4))
+    between = compute("between", stretches, found, others, {}, 4)
+    text = value(between, {}, named=False, zone=None)
+    assert text.startswith("between 00:00.0-00:01.0 and 00:04.0-00:05.0, 3 s:")
+    first = compute("first", stretches, found, (), {}, 4)
+    assert value(first, {}, named=False, zone=None) == "00:00.0-00:01.0"

@@ -45,6 +45,7 @@ def test_words_of_the_streams_clock_are_spans_and_leave_the_question(question, s
         ("Who came in the last 5 minutes?", -300, False),
         ("Who came in the last hour?", -3600, False),
         ("Who came two hours ago?", -9000, True),
+        ("Who came 0.25 minutes ago?", -45, True),
     ],
 )
 def test_words_that_count_back_are_not_after_the_end(question, start, wall):
@@ -71,6 +72,14 @@ def test_words_that_count_back_are_not_after_the_end(question, start, wall):
         ("Who rang on the 5th of May?", "2026-05-05T00:00", "2026-05-06T00:00"),
         ("Who rang on December 3?", "2025-12-03T00:00", "2025-12-04T00:00"),
         ("Who rang yesterday afternoon at 3 o'clock?", "2026-11-17T15:00", "2026-11-17T16:00"),
+        ("Who rang the day before yesterday?", "2026-11-16T00:00", "2026-11-17T00:00"),
+        ("Who rang yesterday evening?", "2026-11-17T18:00", "2026-11-18T00:00"),
+        ("Who rang last night after 10 pm?", "2026-11-17T22:00", "2026-11-18T06:00"),
+        ("Who rang tonight?", "2026-11-18T18:00", "2026-11-19T06:00"),
+        ("Who rang yesterday at 12 am?", "2026-11-17T00:00", "2026-11-17T01:00"),
+        ("Who rang yesterday at 12 pm?", "2026-11-17T12:00", "2026-11-17T13:00"),
+        ("Who rang yesterday at midnight?", "2026-11-17T00:00", "2026-11-17T01:00"),
+        ("Who rang between 11 am and 1 pm yesterday?", "2026-11-17T11:00", "2026-11-17T13:00"),
     ],
 )
 def test_words_of_the_wall_clock_are_past_spans_of_the_zone(question, start, end):
@@ -97,13 +106,18 @@ def test_other_words_are_no_time(question):
 
 
 @pytest.mark.parametrize(
-    "question",
-    ["Who came between 2:00 and 1:00?", "Who came on 2026-02-30?", "Who came today at 31 o'clock?"],
+    ("question", "told"),
+    [
+        ("Who came between 2:00 and 1:00?", "'between 2:00 and 1:00' ends before it begins"),
+        ("Who came between 1:00 and 1:00?", "'between 1:00 and 1:00' ends before it begins"),
+        ("Who came on 2026-02-30?", "the question names a time that there is not"),
+        ("Who came today at 31 o'clock?", "the question names a time that there is not"),
+    ],
 )
-def test_a_time_that_there_is_not_is_told_in_one_line(question):
+def test_a_time_that_there_is_not_is_told_in_one_line(question, told):
     with pytest.raises(ConfigError) as error:
         found(question)
-    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(told) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +126,12 @@ def test_a_time_that_there_is_not_is_told_in_one_line(question):
 def test_a_day_is_as_long_as_the_clocks_make_it(day, hours):
     words = found(f"Who came on {day}?", zone=NEW_YORK)
     assert words.end - words.start == hours * HOUR
+
+
+def test_a_day_begins_once_where_its_midnight_comes_twice():
+    havana = ZoneInfo("America/Havana")
+    before, day = (found(f"Who came on 2026-{day}?", zone=havana) for day in ("10-31", "11-01"))
+    assert before.end == day.start and day.end - day.start == 25 * HOUR
 
 
 def test_an_hour_that_comes_twice_is_both_and_one_that_is_skipped_is_the_next():

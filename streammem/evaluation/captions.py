@@ -1,6 +1,7 @@
 """The suite ``captions``: how good are a model's captions of photos, and how much is mere habit.
 
-Each control is the same model without sight of the photo. The metrics stand in ``metrics.py``.
+Each control is the same model without sight of the photo, but for ``human``, which is a person.
+The metrics stand in ``metrics.py``.
 """
 
 from collections.abc import Sequence
@@ -72,7 +73,8 @@ class CaptionReport:
 
     Attributes:
         photos: number of photos captioned.
-        controls: by name: ``blank``, ``other``, ``nearest``; those that were asked for.
+        controls: by name: ``blank``, ``other``, ``nearest``, those that were asked for; and
+            ``human``, each photo's first caption against its others, where all photos have some.
     """
 
     split: str
@@ -113,11 +115,17 @@ def evaluate_captions(folder: Path, captioner: Captioner, options: Options) -> C
     said = _caption(photos, captioner, options)
     cider = CiderD([[tokenise(text) for text in photo.captions] for photo in split])
     references = [photo.captions for photo in photos]
-    figures = {
-        name: CaptionFigures(*score_captions(captions, references, cider), len(set(captions)))
-        for name, captions in said.items()
-    }
+    figures = {name: _figures(captions, references, cider) for name, captions in said.items()}
+    others = [captions[1:] for captions in references]
+    if options.controls and all(others):
+        figures["human"] = _figures([captions[0] for captions in references], others, cider)
     return CaptionReport(options.split, len(photos), figures.pop("own"), figures)
+
+
+def _figures(
+    captions: Sequence[str], references: Sequence[Sequence[str]], cider: CiderD
+) -> CaptionFigures:
+    return CaptionFigures(*score_captions(captions, references, cider), len(set(captions)))
 
 
 def _caption(

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from streammem.errors import BackboneError, ConfigError
-from streammem.evaluation.answers import Answering, evaluate_answers
+from streammem.evaluation.answers import evaluate_answers
+from streammem.evaluation.asking import Answering
 from streammem.evaluation.captions import Captioner, evaluate_captions
 from streammem.evaluation.datasets import Options
 from streammem.evaluation.memory import Rememberer, evaluate_memory

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from streammem.errors import DatasetError
-from streammem.evaluation import answers as suite
-from streammem.evaluation.answers import evaluate_answers, is_right
+from streammem.evaluation import asking, timelines
+from streammem.evaluation.answers import evaluate_answers
+from streammem.evaluation.asking import is_right
 from streammem.evaluation.datasets import Options
 from streammem.evaluation.operators import PHRASINGS, TimedQuestion
 from streammem.questions import Reading
@@ -28,11 +29,15 @@ PATTERNS = [
 class Oracle(Rememberer):
     """Sees what people say, and reads every phrasing."""
 
-    def read_question(self, question):
-        for operator, pattern in PATTERNS:
-            if found := pattern.match(question):
-                return Reading(operator, *found.groups())
-        raise AssertionError(question)
+    def read_questions(self, questions):
+        return [read(question) for question in questions]
+
+
+def read(question):
+    for operator, pattern in PATTERNS:
+        if found := pattern.match(question):
+            return Reading(operator, *found.groups())
+    raise AssertionError(question)
 
 
 @pytest.fixture
@@ -51,8 +56,8 @@ def exact(monkeypatch):
     """Only a scene that shows every word is seen: keys of words need another scale than photos."""
     monkeypatch.setattr("streammem.answering.normalise", lambda cosines, background, n: cosines)
     monkeypatch.setattr("streammem.answering.threshold", lambda rate: 0.99)
-    monkeypatch.setattr(suite, "OLD_S", 60.0)
-    monkeypatch.setattr(suite, "ROUNDS", 1)
+    monkeypatch.setattr(timelines, "OLD_S", 60.0)
+    monkeypatch.setattr(timelines, "ROUNDS", 1)
 
 
 def test_a_model_that_sees_and_reads_answers_every_operator_right(doing_folder, exact, tmp_path):
@@ -75,6 +80,24 @@ def test_what_is_old_is_found_in_the_memory_and_in_no_control(doing_folder, exac
     others = {"captions, BM25", "captions, sentences", "another stream's memory", "blind"}
     assert {"memory", "last 4", "uniform 32", *others} == set(old)
     assert max(old[name]["found@1"] for name in others) < 0.3
+
+
+def test_a_question_is_read_once_however_many_memories_it_is_put_to(
+    doing_folder, exact, monkeypatch
+):
+    monkeypatch.setattr(asking, "AT_ONCE", 7)
+    model, texts, sizes = Oracle(), [], []
+    answer = model.read_questions
+
+    def count(questions):
+        texts.extend(questions)
+        sizes.append(len(questions))
+        return answer(questions)
+
+    model.read_questions = count
+    whole = evaluate_answers(doing_folder, Oracle(), Options(controls=True))
+    assert evaluate_answers(doing_folder, model, Options(controls=True)) == whole
+    assert len(texts) == len(set(texts)) > 7 and max(sizes) == 7
 
 
 @pytest.mark.parametrize(

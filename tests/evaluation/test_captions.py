@@ -8,8 +8,9 @@ from streammem.evaluation import captions as suite
 from streammem.evaluation import datasets
 from streammem.evaluation.captions import evaluate_captions
 from streammem.evaluation.datasets import Options, read_photos
+from streammem.metrics import CiderD, score_captions, tokenise
 
-from .conftest import SENTENCES
+from .conftest import SENTENCES, write_rows
 
 
 class Oracle:
@@ -34,11 +35,28 @@ def test_a_model_that_sees_stands_above_every_control(photo_folder):
     report = evaluate_captions(photo_folder, Oracle(), options)
     assert (report.photos, report.own.distinct) == (4, 4)
     assert report.own.scores.bleu1 == 1
-    assert list(report.controls) == ["blank", "other", "nearest"]
+    assert list(report.controls) == ["blank", "other", "nearest", "human"]
     assert report.controls["blank"].distinct == 1
-    for control in report.controls.values():
+    for name in ("blank", "other", "nearest"):
+        control = report.controls[name]
         assert control.scores.bleu1 < 0.7
         assert control.scores.cider < report.own.scores.cider / 2
+
+
+def test_a_person_is_scored_as_a_model_that_says_their_caption_against_the_others(photo_folder):
+    human = evaluate_captions(photo_folder, Oracle(), Options(controls=True)).controls["human"]
+    val = SENTENCES[:4]
+    cider = CiderD([[tokenise(text) for text in captions] for captions in val])
+    expected, _ = score_captions([c[0] for c in val], [c[1:] for c in val], cider)
+    assert human.scores == expected
+    assert 0 < human.scores.bleu1 < 1  # it does not meet itself
+
+
+def test_without_a_second_caption_there_is_no_human_control(photo_folder):
+    rows = [{"image": f"{n}.png", "split": "val", "captions": SENTENCES[n][:1]} for n in range(2)]
+    write_rows(photo_folder, rows)
+    report = evaluate_captions(photo_folder, Oracle(), Options(controls=True))
+    assert list(report.controls) == ["blank", "other"]
 
 
 def test_another_photos_features_never_come_from_the_photo_itself(photo_folder, monkeypatch):
@@ -55,9 +73,11 @@ def test_the_json_has_the_names_of_the_contract(photo_folder):
     metrics = ["bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider"]
     figures = [*metrics, "distinct", "standard_errors"]
     assert list(report) == ["suite", "split", "photos", *figures, "controls"]
-    assert list(report["controls"]) == ["blank", "other"]
+    assert list(report["controls"]) == ["blank", "other", "human"]
     assert list(report["controls"]["blank"]) == figures
     assert list(report["standard_errors"]) == metrics
+    own = evaluate_captions(photo_folder, Oracle(), Options()).own.scores
+    assert report["cider"] == pytest.approx(own.cider, abs=1e-6)
 
 
 def test_predictions_have_a_line_a_photo_and_only_of_what_the_model_saw(photo_folder, tmp_path):
@@ -83,8 +103,10 @@ def test_predictions_of_finished_batches_survive_a_kill(photo_folder, tmp_path, 
 
 
 def test_a_limit_takes_photos_but_keeps_the_splits_document_frequencies(photo_folder):
-    one = evaluate_captions(photo_folder, Oracle(), Options(limit=1))
+    # Without controls, "nearest" is none either.
+    one = evaluate_captions(photo_folder, Oracle(), Options(limit=1, nearest=lambda seen: seen))
     assert one.photos == 1
+    assert one.controls == {}
     assert one.own.scores.cider > 0  # over one photo alone every document frequency is 1
 
 
