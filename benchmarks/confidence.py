@@ -23,7 +23,7 @@ from streammem.evaluation.datasets import Photo, read_photos
 SPOILED_SHARE = 4  # every fourth photo is spoiled in each way
 BATCH = 16
 LEVELS = 5  # of the table
-SILENT = 0.03  # of the photos get no word; twice as many silence little more of what is spoiled
+SILENT = 0.01  # of the photos get no word
 
 
 def others(picture: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ SIGNS = 4
 NEAREST = 10  # background pictures that say whether a picture is of a known kind
 RIDGE = 1e-2
 NEWTON_STEPS = 30
-WHOLE = 0.5  # below it what follows a caption's first phrase is wrong more often than right
+WHOLE = 0.3  # below it what follows a caption's first phrase is wrong more often than right
 LEAST = 0.2
 # Where a noun phrase of a caption ends; "of" goes on with it.
 _ENDS = frozenset(
