@@ -4,6 +4,7 @@ import base64
 import io
 from pathlib import Path
 
+import anyio
 import av
 import pytest
 
@@ -55,6 +56,7 @@ async def watched(client):
         found = next(one for one in listed if one["name"].startswith("session:"))
         if found["state"] == "over":
             return found["name"]
+        await anyio.sleep(0.05)  # asking without a pause would hold up the watching
 
 
 def shape(content):
