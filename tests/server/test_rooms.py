@@ -4,7 +4,6 @@ import threading
 from pathlib import Path
 
 import anyio
-import anyio.lowlevel
 import pytest
 
 from streammem.errors import SourceError
@@ -134,7 +133,7 @@ async def test_own_sources_stay_open_however_long_nobody_asks(serving, video, mo
         assert len(client.rooms.sessions()) == 2
         with anyio.fail_after(PATIENCE_S):
             while len(client.rooms.sessions()) > 1:
-                await anyio.lowlevel.checkpoint()
+                await anyio.sleep(0.005)
         ((_, room),) = client.rooms.sessions().items()
         assert room.plan.source == Path(video).name
 
@@ -195,10 +194,10 @@ async def test_whoever_waits_when_a_session_is_closed_is_told(serving, watched):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(room.do, slow)
                 while not begun.is_set():
-                    await anyio.lowlevel.checkpoint()
+                    await anyio.sleep(0.005)
                 tasks.start_soon(refused)
                 while room._num_waiting < 2:
-                    await anyio.lowlevel.checkpoint()
+                    await anyio.sleep(0.005)
                 room.stop()
                 go.set()
 
