@@ -65,6 +65,7 @@ def test_joined_keys_are_unit_vectors_and_a_sentence_leaves_the_last_place_empty
     assert (asked[:, -1] == 0).all()
     assert (shown[:, -1] >= 0).all()
     assert shown[:, -1].max() > 0.01
+    assert shown[:, -1].min() < 0.01  # the longest one of training has its whole length
 
 
 def test_the_common_space_errs_by_the_least_that_its_dimensions_allow():
