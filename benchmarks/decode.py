@@ -8,6 +8,8 @@ A step is the mean of a caption's tokens after the first, since "exact" says sev
 bound is the time in which this machine, between the captions of the same run, sums
 256 MiB, scaled to the bytes of the float32 weights: each step has to read all of them.
 
+"together" counts the texts that a batch says to the letter as each prompt's own stream does.
+
 Quality is teacher-forced along human captions: how often the likeliest next token is the exact
 route's, and the mean KL divergence from the exact route's distribution.
 """
@@ -35,8 +37,10 @@ from streammem.threads import limit_threads
 
 MIB = 1 << 20
 ROUTES = ("baseline", "exact", "half")
-BATCHES = (16, 32, 64)
+BATCHES = (8, 16, 64)
+TOGETHER = (3, 8, 16)
 QUALITY_BATCH = 25
+PARTS = ("single", "batched", "together", "quality")
 
 Prompt = list[str | Tensor]
 
@@ -45,24 +49,27 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks decode", description=__doc__)
     parser.add_argument("--model", default="streammem-tiny")
     parser.add_argument("--captions", type=int, default=100, help="captions a route")
-    parser.add_argument("--scored", type=int, default=200, help="human captions for the quality")
+    parser.add_argument("--scored", type=int, default=200, help="for the quality, and together")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args(argv)
     if not (data := os.environ.get("STREAMMEM_DATA")):
         print("needs STREAMMEM_DATA, a folder with flickr8k in it", file=sys.stderr)
         return 1
     limit_threads(busy=os.cpu_count() or 1)  # one thread
     model = load(options.model)
-    photos = read_photos(Path(data, "flickr8k"), "val")[: max(options.captions, options.scored)]
+    scored = options.scored if {"together", "quality"} & set(options.parts) else 0
+    photos = read_photos(Path(data, "flickr8k"), "val")[: max(options.captions, scored)]
     routes = opened(model)
     prompts = [prompt(model, read_picture(photo.path)) for photo in photos]
+    said = [photo.captions[0] for photo in photos[: options.scored]]
+    work: dict[str, Callable[[], object]] = {
+        "single": lambda: single(routes, prompts[: options.captions]),
+        "batched": lambda: batched(routes, prompts),
+        "together": lambda: together(routes["half"], prompts[: options.scored]),
+        "quality": lambda: quality(routes, prompts[: options.scored], said),
+    }
     with torch.inference_mode():
-        figures = {
-            "single": single(routes, prompts[: options.captions]),
-            "batched": batched(routes, prompts),
-            "quality": quality(
-                routes, prompts[: options.scored], [photo.captions[0] for photo in photos]
-            ),
-        }
+        figures = {part: work[part]() for part in PARTS if part in options.parts}
     print(json.dumps({"benchmark": "decode", **figures, "machine": machine()}))
     return 0
 
@@ -190,6 +197,19 @@ def batched(
             rate = statistics.median(rates[name])
             figures[f"{name}_{size}"] = {"per_minute": round(rate), "speedup": round(ratio, 2)}
             print(f"  {name:9} batch {size:3} {rate:7.0f} a minute, {ratio:5.2f}x")
+    return figures
+
+
+def together(language: CausalLanguageModel, prompts: Sequence[Prompt]) -> dict[str, int]:
+    """Count the prompts that are told the same in batches as alone."""
+    alone = ["".join(language.stream(each, CAPTION_DECODING)).strip() for each in prompts]
+    figures = {"captions": len(prompts)}
+    for size in TOGETHER:
+        batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        said = [text for b in batches for text in language.replies(b, CAPTION_DECODING)]
+        texts = [text for text in said if text is not None]
+        figures[f"same_{size}"] = sum(a == b for a, b in zip(texts, alone, strict=True))
+        print(f"half in batches of {size}: {figures[f'same_{size}']} of {len(prompts)} as alone")
     return figures
 
 

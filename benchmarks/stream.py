@@ -141,7 +141,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("file", nargs="?", type=Path, help="a video; made if not given")
     parser.add_argument("--fps", type=float, default=1.0)
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--scene-seconds", type=float, default=14.0, help="of the film it makes")
+    parser.add_argument("--scene-seconds", type=float, default=12.0, help="of the film it makes")
     parser.add_argument("--sparse", action="store_true", help="keyframes only")
     parser.add_argument("--model", default="streammem-tiny")
     parser.add_argument("--plot", type=Path, help="PNG of the parts and their bounds")

@@ -16,11 +16,11 @@ from streammem.session import Session
 from streammem.types import Caption, Event, Frame, Segment, Stats, Warning
 from streammem.video import VideoSource
 from streammem.watch_options import DEFAULT_FPS, MAX_SIDE, WatchOptions, open_for
-from streammem.workers import Reader, Said, Speaker
+from streammem.workers import TOGETHER, Reader, Said, Speaker
 
 __all__ = ["DEFAULT_FPS", "MAX_SIDE", "WatchOptions", "open_for", "watch"]
 
-SEGMENTS_AHEAD = 4  # segments that wait for the speaker before a file's perception does
+SEGMENTS_AHEAD = 4  # segments that wait for the speaker before a file's perception does, at least
 LIVE_SEGMENTS_AHEAD = 1  # of a live source; beyond them the oldest stays without a caption
 DEFAULTS = WatchOptions()
 
@@ -69,11 +69,7 @@ class _Watching:
     def events(self) -> Iterator[Event]:
         options = self._options
         drop = options.drop or ("oldest" if self._live else "never")
-        self._speaker = (
-            Speaker(self._session.model, self._session.config, self._heard, warm=self._live)
-            if options.speak
-            else None
-        )
+        self._speaker = self._new_speaker() if options.speak else None
         self._reader = Reader(self._source, drop)
         try:
             yield from self._stream()
@@ -90,10 +86,15 @@ class _Watching:
             if self._speaker:
                 self._speaker.stop()
 
+    def _new_speaker(self) -> Speaker:
+        model, config = self._session.model, self._session.config
+        together = 1 if self._live or self._heard else TOGETHER
+        return Speaker(model, config, self._heard, warm=self._live, together=together)
+
     def _stream(self) -> Iterator[Event]:
         for frame in self._reader.frames(self._options.stop):
             closed = self._push(frame) if frame else ()
-            yield from self._due(closed, LIVE_SEGMENTS_AHEAD if self._live else SEGMENTS_AHEAD)
+            yield from self._due(closed)
             if frame:
                 yield from self._alerted(frame)
             yield from self._asides()
@@ -101,7 +102,7 @@ class _Watching:
         end = None if self._reader.stopped else self._source.end
         closed = self._session.flush(end)
         self._num_segments += len(closed)
-        yield from self._due(closed, 0)
+        yield from self._due(closed, at_end=True)
 
     def _push(self, frame: Frame) -> tuple[Segment, ...]:
         began = time.thread_time()
@@ -115,8 +116,8 @@ class _Watching:
         self._perceived_until = frame.time
         return closed
 
-    def _due(self, closed: tuple[Segment, ...], ahead: int) -> Iterator[Event]:
-        """Yield closed segments, and captions until at most ``ahead`` segments wait for theirs."""
+    def _due(self, closed: tuple[Segment, ...], *, at_end: bool = False) -> Iterator[Event]:
+        """Yield closed segments, and captions until few enough segments wait for theirs."""
         for segment in closed:
             if self._speaker:
                 self._submit(segment)
@@ -125,8 +126,13 @@ class _Watching:
             if self._scenes and not self._speaker.waiting and (span := self._scenes.due()):
                 self._scenes.begun(span)
                 self._speaker.submit(span)
-            for said in self._speaker.said(0 if ahead == 0 else None if self._live else ahead):
+            for said in self._speaker.said(0 if at_end else self._ahead()):
                 yield self._caption(said)
+
+    def _ahead(self) -> int | None:
+        """Return how many segments of a file may wait: what is being said, and as much again."""
+        assert self._speaker
+        return None if self._live else max(SEGMENTS_AHEAD, 2 * self._speaker.together)
 
     def _submit(self, segment: Segment) -> None:
         assert self._speaker
@@ -186,7 +192,7 @@ class _Watching:
         with self._speaker.silence if self._speaker else nullcontext():
             answer = self._session.ask(question, on_text)
         yield answer
-        yield from self._due(tuple(closed), SEGMENTS_AHEAD)
+        yield from self._due(tuple(closed))
 
     def _stats(self) -> Stats:
         reader, speaker = self._reader, self._speaker

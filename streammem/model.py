@@ -101,6 +101,8 @@ class StreamModel(Protocol):
     def token_shape(self) -> tuple[int, int]: ...
     @property
     def reads_related(self) -> bool: ...
+    @property
+    def speaks_together(self) -> bool: ...
     def initial_memory(self) -> Tensor: ...
     def perceive(self, picture: np.ndarray) -> Perceived: ...
     def take_in(self, scene: Scene, memory: Tensor, related: Tensor | None) -> TakenIn: ...
@@ -116,6 +118,12 @@ class StreamModel(Protocol):
         decoding: GenerationConfig | None = None,
         instruction: str | None = None,
     ) -> list[str]: ...
+    def captions_stepwise(
+        self,
+        tokens: Sequence[Tensor],
+        decoding: GenerationConfig | None = None,
+        instruction: str | None = None,
+    ) -> Iterator[str | None]: ...
     def stream(self, prompt: list[str | Tensor], decoding: GenerationConfig) -> Iterator[str]: ...
 
 
@@ -140,6 +148,20 @@ def describe(
     """Describe segments in one batch, each from its own tokens; every model's ``captions``."""
     prompts = [model.caption_prompt(each, instruction) for each in tokens]
     return model.language.generate(prompts, decoding or model.decoding)
+
+
+def describe_stepwise(
+    model: Speaker,
+    tokens: Sequence[Tensor],
+    decoding: GenerationConfig | None = None,
+    instruction: str | None = None,
+) -> Iterator[str | None]:
+    """Yield descriptions in order, None between words; every model's ``captions_stepwise``.
+
+    Each is to the letter what ``reply`` says of that segment alone, stripped.
+    """
+    prompts = [model.caption_prompt(each, instruction) for each in tokens]
+    return model.language.replies(prompts, decoding or model.decoding)
 
 
 def reply(model: Speaker, prompt: list[str | Tensor], decoding: GenerationConfig) -> Iterator[str]:
@@ -226,6 +248,11 @@ class VideoModel:
         """Whether ``take_in`` reads tokens of related past segments."""
         return False
 
+    @property
+    def speaks_together(self) -> bool:
+        """Whether segments take less time together than one by one in ``captions_stepwise``."""
+        return self.language.speaks_together
+
     def initial_memory(self) -> Tensor:
         """Return the memory before the first segment, [M, D + 1]; see ``recurrent.fold``."""
         return recurrent.empty(*self.token_shape)
@@ -277,6 +304,7 @@ class VideoModel:
         return self.language.chat([*content, question])
 
     captions = describe
+    captions_stepwise = describe_stepwise
     stream = reply
 
     # What the evaluation suites ask of a model (see evaluation/).

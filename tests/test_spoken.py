@@ -142,3 +142,41 @@ def test_what_was_said_of_an_open_scene_is_what_is_kept_when_it_closes(model):
     (segment,) = session.flush()
     scenes.closed(segment)
     assert session.cache.get(segment.id).caption == told.text == "A man"
+
+
+def test_what_is_withheld_is_described_once_however_often_it_is_asked_about(model, monkeypatch):
+    batches = []
+    said = type(model).captions
+
+    def counting(self, tokens, *rest):
+        batches.append(len(tokens))
+        return said(self, tokens, *rest)
+
+    monkeypatch.setattr(type(model), "captions", counting)
+    unsure = replace(model, certainty=certain(0.1))
+    session = Session(unsure, SessionConfig(min_confidence=1.0, passages=2))
+    for frame in FILM:
+        session.push(frame)
+    session.flush()
+    for _ in range(3):
+        answer = session.ask("What is there?")
+        assert all(item.caption is None for item in answer.evidence)
+    assert [count for count in batches if count] == [2]
+    session.answerer.config = replace(session.config, passages=3)  # one more is shown
+    session.ask("What is there?")
+    assert [count for count in batches if count] == [2, 1]
+
+
+def test_what_is_withheld_is_described_anew_when_it_has_grown(model):
+    unsure = replace(model, certainty=certain(0.1))
+    session = Session(unsure, SessionConfig(min_confidence=1.0))
+    for frame in FILM:
+        session.push(frame)
+    session.flush()
+    row = session.cache.entries()[0]
+    described = []
+    session.answerer.describe = lambda segments: described.extend(s.id for s in segments)
+    for entry in (row, row, replace(row, last=row.segment + 9)):
+        session.answerer._row = lambda _, entry=entry: entry
+        session.answerer._described([entry])
+    assert described == [row.segment, row.segment]

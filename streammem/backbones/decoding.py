@@ -23,11 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from streammem.backbones.products import FUSE, Fuse, Linear, Route, gain_of, has_half
+from streammem.backbones.products import FUSE, Fuse, HalfLinear, Linear, Route, gain_of, has_half
 
 # Legend: B rows, T new columns, S columns of the cache, D width, H query heads, K key-value heads,
 # G = H / K, E head width, V vocabulary.
 
+ALIGNED = 16  # floats of a cache line
 MOST_GUESSED = 15  # tokens: most captions at once; 16 take 1.3 times as long to read as 8
 
 
@@ -119,16 +120,33 @@ class LlamaDecoder:
             room: tokens that will be fed at most; the cache is allocated for them, once.
             ends: tokens behind which nothing is worth guessing.
         """
-        known = len(self.prefix)
-        shared = bool(known) and all(
-            len(row) > known and torch.equal(row[:known], self.prefix) for row in rows
-        )
-        begin = known if shared else 0
+        shared = all(map(self._begins_with_prefix, rows))
+        begin = len(self.prefix) if shared else 0
         run = Run(self, len(rows), max(len(row) for row in rows) + room, ends)
         if shared:
             run.begin_with(self._read_prefix())
         run.read([row[begin:] for row in rows])
         return run
+
+    def are_apart(self, rows: Sequence[Tensor]) -> bool:
+        """Tell whether prompts that are read together have the logits, to the bit, of each alone.
+
+        Padding would move a row's columns, and so the order in which its attention is summed.
+        """
+        alike = len({(len(row), self._begins_with_prefix(row)) for row in rows}) == 1
+        return alike and self.rows_apart
+
+    @property
+    def rows_apart(self) -> bool:
+        """Whether no product of a row depends on the rows beside it."""
+        products = [self._head]
+        for layer in self._layers:
+            products += [layer.qkv, layer.out, layer.gate_up, layer.down]
+        return all(isinstance(product, HalfLinear) for product in products)
+
+    def _begins_with_prefix(self, row: Tensor) -> bool:
+        known = len(self.prefix)
+        return 0 < known < len(row) and torch.equal(row[:known], self.prefix)
 
     def _read_prefix(self) -> Tensor:
         """Return the prefix's columns of a cache, of one row."""
@@ -194,7 +212,7 @@ class LlamaDecoder:
             # The G query heads of a key head stand as rows below each other: no key is repeated.
             q = qkv[:, :, :h].reshape(b, t, k, h // k, e)
             q = q.permute(0, 2, 3, 1, 4).reshape(b, k, h // k * t, e)
-            a = F.scaled_dot_product_attention(q, key, value, mask)
+            a = _attention(q, key, value, mask)
             a = a.view(b, k, h // k, t, e).permute(0, 3, 1, 2, 4).reshape(b * t, h * e)
             x[:, :-1] += layer.out(a)
             gate, up = layer.gate_up(_direction(x)).chunk(2, -1)
@@ -323,6 +341,21 @@ class Run:
         self.cache = self.cache[:, rows]
         self.logits, self._places = self.logits[rows], self._places[rows]
         self._readable = None if self._readable is None else self._readable[rows]
+
+
+def _attention(q: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attend, so that a row's result does not depend on the thread that computes it.
+
+    Each thread has a part of N * (S + E + 2) floats of one buffer, for N query rows or 32 of them,
+    and the order in which MKL sums depends on where in a cache line that begins.
+    """
+    count = q.shape[2]
+    spare = -count % ALIGNED if torch.get_num_threads() > 1 else 0
+    if spare:
+        q = F.pad(q, (0, 0, 0, spare))
+        if mask is not None and mask.shape[2] > 1:
+            mask = F.pad(mask, (0, 0, 0, spare), value=True)
+    return F.scaled_dot_product_attention(q, key, value, mask)[:, :, :count]
 
 
 def _direction(x: Tensor) -> Tensor:

@@ -6,16 +6,17 @@ a user types. No memory and no prompt wording live here.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
-from jinja2 import TemplateError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer
 from transformers import GenerationConfig as TransformersDecoding
 
+from streammem.backbones.chat_frame import chat_frame
 from streammem.backbones.decoding import LlamaDecoder, Run, is_plain_llama, weights_version
 from streammem.backbones.products import Route, has_bfloat16, has_half
 from streammem.backbones.sampling import GenerationConfig, pick
@@ -73,7 +74,7 @@ class CausalLanguageModel:
         self._stop_ids = _stop_ids(model, tokenizer)
         # Penalties that come with a model would make a batch say other things than a stream.
         model.generation_config = TransformersDecoding()
-        self.chat_prefix, self.chat_suffix = _chat_frame(tokenizer)
+        self.chat_prefix, self.chat_suffix = chat_frame(tokenizer)
         self._frame_ids = self.ids(self.chat_prefix), self.ids(self.chat_suffix)
 
     @classmethod
@@ -129,6 +130,12 @@ class CausalLanguageModel:
         """How replies are decoded: one of the routes, or ``transformers`` for no plain Llama."""
         plain = self._model is None or is_plain_llama(self._model)
         return self._route if plain else "transformers"
+
+    @property
+    def speaks_together(self) -> bool:
+        """Whether ``replies`` continues prompts of one length together, if without beams."""
+        decoder = self.decoder()
+        return decoder is not None and decoder.rows_apart
 
     @property
     def width(self) -> int:
@@ -232,6 +239,31 @@ class CausalLanguageModel:
         return [self._text(ids).strip() for ids in said]
 
     @torch.inference_mode()
+    def replies(self, prompts: Sequence[Prompt], config: GenerationConfig) -> Iterator[str | None]:
+        """Reply to prompts as ``generate`` does, word by word, and never other than to one alone.
+
+        They are continued together where that changes no logit, one after another elsewhere.
+
+        Yields:
+            The replies in their order, each as soon as it and all before it are whole; None after
+            a token that made none whole.
+        """
+        if config.num_beams > 1:
+            for prompt in prompts:
+                yield from self.generate([prompt], config)
+            return
+        rows, decoder = [self.embed(prompt) for prompt in prompts], self.decoder()
+        together = decoder is not None and decoder.are_apart(rows)
+        for group in [rows] if together else [[row] for row in rows]:
+            given = 0
+            for replies in self._steps(group, config, [[config.seed]] * len(group)):
+                whole = list(takewhile(bool, replies[given:]))
+                given += len(whole)
+                yield from (reply.text for reply in whole if reply)
+                if not whole:
+                    yield None
+
+    @torch.inference_mode()
     def sample(
         self, prompts: Sequence[Prompt], config: GenerationConfig, *, count: int = 1
     ) -> list[list[Reply]]:
@@ -274,36 +306,43 @@ class CausalLanguageModel:
     def _replies(
         self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Sequence[int]]
     ) -> list[Reply]:
+        *_, replies = self._steps(rows, config, seeds)
+        return [reply for reply in replies if reply]  # at last all are whole
+
+    def _steps(
+        self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Sequence[int]]
+    ) -> Iterator[list[Reply | None]]:
+        """Say a token of each reply a step; yield those that are whole, None for the others."""
         run, count = self._start(rows, config), len(seeds[0])
         generators = [
             torch.Generator().manual_seed(seed % (1 << 63)) for own in seeds for seed in own
         ]
         said: list[tuple[list[int], list[float]]] = [([], []) for _ in generators]
+        replies: list[Reply | None] = [None for _ in generators]
         if isinstance(run, Run) and count > 1:
             run.take(torch.arange(len(rows)).repeat_interleave(count))
         going = list(range(len(said)))  # the reply that each row of the run belongs to
         for left in reversed(range(config.max_new_tokens)):
             tokens, log_probs = pick(run.logits, config, [generators[i] for i in going])
             for i, token, log_prob in zip(going, tokens.tolist(), log_probs.tolist(), strict=True):
-                if not self._is_over(said[i][0]):
+                if replies[i] is None:
                     said[i][0].append(token)
                     said[i][1].append(log_prob)
-            open_rows = [n for n, i in enumerate(going) if not self._is_over(said[i][0])]
-            if not open_rows or not left:
-                break
+                    if not left or token in self._stop_ids:
+                        replies[i] = Reply(self._reply_text(said[i][0]), *said[i])
+            yield replies
+            open_rows = [n for n, i in enumerate(going) if replies[i] is None]
+            if not open_rows:
+                return
             # Moving the cache costs a fifth of a step.
             if isinstance(run, Run) and 4 * len(open_rows) <= 3 * len(going):
                 kept = torch.tensor(open_rows)
                 run.take(kept)
                 tokens, going = tokens[kept], [going[n] for n in open_rows]
             run.feed(tokens)
-        return [Reply(self._reply_text(ids), ids, log_probs) for ids, log_probs in said]
-
-    def _is_over(self, ids: list[int]) -> bool:
-        return bool(ids) and ids[-1] in self._stop_ids
 
     def _reply_text(self, ids: list[int]) -> str:
-        return self._text(ids[:-1] if self._is_over(ids) else ids).strip()
+        return self._text(ids[:-1] if ids[-1] in self._stop_ids else ids).strip()
 
     def _start(self, rows: list[Tensor], config: GenerationConfig) -> "Run | TransformersRun":
         decoder = self.decoder()
@@ -351,26 +390,6 @@ def decoding_route(decoding: str) -> Route:
     if decoding == "auto":
         return "half" if has_half() else "exact"
     return cast(Route, decoding)
-
-
-def _chat_frame(tokenizer: Any) -> tuple[str, str]:
-    """Return what the chat template puts before and after a user's text, without a system turn."""
-    # Models that are trained with a beginning-of-sequence token speak badly without it.
-    begins = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
-    start = tokenizer.bos_token if begins else ""
-    if not tokenizer.chat_template:
-        return start, "\n"
-    mark = "CONTENT"  # seen by the template only, never by a user's text
-    user = {"role": "user", "content": mark}
-    render = partial(tokenizer.apply_chat_template, tokenize=False)
-    try:  # an empty system turn keeps some templates from adding one of their own
-        system = [{"role": "system", "content": ""}]
-        framed = render([*system, user], add_generation_prompt=True)
-        framed = framed.removeprefix(render(system))
-    except TemplateError:
-        framed = render([user], add_generation_prompt=True)
-    before, _, after = framed.partition(mark)
-    return start + before.removeprefix(start), after
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -5,6 +5,7 @@ It multiplies; what is multiplied when is for ``decoding.py``.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,20 @@ Fuse = Callable[[list[Any], Tensor | None], Linear]
 # Largest weight of a matrix that float16 holds well: not infinite, and its unit of 6e-8 for the
 # smallest values is less than a rounding error of the largest.
 FLOAT16_LEAST, FLOAT16_MOST = 1e-3, 65504.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HalfLinear:
+    """Multiplies packed float16 weights in float32.
+
+    FBGEMM sums each row by itself and always in the same order: to the bit, a row's product does
+    not depend on the rows beside it. MKL's float32 products do, from four rows on.
+    """
+
+    packed: Any
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
 
 
 def has_half() -> bool:
@@ -59,8 +74,7 @@ def _half(modules: list[Any], gain: Tensor | None) -> Linear:
     low, high = torch.aminmax(weight)
     if not FLOAT16_LEAST < torch.maximum(-low, high) < FLOAT16_MOST:  # nor if it is not a number
         return lambda x: F.linear(x, weight, bias)
-    packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
-    return lambda x: torch.ops.quantized.linear_dynamic_fp16(x, packed)
+    return HalfLinear(torch.ops.quantized.linear_prepack_fp16(weight, bias))
 
 
 def _bfloat16(modules: list[Any], gain: Tensor | None) -> Linear:

@@ -25,6 +25,7 @@ from streammem.model import (
     TakenIn,
     VideoModel,
     describe,
+    describe_stepwise,
     reply,
     spread,
 )
@@ -111,6 +112,11 @@ class VideoLLaMB:
         sizes = self.bridge.config
         frames = self.options.kept_frames if self.keeps_hidden else 0
         return 2 * sizes.memory_tokens + frames * self.options.pool**2, sizes.width
+
+    @property
+    def speaks_together(self) -> bool:
+        """False: of so many tokens a scene, a batch would save little and hold gigabytes."""
+        return False
 
     @property
     def reads_related(self) -> bool:
@@ -217,6 +223,7 @@ class VideoLLaMB:
         return [embed(begin), opening, *content, f"\n{request} ASSISTANT:"]
 
     captions = describe
+    captions_stepwise = describe_stepwise
     stream = reply
 
     # -- what the evaluation suites ask of a model --

@@ -116,6 +116,15 @@ class SharedModel:
                 raise wish.error
         return [wish.text or "" for wish in wishes]
 
+    def captions_stepwise(
+        self,
+        tokens: Sequence[Tensor],
+        decoding: GenerationConfig | None = None,
+        instruction: str | None = None,
+    ) -> Iterator[str | None]:
+        """Describe segments in one step, as ``captions`` does."""
+        yield from self.captions(tokens, decoding, instruction)
+
     def _speak(self) -> None:
         """Speak one batch, the oldest wish first; all of a batch are decoded alike."""
         while self._arriving:

@@ -130,6 +130,49 @@ def test_matrices_that_float16_cannot_hold_stay_in_float32():
     assert (expected - found).abs().max() < 0.1
 
 
+# -- together and alone --
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@NEEDS_HALF
+@pytest.mark.parametrize("count", [2, 3, 8, 17])
+def test_half_gives_a_row_the_same_logits_to_the_bit_whoever_stands_beside_it(count, threads):
+    model = llama("half")
+    generator = torch.Generator().manual_seed(count)
+    ids = torch.randint(3, 200, (count, 6), generator=generator)
+    visual = torch.randn(count, 4, model.width, generator=generator)
+    with torch.inference_mode():
+        rows = [model.embed(model.chat([v, "Describe."])) for v in visual]
+        decoder = model.decoder()
+        assert decoder.are_apart(rows)
+        together = forced(decoder, rows, ids)
+        for row, own, found in zip(rows, ids, together, strict=True):
+            assert torch.equal(forced(decoder, [row], own[None])[0], found)
+
+
+def test_rows_are_apart_only_where_nothing_is_padded_and_nothing_but_half_multiplies():
+    exact = llama("exact")
+    rows = [torch.zeros(n, exact.width) for n in (5, 5, 6)]
+    assert not exact.decoder().are_apart(rows[:2]) and not exact.speaks_together
+    if has_half():
+        half, stretched = llama("half"), llama("half")
+        prefix = half.decoder().prefix
+        prefixed = torch.cat([prefix, torch.zeros(2, half.width)])
+        other = torch.zeros_like(prefixed)
+        assert half.speaks_together and half.decoder().are_apart(rows[:2])
+        assert not half.decoder().are_apart(rows)
+        assert not half.decoder().are_apart([prefixed, other])  # one of them is read from within
+        stretched.model.model.layers[0].mlp.up_proj.weight.data *= 1e6
+        assert not stretched.speaks_together
+
+
 # -- the cache --
 
 

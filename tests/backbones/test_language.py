@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from streammem.backbones.language import CausalLanguageModel, GenerationConfig
+from streammem.backbones.products import has_half
 from streammem.errors import BackboneError, ConfigError
 from tests.tiny import talkative_language, tiny_language, tiny_tokenizer
 
@@ -84,6 +85,70 @@ def test_penalties_that_come_with_a_model_do_not_divide_batch_and_stream(prompts
     punished = CausalLanguageModel(plain.model, plain.tokenizer)
     streamed = ["".join(punished.stream(p, GREEDY)).strip() for p in prompts]
     assert punished.generate(prompts, GREEDY) == streamed
+
+
+# -- replies, word by word --
+
+
+def alike(language, count):
+    """Prompts of one length."""
+    generator = torch.Generator().manual_seed(4)
+    return [language.chat([torch.randn(3, 32, generator=generator), "Say."]) for _ in range(count)]
+
+
+@pytest.fixture
+def ending():
+    """A language model whose replies end at different times."""
+    language = talkative_language(seed=1)
+    language.model.lm_head.bias.data[2] = 6.0
+    return language
+
+
+@pytest.mark.parametrize("decoding", ["auto", "exact"])
+@pytest.mark.parametrize("sampled", [{}, {"temperature": 0.8, "seed": 3}, {"num_beams": 2}])
+def test_replies_are_what_each_prompt_is_told_alone_in_order(ending, decoding, sampled):
+    language = CausalLanguageModel(ending.model, ending.tokenizer, decoding=decoding)
+    config = GenerationConfig(max_new_tokens=10, **sampled)
+    for prompts in (alike(language, 7), [*alike(language, 2), language.chat(["Longer, say."])], []):
+        alone = [language.generate([prompt], config)[0] for prompt in prompts]
+        assert [text for text in language.replies(prompts, config) if text is not None] == alone
+
+
+def test_a_reply_is_given_with_its_last_token_and_none_with_the_others(ending):
+    for prompt in alike(ending, 8):
+        (reply,) = ending.sample([prompt], GREEDY)[0]
+        steps = list(ending.replies([prompt], GREEDY))
+        assert steps == [None] * (len(reply.ids) - 1) + [reply.text]
+
+
+@pytest.mark.skipif(not has_half(), reason="needs FBGEMM and AVX2")
+def test_replies_to_prompts_of_one_length_come_in_as_many_steps_as_the_longest_has(ending):
+    prompts = alike(ending, 8)
+    lengths = [len(ending.sample([prompt], GREEDY)[0][0].ids) for prompt in prompts]
+    steps = list(ending.replies(prompts, GREEDY))
+    # Those that become whole in one step are given in that step.
+    order = [max(lengths[: i + 1]) for i in range(len(lengths))]
+    assert len(set(order)) > 1
+    assert len(steps) == len(prompts) + max(lengths) - len(set(order))
+    first = next(i for i, text in enumerate(steps) if text is not None)
+    assert first == lengths[0] - 1
+
+
+@pytest.mark.parametrize(
+    ("decoding", "count", "sizes"), [("auto", 3, [3]), ("exact", 3, [1] * 3), ("auto", 4, [1] * 4)]
+)
+@pytest.mark.skipif(not has_half(), reason="needs FBGEMM and AVX2")
+def test_only_replies_that_company_cannot_change_are_given_together(
+    ending, monkeypatch, decoding, count, sizes
+):
+    language = CausalLanguageModel(ending.model, ending.tokenizer, decoding=decoding)
+    prompts = [*alike(language, 3), language.chat(["Of another length, say."])][:count]
+    started, start = [], language._start
+    monkeypatch.setattr(
+        language, "_start", lambda rows, config: started.append(len(rows)) or start(rows, config)
+    )
+    assert len([text for text in language.replies(prompts, GREEDY) if text is not None]) == count
+    assert started == sizes
 
 
 # -- prompts --
