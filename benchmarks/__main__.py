@@ -18,6 +18,7 @@ BENCHMARKS = {
     "scenes": "benchmarks.scenes",
     "server": "benchmarks.server",
     "stream": "benchmarks.stream",
+    "swapped": "benchmarks.swapped",
 }
 
 

@@ -87,19 +87,42 @@ def turns_from_captions(
     text = " ".join(captions).lower()
     words = set(re.findall(r"[a-z]+", text))
     turns = [_presence(words, rng, present=True), _presence(words, rng, present=False)]
-    for color, thing in re.findall(rf"\b({'|'.join(COLORS)}) (\w+)\b", text):
-        if thing in COLORED and not re.search(
-            rf"\b{color} {thing} (and|\w+) {thing}|{color} and", text
-        ):
-            verb = "are" if thing.endswith("s") and not thing.endswith("ss") else "is"
-            turns.append(Turn(f"What color {verb} the {thing}?", f"{color.capitalize()}."))
-    for number, thing in re.findall(
-        rf"\b({'|'.join(NUMBERS)}) (\w+s|men|women|children|people)\b", text
-    ):
-        turns.append(Turn(f"How many {thing} are there?", f"{number.capitalize()}."))
+    for color, thing in colors_in(text):
+        turns.append(Turn(color_question(thing), f"{color.capitalize()}."))
+    for number, thing in numbers_in(text):
+        turns.append(Turn(number_question(thing), f"{number.capitalize()}."))
     unique = list({turn.question: turn for turn in turns if turn}.values())
     order = rng.permutation(len(unique))[:limit]
     return [unique[i] for i in order]
+
+
+def colors_in(text: str) -> list[tuple[str, str]]:
+    """List (colour, thing) as lower-case text states them; not of what has two colours."""
+    return [
+        (color, thing)
+        for color, thing in re.findall(rf"\b({'|'.join(COLORS)}) (\w+)\b", text)
+        if thing in COLORED
+        and not re.search(rf"\b{color} {thing} (and|\w+) {thing}|{color} and", text)
+    ]
+
+
+def numbers_in(text: str) -> list[tuple[str, str]]:
+    """List (number, things) as lower-case text states them."""
+    return re.findall(rf"\b({'|'.join(NUMBERS)}) (\w+s|men|women|children|people)\b", text)
+
+
+def color_question(thing: str) -> str:
+    verb = "are" if thing.endswith("s") and not thing.endswith("ss") else "is"
+    return f"What color {verb} the {thing}?"
+
+
+def number_question(things: str) -> str:
+    return f"How many {things} are there?"
+
+
+def presence_question(thing: str) -> str:
+    article = "" if thing in ("snow", "water") else "an " if thing[0] in "aeiou" else "a "
+    return f"Is there {article}{thing}?"
 
 
 def turns_from_answers(
@@ -124,5 +147,4 @@ def _presence(words: set[str], rng: np.random.Generator, *, present: bool) -> Tu
     if not fitting:
         return None
     thing = fitting[rng.integers(len(fitting))]
-    article = "" if thing in ("snow", "water") else "an " if thing[0] in "aeiou" else "a "
-    return Turn(f"Is there {article}{thing}?", "Yes." if present else "No.")
+    return Turn(presence_question(thing), "Yes." if present else "No.")

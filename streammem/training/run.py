@@ -10,12 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from streammem.checkpoint import check_device, save
 from streammem.errors import ConfigError
 from streammem.memory.keys import WordsOfCells
 from streammem.model import VideoModel
 from streammem.questions import QuestionHead
 from streammem.scenetilling import SceneTillingConfig
+from streammem.training.answers import AnswerStage
 from streammem.training.captions import CaptionStage
 from streammem.training.curves import check_matplotlib, draw_curves
 from streammem.training.evidence import EVIDENCE_RANK, EvidenceData, EvidenceStage
@@ -84,7 +87,7 @@ def run(
     """
     recipe = read_recipe(recipe_path)
     check_matplotlib()
-    if any(stage.kind in ("captions", "text", "reward") for stage in recipe.stages):
+    if any(stage.kind in ("captions", "text", "reward", "answers") for stage in recipe.stages):
         check_peft()
     check_device(device or "cpu")
     with join(device) as (team, own_device):
@@ -130,14 +133,11 @@ def _vision(workshop: Workshop, options: StageOptions) -> Stage:
     early = workshop.cached(EarlyEncoder(learner.net), workshop.features_folder / "early")
     pictures = joined([cached.split(TRAIN).captioned() for cached in early.values()], "captioned")
     pictures = replace(pictures, device=learner.device)
-    stage = VisionStage(
-        learner.net,
-        learner.plain_keys(),
-        WordSpace(pictures.captions, learner.language),
-        workshop.embedded(pictures),
-        workshop.embedded(workshop.validation_of(early)),
-        batch=options.batch,
-    )
+    space = WordSpace(pictures.captions, learner.language)
+    data = [workshop.embedded(p) for p in (pictures, workshop.validation_of(early))]
+    keys = learner.plain_keys()
+    torch.manual_seed(workshop.recipe.seed)  # opening a backbone may have drawn numbers
+    stage = VisionStage(learner.net, keys, space, *data, batch=options.batch)
     learner.measure(stage.statistics(workshop.recipe.seed))
     return stage
 
@@ -160,19 +160,20 @@ def _keys(workshop: Workshop, options: StageOptions) -> Stage:
 
 def _evidence(workshop: Workshop, options: StageOptions) -> Stage:
     learner, shop = workshop.learner, workshop
-    cells = learner.words_of_cells
-    if cells is None:
-        width = min(learner.vision.frame_dim, learner.vision.patch_dim)
-        cells = WordsOfCells(width, len(shop.words.words), min(EVIDENCE_RANK, width))
-        cells.start(shop.words.prior)
     data = EvidenceData(
         shop.embedded(shop.captioned),
         shop.embedded(shop.validation),
         shop.sentences if shop.has_sentences else None,
     )
+    space, cells = shop.words, learner.words_of_cells
+    torch.manual_seed(shop.recipe.seed)  # opening a backbone may have drawn numbers
+    if cells is None:
+        width = min(learner.vision.frame_dim, learner.vision.patch_dim)
+        cells = WordsOfCells(width, len(space.words), min(EVIDENCE_RANK, width))
+        cells.start(space.prior)
     return EvidenceStage(
         learner.plain_keys(),
-        shop.words,
+        space,
         data,
         cells,
         learn_cells=learner.words_of_cells is None,
@@ -220,6 +221,14 @@ def _reward(workshop: Workshop, options: StageOptions) -> Stage:
     return RewardStage(bridge, language, shop.captioned, shop.validation, batch=options.batch)
 
 
+def _answers(workshop: Workshop, options: StageOptions) -> Stage:
+    learner, shop = workshop.learner, workshop
+    language = learner.adapt()
+    return AnswerStage(
+        learner.bridge, language, shop.captioned, shop.validation, batch=options.batch
+    )
+
+
 def _operators(workshop: Workshop, options: StageOptions) -> Stage:
     learner, shop = workshop.learner, workshop
     return OperatorStage(
@@ -240,6 +249,7 @@ STAGES: dict[str, Callable[[Workshop, StageOptions], Stage]] = {
     "prefix": _prefix,
     "text": _text,
     "reward": _reward,
+    "answers": _answers,
     "operators": _operators,
 }
 

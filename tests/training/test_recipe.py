@@ -7,7 +7,9 @@ from streammem.errors import ConfigError
 from streammem.training.recipe import StageOptions, parse_recipe, read_recipe, resolve, text_file
 from tests.training.tiny_backbones import RECIPE
 
-SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "train").glob("*.toml"))
+RECIPES = Path(__file__).parents[2] / "configs" / "train"
+CONTINUED = RECIPES / "answers.toml"  # starts from a model
+SHIPPED = sorted(set(RECIPES.glob("*.toml")) - {CONTINUED})
 
 
 def parsed(text):
@@ -19,6 +21,13 @@ def test_every_shipped_recipe_trains_all_that_a_model_needs(path):
     kinds = {stage.kind for stage in read_recipe(path).stages}
     assert {"words", "captions", "operators"} <= kinds
     assert kinds & {"keys", "vision"}  # each trains the key heads
+
+
+def test_the_recipe_of_answers_fits_the_model_that_it_starts_from():
+    recipe, whole = read_recipe(CONTINUED), read_recipe(RECIPES / "streammem-tiny.toml")
+    assert [stage.kind for stage in recipe.stages] == ["answers"]
+    for part in ("lora", "bridge", "backbones", "key_dim"):
+        assert getattr(recipe, part) == getattr(whole, part)
 
 
 def test_what_others_learn_on_is_trained_first():

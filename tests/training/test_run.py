@@ -65,7 +65,7 @@ def killed_at(monkeypatch, stage, step):
     monkeypatch.setattr(loop, "_step", dying)
 
 
-STAGES = ("words", "keys", "captions", "prefix", "text", "reward", "operators")
+STAGES = ("words", "keys", "evidence", "captions", "prefix", "text", "reward", "operators")
 
 
 @pytest.mark.parametrize(("stage", "step"), [(stage, i % 2) for i, stage in enumerate(STAGES)])

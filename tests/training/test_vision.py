@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from streammem.backbones.efficientnet import EfficientNetLite
 from streammem.backbones.vision import EfficientNetEncoder, open_net
 from streammem.memory.keys import PictureKey, TextKey
+from streammem.training import loop
 from streammem.training.features import cache_features
 from streammem.training.generated import make_pictures
 from streammem.training.keys import Embedded
@@ -43,8 +44,7 @@ def early(published, tmp_path_factory):
     return cache_features(source, EarlyEncoder(open_net(published, {})), folder, crops=0)
 
 
-@pytest.fixture
-def stage(published, early):
+def make_stage(published, early):
     def embedded(split):
         pictures = early.split(split)
         generator = torch.Generator().manual_seed(0)
@@ -56,6 +56,11 @@ def stage(published, early):
     keys = PictureKey(1808, 16, dim=16), TextKey(SENTENCE_DIM, 16)
     space = WordSpace(early.split("train").captions, tiny_language())
     return VisionStage(net, keys, space, embedded("train"), embedded("val"), batch=4)
+
+
+@pytest.fixture
+def stage(published, early):
+    return make_stage(published, early)
 
 
 def test_cached_early_patches_are_finished_as_the_encoder_does(stage, early, published):
@@ -93,6 +98,23 @@ def test_the_words_of_training_pictures_are_learned(stage, tmp_path):
     with torch.no_grad():
         assert stage.loss(np.random.default_rng(0)).item() < before
     assert {"top5", "recall@1", "median_rank"} <= set(figures)
+
+
+def test_a_killed_and_resumed_stage_ends_with_the_weights_of_an_uninterrupted_one(
+    published, early, tmp_path, monkeypatch
+):
+    schedule = Schedule(steps=3, lr=1e-3, warmup=1)
+    whole, killed, resumed = (make_stage(published, early) for _ in range(3))
+    train(whole, schedule, tmp_path / "whole")
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", -1.0)
+    real = VisionStage.loss
+    losses = iter([real, real])
+    with monkeypatch.context() as patch, pytest.raises(StopIteration):
+        patch.setattr(VisionStage, "loss", lambda stage, rng: next(losses)(stage, rng))
+        train(killed, schedule, tmp_path / "killed")
+    train(resumed, schedule, tmp_path / "killed")
+    left, right = whole.module.state_dict(), resumed.module.state_dict()
+    assert all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_the_vision_stage_learns_on_its_device(published, early):

@@ -29,6 +29,11 @@ steps = 4
 lr = 4e-3
 batch = 8
 [[stages]]
+kind = "evidence"
+steps = 3
+lr = 4e-3
+batch = 8
+[[stages]]
 kind = "captions"
 steps = 3
 lr = 4e-3
