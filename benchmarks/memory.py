@@ -4,9 +4,15 @@ An 8-hour stream at 1 frame a second goes through a session with its durable mem
 for its scenes; each is encoded once, before, so that it runs in minutes: the encoder's cost is
 measured beside it and does not depend on the stream. Everything else is what a user runs: gate,
 SceneTilling, bridge, keys, cache, keyframes, store.
+
+Whether a segment's cost grows is asked beside a unit of fixed work, done after every segment in the
+same process and timed alike (CPU seconds): the bridge on eight fixed frames and a JPEG. What the
+machine does to one it does to the other, so the ratio of the two is what is regressed on the
+number of segments, over blocks of ``BLOCK_SEGMENTS``.
 """
 
 import argparse
+import io
 import json
 import math
 import os
@@ -40,6 +46,8 @@ SHOTS = 200  # different pictures that the scenes show
 LENGTHS = (6, 15)  # frames of a scene
 EARLY, LATE = (5.0, 15.0), 60.0  # minutes compared: those after the start, the last so many
 CAPTION_EVERY_S = 10.0
+BLOCK_SEGMENTS = 60  # ten minutes: what else the machine does comes and goes
+UNIT_FRAMES = 8
 TIMED = 12  # frames encoded and captions generated for the unit costs
 QUERIES = 100
 PARTS = ("stream", "scale", "needles")
@@ -49,8 +57,7 @@ BLOCK = 50_000
 class Replayed:
     """A model that has seen its pictures already: each array is looked up by its identity.
 
-    Counts the CPU seconds of its bridge: the same work for each segment, so what they gain over
-    hours is the machine's.
+    Counts the CPU seconds of its bridge.
     """
 
     def __init__(self, model: VideoModel, seen: dict[int, Perceived]) -> None:
@@ -63,6 +70,15 @@ class Replayed:
     def perceive(self, picture: np.ndarray) -> Perceived:
         return self._seen[id(picture)]
 
+    def unit(self) -> float:
+        """Do a fixed piece of work and return its CPU seconds."""
+        seen = list(self._seen.values())[:UNIT_FRAMES]
+        picture = np.full((180, 320, 3), np.arange(320, dtype=np.uint8)[:, None])
+        began = time.process_time()
+        self._model.look([each.patches for each in seen], [0.5] * len(seen))
+        Image.fromarray(picture).save(io.BytesIO(), "JPEG")
+        return time.process_time() - began
+
     def take_in(self, scene: Scene, memory: Tensor, related: Tensor | None) -> TakenIn:
         began = time.process_time()
         taken = self._model.take_in(scene, memory, related)
@@ -74,13 +90,14 @@ class Replayed:
 class Cost:
     """One segment: its end (minutes), CPU seconds of the pushes up to its closing, frames.
 
-    Of the seconds, ``bridge_s`` are the bridge's.
+    Of the seconds, ``bridge_s`` are the bridge's; ``unit_s`` are those of the fixed work after it.
     """
 
     end_min: float
     cpu_s: float
     frames: int
     bridge_s: float = 0.0
+    unit_s: float = 1.0
 
 
 def pictures_of(count: int) -> list[np.ndarray]:
@@ -111,7 +128,8 @@ def stream(session: Session, pictures: Sequence[np.ndarray], minutes: float) -> 
             spent, frames, number = spent + time.process_time() - began, frames + 1, number + 1
             if closed:
                 until = session.model.bridge_s  # type: ignore[attr-defined]
-                costs.append(Cost(closed[-1].end / 60, spent, frames, until - bridge))
+                unit_s = session.model.unit()  # type: ignore[attr-defined]
+                costs.append(Cost(closed[-1].end / 60, spent, frames, until - bridge, unit_s))
                 spent, frames, bridge = 0.0, 0, until
                 if len(costs) % 360 == 0:
                     print(f"  {closed[-1].end / 3600:.1f} h, {rss_mb():.0f} MB", file=sys.stderr)
@@ -119,26 +137,29 @@ def stream(session: Session, pictures: Sequence[np.ndarray], minutes: float) -> 
 
 
 def slope(costs: Sequence[Cost], *, bridge: bool = True) -> tuple[float, float]:
-    """CPU ms a segment gained per 1,000 segments, and half its 95% interval.
+    """Cost of a segment gained per 1,000 segments, in units of fixed work, and half its 95%.
 
-    Least squares on frames and place; the interval by blocks of 60 segments, as what else the
-    machine does comes and goes over minutes. Without the ``bridge`` only the rest is counted.
+    Least squares of each block's cost over its fixed work, on the block's place and its frames a
+    segment. Without the ``bridge`` only the rest is counted.
     """
-    rows = np.array(
-        [
-            (1, c.frames, i / 1_000, 1_000 * (c.cpu_s - (not bridge) * c.bridge_s))
-            for i, c in enumerate(costs)
-        ]
-    )
-    a, y = rows[:, :3], rows[:, 3]
-    # Garbage collection and the disk hit single segments: what is far off counts as less far.
-    y = np.minimum(y, np.median(y) + 5 * np.median(np.abs(y - np.median(y))))
+    cpu = _trimmed([c.cpu_s - (not bridge) * c.bridge_s for c in costs])
+    unit = _trimmed([c.unit_s for c in costs])
+    frames = np.array([c.frames for c in costs])
+    blocks = np.array_split(np.arange(len(costs)), max(10, len(costs) // BLOCK_SEGMENTS))
+    a = np.array([(1, frames[b].mean(), b.mean() / 1_000) for b in blocks])
+    y = np.array([cpu[b].sum() / unit[b].sum() for b in blocks])
     fitted = np.linalg.lstsq(a, y, rcond=None)[0]
-    blocks = np.array_split(np.arange(len(y)), max(4, len(y) // 60))
-    scores = np.array([a[b].T @ (y - a @ fitted)[b] for b in blocks])
-    inverse = np.linalg.inv(a.T @ a)
-    spread = inverse @ (scores.T @ scores) @ inverse * len(blocks) / (len(blocks) - 1)
-    return float(fitted[2]), 1.96 * math.sqrt(spread[2, 2])
+    free = len(y) - a.shape[1]
+    spread = np.linalg.inv(a.T @ a) * ((y - a @ fitted) ** 2).sum() / free
+    student = 1.96 + 2.4 / free  # within 2% of Student's t at 97.5% from seven on
+    return float(fitted[2]), student * math.sqrt(spread[2, 2])
+
+
+def _trimmed(seconds: Sequence[float]) -> np.ndarray:
+    """Count what is far off as less far: garbage collection and the disk hit single segments."""
+    values = np.array(seconds)
+    median = np.median(values)
+    return np.minimum(values, median + 5 * np.median(np.abs(values - median)))
 
 
 def hours_of(model: VideoModel, hours: float) -> dict[str, Any]:
@@ -163,7 +184,9 @@ def hours_of(model: VideoModel, hours: float) -> dict[str, Any]:
         fixed = bytes_in(Path(folder, "empty.mem"))
         frames = sum(f.stat().st_size for f in (path / KEYFRAMES).iterdir())
     without = stream(Session(replayed, SessionConfig(still=0, retrieved=0)), pictures, 20)
+    unit_ms = 1_000 * float(np.median([c.unit_s for c in costs]))
     (gained, half), (rest, rest_half) = slope(costs), slope(costs, bridge=False)
+    own, own_half = slope([Cost(c.end_min, c.unit_s, c.frames) for c in costs])
     early = [c for c in costs if EARLY[0] <= c.end_min < EARLY[1]]
     late = [c for c in costs if c.end_min >= hours * 60 - LATE]
     return {
@@ -171,13 +194,16 @@ def hours_of(model: VideoModel, hours: float) -> dict[str, Any]:
         "segments": len(costs),
         "rows": rows,
         "segment_cpu_ms": mean_ms(costs),
-        "slope_ms_per_1000_segments": round(gained, 3),
-        "slope_95": round(half, 3),
+        "slope_ms_per_1000_segments": round(gained * unit_ms, 3),
+        "slope_95": round(half * unit_ms, 3),
         "without_bridge_ms": round(
             mean_ms(costs) - 1_000 * float(np.mean([c.bridge_s for c in costs])), 2
         ),
-        "without_bridge_slope": round(rest, 3),
-        "without_bridge_slope_95": round(rest_half, 3),
+        "without_bridge_slope": round(rest * unit_ms, 3),
+        "without_bridge_slope_95": round(rest_half * unit_ms, 3),
+        "unit_ms": round(unit_ms, 2),
+        "unit_slope_ms_per_1000_segments": round(1_000 * own, 3),  # the machine's drift
+        "unit_slope_95": round(1_000 * own_half, 3),
         "late_over_early": round(per_frame(late) / per_frame(early), 3),
         "rss_start_mb": round(start_mb),
         "rss_end_mb": round(end_mb),
@@ -275,7 +301,8 @@ def alike(real: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def per_frame(costs: Sequence[Cost]) -> float:
-    return float(np.median([c.cpu_s / c.frames for c in costs])) if costs else math.nan
+    """Return the median cost of a frame, in units of fixed work."""
+    return float(np.median([c.cpu_s / c.frames / c.unit_s for c in costs])) if costs else math.nan
 
 
 def mean_ms(costs: Sequence[Cost]) -> float:
@@ -291,7 +318,7 @@ def rss_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def main(arguments: list[str]) -> int:
+def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks memory", description=__doc__)
     parser.add_argument("--model", default="streammem-tiny")
     parser.add_argument("--hours", type=float, default=8.0)
@@ -303,8 +330,32 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--write", action="store_true", help="with --fit: put it into abstain.py")
     parser.add_argument("--merging", action="store_true", help="only what joining scenes costs")
-    parser.add_argument("--fixed", action="store_true", help="only an hour of a fixed camera")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--margins", action="store_true", help="only what a text key should count")
+    parser.add_argument("--fixed", action="store_true", help="only a fixed camera")
+    parser.add_argument("--minutes", type=int, default=120, help="with --fixed: of the stream")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="with --fixed: of the stream; 0 was used for its design"
+    )
+    return parser.parse_args(arguments)
+
+
+def _only(model: VideoModel, options: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the figures of the one thing that an option asks for; None where none does."""
+    from benchmarks import abstention, fixed, margins, merging
+
+    if options.fit:
+        return abstention.measure(model, options.plots, write=options.write)
+    if options.merging:
+        return merging.measure(model)
+    if options.margins:
+        return margins.measure(model)
+    if options.fixed:
+        return {"fixed camera": fixed.measure(model, options.minutes, options.seed)}
+    return None
+
+
+def main(arguments: list[str]) -> int:
+    options = _options(arguments)
     limit_threads(busy=1)
     faiss.omp_set_num_threads(1)
     model = load(options.model)
@@ -318,18 +369,9 @@ def main(arguments: list[str]) -> int:
                 print(f"  {name:32} {value}", flush=True)
         figures.update(values)
 
-    if options.fit:
-        from benchmarks import abstention
-
-        keep(abstention.measure(model, options.plots, write=options.write))
-    elif options.merging:
-        from benchmarks import merging
-
-        keep(merging.measure(model))
-    elif options.fixed:
-        from benchmarks import fixed
-
-        keep({"fixed camera": fixed.measure(model)})
+    only = _only(model, options)
+    if only is not None:
+        keep(only)
     else:
         from benchmarks.haystack import haystack
 

@@ -35,6 +35,7 @@ MAX_PROMPTED = 600  # characters of a question; a longer one would crowd out wha
 _BACK = frozenset("that it this then these those them him her he she they there".split())  # noqa: SIM905
 
 OnText = Callable[[str], None]
+Row = tuple[int, int]  # the first segment of an entry and its last: it may grow
 
 
 class Window(NamedTuple):
@@ -102,6 +103,7 @@ class Answerer:
     describe: Callable[[Sequence[Segment]], object]
     wall_clock: Callable[[], float] = time.time
     turns: deque[Turn] = field(default_factory=lambda: deque(maxlen=MAX_TURNS))
+    _silent: frozenset[Row] = frozenset()  # described in vain: nothing of it was sure
 
     def ask(self, text: str, present: Present, on_text: OnText | None = None) -> Answer:
         """Answer from what was seen so far.
@@ -281,10 +283,14 @@ class Answerer:
         return Passage(now[0].time, now[-1].end, tokens, None)
 
     def _described(self, entries: Sequence[Entry]) -> dict[int, str]:
-        """Caption what has none yet and can be; return captions by segment."""
+        """Caption what has none yet and can be, once; return captions by segment."""
         unsaid = [e for e in map(self._row, entries) if e.caption is None]
+        unsaid = [e for e in unsaid if _name(e) not in self._silent]
         unsaid = [e for e in unsaid if self.kept.tokens(e.segment).numel()]
         self.describe([Segment(e.segment, e.start, e.end, None, None) for e in unsaid])
+        silent = {_name(e) for e in unsaid if self._row(e).caption is None}
+        if silent:  # no more of them than there are rows
+            self._silent = (self._silent | silent) & set(map(_name, self.kept.cache.entries()))
         return {e.segment: e.caption or "" for e in map(self._row, entries)}
 
     # -- what is found --
@@ -363,6 +369,10 @@ def say(
 def _encodable(text: str) -> str:
     """Replace what no tokenizer takes: halves of a surrogate pair, as a shell may pass them on."""
     return text.encode("utf-8", "replace").decode()
+
+
+def _name(entry: Entry) -> Row:
+    return entry.segment, entry.last
 
 
 def _chapter(part: Part, captions: Mapping[int, str]) -> Chapter:

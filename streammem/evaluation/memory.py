@@ -27,7 +27,9 @@ from streammem.memory.abstain import FALSE_SIGHTINGS, normalise, threshold
 from streammem.memory.cache import CacheConfig, MemoryCache
 from streammem.memory.entry import Entry
 
-SIZES = {10: 20, 100: 4, 1_000: 1, 10_000: 1}  # scenes of a stream: streams
+# Scenes of a stream: streams. Each lacks a few things only, and things differ much in how easily
+# they are taken for seen, so one stream tells little of what is refused.
+SIZES = {10: 40, 100: 12, 1_000: 8, 10_000: 1}
 FORGETTING_AT = 1_000
 MOST_QUESTIONS = 1_200  # to one stream
 FOUND_AT = (1, 5)
