@@ -2,8 +2,9 @@
 
 The server runs as users run it, in a process of its own. Printed are latencies as its clients see
 them, captions a batch, events lost, and the server's memory: before, every `--every` seconds of the
-load, after it, and with idle clients. Each active client has a session of its own, pushes two
-pictures a second, every 8th of a new scene, and asks a question after every 16th.
+load, after it, with idle clients, and by how much the load's last quarter exceeds the one before.
+`--rows` lets what sessions keep reach its bound in time. Each active client has a session of its
+own, pushes two pictures a second, every 8th of a new scene, and asks after every 16th.
 """
 
 import argparse
@@ -135,6 +136,7 @@ async def measure(pid: int, options: argparse.Namespace) -> dict[str, object]:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
         counted = (await http.get("/metrics")).text
+    seen = await sampling
     counts = dict(line.rsplit(" ", 1) for line in counted.splitlines() if line[:1] != "#")
     batches = float(counts["streammem_caption_batches_total"])
     spoken = float(counts["streammem_batched_captions_total"])
@@ -151,7 +153,8 @@ async def measure(pid: int, options: argparse.Namespace) -> dict[str, object]:
         "events": sum(c.events for c in active),
         "events_lost": sum(c.lost for c in active),
         "rss_mb": [round(before), round(after), round(with_idle)],
-        "rss_mb_over_time": await sampling,
+        "rss_mb_over_time": seen,
+        "rss_mb_growth": growth(seen),
         "load_of_machine": [round(load, 1), round(os.getloadavg()[0], 1)],
         "idle_clients": idle_clients,
         "health_with_idle_ms": round(health_s * 1000, 1),
@@ -162,6 +165,15 @@ async def warm(http: httpx.AsyncClient) -> None:
     """Load what is loaded when it is first needed."""
     client = Client(http, 99)
     await client.run(time.monotonic() + 9)
+
+
+def growth(megabytes: Sequence[float]) -> float | None:
+    """Median of the last quarter of the load less that of the quarter before."""
+    quarter = len(megabytes) // 4
+    if not quarter:
+        return None
+    last, before = megabytes[-quarter:], megabytes[-2 * quarter : -quarter]
+    return round(float(np.median(last) - np.median(before)), 1)
 
 
 def quantiles(seconds: Sequence[float]) -> list[float]:
@@ -177,12 +189,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--idle", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--every", type=float, default=10, help="seconds between looks at memory")
+    about = "rows that a session keeps: few, so that all that is bounded is full soon"
+    parser.add_argument("--rows", type=int, default=4096, help=about)
     options = parser.parse_args(argv)
     command = [sys.executable, "-m", "streammem", "serve", "--port", str(PORT)]
     command += ["--max-rate", "1000"]  # all clients are one address here
+    command += ["--set", f"max_segments={options.rows}"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ, text=True) as server:
         assert server.stderr is not None
-        server.stderr.readline()  # it listens before the model is loaded; requests wait
+        told = server.stderr.readline()
+        if not told.startswith("listening"):  # told once it takes connections
+            raise SystemExit(told)
         try:
             found = asyncio.run(measure(server.pid, options))
         finally:

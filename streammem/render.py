@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from types import MappingProxyType
 from typing import Protocol
 
@@ -161,6 +162,20 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
     if isinstance(event, Answer) and event.remark is not None:
         keys = (*keys, "remark")
     return {"type": kind, **_values(event, keys), **more}
+
+
+def wall_start(event: Event, zero: float | None) -> dict[str, object]:
+    """Return what a live source adds: ``wall_start``, ISO 8601 with this place's offset.
+
+    Args:
+        event: any; empty for one without a time.
+        zero: Unix seconds at stream time 0; None where nobody knows it.
+    """
+    time = event.time if isinstance(event, Alert) else getattr(event, "start", None)
+    if zero is None or time is None:
+        return {}
+    shown = datetime.fromtimestamp(zero + time).astimezone()  # with the offset of that day
+    return {"wall_start": shown.isoformat(timespec="milliseconds")}
 
 
 def to_line(event: Event, more: Mapping[str, object] = NOTHING) -> str:

@@ -1,5 +1,6 @@
 """The page, driven in a headless browser: what a visitor does, and what they see."""
 
+import asyncio
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from streammem.ui import markup
 EVIL = "<script>alert(1)</script>\"'&"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 PATIENCE_MS = 240_000  # a browser beside other work on one core takes minutes
+NOW = "document.querySelector('#player video').currentTime"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--use-fake-ui-for-media-stream"]
 FLAGS += ["--use-fake-device-for-media-stream"]
 
@@ -144,3 +146,87 @@ async def test_a_memory_is_opened_and_a_webcam_is_watched(browsing):
         await page.wait_for_function(
             "document.querySelector('#state').textContent.includes('watching')"
         )
+
+
+async def reach(page, selector):
+    """Press Tab until the focus is on what is wanted."""
+    for _ in range(80):
+        await page.keyboard.press("Tab")
+        if await page.evaluate("s => document.activeElement.matches(s)", selector):
+            return
+    pytest.fail(f"Tab does not reach {selector}")
+
+
+async def choose(page, name):
+    """Go to a tab of the page by keyboard."""
+    for _ in range(80):
+        await page.keyboard.press("Tab")
+        role, text = await page.evaluate(
+            "[document.activeElement.role, document.activeElement.textContent.trim()]"
+        )
+        if (role, text) == ("tab", name):
+            await page.keyboard.press("Enter")
+            return
+    pytest.fail(f"Tab does not reach the tab {name}")
+
+
+async def fits(page, width):
+    places = "#captions, #timeline, #evidence, #found, #chapters, #links"
+    rights = "[...document.querySelectorAll(s)].map(e => e.getBoundingClientRect().right)"
+    wide = await page.evaluate("document.documentElement.scrollWidth")
+    assert max([wide, *await page.evaluate(f"s => {rights}", places)]) <= width
+
+
+async def jump(page, selector, arrived):
+    """Take the video to the time of a button."""
+    await reach(page, selector)
+    await page.evaluate("document.querySelector('#player video').pause()")
+    await page.keyboard.press("Enter")
+    await page.wait_for_function(f"(now => {arrived})({NOW})")
+
+
+async def say(page, selector, text):
+    """Type into a field and press Enter."""
+    await reach(page, f"{selector} textarea")
+    await page.keyboard.type(text)
+    await page.keyboard.press("Enter")
+
+
+async def press(page, selector, shown):
+    """Press a button and wait for what it shows."""
+    await reach(page, selector)
+    await page.keyboard.press("Enter")
+    await page.wait_for_selector(shown)
+
+
+@pytest.mark.heavy
+@pytest.mark.anyio
+async def test_on_a_phone_and_by_keyboard_alone_a_visitor_does_all_of_it(browsing, video):
+    async with browsing(width=380) as page:
+        # Listened for from the start: the first dialog after that is not noticed yet.
+        page.on("filechooser", lambda dialog: asyncio.ensure_future(dialog.set_files(video)))
+        await reach(page, "#player button[aria-dropeffect]")
+        await page.keyboard.press("Enter")
+        await page.wait_for_function("document.querySelectorAll('#captions button').length === 3")
+        await fits(page, 380)
+        await jump(page, "#captions button:nth-of-type(2)", "now >= 3")
+        await jump(page, "#timeline button", "now < 3")
+        await say(page, "#question", "What is red?")
+        await page.wait_for_selector("#evidence button")
+        await fits(page, 380)
+        at = await page.locator("#evidence button").first.get_attribute("data-time")
+        await jump(page, "#evidence button", f"Math.abs(now - {at}) < 0.5")
+        await choose(page, "Find")
+        await say(page, "#query", "blue")
+        await page.wait_for_selector("#found button")
+        await fits(page, 380)
+        await choose(page, "Summary")
+        await press(page, "#summarize", "#chapters button")
+        await choose(page, "Download")
+        await press(page, "#prepare", "#links a")
+        await fits(page, 380)
+        await reach(page, "#links a")
+        async with page.expect_download() as waiting:
+            await page.keyboard.press("Enter")
+        text = (await (await waiting.value).path()).read_text()
+        assert text.startswith("1\n00:00:00,000 --> 00:00:03,000\n")

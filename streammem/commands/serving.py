@@ -165,6 +165,9 @@ def server_config(arguments: argparse.Namespace) -> "ServerConfig":
 
 def open_rooms(arguments: argparse.Namespace, config: "ServerConfig") -> "Rooms":
     """Check the sources and every option, then load the model."""
+    from streammem.server.heap import keep_little
+
+    keep_little()  # first: importing torch may start threads
     from streammem.checkpoint import load
     from streammem.commands.opening import quiet_libraries
     from streammem.server.rooms import Rooms
@@ -209,15 +212,17 @@ def _bound(config: "ServerConfig") -> socket.socket:
 def _run(app: "FastAPI", listening: socket.socket) -> int:
     import uvicorn
 
+    host, port = listening.getsockname()[:2]
+
     class Server(uvicorn.Server):
         """Ends at once where a source of the command line cannot be opened."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
+            if app.state.failed is None:  # told now: before, who asks is refused a connection
+                note(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
             self.should_exit = self.should_exit or app.state.failed is not None
 
-    host, port = listening.getsockname()[:2]
-    note(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
     options = uvicorn.Config(
         app, log_level="warning", timeout_graceful_shutdown=GRACE_S, ws_max_size=1 << 16
     )

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +15,10 @@ from streammem.commands.opening import exit_code, open_session, prune, pruned_ev
 from streammem.commands.publishing import add_mqtt_options, broker_of, camera_name, told_to
 from streammem.errors import ConfigError
 from streammem.options import add_command, add_source_options, byte_size, duration, watch_options
-from streammem.render import plain, prometheus, to_line
+from streammem.render import plain, prometheus, to_line, wall_start
 from streammem.rotation import RotatedFile, Rotation
 from streammem.terminal import Results, note
-from streammem.types import Alert, Answer, Caption, Event, Segment, Stats, Warning
+from streammem.types import Answer, Caption, Event, Segment, Stats, Warning
 
 if TYPE_CHECKING:
     from streammem.session import Session
@@ -106,7 +105,7 @@ def watch(arguments: argparse.Namespace) -> int:
                     out.reopen()
                 out.show(event, wall_zero, session.source)
                 if mqtt:
-                    mqtt.send(event, _wall(event, wall_zero))
+                    mqtt.send(event, wall_start(event, wall_zero))
     # What a source that is awaited reports on its way is no failure; a file that breaks off is.
     return exit_code(arguments, broken and _is_file(arguments.source))
 
@@ -229,7 +228,7 @@ class _Output:
             note(str(event))
         if isinstance(event, Stats) and self._arguments.stats is None:
             return
-        more = _wall(event, wall_zero)
+        more = wall_start(event, wall_zero)
         if self._file:
             self._file.write(event, more)
         elif self._stdout and self._arguments.format == "jsonl":
@@ -296,14 +295,6 @@ def _is_file(source: str) -> bool:
     from streammem.video.source import kind_of
 
     return kind_of(source) in ("file", "folder", "picture")
-
-
-def _wall(event: Event, zero: float | None) -> dict[str, object]:
-    time = event.time if isinstance(event, Alert) else getattr(event, "start", None)
-    if zero is None or time is None:
-        return {}
-    shown = datetime.fromtimestamp(zero + time).astimezone()  # with this place's offset then
-    return {"wall_start": shown.isoformat(timespec="milliseconds")}
 
 
 def _evidence(answer: Answer) -> str:

@@ -58,13 +58,22 @@ def configs(camera: Camera, discovery: str) -> dict[str, str]:
             "state_topic": camera.alert_topic(query),
             "event_types": [SEEN],
         }
-    node = f"streammem-{camera.slug}"
+    node = _node(camera)
     return {
         f"{discovery}/{component}/{node}/{key}/config": json.dumps(
             {**_common(camera, node), "unique_id": f"{node}-{key}", **entity}
         )
         for (component, key), entity in found.items()
     }
+
+
+def owned(camera: Camera, discovery: str) -> str:
+    """Return the filter of the topics of all entities that a camera ever had."""
+    return f"{discovery}/+/{_node(camera)}/+/config"
+
+
+def _node(camera: Camera) -> str:
+    return f"streammem-{camera.slug}"
 
 
 def _text(camera: Camera, kind: str, key: str) -> dict[str, object]:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -77,6 +77,11 @@ class Link:
         outbox: what is sent then.
         tell: called with a line for people: lost, back, refused.
         retry_s: seconds to the second attempt; doubled after each, up to a minute.
+
+    Attributes:
+        connected: whether the broker listens.
+        owned: filter of the retained topics that are ours alone: what an earlier run left there,
+            and ``hello`` does not say, is removed at each connection; None for none.
     """
 
     def __init__(
@@ -90,6 +95,8 @@ class Link:
         retry_s: float = RETRY_S,
     ) -> None:
         self._broker, self._hello, self._outbox, self._tell = broker, hello, outbox, tell
+        self.owned: str | None = None
+        self._said = {message.topic for message in hello}
         self._first = self._delay_s = retry_s
         self._retry_at, self._lost_told = 0.0, 0
         self._greeting: deque[Message] = deque()
@@ -104,7 +111,7 @@ class Link:
         if broker.tls:
             client.tls_set_context(ssl.create_default_context())
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
-        client.on_publish = self._on_publish
+        client.on_publish, client.on_message = self._on_publish, self._on_message
         self._client = client
 
     @property
@@ -151,7 +158,7 @@ class Link:
         try:
             self._client.connect(self._broker.host, self._broker.port, KEEPALIVE_S)
         except (OSError, ValueError) as error:  # ValueError: a host that is no name
-            self._fail(f"cannot be reached ({getattr(error, 'strerror', None) or error})")
+            self._fail(_why(error, self._broker.tls))
             return False
         return True
 
@@ -183,6 +190,8 @@ class Link:
             return
         self.connected, self._delay_s = True, self._first
         self._greeting = deque(self._hello)
+        if self.owned:  # a broker that does not allow it keeps what is there
+            client.subscribe(self.owned, 1)
         if self._failure:
             lost, self._lost_told = self._outbox.lost - self._lost_told, self._outbox.lost
             self._tell(f"{self._broker} is back{f', {lost} events were lost' if lost else ''}")
@@ -205,3 +214,17 @@ class Link:
         self, client: Client, userdata: Any, mid: int, reason: ReasonCode, properties: Properties
     ) -> None:
         self._under_way.pop(mid, None)
+
+    def _on_message(self, client: Client, userdata: Any, message: MQTTMessage) -> None:
+        if message.retain and message.topic not in self._said:  # left there, not told just now
+            self._greeting.append(Message(message.topic, "", retain=True))
+
+
+def _why(error: OSError | ValueError, tls: bool) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        why = error.verify_message.rstrip(".").lower()
+        return f"has a certificate that is not trusted ({why}); name its CA in SSL_CERT_FILE"
+    why = getattr(error, "strerror", None) or str(error)
+    if tls and isinstance(error, ssl.SSLError | ConnectionError | TimeoutError):
+        return f"cannot be reached over TLS ({why}); check the port, or write mqtt://"
+    return f"cannot be reached ({why})"

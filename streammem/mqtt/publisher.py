@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Self
 
 from streammem.mqtt.broker import Broker, Camera
-from streammem.mqtt.discovery import SEEN, configs
+from streammem.mqtt.discovery import SEEN, configs, owned
 from streammem.mqtt.link import RETRY_S, WAITING, Link, Message, Outbox
 from streammem.render import NOTHING, to_json
 from streammem.types import Alert, Caption, Event, Note, Segment, Stats, Warning
@@ -54,6 +54,7 @@ class Publisher:
             tell,
             retry_s=retry_s,
         )
+        self._link.owned = owned(camera, broker.discovery) if broker.discovery else None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="streammem-mqtt", daemon=True)
         self._thread.start()

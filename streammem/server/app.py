@@ -260,8 +260,7 @@ def _add_refusals(app: FastAPI, rooms: Rooms) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        found = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
-        return reply(422, "; ".join(found)[:1000])
+        return reply(422, "; ".join(map(_fault, error.errors()))[:1000])
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -275,6 +274,14 @@ def _add_refusals(app: FastAPI, rooms: Rooms) -> None:
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return reply(500, f"internal error: {type(error).__name__}")
+
+
+def _fault(error: dict[str, Any]) -> str:
+    """Say what is wrong with which part of a request."""
+    place = [str(part) for part in error["loc"][1:] if error["type"] != "json_invalid"]
+    if not place:
+        return f"{error['msg']}; send a JSON object, with content-type: application/json"
+    return f"{'.'.join(place)}: {error['msg']}"
 
 
 def _without_folder(message: str, rooms: Rooms) -> str:

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping
 from typing import NamedTuple
 
+from streammem.render import NOTHING
 from streammem.types import Event
 
 
@@ -12,12 +14,14 @@ class Taken(NamedTuple):
 
     Attributes:
         events: in order; the last one's number is ``position`` - 1.
+        more: what else was told of each, as ``wall_start``.
         position: to ask from next.
         lost: events that came before these and are not kept any more.
         over: nothing will ever follow.
     """
 
     events: tuple[Event, ...]
+    more: tuple[Mapping[str, object], ...]
     position: int
     lost: int
     over: bool
@@ -34,13 +38,13 @@ class EventLog:
     """
 
     def __init__(self, kept: int) -> None:
-        self._kept: deque[Event] = deque(maxlen=kept)
+        self._kept: deque[tuple[Event, Mapping[str, object]]] = deque(maxlen=kept)
         self._changed = asyncio.Event()
         self.count, self.over = 0, False
 
-    def add(self, event: Event) -> None:
-        """Tell an event to all."""
-        self._kept.append(event)
+    def add(self, event: Event, more: Mapping[str, object] = NOTHING) -> None:
+        """Tell an event, and what else is known of it, to all."""
+        self._kept.append((event, more))
         self.count += 1
         self._wake()
 
@@ -51,7 +55,7 @@ class EventLog:
 
     def kept(self) -> tuple[Event, ...]:
         """Return what is kept, oldest first."""
-        return tuple(self._kept)
+        return tuple(event for event, _ in self._kept)
 
     async def take(self, position: int, patience_s: float, most: int = 256) -> Taken:
         """Return what comes from a place on; nothing, if nothing comes in time.
@@ -70,9 +74,10 @@ class EventLog:
                 pass
         first = max(position, self.count - len(self._kept))
         skipped = first - (self.count - len(self._kept))
-        events = tuple(self._kept)[skipped : skipped + most]
+        told = tuple(self._kept)[skipped : skipped + most]
+        events, more = tuple(e for e, _ in told), tuple(m for _, m in told)
         after = first + len(events)
-        return Taken(events, after, first - position, self.over and after == self.count)
+        return Taken(events, more, after, first - position, self.over and after == self.count)
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

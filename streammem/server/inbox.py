@@ -30,6 +30,7 @@ class Inbox:
 
     name = "frames"
     duration: float | None = None
+    wall_zero: float | None = None  # known where pictures come without times of their own
 
     def __init__(self, fps: float | None, waiting: int, max_side: int) -> None:
         self.end: float | None = None
@@ -64,6 +65,8 @@ class Inbox:
         now = time.monotonic()
         self._began = now if self._began is None else self._began
         moment = now - self._began if at is None else at
+        if at is None and not self._number:
+            self.wall_zero = time.time() - moment
         if moment < self._newest:
             text = f"time {moment:.3f} s: the stream is at {self._newest:.3f} s already"
             raise Refused(409, text)

@@ -8,7 +8,7 @@ import logging
 import queue
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from streammem.errors import StreammemError
 from streammem.live import watch
+from streammem.render import NOTHING, wall_start
 from streammem.server.counters import Counters
 from streammem.server.events import EventLog
 from streammem.server.inbox import Inbox
@@ -213,7 +214,8 @@ class Room:
         options = replace(self.plan.options, stop=self._is_stopping, question=between)
         try:
             for event in watch(session, source, options):
-                self._tell(self._publish, event)
+                zero = getattr(source, "wall_zero", None)
+                self._tell(self._publish, event, wall_start(event, zero))
                 between()
         except StreammemError as error:
             self._tell(self._publish, Warning(str(error)))
@@ -256,9 +258,9 @@ class Room:
             self._released = True
             self.plan.release()
 
-    def _publish(self, event: Event) -> None:
+    def _publish(self, event: Event, more: Mapping[str, object] = NOTHING) -> None:
         self._counters.told(event)
-        self.events.add(event)
+        self.events.add(event, more)
 
     def _fail(self, error: Exception) -> None:
         if self.opened.done():

@@ -4,7 +4,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -44,7 +44,7 @@ Opener = Callable[[Callable[[], bool]], VideoSource]
 class Outlet(Protocol):
     """Where the events of the operator's own sources go besides; it never holds them up."""
 
-    def send(self, event: Event) -> object: ...
+    def send(self, event: Event, more: Mapping[str, object]) -> object: ...
 
     def close(self) -> object: ...
 
@@ -203,10 +203,10 @@ class Rooms:
         def session() -> Session:
             return Session(self.model, self._session, memory=path, read_only=True)
 
-        opened = await self._run(
-            Room(f"/v1/memories/{name}", Plan(name, session), self.config.limits, self.counters)
-        )
-        opened.stamp = stamp
+        plan = Plan(name, session)
+        room = Room(f"/v1/memories/{name}", plan, self.config.limits, self.counters)
+        opened = _Opened(room, stamp)
+        await self._run(opened)
         older = [name] if name in self._memories else []
         if not older and len(self._memories) >= self.config.limits.memories:
             older = [min(self._memories, key=lambda n: self._memories[n].room.touched)]
@@ -222,10 +222,13 @@ class Rooms:
         idle_s = self.config.limits.idle_s
         while True:
             await asyncio.sleep(min(SWEEP_S, idle_s))
-            late = time.monotonic() - idle_s
             for opened in (self._sessions, self._memories):
-                for name in [n for n, o in opened.items() if o.room.touched < late and not o.stays]:
-                    await self._stop(opened.pop(name))
+                for name in list(opened):  # looked at anew each time: stopping the last one waited
+                    one = opened.get(name)
+                    late = time.monotonic() - idle_s
+                    if one and one.room.touched < late and not one.stays:
+                        del opened[name]
+                        await self._stop(one)
             self.uploads.expire(idle_s)
 
     async def close(self) -> None:
@@ -263,24 +266,24 @@ class Rooms:
             source.name, session, source.open, options, source.inbox, source.release, source.file
         )
         room = Room(f"/v1/sessions/{id_}", plan, self.config.limits, self.counters)
-        self._sessions[id_] = _Opened(room)  # counts from now on
+        opened = self._sessions[id_] = _Opened(room)  # counts from now on
         try:
-            self._sessions[id_] = await self._run(room)
+            await self._run(opened)
         except BaseException:
             self._sessions.pop(id_, None)
             raise
         return id_
 
-    async def _run(self, room: Room) -> _Opened:
+    async def _run(self, opened: _Opened) -> None:
         """Start a room's thread and wait until it is open."""
+        room = opened.room
         running = anyio.to_thread.run_sync(room.run, limiter=self._threads, abandon_on_cancel=True)
-        task = asyncio.ensure_future(running)
+        opened.task = asyncio.ensure_future(running)
         try:
             await asyncio.shield(room.opened)
         except BaseException:
             room.stop()
             raise
-        return _Opened(room, task=task)
 
     async def _stop(self, opened: _Opened) -> None:
         opened.room.stop()
@@ -327,8 +330,8 @@ async def _pass_on(room: Room, outlet: Outlet) -> None:
             taken = await room.events.take(position, STOP_S)
             if taken.lost:
                 room.lost(taken.lost)
-            for event in taken.events:
-                outlet.send(event)
+            for event, more in zip(taken.events, taken.more, strict=True):
+                outlet.send(event, more)
             position, over = taken.position, taken.over
     finally:
         with anyio.CancelScope(shield=True):

@@ -86,7 +86,8 @@ class Uploads:
         try:
             with upload.path.open("wb") as file:
                 async for block in blocks:
-                    if len(block) > self.room_bytes:
+                    left = self._limits.upload_bytes - upload.num_bytes
+                    if len(block) > min(left, self.room_bytes):
                         raise Refused(413, "the video is larger than uploads may be")
                     file.write(block)
                     upload.num_bytes += len(block)

@@ -1,12 +1,12 @@
 """What goes over the wire: requests as models that check themselves, events as JSON."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from streammem.render import to_json
+from streammem.render import NOTHING, to_json
 from streammem.server.room import Room
 from streammem.types import Alert, Event, Moment
 from streammem.watch_options import DEFAULT_FPS, WatchOptions
@@ -86,14 +86,15 @@ class Chat(BaseModel):
     evidence: Annotated[bool, Field(description="add a list of evidence to the text")] = False
 
 
-def event_json(event: Event, path: str) -> dict[str, object]:
+def event_json(event: Event, path: str, more: Mapping[str, object] = NOTHING) -> dict[str, object]:
     """Turn an event into JSON in which keyframes are URLs, not files of the server.
 
     Args:
         event: of a session or memory.
         path: where that is found.
+        more: what else is known of it.
     """
-    found = to_json(event)
+    found = to_json(event, more)
     shown = found.get("evidence", [found] if isinstance(event, Moment) else [])
     for item in cast(list[dict[str, object]], shown):
         item["keyframe"] = f"{path}/keyframes/{item['segment']}"
@@ -141,8 +142,9 @@ async def told(
             text = f"{taken.lost} events are gone: they were not taken in time"
             yield None, {"type": "warning", "message": text, "lost": taken.lost}
         first = taken.position - len(taken.events)
-        for number, event in enumerate(taken.events, start=first):
-            yield number, event_json(event, room.path)
+        told = zip(taken.events, taken.more, strict=True)
+        for number, (event, more) in enumerate(told, start=first):
+            yield number, event_json(event, room.path, more)
         position = taken.position
         if taken.over:
             return

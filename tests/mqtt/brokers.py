@@ -3,6 +3,7 @@
 import queue
 import shutil
 import socket
+import ssl
 import subprocess
 import time
 from contextlib import contextmanager
@@ -70,12 +71,14 @@ def until(true):
 
 
 @contextmanager
-def listener(port, topics="#", **login):
+def listener(port, topics="#", *, tls=False, **login):
     """Give a function that waits for the next message: (topic, payload, qos, retained)."""
     came, subscribed = queue.Queue(), queue.Queue()
     client = Client(CallbackAPIVersion.VERSION2)
     if login:
         client.username_pw_set(**login)
+    if tls:
+        client.tls_set_context(ssl.create_default_context())
     client.on_connect = lambda c, *_: c.subscribe(topics, 1)
     client.on_subscribe = lambda *_: subscribed.put(True)
     client.on_message = lambda _, __, m: came.put(

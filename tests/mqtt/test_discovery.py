@@ -49,7 +49,7 @@ def test_an_entity_has_only_documented_options_and_those_that_must_be(entities):
         assert {"state_topic", "unique_id", "name", "device", "origin"} <= set(entity)
         assert entity["device"]["identifiers"] == ["streammem-hall"]
         assert entity["device"]["name"] == "Hall" and entity["origin"]["name"] == "streammem"
-        assert entity["availability_topic"] == "home/hall/status"
+        assert entity["availability_topic"] == "home/hall/status" and entity["qos"] == 1
         assert "/sensor/" in topic or entity["event_types"] == [SEEN]
     assert len({entity["unique_id"] for entity in entities.values()}) == len(entities)
 

@@ -248,3 +248,20 @@ def test_an_error_in_the_thread_is_told_and_ends_it_alone(monkeypatch):
         publisher.send(DOG)
     assert "ZeroDivisionError" in told[0]
     assert told[-1] == "1 events did not reach the MQTT broker"
+
+
+def test_an_alert_that_is_not_waited_for_any_more_is_gone_from_home_assistant(broker):
+    alerts = "homeassistant/event/streammem-hall/+/config"
+    dog, cat = (alerts.replace("+", f"alert-a-{it}") for it in ("dog", "cat"))
+    other = Message("homeassistant/event/streammem-door/alert-a-dog/config", "{}", retain=True)
+    for wanted in (("a dog", "a cat"), ("a cat",)):
+        with Publisher(address(broker), Camera("Hall", "hall", "home", wanted), nothing) as one:
+            one._outbox.put(other)
+            with listener(broker.port, alerts) as came:
+                found = {}
+                while found.keys() != {dog, cat} or ("a dog" not in wanted and found[dog]):
+                    topic, payload, *_ = came()
+                    found[topic] = payload
+    assert found[dog] == "" and json.loads(found[cat])["name"] == "a cat"
+    with listener(broker.port, "homeassistant/event/+/+/config") as came:
+        assert {came()[0] for _ in range(2)} == {cat, other.topic}

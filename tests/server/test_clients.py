@@ -8,6 +8,7 @@ import httpx2 as httpx
 import pytest
 
 from streammem.server.limits import Limits
+from streammem.watch_options import WatchOptions
 from tests.server.conftest import TOKEN
 from tests.server.test_routes import sse
 
@@ -71,13 +72,14 @@ async def test_a_websocket_tells_what_the_stream_tells(listening, watched):
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}])
 async def test_a_websocket_needs_the_token_too(listening, headers):
     websockets = pytest.importorskip("websockets", reason="needs streammem[serve]")
-    async with listening(token=TOKEN) as (url, _):
+    async with listening(token=TOKEN) as (url, rooms):
+        name = await rooms.open(None, WatchOptions())
+        at = f"ws{url[4:]}/v1/sessions/{name}/events"
         with pytest.raises(websockets.InvalidStatus, match="403"):
-            await websockets.connect(
-                f"ws{url[4:]}/v1/sessions/x/events",
-                additional_headers=headers,
-                open_timeout=PATIENCE_S,
-            )
+            await websockets.connect(at, additional_headers=headers, open_timeout=PATIENCE_S)
+        known = {"Authorization": f"Bearer {TOKEN}"}
+        async with websockets.connect(at, additional_headers=known, open_timeout=PATIENCE_S):
+            pass
 
 
 async def test_a_slow_client_loses_only_its_own_events_and_is_told_how_many(listening):
@@ -105,6 +107,7 @@ async def test_a_slow_client_loses_only_its_own_events_and_is_told_how_many(list
     got = rest.count("event: warning") - len(lost)
     assert fast == 300
     assert lost and got + sum(lost) == 300
+    assert f"streammem_events_lost_total {sum(lost)}\n" in rooms.counters.text({})
 
 
 async def test_eight_clients_ask_at_once_and_none_loses_an_answer(listening, watched):

@@ -60,3 +60,16 @@ async def test_a_place_beyond_the_end_is_the_end():
     log.add(*events(0))
     taken = await log.take(99, 0)
     assert (taken.events, taken.position, taken.lost) == ((), 1, 0)
+
+
+async def test_nothing_is_over_before_all_of_it_was_taken():
+    log, found, position = EventLog(9), [], 0
+    for event in events(*range(5)):
+        log.add(event)
+    log.close()
+    while True:
+        taken = await log.take(position, 0, most=2)
+        found, position = [*found, *taken.events], taken.position
+        if taken.over:
+            break
+    assert tuple(found) == events(*range(5))

@@ -1,17 +1,21 @@
 """What is refused: with a 4xx that says why in one line, and nothing else happens."""
 
+import io
 import zipfile
 from functools import partial
 from pathlib import Path
 
 import anyio
+import av
+import numpy as np
 import pytest
 
 from streammem.cli import main
 from streammem.errors import ConfigError
 from streammem.server.guard import Rates
 from streammem.server.limits import Limits, ServerConfig
-from streammem.server.uploads import container_of
+from streammem.server.refused import Refused
+from streammem.server.uploads import Uploads, container_of
 from tests.server.conftest import TOKEN
 
 pytestmark = pytest.mark.anyio
@@ -50,6 +54,12 @@ async def test_the_token_opens_as_bearer_and_as_a_browsers_password(serving, for
 async def test_without_a_token_no_other_site_reaches_it_through_a_browser(serving, headers):
     async with serving() as client:
         refused(await client.get("/v1/sessions", headers=headers), 403)
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:80", "127.0.0.1:1", "[::1]", "[::1]:80"])
+async def test_this_computer_is_known_by_each_of_its_names(serving, host):
+    async with serving() as client:
+        assert (await client.get("/v1/sessions", headers={"host": host})).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.com"])
@@ -143,6 +153,13 @@ async def test_ten_gigabytes_are_refused_before_they_come(serving):
             refused(await client.post(path, content=b"", headers=headers), 413)
 
 
+@pytest.mark.parametrize("length", ["ten", "-1", "+5", "1e3", "", "²"])
+async def test_a_length_that_is_no_number_is_refused(serving, length):
+    async with serving() as client:
+        headers = {"content-length": length.encode()}
+        refused(await client.post("/v1/sessions", content=b"", headers=headers), 400)
+
+
 async def test_a_body_without_a_length_is_counted_as_it_comes(serving):
     async def long():
         for _ in range(100):
@@ -180,6 +197,13 @@ async def test_sessions_questions_and_pictures_have_bounds(serving):
         message = refused(await client.post("/v1/sessions", json={}), 429)
         assert "close one" in message
         refused(await client.post(f"{path}/questions", json={"question": "x" * 21}), 422)
+        refused(await client.post(f"{path}/find", json={"query": "x" * 21}), 422)
+        for where in ("summary", "segments"):
+            refused(await client.get(f"{path}/{where}", params={"start": 5, "end": 5}), 422)
+        name = path.replace("/v1/sessions/", "session:")
+        for said in ("x" * 21, " "):
+            chat = {"model": name, "messages": [{"role": "user", "content": said}]}
+            refused(await client.post("/v1/chat/completions", json=chat), 422)
         refused(await client.post(f"{path}/questions", json={"question": "  "}), 422)
         refused(await client.post(f"{path}/find", json={"query": "a", "count": 0}), 422)
         refused(await client.post(f"{path}/questions", content=b"{"), 422)
@@ -243,6 +267,8 @@ async def test_pictures_are_not_pushed_into_a_session_with_a_source(serving, wat
 
 async def test_an_unknown_option_is_refused(serving):
     async with serving() as client:
+        unsaid = await client.post("/v1/sessions", content=b'{"fps": 2}')
+        assert "content-type: application/json" in refused(unsaid, 422)
         for wanted in ({"sauce": "x"}, {"fps": 0}, {"fps": 1e9}, {"start": -1}, {"alerts": [""]}):
             refused(await client.post("/v1/sessions", json=wanted), 422)
 
@@ -323,3 +349,34 @@ def test_a_bucket_refills_and_is_one_clients_own():
     assert rates.take("b") == 0
     clock[0] = 0.5
     assert [rates.take("a") for _ in range(2)] == [0, 0.5]
+
+
+async def test_one_video_has_a_bound_of_its_own_within_the_quota(tmp_path):
+    async def blocks():
+        yield bytes(4)
+        yield bytes(4)
+
+    uploads = Uploads(tmp_path, Limits(upload_bytes=6, quota_bytes=20))
+    with pytest.raises(Refused, match="larger") as too_large:
+        await uploads.receive(blocks())
+    assert too_large.value.status == 413 and list(tmp_path.iterdir()) == []
+    assert uploads.reserve(10**9).num_bytes == 6
+    assert (uploads.used_bytes, uploads.room_bytes) == (6, 6)
+    for left in (6, 6, 2):
+        assert uploads.reserve(left).num_bytes == left
+    with pytest.raises(Refused, match="no room"):
+        uploads.reserve()
+
+
+async def test_sound_alone_is_no_video(serving):
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    async with serving() as client:
+        sent = await client.post("/v1/uploads", content=out.getvalue())
+        assert "no video" in refused(sent, 415)
+        assert client.rooms.uploads.used_bytes == 0

@@ -1,21 +1,25 @@
 """What holds inside of a server: places, uploads in use, own sources, errors, one model for all."""
 
 import threading
+import time
 from pathlib import Path
 
 import anyio
 import pytest
 
 from streammem.errors import SourceError
+from streammem.render import to_json
 from streammem.server.guard import Rates
+from streammem.server.inbox import Inbox
 from streammem.server.limits import Limits
 from streammem.server.refused import Refused
-from streammem.server.rooms import _Source
+from streammem.server.rooms import _pass_on, _Source
 from streammem.server.shared import SharedModel
 from streammem.server.uploads import Uploads
 from streammem.server.wire import event_json
 from streammem.types import Alert, Warning
 from streammem.watch_options import WatchOptions
+from tests.server.test_routes import sse
 from tests.sessions import FILM, SHORT
 from tests.tiny import film
 
@@ -125,19 +129,6 @@ async def test_more_memories_than_are_open_at_a_time_are_all_asked(serving, watc
             assert list(client.rooms._memories) == [name]
 
 
-async def test_own_sources_stay_open_however_long_nobody_asks(serving, video, monkeypatch):
-    monkeypatch.setattr("streammem.server.rooms.SWEEP_S", 0.001)
-    async with serving(limits=Limits(idle_s=0.2)) as client:
-        await client.rooms.open_own([video])
-        await client.post("/v1/sessions", json={})
-        assert len(client.rooms.sessions()) == 2
-        with anyio.fail_after(PATIENCE_S):
-            while len(client.rooms.sessions()) > 1:
-                await anyio.sleep(0.005)
-        ((_, room),) = client.rooms.sessions().items()
-        assert room.plan.source == Path(video).name
-
-
 class Broken:
     """A source that breaks off after some pictures."""
 
@@ -174,32 +165,6 @@ async def test_a_session_that_is_watching_is_asked_meanwhile(serving):
             said = await client.post(f"{path}/questions", json={"question": "What is red?"})
         assert said.json()["type"] == "answer"
         assert (await client.get(path)).json()["state"] == "watching"
-
-
-async def test_whoever_waits_when_a_session_is_closed_is_told(serving, watched):
-    async with serving() as client:
-        path = await watched(client)
-        room = client.rooms.session(path.rpartition("/")[2])
-        begun, go = threading.Event(), threading.Event()
-
-        def slow(session):
-            begun.set()
-            assert go.wait(PATIENCE_S)
-
-        async def refused():
-            with pytest.raises(Refused, match="was closed"):
-                await room.do(lambda session: None)
-
-        with anyio.fail_after(PATIENCE_S):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(room.do, slow)
-                while not begun.is_set():
-                    await anyio.sleep(0.005)
-                tasks.start_soon(refused)
-                while room._num_waiting < 2:
-                    await anyio.sleep(0.005)
-                room.stop()
-                go.set()
 
 
 class OneAtATime:
@@ -249,3 +214,52 @@ def test_one_picture_and_one_word_at_a_time_whatever_the_number_of_threads(model
     for thread in threads:
         thread.join(PATIENCE_S)
     assert not failed
+
+
+class Clocked:
+    """A source that knows when it began: three scenes, as a camera gives them."""
+
+    name, duration, end, wall_zero = "camera", None, None, 1_777_809_600.0  # 12:00 UTC
+
+    def __iter__(self):
+        yield from film(*FILM)[:20]
+
+    def close(self):
+        pass
+
+
+async def test_what_a_live_source_tells_has_its_wall_clock_for_clients_and_outlets(serving):
+    from datetime import datetime
+
+    passed = []
+
+    class Outlet:
+        def send(self, event, more):
+            passed.append(to_json(event, more))
+
+        def close(self):
+            pass
+
+    async with serving() as client:
+        source = _Source("camera", lambda _: Clocked())
+        name = await client.rooms._start(source, WatchOptions(stats_s=None), None)
+        opened = client.rooms._sessions[name]
+        await _pass_on(opened.room, Outlet())
+        told = sse((await client.get(f"/v1/sessions/{name}/events")).text)
+    told = [content for _, _, content in told]
+    assert {event["type"] for event in told} == {"segment", "caption"} and told == passed
+    for event in told:
+        shown = datetime.fromisoformat(event["wall_start"])
+        assert shown.utcoffset() is not None
+        assert shown.timestamp() == pytest.approx(Clocked.wall_zero + event["start"], abs=1e-3)
+
+
+def test_pictures_without_times_of_their_own_have_the_wall_clocks():
+    own, given = (Inbox(None, 8, 64) for _ in range(2))
+    picture = film(("red", 1))[0].pixels
+    for _ in range(2):
+        own.push(picture, None)
+    given.push(picture, 5.0)
+    given.push(picture, 6.0)
+    assert own.wall_zero == pytest.approx(time.time(), abs=PATIENCE_S)
+    assert given.wall_zero is None

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from streammem.server.limits import Limits
+from streammem.server.looking import rows
+from streammem.session import Session
 from tests.sessions import FILM
 from tests.tiny import film
 
@@ -66,12 +68,48 @@ async def test_a_question_is_answered_whole_and_piece_by_piece(serving, watched)
     assert "".join(content["text"] for _, _, content in texts).strip() == answer["text"]
 
 
+async def test_an_answer_that_breaks_off_is_said_to_in_the_stream(serving, watched, monkeypatch):
+    def ask(session, question, on_text):
+        on_text("one")
+        raise ZeroDivisionError("/home/me/secret")
+
+    async with serving() as client:
+        path = await watched(client)
+        monkeypatch.setattr(Session, "ask", ask)
+        asked = {"question": "What?", "stream": True}
+        (_, _, text), (_, kind, said) = sse(
+            (await client.post(f"{path}/questions", json=asked)).text
+        )
+    assert (text, kind) == ({"text": "one"}, "error")
+    assert said == {"error": {"message": "internal error: ZeroDivisionError"}}
+
+
+async def test_of_too_many_rows_the_newest_are_listed(serving, watched):
+    async with serving() as client:
+        room = client.rooms.session((await watched(client)).rpartition("/")[2])
+        found = await room.do(lambda session: rows(session, None, 1))
+    assert (found[0].start, found[0].end) == (7.0, 10.0)
+
+
 async def test_an_answer_is_an_event_for_all(serving, watched):
     async with serving() as client:
         path = await watched(client)
         await client.post(f"{path}/questions", json={"question": "What?"})
         *_, (_, kind, content) = sse((await client.get(f"{path}/events")).text)
     assert (kind, content["question"]) == ("answer", "What?")
+
+
+async def test_the_last_message_of_a_chats_user_is_the_question(serving, watched):
+    said = [("user", "First?"), ("assistant", "Red."), ("user", "Second?"), ("assistant", "Blue.")]
+    async with serving() as client:
+        path = await watched(client)
+        chat = {
+            "model": path.replace("/v1/sessions/", "session:"),
+            "messages": [{"role": role, "content": text} for role, text in said],
+        }
+        assert (await client.post("/v1/chat/completions", json=chat)).status_code == 200
+        *_, (_, _, content) = sse((await client.get(f"{path}/events")).text)
+    assert content["question"] == "Second?"
 
 
 async def test_moments_chapters_segments_and_their_pictures_are_found(serving, watched):
@@ -84,7 +122,10 @@ async def test_moments_chapters_segments_and_their_pictures_are_found(serving, w
         assert Image.open(io.BytesIO(picture.content)).size == (64, 48)
         chapters = (await client.get(f"{path}/summary")).json()["chapters"]
         assert chapters[0]["start"] == 0.0 and chapters[-1]["end"] == 10.0
-        kept = (await client.get(f"{path}/segments", params={"start": 3.5, "end": 6})).json()
+        span = {"start": 3.5, "end": 6}
+        (chapter,) = (await client.get(f"{path}/summary", params=span)).json()["chapters"]
+        assert (chapter["start"], chapter["end"]) == (3.0, 7.0)
+        kept = (await client.get(f"{path}/segments", params=span)).json()
         assert [event["type"] for event in kept["events"]] == ["segment", "caption"]
         assert (await client.get(f"{path}/keyframes/99")).status_code == 404
 
@@ -164,6 +205,16 @@ async def test_a_memory_is_listed_asked_and_never_written(serving, memories):
     assert (memories / "trips" / "memory.sqlite").read_bytes() == before
 
 
+async def test_a_server_without_memories_lists_none_and_says_how_to_have_some(serving):
+    async with serving() as client:
+        assert (await client.get("/v1/memories")).json() == {"memories": []}
+        assert (await client.get("/v1/models")).json()["data"] == []
+        asked = await client.post("/v1/memories/trips/questions", json={"question": "What?"})
+        kept = await client.post("/v1/sessions", json={"memory": "trips"})
+    for refused in (asked, kept):
+        assert refused.status_code == 404 and "--memories" in refused.text
+
+
 async def test_a_session_is_kept_in_a_memory_that_can_be_asked_afterwards(
     serving, watched, memories
 ):
@@ -200,11 +251,12 @@ async def test_what_the_operator_watches_is_passed_on_to_its_end_and_no_clients_
 
     class Outlet:
         def __init__(self, source):
-            self.events, self.closed = [], False
+            self.events, self.more, self.closed = [], [], False
             opened[source] = self
 
-        def send(self, event):
+        def send(self, event, more):
             self.events.append(event)
+            self.more.append(more)
 
         def close(self):
             self.closed = True
@@ -238,9 +290,12 @@ async def test_metrics_count_what_was_done(serving, watched):
     async with serving() as client:
         path = await watched(client)
         await client.post(f"{path}/questions", json={"question": "What?"})
+        await client.get("/nowhere")
         counted = (await client.get("/metrics")).text
-    for line in ("segments_total 3", "captions_total 3", "answers_total 1", "sessions 1"):
+    found = ("segments_total 3", "captions_total 3", "answers_total 1", "sessions 1")
+    for line in (*found, "alerts_total 0", "batched_captions_total 3"):
         assert f"streammem_{line}\n" in counted
+    assert 'streammem_requests_total{status="4xx"} 1\n' in counted
 
 
 async def test_two_sessions_of_one_model_tell_what_each_would_alone(serving, watched):

@@ -74,6 +74,14 @@ def test_captions_that_wait_are_spoken_in_one_batch_and_each_gets_its_own(model)
     assert [*one, *found] == alone
 
 
+def test_captions_of_one_session_that_wait_go_into_the_common_batch(model):
+    sizes = []
+    shared = SharedModel(model, sizes.append)
+    wanted = [tokens(model, i) for i in range(3)]
+    assert list(shared.captions_stepwise(wanted, SHORT)) == model.captions(wanted, SHORT)
+    assert sizes == [3]
+
+
 def test_a_batch_is_bounded_and_alike(model):
     slow, sizes = Slow(model), []
     shared = SharedModel(slow, sizes.append)

@@ -1,0 +1,46 @@
+"""What a server is told at its start: wrong limits and folders are refused there."""
+
+import dataclasses
+
+import pytest
+
+from streammem.errors import ConfigError
+from streammem.server.counters import Counters
+from streammem.server.guard import Guard
+from streammem.server.inbox import Inbox
+from streammem.server.limits import Limits, ServerConfig
+from streammem.server.refused import Refused
+from tests.tiny import film
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Limits)])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_a_limit_is_above_zero(name, value):
+    with pytest.raises(ConfigError, match=name):
+        Limits(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["memories", "uploads"])
+def test_a_folder_that_is_not_there_is_told(tmp_path, name):
+    (tmp_path / "file").touch()
+    for missing in ("nowhere", "file"):
+        with pytest.raises(ConfigError, match=missing):
+            ServerConfig(**{name: tmp_path / missing})
+    assert getattr(ServerConfig(**{name: tmp_path}), name) == tmp_path
+
+
+def test_pictures_that_wait_have_a_bound_and_more_are_refused_for_now():
+    inbox, picture = Inbox(None, 2, 64), film(("red", 1))[0].pixels
+    assert [inbox.push(picture, at) for at in (0.0, 1.0)] == [True, True]
+    with pytest.raises(Refused, match="more slowly") as refused:
+        inbox.push(picture, 2.0)
+    assert (refused.value.status, refused.value.retry_s, inbox.waiting) == (429, 1, 2)
+    next(iter(inbox))
+    assert inbox.push(picture, 3.0)
+
+
+def test_a_request_of_the_page_may_have_a_video_or_a_picture_and_others_only_text():
+    limits = Limits(upload_bytes=3, frame_bytes=2, body_bytes=1)
+    guard = Guard(lambda *_: None, ServerConfig(limits=limits), Counters())
+    paths = ("/v1/uploads", "/gradio_api/upload", "/gradio_api/run", "/v1/sessions/x/frames", "/v1")
+    assert [guard._most_bytes(path) for path in paths] == [3, 3, 2, 2, 1]
