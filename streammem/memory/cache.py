@@ -345,7 +345,7 @@ class MemoryCache:
         labels, scores = index.search(key, depth * MAX_KEYS, allowed=allowed)
         best: dict[int, float] = {}
         for id_, score in zip((labels // MAX_KEYS).tolist(), scores.tolist(), strict=True):
-            best.setdefault(id_, score)
+            best.setdefault(id_, min(score, 1.0))  # half precision makes some rows a little longer
         return [(score, id_) for id_, score in best.items()][:depth]
 
     def _hit(self, id_: int, key: np.ndarray) -> Hit:

@@ -245,6 +245,13 @@ def test_rows_of_many_keys_do_not_crowd_out_the_others():
     assert [hit.entry.segment for hit in cache.search(question, 3)] == [0, 1, 2]
 
 
+def test_a_key_is_at_most_wholly_like_itself():
+    cache = filled(50)
+    scores = [cache.related(entry.visual_keys[0], 1)[0].score for entry in cache.entries()]
+    assert max(scores) <= 1.0
+    assert min(scores) > 0.99
+
+
 def test_an_empty_cache_finds_nothing():
     cache = MemoryCache(config())
     assert cache.search(unit(1)[0], 3) == cache.related(unit(1)[0], 3) == ()
