@@ -12,6 +12,8 @@ ABSORBED_S = 180.0  # what has stood so long belongs to the place
 LEAST, MOST = 0.03, 0.5  # of the cells; less is noise, more is another place
 _DENSE = 5  # of the 9 cells of a neighbourhood
 _ACROSS = 3  # cells that a thing is wide and high at least
+_ACROSS_SHARE = 0.25  # of its widest row and its highest column, likewise
+_INSET = 0.1  # of a thing's sides: what frames it whole shows much of the place around it
 _RETURN = 1.5
 _SAME_BOX = 0.5  # intersection over union
 _WIDEST = 0.7  # of the picture; what happens in a larger box is seen as well in the whole
@@ -29,7 +31,8 @@ class Backdrop:
         moved_s: [G, G] seconds since which a cell differs from it; 0 where it does not.
         since: seconds, when the camera began to look here.
         time: seconds, of the newest picture.
-        changed: where the newest picture differs from it; None where it does not, or altogether.
+        changed: the inner part of where the newest picture differs from it; None where it does
+            not, or altogether.
     """
 
     glance: np.ndarray
@@ -69,13 +72,21 @@ def settled(before: Backdrop | None, glance: np.ndarray, time: float, still: flo
 
 def _box(moved: np.ndarray) -> Box | None:
     """Frame what has moved, [G, G] bool."""
-    # Strays must not stretch the box.
-    rows, columns = (np.flatnonzero(moved.sum(axis) >= _ACROSS) for axis in (1, 0))
-    if not LEAST <= moved.mean() <= MOST or not len(rows) or not len(columns):
+    if not LEAST <= moved.mean() <= MOST:
         return None
-    cells = len(moved)
-    box = rows[0] / cells, (rows[-1] + 1) / cells, columns[0] / cells, (columns[-1] + 1) / cells
-    return box if _area(box) <= _WIDEST else None
+    rows, columns = (_extent(moved.sum(axis)) for axis in (1, 0))
+    box = *rows, *columns
+    if not 0 < _area(box) <= _WIDEST:
+        return None
+    high, wide = _INSET * (box[1] - box[0]), _INSET * (box[3] - box[2])
+    return box[0] + high, box[1] - high, box[2] + wide, box[3] - wide
+
+
+def _extent(moved: np.ndarray) -> tuple[float, float]:
+    """Return where lines of cells begin and end, in [0, 1], by how many of each moved [G]."""
+    # Strays must not stretch the box.
+    lines = np.flatnonzero(moved >= max(_ACROSS, _ACROSS_SHARE * moved.max()))
+    return (lines[0] / len(moved), (lines[-1] + 1) / len(moved)) if len(lines) else (0.0, 0.0)
 
 
 def _area(box: Box) -> float:

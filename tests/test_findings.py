@@ -66,6 +66,16 @@ def test_what_lies_between_has_the_gap_and_a_line_a_scene():
     assert told(computed("between", (1,))) == "not seen"
 
 
+def test_rows_that_were_used_come_oldest_first():
+    assert [entry.segment for entry in computed("before", (3,)).used] == [1, 2, 3]
+
+
+def test_there_is_no_gap_between_events_that_overlap():
+    rows = [make(1, start=1.0, end=4.0), make(2, start=3.0, end=5.0)]
+    left, right = found(1, rows=rows), found(2, rows=rows)
+    assert told(Finding("between", (*left, *right), total=2)).endswith(", 0 s: nothing")
+
+
 def test_of_more_scenes_than_are_listed_the_rest_is_counted():
     rows = within([make(i) for i in range(MAX_LISTED + 2)])
     for more, last in ((0, "[00:09.0-00:10.0]"), (2, "and 2 more scenes")):
@@ -75,13 +85,13 @@ def test_of_more_scenes_than_are_listed_the_rest_is_counted():
 
 
 def test_spans_have_the_sources_name_and_the_time_of_day_where_they_are_known():
-    rows = [make(3, source="door", wall_start=86_400.0 + 3)]
-    (event,) = events(within(rows, (3.5, 4.0)), lambda row: True)
+    rows = [make(3, start=3.0, end=6.0, source="door", wall_start=86_400.0 + 3)]
+    (event,) = events(within(rows, (5.0, 6.0)), lambda row: True)
     finding = Finding("when", (event,), total=1)
-    day = "(1970-01-02 00:00:03+00:00)"
-    assert told(finding, zone=UTC) == f"00:03.5-00:04.0 {day}"
-    assert told(finding, zone=UTC, named=True) == f"door 00:03.5-00:04.0 {day}"
-    assert re.search(r":03[+-]\d\d:\d\d\)$", told(finding))  # this computer's zone, told too
+    day = "(1970-01-02 00:00:05+00:00)"
+    assert told(finding, zone=UTC) == f"00:05.0-00:06.0 {day}"
+    assert told(finding, zone=UTC, named=True) == f"door 00:05.0-00:06.0 {day}"
+    assert re.search(r":05[+-]\d\d:\d\d\)$", told(finding))  # this computer's zone, told too
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ class AnswerStage:
         self.bridge, self.language, self.batch = bridge, language, batch
         self.pictures, self.validation = pictures, validation
         self.quiz, self._measured = Quiz(pictures.captions), Quiz(validation.captions)
-        bridge.eval().requires_grad_(False)
+        bridge.eval()
         ids = language.ids
         self._prefix, self._suffix = ids(language.chat_prefix), ids(language.chat_suffix)
         self._instruction = ids(CAPTION_INSTRUCTION + language.chat_suffix)

@@ -1,5 +1,7 @@
 import json
 import re
+from collections import deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -140,6 +142,19 @@ def test_what_is_absent_must_not_be_seen_and_now_must_not_look_back():
 def test_words_of_the_models_own_are_no_computed_answer():
     answer = Answer("?", "2 times", True, "model")
     assert not is_right(TimedQuestion("?", "how often", (2, 5)), answer, {2, 5}, EDGES)
+
+
+def test_each_question_stands_alone():
+    turns = deque(["a question before"])
+
+    def ask(text, present):
+        assert not turns, "it would be read as a second turn"
+        return Answer(text, "", False, "computed")
+
+    model = SimpleNamespace(background=np.zeros((1, 8)), read_question=read)
+    asked = TimedQuestion(PHRASINGS["now"][0].format("a dog"), "now", ())
+    timeline = timelines.Timeline(tuple(range(10)), EDGES, (asked,))
+    assert asking._asked(SimpleNamespace(turns=turns, model=model, ask=ask), asked, timeline).read
 
 
 def test_too_few_photos_are_told(photo_folder):

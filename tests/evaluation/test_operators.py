@@ -54,6 +54,13 @@ def test_the_truth_of_every_operator_follows_from_the_scenes():
     assert golds("now") == {()}
 
 
+def test_nothing_is_asked_for_before_the_first_scene_or_after_the_last():
+    present = [Question(thing, "present", (n,), n, 0) for n, thing in enumerate(THINGS[:2])]
+    questions = ask_by_operator(Stream((0, 1), tuple(present)), 9, seed=0)
+    around = {(q.operator, q.gold) for q in questions if q.operator in ("before", "after")}
+    assert around == {("before", (0, 1)), ("after", (0, 1))}
+
+
 def test_between_names_the_earlier_first_and_something_lies_between():
     for question in asked("between"):
         left, right = question.gold

@@ -76,6 +76,22 @@ def test_a_swapped_question_is_one_scenes_caption_but_for_one_colour():
         assert differing[0][1] not in streams.CONFUSED[differing[0][0]]
 
 
+@pytest.mark.parametrize(
+    ("scenes", "near"),
+    [
+        (["red", "barn", "hill", "pond"], False),  # a quarter each: like nothing
+        (["red barn", "hill", "pond"], True),
+        (["red barn hill", "pond"], False),  # most of it in one scene: perhaps it is that one
+        (["red barn", "hill"], False),  # a word that fits no scene
+    ],
+)
+def test_a_near_question_is_somewhat_like_a_scene_and_each_word_fits_one(scenes, near):
+    captions = [(text,) for text in scenes]
+    words = [frozenset(words_of(text)) for text in scenes]
+    maker = streams._Maker(captions, words, range(len(scenes)), frozenset(), None)
+    assert maker._near(set(words_of("red barn hill pond"))) == near
+
+
 def test_streams_longer_than_the_photos_repeat_those_that_only_crowd():
     stream = compose(farm(2), 500, 10, asked=25, seed=0)
     counts = Counter(stream.scenes)

@@ -74,6 +74,7 @@ def test_lines_share_a_row_while_it_has_room_and_never_without_width():
     assert lay_out(LINES, 100).ids.shape == (1, 12)
     assert lay_out(LINES, 0).ids.shape == (3, 6)
     packed = lay_out(LINES, 9)
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 4, 5, 0, 1], [0, 1, 2, 3, 0, 0, 0, 0]]
     assert packed.visual.sum() == 4
     assert packed.labels[packed.labels != IGNORE].tolist() == [8, 9, 2, 2, 4, 2]
 
