@@ -37,6 +37,9 @@ def model(plain, monkeypatch):
     speaking = replace(plain, certainty=certain(WHOLE - 0.02))
     monkeypatch.setattr(type(plain), "stream", lambda *_: iter(WORDS.partition(" in")))
     monkeypatch.setattr(type(plain), "captions", lambda self, tokens, *_: [WORDS] * len(tokens))
+    monkeypatch.setattr(
+        type(plain), "captions_stepwise", lambda self, tokens, *_: iter([WORDS] * len(tokens))
+    )
     return speaking
 
 
