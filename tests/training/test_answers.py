@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from streammem.memory.bridge import BridgeConfig, MemoryBridge
 from streammem.model import Passage
 from streammem.training import answers
 from streammem.training.answers import SEEN, AnswerStage, Line, lay_out
 from streammem.training.captions import IGNORE, packed_losses
-from streammem.training.features import cache_features, patch_statistics
+from streammem.training.features import cache_features
 from streammem.training.generated import make_pictures
 from streammem.training.loop import Schedule, read_log, train
 from streammem.training.lora import add_lora, lora_tensors
@@ -20,6 +19,7 @@ from streammem.training.recipe import LoraOptions, StageOptions
 from streammem.training.records import read_source
 from streammem.training.run import STAGES
 from tests.tiny import TinyVision, tiny_language, tiny_model
+from tests.training.tiny_backbones import tiny_bridge
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +39,7 @@ def stage(shapes, monkeypatch):
     monkeypatch.setattr(answers, "KEPT", 4)
     monkeypatch.setattr(answers, "EVALUATED", 3)
     language = tiny_language()
-    torch.manual_seed(0)
-    config = BridgeConfig(
-        patch_dim=8, patches=9, language_dim=language.width, dim=32, memory_tokens=4, layers=1,
-        heads=2, dropout=0.0, language_norm=language.embedding_norm,
-    )  # fmt: skip
-    bridge = MemoryBridge(config)
-    statistics = patch_statistics(shapes.split("train"), 0)
-    bridge.patch_mean.copy_(statistics.mean)
-    bridge.patch_std.copy_(statistics.std)
+    bridge = tiny_bridge(language, shapes.split("train"))
     add_lora(language, LoraOptions(rank=4, dropout=0.0), seed=0)
     training, validation = (captioned(shapes.split(name)) for name in ("train", "val"))
     return AnswerStage(bridge, language, training, validation, batch=2)

@@ -9,10 +9,9 @@ import torch
 
 from streammem.backbones.language import GenerationConfig
 from streammem.errors import DatasetError, StreammemError
-from streammem.memory.bridge import BridgeConfig, MemoryBridge
 from streammem.training import captions, reward
 from streammem.training.captions import CaptionStage
-from streammem.training.features import cache_features, patch_statistics
+from streammem.training.features import cache_features
 from streammem.training.generated import make_pictures
 from streammem.training.loop import Schedule, read_log, train
 from streammem.training.lora import add_lora, lora_tensors
@@ -22,6 +21,7 @@ from streammem.training.records import read_source
 from streammem.training.reward import RewardStage
 from streammem.training.words import WordHead, WordSpace, WordStage, word_loss
 from tests.tiny import TinyVision, tiny_language
+from tests.training.tiny_backbones import tiny_bridge
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +33,7 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture
 def bridge(shapes):
-    torch.manual_seed(0)
-    language = tiny_language()
-    config = BridgeConfig(
-        patch_dim=8, patches=9, language_dim=language.width, dim=32, memory_tokens=4, layers=1,
-        heads=2, dropout=0.0, language_norm=language.embedding_norm,
-    )  # fmt: skip
-    bridge = MemoryBridge(config)
-    statistics = patch_statistics(shapes.split("train"), 0)
-    bridge.patch_mean.copy_(statistics.mean)
-    bridge.patch_std.copy_(statistics.std)
-    return bridge
+    return tiny_bridge(tiny_language(), shapes.split("train"))
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from streammem.errors import DatasetError
-from streammem.memory.bridge import BridgeConfig, MemoryBridge
 from streammem.training.captions import CaptionStage, caption_row, pack, packed_losses
-from streammem.training.features import cache_features, patch_statistics
+from streammem.training.features import cache_features
 from streammem.training.generated import SENTENCES, make_pictures
 from streammem.training.keys import Embedded
 from streammem.training.loop import Schedule, read_log, train
@@ -22,6 +21,7 @@ from streammem.training.sentences import embed_sentences, read_sentences
 from streammem.training.text import PrefixStage, SentencePrefix, TextStage, caption_gap
 from streammem.training.workshop import Workshop
 from tests.tiny import TinySentences, TinyVision, tiny_language
+from tests.training.tiny_backbones import tiny_bridge
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +39,7 @@ def sets(folder):
 
 @pytest.fixture
 def bridge(sets):
-    torch.manual_seed(0)
-    language = tiny_language()
-    config = BridgeConfig(
-        patch_dim=8, patches=9, language_dim=language.width, dim=32, memory_tokens=4, layers=1,
-        heads=2, language_norm=language.embedding_norm,
-    )  # fmt: skip
-    bridge = MemoryBridge(config)
-    statistics = patch_statistics(sets[0].pictures, 0)
-    bridge.patch_mean.copy_(statistics.mean)
-    bridge.patch_std.copy_(statistics.std)
-    return bridge
+    return tiny_bridge(tiny_language(), sets[0].pictures, dropout=0.1)
 
 
 @pytest.fixture

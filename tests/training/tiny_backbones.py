@@ -2,6 +2,8 @@
 
 import torch
 
+from streammem.memory.bridge import BridgeConfig, MemoryBridge
+from streammem.training.features import patch_statistics
 from streammem.training.learner import Backbones
 from tests.tiny import TinySentences, TinyVision, tiny_language
 
@@ -82,3 +84,17 @@ def _language():
     language = tiny_language()
     torch.seed()  # a real model leaves the generator in any state
     return language
+
+
+def tiny_bridge(language, pictures, *, dropout=0.0):
+    """Make a bridge from ``TinyVision`` to a language model, scaled to the pictures."""
+    torch.manual_seed(0)
+    config = BridgeConfig(
+        patch_dim=8, patches=9, language_dim=language.width, dim=32, memory_tokens=4, layers=1,
+        heads=2, dropout=dropout, language_norm=language.embedding_norm,
+    )  # fmt: skip
+    bridge = MemoryBridge(config)
+    statistics = patch_statistics(pictures, 0)
+    bridge.patch_mean.copy_(statistics.mean)
+    bridge.patch_std.copy_(statistics.std)
+    return bridge
