@@ -207,7 +207,7 @@ def together(language: CausalLanguageModel, prompts: Sequence[Prompt]) -> dict[s
     for size in TOGETHER:
         batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
         said = [text for b in batches for text in language.replies(b, CAPTION_DECODING)]
-        texts = [text for text in said if text is not None]
+        texts = [replies[0].text for replies in said if replies is not None]
         figures[f"same_{size}"] = sum(a == b for a, b in zip(texts, alone, strict=True))
         print(f"half in batches of {size}: {figures[f'same_{size}']} of {len(prompts)} as alone")
     return figures

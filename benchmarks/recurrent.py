@@ -313,7 +313,8 @@ def said_of(
         said = {row["image"]: row["caption"] for row in rows}
         return [said[photo.name] for photo in photos]
     blocks = [list(tokens[i : i + 16]) for i in range(0, len(tokens), 16)]
-    return [text for block in blocks for text in model.captions(block, model.decoding)]
+    said = [replies for block in blocks for replies in model.captions(block, model.decoding)]
+    return [replies[0].text for replies in said]
 
 
 def seen(photos: Sequence[Photo], model: VideoModel) -> tuple[Tensor, Tensor, Tensor]:

@@ -62,9 +62,8 @@ def main(arguments: list[str]) -> int:
         return np.asarray(Image.open(folder / "images" / row["image"]).convert("RGB"))
 
     def caption(chosen: list[dict]) -> list[str]:
-        tokens = [model.look([model.perceive(picture(row)).patches], [0.5]) for row in chosen]
-        batches = [tokens[i : i + 16] for i in range(0, len(tokens), 16)]
-        return [text for batch in batches for text in model.captions(batch, model.decoding)]
+        batches = [chosen[i : i + 16] for i in range(0, len(chosen), 16)]
+        return [text for b in batches for text in model.caption_pictures([*map(picture, b)])]
 
     objects = [row for row in rows if row.get("objects")]
     labelled = [row for row in rows if row.get("label")]

@@ -44,12 +44,12 @@ class Photos:
 
     def look(self, chosen: set[int]) -> None:
         new = sorted(chosen - self._seen.keys())
-        patches = [self._model.perceive(read_picture(self._photos[i].path)).patches for i in new]
-        tokens = [self._model.look([each], [0.5]) for each in patches]
+        pictures = [read_picture(self._photos[i].path) for i in new]
+        tokens = [self._model.look([self._model.perceive(p).patches], [0.5]) for p in pictures]
         said: list[str | None] = [None] * len(new)
         if self._described:
             for at in range(0, len(new), AT_ONCE):
-                said[at : at + AT_ONCE] = self._model.captions(tokens[at : at + AT_ONCE])
+                said[at : at + AT_ONCE] = self._model.caption_pictures(pictures[at : at + AT_ONCE])
         self._seen |= dict(zip(new, zip(tokens, said, strict=True), strict=True))
 
     def passages(self, chosen: Sequence[int]) -> list[Passage]:

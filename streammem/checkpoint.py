@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from streammem.backbones.language import CausalLanguageModel
+from streammem.backbones.sampling import MOST_BEAMS
 from streammem.backbones.text import TEXT_DIM, SentenceEncoder
 from streammem.backbones.vision import EfficientNetEncoder, TransformersVisionEncoder, VisionEncoder
 from streammem.backbones.weights import SOURCES, weights_path
+from streammem.choice import MERITS, Choice
 from streammem.confidence import LEAST, SIGNS, Certainty
 from streammem.errors import BackboneError, CheckpointError, ConfigError
 from streammem.memory.bridge import BridgeConfig, MemoryBridge
@@ -59,7 +61,7 @@ class CheckpointConfig:
         vision: name of the frame encoder, likewise ``language`` and ``sentences``.
         key_dim: width of the keys.
         lora_scale: alpha / r of the adapters in the checkpoint.
-        certainty: see ``VideoModel``.
+        certainty: see ``VideoModel``; likewise ``choice``.
         evidence: of words, that is joined to the keys; None without.
     """
 
@@ -71,6 +73,7 @@ class CheckpointConfig:
     scenes: SceneTillingConfig
     lora_scale: float
     certainty: Certainty | None = None
+    choice: Choice | None = None
     evidence: EvidenceSizes | None = None
 
 
@@ -143,6 +146,7 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         open_language=open_language,
         scenes=config.scenes,
         certainty=config.certainty,
+        choice=config.choice,
         questions=_question_head(tensors, folder),
     )
 
@@ -195,6 +199,8 @@ def save(
         config["evidence"] = model.picture_key.evidence.sizes._asdict()
     if model.certainty:
         config["certainty"] = model.certainty._asdict()
+    if model.choice:
+        config["choice"] = model.choice._asdict()
     path = folder / "model.safetensors.part"
     save_file(_packed(tensors), path)
     path.chmod(0o644)  # safetensors writes files that only their owner may read
@@ -265,6 +271,7 @@ def read_config(folder: Path) -> CheckpointConfig:
             scenes=SceneTillingConfig(**config["scenes"]),
             lora_scale=float(config["lora_scale"]),
             certainty=_certainty(config.get("certainty")),
+            choice=_choice(config.get("choice")),
             evidence=_evidence(config.get("evidence")),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -284,6 +291,17 @@ def _certainty(said: Any) -> Certainty | None:
     if not 0 <= least <= 1:
         raise ValueError("certainty: least is a probability")
     return Certainty(weights, float(said["bias"]), least)
+
+
+def _choice(said: Any) -> Choice | None:
+    if said is None:
+        return None
+    weights, candidates = tuple(map(float, said["weights"])), _typed(said["candidates"], int)
+    if len(weights) != MERITS or not np.isfinite(weights).all():
+        raise ValueError(f"choice needs {MERITS} weights, all finite")
+    if not 1 <= candidates <= MOST_BEAMS:
+        raise ValueError(f"choice: candidates are 1 to {MOST_BEAMS}, not {candidates}")
+    return Choice(weights, candidates)
 
 
 def _evidence(said: Any) -> EvidenceSizes | None:

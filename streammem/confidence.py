@@ -55,7 +55,7 @@ def signs(pictures: np.ndarray, words: np.ndarray, background: np.ndarray) -> np
         it exceeds the background's; mean cosine of that picture with the ``NEAREST`` of the
         background, and with all of it.
     """
-    pictures, words, background = map(_directions, (pictures, words, background))
+    pictures, words, background = map(directions, (pictures, words, background))
     fits = pictures @ words
     key, agreement = pictures[fits.argmax()], fits.max()
     chance = background @ words
@@ -64,7 +64,7 @@ def signs(pictures: np.ndarray, words: np.ndarray, background: np.ndarray) -> np
     return np.array([agreement, excess, like[-NEAREST:].mean(), like.mean()], np.float64)
 
 
-def _directions(keys: np.ndarray) -> np.ndarray:
+def directions(keys: np.ndarray) -> np.ndarray:
     """Leave out the last place of keys [..., K], which holds how little is known of a picture.
 
     It makes all pictures alike, the spoiled ones most: without it right captions lie above wrong

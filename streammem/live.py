@@ -152,9 +152,9 @@ class _Watching:
         self._num_captions += 1
         self._caption_lag_s = said.began - said.span.shown_at
         if self._scenes:
-            caption = self._scenes.told(said.span, said.text)
+            caption = self._scenes.told(said.span, said.replies)
         else:
-            caption = self._session.add_caption(said.span.segment, said.text)
+            caption = self._session.add_caption(said.span.segment, said.replies)
         if self._options.on_text and not self._heard and caption.text:
             self._options.on_text(said.span.segment, caption.text)
         return caption

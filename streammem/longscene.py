@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from streammem.backbones.language import Replies
 from streammem.memory.keysets import coverage, visual_keys
-from streammem.model import Scene, spread
+from streammem.model import Scene, chosen, spread
 from streammem.openscene import BRIDGE_FRAMES, Held, places
 from streammem.session import Session
 from streammem.spoken import Spoken, weigh
@@ -99,11 +100,12 @@ class LongScene:
         if span.segment.id == self._session.state.next_segment:
             self._until = span.segment.end
 
-    def told(self, span: Span, text: str) -> Caption:
+    def told(self, span: Span, said: Replies) -> Caption:
         """Make the caption of a stretch, kept by the session once the scene has closed."""
         segment = span.segment
         if segment.id != self._session.state.next_segment:
-            return self._session.add_caption(segment, text)
+            return self._session.add_caption(segment, said)
+        text = chosen(self._session.model, said, span.keys)
         spoken = weigh(self._session.model, text, span.keys, self._session.config)
         self._unkept.append((segment, spoken))
         return spoken.of(segment)

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streammem.backbones.language import CausalLanguageModel, GenerationConfig
+from streammem.backbones.language import CausalLanguageModel, GenerationConfig, Replies
 from streammem.backbones.text import SentenceEncoder
 from streammem.backbones.vision import VisionEncoder
+from streammem.choice import Choice, merits
 from streammem.confidence import Certainty
 from streammem.memory import recurrent
 from streammem.memory.bridge import MemoryBridge
@@ -96,6 +97,8 @@ class StreamModel(Protocol):
     @property
     def certainty(self) -> Certainty | None: ...
     @property
+    def choice(self) -> Choice | None: ...
+    @property
     def fingerprint(self) -> str: ...
     @property
     def token_shape(self) -> tuple[int, int]: ...
@@ -117,13 +120,15 @@ class StreamModel(Protocol):
         tokens: Sequence[Tensor],
         decoding: GenerationConfig | None = None,
         instruction: str | None = None,
-    ) -> list[str]: ...
+        candidates: int = 1,
+    ) -> list[Replies]: ...
     def captions_stepwise(
         self,
         tokens: Sequence[Tensor],
         decoding: GenerationConfig | None = None,
         instruction: str | None = None,
-    ) -> Iterator[str | None]: ...
+        candidates: int = 1,
+    ) -> Iterator[Replies | None]: ...
     def stream(self, prompt: list[str | Tensor], decoding: GenerationConfig) -> Iterator[str]: ...
 
 
@@ -139,15 +144,32 @@ class Speaker(Protocol):
     ) -> list[str | Tensor]: ...
 
 
+class Chooser(Protocol):
+    """What ``chosen`` needs of a model."""
+
+    @property
+    def choice(self) -> Choice | None: ...
+    def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray: ...
+
+
 def describe(
     model: Speaker,
     tokens: Sequence[Tensor],
     decoding: GenerationConfig | None = None,
     instruction: str | None = None,
-) -> list[str]:
-    """Describe segments in one batch, each from its own tokens; every model's ``captions``."""
+    candidates: int = 1,
+) -> list[Replies]:
+    """Describe segments in one batch, each from its own tokens; every model's ``captions``.
+
+    Args:
+        model: what speaks.
+        tokens: of each segment.
+        decoding: None takes the model's.
+        instruction: what a description is asked by; None takes what the model was trained with.
+        candidates: descriptions a segment; see ``CausalLanguageModel.candidates``.
+    """
     prompts = [model.caption_prompt(each, instruction) for each in tokens]
-    return model.language.generate(prompts, decoding or model.decoding)
+    return model.language.candidates(prompts, decoding or model.decoding, candidates)
 
 
 def describe_stepwise(
@@ -155,13 +177,14 @@ def describe_stepwise(
     tokens: Sequence[Tensor],
     decoding: GenerationConfig | None = None,
     instruction: str | None = None,
-) -> Iterator[str | None]:
+    candidates: int = 1,
+) -> Iterator[Replies | None]:
     """Yield descriptions in order, None between words; every model's ``captions_stepwise``.
 
-    Each is to the letter what ``reply`` says of that segment alone, stripped.
+    Args as ``describe``; each is to the letter what is said of that segment alone.
     """
     prompts = [model.caption_prompt(each, instruction) for each in tokens]
-    return model.language.replies(prompts, decoding or model.decoding)
+    return model.language.replies(prompts, decoding or model.decoding, candidates)
 
 
 def reply(model: Speaker, prompt: list[str | Tensor], decoding: GenerationConfig) -> Iterator[str]:
@@ -169,6 +192,22 @@ def reply(model: Speaker, prompt: list[str | Tensor], decoding: GenerationConfig
     if decoding.num_beams > 1:
         return iter(model.language.generate([prompt], decoding))
     return model.language.stream(prompt, decoding)
+
+
+def chosen(model: Chooser, replies: Replies, pictures: np.ndarray) -> str:
+    """Return the text of the reply that fits best; the first where there is no choice.
+
+    Args:
+        model: whose words they are.
+        replies: at least one.
+        pictures: [V, K] unit keys of what they describe, V >= 1.
+    """
+    if len(replies) == 1 or model.choice is None:
+        return replies[0].text
+    texts = [reply.text for reply in replies]
+    log_probs = [float(np.mean(reply.log_probs)) for reply in replies]
+    seen = merits(texts, log_probs, model.sentence_keys(texts), pictures)
+    return texts[model.choice(seen)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +228,7 @@ class VideoModel:
         scenes: SceneTilling's options, fitted to this encoder.
         decoding: how captions are decoded unless a session says otherwise.
         certainty: how confidence in a caption comes from keys; None where it was not fitted.
+        choice: how the best of several captions is chosen; likewise.
         questions: reads operator and anchor off a question; without it, every one is free.
     """
 
@@ -204,6 +244,7 @@ class VideoModel:
     scenes: SceneTillingConfig = field(default_factory=SceneTillingConfig)
     decoding: GenerationConfig = CAPTION_DECODING
     certainty: Certainty | None = None
+    choice: Choice | None = None
     questions: QuestionHead | None = None
 
     @cached_property
@@ -313,12 +354,19 @@ class VideoModel:
         self, pictures: Sequence[np.ndarray], *, features: str = "own"
     ) -> list[str]:
         """Describe still pictures; the controls see blank features, or another picture's."""
-        seen = [self.perceive(picture).patches for picture in pictures]
+        seen = [self.perceive(picture) for picture in pictures]
         if features == "blank":
-            seen = [self.bridge.patch_mean.half().expand_as(patches) for patches in seen]
+            mean = self.bridge.patch_mean
+            blank = mean.expand(self.vision.patches, -1)
+            key = self.picture_key(blank[None])[0].numpy()
+            seen = [Perceived(each.embedding, blank.half(), key) for each in seen]
         elif features == "other":
             seen = seen[1:] + seen[:1]
-        return self.captions([self.look([patches], [0.5]) for patches in seen])
+        greedy = self.decoding.num_beams == 1 and self.decoding.temperature == 0
+        count = self.choice.candidates if self.choice and greedy else 1
+        tokens = [self.look([each.patches], [0.5]) for each in seen]
+        said = self.captions(tokens, candidates=count)
+        return [chosen(self, r, each.key[None]) for r, each in zip(said, seen, strict=True)]
 
     def picture_keys(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Map still pictures to unit keys [N, K] float32."""

@@ -140,7 +140,9 @@ def _add_model_options(parser: Parser) -> None:
     add = parser.add_argument_group("language model").add_argument
     add("--context", choices=("memory", "now", "uniform", "captions"), help="what answers rest on")
     add("--prompt", help="the instruction for captions, instead of the trained one")
-    unsure = "less is said of a scene below it: first words or none (default 0.5; 0: all is said)"
+    unsure = "less is said of a scene below it: first words or none (default 0.3; 0: all is said)"
+    drawn = "captions drawn of a scene, of which the one that fits best is said (1: the likeliest)"
+    add("--candidates", type=int, metavar="N", help=drawn)
     add("--min-confidence", type=float, metavar="P", help=unsure)
     add("--max-new-tokens", type=int)
     add("--temperature", type=float, help="0 is greedy (default)")
@@ -234,8 +236,9 @@ def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
     flags: dict[str, Any] = {"caption": decoding, "answer": decoding} if decoding else {}
     if arguments.context:
         flags["context"] = arguments.context
-    if arguments.min_confidence is not None:
-        flags["min_confidence"] = arguments.min_confidence
+    for name in ("candidates", "min_confidence"):
+        if getattr(arguments, name) is not None:
+            flags[name] = getattr(arguments, name)
     if arguments.prompt:
         flags["instruction"] = arguments.prompt
     if getattr(arguments, "timezone", None):

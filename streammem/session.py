@@ -16,17 +16,18 @@ from PIL import Image
 from torch import Tensor
 
 from streammem.answering import Answerer, Present, say
+from streammem.backbones.language import Replies
 from streammem.backdrop import Backdrop, settled
 from streammem.gate import Encoded, encode, glance_at
 from streammem.memory.cache import CacheConfig, MemoryCache
 from streammem.memory.entry import Entry
 from streammem.memory.keysets import visual_keys
 from streammem.memory.memory import Memory
-from streammem.model import Scene, StreamModel, spread
+from streammem.model import Scene, StreamModel, chosen, spread
 from streammem.openscene import BRIDGE_FRAMES, Held, hold, keyframe, places, thinned
 from streammem.scenetilling import SceneState, Score, flush, initial, push
 from streammem.session_config import SessionConfig
-from streammem.spoken import Spoken, level_of, weigh
+from streammem.spoken import Spoken, candidates_of, level_of, weigh
 from streammem.types import Answer, Caption, Chapter, Frame, Moment, Reason, Segment
 
 
@@ -116,8 +117,13 @@ class Session:
 
     @property
     def withholds(self) -> bool:
-        """Whether less may be said than the model generates, so that nothing is said before."""
-        return level_of(self.model, self.config) > 0
+        """Whether other words may be said than come first, so that none is said before."""
+        return self.candidates > 1 or level_of(self.model, self.config) > 0
+
+    @property
+    def candidates(self) -> int:
+        """Among how many captions of a scene one is chosen."""
+        return candidates_of(self.model, self.config)
 
     def close(self) -> None:
         """Release a durable memory; idempotent. The open segment is not kept: flush first."""
@@ -212,27 +218,29 @@ class Session:
             on_text: called with each piece of text as it is generated; once, with all that is said,
                 where less may be said than is generated.
         """
+        if on_text is None or self.withholds:
+            caption = self.captions([segment])[0]
+            if on_text and caption.text:
+                on_text(caption.text)
+            return caption
         prompt = self.model.caption_prompt(self.tokens(segment.id), self.config.instruction)
-        heard = None if self.withholds else on_text
-        text = say(self.model, prompt, self.config.caption or self.model.decoding, heard)
-        caption = self.add_caption(segment, text)
-        if on_text and self.withholds and caption.text:
-            on_text(caption.text)
-        return caption
+        text = say(self.model, prompt, self.config.caption or self.model.decoding, on_text)
+        return self.add_caption(segment, text)
 
     def captions(self, segments: Sequence[Segment]) -> list[Caption]:
         """Describe segments in one batch, which takes less time than one after another."""
         tokens = [self.tokens(segment.id) for segment in segments]
         decoding = self.config.caption or self.model.decoding
-        texts = self.model.captions(tokens, decoding, self.config.instruction) if tokens else []
-        return [self.add_caption(s, text) for s, text in zip(segments, texts, strict=True)]
+        instruction, count = self.config.instruction, self.candidates
+        said = self.model.captions(tokens, decoding, instruction, count) if tokens else []
+        return [self.add_caption(s, replies) for s, replies in zip(segments, said, strict=True)]
 
-    def add_caption(self, segment: Segment, text: str) -> Caption:
+    def add_caption(self, segment: Segment, said: str | Replies) -> Caption:
         """Store what is said of a segment, found from then on by its words too.
 
         Args:
             segment: closed.
-            text: a whole caption of it.
+            said: a whole caption of it, or several of which one is chosen.
 
         Returns:
             The caption: as much of the text as is sure, see ``SessionConfig.min_confidence``.
@@ -243,6 +251,7 @@ class Session:
         entry = self.cache.get(segment.id)
         if entry is None:
             raise KeyError(f"no segment {segment.id} in this session")
+        text = said if isinstance(said, str) else chosen(self.model, said, entry.visual_keys)
         return self.keep(segment, weigh(self.model, text, entry.visual_keys, self.config))
 
     def keep(self, segment: Segment, spoken: Spoken) -> Caption:

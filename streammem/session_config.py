@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from streammem.backbones.language import GenerationConfig
+from streammem.backbones.sampling import MOST_BEAMS, GenerationConfig
 from streammem.errors import ConfigError
 from streammem.memory.cache import CacheConfig
 from streammem.model import ANSWER_DECODING
@@ -38,9 +38,12 @@ class SessionConfig:
             are read in; None takes this computer's.
         caption: decoding of captions; None takes the model's.
         answer: decoding of answers.
+        candidates: captions drawn of a scene, of which the one that fits best is said, in
+            [1, 32]; 1 says the likeliest. None takes the model's number, and 1 with beams, a
+            temperature or an instruction.
         min_confidence: in [0, 1]; a caption of less confidence ends after its first noun phrase,
             and nothing is said of pictures that look like nothing known. 0 says everything; None
-            takes 0.5 for a model whose confidence was fitted.
+            takes 0.3 for a model whose confidence was fitted.
         instruction: what a caption is asked by; None takes what the model was trained with.
     """
 
@@ -57,6 +60,7 @@ class SessionConfig:
     caption: GenerationConfig | None = None
     answer: GenerationConfig = ANSWER_DECODING
     instruction: str | None = None
+    candidates: int | None = None
     min_confidence: float | None = None
 
     def __post_init__(self) -> None:
@@ -66,6 +70,11 @@ class SessionConfig:
             raise ConfigError(f"still={self.still}: give levels in [0, 255]")
         if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
             raise ConfigError(f"min-confidence {self.min_confidence}: give a number in [0, 1]")
+        if self.candidates is not None and not 1 <= self.candidates <= MOST_BEAMS:
+            raise ConfigError(f"candidates {self.candidates}: give a number in [1, {MOST_BEAMS}]")
+        decoding = self.caption or GenerationConfig()
+        if (self.candidates or 1) > 1 and (decoding.num_beams > 1 or decoding.temperature > 0):
+            raise ConfigError("candidates are drawn for greedy captions: no beams, temperature 0")
         if self.retrieved < 0 or self.passages < 1 or self.now_frames < 0:
             raise ConfigError("retrieved and now_frames must be >= 0, passages >= 1")
         _check_timezone(self.timezone)

@@ -1,7 +1,8 @@
 """What may be said of a picture: the model's words, as far as they are likely to be right.
 
-What confidence rests on stands in ``confidence.py``. No words are made here: a caption that is not
-sure enough ends after its first noun phrase, or is withheld.
+Of several captions the one that fits best is taken (``choice.py``); what confidence rests on stands
+in ``confidence.py``. No words are made here: a caption that is not sure enough ends after its first
+noun phrase, or is withheld.
 """
 
 from dataclasses import dataclass
@@ -48,6 +49,17 @@ def level_of(model: StreamModel, config: SessionConfig) -> float:
     if config.min_confidence is not None:
         return config.min_confidence
     return WHOLE if config.instruction is None else 0.0
+
+
+def candidates_of(model: StreamModel, config: SessionConfig) -> int:
+    """Return among how many captions of a scene one is chosen; 1 where the model cannot choose."""
+    if model.choice is None:
+        return 1
+    if config.candidates is not None:
+        return config.candidates
+    decoding = config.caption or model.decoding
+    trained = config.instruction is None and decoding.num_beams == 1 and decoding.temperature == 0
+    return model.choice.candidates if trained else 1
 
 
 def weigh(model: StreamModel, text: str, pictures: np.ndarray, config: SessionConfig) -> Spoken:

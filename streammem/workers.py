@@ -13,11 +13,13 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from streammem.backbones.language import Replies, Reply
 from streammem.backbones.sampling import GenerationConfig
 from streammem.errors import SourceError
 from streammem.longscene import Span
 from streammem.model import StreamModel
 from streammem.session_config import SessionConfig
+from streammem.spoken import candidates_of
 from streammem.types import Frame, Segment
 from streammem.video import VideoSource
 from streammem.watch_options import Drop
@@ -28,6 +30,7 @@ LIVE_FRAMES_AHEAD = 32  # of a source that does not wait: what comes while a que
 # Captions said at once. Eight take 0.41 of their time one by one, sixteen 0.34: more would rather
 # make Ctrl-C wait longer, for all that wait are said then.
 TOGETHER = 8
+REPLIES_TOGETHER = 24  # the candidates of a caption share its prompt, and are a batch themselves
 POLL_S = 0.05
 # A source that is stopped while it waits for data is waited for so long: RTSP looks up within it
 # (`video.cameras.POLL_S`). What does not, such as HTTP, is left to its time-out.
@@ -200,7 +203,7 @@ class Said(NamedTuple):
     """What was said of a stretch, and the monotonic second of the first word."""
 
     span: Span
-    text: str
+    replies: Replies
     began: float
 
 
@@ -233,7 +236,9 @@ class Speaker:
     ) -> None:
         self._model, self._config, self._on_text = model, config, on_text
         self._decoding = config.caption or model.decoding
-        self._warm, self._most, self.together = warm, together, 1
+        self._candidates = candidates_of(model, config)
+        self._warm, self.together = warm, 1
+        self._most = most_together(together, self._candidates)
         self._jobs: queue.Queue[Span | None] = queue.Queue()
         self._said: queue.Queue[Said | BaseException] = queue.Queue()
         self._waiting: deque[Span] = deque()
@@ -294,7 +299,8 @@ class Speaker:
             if self._warm:
                 self._warm_up()
             while (spans := self._taken()) and not self._stop.is_set():
-                for said in self._say_together(spans) if len(spans) > 1 else [self._say(spans[0])]:
+                aloud = len(spans) == self._candidates == 1
+                for said in [self._say(spans[0])] if aloud else self._say_together(spans):
                     self.cpu_s = time.thread_time()
                     self.together = self._most if self._saves_together() else 1
                     self._said.put(said)
@@ -337,19 +343,25 @@ class Speaker:
             pieces.append(piece)
             if self._on_text:
                 self._on_text(span.segment, piece)
-        return Said(span, "".join(pieces).strip(), began or time.monotonic())
+        reply = Reply("".join(pieces).strip(), [], [])
+        return Said(span, (reply,), began or time.monotonic())
 
     def _say_together(self, spans: list[Span]) -> Iterator[Said]:
         began, tokens = 0.0, [span.tokens for span in spans]
-        instruction = self._config.instruction
+        instruction, count = self._config.instruction, self._candidates
         with self.silence:
-            texts = self._model.captions_stepwise(tokens, self._decoding, instruction)
+            said = self._model.captions_stepwise(tokens, self._decoding, instruction, count)
         while spans and not self._stop.is_set():
             with self.silence:
-                text = next(texts)
+                replies = next(said)
             began = began or time.monotonic()
-            if text is not None:
-                yield Said(spans.pop(0), text, began)
+            if replies is not None:
+                yield Said(spans.pop(0), replies, began)
+
+
+def most_together(captions: int, candidates: int) -> int:
+    """Return how many of ``captions`` are said at once where each is one of several candidates."""
+    return max(1, min(captions, REPLIES_TOGETHER // candidates))
 
 
 def _next(items: "queue.Queue[T]", thread: threading.Thread) -> T:

@@ -19,7 +19,7 @@ LAYERS = (
     {"errors", "types"},
     {"config", "render", "ops", "prompts", "contact_sheet", "threads", "metrics", "timewords"}
     | {"confidence"},
-    {"video", "audio", "scenetilling", "memory", "backbones", "questions"},
+    {"video", "audio", "scenetilling", "memory", "backbones", "questions", "choice"},
     {"signature", "model", "timeline", "environment", "backdrop"},
     {"parents", "findings"},
     {"checkpoint", "gate"},

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from streammem import spoken
+from streammem.backbones.language import Reply
 from streammem.confidence import WHOLE, Certainty
 from streammem.errors import ConfigError
 from streammem.live import watch
@@ -36,9 +37,10 @@ def model(plain, monkeypatch):
     """Says WORDS of everything, with 0.3 confidence."""
     speaking = replace(plain, certainty=certain(WHOLE - 0.02))
     monkeypatch.setattr(type(plain), "stream", lambda *_: iter(WORDS.partition(" in")))
-    monkeypatch.setattr(type(plain), "captions", lambda self, tokens, *_: [WORDS] * len(tokens))
+    said = (Reply(WORDS, [], []),)
+    monkeypatch.setattr(type(plain), "captions", lambda self, tokens, *_: [said] * len(tokens))
     monkeypatch.setattr(
-        type(plain), "captions_stepwise", lambda self, tokens, *_: iter([WORDS] * len(tokens))
+        type(plain), "captions_stepwise", lambda self, tokens, *_: iter([said] * len(tokens))
     )
     return speaking
 
@@ -141,7 +143,7 @@ def test_what_was_said_of_an_open_scene_is_what_is_kept_when_it_closes(model):
     number = session.state.next_segment
     part = Span(Segment(number, 0.0, 1.0, None, None), None, keys, 0.0)
     scenes.begun(part)
-    told = scenes.told(part, WORDS)
+    told = scenes.told(part, (Reply(WORDS, [], []),))
     (segment,) = session.flush()
     scenes.closed(segment)
     assert session.cache.get(segment.id).caption == told.text == "A man"

@@ -5,6 +5,7 @@ a user types. No memory and no prompt wording live here.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -25,7 +26,9 @@ from streammem.backbones.transformers_files import open_causal, unusable
 from streammem.errors import ConfigError
 
 Prompt = Sequence[str | Tensor]
+Seeds = Sequence[int | None]  # of the replies to one prompt; None takes the likeliest words
 Decoding = Literal["auto", "exact", "half", "bfloat16"]
+CANDIDATE_TEMPERATURE = 0.7  # warmer ones are more unlike each other, but less often right
 DECODINGS: tuple[Decoding, ...] = ("auto", "exact", "half", "bfloat16")
 
 
@@ -41,6 +44,9 @@ class Reply(NamedTuple):
     text: str
     ids: list[int]
     log_probs: list[float]
+
+
+Replies = tuple[Reply, ...]  # to one prompt
 
 
 class CausalLanguageModel:
@@ -227,40 +233,67 @@ class CausalLanguageModel:
             prompts: see ``embed``; lengths may differ.
             config: shared by all; with sampling, each prompt draws as if it were alone.
         """
-        if not prompts:
-            return []
+        if config.num_beams == 1:
+            return [replies[0].text for replies in self.candidates(prompts, config)]
         rows = [self.embed(prompt) for prompt in prompts]
-        if config.num_beams == 1 and self.decoder() is not None:
-            seeds = [[config.seed]] * len(rows)
-            return [replies[0].text for replies in self._sample(rows, config, seeds)]
-        if config.temperature > 0:
-            return ["".join(self._stream(row, config)).strip() for row in rows]
-        said = search(self.model, rows, config, self._stop_ids)
+        said = search(self.model, rows, config, self._stop_ids) if rows else []
         return [self._text(ids).strip() for ids in said]
 
     @torch.inference_mode()
-    def replies(self, prompts: Sequence[Prompt], config: GenerationConfig) -> Iterator[str | None]:
-        """Reply to prompts as ``generate`` does, word by word, and never other than to one alone.
+    def candidates(
+        self, prompts: Sequence[Prompt], config: GenerationConfig, count: int = 1
+    ) -> list[Replies]:
+        """Reply to each prompt ``count`` times, all in one batch; the prompts are read once.
+
+        Args:
+            prompts: see ``embed``; lengths may differ.
+            config: shared by all. One reply is decoded as it says; of several the first is the
+                greedy one, and reply j is drawn at ``CANDIDATE_TEMPERATURE`` with ``seed + j``, so
+                that what a prompt gets does not depend on those beside it.
+            count: replies a prompt, >= 1.
+
+        Returns:
+            ``count`` replies a prompt.
+
+        Raises:
+            ConfigError: several, where ``config`` asks for beams or a temperature.
+        """
+        if config.num_beams > 1 and count == 1:
+            return [(Reply(text, [], []),) for text in self.generate(prompts, config)]
+        rows = [self.embed(prompt) for prompt in prompts]
+        config, seeds = _drawn_alike(config, count)
+        return list(map(tuple, self._sample(rows, config, [seeds] * len(rows))))
+
+    @torch.inference_mode()
+    def replies(
+        self, prompts: Sequence[Prompt], config: GenerationConfig, count: int = 1
+    ) -> Iterator[Replies | None]:
+        """Reply to prompts as ``candidates`` does, word by word, and never other than to one alone.
 
         They are continued together where that changes no logit, one after another elsewhere.
 
         Yields:
-            The replies in their order, each as soon as it and all before it are whole; None after
-            a token that made none whole.
+            What ``candidates`` gives for each prompt in their order, as soon as it and all before
+            it are whole; None after a token that made none whole.
         """
-        if config.num_beams > 1:
+        if config.num_beams > 1 or (count > 1 and self.decoder() is None):
             for prompt in prompts:
-                yield from self.generate([prompt], config)
+                yield from self.candidates([prompt], config, count)
             return
         rows, decoder = [self.embed(prompt) for prompt in prompts], self.decoder()
+        config, seeds = _drawn_alike(config, count)
         together = decoder is not None and decoder.are_apart(rows)
         for group in [rows] if together else [[row] for row in rows]:
             given = 0
-            for replies in self._steps(group, config, [[config.seed]] * len(group)):
+            for replies in self._steps(group, config, [seeds] * len(group)):
                 whole = list(takewhile(bool, replies[given:]))
-                given += len(whole)
-                yield from (reply.text for reply in whole if reply)
-                if not whole:
+                ready = len(whole) // count
+                yield from (
+                    tuple(reply for reply in whole[i * count : (i + 1) * count] if reply)
+                    for i in range(ready)
+                )
+                given += ready * count
+                if not ready:
                     yield None
 
     @torch.inference_mode()
@@ -291,7 +324,7 @@ class CausalLanguageModel:
         return self._sample(rows, config, [range(seed, seed + count) for seed in first])
 
     def _sample(
-        self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Sequence[int]]
+        self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Seeds]
     ) -> list[list[Reply]]:
         """Reply to each row once with each of its seeds, which are equally many."""
         if self.decoder() is None:  # transformers' cache pads no prompts: one after another
@@ -304,18 +337,20 @@ class CausalLanguageModel:
         return [replies[i : i + count] for i in range(0, len(replies), count)]
 
     def _replies(
-        self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Sequence[int]]
+        self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Seeds]
     ) -> list[Reply]:
         *_, replies = self._steps(rows, config, seeds)
         return [reply for reply in replies if reply]  # at last all are whole
 
     def _steps(
-        self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Sequence[int]]
+        self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Seeds]
     ) -> Iterator[list[Reply | None]]:
         """Say a token of each reply a step; yield those that are whole, None for the others."""
         run, count = self._start(rows, config), len(seeds[0])
         generators = [
-            torch.Generator().manual_seed(seed % (1 << 63)) for own in seeds for seed in own
+            None if seed is None else torch.Generator().manual_seed(seed % (1 << 63))
+            for own in seeds
+            for seed in own
         ]
         said: list[tuple[list[int], list[float]]] = [([], []) for _ in generators]
         replies: list[Reply | None] = [None for _ in generators]
@@ -373,6 +408,16 @@ class CausalLanguageModel:
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text.rstrip("\ufffd")
+
+
+def _drawn_alike(config: GenerationConfig, count: int) -> tuple[GenerationConfig, Seeds]:
+    """Return how ``count`` replies to one prompt are decoded, and what each draws with."""
+    if count == 1:
+        return config, [config.seed]
+    if config.num_beams > 1 or config.temperature > 0:
+        raise ConfigError("several candidates need greedy decoding: no beams, temperature 0")
+    warm = replace(config, temperature=CANDIDATE_TEMPERATURE)
+    return warm, [None, *range(config.seed + 1, config.seed + count)]
 
 
 def decoding_route(decoding: str) -> Route:

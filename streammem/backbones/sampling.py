@@ -55,25 +55,27 @@ class GenerationConfig:
 
 
 def pick(
-    logits: Tensor, config: GenerationConfig, generators: Sequence[torch.Generator]
+    logits: Tensor, config: GenerationConfig, generators: Sequence[torch.Generator | None]
 ) -> tuple[Tensor, Tensor]:
     """Choose each row's next token.
 
     Args:
         logits: [B, V].
         config: temperature 0 takes the likeliest token and draws nothing.
-        generators: one a row, on the CPU; a row draws one number, whoever stands beside it.
+        generators: one a row, on the CPU; a row draws one number, whoever stands beside it. A row
+            without one takes its likeliest token at any temperature.
 
     Returns:
         Tokens [B] and their log-probabilities [B] float32, of the softmax at the temperature
         (at 1 if that is 0) before the nucleus is cut out.
     """
     scores = _heated(logits.float(), config.temperature).log_softmax(-1)
-    if config.temperature == 0:
-        tokens = logits.argmax(-1)
-    else:
-        draws = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])
-        tokens = _drawn(scores.exp(), config.top_p, draws.to(scores.device))
+    tokens = logits.argmax(-1)
+    drawing = [row for row, generator in enumerate(generators) if generator]
+    if config.temperature > 0 and drawing:
+        draws = [torch.rand(1, generator=generators[row], dtype=torch.float64) for row in drawing]
+        likely = scores[drawing].exp()
+        tokens[drawing] = _drawn(likely, config.top_p, torch.cat(draws).to(scores.device))
     return tokens, scores.gather(1, tokens[:, None])[:, 0]
 
 

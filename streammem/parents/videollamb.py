@@ -102,6 +102,11 @@ class VideoLLaMB:
         return self.keys.background
 
     @property
+    def choice(self) -> None:
+        """None: the parent says what is likeliest."""
+        return None
+
+    @property
     def certainty(self) -> Certainty | None:
         """None: that of ``keys`` was fitted to words of another model."""
         return None

@@ -13,26 +13,33 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from streammem.backbones.language import GenerationConfig
+from streammem.backbones.language import GenerationConfig, Replies
 from streammem.model import Passage, Perceived, Scene, StreamModel, TakenIn
 from streammem.questions import Reading
+from streammem.workers import most_together
 
 MAX_BATCH = 8  # a question waits for at most one batch
 
 
 @dataclass(eq=False)
 class _Wish:
-    """A caption that is due; ``text`` or ``error`` is set once it was attempted."""
+    """A caption that is due; ``said`` or ``error`` is set once it was attempted."""
 
     tokens: Tensor
     decoding: GenerationConfig | None
     instruction: str | None
-    text: str | None = None
+    candidates: int
+    said: Replies | None = None
     error: BaseException | None = None
 
     @property
     def done(self) -> bool:
-        return self.text is not None or self.error is not None
+        return self.said is not None or self.error is not None
+
+    @property
+    def asked(self) -> tuple[GenerationConfig | None, str | None, int]:
+        """What all wishes of a batch have in common."""
+        return self.decoding, self.instruction, self.candidates
 
 
 class _CaptionPrompt(list[str | Tensor]):
@@ -87,7 +94,7 @@ class SharedModel:
     def stream(self, prompt: list[str | Tensor], decoding: GenerationConfig) -> Iterator[str]:
         """Yield an answer word by word, between those of others; a caption as one piece."""
         if isinstance(prompt, _CaptionPrompt):
-            yield from self.captions([prompt.tokens], decoding, prompt.instruction)
+            yield self.captions([prompt.tokens], decoding, prompt.instruction)[0][0].text
             return
         with self._mouth:
             words = self._model.stream(prompt, decoding)
@@ -103,9 +110,10 @@ class SharedModel:
         tokens: Sequence[Tensor],
         decoding: GenerationConfig | None = None,
         instruction: str | None = None,
-    ) -> list[str]:
+        candidates: int = 1,
+    ) -> list[Replies]:
         """Describe segments, together with those that other threads ask for now."""
-        wishes = [_Wish(block, decoding, instruction) for block in tokens]
+        wishes = [_Wish(block, decoding, instruction, candidates) for block in tokens]
         self._arriving.extend(wishes)
         while not all(wish.done for wish in wishes):
             with self._mouth:  # whoever gets it speaks for all that wait for it
@@ -114,33 +122,33 @@ class SharedModel:
         for wish in wishes:
             if wish.error:
                 raise wish.error
-        return [wish.text or "" for wish in wishes]
+        return [wish.said for wish in wishes if wish.said]
 
     def captions_stepwise(
         self,
         tokens: Sequence[Tensor],
         decoding: GenerationConfig | None = None,
         instruction: str | None = None,
-    ) -> Iterator[str | None]:
+        candidates: int = 1,
+    ) -> Iterator[Replies | None]:
         """Describe segments in one step, as ``captions`` does."""
-        yield from self.captions(tokens, decoding, instruction)
+        yield from self.captions(tokens, decoding, instruction, candidates)
 
     def _speak(self) -> None:
         """Speak one batch, the oldest wish first; all of a batch are decoded alike."""
         while self._arriving:
             self._due.append(self._arriving.popleft())
-        first = self._due[0]
-        decoding, instruction = first.decoding, first.instruction
-        alike = [w for w in self._due if (w.decoding, w.instruction) == (decoding, instruction)]
-        batch = alike[:MAX_BATCH]
+        asked = self._due[0].asked
+        alike = [wish for wish in self._due if wish.asked == asked]
+        batch = alike[: most_together(MAX_BATCH, asked[-1])]
         self._due = [wish for wish in self._due if wish not in batch]
         try:
-            said = self._model.captions([wish.tokens for wish in batch], decoding, instruction)
+            said = self._model.captions([wish.tokens for wish in batch], *asked)
         except BaseException as error:  # noqa: BLE001, carried to all that wait for it
             for wish in batch:
                 wish.error = error
             return
-        for wish, text in zip(batch, said, strict=True):
-            wish.text = text
+        for wish, replies in zip(batch, said, strict=True):
+            wish.said = replies
         if self._on_batch:
             self._on_batch(len(batch))

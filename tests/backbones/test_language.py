@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -90,6 +91,11 @@ def test_penalties_that_come_with_a_model_do_not_divide_batch_and_stream(prompts
 # -- replies, word by word --
 
 
+def texts(steps):
+    """The first reply to each prompt."""
+    return [replies[0].text for replies in steps if replies is not None]
+
+
 def alike(language, count):
     """Prompts of one length."""
     generator = torch.Generator().manual_seed(4)
@@ -111,14 +117,14 @@ def test_replies_are_what_each_prompt_is_told_alone_in_order(ending, decoding, s
     config = GenerationConfig(max_new_tokens=10, **sampled)
     for prompts in (alike(language, 7), [*alike(language, 2), language.chat(["Longer, say."])], []):
         alone = [language.generate([prompt], config)[0] for prompt in prompts]
-        assert [text for text in language.replies(prompts, config) if text is not None] == alone
+        assert texts(language.replies(prompts, config)) == alone
 
 
 def test_a_reply_is_given_with_its_last_token_and_none_with_the_others(ending):
     for prompt in alike(ending, 8):
         (reply,) = ending.sample([prompt], GREEDY)[0]
         steps = list(ending.replies([prompt], GREEDY))
-        assert steps == [None] * (len(reply.ids) - 1) + [reply.text]
+        assert steps == [None] * (len(reply.ids) - 1) + [(reply,)]
 
 
 @pytest.mark.skipif(not has_half(), reason="needs FBGEMM and AVX2")
@@ -130,7 +136,7 @@ def test_replies_to_prompts_of_one_length_come_in_as_many_steps_as_the_longest_h
     order = [max(lengths[: i + 1]) for i in range(len(lengths))]
     assert len(set(order)) > 1
     assert len(steps) == len(prompts) + max(lengths) - len(set(order))
-    first = next(i for i, text in enumerate(steps) if text is not None)
+    first = next(i for i, replies in enumerate(steps) if replies is not None)
     assert first == lengths[0] - 1
 
 
@@ -147,8 +153,59 @@ def test_only_replies_that_company_cannot_change_are_given_together(
     monkeypatch.setattr(
         language, "_start", lambda rows, config: started.append(len(rows)) or start(rows, config)
     )
-    assert len([text for text in language.replies(prompts, GREEDY) if text is not None]) == count
+    assert len(texts(language.replies(prompts, GREEDY))) == count
     assert started == sizes
+
+
+# -- candidates --
+
+
+@pytest.mark.parametrize("decoding", ["auto", "exact"])
+def test_candidates_are_the_likeliest_reply_and_draws_that_company_does_not_change(
+    ending, decoding
+):
+    language = CausalLanguageModel(ending.model, ending.tokenizer, decoding=decoding)
+    for prompts in (alike(language, 5), [*alike(language, 2), language.chat(["Longer, say."])]):
+        alone = [language.candidates([prompt], GREEDY, 4)[0] for prompt in prompts]
+        greedy = [language.generate([prompt], GREEDY)[0] for prompt in prompts]
+        assert [replies[0].text for replies in alone] == greedy
+        assert all(len(replies) == 4 for replies in alone)
+        assert len({reply.text for replies in alone for reply in replies}) > len(set(greedy)) + 1
+        said = language.candidates(prompts, GREEDY, 4)
+        words = [[reply.text for reply in replies] for replies in alone]
+        assert [[reply.text for reply in replies] for replies in said] == words
+        steps = [r for r in language.replies(prompts, GREEDY, 4) if r is not None]
+        assert [[reply.text for reply in replies] for replies in steps] == words
+
+
+def test_candidates_depend_on_the_seed_but_the_first_does_not(ending):
+    prompts = alike(ending, 3)
+    one, other = (ending.candidates(prompts, replace(GREEDY, seed=seed), 3) for seed in (1, 2))
+    assert [r[0].text for r in one] == [r[0].text for r in other]
+    assert [r[1:] for r in one] != [r[1:] for r in other]
+
+
+def test_log_probabilities_of_candidates_are_of_one_temperature(ending):
+    (replies,) = ending.candidates(alike(ending, 1), GREEDY, 12)
+    first = replies[0]
+    again = [r for r in replies[1:] if r.ids == first.ids]
+    assert again, "no draw repeats the likeliest reply"
+    assert again[0].log_probs == pytest.approx(first.log_probs, abs=1e-4)
+
+
+@pytest.mark.parametrize("decoding", [{"num_beams": 2}, {"temperature": 0.5}])
+def test_several_candidates_of_beams_or_samples_are_refused(ending, decoding):
+    config = GenerationConfig(max_new_tokens=5, **decoding)
+    with pytest.raises(ConfigError, match="greedy"):
+        ending.candidates(alike(ending, 1), config, 2)
+
+
+def test_a_model_of_transformers_gives_the_same_candidates_one_by_one(ending, monkeypatch):
+    prompts = alike(ending, 2)
+    batch = ending.candidates(prompts, GREEDY, 3)
+    monkeypatch.setattr(ending, "decoder", lambda: None)
+    single = [r for r in ending.replies(prompts, GREEDY, 3) if r is not None]
+    assert [[r.text for r in rs] for rs in single] == [[r.text for r in rs] for rs in batch]
 
 
 # -- prompts --

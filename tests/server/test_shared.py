@@ -23,14 +23,14 @@ class Slow:
     def __getattr__(self, name):
         return getattr(self._model, name)
 
-    def captions(self, tokens, decoding=None, instruction=None):
+    def captions(self, tokens, decoding=None, instruction=None, candidates=1):
         assert self.busy.acquire(blocking=False), "two batches at a time"
         self.begun.release()
         assert self.go.acquire(timeout=120)
         self.busy.release()
         if self._error:
             raise self._error
-        return self._model.captions(tokens, decoding, instruction)
+        return self._model.captions(tokens, decoding, instruction, candidates)
 
 
 def tokens(model, number):
@@ -125,7 +125,7 @@ def test_a_caption_that_is_streamed_is_the_one_of_its_batch(model):
     shared = SharedModel(model)
     prompt = shared.caption_prompt(tokens(model, 3))
     said = "".join(shared.stream(prompt, SHORT))
-    assert said == model.captions([tokens(model, 3)], SHORT)[0]
+    assert said == model.captions([tokens(model, 3)], SHORT)[0][0].text
 
 
 def test_answers_of_many_threads_are_what_each_would_be_alone(model):
