@@ -6,6 +6,7 @@ import sys
 BENCHMARKS = {
     "confidence": "benchmarks.confidence",
     "camera": "benchmarks.camera",
+    "choice": "benchmarks.choice",
     "decode": "benchmarks.decode",
     "demo": "benchmarks.demo",
     "encoder": "benchmarks.encoder",

@@ -12,6 +12,7 @@ from streammem.backbones.language import CausalLanguageModel
 from streammem.backbones.text import TEXT_DIM
 from streammem.backbones.weights import SOURCES
 from streammem.checkpoint import PRESETS, backbones_of, load, merge_lora, save
+from streammem.choice import Choice
 from streammem.confidence import Certainty
 from streammem.errors import BackboneError, CheckpointError, ConfigError
 from streammem.memory.keys import EvidenceSizes, PictureEvidence, SentenceEvidence
@@ -141,12 +142,18 @@ def test_saving_what_was_loaded_changes_no_bit(original, language_folder, tmp_pa
     assert ((kept - weight).abs() <= 0.51 * step).all()
 
 
-def test_a_fit_of_confidence_is_kept(original, language_folder, tmp_path):
-    fitted = dataclasses.replace(original, certainty=Certainty((1.0, 2.0, 3.0, 4.0), -0.5))
+def test_fits_of_confidence_and_choice_are_kept(original, language_folder, tmp_path):
+    fitted = dataclasses.replace(
+        original,
+        certainty=Certainty((1.0, 2.0, 3.0, 4.0), -0.5),
+        choice=Choice((1.0, 0.25, 0.125), 6),
+    )
     write(fitted, tmp_path / "fitted", language_folder)
-    assert load(tmp_path / "fitted").certainty == fitted.certainty
+    kept = load(tmp_path / "fitted")
+    assert (kept.certainty, kept.choice) == (fitted.certainty, fitted.choice)
     write(original, tmp_path / "plain", language_folder)
-    assert load(tmp_path / "plain").certainty is None
+    plain = load(tmp_path / "plain")
+    assert plain.certainty is None and plain.choice is None
 
 
 def test_the_evidence_of_words_is_kept_with_its_keys(original, language_folder, tmp_path):
@@ -335,6 +342,10 @@ def test_what_is_no_configuration_is_told(folder, content):
         ({"certainty": {"weights": [1.0], "bias": 0.0}}, "4 weights and a bias"),
         ({"certainty": {"weights": [1, 2, 3, 4], "bias": float("nan")}}, "all finite"),
         ({"certainty": {}}, "'weights'"),
+        ({"choice": {"weights": [1.0], "candidates": 4}}, "3 weights"),
+        ({"choice": {"weights": [1, 2, float("inf")], "candidates": 4}}, "all finite"),
+        ({"choice": {"weights": [1, 2, 3], "candidates": 0}}, "1 to 32"),
+        ({"choice": {"weights": [1, 2, 3], "candidates": 2.5}}, "no int"),
         ({"evidence": {"cell_dim": 8, "words": 0, "rank": 4}}, "1 to 65536"),
         ({"evidence": {"cell_dim": 8, "words": 1 << 40, "rank": 4}}, "1 to 65536"),
         ({"evidence": {"cell_dim": 8, "words": 3}}, "rank"),

@@ -65,6 +65,8 @@ def _add_eval(commands: Any) -> None:
     add("--predictions", type=Path, metavar="FILE", help="a JSON line for every prediction")
     add("--json", type=Path, metavar="FILE", help="write the figures there too")
     add("--num-beams", type=int)
+    drawn = "captions drawn of a picture, of which the one that fits best counts (1: the likeliest)"
+    add("--candidates", type=int, metavar="N", help=drawn)
 
 
 def list_models(arguments: argparse.Namespace) -> int:
@@ -118,6 +120,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from streammem.checkpoint import load
     from streammem.evaluation.datasets import Options
     from streammem.evaluation.suites import SUITES, run
+    from streammem.session_config import SessionConfig
     from streammem.threads import limit_threads
 
     if arguments.suite not in SUITES:
@@ -136,6 +139,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.num_beams is not None:
         decoding = replace(model.decoding, num_beams=arguments.num_beams)
         model = replace(model, decoding=decoding)  # type: ignore[type-var]
+    if arguments.candidates is not None and model.choice:
+        SessionConfig(candidates=arguments.candidates)  # refuses what cannot be drawn
+        choice = model.choice._replace(candidates=arguments.candidates)
+        model = replace(model, choice=choice)  # type: ignore[type-var]
     line = json.dumps(run(arguments.suite, arguments.folder, model, options))
     if arguments.json:
         arguments.json.write_text(line + "\n")

@@ -1,0 +1,166 @@
+"""How many captions to draw, and what to choose among them by: figures by number, and the fit.
+
+The weights of each half of the validation photos choose on the other half, so that no photo's
+figures rest on its own sentences; what is written is fitted to all. Controls: the likeliest caption
+alone, one drawn blindly, and the best that there was.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.machine import machine
+from streammem import load
+from streammem.backbones.language import Replies
+from streammem.choice import fit, merits
+from streammem.evaluation.datasets import Photo, read_photos, read_picture
+from streammem.metrics import CiderD, score_captions, tokenise
+
+AT_ONCE = 4  # photos described in one batch
+TIMED = 24  # photos whose captions are timed one by one
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """The captions of one photo, the likeliest first.
+
+    Attributes:
+        texts: as they were drawn.
+        log_probs: mean log-probability of a token of each.
+        keys: [N, K] of the texts.
+        key: [K] of the photo.
+        worth: [N] CIDEr-D of each.
+    """
+
+    texts: list[str]
+    log_probs: list[float]
+    keys: np.ndarray
+    key: np.ndarray
+    worth: np.ndarray
+
+    def merits(self, count: int) -> np.ndarray:
+        first = slice(count)
+        return merits(self.texts[first], self.log_probs[first], self.keys[first], self.key[None])
+
+
+def draw(model: Any, photos: list[Photo], count: int) -> list[Drawn]:
+    """Describe every photo ``count`` times and weigh the captions."""
+    cider = CiderD([[tokenise(text) for text in photo.captions] for photo in photos])
+    drawn = []
+    for begin in tqdm(range(0, len(photos), AT_ONCE), desc="captions", disable=None):
+        batch = photos[begin : begin + AT_ONCE]
+        seen = [model.perceive(read_picture(photo.path)) for photo in batch]
+        tokens = [model.look([each.patches], [0.5]) for each in seen]
+        said = model.captions(tokens, candidates=count)
+        for photo, perceived, replies in zip(batch, seen, said, strict=True):
+            drawn.append(_weighed(model, photo, perceived.key, replies, cider))
+    return drawn
+
+
+def _weighed(model: Any, photo: Photo, key: np.ndarray, replies: Replies, cider: CiderD) -> Drawn:
+    texts = [reply.text for reply in replies]
+    references = [tokenise(text) for text in photo.captions]
+    return Drawn(
+        texts,
+        [float(np.mean(reply.log_probs)) for reply in replies],
+        model.sentence_keys(texts),
+        key,
+        np.array([cider.score(tokenise(text), references) for text in texts]),
+    )
+
+
+def chosen_across(drawn: list[Drawn], count: int) -> list[int]:
+    """Return which caption of each photo is chosen by the weights of the other half of them."""
+    seen = [each.merits(count) for each in drawn]
+    halves = []
+    for half in (0, 1):
+        others = range(1 - half, len(drawn), 2)
+        worth = [drawn[i].worth[:count] for i in others]
+        halves.append(fit([seen[i] for i in others], worth, count))
+    return [halves[i % 2](rows) for i, rows in enumerate(seen)]
+
+
+def seconds(model: Any, tokens: list[Tensor], count: int) -> float:
+    """Measure the median CPU time of one caption of ``count`` candidates, chosen ones read."""
+    taken = []
+    for each in tokens:
+        began = time.process_time()
+        (replies,) = model.captions([each], candidates=count)
+        if count > 1:
+            model.sentence_keys([reply.text for reply in replies])
+        taken.append(time.process_time() - began)
+    return statistics.median(taken)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks choice", description=__doc__)
+    parser.add_argument("--model", default="streammem-tiny")
+    parser.add_argument("--photos", type=int, default=1000)
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 6, 8, 12])
+    parser.add_argument("--fit", type=Path, help="a checkpoint folder that the fit is written to")
+    parser.add_argument("--default", type=int, default=8, help="candidates that it writes")
+    options = parser.parse_args(arguments)
+    if "STREAMMEM_DATA" not in os.environ:
+        parser.error("set STREAMMEM_DATA to the folder with flickr8k")
+    folder = Path(os.environ["STREAMMEM_DATA"]) / "flickr8k"
+    photos = list(read_photos(folder, "val"))[: options.photos]
+    model = load(options.model)
+    drawn = draw(model, photos, max(options.counts))
+    results = _table(model, photos, drawn, options.counts)
+    if options.fit:
+        count = options.default
+        worth = [each.worth[:count] for each in drawn]
+        choice = fit([each.merits(count) for each in drawn], worth, count)
+        path = options.fit / "config.json"
+        config = json.loads(path.read_text())
+        config["choice"] = choice._asdict()
+        path.write_text(json.dumps(config, indent=1) + "\n")
+        results["weights"] = choice.weights
+    print(json.dumps({"benchmark": "choice", **results, "machine": machine()}))
+    return 0
+
+
+def _table(
+    model: Any, photos: list[Photo], drawn: list[Drawn], counts: list[int]
+) -> dict[str, Any]:
+    references = [photo.captions for photo in photos]
+    cider = CiderD([[tokenise(text) for text in captions] for captions in references])
+    tokens = [
+        model.look([model.perceive(read_picture(photo.path)).patches], [0.5])
+        for photo in photos[:TIMED]
+    ]
+    model.captions(tokens[:1])  # the first takes longer
+    likeliest = np.array([each.worth[0] for each in drawn])
+    rows = {}
+    print("drawn  BLEU-1  BLEU-4  ROUGE-L  CIDEr  gained         different  best there was  ms")
+    for count in counts:
+        picked = chosen_across(drawn, count) if count > 1 else [0] * len(drawn)
+        texts = [each.texts[i] for each, i in zip(drawn, picked, strict=True)]
+        figures, _ = score_captions(texts, references, cider)
+        gained = np.array([e.worth[i] for e, i in zip(drawn, picked, strict=True)]) - likeliest
+        error = gained.std() / len(gained) ** 0.5
+        best = float(np.mean([each.worth[:count].max() for each in drawn]))
+        ms = 1_000 * seconds(model, tokens, count)
+        print(
+            f"{count:5}  {figures.bleu1:6.3f}  {figures.bleu4:6.3f}  {figures.rouge_l:7.3f}  "
+            f"{figures.cider:5.3f}  {gained.mean():+.3f} ± {error:.3f}  {len(set(texts)):9}  "
+            f"{best:14.3f}  {ms:.0f}",
+            flush=True,
+        )
+        rows[str(count)] = {
+            "bleu1": round(figures.bleu1, 4), "bleu4": round(figures.bleu4, 4),
+            "rouge_l": round(figures.rouge_l, 4), "cider": round(figures.cider, 4),
+            "gained": round(float(gained.mean()), 4), "error": round(float(error), 4),
+            "different": len(set(texts)), "best": round(best, 4), "ms": round(ms),
+        }  # fmt: skip
+    blind = float(np.mean([each.worth[1] for each in drawn])) if max(counts) > 1 else None
+    return {"photos": len(photos), "drawn": rows, "blind": blind}
