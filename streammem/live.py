@@ -7,6 +7,7 @@ itself is touched by the caller's thread alone.
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import cast
 
 from streammem.alerts import Alerts
@@ -88,6 +89,8 @@ class _Watching:
 
     def _new_speaker(self) -> Speaker:
         model, config = self._session.model, self._session.config
+        if self._options.sparse and config.candidates is None:
+            config = replace(config, candidates=1)  # whoever skims wants it soon
         together = 1 if self._live or self._heard else TOGETHER
         return Speaker(model, config, self._heard, warm=self._live, together=together)
 

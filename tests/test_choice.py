@@ -13,6 +13,7 @@ from streammem.model import chosen
 from streammem.session import Session
 from streammem.session_config import SessionConfig
 from streammem.types import Caption
+from streammem.watch_options import WatchOptions
 from tests.tiny import film, tiny_model
 
 TEXTS = ("A man is running.", "A dog is running.", "A dog in snow.")
@@ -96,6 +97,17 @@ def test_watching_a_batch_and_one_by_one_choose_the_same_and_not_always_the_like
     assert watched == batched.captions(batched.segments)
     assert watched == [single.caption(segment) for segment in single.segments]
     assert watched != greedy.captions(greedy.segments)
+
+
+def test_whoever_skims_hears_the_likeliest_unless_they_ask_for_more(model):
+    def said(options, **config):
+        events = watch(Session(model, SessionConfig(**config)), FILM, options)
+        return [event.text for event in events if isinstance(event, Caption)]
+
+    likeliest, best = said(WatchOptions(), candidates=1), said(WatchOptions())
+    assert likeliest != best
+    assert said(WatchOptions(sparse=True)) == likeliest
+    assert said(WatchOptions(sparse=True), candidates=4) == best
 
 
 def test_words_are_heard_once_they_are_chosen(model):

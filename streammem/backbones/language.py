@@ -28,7 +28,7 @@ from streammem.errors import ConfigError
 Prompt = Sequence[str | Tensor]
 Seeds = Sequence[int | None]  # of the replies to one prompt; None takes the likeliest words
 Decoding = Literal["auto", "exact", "half", "bfloat16"]
-CANDIDATE_TEMPERATURE = 0.7  # warmer ones are more unlike each other, but less often right
+CANDIDATE_TEMPERATURE = 0.5  # colder they are too alike, warmer too often wrong
 DECODINGS: tuple[Decoding, ...] = ("auto", "exact", "half", "bfloat16")
 
 
