@@ -180,7 +180,8 @@ def test_candidates_are_the_likeliest_reply_and_draws_that_company_does_not_chan
 
 def test_candidates_depend_on_the_seed_but_the_first_does_not(ending):
     prompts = alike(ending, 3)
-    one, other = (ending.candidates(prompts, replace(GREEDY, seed=seed), 3) for seed in (1, 2))
+    seeded = [replace(GREEDY, seed=seed) for seed in (1, 100)]
+    one, other = (ending.candidates(prompts, config, 8) for config in seeded)
     assert [r[0].text for r in one] == [r[0].text for r in other]
     assert [r[1:] for r in one] != [r[1:] for r in other]
 
