@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from streammem.alerts import AlertConfig, Alerts
+from streammem.backbones.language import Reply
 from streammem.confidence import Certainty
 from streammem.errors import ConfigError
 from streammem.live import WatchOptions, watch
@@ -343,7 +344,7 @@ def test_a_caption_of_an_open_scene_is_as_sure_as_one_of_a_closed_scene(model):
     keys = np.stack([held.key for held in session.state.held])
     number = session.state.next_segment
     span = Span(Segment(number, 0.0, 1.0, None, None), torch.zeros(0), keys[:1], 0.0)
-    open_one = LongScene(session, 5.0).told(span, "a square")
+    open_one = LongScene(session, 5.0).told(span, (Reply("a square", [], []),))
     (closed,) = session.flush()
     visual = session.cache.get(closed.id).visual_keys
     expected = confidence(fitted, keys[:1], fitted.sentence_keys(["a square"])[0])
