@@ -6,14 +6,15 @@ things or three, and things differ far more than questions about one of them do 
 everywhere, bicycles are not): a rate is as good as the number of streams behind it.
 """
 
+import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from streammem.checkpoint import PRESETS
 from streammem.errors import DatasetError
 from streammem.evaluation.datasets import Photo, read_photos, read_picture
 from streammem.evaluation.streams import KINDS, compose
@@ -34,9 +35,12 @@ class Asked(NamedTuple):
     background: np.ndarray
     kinds: np.ndarray
 
+    def scores(self, chance: abstain.Chance) -> np.ndarray:
+        return abstain.normalise(self.best[:, None], self.background, self.size, chance)[:, 0]
+
 
 def measure(model: VideoModel, plots: Path | None, *, write: bool) -> dict[str, Any]:
-    """Fit ``abstain.CHANCE``, measure it on the validation split, and plot risk over coverage."""
+    """Fit ``Chance``, measure it on the validation split, and plot risk over coverage."""
     if "STREAMMEM_DATA" not in os.environ:
         raise DatasetError("benchmarks memory --fit: set STREAMMEM_DATA to a folder with flickr8k")
     folder = Path(os.environ["STREAMMEM_DATA"]) / "flickr8k"
@@ -51,15 +55,13 @@ def measure(model: VideoModel, plots: Path | None, *, write: bool) -> dict[str, 
             for size in FITTED_TO
         ]
     )  # fmt: skip
-    abstain.CHANCE = fitted
-    line = f"CHANCE = Chance(location={fitted[0]}, growth={fitted[1]}, scale={fitted[2]})"
-    print(line)
+    print(fitted)
     if write:
-        _write(line)
+        _write(fitted, PRESETS.get(model.name, Path(model.name)) / "config.json")
     measured = list(_streams(model, _photos(folder, "val"), MEASURED_ON))
-    figures = {str(size): _figures(measured, size) for size in MEASURED_ON}
+    figures = {str(size): _figures(measured, size, fitted) for size in MEASURED_ON}
     if plots:
-        _plot(measured, plots / "risk-coverage.png")
+        _plot(measured, fitted, plots / "risk-coverage.png")
     return {"fit": fitted._asdict(), **figures}
 
 
@@ -99,31 +101,27 @@ def _streams(
             )
 
 
-def _scores(asked: Asked) -> np.ndarray:
-    return abstain.normalise(asked.best[:, None], asked.background, asked.size)[:, 0]
-
-
-def _figures(measured: Sequence[Asked], size: int) -> dict[str, Any]:
+def _figures(measured: Sequence[Asked], size: int, chance: abstain.Chance) -> dict[str, Any]:
     chosen = [asked for asked in measured if asked.size == size]
-    scores = np.concatenate([_scores(asked) for asked in chosen])
+    scores = np.concatenate([asked.scores(chance) for asked in chosen])
     kinds = np.concatenate([asked.kinds for asked in chosen])
     yes = scores > abstain.threshold(abstain.FALSE_SIGHTINGS)
     absent = scores[kinds == "absent"]
     false = scores[(kinds == "absent") | (kinds == "near")]
     return {
         **{f"yes {kind}": round(float(yes[kinds == kind].mean()), 3) for kind in KINDS},
-        "yes absent, standard error over streams": _error(chosen),
+        "yes absent, standard error over streams": _error(chosen, chance),
         "true yes at 10% of absent": _above(scores[kinds == "present"], absent),
         "true yes at 10% of absent and near": _above(scores[kinds == "present"], false),
         "questions": len(scores),
     }
 
 
-def _error(streams: Sequence[Asked]) -> float:
+def _error(streams: Sequence[Asked], chance: abstain.Chance) -> float:
     """Return the standard error of the share of absent things that are answered yes."""
     limit = abstain.threshold(abstain.FALSE_SIGHTINGS)
     shares = [
-        float((_scores(asked)[asked.kinds == "absent"] > limit).mean())
+        float((asked.scores(chance)[asked.kinds == "absent"] > limit).mean())
         for asked in streams
         if (asked.kinds == "absent").any()
     ]
@@ -134,7 +132,7 @@ def _above(present: np.ndarray, false: np.ndarray) -> float:
     return round(float((present > np.quantile(false, 0.9)).mean()), 3)
 
 
-def _plot(measured: Sequence[Asked], path: Path) -> None:
+def _plot(measured: Sequence[Asked], chance: abstain.Chance, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -144,7 +142,7 @@ def _plot(measured: Sequence[Asked], path: Path) -> None:
     shipped = abstain.threshold(abstain.FALSE_SIGHTINGS)
     for size, color in zip(MEASURED_ON, ("C0", "C1", "C2"), strict=True):
         chosen = [asked for asked in measured if asked.size == size]
-        scores = np.concatenate([_scores(asked) for asked in chosen])
+        scores = np.concatenate([asked.scores(chance) for asked in chosen])
         kinds = np.concatenate([asked.kinds for asked in chosen])
         limits = np.sort(scores)[::-1]
         present, absent = scores[kinds == "present"], scores[kinds == "absent"]
@@ -164,6 +162,6 @@ def _plot(measured: Sequence[Asked], path: Path) -> None:
     plt.close(figure)
 
 
-def _write(line: str) -> None:
-    path = Path(abstain.__file__)
-    path.write_text(re.sub(r"^CHANCE = .*$", line, path.read_text(), flags=re.MULTILINE))
+def _write(chance: abstain.Chance, path: Path) -> None:
+    config = json.loads(path.read_text()) | {"chance": chance._asdict()}
+    path.write_text(json.dumps(config, indent=1) + "\n")

@@ -328,7 +328,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--fit", action="store_true", help='only fit "not seen" to training photos, and measure it'
     )
-    parser.add_argument("--write", action="store_true", help="with --fit: put it into abstain.py")
+    parser.add_argument("--write", action="store_true", help="with --fit: keep it")
     parser.add_argument("--merging", action="store_true", help="only what joining scenes costs")
     parser.add_argument("--margins", action="store_true", help="only what a text key should count")
     parser.add_argument("--fixed", action="store_true", help="only a fixed camera")

@@ -144,6 +144,6 @@ def _watched(model: StreamModel, query: str, config: AlertConfig) -> _Watched:
     key = unit_rows(model.sentence_keys(phrases).mean(0, keepdims=True))[0]
     background = model.background.numpy() @ key
     marks = np.array([0.0, 1.0, background.mean()])
-    at_0, at_1, usual = map(float, normalise(marks, background, config.frames))
+    at_0, at_1, usual = map(float, normalise(marks, background, config.frames, model.chance))
     gone = usual + config.leave * (threshold(config.rate) - usual)
     return _Watched(query, key, at_0, at_1 - at_0, gone)

@@ -332,7 +332,8 @@ class Answerer:
     def _passes(self, key: np.ndarray, cosines: Sequence[float] | np.ndarray, n: int) -> np.ndarray:
         """Tell which visual cosines are more than the best of ``n`` chance matches."""
         background = self.model.background.numpy() @ key
-        return normalise(np.asarray(cosines), background, max(2, n)) > threshold(FALSE_SIGHTINGS)
+        scores = normalise(np.asarray(cosines), background, max(2, n), self.model.chance)
+        return scores > threshold(FALSE_SIGHTINGS)
 
     def _num_keys(self) -> int:
         return sum(len(entry.visual_keys) for entry in self.kept.cache.entries())

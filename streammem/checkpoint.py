@@ -22,6 +22,7 @@ from streammem.backbones.weights import SOURCES, weights_path
 from streammem.choice import MERITS, Choice
 from streammem.confidence import LEAST, SIGNS, Certainty
 from streammem.errors import BackboneError, CheckpointError, ConfigError
+from streammem.memory.abstain import CHANCE, Chance
 from streammem.memory.bridge import BridgeConfig, MemoryBridge
 from streammem.memory.keys import (
     EvidenceSizes,
@@ -61,7 +62,7 @@ class CheckpointConfig:
         vision: name of the frame encoder, likewise ``language`` and ``sentences``.
         key_dim: width of the keys.
         lora_scale: alpha / r of the adapters in the checkpoint.
-        certainty: see ``VideoModel``; likewise ``choice``.
+        certainty: see ``VideoModel``; likewise ``choice`` and ``chance``.
         evidence: of words, that is joined to the keys; None without.
     """
 
@@ -74,6 +75,7 @@ class CheckpointConfig:
     lora_scale: float
     certainty: Certainty | None = None
     choice: Choice | None = None
+    chance: Chance = CHANCE
     evidence: EvidenceSizes | None = None
 
 
@@ -147,6 +149,7 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         scenes=config.scenes,
         certainty=config.certainty,
         choice=config.choice,
+        chance=config.chance,
         questions=_question_head(tensors, folder),
     )
 
@@ -199,6 +202,7 @@ def save(
         config["evidence"] = model.picture_key.evidence.sizes._asdict()
     if model.certainty:
         config["certainty"] = model.certainty._asdict()
+    config["chance"] = model.chance._asdict()
     if model.choice:
         config["choice"] = model.choice._asdict()
     path = folder / "model.safetensors.part"
@@ -272,6 +276,7 @@ def read_config(folder: Path) -> CheckpointConfig:
             lora_scale=float(config["lora_scale"]),
             certainty=_certainty(config.get("certainty")),
             choice=_choice(config.get("choice")),
+            chance=_chance(config.get("chance")),
             evidence=_evidence(config.get("evidence")),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -302,6 +307,15 @@ def _choice(said: Any) -> Choice | None:
     if not 1 <= candidates <= MOST_BEAMS:
         raise ValueError(f"choice: candidates are 1 to {MOST_BEAMS}, not {candidates}")
     return Choice(weights, candidates)
+
+
+def _chance(said: Any) -> Chance:
+    if said is None:
+        return CHANCE
+    chance = Chance(**{name: float(value) for name, value in said.items()})
+    if not np.isfinite(chance).all() or chance.scale <= 0:
+        raise ValueError("chance needs finite numbers, and a scale above 0")
+    return chance
 
 
 def _evidence(said: Any) -> EvidenceSizes | None:

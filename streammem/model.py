@@ -16,6 +16,7 @@ from streammem.backbones.vision import VisionEncoder
 from streammem.choice import Choice, merits
 from streammem.confidence import Certainty
 from streammem.memory import recurrent
+from streammem.memory.abstain import CHANCE, Chance
 from streammem.memory.bridge import MemoryBridge
 from streammem.memory.keys import PictureKey, TextKey
 from streammem.prompts import CAPTION_INSTRUCTION
@@ -98,6 +99,8 @@ class StreamModel(Protocol):
     def certainty(self) -> Certainty | None: ...
     @property
     def choice(self) -> Choice | None: ...
+    @property
+    def chance(self) -> Chance: ...
     @property
     def fingerprint(self) -> str: ...
     @property
@@ -229,6 +232,7 @@ class VideoModel:
         decoding: how captions are decoded unless a session says otherwise.
         certainty: how confidence in a caption comes from keys; None where it was not fitted.
         choice: how the best of several captions is chosen; likewise.
+        chance: how far the best of many unrelated pictures' keys reaches; for "not seen".
         questions: reads operator and anchor off a question; without it, every one is free.
     """
 
@@ -245,6 +249,7 @@ class VideoModel:
     decoding: GenerationConfig = CAPTION_DECODING
     certainty: Certainty | None = None
     choice: Choice | None = None
+    chance: Chance = CHANCE
     questions: QuestionHead | None = None
 
     @cached_property

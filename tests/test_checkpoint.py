@@ -15,6 +15,7 @@ from streammem.checkpoint import PRESETS, backbones_of, load, merge_lora, save
 from streammem.choice import Choice
 from streammem.confidence import Certainty
 from streammem.errors import BackboneError, CheckpointError, ConfigError
+from streammem.memory.abstain import Chance
 from streammem.memory.keys import EvidenceSizes, PictureEvidence, SentenceEvidence
 from streammem.questions import QuestionHead
 from tests.tiny import TinyVision, moving_square, tiny_language, tiny_model
@@ -147,10 +148,12 @@ def test_fits_of_confidence_and_choice_are_kept(original, language_folder, tmp_p
         original,
         certainty=Certainty((1.0, 2.0, 3.0, 4.0), -0.5),
         choice=Choice((1.0, 0.25, 0.125), 6),
+        chance=Chance(-2.0, 0.5, 0.25),
     )
     write(fitted, tmp_path / "fitted", language_folder)
     kept = load(tmp_path / "fitted")
     assert (kept.certainty, kept.choice) == (fitted.certainty, fitted.choice)
+    assert kept.chance == fitted.chance
     write(original, tmp_path / "plain", language_folder)
     plain = load(tmp_path / "plain")
     assert plain.certainty is None and plain.choice is None
@@ -343,6 +346,8 @@ def test_what_is_no_configuration_is_told(folder, content):
         ({"certainty": {"weights": [1, 2, 3, 4], "bias": float("nan")}}, "all finite"),
         ({"certainty": {}}, "'weights'"),
         ({"choice": {"weights": [1.0], "candidates": 4}}, "3 weights"),
+        ({"chance": {"location": 0, "growth": 1, "scale": 0}}, "scale above 0"),
+        ({"chance": {"location": 0, "growth": 1}}, "scale"),
         ({"choice": {"weights": [1, 2, float("inf")], "candidates": 4}}, "all finite"),
         ({"choice": {"weights": [1, 2, 3], "candidates": 0}}, "1 to 32"),
         ({"choice": {"weights": [1, 2, 3], "candidates": 2.5}}, "no int"),

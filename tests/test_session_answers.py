@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from streammem.errors import ConfigError
+from streammem.memory.abstain import Chance
 from streammem.memory.entry import MAX_KEYFRAME_BYTES
 from streammem.model import VideoModel
 from streammem.session_config import SessionConfig
@@ -52,6 +53,14 @@ def test_a_question_to_an_empty_session_has_no_evidence(model):
     assert not answer.seen and answer.evidence == ()
     with pytest.raises(ValueError, match="empty"):
         session_of(model).ask(" \n")
+
+
+@pytest.mark.parametrize(("location", "seen"), [(-99.0, True), (99.0, False)])
+def test_what_counts_as_seen_rests_on_the_chance_of_the_models_own_keys(model, location, seen):
+    chance = Chance(location, 0.0, 1.0)
+    session = session_of(dataclasses.replace(model, chance=chance))
+    told(session, film(*FILM))
+    assert session.ask("what was red?").seen is seen
 
 
 def test_evidence_is_of_the_segments_that_it_names(model):

@@ -23,7 +23,7 @@ from streammem.evaluation.datasets import (
     read_picture,
 )
 from streammem.evaluation.streams import KINDS, Stream, bm25, check_enough, compose
-from streammem.memory.abstain import FALSE_SIGHTINGS, normalise, threshold
+from streammem.memory.abstain import FALSE_SIGHTINGS, Chance, normalise, threshold
 from streammem.memory.cache import CacheConfig, MemoryCache
 from streammem.memory.entry import Entry
 
@@ -45,6 +45,11 @@ class Rememberer(Protocol):
     @property
     def background(self) -> Any:
         """[B, K] unit keys of unrelated pictures."""
+        ...
+
+    @property
+    def chance(self) -> Chance:
+        """How far the best of many unrelated pictures' keys reaches."""
         ...
 
     @property
@@ -202,34 +207,34 @@ def remembered(album: Album, scenes: Sequence[int]) -> MemoryCache:
     return cache
 
 
-def run_of(album: Album, stream: Stream, keys: np.ndarray, background: np.ndarray) -> Run:
+def run_of(album: Album, stream: Stream, keys: np.ndarray, model: Rememberer) -> Run:
     """Ask a memory of a stream all its questions.
 
     Args:
         album: what the scenes look like.
         stream: scenes and questions.
         keys: [Q, K] of the questions.
-        background: [B, K].
+        model: what the keys are of.
     """
+    background = np.asarray(model.background)
     cache = remembered(album, stream.scenes)
     found, scores = [], []
     for key in keys:
         hits = cache.search(key, max(FOUND_AT))
         best = np.array([max(hit.visual for hit in hits)])
         found.append([hit.entry.segment for hit in hits])
-        scores.append(normalise(best, background @ key, max(2, len(cache)))[0])
+        scores.append(normalise(best, background @ key, max(2, len(cache)), model.chance)[0])
     return Run(stream, keys, np.array(found), np.array(scores))
 
 
 def _runs(album: Album, size: int, model: Rememberer) -> Iterator[Run]:
-    background = np.asarray(model.background)
     for seed in range(SIZES[size]):
         questions = min(4 * size, MOST_QUESTIONS)
         known = len(album.said) if size <= len(album.said) else len(album.captions)
         captions = [texts[:-1] or texts for texts in album.captions[:known]]
         stream = compose(captions, size, questions, asked=len(album.said), seed=seed)
         texts = [question.text for question in stream.questions]
-        yield run_of(album, stream, model.sentence_keys(texts), background)
+        yield run_of(album, stream, model.sentence_keys(texts), model)
 
 
 def figures_of(

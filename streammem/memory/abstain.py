@@ -28,15 +28,18 @@ class Chance(NamedTuple):
     scale: float
 
 
-# Fitted by `python -m benchmarks memory --fit` to questions about training photos.
+# Of streammem-tiny's keys, for models that bring none of their own; fitted by
+# `python -m benchmarks memory --fit` to questions about training photos.
 CHANCE = Chance(location=-3.441, growth=0.879, scale=0.336)
 
 
-def normalise(scores: np.ndarray, background_scores: np.ndarray, n: int) -> np.ndarray:
+def normalise(
+    scores: np.ndarray, background_scores: np.ndarray, n: int, chance: Chance = CHANCE
+) -> np.ndarray:
     """Turn cosines into how far they exceed the best of `n` chance matches.
 
     z = (score - mean of the background's best ``TAIL``) / its deviation, then
-    (z - location - growth sqrt(2 ln n)) / scale with the constants of ``CHANCE``: the best of n
+    (z - location - growth sqrt(2 ln n)) / scale with the constants of ``chance``: the best of n
     chance keys, on a scale that does not depend on n. So a fixed threshold gives one rate of false
     sightings for any size of memory. The tail says more of a query than the mean does: some
     sentences have many near pictures, some none.
@@ -46,6 +49,7 @@ def normalise(scores: np.ndarray, background_scores: np.ndarray, n: int) -> np.n
         background_scores: [..., B] of the same queries with a fixed bank of background keys,
             B >= 2; some hundreds are needed for a steady tail.
         n: keys that were compared, >= 2.
+        chance: of the model's keys.
 
     Returns:
         [..., K] float64. Below `threshold(rate)`: not seen.
@@ -59,7 +63,7 @@ def normalise(scores: np.ndarray, background_scores: np.ndarray, n: int) -> np.n
     if n < 2:
         raise ValueError("normalise: needs at least two background scores and two keys")
     z = _excess(scores, background_scores)
-    return (z - CHANCE.location - CHANCE.growth * _growth(n)) / CHANCE.scale
+    return (z - chance.location - chance.growth * _growth(n)) / chance.scale
 
 
 def threshold(rate: float) -> float:
@@ -77,7 +81,7 @@ def threshold(rate: float) -> float:
 
 
 def fit(absent: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> Chance:
-    """Fit ``CHANCE`` to questions whose answer is not in the memory.
+    """Fit ``Chance`` to questions whose answer is not in the memory.
 
     Least squares over quantiles, which is linear in the three constants.
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from streammem.backbones.language import CausalLanguageModel, GenerationConfig
 from streammem.backbones.languagebind import Tower, crop, pad
 from streammem.confidence import Certainty
+from streammem.memory.abstain import Chance
 from streammem.model import (
     Passage,
     Perceived,
@@ -105,6 +106,11 @@ class VideoLLaMB:
     def choice(self) -> None:
         """None: the parent says what is likeliest."""
         return None
+
+    @property
+    def chance(self) -> Chance:
+        """How far the best of many unrelated pictures' keys reaches."""
+        return self.keys.chance
 
     @property
     def certainty(self) -> Certainty | None:

@@ -56,7 +56,7 @@ def doing_folder(farm_folder):
 @pytest.fixture
 def exact(monkeypatch):
     """Only a scene that shows every word is seen: keys of words need another scale than photos."""
-    monkeypatch.setattr("streammem.answering.normalise", lambda cosines, background, n: cosines)
+    monkeypatch.setattr("streammem.answering.normalise", lambda cosines, *_: cosines)
     monkeypatch.setattr("streammem.answering.threshold", lambda rate: 0.99)
     monkeypatch.setattr(timelines, "OLD_S", 60.0)
     monkeypatch.setattr(timelines, "ROUNDS", 1)

@@ -18,17 +18,18 @@ def best_scores(seed=0):
 
 
 @pytest.fixture
-def fitted(monkeypatch):
+def fitted():
     """The constants of random keys, which are not those of pictures."""
     best, background = best_scores(seed=1)
-    monkeypatch.setattr(abstain, "CHANCE", fit([(n, best[n], background) for n in SIZES]))
+    return fit([(n, best[n], background) for n in SIZES])
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3])
 def test_after_a_fit_false_sightings_come_at_the_rate_in_a_memory_of_any_size(fitted, rate):
     best, background = best_scores()
     fixed = np.quantile(best[100], 1 - rate)
-    ours = [(normalise(best[n][:, None], background, n) > threshold(rate)).mean() for n in SIZES]
+    scores = [normalise(best[n][:, None], background, n, fitted) for n in SIZES]
+    ours = [(each > threshold(rate)).mean() for each in scores]
     control = [(best[n] > fixed).mean() for n in SIZES]
     # 200 questions at a rate of 0.1 or 0.3: deviation 0.02 or 0.03; growth is not quite linear.
     assert ours == pytest.approx([rate] * 4, abs=0.11)
@@ -38,7 +39,8 @@ def test_after_a_fit_false_sightings_come_at_the_rate_in_a_memory_of_any_size(fi
 def test_what_is_there_is_seen_in_a_memory_of_any_size(fitted):
     _, background = best_scores()
     for n in SIZES:
-        assert (normalise(np.full((QUERIES, 1), 0.9), background, n) > threshold(0.01)).all()
+        scores = normalise(np.full((QUERIES, 1), 0.9), background, n, fitted)
+        assert (scores > threshold(0.01)).all()
 
 
 def test_the_score_that_is_needed_grows_with_the_root_of_the_logarithm_of_the_size():
