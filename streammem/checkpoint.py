@@ -20,7 +20,7 @@ from streammem.backbones.text import TEXT_DIM, SentenceEncoder
 from streammem.backbones.vision import EfficientNetEncoder, TransformersVisionEncoder, VisionEncoder
 from streammem.backbones.weights import SOURCES, weights_path
 from streammem.choice import MERITS, Choice
-from streammem.confidence import LEAST, SIGNS, Certainty
+from streammem.confidence import LEAST, SIGNS, WHOLE, Certainty
 from streammem.errors import BackboneError, CheckpointError, ConfigError
 from streammem.memory.abstain import CHANCE, Chance
 from streammem.memory.bridge import BridgeConfig, MemoryBridge
@@ -292,10 +292,10 @@ def _certainty(said: Any) -> Certainty | None:
     weights = tuple(map(float, said["weights"]))
     if len(weights) != SIGNS or not np.isfinite([*weights, said["bias"]]).all():
         raise ValueError(f"certainty needs {SIGNS} weights and a bias, all finite")
-    least = float(said.get("least", LEAST))
-    if not 0 <= least <= 1:
-        raise ValueError("certainty: least is a probability")
-    return Certainty(weights, float(said["bias"]), least)
+    least, whole = float(said.get("least", LEAST)), float(said.get("whole", WHOLE))
+    if not (0 <= least <= 1 and 0 <= whole <= 1):
+        raise ValueError("certainty: least and whole are probabilities")
+    return Certainty(weights, float(said["bias"]), least, whole)
 
 
 def _choice(said: Any) -> Choice | None:

@@ -15,7 +15,7 @@ SIGNS = 4
 NEAREST = 10  # background pictures that say whether a picture is of a known kind
 RIDGE = 1e-2
 NEWTON_STEPS = 30
-WHOLE = 0.3  # below it what follows a caption's first phrase is wrong more often than right
+WHOLE = 0.3
 LEAST = 0.2
 # Where a noun phrase of a caption ends; "of" goes on with it.
 _ENDS = frozenset(
@@ -31,11 +31,13 @@ class Certainty(NamedTuple):
         weights: [4].
         bias: the log-odds where all signs are 0.
         least: below it a picture most likely shows nothing that there are words for.
+        whole: below it what follows a caption's first phrase is wrong more often than right.
     """
 
     weights: tuple[float, ...]
     bias: float
     least: float = LEAST
+    whole: float = WHOLE
 
     def __call__(self, seen: np.ndarray) -> float:
         """Return the probability in (0, 1) that a noun of the caption is right."""

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from streammem.confidence import WHOLE, first_phrase, signs
+from streammem.confidence import first_phrase, signs
 from streammem.model import StreamModel
 from streammem.session_config import SessionConfig
 from streammem.types import Caption, Segment
@@ -48,7 +48,7 @@ def level_of(model: StreamModel, config: SessionConfig) -> float:
         return 0.0
     if config.min_confidence is not None:
         return config.min_confidence
-    return WHOLE if config.instruction is None else 0.0
+    return model.certainty.whole if config.instruction is None else 0.0
 
 
 def candidates_of(model: StreamModel, config: SessionConfig) -> int:

@@ -146,7 +146,7 @@ def test_saving_what_was_loaded_changes_no_bit(original, language_folder, tmp_pa
 def test_fits_of_confidence_and_choice_are_kept(original, language_folder, tmp_path):
     fitted = dataclasses.replace(
         original,
-        certainty=Certainty((1.0, 2.0, 3.0, 4.0), -0.5),
+        certainty=Certainty((1.0, 2.0, 3.0, 4.0), -0.5, 0.1, 0.4),
         choice=Choice((1.0, 0.25, 0.125), 6),
         chance=Chance(-2.0, 0.5, 0.25),
     )
@@ -345,6 +345,7 @@ def test_what_is_no_configuration_is_told(folder, content):
         ({"certainty": {"weights": [1.0], "bias": 0.0}}, "4 weights and a bias"),
         ({"certainty": {"weights": [1, 2, 3, 4], "bias": float("nan")}}, "all finite"),
         ({"certainty": {}}, "'weights'"),
+        ({"certainty": {"weights": [1, 2, 3, 4], "bias": 0, "whole": 2}}, "probabilities"),
         ({"choice": {"weights": [1.0], "candidates": 4}}, "3 weights"),
         ({"chance": {"location": 0, "growth": 1, "scale": 0}}, "scale above 0"),
         ({"chance": {"location": 0, "growth": 1}}, "scale"),

@@ -77,6 +77,11 @@ def test_the_level_is_the_users_and_none_for_an_instruction_of_their_own(plain, 
     assert said.text == text
 
 
+@pytest.mark.parametrize(("whole", "text"), [(0.6, "A man"), (0.4, WORDS)])
+def test_the_level_of_a_model_is_that_of_its_fit(plain, whole, text):
+    assert weighed(replace(plain, certainty=certain(0.5)._replace(whole=whole))).text == text
+
+
 def test_a_model_without_a_fit_says_everything(plain):
     for config in (SessionConfig(), SessionConfig(min_confidence=1.0)):
         assert weighed(plain, config).text == WORDS
