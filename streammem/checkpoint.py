@@ -3,29 +3,23 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from streammem.backbones.language import CausalLanguageModel
-from streammem.backbones.sampling import MOST_BEAMS
 from streammem.backbones.text import TEXT_DIM, SentenceEncoder
 from streammem.backbones.vision import EfficientNetEncoder, TransformersVisionEncoder, VisionEncoder
 from streammem.backbones.weights import SOURCES, weights_path
-from streammem.choice import MERITS, Choice
-from streammem.confidence import LEAST, SIGNS, WHOLE, Certainty
+from streammem.checkpoint_config import FORMAT, read_config
 from streammem.errors import BackboneError, CheckpointError, ConfigError
-from streammem.memory.abstain import CHANCE, Chance
-from streammem.memory.bridge import BridgeConfig, MemoryBridge
+from streammem.memory.bridge import MemoryBridge
 from streammem.memory.keys import (
-    EvidenceSizes,
     PictureEvidence,
     PictureKey,
     SentenceEvidence,
@@ -34,9 +28,7 @@ from streammem.memory.keys import (
 from streammem.model import StreamModel, VideoModel
 from streammem.parents import published
 from streammem.questions import QuestionHead
-from streammem.scenetilling import SceneTillingConfig
 
-FORMAT = 1
 PACKAGED = Path(__file__).parent / "weights"
 PRESETS = {"streammem-tiny": PACKAGED / "streammem-tiny"}
 # A wheel carries the folder; in a clone it lies beside the package.
@@ -44,39 +36,12 @@ CONFIGS = next(
     (p / "configs" for p in Path(__file__).parents[:2] if (p / "configs").is_dir()), Path("configs")
 )
 DEFAULT = "streammem-tiny"
-MAX_CONFIG_BYTES = 1 << 20
 SCALE = ".row_scale"
 VISION = "vision."  # what training added to the frame encoder's parameters
 # What older versions kept the recurrent memory by; it is not learned any more.
 RETIRED = ("bridge.remember.", "bridge.initial")
 QUESTIONS = "questions"  # what reads questions; a checkpoint may lack it
-MAX_EVIDENCE = 1 << 16
 MIN_PACKED = 1 << 14  # values; below it the scales would not pay
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointConfig:
-    """What config.json says.
-
-    Attributes:
-        vision: name of the frame encoder, likewise ``language`` and ``sentences``.
-        key_dim: width of the keys.
-        lora_scale: alpha / r of the adapters in the checkpoint.
-        certainty: see ``VideoModel``; likewise ``choice`` and ``chance``.
-        evidence: of words, that is joined to the keys; None without.
-    """
-
-    vision: str
-    language: str
-    sentences: str
-    bridge: BridgeConfig
-    key_dim: int
-    scenes: SceneTillingConfig
-    lora_scale: float
-    certainty: Certainty | None = None
-    choice: Choice | None = None
-    chance: Chance = CHANCE
-    evidence: EvidenceSizes | None = None
 
 
 def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
@@ -253,84 +218,6 @@ def _question_head(tensors: dict[str, Tensor], folder: Path) -> QuestionHead | N
     head = QuestionHead(TEXT_DIM)
     _fill(head, tensors, QUESTIONS, folder)
     return head
-
-
-def read_config(folder: Path) -> CheckpointConfig:
-    """Read and check a checkpoint folder's config.json."""
-    path = folder / "config.json"
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise CheckpointError(f"{path}: too large for a configuration")
-    try:
-        config = json.loads(path.read_text())
-        if config["format"] != FORMAT:
-            raise CheckpointError(
-                f"{path}: format {config['format']}, this version reads {FORMAT}; update streammem"
-            )
-        return CheckpointConfig(
-            vision=_typed(config["vision"], str),
-            language=_typed(config["language"], str),
-            sentences=_typed(config["sentences"], str),
-            bridge=BridgeConfig(**config["bridge"]),
-            key_dim=_typed(config["key_dim"], int),
-            scenes=SceneTillingConfig(**config["scenes"]),
-            lora_scale=float(config["lora_scale"]),
-            certainty=_certainty(config.get("certainty")),
-            choice=_choice(config.get("choice")),
-            chance=_chance(config.get("chance")),
-            evidence=_evidence(config.get("evidence")),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        reason = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{path}: not a streammem configuration ({reason})") from error
-
-
-def _certainty(said: Any) -> Certainty | None:
-    if said is None:
-        return None
-    weights = tuple(map(float, said["weights"]))
-    if len(weights) != SIGNS or not np.isfinite([*weights, said["bias"]]).all():
-        raise ValueError(f"certainty needs {SIGNS} weights and a bias, all finite")
-    least, whole = float(said.get("least", LEAST)), float(said.get("whole", WHOLE))
-    if not (0 <= least <= 1 and 0 <= whole <= 1):
-        raise ValueError("certainty: least and whole are probabilities")
-    return Certainty(weights, float(said["bias"]), least, whole)
-
-
-def _choice(said: Any) -> Choice | None:
-    if said is None:
-        return None
-    weights, candidates = tuple(map(float, said["weights"])), _typed(said["candidates"], int)
-    if len(weights) != MERITS or not np.isfinite(weights).all():
-        raise ValueError(f"choice needs {MERITS} weights, all finite")
-    if not 1 <= candidates <= MOST_BEAMS:
-        raise ValueError(f"choice: candidates are 1 to {MOST_BEAMS}, not {candidates}")
-    return Choice(weights, candidates)
-
-
-def _chance(said: Any) -> Chance:
-    if said is None:
-        return CHANCE
-    chance = Chance(**{name: float(value) for name, value in said.items()})
-    if not np.isfinite(chance).all() or chance.scale <= 0:
-        raise ValueError("chance needs finite numbers, and a scale above 0")
-    return chance
-
-
-def _evidence(said: Any) -> EvidenceSizes | None:
-    if said is None:
-        return None
-    sizes = EvidenceSizes(**{name: _typed(size, int) for name, size in said.items()})
-    if not all(0 < size <= MAX_EVIDENCE for size in sizes):
-        raise ValueError(f"evidence: sizes are 1 to {MAX_EVIDENCE}, not {tuple(sizes)}")
-    return sizes
-
-
-def _typed(value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"{value!r} is no {kind.__name__}")
-    return value
 
 
 def check_device(device: str) -> None:

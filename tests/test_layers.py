@@ -21,7 +21,7 @@ LAYERS = (
     | {"confidence"},
     {"video", "audio", "scenetilling", "memory", "backbones", "questions", "choice"},
     {"signature", "model", "timeline", "environment", "backdrop"},
-    {"parents", "findings"},
+    {"parents", "findings", "checkpoint_config"},
     {"checkpoint", "gate"},
     {"openscene", "scenes", "session_config"},
     {"answering", "spoken"},

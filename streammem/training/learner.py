@@ -19,9 +19,9 @@ from streammem.checkpoint import (
     backbone_path,
     load_own,
     open_vision,
-    read_config,
     read_tensors,
 )
+from streammem.checkpoint_config import read_config
 from streammem.errors import CheckpointError, ConfigError
 from streammem.memory.bridge import BridgeConfig, MemoryBridge
 from streammem.memory.keys import PictureKey, TextKey, WordsOfCells
