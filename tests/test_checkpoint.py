@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from streammem import checkpoint
+from streammem import checkpoint, checkpoint_config
 from streammem.backbones.language import CausalLanguageModel
 from streammem.backbones.text import TEXT_DIM
 from streammem.backbones.weights import SOURCES
