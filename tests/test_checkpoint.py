@@ -366,7 +366,7 @@ def test_a_configuration_that_does_not_fit_is_told(folder, values, told):
 
 
 def test_a_huge_configuration_is_not_read(folder):
-    (folder / "config.json").write_bytes(b" " * (checkpoint.MAX_CONFIG_BYTES + 1))
+    (folder / "config.json").write_bytes(b" " * (checkpoint_config.MAX_CONFIG_BYTES + 1))
     with pytest.raises(CheckpointError, match="too large"):
         load(folder)
 
