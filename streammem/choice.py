@@ -69,8 +69,9 @@ def fit(seen: Sequence[np.ndarray], worth: Sequence[np.ndarray], candidates: int
     x = np.concatenate([rows - rows.mean(0) for rows in seen])
     y = np.concatenate([values - values.mean() for values in worth])
     scale = x.std(0)
-    if not (scale > 0).all():
-        raise ValueError("choice: needs captions that differ in each of their merits")
+    if not scale.any():
+        raise ValueError("choice: needs captions that differ in their merits")
+    scale[scale == 0] = 1.0  # of two captions, each has as much in common with the other
     x = x / scale
     weights = np.linalg.solve(x.T @ x + RIDGE * len(x) * np.eye(MERITS), x.T @ y) / scale
     return Choice(tuple(float(weight) for weight in weights), candidates)

@@ -86,6 +86,12 @@ def test_captions_that_do_not_differ_cannot_be_fitted():
         fit([np.ones((3, 3))], [np.arange(3.0)], 3)
 
 
+def test_a_merit_that_all_captions_have_alike_counts_nothing():
+    seen = np.array([[0.1, 0.5, -1.0], [0.3, 0.5, -1.0]])
+    first, *others = fit([seen], [np.array([0.0, 1.0])], 2).weights
+    assert first > 0 and others == [0.0, 0.0]
+
+
 # -- in a session --
 
 
