@@ -48,8 +48,7 @@ class Drawn:
     worth: np.ndarray
 
     def merits(self, count: int) -> np.ndarray:
-        first = slice(count)
-        return merits(self.texts[first], self.log_probs[first], self.keys[first], self.key[None])
+        return merits(self.log_probs[:count], self.keys[:count], self.key[None])
 
 
 def draw(model: Any, photos: list[Photo], count: int) -> list[Drawn]:

@@ -1,18 +1,17 @@
 """Which of several captions fits a picture best; no words are made here.
 
 The likeliest caption is often not the best: what the language model finds likely and what the keys
-find in the picture err differently, and captions that share words with the others err less.
+find in the picture err differently.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from streammem.confidence import directions
 
-MERITS = 3
+MERITS = 2
 RIDGE = 1e-2
 
 
@@ -20,7 +19,7 @@ class Choice(NamedTuple):
     """What a caption's merits count, and among how many captions it is chosen by default.
 
     Attributes:
-        weights: [3], of ``merits``.
+        weights: [2], of ``merits``.
         candidates: captions drawn for each picture, >= 1.
     """
 
@@ -28,29 +27,23 @@ class Choice(NamedTuple):
     candidates: int
 
     def __call__(self, seen: np.ndarray) -> int:
-        """Return which of the captions is best by its merits [N, 3]; the first of equals."""
+        """Return which of the captions is best by its merits [N, 2]; the first of equals."""
         return int((seen @ np.array(self.weights)).argmax())
 
 
-def merits(
-    texts: Sequence[str], log_probs: Sequence[float], words: np.ndarray, pictures: np.ndarray
-) -> np.ndarray:
+def merits(log_probs: Sequence[float], words: np.ndarray, pictures: np.ndarray) -> np.ndarray:
     """Measure what speaks for each of several captions of one picture.
 
     Args:
-        texts: the captions, N of them.
-        log_probs: mean log-probability of a token of each.
+        log_probs: mean log-probability of a token of each of N captions.
         words: [N, K] unit keys of the captions.
         pictures: [V, K] unit keys of what they describe; the one that fits best counts.
 
     Returns:
-        [N, 3]: cosine of words and picture; mean share of its words and pairs of words that it
-        has in common with each caption, itself among them; log-probability.
+        [N, 2]: cosine of words and picture; log-probability.
     """
     agreement = (directions(words) @ directions(pictures).T).max(1)
-    grams = [_grams(text) for text in texts]
-    overlap = [sum(_shared(own, other) for other in grams) / len(grams) for own in grams]
-    return np.column_stack([agreement, overlap, log_probs]).astype(np.float64)
+    return np.column_stack([agreement, log_probs]).astype(np.float64)
 
 
 def fit(seen: Sequence[np.ndarray], worth: Sequence[np.ndarray], candidates: int) -> Choice:
@@ -59,7 +52,7 @@ def fit(seen: Sequence[np.ndarray], worth: Sequence[np.ndarray], candidates: int
     Only differences between captions of one picture count, as only they are chosen between.
 
     Args:
-        seen: merits [N, 3] of each picture's captions.
+        seen: merits [N, 2] of each picture's captions.
         worth: [N] of each picture's captions, such as their CIDEr-D.
         candidates: see ``Choice``.
 
@@ -71,16 +64,7 @@ def fit(seen: Sequence[np.ndarray], worth: Sequence[np.ndarray], candidates: int
     scale = x.std(0)
     if not scale.any():
         raise ValueError("choice: needs captions that differ in their merits")
-    scale[scale == 0] = 1.0  # of two captions, each has as much in common with the other
+    scale[scale == 0] = 1.0
     x = x / scale
     weights = np.linalg.solve(x.T @ x + RIDGE * len(x) * np.eye(MERITS), x.T @ y) / scale
     return Choice(tuple(float(weight) for weight in weights), candidates)
-
-
-def _grams(text: str) -> frozenset[tuple[str, ...]]:
-    words = text.lower().rstrip(".").split()
-    return frozenset([*((word,) for word in words), *pairwise(words)])
-
-
-def _shared(a: frozenset[tuple[str, ...]], b: frozenset[tuple[str, ...]]) -> float:
-    return 2 * len(a & b) / max(1, len(a) + len(b))

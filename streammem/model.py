@@ -209,8 +209,7 @@ def chosen(model: Chooser, replies: Replies, pictures: np.ndarray) -> str:
         return replies[0].text
     texts = [reply.text for reply in replies]
     log_probs = [float(np.mean(reply.log_probs)) for reply in replies]
-    seen = merits(texts, log_probs, model.sentence_keys(texts), pictures)
-    return texts[model.choice(seen)]
+    return texts[model.choice(merits(log_probs, model.sentence_keys(texts), pictures))]
 
 
 @dataclass(frozen=True, eq=False)

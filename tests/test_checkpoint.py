@@ -147,7 +147,7 @@ def test_fits_of_confidence_and_choice_are_kept(original, language_folder, tmp_p
     fitted = dataclasses.replace(
         original,
         certainty=Certainty((1.0, 2.0, 3.0, 4.0), -0.5, 0.1, 0.4),
-        choice=Choice((1.0, 0.25, 0.125), 6),
+        choice=Choice((1.0, 0.25), 6),
         chance=Chance(-2.0, 0.5, 0.25),
     )
     write(fitted, tmp_path / "fitted", language_folder)
@@ -346,12 +346,12 @@ def test_what_is_no_configuration_is_told(folder, content):
         ({"certainty": {"weights": [1, 2, 3, 4], "bias": float("nan")}}, "all finite"),
         ({"certainty": {}}, "'weights'"),
         ({"certainty": {"weights": [1, 2, 3, 4], "bias": 0, "whole": 2}}, "probabilities"),
-        ({"choice": {"weights": [1.0], "candidates": 4}}, "3 weights"),
+        ({"choice": {"weights": [1.0], "candidates": 4}}, "2 weights"),
         ({"chance": {"location": 0, "growth": 1, "scale": 0}}, "scale above 0"),
         ({"chance": {"location": 0, "growth": 1}}, "scale"),
-        ({"choice": {"weights": [1, 2, float("inf")], "candidates": 4}}, "all finite"),
-        ({"choice": {"weights": [1, 2, 3], "candidates": 0}}, "1 to 32"),
-        ({"choice": {"weights": [1, 2, 3], "candidates": 2.5}}, "no int"),
+        ({"choice": {"weights": [1, float("inf")], "candidates": 4}}, "all finite"),
+        ({"choice": {"weights": [1, 2], "candidates": 0}}, "1 to 32"),
+        ({"choice": {"weights": [1, 2], "candidates": 2.5}}, "no int"),
         ({"evidence": {"cell_dim": 8, "words": 0, "rank": 4}}, "1 to 65536"),
         ({"evidence": {"cell_dim": 8, "words": 1 << 40, "rank": 4}}, "1 to 65536"),
         ({"evidence": {"cell_dim": 8, "words": 3}}, "rank"),
