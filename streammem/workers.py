@@ -30,7 +30,7 @@ LIVE_FRAMES_AHEAD = 32  # of a source that does not wait: what comes while a que
 # Captions said at once. Eight take 0.41 of their time one by one, sixteen 0.34: more would rather
 # make Ctrl-C wait longer, for all that wait are said then.
 TOGETHER = 8
-REPLIES_TOGETHER = 24  # the candidates of a caption share its prompt, and are a batch themselves
+REPLIES_TOGETHER = 16  # the candidates of a caption share its prompt, and are a batch themselves
 POLL_S = 0.05
 # A source that is stopped while it waits for data is waited for so long: RTSP looks up within it
 # (`video.cameras.POLL_S`). What does not, such as HTTP, is left to its time-out.
