@@ -14,6 +14,7 @@ import torch
 
 from streammem.checkpoint import check_device, save
 from streammem.errors import ConfigError
+from streammem.memory.abstain import CHANCE
 from streammem.memory.keys import WordsOfCells
 from streammem.model import VideoModel
 from streammem.questions import QuestionHead
@@ -328,6 +329,8 @@ def _save(workshop: Workshop, folder: Path) -> None:
         open_sentences=learner.backbones.sentences,
         open_language=learner.backbones.language,
         scenes=start.scenes if start else SceneTillingConfig(),
+        choice=start.choice if start else None,
+        chance=start.chance if start else CHANCE,
         questions=_question_head(workshop),
     )
     save(

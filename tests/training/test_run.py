@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -132,8 +133,15 @@ def test_a_run_may_start_from_a_checkpoint_and_then_trains_only_its_own_stages(
     stage = '[[stages]]\nkind = "operators"\nname = "later"\nsteps = 2\nlr = 4e-2\nbatch = 8\n'
     recipe.write_text(text + stage)
     out = tmp_path / "out"
-    start = finished[0] / "checkpoint"
+    start = tmp_path / "start"
+    shutil.copytree(finished[0] / "checkpoint", start)
+    config = json.loads((start / "config.json").read_text())
+    config["chance"] = {"location": -2.0, "growth": 0.5, "scale": 0.25}
+    config["choice"] = {"weights": [1.0, 0.5], "candidates": 3}
+    (start / "config.json").write_text(json.dumps(config))
     run(recipe, out, init=start, backbones=tiny_backbones())
+    written = json.loads((out / "checkpoint" / "config.json").read_text())
+    assert all(written[name] == config[name] for name in ("chance", "choice", "scenes"))
     before, after = load_file(start / "model.safetensors"), weights(out)
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed
