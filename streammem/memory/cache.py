@@ -16,12 +16,12 @@ from streammem.memory.index import FaissIndex
 from streammem.memory.merge import MergeQueue, continues, extended, merged, with_text
 from streammem.types import Note
 
-TEXT_MARGIN = 0.65
+TEXT_MARGIN = 0.6
 """What a text key's cosine must exceed a visual key's by to count as much.
 
 Sentences are nearer to each other than to pictures. Measured on 1,000 photos (docs/memory.md):
-with the model's own captions as text the visual keys alone found 0.26 of the photos first, and so did
-this rule; with people's captions, which tell more than the keys see, as speech does, 0.26 and 0.32.
+with the model's own captions as text the visual keys alone found 0.26 of the photos first, and this
+rule 0.25; with people's captions, which tell more than the keys see, as speech does, 0.26 and 0.39.
 """
 
 _KEY_OVERHEAD_BYTES = 200  # a key's place in the index: ids, a dictionary slot, two integers
