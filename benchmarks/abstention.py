@@ -6,7 +6,6 @@ things or three, and things differ far more than questions about one of them do 
 everywhere, bicycles are not): a rate is as good as the number of streams behind it.
 """
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.fitted import keep
 from streammem.checkpoint import PRESETS
 from streammem.errors import DatasetError
 from streammem.evaluation.datasets import Photo, read_photos, read_picture
@@ -57,7 +57,7 @@ def measure(model: VideoModel, plots: Path | None, *, write: bool) -> dict[str, 
     )  # fmt: skip
     print(fitted)
     if write:
-        _write(fitted, PRESETS.get(model.name, Path(model.name)) / "config.json")
+        keep(PRESETS.get(model.name, Path(model.name)), "chance", fitted._asdict())
     measured = list(_streams(model, _photos(folder, "val"), MEASURED_ON))
     figures = {str(size): _figures(measured, size, fitted) for size in MEASURED_ON}
     if plots:
@@ -160,8 +160,3 @@ def _plot(measured: Sequence[Asked], chance: abstain.Chance, path: Path) -> None
     axis.legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def _write(chance: abstain.Chance, path: Path) -> None:
-    config = json.loads(path.read_text()) | {"chance": chance._asdict()}
-    path.write_text(json.dumps(config, indent=1) + "\n")

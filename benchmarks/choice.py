@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.fitted import keep
 from benchmarks.machine import machine
 from streammem import load
 from streammem.backbones.language import Replies
@@ -119,10 +120,7 @@ def main(arguments: list[str]) -> int:
         count = options.default
         worth = [each.worth[:count] for each in drawn]
         choice = fit([each.merits(count) for each in drawn], worth, count)
-        path = options.fit / "config.json"
-        config = json.loads(path.read_text())
-        config["choice"] = choice._asdict()
-        path.write_text(json.dumps(config, indent=1) + "\n")
+        keep(options.fit, "choice", choice._asdict())
         results["weights"] = choice.weights
     print(json.dumps({"benchmark": "choice", **results, "machine": machine()}))
     return 0

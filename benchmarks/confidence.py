@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
+from benchmarks.fitted import keep
 from benchmarks.machine import machine
 from benchmarks.said import kinds, nouns, rubbish
 from streammem import load
@@ -105,10 +106,7 @@ def main(arguments: list[str]) -> int:
     photo = names[to_fit] == "photo to fit"
     certainty = certainty._replace(least=round(float(np.quantile(fitted[photo], SILENT)), 3))
     if options.fit:
-        path = options.fit / "config.json"
-        config = json.loads(path.read_text())
-        config["certainty"] = certainty._asdict()
-        path.write_text(json.dumps(config, indent=1) + "\n")
+        keep(options.fit, "certainty", certainty._asdict())
     results = _figures(np.array([certainty(row) for row in x]), y, names, ~to_fit)
     results["least"] = certainty.least
     print(json.dumps({"benchmark": "confidence", **results, "machine": machine()}))
