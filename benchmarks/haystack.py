@@ -84,7 +84,8 @@ def _filled(
         needle = needles.get(place)
         seen = key if needle is None or pictures is None else pictures[needle]
         told = none if needle is None or words is None else words[needle][None]
-        cache.append(Entry(place, float(place), place + 1.0, 1, seen[None], told, np.zeros((0, 0))))
+        no_tokens = np.zeros((0, 0))
+        cache.append(Entry(place, float(place), place + 1.0, 1, seen[None], none, told, no_tokens))
     return cache
 
 

@@ -276,14 +276,14 @@ def scale(model: VideoModel, sizes: Sequence[int]) -> dict[str, Any]:
 
 
 def cache_ms(real: np.ndarray, rows: int) -> float:
-    """Time a question to a full cache, two visual keys and one text key a row."""
+    """Time a question to a full cache, two visual keys and a caption's key a row."""
     rng = np.random.default_rng(3)
     cache = MemoryCache(CacheConfig(real.shape[1], (0, 0), rows, epsilon=0))
     keys = alike(real, 3 * rows, rng)
     for row in range(rows):
         cache.append(
             Entry(row, 2.0 * row, 2.0 * row + 1, 1, keys[3 * row : 3 * row + 2],
-                  keys[3 * row + 2 : 3 * row + 3], np.zeros((0, 0)))
+                  keys[3 * row + 2 : 3 * row + 3], keys[:0], np.zeros((0, 0)))
         )  # fmt: skip
     queries = alike(real, QUERIES, rng)
     began = time.process_time()

@@ -133,7 +133,7 @@ def test_nothing_is_kept_of_what_is_not_said(plain, monkeypatch):
     assert (caption.text, caption.reason) == ("", "unsure")
     entry = session.cache.get(segment.id)
     assert entry.caption is None
-    assert not len(entry.text_keys)
+    assert not len(entry.caption_keys)
     heard = []
     session.caption(segment, heard.append)
     assert heard == []

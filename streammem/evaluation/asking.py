@@ -167,7 +167,7 @@ def _answerer(model: Any, keys: np.ndarray, edges: np.ndarray, rows: Sequence[in
     for scene in rows:
         start, end = float(edges[scene]), float(edges[scene + 1])
         memory.cache.append(
-            Entry(scene, start, end, 1, keys[scene : scene + 1], none, np.zeros((0, 1)))
+            Entry(scene, start, end, 1, keys[scene : scene + 1], none, none, np.zeros((0, 1)))
         )
     return Answerer(model, memory, SessionConfig(), lambda segments: None)
 

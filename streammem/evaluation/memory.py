@@ -199,7 +199,8 @@ def remembered(album: Album, scenes: Sequence[int]) -> MemoryCache:
                 end=2.0 * scene + 1,
                 frames=1,
                 visual_keys=album.keys[photo : photo + 1],
-                text_keys=album.said_keys[photo : photo + 1] if said else no_keys,
+                caption_keys=album.said_keys[photo : photo + 1] if said else no_keys,
+                note_keys=no_keys,
                 tokens=np.zeros((0, 0)),
                 caption=album.said[photo] if said else None,
             )

@@ -11,17 +11,17 @@ from typing import Literal, Self
 import numpy as np
 
 from streammem.errors import ConfigError
-from streammem.memory.entry import MAX_KEYFRAME_BYTES, MAX_KEYS, MAX_TEXT_BYTES, Entry, Hit
+from streammem.memory.entry import KINDS, MAX_KEYFRAME_BYTES, MAX_KEYS, MAX_TEXT_BYTES, Entry, Hit
 from streammem.memory.index import FaissIndex
 from streammem.memory.merge import MergeQueue, continues, extended, merged, with_text
 from streammem.types import Note
 
-TEXT_MARGIN = 0.6
-"""What a text key's cosine must exceed a visual key's by to count as much.
+MARGINS = {"visual_keys": 0.0, "caption_keys": 0.65, "note_keys": 0.5}
+"""What a key's cosine must exceed a visual key's by to count as much, by its kind.
 
-Sentences are nearer to each other than to pictures. Measured on 1,000 photos (docs/memory.md):
-with the model's own captions as text the visual keys alone found 0.26 of the photos first, and this
-rule 0.25; with people's captions, which tell more than the keys see, as speech does, 0.26 and 0.39.
+Sentences are nearer to each other than to pictures. The model's own captions tell less than the
+visual keys they were chosen by, but find what was said in their own words; what people say tells
+more. Measured on 1,000 photos: docs/memory.md, *How questions find scenes*.
 """
 
 _KEY_OVERHEAD_BYTES = 200  # a key's place in the index: ids, a dictionary slot, two integers
@@ -61,12 +61,12 @@ class CacheConfig:
     def bytes_bound(self) -> int:
         """Return the most bytes that a cache can hold.
 
-        (max_segments + 1) x (8 keys x (4 D_key in the entry + 4 D_key in the index, whose arrays
+        (max_segments + 1) x (12 keys x (4 D_key in the entry + 4 D_key in the index, whose arrays
         double as they grow, + 200) + 2 M D tokens + 32 KiB keyframe + 4,000 text + 3,000), the
         tokens and keyframe only without `keys_only`.
         """
         payload = 0 if self.keys_only else 2 * int(np.prod(self.token_shape)) + MAX_KEYFRAME_BYTES
-        keys = 2 * MAX_KEYS * (8 * self.key_dim + _KEY_OVERHEAD_BYTES)
+        keys = len(KINDS) * MAX_KEYS * (8 * self.key_dim + _KEY_OVERHEAD_BYTES)
         return (self.max_segments + 1) * (keys + payload + 2 * MAX_TEXT_BYTES + _ROW_OVERHEAD_BYTES)
 
 
@@ -110,8 +110,7 @@ class MemoryCache:
         self._rows: dict[int, Entry] = {}
         self._ids: list[int] = []  # ids of the rows, rising
         self._queue = MergeQueue()
-        self._visual = FaissIndex(config.key_dim)
-        self._text = FaissIndex(config.key_dim)
+        self._indexes = {kind: FaissIndex(config.key_dim) for kind in KINDS}
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -149,13 +148,13 @@ class MemoryCache:
             self._check(entry)
             self._insert(entry)
 
-    def set_caption(self, segment: int, text: str, text_key: np.ndarray | None) -> Entry:
+    def set_caption(self, segment: int, text: str, key: np.ndarray | None) -> Entry:
         """Give a segment a caption; a row that has one gets a further line.
 
         Args:
             segment: any id that a row stands for.
             text: one line.
-            text_key: [D_key] unit row; None where there is no text encoder.
+            key: [D_key] unit row; None where there is no text encoder.
 
         Returns:
             The row as it is now.
@@ -163,13 +162,11 @@ class MemoryCache:
         Raises:
             KeyError: no such segment.
         """
-        return self._set(with_text(self._known(segment), caption=text, text_key=text_key))
+        return self._set(with_text(self._known(segment), caption=text, caption_key=key))
 
-    def add_notes(
-        self, segment: int, notes: tuple[Note, ...], text_key: np.ndarray | None
-    ) -> Entry:
+    def add_notes(self, segment: int, notes: tuple[Note, ...], key: np.ndarray | None) -> Entry:
         """Give a segment speech or subtitles that came after it; otherwise as `set_caption`."""
-        return self._set(with_text(self._known(segment), notes=notes, text_key=text_key))
+        return self._set(with_text(self._known(segment), notes=notes, note_key=key))
 
     def drop(self, segments: Iterable[int]) -> None:
         """Remove the rows that stand for these ids, neighbours merged into them included."""
@@ -179,8 +176,7 @@ class MemoryCache:
                 continue
             at = bisect_right(self._ids, row.segment) - 1
             del self._ids[at], self._rows[row.segment]
-            self._visual.remove(_labels(row))
-            self._text.remove(_labels(row))
+            self._unindex(row)
             self._consider(at - 1)
 
     # -- reading --
@@ -215,7 +211,7 @@ class MemoryCache:
         Returns:
             At most k hits, best visual key first; `fused` is the score.
         """
-        ranked = self._ranked(self._visual, key, k, None)
+        ranked = self._ranked("visual_keys", key, k, None)
         return tuple(Hit(self._rows[id_], score, score, None, score) for score, id_ in ranked)
 
     def search(
@@ -227,10 +223,9 @@ class MemoryCache:
         wall: Window | None = None,
         source: str | None = None,
     ) -> tuple[Hit, ...]:
-        """Find the entries that a question is about, by visual and by text keys.
+        """Find the entries that a question is about, by keys of every kind.
 
-        The best key decides, a text key's cosine less ``TEXT_MARGIN``: what somebody said may tell
-        more than the picture, and the model's own captions, which tell less, must not drown it.
+        The best key decides, its cosine less what ``MARGINS`` says of its kind.
 
         Args:
             key: [D_key] unit row, the question in the shared space.
@@ -243,12 +238,8 @@ class MemoryCache:
             At most k hits, best first.
         """
         allowed = self._allowed(between, wall, source)
-        # The best k of either kind hold the best k of all.
-        found = {
-            id_
-            for index in (self._visual, self._text)
-            for _, id_ in self._ranked(index, key, k, allowed)
-        }
+        # The best k of each kind hold the best k of all.
+        found = {id_ for kind in KINDS for _, id_ in self._ranked(kind, key, k, allowed)}
         hits = [self._hit(id_, key) for id_ in found]
         hits.sort(key=lambda hit: (-hit.fused, -hit.score, hit.entry.segment))
         return tuple(hits[:k])
@@ -267,12 +258,12 @@ class MemoryCache:
     def num_bytes(self) -> int:
         """Return the bytes of keys, tokens, keyframes, text and index held now."""
         arrays = sum(
-            row.visual_keys.nbytes + row.text_keys.nbytes + row.tokens.nbytes
+            sum(getattr(row, kind).nbytes for kind in KINDS) + row.tokens.nbytes
             + len(row.keyframe or b"") + len((row.caption or "").encode())
             + sum(len(note.text.encode()) for note in row.notes)
             for row in self._rows.values()
         )  # fmt: skip
-        return arrays + self._visual.num_bytes() + self._text.num_bytes()
+        return arrays + sum(index.num_bytes() for index in self._indexes.values())
 
     # -- rows --
 
@@ -300,10 +291,15 @@ class MemoryCache:
             row = replace(row, tokens=row.tokens[:0, :0], keyframe=None)
         self._rows[row.segment] = row
         labels = _labels(row)
-        for index, keys in ((self._visual, row.visual_keys), (self._text, row.text_keys)):
+        for kind, index in self._indexes.items():
+            keys = getattr(row, kind)
             index.add(labels[: len(keys)], keys)
             index.remove(labels[len(keys) :])
         return row
+
+    def _unindex(self, row: Entry) -> None:
+        for index in self._indexes.values():
+            index.remove(_labels(row))
 
     def _known(self, segment: int) -> Entry:
         row = self.get(segment)
@@ -329,8 +325,7 @@ class MemoryCache:
         at = bisect_right(self._ids, left) - 1
         gone = self._rows.pop(right)
         del self._ids[at + 1]
-        self._visual.remove(_labels(gone))
-        self._text.remove(_labels(gone))
+        self._unindex(gone)
         row = self._set(merged(self._rows[left], gone))
         self._consider(at - 1)
         self._consider(at)
@@ -339,10 +334,10 @@ class MemoryCache:
     # -- finding --
 
     def _ranked(
-        self, index: FaissIndex, key: np.ndarray, depth: int, allowed: np.ndarray | None
+        self, kind: str, key: np.ndarray, depth: int, allowed: np.ndarray | None
     ) -> list[tuple[float, int]]:
         """Return (cosine, id) of the best rows; their best key decides."""
-        labels, scores = index.search(key, depth * MAX_KEYS, allowed=allowed)
+        labels, scores = self._indexes[kind].search(key, depth * MAX_KEYS, allowed=allowed)
         best: dict[int, float] = {}
         for id_, score in zip((labels // MAX_KEYS).tolist(), scores.tolist(), strict=True):
             best.setdefault(id_, min(score, 1.0))  # half precision makes some rows a little longer
@@ -350,11 +345,15 @@ class MemoryCache:
 
     def _hit(self, id_: int, key: np.ndarray) -> Hit:
         row = self._rows[id_]
-        visual = float((row.visual_keys @ key).max())
-        if not len(row.text_keys):
-            return Hit(row, visual, visual, None, visual)
-        text = float((row.text_keys @ key).max())
-        return Hit(row, max(visual, text), visual, text, max(visual, text - TEXT_MARGIN))
+        best = {
+            kind: float((getattr(row, kind) @ key).max())
+            for kind in KINDS
+            if len(getattr(row, kind))
+        }
+        fused = max(cosine - MARGINS[kind] for kind, cosine in best.items())
+        visual = best.pop("visual_keys")
+        text = max(best.values(), default=None)
+        return Hit(row, visual if text is None else max(visual, text), visual, text, fused)
 
     def _allowed(
         self, between: Window | None, wall: Window | None, source: str | None

@@ -10,7 +10,10 @@ import numpy as np
 from streammem.types import Note
 
 MAX_KEYS = 4
-"""Most visual keys of an entry, and most text keys."""
+"""Most keys of a kind that an entry has: visual, of captions, of notes."""
+
+KINDS = ("visual_keys", "caption_keys", "note_keys")
+"""Kinds of keys, by their names in an entry."""
 
 MAX_TEXT_BYTES = 2_000
 """Most UTF-8 bytes of an entry's caption; its notes get as much again."""
@@ -42,7 +45,8 @@ class Entry:
         end: seconds, >= start; the span is half-open.
         frames: frames perceived in it, >= 1.
         visual_keys: [K, D_key] float32 unit rows, 1 <= K <= 4, the widest cluster first.
-        text_keys: [T, D_key] float32 unit rows of captions and speech, T <= 4; often 0 at first.
+        caption_keys: [C, D_key] float32 unit rows, C <= 4; often 0 at first.
+        note_keys: [N, D_key] float32 unit rows of speech and subtitles, N <= 4.
         tokens: [M, D] finite float16, what the bridge kept of it; [0, 0] where they lie elsewhere.
         caption: one line a caption, in time order.
         notes: speech and subtitles, in time order.
@@ -61,7 +65,8 @@ class Entry:
     end: float
     frames: int
     visual_keys: np.ndarray
-    text_keys: np.ndarray
+    caption_keys: np.ndarray
+    note_keys: np.ndarray
     tokens: np.ndarray
     caption: str | None = None
     notes: tuple[Note, ...] = ()
@@ -79,13 +84,11 @@ class Entry:
         _require(self.start <= self.end, "end", "must not precede start")
         _require(self.frames >= 1 and self.merged >= 1, "frames, merged", "must be >= 1")
         _require(len(self.keyframe or b"") <= MAX_KEYFRAME_BYTES, "keyframe", "32 KiB at most")
-        for name, least in (("visual_keys", 1), ("text_keys", 0)):
-            object.__setattr__(self, name, _keys(getattr(self, name), name, least))
-        _require(
-            not len(self.text_keys) or self.text_keys.shape[1] == self.visual_keys.shape[1],
-            "text_keys",
-            "must be as wide as visual_keys",
-        )
+        for name in KINDS:
+            keys = _keys(getattr(self, name), name, least=int(name == "visual_keys"))
+            as_wide = not len(keys) or keys.shape[1] == self.visual_keys.shape[1]
+            _require(as_wide, name, "must be as wide as visual_keys")
+            object.__setattr__(self, name, keys)
         _require(np.ndim(self.tokens) == 2, "tokens", "must be [M, D]")
         object.__setattr__(self, "tokens", _rounded(_frozen(self.tokens, np.float16)))
 
@@ -97,7 +100,8 @@ class Hit:
     Attributes:
         score: cosine in [-1, 1] of the query and the entry's best key of any kind.
         visual: cosine with its best visual key.
-        text: cosine with its best text key; None where it has none or none was asked.
+        text: cosine with its best key of a caption or a note; None where it has none or none was
+            asked.
         fused: what the hits are ordered by.
     """
 

@@ -75,7 +75,8 @@ def merged(left: Entry, right: Entry) -> Entry:
         end=max(left.end, right.end),
         frames=left.frames + right.frames,
         visual_keys=_condensed(left.visual_keys, right.visual_keys),
-        text_keys=_condensed(left.text_keys, right.text_keys),
+        caption_keys=_condensed(left.caption_keys, right.caption_keys),
+        note_keys=_condensed(left.note_keys, right.note_keys),
         tokens=_mean_tokens(left, right),
         caption=_caption(left.caption, right.caption),
         notes=_fitting_notes(left.notes + right.notes),
@@ -94,7 +95,8 @@ def continues(row: Entry, entry: Entry, epsilon: float) -> bool:
     return (
         row.source == entry.source
         and abs(entry.start - row.end) <= _SAME_TIME_S
-        and len(row.text_keys) + len(entry.text_keys) <= MAX_KEYS
+        and len(row.caption_keys) + len(entry.caption_keys) <= MAX_KEYS
+        and len(row.note_keys) + len(entry.note_keys) <= MAX_KEYS
         and sum(map(note_bytes, row.notes + entry.notes)) <= MAX_TEXT_BYTES
         and coverage(row.visual_keys, entry.visual_keys) >= 1 - epsilon
     )
@@ -106,7 +108,8 @@ def extended(row: Entry, entry: Entry) -> Entry:
         row,
         end=entry.end,
         frames=row.frames + entry.frames,
-        text_keys=np.concatenate([row.text_keys, entry.text_keys]),
+        caption_keys=np.concatenate([row.caption_keys, entry.caption_keys]),
+        note_keys=np.concatenate([row.note_keys, entry.note_keys]),
         caption=_caption(row.caption, entry.caption),
         notes=row.notes + entry.notes,
         keyframe=entry.keyframe or row.keyframe,
@@ -119,27 +122,29 @@ def with_text(
     entry: Entry,
     *,
     caption: str | None = None,
+    caption_key: np.ndarray | None = None,
     notes: tuple[Note, ...] = (),
-    text_key: np.ndarray | None = None,
+    note_key: np.ndarray | None = None,
 ) -> Entry:
-    """Add text that came after the entry: a further line of caption, notes, their key.
+    """Add text that came after the entry: a further line of caption, notes, their keys.
 
     Args:
         entry: stays as it is.
         caption: a line; the one that is there already changes nothing.
+        caption_key: [D_key] unit row.
         notes: put in time order among those present.
-        text_key: [D_key] unit row.
+        note_key: [D_key] unit row.
 
     Returns:
         The entry with it, cut to MAX_TEXT_BYTES from the middle out.
     """
-    keys = entry.text_keys if text_key is None else _condensed(entry.text_keys, text_key[None])
     in_order = sorted(entry.notes + notes, key=lambda note: note.start)
     return replace(
         entry,
         caption=_caption(entry.caption, caption),
+        caption_keys=_with_key(entry.caption_keys, caption_key),
         notes=_fitting_notes(in_order),
-        text_keys=keys,
+        note_keys=_with_key(entry.note_keys, note_key),
     )
 
 
@@ -158,6 +163,10 @@ def _condensed(left: np.ndarray, right: np.ndarray) -> np.ndarray:
         return left if len(left) else right
     both = np.concatenate([left, right])
     return visual_keys(both, MAX_KEYS, min_cosine=_SAME_KEY)
+
+
+def _with_key(keys: np.ndarray, key: np.ndarray | None) -> np.ndarray:
+    return keys if key is None else _condensed(keys, key[None])
 
 
 def _mean_tokens(left: Entry, right: Entry) -> np.ndarray:

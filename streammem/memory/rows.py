@@ -49,11 +49,12 @@ SELECT = f"SELECT {_NAMES} FROM segments"
 INSERT = f"INSERT INTO segments ({_NAMES}) VALUES ({_MARKS})"
 UPDATE = f"UPDATE segments SET ({_NAMES}) = ({_MARKS}) WHERE segment = ?"
 
-MIGRATIONS: dict[int, str] = {1: ""}
+MIGRATIONS: dict[int, str] = {1: "", 2: ""}
 """SQL that turns a database of format N into one of format N + 1. Format 1 is the first.
 
 Since format 2 token blocks have 8 bits a value; those of format 1 stay as they are, and `to_tokens`
-tells them by their length.
+tells them by their length. Since format 3 keys of notes stand before those of captions in
+`text_keys`, told by the length too; before, nobody wrote keys of notes.
 """
 
 _PLAIN = COLUMNS[:9]  # as they are in an Entry
@@ -89,7 +90,7 @@ def to_row(entry: Entry, *, keyframe: str | None, keyframe_bytes: int, written: 
         entry.frames, entry.merged, entry.source,
         None if entry.wall_start is None else float(entry.wall_start),
         entry.caption, json.dumps(notes, ensure_ascii=False),
-        _bytes(entry.visual_keys), _bytes(entry.text_keys),
+        _bytes(entry.visual_keys), _text_block(entry),
         keyframe, keyframe_bytes, int(entry.tokens.size > 0), written,
     )  # fmt: skip
     return (*values, checksum(*values))
@@ -110,11 +111,13 @@ def to_entry(row: Row, key_dim: int) -> Entry:
     if checksum(*row[:-1]) != row[-1]:
         raise StoreError(f"segment {row[0]} is damaged; see `streammem memory verify`")
     field = dict(zip(COLUMNS, row, strict=True))
+    note_keys, caption_keys = _text_keys(field["text_keys"], key_dim)
     return Entry(
         **{name: field[name] for name in _PLAIN},
         notes=tuple(Note(*note) for note in json.loads(field["notes"])),
         visual_keys=_array(field["visual_keys"], key_dim),
-        text_keys=_array(field["text_keys"], key_dim),
+        caption_keys=caption_keys,
+        note_keys=note_keys,
         tokens=np.empty((0, 0), np.float16),
     )
 
@@ -154,6 +157,23 @@ def migrations(old: int, new: int) -> Iterator[str]:
     for version in range(old, new):
         yield from filter(None, map(str.strip, MIGRATIONS[version].split(";")))
     yield f"PRAGMA user_version = {new}"
+
+
+def _text_block(entry: Entry) -> bytes:
+    """Return the keys of captions; before them, if there are any, those of notes and their number.
+
+    That number's byte makes the length odd.
+    """
+    captions, notes = _bytes(entry.caption_keys), _bytes(entry.note_keys)
+    return bytes([len(entry.note_keys)]) + notes + captions if notes else captions
+
+
+def _text_keys(block: bytes, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the keys of notes and of captions out of a block."""
+    if len(block) % 2 == 0:
+        return _array(b"", width), _array(block, width)
+    keys = _array(block[1:], width)
+    return keys[: block[0]], keys[block[0] :]
 
 
 def _bytes(values: np.ndarray) -> bytes:

@@ -212,26 +212,26 @@ class Store:
         if name and stale and stale != name:
             remove_keyframes(self.path, {stale})
 
-    def set_caption(self, segment: int, text: str, text_key: np.ndarray | None) -> None:
+    def set_caption(self, segment: int, text: str, key: np.ndarray | None) -> None:
         """Give a segment a caption; a row that has one gets a further line.
 
         Args:
             segment: any id that a row stands for.
             text: one line.
-            text_key: [D_key] unit row, or None.
+            key: [D_key] unit row, or None.
 
         Raises:
             StoreError: no such segment; otherwise as `append`.
         """
         row = self._row(segment)
-        entry = with_text(rows.to_entry(row, self.header.key_dim), caption=text, text_key=text_key)
+        entry = with_text(rows.to_entry(row, self.header.key_dim), caption=text, caption_key=key)
         with self.database.transaction():
             self._update(self._renewed(row, entry))
 
-    def add_notes(self, segment: int, notes: tuple[Note, ...], text_key: np.ndarray | None) -> None:
+    def add_notes(self, segment: int, notes: tuple[Note, ...], key: np.ndarray | None) -> None:
         """Give a segment speech or subtitles; otherwise as `set_caption`."""
         row = self._row(segment)
-        entry = with_text(rows.to_entry(row, self.header.key_dim), notes=notes, text_key=text_key)
+        entry = with_text(rows.to_entry(row, self.header.key_dim), notes=notes, note_key=key)
         with self.database.transaction():
             self._update(self._renewed(row, entry))
 

@@ -21,7 +21,8 @@ def make(segment, keys=None, **changes):
         "end": segment + 1.0,
         "frames": 1,
         "visual_keys": unit(1, seed=segment) if keys is None else keys,
-        "text_keys": np.empty((0, DIM), np.float32),
+        "caption_keys": np.empty((0, DIM), np.float32),
+        "note_keys": np.empty((0, DIM), np.float32),
         "tokens": np.full(TOKENS, segment % 100, np.float16),
         "keyframe": b"jpeg %d" % segment,
     }

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streammem.errors import ConfigError
-from streammem.memory.cache import TEXT_MARGIN, CacheConfig, MemoryCache
+from streammem.memory.cache import MARGINS, CacheConfig, MemoryCache
 from streammem.memory.entry import MAX_KEYFRAME_BYTES, MAX_TEXT_BYTES, Entry
 from streammem.memory.merge import MergeQueue
 from streammem.types import Note
@@ -59,13 +59,14 @@ def test_a_still_camera_writes_one_row_a_day():
         (np.concatenate([unit(1, seed=2), unit(1, seed=99)]), {}),
         (unit(1, seed=2), {"source": "another"}),
         (unit(1, seed=2), {"start": 3.5}),
-        (unit(1, seed=2), {"text_keys": unit(4)}),
+        (unit(1, seed=2), {"caption_keys": unit(4)}),
+        (unit(1, seed=2), {"note_keys": unit(4)}),
     ],
-    ids=["too far", "an event of its own", "another source", "after a gap", "text does not fit"],
+    ids=["too far", "an event of its own", "another source", "after a gap", "captions", "notes"],
 )
 def test_a_segment_that_shows_anything_else_gets_its_own_row(keys, changes):
     cache = filled(2)
-    cache.append(make(2, text_keys=unit(1)))
+    cache.append(make(2, caption_keys=unit(1), note_keys=unit(1)))
     assert cache.append(make(3, keys, **changes)).action == "appended"
     assert len(cache) == 4
 
@@ -82,7 +83,7 @@ def test_twenty_thousand_segments_stay_within_the_bound(num):
     keys /= np.linalg.norm(keys, axis=2, keepdims=True)
     text = "x" * 300
     for segment in range(num):
-        cache.append(make(segment, keys[segment], text_keys=keys[segment, :1], caption=text))
+        cache.append(make(segment, keys[segment], caption_keys=keys[segment, :1], caption=text))
         assert len(cache) <= 256
         if segment % 500 == 0:
             assert cache.num_bytes() <= bounds.bytes_bound()
@@ -100,7 +101,8 @@ def test_memory_of_the_process_stays_within_the_bound_when_every_field_is_full()
             make(
                 segment,
                 unit(4, seed=segment),
-                text_keys=unit(4, seed=-segment % 977),
+                caption_keys=unit(4, seed=-segment % 977),
+                note_keys=unit(4, seed=-segment % 971),
                 caption="c" * MAX_TEXT_BYTES,
                 notes=(note,) * 20,
                 keyframe=bytes(MAX_KEYFRAME_BYTES),
@@ -179,15 +181,17 @@ def test_related_finds_the_best_visual_key_of_each_entry():
     cache = MemoryCache(config())
     cache.append(make(0, unit(3, seed=50)))
     cache.append(make(1, near(unit(3, seed=50)[2], 0.8)[None]))
-    cache.append(make(2, text_keys=unit(3, seed=50)[2:]))
+    cache.append(make(2, caption_keys=unit(3, seed=50)[2:]))
     hits = cache.related(unit(3, seed=50)[2], 2)
     assert [hit.entry.segment for hit in hits] == [0, 1], "text keys do not count"
     assert [hit.score for hit in hits] == pytest.approx([1, 0.8], abs=1e-3)
 
 
 def test_search_finds_what_only_the_caption_tells():
-    cache = filled(40)
     question = unit(1, seed=1234)[0]
+    cache = MemoryCache(config())
+    for segment, cosine in enumerate(np.linspace(-0.3, 0.3, 40)):  # as of sentences and pictures
+        cache.append(make(segment, near(question, cosine, segment)[None]))
     row = cache.set_caption(17, "a dog", near(question, 0.99))
     assert row.caption == "a dog"
     hit = cache.search(question, 3)[0]
@@ -195,17 +199,26 @@ def test_search_finds_what_only_the_caption_tells():
     assert hit.visual < hit.text == hit.score
 
 
-def test_search_goes_by_the_best_key_and_words_must_exceed_pictures_by_a_margin():
-    question = unit(1, seed=1234)[0]
+@pytest.mark.parametrize("kind", ["caption_keys", "note_keys"])
+def test_search_goes_by_the_best_key_and_words_must_exceed_pictures_by_a_margin(kind):
+    question, margin = unit(1, seed=1234)[0], MARGINS[kind]
     cache = MemoryCache(config())
-    for segment, (visual, text) in enumerate([(0.3, 0.1), (0.2, 0.85), (0.1, 0.98)]):
-        keys, text_keys = near(question, visual, segment), near(question, text, segment + 9)
-        cache.append(make(segment, keys[None], text_keys=text_keys[None]))
+    for segment, (visual, text) in enumerate([(0.3, 0.1), (0.2, margin + 0.25), (0.1, 0.98)]):
+        keys, told = near(question, visual, segment), near(question, text, segment + 9)
+        cache.append(make(segment, keys[None], **{kind: told[None]}))
     hits = cache.search(question, 3)
     assert [hit.entry.segment for hit in hits] == [2, 0, 1]
-    fused = [0.98 - TEXT_MARGIN, 0.3, 0.85 - TEXT_MARGIN]
-    assert [hit.fused for hit in hits] == pytest.approx(fused, abs=2e-3)
-    assert [hit.score for hit in hits] == pytest.approx([0.98, 0.3, 0.85], abs=2e-3)
+    assert [hit.fused for hit in hits] == pytest.approx([0.98 - margin, 0.3, 0.25], abs=2e-3)
+    assert [hit.score for hit in hits] == pytest.approx([0.98, 0.3, margin + 0.25], abs=2e-3)
+    assert [hit.text for hit in hits] == pytest.approx([0.98, 0.1, margin + 0.25], abs=2e-3)
+
+
+def test_what_was_heard_counts_more_than_the_same_words_in_a_caption():
+    question = unit(1, seed=1234)[0]
+    cache = filled(4)
+    cache.set_caption(1, "a dog", near(question, 0.9))
+    cache.add_notes(2, (Note(2, 3, "a dog"),), near(question, 0.9))
+    assert cache.search(question, 1)[0].entry.segment == 2
 
 
 def test_search_keeps_to_its_windows():
@@ -282,8 +295,8 @@ def test_text_is_cut_to_its_bound_and_keys_stay_four():
     assert len(row.caption.encode()) <= MAX_TEXT_BYTES
     assert row.caption.startswith("0 ") and "39 " in row.caption
     assert sum(len(note.text) for note in row.notes) <= MAX_TEXT_BYTES
-    assert len(row.text_keys) == 4
-    assert len(cache._text) == 4
+    for kind in ("caption_keys", "note_keys"):
+        assert len(getattr(row, kind)) == len(cache._indexes[kind]) == 4
 
 
 def test_a_caption_for_an_unknown_segment_is_an_error():
@@ -293,8 +306,9 @@ def test_a_caption_for_an_unknown_segment_is_an_error():
 
 def test_keys_that_fall_together_leave_no_trace_in_the_index():
     cache, key = MemoryCache(config()), unit(1)
-    cache.append(make(0, text_keys=np.repeat(key, 3, axis=0)))
-    assert len(cache.set_caption(0, "a dog", key[0]).text_keys) == len(cache._text) == 1
+    cache.append(make(0, caption_keys=np.repeat(key, 3, axis=0)))
+    assert len(cache.set_caption(0, "a dog", key[0]).caption_keys) == 1
+    assert len(cache._indexes["caption_keys"]) == 1
 
 
 def test_the_queue_of_merges_does_not_grow_with_what_happens_to_a_row():
@@ -378,7 +392,8 @@ def test_entries_are_values():
         {"visual_keys": np.full((1, DIM), np.nan)},
         {"visual_keys": unit(5)},
         {"visual_keys": np.empty((0, DIM))},
-        {"text_keys": unit(1, dim=DIM + 1)},
+        {"caption_keys": unit(1, dim=DIM + 1)},
+        {"note_keys": unit(5)},
         {"tokens": np.zeros(3)},
         {"end": -1.0},
         {"frames": 0},

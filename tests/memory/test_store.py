@@ -14,7 +14,7 @@ import pytest
 from streammem.errors import StoreError
 from streammem.memory import database, folder, rows, store
 from streammem.memory.cache import CacheConfig, MemoryCache
-from streammem.memory.folder import DATABASE, HEADER, KEYFRAMES
+from streammem.memory.folder import DATABASE, FORMAT, HEADER, KEYFRAMES
 from streammem.memory.store import Store
 from streammem.memory.upkeep import compact, verify
 from streammem.types import Note
@@ -30,7 +30,9 @@ def create(path):
 
 def fill(path, num):
     """A closed memory of `num` segments, and what went in."""
-    entries = [make(i, text_keys=unit(1, seed=-i % 97), caption=f"scene {i}") for i in range(num)]
+    entries = [
+        make(i, caption_keys=unit(1, seed=-i % 97), caption=f"scene {i}") for i in range(num)
+    ]
     with create(path) as memory:
         for entry in entries:
             memory.append(entry, b"state %d" % entry.segment)
@@ -49,7 +51,8 @@ def test_a_reopened_memory_holds_what_was_appended(tmp_path):
     entry = make(
         3,
         unit(3, seed=1),
-        text_keys=unit(2, seed=2),
+        caption_keys=unit(2, seed=2),
+        note_keys=unit(1, seed=3),
         caption="Zwei Hunde\nlaufen „davon“",
         notes=(Note(3.1, 3.5, "hallo ☃"),),
         source="rtsp://camera/1",
@@ -124,13 +127,12 @@ def test_text_that_comes_later_is_kept(tmp_path):
     with create(tmp_path / "a.mem") as memory:
         memory.append(make(0), b"")
         memory.set_caption(0, "a dog", unit(1)[0])
-        memory.add_notes(0, (Note(0, 1, "woof"),), None)
+        memory.add_notes(0, (Note(0, 1, "woof"),), unit(1, seed=7)[0])
     with Store.open(tmp_path / "a.mem") as memory:
         entry = memory.read(0)
-    assert (entry.caption, entry.notes, len(entry.text_keys)) == (
-        "a dog", (Note(0, 1, "woof"),), 1,
-    )  # fmt: skip
-    assert same(entry, make(0, caption=entry.caption, notes=entry.notes, text_keys=unit(1)))
+    assert (entry.caption, entry.notes) == ("a dog", (Note(0, 1, "woof"),))
+    keys = {"caption_keys": unit(1), "note_keys": unit(1, seed=7)}
+    assert same(entry, make(0, caption=entry.caption, notes=entry.notes, **keys))
 
 
 def test_a_reader_sees_each_segment_while_the_writer_goes_on(tmp_path):
@@ -205,28 +207,29 @@ def test_a_newer_format_is_refused(tmp_path):
     fill(tmp_path / "a.mem", 1)
     header = tmp_path / "a.mem" / HEADER
     text = header.read_text()
-    header.write_text(text.replace('"format": 2', '"format": 3'))
-    with pytest.raises(StoreError, match="newer than 2"):
+    header.write_text(text.replace(f'"format": {FORMAT}', f'"format": {FORMAT + 1}'))
+    with pytest.raises(StoreError, match=f"newer than {FORMAT}"):
         Store.open(tmp_path / "a.mem", MODEL)
     header.write_text(text)
     connection = sqlite3.connect(tmp_path / "a.mem" / DATABASE)
-    connection.execute("PRAGMA user_version = 3")
+    connection.execute(f"PRAGMA user_version = {FORMAT + 1}")
     connection.close()
-    with pytest.raises(StoreError, match="newer than 2"):
+    with pytest.raises(StoreError, match=f"newer than {FORMAT}"):
         Store.open(tmp_path / "a.mem", MODEL, "r")
 
 
 def test_an_older_format_is_brought_up_to_date_by_its_writer(tmp_path, monkeypatch):
     entries = fill(tmp_path / "a.mem", 3)
     for module in (folder, database, store):
-        monkeypatch.setattr(module, "FORMAT", 3)
-    monkeypatch.setattr(store, "OLDEST_READ", 3)
-    monkeypatch.setitem(rows.MIGRATIONS, 2, "CREATE TABLE later (a); CREATE INDEX it ON later (a)")
-    with pytest.raises(StoreError, match="older format 2"):
+        monkeypatch.setattr(module, "FORMAT", FORMAT + 1)
+    monkeypatch.setattr(store, "OLDEST_READ", FORMAT + 1)
+    later = "CREATE TABLE later (a); CREATE INDEX it ON later (a)"
+    monkeypatch.setitem(rows.MIGRATIONS, FORMAT, later)
+    with pytest.raises(StoreError, match=f"older format {FORMAT}"):
         Store.open(tmp_path / "a.mem", MODEL, "r")
     for _ in range(2):
         with Store.open(tmp_path / "a.mem", MODEL) as memory:
-            assert memory.header.format == 3 and equal(memory.export(), entries)
+            assert memory.header.format == FORMAT + 1 and equal(memory.export(), entries)
             assert memory.database.query("SELECT count(*) FROM later") == [(0,)]
 
 
@@ -243,7 +246,7 @@ def of_format_1(path, tokens):
     connection.execute("PRAGMA user_version = 1")
     connection.close()
     header = path / HEADER
-    header.write_text(header.read_text().replace('"format": 2', '"format": 1'))
+    header.write_text(header.read_text().replace(f'"format": {FORMAT}', '"format": 1'))
 
 
 def test_a_memory_of_format_1_is_read_written_checked_and_compacted(tmp_path):
@@ -257,14 +260,14 @@ def test_a_memory_of_format_1_is_read_written_checked_and_compacted(tmp_path):
                 np.testing.assert_array_equal(memory.tokens(segment), tokens)
             exported = list(memory.export())
             for entry, wanted, tokens in zip(exported, entries, old, strict=False):
-                assert same(entry, make(wanted.segment, text_keys=wanted.text_keys,
+                assert same(entry, make(wanted.segment, caption_keys=wanted.caption_keys,
                                         caption=wanted.caption, tokens=tokens))  # fmt: skip
             assert verify(memory) == ()
             if mode == "rw":
                 memory.append(make(3), b"")
                 compact(memory)
     with Store.open(path, MODEL, "r") as memory:
-        assert memory.header.format == 2
+        assert memory.header.format == FORMAT
         assert same(memory.read(3), make(3))
 
 
@@ -278,7 +281,7 @@ def test_an_upgrade_that_was_cut_off_before_the_header_is_finished(tmp_path):
     for mode in ("r", "rw", "r"):
         with Store.open(path, MODEL, mode) as memory:
             assert equal(memory.export(), entries)
-    assert memory.header.format == 2
+    assert memory.header.format == FORMAT
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from streammem.errors import StoreError
-from streammem.memory.folder import DATABASE, KEYFRAMES
+from streammem.memory.folder import DATABASE, FORMAT, KEYFRAMES
 from streammem.memory.rows import token_block
 from streammem.memory.store import Store
 from streammem.memory.upkeep import (
@@ -37,7 +37,7 @@ def memory(tmp_path):
                 tokens=tokens(segment),
                 keyframe=b"%3000d" % segment,
                 caption=f"secret-{segment:02d}",
-                text_keys=unit(1, seed=-segment % 97),
+                caption_keys=unit(1, seed=-segment % 97),
                 source=f"camera {segment // 16}",
             )
             memory.append(entry, b"state that saw it all")
@@ -58,7 +58,7 @@ def test_info_counts_what_is_there(memory):
     assert (summary.start, summary.end, summary.frames) == (0.0, 32.0, 32)
     assert summary.keyframe_bytes == 32 * 3000 and summary.sources == ("camera 0", "camera 1")
     assert summary.database_bytes > 32 * TOKEN_BYTES
-    assert (summary.format, summary.fingerprint) == (2, "tiny-1")
+    assert (summary.format, summary.fingerprint) == (FORMAT, "tiny-1")
 
 
 def test_info_of_an_empty_memory(tmp_path):
