@@ -78,7 +78,11 @@ class Session:
         on_score: called with the time (s) and each settled similarity and depth, for plots.
 
     Raises:
+        ConfigError: more candidates than the model can choose among.
         StoreError: the memory cannot be opened, or was made by another model.
+
+    Attributes:
+        candidates: among how many captions of a scene one is chosen.
     """
 
     model: StreamModel
@@ -91,6 +95,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self._scenes = self.config.scenes or self.model.scenes
+        self.candidates = candidates_of(self.model, self.config)
         key_dim = self.model.background.shape[1]
         token_shape = self.model.token_shape
         if self.memory is None:
@@ -119,11 +124,6 @@ class Session:
     def withholds(self) -> bool:
         """Whether other words may be said than come first, so that none is said before."""
         return self.candidates > 1 or level_of(self.model, self.config) > 0
-
-    @property
-    def candidates(self) -> int:
-        """Among how many captions of a scene one is chosen."""
-        return candidates_of(self.model, self.config)
 
     def close(self) -> None:
         """Release a durable memory; idempotent. The open segment is not kept: flush first."""

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from streammem.confidence import first_phrase, signs
+from streammem.errors import ConfigError
 from streammem.model import StreamModel
 from streammem.session_config import SessionConfig
 from streammem.types import Caption, Segment
@@ -52,8 +53,17 @@ def level_of(model: StreamModel, config: SessionConfig) -> float:
 
 
 def candidates_of(model: StreamModel, config: SessionConfig) -> int:
-    """Return among how many captions of a scene one is chosen; 1 where the model cannot choose."""
+    """Return among how many captions of a scene one is chosen.
+
+    Raises:
+        ConfigError: several are asked for, but the model cannot choose.
+    """
     if model.choice is None:
+        if (config.candidates or 1) > 1:
+            raise ConfigError(
+                f"candidates {config.candidates}: {model.name} has not learned to choose among "
+                "captions and says the likeliest; leave candidates out"
+            )
         return 1
     if config.candidates is not None:
         return config.candidates

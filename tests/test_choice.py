@@ -131,7 +131,15 @@ def test_how_many_are_drawn(model, options, count):
     if decoding:
         options["caption"] = replace(model.decoding, **decoding)
     assert Session(model, SessionConfig(**options)).candidates == count
+    options.pop("candidates", None)
     assert Session(replace(model, choice=None), SessionConfig(**options)).candidates == 1
+
+
+def test_a_model_that_cannot_choose_says_so_when_several_are_asked_for(model):
+    cannot = replace(model, choice=None)
+    assert Session(cannot, SessionConfig(candidates=1)).candidates == 1
+    with pytest.raises(ConfigError, match=r"candidates 2: .* has not learned to choose"):
+        Session(cannot, SessionConfig(candidates=2))
 
 
 @pytest.mark.parametrize("count", [0, 33])

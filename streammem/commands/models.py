@@ -121,6 +121,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from streammem.evaluation.datasets import Options
     from streammem.evaluation.suites import SUITES, run
     from streammem.session_config import SessionConfig
+    from streammem.spoken import candidates_of
     from streammem.threads import limit_threads
 
     if arguments.suite not in SUITES:
@@ -139,9 +140,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.num_beams is not None:
         decoding = replace(model.decoding, num_beams=arguments.num_beams)
         model = replace(model, decoding=decoding)  # type: ignore[type-var]
-    if arguments.candidates is not None and model.choice:
-        SessionConfig(candidates=arguments.candidates)  # refuses what cannot be drawn
-        choice = model.choice._replace(candidates=arguments.candidates)
+    if arguments.candidates is not None:
+        count = candidates_of(model, SessionConfig(candidates=arguments.candidates))
+        choice = model.choice and model.choice._replace(candidates=count)
         model = replace(model, choice=choice)  # type: ignore[type-var]
     line = json.dumps(run(arguments.suite, arguments.folder, model, options))
     if arguments.json:

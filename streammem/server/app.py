@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 15.0  # between signs of life on a silent stream, so that proxies keep it
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 Id = Annotated[str, Path(max_length=64)]
+# It is printed in terminals, which control characters would drive.
+Title = Annotated[str, Query(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Seconds = Annotated[float | None, Query(ge=0, le=MAX_S)]
 Pixels = Annotated[int | None, Query(ge=1, le=16384)]
 Position = Annotated[int, Query(ge=0, le=2**53)]
@@ -212,9 +214,10 @@ def _other_routes(rooms: Rooms) -> APIRouter:
     body = {"requestBody": {"content": {RAW: BINARY}, "required": True}}
 
     @router.post("/v1/uploads", status_code=201, openapi_extra=body)
-    async def upload(request: Request) -> dict[str, object]:
-        """Upload a video; its id is a source: upload:ID."""
+    async def upload(request: Request, name: Title = "") -> dict[str, object]:
+        """Upload a video; its id is a source: upload:ID. Evidence calls it by its name."""
         kept = await rooms.uploads.receive(request.stream())
+        kept.title = name
         return {"id": kept.id, "source": f"upload:{kept.id}", "bytes": kept.num_bytes}
 
     @router.delete("/v1/uploads/{name}", status_code=204)

@@ -306,7 +306,8 @@ class Rooms:
             upload = self.uploads.get(source.removeprefix(UPLOAD))
             upload.users += 1
             path = str(upload.path)
-            return _Source(source, lambda _: open_for(path, options), upload.path, upload.leave)
+            shown = upload.title or source
+            return _Source(shown, lambda _: open_for(path, options), upload.path, upload.leave)
         target = await anyio.to_thread.run_sync(addresses.check, source, self.config.allowed)
         if target.parts.scheme in addresses.LIVE:
             url = addresses.live_url(target)

@@ -23,13 +23,17 @@ _PACKET = 188  # bytes of an MPEG transport stream, each of which begins with 0x
 
 @dataclass(eq=False)
 class Upload:
-    """A video on disk; its name is ours. ``users`` are the sessions that read it."""
+    """A video on disk; the file's name is ours. ``users`` are the sessions that read it.
+
+    ``title`` is what its owner calls it, and what evidence names; no path is made of it.
+    """
 
     id: str
     path: Path
     num_bytes: int = 0
     touched: float = 0.0
     users: int = 0
+    title: str = ""
 
     def leave(self) -> None:
         """Note that a session reads it no more."""

@@ -233,6 +233,21 @@ async def test_a_memory_that_grows_is_read_anew(serving, watched, memories):
     assert len(after) > len(before)
 
 
+async def test_evidence_names_an_upload_as_its_owner_does(serving, video):
+    with open(video, "rb") as file:
+        body = file.read()
+    async with serving() as client:
+        kept = await client.post("/v1/uploads", params={"name": "Ferien 1.mp4"}, content=body)
+        opened = await client.post("/v1/sessions", json={"source": kept.json()["source"]})
+        path = opened.json()["url"]
+        await client.get(f"{path}/events")
+        moments = (await client.post(f"{path}/find", json={"query": "blue"})).json()["moments"]
+        assert {moment["source"] for moment in moments} == {"Ferien 1.mp4"}
+        for name in ("\x1b[31mred", "x" * 201):
+            refused = await client.post("/v1/uploads", params={"name": name}, content=body)
+            assert refused.status_code == 422
+
+
 async def test_a_closed_session_is_gone_and_its_upload_can_be_removed(serving, watched):
     async with serving() as client:
         path = await watched(client)
