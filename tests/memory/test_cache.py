@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from streammem.errors import ConfigError
 from streammem.memory.cache import MARGINS, CacheConfig, MemoryCache
-from streammem.memory.entry import MAX_KEYFRAME_BYTES, MAX_TEXT_BYTES, Entry
+from streammem.memory.entry import KINDS, MAX_KEYFRAME_BYTES, MAX_TEXT_BYTES, Entry
 from streammem.memory.merge import MergeQueue
 from streammem.types import Note
 from tests.memory.entries import DIM, TOKENS, make, same, unit
@@ -35,14 +35,18 @@ def near(key, cosine, seed=7):
 
 
 def test_a_segment_within_epsilon_extends_the_row_before_it():
-    cache = filled(3)
+    cache = filled(2)
+    cache.append(make(2, **told(2)))
     still = near(unit(1, seed=2)[0], 0.99)[None]
-    change = cache.append(make(3, still, frames=5, keyframe=b"last"))
+    change = cache.append(make(3, still, frames=5, keyframe=b"last", **told(3)))
     assert change.action == "extended" and len(cache) == 3
     row = cache.get(3)
     assert row is cache.get(2)
     assert (row.segment, row.last, row.merged, row.frames) == (2, 3, 2, 6)
     assert (row.start, row.end, row.keyframe) == (2.0, 4.0, b"last")
+    for kind in KINDS[1:]:
+        both = np.concatenate([told(2)[kind], told(3)[kind]])
+        np.testing.assert_allclose(getattr(row, kind), both, atol=1e-3)
 
 
 def test_a_still_camera_writes_one_row_a_day():
@@ -150,16 +154,22 @@ def test_merging_keeps_the_resolution_even_over_time():
     assert new < 2_000 / 50 < 4 * old, "neither end pays for the other"
 
 
+def told(segment):
+    """The keys of a caption and a note that follow the segment's id."""
+    return {kind: unit(1, seed=90 + segment + i) for i, kind in enumerate(KINDS[1:])}
+
+
 def test_what_merges_keeps_its_keys_text_and_longer_keyframe():
     cache = MemoryCache(config(max_segments=4))
-    for segment in range(3):
-        cache.append(make(segment, frames=segment + 1, caption=f"line {segment}"))
-    for segment in (3, 4):
-        cache.append(make(segment, frames=4, caption=f"line {segment}"))
+    for segment in range(5):
+        frames = min(segment + 1, 4)
+        cache.append(make(segment, frames=frames, caption=f"line {segment}", **told(segment)))
     row = next(row for row in cache.entries() if row.merged == 2)
     first, second = row.segment, row.last
     for segment in (first, second):
         assert (row.visual_keys @ unit(1, seed=segment)[0]).max() > 0.999
+        for kind, key in told(segment).items():
+            assert (getattr(row, kind) @ key[0]).max() > 0.999
     assert row.caption == f"line {first}\nline {second}"
     assert row.keyframe == b"jpeg %d" % second
     share = (first + 1) / (row.frames)
@@ -211,6 +221,14 @@ def test_search_goes_by_the_best_key_and_words_must_exceed_pictures_by_a_margin(
     assert [hit.fused for hit in hits] == pytest.approx([0.98 - margin, 0.3, 0.25], abs=2e-3)
     assert [hit.score for hit in hits] == pytest.approx([0.98, 0.3, margin + 0.25], abs=2e-3)
     assert [hit.text for hit in hits] == pytest.approx([0.98, 0.1, margin + 0.25], abs=2e-3)
+
+
+def test_of_a_caption_and_a_note_the_nearer_one_is_told():
+    question = unit(1, seed=1234)[0]
+    cache = filled(2)
+    cache.set_caption(1, "a dog", near(question, 0.7))
+    cache.add_notes(1, (Note(1, 2, "a cat"),), near(question, 0.9))
+    assert cache.search(question, 1)[0].text == pytest.approx(0.9, abs=1e-3)
 
 
 def test_what_was_heard_counts_more_than_the_same_words_in_a_caption():
