@@ -16,12 +16,13 @@ from streammem.memory.index import FaissIndex
 from streammem.memory.merge import MergeQueue, continues, extended, merged, with_text
 from streammem.types import Note
 
-MARGINS = {"visual_keys": 0.0, "caption_keys": 0.65, "note_keys": 0.5}
+MARGINS = {"visual_keys": 0.0, "caption_keys": 0.65, "note_keys": 0.45}
 """What a key's cosine must exceed a visual key's by to count as much, by its kind.
 
 Sentences are nearer to each other than to pictures. The model's own captions tell less than the
 visual keys they were chosen by, but find what was said in their own words; what people say tells
-more. Measured on 1,000 photos: docs/memory.md, *How questions find scenes*.
+more, and is found where the picture does not show it. Measured: docs/memory.md, *How questions
+find scenes*.
 """
 
 _KEY_OVERHEAD_BYTES = 200  # a key's place in the index: ids, a dictionary slot, two integers

@@ -132,9 +132,11 @@ async def test_a_zip_called_mp4_is_no_video_and_leaves_nothing(serving, tmp_path
     ("head", "kind"),
     [
         (b"\0\0\0\x18ftypmp42", "mov"),
+        *((b"\0\0\0\x18" + box + b"....", "mov") for box in (b"moov", b"mdat", b"wide")),
         (b"\x1a\x45\xdf\xa3", "matroska"),
         (b"RIFF....AVI LIST", "avi"),
         ((b"G" + bytes(187)) * 3, "mpegts"),
+        ((b"G" + bytes(187)) * 2, None),
         (b"GIF89a", None),
         (b"#EXTM3U\n", None),
         (b"ffconcat version 1.0\n", None),

@@ -91,9 +91,11 @@ def test_a_temporary_folder_for_uploads_is_gone_at_the_end_and_another_stays(tmp
     folder = own.folder
     assert folder.is_dir()
     (tmp_path / "kept").touch()
+    others.reserve().path.touch()
     own.close()
     others.close()
-    assert not folder.exists() and (tmp_path / "kept").exists()
+    assert not folder.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 async def test_a_session_that_is_refused_lets_go_of_its_upload(serving, video, memories):
@@ -150,6 +152,22 @@ async def test_a_source_that_breaks_off_is_told_and_what_was_seen_stays(serving)
         told = (await client.get(f"/v1/sessions/{name}/events")).text
         kept = (await client.get(f"/v1/sessions/{name}/segments")).json()["events"]
     assert Warning("the camera has gone").message in told and kept
+
+
+async def test_a_session_that_fails_while_it_runs_says_so_without_its_insides(serving):
+    class Faulty(Broken):
+        def __iter__(self):
+            yield from film(*FILM)[:3]
+            raise LookupError("/secret/path")
+
+    async with serving() as client:
+        start = client.rooms._start(_Source("faulty", lambda _: Faulty()), WatchOptions(), None)
+        path = f"/v1/sessions/{await start}"
+        told = (await client.get(f"{path}/events")).text
+        assert "internal error: LookupError" in told and "secret" not in told
+        assert (await client.get(path)).json()["state"] == "failed"
+        said = await client.post(f"{path}/questions", json={"question": "What is red?"})
+        assert said.status_code == 410
 
 
 async def test_a_session_that_is_watching_is_asked_meanwhile(serving):
