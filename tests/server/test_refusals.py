@@ -135,6 +135,7 @@ async def test_a_zip_called_mp4_is_no_video_and_leaves_nothing(serving, tmp_path
         *((b"\0\0\0\x18" + box + b"....", "mov") for box in (b"moov", b"mdat", b"wide")),
         (b"\x1a\x45\xdf\xa3", "matroska"),
         (b"RIFF....AVI LIST", "avi"),
+        (b"RIFF....WAVEfmt ", None),
         ((b"G" + bytes(187)) * 3, "mpegts"),
         ((b"G" + bytes(187)) * 2, None),
         (b"GIF89a", None),
