@@ -1,14 +1,14 @@
 """One model for many sessions, each in a thread of its own.
 
-Seeing and speaking each have a lock, so that one frame and one word are computed at a time, as in
-``live.py``. Captions that are due at the same time, of whatever sessions, are spoken in one batch.
+One frame and one step of speech is computed at a time, as in ``live.py``. Captions that are due at
+the same time, of whatever sessions, are spoken in one batch; answers go on between its words.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +18,32 @@ from streammem.model import Passage, Perceived, Scene, StreamModel, TakenIn
 from streammem.questions import Reading
 from streammem.workers import most_together
 
-MAX_BATCH = 8  # a question waits for at most one batch
+MAX_BATCH = 8
+T = TypeVar("T")
+
+
+class Turns:
+    """A lock that whoever has waited longest gets: nobody is overtaken by those that come again."""
+
+    def __init__(self) -> None:
+        self._lock, self._taken = threading.Lock(), False
+        self._waiting: deque[threading.Event] = deque()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._taken:
+                self._taken = True
+                return
+            turn = threading.Event()
+            self._waiting.append(turn)
+        turn.wait()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set()  # handed on, so it stays taken
+            else:
+                self._taken = False
 
 
 @dataclass(eq=False)
@@ -60,9 +85,10 @@ class SharedModel:
 
     def __init__(self, model: StreamModel, on_batch: Callable[[int], None] | None = None) -> None:
         self._model, self._on_batch = model, on_batch
-        self._eye, self._mouth = threading.Lock(), threading.Lock()
+        self._eye, self._mouth = threading.Lock(), Turns()
+        self._batching = threading.Lock()
         self._arriving: deque[_Wish] = deque()
-        self._due: list[_Wish] = []  # touched under the mouth's lock only
+        self._due: list[_Wish] = []  # touched while batching only
 
     def __getattr__(self, name: str) -> Any:  # what does not compute needs no lock
         return getattr(self._model, name)
@@ -98,12 +124,7 @@ class SharedModel:
             return
         with self._mouth:
             words = self._model.stream(prompt, decoding)
-        while True:
-            with self._mouth:
-                piece = next(words, None)
-            if piece is None:
-                return
-            yield piece
+        yield from self._in_turns(words)
 
     def captions(
         self,
@@ -116,7 +137,7 @@ class SharedModel:
         wishes = [_Wish(block, decoding, instruction, candidates) for block in tokens]
         self._arriving.extend(wishes)
         while not all(wish.done for wish in wishes):
-            with self._mouth:  # whoever gets it speaks for all that wait for it
+            with self._batching:  # whoever gets it speaks for all that wait for it
                 if not all(wish.done for wish in wishes):
                     self._speak()
         for wish in wishes:
@@ -143,7 +164,7 @@ class SharedModel:
         batch = alike[: most_together(MAX_BATCH, asked[-1])]
         self._due = [wish for wish in self._due if wish not in batch]
         try:
-            said = self._model.captions([wish.tokens for wish in batch], *asked)
+            said = list(self._said([wish.tokens for wish in batch], *asked))
         except BaseException as error:  # noqa: BLE001, carried to all that wait for it
             for wish in batch:
                 wish.error = error
@@ -152,3 +173,24 @@ class SharedModel:
             wish.said = replies
         if self._on_batch:
             self._on_batch(len(batch))
+
+    def _said(self, tokens: Sequence[Tensor], *asked: Any) -> Iterator[Replies]:
+        """Describe segments, word by word where that takes no more time than all at once."""
+        if self._model.speaks_together:
+            with self._mouth:
+                saying = self._model.captions_stepwise(tokens, *asked)
+            yield from (said for said in self._in_turns(saying) if said is not None)
+            return
+        with self._mouth:
+            whole = self._model.captions(tokens, *asked)
+        yield from whole
+
+    def _in_turns(self, speech: Iterator[T]) -> Iterator[T]:
+        """Take a speech step by step, each in a turn of its own."""
+        while True:
+            with self._mouth:
+                try:
+                    step = next(speech)
+                except StopIteration:
+                    return
+            yield step

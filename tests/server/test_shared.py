@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from streammem.backbones.language import GenerationConfig
-from streammem.server.shared import MAX_BATCH, SharedModel
+from streammem.server.shared import MAX_BATCH, SharedModel, Turns
 from tests.sessions import SHORT
 from tests.tiny import tiny_model
 
@@ -31,6 +31,9 @@ class Slow:
         if self._error:
             raise self._error
         return self._model.captions(tokens, decoding, instruction, candidates)
+
+    def captions_stepwise(self, *args):
+        yield from self.captions(*args)
 
 
 def tokens(model, number):
@@ -135,6 +138,61 @@ def test_answers_of_many_threads_are_what_each_would_be_alone(model):
     for thread in threads:
         thread.join(120)
     assert found == [list(model.stream(p, SHORT)) for p in prompts]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_an_answer_goes_on_between_the_words_of_a_batch_if_that_has_words(model, together):
+    class Talking:
+        speaks_together, said = together, []
+
+        def captions(self, tokens, *_):
+            assert answered.wait(120) or not together
+            self.said.append("batch")
+            return [()] * len(tokens)
+
+        def captions_stepwise(self, tokens, *_):
+            yield None
+            begun.set()
+            while not answered.is_set():
+                yield None
+            self.said.append("batch")
+            yield from [()] * len(tokens)
+
+        def stream(self, prompt, decoding):
+            yield from ("a", "b", "c")
+
+    begun, answered = threading.Event(), threading.Event()
+    talking = Talking()
+    shared = SharedModel(talking)
+    if not together:
+        begun.set()
+        answered.set()
+    speaking, _ = start([lambda: shared.captions([tokens(model, 0)], SHORT)])
+    assert begun.wait(120)
+    assert list(shared.stream(["?"], SHORT)) == ["a", "b", "c"]
+    answered.set()
+    speaking[0].join(120)
+    assert talking.said == ["batch"]
+
+
+def test_turns_go_to_whoever_has_waited_longest():
+    turns, order = Turns(), []
+
+    def take(number):
+        with turns:
+            order.append(number)
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in range(5)]
+    with turns:
+        for number, thread in enumerate(threads):
+            thread.start()
+            while len(turns._waiting) <= number:
+                pass
+    for thread in threads:
+        thread.join(120)
+    assert order == [0, 1, 2, 3, 4]
+    with turns:
+        assert not turns._waiting
 
 
 @pytest.mark.parametrize("name", ["fingerprint", "name", "background", "token_shape"])
