@@ -48,12 +48,16 @@ class Turns:
 
 @dataclass(eq=False)
 class _Wish:
-    """A caption that is due; ``said`` or ``error`` is set once it was attempted."""
+    """A caption that is due; ``said`` or ``error`` is set once it was attempted.
+
+    ``urgent`` are those that an answer waits for.
+    """
 
     tokens: Tensor
     decoding: GenerationConfig | None
     instruction: str | None
     candidates: int
+    urgent: bool
     said: Replies | None = None
     error: BaseException | None = None
 
@@ -120,7 +124,8 @@ class SharedModel:
     def stream(self, prompt: list[str | Tensor], decoding: GenerationConfig) -> Iterator[str]:
         """Yield an answer word by word, between those of others; a caption as one piece."""
         if isinstance(prompt, _CaptionPrompt):
-            yield self.captions([prompt.tokens], decoding, prompt.instruction)[0][0].text
+            said = self.captions_stepwise([prompt.tokens], decoding, prompt.instruction)
+            yield from (replies[0].text for replies in said if replies)
             return
         with self._mouth:
             words = self._model.stream(prompt, decoding)
@@ -133,8 +138,24 @@ class SharedModel:
         instruction: str | None = None,
         candidates: int = 1,
     ) -> list[Replies]:
-        """Describe segments, together with those that other threads ask for now."""
-        wishes = [_Wish(block, decoding, instruction, candidates) for block in tokens]
+        """Describe segments, together with those that other threads ask for now.
+
+        Whoever calls this waits to answer, so these go before what streams are to be told.
+        """
+        return self._spoken([_Wish(t, decoding, instruction, candidates, True) for t in tokens])
+
+    def captions_stepwise(
+        self,
+        tokens: Sequence[Tensor],
+        decoding: GenerationConfig | None = None,
+        instruction: str | None = None,
+        candidates: int = 1,
+    ) -> Iterator[Replies | None]:
+        """Describe segments in one step, as ``captions`` does, but after what answers wait for."""
+        wishes = [_Wish(t, decoding, instruction, candidates, False) for t in tokens]
+        yield from self._spoken(wishes)
+
+    def _spoken(self, wishes: Sequence[_Wish]) -> list[Replies]:
         self._arriving.extend(wishes)
         while not all(wish.done for wish in wishes):
             with self._batching:  # whoever gets it speaks for all that wait for it
@@ -145,20 +166,11 @@ class SharedModel:
                 raise wish.error
         return [wish.said for wish in wishes if wish.said]
 
-    def captions_stepwise(
-        self,
-        tokens: Sequence[Tensor],
-        decoding: GenerationConfig | None = None,
-        instruction: str | None = None,
-        candidates: int = 1,
-    ) -> Iterator[Replies | None]:
-        """Describe segments in one step, as ``captions`` does."""
-        yield from self.captions(tokens, decoding, instruction, candidates)
-
     def _speak(self) -> None:
-        """Speak one batch, the oldest wish first; all of a batch are decoded alike."""
+        """Speak one batch: the urgent first, then the oldest; all of it are decoded alike."""
         while self._arriving:
             self._due.append(self._arriving.popleft())
+        self._due.sort(key=lambda wish: not wish.urgent)
         asked = self._due[0].asked
         alike = [wish for wish in self._due if wish.asked == asked]
         batch = alike[: most_together(MAX_BATCH, asked[-1])]

@@ -107,6 +107,29 @@ def test_a_batch_is_bounded_and_alike(model):
     assert sorted(sizes) == [1, 1, 2]
 
 
+def test_what_an_answer_waits_for_is_spoken_before_what_streams_are_told(model):
+    slow, order = Slow(model), []
+    shared = SharedModel(slow)
+
+    def said(name, number, captions):
+        list(captions([tokens(model, number)] * MAX_BATCH, SHORT))
+        order.append(name)
+
+    first, _ = start([lambda: said("first", 0, shared.captions)])
+    assert slow.begun.acquire(timeout=120)
+    told, _ = start([lambda: said("stream", 1, shared.captions_stepwise)])
+    arrived(shared, MAX_BATCH)
+    asked, _ = start([lambda: said("answer", 2, shared.captions)])
+    arrived(shared, 2 * MAX_BATCH)
+    slow.go.release(1)
+    first[0].join(120)
+    slow.go.release(1)
+    asked[0].join(120)
+    slow.go.release(1)
+    told[0].join(120)
+    assert order == ["first", "answer", "stream"]
+
+
 def test_an_error_reaches_all_that_waited_for_the_batch_and_no_other(model):
     slow = Slow(model, ValueError("broken"))
     shared = SharedModel(slow)
