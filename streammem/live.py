@@ -130,7 +130,10 @@ class _Watching:
                 self._scenes.begun(span)
                 self._speaker.submit(span)
             for said in self._speaker.said(0 if at_end else self._ahead()):
-                yield self._caption(said)
+                if said is None:
+                    yield from self._answered()
+                else:
+                    yield self._caption(said)
 
     def _ahead(self) -> int | None:
         """Return how many segments of a file may wait: what is being said, and as much again."""
@@ -174,6 +177,9 @@ class _Watching:
         if every_s is not None and time.monotonic() >= self._stats_at:
             self._stats_at = time.monotonic() + every_s
             yield self._stats()
+        yield from self._answered()
+
+    def _answered(self) -> Iterator[Event]:
         if self._options.question and (question := self._options.question()):
             yield from self._answer(question)
 

@@ -272,21 +272,23 @@ class Speaker:
                 self._waiting.remove(span)
                 self.num_skipped += 1
 
-    def said(self, ahead: int | None) -> Iterator[Said]:
-        """Yield what was said; wait for it while more than ``ahead`` are due, if that is given."""
+    def said(self, ahead: int | None) -> Iterator[Said | None]:
+        """Yield what was said; wait for it while more than ``ahead`` are due, if that is given.
+
+        While it waits, it yields None every ``POLL_S`` seconds.
+        """
         while self._waiting and (
             (ahead is not None and len(self._waiting) > ahead) or not self._said.empty()
         ):
-            said = self._awaited()
+            try:
+                said = _next(self._said, self._thread)
+            except queue.Empty:
+                yield None
+                continue
             if isinstance(said, BaseException):
                 raise said
             self._waiting.popleft()
             yield said
-
-    def _awaited(self) -> Said | BaseException:
-        while True:
-            with suppress(queue.Empty):
-                return _next(self._said, self._thread)
 
     def stop(self) -> None:
         """End the thread, between two words if it is speaking."""

@@ -193,7 +193,7 @@ def test_one_is_said_one_waits_and_a_newer_one_takes_its_place():
         speaker.submit(span)
         skipped.append(speaker.num_skipped)
     gate.set()
-    said = [told.span for told in speaker.said(0)]
+    said = [told.span for told in speaker.said(0) if told]
     speaker.stop()
     assert skipped == [0, 0, 1, 2]
     assert len(said) == 2 and said[-1] is spans[-1]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from streammem import workers
 from streammem.backbones.products import has_half
 from streammem.confidence import Certainty
-from streammem.live import WatchOptions, watch
+from streammem.live import SEGMENTS_AHEAD, WatchOptions, watch
 from streammem.longscene import Span
 from streammem.session import Session
 from streammem.session_config import SessionConfig
@@ -87,7 +88,7 @@ def said_alone(model, waiting):
 def test_what_waits_is_said_together_in_order_and_as_if_each_were_alone():
     language = Gated(threading.Event())
     speaker, waiting, model = speaking(language, 6, together=3)
-    said = list(speaker.said(0))
+    said = [told for told in speaker.said(0) if told]
     speaker.stop()
     assert language.counts == [1, 3, 2]
     assert [told.span for told in said] == waiting
@@ -100,7 +101,7 @@ def test_what_waits_is_said_together_in_order_and_as_if_each_were_alone():
 def test_words_that_are_heard_are_said_one_by_one(options):
     language = Gated(threading.Event())
     speaker, waiting, _ = speaking(language, 4, **options)
-    assert len(list(speaker.said(0))) == len(waiting)
+    assert len([told for told in speaker.said(0) if told]) == len(waiting)
     speaker.stop()
     assert language.counts == [1] * 4
 
@@ -109,7 +110,7 @@ def test_a_model_that_gains_nothing_is_not_asked_for_captions_together():
     language = Gated(threading.Event())
     language.speaks_together = False
     speaker, _, _ = speaking(language, 4, together=3)
-    assert len(list(speaker.said(0))) == 4
+    assert len([told for told in speaker.said(0) if told]) == 4
     speaker.stop()
     assert language.counts == [1] * 4 and speaker.together == 1
 
@@ -137,7 +138,7 @@ def test_a_question_is_let_in_between_any_two_words_of_captions_that_are_said_to
         threading.Event(), on_step=lambda: steps.append((silence.count, silence.locked()))
     )
     speaker, _, _ = speaking(language, 4, together=3, silence=silence)
-    assert len(list(speaker.said(0))) == 4
+    assert len([told for told in speaker.said(0) if told]) == 4
     speaker.stop()
     taken, locked = zip(*steps, strict=True)
     assert len(steps) > 3 and all(locked)
@@ -168,7 +169,7 @@ def test_an_error_in_captions_that_are_said_together_comes_after_what_was_whole(
     speaker, waiting, _ = speaking(language, 4, together=3)
     given = []
     with pytest.raises(RuntimeError, match="out of memory"):
-        given.extend(told.span for told in speaker.said(0))
+        given.extend(told.span for told in speaker.said(0) if told)
     speaker.stop()
     assert given == waiting[: len(given)]
 
@@ -254,19 +255,38 @@ def test_a_file_whose_words_may_be_withheld_is_said_together_for_all_that_listen
 @pytest.mark.parametrize(("gains", "most"), [(True, 2 * 3), (False, 4)])
 def test_perception_of_a_file_runs_ahead_of_speech_so_far_and_no_farther(monkeypatch, gains, most):
     monkeypatch.setattr("streammem.live.TOGETHER", 3)
-    far, wait = threading.Event(), Speaker._awaited
+    far, wait = threading.Event(), workers._next
     language = Gated(threading.Event(), on_step=lambda: far.wait(120))
     language.speaks_together = gains
     session, lead, leads = Session(tiny_model(open_language=lambda: language), CONFIG), 0, []
 
-    def awaited(speaker):  # perception waits
-        language._event.set()
-        if lead > 5:  # at 5 the speaker has not proved yet that it gains
-            far.set()
-        return wait(speaker)
+    def awaited(items, thread):
+        if thread.name == "streammem-speaker":  # perception waits
+            language._event.set()
+            if lead > 5:  # at 5 the speaker has not proved yet that it gains
+                far.set()
+        return wait(items, thread)
 
-    monkeypatch.setattr(Speaker, "_awaited", awaited)
+    monkeypatch.setattr(workers, "_next", awaited)
     for event in watch(session, FILM):
         lead += 1 if isinstance(event, Segment) else -1
         leads.append(lead)
     assert max(leads) == most + 1  # one more closes before no frame is taken
+
+
+def test_a_question_is_taken_while_perception_waits_for_captions():
+    gate = threading.Event()
+    model = tiny_model(open_language=lambda: Gated(gate))
+    session = Session(model, SessionConfig(caption=SHORT))
+
+    def question():
+        if session.state.next_segment > SEGMENTS_AHEAD:  # so many may wait, and then it does
+            gate.set()
+
+    options = WatchOptions(question=question)
+    watching = threading.Thread(target=lambda: list(watch(session, FILM, options)))
+    watching.start()
+    taken = gate.wait(60)
+    gate.set()
+    watching.join(120)
+    assert taken and session.state.next_segment > SEGMENTS_AHEAD + 1
