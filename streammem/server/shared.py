@@ -90,9 +90,8 @@ class SharedModel:
     def __init__(self, model: StreamModel, on_batch: Callable[[int], None] | None = None) -> None:
         self._model, self._on_batch = model, on_batch
         self._eye, self._mouth = threading.Lock(), Turns()
-        self._batching = threading.Lock()
-        self._arriving: deque[_Wish] = deque()
-        self._due: list[_Wish] = []  # touched while batching only
+        self._changed, self._speaking = threading.Condition(), False
+        self._due: list[_Wish] = []  # touched by whoever holds ``_changed``
 
     def __getattr__(self, name: str) -> Any:  # what does not compute needs no lock
         return getattr(self._model, name)
@@ -156,27 +155,46 @@ class SharedModel:
         yield from self._spoken(wishes)
 
     def _spoken(self, wishes: Sequence[_Wish]) -> list[Replies]:
-        self._arriving.extend(wishes)
-        while not all(wish.done for wish in wishes):
-            with self._batching:  # whoever gets it speaks for all that wait for it
-                if not all(wish.done for wish in wishes):
-                    self._speak()
+        with self._changed:
+            self._due.extend(wishes)
+        while batch := self._batch_after(wishes):
+            try:
+                self._speak(batch)
+            finally:
+                with self._changed:
+                    self._speaking = False
+                    self._changed.notify_all()
         for wish in wishes:
             if wish.error:
                 raise wish.error
         return [wish.said for wish in wishes if wish.said]
 
-    def _speak(self) -> None:
-        """Speak one batch: the urgent first, then the oldest; all of it are decoded alike."""
-        while self._arriving:
-            self._due.append(self._arriving.popleft())
-        self._due.sort(key=lambda wish: not wish.urgent)
-        asked = self._due[0].asked
-        alike = [wish for wish in self._due if wish.asked == asked]
-        batch = alike[: most_together(MAX_BATCH, asked[-1])]
-        self._due = [wish for wish in self._due if wish not in batch]
+    def _batch_after(self, wishes: Sequence[_Wish]) -> list[_Wish]:
+        """Wait until the wishes are done, or nobody speaks: then whoever asks speaks for all.
+
+        Returns:
+            What to speak: the urgent first, then the oldest, all of it decoded alike; nothing
+            once the wishes are done.
+        """
+
+        def done() -> bool:
+            return all(wish.done for wish in wishes)
+
+        with self._changed:
+            self._changed.wait_for(lambda: done() or not self._speaking)
+            if done():
+                return []
+            self._due.sort(key=lambda wish: not wish.urgent)
+            asked = self._due[0].asked
+            alike = [wish for wish in self._due if wish.asked == asked]
+            batch = alike[: most_together(MAX_BATCH, asked[-1])]
+            self._due = [wish for wish in self._due if wish not in batch]
+            self._speaking = True
+            return batch
+
+    def _speak(self, batch: Sequence[_Wish]) -> None:
         try:
-            said = list(self._said([wish.tokens for wish in batch], *asked))
+            said = list(self._said([wish.tokens for wish in batch], *batch[0].asked))
         except BaseException as error:  # noqa: BLE001, carried to all that wait for it
             for wish in batch:
                 wish.error = error

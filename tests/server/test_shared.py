@@ -57,7 +57,7 @@ def start(calls):
 
 
 def arrived(shared, count):
-    while len(shared._arriving) < count:
+    while len(shared._due) < count:
         pass
 
 
