@@ -163,39 +163,64 @@ def test_answers_of_many_threads_are_what_each_would_be_alone(model):
     assert found == [list(model.stream(p, SHORT)) for p in prompts]
 
 
-@pytest.mark.parametrize("together", [True, False])
-def test_an_answer_goes_on_between_the_words_of_a_batch_if_that_has_words(model, together):
-    class Talking:
-        speaks_together, said = together, []
+class Talking:
+    """A model that describes in steps until it is told to end, and notes how it was asked to."""
 
-        def captions(self, tokens, *_):
-            assert answered.wait(120) or not together
-            self.said.append("batch")
-            return [()] * len(tokens)
+    def __init__(self, *, together):
+        self.speaks_together, self.asked = together, []
+        self.begun, self.answered = threading.Event(), threading.Event()
 
-        def captions_stepwise(self, tokens, *_):
+    def captions(self, tokens, *_):
+        self.asked.append("captions")
+        return [()] * len(tokens)
+
+    def captions_stepwise(self, tokens, *_):
+        self.asked.append("steps")
+        for _ in range(6_000):  # a minute; not for ever, so that a failure is one
             yield None
-            begun.set()
-            while not answered.is_set():
-                yield None
-            self.said.append("batch")
-            yield from [()] * len(tokens)
+            self.begun.set()
+            if self.answered.wait(0.01):
+                break
+        yield from [()] * len(tokens)
 
-        def stream(self, prompt, decoding):
-            yield from ("a", "b", "c")
+    def stream(self, prompt, decoding):
+        yield from ("a", "b", "c")
 
-    begun, answered = threading.Event(), threading.Event()
-    talking = Talking()
+
+def test_an_answer_goes_on_between_the_words_of_a_batch(model):
+    talking = Talking(together=True)
     shared = SharedModel(talking)
-    if not together:
-        begun.set()
-        answered.set()
     speaking, _ = start([lambda: shared.captions([tokens(model, 0)], SHORT)])
-    assert begun.wait(120)
+    assert talking.begun.wait(120)
     assert list(shared.stream(["?"], SHORT)) == ["a", "b", "c"]
-    answered.set()
+    assert speaking[0].is_alive(), "the batch was whole before the answer"
+    talking.answered.set()
     speaking[0].join(120)
-    assert talking.said == ["batch"]
+    assert talking.asked == ["steps"]
+
+
+def test_a_model_that_loses_by_steps_speaks_a_batch_at_once(model):
+    talking = Talking(together=False)
+    SharedModel(talking).captions([tokens(model, 0)] * 3, SHORT)
+    assert talking.asked == ["captions"]
+
+
+def test_whoever_is_done_goes_on_while_the_rest_is_spoken(model):
+    slow = Slow(model)
+    shared = SharedModel(slow)
+    many = [tokens(model, 0)] * (2 * MAX_BATCH)
+    told, _ = start([lambda: list(shared.captions_stepwise(many, SHORT))])
+    assert slow.begun.acquire(timeout=120)
+    asked, found = start([lambda: shared.captions([tokens(model, 1)], SHORT)])
+    arrived(shared, MAX_BATCH + 1)
+    slow.go.release(2)
+    for _ in range(2):  # that with the answer's, and the last
+        assert slow.begun.acquire(timeout=120)
+    asked[0].join(30)
+    assert not asked[0].is_alive() and told[0].is_alive()
+    slow.go.release()
+    told[0].join(120)
+    assert found == [model.captions([tokens(model, 1)], SHORT)]
 
 
 def test_turns_go_to_whoever_has_waited_longest():
