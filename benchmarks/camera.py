@@ -23,8 +23,8 @@ from benchmarks.demo import compose, fetch
 from benchmarks.lag import lag
 from benchmarks.machine import machine
 from benchmarks.rtsp_server import RtspCamera, encode
-from streammem.backbones.weights import home
 from streammem.errors import BackboneError
+from streammem.models.backbones.weights import home
 
 FPS = 10
 ALERT = "a man in a car"
@@ -76,8 +76,8 @@ def pictures(video: Path) -> list[np.ndarray]:
 
 def alerts(num_photos: int) -> int:
     """Let photos that the model was not trained on go by, and tell how often alerts are right."""
-    from streammem.alerts import AlertConfig, Alerts
-    from streammem.checkpoint import load
+    from streammem.engine.alerts import AlertConfig, Alerts
+    from streammem.models.checkpoint import load
     from streammem.types import Frame
 
     folder = Path(os.environ["STREAMMEM_DATA"]) / "flickr8k"

@@ -21,10 +21,10 @@ from tqdm import tqdm
 from benchmarks.fitted import keep
 from benchmarks.machine import machine
 from streammem import load
-from streammem.backbones.language import Replies
-from streammem.choice import fit, merits
 from streammem.evaluation.datasets import Photo, read_photos, read_picture
-from streammem.metrics import CiderD, score_captions, tokenise
+from streammem.evaluation.metrics import CiderD, score_captions, tokenise
+from streammem.models.backbones.language import Replies
+from streammem.models.reranking import fit, merits
 
 AT_ONCE = 4  # photos described in one batch
 TIMED = 24  # photos whose captions are timed one by one

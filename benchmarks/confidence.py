@@ -18,8 +18,8 @@ from benchmarks.fitted import keep
 from benchmarks.machine import machine
 from benchmarks.said import kinds, nouns, rubbish
 from streammem import load
-from streammem.confidence import fit, signs
 from streammem.evaluation.datasets import Photo, read_photos
+from streammem.models.confidence import fit, signs
 
 SPOILED_SHARE = 4  # every fourth photo is spoiled in each way
 BATCH = 16

@@ -29,11 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.machine import machine
-from streammem.backbones.language import CausalLanguageModel
-from streammem.checkpoint import load
 from streammem.evaluation.datasets import read_photos, read_picture
-from streammem.model import CAPTION_DECODING, VideoModel
-from streammem.threads import limit_threads
+from streammem.models.backbones.language import CausalLanguageModel
+from streammem.models.checkpoint import load
+from streammem.models.threads import limit_threads
+from streammem.models.tiny.model import CAPTION_DECODING, VideoModel
 
 MIB = 1 << 20
 ROUTES = ("baseline", "exact", "half")

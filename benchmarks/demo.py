@@ -14,8 +14,8 @@ from itertools import chain
 from pathlib import Path
 
 from benchmarks.clips import letterboxed, write
-from streammem.backbones.weights import download, home
 from streammem.errors import BackboneError
+from streammem.models.backbones.weights import download, home
 
 QUESTION = "What is the man in the car wearing?"
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from benchmarks.clips import HEIGHT, WIDTH
 from benchmarks.machine import machine
-from streammem.backbones.efficientnet import EfficientNetLite, Features, SameConv
-from streammem.backbones.vision import EfficientNetEncoder
-from streammem.backbones.weights import weights_path
+from streammem.models.backbones.efficientnet import EfficientNetLite, Features, SameConv
+from streammem.models.backbones.vision import EfficientNetEncoder
+from streammem.models.backbones.weights import weights_path
 
 PEAK_SIDE = 1024  # of the square float32 matrices whose product stands for the machine's peak
 Runs = dict[str, Callable[[], object]]

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from streammem.engine.session import Session
+from streammem.engine.session_config import SessionConfig
 from streammem.evaluation.datasets import Photo, read_photos
-from streammem.model import VideoModel
-from streammem.session import Session
-from streammem.session_config import SessionConfig
+from streammem.models.tiny.model import VideoModel
 from streammem.types import Frame
 
 FPS = 1.0

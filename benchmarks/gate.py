@@ -21,10 +21,10 @@ import torch
 
 from benchmarks.clips import FPS, HEIGHT, WIDTH, letterboxed
 from benchmarks.machine import machine
-from streammem.checkpoint import load
-from streammem.gate import Encoded, encode
-from streammem.model import VideoModel
-from streammem.session_config import SessionConfig
+from streammem.engine.session_config import SessionConfig
+from streammem.models.checkpoint import load
+from streammem.models.tiny.model import VideoModel
+from streammem.perception.gate import Encoded, encode
 
 STILL = SessionConfig().still
 SECONDS = 12

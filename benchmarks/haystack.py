@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from streammem.engine.session_config import SessionConfig
 from streammem.evaluation.datasets import read_photos, read_picture
 from streammem.memory.cache import CacheConfig, MemoryCache
 from streammem.memory.entry import Entry
-from streammem.model import VideoModel
-from streammem.session_config import SessionConfig
+from streammem.models.tiny.model import VideoModel
 
 LENGTHS = {10: (20, 1), 100: (20, 1), 1_000: (4, 5), 10_000: (2, 10)}  # haystacks, needles a depth
 DEPTHS = 11

@@ -51,7 +51,7 @@ class Watched:
 
 def lag(num_cameras: int, minutes: float) -> int:
     """Watch, and print how late captions came."""
-    from streammem.checkpoint import load
+    from streammem.models.checkpoint import load
     from streammem.server.shared import SharedModel
 
     with _serving(film(seed=0), num_cameras) as urls:
@@ -121,8 +121,8 @@ def _serve(units: Sequence[Unit], count: int, pipe) -> None:
 
 
 def _watch(model, url: str, until: float) -> Watched:
-    from streammem.live import WatchOptions, open_for, watch
-    from streammem.session import Session
+    from streammem.engine.session import Session
+    from streammem.engine.watch import WatchOptions, open_for, watch
     from streammem.types import Segment, Stats
 
     watched, begun, lock = Watched(), set(), threading.Lock()

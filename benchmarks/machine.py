@@ -4,7 +4,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from streammem.environment import describe
+from streammem.commands.environment import describe
 
 
 def machine(*packages: str) -> dict[str, str]:

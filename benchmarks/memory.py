@@ -30,15 +30,16 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.machine import machine
-from streammem.checkpoint import load
+from streammem.engine.session import Session
+from streammem.engine.session_config import SessionConfig
 from streammem.memory.cache import CacheConfig, MemoryCache
 from streammem.memory.entry import Entry
 from streammem.memory.folder import KEYFRAMES
 from streammem.memory.index import FaissIndex
-from streammem.model import Perceived, Scene, TakenIn, VideoModel
-from streammem.session import Session
-from streammem.session_config import SessionConfig
-from streammem.threads import limit_threads
+from streammem.models.checkpoint import load
+from streammem.models.threads import limit_threads
+from streammem.models.tiny.model import Scene, TakenIn, VideoModel
+from streammem.perception.perceiver import Perceived
 from streammem.types import Frame
 
 FPS = 1.0

@@ -13,7 +13,7 @@ import numpy as np
 from streammem.errors import DatasetError
 from streammem.evaluation.datasets import read_photos, read_picture
 from streammem.memory.keysets import coverage, visual_keys
-from streammem.model import VideoModel
+from streammem.models.tiny.model import VideoModel
 from streammem.video import open_source
 
 EPSILONS = (0.01, 0.02, 0.05, 0.1, 0.2)

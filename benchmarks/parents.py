@@ -23,17 +23,17 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import machine
-from streammem.backbones.language import GenerationConfig
 from streammem.commands.opening import quiet_libraries
-from streammem.parents.offline import content, read
-from streammem.parents.options import ParentOptions
-from streammem.parents.published import ParentFile, open_model
-from streammem.parents.videollamb import CAPTION_REQUEST, VideoLLaMB
-from streammem.session import Session
-from streammem.session_config import SessionConfig
-from streammem.threads import limit_threads
+from streammem.engine.session import Session
+from streammem.engine.session_config import SessionConfig
+from streammem.models.backbones.language import GenerationConfig
+from streammem.models.threads import limit_threads
+from streammem.models.videollamb.offline import content, read
+from streammem.models.videollamb.options import ParentOptions
+from streammem.models.videollamb.published import ParentFile, open_model
+from streammem.models.videollamb.videollamb import CAPTION_REQUEST, VideoLLaMB
 from streammem.types import Frame, Segment
-from tests.parents import published
+from tests.models.videollamb import published
 from tests.tiny import film, tiny_model
 
 SCENE = 8  # frames

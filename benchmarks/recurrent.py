@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from benchmarks.machine import machine
 from streammem.evaluation.datasets import Photo, read_photos, read_picture
-from streammem.memory.recurrent import empty, fold
-from streammem.model import VideoModel
+from streammem.models.tiny.model import VideoModel
+from streammem.models.tiny.recurrent import empty, fold
 from streammem.training.words import content_words
 
 SCENES, SIBLINGS, EMBEDDING = 64, 8, 384
@@ -342,7 +342,7 @@ def main(arguments: list[str]) -> int:
         parser.error("set STREAMMEM_DATA to the folder with flickr8k")
     folder = Path(os.environ["STREAMMEM_DATA"]) / "flickr8k"
 
-    from streammem.checkpoint import load
+    from streammem.models.checkpoint import load
 
     model = load(options.model)
     tokens, _, captions = seen(read_photos(folder, "train")[: options.training], model)

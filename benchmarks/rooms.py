@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmarks import sheet
 from benchmarks.machine import machine
-from streammem.metrics import tokenise
+from streammem.evaluation.metrics import tokenise
 from streammem.training.records import VALIDATION, checksum_split
 
 
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
     rows = [row for row in rows if checksum_split(row["image"]) == VALIDATION]
 
-    from streammem.checkpoint import load
+    from streammem.models.checkpoint import load
 
     model = load(options.model)
 

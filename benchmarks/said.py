@@ -21,7 +21,7 @@ from PIL import Image, ImageFilter
 from benchmarks import sheet
 from benchmarks.machine import machine
 from benchmarks.rooms import singular
-from streammem.metrics import tokenise
+from streammem.evaluation.metrics import tokenise
 
 FRAMES = 8
 ARTICLES = frozenset(
@@ -102,7 +102,7 @@ def main(arguments: list[str]) -> int:
     rows = [row for row in rows if not row["multi_shot"]]
 
     from streammem import load
-    from streammem.session import Session
+    from streammem.engine.session import Session
     from streammem.types import Caption, Frame
 
     model, rng = load(options.model), np.random.default_rng(0)

@@ -22,7 +22,7 @@ from av.video.reformatter import VideoReformatter
 from benchmarks import peers
 from benchmarks.composed import KINDS, Composed, compose, long_davis
 from benchmarks.machine import machine
-from streammem import scenetilling, signature
+from streammem.perception import scenetilling, signature
 
 LONGER = ("cuts", "dissolves", "fades")  # twice the length of the others
 CUT_FRAMES, GRADUAL_S = 2, 0.5  # tolerances
@@ -95,7 +95,7 @@ class Embedder:
     def __init__(self) -> None:
         import torch
 
-        from streammem.checkpoint import load
+        from streammem.models.checkpoint import load
 
         torch.set_num_threads(1)
         model = load()

@@ -1,10 +1,10 @@
 """What a stream costs: an hour of 640x360 at 1 frame a second, perceived, captioned and stored.
 
 It runs as `streammem watch` does: one thread decodes, one perceives, one speaks, and numeric
-libraries get the threads that `streammem.threads` gives them. Parts are CPU seconds of their own
-thread; "segment" is what a push costs beyond encoding and the bridge: SceneTilling, keys, cache,
-keyframes; "other" is what no part accounts for, loading the model first of all. Seconds on the
-clock count from before the model is loaded.
+libraries get the threads that `streammem.models.threads` gives them. Parts are CPU seconds of their
+own thread; "segment" is what a push costs beyond encoding and the bridge: SceneTilling, keys,
+cache, keyframes; "other" is what no part accounts for, loading the model first of all. Seconds on
+the clock count from before the model is loaded.
 
 ``--plot`` draws the parts beside two bounds: decoding the same film with nothing else, and the
 floating-point work of encoder and words at the speed of a large matrix product.
@@ -32,19 +32,19 @@ import torch
 from benchmarks.clips import FPS, HEIGHT, WIDTH, join, letterboxed, write
 from benchmarks.encoder import PEAK_SIDE, in_turns, multiplications
 from benchmarks.machine import machine
-from streammem.backbones.vision import EfficientNetEncoder, open_net
-from streammem.backbones.weights import home, weights_path
-from streammem.checkpoint import load
 from streammem.commands.opening import quiet_libraries
-from streammem.live import watch
-from streammem.model import VideoModel
-from streammem.scenes import for_keyframes
-from streammem.session import Session
-from streammem.session_config import SessionConfig
-from streammem.threads import limit_threads
+from streammem.engine.session import Session
+from streammem.engine.session_config import SessionConfig
+from streammem.engine.watch import watch
+from streammem.engine.watch_options import WatchOptions, open_for
+from streammem.models.backbones.vision import EfficientNetEncoder, open_net
+from streammem.models.backbones.weights import home, weights_path
+from streammem.models.checkpoint import load
+from streammem.models.threads import limit_threads
+from streammem.models.tiny.model import VideoModel
+from streammem.perception.scenes import for_keyframes
 from streammem.types import Caption, Frame, Segment, Stats
 from streammem.video import VideoSource
-from streammem.watch_options import WatchOptions, open_for
 
 PARTS = ("decode", "encode", "segment", "bridge", "generate", "other")
 LABELS = dict(zip(PARTS, ("decode", "encode", "segment", "bridge", "words", "other"), strict=True))

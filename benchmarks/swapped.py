@@ -21,11 +21,11 @@ from torch import Tensor
 
 from benchmarks.machine import machine
 from streammem import load
-from streammem.backbones.language import GenerationConfig
 from streammem.errors import DatasetError
 from streammem.evaluation.datasets import Photo, read_photos, read_picture
-from streammem.model import Passage
-from streammem.threads import limit_threads
+from streammem.models.backbones.language import GenerationConfig
+from streammem.models.threads import limit_threads
+from streammem.models.tiny.model import Passage
 from streammem.training.trials import Quiz, Trial, Way
 
 SCENE_S = 10.0

@@ -7,21 +7,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from streammem.checkpoint import load
-    from streammem.live import WatchOptions, watch
-    from streammem.session import Session
-    from streammem.session_config import SessionConfig
+    from streammem.engine.session import Session
+    from streammem.engine.session_config import SessionConfig
+    from streammem.engine.watch import WatchOptions, watch
+    from streammem.models.checkpoint import load
     from streammem.video import open_source
 
 __version__ = "0.1.0"
 __all__ = ["Session", "SessionConfig", "WatchOptions", "load", "open_source", "watch"]
 
 _HOMES = {
-    "load": "streammem.checkpoint",
-    "watch": "streammem.live",
-    "WatchOptions": "streammem.live",
-    "Session": "streammem.session",
-    "SessionConfig": "streammem.session_config",
+    "load": "streammem.models.checkpoint",
+    "watch": "streammem.engine.watch",
+    "WatchOptions": "streammem.engine.watch",
+    "Session": "streammem.engine.session",
+    "SessionConfig": "streammem.engine.session_config",
     "open_source": "streammem.video",
 }
 

@@ -9,9 +9,9 @@ from contextlib import nullcontext
 
 from streammem import __version__
 from streammem.commands import asking, memory, models, seeing, serving, summary, watching
+from streammem.commands.options import Parser
 from streammem.errors import ConfigError, StreammemError
-from streammem.options import Parser
-from streammem.terminal import interrupts, note
+from streammem.output.terminal import interrupts, note
 
 EXAMPLES = """\
 examples:

@@ -5,9 +5,9 @@ import signal
 import pytest
 from hypothesis import HealthCheck, settings
 
-from streammem import checkpoint
 from streammem.cli import main
-from tests.commands import record
+from streammem.models import checkpoint
+from tests.command_line import record
 from tests.tiny import tiny_model
 
 # The same examples every time; that a busy machine is slow is no fault of what is tested.
@@ -51,8 +51,8 @@ def run(tiny, capsys):
 @pytest.fixture
 def memories(model, tmp_path):
     """A folder with a memory of five scenes, ``trips``."""
-    from streammem.session import Session
-    from streammem.session_config import SessionConfig
+    from streammem.engine.session import Session
+    from streammem.engine.session_config import SessionConfig
     from tests.sessions import FILM, SHORT, told
     from tests.tiny import film
 

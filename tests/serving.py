@@ -12,10 +12,10 @@ async def listening(model, *, wrap=None, limits=None, **config):
     """Serve; give the URL and the rooms. ``wrap`` may add to the application."""
     import uvicorn
 
+    from streammem.engine.session_config import SessionConfig
     from streammem.server.app import make_app
     from streammem.server.limits import Limits, ServerConfig
     from streammem.server.rooms import Rooms
-    from streammem.session_config import SessionConfig
 
     options = SessionConfig(answer=SHORT, caption=SHORT)
     rooms = Rooms(model, options, ServerConfig(limits=limits or Limits(), **config))

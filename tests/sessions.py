@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from streammem.backbones.language import GenerationConfig
-from streammem.session import Session
-from streammem.session_config import SessionConfig
+from streammem.engine.session import Session
+from streammem.engine.session_config import SessionConfig
+from streammem.models.backbones.language import GenerationConfig
 from streammem.types import Segment
 
 SHORT = GenerationConfig(max_new_tokens=6)

@@ -2,11 +2,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from streammem.backbones.language import GenerationConfig
 from streammem.config import MAX_BYTES, override, parse_assignments, read_toml
+from streammem.engine.session_config import SessionConfig
 from streammem.errors import ConfigError
-from streammem.scenetilling import SceneTillingConfig
-from streammem.session_config import SessionConfig
+from streammem.models.backbones.language import GenerationConfig
+from streammem.perception.scenetilling import SceneTillingConfig
 
 
 @dataclass(frozen=True)

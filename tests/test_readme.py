@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import BENCHMARKS
-from streammem.backbones.weights import is_pulled
-from streammem.checkpoint import DEFAULT, PRESETS, backbones_of
 from streammem.cli import build_parser, main
+from streammem.models.backbones.weights import is_pulled
+from streammem.models.checkpoint import DEFAULT, PRESETS, backbones_of
 from tests.video.clips import encode
 
 ROOT = Path(__file__).parent.parent

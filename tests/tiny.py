@@ -8,12 +8,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from streammem.backbones.language import CausalLanguageModel, GenerationConfig
-from streammem.backbones.text import TEXT_DIM, TokenStates
-from streammem.backbones.vision import VisionFeatures
-from streammem.memory.bridge import BridgeConfig, MemoryBridge
-from streammem.memory.keys import PictureKey, TextKey
-from streammem.model import VideoModel
+from streammem.models.backbones.language import CausalLanguageModel, GenerationConfig
+from streammem.models.backbones.text import TEXT_DIM, TokenStates
+from streammem.models.backbones.vision import VisionFeatures
+from streammem.models.tiny.bridge import BridgeConfig, MemoryBridge
+from streammem.models.tiny.keys import PictureKey, TextKey
+from streammem.models.tiny.model import VideoModel
 from streammem.types import Frame
 
 CHAT = (

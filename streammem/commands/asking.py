@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streammem.commands.opening import exit_code, open_session, perceive
+from streammem.commands.options import add_command, add_source_options, check_formats
 from streammem.errors import ConfigError
-from streammem.options import add_command, add_source_options, check_formats
-from streammem.render import plain
-from streammem.terminal import note, output
+from streammem.output.render import plain
+from streammem.output.terminal import note, output
 from streammem.types import Moment, Segment
 
 if TYPE_CHECKING:
-    from streammem.session import Session
+    from streammem.engine.session import Session
 
 MAX_SHOWN = 12  # pieces of evidence under an answer, in text
 
@@ -91,7 +91,7 @@ def find(arguments: argparse.Namespace) -> int:
 
 def _draw(session: "Session", moments: tuple[Moment, ...], arguments: argparse.Namespace) -> None:
     """Draw moments as a contact sheet."""
-    from streammem.contact_sheet import contact_sheet
+    from streammem.output.contact_sheet import contact_sheet
 
     keyframes = []
     for item in moments:

@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streammem.errors import ConfigError, StoreError
-from streammem.options import (
+from streammem.commands.options import (
     Parser,
     Run,
     add_command,
@@ -19,8 +18,9 @@ from streammem.options import (
     check_output,
     seconds,
 )
-from streammem.render import plain, to_line
-from streammem.terminal import note, output, say
+from streammem.errors import ConfigError, StoreError
+from streammem.output.render import plain, to_line
+from streammem.output.terminal import note, output, say
 from streammem.types import Event, clock
 
 if TYPE_CHECKING:

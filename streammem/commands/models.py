@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from streammem.commands.opening import quiet_libraries
+from streammem.commands.options import add_command, check_output
 from streammem.errors import ConfigError
-from streammem.options import add_command, check_output
-from streammem.terminal import note, say
+from streammem.output.terminal import note, say
 
 
 def add_to(commands: Any) -> None:
@@ -71,8 +71,8 @@ def _add_eval(commands: Any) -> None:
 
 def list_models(arguments: argparse.Namespace) -> int:
     """Print the presets, then the backbones, and whether they are here."""
-    from streammem.backbones.weights import SOURCES, is_pulled
-    from streammem.checkpoint import PRESETS, backbones_of
+    from streammem.models.backbones.weights import SOURCES, is_pulled
+    from streammem.models.checkpoint import PRESETS, backbones_of
 
     for name, folder in PRESETS.items():
         needs = backbones_of(folder)
@@ -86,8 +86,8 @@ def list_models(arguments: argparse.Namespace) -> int:
 
 def pull_models(arguments: argparse.Namespace) -> int:
     """Fetch what is missing, and print where it lies."""
-    from streammem.backbones.weights import SOURCES, is_pulled, pull
-    from streammem.checkpoint import PRESETS, backbones_of
+    from streammem.models.backbones.weights import SOURCES, is_pulled, pull
+    from streammem.models.checkpoint import PRESETS, backbones_of
 
     known = (*PRESETS, *SOURCES)
     for name in arguments.names:
@@ -104,7 +104,7 @@ def pull_models(arguments: argparse.Namespace) -> int:
 
 def info(arguments: argparse.Namespace) -> int:
     """Print facts about this installation."""
-    from streammem.environment import describe
+    from streammem.commands.environment import describe
 
     facts = describe()
     if arguments.format == "jsonl":
@@ -117,12 +117,12 @@ def info(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Print the figures of a suite as one JSON object, the last line."""
-    from streammem.checkpoint import load
+    from streammem.captioning.captioner import candidates_of
+    from streammem.engine.session_config import SessionConfig
     from streammem.evaluation.datasets import Options
     from streammem.evaluation.suites import SUITES, run
-    from streammem.session_config import SessionConfig
-    from streammem.spoken import candidates_of
-    from streammem.threads import limit_threads
+    from streammem.models.checkpoint import load
+    from streammem.models.threads import limit_threads
 
     if arguments.suite not in SUITES:
         raise ConfigError(f"{arguments.suite}: no such suite; known: {', '.join(SUITES)}")

@@ -11,21 +11,21 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from streammem.errors import ConfigError, SourceError, StoreError
-from streammem.options import (
+from streammem.commands.options import (
     check_limits,
     check_output,
     check_speech,
     configured,
     watch_options,
 )
-from streammem.render import plain
-from streammem.terminal import note
+from streammem.errors import ConfigError, SourceError, StoreError
+from streammem.output.render import plain
+from streammem.output.terminal import note
 from streammem.types import Event, Segment, Warning
 
 if TYPE_CHECKING:
-    from streammem.live import WatchOptions
-    from streammem.session import Session
+    from streammem.engine.session import Session
+    from streammem.engine.watch import WatchOptions
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +41,11 @@ def open_session(arguments: argparse.Namespace) -> "Session":
     """
     remembered = _checked(arguments)
 
-    from streammem.checkpoint import load
-    from streammem.scenes import for_keyframes
-    from streammem.session import Session
-    from streammem.session_config import SessionConfig
-    from streammem.threads import limit_threads
+    from streammem.engine.session import Session
+    from streammem.engine.session_config import SessionConfig
+    from streammem.models.checkpoint import load
+    from streammem.models.threads import limit_threads
+    from streammem.perception.scenes import for_keyframes
 
     quiet_libraries()
     limit_threads(busy=2)
@@ -64,9 +64,9 @@ def open_session(arguments: argparse.Namespace) -> "Session":
 
 def _checked(arguments: argparse.Namespace) -> bool:
     """Check every option; return whether the source is a memory that is asked."""
+    from streammem.engine.session_config import SessionConfig
     from streammem.memory.folder import is_memory
     from streammem.memory.memory import check_path
-    from streammem.session_config import SessionConfig
     from streammem.video.sampling import Sampling
     from streammem.video.source import kind_of
 
@@ -104,8 +104,8 @@ def watch(
     session: "Session", arguments: argparse.Namespace, options: "WatchOptions"
 ) -> Iterator[Event]:
     """Watch, within the memory's limits, and show how far along the source we are."""
-    from streammem.live import open_for, watch
-    from streammem.workers import open_aside
+    from streammem.engine.watch import open_for, watch
+    from streammem.engine.workers import open_aside
 
     source = open_aside(lambda: open_for(arguments.source, options), arguments.interrupted)
     if source is None:
@@ -129,8 +129,8 @@ def every_frame(
     session: "Session", arguments: argparse.Namespace, options: "WatchOptions"
 ) -> Iterator[Event]:
     """Find scenes by looking at every decoded frame, with progress."""
-    from streammem.live import open_for
-    from streammem.scenes import MAX_SIDE, find_scenes
+    from streammem.engine.watch import open_for
+    from streammem.perception.scenes import MAX_SIDE, find_scenes
 
     source = open_for(arguments.source, replace(options, fps=None, max_side=MAX_SIDE))
     with _progress(source.name, source.duration) as at:

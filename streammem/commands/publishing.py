@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from streammem.commands.extras import require
 from streammem.errors import ConfigError
-from streammem.terminal import note
+from streammem.output.terminal import note
 
 if TYPE_CHECKING:
-    from streammem.mqtt.broker import Broker
-    from streammem.mqtt.publisher import Publisher
+    from streammem.integrations.mqtt.broker import Broker
+    from streammem.integrations.mqtt.publisher import Publisher
 
 
 def add_mqtt_options(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def broker_of(arguments: argparse.Namespace) -> "Broker | None":
     if arguments.mqtt is None:
         return None
     require("mqtt", "paho.mqtt.client")
-    from streammem.mqtt.broker import Broker
+    from streammem.integrations.mqtt.broker import Broker
 
     return Broker.of(arguments.mqtt)
 
@@ -69,8 +69,8 @@ def camera_name(source: str, memory: Path | None = None) -> str:
 def _publisher(
     broker: "Broker", name: str, alerts: tuple[str, ...], taken: set[str]
 ) -> "Publisher":
-    from streammem.mqtt.broker import Camera, slug_of
-    from streammem.mqtt.publisher import Publisher
+    from streammem.integrations.mqtt.broker import Camera, slug_of
+    from streammem.integrations.mqtt.publisher import Publisher
 
     numbers = iter(range(2, len(taken) + 3))
     numbered = name

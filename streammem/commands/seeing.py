@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streammem.commands.opening import every_frame, exit_code, open_session, watch
-from streammem.options import add_command, add_source_options, watch_options
-from streammem.terminal import LiveText, Sheet, output
+from streammem.commands.options import add_command, add_source_options, watch_options
+from streammem.output.terminal import LiveText, Sheet, output
 from streammem.types import Caption, Segment, Warning
 
 if TYPE_CHECKING:
-    from streammem.session import Session
+    from streammem.engine.session import Session
 
 
 def add_to(commands: Any) -> None:

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streammem.commands.extras import require
-from streammem.commands.publishing import add_mqtt_options, broker_of, outlets
-from streammem.errors import ConfigError, StreammemError
-from streammem.options import (
+from streammem.commands.options import (
     Parser,
     add_command,
     add_session_options,
@@ -18,7 +16,9 @@ from streammem.options import (
     configured,
     duration,
 )
-from streammem.terminal import note
+from streammem.commands.publishing import add_mqtt_options, broker_of, outlets
+from streammem.errors import ConfigError, StreammemError
+from streammem.output.terminal import note
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -122,7 +122,7 @@ def agents(arguments: argparse.Namespace) -> int:
     require("mcp", "mcp", "anyio")
     import asyncio
 
-    from streammem.mcp import make_server
+    from streammem.integrations.mcp import make_server
     from streammem.server.limits import ServerConfig
 
     rooms = open_rooms(arguments, ServerConfig(memories=arguments.memories))
@@ -168,11 +168,11 @@ def open_rooms(arguments: argparse.Namespace, config: "ServerConfig") -> "Rooms"
     from streammem.server.heap import keep_little
 
     keep_little()  # first: importing torch may start threads
-    from streammem.checkpoint import load
     from streammem.commands.opening import quiet_libraries
+    from streammem.engine.session_config import SessionConfig
+    from streammem.models.checkpoint import load
+    from streammem.models.threads import limit_threads
     from streammem.server.rooms import Rooms
-    from streammem.session_config import SessionConfig
-    from streammem.threads import limit_threads
     from streammem.video.source import kind_of, open_source
 
     configured(SessionConfig(), arguments)

@@ -8,9 +8,9 @@ import math
 from typing import Any
 
 from streammem.commands.opening import exit_code, open_session, perceive
+from streammem.commands.options import add_command, add_source_options, check_formats, seconds
 from streammem.errors import ConfigError
-from streammem.options import add_command, add_source_options, check_formats, seconds
-from streammem.terminal import output
+from streammem.output.terminal import output
 
 
 def add_to(commands: Any) -> None:

@@ -12,17 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streammem.commands.opening import exit_code, open_session, prune, pruned_every
+from streammem.commands.options import (
+    add_command,
+    add_source_options,
+    byte_size,
+    duration,
+    watch_options,
+)
 from streammem.commands.publishing import add_mqtt_options, broker_of, camera_name, told_to
 from streammem.errors import ConfigError
-from streammem.options import add_command, add_source_options, byte_size, duration, watch_options
-from streammem.render import plain, prometheus, to_line, wall_start
-from streammem.rotation import RotatedFile, Rotation
-from streammem.terminal import Results, note
+from streammem.output.render import plain, prometheus, to_line, wall_start
+from streammem.output.rotation import RotatedFile, Rotation
+from streammem.output.terminal import Results, note
 from streammem.types import Answer, Caption, Event, Segment, Stats, Warning
 
 if TYPE_CHECKING:
-    from streammem.session import Session
-    from streammem.watch_options import WatchOptions
+    from streammem.engine.session import Session
+    from streammem.engine.watch_options import WatchOptions
 
 METRICS_EVERY_S = 15.0
 
@@ -251,8 +257,8 @@ def _events(
     session: "Session", arguments: argparse.Namespace, options: "WatchOptions"
 ) -> Iterator[tuple[Event, float | None]]:
     """Watch within the memory's limits; each event comes with the Unix time at stream time 0."""
-    from streammem.live import open_for, watch
-    from streammem.workers import open_aside
+    from streammem.engine.watch import open_for, watch
+    from streammem.engine.workers import open_aside
 
     assert options.stop  # see _live_options
     source = open_aside(lambda: open_for(arguments.source, options), options.stop)

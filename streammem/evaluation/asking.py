@@ -19,7 +19,7 @@ from streammem.memory.entry import Entry
 from streammem.types import Answer
 
 if TYPE_CHECKING:
-    from streammem.answering import Answerer
+    from streammem.qa.answerer import Answerer
 
 AT_ONCE = 256  # questions read in one go
 NEAR_TRUTH = 0.2  # of a duration
@@ -157,9 +157,9 @@ class _Silent:
 
 def _answerer(model: Any, keys: np.ndarray, edges: np.ndarray, rows: Sequence[int]) -> "Answerer":
     """Give a memory of some scenes its voice; as after ``ask SOURCE``, nothing has a caption."""
-    from streammem.answering import Answerer
+    from streammem.engine.session_config import SessionConfig
     from streammem.memory.memory import Memory
-    from streammem.session_config import SessionConfig
+    from streammem.qa.answerer import Answerer
 
     width = keys.shape[1]
     memory = Memory(CacheConfig(width, (0, 1), max(4, len(rows))))
@@ -173,8 +173,8 @@ def _answerer(model: Any, keys: np.ndarray, edges: np.ndarray, rows: Sequence[in
 
 
 def _asked(answerer: "Answerer", question: TimedQuestion, timeline: Timeline) -> Outcome:
-    from streammem.answering import Present
-    from streammem.openscene import Held
+    from streammem.perception.scene_buffer import Held
+    from streammem.qa.answerer import Present
 
     answerer.turns.clear()  # each question stands alone
     end, count = float(timeline.edges[-1]), len(timeline.photos)

@@ -21,7 +21,7 @@ from streammem.evaluation.datasets import (
     read_photos,
     read_picture,
 )
-from streammem.metrics import CiderD, Scores, score_captions, tokenise
+from streammem.evaluation.metrics import CiderD, Scores, score_captions, tokenise
 
 Features = Literal["own", "blank", "other"]
 

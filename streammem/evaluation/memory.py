@@ -23,7 +23,7 @@ from streammem.evaluation.datasets import (
     read_picture,
 )
 from streammem.evaluation.streams import KINDS, Stream, bm25, check_enough, compose
-from streammem.memory.abstain import FALSE_SIGHTINGS, Chance, normalise, threshold
+from streammem.memory.abstention import FALSE_SIGHTINGS, Chance, normalise, threshold
 from streammem.memory.cache import CacheConfig, MemoryCache
 from streammem.memory.entry import Entry
 

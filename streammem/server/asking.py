@@ -7,7 +7,7 @@ from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import StreamingResponse
 
 from streammem.errors import StreammemError
-from streammem.render import FORMATS
+from streammem.output.render import FORMATS
 from streammem.server.looking import check_question, rows
 from streammem.server.refused import Refused
 from streammem.server.room import Room

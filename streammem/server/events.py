@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from streammem.render import NOTHING
+from streammem.output.render import NOTHING
 from streammem.types import Event
 
 

@@ -1,8 +1,8 @@
 """What programs and agents ask of a session alike, and how an answer's evidence reads as text."""
 
+from streammem.engine.session import Session
 from streammem.memory.upkeep import events_of
 from streammem.server.refused import Refused
-from streammem.session import Session
 from streammem.types import Answer, Event, clock
 
 MAX_ROWS = 1000

@@ -14,18 +14,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from streammem.engine.session import Session
+from streammem.engine.watch import watch
+from streammem.engine.watch_options import WatchOptions
 from streammem.errors import StreammemError
-from streammem.live import watch
-from streammem.render import NOTHING, wall_start
+from streammem.output.render import NOTHING, wall_start
 from streammem.server.counters import Counters
 from streammem.server.events import EventLog
 from streammem.server.inbox import Inbox
 from streammem.server.limits import Limits
 from streammem.server.refused import Refused
-from streammem.session import Session
 from streammem.types import Answer, Event, Warning
 from streammem.video import VideoSource
-from streammem.watch_options import WatchOptions
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -14,8 +14,11 @@ from typing import NamedTuple, Protocol
 import anyio
 import anyio.to_thread
 
+from streammem.engine.session import Session
+from streammem.engine.session_config import SessionConfig
+from streammem.engine.watch_options import WatchOptions, open_for
 from streammem.memory.folder import DATABASE, is_memory
-from streammem.model import StreamModel
+from streammem.models.tiny.model import StreamModel
 from streammem.server import addresses
 from streammem.server.clips import Clips
 from streammem.server.counters import Counters
@@ -25,12 +28,9 @@ from streammem.server.refused import Refused
 from streammem.server.room import Plan, Room
 from streammem.server.shared import SharedModel
 from streammem.server.uploads import Uploads, check_video
-from streammem.session import Session
-from streammem.session_config import SessionConfig
 from streammem.types import Event
 from streammem.video import VideoSource
 from streammem.video.container import public_url
-from streammem.watch_options import WatchOptions, open_for
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 UPLOAD = "upload:"

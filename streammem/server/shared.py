@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor
 
-from streammem.backbones.language import GenerationConfig, Replies
-from streammem.model import Passage, Perceived, Scene, StreamModel, TakenIn
-from streammem.questions import Reading
-from streammem.workers import most_together
+from streammem.engine.workers import most_together
+from streammem.models.backbones.language import GenerationConfig, Replies
+from streammem.models.tiny.model import Passage, Scene, StreamModel, TakenIn
+from streammem.models.tiny.questions import Reading
+from streammem.perception.perceiver import Perceived
 
 MAX_BATCH = 8
 T = TypeVar("T")

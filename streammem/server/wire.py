@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from streammem.render import NOTHING, to_json
+from streammem.engine.watch_options import DEFAULT_FPS, WatchOptions
+from streammem.output.render import NOTHING, to_json
 from streammem.server.room import Room
 from streammem.types import Alert, Event, Moment
-from streammem.watch_options import DEFAULT_FPS, WatchOptions
 
 MAX_FPS = 30.0
 MAX_S = 1e8  # seconds; three years

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from streammem.backbones.language import CausalLanguageModel
-from streammem.memory.bridge import MemoryBridge
-from streammem.prompts import CAPTION_INSTRUCTION
+from streammem.models.backbones.language import CausalLanguageModel
+from streammem.models.prompts import CAPTION_INSTRUCTION
+from streammem.models.tiny.bridge import MemoryBridge
 from streammem.training.captions import (
     IGNORE,
     Packed,

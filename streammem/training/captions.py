@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streammem.backbones.language import CausalLanguageModel
-from streammem.memory.bridge import MemoryBridge
-from streammem.prompts import CAPTION_INSTRUCTION
+from streammem.models.backbones.language import CausalLanguageModel
+from streammem.models.prompts import CAPTION_INSTRUCTION
+from streammem.models.tiny.bridge import MemoryBridge
 from streammem.training.pictures import PictureSet, sample_views
 from streammem.training.questions import turns_from_captions
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streammem.memory.keys import (
+from streammem.models.tiny.keys import (
     EvidenceSizes,
     PictureEvidence,
     PictureKey,

@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from streammem.backbones.text import SentenceEncoder
-from streammem.backbones.vision import VisionEncoder
 from streammem.errors import DatasetError, SourceError
+from streammem.models.backbones.text import SentenceEncoder
+from streammem.models.backbones.vision import VisionEncoder
 from streammem.training.pictures import WHOLE, PictureSet
 from streammem.training.records import TRAIN, Record, Source
 from streammem.video import open_source

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streammem.memory.keys import PictureKey, TextKey
+from streammem.models.tiny.keys import PictureKey, TextKey
 from streammem.training.pictures import PictureSet
 
 LABEL_SMOOTHING = 0.05

@@ -9,24 +9,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from streammem.backbones.efficientnet import EfficientNetLite
-from streammem.backbones.language import CausalLanguageModel
-from streammem.backbones.products import has_bfloat16
-from streammem.backbones.text import TEXT_DIM, SentenceEncoder
-from streammem.backbones.vision import VisionEncoder, open_net
-from streammem.checkpoint import (
+from streammem.errors import CheckpointError, ConfigError
+from streammem.models.backbones.efficientnet import EfficientNetLite
+from streammem.models.backbones.language import CausalLanguageModel
+from streammem.models.backbones.products import has_bfloat16
+from streammem.models.backbones.text import TEXT_DIM, SentenceEncoder
+from streammem.models.backbones.vision import VisionEncoder, open_net
+from streammem.models.checkpoint import (
     PRESETS,
     backbone_path,
     load_own,
     open_vision,
     read_tensors,
 )
-from streammem.checkpoint_config import read_config
-from streammem.errors import CheckpointError, ConfigError
-from streammem.memory.bridge import BridgeConfig, MemoryBridge
-from streammem.memory.keys import PictureKey, TextKey, WordsOfCells
-from streammem.model import VideoModel
-from streammem.questions import QuestionHead
+from streammem.models.checkpoint_config import read_config
+from streammem.models.tiny.bridge import BridgeConfig, MemoryBridge
+from streammem.models.tiny.keys import PictureKey, TextKey, WordsOfCells
+from streammem.models.tiny.model import VideoModel
+from streammem.models.tiny.questions import QuestionHead
 from streammem.training.features import PatchStatistics
 from streammem.training.lora import add_lora, fill_lora, lora_tensors
 from streammem.training.recipe import BackboneNames, LoraOptions, Recipe

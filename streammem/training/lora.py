@@ -8,8 +8,8 @@ import re
 import torch
 from torch import Tensor
 
-from streammem.backbones.language import CausalLanguageModel
 from streammem.errors import BackboneError, CheckpointError
+from streammem.models.backbones.language import CausalLanguageModel
 from streammem.training.recipe import LoraOptions
 
 PARAMETER = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.default\.weight")

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streammem.backbones.text import SentenceEncoder, TokenStates
-from streammem.questions import OPERATORS, PUNCTUATION, Operator, QuestionHead, Reading
+from streammem.models.backbones.text import SentenceEncoder, TokenStates
+from streammem.models.tiny.questions import OPERATORS, PUNCTUATION, Operator, QuestionHead, Reading
 from streammem.training.phrasings import Anchors, Asked, anchors_of, ask_about
 
 NUM_TRAINING = 6000

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from streammem.questions import Operator, Span
+from streammem.models.tiny.questions import Operator, Span
 
 # Anchors stand in brackets. {np} a thing, {s3} "the dog runs", {sing} "the dog running", {sis} "the
 # dog is running", {sbase} "the dog run", {vbase} "run", {ving} "running".

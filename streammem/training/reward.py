@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from streammem.backbones.language import CausalLanguageModel
-from streammem.backbones.sampling import GenerationConfig
-from streammem.memory.bridge import MemoryBridge
-from streammem.metrics import CiderD, Tokens, tokenise
-from streammem.prompts import CAPTION_INSTRUCTION
+from streammem.evaluation.metrics import CiderD, Tokens, tokenise
+from streammem.models.backbones.language import CausalLanguageModel
+from streammem.models.backbones.sampling import GenerationConfig
+from streammem.models.prompts import CAPTION_INSTRUCTION
+from streammem.models.tiny.bridge import MemoryBridge
 from streammem.training.captions import (
     Row,
     caption_row,

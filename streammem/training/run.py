@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from streammem.checkpoint import check_device, save
 from streammem.errors import ConfigError
-from streammem.memory.abstain import CHANCE
-from streammem.memory.keys import WordsOfCells
-from streammem.model import VideoModel
-from streammem.questions import QuestionHead
-from streammem.scenetilling import SceneTillingConfig
+from streammem.memory.abstention import CHANCE
+from streammem.models.checkpoint import check_device, save
+from streammem.models.tiny.keys import WordsOfCells
+from streammem.models.tiny.model import VideoModel
+from streammem.models.tiny.questions import QuestionHead
+from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.training.answers import AnswerStage
 from streammem.training.captions import CaptionStage
 from streammem.training.curves import check_matplotlib, draw_curves

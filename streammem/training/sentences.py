@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from streammem.backbones.text import TEXT_DIM, SentenceEncoder
 from streammem.errors import DatasetError
+from streammem.models.backbones.text import TEXT_DIM, SentenceEncoder
 from streammem.training.records import sentence
 
 MOST_CHARACTERS = 500  # of a sentence

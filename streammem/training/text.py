@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from streammem.backbones.text import TEXT_DIM
-from streammem.memory.bridge import MemoryBridge
-from streammem.prompts import CAPTION_INSTRUCTION as INSTRUCTION
+from streammem.models.backbones.text import TEXT_DIM
+from streammem.models.prompts import CAPTION_INSTRUCTION as INSTRUCTION
+from streammem.models.tiny.bridge import MemoryBridge
 from streammem.training.captions import CaptionStage, Row, caption_row, said_losses
 from streammem.training.keys import Embedded
 from streammem.training.pictures import PictureSet

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from streammem.backbones.efficientnet import EfficientNetLite
-from streammem.backbones.vision import (
+from streammem.models.backbones.efficientnet import EfficientNetLite
+from streammem.models.backbones.vision import (
     COLOR_CELLS,
     GRID,
     VisionFeatures,
@@ -22,7 +22,7 @@ from streammem.backbones.vision import (
     join_cells,
     pixels,
 )
-from streammem.memory.keys import WORD_SCALE, PictureKey, TextKey, WordsOfCells
+from streammem.models.tiny.keys import WORD_SCALE, PictureKey, TextKey, WordsOfCells
 from streammem.training.evidence import reduced
 from streammem.training.features import STATISTICS_PICTURES, PatchStatistics, statistics_of
 from streammem.training.keys import Embedded, contrast, ranks

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streammem.backbones.language import CausalLanguageModel
 from streammem.errors import DatasetError
-from streammem.memory.bridge import MemoryBridge
+from streammem.models.backbones.language import CausalLanguageModel
+from streammem.models.tiny.bridge import MemoryBridge
 from streammem.training.pictures import PictureSet, sample_views
 
 STOP_WORDS = frozenset(

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streammem.backbones.vision import VisionEncoder
 from streammem.errors import DatasetError
-from streammem.memory.keys import PictureKey
+from streammem.models.backbones.vision import VisionEncoder
+from streammem.models.tiny.keys import PictureKey
 from streammem.training.features import (
     CachedFeatures,
     cache_features,

@@ -11,6 +11,7 @@ import gradio as gr
 import numpy as np
 from fastapi import FastAPI
 
+from streammem.engine.watch_options import WatchOptions
 from streammem.errors import StreammemError
 from streammem.server.addresses import LIVE, PORTS
 from streammem.server.looking import check_question, rows
@@ -20,7 +21,6 @@ from streammem.server.rooms import Rooms
 from streammem.server.uploads import check_video
 from streammem.types import Answer, Segment
 from streammem.ui import markup
-from streammem.watch_options import WatchOptions
 
 EVERY_S = 1.0
 KEPT_S = 3600  # uploads of the page that nobody needs are removed then

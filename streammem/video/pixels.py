@@ -3,7 +3,7 @@
 Which pictures are converted is decided elsewhere.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -104,3 +104,27 @@ def upright(pixels: np.ndarray, matrix: Matrix) -> np.ndarray:
     if abs(b) > abs(a):  # x and y change places
         pixels, a, d = pixels.swapaxes(0, 1), c, b
     return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def resize(
+    picture: np.ndarray, size: tuple[int, int], filter: Literal["bilinear", "bicubic"]
+) -> np.ndarray:
+    """Resize a picture as Pillow does, but for rounding (one level in photos), and much faster.
+
+    Args:
+        picture: [H, W, 3] uint8.
+        size: height and width in pixels.
+        filter: both take in all pixels when they shrink.
+
+    Returns:
+        [*size, 3] uint8, writable; the input itself if it already is such a picture.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    picture = np.require(picture, requirements=["C", "W"])
+    if picture.shape[:2] == size:
+        return picture
+    x = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    y = F.interpolate(x, size, mode=filter, antialias=True)
+    return y[0].permute(1, 2, 0).contiguous().numpy()

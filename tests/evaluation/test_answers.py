@@ -12,7 +12,7 @@ from streammem.evaluation.answers import evaluate_answers
 from streammem.evaluation.asking import is_right
 from streammem.evaluation.datasets import Options
 from streammem.evaluation.operators import PHRASINGS, TimedQuestion
-from streammem.questions import Reading
+from streammem.models.tiny.questions import Reading
 from streammem.types import Answer
 
 from .test_memory import Oracle as Rememberer
@@ -56,8 +56,8 @@ def doing_folder(farm_folder):
 @pytest.fixture
 def exact(monkeypatch):
     """Only a scene that shows every word is seen: keys of words need another scale than photos."""
-    monkeypatch.setattr("streammem.answering.normalise", lambda cosines, *_: cosines)
-    monkeypatch.setattr("streammem.answering.threshold", lambda rate: 0.99)
+    monkeypatch.setattr("streammem.qa.answerer.normalise", lambda cosines, *_: cosines)
+    monkeypatch.setattr("streammem.qa.answerer.threshold", lambda rate: 0.99)
     monkeypatch.setattr(timelines, "OLD_S", 60.0)
     monkeypatch.setattr(timelines, "ROUNDS", 1)
 

@@ -8,7 +8,7 @@ from streammem.evaluation import captions as suite
 from streammem.evaluation import datasets
 from streammem.evaluation.captions import evaluate_captions
 from streammem.evaluation.datasets import Options, read_photos
-from streammem.metrics import CiderD, score_captions, tokenise
+from streammem.evaluation.metrics import CiderD, score_captions, tokenise
 
 from .conftest import SENTENCES, write_rows
 

@@ -9,7 +9,7 @@ from streammem.evaluation import memory as suite
 from streammem.evaluation.datasets import Options
 from streammem.evaluation.memory import evaluate_memory
 from streammem.evaluation.streams import words_of
-from streammem.memory.abstain import CHANCE
+from streammem.memory.abstention import CHANCE
 
 from .conftest import scene_captions, write_rows
 

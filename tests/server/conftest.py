@@ -8,10 +8,10 @@ import pytest
 pytest.importorskip("fastapi", reason="needs streammem[serve]")
 httpx = pytest.importorskip("httpx2", reason="needs streammem[dev]")
 
+from streammem.engine.session_config import SessionConfig  # noqa: E402
 from streammem.server.app import make_app  # noqa: E402
 from streammem.server.limits import Limits, ServerConfig  # noqa: E402
 from streammem.server.rooms import Rooms  # noqa: E402
-from streammem.session_config import SessionConfig  # noqa: E402
 from tests.serving import listening as serving_on_a_socket  # noqa: E402
 from tests.sessions import SHORT  # noqa: E402
 

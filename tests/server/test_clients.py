@@ -7,8 +7,8 @@ import re
 import httpx2 as httpx
 import pytest
 
+from streammem.engine.watch_options import WatchOptions
 from streammem.server.limits import Limits
-from streammem.watch_options import WatchOptions
 from tests.server.conftest import TOKEN
 from tests.server.test_routes import sse
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import anyio
 import pytest
 
+from streammem.engine.session import Session
+from streammem.engine.watch_options import WatchOptions
 from streammem.server.limits import Limits
 from streammem.server.refused import Refused
 from streammem.server.rooms import _Source
 from streammem.server.wire import told
-from streammem.session import Session
-from streammem.watch_options import WatchOptions
 from tests.server.test_rooms import Broken
 
 pytestmark = pytest.mark.anyio

@@ -8,10 +8,10 @@ TAKEN = {"method", "url", "content", "data", "json", "params", "headers", "cooki
 
 
 def app_of(model, folder):
+    from streammem.engine.session_config import SessionConfig
     from streammem.server.app import make_app
     from streammem.server.limits import Limits, ServerConfig
     from streammem.server.rooms import Rooms
-    from streammem.session_config import SessionConfig
     from tests.sessions import SHORT
 
     # A generator asks quickly, and opens sessions that it never closes.

@@ -7,8 +7,9 @@ from pathlib import Path
 import anyio
 import pytest
 
+from streammem.engine.watch_options import WatchOptions
 from streammem.errors import SourceError
-from streammem.render import to_json
+from streammem.output.render import to_json
 from streammem.server.guard import Rates
 from streammem.server.inbox import Inbox
 from streammem.server.limits import Limits
@@ -18,7 +19,6 @@ from streammem.server.shared import SharedModel
 from streammem.server.uploads import Uploads
 from streammem.server.wire import event_json
 from streammem.types import Alert, Warning
-from streammem.watch_options import WatchOptions
 from tests.server.test_routes import sse
 from tests.sessions import FILM, SHORT
 from tests.tiny import film

@@ -9,9 +9,9 @@ import av
 import pytest
 from PIL import Image
 
+from streammem.engine.session import Session
 from streammem.server.limits import Limits
 from streammem.server.looking import rows
-from streammem.session import Session
 from tests.sessions import FILM
 from tests.tiny import film
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from streammem.backbones.language import GenerationConfig
+from streammem.models.backbones.language import GenerationConfig
 from streammem.server.shared import MAX_BATCH, SharedModel, Turns
 from tests.sessions import SHORT
 from tests.tiny import tiny_model

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from streammem.model import Passage
+from streammem.models.tiny.model import Passage
 from streammem.training import answers
 from streammem.training.answers import SEEN, AnswerStage, Line, lay_out
 from streammem.training.captions import IGNORE, packed_losses

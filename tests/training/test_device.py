@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from streammem.memory.bridge import BridgeConfig, MemoryBridge
-from streammem.memory.keys import PictureKey, TextKey
-from streammem.questions import QuestionHead
+from streammem.models.tiny.bridge import BridgeConfig, MemoryBridge
+from streammem.models.tiny.keys import PictureKey, TextKey
+from streammem.models.tiny.questions import QuestionHead
 from streammem.training import captions
 from streammem.training.captions import CaptionStage, Row, said_losses
 from streammem.training.features import cache_features, patch_statistics

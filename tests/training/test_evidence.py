@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from streammem.memory.keys import PictureKey, TextKey, WordsOfCells, WordsOfSentence
+from streammem.models.tiny.keys import PictureKey, TextKey, WordsOfCells, WordsOfSentence
 from streammem.training.evidence import (
     WEIGHT,
     EvidenceData,

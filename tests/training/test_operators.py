@@ -3,7 +3,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from streammem.questions import OPERATORS, QuestionHead
+from streammem.models.tiny.questions import OPERATORS, QuestionHead
 from streammem.training import operators
 from streammem.training.loop import Schedule, train
 from streammem.training.operators import OperatorStage, control, tags_of

@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from streammem import checkpoint
 from streammem.errors import CheckpointError, ConfigError
+from streammem.models import checkpoint
 from streammem.training import loop
 from streammem.training.run import run
 from tests.tiny import TinySentences, TinyVision, tiny_language

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from streammem.backbones.language import GenerationConfig
 from streammem.errors import DatasetError, StreammemError
+from streammem.models.backbones.language import GenerationConfig
 from streammem.training import captions, reward
 from streammem.training.captions import CaptionStage
 from streammem.training.features import cache_features

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from streammem.backbones.efficientnet import EfficientNetLite
-from streammem.backbones.vision import EfficientNetEncoder, open_net
-from streammem.memory.keys import PictureKey, TextKey
+from streammem.models.backbones.efficientnet import EfficientNetLite
+from streammem.models.backbones.vision import EfficientNetEncoder, open_net
+from streammem.models.tiny.keys import PictureKey, TextKey
 from streammem.training import loop
 from streammem.training.features import cache_features
 from streammem.training.generated import make_pictures

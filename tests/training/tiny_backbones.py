@@ -2,7 +2,7 @@
 
 import torch
 
-from streammem.memory.bridge import BridgeConfig, MemoryBridge
+from streammem.models.tiny.bridge import BridgeConfig, MemoryBridge
 from streammem.training.features import patch_statistics
 from streammem.training.learner import Backbones
 from tests.tiny import TinySentences, TinyVision, tiny_language

@@ -1,0 +1,1 @@
+"""Captions: what may be claimed of a picture, and in whose words."""

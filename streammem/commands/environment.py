@@ -1,0 +1,69 @@
+"""What this installation consists of: versions, threads, weights, and the variables it reads."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from streammem import __version__
+from streammem.models.backbones.language import decoding_route
+from streammem.models.backbones.weights import SOURCES, home, is_pulled
+from streammem.models.threads import cores
+
+PACKAGES = (
+    "torch",
+    "openvino",
+    "transformers",
+    "faiss-cpu",
+    "av",
+    "numpy",
+    "decord2",
+    "flash-attn",
+)
+VARIABLES = {
+    "STREAMMEM_HOME": "folder of pulled weights",
+    "STREAMMEM_DATA": "folder of training and test data",
+    "STREAMMEM_TOKEN": "what clients of `streammem serve` must present; its value is not shown",
+    "STREAMMEM_MQTT_PASSWORD": "of the user that --mqtt names; its value is not shown",
+}
+
+
+def describe() -> dict[str, str]:
+    """Return facts by name, in reading order."""
+    facts = {"streammem": __version__, "python": platform.python_version()}
+    facts |= {name: _version(name) for name in PACKAGES}
+    facts["processor"] = _processor()
+    facts["cores"] = str(cores())
+    share = max(1, cores() // 2)
+    facts["threads"] = (
+        f"{share} for perception (in the caller's thread), {share} for the language model (in a "
+        "thread of its own while a source is watched), 1 for the index"
+    )
+    facts["encoder"] = f"{'openvino' if find_spec('openvino') else 'torch'}, float32"
+    facts["decoding"] = f"{decoding_route('auto')} on the CPU, for a plain Llama; else transformers"
+    facts["attention"] = "flash-attn on CUDA if installed, else SDPA"
+    facts["home"] = str(home())
+    for name in SOURCES:
+        facts[f"weights {name}"] = "ready" if is_pulled(name) else "not pulled"
+    for name, about in VARIABLES.items():
+        secret = name.endswith(("TOKEN", "PASSWORD")) and name in os.environ
+        shown = "set" if secret else os.environ.get(name)
+        facts[name] = shown or f"not set ({about})"
+    return facts
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

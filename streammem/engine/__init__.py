@@ -1,0 +1,1 @@
+"""The stream itself: a session, and the threads that watch a source through it."""

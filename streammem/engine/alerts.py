@@ -1,0 +1,149 @@
+"""Alerts: a description is waited for, and told once each time that it appears.
+
+It looks at keys that perception has made anyway; it encodes nothing and says nothing itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from streammem.errors import ConfigError
+from streammem.memory.abstention import normalise, threshold
+from streammem.memory.keysets import unit_rows
+from streammem.models.tiny.model import StreamModel
+from streammem.types import Alert, Frame
+from streammem.video.pixels import fitted_pixels
+
+PICTURE_SIDE, JPEG_QUALITY = 640, 85
+
+
+@dataclass(frozen=True, slots=True)
+class AlertConfig:
+    """When something counts as there.
+
+    Attributes:
+        rate: in (0, 1), chance that the best of ``frames`` unrelated frames sets an alert off.
+            Raising it finds more and is wrong more often.
+        frames: >= 2, unlike frames that an alert is to hold against.
+        leave: in [0, 1), the score below which it counts as gone, as a share of the deviations
+            above the background at which it counts as there.
+        away_s: seconds below that before it may be told again.
+        confirm: frames in a row that must show it.
+        pictures: folder for the frames of alerts; None keeps none.
+        max_pictures: kept there; the oldest go.
+    """
+
+    rate: float = 0.03
+    frames: int = 100
+    leave: float = 0.7
+    away_s: float = 5.0
+    confirm: int = 2
+    pictures: Path | None = None
+    max_pictures: int = 1000
+
+    def __post_init__(self) -> None:
+        threshold(self.rate)
+        if self.frames < 2 or not 0 <= self.leave < 1 or self.away_s < 0 or self.confirm < 1:
+            raise ConfigError("alerts: frames >= 2, leave in [0, 1), away_s >= 0, confirm >= 1")
+
+
+@dataclass(eq=False)
+class _Watched:
+    query: str
+    key: np.ndarray
+    offset: float  # score = offset + slope * cosine
+    slope: float
+    gone: float  # the score below which it is away
+    scores: list[float] = field(default_factory=list)  # of frames in a row above the threshold
+    last_seen: float | None = None  # seconds; None while it is away
+
+
+class Alerts:
+    """Compares every perceived frame with what is waited for.
+
+    Args:
+        model: whose key space pictures and sentences share.
+        queries: descriptions, such as ``a dog on the sofa``, or several of the same thing, as in
+            ``a dog on the sofa | a dog lies on a couch``: what they have in common is waited for.
+        config: options.
+
+    Raises:
+        ConfigError: an empty description.
+    """
+
+    def __init__(
+        self, model: StreamModel, queries: Sequence[str], config: AlertConfig = AlertConfig()
+    ) -> None:
+        self._config = config
+        self._threshold = threshold(config.rate)
+        self._watched = [_watched(model, query, config) for query in queries]
+        self._keys = np.array([watched.key for watched in self._watched])  # [Q, D_key]
+        self._pictures: list[Path] = []
+        if config.pictures and queries:
+            config.pictures.mkdir(parents=True, exist_ok=True)
+            self._pictures = sorted(config.pictures.glob("alert-*.jpg"))
+
+    def take(self, frame: Frame, key: np.ndarray, segment: int) -> tuple[Alert, ...]:
+        """Look at the next frame.
+
+        Args:
+            frame: as it was perceived.
+            key: [D_key] its unit key.
+            segment: id of the open scene.
+
+        Returns:
+            What has just appeared; mostly nothing.
+        """
+        if not self._watched:
+            return ()
+        found = []
+        for watched, cosine in zip(self._watched, (self._keys @ key).tolist(), strict=True):
+            score = self._appeared(watched, frame.time, cosine)
+            if score is not None:
+                path = self._keep(frame)
+                found.append(Alert(watched.query, frame.time, score, segment, path))
+        return tuple(found)
+
+    def _appeared(self, watched: _Watched, time: float, cosine: float) -> float | None:
+        """Follow one description; return the score with which it appears now, if it does."""
+        config = self._config
+        score = watched.offset + watched.slope * cosine
+        there = score > self._threshold
+        if watched.last_seen is not None:
+            if score >= watched.gone:
+                watched.last_seen = time
+            elif time - watched.last_seen >= config.away_s:
+                watched.last_seen = None
+        watched.scores = [*watched.scores, score][-config.confirm :] if there else []
+        if watched.last_seen is not None or len(watched.scores) < config.confirm:
+            return None
+        watched.last_seen = time
+        return max(watched.scores)
+
+    def _keep(self, frame: Frame) -> str | None:
+        folder = self._config.pictures
+        if folder is None:
+            return None
+        number = int(self._pictures[-1].stem.removeprefix("alert-")) + 1 if self._pictures else 1
+        path = folder / f"alert-{number:08d}.jpg"
+        picture = Image.fromarray(fitted_pixels(frame.pixels, PICTURE_SIDE))
+        picture.save(path, quality=JPEG_QUALITY)
+        self._pictures.append(path)
+        while len(self._pictures) > self._config.max_pictures:
+            self._pictures.pop(0).unlink(missing_ok=True)
+        return str(path)
+
+
+def _watched(model: StreamModel, query: str, config: AlertConfig) -> _Watched:
+    phrases = [phrase.strip() for phrase in query.split("|")]
+    if not all(phrases):
+        raise ConfigError("an alert is empty; describe what to wait for")
+    key = unit_rows(model.sentence_keys(phrases).mean(0, keepdims=True))[0]
+    background = model.background.numpy() @ key
+    marks = np.array([0.0, 1.0, background.mean()])
+    at_0, at_1, usual = map(float, normalise(marks, background, config.frames, model.chance))
+    gone = usual + config.leave * (threshold(config.rate) - usual)
+    return _Watched(query, key, at_0, at_1 - at_0, gone)

@@ -1,0 +1,90 @@
+"""How a session remembers, speaks and answers; every option has a default that holds."""
+
+from dataclasses import dataclass
+from typing import Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from streammem.errors import ConfigError
+from streammem.memory.cache import CacheConfig
+from streammem.models.backbones.sampling import MOST_BEAMS, GenerationConfig
+from streammem.models.tiny.model import ANSWER_DECODING
+from streammem.perception.scenetilling import SceneTillingConfig
+
+Context = Literal["memory", "now", "uniform", "captions"]
+CONTEXTS: tuple[Context, ...] = ("memory", "now", "uniform", "captions")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """How a session remembers, speaks and answers.
+
+    Attributes:
+        scenes: SceneTilling's options; None takes the model's.
+        max_segments: rows that the cache keeps, >= 4.
+        retrieved: related past segments that a model's memory reads, if it reads any, >= 0.
+        passages: segments shown to the language model for an answer, >= 1.
+        now_frames: last frames shown to it besides, >= 0.
+        still: a frame is not encoded again while none of 32 x 32 cells has changed its mean
+            colour by so many of 255 levels since the last encoded one; 0 encodes every frame.
+            The default lies above what H.264 leaves of sensor noise of a standard deviation of
+            10 levels.
+        fixed: the camera stands still: while some part of the picture differs from what it has
+            shown for long, that part alone is looked at, so that small things make scenes of their
+            own. Not for films, whose people would lose their surroundings.
+        context: what an answer is read from: ``memory``, or a control: the last frames only
+            (``now``), segments spread evenly (``uniform``), captions without tokens (``captions``).
+        remark: let the model say a sentence of its own after an answer that was computed.
+        timezone: name in the time zone database, as in ``Europe/Berlin``, that wall-clock words
+            are read in; None takes this computer's.
+        caption: decoding of captions; None takes the model's.
+        answer: decoding of answers.
+        candidates: captions drawn of a scene, of which the one that fits best is said, in
+            [1, 32]; 1 says the likeliest. None takes the model's number, and 1 with beams, a
+            temperature or an instruction.
+        min_confidence: in [0, 1]; a caption of less confidence ends after its first noun phrase,
+            and nothing is said of pictures that look like nothing known. 0 says everything; None
+            takes 0.3 for a model whose confidence was fitted.
+        instruction: what a caption is asked by; None takes what the model was trained with.
+    """
+
+    scenes: SceneTillingConfig | None = None
+    max_segments: int = 4096
+    retrieved: int = 4
+    passages: int = 4
+    now_frames: int = 4
+    still: float = 6.0
+    fixed: bool = False
+    context: Context = "memory"
+    remark: bool = False
+    timezone: str | None = None
+    caption: GenerationConfig | None = None
+    answer: GenerationConfig = ANSWER_DECODING
+    instruction: str | None = None
+    candidates: int | None = None
+    min_confidence: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.context not in CONTEXTS:
+            raise ConfigError(f"context {self.context!r}: give one of {', '.join(CONTEXTS)}")
+        if not 0 <= self.still <= 255:
+            raise ConfigError(f"still={self.still}: give levels in [0, 255]")
+        if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
+            raise ConfigError(f"min-confidence {self.min_confidence}: give a number in [0, 1]")
+        if self.candidates is not None and not 1 <= self.candidates <= MOST_BEAMS:
+            raise ConfigError(f"candidates {self.candidates}: give a number in [1, {MOST_BEAMS}]")
+        decoding = self.caption or GenerationConfig()
+        if (self.candidates or 1) > 1 and (decoding.num_beams > 1 or decoding.temperature > 0):
+            raise ConfigError("candidates are drawn for greedy captions: no beams, temperature 0")
+        if self.retrieved < 0 or self.passages < 1 or self.now_frames < 0:
+            raise ConfigError("retrieved and now_frames must be >= 0, passages >= 1")
+        _check_timezone(self.timezone)
+        CacheConfig(max_segments=self.max_segments)  # refuses what the cache would
+
+
+def _check_timezone(name: str | None) -> None:
+    try:
+        if name is not None:
+            ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        known = "give one such as Europe/Berlin"
+        raise ConfigError(f"timezone {name!r}: not known; {known}") from error

@@ -1,0 +1,227 @@
+"""Watching: a source goes through a session, and what comes of it is given as events.
+
+The threads stand in `workers.py`: frames come in, prompts go out, texts come back. The session
+itself is touched by the caller's thread alone.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import cast
+
+from streammem.engine.alerts import Alerts
+from streammem.engine.long_scenes import LongScene, Span
+from streammem.engine.session import Session
+from streammem.engine.watch_options import DEFAULT_FPS, MAX_SIDE, WatchOptions, open_for
+from streammem.engine.workers import TOGETHER, Reader, Said, Speaker
+from streammem.errors import TruncatedError
+from streammem.types import Caption, Event, Frame, Segment, Stats, Warning
+from streammem.video import VideoSource
+
+__all__ = ["DEFAULT_FPS", "MAX_SIDE", "WatchOptions", "open_for", "watch"]
+
+SEGMENTS_AHEAD = 4  # segments that wait for the speaker before a file's perception does, at least
+LIVE_SEGMENTS_AHEAD = 1  # of a live source; beyond them the oldest stays without a caption
+DEFAULTS = WatchOptions()
+
+
+def watch(session: Session, source: object, options: WatchOptions = DEFAULTS) -> Iterator[Event]:
+    """Perceive a source and yield its events as they come: segments, each with its caption.
+
+    A live source is never waited for, nor does it wait: frames and captions that cannot keep up
+    are dropped and counted (``Stats``), and a scene that goes on is described again.
+
+    Args:
+        session: takes in the frames; on return it holds the whole stream.
+        source: what ``open_source`` takes, or an open ``VideoSource``.
+        options: see ``WatchOptions``.
+
+    Returns:
+        An iterator; close it (or break off) to stop: threads end and the source is closed. A
+        source that breaks off gives what it had, then a ``Warning``.
+
+    Raises:
+        ConfigError, SourceError: at the call, before anything is yielded.
+    """
+    opened = cast(VideoSource, source) if _is_open(source) else open_for(source, options)
+    if not session.source:
+        session.source = opened.name
+    alerts = Alerts(session.model, options.alerts, options.alerting)
+    return _Watching(session, opened, options, alerts).events()
+
+
+class _Watching:
+    """One source on its way through a session."""
+
+    def __init__(
+        self, session: Session, source: VideoSource, options: WatchOptions, alerts: Alerts
+    ) -> None:
+        self._session, self._source, self._options = session, source, options
+        self._alerts = alerts
+        self._live = bool(getattr(source, "live", False))
+        self._scenes = LongScene(session, options.refresh_s) if self._live else None
+        # Words that may be withheld are not heard before that is decided.
+        self._heard = None if session.withholds else options.on_text
+        self._num_frames = self._num_segments = self._num_captions = 0
+        self._perceive_s = self._perceived_until = self._caption_lag_s = 0.0
+        self._stats_at = 0.0 if options.stats_s is None else time.monotonic() + options.stats_s
+
+    def events(self) -> Iterator[Event]:
+        options = self._options
+        drop = options.drop or ("oldest" if self._live else "never")
+        self._speaker = self._new_speaker() if options.speak else None
+        self._reader = Reader(self._source, drop)
+        try:
+            yield from self._stream()
+            self._reader.stop()
+            yield from self._notices()
+            if options.stats_s is not None:
+                yield self._stats()
+            if isinstance(self._reader.broken, TruncatedError):
+                yield Warning(str(self._reader.broken))
+            elif self._reader.broken:
+                raise self._reader.broken
+        finally:
+            self._reader.stop()
+            if self._speaker:
+                self._speaker.stop()
+
+    def _new_speaker(self) -> Speaker:
+        model, config = self._session.model, self._session.config
+        if self._options.sparse and config.candidates is None:
+            config = replace(config, candidates=1)  # whoever skims wants it soon
+        together = 1 if self._live or self._heard else TOGETHER
+        return Speaker(model, config, self._heard, warm=self._live, together=together)
+
+    def _stream(self) -> Iterator[Event]:
+        for frame in self._reader.frames(self._options.stop):
+            closed = self._push(frame) if frame else ()
+            yield from self._due(closed)
+            if frame:
+                yield from self._alerted(frame)
+            yield from self._asides()
+        self._reader.halt()
+        end = None if self._reader.stopped else self._source.end
+        closed = self._session.flush(end)
+        self._num_segments += len(closed)
+        yield from self._due(closed, at_end=True)
+
+    def _push(self, frame: Frame) -> tuple[Segment, ...]:
+        began = time.thread_time()
+        wall_zero = getattr(self._source, "wall_zero", None)
+        if wall_zero is not None:
+            self._session.wall_zero = wall_zero
+        closed = self._session.push(frame)
+        self._perceive_s += time.thread_time() - began
+        self._num_frames += 1
+        self._num_segments += len(closed)
+        self._perceived_until = frame.time
+        return closed
+
+    def _due(self, closed: tuple[Segment, ...], *, at_end: bool = False) -> Iterator[Event]:
+        """Yield closed segments, and captions until few enough segments wait for theirs."""
+        for segment in closed:
+            if self._speaker:
+                self._submit(segment)
+            yield segment
+        if self._speaker:
+            if self._scenes and not self._speaker.waiting and (span := self._scenes.due()):
+                self._scenes.begun(span)
+                self._speaker.submit(span)
+            for said in self._speaker.said(0 if at_end else self._ahead()):
+                if said is None:
+                    yield from self._answered()
+                else:
+                    yield self._caption(said)
+
+    def _ahead(self) -> int | None:
+        """Return how many segments of a file may wait: what is being said, and as much again."""
+        assert self._speaker
+        return None if self._live else max(SEGMENTS_AHEAD, 2 * self._speaker.together)
+
+    def _submit(self, segment: Segment) -> None:
+        assert self._speaker
+        if not self._scenes:
+            entry = self._session.cache.get(segment.id)
+            assert entry is not None  # it has just closed
+            tokens = self._session.tokens(segment.id)
+            self._speaker.submit(Span(segment, tokens, entry.visual_keys, time.monotonic()))
+            return
+        rest = self._scenes.closed(segment)
+        if rest:
+            self._speaker.skip(LIVE_SEGMENTS_AHEAD)
+            self._scenes.begun(rest)
+            self._speaker.submit(rest)
+
+    def _caption(self, said: "Said") -> Caption:
+        self._num_captions += 1
+        self._caption_lag_s = said.began - said.span.shown_at
+        if self._scenes:
+            caption = self._scenes.told(said.span, said.replies)
+        else:
+            caption = self._session.add_caption(said.span.segment, said.replies)
+        if self._options.on_text and not self._heard and caption.text:
+            self._options.on_text(said.span.segment, caption.text)
+        return caption
+
+    def _alerted(self, frame: Frame) -> Iterator[Event]:
+        state = self._session.state
+        if self._options.alerts and state.encoded is not None:
+            yield from self._alerts.take(frame, state.encoded.seen.key, state.next_segment)
+
+    def _asides(self) -> Iterator[Event]:
+        """Yield what does not come from frames: notices, counters, answers."""
+        yield from self._notices()
+        every_s = self._options.stats_s
+        if every_s is not None and time.monotonic() >= self._stats_at:
+            self._stats_at = time.monotonic() + every_s
+            yield self._stats()
+        yield from self._answered()
+
+    def _answered(self) -> Iterator[Event]:
+        if self._options.question and (question := self._options.question()):
+            yield from self._answer(question)
+
+    def _notices(self) -> Iterator[Event]:
+        notices = getattr(self._source, "notices", None)
+        while notices:
+            yield Warning(notices.popleft())
+
+    def _answer(self, question: str) -> Iterator[Event]:
+        """Answer while captions pause and frames are perceived between two words."""
+        closed: list[Segment] = []
+
+        def on_text(piece: str) -> None:
+            if self._options.on_answer:
+                self._options.on_answer(piece)
+            while frame := self._reader.waiting_frame():
+                closed.extend(self._push(frame))
+
+        with self._speaker.silence if self._speaker else nullcontext():
+            answer = self._session.ask(question, on_text)
+        yield answer
+        yield from self._due(tuple(closed))
+
+    def _stats(self) -> Stats:
+        reader, speaker = self._reader, self._speaker
+        return Stats(
+            frames=self._num_frames,
+            segments=self._num_segments,
+            captions=self._num_captions,
+            perceive_s=self._perceive_s,
+            speak_s=speaker.cpu_s if speaker else 0.0,
+            captured=reader.captured,
+            waiting=reader.waiting,
+            dropped_full=reader.dropped_full,
+            dropped_at_stop=reader.dropped_at_stop,
+            captions_skipped=speaker.num_skipped if speaker else 0,
+            connections=getattr(self._source, "num_connections", 0),
+            damaged=getattr(self._source, "num_damaged", 0),
+            lag_s=max(0.0, reader.captured_until - self._perceived_until),
+            caption_lag_s=self._caption_lag_s if self._live else 0.0,
+        )
+
+
+def _is_open(source: object) -> bool:
+    return hasattr(source, "close") and hasattr(source, "end")

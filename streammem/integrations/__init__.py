@@ -1,0 +1,1 @@
+"""Other programs: MQTT brokers, and agents that speak the Model Context Protocol."""

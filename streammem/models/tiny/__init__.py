@@ -1,0 +1,1 @@
+"""streammem-tiny: our own bridge, key heads and question head around two backbones."""

@@ -1,0 +1,87 @@
+"""How a VideoLLaMB checkpoint is run: every fault of the parent that we mend is an option here.
+
+The defaults mend. ``PUBLISHED`` is the parent as its code runs, but for the random mirroring of
+its pictures, which nobody could want back.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args, get_type_hints
+
+from streammem.errors import ConfigError
+from streammem.models.backbones.languagebind import Activation, Shrink
+
+Cache = Literal["memory", "hidden"]
+Sees = Literal["all", "last", "memory"]
+PromptStyle = Literal["vicuna_v1", "llava_v1"]
+Cuts = Literal["streaming", "threshold", "top3"]
+Groups = Literal["segment", "stream"]
+SceneFeatures = Literal["keys", "tower"]
+Quantize = Literal["none", "8bit", "4bit"]
+
+
+@dataclass(frozen=True, slots=True)
+class ParentOptions:
+    """Options of a VideoLLaMB model.
+
+    Attributes:
+        pool: side of the grid that a frame's patches are averaged over; 12 in the published
+            model, 14 in its variant for needles.
+        segment_frames: frames of a segment that the bridge reads, at most; >= 1.
+        kept_frames: of those, how many a memory keeps for the language model; each takes
+            2 x pool^2 x width bytes (295 kB in the published model). Lowering it makes
+            memories smaller and captions coarser.
+        cache: what retrieval reads of past segments: their ``memory`` tokens (the published code)
+            or the ``hidden`` states of their frames (the code when the weights were published).
+        sees: what the language model is shown for an answer: the frames of ``all`` segments that
+            the question found and of now; of the ``last`` segment only, as the published model;
+            or the ``memory`` tokens of all, as its variant for needles.
+        max_visual_tokens: of one prompt; beyond it each segment shows fewer frames.
+        prompt: ``vicuna_v1`` is what the model was trained with; ``llava_v1``, of which the parent
+            makes use, says "human" for "user".
+        cuts: where ``read`` cuts a whole video: by ``streaming`` SceneTilling; by a ``threshold``
+            over the whole video; or always at the ``top3`` gaps, into four segments.
+        groups: which frames attend to each other in the video tower: those of a ``segment``, or
+            eight in a row of the whole ``stream``, across scenes.
+        scene_features: what a stream is cut by: the embeddings of the model that lends its
+            ``keys``, for which SceneTilling was fitted, or those of the image ``tower``.
+        shrink: of pictures, see ``languagebind.crop``.
+        activation: of the towers' MLPs, which no published file tells.
+        heads: of the towers, likewise.
+        dtype: of all weights; ``auto`` is float32 on a CPU and bfloat16 elsewhere.
+        quantize: of the language model, through bitsandbytes; needs CUDA.
+        device_map: ``auto`` spreads the language model over all GPUs; ``single`` does not.
+    """
+
+    pool: int = 12
+    segment_frames: int = 8
+    kept_frames: int = 8
+    cache: Cache = "memory"
+    sees: Sees = "all"
+    max_visual_tokens: int = 1440
+    prompt: PromptStyle = "vicuna_v1"
+    cuts: Cuts = "streaming"
+    groups: Groups = "segment"
+    scene_features: SceneFeatures = "keys"
+    shrink: Shrink = "antialias"
+    activation: Activation = "gelu"
+    heads: int = 16
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantize: Quantize = "none"
+    device_map: Literal["single", "auto"] = "single"
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if hint is int and value < 1:
+                raise ConfigError(f"{name}={value}: give a number >= 1")
+            if get_args(hint) and value not in get_args(hint):
+                choices = ", ".join(get_args(hint))
+                raise ConfigError(f"{name}={value!r}: give one of {choices}")
+        if self.kept_frames > self.segment_frames:
+            raise ConfigError(f"kept_frames={self.kept_frames}: at most segment_frames")
+
+
+PUBLISHED = ParentOptions(
+    sees="last", prompt="llava_v1", cuts="top3", groups="stream", scene_features="tower",
+    shrink="plain",
+)  # fmt: skip

@@ -1,0 +1,1 @@
+"""Events as text, subtitles, JSON lines and pictures; files that rotate; the terminal."""

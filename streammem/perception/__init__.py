@@ -1,0 +1,1 @@
+"""Perception: which frames are encoded, and where scenes begin and end."""

@@ -1,0 +1,1 @@
+"""Questions: how one is read, what is computed for it, and how it is answered."""

@@ -1,0 +1,192 @@
+"""How much of a caption is said: the model's own first words, or none, where it is not sure."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from streammem.captioning import captioner as spoken
+from streammem.engine.long_scenes import LongScene, Span
+from streammem.engine.session import Session
+from streammem.engine.session_config import SessionConfig
+from streammem.engine.watch import watch
+from streammem.engine.watch_options import WatchOptions
+from streammem.errors import ConfigError
+from streammem.models.backbones.language import Reply
+from streammem.models.confidence import WHOLE, Certainty
+from streammem.types import Caption, Segment
+from tests.tiny import film, tiny_model
+
+WORDS = "A man in a red shirt is standing."
+DEFAULTS = SessionConfig()
+FILM = film(("red", 4), ("blue", 4), ("green", 4))
+
+
+def certain(odds):
+    """A fit that gives every caption the same confidence."""
+    return Certainty((0.0,) * 4, float(np.log(odds / (1 - odds))), 0.2)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return tiny_model()
+
+
+@pytest.fixture
+def model(plain, monkeypatch):
+    """Says WORDS of everything, with 0.3 confidence."""
+    speaking = replace(plain, certainty=certain(WHOLE - 0.02))
+    monkeypatch.setattr(type(plain), "stream", lambda *_: iter(WORDS.partition(" in")))
+    said = (Reply(WORDS, [], []),)
+    monkeypatch.setattr(type(plain), "captions", lambda self, tokens, *_: [said] * len(tokens))
+    monkeypatch.setattr(
+        type(plain), "captions_stepwise", lambda self, tokens, *_: iter([said] * len(tokens))
+    )
+    return speaking
+
+
+def weighed(model, config=DEFAULTS):
+    return spoken.weigh(model, WORDS, model.background.numpy()[:2], config)
+
+
+@pytest.mark.parametrize(
+    ("odds", "text"), [(WHOLE + 0.01, WORDS), (WHOLE - 0.01, "A man"), (0.21, "A man"), (0.19, "")]
+)
+def test_the_less_sure_the_less_is_said_and_all_of_it_in_the_models_words(plain, odds, text):
+    said = weighed(replace(plain, certainty=certain(odds)))
+    assert (said.text, said.unsure) == (text, text != WORDS)
+    assert WORDS.startswith(said.text)
+    assert said.confidence == pytest.approx(odds, abs=1e-3)
+    caption = said.of(Segment(4, 1.0, 2.0, None, "cut"))
+    reason = "unsure" if said.unsure else None
+    assert caption == Caption(4, 1.0, 2.0, text, said.confidence, reason)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"min_confidence": 0.0}, WORDS),
+        ({"min_confidence": 0.05}, WORDS),
+        ({"min_confidence": 0.15}, ""),
+        ({"instruction": "What is it?"}, WORDS),
+        ({"instruction": "What is it?", "min_confidence": 0.5}, ""),
+    ],
+)
+def test_the_level_is_the_users_and_none_for_an_instruction_of_their_own(plain, options, text):
+    said = weighed(replace(plain, certainty=certain(0.1)), SessionConfig(**options))
+    assert said.text == text
+
+
+@pytest.mark.parametrize(("whole", "text"), [(0.6, "A man"), (0.4, WORDS)])
+def test_the_level_of_a_model_is_that_of_its_fit(plain, whole, text):
+    assert weighed(replace(plain, certainty=certain(0.5)._replace(whole=whole))).text == text
+
+
+def test_a_model_without_a_fit_says_everything(plain):
+    for config in (SessionConfig(), SessionConfig(min_confidence=1.0)):
+        assert weighed(plain, config).text == WORDS
+        assert not Session(plain, config).withholds
+
+
+def test_confidence_and_key_are_those_of_the_words_that_are_said(plain):
+    fitted = replace(plain, certainty=Certainty((3.0, 0.2, 0.0, 0.0), -2.0, 0.0))
+    pictures = plain.background.numpy()[:2]
+    config = SessionConfig(min_confidence=1.0)
+    said = spoken.weigh(fitted, WORDS, pictures, config)
+    assert said.text == "A man"
+    assert np.allclose(said.key, fitted.sentence_keys(["A man"])[0])
+    assert said.confidence == spoken.confidence(fitted, pictures, said.key)
+
+
+@pytest.mark.parametrize("level", [-0.1, 1.1, float("nan")])
+def test_a_level_that_is_no_probability_is_refused(level):
+    with pytest.raises(ConfigError, match="min-confidence"):
+        SessionConfig(min_confidence=level)
+
+
+def test_watching_a_batch_and_one_by_one_say_the_same(model):
+    watched = [e for e in watch(Session(model), FILM) if isinstance(e, Caption)]
+    batched, single = Session(model), Session(model)
+    for session in (batched, single):
+        segments = [s for frame in FILM for s in session.push(frame)] + [*session.flush()]
+        session.segments = segments
+    assert watched == batched.captions(batched.segments)
+    assert watched == [single.caption(segment) for segment in single.segments]
+    assert {c.text for c in watched} == {"A man"}
+    assert {c.reason for c in watched} == {"unsure"}
+
+
+@pytest.mark.parametrize("level", [None, 0.0])
+def test_no_word_is_heard_that_is_not_said(model, level):
+    heard = {}
+    options = WatchOptions(on_text=lambda s, piece: heard.setdefault(s.id, []).append(piece))
+    session = Session(model, SessionConfig(min_confidence=level))
+    captions = [e for e in watch(session, FILM, options) if isinstance(e, Caption)]
+    assert {c.segment: c.text for c in captions} == {k: "".join(v) for k, v in heard.items()}
+    assert {len(pieces) for pieces in heard.values()} == {1 if level is None else 3}
+
+
+def test_nothing_is_kept_of_what_is_not_said(plain, monkeypatch):
+    session = Session(replace(plain, certainty=certain(0.1)))
+    (segment,) = [s for f in film(("red", 3)) for s in session.push(f)] + [*session.flush()]
+    caption = session.add_caption(segment, WORDS)
+    assert (caption.text, caption.reason) == ("", "unsure")
+    entry = session.cache.get(segment.id)
+    assert entry.caption is None
+    assert not len(entry.caption_keys)
+    heard = []
+    session.caption(segment, heard.append)
+    assert heard == []
+
+
+def test_what_was_said_of_an_open_scene_is_what_is_kept_when_it_closes(model):
+    session = Session(model)
+    for frame in film(("red", 8)):
+        session.push(frame)
+    keys = np.stack([held.key for held in session.state.held])[:1]
+    scenes = LongScene(session, 5.0)
+    number = session.state.next_segment
+    part = Span(Segment(number, 0.0, 1.0, None, None), None, keys, 0.0)
+    scenes.begun(part)
+    told = scenes.told(part, (Reply(WORDS, [], []),))
+    (segment,) = session.flush()
+    scenes.closed(segment)
+    assert session.cache.get(segment.id).caption == told.text == "A man"
+
+
+def test_what_is_withheld_is_described_once_however_often_it_is_asked_about(model, monkeypatch):
+    batches = []
+    said = type(model).captions
+
+    def counting(self, tokens, *rest):
+        batches.append(len(tokens))
+        return said(self, tokens, *rest)
+
+    monkeypatch.setattr(type(model), "captions", counting)
+    unsure = replace(model, certainty=certain(0.1))
+    session = Session(unsure, SessionConfig(min_confidence=1.0, passages=2))
+    for frame in FILM:
+        session.push(frame)
+    session.flush()
+    for _ in range(3):
+        answer = session.ask("What is there?")
+        assert all(item.caption is None for item in answer.evidence)
+    assert [count for count in batches if count] == [2]
+    session.answerer.config = replace(session.config, passages=3)  # one more is shown
+    session.ask("What is there?")
+    assert [count for count in batches if count] == [2, 1]
+
+
+def test_what_is_withheld_is_described_anew_when_it_has_grown(model):
+    unsure = replace(model, certainty=certain(0.1))
+    session = Session(unsure, SessionConfig(min_confidence=1.0))
+    for frame in FILM:
+        session.push(frame)
+    session.flush()
+    row = session.cache.entries()[0]
+    described = []
+    session.answerer.describe = lambda segments: described.extend(s.id for s in segments)
+    for entry in (row, row, replace(row, last=row.segment + 9)):
+        session.answerer._row = lambda _, entry=entry: entry
+        session.answerer._described([entry])
+    assert described == [row.segment, row.segment]

@@ -1,0 +1,107 @@
+"""`streammem summary`, and what `ask` and `find` know of times, zones and sheets."""
+
+import re
+
+import pytest
+from PIL import Image
+
+from streammem.memory.store import Store
+from streammem.models.tiny.model import VideoModel
+from streammem.models.tiny.questions import Reading
+from tests.command_line import QUICK, events
+
+KEYS = ["type", "source", "start", "end", "segments", "captions"]
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Every question is how often, of everything."""
+    monkeypatch.setattr(VideoModel, "read_question", lambda self, q: Reading("how often", q))
+    matching = "streammem.qa.answerer.Answerer._matching"
+    monkeypatch.setattr(matching, lambda self, a, rows: {s.entry.segment: 1.0 for s in rows})
+
+
+@pytest.fixture
+def memory(run, video, tmp_path):
+    path = tmp_path / "trips"
+    when = ("--recorded", "2026-05-03T14:00+02:00")
+    assert run("scenes", video, "--memory", path, *when)[0] == 0
+    return path
+
+
+@pytest.mark.parametrize("remembered", [False, True])
+def test_a_summary_lists_chapters_that_tile_what_was_seen(run, video, memory, remembered):
+    where = memory if remembered else video
+    code, out, err = run("summary", where, "--chapters", "2", "--format", "jsonl", *QUICK)
+    chapters = events(out)
+    assert (code, err) == (0, "") and [list(c) for c in chapters] == [KEYS, KEYS]
+    assert {c["type"] for c in chapters} == {"chapter"} and {c["source"] for c in chapters} == {
+        video
+    }
+    assert chapters[0]["start"] == 0 and chapters[1]["end"] == 10
+    assert chapters[0]["end"] == chapters[1]["start"]
+    assert sum(c["segments"] for c in chapters) == 3
+    for chapter in chapters:
+        for caption in chapter["captions"]:
+            assert chapter["start"] <= caption["start"] < caption["end"] <= chapter["end"]
+
+
+def test_a_summary_reads_as_times_with_lines_of_the_timeline_below(run, memory):
+    code, out, _ = run("summary", memory, "--between", "0", "0:02", *QUICK)
+    heading, *lines = out.splitlines()
+    assert code == 0 and re.fullmatch(r"00:00\.0-00:03\.\d .+ \(1 scene\)", heading)
+    assert all(re.match(r"  \[00:00\.0-", line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--chapters", "0"), "--chapters 0"),
+        (("--between", "5", "2"), "--between 5 2"),
+        (("--format", "srt"), "--format srt"),
+        (("--recorded", "noon"), "--recorded"),
+    ],
+)
+def test_a_summary_that_cannot_be_meant_is_refused_first(run, flags, told):
+    try:
+        code, _, err = run("summary", "nothing.mp4", *flags)
+    except SystemExit as stopped:
+        code, err = stopped.code, told
+    assert code == 2 and told in err
+
+
+def test_a_recorded_time_is_kept_and_asked_by_the_wall_clock(run, memory, counted):
+    with Store.open(memory, None, "r") as store:
+        starts = [entry.wall_start for entry in store.load_entries()]
+    assert starts[0] == 1_777_809_600.0 and starts[1] > starts[0]
+    asked = ("ask", memory, "What was there on 2026-05-03 at 8 am?", "--format", "jsonl")
+    (answer,) = events(run(*asked, "--timezone", "America/New_York")[1])
+    assert answer["method"] == "computed" and answer["seen"] and "once" in answer["text"]
+    assert "(2026-05-03 08:00:00-04:00)" in answer["text"]
+    (answer,) = events(run(*asked, "--timezone", "Asia/Tokyo")[1])
+    assert not answer["seen"] and answer["text"] == "0 times"
+
+
+def test_a_computed_answer_prints_its_value_then_its_evidence(run, memory, counted):
+    code, out, _ = run("ask", memory, "How often?")
+    value, *evidence = out.splitlines()
+    assert code == 0 and value.startswith("once: 00:00.0-00:10.0")
+    assert len(evidence) == 3 and all(line.startswith("  [") for line in evidence)
+
+
+@pytest.mark.parametrize("zone", ["Mars/Olympus", "../etc", ""])
+def test_an_unknown_time_zone_is_refused_before_anything_is_opened(run, zone):
+    code, out, err = run("ask", "nothing.mp4", "When?", "--set", f'timezone="{zone}"')
+    assert (code, out) == (2, "") and "timezone" in err and err.count("\n") == 1
+
+
+def test_a_time_that_there_is_not_is_told_in_one_line(run, memory):
+    code, _, err = run("ask", memory, "Who came between 2:00 and 1:00?")
+    assert code == 2 and "earlier time first" in err and err.count("\n") == 1
+
+
+def test_find_draws_its_moments(run, memory, tmp_path):
+    sheet = tmp_path / "found.png"
+    code, out, err = run("find", memory, "something blue", "--count", "2", "--sheet", sheet)
+    assert code == 0 and len(out.splitlines()) == 2 and f"wrote {sheet}" in err
+    assert Image.open(sheet).width == 1200

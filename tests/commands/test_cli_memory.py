@@ -1,0 +1,321 @@
+"""`streammem memory`, and memories that stay within limits."""
+
+import json
+import os
+import re
+import sys
+
+import pytest
+
+from streammem.commands import opening
+from streammem.memory.store import Store
+from streammem.memory.upkeep import info
+from tests.command_line import QUICK, SRT_CUE, events, record
+from tests.memory.entries import DIM, TOKENS, make
+from tests.sessions import SHORT
+from tests.tiny import film
+
+ACTIONS = ("info", "verify", "export", "compact", "prune --keep 7d", "forget --between 0 1")
+
+
+@pytest.fixture
+def memory(run, video, tmp_path):
+    """Three captioned segments of one video, one of another."""
+    path = tmp_path / "trips"
+    assert run("caption", video, "--memory", path)[0] == 0
+    other = record(tmp_path / "other.mp4", (("white", 2),))
+    assert run("scenes", other, "--memory", path)[0] == 0
+    return path
+
+
+def segments(path):
+    with Store.open(path, None, "r") as store:
+        return [entry.segment for entry in store.load_entries()]
+
+
+# -- looking --
+
+
+def test_info_tells_what_is_there(run, memory, video):
+    code, out, err = run("memory", "info", memory, "--format", "jsonl")
+    (facts,) = events(out)
+    assert (code, err, facts["type"], facts["path"]) == (0, "", "memory", str(memory))
+    assert (facts["segments"], facts["captions"], facts["keyframes"]) == (4, 3, 4)
+    assert facts["sources"][0] == video and (facts["start"], facts["end"]) == (0.0, 10.0)
+    text = run("memory", "info", memory)[1]
+    assert re.search(r"^end +00:10\.0$", text, re.MULTILINE) and video in text
+
+
+def test_export_gives_every_event_with_its_source(run, memory, video):
+    code, out, err = run("memory", "export", memory, "--format", "jsonl")
+    assert (code, err) == (0, "")
+    told = events(out)
+    assert [event["type"] for event in told] == ["segment", "caption"] * 3 + ["segment"]
+    assert list(told[0]) == ["type", "id", "start", "end", "depth", "reason", "source"]
+    assert list(told[1]) == ["type", "segment", "start", "end", "text", "source"]
+    # A memory does not know them, and does not pretend to.
+    assert (told[0]["depth"], told[0]["reason"]) == (None, None)
+    assert {event["source"] for event in told[:6]} == {video} != {told[6]["source"]}
+    captions = [event["text"] for event in events(run("caption", video, "--format", "jsonl")[1])]
+    assert [event["text"] for event in told if event["type"] == "caption"] == captions
+
+
+@pytest.mark.parametrize("form", ["text", "srt", "vtt"])
+def test_export_of_one_source_is_as_captioning_it(run, memory, video, tmp_path, form):
+    path = tmp_path / "out"
+    code, out, err = run(
+        "memory", "export", memory, "--format", form, "--source", video, "-o", path
+    )
+    assert (code, out, err) == (0, "", "")
+    captioned = run("caption", video, "--format", form)[1]
+    lines = [line for line in path.read_text().splitlines() if " scene " not in line]
+    assert lines == [line.rstrip() for line in captioned.splitlines()]
+
+
+def test_cues_of_several_sources_come_with_a_remark(run, memory):
+    code, out, err = run("memory", "export", memory, "--format", "srt")
+    assert code == 0 and len(SRT_CUE.findall(out)) == 3
+    assert len(err.splitlines()) == 1 and "--source" in err
+
+
+def test_notes_are_exported_too_with_the_wall_clock(run, tmp_path):
+    from streammem.types import Note
+
+    path = tmp_path / "a.mem"
+    with Store.create(path, "tiny", key_dim=DIM, token_shape=TOKENS) as store:
+        entry = make(0, notes=(Note(0.25, 0.5, "Hello\nthere"),), wall_start=1_700_000_000.5)
+        store.append(entry, b"")
+    segment, note = events(run("memory", "export", path, "--format", "jsonl")[1])
+    assert note["type"] == "note" and (note["start"], note["end"]) == (0.25, 0.5)
+    assert re.fullmatch(r"2023-11-1\dT.+\.500[+-]\d\d:\d\d", segment["wall_start"])
+
+
+def test_a_sound_memory_verifies_and_a_damaged_one_is_1(run, memory):
+    code, out, err = run("memory", "verify", memory)
+    assert (code, out) == (0, "") and err == f"{memory}: sound\n"
+    keyframe = next((memory / "keyframes").iterdir())
+    keyframe.write_bytes(b"flipped")
+    code, out, err = run("memory", "verify", memory, "--format", "jsonl")
+    (fault,) = events(out)
+    assert code == 1 and list(fault) == ["type", "segment", "message"]
+    assert len(err.splitlines()) == 1 and "1 fault;" in err
+    assert run("memory", "verify", memory)[1].startswith(f"segment {fault['segment']}: ")
+
+
+def test_looking_needs_no_model_and_no_torch():
+    import subprocess
+
+    script = (
+        "import sys, streammem.cli\n"
+        "streammem.cli.main(['memory', 'info', 'nowhere'])\n"
+        "sys.exit('torch' in sys.modules or 'faiss' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0 and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+# -- removing --
+
+
+def test_forgetting_removes_a_stretch_and_says_so(run, memory, video):
+    asked = ("memory", "forget", memory, "--between", "0:03.5", "4", "--source", video)
+    code, out, err = run(*asked, "--dry-run")
+    assert (code, out, err) == (0, "", f"{memory}: would forget 1 segment (1)\n")
+    assert segments(memory) == [0, 1, 2, 3]
+    code, out, err = run(*asked)
+    assert (code, out, err) == (0, "", f"{memory}: forgot 1 segment (1)\n")
+    assert segments(memory) == [0, 2, 3]
+    code, _, err = run("memory", "forget", memory, "--between", "50", "60")
+    assert code == 0 and "forgot 0 segments\n" in err
+    run("memory", "forget", memory, "--between", "0", "1", "--source", video)
+    assert segments(memory) == [2, 3]
+    run("memory", "forget", memory, "--between", "0", "9")
+    assert segments(memory) == []
+
+
+def test_pruning_by_size_says_what_went(run, memory):
+    with Store.open(memory, None, "r") as store:
+        size = info(store).database_bytes
+    asked = ("memory", "prune", memory, "--budget", str(size))
+    code, out, err = run(*asked, "--dry-run")
+    assert (code, out) == (0, "") and f"{memory}: would remove 4 keyframes, 0 token" in err
+    assert len(list((memory / "keyframes").iterdir())) == 4
+    code, out, err = run(*asked)
+    assert (code, out) == (0, "") and f"{memory}: removed 4 keyframes, 0 token" in err
+    assert list((memory / "keyframes").iterdir()) == [] and segments(memory) == [0, 1, 2, 3]
+
+
+def test_pruning_by_age_takes_what_is_older(run, memory):
+    assert run("memory", "prune", memory, "--keep", "1h")[0] == 0
+    assert segments(memory) == [0, 1, 2, 3]
+    assert "4 segments" in run("memory", "prune", memory, "--keep", "0s")[2]
+    assert segments(memory) == []
+
+
+def test_an_unreachable_budget_is_remarked(run, memory):
+    code, _, err = run("memory", "prune", memory, "--budget", "1B")
+    assert code == 0 and "less than an empty memory takes" in err
+
+
+def test_compacting_keeps_everything(run, memory):
+    before = run("memory", "export", memory, "--format", "jsonl")[1]
+    code, out, err = run("memory", "compact", memory)
+    assert (code, out) == (0, "") and len(err.splitlines()) == 1
+    assert run("memory", "export", memory, "--format", "jsonl")[1] == before
+
+
+# -- what cannot be --
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("what", ["nothing", "file", "folder"])
+def test_what_is_no_memory_is_one_line_and_1(run, tmp_path, action, what):
+    path = tmp_path / what
+    if what == "file":
+        path.write_text("x")
+    if what == "folder":
+        path.mkdir()
+    name, *options = action.split()
+    code, out, err = run("memory", name, path, *options)
+    assert (code, out) == (1, "") and len(err.splitlines()) == 1
+    assert err.startswith("streammem: ") and "not a memory" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("prune",), 2),
+        (("forget", "--between", "5", "3"), 2),
+        (("forget", "--between", "3", "3"), 2),
+        (("forget", "--between", "-1", "3"), 2),
+        (("forget", "--between", "0", "nan"), 2),
+        (("export", "-o", "no/such/folder/out"), 2),
+        (("forget", "--between", "0", "1", "--source", "nowhere.mp4"), 1),
+        (("export", "--source", "nowhere.mp4"), 1),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line_and_changes_nothing(run, memory, arguments, code):
+    name, *options = arguments
+    left, out, err = run("memory", name, memory, *options)
+    assert (left, out) == (code, "") and len(err.splitlines()) == 1
+    assert segments(memory) == [0, 1, 2, 3]
+
+
+def test_nobody_prunes_what_another_writes(run, memory):
+    with Store.open(memory):
+        for action in ("compact", "prune --keep 0s", "forget --between 0 9"):
+            name, *options = action.split()
+            code, out, err = run("memory", name, memory, *options)
+            assert (code, out) == (1, "") and "is being written by" in err
+        assert run("memory", "info", memory)[0] == 0
+        assert run("memory", "forget", memory, "--between", "0", "9", "--dry-run")[0] == 0
+    assert segments(memory) == [0, 1, 2, 3]
+
+
+# -- asked later --
+
+
+def test_a_memory_answers_later_without_the_video(run, video, tmp_path):
+    memory = tmp_path / "kitchen.mem"
+    assert run("caption", video, "--memory", memory)[0] == 0
+    code, out, err = run("ask", memory, "What was red?", "--format", "jsonl", *QUICK)
+    assert (code, err) == (0, "")
+    (answer,) = events(out)
+    assert {item["source"] for item in answer["evidence"]} == {video}
+    assert all(os.path.isfile(item["keyframe"]) for item in answer["evidence"])
+    moments = events(run("find", memory, "red", "--format", "jsonl")[1])
+    assert len(moments) == 3
+
+
+def test_a_memory_path_that_is_a_file_is_told(run, video, tmp_path):
+    (tmp_path / "file").write_text("x")
+    code, out, err = run("caption", video, "--memory", tmp_path / "file")
+    assert code in (1, 2) and out == "" and len(err.splitlines()) == 1
+
+
+# -- a memory as a source --
+
+
+def test_a_memory_is_no_video_and_takes_no_span(run, memory):
+    for command in ("caption", "scenes"):
+        code, out, err = run(command, memory)
+        assert (code, out) == (2, "") and "is a memory, not a video" in err
+    for option in (("--start", "1"), ("--fps", "1"), ("--memory", "other"), ("--reader", "pyav")):
+        code, out, err = run("ask", memory, "Why?", *option)
+        assert (code, out) == (2, "") and option[0] in err
+
+
+def test_an_empty_memory_is_told(run, memory):
+    run("memory", "prune", memory, "--keep", "0s")
+    for command in ("ask", "find"):
+        code, out, err = run(command, memory, "Why?")
+        assert (code, out) == (1, "") and "nothing is in this memory yet" in err
+
+
+# -- limits while it is written --
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--budget", "5MB"), "--memory"),
+        (("--keep", "7d"), "--memory"),
+        (("--memory", "m", "--budget", "100KB"), "1MB"),
+        (("--memory", "m", "--keep", "10m"), "1h"),
+    ],
+)
+def test_limits_that_cannot_be_kept_are_2(run, video, options, named):
+    code, out, err = run("caption", video, *options)
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1 and named in err
+
+
+def test_a_stream_keeps_its_memory_within_the_budget(run, video, tmp_path, monkeypatch):
+    """Limits are checked while it runs, and what went is not found any more."""
+    monkeypatch.setattr("streammem.commands.options.LEAST_BUDGET_BYTES", 0)
+    seen, sizes = [], []
+    original = opening.prune
+
+    def pruning(session, arguments):
+        found = info(session.kept.store)
+        sizes.append(found.database_bytes + found.keyframe_bytes)
+        original(session, arguments)
+        seen.append([entry.segment for entry in session.cache.entries()])
+
+    monkeypatch.setattr(opening, "prune", pruning)
+    path = tmp_path / "small"
+    assert run("scenes", video, "--memory", path, "--budget", "30KB")[0] == 0
+    assert len(seen) == 1 + 3 + 1  # before, after each of three segments, at the end
+    assert max(sizes) <= 30_000 + opening.SEGMENT_BYTES // 2
+    with Store.open(path, None, "r") as store:
+        found = info(store)
+        assert found.database_bytes + found.keyframe_bytes <= 30_000
+        assert found.keyframes < 3
+        assert seen[-1] == [entry.segment for entry in store.load_entries()]
+
+
+@pytest.mark.parametrize("budget", [1_000_000, 5_000_000, 50_000_000, 2_000_000_000])
+def test_between_two_prunings_a_memory_grows_by_a_16th_of_its_budget_or_2_mb(budget):
+    grown = opening.pruned_every(budget) * opening.SEGMENT_BYTES
+    assert grown <= max(budget / 16, opening.SEGMENT_BYTES) and grown <= 64 * opening.SEGMENT_BYTES
+
+
+def test_rows_that_are_pruned_leave_the_cache(model, tmp_path):
+    import argparse
+
+    from streammem.engine.session import Session
+    from streammem.engine.session_config import SessionConfig
+
+    with Session(model, SessionConfig(caption=SHORT), memory=tmp_path / "m") as session:
+        for frame in film(("red", 6), ("blue", 6), ("green", 6)):
+            session.push(frame)
+        session.flush()
+        assert len(session.cache) == 3
+        opening.prune(session, argparse.Namespace(budget=None, keep=0.0))
+        assert len(session.cache) == 0 and session.find("red") == ()
+        opening.prune(session, argparse.Namespace(budget=None, keep=None))
+
+
+def test_every_line_of_info_is_one_fact(run, memory):
+    facts = json.loads(run("memory", "info", memory, "--format", "jsonl")[1])
+    lines = run("memory", "info", memory)[1].splitlines()
+    assert [line.split()[0] for line in lines] == [k for k in facts if k not in ("type", "path")]

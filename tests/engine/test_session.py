@@ -1,0 +1,290 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from streammem.engine.session import Session
+from streammem.engine.session_config import SessionConfig
+from streammem.engine.watch import watch
+from streammem.models.backbones.language import GenerationConfig
+from streammem.models.tiny.model import VideoModel
+from streammem.perception.perceiver import Perceived
+from streammem.perception.scene_buffer import BRIDGE_FRAMES
+from streammem.perception.scenetilling import SceneTillingConfig
+from streammem.types import Caption, Frame
+from tests.sessions import FILM, as_kind, segments_of, session_of, told
+from tests.tiny import film
+
+
+class Recalling(VideoModel):
+    """Perceives each different picture once, so that thousands of frames take a moment."""
+
+    def perceive(self, picture):
+        known = self.__dict__.setdefault("known", {})
+        key = picture.tobytes()
+        if key not in known:
+            known[key] = super().perceive(picture)
+        return known[key]
+
+
+class Scripted(VideoModel):
+    """Perceives a picture as the embedding whose number is written in its first pixel."""
+
+    def perceive(self, picture):
+        row = self.__dict__["embeddings"][int(picture[0, 0, 0]) * 256 + int(picture[0, 0, 1])]
+        return Perceived(row, torch.zeros(9, 8).half(), np.eye(16, dtype=np.float32)[0])
+
+
+def num_bytes(value):
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, np.ndarray):
+        # A view that keeps a larger array alive costs all of it.
+        return max(value.nbytes, getattr(value.base, "nbytes", 0))
+    if isinstance(value, tuple):
+        return sum(map(num_bytes, value))
+    if dataclasses.is_dataclass(value):
+        return sum(num_bytes(getattr(value, f.name)) for f in dataclasses.fields(value))
+    return 8
+
+
+# -- law 1: however the frames come --
+
+
+def test_frame_by_frame_equals_the_whole_film_through_watch(model):
+    pushed, watched = session_of(model), session_of(model)
+    events = told(pushed, film(*FILM))
+    seen = list(watch(watched, film(*FILM)))
+    assert sorted(seen, key=repr) == sorted(events, key=repr)
+    assert len(segments_of(events)) == len(FILM)
+    for segment in segments_of(events):
+        assert torch.equal(pushed.tokens(segment.id), watched.tokens(segment.id))
+    assert torch.equal(pushed.state.memory, watched.state.memory)
+
+
+def test_every_scene_of_a_film_is_a_segment_with_its_own_words(model):
+    events = told(session_of(model), film(*FILM))
+    starts = [segment.start for segment in segments_of(events)]
+    assert starts == [0.0, 4.5, 8.0, 14.0, 18.0]
+    captions = [event.text for event in events if isinstance(event, Caption)]
+    assert len(set(captions)) >= len(FILM) - 1  # red comes twice
+
+
+# -- law 2: bounded --
+
+
+@pytest.mark.parametrize("length", [24, 10_000], ids=["many scenes", "one endless scene"])
+def test_state_is_as_large_after_3000_frames_as_after_300(model, length):
+    assert_flat(model, length, early=300, late=3_000)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("length", [24, 1_000_000], ids=["many scenes", "one endless scene"])
+def test_state_is_as_large_after_20000_frames_as_after_300(model, length):
+    assert_flat(model, length, early=300, late=20_000)
+
+
+def assert_flat(model, length, *, early, late):
+    scenes = SceneTillingConfig(max_frames=48, max_lag=8)
+    session = Session(as_kind(Recalling, model), SessionConfig(scenes=scenes, max_segments=16))
+    names = ("red", "blue", "green", "yellow")
+    pictures = {name: [frame.pixels for frame in film((name, 16))] for name in names}
+    largest = dict.fromkeys((early, late), 0)
+    for number in range(late):
+        pixels = pictures[names[number // length % 4]][number % 16]
+        session.push(Frame(pixels, number / 2, 0.5, number))
+        for bound in largest:
+            if bound - 100 <= number < bound:  # two longest scenes
+                largest[bound] = max(largest[bound], num_bytes(session.state))
+    assert largest[late] == largest[early]
+    assert len(session.cache) <= 16
+    assert session.cache.num_bytes() <= session.cache.config.bytes_bound()
+
+
+def test_a_scene_that_never_ends_keeps_few_patches(model):
+    scenes = SceneTillingConfig(max_frames=300, max_lag=10, flash_frames=2)
+    session = Session(as_kind(Recalling, model), SessionConfig(scenes=scenes))
+    for frame in film(("red", 400)):
+        session.push(frame)
+        held = session.state.held
+        assert len(held) <= 300 + 10 + 3
+        assert sum(f.patches is not None for f in held) <= 2 * BRIDGE_FRAMES + 10 + 3
+        assert all((f.patches is None) == (f.picture is None) for f in held)
+
+
+@pytest.mark.parametrize("length", [40, 41, 42, 43])
+@pytest.mark.parametrize("flash_frames", [0, 2])
+def test_frames_of_the_next_scene_have_kept_their_patches(model, length, flash_frames):
+    """Also where the boundary is told as late as can be: the climb after it outlasts max_lag."""
+    max_lag = 5
+    steps = np.concatenate([np.zeros(length), 1.2 - 0.08 * np.arange(12)])
+    angles = steps.cumsum()
+    scripted = as_kind(Scripted, model)
+    scripted.__dict__["embeddings"] = np.stack([np.cos(angles), np.sin(angles)], 1)
+    scenes = SceneTillingConfig(floor=0.1, max_lag=max_lag, flash_frames=flash_frames)
+    session = Session(scripted, SessionConfig(scenes=scenes, still=0))
+    for n in range(len(angles)):
+        pixels = np.full((4, 4, 3), 1, np.uint8)
+        pixels[0, 0] = (n // 256, n % 256, 0)
+        if session.push(Frame(pixels, float(n), 1.0, n)):
+            break
+    held = session.state.held
+    assert (held[0].number, len(held)) == (length, max_lag + flash_frames + 1)
+    assert all(f.patches is not None for f in held)
+
+
+def test_a_still_scene_writes_few_rows(model):
+    scenes = SceneTillingConfig(max_frames=8, max_lag=4)
+    session = Session(as_kind(Recalling, model), SessionConfig(scenes=scenes))
+    closed = [s for frame in film(("red", 1)) * 400 for s in session.push(still(frame, session))]
+    assert len(closed) >= 45
+    assert len(session.cache) == 1
+    assert session.cache.entries()[0].end == closed[-1].end
+
+
+def still(frame, session):
+    return dataclasses.replace(frame, time=session.state.frames / 2)
+
+
+# -- law 3: the future --
+
+
+STILL = [dataclasses.replace(film(("red", 1))[0], time=k / 2, index=k) for k in range(30)]
+
+
+@pytest.mark.parametrize("cut", [1, 9, 12, 20, 30])
+@pytest.mark.parametrize("frames", [film(*FILM), STILL], ids=["scenes", "one still scene"])
+def test_the_future_never_changes_an_emitted_event(model, cut, frames):
+    common = frames[:cut]
+    scenes = SceneTillingConfig(
+        max_frames=8, max_lag=2
+    )  # a still scene goes on over several segments
+    after = dataclasses.replace(common[-1], time=common[-1].time + 0.5)
+    futures = [
+        [],
+        film(("white", 5), start=after.time),
+        film(("black", 2), ("yellow", 6), ("red", 9), start=after.time),
+        [
+            dataclasses.replace(after, time=after.time + k / 2, pixels=after.pixels // 16 * 16)
+            for k in range(12)
+        ],
+    ]
+    emitted = []
+    for future in futures:
+        session = session_of(model, scenes=scenes)
+        so_far = [
+            (s, session.caption(s), session.tokens(s.id)) for f in common for s in session.push(f)
+        ]
+        for frame in future:
+            session.push(frame)
+        session.flush()
+        for segment, _, tokens in so_far:
+            assert torch.equal(session.tokens(segment.id), tokens)
+        emitted.append([event[:2] for event in so_far])
+    assert all(events == emitted[0] for events in emitted)
+
+
+# -- law 4: sessions never touch --
+
+
+def test_two_interleaved_sessions_say_what_each_says_alone(model):
+    sampled = GenerationConfig(max_new_tokens=6, temperature=1.0, seed=3)
+    config = SessionConfig(caption=sampled, answer=sampled)
+    films = film(*FILM), film(("yellow", 8), ("black", 11), ("white", 5), ("blue", 18))
+    alone = []
+    for frames in films:
+        session = Session(model, config)
+        events = told(session, frames)
+        alone.append((events, session.ask("what was red?"), session.state.memory))
+
+    sessions = [Session(model, config) for _ in films]
+    mixed = [[], []]
+    for pair in zip(*films, strict=True):
+        for session, events, frame in zip(sessions, mixed, pair, strict=True):
+            for segment in session.push(frame):
+                events += [segment, session.caption(segment)]
+    for session, events, expected in zip(sessions, mixed, alone, strict=True):
+        for segment in session.flush():
+            events += [segment, session.caption(segment)]
+        assert events == expected[0]
+        assert session.ask("what was red?") == expected[1]
+        assert torch.equal(session.state.memory, expected[2])
+
+
+# -- law 7: the end --
+
+
+@pytest.mark.parametrize("scenes", [FILM, FILM[:1], (("red", 1),), (("red", 1), ("blue", 1))])
+def test_segments_are_half_open_and_tile_the_film(model, scenes):
+    frames = film(*scenes, start=2.0)
+    session = session_of(model)
+    segments = segments_of(told(session, frames))
+    assert [s.id for s in segments] == list(range(len(segments)))
+    assert segments[0].start == 2.0
+    assert all(s.start < s.end for s in segments)
+    assert [s.end for s in segments[:-1]] == [s.start for s in segments[1:]]
+    assert segments[-1].end == frames[-1].time + frames[-1].duration
+    assert segments[-1].reason == "end" and segments[-1].depth is None
+
+
+def test_flush_is_idempotent(model):
+    session = session_of(model)
+    told(session, film(*FILM))
+    state = session.state
+    assert session.flush() == () and session.flush(99.0) == ()
+    assert torch.equal(session.state.memory, state.memory)
+    assert num_bytes(session.state) == num_bytes(state)
+    assert len(session.cache) == len(FILM)
+
+
+def test_flush_of_nothing_is_nothing(model):
+    assert session_of(model).flush() == ()
+
+
+@pytest.mark.parametrize(("end", "expected"), [(25.0, 25.0), (20.6, 20.6), (3.0, 20.5)])
+def test_a_stated_end_is_the_end_but_not_before_the_last_frame(model, end, expected):
+    session = session_of(model)
+    frames = film(*FILM)
+    assert frames[-1].time == 20.5
+    assert segments_of(told(session, frames, end=end))[-1].end == expected
+
+
+def test_after_a_flush_the_stream_goes_on_in_new_segments(model):
+    session = session_of(model)
+    first = segments_of(told(session, film(("red", 6))))
+    second = segments_of(told(session, film(("blue", 6), start=3.0)))
+    assert [(s.id, s.start, s.end) for s in (*first, *second)] == [(0, 0.0, 3.0), (1, 3.0, 6.0)]
+
+
+# -- times --
+
+
+@pytest.mark.parametrize("time", [1.9, -1.0, math.nan, math.inf])
+def test_time_that_runs_backward_is_refused(model, time):
+    session = session_of(model)
+    frames = film(("red", 5))
+    for frame in frames:
+        session.push(frame)
+    before = session.state
+    with pytest.raises(ValueError, match=r"the stream is at 2\.000 s"):
+        session.push(dataclasses.replace(frames[0], time=time))
+    assert session.state is before
+
+
+def test_time_that_runs_back_before_a_flush_is_refused(model):
+    session = session_of(model)
+    told(session, film(("red", 5)))
+    with pytest.raises(ValueError, match=r"the stream is at 2\.500 s"):
+        session.push(film(("red", 1), start=2.0)[0])
+
+
+def test_scores_come_once_a_gap_with_the_time_of_its_later_frame(model):
+    scores = []
+    frames = film(*FILM)
+    session = Session(model, on_score=lambda time, score: scores.append((time, score.frame)))
+    for frame in frames:
+        session.push(frame)
+    session.flush()
+    assert scores == [(frame.time, number) for number, frame in enumerate(frames)][1:]

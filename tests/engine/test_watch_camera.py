@@ -1,0 +1,360 @@
+"""Watching what does not wait: frames and captions that cannot keep up are dropped and counted."""
+
+import itertools
+import threading
+from collections import deque
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from streammem.captioning.captioner import confidence
+from streammem.engine.alerts import AlertConfig, Alerts
+from streammem.engine.long_scenes import LongScene, Span
+from streammem.engine.session import Session
+from streammem.engine.session_config import SessionConfig
+from streammem.engine.watch import WatchOptions, watch
+from streammem.engine.workers import LIVE_FRAMES_AHEAD, Speaker
+from streammem.errors import ConfigError
+from streammem.models.backbones.language import Reply
+from streammem.models.confidence import Certainty
+from streammem.perception.scenetilling import SceneTillingConfig
+from streammem.types import Alert, Answer, Caption, Frame, Segment, Stats, Warning
+from tests.sessions import SHORT
+from tests.tiny import film, moving_square, talkative_language, tiny_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    assert [t.name for t in threading.enumerate() if t.name.startswith("streammem-")] == []
+
+
+class Camera:
+    """Gives frames without waiting, but at each of `pauses` until its event is set."""
+
+    name, duration, end, live = "camera", None, None, True
+
+    def __init__(self, frames, pauses=None):
+        self._frames, self._pauses = frames, pauses or {}
+        self.notices, self.num_given, self.stopping = [], 0, False
+
+    def __iter__(self):
+        for number, frame in enumerate(self._frames):
+            if number in self._pauses:
+                assert self._pauses[number].wait(120)
+            if self.stopping:
+                return
+            yield frame
+            self.num_given += 1
+
+    def stop(self):
+        self.stopping = True
+
+    def close(self):
+        pass
+
+
+def ended(events):
+    events = list(events)
+    return events, next(e for e in reversed(events) if isinstance(e, Stats))
+
+
+def check(stats):
+    assert stats.captured == (
+        stats.frames + stats.waiting + stats.dropped_full + stats.dropped_at_stop
+    )
+
+
+class Slow:
+    """A language model whose first word waits for an event."""
+
+    def __init__(self, event):
+        self._language, self._event = talkative_language(), event
+
+    def __getattr__(self, name):
+        return getattr(self._language, name)
+
+    def stream(self, prompt, config):
+        assert self._event.wait(120)
+        yield from self._language.stream(prompt, config)
+
+
+FILM = film(*((c, 6) for c in ("red", "blue", "green", "white", "red", "black") * 3))
+
+
+# -- accounting --
+
+
+@pytest.mark.parametrize("drop", ["oldest", "newest", "never"])
+def test_every_captured_frame_is_accounted_for(model, drop):
+    session, camera = Session(model), Camera(FILM)
+    options = WatchOptions(drop=drop, stats_s=0.0, speak=False)
+    _, last = ended(watch(session, camera, options))
+    assert last.captured == len(FILM) == camera.num_given
+    assert last.frames == session.state.frames
+    assert last.waiting == last.dropped_at_stop == 0
+    check(last)
+    if drop == "never":
+        assert last.dropped_full == 0
+
+
+@pytest.mark.parametrize("drop", ["oldest", "newest"])
+def test_perception_that_falls_behind_drops_what_it_was_told_to(model, drop):
+    resumed, first = threading.Event(), threading.Event()
+    camera = Camera(FILM, {1: first})
+    session = Session(model)
+    events = watch(session, camera, WatchOptions(drop=drop, stats_s=1e9, speak=False))
+    pushed = []
+    push = session.push
+
+    def slow(frame):
+        pushed.append(frame.index)
+        if len(pushed) == 1:
+            first.set()
+            while camera.num_given < len(FILM) - 1:
+                resumed.wait(0.001)
+        return push(frame)
+
+    session.push = slow
+    _, last = ended(events)
+    check(last)
+    assert last.dropped_full >= len(FILM) - 2 - LIVE_FRAMES_AHEAD > 0
+    kept = FILM[-LIVE_FRAMES_AHEAD:] if drop == "oldest" else FILM[1 : LIVE_FRAMES_AHEAD + 1]
+    assert set(pushed[1:]) >= {f.index for f in kept[2:-2]}
+
+
+@pytest.mark.parametrize("after", range(0, 100, 7))
+def test_stopping_at_any_moment_accounts_for_all(model, after):
+    calls = itertools.count()
+    options = WatchOptions(stop=lambda: next(calls) >= after, stats_s=1e9, speak=False)
+    session = Session(model)
+    _, last = ended(watch(session, Camera(FILM), options))
+    check(last)
+    assert last.frames == session.state.frames and session.state.held == ()
+
+
+def test_what_a_source_has_to_say_becomes_warnings(model):
+    camera = Camera(FILM[:3])
+    camera.notices = deque(["camera: connection lost"])
+    assert Warning("camera: connection lost") in list(watch(Session(model), camera))
+
+
+# -- speech --
+
+
+def test_speech_never_holds_up_perception_and_skipped_captions_are_counted():
+    spoken = threading.Event()
+    model = tiny_model(open_language=lambda: Slow(spoken))
+    session = Session(model, SessionConfig(caption=SHORT))
+    events = watch(session, Camera(FILM), WatchOptions(stats_s=1e9, drop="never"))
+    seen = []
+    for event in events:
+        seen.append(event)
+        if session.state.frames == len(FILM):
+            spoken.set()  # all was perceived before the first word
+    stats = seen[-1]
+    captions = [e for e in seen if isinstance(e, Caption)]
+    segments = [e for e in seen if isinstance(e, Segment)]
+    assert stats.captions_skipped > 0
+    assert stats.captions_skipped + len(captions) == len(segments)
+    assert captions[-1].segment == segments[-1].id  # the newest is said
+    assert stats.caption_lag_s > 0
+
+
+def test_the_language_model_is_opened_before_the_first_frame_comes():
+    opened = threading.Event()
+
+    def open_language():
+        opened.set()
+        return talkative_language()
+
+    session = Session(tiny_model(open_language=open_language), SessionConfig(caption=SHORT))
+    assert list(watch(session, Camera(FILM[:4], {0: opened})))  # the camera waits for it
+
+
+def test_one_is_said_one_waits_and_a_newer_one_takes_its_place():
+    gate = threading.Event()
+    model = tiny_model(open_language=lambda: Slow(gate))
+    speaker = Speaker(model, SessionConfig(caption=SHORT), None)
+    tokens = torch.zeros(model.token_shape)
+    spans = [
+        Span(Segment(k, k, k + 1.0, None, "cut"), tokens, OTHER_KEY[None], 0.0) for k in range(4)
+    ]
+    skipped = []
+    for span in spans:  # as if they closed at once, before the speaker has begun any
+        speaker.skip(1)
+        speaker.submit(span)
+        skipped.append(speaker.num_skipped)
+    gate.set()
+    said = [told.span for told in speaker.said(0) if told]
+    speaker.stop()
+    assert skipped == [0, 0, 1, 2]
+    assert len(said) == 2 and said[-1] is spans[-1]
+
+
+def test_captions_of_a_long_scene_tile_it_and_none_is_taken_back(model):
+    frames = [Frame(faded(k / 160), k / 2, 0.5, k) for k in range(160)]
+    session = Session(model, SessionConfig(caption=SHORT))
+    gates = {k: threading.Event() for k in range(0, 160, 20)}
+    events = watch(session, Camera(frames, gates), WatchOptions(refresh_s=5.0, stats_s=0.0))
+    said = []
+    for event in opened(events, session, gates):
+        if isinstance(event, Caption):
+            said.append(event)
+        if isinstance(event, Segment):
+            last = event
+    parts = [c for c in said if c.segment == last.id]
+    assert len(parts) > 2
+    assert all(a.end <= b.start for a, b in itertools.pairwise(parts))
+    assert parts[0].start == last.start and parts[-1].end == last.end
+    kept = session.cache.get(last.id).caption.splitlines()
+    assert kept == [text for text, _ in itertools.groupby(c.text for c in parts)]
+
+
+def faded(share):
+    """A picture between red and blue; each next one is too near to cut."""
+    red, blue = moving_square("red", 0).astype(float), moving_square("blue", 0)
+    return (red * (1 - share) + blue * share).astype(np.uint8)
+
+
+def opened(events, session, gates):
+    for event in events:  # counters come at every tick
+        yield event
+        for number, gate in gates.items():
+            if session.state.frames >= number - 1:
+                gate.set()
+
+
+def test_a_static_scene_is_described_once(model):
+    still = moving_square("red", 0)
+    frames = [Frame(still, k / 2, 0.5, k) for k in range(130)]
+    config = SessionConfig(caption=SHORT, scenes=SceneTillingConfig(max_frames=60))
+    options = WatchOptions(refresh_s=5.0, drop="never")
+    events = list(watch(Session(model, config), Camera(frames), options))
+    assert sum(isinstance(e, Segment) for e in events) == 3
+    assert sum(isinstance(e, Caption) for e in events) == 1
+
+
+# -- alerts --
+
+
+BLUE_KEY, OTHER_KEY = np.eye(16, dtype=np.float32)[:2]
+
+
+def seeing(model):
+    """Make a model for which every sentence means blue, and only blue pictures look like that."""
+
+    class Seeing(type(model)):
+        def sentence_keys(self, sentences):
+            return np.stack([BLUE_KEY for _ in sentences])
+
+        def perceive(self, picture):
+            is_blue = picture[0, 0, 2] > picture[0, 0, 0]
+            return super().perceive(picture)._replace(key=BLUE_KEY if is_blue else OTHER_KEY)
+
+    fields = {name: getattr(model, name) for name in model.__dataclass_fields__}
+    bank = np.random.default_rng(3).standard_normal((64, 16)).astype(np.float32)
+    bank /= np.linalg.norm(bank, axis=1, keepdims=True)
+    return Seeing(**(fields | {"background": torch.from_numpy(bank)}))
+
+
+def test_an_alert_fires_once_per_appearance(model, tmp_path):
+    frames = film(("red", 20), ("blue", 20), ("red", 20), ("blue", 10), ("red", 20))
+    alerting = AlertConfig(pictures=tmp_path / "seen")
+    options = WatchOptions(alerts=("something blue",), alerting=alerting, speak=False)
+    alerts = [
+        e for e in watch(Session(seeing(model)), iter(frames), options) if isinstance(e, Alert)
+    ]
+    assert [a.query for a in alerts] == ["something blue"] * 2
+    assert [10.0 <= alerts[0].time < 12.0, 30.0 <= alerts[1].time < 32.0] == [True, True]
+    assert all((tmp_path / "seen").joinpath(a.keyframe).exists() for a in alerts)
+    assert len({a.keyframe for a in alerts}) == 2
+
+
+def test_a_flicker_is_no_appearance_and_a_short_absence_is_no_leaving(model):
+    alerts = Alerts(seeing(model), ["blue"], AlertConfig(confirm=2, away_s=5.0))
+    keys = [OTHER_KEY, BLUE_KEY]
+    shown = [0, 0, 1, 0, 0, 1, 1, 1, 0, 0, 1, 1, 0, 0, *[0] * 20, 1, 1]
+    fired = [
+        k
+        for k, which in enumerate(shown)
+        if alerts.take(replace(FILM[0], time=k / 2), keys[which], 0)
+    ]
+    assert fired == [6, len(shown) - 1]
+
+
+def test_pictures_of_alerts_are_bounded(model, tmp_path):
+    config = AlertConfig(confirm=1, away_s=0.0, pictures=tmp_path, max_pictures=3)
+    alerts = Alerts(seeing(model), ["blue"], config)
+    for k in range(20):
+        alerts.take(replace(FILM[0], time=float(k)), OTHER_KEY if k % 2 else BLUE_KEY, 0)
+    assert len(list(tmp_path.glob("*.jpg"))) == 3
+
+
+@pytest.mark.parametrize("query", [" ", "a dog | ", "|"])
+def test_an_empty_alert_is_refused_at_the_call(model, query):
+    with pytest.raises(ConfigError, match="empty"):
+        watch(Session(model), [], WatchOptions(alerts=(query,)))
+
+
+def test_an_alert_said_in_several_ways_waits_for_what_they_have_in_common(model):
+    basis = dict(zip(("sofa", "couch", "dog"), np.eye(16, dtype=np.float32), strict=False))
+    seer = seeing(model)
+    means = {"one way": basis["sofa"] + basis["dog"], "another": basis["couch"] + basis["dog"]}
+    type(seer).sentence_keys = lambda self, texts: np.stack(
+        [means[text] / np.linalg.norm(means[text]) for text in texts]
+    )
+
+    def shown(query, key):
+        alerts = Alerts(seer, [query], AlertConfig(confirm=1, rate=0.05))
+        return bool(alerts.take(FILM[0], key, 0))
+
+    for key, alone, together in ((basis["sofa"], True, False), (basis["dog"], True, True)):
+        assert shown("one way", key) is alone
+        assert shown("one way | another", key) is together
+
+
+# -- questions --
+
+
+def test_a_question_is_answered_while_perception_goes_on(model):
+    questions = iter([None] * 30 + ["What is there?"])
+    session = Session(model, SessionConfig(answer=SHORT, caption=SHORT))
+    pieces = []
+    options = WatchOptions(question=lambda: next(questions, None), on_answer=pieces.append)
+    events = list(watch(session, Camera(FILM), options))
+    (answer,) = [e for e in events if isinstance(e, Answer)]
+    assert answer.question == "What is there?"
+    segments = [e for e in events if isinstance(e, Segment)]
+    assert [s.id for s in segments] == list(range(len(segments)))
+
+
+def test_a_caption_of_an_open_scene_is_as_sure_as_one_of_a_closed_scene(model):
+    fitted = replace(model, certainty=Certainty((1.0, 0.5, -2.0, 3.0), 0.2))
+    session = Session(fitted)
+    for frame in film(("red", 8)):
+        session.push(frame)
+    keys = np.stack([held.key for held in session.state.held])
+    number = session.state.next_segment
+    span = Span(Segment(number, 0.0, 1.0, None, None), torch.zeros(0), keys[:1], 0.0)
+    open_one = LongScene(session, 5.0).told(span, (Reply("a square", [], []),))
+    (closed,) = session.flush()
+    visual = session.cache.get(closed.id).visual_keys
+    expected = confidence(fitted, keys[:1], fitted.sentence_keys(["a square"])[0])
+    assert open_one.confidence == expected
+    assert session.add_caption(closed, "a square").confidence == confidence(
+        fitted, visual, fitted.sentence_keys(["a square"])[0]
+    )
+
+
+@pytest.mark.parametrize("options", [{"drop": "some"}, {"refresh_s": 0.0}, {"stats_s": -1.0}])
+def test_options_that_cannot_be_meant_are_refused(options):
+    with pytest.raises(ConfigError):
+        WatchOptions(**options)

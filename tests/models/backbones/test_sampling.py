@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from streammem.models.backbones.sampling import LIKELY, GenerationConfig, pick
+
+
+def generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_a_row_draws_the_same_whoever_stands_beside_it():
+    logits = torch.randn(5, 900, generator=torch.Generator().manual_seed(0))
+    for top_p in (1.0, 0.5):
+        config = GenerationConfig(temperature=1.3, top_p=top_p)
+        tokens, log_probs = pick(logits, config, generators(*range(5)))
+        for i in range(5):
+            alone = pick(logits[i : i + 1], config, generators(i))
+            assert (alone[0][0], alone[1][0]) == (tokens[i], log_probs[i])
+
+
+def test_draws_follow_the_softmax_at_the_temperature():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -3.0]]).expand(4000, -1)
+    tokens, log_probs = pick(logits, GenerationConfig(temperature=2.0), generators(*range(4000)))
+    expected = (logits[0] / 2).softmax(-1)
+    drawn = tokens.bincount(minlength=4) / 4000
+    assert (drawn - expected).abs().max() < 0.032  # four standard deviations at one half
+    assert torch.allclose(log_probs, expected.log()[tokens], atol=1e-6)
+
+
+def test_a_nucleus_wider_than_the_likely_tokens_is_drawn_from_whole():
+    """A flat distribution over 1,000 tokens: nine tenths of them are within 0.9."""
+    logits = torch.linspace(0.01, 0, 1000).expand(3000, -1)
+    tokens, _ = pick(logits, GenerationConfig(temperature=1.0, top_p=0.9), generators(*range(3000)))
+    assert LIKELY < 850 < int(tokens.max()) < 905
+    assert abs(float(tokens.float().mean()) - 450) < 4 * 260 / 3000**0.5
+
+
+def test_greedy_takes_the_likeliest_token_and_draws_nothing():
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(0)
+    state = generator.get_state()
+    tokens, log_probs = pick(logits, GenerationConfig(), [generator] * 3)
+    assert torch.equal(tokens, logits.argmax(-1))
+    assert torch.allclose(log_probs, logits.log_softmax(-1).amax(-1))
+    assert torch.equal(generator.get_state(), state)
+
+
+def test_nothing_is_sorted_where_no_nucleus_is_cut_out(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "sort", None)
+    monkeypatch.setattr(torch.Tensor, "topk", None)
+    logits = torch.full((1, 1000), -torch.inf)
+    logits[0, 700] = 0.0
+    tokens, _ = pick(logits, GenerationConfig(temperature=1.0), generators(0))
+    assert int(tokens) == 700
+
+
+@pytest.mark.parametrize("draw", [0.0, 1 - 2**-53])
+@pytest.mark.parametrize("top_p", [1.0, 0.999999])
+def test_a_draw_at_either_end_takes_a_token_that_can_be_said(monkeypatch, draw, top_p):
+    """Whatever the probabilities sum up to: of 500 rows some sums lie above 1 and some below."""
+    monkeypatch.setattr(torch, "rand", lambda n, **_: torch.full((n,), draw, dtype=torch.float64))
+    logits = torch.randn(500, 1000, generator=torch.Generator().manual_seed(2))
+    logits[:, :100] = logits[:, 900:] = -torch.inf
+    config = GenerationConfig(temperature=1.0, top_p=top_p)
+    tokens, log_probs = pick(logits, config, generators(*range(500)))
+    assert log_probs.isfinite().all()
+    assert ((tokens >= 100) & (tokens < 900)).all()
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 5e-324])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_the_coldest_temperature_takes_the_likeliest_token(temperature, top_p):
+    logits = 8 * torch.randn(3, 900, generator=torch.Generator().manual_seed(3))
+    config = GenerationConfig(temperature=temperature, top_p=top_p)
+    tokens, log_probs = pick(logits, config, generators(0, 1, 2))
+    assert torch.equal(tokens, logits.argmax(-1))
+    assert log_probs.tolist() == [0, 0, 0]

@@ -1,0 +1,464 @@
+import dataclasses
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from streammem.errors import BackboneError, CheckpointError, ConfigError
+from streammem.memory.abstention import Chance
+from streammem.models import checkpoint, checkpoint_config
+from streammem.models.backbones.language import CausalLanguageModel
+from streammem.models.backbones.text import TEXT_DIM
+from streammem.models.backbones.weights import SOURCES
+from streammem.models.checkpoint import PRESETS, backbones_of, load, merge_lora, save
+from streammem.models.confidence import Certainty
+from streammem.models.reranking import Choice
+from streammem.models.tiny.keys import EvidenceSizes, PictureEvidence, SentenceEvidence
+from streammem.models.tiny.questions import QuestionHead
+from tests.tiny import TinyVision, moving_square, tiny_language, tiny_model
+
+LORA_SCALE = 0.5
+
+
+def lora_of(language, rank=3):
+    generator = torch.Generator().manual_seed(1)
+    lora = {}
+    for layer in range(2):
+        name = f"model.layers.{layer}.self_attn.q_proj"
+        out, inside = language.model.get_submodule(name).weight.shape
+        lora[f"{name}.A"] = torch.randn(rank, inside, generator=generator)
+        lora[f"{name}.B"] = torch.randn(out, rank, generator=generator)
+    return lora
+
+
+@pytest.fixture(scope="module")
+def language_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("language")
+    language = tiny_language()
+    language.model.save_pretrained(folder)
+    language.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def original():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def saved(original, language_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    write(original, folder, language_folder)
+    return folder
+
+
+def write(model, folder, language_folder):
+    backbones = {"vision": "tiny", "language": str(language_folder), "sentences": "none"}
+    lora = lora_of(tiny_language())
+    save(model, folder, backbones=backbones, lora=lora, lora_scale=LORA_SCALE)
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy of a good checkpoint, for the test to damage."""
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+@pytest.fixture(autouse=True)
+def tiny_vision(monkeypatch):
+    monkeypatch.setattr(checkpoint, "open_vision", lambda name, changes: TinyVision())
+
+
+def change_config(folder, **values):
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+
+
+def change_tensors(folder, change):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+# -- what is loaded is what was saved --
+
+
+def test_weights_of_gates_that_are_no_more_are_left_out(folder):
+    """Checkpoints of older versions stay readable."""
+    gone = {"bridge.initial": torch.zeros(4, 32), "bridge.remember.gate.weight": torch.zeros(2, 2)}
+    change_tensors(folder, lambda tensors: tensors.update(gone))
+    assert load(folder).token_shape == (4, 32)
+
+
+def test_a_loaded_model_sees_remembers_and_says_what_the_saved_one_does(saved, original):
+    model = load(saved)
+    picture = moving_square("red", 3)
+    ours, theirs = original.perceive(picture), model.perceive(picture)
+    # 8-bit rows: an error of 1/254 of a row's largest value, over three layers
+    assert abs(ours.key @ theirs.key - 1) < 1e-3
+    assert (ours.embedding == theirs.embedding).all() and torch.equal(ours.patches, theirs.patches)
+    tokens = original.look([ours.patches], [0.5])
+    assert torch.allclose(model.look([theirs.patches], [0.5]), tokens, atol=0.02)
+    assert model.scenes == original.scenes and model.bridge.config == original.bridge.config
+    assert backbones_of(saved)[0] == "tiny"
+    assert not any(m.training for m in (model.bridge, model.picture_key, model.text_key))
+
+
+def test_every_value_is_within_half_a_step_of_its_row(saved, original):
+    loaded = load(saved)
+    for ours, theirs in zip(parts(original), parts(loaded), strict=True):
+        for (name, before), after in zip(ours.items(), theirs.values(), strict=True):
+            error = (before - after).abs()
+            if before.ndim == 2 and before.numel() >= checkpoint.MIN_PACKED:
+                step = before.abs().amax(1, keepdim=True) / 127 * (1 + 2**-8)  # bfloat16 scales
+                assert (error <= step * 0.5 + 1e-9).all(), name
+            else:
+                assert (error <= before.abs() * 2**-11 + 1e-7).all(), name  # float16
+
+
+def parts(model):
+    return [m.state_dict() for m in (model.bridge, model.picture_key, model.text_key)]
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 3e-4, 1.0, 1e3])
+def test_saving_what_was_loaded_changes_no_bit(original, language_folder, tmp_path, size):
+    model = tiny_model(seed=1)
+    # Rows of every size, a zero row among them: scales must not lose what float16 cannot hold.
+    weight = model.picture_key.out[2].weight
+    weight.mul_(size * torch.logspace(-3, 0, len(weight))[:, None])
+    weight[5] = 0
+    write(model, tmp_path / "first", language_folder)
+    first = load(tmp_path / "first")
+    write(first, tmp_path / "second", language_folder)
+    one, two = (load_file(tmp_path / f / "model.safetensors") for f in ("first", "second"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    kept = first.picture_key.out[2].weight
+    step = weight.abs().amax(1, keepdim=True) / 127
+    assert ((kept - weight).abs() <= 0.51 * step).all()
+
+
+def test_fits_of_confidence_and_choice_are_kept(original, language_folder, tmp_path):
+    fitted = dataclasses.replace(
+        original,
+        certainty=Certainty((1.0, 2.0, 3.0, 4.0), -0.5, 0.1, 0.4),
+        choice=Choice((1.0, 0.25), 6),
+        chance=Chance(-2.0, 0.5, 0.25),
+    )
+    write(fitted, tmp_path / "fitted", language_folder)
+    kept = load(tmp_path / "fitted")
+    assert (kept.certainty, kept.choice) == (fitted.certainty, fitted.choice)
+    assert kept.chance == fitted.chance
+    write(original, tmp_path / "plain", language_folder)
+    plain = load(tmp_path / "plain")
+    assert plain.certainty is None and plain.choice is None
+
+
+def test_the_evidence_of_words_is_kept_with_its_keys(original, language_folder, tmp_path):
+    model = tiny_model(seed=1)
+    torch.manual_seed(0)
+    key_dim = model.background.shape[1]
+    model.picture_key.evidence = PictureEvidence(key_dim, EvidenceSizes(8, 30, 4))
+    model.text_key.evidence = SentenceEvidence(TEXT_DIM, key_dim, 30)
+    write(model, tmp_path / "joined", language_folder)
+    loaded = load(tmp_path / "joined")
+    assert loaded.picture_key.evidence.sizes == (8, 30, 4)
+    picture = moving_square("red", 3)
+    assert loaded.perceive(picture).key @ model.perceive(picture).key > 1 - 1e-3
+    sentence = torch.nn.functional.normalize(torch.randn(1, TEXT_DIM), dim=-1)
+    assert (loaded.text_key(sentence) * model.text_key.eval()(sentence)).sum() > 1 - 1e-3
+    assert model.fingerprint != original.fingerprint
+
+
+def test_a_question_head_is_kept_and_may_be_lacking(original, language_folder, tmp_path):
+    head = QuestionHead()
+    write(dataclasses.replace(original, questions=head), tmp_path / "reads", language_folder)
+    read = load(tmp_path / "reads").questions
+    for name, value in head.state_dict().items():
+        step = value.abs().max() / 127
+        assert (read.state_dict()[name] - value).abs().max() <= 0.51 * step
+    write(original, tmp_path / "plain", language_folder)
+    assert load(tmp_path / "plain").questions is None
+    assert load(tmp_path / "reads").fingerprint == load(tmp_path / "plain").fingerprint
+
+
+def test_a_checkpoint_is_small_and_readable_by_others(saved):
+    tensors = load_file(saved / "model.safetensors")
+    kinds = {value.dtype for value in tensors.values()}
+    assert kinds == {torch.int8, torch.bfloat16, torch.float16}
+    assert (saved / "model.safetensors").stat().st_mode & 0o777 == 0o644
+    assert sorted(os.listdir(saved)) == ["config.json", "model.safetensors"]
+
+
+def test_the_adapter_is_merged_into_the_language_model(saved, language_folder):
+    plain, merged = CausalLanguageModel.open(language_folder), load(saved).language
+    lora = lora_of(plain)
+    for layer in range(2):
+        name = f"model.layers.{layer}.self_attn.q_proj"
+        before, after = (m.model.get_submodule(name).weight for m in (plain, merged))
+        change = LORA_SCALE * lora[f"{name}.B"] @ lora[f"{name}.A"]
+        assert torch.allclose(after, before + change, atol=0.02)  # float16
+
+
+# -- the adapter --
+
+
+def test_merging_adds_scale_times_b_a_and_nothing_else():
+    language = tiny_language()
+    before = {k: v.clone() for k, v in language.model.state_dict().items()}
+    lora = lora_of(language)
+    merge_lora(language.model, lora, LORA_SCALE)
+    for name, value in language.model.state_dict().items():
+        module = name.removesuffix(".weight")
+        if f"{module}.A" in lora:
+            expected = before[name] + LORA_SCALE * lora[f"{module}.B"] @ lora[f"{module}.A"]
+            assert torch.allclose(value, expected, atol=1e-6)
+        else:
+            assert torch.equal(value, before[name])
+
+
+Q = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("lora", "told"),
+    [
+        ({"model.layers.9.q.A": (2, 32), "model.layers.9.q.B": (32, 2)}, "module model.layers.9.q"),
+        ({"model.layers.0.A": (2, 32), "model.layers.0.B": (32, 2)}, "no module"),
+        ({f"{Q}.A": (2, 32)}, "no pair"),
+        ({f"{Q}.B": (32, 2)}, "no pair"),
+        ({f"{Q}.A": (3, 32), f"{Q}.B": (32, 2)}, "no pair"),
+        ({f"{Q}.A": (2, 16), f"{Q}.B": (32, 2)}, r"is \(32, 32\), not \(32, 16\)"),
+    ],
+)  # fmt: skip
+def test_an_adapter_that_does_not_fit_is_told_and_changes_nothing(lora, told):
+    language = tiny_language()
+    before = {k: v.clone() for k, v in language.model.state_dict().items()}
+    good = lora_of(language)
+    bad = {key: torch.ones(shape) for key, shape in lora.items()}
+    good = {k: v for k, v in good.items() if not k.startswith(Q)}
+    with pytest.raises(CheckpointError, match=told):
+        merge_lora(language.model, good | bad, 1.0)
+    after = language.model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+# -- names --
+
+
+@pytest.mark.parametrize("name", ["streammem-huge", "", "/nowhere/at/all", "hf:x/y"])
+def test_an_unknown_model_is_told_with_what_there_is(name):
+    with pytest.raises(ConfigError, match="streammem-tiny, or a checkpoint folder"):
+        load(name)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps"])
+def test_a_device_that_is_not_here_is_told_before_anything_is_opened(device):
+    with pytest.raises(ConfigError, match=f"{device}: no device here"):
+        load("no such model either", device=device)
+
+
+def test_the_default_preset_is_packaged():
+    folder = PRESETS["streammem-tiny"]
+    assert all(name in SOURCES for name in backbones_of(folder))
+
+
+def test_missing_backbones_tell_the_command_that_fetches_them(folder, monkeypatch, tmp_path):
+    monkeypatch.undo()
+    monkeypatch.setenv("STREAMMEM_HOME", str(tmp_path / "empty"))
+    change_config(folder, vision="efficientnet-lite2")
+    with pytest.raises(BackboneError, match="run: streammem models pull efficientnet-lite2"):
+        load(folder)
+    change_config(folder, vision="never heard of")
+    with pytest.raises(BackboneError, match="never heard of: unknown backbone"):
+        load(folder)
+
+
+def test_a_backbone_is_opened_only_when_it_is_needed(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("STREAMMEM_HOME", str(tmp_path / "empty"))
+    change_config(folder, language="smollm2-135m-instruct", sentences="all-minilm-l6-v2")
+    model = load(folder)
+    with pytest.raises(BackboneError, match="models pull smollm2-135m-instruct"):
+        model.language  # noqa: B018
+    with pytest.raises(BackboneError, match="models pull all-minilm-l6-v2"):
+        model.sentences  # noqa: B018
+
+
+# -- damage --
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 3000])
+def test_truncated_weights_are_told_in_one_line(folder, keep):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: missing or corrupt") as error:
+        load(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_weights_are_told(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="missing or corrupt"):
+        load(folder)
+
+
+def test_a_pickle_is_never_opened(folder, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return open, (str(tmp_path / "owned"), "w")
+
+    torch.save({"center": Evil()}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="missing or corrupt"):
+        load(folder)
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", '"format"', "{}", '{"format": 1}', "\xff", '{"format": null}'],
+)
+def test_what_is_no_configuration_is_told(folder, content):
+    (folder / "config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"config\.json: "):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"format": 2}, "format 2, this version reads 1; update streammem"),
+        ({"vision": ...}, "'vision'"),
+        ({"vision": 5}, "5 is no str"),
+        ({"bridge": ...}, "'bridge'"),
+        ({"bridge": {}}, "patch_dim"),
+        ({"bridge": {"patch_dim": 8, "patches": 9, "language_dim": 32, "colour": 1}}, "colour"),
+        ({"key_dim": "wide"}, "'wide' is no int"),
+        ({"scenes": {"floor": 99}}, "floor"),
+        ({"scenes": {"flor": 1}}, "flor"),
+        ({"scenes": {"floor": "deep"}}, "not supported between"),
+        ({"lora_scale": None}, "float"),
+        ({"certainty": {"weights": [1.0], "bias": 0.0}}, "4 weights and a bias"),
+        ({"certainty": {"weights": [1, 2, 3, 4], "bias": float("nan")}}, "all finite"),
+        ({"certainty": {}}, "'weights'"),
+        ({"certainty": {"weights": [1, 2, 3, 4], "bias": 0, "whole": 2}}, "probabilities"),
+        ({"choice": {"weights": [1.0], "candidates": 4}}, "2 weights"),
+        ({"chance": {"location": 0, "growth": 1, "scale": 0}}, "scale above 0"),
+        ({"chance": {"location": 0, "growth": 1}}, "scale"),
+        ({"choice": {"weights": [1, float("inf")], "candidates": 4}}, "all finite"),
+        ({"choice": {"weights": [1, 2], "candidates": 0}}, "1 to 32"),
+        ({"choice": {"weights": [1, 2], "candidates": 2.5}}, "no int"),
+        ({"evidence": {"cell_dim": 8, "words": 0, "rank": 4}}, "1 to 65536"),
+        ({"evidence": {"cell_dim": 8, "words": 1 << 40, "rank": 4}}, "1 to 65536"),
+        ({"evidence": {"cell_dim": 8, "words": 3}}, "rank"),
+        ({"evidence": {"cell_dim": 8, "words": "many", "rank": 4}}, "'many' is no int"),
+        ({"evidence": {"cell_dim": 8, "words": 3, "rank": 4}}, "do not fit"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_told(folder, values, told):
+    change_config(folder, **values)
+    with pytest.raises(CheckpointError, match=told):
+        load(folder)
+
+
+def test_a_huge_configuration_is_not_read(folder):
+    (folder / "config.json").write_bytes(b" " * (checkpoint_config.MAX_CONFIG_BYTES + 1))
+    with pytest.raises(CheckpointError, match="too large"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ({"patches": 16}, "reads .16, 8. patches, but tiny gives .9, 8."),
+        ({"patch_dim": 9}, "patches, but tiny gives"),
+        ({"dim": 64}, "do not fit the configuration"),
+        ({"memory_tokens": 5}, "do not fit the configuration"),
+        ({"layers": 2}, "do not fit the configuration"),
+        ({"dim": "wide"}, "sizes that make no model"),
+        ({"dim": -1}, "sizes that make no model"),
+    ],
+)
+def test_weights_of_other_sizes_are_told(folder, sizes, told):
+    bridge = json.loads((folder / "config.json").read_text())["bridge"]
+    change_config(folder, bridge=bridge | sizes)
+    with pytest.raises(CheckpointError, match=told) as error:
+        load(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["center", "background", "bridge.queries", "picture_key.out.2.weight", "text_key.linear.bias"],
+)
+def test_a_missing_tensor_is_named(folder, name):
+    def change(tensors):
+        del tensors[name]
+        tensors.pop(name + checkpoint.SCALE, None)
+
+    change_tensors(folder, change)
+    with pytest.raises(CheckpointError, match=name.partition(".")[2] or name):
+        load(folder)
+
+
+def test_a_tensor_too_many_is_named(folder):
+    change_tensors(folder, lambda tensors: tensors.update({"bridge.extra": torch.zeros(1)}))
+    with pytest.raises(CheckpointError, match="extra"):
+        load(folder)
+
+
+@pytest.mark.parametrize("shape", [(3,), (24, 1), ()])
+def test_a_centre_of_another_shape_is_told(folder, shape):
+    change_tensors(folder, lambda tensors: tensors.update(center=torch.zeros(shape)))
+    with pytest.raises(CheckpointError, match="center is missing, or not of shape"):
+        load(folder)
+
+
+@pytest.mark.parametrize("scale", [torch.ones(3), torch.ones(()), None])
+def test_scales_without_their_matrix_are_told(folder, scale):
+    name = "picture_key.out.2.weight"
+
+    def change(tensors):
+        if scale is None:
+            del tensors[name]
+        else:
+            tensors[name + checkpoint.SCALE] = scale
+
+    change_tensors(folder, change)
+    with pytest.raises(CheckpointError, match="scales do not fit"):
+        load(folder)
+
+
+def test_a_language_model_of_another_width_is_told_when_it_is_opened(folder):
+    bridge = json.loads((folder / "config.json").read_text())["bridge"]
+    wide = tiny_model()
+    wide.bridge.project = torch.nn.Linear(32, 48)
+    change_config(folder, bridge=bridge | {"language_dim": 48})
+
+    def change(tensors):
+        for key in [k for k in tensors if k.startswith("bridge.project")]:
+            del tensors[key]
+        for key, value in wide.bridge.project.state_dict().items():
+            tensors[f"bridge.project.{key}"] = value.detach()
+
+    change_tensors(folder, change)
+    with pytest.raises(CheckpointError, match=r"of width 48, but that of .* is 32"):
+        load(folder).language  # noqa: B018
+
+
+def test_a_failing_save_keeps_the_old_checkpoint(folder, language_folder, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fail(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write(tiny_model(seed=5), folder, language_folder)
+    for name, content in before.items():
+        assert (folder / name).read_bytes() == content

@@ -1,0 +1,153 @@
+"""Which of several captions is said: the one that fits the picture, whatever is likeliest."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from streammem.engine.session import Session
+from streammem.engine.session_config import SessionConfig
+from streammem.engine.watch import watch
+from streammem.engine.watch_options import WatchOptions
+from streammem.errors import ConfigError
+from streammem.models.backbones.language import Reply
+from streammem.models.reranking import Choice, fit, merits
+from streammem.models.tiny.model import chosen
+from streammem.types import Caption
+from tests.tiny import film, tiny_model
+
+TEXTS = ("A man is running.", "A dog is running.", "A dog in snow.")
+AGREEMENT, LIKELIEST = Choice((1.0, 0.0), 4), Choice((0.0, 1.0), 4)
+FILM = film(("red", 4), ("blue", 4), ("green", 4))
+
+
+def replies(*log_probs):
+    return tuple(Reply(t, [1, 2], [p, p]) for t, p in zip(TEXTS, log_probs, strict=True))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return replace(tiny_model(), choice=AGREEMENT)
+
+
+def test_the_caption_that_is_nearest_to_the_picture_is_chosen(model):
+    for number, text in enumerate(TEXTS):
+        picture = model.sentence_keys([text])
+        said = replies(*(-0.1 if i != number else -5.0 for i in range(3)))
+        assert chosen(model, said, picture) == text
+        assert chosen(replace(model, choice=None), said, picture) == TEXTS[0]
+
+
+def test_of_several_pictures_the_one_that_fits_best_counts(model):
+    keys = model.sentence_keys(TEXTS)
+    seen = merits([0.0] * 3, keys, keys[1:2])
+    both = merits([0.0] * 3, keys, keys[1:])
+    assert seen[1, 0] == pytest.approx(1)
+    assert both[1:, 0] == pytest.approx([1, 1])
+    assert (both[:, 0] >= seen[:, 0] - 1e-6).all()
+
+
+def test_the_likeliest_is_chosen_where_only_that_counts_and_the_first_of_equals(model):
+    likeliest = replace(model, choice=LIKELIEST)
+    key = model.sentence_keys(TEXTS[:1])
+    assert chosen(likeliest, replies(-3.0, -1.0, -2.0), key) == TEXTS[1]
+    assert chosen(likeliest, replies(-1.0, -1.0, -1.0), key) == TEXTS[0]
+
+
+def test_an_empty_caption_can_be_weighed(model):
+    said = (Reply("", [2], [-0.1]), Reply("A man.", [1, 2], [-1.0, -1.0]))
+    assert chosen(model, said, model.sentence_keys(["A man."])) == "A man."
+
+
+def test_a_fit_finds_what_makes_captions_good():
+    rng = np.random.default_rng(0)
+    seen = [rng.normal(size=(6, 2)) * (0.1, 3.0) for _ in range(300)]
+    # A picture's own level must not count: it is the same for all of its captions.
+    worth = [rows @ (2.0, 0.1) + rng.normal(0, 0.1, 6) + 9 * rng.normal() for rows in seen]
+    found = fit(seen, worth, 6)
+    assert found.candidates == 6
+    assert found.weights == pytest.approx((2.0, 0.1), abs=0.05)
+    best = [rows[found(rows)] @ (2.0, 0.1) for rows in seen]
+    most = [(rows @ (2.0, 0.1)).max() for rows in seen]
+    assert np.mean(best) == pytest.approx(np.mean(most), abs=0.01)
+
+
+def test_captions_that_do_not_differ_cannot_be_fitted():
+    with pytest.raises(ValueError, match="differ"):
+        fit([np.ones((3, 2))], [np.arange(3.0)], 3)
+
+
+def test_a_merit_that_all_captions_have_alike_counts_nothing():
+    seen = np.array([[0.1, -1.0], [0.3, -1.0]])
+    first, other = fit([seen], [np.array([0.0, 1.0])], 2).weights
+    assert first > 0 and other == 0
+
+
+# -- in a session --
+
+
+def test_watching_a_batch_and_one_by_one_choose_the_same_and_not_always_the_likeliest(model):
+    watched = [e for e in watch(Session(model), FILM) if isinstance(e, Caption)]
+    batched, single, greedy = (Session(model, SessionConfig(candidates=n)) for n in (None, 4, 1))
+    for session in (batched, single, greedy):
+        session.segments = [s for f in FILM for s in session.push(f)] + [*session.flush()]
+    assert watched == batched.captions(batched.segments)
+    assert watched == [single.caption(segment) for segment in single.segments]
+    assert watched != greedy.captions(greedy.segments)
+
+
+def test_whoever_skims_hears_the_likeliest_unless_they_ask_for_more(model):
+    def said(options, **config):
+        events = watch(Session(model, SessionConfig(**config)), FILM, options)
+        return [event.text for event in events if isinstance(event, Caption)]
+
+    likeliest, best = said(WatchOptions(), candidates=1), said(WatchOptions())
+    assert likeliest != best
+    assert said(WatchOptions(sparse=True)) == likeliest
+    assert said(WatchOptions(sparse=True), candidates=4) == best
+
+
+def test_words_are_heard_once_they_are_chosen(model):
+    session, heard = Session(model), []
+    assert session.withholds and not Session(model, SessionConfig(candidates=1)).withholds
+    segments = [s for frame in FILM for s in session.push(frame)] + [*session.flush()]
+    told = session.caption(segments[0], heard.append)
+    assert heard == [told.text]
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({}, 4),
+        ({"candidates": 2}, 2),
+        ({"instruction": "What is it?"}, 1),
+        ({"instruction": "What is it?", "candidates": 3}, 3),
+        ({"caption": {"num_beams": 2}}, 1),
+        ({"caption": {"temperature": 0.3}}, 1),
+    ],
+)
+def test_how_many_are_drawn(model, options, count):
+    decoding = options.pop("caption", None)
+    if decoding:
+        options["caption"] = replace(model.decoding, **decoding)
+    assert Session(model, SessionConfig(**options)).candidates == count
+    options.pop("candidates", None)
+    assert Session(replace(model, choice=None), SessionConfig(**options)).candidates == 1
+
+
+def test_a_model_that_cannot_choose_says_so_when_several_are_asked_for(model):
+    cannot = replace(model, choice=None)
+    assert Session(cannot, SessionConfig(candidates=1)).candidates == 1
+    with pytest.raises(ConfigError, match=r"candidates 2: .* has not learned to choose"):
+        Session(cannot, SessionConfig(candidates=2))
+
+
+@pytest.mark.parametrize("count", [0, 33])
+def test_a_number_that_cannot_be_drawn_is_refused(count):
+    with pytest.raises(ConfigError, match="candidates"):
+        SessionConfig(candidates=count)
+
+
+def test_candidates_beside_beams_are_refused(model):
+    with pytest.raises(ConfigError, match="greedy"):
+        SessionConfig(candidates=2, caption=replace(model.decoding, num_beams=2))

@@ -1,0 +1,246 @@
+"""Questions to a session whose model reads them as told and knows colours by name."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from streammem.engine.session import Session
+from streammem.models.tiny.model import VideoModel
+from streammem.models.tiny.questions import Reading
+from streammem.qa.answerer import MAX_TURNS, Answerer
+from streammem.types import Segment
+from tests.sessions import as_kind, session_of, told
+from tests.tiny import COLOURS, film, moving_square, tiny_model
+
+FILM = (("red", 9), ("blue", 7), ("green", 12), ("red", 8), ("white", 6))
+AT = {"red": [(0.0, 4.5), (14.0, 18.0)], "blue": [(4.5, 8.0)], "green": [(8.0, 14.0)]}
+
+
+class Reader(VideoModel):
+    """Reads ``operator: anchor/second``, and gives a colour's name that colour's key."""
+
+    def read_question(self, question: str) -> Reading:
+        operator, _, anchor = question.partition(": ")
+        return Reading(operator, *anchor.partition("/")[::2])
+
+    def sentence_keys(self, sentences):
+        return np.stack([self._key(sentence) for sentence in sentences])
+
+    def _key(self, sentence):
+        if sentence in COLOURS:
+            return self.perceive(moving_square(sentence, 0)).key
+        return VideoModel.sentence_keys(self, [sentence])[0]
+
+    def answer_prompt(self, passages, question):
+        self.__dict__.setdefault("asked", []).append((passages, question))
+        return super().answer_prompt(passages, question)
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return as_kind(Reader, tiny_model())
+
+
+@pytest.fixture
+def asked_of(reader, monkeypatch):
+    """A session that has seen the film; a colour is seen where the picture is nearly that."""
+    key = {name: reader.perceive(moving_square(name, 0)).key for name in COLOURS}
+    others = max(float(key[a] @ key[b]) for a in key for b in key if a < b)
+    least = (1 + others) / 2
+    monkeypatch.setattr(Answerer, "_passes", lambda self, key, cos, n: np.asarray(cos) > least)
+
+    def make(**options):
+        session = session_of(reader, **options)
+        for frame in film(*FILM):
+            session.push(frame)
+        session.flush()
+        return session
+
+    return make
+
+
+def spans(answer):
+    return [(item.start, item.end) for item in answer.evidence]
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "evidence"),
+    [
+        ("how often: red", "2 times: 00:00.0-00:04.5, 00:14.0-00:18.0", AT["red"]),
+        ("exists: blue", "seen once: 00:04.5-00:08.0", AT["blue"]),
+        ("when: green", "00:08.0-00:14.0", AT["green"]),
+        ("first: red", "first of 2: 00:00.0-00:04.5", AT["red"][:1]),
+        ("last: red", "last of 2: 00:14.0-00:18.0", AT["red"][1:]),
+        ("how long: red", "8.5 s in 2 stretches: 00:00.0-00:04.5, 00:14.0-00:18.0", AT["red"]),
+        ("how long: red in the first 2 seconds", "2 s: 00:00.0-00:02.0", AT["red"][:1]),
+        ("how often: red after 0:10", "once: 00:14.0-00:18.0", AT["red"][1:]),
+    ],
+)
+def test_a_value_is_computed_and_rests_on_exactly_its_evidence(asked_of, question, text, evidence):
+    answer = asked_of().ask(question)
+    assert (answer.text, answer.method, answer.seen) == (text, "computed", True)
+    assert spans(answer) == evidence and answer.remark is None
+
+
+def test_scenes_around_are_listed_with_captions_and_the_pivot_is_evidence(asked_of):
+    session = asked_of(passages=1)
+    answer = session.ask("after: blue")
+    caption = session.cache.get(2).caption
+    assert answer.text == f"after 00:04.5-00:08.0:\n[00:08.0-00:14.0] {caption}"
+    assert [item.segment for item in answer.evidence] == [1, 2]
+    answer = session.ask("between: blue/white")
+    assert answer.text.startswith("between 00:04.5-00:08.0 and 00:18.0-00:21.0, 10 s:\n[00:08.0")
+    assert [item.segment for item in answer.evidence] == [1, 2, 3, 4]
+
+
+def test_what_was_not_seen_has_no_value_and_the_nearest_evidence(asked_of):
+    session = asked_of(remark=True)
+    for question, text in (
+        ("when: black", "not seen"),
+        ("how often: black", "0 times"),
+        ("how long: black", "0 s"),
+        ("exists: red in the last 3 seconds", "not seen"),
+    ):
+        answer = session.ask(question)
+        assert (answer.text, answer.seen, answer.method) == (text, False, "computed")
+        assert answer.evidence and answer.remark is None
+
+
+def test_an_empty_memory_has_seen_nothing(reader):
+    for question in ("how often: red", "first: ", "describe: red", "now: ", "when: red yesterday"):
+        answer = session_of(reader).ask(question)
+        assert not answer.seen and answer.evidence == ()
+
+
+def test_what_the_model_says_of_a_value_stands_apart_from_it(asked_of):
+    session = asked_of(remark=True)
+    pieces = []
+    answer = session.ask("how often: red", pieces.append)
+    assert answer.text.startswith("2 times: ") and answer.remark
+    assert "".join(pieces).strip() == f"{answer.text}\n{answer.remark}"
+    passages, prompted = session.model.__dict__["asked"][-1]
+    assert prompted == f"({answer.text})\nhow often: red"
+    assert [passage.start for passage in passages] == [0.0, 14.0]
+
+
+def test_that_points_to_what_the_last_turn_was_about(asked_of):
+    session = asked_of(passages=1)
+    for question, evidence in (
+        ("after: blue", [1, 2]),
+        ("after: that", [2, 3]),
+        ("after: ", [3, 4]),
+        ("before: it", [3, 4]),  # told of the last, 4; before it is 3
+    ):
+        assert [item.segment for item in session.ask(question).evidence] == evidence
+    assert session.ask("how often: it").text == session.ask("how often: blue").text
+    assert asked_of().ask("after: that").seen is False  # nothing was said before
+
+
+def test_few_turns_are_kept(asked_of):
+    session = asked_of()
+    for _ in range(MAX_TURNS + 3):
+        session.ask("when: red")
+    assert len(session.answerer.turns) == MAX_TURNS
+
+
+def test_asking_changes_nothing_that_was_or_will_be_emitted(asked_of, reader):
+    frames = film(*FILM)
+    quiet, asked = session_of(reader), session_of(reader)
+    events = []
+    for frame in frames:
+        events += quiet.push(frame)
+    events += quiet.flush()
+    others = []
+    for number, frame in enumerate(frames):
+        others += asked.push(frame)
+        if number % 10 == 0:
+            asked.ask(
+                ("how often: red", "now: ", "after: that", "describe: blue")[number // 10 % 4]
+            )
+    others += asked.flush()
+    assert others == events and all(isinstance(event, Segment) for event in events)
+    for left, right in zip(quiet.cache.entries(), asked.cache.entries(), strict=True):
+        assert np.array_equal(left.tokens, right.tokens)
+        assert np.array_equal(left.visual_keys, right.visual_keys)
+    assert np.array_equal(quiet.state.memory, asked.state.memory)
+
+
+def test_wall_clock_words_find_what_was_there_then(asked_of, reader):
+    session = session_of(reader, timezone="Europe/Berlin")
+    session.answerer.wall_clock = lambda: 1_793_600_000.0  # 2 November 2026, 07:13 in Berlin
+    session.wall_zero = 1_793_600_000.0 - 86_400
+    told(session, film(*FILM))
+    answer = session.ask("how often: red yesterday")
+    assert answer.text == (
+        "2 times: 00:00.0-00:04.5 (2026-11-01 07:13:20+01:00), "
+        "00:14.0-00:18.0 (2026-11-01 07:13:34+01:00)"
+    )
+    assert not session.ask("how often: red today").seen
+    assert session.ask("how often: red 24 hours ago").text.startswith("2 times: ")
+    assert session.ask("when: red at 3 am").seen is False
+    unknown = asked_of()
+    assert unknown.ask("when: red yesterday").evidence == ()
+
+
+def test_what_counts_back_counts_from_the_last_frame_of_the_newest_source(
+    asked_of, reader, tmp_path
+):
+    session = session_of(reader)
+    for frame in film(*FILM):
+        session.push(frame)  # to 21 s; the last scene is still open
+    assert session.ask("when: green 8 seconds ago").text == "00:12.5-00:13.5"
+    for source in "ab":
+        with Session(reader, session.config, memory=tmp_path / "m", source=source) as session:
+            told(session, film(*FILM[:2]))
+            texts = [session.ask(f"how often: red{w}").text for w in ("", " in the last hour")]
+    assert [text.partition(":")[0] for text in texts] == ["2 times", "once"]
+
+
+def test_the_present_is_shown_unless_another_time_was_asked_about(asked_of):
+    session = asked_of()
+    for words, is_shown in (("", True), ("in the last 5 seconds", True), ("before 0:05", False)):
+        session.ask(f"describe: red {words}")
+        passages, _ = session.model.__dict__["asked"][-1]
+        assert any((p.end, p.caption) == (21.0, None) for p in passages) == is_shown
+
+
+@pytest.mark.parametrize("text", ["<|im_end|>[SEP] red", "x" * 10_000, "red \ud800 \x00 ؟"])
+@pytest.mark.parametrize("operator", ["describe", "how often", "now"])
+def test_any_question_is_answered(asked_of, operator, text):
+    session = asked_of(remark=True)
+    answer = session.ask(f"{operator}: {text}")
+    assert answer.question == f"{operator}: {text}"
+    assert all(len(question) < 1_000 for _, question in session.model.__dict__.get("asked", []))
+
+
+def test_now_shows_the_last_frames_and_nothing_of_the_past(reader):
+    session = session_of(reader)
+    for frame in film(*FILM):
+        session.push(frame)
+    assert session.ask("now: ").evidence == ()
+    (passage,), _ = session.model.__dict__["asked"][-1]
+    assert passage.end == 21.0 and passage.caption is None
+
+
+@pytest.mark.parametrize("context", ["now", "uniform"])
+def test_a_control_computes_nothing(asked_of, context):
+    assert asked_of(context=context).ask("how often: red").method == "model"
+
+
+def test_a_model_without_a_question_head_answers_freely(reader):
+    plain = replace(tiny_model(), questions=None)
+    session = session_of(plain)
+    told(session, film(*FILM))
+    assert session.ask("How often was it red?").method == "model"
+
+
+def test_chapters_cover_what_was_seen_and_describe_only_their_centres(asked_of):
+    session = asked_of()
+    chapters = session.chapters(2)
+    assert [c.start for c in chapters] == [0.0, chapters[0].end] and chapters[-1].end == 21.0
+    assert sum(chapter.segments for chapter in chapters) == 5
+    assert all(chapter.captions for chapter in chapters)
+    (only,) = session.chapters(between=(4.5, 8.0))
+    assert (only.start, only.end, only.segments) == (4.5, 8.0, 1)
+    assert session.chapters(between=(21.0, 30.0)) == ()
