@@ -38,7 +38,8 @@ from streammem.memory.folder import KEYFRAMES
 from streammem.memory.index import FaissIndex
 from streammem.models.checkpoint import load
 from streammem.models.threads import limit_threads
-from streammem.models.tiny.model import Scene, TakenIn, VideoModel
+from streammem.models.protocols import EncodedSegment, SegmentFrames
+from streammem.models.tiny.model import VideoModel
 from streammem.perception.perceiver import Perceived
 from streammem.types import Frame
 
@@ -80,9 +81,9 @@ class Replayed:
         Image.fromarray(picture).save(io.BytesIO(), "JPEG")
         return time.process_time() - began
 
-    def take_in(self, scene: Scene, memory: Tensor, related: Tensor | None) -> TakenIn:
+    def encode_segment(self, scene: Scene, memory: Tensor, related: Tensor | None) -> EncodedSegment:
         began = time.process_time()
-        taken = self._model.take_in(scene, memory, related)
+        taken = self._model.encode_segment(scene, memory, related)
         self.bridge_s += time.process_time() - began
         return taken
 

@@ -25,7 +25,7 @@ from streammem.errors import DatasetError
 from streammem.evaluation.datasets import Photo, read_photos, read_picture
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.threads import limit_threads
-from streammem.models.tiny.model import Passage
+from streammem.models.protocols import EvidenceItem
 from streammem.training.trials import Quiz, Trial, Way
 
 SCENE_S = 10.0
@@ -52,10 +52,10 @@ class Photos:
                 said[at : at + AT_ONCE] = self._model.caption_pictures(pictures[at : at + AT_ONCE])
         self._seen |= dict(zip(new, zip(tokens, said, strict=True), strict=True))
 
-    def passages(self, chosen: Sequence[int]) -> list[Passage]:
+    def passages(self, chosen: Sequence[int]) -> list[EvidenceItem]:
         starts = [EVERY_S * place for place in range(len(chosen))]
         return [
-            Passage(start, start + SCENE_S, *self._seen[i])
+            EvidenceItem(start, start + SCENE_S, *self._seen[i])
             for start, i in zip(starts, chosen, strict=True)
         ]
 

@@ -1,30 +1,70 @@
-"""What may be said of a picture: the model's words, as far as they are likely to be right.
+"""The captioner: what a generator says of a segment, as far as it is likely to be right.
 
-Of several captions the one that fits best is taken (``choice.py``); what confidence rests on stands
-in ``confidence.py``. No words are made here: a caption that is not sure enough ends after its first
-noun phrase, or is withheld.
+    captioner = Captioner(model, CaptionConfig())
+    (scored,) = captioner.caption([CaptionRequest(segment, keys, tokens)])
+    print(scored.of(segment))
+
+Of several replies the one that fits the segment's keys best is taken (``models/reranking.py``), and
+its confidence is computed from keys alone (``models/confidence.py``). No words are made here: a
+caption that is not sure enough ends after its first noun phrase, or is left out.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
-from streammem.engine.session_config import SessionConfig
 from streammem.errors import ConfigError
+from streammem.models.backbones.language import GenerationConfig, Prompt, Replies, Reply
 from streammem.models.confidence import first_phrase, signs
-from streammem.models.tiny.model import StreamModel
+from streammem.models.protocols import EvidenceItem, StreamModel, readable
+from streammem.models.reranking import best_reply
 from streammem.types import Caption, Segment
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Spoken:
-    """What is said, decided once.
+@dataclass(frozen=True, slots=True)
+class CaptionConfig:
+    """How captions are made; ``SessionConfig`` describes each option.
 
     Attributes:
-        text: the model's words; empty where nothing is sure.
-        confidence: of the text; of all that is withheld where nothing is said.
-        unsure: whether the model would have said more.
+        decoding: None takes the generator's.
+        instruction: None takes the generator's.
+        candidates: None takes the model's.
+        min_confidence: None takes the level of the model's fit.
+    """
+
+    decoding: GenerationConfig | None = None
+    instruction: str | None = None
+    candidates: int | None = None
+    min_confidence: float | None = None
+
+
+class CaptionRequest(NamedTuple):
+    """A segment, or a part of an open scene, that is to be described.
+
+    Attributes:
+        segment: its span; its reason is None while the scene is open.
+        keys: [V, K] unit visual keys of it, V >= 1.
+        tokens: [M, D] what the segment encoder made of it; None without one.
+        keyframes: pictures [H, W, 3] uint8 RGB of it, for a generator that reads pictures.
+    """
+
+    segment: Segment
+    keys: np.ndarray
+    tokens: Tensor | None = None
+    keyframes: tuple[np.ndarray, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredCaption:
+    """A caption and how sure it is, decided once.
+
+    Attributes:
+        text: the generator's words; empty where nothing is sure.
+        confidence: of the text; of the whole reply where nothing of it is sure.
+        unsure: whether the reply had more words than are given.
         key: [K] unit key of the text, for the cache.
     """
 
@@ -39,66 +79,101 @@ class Spoken:
         return Caption(segment.id, segment.start, segment.end, self.text, self.confidence, reason)
 
 
-def level_of(model: StreamModel, config: SessionConfig) -> float:
-    """Return the confidence in [0, 1] below which less is said; 0 where everything is.
-
-    Without a fit of its own a model's confidence is a bare cosine, and replies to an instruction of
-    the user's are no captions of the kind that was fitted.
-    """
-    if model.certainty is None:
-        return 0.0
-    if config.min_confidence is not None:
-        return config.min_confidence
-    return model.certainty.whole if config.instruction is None else 0.0
-
-
-def candidates_of(model: StreamModel, config: SessionConfig) -> int:
-    """Return among how many captions of a scene one is chosen.
-
-    Raises:
-        ConfigError: several are asked for, but the model cannot choose.
-    """
-    if model.choice is None:
-        if (config.candidates or 1) > 1:
-            raise ConfigError(
-                f"candidates {config.candidates}: {model.name} has not learned to choose among "
-                "captions and says the likeliest; leave candidates out"
-            )
-        return 1
-    if config.candidates is not None:
-        return config.candidates
-    decoding = config.caption or model.decoding
-    trained = config.instruction is None and decoding.num_beams == 1 and decoding.temperature == 0
-    return model.choice.candidates if trained else 1
-
-
-def weigh(model: StreamModel, text: str, pictures: np.ndarray, config: SessionConfig) -> Spoken:
-    """Decide how much of a caption is said.
+class Captioner:
+    """Captions segments of any stream with one model. It holds no state of a stream.
 
     Args:
-        model: whose words they are.
-        text: the whole caption.
-        pictures: [V, K] unit keys of what it describes, V >= 1.
-        config: of the session.
+        model: whose generator writes, and whose text encoder judges.
+        config: options.
+
+    Attributes:
+        decoding: of a reply.
+        candidates: replies to a segment, of which one is chosen.
+        level: confidence in [0, 1] below which less is given; 0 where everything is. Without a
+            fit a model's confidence is a bare cosine, and replies to an instruction of the user's
+            are no captions of the kind that was fitted.
+
+    Raises:
+        ConfigError: more candidates than the model can choose among.
     """
-    level, phrase = level_of(model, config), first_phrase(text)
-    if not level:
-        phrase = text
-    keys = model.sentence_keys([text] if phrase == text else [text, phrase])
-    whole, part = (confidence(model, pictures, key) for key in (keys[0], keys[-1]))
-    if whole >= level:
-        return Spoken(text, whole, unsure=False, key=keys[0])
-    assert model.certainty is not None  # else the level is 0
-    if whole < min(level, model.certainty.least):
-        return Spoken("", whole, unsure=True, key=keys[0])
-    return Spoken(phrase, part, unsure=True, key=keys[-1])
 
+    def __init__(self, model: StreamModel, config: CaptionConfig = CaptionConfig()) -> None:
+        self._model, self._config = model, config
+        self.decoding = config.decoding or model.generator.decoding
+        own = config.instruction is None
+        if model.choice is None:
+            if (config.candidates or 1) > 1:
+                raise ConfigError(
+                    f"candidates {config.candidates}: {model.name} has not learned to choose among "
+                    "captions and says the likeliest; leave candidates out"
+                )
+            self.candidates = 1
+        elif config.candidates is not None:
+            self.candidates = config.candidates
+        else:
+            greedy = self.decoding.num_beams == 1 and self.decoding.temperature == 0
+            self.candidates = model.choice.candidates if own and greedy else 1
+        if model.certainty is None:
+            self.level = 0.0
+        elif config.min_confidence is not None:
+            self.level = config.min_confidence
+        else:
+            self.level = model.certainty.whole if own else 0.0
 
-def confidence(model: StreamModel, pictures: np.ndarray, words: np.ndarray) -> float:
-    """Return how likely words [K] are right of pictures [V, K], in [0, 1].
+    @property
+    def withholds(self) -> bool:
+        """Whether a caption may differ from the first words that are generated."""
+        return self.candidates > 1 or self.level > 0
 
-    Where a model has no fit, it is their cosine.
-    """
-    seen = signs(pictures, words, model.background.numpy())
-    sure = model.certainty(seen) if model.certainty else seen[0]
-    return round(float(min(1.0, max(0.0, sure))), 3)
+    def prompt(self, request: CaptionRequest) -> Prompt:
+        """Build the prompt that describes a segment, of what the generator can read."""
+        span = request.segment
+        item = EvidenceItem(span.start, span.end, request.tokens, keyframes=request.keyframes)
+        (item,) = readable([item], self._model.generator.reads)
+        return self._model.generator.caption_prompt(item, self._config.instruction)
+
+    def caption(self, requests: Sequence[CaptionRequest]) -> list[ScoredCaption]:
+        """Describe segments in one batch, which takes less time than one after another."""
+        prompts = [self.prompt(request) for request in requests]
+        found = self._model.generator.replies(prompts, self.decoding, self.candidates)
+        replies = [each for each in found if each is not None]
+        return [self.score(*pair) for pair in zip(requests, replies, strict=True)]
+
+    def stream(self, request: CaptionRequest, on_text: Callable[[str], None]) -> ScoredCaption:
+        """Describe a segment and pass its words on as they come.
+
+        Where less may be given than is generated, ``on_text`` is called once, with all that is.
+        """
+        if self.withholds:
+            (scored,) = self.caption([request])
+            if scored.text:
+                on_text(scored.text)
+            return scored
+        pieces = []
+        for piece in self._model.generator.stream(self.prompt(request), self.decoding):
+            pieces.append(piece)
+            on_text(piece)
+        return self.score(request, (Reply("".join(pieces).strip(), [], []),))
+
+    def score(self, request: CaptionRequest, replies: Replies) -> ScoredCaption:
+        """Choose the best of the replies to a segment, and decide how much of it is given."""
+        encoder, level = self._model.text_encoder, self.level
+        reply, key = best_reply(self._model.choice, encoder.sentence_keys, replies, request.keys)
+        if key is None:
+            (key,) = encoder.sentence_keys([reply.text])
+        whole = self._confidence(request.keys, key)
+        if whole >= level:
+            return ScoredCaption(reply.text, whole, unsure=False, key=key)
+        assert self._model.certainty is not None  # else the level is 0
+        if whole < min(level, self._model.certainty.least):
+            return ScoredCaption("", whole, unsure=True, key=key)
+        phrase = first_phrase(reply.text)
+        if phrase != reply.text:
+            (key,) = encoder.sentence_keys([phrase])
+        return ScoredCaption(phrase, self._confidence(request.keys, key), unsure=True, key=key)
+
+    def _confidence(self, pictures: np.ndarray, words: np.ndarray) -> float:
+        """Return how likely words [K] are right of pictures [V, K], in [0, 1]."""
+        seen = signs(pictures, words, self._model.text_encoder.background.numpy())
+        sure = self._model.certainty(seen) if self._model.certainty else seen[0]
+        return round(float(min(1.0, max(0.0, sure))), 3)

@@ -117,7 +117,7 @@ def info(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Print the figures of a suite as one JSON object, the last line."""
-    from streammem.captioning.captioner import candidates_of
+    from streammem.captioning.captioner import Captioner
     from streammem.engine.session_config import SessionConfig
     from streammem.evaluation.datasets import Options
     from streammem.evaluation.suites import SUITES, run
@@ -138,10 +138,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
     limit_threads(busy=1)
     model = load(arguments.model, device=arguments.device)
     if arguments.num_beams is not None:
-        decoding = replace(model.decoding, num_beams=arguments.num_beams)
+        decoding = replace(model.generator.decoding, num_beams=arguments.num_beams)
         model = replace(model, decoding=decoding)  # type: ignore[type-var]
     if arguments.candidates is not None:
-        count = candidates_of(model, SessionConfig(candidates=arguments.candidates))
+        config = SessionConfig(candidates=arguments.candidates).captioning
+        count = Captioner(model, config).candidates
         choice = model.choice and model.choice._replace(candidates=count)
         model = replace(model, choice=choice)  # type: ignore[type-var]
     line = json.dumps(run(arguments.suite, arguments.folder, model, options))

@@ -52,8 +52,8 @@ def open_session(arguments: argparse.Namespace) -> "Session":
     model = load(arguments.model, device=arguments.device)
     memory = arguments.source if remembered else arguments.memory
     # Once more on the model's own options: what is not stated stays as the model has it.
-    scenes = for_keyframes(model.scenes) if arguments.sparse else model.scenes
-    own = SessionConfig(scenes=scenes, caption=model.decoding)
+    scenes = for_keyframes(model.perceiver.scenes) if arguments.sparse else model.perceiver.scenes
+    own = SessionConfig(scenes=scenes, caption=model.generator.decoding)
     session = Session(model, configured(own, arguments), memory=memory, read_only=remembered)
     session.wall_zero = arguments.recorded
     if remembered and not len(session.cache):
@@ -105,7 +105,7 @@ def watch(
 ) -> Iterator[Event]:
     """Watch, within the memory's limits, and show how far along the source we are."""
     from streammem.engine.watch import open_for, watch
-    from streammem.engine.workers import open_aside
+    from streammem.engine.reader import open_aside
 
     source = open_aside(lambda: open_for(arguments.source, options), arguments.interrupted)
     if source is None:
@@ -134,9 +134,8 @@ def every_frame(
 
     source = open_for(arguments.source, replace(options, fps=None, max_side=MAX_SIDE))
     with _progress(source.name, source.duration) as at:
-        scenes = session.config.scenes or session.model.scenes
-        model = replace(session.model, scenes=scenes)  # type: ignore[type-var]
-        for event in find_scenes(model, source, options.stop, at):
+        perceiver, scenes = session.model.perceiver, session.config.scenes
+        for event in find_scenes(perceiver, source, options.stop, at, scenes):
             if isinstance(event, Warning):
                 note(str(event))
             yield event

@@ -183,7 +183,7 @@ def open_rooms(arguments: argparse.Namespace, config: "ServerConfig") -> "Rooms"
     quiet_libraries()
     limit_threads(busy=2)
     model = load(arguments.model, device=arguments.device)
-    own = SessionConfig(scenes=model.scenes, caption=model.decoding)
+    own = SessionConfig(scenes=model.perceiver.scenes, caption=model.generator.decoding)
     return Rooms(model, configured(own, arguments), config)
 
 

@@ -258,7 +258,7 @@ def _events(
 ) -> Iterator[tuple[Event, float | None]]:
     """Watch within the memory's limits; each event comes with the Unix time at stream time 0."""
     from streammem.engine.watch import open_for, watch
-    from streammem.engine.workers import open_aside
+    from streammem.engine.reader import open_aside
 
     assert options.stop  # see _live_options
     source = open_aside(lambda: open_for(arguments.source, options), options.stop)

@@ -13,7 +13,7 @@ from PIL import Image
 from streammem.errors import ConfigError
 from streammem.memory.abstention import normalise, threshold
 from streammem.memory.keysets import unit_rows
-from streammem.models.tiny.model import StreamModel
+from streammem.models.protocols import TextEncoder
 from streammem.types import Alert, Frame
 from streammem.video.pixels import fitted_pixels
 
@@ -65,7 +65,7 @@ class Alerts:
     """Compares every perceived frame with what is waited for.
 
     Args:
-        model: whose key space pictures and sentences share.
+        encoder: whose key space pictures and sentences share.
         queries: descriptions, such as ``a dog on the sofa``, or several of the same thing, as in
             ``a dog on the sofa | a dog lies on a couch``: what they have in common is waited for.
         config: options.
@@ -75,11 +75,11 @@ class Alerts:
     """
 
     def __init__(
-        self, model: StreamModel, queries: Sequence[str], config: AlertConfig = AlertConfig()
+        self, encoder: TextEncoder, queries: Sequence[str], config: AlertConfig = AlertConfig()
     ) -> None:
         self._config = config
         self._threshold = threshold(config.rate)
-        self._watched = [_watched(model, query, config) for query in queries]
+        self._watched = [_watched(encoder, query, config) for query in queries]
         self._keys = np.array([watched.key for watched in self._watched])  # [Q, D_key]
         self._pictures: list[Path] = []
         if config.pictures and queries:
@@ -137,13 +137,13 @@ class Alerts:
         return str(path)
 
 
-def _watched(model: StreamModel, query: str, config: AlertConfig) -> _Watched:
+def _watched(encoder: TextEncoder, query: str, config: AlertConfig) -> _Watched:
     phrases = [phrase.strip() for phrase in query.split("|")]
     if not all(phrases):
         raise ConfigError("an alert is empty; describe what to wait for")
-    key = unit_rows(model.sentence_keys(phrases).mean(0, keepdims=True))[0]
-    background = model.background.numpy() @ key
+    key = unit_rows(encoder.sentence_keys(phrases).mean(0, keepdims=True))[0]
+    background = encoder.background.numpy() @ key
     marks = np.array([0.0, 1.0, background.mean()])
-    at_0, at_1, usual = map(float, normalise(marks, background, config.frames, model.chance))
+    at_0, at_1, usual = map(float, normalise(marks, background, config.frames, encoder.chance))
     gone = usual + config.leave * (threshold(config.rate) - usual)
     return _Watched(query, key, at_0, at_1 - at_0, gone)

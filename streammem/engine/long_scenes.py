@@ -5,37 +5,18 @@ What is said here covers only frames that no later boundary can cut off, so it s
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
-from streammem.captioning.captioner import Spoken, weigh
-from streammem.engine.session import Session
+from streammem.captioning.captioner import CaptionRequest, ScoredCaption
+from streammem.captioning.scheduler import CaptionJob
+from streammem.engine.session import Session, segment_frames
 from streammem.memory.keysets import coverage, visual_keys
-from streammem.models.backbones.language import Replies
-from streammem.models.tiny.model import Scene, chosen, spread
-from streammem.perception.scene_buffer import BRIDGE_FRAMES, Held, places
+from streammem.models.protocols import spread
+from streammem.perception.scene_buffer import BRIDGE_FRAMES, Held
 from streammem.types import Caption, Segment
 
 STILL_COSINE = 0.98  # as the cache's epsilon: what it takes for one still scene needs one caption
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Span:
-    """A stretch that is to be described.
-
-    Attributes:
-        segment: its start and end; its id is the scene's. Its reason is None while that is open.
-        tokens: [M, D] what the model has seen of it.
-        keys: [K, D_key] unit rows, what it looks like.
-        shown_at: seconds of ``time.monotonic`` at which its last frame was there.
-    """
-
-    segment: Segment
-    tokens: Tensor
-    keys: np.ndarray
-    shown_at: float
 
 
 class LongScene:
@@ -51,10 +32,10 @@ class LongScene:
         self._said: np.ndarray | None = None  # keys of what was described last
         self._until: float | None = None  # the open scene is described up to here
         self._look_at = -np.inf  # seconds; nothing is due before
-        self._unkept: list[tuple[Segment, Spoken]] = []  # captions of the open scene
+        self._unkept: list[tuple[Segment, ScoredCaption]] = []  # captions of the open scene
         self._goes_on = False  # whether the open scene follows one that merely became too long
 
-    def due(self) -> Span | None:
+    def due(self) -> CaptionJob | None:
         """Return the stretch of the open scene that needs a caption now, if one does."""
         held = self._session.state.held
         if not held or held[-1].time < self._look_at:
@@ -72,53 +53,56 @@ class LongScene:
             return None
         number = self._session.state.next_segment
         segment = Segment(number, start, end, None, None)
-        return Span(segment, self._tokens(number, frames), keys, _shown_at(held[-1], end))
+        return CaptionJob(self._request(segment, frames, keys), _shown_at(held[-1], end))
 
-    def closed(self, segment: Segment) -> Span | None:
+    def closed(self, segment: Segment) -> CaptionJob | None:
         """Return the rest of a scene that has just closed; None if there is nothing new in it."""
-        entry = self._session.cache.get(segment.id)
+        request = self._session.request(segment)
         start, goes_on = self._until, self._goes_on or self._until is not None
         self._until, self._look_at = None, segment.end + self._refresh_s
         self._goes_on = segment.reason == "max"
-        for part, spoken in self._unkept:
-            self._session.keep(part, spoken)
+        for part, scored in self._unkept:
+            self._session.keep(part, scored)
         self._unkept = []
         if start is not None and start >= segment.end:
             return None
-        if entry is None or (goes_on and self._is_still(entry.visual_keys)):
+        if goes_on and self._is_still(request.keys):
             return None
         rest = segment
         if start is not None:
             rest = Segment(segment.id, start, segment.end, segment.depth, segment.reason)
         newest = self._session.state.now[-1:] or self._session.state.held[-1:]
         shown_at = _shown_at(newest[0], segment.end) if newest else time.monotonic()
-        return Span(rest, self._session.tokens(segment.id), entry.visual_keys, shown_at)
+        return CaptionJob(request._replace(segment=rest), shown_at)
 
-    def begun(self, span: Span) -> None:
+    def begun(self, job: CaptionJob) -> None:
         """Take note that a stretch will be described: the next one begins at its end."""
-        self._said = span.keys
-        if span.segment.id == self._session.state.next_segment:
-            self._until = span.segment.end
+        self._said = job.request.keys
+        if job.request.segment.id == self._session.state.next_segment:
+            self._until = job.request.segment.end
 
-    def told(self, span: Span, said: Replies) -> Caption:
+    def keep(self, segment: Segment, scored: ScoredCaption) -> Caption:
         """Make the caption of a stretch, kept by the session once the scene has closed."""
-        segment = span.segment
         if segment.id != self._session.state.next_segment:
-            return self._session.add_caption(segment, said)
-        text = chosen(self._session.model, said, span.keys)
-        spoken = weigh(self._session.model, text, span.keys, self._session.config)
-        self._unkept.append((segment, spoken))
-        return spoken.of(segment)
+            return self._session.keep(segment, scored)
+        self._unkept.append((segment, scored))
+        return scored.of(segment)
 
     def _is_still(self, keys: np.ndarray) -> bool:
         return self._said is not None and coverage(self._said, keys) >= STILL_COSINE
 
-    def _tokens(self, number: int, frames: Sequence[Held]) -> Tensor:
-        full = [f for f in frames if f.patches is not None] or list(frames[-1:])
-        shown = [full[i] for i in spread(len(full), BRIDGE_FRAMES)]
-        patches = [f.patches for f in shown if f.patches is not None]
-        scene = Scene(number, patches, places(shown))
-        return self._session.model.take_in(scene, self._session.state.memory, None).tokens
+    def _request(
+        self, segment: Segment, frames: Sequence[Held], keys: np.ndarray
+    ) -> CaptionRequest:
+        model, tokens = self._session.model, None
+        full = [f for f in frames if f.picture is not None] or list(frames[-1:])
+        if (encoder := model.segment_encoder) is not None:
+            shown = [full[i] for i in spread(len(full), BRIDGE_FRAMES)]
+            read = segment_frames(segment.id, shown)
+            tokens = encoder.encode_segment(read, self._session.state.memory, None).tokens
+        pictures = [full[i] for i in spread(len(full), model.generator.reads.pictures)]
+        keyframes = tuple(f.picture for f in pictures if f.picture is not None)
+        return CaptionRequest(segment, keys, tokens, keyframes)
 
 
 def _shown_at(newest: Held, end: float) -> float:

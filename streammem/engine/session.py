@@ -4,7 +4,6 @@
 slow path. Threads live in ``live.py``.
 """
 
-import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,22 +11,29 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from PIL import Image
+import torch
 from torch import Tensor
 
-from streammem.captioning.captioner import Spoken, candidates_of, level_of, weigh
+from streammem.captioning.captioner import Captioner, CaptionRequest, ScoredCaption
 from streammem.engine.session_config import SessionConfig
 from streammem.memory.cache import CacheConfig, MemoryCache
-from streammem.memory.entry import Entry
+from streammem.memory.entry import Entry, decode_keyframe
 from streammem.memory.keysets import visual_keys
 from streammem.memory.memory import Memory
-from streammem.models.backbones.language import Replies
-from streammem.models.tiny.model import Scene, StreamModel, chosen, spread
+from streammem.models.protocols import SegmentFrames, StreamModel, spread
 from streammem.perception.background import Backdrop, settled
 from streammem.perception.gate import Encoded, encode, glance_at
-from streammem.perception.scene_buffer import BRIDGE_FRAMES, Held, hold, keyframe, places, thinned
+from streammem.perception.scene_buffer import (
+    BRIDGE_FRAMES,
+    KEYFRAME_SIDE,
+    Held,
+    hold,
+    keyframe,
+    places,
+    thinned,
+)
 from streammem.perception.scenetilling import SceneState, Score, flush, initial, push
-from streammem.qa.answerer import Answerer, Present, say
+from streammem.qa.answerer import Answerer, Present
 from streammem.types import Answer, Caption, Chapter, Frame, Moment, Reason, Segment
 
 
@@ -82,7 +88,7 @@ class Session:
         StoreError: the memory cannot be opened, or was made by another model.
 
     Attributes:
-        candidates: among how many captions of a scene one is chosen.
+        captioner: makes and scores its captions.
     """
 
     model: StreamModel
@@ -94,10 +100,11 @@ class Session:
     wall_zero: float | None = None
 
     def __post_init__(self) -> None:
-        self._scenes = self.config.scenes or self.model.scenes
-        self.candidates = candidates_of(self.model, self.config)
-        key_dim = self.model.background.shape[1]
-        token_shape = self.model.token_shape
+        self._scenes = self.config.scenes or self.model.perceiver.scenes
+        self.captioner = Captioner(self.model, self.config.captioning)
+        key_dim = self.model.text_encoder.background.shape[1]
+        encoder = self.model.segment_encoder
+        token_shape = encoder.token_shape if encoder else (0, 0)
         if self.memory is None:
             self.kept = Memory(CacheConfig(key_dim, token_shape, self.config.max_segments))
         else:
@@ -109,21 +116,17 @@ class Session:
                 max_segments=self.config.max_segments,
                 mode="r" if self.read_only else "rw",
             )
-        recurrent = self.kept.recurrent(self.model.initial_memory())
+        recurrent = self.kept.recurrent(encoder.initial_memory() if encoder else torch.zeros(0, 0))
         self.state = SessionState(
             initial(self._scenes), (), (), recurrent, next_segment=self.kept.next_segment
         )
-        self.answerer = Answerer(self.model, self.kept, self.config, self.captions)
+        self._closed: dict[int, CaptionRequest] = {}  # by the last push or flush alone
+        self.answerer = Answerer(self.model, self.kept, self.config, self._describe)
 
     @property
     def cache(self) -> MemoryCache:
         """What is findable now."""
         return self.kept.cache
-
-    @property
-    def withholds(self) -> bool:
-        """Whether other words may be said than come first, so that none is said before."""
-        return self.candidates > 1 or level_of(self.model, self.config) > 0
 
     def close(self) -> None:
         """Release a durable memory; idempotent. The open segment is not kept: flush first."""
@@ -155,7 +158,10 @@ class Session:
             raise ValueError(f"frame at {frame.time:.3f} s: the stream is at {newest_time:.3f} s")
         backdrop = self._backdrop(frame)
         box = backdrop.changed if backdrop else None
-        encoded = encode(self.model, frame.pixels, self.state.encoded, self.config.still, box)
+        encoded = encode(
+            self.model.perceiver, frame.pixels, self.state.encoded, self.config.still, box
+        )
+        self._closed = {}
         pushed = push(self.state.scene, encoded.seen.embedding, self._scenes)
         newest = hold(self.state.frames, frame, encoded.seen)
         self.state = replace(
@@ -208,57 +214,64 @@ class Session:
         jpeg = self.kept.keyframe(segment)
         if jpeg is None:
             raise KeyError(f"no keyframe of segment {segment} in this memory")
-        return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+        return decode_keyframe(jpeg)
 
     def caption(self, segment: Segment, on_text: Callable[[str], None] | None = None) -> Caption:
-        """Describe a segment.
+        """Describe a segment and keep its caption, by whose words it is found from then on.
 
         Args:
             segment: as ``push`` or ``flush`` returned it.
-            on_text: called with each piece of text as it is generated; once, with all that is said,
-                where less may be said than is generated.
-        """
-        if on_text is None or self.withholds:
-            caption = self.captions([segment])[0]
-            if on_text and caption.text:
-                on_text(caption.text)
-            return caption
-        prompt = self.model.caption_prompt(self.tokens(segment.id), self.config.instruction)
-        text = say(self.model, prompt, self.config.caption or self.model.decoding, on_text)
-        return self.add_caption(segment, text)
-
-    def captions(self, segments: Sequence[Segment]) -> list[Caption]:
-        """Describe segments in one batch, which takes less time than one after another."""
-        tokens = [self.tokens(segment.id) for segment in segments]
-        decoding = self.config.caption or self.model.decoding
-        instruction, count = self.config.instruction, self.candidates
-        said = self.model.captions(tokens, decoding, instruction, count) if tokens else []
-        return [self.add_caption(s, replies) for s, replies in zip(segments, said, strict=True)]
-
-    def add_caption(self, segment: Segment, said: str | Replies) -> Caption:
-        """Store what is said of a segment, found from then on by its words too.
-
-        Args:
-            segment: closed.
-            said: a whole caption of it, or several of which one is chosen.
+            on_text: called with each piece of text as it is generated; once, with all that is
+                given, where less may be given than is generated.
 
         Returns:
-            The caption: as much of the text as is sure, see ``SessionConfig.min_confidence``.
+            The caption: as much of it as is sure, see ``SessionConfig.min_confidence``.
 
         Raises:
             KeyError: no such segment.
         """
+        request = self.request(segment)
+        if on_text:
+            return self.keep(segment, self.captioner.stream(request, on_text))
+        (scored,) = self.captioner.caption([request])
+        return self.keep(segment, scored)
+
+    def request(self, segment: Segment) -> CaptionRequest:
+        """Return what a captioner needs of a segment; at once of one that has just closed.
+
+        Raises:
+            KeyError: no such segment.
+        """
+        if segment.id in self._closed:
+            return self._closed[segment.id]
         entry = self.cache.get(segment.id)
         if entry is None:
             raise KeyError(f"no segment {segment.id} in this session")
-        text = said if isinstance(said, str) else chosen(self.model, said, entry.visual_keys)
-        return self.keep(segment, weigh(self.model, text, entry.visual_keys, self.config))
+        reads = self.model.generator.reads
+        tokens = self.tokens(segment.id) if reads.tokens else None
+        jpeg = self.kept.keyframe(segment.id) if reads.pictures else None
+        keyframes = (self.keyframe(segment.id),) if jpeg else ()
+        return CaptionRequest(segment, entry.visual_keys, tokens, keyframes)
 
-    def keep(self, segment: Segment, spoken: Spoken) -> Caption:
-        """Store what was decided to be said of a segment; nothing where nothing is said."""
-        if spoken.text:
-            self.kept.set_caption(segment.id, spoken.text, spoken.key)
-        return spoken.of(segment)
+    def blank_request(self) -> CaptionRequest:
+        """Return a request that shows nothing, to open the language model with."""
+        span, encoder = Segment(0, 0.0, 0.0, None, None), self.model.segment_encoder
+        reads = self.model.generator.reads
+        tokens = torch.zeros(encoder.token_shape) if encoder and reads.tokens else None
+        blank = (np.zeros((KEYFRAME_SIDE, KEYFRAME_SIDE, 3), np.uint8),) if reads.pictures else ()
+        return CaptionRequest(span, self.model.text_encoder.background[:1].numpy(), tokens, blank)
+
+    def keep(self, segment: Segment, scored: ScoredCaption) -> Caption:
+        """Keep what was decided to be said of a segment; nothing where nothing is said."""
+        if scored.text:
+            self.kept.set_caption(segment.id, scored.text, scored.key)
+        return scored.of(segment)
+
+    def _describe(self, segments: Sequence[Segment]) -> None:
+        """Caption segments in one batch and keep the captions, for an answer."""
+        requests = [self.request(segment) for segment in segments]
+        for segment, scored in zip(segments, self.captioner.caption(requests), strict=True):
+            self.keep(segment, scored)
 
     def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
         """Answer from what was seen so far, with the evidence it rests on.
@@ -312,31 +325,36 @@ class Session:
     def _close(self, count: int, end: float, depth: float | None, reason: Reason) -> Segment:
         """Close the first ``count`` held frames as a segment that ends at ``end``."""
         frames, rest = self.state.held[:count], self.state.held[count:]
-        full = [f for f in frames if f.patches is not None]
-        shown = [full[i] for i in spread(len(full), BRIDGE_FRAMES)]
+        full = [f for f in frames if f.picture is not None]
         keys = np.stack([f.key for f in frames])
         clusters = visual_keys(keys)
-        wanted = self.config.retrieved if self.model.reads_related else 0
-        related = self.kept.related_tokens(clusters[0], wanted)
-        scene = _scene(self.state.next_segment, shown)
-        tokens, memory = self.model.take_in(scene, self.state.memory, related)
+        tokens, memory = torch.zeros(0, 0), self.state.memory
+        if (encoder := self.model.segment_encoder) is not None:
+            wanted = self.config.retrieved if encoder.reads_related else 0
+            related = self.kept.related_tokens(clusters[0], wanted)
+            shown = [full[i] for i in spread(len(full), BRIDGE_FRAMES)]
+            read = segment_frames(self.state.next_segment, shown)
+            tokens, memory = encoder.encode_segment(read, memory, related)
         segment = Segment(self.state.next_segment, frames[0].time, end, depth, reason)
-        self.kept.append(
-            Entry(
-                segment=segment.id,
-                start=segment.start,
-                end=segment.end,
-                frames=len(frames),
-                visual_keys=clusters,
-                caption_keys=keys[:0],
-                note_keys=keys[:0],
-                tokens=tokens.half().cpu().numpy(),
-                keyframe=keyframe(full, clusters[0]),
-                source=self.source,
-                wall_start=None if self.wall_zero is None else self.wall_zero + segment.start,
-            ),
-            memory,
+        entry = Entry(
+            segment=segment.id,
+            start=segment.start,
+            end=segment.end,
+            frames=len(frames),
+            visual_keys=clusters,
+            caption_keys=keys[:0],
+            note_keys=keys[:0],
+            tokens=tokens.half().cpu().numpy(),
+            keyframe=keyframe(full, clusters[0]),
+            source=self.source,
+            wall_start=None if self.wall_zero is None else self.wall_zero + segment.start,
         )
+        row = self.kept.append(entry, memory)
+        # Of the row, whose tokens are rounded: a caption made later from disk is the same.
+        seen = torch.from_numpy(row.tokens.astype(np.float32)) if row.tokens.size else None
+        pictures = [full[i] for i in spread(len(full), self.model.generator.reads.pictures)]
+        keyframes = tuple(f.picture for f in pictures if f.picture is not None)
+        self._closed[segment.id] = CaptionRequest(segment, row.visual_keys, seen, keyframes)
         self.state = replace(
             self.state, held=rest, memory=memory, next_segment=segment.id + 1, closed_until=end
         )
@@ -355,5 +373,7 @@ class Session:
                 self.on_score(self.state.held[score.frame - first].time, score)
 
 
-def _scene(number: int, frames: Sequence[Held]) -> Scene:
-    return Scene(number, [f.patches for f in frames if f.patches is not None], places(frames))
+def segment_frames(number: int, frames: Sequence[Held]) -> SegmentFrames:
+    """Return frames as a segment encoder reads them."""
+    patches = [frame.patches for frame in frames if frame.patches is not None]
+    return SegmentFrames(number, patches, places(frames))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from streammem.captioning.captioner import CaptionConfig
 from streammem.errors import ConfigError
 from streammem.memory.cache import CacheConfig
 from streammem.models.backbones.sampling import MOST_BEAMS, GenerationConfig
@@ -79,6 +80,11 @@ class SessionConfig:
             raise ConfigError("retrieved and now_frames must be >= 0, passages >= 1")
         _check_timezone(self.timezone)
         CacheConfig(max_segments=self.max_segments)  # refuses what the cache would
+
+    @property
+    def captioning(self) -> CaptionConfig:
+        """What of it the captioner reads."""
+        return CaptionConfig(self.caption, self.instruction, self.candidates, self.min_confidence)
 
 
 def _check_timezone(name: str | None) -> None:

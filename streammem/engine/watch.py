@@ -1,7 +1,7 @@
 """Watching: a source goes through a session, and what comes of it is given as events.
 
-The threads stand in `workers.py`: frames come in, prompts go out, texts come back. The session
-itself is touched by the caller's thread alone.
+Frames come from the reader's thread (`reader.py`), captions from the thread of the language model's
+scheduler (`captioning/scheduler.py`). The session is touched by the caller's thread alone.
 """
 
 import time
@@ -10,23 +10,37 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import cast
 
+from streammem.captioning.captioner import Captioner
+from streammem.captioning.scheduler import (
+    MAX_BATCH,
+    CaptionJob,
+    CaptionQueue,
+    CaptionResult,
+    LanguageScheduler,
+)
 from streammem.engine.alerts import Alerts
-from streammem.engine.long_scenes import LongScene, Span
+from streammem.engine.long_scenes import LongScene
+from streammem.engine.reader import Reader
 from streammem.engine.session import Session
 from streammem.engine.watch_options import DEFAULT_FPS, MAX_SIDE, WatchOptions, open_for
-from streammem.engine.workers import TOGETHER, Reader, Said, Speaker
 from streammem.errors import TruncatedError
 from streammem.types import Caption, Event, Frame, Segment, Stats, Warning
 from streammem.video import VideoSource
 
 __all__ = ["DEFAULT_FPS", "MAX_SIDE", "WatchOptions", "open_for", "watch"]
 
-SEGMENTS_AHEAD = 4  # segments that wait for the speaker before a file's perception does, at least
+SEGMENTS_AHEAD = 4  # captions that may be pending before a file's perception waits, at least
 LIVE_SEGMENTS_AHEAD = 1  # of a live source; beyond them the oldest stays without a caption
 DEFAULTS = WatchOptions()
 
 
-def watch(session: Session, source: object, options: WatchOptions = DEFAULTS) -> Iterator[Event]:
+def watch(
+    session: Session,
+    source: object,
+    options: WatchOptions = DEFAULTS,
+    *,
+    scheduler: LanguageScheduler | None = None,
+) -> Iterator[Event]:
     """Perceive a source and yield its events as they come: segments, each with its caption.
 
     A live source is never waited for, nor does it wait: frames and captions that cannot keep up
@@ -36,6 +50,8 @@ def watch(session: Session, source: object, options: WatchOptions = DEFAULTS) ->
         session: takes in the frames; on return it holds the whole stream.
         source: what ``open_source`` takes, or an open ``VideoSource``.
         options: see ``WatchOptions``.
+        scheduler: generates the captions, where it serves other sessions too: then the session's
+            own model must go through it. By default one is made for this source.
 
     Returns:
         An iterator; close it (or break off) to stop: threads end and the source is closed. A
@@ -47,22 +63,27 @@ def watch(session: Session, source: object, options: WatchOptions = DEFAULTS) ->
     opened = cast(VideoSource, source) if _is_open(source) else open_for(source, options)
     if not session.source:
         session.source = opened.name
-    alerts = Alerts(session.model, options.alerts, options.alerting)
-    return _Watching(session, opened, options, alerts).events()
+    alerts = Alerts(session.model.text_encoder, options.alerts, options.alerting)
+    return _Watching(session, opened, options, alerts, scheduler).events()
 
 
 class _Watching:
     """One source on its way through a session."""
 
     def __init__(
-        self, session: Session, source: VideoSource, options: WatchOptions, alerts: Alerts
+        self,
+        session: Session,
+        source: VideoSource,
+        options: WatchOptions,
+        alerts: Alerts,
+        scheduler: LanguageScheduler | None,
     ) -> None:
         self._session, self._source, self._options = session, source, options
-        self._alerts = alerts
+        self._alerts, self._shared = alerts, scheduler
         self._live = bool(getattr(source, "live", False))
         self._scenes = LongScene(session, options.refresh_s) if self._live else None
-        # Words that may be withheld are not heard before that is decided.
-        self._heard = None if session.withholds else options.on_text
+        # Words that may be withheld are not passed on before that is decided.
+        self._as_generated = None if session.captioner.withholds else options.on_text
         self._num_frames = self._num_segments = self._num_captions = 0
         self._perceive_s = self._perceived_until = self._caption_lag_s = 0.0
         self._stats_at = 0.0 if options.stats_s is None else time.monotonic() + options.stats_s
@@ -70,7 +91,7 @@ class _Watching:
     def events(self) -> Iterator[Event]:
         options = self._options
         drop = options.drop or ("oldest" if self._live else "never")
-        self._speaker = self._new_speaker() if options.speak else None
+        self._captions = self._open_captions() if options.speak else None
         self._reader = Reader(self._source, drop)
         try:
             yield from self._stream()
@@ -84,15 +105,28 @@ class _Watching:
                 raise self._reader.broken
         finally:
             self._reader.stop()
-            if self._speaker:
-                self._speaker.stop()
+            if self._captions:
+                self._captions.close()
+                if not self._shared:
+                    self._captions.scheduler.close()
 
-    def _new_speaker(self) -> Speaker:
-        model, config = self._session.model, self._session.config
-        if self._options.sparse and config.candidates is None:
-            config = replace(config, candidates=1)  # whoever skims wants it soon
-        together = 1 if self._live or self._heard else TOGETHER
-        return Speaker(model, config, self._heard, warm=self._live, together=together)
+    def _open_captions(self) -> CaptionQueue:
+        session, on_text = self._session, self._as_generated
+        captioner = session.captioner
+        if self._options.sparse and session.config.candidates is None:
+            # Skimming is to be fast.
+            captioner = Captioner(session.model, replace(session.config.captioning, candidates=1))
+        scheduler = self._shared or LanguageScheduler(session.model.generator)
+        alone = self._live and not self._shared  # a live caption never waits for others
+        captions = CaptionQueue(
+            scheduler,
+            captioner,
+            (lambda request, piece: on_text(request.segment, piece)) if on_text else None,
+            1 if alone or on_text else MAX_BATCH,
+        )
+        if self._live:
+            captions.warm_up(session.blank_request())
+        return captions
 
     def _stream(self) -> Iterator[Event]:
         for frame in self._reader.frames(self._options.stop):
@@ -122,47 +156,38 @@ class _Watching:
     def _due(self, closed: tuple[Segment, ...], *, at_end: bool = False) -> Iterator[Event]:
         """Yield closed segments, and captions until few enough segments wait for theirs."""
         for segment in closed:
-            if self._speaker:
-                self._submit(segment)
+            if self._captions:
+                self._submit(self._captions, segment)
             yield segment
-        if self._speaker:
-            if self._scenes and not self._speaker.waiting and (span := self._scenes.due()):
-                self._scenes.begun(span)
-                self._speaker.submit(span)
-            for said in self._speaker.said(0 if at_end else self._ahead()):
-                if said is None:
+        if self._captions:
+            if self._scenes and not self._captions.num_pending and (job := self._scenes.due()):
+                self._scenes.begun(job)
+                self._captions.submit(job)
+            ahead = max(SEGMENTS_AHEAD, 2 * self._captions.batch_size)
+            for result in self._captions.results(0 if at_end else None if self._live else ahead):
+                if result is None:
                     yield from self._answered()
                 else:
-                    yield self._caption(said)
+                    yield self._caption(self._captions.captioner, result)
 
-    def _ahead(self) -> int | None:
-        """Return how many segments of a file may wait: what is being said, and as much again."""
-        assert self._speaker
-        return None if self._live else max(SEGMENTS_AHEAD, 2 * self._speaker.together)
-
-    def _submit(self, segment: Segment) -> None:
-        assert self._speaker
+    def _submit(self, captions: CaptionQueue, segment: Segment) -> None:
         if not self._scenes:
-            entry = self._session.cache.get(segment.id)
-            assert entry is not None  # it has just closed
-            tokens = self._session.tokens(segment.id)
-            self._speaker.submit(Span(segment, tokens, entry.visual_keys, time.monotonic()))
+            captions.submit(CaptionJob(self._session.request(segment), time.monotonic()))
             return
         rest = self._scenes.closed(segment)
         if rest:
-            self._speaker.skip(LIVE_SEGMENTS_AHEAD)
+            captions.skip(LIVE_SEGMENTS_AHEAD)
             self._scenes.begun(rest)
-            self._speaker.submit(rest)
+            captions.submit(rest)
 
-    def _caption(self, said: "Said") -> Caption:
+    def _caption(self, captioner: Captioner, result: CaptionResult) -> Caption:
+        request, segment = result.job.request, result.job.request.segment
         self._num_captions += 1
-        self._caption_lag_s = said.began - said.span.shown_at
-        if self._scenes:
-            caption = self._scenes.told(said.span, said.replies)
-        else:
-            caption = self._session.add_caption(said.span.segment, said.replies)
-        if self._options.on_text and not self._heard and caption.text:
-            self._options.on_text(said.span.segment, caption.text)
+        self._caption_lag_s = result.began - result.job.shown_at
+        scored = captioner.score(request, result.replies)
+        caption = (self._scenes or self._session).keep(segment, scored)
+        if self._options.on_text and not self._as_generated and caption.text:
+            self._options.on_text(segment, caption.text)
         return caption
 
     def _alerted(self, frame: Frame) -> Iterator[Event]:
@@ -198,24 +223,26 @@ class _Watching:
             while frame := self._reader.waiting_frame():
                 closed.extend(self._push(frame))
 
-        with self._speaker.silence if self._speaker else nullcontext():
+        # A shared scheduler lets answers in between the steps of captions by itself.
+        own = self._captions.scheduler.lm_lock if self._captions and not self._shared else None
+        with own or nullcontext():
             answer = self._session.ask(question, on_text)
         yield answer
         yield from self._due(tuple(closed))
 
     def _stats(self) -> Stats:
-        reader, speaker = self._reader, self._speaker
+        reader, captions = self._reader, self._captions
         return Stats(
             frames=self._num_frames,
             segments=self._num_segments,
             captions=self._num_captions,
             perceive_s=self._perceive_s,
-            speak_s=speaker.cpu_s if speaker else 0.0,
+            speak_s=captions.cpu_s if captions else 0.0,
             captured=reader.captured,
             waiting=reader.waiting,
             dropped_full=reader.dropped_full,
             dropped_at_stop=reader.dropped_at_stop,
-            captions_skipped=speaker.num_skipped if speaker else 0,
+            captions_skipped=captions.num_skipped if captions else 0,
             connections=getattr(self._source, "num_connections", 0),
             damaged=getattr(self._source, "num_damaged", 0),
             lag_s=max(0.0, reader.captured_until - self._perceived_until),

@@ -16,6 +16,7 @@ from streammem.evaluation.operators import TimedQuestion
 from streammem.evaluation.timelines import Timeline, memories_of
 from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry
+from streammem.models.protocols import Reads
 from streammem.types import Answer
 
 if TYPE_CHECKING:
@@ -117,8 +118,12 @@ class _Silent:
     Everything else is the model's own.
     """
 
+    segment_encoder = None
+    reads = Reads()
+
     def __init__(self, model: Answering) -> None:
         self._model = model
+        self.text_encoder = self.generator = self
         self._keys: dict[str, np.ndarray] = {}
         self._readings: dict[str, Any] = {}
 
@@ -144,9 +149,6 @@ class _Silent:
         if question not in self._readings:  # without its time words
             self.read_ahead([question])
         return self._readings[question]
-
-    def take_in(self, *shown: object) -> tuple[None, None]:
-        return None, None
 
     def answer_prompt(self, *shown: object) -> list[str]:
         return []
@@ -178,7 +180,9 @@ def _asked(answerer: "Answerer", question: TimedQuestion, timeline: Timeline) ->
 
     answerer.turns.clear()  # each question stands alone
     end, count = float(timeline.edges[-1]), len(timeline.photos)
-    frame = Held(count, end, end, np.zeros(answerer.model.background.shape[1]), None, None)
+    frame = Held(
+        count, end, end, np.zeros(answerer.model.text_encoder.background.shape[1]), None, None
+    )
     answer = answerer.ask(question.text, Present((frame,), count, None))  # type: ignore[arg-type]
     cited: list[int] = []
     for item in sorted(answer.evidence, key=lambda item: -item.score):
@@ -186,7 +190,7 @@ def _asked(answerer: "Answerer", question: TimedQuestion, timeline: Timeline) ->
         cited += range(first - 1, last)
     return Outcome(
         question,
-        read=answerer.model.read_question(question.text).operator == question.operator,
+        read=answerer.model.text_encoder.read_question(question.text).operator == question.operator,
         right=is_right(question, answer, set(cited), timeline.edges),
         seen=answer.seen,
         cited=tuple(cited),

@@ -3,9 +3,11 @@
 No index and no disk: `cache.py` holds entries in RAM, `store.py` on disk.
 """
 
+import io
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from streammem.types import Note
 
@@ -110,6 +112,11 @@ class Hit:
     visual: float
     text: float | None
     fused: float
+
+
+def decode_keyframe(jpeg: bytes) -> np.ndarray:
+    """Return a keyframe's picture, [H, W, 3] uint8 RGB."""
+    return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
 
 
 def note_bytes(note: Note) -> int:

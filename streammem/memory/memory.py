@@ -73,13 +73,14 @@ class Memory:
             return initial
         return torch.from_numpy(np.frombuffer(state, np.float32).reshape(initial.shape).copy())
 
-    def append(self, entry: Entry, recurrent: Tensor) -> None:
-        """Keep a closed segment and the recurrent memory after it."""
+    def append(self, entry: Entry, recurrent: Tensor) -> Entry:
+        """Keep a closed segment and the recurrent memory after it; return the row it is in."""
         change = self.cache.append(entry)
         if self.store:
             state = recurrent.cpu().numpy().astype(np.float32).tobytes()
             write = self.store.append if change.action == "appended" else self.store.extend
             write(change.entry, state)
+        return change.entry
 
     def set_caption(self, segment: int, text: str, key: np.ndarray) -> Entry:
         """Give a segment a caption; a memory that is only read keeps it until it is closed."""

@@ -22,6 +22,7 @@ from streammem.models.backbones.vision import (
 )
 from streammem.models.backbones.weights import SOURCES, weights_path
 from streammem.models.checkpoint_config import FORMAT, read_config
+from streammem.models.protocols import StreamModel
 from streammem.models.tiny.bridge import MemoryBridge
 from streammem.models.tiny.keys import (
     PictureEvidence,
@@ -29,7 +30,7 @@ from streammem.models.tiny.keys import (
     SentenceEvidence,
     TextKey,
 )
-from streammem.models.tiny.model import StreamModel, VideoModel
+from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionHead
 from streammem.models.videollamb import published
 

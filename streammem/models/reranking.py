@@ -4,11 +4,12 @@ The likeliest caption is often not the best: what the language model finds likel
 find in the picture err differently.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from streammem.models.backbones.language import Replies, Reply
 from streammem.models.confidence import directions
 
 MERITS = 2
@@ -44,6 +45,31 @@ def merits(log_probs: Sequence[float], words: np.ndarray, pictures: np.ndarray) 
     """
     agreement = (directions(words) @ directions(pictures).T).max(1)
     return np.column_stack([agreement, log_probs]).astype(np.float64)
+
+
+def best_reply(
+    choice: Choice | None,
+    sentence_keys: Callable[[Sequence[str]], np.ndarray],
+    replies: Replies,
+    pictures: np.ndarray,
+) -> tuple[Reply, np.ndarray | None]:
+    """Choose the reply that fits a picture best; the first where there is no choice.
+
+    Args:
+        choice: how; None takes the first.
+        sentence_keys: maps texts to unit keys [N, K].
+        replies: at least one; of several, each with the log-probabilities of its tokens.
+        pictures: [V, K] unit keys of what they describe, V >= 1.
+
+    Returns:
+        The reply, and the unit key [K] of its text where it was needed for the choice.
+    """
+    if len(replies) == 1 or choice is None:
+        return replies[0], None
+    keys = sentence_keys([reply.text for reply in replies])
+    log_probs = [float(np.mean(reply.log_probs)) for reply in replies]
+    best = choice(merits(log_probs, keys, pictures))
+    return replies[best], keys[best]
 
 
 def fit(seen: Sequence[np.ndarray], worth: Sequence[np.ndarray], candidates: int) -> Choice:

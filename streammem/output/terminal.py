@@ -170,7 +170,7 @@ class Sheet:
             similarity=np.array([score.similarity for _, score in self._scores]),
             depth=np.array([score.depth for _, score in self._scores]),
             boundaries=[segment.start for segment in self._segments[1:]],
-            threshold=self._session.model.scenes.floor,
+            threshold=self._session.model.perceiver.scenes.floor,
         )
         contact_sheet(path, keyframes, curve, title=title)
         note(f"wrote {path}")

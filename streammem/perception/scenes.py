@@ -46,10 +46,11 @@ class SceneFinder:
 
     Args:
         model: whose encoder judges.
+        config: options; None takes those fitted to the encoder.
     """
 
-    def __init__(self, model: Perceiver) -> None:
-        self._model = model
+    def __init__(self, model: Perceiver, config: SceneTillingConfig | None = None) -> None:
+        self._model, self._scenes = model, config or model.scenes
         self._num_frames, self._end = 0, 0.0
         self._times: list[float] = []  # of the newest frames
         # Samples are the frames that are embedded; a gap lies between sample number `gap` and the
@@ -61,7 +62,7 @@ class SceneFinder:
         self._changes: list[signature.Change] = []
         self._frame_scores: list[scenetilling.Score] = []
         self._boundaries: list[scenetilling.Boundary] = []
-        self._scene = scenetilling.initial(model.scenes)
+        self._scene = scenetilling.initial(self._scenes)
         self._cut_at, self._start, self._number = -1, 0.0, 0
 
     def push(self, frame: Frame) -> tuple[Segment, ...]:
@@ -77,7 +78,7 @@ class SceneFinder:
             self._samples.append(self._num_frames)
             embedding = self._model.perceive(frame.pixels).embedding
             self._embeddings.append(embedding)
-            self._keep(scenetilling.push(self._scene, embedding, self._model.scenes))
+            self._keep(scenetilling.push(self._scene, embedding, self._scenes))
         self._times.append(frame.time)
         self._num_frames += 1
         self._end = frame.time + frame.duration
@@ -92,7 +93,7 @@ class SceneFinder:
         if not self._num_frames:
             return ()
         self._note(signature.flush(self._signed, self._config))
-        self._keep(scenetilling.flush(self._scene, self._model.scenes))
+        self._keep(scenetilling.flush(self._scene, self._scenes))
         settled = self._settled(last=True)
         until = self._end if end is None else end
         return (*settled, Segment(self._number, self._start, until, None, "end"))
@@ -171,6 +172,7 @@ def find_scenes(
     source: VideoSource,
     stop: Callable[[], bool] | None = None,
     on_time: Callable[[float], None] | None = None,
+    config: SceneTillingConfig | None = None,
 ) -> Iterator[Event]:
     """Yield the scenes of a source as they settle.
 
@@ -179,6 +181,7 @@ def find_scenes(
         source: open, with every decoded frame; closed afterwards.
         stop: asked after each frame; once true, what was seen so far is all.
         on_time: called with each frame's time (s), for progress.
+        config: options; None takes those fitted to the encoder.
 
     Returns:
         Segments; then a ``Warning`` if the source was cut short.
@@ -186,7 +189,7 @@ def find_scenes(
     Raises:
         SourceError: the source failed; what it gave before has been yielded.
     """
-    finder, broken, stopped = SceneFinder(model), None, False
+    finder, broken, stopped = SceneFinder(model, config), None, False
     with source:
         try:
             for frame in source:

@@ -18,10 +18,17 @@ from torch import Tensor
 from streammem.engine.session_config import SessionConfig
 from streammem.memory.abstention import FALSE_SIGHTINGS, normalise, threshold
 from streammem.memory.chapters import Part, default_count, divide
-from streammem.memory.entry import Entry, Hit
+from streammem.memory.entry import Entry, Hit, decode_keyframe
 from streammem.memory.memory import Memory
-from streammem.models.backbones.language import GenerationConfig
-from streammem.models.tiny.model import Passage, Scene, StreamModel, spread
+from streammem.models.backbones.language import GenerationConfig, Prompt
+from streammem.models.protocols import (
+    EvidenceItem,
+    Generator,
+    SegmentFrames,
+    StreamModel,
+    readable,
+    spread,
+)
 from streammem.models.tiny.questions import Reading
 from streammem.perception.scene_buffer import Held, places
 from streammem.qa.operators import Finding, compute, value
@@ -120,7 +127,7 @@ class Answerer:
         clean = _encodable(text)
         words = find_time(clean, now=self.wall_clock(), zone=self._zone)
         about = words.text if words and words.text else clean
-        reading, back = self._resolved(self.model.read_question(about))
+        reading, back = self._resolved(self.model.text_encoder.read_question(about))
         question = Question(text, about, reading, self._window(words, present), back)
         computes = self.config.context in ("memory", "captions")
         if computes and reading.operator not in ("describe", "now"):
@@ -131,7 +138,9 @@ class Answerer:
 
     def find(self, query: str, count: int) -> tuple[Moment, ...]:
         """Find the moments that a description fits best, best first."""
-        hits = self.kept.cache.search(self.model.sentence_keys([_encodable(query)])[0], count)
+        hits = self.kept.cache.search(
+            self.model.text_encoder.sentence_keys([_encodable(query)])[0], count
+        )
         found = [self._evidence(hit) for hit in hits]
         return tuple(
             Moment(
@@ -232,10 +241,12 @@ class Answerer:
             return None
         passages = self._passages(finding.answers[: self.config.passages])
         asked = _encodable(question.text[:MAX_PROMPTED])
-        prompt = self.model.answer_prompt(passages, f"({text})\n{asked}")
+        generator = self.model.generator
+        items = readable(passages, generator.reads)
+        prompt = generator.answer_prompt(items, f"({text})\n{asked}")
         if on_text:
             on_text("\n")
-        return say(self.model, prompt, self.config.answer, on_text)
+        return generate(generator, prompt, self.config.answer, on_text)
 
     # -- in the model's words --
 
@@ -243,15 +254,17 @@ class Answerer:
         reading, window, now = question.reading, question.window, present.now
         pointed = question.reading.anchor not in question.about  # "that" was replaced
         about = f"{reading.anchor}: {question.about}" if pointed else question.about
-        key = self.model.sentence_keys([about])[0]
+        key = self.model.text_encoder.sentence_keys([about])[0]
         hits = self._chosen(key, window, present=reading.operator == "now" and bool(now))
         self._described([hit.entry for hit in hits])
         rows = sorted((self._row(hit.entry) for hit in hits), key=lambda e: (e.start, e.segment))
         passages = self._passages(rows)
         if now and self.config.context in ("memory", "now"):
             passages.append(self._shown(present))
-        prompt = self.model.answer_prompt(passages, _encodable(question.text[:MAX_PROMPTED]))
-        text = say(self.model, prompt, self.config.answer, on_text)
+        generator = self.model.generator
+        items = readable(passages, generator.reads)
+        prompt = generator.answer_prompt(items, _encodable(question.text[:MAX_PROMPTED]))
+        text = generate(generator, prompt, self.config.answer, on_text)
         best = [hit.visual for hit in hits] or [float(f.key @ key) for f in now if reading.anchor]
         seen = bool(self._passes(key, best, self._num_keys()).any()) if best else bool(now)
         self.turns.append(Turn(reading.anchor, tuple(hit.entry.segment for hit in hits[:1])))
@@ -266,32 +279,43 @@ class Answerer:
             return [_hit(entries[i], key) for i in spread(len(entries), self.config.passages)]
         return self._search(key, window)
 
-    def _passages(self, entries: Sequence[Entry]) -> list[Passage]:
-        with_tokens = self.config.context != "captions"
-        passages = []
+    def _passages(self, entries: Sequence[Entry]) -> list[EvidenceItem]:
+        reads, shows = self.model.generator.reads, self.config.context != "captions"
+        items = []
         for entry in entries:
-            tokens = self.kept.tokens(entry.segment)
-            shown = tokens if with_tokens else tokens[:0]
-            passages.append(Passage(entry.start, entry.end, shown, self._row(entry).caption))
-        return passages
+            tokens = self.kept.tokens(entry.segment) if reads.tokens and shows else None
+            jpeg = self.kept.keyframe(entry.segment) if reads.pictures and shows else None
+            keyframes = (decode_keyframe(jpeg),) if jpeg else ()
+            speech = " ".join(note.text for note in entry.notes) or None
+            caption = self._row(entry).caption
+            items.append(EvidenceItem(entry.start, entry.end, tokens, caption, keyframes, speech))
+        return items
 
-    def _shown(self, present: Present) -> Passage:
-        now = present.now
-        patches = [frame.patches for frame in now if frame.patches is not None]
-        scene = Scene(present.segment, patches, places(now))
-        tokens, _ = self.model.take_in(scene, present.memory, None)
-        return Passage(now[0].time, now[-1].end, tokens, None)
+    def _shown(self, present: Present) -> EvidenceItem:
+        now, tokens = present.now, None
+        if (encoder := self.model.segment_encoder) is not None:
+            patches = [frame.patches for frame in now if frame.patches is not None]
+            frames = SegmentFrames(present.segment, patches, places(now))
+            tokens = encoder.encode_segment(frames, present.memory, None).tokens
+        keyframes = tuple(frame.picture for frame in now if frame.picture is not None)
+        return EvidenceItem(now[0].time, now[-1].end, tokens, keyframes=keyframes)
 
     def _described(self, entries: Sequence[Entry]) -> dict[int, str]:
         """Caption what has none yet and can be, once; return captions by segment."""
         unsaid = [e for e in map(self._row, entries) if e.caption is None]
         unsaid = [e for e in unsaid if _name(e) not in self._silent]
-        unsaid = [e for e in unsaid if self.kept.tokens(e.segment).numel()]
+        unsaid = [e for e in unsaid if self._can_be_described(e)]
         self.describe([Segment(e.segment, e.start, e.end, None, None) for e in unsaid])
         silent = {_name(e) for e in unsaid if self._row(e).caption is None}
         if silent:  # no more of them than there are rows
             self._silent = (self._silent | silent) & set(map(_name, self.kept.cache.entries()))
         return {e.segment: e.caption or "" for e in map(self._row, entries)}
+
+    def _can_be_described(self, entry: Entry) -> bool:
+        reads = self.model.generator.reads
+        if reads.tokens and self.kept.tokens(entry.segment).numel():
+            return True
+        return bool(reads.pictures and self.kept.keyframe(entry.segment))
 
     # -- what is found --
 
@@ -311,17 +335,17 @@ class Answerer:
         )
 
     def _nearest(self, anchor: str, window: Window) -> Sequence[Hit]:
-        return self._search(self.model.sentence_keys([anchor])[0], window)
+        return self._search(self.model.text_encoder.sentence_keys([anchor])[0], window)
 
     def _scored(self, entries: Sequence[Entry], anchor: str) -> Sequence[Hit]:
-        key = self.model.sentence_keys([anchor])[0]
+        key = self.model.text_encoder.sentence_keys([anchor])[0]
         return [_hit(self._row(entry), key) for entry in entries]
 
     def _matching(self, anchor: str, stretches: Sequence[Stretch]) -> dict[int, float]:
         """Return the score of every segment above the threshold of "not seen"."""
         if not stretches:
             return {}
-        key = self.model.sentence_keys([anchor])[0]
+        key = self.model.text_encoder.sentence_keys([anchor])[0]
         rows = [stretch.entry for stretch in stretches]
         sizes = np.array([len(row.visual_keys) for row in rows])
         cosines = np.concatenate([row.visual_keys for row in rows]) @ key
@@ -331,8 +355,10 @@ class Answerer:
 
     def _passes(self, key: np.ndarray, cosines: Sequence[float] | np.ndarray, n: int) -> np.ndarray:
         """Tell which visual cosines are more than the best of ``n`` chance matches."""
-        background = self.model.background.numpy() @ key
-        scores = normalise(np.asarray(cosines), background, max(2, n), self.model.chance)
+        background = self.model.text_encoder.background.numpy() @ key
+        scores = normalise(
+            np.asarray(cosines), background, max(2, n), self.model.text_encoder.chance
+        )
         return scores > threshold(FALSE_SIGHTINGS)
 
     def _num_keys(self) -> int:
@@ -352,19 +378,16 @@ class Answerer:
         )  # fmt: skip
 
 
-def say(
-    model: StreamModel,
-    prompt: list[str | Tensor],
-    decoding: GenerationConfig,
-    on_text: OnText | None,
+def generate(
+    generator: Generator, prompt: Prompt, decoding: GenerationConfig, on_text: OnText | None
 ) -> str:
-    """Let a model reply, piece by piece, and return the whole reply."""
-    said = []
-    for piece in model.stream(prompt, decoding):
-        said.append(piece)
+    """Generate a reply, pass its pieces on, and return it whole."""
+    pieces = []
+    for piece in generator.stream(prompt, decoding):
+        pieces.append(piece)
         if on_text:
             on_text(piece)
-    return "".join(said).strip()
+    return "".join(pieces).strip()
 
 
 def _encodable(text: str) -> str:

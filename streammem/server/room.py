@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from streammem.captioning.scheduler import LanguageScheduler
 from streammem.engine.session import Session
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchOptions
@@ -41,6 +42,7 @@ class Plan:
     Attributes:
         source: its name, as clients see it.
         open_session: called in the room's thread; likewise ``open_source``.
+        scheduler: of the language model that the sessions share.
         open_source: given what tells whether to give up; None for a memory that is only asked.
         options: how the source is watched.
         inbox: the source, if pictures are pushed.
@@ -55,6 +57,7 @@ class Plan:
     inbox: Inbox | None = None
     release: Callable[[], object] | None = None
     file: Path | None = None
+    scheduler: LanguageScheduler | None = None
 
 
 class Depth(NamedTuple):
@@ -213,7 +216,7 @@ class Room:
 
         options = replace(self.plan.options, stop=self._is_stopping, question=between)
         try:
-            for event in watch(session, source, options):
+            for event in watch(session, source, options, scheduler=self.plan.scheduler):
                 zero = getattr(source, "wall_zero", None)
                 self._tell(self._publish, event, wall_start(event, zero))
                 between()

@@ -18,7 +18,7 @@ from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch_options import WatchOptions, open_for
 from streammem.memory.folder import DATABASE, is_memory
-from streammem.models.tiny.model import StreamModel
+from streammem.models.protocols import StreamModel
 from streammem.server import addresses
 from streammem.server.clips import Clips
 from streammem.server.counters import Counters
@@ -26,7 +26,7 @@ from streammem.server.inbox import Inbox
 from streammem.server.limits import ServerConfig
 from streammem.server.refused import Refused
 from streammem.server.room import Plan, Room
-from streammem.server.shared import SharedModel
+from streammem.server.shared import share
 from streammem.server.uploads import Uploads, check_video
 from streammem.types import Event
 from streammem.video import VideoSource
@@ -85,7 +85,7 @@ class Rooms:
 
     def __init__(self, model: StreamModel, session: SessionConfig, config: ServerConfig) -> None:
         self.config, self.counters = config, Counters()
-        self.model: StreamModel = SharedModel(model, self.counters.batched)
+        self.model, self.scheduler = share(model, self.counters.batched)
         self.uploads = Uploads(config.uploads, config.limits)
         self.clips = Clips(self.uploads, config.limits)
         self.outlet: Callable[[str], Outlet] | None = None
@@ -241,6 +241,7 @@ class Rooms:
         for one in opened:
             await self._stop(one)
         self.uploads.close()
+        await anyio.to_thread.run_sync(self.scheduler.close)
 
     # -- within --
 
@@ -263,7 +264,14 @@ class Rooms:
 
         id_ = secrets.token_urlsafe(12)
         plan = Plan(
-            source.name, session, source.open, options, source.inbox, source.release, source.file
+            source.name,
+            session,
+            source.open,
+            options,
+            source.inbox,
+            source.release,
+            source.file,
+            self.scheduler,
         )
         room = Room(f"/v1/sessions/{id_}", plan, self.config.limits, self.counters)
         opened = self._sessions[id_] = _Opened(room)  # counts from now on

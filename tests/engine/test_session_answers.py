@@ -136,13 +136,13 @@ def test_each_control_takes_something_away_from_the_answer(model):
 
 @pytest.mark.parametrize("reads", [True, False])
 def test_related_segments_are_looked_up_only_for_a_model_that_reads_them(model, monkeypatch, reads):
-    given, real = [], VideoModel.take_in
+    given, real = [], VideoModel.encode_segment
 
-    def take_in(model, scene, memory, related):
+    def encode_segment(model, scene, memory, related):
         given.append(related)
         return real(model, scene, memory, related)
 
-    monkeypatch.setattr(VideoModel, "take_in", take_in)
+    monkeypatch.setattr(VideoModel, "encode_segment", encode_segment)
     monkeypatch.setattr(VideoModel, "reads_related", reads)
     session = session_of(model, retrieved=2)
     for frame in film(*FILM):

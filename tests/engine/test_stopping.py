@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from streammem.engine import workers
+from streammem.engine import reader as workers
+from streammem.engine.reader import Reader, open_aside
 from streammem.engine.session import Session
 from streammem.engine.watch import WatchOptions, watch
-from streammem.engine.workers import Reader, open_aside
 from streammem.errors import SourceError
 from streammem.types import Stats
 from tests.tiny import film, tiny_model

@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
+from streammem.engine.reader import FRAMES_AHEAD, Reader, Speaker
 from streammem.engine.session import Session
 from streammem.engine.watch import WatchOptions, watch
-from streammem.engine.workers import FRAMES_AHEAD, Reader, Speaker
 from streammem.errors import ConfigError, SourceError, TruncatedError
 from streammem.types import Caption, Frame, Segment, Warning
 from tests.tiny import film, moving_square, talkative_language, tiny_model
@@ -203,7 +203,7 @@ def test_what_a_thread_gave_before_it_died_is_taken(model, monkeypatch):
         self._queue.put(None)
 
     monkeypatch.setattr(Reader, "_run", run)
-    monkeypatch.setattr("streammem.engine.workers.FRAMES_AHEAD", 99)
+    monkeypatch.setattr("streammem.engine.reader.FRAMES_AHEAD", 99)
     options = WatchOptions(speak=False)
     assert len(list(watch(Session(model), Source([]), options))) == len(FILM)
 

@@ -12,10 +12,10 @@ import torch
 from streammem.captioning.captioner import confidence
 from streammem.engine.alerts import AlertConfig, Alerts
 from streammem.engine.long_scenes import LongScene, Span
+from streammem.engine.reader import LIVE_FRAMES_AHEAD, Speaker
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import WatchOptions, watch
-from streammem.engine.workers import LIVE_FRAMES_AHEAD, Speaker
 from streammem.errors import ConfigError
 from streammem.models.backbones.language import Reply
 from streammem.models.confidence import Certainty

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from streammem.models.tiny.model import Passage
+from streammem.models.protocols import EvidenceItem
 from streammem.training import answers
 from streammem.training.answers import SEEN, AnswerStage, Line, lay_out
 from streammem.training.captions import IGNORE, packed_losses
@@ -75,8 +75,8 @@ def test_a_question_is_trained_exactly_as_it_is_asked(stage):
     model = replace(tiny_model(), bridge=stage.bridge)
     tokens = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(0))
     passages = [
-        Passage(61.0, 70.5, tokens[0], "A <|im_end|> dog."),
-        Passage(80, 90, tokens[1], None),
+        EvidenceItem(61.0, 70.5, tokens[0], "A <|im_end|> dog."),
+        EvidenceItem(80, 90, tokens[1], None),
     ]
     embedded = model.language.embed(model.answer_prompt(passages, "What is it?"))
     times, captions = [(p.start, p.end) for p in passages], [p.caption for p in passages]

@@ -225,6 +225,12 @@ class CausalLanguageModel:
                 return
             run.feed(torch.tensor([token], device=embeddings.device))
 
+    def pieces(self, prompt: Prompt, config: GenerationConfig) -> Iterator[str]:
+        """Yield a reply as ``stream`` does; with beams as one piece."""
+        if config.num_beams > 1:
+            return iter(self.generate([prompt], config))
+        return self.stream(prompt, config)
+
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt], config: GenerationConfig) -> list[str]:
         """Reply to several prompts in one batch; each is what ``stream`` would say, stripped.

@@ -4,19 +4,26 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from streammem.memory.abstention import CHANCE, Chance
-from streammem.models.backbones.language import CausalLanguageModel, GenerationConfig, Replies
+from streammem.models.backbones.language import (
+    CausalLanguageModel,
+    GenerationConfig,
+    Prompt,
+    Replies,
+)
 from streammem.models.backbones.text import SentenceEncoder
 from streammem.models.backbones.vision import VisionEncoder
 from streammem.models.confidence import Certainty
+from streammem.models.once import once
 from streammem.models.prompts import CAPTION_INSTRUCTION
-from streammem.models.reranking import Choice, merits
+from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads, SegmentFrames
+from streammem.models.reranking import Choice, best_reply
 from streammem.models.tiny import recurrent
 from streammem.models.tiny.bridge import MemoryBridge
 from streammem.models.tiny.keys import PictureKey, TextKey
@@ -27,176 +34,6 @@ from streammem.types import clock
 
 CAPTION_DECODING = GenerationConfig(max_new_tokens=32)
 ANSWER_DECODING = GenerationConfig(max_new_tokens=64)
-
-
-class Scene(NamedTuple):
-    """The frames of a closing segment, as a model takes them in.
-
-    Attributes:
-        number: of the segment in its stream, from 0.
-        patches: of each frame, as ``perceive`` gave them.
-        places: of each frame, in [0, 1] between the first and the last.
-    """
-
-    number: int
-    patches: Sequence[Tensor]
-    places: Sequence[float]
-
-
-class TakenIn(NamedTuple):
-    """What a segment leaves behind.
-
-    Attributes:
-        tokens: of the model's ``token_shape``; for the cache, captions and answers.
-        memory: the recurrent memory after it, shaped as ``initial_memory``.
-    """
-
-    tokens: Tensor
-    memory: Tensor
-
-
-class Passage(NamedTuple):
-    """A stretch of the past as it is shown to the language model.
-
-    Attributes:
-        start: seconds.
-        end: seconds.
-        tokens: [M, D] the bridge's tokens of it.
-        caption: what was said of it, if anything.
-    """
-
-    start: float
-    end: float
-    tokens: Tensor
-    caption: str | None
-
-
-class StreamModel(Protocol):
-    """What a session needs of a model; ``VideoModel`` says what each member means."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def scenes(self) -> SceneTillingConfig: ...
-    @property
-    def decoding(self) -> GenerationConfig: ...
-    @property
-    def background(self) -> Tensor: ...
-    @property
-    def certainty(self) -> Certainty | None: ...
-    @property
-    def choice(self) -> Choice | None: ...
-    @property
-    def chance(self) -> Chance: ...
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def token_shape(self) -> tuple[int, int]: ...
-    @property
-    def reads_related(self) -> bool: ...
-    @property
-    def speaks_together(self) -> bool: ...
-    def initial_memory(self) -> Tensor: ...
-    def perceive(self, picture: np.ndarray) -> Perceived: ...
-    def take_in(self, scene: Scene, memory: Tensor, related: Tensor | None) -> TakenIn: ...
-    def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray: ...
-    def read_question(self, question: str) -> Reading: ...
-    def caption_prompt(
-        self, tokens: Tensor, instruction: str | None = None
-    ) -> list[str | Tensor]: ...
-    def answer_prompt(self, passages: Sequence[Passage], question: str) -> list[str | Tensor]: ...
-    def captions(
-        self,
-        tokens: Sequence[Tensor],
-        decoding: GenerationConfig | None = None,
-        instruction: str | None = None,
-        candidates: int = 1,
-    ) -> list[Replies]: ...
-    def captions_stepwise(
-        self,
-        tokens: Sequence[Tensor],
-        decoding: GenerationConfig | None = None,
-        instruction: str | None = None,
-        candidates: int = 1,
-    ) -> Iterator[Replies | None]: ...
-    def stream(self, prompt: list[str | Tensor], decoding: GenerationConfig) -> Iterator[str]: ...
-
-
-class Speaker(Protocol):
-    """What ``describe`` and ``reply`` need of a model: its words, and how it asks for them."""
-
-    @property
-    def language(self) -> CausalLanguageModel: ...
-    @property
-    def decoding(self) -> GenerationConfig: ...
-    def caption_prompt(
-        self, tokens: Tensor, instruction: str | None = None
-    ) -> list[str | Tensor]: ...
-
-
-class Chooser(Protocol):
-    """What ``chosen`` needs of a model."""
-
-    @property
-    def choice(self) -> Choice | None: ...
-    def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray: ...
-
-
-def describe(
-    model: Speaker,
-    tokens: Sequence[Tensor],
-    decoding: GenerationConfig | None = None,
-    instruction: str | None = None,
-    candidates: int = 1,
-) -> list[Replies]:
-    """Describe segments in one batch, each from its own tokens; every model's ``captions``.
-
-    Args:
-        model: what speaks.
-        tokens: of each segment.
-        decoding: None takes the model's.
-        instruction: what a description is asked by; None takes what the model was trained with.
-        candidates: descriptions a segment; see ``CausalLanguageModel.candidates``.
-    """
-    prompts = [model.caption_prompt(each, instruction) for each in tokens]
-    return model.language.candidates(prompts, decoding or model.decoding, candidates)
-
-
-def describe_stepwise(
-    model: Speaker,
-    tokens: Sequence[Tensor],
-    decoding: GenerationConfig | None = None,
-    instruction: str | None = None,
-    candidates: int = 1,
-) -> Iterator[Replies | None]:
-    """Yield descriptions in order, None between words; every model's ``captions_stepwise``.
-
-    Args as ``describe``; each is to the letter what is said of that segment alone.
-    """
-    prompts = [model.caption_prompt(each, instruction) for each in tokens]
-    return model.language.replies(prompts, decoding or model.decoding, candidates)
-
-
-def reply(model: Speaker, prompt: list[str | Tensor], decoding: GenerationConfig) -> Iterator[str]:
-    """Yield a reply piece by piece, with beams as one piece; every model's ``stream``."""
-    if decoding.num_beams > 1:
-        return iter(model.language.generate([prompt], decoding))
-    return model.language.stream(prompt, decoding)
-
-
-def chosen(model: Chooser, replies: Replies, pictures: np.ndarray) -> str:
-    """Return the text of the reply that fits best; the first where there is no choice.
-
-    Args:
-        model: whose words they are.
-        replies: at least one.
-        pictures: [V, K] unit keys of what they describe, V >= 1.
-    """
-    if len(replies) == 1 or model.choice is None:
-        return replies[0].text
-    texts = [reply.text for reply in replies]
-    log_probs = [float(np.mean(reply.log_probs)) for reply in replies]
-    return texts[model.choice(merits(log_probs, model.sentence_keys(texts), pictures))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,12 +75,25 @@ class VideoModel:
     chance: Chance = CHANCE
     questions: QuestionHead | None = None
 
-    @cached_property
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "open_sentences", once(self.open_sentences))
+        object.__setattr__(self, "open_language", once(self.open_language))
+
+    # It plays all four parts itself, see models/protocols.py.
+
+    @property
+    def perceiver(self) -> Self:
+        """Itself."""
+        return self
+
+    segment_encoder = text_encoder = generator = perceiver
+
+    @property
     def language(self) -> CausalLanguageModel:
         """The language model, opened when first used."""
         return self.open_language()
 
-    @cached_property
+    @property
     def sentences(self) -> SentenceEncoder:
         """The sentence encoder, opened when first used."""
         return self.open_sentences()
@@ -277,22 +127,19 @@ class VideoModel:
 
     @property
     def reads_related(self) -> bool:
-        """Whether ``take_in`` reads tokens of related past segments."""
+        """False: a segment is read by itself."""
         return False
-
-    @property
-    def speaks_together(self) -> bool:
-        """Whether segments take less time together than one by one in ``captions_stepwise``."""
-        return self.language.speaks_together
 
     def initial_memory(self) -> Tensor:
         """Return the memory before the first segment, [M, D + 1]; see ``recurrent.fold``."""
         return recurrent.empty(*self.token_shape)
 
-    def take_in(self, scene: Scene, memory: Tensor, related: Tensor | None) -> TakenIn:
+    def encode_segment(
+        self, frames: SegmentFrames, memory: Tensor, related: Tensor | None
+    ) -> EncodedSegment:
         """Read a segment, then fold it into the memory [M, D + 1], which reads no related ones."""
-        tokens = self.look(scene.patches, scene.places)
-        return TakenIn(tokens, self.remember(memory, tokens))
+        tokens = self.look(frames.patches, frames.places)
+        return EncodedSegment(tokens, self.remember(memory, tokens))
 
     @torch.inference_mode()
     def look(self, patches: Sequence[Tensor], times: Sequence[float]) -> Tensor:
@@ -321,23 +168,42 @@ class VideoModel:
         states = self.sentences.token_states(questions)
         return [self.questions.read(q, *read) for q, read in zip(questions, states, strict=True)]
 
-    def caption_prompt(self, tokens: Tensor, instruction: str | None = None) -> list[str | Tensor]:
-        """Build the prompt that describes a segment from its tokens [M, D]."""
-        visual = self._visual(tokens)
-        return self.language.chat([visual, instruction or CAPTION_INSTRUCTION])
+    # -- the generator --
 
-    def answer_prompt(self, passages: Sequence[Passage], question: str) -> list[str | Tensor]:
-        """Build the prompt that answers from passages, which come in time order."""
+    @property
+    def reads(self) -> Reads:
+        """Tokens of its own bridge; no pictures."""
+        return Reads(tokens=True)
+
+    @property
+    def batches(self) -> bool:
+        """Whether prompts are continued together in less time than one by one."""
+        return self.language.speaks_together
+
+    def caption_prompt(self, item: EvidenceItem, instruction: str | None = None) -> Prompt:
+        """Build the prompt that describes a segment from its tokens [M, D]."""
+        assert item.tokens is not None
+        return self.language.chat([self._visual(item.tokens), instruction or CAPTION_INSTRUCTION])
+
+    def answer_prompt(self, items: Sequence[EvidenceItem], question: str) -> Prompt:
+        """Build the prompt that answers from evidence, which comes in time order."""
         content: list[str | Tensor] = []
-        for passage in passages:
-            content.append(f"[{clock(passage.start)}-{clock(passage.end)}] ")
-            content.append(self._visual(passage.tokens))
-            content.append(f" {passage.caption}\n" if passage.caption else "\n")
+        for item in items:
+            content.append(f"[{clock(item.start)}-{clock(item.end)}] ")
+            if item.tokens is not None:
+                content.append(self._visual(item.tokens))
+            content.append(f" {item.caption}\n" if item.caption else "\n")
         return self.language.chat([*content, question])
 
-    captions = describe
-    captions_stepwise = describe_stepwise
-    stream = reply
+    def replies(
+        self, prompts: Sequence[Prompt], decoding: GenerationConfig, candidates: int = 1
+    ) -> Iterator[Replies | None]:
+        """Yield replies in order, None after other steps; see ``protocols.Generator``."""
+        return self.language.replies(prompts, decoding, candidates)
+
+    def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
+        """Yield a reply piece by piece, with beams as one piece."""
+        return self.language.pieces(prompt, decoding)
 
     # What the evaluation suites ask of a model (see evaluation/).
 
@@ -356,8 +222,12 @@ class VideoModel:
         greedy = self.decoding.num_beams == 1 and self.decoding.temperature == 0
         count = self.choice.candidates if self.choice and greedy else 1
         tokens = [self.look([each.patches], [0.5]) for each in seen]
-        said = self.captions(tokens, candidates=count)
-        return [chosen(self, r, each.key[None]) for r, each in zip(said, seen, strict=True)]
+        prompts = [self.caption_prompt(EvidenceItem(0, 0, each)) for each in tokens]
+        replies = self.language.candidates(prompts, self.decoding, count)
+        return [
+            best_reply(self.choice, self.sentence_keys, of_one, each.key[None])[0].text
+            for of_one, each in zip(replies, seen, strict=True)
+        ]
 
     def picture_keys(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Map still pictures to unit keys [N, K] float32."""
@@ -366,12 +236,3 @@ class VideoModel:
     @torch.inference_mode()
     def _visual(self, tokens: Tensor) -> Tensor:
         return self.bridge.to_language(tokens.float())
-
-
-def spread(count: int, most: int) -> list[int]:
-    """Choose at most ``most`` of ``count`` frames, evenly, first and last too; one: the middle."""
-    if count <= most:
-        return list(range(count))
-    if most == 1:
-        return [count // 2]
-    return [round(i * (count - 1) / (most - 1)) for i in range(most)]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streammem.models.tiny.model import spread
+from streammem.models.protocols import spread
 from streammem.models.videollamb.bridge import pool
 from streammem.models.videollamb.videollamb import VideoLLaMB
 from streammem.perception.scenetilling import flush, initial, push, tile

@@ -9,30 +9,32 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from streammem.memory.abstention import Chance
-from streammem.models.backbones.language import CausalLanguageModel, GenerationConfig
+from streammem.models.backbones.language import (
+    CausalLanguageModel,
+    GenerationConfig,
+    Prompt,
+    Replies,
+)
 from streammem.models.backbones.languagebind import Tower, crop, pad
 from streammem.models.confidence import Certainty
-from streammem.models.tiny.model import (
-    Passage,
-    Perceived,
-    Scene,
-    TakenIn,
-    VideoModel,
-    describe,
-    describe_stepwise,
-    reply,
+from streammem.models.once import once
+from streammem.models.protocols import (
+    EncodedSegment,
+    EvidenceItem,
+    Reads,
+    SegmentFrames,
     spread,
 )
-from streammem.models.tiny.questions import Reading
+from streammem.models.tiny.model import VideoModel
 from streammem.models.videollamb.bridge import ParentBridge, pool
 from streammem.models.videollamb.options import ParentOptions
+from streammem.perception.perceiver import Perceived
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
 
@@ -84,7 +86,22 @@ class VideoLLaMB:
     scenes: SceneTillingConfig
     decoding: GenerationConfig = DECODING
 
-    @cached_property
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "open_language", once(self.open_language))
+
+    @property
+    def perceiver(self) -> Self:
+        """Itself."""
+        return self
+
+    segment_encoder = generator = perceiver
+
+    @property
+    def text_encoder(self) -> VideoModel:
+        """The model that lends its key space."""
+        return self.keys
+
+    @property
     def language(self) -> CausalLanguageModel:
         """The language model, opened when first used."""
         return self.open_language()
@@ -98,19 +115,9 @@ class VideoLLaMB:
         return digest.hexdigest()[:16]
 
     @property
-    def background(self) -> Tensor:
-        """[B, K] unit keys of unrelated pictures."""
-        return self.keys.background
-
-    @property
     def choice(self) -> None:
         """None: the parent says what is likeliest."""
         return None
-
-    @property
-    def chance(self) -> Chance:
-        """How far the best of many unrelated pictures' keys reaches."""
-        return self.keys.chance
 
     @property
     def certainty(self) -> Certainty | None:
@@ -125,7 +132,12 @@ class VideoLLaMB:
         return 2 * sizes.memory_tokens + frames * self.options.pool**2, sizes.width
 
     @property
-    def speaks_together(self) -> bool:
+    def reads(self) -> Reads:
+        """Rows of its own bridge; no pictures."""
+        return Reads(tokens=True)
+
+    @property
+    def batches(self) -> bool:
         """False: of so many tokens a scene, a batch would save little and hold gigabytes."""
         return False
 
@@ -147,9 +159,10 @@ class VideoLLaMB:
 
     @torch.inference_mode()
     def perceive(self, picture: np.ndarray) -> Perceived:
-        """See one frame, [H, W, 3] uint8 RGB; its patches are pixels that ``take_in`` encodes.
+        """See one frame, [H, W, 3] uint8 RGB; its patches are pixels.
 
-        The video tower wants a segment's frames together, so that none is encoded twice.
+        ``encode_segment`` encodes them: the video tower wants a segment's frames together, and none
+        is to be encoded twice.
         """
         lent = self.keys.perceive(picture)
         cropped = torch.from_numpy(crop(picture, self.side, self.options.shrink))
@@ -164,25 +177,27 @@ class VideoLLaMB:
         return self.video_tower.config.side
 
     @torch.inference_mode()
-    def take_in(self, scene: Scene, memory: Tensor, related: Tensor | None) -> TakenIn:
+    def encode_segment(
+        self, frames: SegmentFrames, memory: Tensor, related: Tensor | None
+    ) -> EncodedSegment:
         """Read a segment with the memory before it, then let the memory read the cache.
 
         Args:
-            scene: its patches are pixels [S, S, 3]; more than ``segment_frames`` are thinned.
+            frames: their patches are pixels [S, S, 3]; more than ``segment_frames`` are thinned.
             memory: [M, D].
             related: rows of past segments, one below the other; with all of them it is the
                 parent's cache.
         """
-        chosen = spread(len(scene.patches), self.options.segment_frames)
-        features = self.encode([scene.patches[i] for i in chosen])
-        frames = pool(features, self.options.pool)  # [T, P, D]
-        read = self.bridge.read(frames.flatten(0, 1)[None], memory.to(frames)[None], scene.number)
+        chosen = spread(len(frames.patches), self.options.segment_frames)
+        features = self.encode([frames.patches[i] for i in chosen])
+        pooled = pool(features, self.options.pool)  # [T, P, D]
+        read = self.bridge.read(pooled.flatten(0, 1)[None], memory.to(pooled)[None], frames.number)
         own = Rows(memory, read.memory[0], read.hidden[0])
         past = [] if related is None else [self._cached(r) for r in self._split(related)]
-        cache = torch.cat([*(part.to(frames) for part in past), self._cached(own)])
+        cache = torch.cat([*(part.to(pooled) for part in past), self._cached(own)])
         recalled = self.bridge.recall(read.memory, cache[None])[0]
         rows = self._pack(Rows(recalled, own.memory, own.hidden))
-        return TakenIn(rows, recalled.float().cpu())
+        return EncodedSegment(rows, recalled.float().cpu())
 
     def encode(self, frames: Sequence[Tensor]) -> Tensor:
         """Encode frames of one segment, pixels [S, S, 3] each: [T, N, D].
@@ -198,29 +213,23 @@ class VideoLLaMB:
 
     # -- the slow path --
 
-    def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
-        """Map sentences to unit keys [N, K] float32."""
-        return self.keys.sentence_keys(sentences)
-
-    def read_question(self, question: str) -> Reading:
-        """Read what is asked for, and of what."""
-        return self.keys.read_question(question)
-
-    def caption_prompt(self, tokens: Tensor, instruction: str | None = None) -> list[str | Tensor]:
+    def caption_prompt(self, item: EvidenceItem, instruction: str | None = None) -> Prompt:
         """Build the prompt that describes a segment from its rows."""
-        return self.prompt([self._shown(tokens)], instruction or CAPTION_REQUEST)
+        assert item.tokens is not None
+        return self.prompt([self._shown(item.tokens)], instruction or CAPTION_REQUEST)
 
-    def answer_prompt(self, passages: Sequence[Passage], question: str) -> list[str | Tensor]:
-        """Build the prompt that answers from passages, which come in time order."""
+    def answer_prompt(self, items: Sequence[EvidenceItem], question: str) -> Prompt:
+        """Build the prompt that answers from evidence, which comes in time order."""
         if self.options.sees == "last":
-            shown = [p for p in passages if len(p.tokens)][-1:]
-            return self.prompt([self._shown(p.tokens) for p in shown], question)
-        frames = self.options.max_visual_tokens // (self.options.pool**2 * max(1, len(passages)))
+            shown = [i.tokens for i in items if i.tokens is not None and len(i.tokens)][-1:]
+            return self.prompt([self._shown(tokens) for tokens in shown], question)
+        frames = self.options.max_visual_tokens // (self.options.pool**2 * max(1, len(items)))
         content: list[str | Tensor] = []
-        for passage in passages:
-            content += [f"[{clock(passage.start)}-{clock(passage.end)}]"]
-            content += [self._shown(passage.tokens, max(1, frames))]
-            content += [passage.caption] if passage.caption else []
+        for item in items:
+            content += [f"[{clock(item.start)}-{clock(item.end)}]"]
+            if item.tokens is not None:
+                content += [self._shown(item.tokens, max(1, frames))]
+            content += [item.caption] if item.caption else []
         return self.prompt(content, question)
 
     def prompt(self, content: Sequence[str | Tensor], request: str) -> list[str | Tensor]:
@@ -233,9 +242,15 @@ class VideoLLaMB:
         opening = opening_of(PERSON[self.options.prompt])
         return [embed(begin), opening, *content, f"\n{request} ASSISTANT:"]
 
-    captions = describe
-    captions_stepwise = describe_stepwise
-    stream = reply
+    def replies(
+        self, prompts: Sequence[Prompt], decoding: GenerationConfig, candidates: int = 1
+    ) -> Iterator[Replies | None]:
+        """Yield replies in order, None after other steps; see ``protocols.Generator``."""
+        return self.language.replies(prompts, decoding, candidates)
+
+    def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
+        """Yield a reply piece by piece, with beams as one piece."""
+        return self.language.pieces(prompt, decoding)
 
     # -- what the evaluation suites ask of a model --
 

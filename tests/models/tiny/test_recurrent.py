@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from streammem.models.checkpoint import PRESETS, read_config, read_tensors
+from streammem.models.protocols import SegmentFrames
 from streammem.models.tiny.bridge import MemoryBridge
-from streammem.models.tiny.model import Scene
 from streammem.models.tiny.recurrent import FREE_SLOT, empty, fold
 from tests.tiny import film, tiny_model
 
@@ -132,11 +132,11 @@ def test_the_shipped_bridges_tokens_are_kept_apart():
 def test_what_a_segment_leaves_never_depends_on_the_memory():
     """A caption cannot leak an earlier scene."""
     model = tiny_model()
-    scene = Scene(
+    scene = SegmentFrames(
         0, [model.perceive(frame.pixels).patches for frame in film(("red", 3))], [0, 0.5, 1]
     )
-    fresh = model.take_in(scene, model.initial_memory(), None)
-    later = model.take_in(scene, memory_of(torch.randn(9, 32)), None)
+    fresh = model.encode_segment(scene, model.initial_memory(), None)
+    later = model.encode_segment(scene, memory_of(torch.randn(9, 32)), None)
     assert torch.equal(later.tokens, fresh.tokens)
     assert torch.equal(fresh.memory, fold(model.initial_memory(), fresh.tokens))
     assert not torch.equal(later.memory, fresh.memory)

@@ -8,7 +8,7 @@ from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.errors import StoreError
 from streammem.models.backbones.language import GenerationConfig
-from streammem.models.tiny.model import Passage, Scene
+from streammem.models.protocols import EvidenceItem, SegmentFrames
 from streammem.models.videollamb.offline import content, read
 from streammem.models.videollamb.videollamb import CAPTION_REQUEST
 from tests.command_line import events
@@ -143,30 +143,30 @@ def test_equal_pictures_are_seen_equal_every_time(model):
 
 
 def test_a_memory_keeps_as_many_frames_as_it_is_told(opened):
-    scene = Scene(0, list(pixels_of(opened(), EIGHTS[:8])), np.linspace(0, 1, 8).tolist())
-    whole = opened().take_in(scene, opened().initial_memory(), None)
-    few = opened(kept_frames=2).take_in(scene, opened().initial_memory(), None)
+    scene = SegmentFrames(0, list(pixels_of(opened(), EIGHTS[:8])), np.linspace(0, 1, 8).tolist())
+    whole = opened().encode_segment(scene, opened().initial_memory(), None)
+    few = opened(kept_frames=2).encode_segment(scene, opened().initial_memory(), None)
     assert whole.tokens.shape == (2 * M + 8 * PER_FRAME, D)
     assert few.tokens.shape == (2 * M + 2 * PER_FRAME, D)
     torch.testing.assert_close(few.memory, whole.memory)
     torch.testing.assert_close(few.tokens[: 2 * M + PER_FRAME], whole.tokens[: 2 * M + PER_FRAME])
-    one = opened(kept_frames=1).take_in(scene, opened().initial_memory(), None)
+    one = opened(kept_frames=1).encode_segment(scene, opened().initial_memory(), None)
     assert one.tokens.shape == (2 * M + PER_FRAME, D)
 
 
 def test_a_prompt_holds_no_more_visual_tokens_than_allowed(opened):
     model = opened(max_visual_tokens=6 * PER_FRAME)
-    scene = Scene(0, list(pixels_of(model, EIGHTS[:8])), np.linspace(0, 1, 8).tolist())
-    tokens = model.take_in(scene, model.initial_memory(), None).tokens
+    scene = SegmentFrames(0, list(pixels_of(model, EIGHTS[:8])), np.linspace(0, 1, 8).tolist())
+    tokens = model.encode_segment(scene, model.initial_memory(), None).tokens
     for count in (1, 2, 3, 6):
-        passages = [Passage(i, i + 1, tokens, None) for i in range(count)]
+        passages = [EvidenceItem(i, i + 1, tokens, None) for i in range(count)]
         parts = model.answer_prompt(passages, "What?")[2:]
         lengths = [len(part) for part in parts if not isinstance(part, str)]
         assert lengths == [6 // count * PER_FRAME] * count
 
 
 def test_pruned_and_withheld_tokens_leave_a_prompt_of_text(model):
-    passages = [Passage(0, 1, torch.zeros(0, D), "a red square")]
+    passages = [EvidenceItem(0, 1, torch.zeros(0, D), "a red square")]
     prompt = model.answer_prompt(passages, "What?")
     assert "".join(p for p in prompt if isinstance(p, str)).endswith(
         "[00:00.0-00:01.0]a red square\nWhat? ASSISTANT:"
@@ -238,7 +238,7 @@ def test_the_needle_variant_shows_the_memories_of_all_segments(mem, w):
     said = told(session, EIGHTS)[1::2]
     assert all(caption.text for caption in said)
     entries = session.cache.entries()
-    passages = [Passage(e.start, e.end, session.tokens(e.segment), None) for e in entries]
+    passages = [EvidenceItem(e.start, e.end, session.tokens(e.segment), None) for e in entries]
     parts = [p for p in mem.answer_prompt(passages, "What?") if not isinstance(p, str)][1:]
     reading = read(mem, pixels_of(mem, EIGHTS), [0, 8, 16, 24])
     (expected,) = content(mem, reading)
@@ -249,7 +249,9 @@ def test_the_needle_variant_shows_the_memories_of_all_segments(mem, w):
 def test_the_needle_variant_tells_segments_apart_by_their_number(mem):
     frames = pixels_of(mem, EIGHTS[:8])
     memory = mem.initial_memory()
-    first, second = (mem.take_in(Scene(n, list(frames), []), memory, None) for n in (0, 1))
+    first, second = (
+        mem.encode_segment(SegmentFrames(n, list(frames), []), memory, None) for n in (0, 1)
+    )
     assert not torch.allclose(first.memory, second.memory, atol=1e-3)
 
 

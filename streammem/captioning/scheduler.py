@@ -1,0 +1,417 @@
+"""The scheduler of a language model: captions in batches, answers between their steps.
+
+    scheduler = LanguageScheduler(model.generator)
+    captions = CaptionQueue(scheduler, captioner)
+    captions.submit(CaptionJob(request, time.monotonic()))
+    for result in captions.results(max_pending=0): ...
+
+One scheduler serves one stream or all sessions of a server. It has one thread, which generates
+captions; answers are generated in the threads that ask for them. ``lm_lock`` is held for one step
+of a generation at a time, so that neither waits longer than a step for the other.
+"""
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+from streammem.captioning.captioner import Captioner, CaptionRequest
+from streammem.models.backbones.language import GenerationConfig, Prompt, Replies, Reply
+from streammem.models.protocols import EvidenceItem, Generator, Reads
+
+T = TypeVar("T")
+# Captions of one batch. Eight take 0.41 of their time one by one, sixteen 0.34: more would rather
+# make Ctrl-C wait longer, for all that are pending are generated then.
+MAX_BATCH = 8
+MAX_REPLIES = 16  # the candidates of a caption share its prompt, and are a batch themselves
+POLL_S = 0.05
+
+
+def batch_size(captions: int, candidates: int) -> int:
+    """Return how many of ``captions`` make a batch where each is one of several candidates."""
+    return max(1, min(captions, MAX_REPLIES // candidates))
+
+
+class FairLock:
+    """A fair (FIFO) lock."""
+
+    def __init__(self) -> None:
+        self._lock, self._taken = threading.Lock(), False
+        self._waiting: deque[threading.Event] = deque()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._taken:
+                self._taken = True
+                return
+            turn = threading.Event()
+            self._waiting.append(turn)
+        turn.wait()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set()  # handed on, so it stays taken
+            else:
+                self._taken = False
+
+
+class Generated(NamedTuple):
+    """What the scheduler made of one prompt.
+
+    Attributes:
+        replies: the candidates.
+        began: seconds of ``time.monotonic`` at which the first token of its batch was there.
+        cpu_s: seconds of CPU since the result before it.
+    """
+
+    replies: Replies
+    began: float
+    cpu_s: float
+
+
+@dataclass(eq=False)
+class _Job:
+    """A prompt that waits to be generated from; built by the scheduler's thread."""
+
+    prompt: Callable[[], Prompt]
+    decoding: GenerationConfig
+    candidates: int
+    deliver: Callable[["Generated | BaseException"], None]
+    urgent: bool = False
+    max_batch: int = MAX_BATCH
+    on_text: Callable[[str], None] | None = None  # only alone and without other candidates
+    cancelled: bool = False
+
+
+class LanguageScheduler:
+    """Generates captions in a thread of its own, and takes turns with answers.
+
+    Args:
+        generator: used by nothing else meanwhile but through ``lm_lock``.
+        on_batch: called with the size of each batch of captions.
+
+    Attributes:
+        lm_lock: held for one step of any generation; hold it longer to keep captions waiting.
+        batches: whether the generator gains from batches; False until the first caption is done,
+            since asking may open the model.
+    """
+
+    def __init__(self, generator: Generator, on_batch: Callable[[int], None] | None = None) -> None:
+        self._generator, self._on_batch = generator, on_batch
+        self.lm_lock = FairLock()
+        self.batches = False
+        self._changed = threading.Condition()
+        self._pending: list[_Job] = []  # urgent first, then the oldest; guarded by _changed
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="streammem-language", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: _Job) -> None:
+        """Queue a job; urgent ones go before all that are not."""
+        with self._changed:
+            if not self._stopped.is_set():
+                self._pending.append(job)
+                self._pending.sort(key=lambda one: not one.urgent)
+                self._changed.notify_all()
+                return
+        job.deliver(RuntimeError("the language model's scheduler is closed"))
+
+    def withdraw(self, jobs: Sequence[_Job]) -> list[_Job]:
+        """Take back jobs that are not begun, and return them."""
+        with self._changed:
+            taken = [job for job in jobs if job in self._pending]
+            self._pending = [job for job in self._pending if job not in taken]
+        return taken
+
+    def replies(
+        self, prompts: Sequence[Prompt], decoding: GenerationConfig, candidates: int = 1
+    ) -> list[Replies]:
+        """Generate at once what the caller waits for, together with what others wait for.
+
+        Raises:
+            Exception: what the generator raised for the batch.
+        """
+        boxes = [queue.Queue[Generated | BaseException](1) for _ in prompts]
+        for prompt, box in zip(prompts, boxes, strict=True):
+            ready = partial(_same, prompt)
+            self.submit(_Job(ready, decoding, candidates, box.put, urgent=True))
+        results = [box.get() for box in boxes]
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return [result.replies for result in results if isinstance(result, Generated)]
+
+    def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
+        """Yield an answer piece by piece, each in a turn of its own."""
+        with self.lm_lock:
+            pieces = self._generator.stream(prompt, decoding)
+        while True:
+            with self.lm_lock:
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+    def close(self) -> None:
+        """End the thread, between two steps if it is generating; what waits fails. Idempotent."""
+        with self._changed:
+            self._stopped.set()
+            self._changed.notify_all()
+        self._thread.join()
+
+    # -- the thread --
+
+    def _run(self) -> None:
+        error: BaseException = RuntimeError("the language model's scheduler is closed")
+        try:
+            while batch := self._take_batch():
+                self._generate(batch)
+                self.batches = self.batches or self._generator.batches
+                if self._on_batch:
+                    self._on_batch(len(batch))
+        except BaseException as raised:  # noqa: BLE001, carried to the callers with its traceback
+            error = raised
+        with self._changed:
+            self._stopped.set()
+            left, self._pending = self._pending, []
+        for job in left:
+            job.deliver(error)
+
+    def _take_batch(self) -> list[_Job]:
+        """Wait for jobs and take the first, with others that are decoded alike; [] at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._pending or self._stopped.is_set())
+            if self._stopped.is_set():
+                return []
+            first = self._pending[0]
+            most = batch_size(first.max_batch, first.candidates) if self.batches else 1
+            batch = [first]
+            for job in self._pending[1:]:
+                alike = (job.decoding, job.candidates) == (first.decoding, first.candidates)
+                if len(batch) < min(most, job.max_batch) and alike:
+                    batch.append(job)
+            self._pending = [job for job in self._pending if job not in batch]
+            return batch
+
+    def _generate(self, batch: list[_Job]) -> None:
+        """Generate a batch step by step and deliver each result as soon as it is whole."""
+        left, began, mark = list(batch), 0.0, time.thread_time()
+        try:
+            first, prompts = batch[0], [job.prompt() for job in batch]
+            with self.lm_lock:
+                if first.on_text:
+                    steps = _whole_reply(self._generator, prompts[0], first)
+                else:
+                    steps = self._generator.replies(prompts, first.decoding, first.candidates)
+            while left and not self._stopped.is_set() and not all(job.cancelled for job in left):
+                with self.lm_lock:
+                    replies = next(steps)
+                began = began or time.monotonic()
+                if replies is not None:
+                    now = time.thread_time()
+                    left.pop(0).deliver(Generated(replies, began, now - mark))
+                    mark = now
+        except BaseException as error:  # noqa: BLE001, carried to all that wait for the batch
+            for job in left:
+                job.deliver(error)
+
+
+class CaptionJob(NamedTuple):
+    """A caption that is due.
+
+    Attributes:
+        request: what is to be described.
+        shown_at: seconds of ``time.monotonic`` at which its last frame was there.
+    """
+
+    request: CaptionRequest
+    shown_at: float
+
+
+class CaptionResult(NamedTuple):
+    """A caption as it was generated, not scored yet.
+
+    Attributes:
+        job: what was asked for.
+        replies: to it.
+        began: seconds of ``time.monotonic`` at which the first token was there.
+    """
+
+    job: CaptionJob
+    replies: Replies
+    began: float
+
+
+@dataclass(eq=False)
+class CaptionQueue:
+    """The captions of one stream, generated by a scheduler in the order in which they are due.
+
+    Args:
+        scheduler: may serve other streams too.
+        captioner: of the stream.
+        on_text: called in the scheduler's thread with each request and piece of its caption; only
+            for a captioner that does not withhold.
+        max_batch: captions of the stream's that go into one batch.
+
+    Attributes:
+        cpu_s: seconds that the scheduler's thread has computed for it.
+        num_skipped: captions that were given up before they were begun.
+    """
+
+    scheduler: LanguageScheduler
+    captioner: Captioner
+    on_text: Callable[[CaptionRequest, str], None] | None = None
+    max_batch: int = MAX_BATCH
+    cpu_s: float = 0.0
+    num_skipped: int = 0
+    _pending: deque[tuple[CaptionJob, _Job]] = field(default_factory=deque)
+    _done: "queue.Queue[Generated | BaseException]" = field(default_factory=queue.Queue)
+
+    @property
+    def num_pending(self) -> int:
+        """Jobs that were submitted and whose results were not taken."""
+        return len(self._pending)
+
+    @property
+    def batch_size(self) -> int:
+        """Captions that are generated together; 1 until the first one is done."""
+        return batch_size(self.max_batch, self.captioner.candidates) if self.batches else 1
+
+    @property
+    def batches(self) -> bool:
+        """Whether captions of this stream are generated together."""
+        return self.max_batch > 1 and self.on_text is None and self.scheduler.batches
+
+    def submit(self, job: CaptionJob) -> None:
+        """Queue a job."""
+        on_text = partial(self.on_text, job.request) if self.on_text else None
+        queued = _Job(
+            partial(self.captioner.prompt, job.request),
+            self.captioner.decoding,
+            self.captioner.candidates,
+            self._done.put,
+            max_batch=1 if on_text else self.max_batch,
+            on_text=on_text,
+        )
+        self._pending.append((job, queued))
+        self.scheduler.submit(queued)
+
+    def warm_up(self, request: CaptionRequest) -> None:
+        """Generate a token that is dropped: the first one takes seconds."""
+        decoding = GenerationConfig(max_new_tokens=1)
+        self.scheduler.submit(
+            _Job(partial(self.captioner.prompt, request), decoding, 1, _drop, max_batch=1)
+        )
+
+    def skip(self, most: int) -> None:
+        """Give up the oldest jobs that are not begun, until only ``most`` are to be generated.
+
+        The one that is being generated is among them.
+        """
+        for pair in list(self._pending):
+            if len(self._pending) - self._done.qsize() <= most:
+                return
+            if self.scheduler.withdraw([pair[1]]):
+                self._pending.remove(pair)
+                self.num_skipped += 1
+
+    def results(self, max_pending: int | None) -> Iterator[CaptionResult | None]:
+        """Yield finished captions; block while more than ``max_pending`` are outstanding.
+
+        None never blocks. While it blocks, it yields None every ``POLL_S`` seconds.
+
+        Raises:
+            Exception: what the generator raised.
+        """
+        while self._pending and (
+            (max_pending is not None and len(self._pending) > max_pending) or not self._done.empty()
+        ):
+            try:
+                done = self._done.get(timeout=POLL_S)
+            except queue.Empty:
+                yield None
+                continue
+            if isinstance(done, BaseException):
+                raise done
+            job, _ = self._pending.popleft()
+            self.cpu_s += done.cpu_s
+            yield CaptionResult(job, done.replies, done.began)
+
+    def close(self) -> None:
+        """Give up what is pending; a batch in which all is given up ends early. Idempotent."""
+        self.scheduler.withdraw([queued for _, queued in self._pending])
+        for _, queued in self._pending:
+            queued.cancelled = True
+        self._pending.clear()
+
+
+@dataclass(frozen=True, eq=False)
+class ScheduledGenerator:
+    """A ``Generator`` that many threads may use: each call goes through the scheduler.
+
+    Args:
+        generator: the scheduler's.
+        scheduler: its scheduler.
+    """
+
+    generator: Generator
+    scheduler: LanguageScheduler
+
+    @property
+    def reads(self) -> Reads:
+        """As the generator's."""
+        return self.generator.reads
+
+    @property
+    def decoding(self) -> GenerationConfig:
+        """As the generator's."""
+        return self.generator.decoding
+
+    @property
+    def batches(self) -> bool:
+        """As far as the scheduler knows."""
+        return self.scheduler.batches
+
+    def caption_prompt(self, item: EvidenceItem, instruction: str | None = None) -> Prompt:
+        """Build a prompt in a turn of its own."""
+        with self.scheduler.lm_lock:
+            return self.generator.caption_prompt(item, instruction)
+
+    def answer_prompt(self, items: Sequence[EvidenceItem], question: str) -> Prompt:
+        """Build a prompt in a turn of its own."""
+        with self.scheduler.lm_lock:
+            return self.generator.answer_prompt(items, question)
+
+    def replies(
+        self, prompts: Sequence[Prompt], decoding: GenerationConfig, candidates: int = 1
+    ) -> Iterator[Replies | None]:
+        """Generate in the common batches, before what streams are waiting for."""
+        yield from self.scheduler.replies(prompts, decoding, candidates)
+
+    def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
+        """Generate between the steps of others."""
+        return self.scheduler.stream(prompt, decoding)
+
+
+def _same(prompt: Prompt) -> Prompt:
+    return prompt
+
+
+def _drop(_: object) -> None:
+    """Take a result that is not needed."""
+
+
+def _whole_reply(generator: Generator, prompt: Prompt, job: _Job) -> Iterator[Replies | None]:
+    """Pass the pieces of a reply on as they come; yield None for each, then the reply."""
+    assert job.on_text
+    pieces = []
+    for piece in generator.stream(prompt, job.decoding):
+        pieces.append(piece)
+        job.on_text(piece)
+        yield None
+    yield (Reply("".join(pieces).strip(), [], []),)

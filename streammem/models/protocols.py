@@ -1,0 +1,238 @@
+"""What a session asks of a model: four parts, each of which may come from another model.
+
+    perceiver        a frame          -> embedding, key, patches     (perception/perceiver.py)
+    segment_encoder  frames, memory   -> tokens, memory              optional
+    text_encoder     sentences        -> keys; a question -> what it asks for
+    generator        a prompt         -> text
+
+A class that plays several parts returns itself for each; ``ComposedModel`` joins parts of several
+models, such as our perception and keys with a language model behind a server. No weights here.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from streammem.memory.abstention import Chance
+from streammem.models.backbones.language import GenerationConfig, Prompt, Replies
+from streammem.models.confidence import Certainty
+from streammem.models.reranking import Choice
+from streammem.models.tiny.questions import Reading
+from streammem.perception.perceiver import Perceiver
+
+
+class SegmentFrames(NamedTuple):
+    """The frames of a closing segment, as a segment encoder reads them.
+
+    Attributes:
+        number: of the segment in its stream, from 0.
+        patches: of each frame, as the perceiver gave them.
+        places: of each frame, in [0, 1] between the first and the last.
+    """
+
+    number: int
+    patches: Sequence[Tensor]
+    places: Sequence[float]
+
+
+class EncodedSegment(NamedTuple):
+    """What a segment leaves behind.
+
+    Attributes:
+        tokens: of the encoder's ``token_shape``; for the cache, captions and answers.
+        memory: the recurrent memory after it, shaped as ``initial_memory``.
+    """
+
+    tokens: Tensor
+    memory: Tensor
+
+
+class EvidenceItem(NamedTuple):
+    """A part of the past as a generator may read it; ``readable`` leaves out what it cannot.
+
+    Attributes:
+        start: seconds.
+        end: seconds.
+        tokens: [M, D] the segment encoder's tokens of it; None or [0, D] without.
+        caption: what was captioned of it, if anything.
+        keyframes: pictures [H, W, 3] uint8 RGB of it, in time order.
+        speech: what was heard meanwhile, if known.
+    """
+
+    start: float
+    end: float
+    tokens: Tensor | None = None
+    caption: str | None = None
+    keyframes: tuple[np.ndarray, ...] = ()
+    speech: str | None = None
+
+
+class Reads(NamedTuple):
+    """What a generator can read besides text.
+
+    Attributes:
+        tokens: visual tokens of the segment encoder beside it.
+        pictures: pictures in one prompt at most; 0 for none.
+    """
+
+    tokens: bool = False
+    pictures: int = 0
+
+
+class SegmentEncoder(Protocol):
+    """Reads the frames of a segment into tokens, and the tokens into a recurrent memory."""
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """(M, D) of a segment's tokens."""
+        ...
+
+    @property
+    def reads_related(self) -> bool:
+        """Whether ``encode_segment`` reads tokens of related past segments."""
+        ...
+
+    def initial_memory(self) -> Tensor:
+        """Return the memory before the first segment."""
+        ...
+
+    def encode_segment(
+        self, frames: SegmentFrames, memory: Tensor, related: Tensor | None
+    ) -> EncodedSegment:
+        """Read a segment with the memory before it and the tokens of related segments."""
+        ...
+
+
+class TextEncoder(Protocol):
+    """Maps sentences into the perceiver's key space, and reads questions."""
+
+    @property
+    def background(self) -> Tensor:
+        """[B, K] unit keys of unrelated pictures, the scale of "not seen"."""
+        ...
+
+    @property
+    def chance(self) -> Chance:
+        """How far the best of many unrelated pictures' keys reaches."""
+        ...
+
+    def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
+        """Map sentences to unit keys [N, K] float32."""
+        ...
+
+    def read_question(self, question: str) -> Reading:
+        """Read what is asked for, and of what."""
+        ...
+
+
+class Generator(Protocol):
+    """Writes text from prompts of text, visual tokens and pictures."""
+
+    @property
+    def reads(self) -> Reads:
+        """What it can read besides text."""
+        ...
+
+    @property
+    def decoding(self) -> GenerationConfig:
+        """How captions are decoded unless a session asks otherwise."""
+        ...
+
+    @property
+    def batches(self) -> bool:
+        """Whether ``replies`` continues prompts together, in less time than one by one."""
+        ...
+
+    def caption_prompt(self, item: EvidenceItem, instruction: str | None = None) -> Prompt:
+        """Build the prompt that describes a part of the past; None takes its own instruction."""
+        ...
+
+    def answer_prompt(self, items: Sequence[EvidenceItem], question: str) -> Prompt:
+        """Build the prompt that answers from evidence, which comes in time order."""
+        ...
+
+    def replies(
+        self, prompts: Sequence[Prompt], decoding: GenerationConfig, candidates: int = 1
+    ) -> Iterator[Replies | None]:
+        """Yield ``candidates`` replies to each prompt, in order; None after other steps.
+
+        Each is to the letter what its prompt gives alone.
+        """
+        ...
+
+    def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
+        """Yield a reply piece by piece; with beams as one piece."""
+        ...
+
+
+class StreamModel(Protocol):
+    """What a session works with.
+
+    Attributes:
+        name: the preset or folder that it was loaded from.
+        fingerprint: a checksum of what decides the meaning of a stored memory.
+        certainty: how confidence in the generator's captions comes from keys; None without a fit.
+        choice: how the best of its captions is chosen; None: the likeliest.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def perceiver(self) -> Perceiver: ...
+    @property
+    def segment_encoder(self) -> SegmentEncoder | None: ...
+    @property
+    def text_encoder(self) -> TextEncoder: ...
+    @property
+    def generator(self) -> Generator: ...
+    @property
+    def certainty(self) -> Certainty | None: ...
+    @property
+    def choice(self) -> Choice | None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ComposedModel:
+    """A ``StreamModel`` of parts that come from one model or from several."""
+
+    name: str
+    fingerprint: str
+    perceiver: Perceiver
+    text_encoder: TextEncoder
+    generator: Generator
+    segment_encoder: SegmentEncoder | None = None
+    certainty: Certainty | None = None
+    choice: Choice | None = None
+
+
+def readable(items: Sequence[EvidenceItem], reads: Reads) -> list[EvidenceItem]:
+    """Leave out of evidence what a generator cannot read.
+
+    Of more pictures than it reads each item keeps an equal share, first the items of which there
+    are few; pictures of an item that keeps fewer are spread evenly over it.
+    """
+    left, shares = reads.pictures, dict[int, int]()
+    for place in sorted(range(len(items)), key=lambda i: len(items[i].keyframes)):
+        shares[place] = min(len(items[place].keyframes), left // (len(items) - len(shares)))
+        left -= shares[place]
+    return [
+        item._replace(
+            tokens=item.tokens if reads.tokens else None,
+            keyframes=tuple(item.keyframes[i] for i in spread(len(item.keyframes), shares[place])),
+        )
+        for place, item in enumerate(items)
+    ]
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Choose at most ``most`` of ``count`` places, evenly, first and last too; one: the middle."""
+    if count <= most:
+        return list(range(count))
+    if most <= 1:
+        return [count // 2] * most
+    return [round(i * (count - 1) / (most - 1)) for i in range(most)]
