@@ -5,15 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from streammem.captioning import captioner as spoken
-from streammem.engine.long_scenes import LongScene, Span
+from streammem.captioning.captioner import Captioner, CaptionRequest
+from streammem.captioning.scheduler import CaptionJob
+from streammem.engine.long_scenes import LongScene
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchOptions
 from streammem.errors import ConfigError
 from streammem.models.backbones.language import Reply
-from streammem.models.confidence import WHOLE, Certainty
+from streammem.models.confidence import WHOLE, Certainty, signs
 from streammem.types import Caption, Segment
 from tests.tiny import film, tiny_model
 
@@ -38,26 +39,30 @@ def model(plain, monkeypatch):
     speaking = replace(plain, certainty=certain(WHOLE - 0.02))
     monkeypatch.setattr(type(plain), "stream", lambda *_: iter(WORDS.partition(" in")))
     said = (Reply(WORDS, [], []),)
-    monkeypatch.setattr(type(plain), "captions", lambda self, tokens, *_: [said] * len(tokens))
     monkeypatch.setattr(
-        type(plain), "captions_stepwise", lambda self, tokens, *_: iter([said] * len(tokens))
+        type(plain), "replies", lambda self, prompts, *_: iter([said] * len(prompts))
     )
     return speaking
 
 
-def weighed(model, config=DEFAULTS):
-    return spoken.weigh(model, WORDS, model.background.numpy()[:2], config)
+REPLIES = (Reply(WORDS, [], []),)
+SPAN = Segment(4, 1.0, 2.0, None, "cut")
+
+
+def scored(model, config=DEFAULTS):
+    request = CaptionRequest(SPAN, model.background.numpy()[:2])
+    return Captioner(model, config.captioning).score(request, REPLIES)
 
 
 @pytest.mark.parametrize(
     ("odds", "text"), [(WHOLE + 0.01, WORDS), (WHOLE - 0.01, "A man"), (0.21, "A man"), (0.19, "")]
 )
 def test_the_less_sure_the_less_is_said_and_all_of_it_in_the_models_words(plain, odds, text):
-    said = weighed(replace(plain, certainty=certain(odds)))
+    said = scored(replace(plain, certainty=certain(odds)))
     assert (said.text, said.unsure) == (text, text != WORDS)
     assert WORDS.startswith(said.text)
     assert said.confidence == pytest.approx(odds, abs=1e-3)
-    caption = said.of(Segment(4, 1.0, 2.0, None, "cut"))
+    caption = said.of(SPAN)
     reason = "unsure" if said.unsure else None
     assert caption == Caption(4, 1.0, 2.0, text, said.confidence, reason)
 
@@ -73,29 +78,28 @@ def test_the_less_sure_the_less_is_said_and_all_of_it_in_the_models_words(plain,
     ],
 )
 def test_the_level_is_the_users_and_none_for_an_instruction_of_their_own(plain, options, text):
-    said = weighed(replace(plain, certainty=certain(0.1)), SessionConfig(**options))
+    said = scored(replace(plain, certainty=certain(0.1)), SessionConfig(**options))
     assert said.text == text
 
 
 @pytest.mark.parametrize(("whole", "text"), [(0.6, "A man"), (0.4, WORDS)])
 def test_the_level_of_a_model_is_that_of_its_fit(plain, whole, text):
-    assert weighed(replace(plain, certainty=certain(0.5)._replace(whole=whole))).text == text
+    assert scored(replace(plain, certainty=certain(0.5)._replace(whole=whole))).text == text
 
 
 def test_a_model_without_a_fit_says_everything(plain):
     for config in (SessionConfig(), SessionConfig(min_confidence=1.0)):
-        assert weighed(plain, config).text == WORDS
-        assert not Session(plain, config).withholds
+        assert scored(plain, config).text == WORDS
+        assert not Captioner(plain, config.captioning).withholds
 
 
 def test_confidence_and_key_are_those_of_the_words_that_are_said(plain):
     fitted = replace(plain, certainty=Certainty((3.0, 0.2, 0.0, 0.0), -2.0, 0.0))
-    pictures = plain.background.numpy()[:2]
-    config = SessionConfig(min_confidence=1.0)
-    said = spoken.weigh(fitted, WORDS, pictures, config)
+    said = scored(fitted, SessionConfig(min_confidence=1.0))
     assert said.text == "A man"
     assert np.allclose(said.key, fitted.sentence_keys(["A man"])[0])
-    assert said.confidence == spoken.confidence(fitted, pictures, said.key)
+    seen = signs(plain.background.numpy()[:2], said.key, plain.background.numpy())
+    assert said.confidence == round(fitted.certainty(seen), 3)
 
 
 @pytest.mark.parametrize("level", [-0.1, 1.1, float("nan")])
@@ -110,7 +114,8 @@ def test_watching_a_batch_and_one_by_one_say_the_same(model):
     for session in (batched, single):
         segments = [s for frame in FILM for s in session.push(frame)] + [*session.flush()]
         session.segments = segments
-    assert watched == batched.captions(batched.segments)
+    batch = batched.captioner.caption([batched.request(s) for s in batched.segments])
+    assert watched == [c.of(s) for c, s in zip(batch, batched.segments, strict=True)]
     assert watched == [single.caption(segment) for segment in single.segments]
     assert {c.text for c in watched} == {"A man"}
     assert {c.reason for c in watched} == {"unsure"}
@@ -126,10 +131,10 @@ def test_no_word_is_heard_that_is_not_said(model, level):
     assert {len(pieces) for pieces in heard.values()} == {1 if level is None else 3}
 
 
-def test_nothing_is_kept_of_what_is_not_said(plain, monkeypatch):
-    session = Session(replace(plain, certainty=certain(0.1)))
+def test_nothing_is_kept_of_what_is_not_said(model):
+    session = Session(replace(model, certainty=certain(0.1)))
     (segment,) = [s for f in film(("red", 3)) for s in session.push(f)] + [*session.flush()]
-    caption = session.add_caption(segment, WORDS)
+    caption = session.caption(segment)
     assert (caption.text, caption.reason) == ("", "unsure")
     entry = session.cache.get(segment.id)
     assert entry.caption is None
@@ -146,9 +151,9 @@ def test_what_was_said_of_an_open_scene_is_what_is_kept_when_it_closes(model):
     keys = np.stack([held.key for held in session.state.held])[:1]
     scenes = LongScene(session, 5.0)
     number = session.state.next_segment
-    part = Span(Segment(number, 0.0, 1.0, None, None), None, keys, 0.0)
-    scenes.begun(part)
-    told = scenes.told(part, (Reply(WORDS, [], []),))
+    part = CaptionRequest(Segment(number, 0.0, 1.0, None, None), keys)
+    scenes.begun(CaptionJob(part, 0.0))
+    told = scenes.keep(part.segment, session.captioner.score(part, REPLIES))
     (segment,) = session.flush()
     scenes.closed(segment)
     assert session.cache.get(segment.id).caption == told.text == "A man"
@@ -156,13 +161,13 @@ def test_what_was_said_of_an_open_scene_is_what_is_kept_when_it_closes(model):
 
 def test_what_is_withheld_is_described_once_however_often_it_is_asked_about(model, monkeypatch):
     batches = []
-    said = type(model).captions
+    said = type(model).replies
 
-    def counting(self, tokens, *rest):
-        batches.append(len(tokens))
-        return said(self, tokens, *rest)
+    def counting(self, prompts, *rest):
+        batches.append(len(prompts))
+        return said(self, prompts, *rest)
 
-    monkeypatch.setattr(type(model), "captions", counting)
+    monkeypatch.setattr(type(model), "replies", counting)
     unsure = replace(model, certainty=certain(0.1))
     session = Session(unsure, SessionConfig(min_confidence=1.0, passages=2))
     for frame in FILM:

@@ -532,7 +532,7 @@ def test_perception_of_a_file_runs_ahead_of_captions_so_far_and_no_farther(
 ):
     monkeypatch.setattr("streammem.engine.watch.MAX_BATCH", 3)
     far, lead, leads = threading.Event(), 0, []
-    language = Gated(threading.Event(), on_step=lambda: far.wait(120))
+    language = Gated(threading.Event(), on_step=lambda: language.counts[-1] > 1 and far.wait(120))
     language.speaks_together = gains
     session = Session(tiny_model(open_language=lambda: language), CONFIG)
 
