@@ -127,6 +127,17 @@ def test_only_the_command_line_prints(path):
     assert not prints or path == PACKAGE / "cli.py"
 
 
+def test_the_design_lists_these_layers():
+    wanted = "\n".join(
+        f"{number}. {', '.join(f'`{unit}`' for unit in sorted(units))}"
+        for number, units in enumerate(LAYERS, start=1)
+    )
+    design = PACKAGE.parent / "docs" / "design.md"
+    begin, end = "<!-- layers: made from tests/test_layers.py -->\n", "<!-- end of layers -->"
+    listed = design.read_text().partition(begin)[2].partition(end)[0].strip()
+    assert listed == wanted, f"put this between the markers in docs/design.md:\n{wanted}"
+
+
 def is_call(node: ast.AST) -> bool:
     return isinstance(node, ast.Call)
 

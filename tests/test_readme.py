@@ -14,7 +14,10 @@ from tests.video.clips import encode
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("streammem/weights/*/*.md"))]
+DOCS = sorted(ROOT.glob("docs/**/*.md"))
+GUIDE = [page for page in DOCS if page.parent.name == "guide"]
+PAGES = [README, *DOCS, *sorted(ROOT.glob("streammem/weights/*/*.md"))]
+CODE = ("streammem", "benchmarks", "configs", "tests", "docs")
 SHELLS = ("", "console", "sh", "bash", "shell")
 # Commands that need neither a video nor minutes.
 CHEAP = {("info",), ("models",), ("models", "list"), ("--version",), ("--help",)}
@@ -77,13 +80,45 @@ def test_every_python_example_runs(number, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_linked_file_and_named_benchmark_exists(page):
     text = page.read_text()
     linked = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text)]
     missing = [to for to in linked if "://" not in to and not (page.parent / to).exists()]
     named = set(re.findall(r"python -m benchmarks (\w+)", text)) - {"NAME"}
     assert (missing, named - BENCHMARKS.keys()) == ([], set())
+
+
+def test_the_readme_is_short():
+    assert len(README_TEXT.splitlines()) <= 120
+
+
+@pytest.mark.parametrize("page", GUIDE, ids=name_of)
+def test_a_page_of_the_guide_has_one_table_at_most(page):
+    assert len(re.findall(r"^\|[-|]+\|$", page.read_text(), re.MULTILINE)) <= 1
+
+
+def test_the_index_names_every_page_and_picture_is_shown_somewhere():
+    index = ROOT / "docs" / "README.md"
+    linked = set(re.findall(r"\]\(([^)\s]+)\)", index.read_text()))
+    assert {str(page.relative_to(index.parent)) for page in DOCS if page != index} <= linked
+    shown = {(page.parent / to).resolve() for page in PAGES for to in pictures(page)}
+    assert set(ROOT.glob("docs/**/*.png")) <= shown
+
+
+def pictures(page: Path) -> list[str]:
+    return re.findall(r"!\[[^]]*\]\(([^)\s]+)\)", page.read_text())
+
+
+def test_pages_that_code_names_exist():
+    sources = [path for folder in CODE for path in (ROOT / folder).rglob("*.*")]
+    texts = [path.read_text() for path in sources if path.suffix in (".py", ".toml", ".md")]
+    named = {name for text in texts for name in re.findall(r"\bdocs/[\w/-]+\.md\b", text)}
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
 
 
 def test_commands_and_examples_are_found_in_a_readme():

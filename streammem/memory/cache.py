@@ -21,8 +21,8 @@ MARGINS = {"visual_keys": 0.0, "caption_keys": 0.65, "note_keys": 0.45}
 
 Sentences are nearer to each other than to pictures. The model's own captions tell less than the
 visual keys they were chosen by, but find what was said in their own words; what people say tells
-more, and is found where the picture does not show it. Measured: docs/memory.md, *How questions
-find scenes*.
+more, and is found where the picture does not show it. Measured:
+docs/research/retrieval.md, *How questions find scenes*.
 """
 
 _KEY_OVERHEAD_BYTES = 200  # a key's place in the index: ids, a dictionary slot, two integers

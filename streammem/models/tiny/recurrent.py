@@ -2,7 +2,7 @@
 
 A segment enters with a slot of its own, then the two slots that lose least become one. So slots
 that are alike are the first to go and cannot collapse, and all others stay to the bit. What was
-measured against learned gates and a tree stands in docs/memory.md.
+measured against learned gates and a tree stands in docs/research/recurrent.md.
 """
 
 import torch
