@@ -20,6 +20,7 @@ BENCHMARKS = {
     "server": "benchmarks.server",
     "stream": "benchmarks.stream",
     "swapped": "benchmarks.swapped",
+    "trace": "benchmarks.trace",
 }
 
 

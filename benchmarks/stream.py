@@ -288,7 +288,7 @@ def made(folder: Path, minutes: float, scene_s: float) -> Path:
         return video
     folder.mkdir(parents=True, exist_ok=True)
     print(f"making {video} ...", file=sys.stderr)
-    scenes = (letterboxed(c, 0.0, scene_s / 4) for c in clips) if clips else _patterns(scene_s / 4)
+    scenes = (letterboxed(c, 0.0, scene_s / 4) for c in clips) if clips else patterns(scene_s / 4)
     count = min(math.ceil(minutes * 60 / scene_s), len(clips) or NUM_PATTERNS)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         runs = []
@@ -311,7 +311,7 @@ def _lasting(runs: list[Path], seconds: float) -> Iterator[Path]:
             left -= container.duration / av.time_base
 
 
-def _patterns(seconds: float) -> Iterator[Iterator[np.ndarray]]:
+def patterns(seconds: float) -> Iterator[Iterator[np.ndarray]]:
     """Scenes each with its own drifting waves of colour."""
     rng = np.random.default_rng(0)
     while True:

@@ -43,7 +43,12 @@ class BridgeConfig:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries over a context, pre-normalised by the caller."""
+    """Multi-head attention of queries over a context, pre-normalised by the caller.
+
+    Outside training, few queries over a long context are computed in the absorbed form: the key
+    projection is applied to the queries and the value projection to what they read, so that the
+    context itself is never projected. Both forms are the same function up to float rounding.
+    """
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -58,20 +63,55 @@ class Attention(nn.Module):
         Args:
             x: [B, Q, D] queries.
             context: [B, C, D] keys and values.
-            mask: [B, C] bool, True where the context may be read; None reads all.
+            mask: [B, C] bool, True where the context may be read; None reads all. At least one
+                True a row.
+
+        Returns:
+            [B, Q, D].
         """
-        q = rearrange(self.query(x), "b q (h d) -> b h q d", h=self.heads)
+        q = self.query(x)
+        readable = None if mask is None else mask[:, None, None, :]
+        # Dropout of attention weights scales the value bias too, hence plain in training.
+        if not self.training and self._absorbed_is_cheaper(x.shape[1], context.shape[1]):
+            return self.out(self._absorbed(q, context, readable))
+        q = rearrange(q, "b q (h d) -> b h q d", h=self.heads)
         k, v = rearrange(
             self.key_value(context), "b c (two h d) -> two b h c d", two=2, h=self.heads
         )
-        attended = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=None if mask is None else mask[:, None, None, :],
-            dropout_p=self.dropout if self.training else 0.0,
+        dropout = self.dropout if self.training else 0.0
+        read = F.scaled_dot_product_attention(q, k, v, attn_mask=readable, dropout_p=dropout)
+        return self.out(rearrange(read, "b h q d -> b q (h d)"))
+
+    def _absorbed_is_cheaper(self, num_queries: int, num_context: int) -> bool:
+        """Compare the multiplications: 2CD(D + Q) plain, 2CDQH + 2QD^2 absorbed.
+
+        Measured on one core with D 384, H 6, Q 16, as the bridge has them: 2.0 times as fast at
+        C 392 (eight frames), 1.3 at C 98, 1.05 at C 49 (one frame); 0.87 at C 16, where the
+        queries attend to themselves and the rule keeps the plain form.
+        """
+        dim, heads = self.out.in_features, self.heads
+        saved_a_row = dim + num_queries - num_queries * heads
+        return num_context * saved_a_row > num_queries * dim
+
+    def _absorbed(self, q: Tensor, context: Tensor, readable: Tensor | None) -> Tensor:
+        """Attend with queries [B, Q, D] to a context [B, C, D] that is not projected -> [B, Q, D].
+
+        q (W c + b) = (q W) c + q b, and q b, the same for all c, cancels in the softmax; weights
+        sum to 1, so that sum w (V c + b) = V (sum w c) + b.
+        """
+        batch, num_queries, dim = q.shape
+        heads, size = self.heads, dim // self.heads
+        key, value = self.key_value.weight.view(2, heads, size, dim)  # [H, d, D] each
+        value_bias = self.key_value.bias[dim:]
+        q = q.reshape(batch * num_queries, heads, size).transpose(0, 1) @ key  # [H, B*Q, D]
+        # One head of the whole width serves all: its queries are (head, query).
+        q = rearrange(q, "h (b q) e -> b 1 (h q) e", b=batch)
+        context = context[:, None]
+        read = F.scaled_dot_product_attention(
+            q, context, context, attn_mask=readable, scale=size**-0.5
         )
-        return self.out(rearrange(attended, "b h q d -> b q (h d)"))
+        read = rearrange(read, "b 1 (h q) e -> h (b q) e", h=heads) @ value.transpose(1, 2)
+        return rearrange(read, "h (b q) d -> b q (h d)", b=batch) + value_bias
 
 
 def feed_forward(dim: int, dropout: float) -> nn.Sequential:

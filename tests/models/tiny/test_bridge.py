@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from streammem.models.tiny.bridge import BridgeConfig, LookLayer, MemoryBridge
+from streammem.models.tiny.bridge import Attention, BridgeConfig, LookLayer, MemoryBridge
 
 CONFIG = BridgeConfig(
     patch_dim=10,
@@ -96,6 +96,58 @@ def test_a_look_layer_equals_its_formula(bridge, masked):
     readable = torch.rand(2, 9, generator=generator) < 0.6 if masked else None
     expected = look_layer(layer, x.double(), context.double(), readable)
     assert torch.allclose(layer(x, context, readable).double(), expected, **TOLERANCE)
+
+
+# (width, heads, queries, context rows): few queries over 1 to 8 frames of 49 patches, as the bridge
+# and a picture's key read them, and odd sizes
+SHAPES = [
+    (384, 6, 16, 49), (384, 6, 16, 147), (384, 6, 16, 392),
+    (256, 4, 4, 49), (30, 3, 1, 7), (35, 5, 3, 11), (18, 1, 5, 13),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("dim", "heads", "queries", "rows"), SHAPES)
+def test_absorbed_attention_equals_the_formula_and_plain(dim, heads, queries, rows, masked):
+    torch.manual_seed(0)
+    layer = Attention(dim, heads, 0.0).requires_grad_(False)
+    torch.nn.init.normal_(layer.key_value.bias)  # else nothing would show that it is left out
+    x, context = torch.randn(2, queries, dim), torch.randn(2, rows, dim)
+    readable = torch.rand(2, rows) < 0.6 if masked else None
+    expected = attention(layer, x.double(), context.double(), readable)
+    projected = []
+    layer.key_value.register_forward_hook(lambda *_: projected.append(1))
+    absorbed = layer.eval()(x, context, readable)
+    assert not projected
+    plain = layer.train()(x, context, readable)
+    assert projected
+    # float32 against float64 over five products of at most 392 terms; values reach 2.4, and both
+    # forms are within 1.9e-6 of the formula
+    assert (absorbed.double() - expected).abs().max() < 5e-6
+    assert (plain.double() - expected).abs().max() < 5e-6
+
+
+def test_queries_that_attend_to_themselves_stay_plain():
+    layer, x = Attention(384, 6, 0.1).eval(), torch.zeros(1, 16, 384)
+    projected = []
+    layer.key_value.register_forward_hook(lambda *_: projected.append(1))
+    layer(x, x)
+    assert projected
+
+
+@pytest.mark.parametrize("frames", range(1, 9))
+def test_looking_in_training_and_outside_is_the_same_function(frames):
+    torch.manual_seed(0)
+    config = BridgeConfig(
+        patch_dim=10, patches=49, language_dim=20, dim=96, heads=6, layers=2, dropout=0.0,
+        memory_tokens=5,
+    )  # fmt: skip
+    bridge = MemoryBridge(config).requires_grad_(False)
+    patches, times = torch.randn(2, frames, 49, 10), torch.rand(2, frames)
+    plain = bridge.train().look(patches, times)
+    absorbed = bridge.eval().look(patches, times)
+    assert not torch.equal(absorbed, plain)  # the other form ran
+    assert torch.allclose(absorbed, plain, **TOLERANCE)
 
 
 def test_looking_equals_its_formula(bridge):
