@@ -14,6 +14,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Two busy OpenMP threads on two busy cores are many times slower than one.
 export OMP_NUM_THREADS ?= 1
+# Two processes run the tests, a file by one of them. In one process: make test WORKERS=
+WORKERS ?= -n 2 --dist loadfile
 
 .PHONY: demo demo-live test test-all setup lint wheel clean
 
@@ -31,10 +33,10 @@ demo-live: $(VENV)/demo.stamp
 	@$(BIN)/python -m benchmarks camera
 
 test: setup
-	@$(BIN)/python -m pytest -m "not heavy"
+	@$(BIN)/python -m pytest $(WORKERS) -m "not heavy"
 
 test-all: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(WORKERS)
 
 setup: $(VENV)/dev.stamp
 	$(pull_models)

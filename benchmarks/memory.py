@@ -81,7 +81,9 @@ class Replayed:
         Image.fromarray(picture).save(io.BytesIO(), "JPEG")
         return time.process_time() - began
 
-    def encode_segment(self, scene: Scene, memory: Tensor, related: Tensor | None) -> EncodedSegment:
+    def encode_segment(
+        self, scene: Scene, memory: Tensor, related: Tensor | None
+    ) -> EncodedSegment:
         began = time.process_time()
         taken = self._model.encode_segment(scene, memory, related)
         self.bridge_s += time.process_time() - began

@@ -6,8 +6,11 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 from streammem import __version__
 from streammem.models.backbones.language import decoding_route
+from streammem.models.backbones.products import why_rows_are_apart
 from streammem.models.backbones.weights import SOURCES, home, is_pulled
 from streammem.models.threads import cores
 
@@ -34,6 +37,7 @@ def describe() -> dict[str, str]:
     facts = {"streammem": __version__, "python": platform.python_version()}
     facts |= {name: _version(name) for name in PACKAGES}
     facts["processor"] = _processor()
+    facts["instructions"] = f"{torch.backends.cpu.get_cpu_capability()}, as torch uses them"
     facts["cores"] = str(cores())
     share = max(1, cores() // 2)
     facts["threads"] = (
@@ -42,6 +46,8 @@ def describe() -> dict[str, str]:
     )
     facts["encoder"] = f"{'openvino' if find_spec('openvino') else 'torch'}, float32"
     facts["decoding"] = f"{decoding_route('auto')} on the CPU, for a plain Llama; else transformers"
+    together, reason = why_rows_are_apart()
+    facts["scenes that wait"] = f"described {'together' if together else 'one by one'}: {reason}"
     facts["attention"] = "flash-attn on CUDA if installed, else SDPA"
     facts["home"] = str(home())
     for name in SOURCES:

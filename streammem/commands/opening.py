@@ -104,8 +104,8 @@ def watch(
     session: "Session", arguments: argparse.Namespace, options: "WatchOptions"
 ) -> Iterator[Event]:
     """Watch, within the memory's limits, and show how far along the source we are."""
-    from streammem.engine.watch import open_for, watch
     from streammem.engine.reader import open_aside
+    from streammem.engine.watch import open_for, watch
 
     source = open_aside(lambda: open_for(arguments.source, options), arguments.interrupted)
     if source is None:

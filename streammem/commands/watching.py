@@ -257,8 +257,8 @@ def _events(
     session: "Session", arguments: argparse.Namespace, options: "WatchOptions"
 ) -> Iterator[tuple[Event, float | None]]:
     """Watch within the memory's limits; each event comes with the Unix time at stream time 0."""
-    from streammem.engine.watch import open_for, watch
     from streammem.engine.reader import open_aside
+    from streammem.engine.watch import open_for, watch
 
     assert options.stop  # see _live_options
     source = open_aside(lambda: open_for(arguments.source, options), options.stop)

@@ -12,6 +12,7 @@ Where ``half`` runs too, ``exact`` lets it guess the next few tokens of a single
 the logits behind all of them in one pass: the weights are read once for several tokens.
 """
 
+import copy
 import math
 from collections import deque
 from collections.abc import Collection, Sequence
@@ -37,6 +38,10 @@ from streammem.models.backbones.products import (
 # G = H / K, E head width, V vocabulary.
 
 ALIGNED = 16  # floats of a cache line
+GRAIN = 32768  # values from which on torch divides an operation among threads
+# Rows and columns of prompts that are compared with each alone: few and many rows, and products
+# that torch divides among threads differently (from 22 rows of the default model on).
+APART_SHAPES = ((3, 23), (8, 5))
 MOST_GUESSED = 15  # tokens: most captions at once; 16 take 1.3 times as long to read as 8
 
 
@@ -117,6 +122,7 @@ class LlamaDecoder:
                 if release:
                     llama.model.layers[number] = nn.Identity()
         self._prefix_columns: Tensor | None = None  # a run would hold this decoder, and be held
+        self._apart: dict[int, bool] = {}  # what was measured, by number of threads
         guesses = route == "exact" and has_half()
         self.guesser = LlamaDecoder(model, "half", prefix) if guesses else None
 
@@ -141,16 +147,57 @@ class LlamaDecoder:
 
         Padding would move a row's columns, and so the order in which its attention is summed.
         """
+        if len(rows) < 2:
+            return True
         alike = len({(len(row), self._begins_with_prefix(row)) for row in rows}) == 1
         return alike and self.rows_apart
 
     @property
     def rows_apart(self) -> bool:
-        """Whether no product of a row depends on the rows beside it."""
-        products = [self._head]
-        for layer in self._layers:
-            products += [layer.qkv, layer.out, layer.gate_up, layer.down]
-        return all(isinstance(product, HalfLinear) for product in products)
+        """Whether a row's logits depend on no row beside it, with as many threads as there are."""
+        threads = torch.get_num_threads()
+        if threads not in self._apart:
+            products = [self._head]
+            for layer in self._layers:
+                products += [layer.qkv, layer.out, layer.gate_up, layer.down]
+            apart = all(isinstance(each, HalfLinear) and each.counts for each in products)
+            self._apart[threads] = apart and self._measured_apart()
+        return self._apart[threads]
+
+    @torch.inference_mode()
+    def _measured_apart(self) -> bool:
+        """Compare the logits of rows that are read together with those of each alone.
+
+        All layers have the same shapes, so the first and the head are enough. The products keep
+        their rows apart by construction (``HalfLinear``); this is for what stands between them:
+        attention, whose products are of the BLAS that torch was built with, and sums and functions
+        of a row, whose vectors may end elsewhere with another number of rows or threads.
+        """
+        first = copy.copy(self)
+        first._layers, first.guesser, first.prefix = self._layers[:1], None, self.prefix[:0]
+        generator = torch.Generator().manual_seed(0)
+        for count, length in APART_SHAPES:
+            shape = count, length + 2
+            tokens = torch.randint(self._embed.num_embeddings, shape, generator=generator)
+            together = first._logits_along(tokens, length)
+            for place in (0, count - 1):
+                alone = first._logits_along(tokens[place : place + 1], length)
+                if not torch.equal(alone[:, 0], together[:, place]):
+                    return False
+        return True
+
+    def _logits_along(self, tokens: Tensor, length: int) -> Tensor:
+        """Read prompts of the first tokens of [B, T], then feed the others: [T - length + 1, B, V].
+
+        The logits are those behind the prompt and behind each token that was fed.
+        """
+        embedded = self._embed(tokens)
+        run = self.start(list(embedded[:, :length]), tokens.shape[1] - length)
+        logits = [run.logits]
+        for column in tokens[:, length:].T:
+            run.feed(column)
+            logits.append(run.logits)
+        return torch.stack(logits)
 
     def _begins_with_prefix(self, row: Tensor) -> bool:
         known = len(self.prefix)
@@ -224,7 +271,7 @@ class LlamaDecoder:
             a = a.view(b, k, h // k, t, e).permute(0, 3, 1, 2, 4).reshape(b * t, h * e)
             x[:, :-1] += layer.out(a)
             gate, up = layer.gate_up(_direction(x)).chunk(2, -1)
-            x[:, :-1] += layer.down(F.silu(gate).mul_(up))
+            x[:, :-1] += layer.down(_silu(gate).mul_(up))
         return self._head(_direction(x))
 
 
@@ -364,6 +411,17 @@ def _attention(q: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
         if mask is not None and mask.shape[2] > 1:
             mask = F.pad(mask, (0, 0, 0, spare), value=True)
     return F.scaled_dot_product_attention(q, key, value, mask)[:, :, :count]
+
+
+def _silu(x: Tensor) -> Tensor:
+    """Apply SiLU to rows [M, N], so that a row's result does not depend on the rows beside it.
+
+    torch divides more than GRAIN values among its threads, also within a row, and computes what is
+    left of a part beyond whole vectors by another exponential (2e-5 of a logit with 5 threads).
+    """
+    if x.numel() < GRAIN or torch.get_num_threads() == 1:
+        return F.silu(x)
+    return torch.cat([F.silu(rows) for rows in x.split(max(1, (GRAIN - 1) // x.shape[1]))])
 
 
 def _direction(x: Tensor) -> Tensor:

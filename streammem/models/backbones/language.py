@@ -235,13 +235,17 @@ class CausalLanguageModel:
     def generate(self, prompts: Sequence[Prompt], config: GenerationConfig) -> list[str]:
         """Reply to several prompts in one batch; each is what ``stream`` would say, stripped.
 
+        Where float32 sums of a batch differ in the last bit (see ``candidates``), two words that
+        are equally likely to that bit may change places.
+
         Args:
             prompts: see ``embed``; lengths may differ.
             config: shared by all; with sampling, each prompt draws as if it were alone.
         """
-        if config.num_beams == 1:
-            return [replies[0].text for replies in self.candidates(prompts, config)]
         rows = [self.embed(prompt) for prompt in prompts]
+        if config.num_beams == 1:
+            replies = self._sample(rows, config, [[config.seed]] * len(rows))
+            return [only.text for (only,) in replies]
         said = search(self.model, rows, config, self._stop_ids) if rows else []
         return [self._text(ids).strip() for ids in said]
 
@@ -249,7 +253,10 @@ class CausalLanguageModel:
     def candidates(
         self, prompts: Sequence[Prompt], config: GenerationConfig, count: int = 1
     ) -> list[Replies]:
-        """Reply to each prompt ``count`` times, all in one batch; the prompts are read once.
+        """Reply to each prompt ``count`` times; what a prompt gets does not depend on the others.
+
+        Prompts go into one batch where that changes no logit, and one after another elsewhere. The
+        replies to one prompt are always a batch, and the prompt is read once.
 
         Args:
             prompts: see ``embed``; lengths may differ.
@@ -265,10 +272,15 @@ class CausalLanguageModel:
             ConfigError: several, where ``config`` asks for beams or a temperature.
         """
         if config.num_beams > 1 and count == 1:
-            return [(Reply(text, [], []),) for text in self.generate(prompts, config)]
+            texts = [self.generate([prompt], config)[0] for prompt in prompts]
+            return [(Reply(text, [], []),) for text in texts]
         rows = [self.embed(prompt) for prompt in prompts]
         config, seeds = _drawn_alike(config, count)
-        return list(map(tuple, self._sample(rows, config, [seeds] * len(rows))))
+        return [
+            tuple(replies)
+            for group in self._groups(rows)
+            for replies in self._sample(group, config, [seeds] * len(group))
+        ]
 
     @torch.inference_mode()
     def replies(
@@ -286,10 +298,9 @@ class CausalLanguageModel:
             for prompt in prompts:
                 yield from self.candidates([prompt], config, count)
             return
-        rows, decoder = [self.embed(prompt) for prompt in prompts], self.decoder()
+        rows = [self.embed(prompt) for prompt in prompts]
         config, seeds = _drawn_alike(config, count)
-        together = decoder is not None and decoder.are_apart(rows)
-        for group in [rows] if together else [[row] for row in rows]:
+        for group in self._groups(rows):
             given = 0
             for replies in self._steps(group, config, [seeds] * len(group)):
                 whole = list(takewhile(bool, replies[given:]))
@@ -328,6 +339,15 @@ class CausalLanguageModel:
         rows = [self.embed(prompt) for prompt in prompts]
         first = [config.seed + i * count for i in range(len(rows))]
         return self._sample(rows, config, [range(seed, seed + count) for seed in first])
+
+    def _groups(self, rows: list[Tensor]) -> list[list[Tensor]]:
+        """Divide prompts into batches in which each has the logits, to the bit, that it has alone.
+
+        All in one, or one in each.
+        """
+        decoder = self.decoder()
+        together = rows and decoder is not None and decoder.are_apart(rows)
+        return [rows] if together else [[row] for row in rows]
 
     def _sample(
         self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Seeds]

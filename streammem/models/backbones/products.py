@@ -6,6 +6,7 @@ It multiplies; what is multiplied when is for ``decoding.py``.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -19,20 +20,83 @@ Fuse = Callable[[list[Any], Tensor | None], Linear]
 # Largest weight of a matrix that float16 holds well: not infinite, and its unit of 6e-8 for the
 # smallest values is less than a rounding error of the largest.
 FLOAT16_LEAST, FLOAT16_MOST = 1e-3, 65504.0
+BLOCK = 120  # rows that FBGEMM multiplies before it takes the next ones
+MOST_ADDED = 4  # rows of zeros that a product may take in addition
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HalfLinear:
-    """Multiplies packed float16 weights in float32.
+    """Multiplies packed float16 weights in float32; a row's product depends on no other row.
 
-    FBGEMM sums each row by itself and always in the same order: to the bit, a row's product does
-    not depend on the rows beside it. MKL's float32 products do, from four rows on.
+    To the bit, and at every number of rows: see ``row_counts``. MKL's float32 products do depend
+    on the other rows, from four rows on.
+
+    Attributes:
+        packed: the weights [in, out] and the bias, as FBGEMM holds them.
+        counts: ``row_counts`` of the input's width; empty where products depend on other rows.
     """
 
     packed: Any
+    counts: tuple[int, ...]
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+        """Multiply [M, in]: [M, out]."""
+        count = len(x)
+        added = self.counts[count % BLOCK] - count % BLOCK if self.counts else 0
+        if not added:
+            return _multiply(x, self.packed)
+        return _multiply(F.pad(x, (0, 0, 0, added)), self.packed)[:count]
+
+
+def _multiply(x: Tensor, packed: Any) -> Tensor:
+    return torch.ops.quantized.linear_dynamic_fp16(x, packed)
+
+
+@cache
+def row_counts(width: int) -> tuple[int, ...]:
+    """Measure at which numbers of rows FBGEMM sums every row in one and the same order.
+
+    FBGEMM divides the rows of a product among kernels of 1 to 6 rows (AVX2) or 1 to 14 (AVX-512).
+    With AVX-512 all kernels sum alike. With AVX2 the kernel of one row keeps four partial sums and
+    that of two rows sums differently again, but those of 3 to 6 rows sum alike: rows of zeros are
+    added until no kernel of one or two rows has work (1 -> 3, 2 -> 3, 7 -> 8, ...). This measures
+    instead of asking for the instruction set, so that another FBGEMM is judged by what it does.
+
+    Args:
+        width: of the rows, >= 1. 40 ms at 1536, once in a process.
+
+    Returns:
+        BLOCK entries: for m rows, m or the least larger number at which each row, at any place,
+        has the product that it has among BLOCK rows. Empty if that takes over MOST_ADDED rows.
+    """
+    generator = torch.Generator().manual_seed(0)
+    # 40 columns: a whole block of columns of either instruction set, and a part of one.
+    packed = torch.ops.quantized.linear_prepack_fp16(
+        torch.randn(40, width, generator=generator), None
+    )
+    rows = torch.randn(BLOCK, width, generator=generator)
+    expected, counts, least = _multiply(rows, packed), [BLOCK] * BLOCK, BLOCK
+    for count in reversed(range(1, BLOCK)):
+        places = [slice(first, first + count) for first in (0, BLOCK - count)]
+        if all(torch.equal(_multiply(rows[p], packed), expected[p]) for p in places):
+            least = count
+        if least - count > MOST_ADDED:
+            return ()
+        counts[count] = least
+    counts[0] = 0
+    return tuple(counts)
+
+
+def why_rows_are_apart() -> tuple[bool, str]:
+    """Tell whether several scenes can be described together here, and the reason."""
+    if not has_half():
+        return False, "float32 products of a scene depend on the others"
+    counts = row_counts(576)  # of the default language model
+    if not counts:
+        return False, "float16 products of a scene depend on the others, however many rows"
+    if counts == tuple(range(BLOCK)):
+        return True, "a scene's products depend on no other"
+    return True, f"in products of at least {counts[1]} rows, a scene's depend on no other"
 
 
 def has_half() -> bool:
@@ -74,7 +138,8 @@ def _half(modules: list[Any], gain: Tensor | None) -> Linear:
     low, high = torch.aminmax(weight)
     if not FLOAT16_LEAST < torch.maximum(-low, high) < FLOAT16_MOST:  # nor if it is not a number
         return lambda x: F.linear(x, weight, bias)
-    return HalfLinear(torch.ops.quantized.linear_prepack_fp16(weight, bias))
+    packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+    return HalfLinear(packed, row_counts(weight.shape[1]))
 
 
 def _bfloat16(modules: list[Any], gain: Tensor | None) -> Linear:

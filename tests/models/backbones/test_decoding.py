@@ -7,10 +7,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from streammem.errors import ConfigError
-from streammem.models.backbones import language
-from streammem.models.backbones.decoding import LlamaDecoder
+from streammem.models.backbones import language, products
+from streammem.models.backbones.decoding import LlamaDecoder, _silu
 from streammem.models.backbones.language import CausalLanguageModel, GenerationConfig
-from streammem.models.backbones.products import has_bfloat16, has_half
+from streammem.models.backbones.products import BLOCK, FUSE, has_bfloat16, has_half
 from tests.tiny import talkative_language, tiny_tokenizer
 
 GREEDY = GenerationConfig(max_new_tokens=12)
@@ -167,10 +167,73 @@ def test_rows_are_apart_only_where_nothing_is_padded_and_nothing_but_half_multip
         prefixed = torch.cat([prefix, torch.zeros(2, half.width)])
         other = torch.zeros_like(prefixed)
         assert half.speaks_together and half.decoder().are_apart(rows[:2])
+        assert half.decoder().are_apart(rows[:1])
         assert not half.decoder().are_apart(rows)
         assert not half.decoder().are_apart([prefixed, other])  # one of them is read from within
         stretched.model.model.layers[0].mlp.up_proj.weight.data *= 1e6
         assert not stretched.speaks_together
+
+
+@pytest.mark.parametrize("route", ALL_ROUTES)
+@pytest.mark.parametrize("count", [1, 4])
+def test_candidates_of_a_prompt_do_not_depend_on_the_prompts_beside_it(route, count):
+    """Words, and the log-probability of each to the bit: also of prompts of unlike lengths."""
+    model = llama(route)
+    model.model.lm_head.bias.data[2] = 6.0  # some end early, and leave the batch
+    visual = torch.randn(9, 4, model.width, generator=torch.Generator().manual_seed(0))
+    alike = [model.chat([v, "Describe."]) for v in visual]
+    for prompts in (alike, prompts_of(model, 5)):
+        alone = [model.candidates([prompt], GREEDY, count)[0] for prompt in prompts]
+        assert len({replies[0].text for replies in alone}) > 3
+        assert model.candidates(prompts, GREEDY, count) == alone
+        assert [said for said in model.replies(prompts, GREEDY, count) if said] == alone
+
+
+@NEEDS_HALF
+@pytest.mark.parametrize("width", [31, 600], ids=["narrow", "wider than FBGEMM's block"])
+def test_a_half_product_of_a_row_is_the_same_at_every_number_of_rows_and_at_every_place(width):
+    torch.manual_seed(0)
+    multiply = FUSE["half"]([torch.nn.Linear(width, 50)], None)
+    rows = torch.randn(2 * BLOCK + 10, width)
+    with torch.inference_mode():
+        alone = torch.cat([multiply(row[None]) for row in rows])
+        for count in (*range(1, 41), BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 7):
+            for first in (0, 3):
+                part = slice(first, first + count)
+                assert torch.equal(multiply(rows[part]), alone[part]), (count, first)
+
+
+@pytest.mark.parametrize("threads", [3, 5], indirect=True)
+def test_a_row_that_several_threads_compute_is_what_it_is_alone(threads):
+    rows = torch.randn(1037, 2 * 64, generator=torch.Generator().manual_seed(0))[:, :64]
+    assert torch.equal(_silu(rows), torch.cat([_silu(row[None]) for row in rows]))
+
+
+@NEEDS_HALF
+def test_prompts_are_read_one_after_another_where_products_depend_on_their_neighbours(monkeypatch):
+    expected = llama("half")
+    monkeypatch.setattr(products, "row_counts", lambda width: ())
+    model, sizes, start = llama("half"), [], LlamaDecoder.start
+    monkeypatch.setattr(
+        LlamaDecoder, "start", lambda d, rows, *a: sizes.append(len(rows)) or start(d, rows, *a)
+    )
+    assert not model.speaks_together and products.why_rows_are_apart()[0] is False
+    prompts = [model.chat([torch.ones(4, model.width) * i, "Describe."]) for i in range(3)]
+    said = model.candidates(prompts, GREEDY)
+    assert sizes == [1, 1, 1]
+    assert [[r.text for r in replies] for replies in said] == [
+        [r.text for r in replies] for replies in expected.candidates(prompts, GREEDY)
+    ]
+
+
+@NEEDS_HALF
+def test_rows_are_not_apart_where_what_stands_between_products_is_not(monkeypatch):
+    """A sum that depends on the number of rows is found by the measurement at the start."""
+    from streammem.models.backbones import decoding
+
+    plain = decoding._direction
+    monkeypatch.setattr(decoding, "_direction", lambda x: plain(x) * (1 + 1e-6 * (len(x) > 4)))
+    assert not llama("half").speaks_together
 
 
 # -- the cache --
