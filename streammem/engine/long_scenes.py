@@ -15,7 +15,7 @@ from streammem.engine.session import Session
 from streammem.memory.keysets import coverage, visual_keys
 from streammem.models.backbones.language import Replies
 from streammem.models.tiny.model import Scene, chosen, spread
-from streammem.perception.scene_buffer import BRIDGE_FRAMES, Held, places
+from streammem.perception.scene_buffer import BRIDGE_FRAMES, BufferedFrame, places
 from streammem.types import Caption, Segment
 
 STILL_COSINE = 0.98  # as the cache's epsilon: what it takes for one still scene needs one caption
@@ -56,13 +56,11 @@ class LongScene:
 
     def due(self) -> Span | None:
         """Return the stretch of the open scene that needs a caption now, if one does."""
-        held = self._session.state.held
+        held = self._session.open_frames
         if not held or held[-1].time < self._look_at:
             return None
         start = held[0].time if self._until is None else self._until
-        climb = self._session.state.scene.climb
-        settled_before = climb[0].frame if climb else held[0].number
-        frames = [f for f in held if f.number < settled_before and f.time >= start]
+        frames = [f for f in self._session.settled_frames if f.time >= start]
         end = frames[-1].end if frames else start
         if end - start < self._refresh_s:
             return None
@@ -70,7 +68,7 @@ class LongScene:
         keys = visual_keys(np.stack([f.key for f in frames]))
         if self._is_still(np.stack([f.key for f in frames])):
             return None
-        number = self._session.state.next_segment
+        number = self._session.next_segment
         segment = Segment(number, start, end, None, None)
         return Span(segment, self._tokens(number, frames), keys, _shown_at(held[-1], end))
 
@@ -90,20 +88,20 @@ class LongScene:
         rest = segment
         if start is not None:
             rest = Segment(segment.id, start, segment.end, segment.depth, segment.reason)
-        newest = self._session.state.now[-1:] or self._session.state.held[-1:]
-        shown_at = _shown_at(newest[0], segment.end) if newest else time.monotonic()
+        newest = self._session.newest
+        shown_at = _shown_at(newest, segment.end) if newest else time.monotonic()
         return Span(rest, self._session.tokens(segment.id), entry.visual_keys, shown_at)
 
     def begun(self, span: Span) -> None:
         """Take note that a stretch will be described: the next one begins at its end."""
         self._said = span.keys
-        if span.segment.id == self._session.state.next_segment:
+        if span.segment.id == self._session.next_segment:
             self._until = span.segment.end
 
     def told(self, span: Span, said: Replies) -> Caption:
         """Make the caption of a stretch, kept by the session once the scene has closed."""
         segment = span.segment
-        if segment.id != self._session.state.next_segment:
+        if segment.id != self._session.next_segment:
             return self._session.add_caption(segment, said)
         text = chosen(self._session.model, said, span.keys)
         spoken = weigh(self._session.model, text, span.keys, self._session.config)
@@ -113,14 +111,14 @@ class LongScene:
     def _is_still(self, keys: np.ndarray) -> bool:
         return self._said is not None and coverage(self._said, keys) >= STILL_COSINE
 
-    def _tokens(self, number: int, frames: Sequence[Held]) -> Tensor:
+    def _tokens(self, number: int, frames: Sequence[BufferedFrame]) -> Tensor:
         full = [f for f in frames if f.patches is not None] or list(frames[-1:])
         shown = [full[i] for i in spread(len(full), BRIDGE_FRAMES)]
         patches = [f.patches for f in shown if f.patches is not None]
         scene = Scene(number, patches, places(shown))
-        return self._session.model.take_in(scene, self._session.state.memory, None).tokens
+        return self._session.model.take_in(scene, self._session.recurrent, None).tokens
 
 
-def _shown_at(newest: Held, end: float) -> float:
+def _shown_at(newest: BufferedFrame, end: float) -> float:
     """Return when a stretch's last frame was there, if the newest frame is there now."""
     return time.monotonic() - max(0.0, newest.time - end)

@@ -23,7 +23,7 @@ from streammem.memory.memory import Memory
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.tiny.model import Passage, Scene, StreamModel, spread
 from streammem.models.tiny.questions import Reading
-from streammem.perception.scene_buffer import Held, places
+from streammem.perception.scene_buffer import BufferedFrame, places
 from streammem.qa.operators import Finding, compute, value
 from streammem.qa.time_expressions import TimeWords, find_time
 from streammem.qa.timeline import Bounds, Event, Stretch, events, within
@@ -55,7 +55,7 @@ class Present(NamedTuple):
         memory: recurrent memory tokens.
     """
 
-    now: Sequence[Held]
+    now: Sequence[BufferedFrame]
     segment: int
     memory: Tensor
 
