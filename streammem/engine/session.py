@@ -369,16 +369,21 @@ class Session:
 
     def _close(self, count: int, end: float, depth: float | None, reason: Reason) -> Segment:
         """Close the first ``count`` buffered frames as a segment that ends at ``end``."""
+        # 1. Of its frames: keys, what the bridge reads, and a keyframe.
         frames = self._buffer.frames[:count]
         full = [f for f in frames if f.patches is not None]
         shown = [full[i] for i in spread(len(full), BRIDGE_FRAMES)]
+        patches = [f.patches for f in shown if f.patches is not None]
         keys = np.stack([f.key for f in frames])
         clusters = visual_keys(keys)
-        wanted = self.config.retrieved if self.model.reads_related else 0
-        related = self.kept.related_tokens(clusters[0], wanted)
-        patches = [f.patches for f in shown if f.patches is not None]
         scene = Scene(self.next_segment, patches, places(shown))
+        jpeg = keyframe(full, clusters[0])
+        # 2. Its tokens, which the recurrent memory takes in.
+        related = None
+        if self.model.reads_related:
+            related = self.kept.related_tokens(clusters[0], self.config.retrieved)
         tokens, recurrent = self.model.take_in(scene, self.recurrent, related)
+        # 3. Store them; only then forget the frames: those whose segment cannot be written stay.
         segment = Segment(self.next_segment, frames[0].time, end, depth, reason)
         self.kept.append(
             Entry(
@@ -390,13 +395,12 @@ class Session:
                 caption_keys=keys[:0],
                 note_keys=keys[:0],
                 tokens=tokens.half().cpu().numpy(),
-                keyframe=keyframe(full, clusters[0]),
+                keyframe=jpeg,
                 source=self.source,
                 wall_start=None if self.wall_zero is None else self.wall_zero + segment.start,
             ),
             recurrent,
         )
-        # Only now: frames whose segment cannot be written stay.
         self._buffer.drop(count)
         self.recurrent, self.next_segment = recurrent, segment.id + 1
         return segment

@@ -77,6 +77,14 @@ class SceneBuffer:
         self._lag, self._now_frames = lag, now_frames
         self.restore(SceneBufferState())
 
+    def restore(self, state: SceneBufferState) -> None:
+        """Go on from a state of a ``SceneBuffer`` with the same options."""
+        self.num_frames, self.frames, self.now = state
+
+    def snapshot(self) -> SceneBufferState:
+        """Return the state, which later calls do not change."""
+        return SceneBufferState(self.num_frames, self.frames, self.now)
+
     @property
     def newest(self) -> BufferedFrame | None:
         """The last frame pushed, if it is held."""
@@ -115,14 +123,6 @@ class SceneBuffer:
     def drop(self, count: int) -> None:
         """Forget the first ``count`` frames: their scene is closed and kept elsewhere."""
         self.frames = self.frames[count:]
-
-    def snapshot(self) -> SceneBufferState:
-        """Return the state, which later calls do not change."""
-        return SceneBufferState(self.num_frames, self.frames, self.now)
-
-    def restore(self, state: SceneBufferState) -> None:
-        """Go on from a state of a ``SceneBuffer`` with the same options."""
-        self.num_frames, self.frames, self.now = state
 
 
 def places(frames: Sequence[BufferedFrame]) -> list[float]:

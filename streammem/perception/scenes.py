@@ -121,6 +121,44 @@ class SceneFinder:
         self._tilling = SceneTilling(config or model.scenes)
         self.restore(SceneFinderState())
 
+    def restore(self, state: SceneFinderState) -> None:
+        """Go on from a state of a ``SceneFinder`` with the same model."""
+        self._tilling.restore(state.tilling)
+        self._detector: ChangeDetector | None = None
+        if state.detector is not None:
+            self._detector = ChangeDetector(ChangeConfig(fps=state.fps))
+            self._detector.restore(state.detector)
+        self._fps, self._num_frames, self._end = state.fps, state.num_frames, state.end
+        self._times, self._sampled_at = list(state.times), state.sampled_at
+        self._first, self._gap = state.first, state.gap
+        self._samples, self._embeddings = list(state.samples), list(state.embeddings)
+        self._num_scored, self._changes = state.num_scored, list(state.changes)
+        self._scores, self._boundaries = list(state.scores), list(state.boundaries)
+        self._cut_at, self._start, self._number = state.cut_at, state.start, state.number
+
+    def snapshot(self) -> SceneFinderState:
+        """Return the state, which later calls do not change."""
+        return SceneFinderState(
+            tilling=self._tilling.snapshot(),
+            detector=self._detector.snapshot() if self._detector else None,
+            fps=self._fps,
+            num_frames=self._num_frames,
+            end=self._end,
+            times=tuple(self._times),
+            sampled_at=self._sampled_at,
+            first=self._first,
+            gap=self._gap,
+            samples=tuple(self._samples),
+            embeddings=tuple(self._embeddings),
+            num_scored=self._num_scored,
+            changes=tuple(self._changes),
+            scores=tuple(self._scores),
+            boundaries=tuple(self._boundaries),
+            cut_at=self._cut_at,
+            start=self._start,
+            number=self._number,
+        )
+
     def push(self, frame: Frame) -> tuple[Segment, ...]:
         """Take in the next decoded frame and return the scenes that are settled now."""
         # 1. Every frame has a signature.
@@ -164,44 +202,6 @@ class SceneFinder:
         settled = self._settled(last=True)
         until = self._end if end is None else end
         return (*settled, Segment(self._number, self._start, until, None, "end"))
-
-    def snapshot(self) -> SceneFinderState:
-        """Return the state, which later calls do not change."""
-        return SceneFinderState(
-            tilling=self._tilling.snapshot(),
-            detector=self._detector.snapshot() if self._detector else None,
-            fps=self._fps,
-            num_frames=self._num_frames,
-            end=self._end,
-            times=tuple(self._times),
-            sampled_at=self._sampled_at,
-            first=self._first,
-            gap=self._gap,
-            samples=tuple(self._samples),
-            embeddings=tuple(self._embeddings),
-            num_scored=self._num_scored,
-            changes=tuple(self._changes),
-            scores=tuple(self._scores),
-            boundaries=tuple(self._boundaries),
-            cut_at=self._cut_at,
-            start=self._start,
-            number=self._number,
-        )
-
-    def restore(self, state: SceneFinderState) -> None:
-        """Go on from a state of a ``SceneFinder`` with the same model."""
-        self._tilling.restore(state.tilling)
-        self._detector: ChangeDetector | None = None
-        if state.detector is not None:
-            self._detector = ChangeDetector(ChangeConfig(fps=state.fps))
-            self._detector.restore(state.detector)
-        self._fps, self._num_frames, self._end = state.fps, state.num_frames, state.end
-        self._times, self._sampled_at = list(state.times), state.sampled_at
-        self._first, self._gap = state.first, state.gap
-        self._samples, self._embeddings = list(state.samples), list(state.embeddings)
-        self._num_scored, self._changes = state.num_scored, list(state.changes)
-        self._scores, self._boundaries = list(state.scores), list(state.boundaries)
-        self._cut_at, self._start, self._number = state.cut_at, state.start, state.number
 
     def _settled(self, *, last: bool) -> tuple[Segment, ...]:
         """Decide one gap after another, as far as both rates know all that bears on it."""

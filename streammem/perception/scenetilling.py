@@ -157,9 +157,6 @@ class Pushed(NamedTuple):
     boundaries: tuple[Boundary, ...]
 
 
-_Settled = list[tuple[Score, Boundary | None]]  # gaps in order, each with its boundary
-
-
 class SceneTilling:
     """Finds boundaries between scenes, a bounded number of frames behind the stream.
 
@@ -192,6 +189,26 @@ class SceneTilling:
     def __init__(self, config: SceneTillingConfig) -> None:
         self.config = config
         self.restore(SceneTillingState())
+
+    def restore(self, state: SceneTillingState) -> None:
+        """Go on from a state of a ``SceneTilling`` with the same options."""
+        self._frames, self._start, self._scene_start, rows, climb, *learned = state
+        self._rows = deque(rows, 2 * self.config.flash_frames + 2)
+        self._climb = deque(climb)
+        self._weight, self._mean, self._square = learned
+
+    def snapshot(self) -> SceneTillingState:
+        """Return the state, which later calls do not change."""
+        return SceneTillingState(
+            self._frames,
+            self._start,
+            self._scene_start,
+            tuple(self._rows),
+            tuple(self._climb),
+            self._weight,
+            self._mean,
+            self._square,
+        )
 
     @property
     def lag(self) -> int:
@@ -227,15 +244,16 @@ class SceneTilling:
             width = len(self._rows[0])
             raise ValueError(f"embeddings {rows.shape} follow embeddings of width {width}")
         units = [_unit(row, number) for number, row in enumerate(rows, self._frames)]
-        settled: _Settled = []
+        scores: list[Score] = []
+        boundaries: list[Boundary] = []
         for row in units:
             row.setflags(write=False)  # snapshots share it
             self._rows.append(row)
             self._frames += 1
             gap = self._frames - 1 - self.config.flash_frames
             if gap > self._start:
-                self._measure(gap, settled)
-        return _pushed(settled)
+                self._measure(gap, scores, boundaries)
+        return Pushed(tuple(scores), tuple(boundaries))
 
     def flush(self) -> Pushed:
         """Settle what is still open, as the end of the stream does. Idempotent.
@@ -243,38 +261,19 @@ class SceneTilling:
         A change within the last ``flash_frames`` frames does not cut: it has not outlasted a
         flash. Frames pushed later start a new scene; numbers and what was learned go on.
         """
-        settled: _Settled = []
+        scores: list[Score] = []
+        boundaries: list[Boundary] = []
         first = max(self._frames - self.config.flash_frames, self._start + 1)
         for gap in range(first, self._frames):
-            self._measure(gap, settled)
+            self._measure(gap, scores, boundaries)
         if self._climb:
-            self._settle(len(self._climb), self._climb[-1].similarity, settled)
+            self._settle(len(self._climb), self._climb[-1].similarity, scores, boundaries)
         self._rows.clear()
         self._start = self._scene_start = self._frames
-        return _pushed(settled)
+        return Pushed(tuple(scores), tuple(boundaries))
 
-    def snapshot(self) -> SceneTillingState:
-        """Return the state, which later calls do not change."""
-        return SceneTillingState(
-            self._frames,
-            self._start,
-            self._scene_start,
-            tuple(self._rows),
-            tuple(self._climb),
-            self._weight,
-            self._mean,
-            self._square,
-        )
-
-    def restore(self, state: SceneTillingState) -> None:
-        """Go on from a state of a ``SceneTilling`` with the same options."""
-        self._frames, self._start, self._scene_start, rows, climb, *learned = state
-        self._rows = deque(rows, 2 * self.config.flash_frames + 2)
-        self._climb = deque(climb)
-        self._weight, self._mean, self._square = learned
-
-    def _measure(self, gap: int, settled: _Settled) -> None:
-        """Add a gap to the climb; settle the gaps whose right peak is known by it."""
+    def _measure(self, gap: int, scores: list[Score], boundaries: list[Boundary]) -> None:
+        """Add a gap to the climb; settle the gaps whose right peak it shows, onto the lists."""
         config, rows = self.config, self._rows
         # 1. Similarity, and the peak to its left; a fall ends the climb before.
         after = gap - (self._frames - len(rows))
@@ -284,7 +283,7 @@ class SceneTilling:
         if self._climb and similarity <= self._climb[-1].similarity:
             left_peak = self._climb[-1].left_peak
             if similarity < self._climb[-1].similarity:
-                self._settle(len(self._climb), self._climb[-1].similarity, settled)
+                self._settle(len(self._climb), self._climb[-1].similarity, scores, boundaries)
                 dips = True
         left_peak = max(left_peak, config.peak)
         # 2. Similarity across a flash. No right peak lies above 1: most dips need no look across.
@@ -300,10 +299,12 @@ class SceneTilling:
         # 3. A climb that is too long settles at its lower end.
         self._climb.append(Gap(gap, similarity, left_peak, bridged))
         if len(self._climb) > config.max_lag:
-            self._settle(1, similarity, settled)
+            self._settle(1, similarity, scores, boundaries)
 
-    def _settle(self, count: int, right_peak: float, settled: _Settled) -> None:
-        """Decide the first ``count`` gaps of the climb."""
+    def _settle(
+        self, count: int, right_peak: float, scores: list[Score], boundaries: list[Boundary]
+    ) -> None:
+        """Decide the first ``count`` gaps of the climb, onto the lists."""
         config = self.config
         right_peak = max(right_peak, config.peak)
         for _ in range(count):
@@ -324,14 +325,15 @@ class SceneTilling:
                 self._mean += change / self._weight
                 self._square = self._square * decay + change * (learned - self._mean)
             # 3. Scenes are neither too short nor too long.
-            length, boundary = gap.frame - self._scene_start, None
+            scores.append(Score(gap.frame, gap.similarity, depth))
+            length = gap.frame - self._scene_start
             if cuts and length >= config.min_frames:
-                boundary = Boundary(gap.frame, depth, "cut")
+                boundaries.append(Boundary(gap.frame, depth, "cut"))
             elif length >= config.max_frames:
-                boundary = Boundary(gap.frame, None, "max")
-            if boundary:
-                self._scene_start = gap.frame
-            settled.append((Score(gap.frame, gap.similarity, depth), boundary))
+                boundaries.append(Boundary(gap.frame, None, "max"))
+            else:
+                continue
+            self._scene_start = gap.frame
 
 
 def adjacent_cosine(embeddings: np.ndarray) -> np.ndarray:
@@ -414,11 +416,6 @@ def tile(
     else:
         deepest = deepest[: min(num_boundaries, max_segments - 1)]
     return sorted(int(gap) + 1 for gap in deepest)
-
-
-def _pushed(settled: _Settled) -> Pushed:
-    boundaries = tuple(boundary for _, boundary in settled if boundary)
-    return Pushed(tuple(score for score, _ in settled), boundaries)
 
 
 def _unit(embedding: np.ndarray, frame: int) -> np.ndarray:

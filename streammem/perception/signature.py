@@ -222,6 +222,26 @@ class ChangeDetector:
         )
         self.restore(ChangeDetectorState())
 
+    def restore(self, state: ChangeDetectorState) -> None:
+        """Go on from a state of a ``ChangeDetector`` with the same options."""
+        self._fine.restore(state.fine)
+        self._coarse.restore(state.coarse)
+        self._offset, self._frames, self._steps = state.offset, state.frames, state.steps
+        self._scores, self._cuts, self._gradual = state.scores, state.cuts, state.gradual
+
+    def snapshot(self) -> ChangeDetectorState:
+        """Return the state, which later calls do not change."""
+        return ChangeDetectorState(
+            self._fine.snapshot(),
+            self._coarse.snapshot(),
+            self._offset,
+            self._frames,
+            self._steps,
+            self._scores,
+            self._cuts,
+            self._gradual,
+        )
+
     @property
     def decided_until(self) -> int:
         """Number of the last frame, up to which all changes have been given."""
@@ -255,26 +275,6 @@ class ChangeDetector:
         detected = self._decide(self._fine.flush(), self._coarse.flush(), last=True)
         self.restore(ChangeDetectorState(offset=self._offset + self._frames))
         return detected
-
-    def snapshot(self) -> ChangeDetectorState:
-        """Return the state, which later calls do not change."""
-        return ChangeDetectorState(
-            self._fine.snapshot(),
-            self._coarse.snapshot(),
-            self._offset,
-            self._frames,
-            self._steps,
-            self._scores,
-            self._cuts,
-            self._gradual,
-        )
-
-    def restore(self, state: ChangeDetectorState) -> None:
-        """Go on from a state of a ``ChangeDetector`` with the same options."""
-        self._fine.restore(state.fine)
-        self._coarse.restore(state.coarse)
-        self._offset, self._frames, self._steps = state.offset, state.frames, state.steps
-        self._scores, self._cuts, self._gradual = state.scores, state.cuts, state.gradual
 
     def _decide(self, fine: Pushed, coarse: Pushed, *, last: bool) -> Detected:
         """Go through the steps that are settled at both rates; ``last``: through all."""
