@@ -24,7 +24,7 @@ from benchmarks.machine import machine
 from streammem.engine.session_config import SessionConfig
 from streammem.models.checkpoint import load
 from streammem.models.tiny.model import VideoModel
-from streammem.perception.gate import Encoded, encode
+from streammem.perception.gate import Encoded, PixelGate
 
 STILL = SessionConfig().still
 SECONDS = 12
@@ -63,10 +63,10 @@ def static_cameras(
         for picture in stills:
             frames = list(islice(_filmed(picture, deviation, rng), 0, None, FPS))
             for still in spent:
-                last = None
+                gate, last = PixelGate(model, still), None
                 before = time.process_time()
                 for frame in frames:
-                    now = encode(model, frame, last, still)
+                    now = gate.encode(frame)
                     num_encoded += now is not last and still > 0
                     last = now
                 spent[still] += time.process_time() - before
@@ -96,9 +96,10 @@ def squares(
             with_square = picture.astype(np.int16)
             place = with_square[top : top + SQUARE, left : left + SQUARE]
             place += np.where(place.mean() > 127, -contrast, contrast).astype(np.int16)
-            first = encode(model, picture, None, STILL)
+            gate = PixelGate(model, STILL)
+            first = gate.encode(picture)
             after = with_square.clip(0, 255).astype(np.uint8)
-            num_missed += encode(model, after, first, STILL) is first
+            num_missed += gate.encode(after) is first
         overlooked[str(contrast)] = num_missed / len(stills)
         print(f"squares of 1%, contrast {contrast:2}: {num_missed} of {len(stills)} overlooked")
     return overlooked
@@ -110,10 +111,10 @@ def real_clips(model: VideoModel, clips: list[Path]) -> dict[str, dict[str, floa
     for fps in (1, 2):
         num_seen, distances = 0, [0.0]
         for clip in clips:
-            last = None
+            gate, last = PixelGate(model, STILL), None
             for frame in islice(letterboxed(clip, 0.0, 20.0), 0, None, FPS // fps):
                 num_seen += 1
-                now = encode(model, frame, last, STILL)
+                now = gate.encode(frame)
                 if now is last:
                     distances.append(_distance(now, model.perceive(frame).embedding))
                 last = now
@@ -125,7 +126,7 @@ def real_clips(model: VideoModel, clips: list[Path]) -> dict[str, dict[str, floa
 
 
 def _distance(encoded: Encoded, embedding: np.ndarray) -> float:
-    used = encoded.seen.embedding
+    used = encoded.perceived.embedding
     return float(1 - used @ embedding / np.linalg.norm(used) / np.linalg.norm(embedding))
 
 

@@ -78,14 +78,13 @@ def _sign(frames: Iterator[av.VideoFrame], fps: float) -> Signed:
     shrink = VideoReformatter()
     rows, columns = signature.PLANE
     config = signature.ChangeConfig(fps=fps)
-    state, changes, scores = signature.initial(config), [], []
+    detector, changes, scores = signature.ChangeDetector(config), [], []
     for frame in frames:
         plane = shrink.reformat(frame, columns, rows, "rgb24", interpolation="AREA").to_ndarray()
-        pushed = signature.push(state, signature.signature(plane), config)
-        state = pushed.state
-        changes += pushed.changes
-        scores += pushed.scores
-    ended = signature.flush(state, config)
+        detected = detector.push(signature.signature(plane))
+        changes += detected.changes
+        scores += detected.scores
+    ended = detector.flush()
     return [*changes, *ended.changes], [*scores, *ended.scores]
 
 
@@ -121,9 +120,8 @@ class Embedder:
             fps = float(stream.average_rate)
             decoded = sampled(container.decode(stream), fps / SAMPLED_FPS)
             signed, frame_scores = _sign(decoded, fps)
-        config = scenetilling.SceneTillingConfig()
-        pushed = scenetilling.push(scenetilling.initial(config), np.stack(rows), config)
-        ended = scenetilling.flush(pushed.state, config)
+        tilling = scenetilling.SceneTilling(scenetilling.SceneTillingConfig())
+        pushed, ended = tilling.push(np.stack(rows)), tilling.flush()
         changes = signature.join(
             signed,
             pushed.boundaries + ended.boundaries,
@@ -219,13 +217,17 @@ def measure_depth(repeats: int) -> dict[str, float]:
     table = {}
     print(f"\n{'µs for one frame more':36}{'1,000':>11}{'10,000':>11}")
     for length in (1_000, 10_000):
-        state = scenetilling.push(scenetilling.initial(config), rows[:length], config).state
+        tilling = scenetilling.SceneTilling(config)
+        tilling.push(rows[:length])
+        state = tilling.snapshot()
         similarities = scenetilling.adjacent_cosine(rows[: length + 1])
         tensors = list(torch.from_numpy(similarities))
 
-        def streamed(state: scenetilling.SceneState = state, length: int = length) -> None:
+        def streamed(state: scenetilling.SceneTillingState = state, length: int = length) -> None:
+            tilling = scenetilling.SceneTilling(config)
+            tilling.restore(state)
             for row in rows[length : length + 100]:
-                state = scenetilling.push(state, row, config).state
+                tilling.push(row)
 
         calls = {
             "streamed, with its cosine": (streamed, 100),

@@ -152,7 +152,7 @@ def perceive(session: "Session", arguments: argparse.Namespace) -> bool:
     broken = False
     for event in watch(session, arguments, watch_options(arguments, speak=False)):
         broken |= isinstance(event, Warning)
-    if not session.state.frames:
+    if not session.num_frames:
         if arguments.interrupted():
             raise KeyboardInterrupt
         raise SourceError(f"{arguments.source}: no frame between --start and --end")

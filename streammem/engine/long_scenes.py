@@ -13,7 +13,7 @@ from streammem.captioning.scheduler import CaptionJob
 from streammem.engine.session import Session, segment_frames
 from streammem.memory.keysets import coverage, visual_keys
 from streammem.models.protocols import spread
-from streammem.perception.scene_buffer import BRIDGE_FRAMES, Held
+from streammem.perception.scene_buffer import BufferedFrame
 from streammem.types import Caption, Segment
 
 STILL_COSINE = 0.98  # as the cache's epsilon: what it takes for one still scene needs one caption
@@ -37,13 +37,11 @@ class LongScene:
 
     def due(self) -> CaptionJob | None:
         """Return the stretch of the open scene that needs a caption now, if one does."""
-        held = self._session.state.held
+        held = self._session.open_frames
         if not held or held[-1].time < self._look_at:
             return None
         start = held[0].time if self._until is None else self._until
-        climb = self._session.state.scene.climb
-        settled_before = climb[0].frame if climb else held[0].number
-        frames = [f for f in held if f.number < settled_before and f.time >= start]
+        frames = [f for f in self._session.settled_frames if f.time >= start]
         end = frames[-1].end if frames else start
         if end - start < self._refresh_s:
             return None
@@ -51,7 +49,7 @@ class LongScene:
         keys = visual_keys(np.stack([f.key for f in frames]))
         if self._is_still(np.stack([f.key for f in frames])):
             return None
-        number = self._session.state.next_segment
+        number = self._session.next_segment
         segment = Segment(number, start, end, None, None)
         return CaptionJob(self._request(segment, frames, keys), _shown_at(held[-1], end))
 
@@ -71,19 +69,19 @@ class LongScene:
         rest = segment
         if start is not None:
             rest = Segment(segment.id, start, segment.end, segment.depth, segment.reason)
-        newest = self._session.state.now[-1:] or self._session.state.held[-1:]
-        shown_at = _shown_at(newest[0], segment.end) if newest else time.monotonic()
+        newest = self._session.newest
+        shown_at = _shown_at(newest, segment.end) if newest else time.monotonic()
         return CaptionJob(request._replace(segment=rest), shown_at)
 
     def begun(self, job: CaptionJob) -> None:
         """Take note that a stretch will be described: the next one begins at its end."""
         self._said = job.request.keys
-        if job.request.segment.id == self._session.state.next_segment:
+        if job.request.segment.id == self._session.next_segment:
             self._until = job.request.segment.end
 
     def keep(self, segment: Segment, scored: ScoredCaption) -> Caption:
         """Make the caption of a stretch, kept by the session once the scene has closed."""
-        if segment.id != self._session.state.next_segment:
+        if segment.id != self._session.next_segment:
             return self._session.keep(segment, scored)
         self._unkept.append((segment, scored))
         return scored.of(segment)
@@ -92,19 +90,18 @@ class LongScene:
         return self._said is not None and coverage(self._said, keys) >= STILL_COSINE
 
     def _request(
-        self, segment: Segment, frames: Sequence[Held], keys: np.ndarray
+        self, segment: Segment, frames: Sequence[BufferedFrame], keys: np.ndarray
     ) -> CaptionRequest:
         model, tokens = self._session.model, None
         full = [f for f in frames if f.picture is not None] or list(frames[-1:])
         if (encoder := model.segment_encoder) is not None:
-            shown = [full[i] for i in spread(len(full), BRIDGE_FRAMES)]
-            read = segment_frames(segment.id, shown)
-            tokens = encoder.encode_segment(read, self._session.state.memory, None).tokens
+            read = segment_frames(segment.id, full)
+            tokens = encoder.encode_segment(read, self._session.recurrent, None).tokens
         pictures = [full[i] for i in spread(len(full), model.generator.reads.pictures)]
         keyframes = tuple(f.picture for f in pictures if f.picture is not None)
         return CaptionRequest(segment, keys, tokens, keyframes)
 
 
-def _shown_at(newest: Held, end: float) -> float:
+def _shown_at(newest: BufferedFrame, end: float) -> float:
     """Return when a stretch's last frame was there, if the newest frame is there now."""
     return time.monotonic() - max(0.0, newest.time - end)

@@ -1,12 +1,12 @@
 """A session: one stream through one model. Single-threaded, deterministic, bounded.
 
 ``push`` is the frame-rate path and never runs the language model; ``caption`` and ``ask`` are the
-slow path. Threads live in ``live.py``.
+slow path. Threads live in ``reader.py`` and in the language model's scheduler.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -21,49 +21,43 @@ from streammem.memory.entry import Entry, decode_keyframe
 from streammem.memory.keysets import visual_keys
 from streammem.memory.memory import Memory
 from streammem.models.protocols import SegmentFrames, StreamModel, spread
-from streammem.perception.background import Backdrop, settled
-from streammem.perception.gate import Encoded, encode, glance_at
+from streammem.perception.background import Background, BackgroundState
+from streammem.perception.gate import Encoded, PixelGate, thumbnail
 from streammem.perception.scene_buffer import (
     BRIDGE_FRAMES,
     KEYFRAME_SIDE,
-    Held,
-    hold,
+    BufferedFrame,
+    SceneBuffer,
+    SceneBufferState,
     keyframe,
     places,
-    thinned,
 )
-from streammem.perception.scenetilling import SceneState, Score, flush, initial, push
+from streammem.perception.scenetilling import Pushed, SceneTilling, SceneTillingState, Score
 from streammem.qa.answerer import Answerer, Present
 from streammem.types import Answer, Caption, Chapter, Frame, Moment, Reason, Segment
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SessionState:
-    """All that a stream has left behind, the cache aside: a value of bounded size.
+    """Everything a session remembers of its stream, the memory aside: a value of bounded size.
 
     Attributes:
-        scene: SceneTilling's state.
-        held: frames of the open scene and those waiting for a boundary's decision; keys of all
-            (``max_frames`` + ``max_lag``), patches of the newest ``max_lag`` and of at most
-            2 x ``BRIDGE_FRAMES`` older ones.
-        now: the last ``now_frames`` frames.
-        encoded: the last frame that was encoded; later ones that look like it are not.
-        backdrop: of a fixed camera.
-        memory: recurrent memory, shaped as the model's ``initial_memory``.
+        tilling: SceneTilling's state.
+        buffer: the frames of the open scene and the last ``now_frames``.
+        encoded: the last frame that was encoded.
+        background: of a fixed camera.
+        recurrent: recurrent memory, shaped as the model's ``initial_memory``.
         next_segment: id of the open segment.
-        frames: frames pushed so far.
-        closed_until: seconds, end of the last closed segment; -inf before there is one.
+        time: seconds, which no later frame may precede; -inf at first.
     """
 
-    scene: SceneState
-    held: tuple[Held, ...]
-    now: tuple[Held, ...]
-    memory: Tensor
-    encoded: Encoded | None = None
-    backdrop: Backdrop | None = None
-    next_segment: int = 0
-    frames: int = 0
-    closed_until: float = -math.inf
+    tilling: SceneTillingState
+    buffer: SceneBufferState
+    encoded: Encoded | None
+    background: BackgroundState | None
+    recurrent: Tensor
+    next_segment: int
+    time: float
 
 
 @dataclass(eq=False)
@@ -89,6 +83,8 @@ class Session:
 
     Attributes:
         captioner: makes and scores its captions.
+        next_segment: id of the open segment.
+        recurrent: recurrent memory, shaped as the model's ``initial_memory``.
     """
 
     model: StreamModel
@@ -100,7 +96,6 @@ class Session:
     wall_zero: float | None = None
 
     def __post_init__(self) -> None:
-        self._scenes = self.config.scenes or self.model.perceiver.scenes
         self.captioner = Captioner(self.model, self.config.captioning)
         key_dim = self.model.text_encoder.background.shape[1]
         encoder = self.model.segment_encoder
@@ -116,10 +111,16 @@ class Session:
                 max_segments=self.config.max_segments,
                 mode="r" if self.read_only else "rw",
             )
-        recurrent = self.kept.recurrent(encoder.initial_memory() if encoder else torch.zeros(0, 0))
-        self.state = SessionState(
-            initial(self._scenes), (), (), recurrent, next_segment=self.kept.next_segment
+        self._tilling = SceneTilling(self.config.scenes or self.model.perceiver.scenes)
+        self._gate = PixelGate(self.model.perceiver, self.config.still)
+        fixed, still = self.config.fixed, self.config.still
+        self._background = Background(max(1.0, still)) if fixed else None
+        self._buffer = SceneBuffer(self._tilling.lag, self.config.now_frames)
+        self.recurrent = self.kept.recurrent(
+            encoder.initial_memory() if encoder else torch.zeros(0, 0)
         )
+        self.next_segment = self.kept.next_segment
+        self._time = -math.inf
         self._closed: dict[int, CaptionRequest] = {}  # by the last push or flush alone
         self.answerer = Answerer(self.model, self.kept, self.config, self._describe)
 
@@ -127,6 +128,27 @@ class Session:
     def cache(self) -> MemoryCache:
         """What is findable now."""
         return self.kept.cache
+
+    @property
+    def num_frames(self) -> int:
+        """Frames pushed so far."""
+        return self._buffer.num_frames
+
+    @property
+    def newest(self) -> BufferedFrame | None:
+        """The last frame; None before the first, and after a flush with ``now_frames`` = 0."""
+        return self._buffer.newest
+
+    @property
+    def open_frames(self) -> tuple[BufferedFrame, ...]:
+        """The frames of the open scene, and those in which a boundary may still be found."""
+        return self._buffer.frames
+
+    @property
+    def settled_frames(self) -> tuple[BufferedFrame, ...]:
+        """The frames that belong to the open scene, whatever follows."""
+        frames, before = self._buffer.frames, self._tilling.settled_before
+        return frames[: before - frames[0].number] if frames else ()
 
     def close(self) -> None:
         """Release a durable memory; idempotent. The open segment is not kept: flush first."""
@@ -152,31 +174,28 @@ class Session:
         Raises:
             ValueError: time runs backward.
         """
-        held = self.state.held
-        newest_time = held[-1].time if held else self.state.closed_until
-        if not newest_time <= frame.time < math.inf:
-            raise ValueError(f"frame at {frame.time:.3f} s: the stream is at {newest_time:.3f} s")
-        backdrop = self._backdrop(frame)
-        box = backdrop.changed if backdrop else None
-        encoded = encode(
-            self.model.perceiver, frame.pixels, self.state.encoded, self.config.still, box
-        )
-        self._closed = {}
-        pushed = push(self.state.scene, encoded.seen.embedding, self._scenes)
-        newest = hold(self.state.frames, frame, encoded.seen)
-        self.state = replace(
-            self.state,
-            scene=pushed.state,
-            encoded=encoded,
-            backdrop=backdrop,
-            held=thinned((*held, newest), self._scenes.max_lag + self._scenes.flash_frames + 1),
-            now=(*self.state.now, newest)[-self.config.now_frames :]
-            if self.config.now_frames
-            else (),
-            frames=self.state.frames + 1,
-        )
-        self._report(pushed.scores)
-        return tuple(self._close_at(b.index, b.depth, b.reason) for b in pushed.boundaries)
+        if not self._time <= frame.time < math.inf:
+            raise ValueError(f"frame at {frame.time:.3f} s: the stream is at {self._time:.3f} s")
+        # 1. Encode it, or that part of a fixed camera's picture which has changed. A frame that
+        # fails here leaves no trace.
+        encoded_before = self._gate.snapshot()
+        background_before = self._background.snapshot() if self._background else None
+        try:
+            box = None
+            if self._background:
+                box = self._background.push(thumbnail(frame.pixels), frame.time)
+            encoded = self._gate.encode(frame.pixels, box)
+            pushed = self._tilling.push(encoded.perceived.embedding)
+        except BaseException:
+            self._gate.restore(encoded_before)
+            if self._background:
+                self._background.restore(background_before)
+            raise
+        # 2. Keep what its segment may need.
+        self._buffer.push(frame, encoded.perceived)
+        self._time = frame.time
+        # 3. Close the scenes whose ends are settled now.
+        return tuple(self._close_settled(pushed))
 
     def flush(self, end: float | None = None) -> tuple[Segment, ...]:
         """Close the open segment, as the end of the stream does. Idempotent.
@@ -185,15 +204,38 @@ class Session:
             end: seconds, the stream's end, at least the last frame's time; the last frame's own
                 end by default.
         """
-        pushed = flush(self.state.scene, self._scenes)
-        self.state = replace(self.state, scene=pushed.state)
-        self._report(pushed.scores)
-        closed = [self._close_at(b.index, b.depth, b.reason) for b in pushed.boundaries]
-        if self.state.held:
-            last = self.state.held[-1]
-            until = last.end if end is None else max(end, last.time)
-            closed.append(self._close(len(self.state.held), until, None, "end"))
+        closed = self._close_settled(self._tilling.flush())
+        if frames := self._buffer.frames:
+            until = frames[-1].end if end is None else max(end, frames[-1].time)
+            closed.append(self._close(len(frames), until, None, "end"))
+            self._time = until
         return tuple(closed)
+
+    def snapshot(self) -> SessionState:
+        """Return what later calls go on from, the memory aside; they do not change it."""
+        return SessionState(
+            tilling=self._tilling.snapshot(),
+            buffer=self._buffer.snapshot(),
+            encoded=self._gate.snapshot(),
+            background=self._background.snapshot() if self._background else None,
+            recurrent=self.recurrent,
+            next_segment=self.next_segment,
+            time=self._time,
+        )
+
+    def restore(self, state: SessionState) -> None:
+        """Go on from a snapshot of a session with the same model and options.
+
+        Args:
+            state: of a session whose memory held what this one's holds.
+        """
+        self._tilling.restore(state.tilling)
+        self._buffer.restore(state.buffer)
+        self._gate.restore(state.encoded)
+        if self._background:
+            self._background.restore(state.background)
+        self.recurrent, self.next_segment = state.recurrent, state.next_segment
+        self._time = state.time
 
     # -- the slow path --
 
@@ -288,8 +330,7 @@ class Session:
         """
         if not question.strip():
             raise ValueError("the question is empty")
-        state = self.state
-        present = Present(state.now, state.next_segment, state.memory)
+        present = Present(self._buffer.now, self.next_segment, self.recurrent)
         return self.answerer.ask(question, present, on_text)
 
     def find(self, query: str, count: int = 5) -> tuple[Moment, ...]:
@@ -317,63 +358,68 @@ class Session:
 
     # -- closing --
 
-    def _close_at(self, boundary: int, depth: float | None, reason: Reason) -> Segment:
-        held = self.state.held
-        count = sum(1 for frame in held if frame.number < boundary)
-        return self._close(count, held[count].time, depth, reason)
+    def _close_settled(self, pushed: Pushed) -> list[Segment]:
+        """Report scores, and close a segment at each boundary."""
+        if self.on_score and pushed.scores:
+            frames = self._buffer.frames
+            for score in pushed.scores:
+                self.on_score(frames[score.frame - frames[0].number].time, score)
+        self._closed = {}
+        closed = []
+        for boundary in pushed.boundaries:
+            frames = self._buffer.frames
+            count = boundary.index - frames[0].number
+            end = frames[count].time
+            closed.append(self._close(count, end, boundary.depth, boundary.reason))
+        return closed
 
     def _close(self, count: int, end: float, depth: float | None, reason: Reason) -> Segment:
-        """Close the first ``count`` held frames as a segment that ends at ``end``."""
-        frames, rest = self.state.held[:count], self.state.held[count:]
+        """Close the first ``count`` buffered frames as a segment that ends at ``end``."""
+        # 1. Of its frames: keys, a keyframe, and what a generator may be shown.
+        frames = self._buffer.frames[:count]
         full = [f for f in frames if f.picture is not None]
         keys = np.stack([f.key for f in frames])
         clusters = visual_keys(keys)
-        tokens, memory = torch.zeros(0, 0), self.state.memory
+        jpeg = keyframe(full, clusters[0])
+        shown = [full[i] for i in spread(len(full), self.model.generator.reads.pictures)]
+        pictures = tuple(f.picture for f in shown if f.picture is not None)
+        # 2. Its tokens, which the recurrent memory takes in.
+        tokens, recurrent = torch.zeros(0, 0), self.recurrent
         if (encoder := self.model.segment_encoder) is not None:
-            wanted = self.config.retrieved if encoder.reads_related else 0
-            related = self.kept.related_tokens(clusters[0], wanted)
-            shown = [full[i] for i in spread(len(full), BRIDGE_FRAMES)]
-            read = segment_frames(self.state.next_segment, shown)
-            tokens, memory = encoder.encode_segment(read, memory, related)
-        segment = Segment(self.state.next_segment, frames[0].time, end, depth, reason)
-        entry = Entry(
-            segment=segment.id,
-            start=segment.start,
-            end=segment.end,
-            frames=len(frames),
-            visual_keys=clusters,
-            caption_keys=keys[:0],
-            note_keys=keys[:0],
-            tokens=tokens.half().cpu().numpy(),
-            keyframe=keyframe(full, clusters[0]),
-            source=self.source,
-            wall_start=None if self.wall_zero is None else self.wall_zero + segment.start,
+            related = None
+            if encoder.reads_related:
+                related = self.kept.related_tokens(clusters[0], self.config.retrieved)
+            read = segment_frames(self.next_segment, full)
+            tokens, recurrent = encoder.encode_segment(read, self.recurrent, related)
+        # 3. Store them; only then forget the frames: those whose segment cannot be written stay.
+        segment = Segment(self.next_segment, frames[0].time, end, depth, reason)
+        row = self.kept.append(
+            Entry(
+                segment=segment.id,
+                start=segment.start,
+                end=segment.end,
+                frames=len(frames),
+                visual_keys=clusters,
+                caption_keys=keys[:0],
+                note_keys=keys[:0],
+                tokens=tokens.half().cpu().numpy(),
+                keyframe=jpeg,
+                source=self.source,
+                wall_start=None if self.wall_zero is None else self.wall_zero + segment.start,
+            ),
+            recurrent,
         )
-        row = self.kept.append(entry, memory)
-        # Of the row, whose tokens are rounded: a caption made later from disk is the same.
+        self._buffer.drop(count)
+        self.recurrent, self.next_segment = recurrent, segment.id + 1
+        # 4. Hand on what a caption needs: of the row, whose tokens are rounded, so that a caption
+        # made later from disk is the same.
         seen = torch.from_numpy(row.tokens.astype(np.float32)) if row.tokens.size else None
-        pictures = [full[i] for i in spread(len(full), self.model.generator.reads.pictures)]
-        keyframes = tuple(f.picture for f in pictures if f.picture is not None)
-        self._closed[segment.id] = CaptionRequest(segment, row.visual_keys, seen, keyframes)
-        self.state = replace(
-            self.state, held=rest, memory=memory, next_segment=segment.id + 1, closed_until=end
-        )
+        self._closed[segment.id] = CaptionRequest(segment, row.visual_keys, seen, pictures)
         return segment
 
-    def _backdrop(self, frame: Frame) -> Backdrop | None:
-        if not self.config.fixed:
-            return None
-        glance = glance_at(frame.pixels)
-        return settled(self.state.backdrop, glance, frame.time, max(1.0, self.config.still))
 
-    def _report(self, scores: Sequence[Score]) -> None:
-        if self.on_score and scores:
-            first = self.state.held[0].number
-            for score in scores:
-                self.on_score(self.state.held[score.frame - first].time, score)
-
-
-def segment_frames(number: int, frames: Sequence[Held]) -> SegmentFrames:
-    """Return frames as a segment encoder reads them."""
-    patches = [frame.patches for frame in frames if frame.patches is not None]
-    return SegmentFrames(number, patches, places(frames))
+def segment_frames(number: int, frames: Sequence[BufferedFrame]) -> SegmentFrames:
+    """Choose the frames that a segment encoder reads, of those that kept their patches."""
+    shown = [frames[i] for i in spread(len(frames), BRIDGE_FRAMES)]
+    patches = [frame.patches for frame in shown if frame.patches is not None]
+    return SegmentFrames(number, patches, places(shown))

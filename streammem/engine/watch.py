@@ -191,9 +191,9 @@ class _Watching:
         return caption
 
     def _alerted(self, frame: Frame) -> Iterator[Event]:
-        state = self._session.state
-        if self._options.alerts and state.encoded is not None:
-            yield from self._alerts.take(frame, state.encoded.seen.key, state.next_segment)
+        newest = self._session.newest
+        if self._options.alerts and newest is not None:
+            yield from self._alerts.take(frame, newest.key, self._session.next_segment)
 
     def _asides(self) -> Iterator[Event]:
         """Yield what does not come from frames: notices, counters, answers."""

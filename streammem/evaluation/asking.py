@@ -175,12 +175,12 @@ def _answerer(model: Any, keys: np.ndarray, edges: np.ndarray, rows: Sequence[in
 
 
 def _asked(answerer: "Answerer", question: TimedQuestion, timeline: Timeline) -> Outcome:
-    from streammem.perception.scene_buffer import Held
+    from streammem.perception.scene_buffer import BufferedFrame
     from streammem.qa.answerer import Present
 
     answerer.turns.clear()  # each question stands alone
     end, count = float(timeline.edges[-1]), len(timeline.photos)
-    frame = Held(
+    frame = BufferedFrame(
         count, end, end, np.zeros(answerer.model.text_encoder.background.shape[1]), None, None
     )
     answer = answerer.ask(question.text, Present((frame,), count, None))  # type: ignore[arg-type]

@@ -1,6 +1,11 @@
-"""The backdrop of a fixed camera: what it shows while nothing happens, and where something does.
+"""The background of a fixed camera: what it shows while nothing happens, and where something does.
 
-Glances only (see ``gate.py``); what is to be seen where a picture changed is the encoder's matter.
+    background = Background(still=6.0)
+    for picture, time in pictures:
+        box = background.push(thumbnail(picture), time)
+        print(time, "changed in" if box else "as usual", box)
+
+It reads thumbnails only (see ``gate.py``); what a changed part shows is the encoder's matter.
 """
 
 from dataclasses import dataclass
@@ -23,11 +28,11 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Backdrop:
+class BackgroundState:
     """What each cell of a camera's picture shows while nothing is in front of it.
 
     Attributes:
-        glance: [G, G, 3] uint8.
+        cells: [G, G, 3] uint8.
         moved_s: [G, G] seconds since which a cell differs from it; 0 where it does not.
         since: seconds, when the camera began to look here.
         time: seconds, of the newest picture.
@@ -35,58 +40,85 @@ class Backdrop:
             not, or altogether.
     """
 
-    glance: np.ndarray
+    cells: np.ndarray
     moved_s: np.ndarray
     since: float
     time: float
     changed: Box | None = None
 
 
-def settled(before: Backdrop | None, glance: np.ndarray, time: float, still: float) -> Backdrop:
-    """Take in the next picture: a backdrop follows slow light, and forgets a place that is left.
+class Background:
+    """Learns what a fixed camera shows; follows slow light, and forgets a place that is left.
 
     Args:
-        before: None at the start.
-        glance: [G, G, 3] uint8.
-        time: seconds, not before the picture before.
-        still: levels by which a cell must differ in some channel.
+        still: levels by which a cell must differ in some channel to count as changed.
     """
-    if before is None:
-        return Backdrop(glance.copy(), np.zeros(glance.shape[:2], np.float32), time, time)
-    step = np.abs(before.glance.astype(np.int16) - glance)
-    # What was behind a thing has aged meanwhile; it need not come back to the level.
-    least = still * np.where(before.moved_s > 0, _RETURN, 1.0)
-    differs = step.max(axis=-1) >= least  # [G, G]
-    if differs.mean() > MOST:
-        return settled(None, glance, time, still)
-    # Edges that creep differ in lines of cells; a thing in front covers most of a neighbourhood.
-    differs &= _neighbours(differs) >= _DENSE
-    moved_s = np.where(differs, before.moved_s + max(time - before.time, 1e-3), 0)
-    moved_s[moved_s > ABSORBED_S] = 0
-    shown = np.where((moved_s > 0)[..., None], before.glance, glance)
-    box = _box(moved_s > 0) if time - before.since >= SETTLED_S else None
-    if box and before.changed and _overlap(box, before.changed) >= _SAME_BOX:
-        box = before.changed  # one that trembles would make a scene of every tremble
-    return Backdrop(shown, moved_s.astype(np.float32), before.since, time, box)
+
+    def __init__(self, still: float) -> None:
+        self._still = still
+        self._state: BackgroundState | None = None
+
+    def push(self, thumbnail: np.ndarray, time: float) -> Box | None:
+        """Take in the next picture; return the inner part of where it differs, if it does.
+
+        Args:
+            thumbnail: [G, G, 3] uint8.
+            time: seconds, not before the picture before.
+        """
+        before = self._state
+        # 1. Cells that differ. What was behind a thing has aged meanwhile; it need not come back
+        # to the level.
+        if before is not None:
+            step = np.abs(before.cells.astype(np.int16) - thumbnail)
+            least = self._still * np.where(before.moved_s > 0, _RETURN, 1.0)
+            differs = step.max(axis=-1) >= least  # [G, G]
+        # 2. A new place is learned anew.
+        if before is None or differs.mean() > MOST:
+            moved_s = np.zeros(thumbnail.shape[:2], np.float32)
+            self._state = BackgroundState(thumbnail.copy(), moved_s, time, time)
+            return None
+        # 3. Edges that creep differ in lines of cells; a thing in front covers most of a
+        # neighbourhood, the cell and the eight around it.
+        height, width = differs.shape
+        padded = np.pad(differs, 1).astype(np.int8)
+        shifts = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
+        differs &= np.sum(shifts, axis=0) >= _DENSE
+        # 4. What stands long enough becomes part of the place.
+        moved_s = np.where(differs, before.moved_s + max(time - before.time, 1e-3), 0)
+        moved_s[moved_s > ABSORBED_S] = 0
+        cells = np.where((moved_s > 0)[..., None], before.cells, thumbnail)
+        # 5. Frame the rest. A box that trembles would make a scene of every tremble.
+        box = _box(moved_s > 0) if time - before.since >= SETTLED_S else None
+        if box and before.changed and _overlap(box, before.changed) >= _SAME_BOX:
+            box = before.changed
+        moved_s = moved_s.astype(np.float32)
+        self._state = BackgroundState(cells, moved_s, before.since, time, box)
+        return box
+
+    def snapshot(self) -> BackgroundState | None:
+        """Return the state, which later calls do not change; None before the first picture."""
+        return self._state
+
+    def restore(self, state: BackgroundState | None) -> None:
+        """Go on from the snapshot of a background; None forgets."""
+        self._state = state
 
 
 def _box(moved: np.ndarray) -> Box | None:
-    """Frame what has moved, [G, G] bool."""
+    """Frame what has moved, [G, G] bool; None where it is noise, or too large for a part."""
     if not LEAST <= moved.mean() <= MOST:
         return None
-    rows, columns = (_extent(moved.sum(axis)) for axis in (1, 0))
-    box = *rows, *columns
-    if not 0 < _area(box) <= _WIDEST:
+    ends = []
+    for axis in (1, 0):
+        counts = moved.sum(axis)  # [G] of each row, then of each column
+        # Strays must not stretch the box.
+        lines = np.flatnonzero(counts >= max(_ACROSS, _ACROSS_SHARE * counts.max()))
+        ends += [lines[0] / len(counts), (lines[-1] + 1) / len(counts)] if len(lines) else [0.0] * 2
+    top, bottom, left, right = ends
+    if not 0 < _area((top, bottom, left, right)) <= _WIDEST:
         return None
-    high, wide = _INSET * (box[1] - box[0]), _INSET * (box[3] - box[2])
-    return box[0] + high, box[1] - high, box[2] + wide, box[3] - wide
-
-
-def _extent(moved: np.ndarray) -> tuple[float, float]:
-    """Return where lines of cells begin and end, in [0, 1], by how many of each moved [G]."""
-    # Strays must not stretch the box.
-    lines = np.flatnonzero(moved >= max(_ACROSS, _ACROSS_SHARE * moved.max()))
-    return (lines[0] / len(moved), (lines[-1] + 1) / len(moved)) if len(lines) else (0.0, 0.0)
+    high, wide = _INSET * (bottom - top), _INSET * (right - left)
+    return top + high, bottom - high, left + wide, right - wide
 
 
 def _area(box: Box) -> float:
@@ -100,21 +132,3 @@ def _overlap(left: Box, right: Box) -> float:
          max(left[2], right[2]), min(left[3], right[3]))
     )  # fmt: skip
     return shared / (_area(left) + _area(right) - shared)
-
-
-def _neighbours(cells: np.ndarray) -> np.ndarray:
-    """Count the true ones among each of [G, G] cells and its eight neighbours."""
-    height, width = cells.shape
-    padded = np.pad(cells, 1).astype(np.int8)
-    shifts = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
-    return np.sum(shifts, axis=0)
-
-
-def cropped(picture: np.ndarray, box: Box | None) -> np.ndarray:
-    """Cut a picture [H, W, 3] to a box; None is all of it."""
-    if box is None:
-        return picture
-    height, width = picture.shape[:2]
-    top, bottom = int(box[0] * height), max(1, round(box[1] * height))
-    left, right = int(box[2] * width), max(1, round(box[3] * width))
-    return np.ascontiguousarray(picture[top:bottom, left:right])

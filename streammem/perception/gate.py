@@ -1,6 +1,11 @@
 """The pixel gate: a picture that equals the last encoded one up to noise is not encoded again.
 
-It compares with the last *encoded* picture, not with the last one seen, so that a slow change
+    gate = PixelGate(model, still=6.0)
+    first = gate.encode(picture)
+    again = gate.encode(picture)  # the encoder does not run
+    assert again is first
+
+It compares with the last *encoded* picture, not with the picture before, so that a slow change
 adds up until it passes.
 """
 
@@ -8,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streammem.perception.background import Box, cropped
+from streammem.perception.background import Box
 from streammem.perception.perceiver import Perceived, Perceiver
 from streammem.video.pixels import resize
 
@@ -20,47 +25,64 @@ class Encoded:
     """A picture that was encoded.
 
     Attributes:
-        glance: [``GRID``, ``GRID``, 3] uint8, what later pictures are compared with.
-        seen: what the encoder made of it.
-        box: what part of it was encoded; None for all.
+        thumbnail: [``GRID``, ``GRID``, 3] uint8, what later pictures are compared with.
+        perceived: what the encoder made of it.
+        box: the part of it that was encoded; None for all.
     """
 
-    glance: np.ndarray
-    seen: Perceived
+    thumbnail: np.ndarray
+    perceived: Perceived
     box: Box | None = None
 
 
-def glance_at(picture: np.ndarray) -> np.ndarray:
-    """Shrink a picture [H, W, 3] to cells, [``GRID``, ``GRID``, 3] uint8."""
-    return resize(picture, (GRID, GRID), "bilinear")
-
-
-def encode(
-    model: Perceiver,
-    picture: np.ndarray,
-    last: Encoded | None,
-    still: float,
-    box: Box | None = None,
-) -> Encoded:
-    """Encode a picture, unless it looks like the last encoded one.
+class PixelGate:
+    """Encodes pictures that differ from the last encoded one.
 
     Args:
-        model: whose encoder sees it.
-        picture: [H, W, 3] uint8 RGB.
-        last: what was encoded last, if anything.
-        still: levels, see ``is_still``; 0 encodes every picture.
-        box: the part to look at; None for all.
-
-    Returns:
-        ``last`` itself for a picture that looks like it.
+        perceiver: has the encoder.
+        still: a picture is still while no cell's mean colour has moved by so many of 255 levels
+            in any channel; 0 encodes every picture.
     """
-    glance = glance_at(picture)
-    same_part = last is not None and (last.box is None) == (box is None)
-    if last is not None and same_part and is_still(last.glance, glance, still):
-        return last
-    return Encoded(glance.copy(), model.perceive(cropped(picture, box)), box)
+
+    def __init__(self, perceiver: Perceiver, still: float) -> None:
+        self._perceiver, self._still = perceiver, still
+        self._last: Encoded | None = None
+
+    def encode(self, picture: np.ndarray, box: Box | None = None) -> Encoded:
+        """Encode a picture, unless it looks like the last encoded one.
+
+        Args:
+            picture: [H, W, 3] uint8 RGB.
+            box: the part to encode; None for all.
+
+        Returns:
+            The same object as before for a picture that looks like the last encoded one and is
+            encoded in part or as a whole, as that one was.
+        """
+        cells, last = thumbnail(picture), self._last
+        if last is not None and (last.box is None) == (box is None):
+            moved = np.abs(last.thumbnail.astype(np.int16) - cells)
+            if (moved < self._still).all():
+                return last
+        part = picture
+        if box is not None:
+            height, width = picture.shape[:2]
+            top, bottom = int(box[0] * height), max(1, round(box[1] * height))
+            left, right = int(box[2] * width), max(1, round(box[3] * width))
+            part = np.ascontiguousarray(picture[top:bottom, left:right])
+        # A copy: a picture of just this size is its own thumbnail, and its buffer may be reused.
+        self._last = Encoded(cells.copy(), self._perceiver.perceive(part), box)
+        return self._last
+
+    def snapshot(self) -> Encoded | None:
+        """Return what was encoded last, which is all that the gate remembers."""
+        return self._last
+
+    def restore(self, state: Encoded | None) -> None:
+        """Go on from the snapshot of a gate; None forgets."""
+        self._last = state
 
 
-def is_still(before: np.ndarray, after: np.ndarray, still: float) -> bool:
-    """Tell whether no cell's mean colour moved by ``still`` of 255 levels in any channel."""
-    return bool((np.abs(before.astype(np.int16) - after) < still).all())
+def thumbnail(picture: np.ndarray) -> np.ndarray:
+    """Shrink a picture [H, W, 3] to cells, [``GRID``, ``GRID``, 3] uint8."""
+    return resize(picture, (GRID, GRID), "bilinear")

@@ -1,8 +1,18 @@
-"""The frames of the scene that is still open: what is kept of each, and what it leaves behind."""
+"""The frames of the scene that is still open: what is kept of each, and what it leaves behind.
+
+    buffer = SceneBuffer(tilling.lag)
+    for frame in frames:
+        buffer.push(frame, model.perceive(frame.pixels))
+    scene = buffer.frames[:40]  # they ended before frame 40
+    buffer.drop(40)
+
+It decides no boundary; see ``scenetilling.py``.
+"""
 
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -19,7 +29,7 @@ JPEG_QUALITY = 80
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Held:
+class BufferedFrame:
     """A frame of the open scene.
 
     Attributes:
@@ -39,45 +49,97 @@ class Held:
     picture: np.ndarray | None
 
 
-def hold(number: int, frame: Frame, seen: Perceived) -> Held:
-    """Keep of a frame what its segment may need."""
-    height, width = frame.pixels.shape[:2]
-    shrunk = fitted(width, height, KEYFRAME_SIDE)[::-1]
-    picture = resize(frame.pixels, shrunk, "bicubic")
-    if picture is frame.pixels:
-        picture = picture.copy()  # whoever made the frame may use its buffer again
-    end = frame.time + frame.duration
-    return Held(number, frame.time, end, seen.key, seen.patches, picture)
+class SceneBufferState(NamedTuple):
+    """Everything a ``SceneBuffer`` remembers, as its attributes."""
+
+    num_frames: int = 0
+    frames: tuple[BufferedFrame, ...] = ()
+    now: tuple[BufferedFrame, ...] = ()
 
 
-def thinned(held: tuple[Held, ...], lag: int) -> tuple[Held, ...]:
-    """Drop patches of a long scene's older frames, evenly: every 2nd, 4th, ... keeps its own.
+class SceneBuffer:
+    """Holds the frames of the open scene and those in which a boundary may still be found.
 
-    Frames younger than ``lag`` keep theirs, since a boundary may yet fall before them. Strides
-    are powers of two, so what was kept at one length is kept at the next or dropped for good.
+    Every frame keeps its key. Patches and pictures are kept of the newest ``lag`` frames and of
+    at most 2 x ``BRIDGE_FRAMES`` older ones.
+
+    Args:
+        lag: >= 1, number of newest frames before which a boundary may still fall.
+        now_frames: >= 0, number of newest frames kept besides, whatever scene they belong to.
+
+    Attributes:
+        num_frames: frames pushed so far; the number of the next one.
+        frames: those held, in order and without gaps.
+        now: the last ``now_frames``, with their patches.
     """
-    older = len(held) - lag
-    if older <= 2 * BRIDGE_FRAMES:
-        return held
-    stride = 1 << (older // (2 * BRIDGE_FRAMES)).bit_length()
-    first = held[0].number
-    return tuple(
-        f if f.patches is None or i >= older or (f.number - first) % stride == 0
-        else replace(f, patches=None, picture=None)
-        for i, f in enumerate(held)
-    )  # fmt: skip
+
+    def __init__(self, lag: int, now_frames: int = 0) -> None:
+        self._lag, self._now_frames = lag, now_frames
+        self.restore(SceneBufferState())
+
+    def restore(self, state: SceneBufferState) -> None:
+        """Go on from a state of a ``SceneBuffer`` with the same options."""
+        self.num_frames, self.frames, self.now = state
+
+    def snapshot(self) -> SceneBufferState:
+        """Return the state, which later calls do not change."""
+        return SceneBufferState(self.num_frames, self.frames, self.now)
+
+    @property
+    def newest(self) -> BufferedFrame | None:
+        """The last frame pushed, if it is held."""
+        held = self.frames or self.now
+        return held[-1] if held else None
+
+    def push(self, frame: Frame, perceived: Perceived) -> None:
+        """Keep of the next frame what its segment may need; the frame's buffer may be reused.
+
+        Long scenes are thinned: of the frames older than ``lag`` every 2nd, 4th, ... keeps its
+        patches and picture. Strides are powers of two, so what was kept at one length is kept at
+        the next or dropped for good.
+        """
+        # 1. A small picture, of its own memory.
+        height, width = frame.pixels.shape[:2]
+        picture = resize(frame.pixels, fitted(width, height, KEYFRAME_SIDE)[::-1], "bicubic")
+        if picture is frame.pixels:
+            picture = picture.copy()
+        end = frame.time + frame.duration
+        newest = BufferedFrame(
+            self.num_frames, frame.time, end, perceived.key, perceived.patches, picture
+        )
+        # 2. Thin the older frames.
+        frames = [*self.frames, newest]
+        older = len(frames) - self._lag
+        if older > 2 * BRIDGE_FRAMES:
+            stride = 1 << (older // (2 * BRIDGE_FRAMES)).bit_length()
+            first = frames[0].number
+            for i, held in enumerate(frames[:older]):
+                if held.picture is not None and (held.number - first) % stride:
+                    frames[i] = replace(held, patches=None, picture=None)
+        self.frames = tuple(frames)
+        self.now = (*self.now, newest)[-self._now_frames :] if self._now_frames else ()
+        self.num_frames += 1
+
+    def drop(self, count: int) -> None:
+        """Forget the first ``count`` frames: their scene is closed and kept elsewhere."""
+        self.frames = self.frames[count:]
 
 
-def places(frames: Sequence[Held]) -> list[float]:
+def places(frames: Sequence[BufferedFrame]) -> list[float]:
     """Place frames in [0, 1] between the first and the last; one frame stands in the middle."""
     first, span = frames[0].time, frames[-1].time - frames[0].time
     return [(f.time - first) / span if span > 0 else 0.5 for f in frames]
 
 
-def keyframe(frames: Sequence[Held], key: np.ndarray) -> bytes:
-    """Encode the frame nearest to the segment's main key as a JPEG that an entry may hold."""
+def keyframe(frames: Sequence[BufferedFrame], key: np.ndarray) -> bytes:
+    """Encode the frame nearest to the segment's main key as a JPEG that an entry may hold.
+
+    Args:
+        frames: with their pictures, at least one.
+        key: [K] unit.
+    """
     best = max(frames, key=lambda f: float(f.key @ key))
-    assert best.picture is not None  # these frames have kept their patches, and so this
+    assert best.picture is not None
     picture = Image.fromarray(best.picture)
     while True:
         out = io.BytesIO()

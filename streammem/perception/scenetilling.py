@@ -1,5 +1,11 @@
 """SceneTilling: where one scene ends and the next begins, from a stream of frame embeddings.
 
+    tilling = SceneTilling(SceneTillingConfig(floor=0.5))
+    for embedding in embeddings:  # [D] each; a batch [T, D] gives the same
+        for boundary in tilling.push(embedding).boundaries:
+            print(boundary.index, boundary.depth)
+    print(tilling.flush().boundaries)
+
 It knows neither encoders nor clocks: frames are rows, and a boundary is the number of a row.
 """
 
@@ -114,14 +120,15 @@ class Gap(NamedTuple):
     bridged: float
 
 
-class SceneState(NamedTuple):
-    """Everything the detector remembers: a value, of bounded size, never changed in place.
+class SceneTillingState(NamedTuple):
+    """Everything a ``SceneTilling`` remembers: a value of bounded size.
 
     Attributes:
         frames: number of frames pushed so far.
         start: number of the first frame after the last flush.
         scene_start: number of the open scene's first frame.
-        rows: the last 2 ``flash_frames`` + 2 embeddings at most, [D] float64 of length 1 or 0.
+        rows: the last 2 ``flash_frames`` + 2 embeddings at most, [D] float64 of length 1 or 0,
+            read-only.
         climb: the gaps of the current run of similarities without a fall, ``max_lag`` at most.
         weight: decayed number of depths learned from, boundaries left out.
         mean: decayed mean of those depths.
@@ -139,66 +146,194 @@ class SceneState(NamedTuple):
 
 
 class Pushed(NamedTuple):
-    """What a push or a flush gives back.
+    """What a push or a flush has settled.
 
     Attributes:
-        state: the state to push to next.
-        boundaries: boundaries settled by this call, in order; none is ever taken back.
-        scores: scores settled by this call, in order and without gaps from call to call.
+        scores: in order and without gaps from call to call.
+        boundaries: in order; none is ever taken back.
     """
 
-    state: SceneState
-    boundaries: tuple[Boundary, ...]
     scores: tuple[Score, ...]
+    boundaries: tuple[Boundary, ...]
 
 
-def initial(config: SceneTillingConfig) -> SceneState:
-    """Give the state before the first frame; nothing in it depends on the options yet."""
-    return SceneState()
+class SceneTilling:
+    """Finds boundaries between scenes, a bounded number of frames behind the stream.
 
+    Each gap between two frames has a similarity. A boundary is a dip: depth is how far the gap
+    lies below the peaks on both sides, added up. It is a cut where it exceeds both ``floor`` and
+    the usual depth of late (``alpha`` deviations above the mean)::
 
-def push(state: SceneState, embeddings: np.ndarray, config: SceneTillingConfig) -> Pushed:
-    """Take in the next frames.
+        similarity
+        1 |-----.  left peak                .------  right peak
+          |      '.                       .'
+          |        '.                   .'      depth = (left peak - similarity)
+          |          '.               .'              + (right peak - similarity)
+          |            '.           .'
+          |              '.       .'
+          |                '.   .'
+          |                  '.'  <- the lowest gap: a new scene starts after it
+        0 +-----------------------------------------> frames
 
-    One frame at a time = in batches = all at once, bit for bit. A gap between two frames settles
-    once similarity falls after it, or ``max_lag`` gaps later; ``flash_frames`` are waited for.
+    The left peak is known at once. The right peak is known when similarity falls again, or
+    ``max_lag`` gaps later. Besides, ``flash_frames`` frames are waited for: a flash makes two
+    dips, and the frames before and after it are alike, so it does not cut.
 
-    Args:
-        state: from ``initial``, ``push`` or ``flush``; it stays as it is.
-        embeddings: [D] or [T, D] float, centred by the encoder's mean; need not be normalised.
-            A zero row has cosine 0 with every row.
-        config: the same at every call.
-
-    Raises:
-        ValueError: wrong number of dimensions, or another D than before.
-        BackboneError: a value is NaN, infinite, or too large to square.
-    """
-    rows = np.asarray(embeddings)
-    if rows.ndim == 1:
-        rows = rows[None]
-    if rows.ndim != 2:
-        raise ValueError(f"embeddings of shape {rows.shape}: give [T, D], or push [D]")
-    if state.rows and rows.shape[1] != len(state.rows[0]):
-        raise ValueError(f"embeddings {rows.shape} follow embeddings of width {len(state.rows[0])}")
-    run = _Run(state, config)
-    for number, row in enumerate(rows, state.frames):
-        run.take(_unit(row, number))
-    return run.result()
-
-
-def flush(state: SceneState, config: SceneTillingConfig) -> Pushed:
-    """Settle what is still open, as the end of the stream does.
-
-    A change within the last ``flash_frames`` frames does not cut: it has not outlasted a flash.
-    Frames pushed later start a new scene; numbers and what was learned go on. Idempotent.
+    One frame at a time, in batches, all at once or restored from a snapshot: the results are
+    equal, bit for bit.
 
     Args:
-        state: from ``initial``, ``push`` or ``flush``; it stays as it is.
-        config: the same as in ``push``.
+        config: options.
     """
-    run = _Run(state, config)
-    run.end()
-    return run.result()
+
+    def __init__(self, config: SceneTillingConfig) -> None:
+        self.config = config
+        self.restore(SceneTillingState())
+
+    def restore(self, state: SceneTillingState) -> None:
+        """Go on from a state of a ``SceneTilling`` with the same options."""
+        self._frames, self._start, self._scene_start, rows, climb, *learned = state
+        self._rows = deque(rows, 2 * self.config.flash_frames + 2)
+        self._climb = deque(climb)
+        self._weight, self._mean, self._square = learned
+
+    def snapshot(self) -> SceneTillingState:
+        """Return the state, which later calls do not change."""
+        return SceneTillingState(
+            self._frames,
+            self._start,
+            self._scene_start,
+            tuple(self._rows),
+            tuple(self._climb),
+            self._weight,
+            self._mean,
+            self._square,
+        )
+
+    @property
+    def lag(self) -> int:
+        """Number of newest frames before which a boundary may still fall, at most."""
+        return self.config.max_lag + self.config.flash_frames + 1
+
+    @property
+    def settled_before(self) -> int:
+        """Least ``index`` of a boundary that a later call may give.
+
+        Frames of the open scene with smaller numbers stay in it, whatever follows.
+        """
+        return self._climb[0].frame if self._climb else self._scene_start
+
+    def push(self, embeddings: np.ndarray) -> Pushed:
+        """Take in the next frames.
+
+        Args:
+            embeddings: [D] or [T, D] float, centred by the encoder's mean; need not be
+                normalised. A zero row has cosine 0 with every row.
+
+        Raises:
+            ValueError: wrong number of dimensions, or another D than before.
+            BackboneError: a value is NaN, infinite, or too large to square. A push that raises
+                changes nothing.
+        """
+        rows = np.asarray(embeddings)
+        if rows.ndim == 1:
+            rows = rows[None]
+        if rows.ndim != 2:
+            raise ValueError(f"embeddings of shape {rows.shape}: give [T, D], or push [D]")
+        if self._rows and rows.shape[1] != len(self._rows[0]):
+            width = len(self._rows[0])
+            raise ValueError(f"embeddings {rows.shape} follow embeddings of width {width}")
+        units = [_unit(row, number) for number, row in enumerate(rows, self._frames)]
+        scores: list[Score] = []
+        boundaries: list[Boundary] = []
+        for row in units:
+            row.setflags(write=False)  # snapshots share it
+            self._rows.append(row)
+            self._frames += 1
+            gap = self._frames - 1 - self.config.flash_frames
+            if gap > self._start:
+                self._measure(gap, scores, boundaries)
+        return Pushed(tuple(scores), tuple(boundaries))
+
+    def flush(self) -> Pushed:
+        """Settle what is still open, as the end of the stream does. Idempotent.
+
+        A change within the last ``flash_frames`` frames does not cut: it has not outlasted a
+        flash. Frames pushed later start a new scene; numbers and what was learned go on.
+        """
+        scores: list[Score] = []
+        boundaries: list[Boundary] = []
+        first = max(self._frames - self.config.flash_frames, self._start + 1)
+        for gap in range(first, self._frames):
+            self._measure(gap, scores, boundaries)
+        if self._climb:
+            self._settle(len(self._climb), self._climb[-1].similarity, scores, boundaries)
+        self._rows.clear()
+        self._start = self._scene_start = self._frames
+        return Pushed(tuple(scores), tuple(boundaries))
+
+    def _measure(self, gap: int, scores: list[Score], boundaries: list[Boundary]) -> None:
+        """Add a gap to the climb; settle the gaps whose right peak it shows, onto the lists."""
+        config, rows = self.config, self._rows
+        # 1. Similarity, and the peak to its left; a fall ends the climb before.
+        after = gap - (self._frames - len(rows))
+        before = after - 1
+        similarity = _cosine(rows[before], rows[after])
+        left_peak, dips = similarity, similarity < config.peak
+        if self._climb and similarity <= self._climb[-1].similarity:
+            left_peak = self._climb[-1].left_peak
+            if similarity < self._climb[-1].similarity:
+                self._settle(len(self._climb), self._climb[-1].similarity, scores, boundaries)
+                dips = True
+        left_peak = max(left_peak, config.peak)
+        # 2. Similarity across a flash. No right peak lies above 1: most dips need no look across.
+        bridged = math.inf
+        # At the end of the stream a flash cannot be told from a cut.
+        has_rest = len(rows) - after > config.flash_frames
+        if dips and has_rest and left_peak + 1 - 2 * similarity > config.floor:
+            bridged = max(
+                _cosine(rows[before - left], rows[after + right])
+                for left in range(min(config.flash_frames, before) + 1)
+                for right in range(config.flash_frames - left + 1)
+            )
+        # 3. A climb that is too long settles at its lower end.
+        self._climb.append(Gap(gap, similarity, left_peak, bridged))
+        if len(self._climb) > config.max_lag:
+            self._settle(1, similarity, scores, boundaries)
+
+    def _settle(
+        self, count: int, right_peak: float, scores: list[Score], boundaries: list[Boundary]
+    ) -> None:
+        """Decide the first ``count`` gaps of the climb, onto the lists."""
+        config = self.config
+        right_peak = max(right_peak, config.peak)
+        for _ in range(count):
+            gap = self._climb.popleft()
+            peaks = gap.left_peak + right_peak
+            depth = peaks - 2 * gap.similarity
+            deviation = math.sqrt(self._square / self._weight) if self._weight else 0.0
+            threshold = max(config.floor, self._mean + config.alpha * deviation)
+            least = max(threshold, OUTLASTING * depth)
+            # 1. Only a dip can cut, not a slope.
+            cuts = right_peak > gap.similarity and peaks - 2 * gap.bridged > least
+            # 2. Boundaries teach nothing: where every fourth gap is one, they would bar all others.
+            if not cuts:
+                learned = min(depth, threshold)
+                decay = 0.5 ** (1 / config.half_life)
+                self._weight = self._weight * decay + 1
+                change = learned - self._mean
+                self._mean += change / self._weight
+                self._square = self._square * decay + change * (learned - self._mean)
+            # 3. Scenes are neither too short nor too long.
+            scores.append(Score(gap.frame, gap.similarity, depth))
+            length = gap.frame - self._scene_start
+            if cuts and length >= config.min_frames:
+                boundaries.append(Boundary(gap.frame, depth, "cut"))
+            elif length >= config.max_frames:
+                boundaries.append(Boundary(gap.frame, None, "max"))
+            else:
+                continue
+            self._scene_start = gap.frame
 
 
 def adjacent_cosine(embeddings: np.ndarray) -> np.ndarray:
@@ -252,7 +387,7 @@ def tile(
     num_boundaries: int | None = None,
     max_segments: int = 16,
 ) -> list[int]:
-    """Cut a whole video by the paper's offline rule; not what ``push`` does.
+    """Cut a whole video by the paper's offline rule; not what ``SceneTilling`` does.
 
     Args:
         embeddings: [T, D] float, T >= 1, one row a frame.
@@ -281,107 +416,6 @@ def tile(
     else:
         deepest = deepest[: min(num_boundaries, max_segments - 1)]
     return sorted(int(gap) + 1 for gap in deepest)
-
-
-class _Run:
-    """The mutable side of one call: a state opened, moved on, and closed again."""
-
-    __slots__ = (*SceneState._fields, "boundaries", "config", "scores")
-
-    def __init__(self, state: SceneState, config: SceneTillingConfig) -> None:
-        self.config = config
-        self.frames, self.start, self.scene_start, rows, climb, *learned = state
-        self.rows = deque(rows, 2 * config.flash_frames + 2)
-        self.climb = deque(climb)
-        self.weight, self.mean, self.square = learned
-        self.boundaries: list[Boundary] = []
-        self.scores: list[Score] = []
-
-    def result(self) -> Pushed:
-        places = (self.frames, self.start, self.scene_start)
-        learned = (self.weight, self.mean, self.square)
-        state = SceneState(*places, tuple(self.rows), tuple(self.climb), *learned)
-        return Pushed(state, tuple(self.boundaries), tuple(self.scores))
-
-    def take(self, row: np.ndarray) -> None:
-        row.setflags(write=False)
-        self.rows.append(row)
-        self.frames += 1
-        gap = self.frames - 1 - self.config.flash_frames
-        if gap > self.start:
-            self.measure(gap)
-
-    def end(self) -> None:
-        for gap in range(max(self.frames - self.config.flash_frames, self.start + 1), self.frames):
-            self.measure(gap)
-        self.settle_climb()
-        self.rows.clear()
-        self.start = self.scene_start = self.frames
-
-    def measure(self, gap: int) -> None:
-        first = self.frames - len(self.rows)
-        before, after = gap - 1 - first, gap - first
-        similarity = _cosine(self.rows[before], self.rows[after])
-        left_peak, bridged, dips = similarity, math.inf, similarity < self.config.peak
-        if self.climb and similarity <= self.climb[-1].similarity:
-            left_peak = self.climb[-1].left_peak
-            if similarity < self.climb[-1].similarity:
-                self.settle_climb()
-                dips = True
-        left_peak = max(left_peak, self.config.peak)
-        # No right peak lies above 1: most dips need no look across.
-        if dips and left_peak + 1 - 2 * similarity > self.config.floor:
-            bridged = self.bridge(before, after)
-        self.climb.append(Gap(gap, similarity, left_peak, bridged))
-        if len(self.climb) > self.config.max_lag:
-            self.settle(self.climb.popleft(), similarity)
-
-    def bridge(self, before: int, after: int) -> float:
-        if len(self.rows) - after <= self.config.flash_frames:
-            return math.inf  # only at the end of the stream: a flash cannot be told from a cut
-        return max(
-            _cosine(self.rows[before - left], self.rows[after + right])
-            for left in range(min(self.config.flash_frames, before) + 1)
-            for right in range(self.config.flash_frames - left + 1)
-        )
-
-    def settle_climb(self) -> None:
-        right_peak = self.climb[-1].similarity if self.climb else 0.0
-        while self.climb:
-            self.settle(self.climb.popleft(), right_peak)
-
-    def settle(self, gap: Gap, right_peak: float) -> None:
-        right_peak = max(right_peak, self.config.peak)
-        peaks = gap.left_peak + right_peak
-        depth = peaks - 2 * gap.similarity
-        deviation = math.sqrt(self.square / self.weight) if self.weight else 0.0
-        threshold = max(self.config.floor, self.mean + self.config.alpha * deviation)
-        self.scores.append(Score(gap.frame, gap.similarity, depth))
-        least = max(threshold, OUTLASTING * depth)
-        # Only a dip can cut, not a slope.
-        if right_peak > gap.similarity and peaks - 2 * gap.bridged > least:
-            self.decide(gap.frame, depth)
-        else:
-            # Boundaries teach nothing: where every fourth gap is one, they would bar all others.
-            self.learn(min(depth, threshold))
-            self.decide(gap.frame, None)
-
-    def decide(self, index: int, depth: float | None) -> None:
-        length = index - self.scene_start
-        if depth is not None and length >= self.config.min_frames:
-            self.boundaries.append(Boundary(index, depth, "cut"))
-        elif length >= self.config.max_frames:
-            self.boundaries.append(Boundary(index, None, "max"))
-        else:
-            return
-        self.scene_start = index
-
-    def learn(self, depth: float) -> None:
-        decay = 0.5 ** (1 / self.config.half_life)
-        self.weight = self.weight * decay + 1
-        change = depth - self.mean
-        self.mean += change / self.weight
-        self.square = self.square * decay + change * (depth - self.mean)
 
 
 def _unit(embedding: np.ndarray, frame: int) -> np.ndarray:

@@ -1,11 +1,16 @@
 """Scene changes from every decoded frame: a tiny signature of each, and SceneTilling on those.
 
+    detector = ChangeDetector(ChangeConfig(fps=25))
+    for plane in planes:  # [18, 32, 3] uint8 each, every decoded frame
+        for change in detector.push(signature(plane)).changes:
+            print(change.frame, change.kind)
+    print(detector.flush().changes)
+
 It places hard cuts to the frame and sees dissolves and fades by colours and coarse luma alone;
-what a scene shows only the encoder's embeddings know, and ``join`` hears both.
+what a scene shows only the encoder's embeddings know, and ``join`` weighs both.
 """
 
 import bisect
-import functools
 import math
 import sys
 from collections.abc import Sequence
@@ -15,8 +20,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from streammem.errors import ConfigError
-from streammem.perception import scenetilling
-from streammem.perception.scenetilling import Boundary, SceneState, SceneTillingConfig, Score
+from streammem.perception.scenetilling import (
+    Boundary,
+    Pushed,
+    SceneTilling,
+    SceneTillingConfig,
+    SceneTillingState,
+    Score,
+)
 
 # The small picture that a signature is made of: rows and columns.
 PLANE = (18, 32)
@@ -138,86 +149,174 @@ class Change:
     kind: Literal["cut", "gradual"]
 
 
-class ChangeState(NamedTuple):
-    """What the detector remembers: a value of bounded size, never changed in place.
+class ChangeDetectorState(NamedTuple):
+    """What a ``ChangeDetector`` remembers: a value of bounded size.
 
     Attributes:
-        offset: frames of the sequences that were flushed before this one.
-        frames: frames of this sequence.
         fine: SceneTilling's state between neighbouring frames.
         coarse: SceneTilling's state between frames ``step`` apart.
+        offset: frames of the sequences that were flushed before this one.
+        frames: frames of this sequence.
         steps: number of steps of this sequence that are decided.
         scores: of neighbouring frames, from shortly before the first undecided step on.
-        cuts: boundaries between neighbouring frames of the same stretch.
+        cuts: boundaries between neighbouring frames of the same range.
         gradual: depth of each settled step that is not decided, None without a boundary.
     """
 
-    offset: int
-    frames: int
-    fine: SceneState
-    coarse: SceneState
+    fine: SceneTillingState = SceneTillingState()
+    coarse: SceneTillingState = SceneTillingState()
+    offset: int = 0
+    frames: int = 0
     steps: int = 0
     scores: tuple[Score, ...] = ()
     cuts: tuple[Boundary, ...] = ()
     gradual: tuple[float | None, ...] = ()
 
 
-class Pushed(NamedTuple):
-    """The state to push to next, and what is settled now, in order of frames.
+class Detected(NamedTuple):
+    """What a push or a flush has settled, in order of frames.
 
     Attributes:
-        changes: none is ever taken back.
-        scores: of neighbouring frames, without gaps from call to call; a change is settled no
-            sooner than the scores up to it.
+        scores: of neighbouring frames, without gaps from call to call.
+        changes: none is ever taken back; a change is settled no sooner than the scores up to it.
     """
 
-    state: ChangeState
-    changes: tuple[Change, ...]
     scores: tuple[Score, ...]
+    changes: tuple[Change, ...]
 
 
-def initial(config: ChangeConfig, offset: int = 0) -> ChangeState:
-    """Give the state before the first frame, which has the number ``offset``."""
-    fine, coarse = _tilings(config)
-    return ChangeState(offset, 0, scenetilling.initial(fine), scenetilling.initial(coarse))
+class ChangeDetector:
+    """Finds cuts and gradual changes in the signatures of decoded frames, within eight steps.
 
-
-def push(state: ChangeState, signatures: np.ndarray, config: ChangeConfig) -> Pushed:
-    """Take in the signatures of the next decoded frames.
-
-    One frame at a time = in batches = all at once. A change settles within eight steps.
+    One frame at a time, in batches, all at once or restored from a snapshot: the results are
+    equal.
 
     Args:
-        state: from ``initial``, ``push`` or ``flush``; it stays as it is.
-        signatures: [112] or [T, 112] float from ``signature``.
-        config: the same at every call.
-
-    Raises:
-        ValueError: another shape.
-        BackboneError: a value is NaN or infinite.
+        config: options.
     """
-    rows = signatures[None] if signatures.ndim == 1 else signatures
-    if rows.ndim != 2 or rows.shape[1] != WIDTH:
-        raise ValueError(f"signatures of shape {signatures.shape}: give [T, {WIDTH}] or [{WIDTH}]")
-    fine_config, coarse_config = _tilings(config)
-    fine = scenetilling.push(state.fine, rows, fine_config)
-    coarse = scenetilling.Pushed(state.coarse, (), ())
-    sampled = rows[-state.frames % config.step :: config.step]
-    if len(sampled):
-        coarse = scenetilling.push(state.coarse, sampled, coarse_config)
-    return _decide(state, fine, coarse, config, last=False)
 
+    def __init__(self, config: ChangeConfig) -> None:
+        self.config = config
+        # Between neighbouring frames, and between frames a step apart.
+        self._fine = SceneTilling(
+            SceneTillingConfig(
+                alpha=3.0,
+                floor=config.cut_floor,
+                half_life=2 * config.fps,
+                min_frames=max(1, round(config.min_scene_s * config.fps)),
+                max_frames=sys.maxsize,
+                max_lag=max(1, round(config.fps)),
+                flash_frames=round(config.flash_s * config.fps),
+            )
+        )
+        self._coarse = SceneTilling(
+            SceneTillingConfig(
+                alpha=2.0,
+                floor=config.gradual_floor,
+                half_life=20.0,
+                min_frames=3,  # a slow fade is one change, not one into black and one out of it
+                max_frames=sys.maxsize,
+                max_lag=5,
+                flash_frames=1,
+            )
+        )
+        self.restore(ChangeDetectorState())
 
-def flush(state: ChangeState, config: ChangeConfig) -> Pushed:
-    """Settle what is open, as the end of the stream does. Idempotent.
+    def restore(self, state: ChangeDetectorState) -> None:
+        """Go on from a state of a ``ChangeDetector`` with the same options."""
+        self._fine.restore(state.fine)
+        self._coarse.restore(state.coarse)
+        self._offset, self._frames, self._steps = state.offset, state.frames, state.steps
+        self._scores, self._cuts, self._gradual = state.scores, state.cuts, state.gradual
 
-    Frames pushed later are a new sequence: numbers go on, what was learned does not.
-    """
-    fine_config, coarse_config = _tilings(config)
-    fine = scenetilling.flush(state.fine, fine_config)
-    coarse = scenetilling.flush(state.coarse, coarse_config)
-    ended, changes, settled = _decide(state, fine, coarse, config, last=True)
-    return Pushed(initial(config, ended.offset + ended.frames), changes, settled)
+    def snapshot(self) -> ChangeDetectorState:
+        """Return the state, which later calls do not change."""
+        return ChangeDetectorState(
+            self._fine.snapshot(),
+            self._coarse.snapshot(),
+            self._offset,
+            self._frames,
+            self._steps,
+            self._scores,
+            self._cuts,
+            self._gradual,
+        )
+
+    @property
+    def decided_until(self) -> int:
+        """Number of the last frame, up to which all changes have been given."""
+        return self._offset + self._steps * self.config.step
+
+    def push(self, signatures: np.ndarray) -> Detected:
+        """Take in the signatures of the next decoded frames.
+
+        Args:
+            signatures: [112] or [T, 112] float from ``signature``.
+
+        Raises:
+            ValueError: another shape.
+            BackboneError: a value is NaN or infinite. A push that raises changes nothing.
+        """
+        rows = signatures[None] if signatures.ndim == 1 else signatures
+        if rows.ndim != 2 or rows.shape[1] != WIDTH:
+            shape = signatures.shape
+            raise ValueError(f"signatures of shape {shape}: give [T, {WIDTH}] or [{WIDTH}]")
+        fine = self._fine.push(rows)
+        sampled = rows[-self._frames % self.config.step :: self.config.step]
+        coarse = self._coarse.push(sampled) if len(sampled) else Pushed((), ())
+        self._frames += len(rows)
+        return self._decide(fine, coarse, last=False)
+
+    def flush(self) -> Detected:
+        """Settle what is open, as the end of the stream does. Idempotent.
+
+        Frames pushed later are a new sequence: numbers go on, what was learned does not.
+        """
+        detected = self._decide(self._fine.flush(), self._coarse.flush(), last=True)
+        self.restore(ChangeDetectorState(offset=self._offset + self._frames))
+        return detected
+
+    def _decide(self, fine: Pushed, coarse: Pushed, *, last: bool) -> Detected:
+        """Go through the steps that are settled at both rates; ``last``: through all."""
+        # 1. What both rates have settled, from the first undecided step on.
+        step, done = self.config.step, self._steps
+        scores, cuts = self._scores + fine.scores, self._cuts + fine.boundaries
+        depths = {boundary.index: boundary.depth for boundary in coarse.boundaries}
+        gradual = self._gradual + tuple(depths.get(score.frame) for score in coarse.scores)
+        settled = scores[-1].frame if scores else 0
+        # 2. Nothing lasts for less than a step: a cut within one of a gradual change is that
+        # change.
+        changes: list[Change] = []
+        while gradual and (last or settled >= (done + 2) * step + REACH):
+            start, end = done * step, (done + 1) * step
+            near = [cut for cut in cuts if start - step < cut.index <= end + step]
+            sharp = [cut for cut in near if _is_sharp(cut, scores)]
+            if gradual[0] is not None and not sharp:
+                changes.append(Change(_place(scores, start, end), gradual[0], "gradual"))
+            changes += [
+                Change(cut.index, cut.depth or 0.0, "cut")
+                for cut in sharp
+                if start < cut.index <= end
+            ]
+            gradual, done = gradual[1:], done + 1
+        if last:  # the frames after the last sample
+            changes += [
+                Change(cut.index, cut.depth or 0.0, "cut")
+                for cut in cuts
+                if cut.index > done * step and _is_sharp(cut, scores)
+            ]
+        # 3. Drop what bears on no later step.
+        if done > self._steps:
+            first = (done - 1) * step
+            scores = tuple(score for score in scores if score.frame > first - REACH)
+            cuts = tuple(cut for cut in cuts if cut.index > first)
+        self._steps, self._scores, self._cuts, self._gradual = done, scores, cuts, gradual
+        # 4. Number frames through all sequences.
+        new_scores, offset = fine.scores, self._offset
+        if offset:
+            changes = [replace(change, frame=change.frame + offset) for change in changes]
+            new_scores = tuple(s._replace(frame=s.frame + offset) for s in new_scores)
+        return Detected(new_scores, tuple(changes))
 
 
 def join(
@@ -235,11 +334,11 @@ def join(
     placed where the signature changed most between the two samples, however little that was.
 
     Args:
-        changes: from ``push`` and ``flush``, in order.
+        changes: of a ``ChangeDetector``, in order.
         boundaries: SceneTilling's on embeddings, in order; of those, only cuts count.
         embeddings: [S, D] float of the samples, centred; need not be normalised.
         sample_frames: number of the decoded frame of each embedding, ascending.
-        frame_scores: from ``push`` and ``flush``, in order, of all frames between the samples of
+        frame_scores: of a ``ChangeDetector``, in order, of all frames between the samples of
             each boundary; without them a boundary is placed at its second sample.
 
     Returns:
@@ -288,81 +387,14 @@ def _across(embeddings: Sequence[np.ndarray] | np.ndarray, gap: int, between: in
 
     It is -1 for a gap that ends in no sample, as at the end of a stream.
     """
-    pairs = [
-        (gap - left, gap + 1 + right)
-        for left in range(min(between, gap) + 1)
-        for right in range(between - left + 1)
-        if gap + 1 + right < len(embeddings)
-    ]
-    return max((_cosine(embeddings[i], embeddings[j]) for i, j in pairs), default=-1.0)
-
-
-def _cosine(left: np.ndarray, right: np.ndarray) -> float:
-    lengths = math.sqrt(float(left.dot(left)) * float(right.dot(right)))
-    return float(left.dot(right)) / lengths if lengths else 0.0
-
-
-@functools.lru_cache(maxsize=16)
-def _tilings(config: ChangeConfig) -> tuple[SceneTillingConfig, SceneTillingConfig]:
-    """SceneTilling between neighbouring frames, and between frames a step apart."""
-    fine = SceneTillingConfig(
-        alpha=3.0,
-        floor=config.cut_floor,
-        half_life=2 * config.fps,
-        min_frames=max(1, round(config.min_scene_s * config.fps)),
-        max_frames=sys.maxsize,
-        max_lag=max(1, round(config.fps)),
-        flash_frames=round(config.flash_s * config.fps),
-    )
-    coarse = SceneTillingConfig(
-        alpha=2.0,
-        floor=config.gradual_floor,
-        half_life=20.0,
-        min_frames=3,  # a slow fade is one change, not one into black and one out of it
-        max_frames=sys.maxsize,
-        max_lag=5,
-        flash_frames=1,
-    )
-    return fine, coarse
-
-
-def _decide(
-    state: ChangeState,
-    fine: scenetilling.Pushed,
-    coarse: scenetilling.Pushed,
-    config: ChangeConfig,
-    *,
-    last: bool,
-) -> Pushed:
-    """Go through the steps that are settled at both rates; ``last``: through all."""
-    # Nothing lasts for less than a step: a cut within one of a gradual change is that change.
-    step, done = config.step, state.steps
-    scores, cuts = state.scores + fine.scores, state.cuts + fine.boundaries
-    depths = {boundary.index: boundary.depth for boundary in coarse.boundaries}
-    gradual = state.gradual + tuple(depths.get(score.frame) for score in coarse.scores)
-    settled = scores[-1].frame if scores else 0
-    changes: list[Change] = []
-    while gradual and (last or settled >= (done + 2) * step + REACH):
-        start, end = done * step, (done + 1) * step
-        near = [cut for cut in cuts if start - step < cut.index <= end + step]
-        sharp = [cut for cut in near if _is_sharp(cut, scores)]
-        if gradual[0] is not None and not sharp:
-            changes.append(Change(_place(scores, start, end), gradual[0], "gradual"))
-        changes += [_cut(cut) for cut in sharp if start < cut.index <= end]
-        gradual, done = gradual[1:], done + 1
-    if last:  # the frames after the last sample
-        changes += [_cut(c) for c in cuts if c.index > done * step and _is_sharp(c, scores)]
-    if done > state.steps:
-        first = (done - 1) * step
-        scores = tuple(score for score in scores if score.frame > first - REACH)
-        cuts = tuple(cut for cut in cuts if cut.index > first)
-    frames = fine.state.frames
-    after = ChangeState(state.offset, frames, fine.state, coarse.state, done, scores, cuts, gradual)
-    settled_scores = fine.scores
-    if state.offset:
-        changes = [replace(change, frame=change.frame + state.offset) for change in changes]
-        settled_scores = tuple(s._replace(frame=s.frame + state.offset) for s in fine.scores)
-    return Pushed(after, tuple(changes), settled_scores)
+    cosines = [-1.0]
+    for left in range(min(between, gap) + 1):
+        for right in range(between - left + 1):
+            if gap + 1 + right < len(embeddings):
+                a, b = embeddings[gap - left], embeddings[gap + 1 + right]
+                lengths = math.sqrt(float(a.dot(a)) * float(b.dot(b)))
+                cosines.append(float(a.dot(b)) / lengths if lengths else 0.0)
+    return max(cosines)
 
 
 def _place(scores: Sequence[Score], start: int, end: int) -> int:
@@ -370,10 +402,6 @@ def _place(scores: Sequence[Score], start: int, end: int) -> int:
     first, last = (bisect.bisect_right(scores, at, key=lambda s: s.frame) for at in (start, end))
     changed = scores[first:last]
     return min(changed, key=lambda score: score.similarity).frame if changed else end
-
-
-def _cut(boundary: Boundary) -> Change:
-    return Change(boundary.index, boundary.depth or 0.0, "cut")
 
 
 def _is_sharp(cut: Boundary, scores: tuple[Score, ...]) -> bool:

@@ -30,7 +30,7 @@ from streammem.models.protocols import (
     spread,
 )
 from streammem.models.tiny.questions import Reading
-from streammem.perception.scene_buffer import Held, places
+from streammem.perception.scene_buffer import BufferedFrame, places
 from streammem.qa.operators import Finding, compute, value
 from streammem.qa.time_expressions import TimeWords, find_time
 from streammem.qa.timeline import Bounds, Event, Stretch, events, within
@@ -62,7 +62,7 @@ class Present(NamedTuple):
         memory: recurrent memory tokens.
     """
 
-    now: Sequence[Held]
+    now: Sequence[BufferedFrame]
     segment: int
     memory: Tensor
 

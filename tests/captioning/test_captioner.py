@@ -148,9 +148,9 @@ def test_what_was_said_of_an_open_scene_is_what_is_kept_when_it_closes(model):
     session = Session(model)
     for frame in film(("red", 8)):
         session.push(frame)
-    keys = np.stack([held.key for held in session.state.held])[:1]
+    keys = np.stack([held.key for held in session.open_frames])[:1]
     scenes = LongScene(session, 5.0)
-    number = session.state.next_segment
+    number = session.next_segment
     part = CaptionRequest(Segment(number, 0.0, 1.0, None, None), keys)
     scenes.begun(CaptionJob(part, 0.0))
     told = scenes.keep(part.segment, session.captioner.score(part, REPLIES))

@@ -472,7 +472,7 @@ def watched(source, *, certain=False, **options):
     session = Session(tiny_model(open_language=lambda: language, **sure), CONFIG)
 
     def stop():
-        if session.state.next_segment >= 4:
+        if session.next_segment >= 4:
             language._event.set()
 
     if not getattr(source, "live", False):
@@ -558,7 +558,7 @@ def test_a_question_is_taken_while_perception_waits_for_captions():
     session = Session(model, SessionConfig(caption=SHORT))
 
     def question():
-        if session.state.next_segment > SEGMENTS_AHEAD:  # so many may wait, and then it does
+        if session.next_segment > SEGMENTS_AHEAD:  # so many may wait, and then it does
             gate.set()
 
     options = WatchOptions(question=question)
@@ -567,4 +567,4 @@ def test_a_question_is_taken_while_perception_waits_for_captions():
     taken = gate.wait(60)
     gate.set()
     watching.join(120)
-    assert taken and session.state.next_segment > SEGMENTS_AHEAD + 1
+    assert taken and session.next_segment > SEGMENTS_AHEAD + 1

@@ -1,5 +1,7 @@
 import dataclasses
 import math
+import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
+from streammem.errors import BackboneError
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.tiny.model import VideoModel
 from streammem.perception.perceiver import Perceived
@@ -37,6 +40,16 @@ class Scripted(VideoModel):
         return Perceived(row, torch.zeros(9, 8).half(), np.eye(16, dtype=np.float32)[0])
 
 
+class Failing(VideoModel):
+    """Raises, or gives an embedding that is no number, when told to."""
+
+    def perceive(self, picture):
+        seen, failure = super().perceive(picture), self.__dict__.get("failure")
+        if failure is RuntimeError:
+            raise RuntimeError("the encoder failed")
+        return seen if failure is None else seen._replace(embedding=seen.embedding * failure)
+
+
 def num_bytes(value):
     if isinstance(value, torch.Tensor):
         return value.nbytes
@@ -50,6 +63,22 @@ def num_bytes(value):
     return 8
 
 
+def assert_same_state(left, right):
+    """Equal by value, to the last bit."""
+    assert type(left) is type(right)
+    if isinstance(left, torch.Tensor | np.ndarray):
+        assert left.dtype == right.dtype and np.array_equal(left, right)
+    elif dataclasses.is_dataclass(left):
+        for field in dataclasses.fields(left):
+            assert_same_state(getattr(left, field.name), getattr(right, field.name))
+    elif isinstance(left, tuple):
+        assert len(left) == len(right)
+        for one, other in zip(left, right, strict=True):
+            assert_same_state(one, other)
+    else:
+        assert left == right
+
+
 # -- law 1: however the frames come --
 
 
@@ -61,7 +90,50 @@ def test_frame_by_frame_equals_the_whole_film_through_watch(model):
     assert len(segments_of(events)) == len(FILM)
     for segment in segments_of(events):
         assert torch.equal(pushed.tokens(segment.id), watched.tokens(segment.id))
-    assert torch.equal(pushed.state.memory, watched.state.memory)
+    assert torch.equal(pushed.recurrent, watched.recurrent)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("cut", [0, 1, 9, 12, 30, 42])
+def test_saved_killed_and_restored_it_continues_identically(model, tmp_path, cut, fixed):
+    frames = film(*FILM)
+    config = SessionConfig(fixed=fixed, now_frames=3)
+    with Session(model, config, tmp_path / "a.mem") as whole:
+        before = [segment for frame in frames[:cut] for segment in whole.push(frame)]
+        saved = pickle.dumps(whole.snapshot())
+        shutil.copytree(tmp_path / "a.mem", tmp_path / "b.mem")
+        after = [segment for frame in frames[cut:] for segment in whole.push(frame)]
+        after += whole.flush()
+        with Session(model, config, tmp_path / "b.mem") as restored:
+            restored.restore(pickle.loads(saved))
+            again = [segment for frame in frames[cut:] for segment in restored.push(frame)]
+            again += restored.flush()
+            assert again == after and len(before + after) == len(FILM)
+            assert_same_state(restored.snapshot(), whole.snapshot())
+            for segment in before + after:
+                assert torch.equal(restored.tokens(segment.id), whole.tokens(segment.id))
+                assert np.array_equal(restored.keyframe(segment.id), whole.keyframe(segment.id))
+
+
+@pytest.mark.parametrize("bad", [0, 5, 9, 20])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_frame_that_the_encoder_fails_on_leaves_no_trace(model, bad, fixed):
+    frames = film(*FILM)
+    failing, sound = as_kind(Failing, model), Session(model, SessionConfig(fixed=fixed))
+    session = Session(failing, SessionConfig(fixed=fixed))
+    for number, frame in enumerate(frames):
+        if number == bad:
+            for kind in (np.nan, RuntimeError):
+                failing.__dict__["failure"] = kind
+                before = session.snapshot()
+                strange = dataclasses.replace(frame, pixels=255 - frame.pixels)
+                with pytest.raises((BackboneError, RuntimeError)):
+                    session.push(strange)
+                assert_same_state(session.snapshot(), before)
+            failing.__dict__["failure"] = None
+        assert session.push(frame) == sound.push(frame)
+    assert session.flush() == sound.flush()
+    assert_same_state(session.snapshot(), sound.snapshot())
 
 
 def test_every_scene_of_a_film_is_a_segment_with_its_own_words(model):
@@ -97,7 +169,7 @@ def assert_flat(model, length, *, early, late):
         session.push(Frame(pixels, number / 2, 0.5, number))
         for bound in largest:
             if bound - 100 <= number < bound:  # two longest scenes
-                largest[bound] = max(largest[bound], num_bytes(session.state))
+                largest[bound] = max(largest[bound], num_bytes(session.snapshot()))
     assert largest[late] == largest[early]
     assert len(session.cache) <= 16
     assert session.cache.num_bytes() <= session.cache.config.bytes_bound()
@@ -108,7 +180,7 @@ def test_a_scene_that_never_ends_keeps_few_patches(model):
     session = Session(as_kind(Recalling, model), SessionConfig(scenes=scenes))
     for frame in film(("red", 400)):
         session.push(frame)
-        held = session.state.held
+        held = session.open_frames
         assert len(held) <= 300 + 10 + 3
         assert sum(f.patches is not None for f in held) <= 2 * BRIDGE_FRAMES + 10 + 3
         assert all((f.patches is None) == (f.picture is None) for f in held)
@@ -130,7 +202,7 @@ def test_frames_of_the_next_scene_have_kept_their_patches(model, length, flash_f
         pixels[0, 0] = (n // 256, n % 256, 0)
         if session.push(Frame(pixels, float(n), 1.0, n)):
             break
-    held = session.state.held
+    held = session.open_frames
     assert (held[0].number, len(held)) == (length, max_lag + flash_frames + 1)
     assert all(f.patches is not None for f in held)
 
@@ -145,7 +217,7 @@ def test_a_still_scene_writes_few_rows(model):
 
 
 def still(frame, session):
-    return dataclasses.replace(frame, time=session.state.frames / 2)
+    return dataclasses.replace(frame, time=session.num_frames / 2)
 
 
 # -- law 3: the future --
@@ -197,7 +269,7 @@ def test_two_interleaved_sessions_say_what_each_says_alone(model):
     for frames in films:
         session = Session(model, config)
         events = told(session, frames)
-        alone.append((events, session.ask("what was red?"), session.state.memory))
+        alone.append((events, session.ask("what was red?"), session.recurrent))
 
     sessions = [Session(model, config) for _ in films]
     mixed = [[], []]
@@ -210,7 +282,7 @@ def test_two_interleaved_sessions_say_what_each_says_alone(model):
             events += [segment, session.caption(segment)]
         assert events == expected[0]
         assert session.ask("what was red?") == expected[1]
-        assert torch.equal(session.state.memory, expected[2])
+        assert torch.equal(session.recurrent, expected[2])
 
 
 # -- law 7: the end --
@@ -232,10 +304,9 @@ def test_segments_are_half_open_and_tile_the_film(model, scenes):
 def test_flush_is_idempotent(model):
     session = session_of(model)
     told(session, film(*FILM))
-    state = session.state
+    before = session.snapshot()
     assert session.flush() == () and session.flush(99.0) == ()
-    assert torch.equal(session.state.memory, state.memory)
-    assert num_bytes(session.state) == num_bytes(state)
+    assert_same_state(session.snapshot(), before)
     assert len(session.cache) == len(FILM)
 
 
@@ -267,10 +338,10 @@ def test_time_that_runs_backward_is_refused(model, time):
     frames = film(("red", 5))
     for frame in frames:
         session.push(frame)
-    before = session.state
+    before = session.snapshot()
     with pytest.raises(ValueError, match=r"the stream is at 2\.000 s"):
         session.push(dataclasses.replace(frames[0], time=time))
-    assert session.state is before
+    assert_same_state(session.snapshot(), before)
 
 
 def test_time_that_runs_back_before_a_flush_is_refused(model):

@@ -23,7 +23,7 @@ def watch(model, path, acknowledge):
     """Perceive and caption without end; a kill falls into perception, words or the disk."""
     torch.set_num_threads(1)  # a forked process has no other thread
     with Session(model, CONFIG, path) as session:
-        start = session.cache.entries()[-1].end if session.state.next_segment else 0.0
+        start = session.cache.entries()[-1].end if session.next_segment else 0.0
         for frame in film(*islice(cycle(SCENES), 2_000), start=start):
             for segment in session.push(frame):
                 os.write(acknowledge, b"%d\n" % segment.id)
@@ -62,12 +62,12 @@ def test_a_killed_engine_loses_no_acknowledged_segment_and_goes_on(tmp_path, kil
         assert entries[-1].last >= acknowledged
         assert [e.segment for e in entries[1:]] == [e.last + 1 for e in entries[:-1]]
     with Session(model, CONFIG, path) as session:
-        before = session.state.next_segment
+        before = session.next_segment
         assert before == entries[-1].last + 1
         for frame in film(("red", 5), ("blue", 5), start=entries[-1].end):
             session.push(frame)
         session.flush()
-        assert session.state.next_segment > before
+        assert session.next_segment > before
         assert session.ask("what was red?").evidence
     with Store.open(path, model.fingerprint, "r") as memory:
         assert verify(memory) == ()

@@ -50,7 +50,7 @@ def gone(threads):
 
 def test_a_silent_source_is_left_to_end_and_close_itself(hurried):
     source, session = Silent(film(("red", 9))), Session(tiny_model())
-    options = WatchOptions(stop=lambda: session.state.frames == 3, stats_s=1e9, speak=False)
+    options = WatchOptions(stop=lambda: session.num_frames == 3, stats_s=1e9, speak=False)
     *_, stats = watch(session, source, options)
     threads = own_threads()
     assert isinstance(stats, Stats) and stats.captured == stats.frames == 3
@@ -107,7 +107,7 @@ def test_a_camera_over_http_that_falls_silent_does_not_delay_the_end(hurried, tm
 
     def stop():
         until.append(time.monotonic())
-        return session.state.frames >= 5
+        return session.num_frames >= 5
 
     with serving(tmp_path, pictures()) as address:
         options = WatchOptions(fps=None, stop=stop, speak=False)

@@ -104,7 +104,7 @@ def test_on_return_the_session_holds_the_whole_stream(model):
     session = Session(model)
     events = list(watch(session, Source(film(*FILM), end=12.0)))
     assert session.source == "camera"
-    assert session.state.frames == 23 and session.state.held == ()
+    assert session.num_frames == 23 and session.open_frames == ()
     assert events[-2].end == 12.0 or events[-1].end == 12.0  # the source knows its end
     kept = {e.segment: e.caption for e in session.cache.entries()}
     assert kept == {e.segment: e.text for e in events if isinstance(e, Caption)}
@@ -120,7 +120,7 @@ def test_frames_are_read_only_a_little_ahead(model):
     for _ in range(4):
         next(events)
         # The queue, the frame that waits for room in it, and the one at hand.
-        assert source.num_given - session.state.frames <= FRAMES_AHEAD + 2
+        assert source.num_given - session.num_frames <= FRAMES_AHEAD + 2
     events.close()
 
 
@@ -250,11 +250,11 @@ def test_options_that_cannot_be_meant_are_told_at_the_call(model, options):
 def test_stopping_closes_the_open_segment_and_says_it(model):
     session = Session(model)
     source = Source(endless(), end=10_000.0)
-    options = WatchOptions(stop=lambda: session.state.frames >= 23)
+    options = WatchOptions(stop=lambda: session.num_frames >= 23)
     events = list(watch(session, source, options))
     segments = [e for e in events if isinstance(e, Segment)]
     captions = [e for e in events if isinstance(e, Caption)]
-    assert session.state.frames == 23
+    assert session.num_frames == 23
     assert [s.reason for s in segments] == ["cut"] * 4 + ["end"]
     assert segments[-1].end == 11.5  # not the source's end, which was not reached
     assert [c.segment for c in captions] == [s.id for s in segments]

@@ -98,7 +98,7 @@ def test_every_captured_frame_is_accounted_for(model, drop):
     options = WatchOptions(drop=drop, stats_s=0.0, speak=False)
     _, last = ended(watch(session, camera, options))
     assert last.captured == len(FILM) == camera.num_given
-    assert last.frames == session.state.frames
+    assert last.frames == session.num_frames
     assert last.waiting == last.dropped_at_stop == 0
     check(last)
     if drop == "never":
@@ -137,7 +137,7 @@ def test_stopping_at_any_moment_accounts_for_all(model, after):
     session = Session(model)
     _, last = ended(watch(session, Camera(FILM), options))
     check(last)
-    assert last.frames == session.state.frames and session.state.held == ()
+    assert last.frames == session.num_frames and session.open_frames == ()
 
 
 def test_what_a_source_has_to_say_becomes_warnings(model):
@@ -157,7 +157,7 @@ def test_speech_never_holds_up_perception_and_skipped_captions_are_counted():
     seen = []
     for event in events:
         seen.append(event)
-        if session.state.frames == len(FILM):
+        if session.num_frames == len(FILM):
             spoken.set()  # all was perceived before the first word
     stats = seen[-1]
     captions = [e for e in seen if isinstance(e, Caption)]
@@ -228,7 +228,7 @@ def opened(events, session, gates):
     for event in events:  # counters come at every tick
         yield event
         for number, gate in gates.items():
-            if session.state.frames >= number - 1:
+            if session.num_frames >= number - 1:
                 gate.set()
 
 
@@ -341,8 +341,8 @@ def test_a_caption_of_an_open_scene_is_as_sure_as_one_of_a_closed_scene(model):
     session = Session(fitted)
     for frame in film(("red", 8)):
         session.push(frame)
-    keys = np.stack([held.key for held in session.state.held])
-    number = session.state.next_segment
+    keys = np.stack([held.key for held in session.open_frames])
+    number = session.next_segment
     span = Span(Segment(number, 0.0, 1.0, None, None), torch.zeros(0), keys[:1], 0.0)
     open_one = LongScene(session, 5.0).told(span, (Reply("a square", [], []),))
     (closed,) = session.flush()

@@ -204,7 +204,7 @@ def test_eight_cameras_at_once_lose_no_frame_and_count_each(model):
 
     def watched(camera):
         session = Session(model, SessionConfig(caption=SHORT))
-        options = WatchOptions(fps=1.0, stats_s=1e9, stop=lambda: session.state.frames > 20)
+        options = WatchOptions(fps=1.0, stats_s=1e9, stop=lambda: session.num_frames > 20)
         return session, list(watch(session, camera.url, options))
 
     cameras = [RtspCamera(units, speed=4.0) for _ in range(8)]
@@ -218,7 +218,7 @@ def test_eight_cameras_at_once_lose_no_frame_and_count_each(model):
         last = events[-1]
         segments = sum(isinstance(e, Segment) for e in events)
         captions = sum(isinstance(e, Caption) for e in events)
-        assert last.dropped_full == 0 and last.frames == session.state.frames > 20
+        assert last.dropped_full == 0 and last.frames == session.num_frames > 20
         assert last.captured == last.frames + last.waiting + last.dropped_at_stop
         assert (last.segments, last.captions) == (segments, captions)
         assert captions + last.captions_skipped == segments

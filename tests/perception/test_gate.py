@@ -11,7 +11,7 @@ from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
 from streammem.errors import ConfigError
 from streammem.models.tiny.model import VideoModel
-from streammem.perception.gate import encode
+from streammem.perception.gate import PixelGate
 from streammem.types import Frame
 from tests.sessions import as_kind
 
@@ -34,9 +34,9 @@ def counting(model):
 
 def seen_by(counting, pictures, still=STILL):
     """Tell for each picture whether it was encoded."""
-    last, told = None, []
+    gate, last, told = PixelGate(counting, still), None, []
     for picture in pictures:
-        now = encode(counting, picture, last, still)
+        now = gate.encode(picture)
         told.append(now is not last)
         last = now
     assert counting.__dict__["perceived"] == sum(told)
@@ -59,11 +59,11 @@ def test_zero_encodes_every_frame(counting):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 295), st.integers(0, 155), st.sampled_from([-16, 16]), st.integers(0, 2))
 def test_a_square_of_one_percent_is_never_overlooked(left, top, contrast, channel):
-    model = Stub()
-    first = encode(model, noisy(0), None, STILL)
+    gate = PixelGate(Stub(), STILL)
+    first = gate.encode(noisy(0))
     room = noisy(1).astype(np.int16)
     room[top : top + 24, left : left + 24, channel] += contrast  # 0.01 x 180 x 320 pixels
-    assert encode(model, room.clip(0, 255).astype(np.uint8), first, STILL) is not first
+    assert gate.encode(room.clip(0, 255).astype(np.uint8)) is not first
 
 
 class Stub:
@@ -82,6 +82,32 @@ def test_a_drift_is_encoded_as_soon_as_it_adds_up(counting, step):
         level = value if encoded else level
 
 
+def test_restored_from_a_snapshot_it_compares_with_what_was_encoded_then():
+    gate, other = PixelGate(Stub(), STILL), PixelGate(Stub(), STILL)
+    bright = gate.encode(noisy(0))
+    saved = gate.snapshot()
+    dark = gate.encode(noisy(1) // 4)
+    other.restore(saved)
+    assert other.encode(noisy(2)) is bright and gate.encode(noisy(2) // 4) is dark
+    assert other.encode(noisy(2) // 4) is not dark
+    gate.restore(None)
+    assert gate.encode(noisy(2) // 4) is not dark
+
+
+def test_a_picture_that_the_encoder_fails_on_is_not_remembered():
+    class Failing:
+        def perceive(self, picture):
+            raise RuntimeError
+
+    gate = PixelGate(Stub(), STILL)
+    first = gate.encode(noisy(0))
+    failing = PixelGate(Failing(), STILL)
+    failing.restore(first)
+    with pytest.raises(RuntimeError):
+        failing.encode(noisy(1) // 4)
+    assert failing.encode(noisy(2)) is first
+
+
 def frames_of(pictures):
     return [Frame(picture, k / 2, 0.5, k) for k, picture in enumerate(pictures)]
 
@@ -93,7 +119,7 @@ def test_a_session_encodes_a_still_scene_once_and_a_new_one_again(counting):
     for frame in frames:
         session.push(frame)
     assert counting.__dict__["perceived"] == 2
-    assert session.state.frames == 16
+    assert session.num_frames == 16
 
 
 def test_with_the_gate_one_by_one_equals_watched(model):
@@ -102,7 +128,7 @@ def test_with_the_gate_one_by_one_equals_watched(model):
     closed = [s for frame in frames_of(pictures) for s in pushed.push(frame)] + [*pushed.flush()]
     list(watch(watched, frames_of(pictures)))
     assert len(closed) == len(pushed.cache) == len(watched.cache) == 4
-    assert torch.equal(pushed.state.memory, watched.state.memory)
+    assert torch.equal(pushed.recurrent, watched.recurrent)
 
 
 def test_two_sessions_do_not_share_what_was_encoded(counting):
@@ -116,11 +142,11 @@ def test_a_frame_may_be_overwritten_once_it_was_pushed(model):
     pixels = noisy(0)[:48, :64].copy()
     session = Session(model)
     session.push(Frame(pixels, 0.0, 0.5, 0))
-    held = session.state.held[0].picture.copy()
-    glance = session.state.encoded.glance.copy()
+    picture = session.open_frames[0].picture.copy()
+    thumbnail = session.snapshot().encoded.thumbnail.copy()
     pixels[:] = 0
-    assert np.array_equal(session.state.held[0].picture, held)
-    assert np.array_equal(session.state.encoded.glance, glance)
+    assert np.array_equal(session.open_frames[0].picture, picture)
+    assert np.array_equal(session.snapshot().encoded.thumbnail, thumbnail)
 
 
 @pytest.mark.parametrize("still", [-1.0, 256.0, float("nan")])

@@ -1,5 +1,6 @@
 """Laws of the scenes of a file: streamed as they settle, and equal to what the whole would give."""
 
+import pickle
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from streammem.errors import SourceError, TruncatedError
-from streammem.perception import scenetilling, signature
+from streammem.perception import scenes, scenetilling, signature
 from streammem.perception.scenes import (
     EMBEDDED_FPS,
     KEYFRAMES_ALIKE,
@@ -17,7 +18,7 @@ from streammem.perception.scenes import (
     find_scenes,
     for_keyframes,
 )
-from streammem.perception.scenetilling import SceneTillingConfig
+from streammem.perception.scenetilling import SceneTilling, SceneTillingConfig
 from streammem.types import Frame, Segment, Warning
 from tests.tiny import COLOURS, moving_square, tiny_model
 
@@ -89,6 +90,11 @@ def restless(rng, length):
     return np.clip(np.array(pictures[:length]) + noise, 0, 255).astype(np.uint8)
 
 
+def boundaries_of(rows, config):
+    tilling = SceneTilling(config)
+    return tilling.push(rows).boundaries + tilling.flush().boundaries
+
+
 def offline(model, frames):
     """The scenes by ``signature.join`` over the whole film at once."""
     config = signature.ChangeConfig(fps=FPS)
@@ -97,14 +103,12 @@ def offline(model, frames):
         Image.fromarray(f.pixels).resize((columns, rows), Image.Resampling.BOX) for f in frames
     ]
     signed = np.stack([signature.signature(np.asarray(plane)) for plane in planes])
-    pushed = signature.push(signature.initial(config), signed, config)
-    flushed = signature.flush(pushed.state, config)
+    detector = signature.ChangeDetector(config)
+    pushed, flushed = detector.push(signed), detector.flush()
     changes, likeness = pushed.changes + flushed.changes, pushed.scores + flushed.scores
     sampled = range(0, len(frames), round(FPS / EMBEDDED_FPS))
     rows = np.stack([model.perceive(frames[number].pixels).embedding for number in sampled])
-    seen = scenetilling.push(scenetilling.initial(model.scenes), rows, model.scenes)
-    ended = scenetilling.flush(seen.state, model.scenes)
-    boundaries = seen.boundaries + ended.boundaries
+    boundaries = boundaries_of(rows, model.scenes)
     joined = signature.join(changes, boundaries, rows, list(sampled), likeness)
     added = sum(change not in changes for change in joined)
     starts = [frames[0].time, *(frames[change.frame].time for change in joined)]
@@ -125,6 +129,32 @@ def test_scenes_as_they_settle_are_those_of_the_whole(model, seed):
     assert [s.depth for s in segments] == [*depths, None]
 
 
+class Scripted:
+    """A detector that gives its findings up to a place that moves on when it likes."""
+
+    def __init__(self, rng, step):
+        self.pushed, self.steps, self._rng, self._step = 0, 0, rng, step
+
+    def move(self, findings, place, *, last):
+        before = self.steps
+        self.pushed += 1
+        if last or self._rng.random() < 0.3:
+            late = 0 if last else int(self._rng.integers(0, 4))
+            self.steps = max(before, (self.pushed - 1) // self._step - late)
+        ends = (before * self._step, float("inf") if last else self.steps * self._step)
+        return tuple(f for f in findings if ends[0] < place(f) <= ends[1])
+
+    @property
+    def decided_until(self):
+        return self.steps * self._step
+
+    def flush(self):
+        return self.push(None, last=True)
+
+    def restore(self, state):
+        assert state == scenetilling.SceneTillingState()
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_whatever_is_seen_and_however_late_streaming_equals_the_whole(model, monkeypatch, seed):
     """Both detectors are scripted: they find anything at all, and settle when they like."""
@@ -141,39 +171,22 @@ def test_whatever_is_seen_and_however_late_streaming_equals_the_whole(model, mon
     boundaries = [scenetilling.Boundary(n, 0.5, "cut") for n in cuts]
     pace = [scenetilling.Score(n, float(rng.uniform()), 0.0) for n in range(1, length)]
 
-    class Scripted:
-        """Tells of its findings up to a place that moves on when it likes."""
+    class Detector(Scripted):
+        def push(self, _, last=False):
+            found = self.move([*changes, *pace], lambda f: f.frame, last=last)
+            kinds = scenetilling.Score, signature.Change
+            return signature.Detected(*(tuple(f for f in found if isinstance(f, k)) for k in kinds))
 
-        def __init__(self, step):
-            self.pushed, self.steps, self._step = 0, 0, step
-
-        def move(self, findings, place, *, last=False):
+    class Tilling(Scripted):
+        def push(self, _, last=False):
             before = self.steps
-            self.pushed += 1
-            if last or rng.random() < 0.3:
-                late = 0 if last else int(rng.integers(0, 4))
-                self.steps = max(before, (self.pushed - 1) // self._step - late)
-            ends = (before * self._step, float("inf") if last else self.steps * self._step)
-            return tuple(f for f in findings if ends[0] < place(f) <= ends[1])
+            settled = self.move(scores, lambda s: s.frame, last=last)
+            ends = (before, settled[-1].frame if settled else before)
+            found = tuple(b for b in boundaries if ends[0] < b.index <= ends[1])
+            return scenetilling.Pushed(settled, found)
 
-    seen, tiled = Scripted(signature.ChangeConfig(fps=FPS).step), Scripted(1)
-
-    def sign(last):
-        told = seen.move([*changes, *pace], lambda found: found.frame, last=last)
-        kinds = signature.Change, scenetilling.Score
-        return signature.Pushed(seen, *(tuple(x for x in told if isinstance(x, k)) for k in kinds))
-
-    def tile(last):
-        before = tiled.steps
-        settled = tiled.move(scores, lambda s: s.frame, last=last)
-        ends = (before, settled[-1].frame if settled else before)
-        found = tuple(b for b in boundaries if ends[0] < b.index <= ends[1])
-        return scenetilling.Pushed(tiled, found, settled)
-
-    monkeypatch.setattr(signature, "push", lambda *_: sign(False))
-    monkeypatch.setattr(signature, "flush", lambda *_: sign(True))
-    monkeypatch.setattr(scenetilling, "push", lambda *_: tile(False))
-    monkeypatch.setattr(scenetilling, "flush", lambda *_: tile(True))
+    monkeypatch.setattr(scenes, "ChangeDetector", lambda config: Detector(rng, config.step))
+    monkeypatch.setattr(scenes, "SceneTilling", lambda config: Tilling(rng, 1))
     sampled = iter(rows)
     blind = SimpleNamespace(
         scenes=model.scenes, perceive=lambda _: SimpleNamespace(embedding=next(sampled))
@@ -183,6 +196,22 @@ def test_whatever_is_seen_and_however_late_streaming_equals_the_whole(model, mon
     assert [(s.end, s.depth) for s in segments[:-1]] == [
         (frames[change.frame].time, change.depth) for change in joined
     ]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 50, 171, 420])
+def test_restored_from_a_snapshot_it_goes_on_as_it_would_have(model, cut):
+    frames = list(timed(restless(np.random.default_rng(3), 420)))
+    eager = replace(model, scenes=replace(model.scenes, floor=0.2))
+    whole = list(find_scenes(eager, Source(frames)))
+    first, second = SceneFinder(eager), SceneFinder(eager)
+    before = [scene for frame in frames[:cut] for scene in first.push(frame)]
+    saved = pickle.dumps(first.snapshot())
+    for frame in frames[100:130]:  # what it did before does not matter
+        second.push(frame)
+    second.restore(pickle.loads(saved))
+    for finder in (first, second):
+        after = [scene for frame in frames[cut:] for scene in finder.push(frame)]
+        assert [*before, *after, *finder.flush()] == whole
 
 
 def test_the_films_of_that_law_have_changes_of_every_kind(model):
@@ -222,7 +251,7 @@ def test_static_noise_is_one_scene_and_what_is_held_is_bounded(model):
     for frame in timed(shot("red", 80, rng)):
         assert finder.push(frame) == ()
         held = {k: len(v) for k, v in vars(finder).items() if isinstance(v, list)}
-        assert max(held.pop("_times"), held.pop("_frame_scores")) < lag_s * FPS
+        assert max(held.pop("_times"), held.pop("_scores")) < lag_s * FPS
         most = max(most, *held.values())
     assert most < model.scenes.max_lag
     assert [s.reason for s in finder.flush()] == ["end"]
@@ -235,7 +264,7 @@ def test_a_picture_that_gets_ever_more_alike_is_bounded_too(model):
     still = np.zeros((24, 32, 3), np.uint8) + 99
     for frame in timed(still for _ in range(80 * FPS)):
         finder.push(frame)
-        assert max(len(finder._times), len(finder._frame_scores)) < lag_s * FPS
+        assert max(len(finder._times), len(finder._scores)) < lag_s * FPS
 
 
 # -- ends --
@@ -302,9 +331,7 @@ def test_of_keyframes_every_unlike_neighbour_starts_a_scene():
     seen = np.stack([model.perceive(moving_square(c, 0)).embedding for c in pictures])
     seen -= seen.mean(0)
     config = for_keyframes(SceneTillingConfig())
-    found = scenetilling.push(scenetilling.initial(config), seen, config)
-    end = scenetilling.flush(found.state, config)
-    assert [b.index for b in found.boundaries + end.boundaries] == [1, 3, 4, 6]
+    assert [b.index for b in boundaries_of(seen, config)] == [1, 3, 4, 6]
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.65, 1.3])
@@ -312,6 +339,4 @@ def test_keyframes_are_alike_above_one_cosine_whatever_the_floor_between_frames_
     config = for_keyframes(SceneTillingConfig(floor=floor))
     angles = np.cumsum([0.0, *np.arccos([KEYFRAMES_ALIKE - 0.01, KEYFRAMES_ALIKE + 0.01])])
     rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    found = scenetilling.push(scenetilling.initial(config), rows, config)
-    end = scenetilling.flush(found.state, config)
-    assert [b.index for b in found.boundaries + end.boundaries] == [1]
+    assert [b.index for b in boundaries_of(rows, config)] == [1]

@@ -1,7 +1,9 @@
 """Laws of the streaming scene detector, and of the paper's offline rule beside it."""
 
 import dataclasses
+import pickle
 import sys
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,10 @@ from streammem.perception import scenetilling
 from streammem.perception.scenetilling import (
     Boundary,
     Pushed,
+    SceneTilling,
     SceneTillingConfig,
     adjacent_cosine,
     depth_scores,
-    flush,
-    initial,
-    push,
     tile,
 )
 
@@ -27,19 +27,21 @@ CONFIG = SceneTillingConfig()
 SEEDS = range(10)
 
 
-def run(embeddings, config=CONFIG, sizes=None):
+def joined(*parts):
+    """What several calls have settled, as one."""
+    scores = tuple(score for part in parts for score in part.scores)
+    return Pushed(scores, tuple(boundary for part in parts for boundary in part.boundaries))
+
+
+def run(embeddings, config=CONFIG, sizes=None, tilling=None):
     """Push in batches of the given sizes (cycled; all at once without), flush; join the results."""
-    state, boundaries, scores, at = initial(config), [], [], 0
-    sizes = sizes or [max(1, len(embeddings))]
-    number = 0
+    tilling = tilling or SceneTilling(config)
+    sizes, parts, at = cycle(sizes or [max(1, len(embeddings))]), [], 0
     while at < len(embeddings):
-        size = sizes[number % len(sizes)]
-        pushed = push(state, embeddings[at : at + size], config)
-        state, at, number = pushed.state, at + size, number + 1
-        boundaries += pushed.boundaries
-        scores += pushed.scores
-    end = flush(state, config)
-    return Pushed(end.state, (*boundaries, *end.boundaries), (*scores, *end.scores))
+        size = next(sizes)
+        parts.append(tilling.push(embeddings[at : at + size]))
+        at += size
+    return joined(*parts, tilling.flush())
 
 
 def scene(rng, length, noise=0.3, width=64):
@@ -75,12 +77,52 @@ def test_one_by_one_equals_batches_equals_all_at_once_bit_for_bit(seed, width, s
     rng = np.random.default_rng(seed)
     config = SceneTillingConfig(floor=0.1, max_lag=lag, flash_frames=flash, max_frames=20)
     embeddings = rng.normal(size=(50, width)).astype(np.float32).cumsum(axis=0)
-    whole = run(embeddings, config)
+    at_once = SceneTilling(config)
+    whole = run(embeddings, tilling=at_once)
     for pieces in ([1], sizes):
-        pushed = run(embeddings, config, pieces)
-        assert pushed.boundaries == whole.boundaries
-        assert pushed.scores == whole.scores
-        same_state(pushed.state, whole.state)
+        tilling = SceneTilling(config)
+        assert run(embeddings, sizes=pieces, tilling=tilling) == whole
+        same_state(tilling.snapshot(), at_once.snapshot())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    cut=st.integers(0, 50),
+    lag=st.sampled_from([1, 3, 64]),
+    flash=st.integers(0, 3),
+)
+def test_restored_from_a_snapshot_it_goes_on_bit_for_bit(seed, cut, lag, flash):
+    rng = np.random.default_rng(seed)
+    config = SceneTillingConfig(floor=0.1, max_lag=lag, flash_frames=flash, max_frames=20)
+    embeddings = rng.normal(size=(50, 7)).cumsum(axis=0)
+    whole = run(embeddings, config)
+    first, second = SceneTilling(config), SceneTilling(config)
+    before = first.push(embeddings[:cut])
+    saved = pickle.dumps(first.snapshot())
+    second.push(rng.normal(size=(9, 3)))  # what it did before does not matter
+    second.restore(pickle.loads(saved))
+    for tilling in (first, second):
+        assert joined(before, run(embeddings[cut:], sizes=[4], tilling=tilling)) == whole
+    first.restore(pickle.loads(saved))
+    same_state(first.snapshot(), pickle.loads(saved))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), lag=st.sampled_from([1, 3, 64]), flash=st.integers(0, 3))
+def test_no_boundary_falls_before_settled_before(seed, lag, flash):
+    rng = np.random.default_rng(seed)
+    config = SceneTillingConfig(floor=0.1, max_lag=lag, flash_frames=flash, max_frames=20)
+    tilling, least, given = SceneTilling(config), 0, 0
+    for row in rng.normal(size=(60, 5)).cumsum(axis=0):
+        pushed = tilling.push(row)
+        assert all(boundary.index >= least for boundary in pushed.boundaries)
+        frames = tilling.snapshot().frames
+        assert all(frames - boundary.index <= tilling.lag for boundary in pushed.boundaries)
+        given += len(pushed.boundaries)
+        assert least <= tilling.settled_before <= frames
+        least = tilling.settled_before
+    assert given
 
 
 @settings(max_examples=200, deadline=None)
@@ -130,9 +172,9 @@ def test_offline_depth_is_the_hill_climb_written_out(values):
 def test_the_future_never_changes_an_emitted_boundary_or_score(seed):
     rng = np.random.default_rng(seed)
     past = np.concatenate([scene(rng, n) for n in (20, 9, 14, 30)])
-    state, emitted, scores = initial(CONFIG), [], []
+    tilling, emitted, scores = SceneTilling(CONFIG), [], []
     for row in past:
-        state, new, settled = push(state, row, CONFIG)
+        settled, new = tilling.push(row)
         emitted += new
         scores += settled
     assert len(emitted) == 3
@@ -216,29 +258,28 @@ def test_a_scene_of_max_frames_closes_with_reason_max():
 def test_a_climb_that_never_ends_settles_after_max_lag():
     similarities = np.concatenate([[0.9, 0.05], np.linspace(0.1, 0.9, 100)])
     config = SceneTillingConfig(max_lag=50, flash_frames=0)
-    state, boundaries = initial(config), []
+    tilling, boundaries = SceneTilling(config), []
     for number, row in enumerate(along(similarities)):
-        pushed = push(state, row, config)
-        state = pushed.state
-        boundaries += [(b.index, number) for b in pushed.boundaries]
+        boundaries += [(b.index, number) for b in tilling.push(row).boundaries]
     assert boundaries == [(2, 52)]
 
 
-def test_state_is_flat_over_20000_frames_and_a_push_leaves_it_as_it_was():
+def test_state_is_flat_over_20000_frames_and_a_push_leaves_a_snapshot_as_it_was():
     rng = np.random.default_rng(3)
     scenes = [scene(rng, 100, width=8) for _ in range(200)]
-    before = initial(CONFIG)
+    tilling = SceneTilling(CONFIG)
     sizes = []
     for number, embeddings in enumerate(scenes):
-        after = push(before, embeddings, CONFIG).state
+        tilling.push(embeddings)
+        after = tilling.snapshot()
         sizes.append(state_bytes(after))
         if number % 50 == 7:
-            copies = [row.copy() for row in after.rows]
-            push(after, scenes[0], CONFIG)
-            assert all(np.array_equal(a, b) for a, b in zip(after.rows, copies, strict=True))
+            copy = pickle.loads(pickle.dumps(after))
+            tilling.push(scenes[0])
+            same_state(after, copy)
             assert not any(row.flags.writeable for row in after.rows)
-        before = after
-    assert before.frames == 20_000
+            tilling.restore(after)
+    assert tilling.snapshot().frames == 20_000
     assert np.mean(sizes[100:]) == pytest.approx(np.mean(sizes[:100]), rel=0.1)
     assert max(sizes) <= (2 * CONFIG.flash_frames + 2) * 8 * 8 + CONFIG.max_lag * 4 * 8
 
@@ -251,20 +292,23 @@ def state_bytes(state):
 def test_flush_is_idempotent_and_what_follows_it_starts_a_new_scene():
     rng = np.random.default_rng(4)
     first, second = scene(rng, 30), np.concatenate([scene(rng, 30), scene(rng, 20)])
-    once = flush(push(initial(CONFIG), first, CONFIG).state, CONFIG)
-    twice = flush(once.state, CONFIG)
-    assert (twice.boundaries, twice.scores) == ((), ())
-    same_state(once.state, twice.state)
-    then = push(once.state, second, CONFIG)
-    rest = flush(then.state, CONFIG)
+    tilling = SceneTilling(CONFIG)
+    run(first, tilling=tilling)
+    once = tilling.snapshot()
+    assert tilling.flush() == ((), ())
+    same_state(once, tilling.snapshot())
+    then = tilling.push(second)
+    rest = tilling.flush()
     assert cuts(then) + cuts(rest) == [60]
     assert [score.frame for score in then.scores + rest.scores] == list(range(31, 80))
 
 
 def test_after_a_flush_nothing_of_what_was_seen_before_is_compared():
     rng = np.random.default_rng(4)
-    once = flush(push(initial(CONFIG), scene(rng, 30), CONFIG).state, CONFIG).state
-    assert push(once, np.ones((9, 5)), CONFIG).state.frames == 39  # of another width
+    tilling = SceneTilling(CONFIG)
+    run(scene(rng, 30), tilling=tilling)
+    tilling.push(np.ones((9, 5)))  # of another width
+    assert tilling.snapshot().frames == 39
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -275,7 +319,8 @@ def test_a_boundary_is_a_dip_deeper_than_floor_and_recent_mean_plus_deviations(s
     rng = np.random.default_rng(seed)
     calm, restless = 1 - 0.3 * rng.random(150) ** 4, 1 - 0.6 * rng.random(150)
     video = along(np.concatenate([calm, restless]))
-    pushed = run(video, config)
+    tilling = SceneTilling(config)
+    pushed = run(video, tilling=tilling)
     values = [score.similarity for score in pushed.scores]
     learned, ages, expected = np.zeros(0), np.zeros(0), []
     for gap, score in enumerate(pushed.scores):
@@ -294,7 +339,7 @@ def test_a_boundary_is_a_dip_deeper_than_floor_and_recent_mean_plus_deviations(s
     weights = 0.5 ** (ages / 20)
     mean = np.average(learned, weights=weights)
     square = np.sum(weights * (learned - mean) ** 2)
-    state = pushed.state
+    state = tilling.snapshot()
     assert (state.weight, state.mean, state.square) == pytest.approx((sum(weights), mean, square))
 
 
@@ -337,19 +382,24 @@ def test_zero_rows_are_like_nothing_and_cut_once_on_the_way_in():
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e200])
 def test_a_row_that_is_not_finite_raises_with_its_frame_and_leaves_the_state_usable(bad):
     rows = np.ones((10, 4))
-    state = push(initial(CONFIG), rows, CONFIG).state
+    tilling = SceneTilling(CONFIG)
+    tilling.push(rows)
+    before = tilling.snapshot()
     rows[3, 2] = bad
     with pytest.raises(BackboneError, match=r"frame 13: .* float32"):
-        push(state, rows, CONFIG)
-    assert push(state, np.ones(4), CONFIG).state.frames == 11
+        tilling.push(rows)
+    same_state(before, tilling.snapshot())
+    tilling.push(np.ones(4))
+    assert tilling.snapshot().frames == 11
 
 
 def test_wrong_shapes_raise_in_one_line():
-    state = push(initial(CONFIG), np.ones(4), CONFIG).state
+    tilling = SceneTilling(CONFIG)
+    tilling.push(np.ones(4))
     with pytest.raises(ValueError, match="follow embeddings of width 4"):
-        push(state, np.ones(5), CONFIG)
+        tilling.push(np.ones(5))
     with pytest.raises(ValueError, match=r"shape \(1, 2, 3\)"):
-        push(state, np.ones((1, 2, 3)), CONFIG)
+        tilling.push(np.ones((1, 2, 3)))
     with pytest.raises(ValueError, match="two frames"):
         adjacent_cosine(np.ones((1, 4)))
     with pytest.raises(ValueError, match=r"\[N\]"):

@@ -1,6 +1,7 @@
 """Laws of the per-frame signature, of changes seen in it, and of the join with embeddings."""
 
-from itertools import pairwise
+import pickle
+from itertools import cycle, pairwise
 
 import numpy as np
 import pytest
@@ -14,10 +15,8 @@ from streammem.perception.signature import (
     WIDTH,
     Change,
     ChangeConfig,
-    flush,
-    initial,
+    ChangeDetector,
     join,
-    push,
     signature,
 )
 
@@ -55,15 +54,19 @@ def sign(*shots):
     return np.stack([signature(plane) for plane in np.concatenate(shots)])
 
 
-def run(signatures, config=CONFIG, sizes=(10**6,)):
-    state, changes, at, number = initial(config), [], 0, 0
+def run(signatures, config=CONFIG, sizes=(10**6,), detector=None):
+    """All changes; pushed in batches of the given sizes, cycled."""
+    detector = detector or ChangeDetector(config)
+    sizes, changes, at = cycle(sizes), [], 0
     while at < len(signatures):
-        size = sizes[number % len(sizes)]
-        state, new, _ = push(state, signatures[at : at + size], config)
-        changes += new
-        at, number = at + size, number + 1
-    state, new, _ = flush(state, config)
-    return state, changes + list(new)
+        size = next(sizes)
+        changes += detector.push(signatures[at : at + size]).changes
+        at += size
+    return [*changes, *detector.flush().changes]
+
+
+def same_state(left, right):
+    assert pickle.dumps(left) == pickle.dumps(right)
 
 
 def frames_of(changes):
@@ -95,23 +98,40 @@ def test_one_by_one_equals_batches_equals_all_at_once(sizes):
     signatures = sign(
         shot(rng, a, 61), shot(rng, b, 47), mixed(rng, b, c, 20), shot(rng, c, 70), shot(rng, a, 33)
     )
-    whole, pieces = run(signatures), run(signatures, sizes=sizes)
-    assert len(whole[1]) == 3
-    assert pieces[1] == whole[1]
-    assert pieces[0].offset == whole[0].offset == len(signatures)
+    at_once, detector = ChangeDetector(CONFIG), ChangeDetector(CONFIG)
+    whole = run(signatures, detector=at_once)
+    assert len(whole) == 3
+    assert run(signatures, sizes=sizes, detector=detector) == whole
+    assert detector.snapshot().offset == at_once.snapshot().offset == len(signatures)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 62, 118, 140, 231])
+def test_restored_from_a_snapshot_it_goes_on_as_it_would_have(cut):
+    rng = np.random.default_rng(1)
+    a, b, c = place(rng), place(rng), place(rng)
+    signatures = sign(
+        shot(rng, a, 61), shot(rng, b, 47), mixed(rng, b, c, 20), shot(rng, c, 70), shot(rng, a, 33)
+    )
+    whole = run(signatures)
+    first, second = ChangeDetector(CONFIG), ChangeDetector(CONFIG)
+    before = first.push(signatures[:cut]).changes
+    saved = pickle.dumps(first.snapshot())
+    second.push(signatures[50:90])  # what it did before does not matter
+    second.restore(pickle.loads(saved))
+    for detector in (first, second):
+        assert [*before, *run(signatures[cut:], sizes=(3,), detector=detector)] == whole
 
 
 def test_the_future_never_changes_a_settled_change():
     rng = np.random.default_rng(2)
     a, b, c = place(rng), place(rng), place(rng)
     past = sign(shot(rng, a, 60), mixed(rng, a, b, 20), shot(rng, b, 60), shot(rng, c, 60))
-    state, settled = initial(CONFIG), []
+    detector, settled = ChangeDetector(CONFIG), []
     for row in past:
-        state, new, _ = push(state, row, CONFIG)
-        settled += new
+        settled += detector.push(row).changes
     assert len(settled) == 2
     for future in (shot(rng, c, 80), shot(rng, a, 80), mixed(rng, c, b, 80)):
-        _, whole = run(np.concatenate([past, sign(future)]))
+        whole = run(np.concatenate([past, sign(future)]))
         assert whole[:2] == settled
 
 
@@ -120,7 +140,7 @@ def test_a_hard_cut_is_placed_to_the_frame_and_noise_does_not_cut(seed):
     rng = np.random.default_rng(seed)
     noise = rng.uniform(0, 20)
     signatures = sign(shot(rng, place(rng), 203, noise), shot(rng, place(rng), 150, noise))
-    assert frames_of(run(signatures)[1]) == [(203, "cut")]
+    assert frames_of(run(signatures)) == [(203, "cut")]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -130,7 +150,7 @@ def test_a_flash_does_not_cut(seed, length):
     room = place(rng)
     bright = np.clip(room * 0.3 + 180, 0, 255)
     signatures = sign(shot(rng, room, 70 + seed), shot(rng, bright, length), shot(rng, room, 80))
-    assert run(signatures)[1] == []
+    assert run(signatures) == []
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -139,7 +159,7 @@ def test_a_dissolve_and_a_fade_are_one_gradual_change_within_themselves(seed, th
     rng = np.random.default_rng(seed)
     a, b, length = place(rng), place(rng), int(rng.integers(10, 30))
     signatures = sign(shot(rng, a, 88), mixed(rng, a, b, length, through), shot(rng, b, 90))
-    changes = run(signatures)[1]
+    changes = run(signatures)
     assert len(changes) == 1
     assert changes[0].kind == "gradual" or through is not None
     assert 88 <= changes[0].frame <= 88 + length
@@ -163,7 +183,7 @@ def test_one_by_one_equals_all_at_once_where_the_fine_rate_settles_last(seed):
         steps += [1.0, *(sizes * signs)]
     signatures = turned(np.cumsum(steps) % np.pi)
     config = ChangeConfig(fps=25, gradual_floor=0.02, cut_floor=0.02)
-    assert run(signatures, config, sizes=(1,))[1] == run(signatures, config)[1]
+    assert run(signatures, config, sizes=(1,)) == run(signatures, config)
 
 
 @pytest.mark.parametrize("gap", range(1, 6))
@@ -173,7 +193,7 @@ def test_a_gradual_change_beside_a_cut_is_told_as_the_cut(gap):
         [np.zeros(101), np.linspace(0.2, 1.0, 9), np.ones(gap), np.full(60, 1.7), np.full(60, 1.7)]
     )
     signatures = turned(angles + rng.normal(0, 0.003, len(angles)))
-    assert frames_of(run(signatures)[1]) == [(110 + gap, "cut")]
+    assert frames_of(run(signatures)) == [(110 + gap, "cut")]
 
 
 def test_a_cut_at_any_place_between_samples_is_told_once():
@@ -181,7 +201,7 @@ def test_a_cut_at_any_place_between_samples_is_told_once():
     a, b = place(rng), place(rng)
     for length in range(60, 72):
         signatures = sign(shot(rng, a, length), shot(rng, b, 70))
-        assert frames_of(run(signatures)[1]) == [(length, "cut")]
+        assert frames_of(run(signatures)) == [(length, "cut")]
 
 
 def test_changes_come_in_order_and_a_cut_is_told_once_though_both_rates_see_it():
@@ -191,7 +211,7 @@ def test_changes_come_in_order_and_a_cut_is_told_once_though_both_rates_see_it()
     for number, (old, new) in enumerate(pairwise(places)):
         parts += [shot(rng, old, 50 + number)] + [mixed(rng, old, new, 16)] * (number % 2)
         cuts += [] if number % 2 else [sum(map(len, parts))]
-    changes = run(sign(*parts, shot(rng, places[-1], 60)))[1]
+    changes = run(sign(*parts, shot(rng, places[-1], 60)))
     assert [change.frame for change in changes if change.kind == "cut"] == cuts
     assert len(changes) == 11
     assert [c.frame for c in changes] == sorted(c.frame for c in changes)
@@ -200,7 +220,7 @@ def test_changes_come_in_order_and_a_cut_is_told_once_though_both_rates_see_it()
 def test_a_cut_after_the_last_sample_is_told_by_flush():
     rng = np.random.default_rng(4)
     signatures = sign(shot(rng, place(rng), 101), shot(rng, place(rng), 8))
-    assert frames_of(run(signatures)[1]) == [(101, "cut")]
+    assert frames_of(run(signatures)) == [(101, "cut")]
 
 
 @pytest.mark.parametrize("seed", [0, 3])
@@ -211,28 +231,35 @@ def test_a_jump_in_the_dark_of_a_fade_is_no_second_change(seed):
     for jump in range(14, 24):
         jumped = np.concatenate([fade[:jump], fade[jump + 3 :]])
         signatures = sign(shot(rng, old, 137), jumped, shot(rng, new, 140))
-        assert len(run(signatures)[1]) == 1
+        assert len(run(signatures)) == 1
 
 
 def test_flush_is_idempotent_and_numbers_go_on_after_it():
     rng = np.random.default_rng(5)
-    once, _ = run(sign(shot(rng, place(rng), 33)))
-    twice, *nothing = flush(once, CONFIG)
-    assert nothing == [(), ()] and twice.offset == once.offset == 33
+    detector = ChangeDetector(CONFIG)
+    run(sign(shot(rng, place(rng), 33)), detector=detector)
+    once = detector.snapshot()
+    assert detector.flush() == ((), ())
+    same_state(once, detector.snapshot())
+    assert once.offset == detector.decided_until == 33
     more = sign(shot(rng, place(rng), 60), shot(rng, place(rng), 60))
-    state, changes, _ = push(once, more, CONFIG)
-    assert frames_of([*changes, *flush(state, CONFIG).changes]) == [(93, "cut")]
+    assert frames_of(run(more, detector=detector)) == [(93, "cut")]
 
 
-def test_state_is_flat_over_20000_frames_and_a_push_leaves_it_as_it_was():
+def test_state_is_flat_over_20000_frames_and_a_push_leaves_a_snapshot_as_it_was():
     rng = np.random.default_rng(6)
     signatures = sign(*(shot(rng, place(rng), 50) for _ in range(20)))
-    state, sizes = initial(CONFIG), []
+    detector, sizes = ChangeDetector(CONFIG), []
     for _ in range(20):
-        before, (state, *found) = state, push(state, signatures, CONFIG)
+        before = detector.snapshot()
+        copy = pickle.loads(pickle.dumps(before))
+        found = detector.push(signatures)
+        state = detector.snapshot()
         sizes.append(len(state.scores) + len(state.cuts) + len(state.gradual))
     assert state.frames == 20_000
-    assert list(push(before, signatures, CONFIG)[1:]) == found
+    for each in (before, copy):
+        detector.restore(each)
+        assert detector.push(signatures) == found
     assert max(sizes) <= 12 * CONFIG.step
     assert len(state.fine.rows) + len(state.coarse.rows) <= 14
 
@@ -242,7 +269,7 @@ def test_it_works_at_any_frame_rate(fps):
     rng = np.random.default_rng(7)
     config = ChangeConfig(fps=fps)
     signatures = sign(shot(rng, place(rng), 6 * fps), shot(rng, place(rng), 6 * fps))
-    assert frames_of(run(signatures, config)[1]) == [(6 * fps, "cut")]
+    assert frames_of(run(signatures, config)) == [(6 * fps, "cut")]
 
 
 def test_bad_input_raises_in_one_line():
@@ -251,9 +278,9 @@ def test_bad_input_raises_in_one_line():
     with pytest.raises(ValueError, match="float64"):
         signature(np.zeros((*PLANE, 3)))
     with pytest.raises(ValueError, match=r"give \[T, 112\]"):
-        push(initial(CONFIG), np.zeros((3, 4)), CONFIG)
+        ChangeDetector(CONFIG).push(np.zeros((3, 4)))
     with pytest.raises(BackboneError, match="frame 1"):
-        push(initial(CONFIG), np.stack([np.ones(WIDTH), np.full(WIDTH, np.nan)]), CONFIG)
+        ChangeDetector(CONFIG).push(np.stack([np.ones(WIDTH), np.full(WIDTH, np.nan)]))
 
 
 @pytest.mark.parametrize(
@@ -338,17 +365,16 @@ def test_a_boundary_that_only_embeddings_see_is_placed_where_the_signature_chang
 def test_scores_of_frames_come_one_by_one_as_all_at_once_and_numbered_after_a_flush():
     rng = np.random.default_rng(11)
     signatures = sign(shot(rng, place(rng), 40), shot(rng, place(rng), 40))
-    state, told = initial(CONFIG), []
+    detector, given = ChangeDetector(CONFIG), []
     for part in np.split(signatures, range(1, 50)):
-        state, changes, scores = push(state, part, CONFIG)
-        told += scores
-        assert all(change.frame <= told[-1].frame for change in changes)
-    state, _, scores = flush(state, CONFIG)
-    told += scores
-    assert [score.frame for score in told] == list(range(1, 80))
-    assert min(told, key=lambda score: score.similarity).frame == 40
-    state, _, _ = push(state, signatures[:30], CONFIG)
-    assert [score.frame for score in flush(state, CONFIG).scores][-1] == 109
+        scores, changes = detector.push(part)
+        given += scores
+        assert all(change.frame <= given[-1].frame for change in changes)
+    given += detector.flush().scores
+    assert [score.frame for score in given] == list(range(1, 80))
+    assert min(given, key=lambda score: score.similarity).frame == 40
+    detector.push(signatures[:30])
+    assert [score.frame for score in detector.flush().scores][-1] == 109
 
 
 def test_join_keeps_what_lies_outside_the_samples():
@@ -361,5 +387,5 @@ def test_scenetilling_reads_signatures_as_it_reads_embeddings():
     rng = np.random.default_rng(8)
     signatures = sign(shot(rng, place(rng), 30), shot(rng, place(rng), 30))
     config = scenetilling.SceneTillingConfig(floor=CONFIG.cut_floor)
-    pushed = scenetilling.push(scenetilling.initial(config), signatures, config)
+    pushed = scenetilling.SceneTilling(config).push(signatures)
     assert [b.index for b in pushed.boundaries] == [30]

@@ -163,7 +163,7 @@ def test_asking_changes_nothing_that_was_or_will_be_emitted(asked_of, reader):
     for left, right in zip(quiet.cache.entries(), asked.cache.entries(), strict=True):
         assert np.array_equal(left.tokens, right.tokens)
         assert np.array_equal(left.visual_keys, right.visual_keys)
-    assert np.array_equal(quiet.state.memory, asked.state.memory)
+    assert np.array_equal(quiet.recurrent, asked.recurrent)
 
 
 def test_wall_clock_words_find_what_was_there_then(asked_of, reader):

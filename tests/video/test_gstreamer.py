@@ -71,7 +71,7 @@ def test_captions_go_on_after_the_server_was_killed_and_started_again(server, sc
     last = events[-1]
     assert isinstance(last, Stats) and last.connections == 2
     assert last.captured == last.frames + last.waiting + last.dropped_full + last.dropped_at_stop
-    assert last.dropped_full == 0 and last.frames == session.state.frames
+    assert last.dropped_full == 0 and last.frames == session.num_frames
     assert last.captions + last.captions_skipped == last.segments
     starts = [event.start for event in events if isinstance(event, Caption)]
     assert starts == sorted(starts) and len(starts) == last.captions

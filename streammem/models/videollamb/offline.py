@@ -14,7 +14,7 @@ from torch import Tensor
 from streammem.models.protocols import spread
 from streammem.models.videollamb.bridge import pool
 from streammem.models.videollamb.videollamb import VideoLLaMB
-from streammem.perception.scenetilling import flush, initial, push, tile
+from streammem.perception.scenetilling import SceneTilling, tile
 
 GROUP = 8  # frames that the parent's videos are a multiple of
 TOP = 3
@@ -75,9 +75,9 @@ def read(model: VideoLLaMB, frames: Tensor, starts: Sequence[int] | None = None)
 def starts_of(model: VideoLLaMB, embeddings: np.ndarray) -> list[int]:
     """Cut a video by its frames' embeddings [T, D]; return where segments begin."""
     if model.options.cuts == "streaming":
-        pushed = push(initial(model.scenes), embeddings, model.scenes)
-        ended = flush(pushed.state, model.scenes)
-        return [0, *(b.index for b in (*pushed.boundaries, *ended.boundaries))]
+        tilling = SceneTilling(model.scenes)
+        boundaries = tilling.push(embeddings).boundaries + tilling.flush().boundaries
+        return [0, *(boundary.index for boundary in boundaries)]
     top = TOP if model.options.cuts == "top3" else None
     return [0, *tile(embeddings, alpha=0.5, num_boundaries=top)]
 

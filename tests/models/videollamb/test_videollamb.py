@@ -58,7 +58,7 @@ def test_streaming_equals_reading_the_whole_video_at_once(opened, cache):
         rows = session.tokens(number)
         torch.testing.assert_close(rows[:M], recalled, atol=STORED, rtol=0)
         torch.testing.assert_close(model._shown(rows), shown, atol=STORED, rtol=0)
-    torch.testing.assert_close(session.state.memory, reading.recalled[-1], atol=STORED, rtol=0)
+    torch.testing.assert_close(session.recurrent, reading.recalled[-1], atol=STORED, rtol=0)
 
 
 def test_the_parents_groups_and_ours_are_one_where_scenes_are_eight_frames(opened):
@@ -93,7 +93,7 @@ def test_an_answer_that_sees_the_last_segment_is_the_parents(opened, monkeypatch
     seen, plain = [], model.bridge.read
     monkeypatch.setattr(model.bridge, "read", lambda *given: (seen.append(given), plain(*given))[1])
     assert session.ask("What is white?").text == words
-    assert torch.equal(seen[-1][1][0], session.state.memory) and seen[-1][2] == 3
+    assert torch.equal(seen[-1][1][0], session.recurrent) and seen[-1][2] == 3
 
 
 def test_retrieval_of_few_segments_costs_the_same_however_many_there_are(opened):
@@ -280,7 +280,7 @@ def test_two_sessions_of_one_model_never_touch(model):
         left.push(frame)
         right.push(dataclasses.replace(frame, pixels=255 - frame.pixels))
     left.flush()
-    assert torch.equal(left.state.memory, told_state(model, EIGHTS))
+    assert torch.equal(left.recurrent, told_state(model, EIGHTS))
     assert [e.text for e in alone[1::2]] == [
         c.text for c in left.captions([e for e in alone if not hasattr(e, "text")])
     ]
@@ -291,7 +291,7 @@ def told_state(model, frames):
     for frame in frames:
         session.push(frame)
     session.flush()
-    return session.state.memory
+    return session.recurrent
 
 
 def test_still_pictures_go_through_the_image_tower_padded(model, w):
