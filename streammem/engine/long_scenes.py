@@ -12,7 +12,7 @@ from torch import Tensor
 
 from streammem.captioning.captioner import Spoken, weigh
 from streammem.engine.session import Session
-from streammem.memory.keysets import coverage, visual_keys
+from streammem.memory.entry import coverage, visual_keys
 from streammem.models.backbones.language import Replies
 from streammem.models.tiny.model import Scene, chosen, spread
 from streammem.perception.scene_buffer import BRIDGE_FRAMES, Held, places
@@ -76,7 +76,7 @@ class LongScene:
 
     def closed(self, segment: Segment) -> Span | None:
         """Return the rest of a scene that has just closed; None if there is nothing new in it."""
-        entry = self._session.cache.get(segment.id)
+        entry = self._session.memory.get(segment.id)
         start, goes_on = self._until, self._goes_on or self._until is not None
         self._until, self._look_at = None, segment.end + self._refresh_s
         self._goes_on = segment.reason == "max"

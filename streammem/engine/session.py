@@ -7,7 +7,7 @@ slow path. Threads live in ``live.py``.
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -17,9 +17,8 @@ from torch import Tensor
 
 from streammem.captioning.captioner import Spoken, candidates_of, level_of, weigh
 from streammem.engine.session_config import SessionConfig
-from streammem.memory.cache import CacheConfig, MemoryCache
-from streammem.memory.entry import Entry
-from streammem.memory.keysets import visual_keys
+from streammem.memory.cache import CacheConfig
+from streammem.memory.entry import Entry, visual_keys
 from streammem.memory.memory import Memory
 from streammem.models.backbones.language import Replies
 from streammem.models.tiny.model import Scene, StreamModel, chosen, spread
@@ -27,8 +26,18 @@ from streammem.perception.background import Backdrop, settled
 from streammem.perception.gate import Encoded, encode, glance_at
 from streammem.perception.scene_buffer import BRIDGE_FRAMES, Held, hold, keyframe, places, thinned
 from streammem.perception.scenetilling import SceneState, Score, flush, initial, push
-from streammem.qa.answerer import Answerer, Present, say
-from streammem.types import Answer, Caption, Chapter, Frame, Moment, Reason, Segment
+from streammem.qa.answerer import Answerer, say
+from streammem.qa.question import Present
+from streammem.types import (
+    Answer,
+    Caption,
+    Chapter,
+    Frame,
+    Moment,
+    Reason,
+    Segment,
+    TimeSpan,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +69,6 @@ class SessionState:
     closed_until: float = -math.inf
 
 
-@dataclass(eq=False)
 class Session:
     """Perceives frames, remembers segments, and speaks about them.
 
@@ -74,7 +82,7 @@ class Session:
         read_only: open the memory for questions only, also while another process writes it.
         source: name of the stream in evidence.
         wall_zero: wall clock at stream time 0, Unix seconds, for questions such as "yesterday at
-            3 pm"; None where nobody knows it. May be set anew while the stream runs.
+            3 pm"; None where it is not known. May be set anew while the stream runs.
         on_score: called with the time (s) and each settled similarity and depth, for plots.
 
     Raises:
@@ -82,43 +90,43 @@ class Session:
         StoreError: the memory cannot be opened, or was made by another model.
 
     Attributes:
+        memory: what was seen, as a ``Memory``.
         candidates: among how many captions of a scene one is chosen.
     """
 
-    model: StreamModel
-    config: SessionConfig = field(default_factory=SessionConfig)
-    memory: str | Path | None = None
-    read_only: bool = False
-    source: str = ""
-    on_score: Callable[[float, Score], None] | None = None
-    wall_zero: float | None = None
-
-    def __post_init__(self) -> None:
+    def __init__(  # noqa: PLR0913 - all but the model have a default that holds
+        self,
+        model: StreamModel,
+        config: SessionConfig | None = None,
+        memory: str | Path | None = None,
+        read_only: bool = False,
+        source: str = "",
+        on_score: Callable[[float, Score], None] | None = None,
+        wall_zero: float | None = None,
+    ) -> None:
+        self.model, self.config = model, config or SessionConfig()
+        self.read_only, self.source = read_only, source
+        self.on_score, self.wall_zero = on_score, wall_zero
         self._scenes = self.config.scenes or self.model.scenes
         self.candidates = candidates_of(self.model, self.config)
         key_dim = self.model.background.shape[1]
         token_shape = self.model.token_shape
-        if self.memory is None:
-            self.kept = Memory(CacheConfig(key_dim, token_shape, self.config.max_segments))
+        if memory is None:
+            self.memory = Memory(CacheConfig(key_dim, token_shape, self.config.max_segments))
         else:
-            self.kept = Memory.open(
-                self.memory,
+            self.memory = Memory.open(
+                memory,
                 self.model.fingerprint,
                 key_dim=key_dim,
                 token_shape=token_shape,
                 max_segments=self.config.max_segments,
                 mode="r" if self.read_only else "rw",
             )
-        recurrent = self.kept.recurrent(self.model.initial_memory())
+        recurrent = self.memory.recurrent(self.model.initial_memory())
         self.state = SessionState(
-            initial(self._scenes), (), (), recurrent, next_segment=self.kept.next_segment
+            initial(self._scenes), (), (), recurrent, next_segment=self.memory.next_segment
         )
-        self.answerer = Answerer(self.model, self.kept, self.config, self.captions)
-
-    @property
-    def cache(self) -> MemoryCache:
-        """What is findable now."""
-        return self.kept.cache
+        self.answerer = Answerer(self.model, self.memory, self.config.answering, self)
 
     @property
     def withholds(self) -> bool:
@@ -127,7 +135,7 @@ class Session:
 
     def close(self) -> None:
         """Release a durable memory; idempotent. The open segment is not kept: flush first."""
-        self.kept.close()
+        self.memory.close()
 
     def __enter__(self) -> Self:
         return self
@@ -197,7 +205,7 @@ class Session:
         Raises:
             KeyError: no such segment.
         """
-        return self.kept.tokens(segment)
+        return self.memory.tokens(segment)
 
     def keyframe(self, segment: int) -> np.ndarray:
         """Return a segment's keyframe, [H, W, 3] uint8 RGB, longer side at most 320 pixels.
@@ -205,7 +213,7 @@ class Session:
         Raises:
             KeyError: no such segment, or its keyframe was dropped.
         """
-        jpeg = self.kept.keyframe(segment)
+        jpeg = self.memory.keyframe(segment)
         if jpeg is None:
             raise KeyError(f"no keyframe of segment {segment} in this memory")
         return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
@@ -235,6 +243,10 @@ class Session:
         said = self.model.captions(tokens, decoding, instruction, count) if tokens else []
         return [self.add_caption(s, replies) for s, replies in zip(segments, said, strict=True)]
 
+    def describe(self, entries: Sequence[Entry]) -> None:
+        """Caption rows of the memory, for an answer that rests on them."""
+        self.captions([Segment(e.segment, e.start, e.end, None, None) for e in entries])
+
     def add_caption(self, segment: Segment, said: str | Replies) -> Caption:
         """Store what is said of a segment, found from then on by its words too.
 
@@ -248,7 +260,7 @@ class Session:
         Raises:
             KeyError: no such segment.
         """
-        entry = self.cache.get(segment.id)
+        entry = self.memory.get(segment.id)
         if entry is None:
             raise KeyError(f"no segment {segment.id} in this session")
         text = said if isinstance(said, str) else chosen(self.model, said, entry.visual_keys)
@@ -257,7 +269,7 @@ class Session:
     def keep(self, segment: Segment, spoken: Spoken) -> Caption:
         """Store what was decided to be said of a segment; nothing where nothing is said."""
         if spoken.text:
-            self.kept.set_caption(segment.id, spoken.text, spoken.key)
+            self.memory.set_caption(segment.id, spoken.text, spoken.key)
         return spoken.of(segment)
 
     def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
@@ -300,7 +312,7 @@ class Session:
         Raises:
             ConfigError: count below 1.
         """
-        return self.answerer.chapters(count, between)
+        return self.answerer.chapters(count, TimeSpan(*between) if between else None)
 
     # -- closing --
 
@@ -317,11 +329,11 @@ class Session:
         keys = np.stack([f.key for f in frames])
         clusters = visual_keys(keys)
         wanted = self.config.retrieved if self.model.reads_related else 0
-        related = self.kept.related_tokens(clusters[0], wanted)
+        related = self.memory.related_tokens(clusters[0], wanted)
         scene = _scene(self.state.next_segment, shown)
         tokens, memory = self.model.take_in(scene, self.state.memory, related)
         segment = Segment(self.state.next_segment, frames[0].time, end, depth, reason)
-        self.kept.append(
+        self.memory.append(
             Entry(
                 segment=segment.id,
                 start=segment.start,

@@ -143,7 +143,7 @@ class _Watching:
     def _submit(self, segment: Segment) -> None:
         assert self._speaker
         if not self._scenes:
-            entry = self._session.cache.get(segment.id)
+            entry = self._session.memory.get(segment.id)
             assert entry is not None  # it has just closed
             tokens = self._session.tokens(segment.id)
             self._speaker.submit(Span(segment, tokens, entry.visual_keys, time.monotonic()))

@@ -106,7 +106,7 @@ def test_on_return_the_session_holds_the_whole_stream(model):
     assert session.source == "camera"
     assert session.state.frames == 23 and session.state.held == ()
     assert events[-2].end == 12.0 or events[-1].end == 12.0  # the source knows its end
-    kept = {e.segment: e.caption for e in session.cache.entries()}
+    kept = {e.segment: e.caption for e in session.memory.entries()}
     assert kept == {e.segment: e.text for e in events if isinstance(e, Caption)}
 
 

@@ -214,7 +214,7 @@ def test_captions_of_a_long_scene_tile_it_and_none_is_taken_back(model):
     assert len(parts) > 2
     assert all(a.end <= b.start for a, b in itertools.pairwise(parts))
     assert parts[0].start == last.start and parts[-1].end == last.end
-    kept = session.cache.get(last.id).caption.splitlines()
+    kept = session.memory.get(last.id).caption.splitlines()
     assert kept == [text for text, _ in itertools.groupby(c.text for c in parts)]
 
 
@@ -346,7 +346,7 @@ def test_a_caption_of_an_open_scene_is_as_sure_as_one_of_a_closed_scene(model):
     span = Span(Segment(number, 0.0, 1.0, None, None), torch.zeros(0), keys[:1], 0.0)
     open_one = LongScene(session, 5.0).told(span, (Reply("a square", [], []),))
     (closed,) = session.flush()
-    visual = session.cache.get(closed.id).visual_keys
+    visual = session.memory.get(closed.id).visual_keys
     expected = confidence(fitted, keys[:1], fitted.sentence_keys(["a square"])[0])
     assert open_one.confidence == expected
     assert session.add_caption(closed, "a square").confidence == confidence(

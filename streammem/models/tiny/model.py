@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streammem.memory.abstention import CHANCE, Chance
+from streammem.memory.retrieval import DEFAULT_NULL, GumbelNull
 from streammem.models.backbones.language import CausalLanguageModel, GenerationConfig, Replies
 from streammem.models.backbones.text import SentenceEncoder
 from streammem.models.backbones.vision import VisionEncoder
@@ -87,7 +87,7 @@ class StreamModel(Protocol):
     @property
     def choice(self) -> Choice | None: ...
     @property
-    def chance(self) -> Chance: ...
+    def chance(self) -> GumbelNull: ...
     @property
     def fingerprint(self) -> str: ...
     @property
@@ -235,7 +235,7 @@ class VideoModel:
     decoding: GenerationConfig = CAPTION_DECODING
     certainty: Certainty | None = None
     choice: Choice | None = None
-    chance: Chance = CHANCE
+    chance: GumbelNull = DEFAULT_NULL
     questions: QuestionHead | None = None
 
     @cached_property

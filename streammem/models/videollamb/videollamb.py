@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streammem.memory.abstention import Chance
+from streammem.memory.retrieval import GumbelNull
 from streammem.models.backbones.language import CausalLanguageModel, GenerationConfig
 from streammem.models.backbones.languagebind import Tower, crop, pad
 from streammem.models.confidence import Certainty
@@ -108,7 +108,7 @@ class VideoLLaMB:
         return None
 
     @property
-    def chance(self) -> Chance:
+    def chance(self) -> GumbelNull:
         """How far the best of many unrelated pictures' keys reaches."""
         return self.keys.chance
 
