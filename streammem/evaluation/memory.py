@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 
 from streammem.evaluation.datasets import (
     EVERY_SPLIT,
@@ -26,8 +25,10 @@ from streammem.evaluation.datasets import (
 from streammem.evaluation.streams import KINDS, Stream, bm25, check_enough, compose
 from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry
-from streammem.memory.memory import Memory
 from streammem.memory.retrieval import FALSE_SIGHTINGS, GumbelNull, Query, normalise, threshold
+
+if TYPE_CHECKING:
+    from streammem.memory.memory import Memory
 
 # Scenes of a stream: streams. Each lacks a few things only, and things differ much in how easily
 # they are taken for seen, so one stream tells little of what is refused.
@@ -186,12 +187,16 @@ class Run:
             }
 
 
-def remembered(album: Album, scenes: Sequence[int]) -> Memory:
+def remembered(album: Album, scenes: Sequence[int]) -> "Memory":
     """Fill a memory with scenes, each a photo's key and, where it has one, its caption's key."""
+    from torch import zeros
+
+    from streammem.memory.memory import Memory
+
     no_keys = np.zeros((0, album.keys.shape[1]), np.float32)
     # No row may extend another here: a scene's number is its truth.
     config = CacheConfig(album.keys.shape[1], (0, 0), max(4, len(scenes)), epsilon=0.0)
-    memory, no_state = Memory(config), torch.zeros(0)
+    memory, no_state = Memory(config), zeros(0)
     for scene, photo in enumerate(scenes):
         said = photo < len(album.said)
         memory.append(
