@@ -17,7 +17,7 @@ from benchmarks.fitted import keep
 from streammem.errors import DatasetError
 from streammem.evaluation.datasets import Photo, read_photos, read_picture
 from streammem.evaluation.streams import KINDS, compose
-from streammem.memory import abstention
+from streammem.memory import retrieval
 from streammem.models.checkpoint import PRESETS
 from streammem.models.tiny.model import VideoModel
 
@@ -35,12 +35,12 @@ class Asked(NamedTuple):
     background: np.ndarray
     kinds: np.ndarray
 
-    def scores(self, chance: abstention.Chance) -> np.ndarray:
-        return abstention.normalise(self.best[:, None], self.background, self.size, chance)[:, 0]
+    def scores(self, chance: retrieval.GumbelNull) -> np.ndarray:
+        return retrieval.normalise(self.best[:, None], self.background, self.size, chance)[:, 0]
 
 
 def measure(model: VideoModel, plots: Path | None, *, write: bool) -> dict[str, Any]:
-    """Fit ``Chance``, measure it on the validation split, and plot risk over coverage."""
+    """Fit ``GumbelNull``, measure it on the validation split, and plot risk over coverage."""
     if "STREAMMEM_DATA" not in os.environ:
         raise DatasetError("benchmarks memory --fit: set STREAMMEM_DATA to a folder with flickr8k")
     folder = Path(os.environ["STREAMMEM_DATA"]) / "flickr8k"
@@ -48,7 +48,7 @@ def measure(model: VideoModel, plots: Path | None, *, write: bool) -> dict[str, 
         (asked.size, asked.best[asked.kinds == "absent"], asked.background[asked.kinds == "absent"])
         for asked in _streams(model, _photos(folder, "train"), FITTED_TO, ("absent",))
     ]
-    fitted = abstention.fit(
+    fitted = retrieval.fit_null(
         [
             (size, *(np.concatenate([scores[i] for scores in absent if scores[0] == size])
                      for i in (1, 2)))
@@ -101,11 +101,11 @@ def _streams(
             )
 
 
-def _figures(measured: Sequence[Asked], size: int, chance: abstention.Chance) -> dict[str, Any]:
+def _figures(measured: Sequence[Asked], size: int, chance: retrieval.GumbelNull) -> dict[str, Any]:
     chosen = [asked for asked in measured if asked.size == size]
     scores = np.concatenate([asked.scores(chance) for asked in chosen])
     kinds = np.concatenate([asked.kinds for asked in chosen])
-    yes = scores > abstention.threshold(abstention.FALSE_SIGHTINGS)
+    yes = scores > retrieval.threshold(retrieval.FALSE_SIGHTINGS)
     absent = scores[kinds == "absent"]
     false = scores[(kinds == "absent") | (kinds == "near")]
     return {
@@ -117,9 +117,9 @@ def _figures(measured: Sequence[Asked], size: int, chance: abstention.Chance) ->
     }
 
 
-def _error(streams: Sequence[Asked], chance: abstention.Chance) -> float:
+def _error(streams: Sequence[Asked], chance: retrieval.GumbelNull) -> float:
     """Return the standard error of the share of absent things that are answered yes."""
-    limit = abstention.threshold(abstention.FALSE_SIGHTINGS)
+    limit = retrieval.threshold(retrieval.FALSE_SIGHTINGS)
     shares = [
         float((asked.scores(chance)[asked.kinds == "absent"] > limit).mean())
         for asked in streams
@@ -132,14 +132,14 @@ def _above(present: np.ndarray, false: np.ndarray) -> float:
     return round(float((present > np.quantile(false, 0.9)).mean()), 3)
 
 
-def _plot(measured: Sequence[Asked], chance: abstention.Chance, path: Path) -> None:
+def _plot(measured: Sequence[Asked], chance: retrieval.GumbelNull, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    shipped = abstention.threshold(abstention.FALSE_SIGHTINGS)
+    shipped = retrieval.threshold(retrieval.FALSE_SIGHTINGS)
     for size, color in zip(MEASURED_ON, ("C0", "C1", "C2"), strict=True):
         chosen = [asked for asked in measured if asked.size == size]
         scores = np.concatenate([asked.scores(chance) for asked in chosen])
@@ -151,7 +151,7 @@ def _plot(measured: Sequence[Asked], chance: abstention.Chance, path: Path) -> N
             coverage, [(absent > limit).mean() for limit in limits], color, label=f"{size} scenes"
         )
         axis.plot((present > shipped).mean(), (absent > shipped).mean(), f"{color}o")
-    axis.axhline(abstention.FALSE_SIGHTINGS, color="gray", lw=0.8, ls=":")
+    axis.axhline(retrieval.FALSE_SIGHTINGS, color="gray", lw=0.8, ls=":")
     axis.set(
         xlabel="coverage: what is there is answered yes",
         ylabel="risk: what never was is answered yes",

@@ -133,7 +133,7 @@ def _found(session: Session, happening: Sequence[Event]) -> dict[str, Any]:
     hits = [hit for each in by_share.values() for hit in each]
     return {
         "events": len(happening),
-        "rows": len(session.cache),
+        "rows": len(session.memory),
         "event R@1": round(float(np.mean(hits)), 3),
         **{f"event R@1, {s:.0%}": round(float(np.mean(h)), 3) for s, h in by_share.items()},
     }
@@ -141,7 +141,7 @@ def _found(session: Session, happening: Sequence[Event]) -> dict[str, Any]:
 
 def _false(session: Session, happening: Sequence[Event]) -> float:
     """Return how many rows an hour begin while nothing is there."""
-    rows = session.cache.entries()
+    rows = session.memory.entries()
     wrong = [
         row
         for row in rows[1:]

@@ -2,7 +2,7 @@
 
 Judged without a language model: is the needle among the five scenes that a question finds? An
 image needle is a photo, asked for by a person's caption of it; a text needle is a sentence heard
-in some scene, asked for by another person's sentence about the same thing. The cache is the one a
+in some scene, asked for by another person's sentence about the same thing. The memory is the one a
 session uses, with its default bound, beyond which scenes merge.
 """
 
@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from streammem.engine.session_config import SessionConfig
 from streammem.evaluation.datasets import read_photos, read_picture
-from streammem.memory.cache import CacheConfig, MemoryCache
+from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry
+from streammem.memory.memory import Memory
+from streammem.memory.retrieval import Query
 from streammem.models.tiny.model import VideoModel
 
 LENGTHS = {10: (20, 1), 100: (20, 1), 1_000: (4, 5), 10_000: (2, 10)}  # haystacks, needles a depth
@@ -64,10 +67,10 @@ def depths(
         places = (np.linspace(0, length, DEPTHS)[:, None] + np.arange(each)).astype(int)
         places += each * np.arange(DEPTHS)[:, None]
         at = dict(zip(places.ravel().tolist(), chosen.ravel().tolist(), strict=True))
-        cache = _filled(scenes, at, pictures, words)
+        memory = _filled(scenes, at, pictures, words)
         for depth in range(DEPTHS):
             for place, needle in zip(places[depth].tolist(), chosen[depth].tolist(), strict=True):
-                rows = [hit.entry for hit in cache.search(asked[needle], 5)]
+                rows = [hit.entry for hit in memory.search(Query(asked[needle]), k=5)]
                 hits[depth] += any(row.segment <= place <= row.last for row in rows)
     return [round(share, 3) for share in (hits / haystacks / each).tolist()]
 
@@ -77,16 +80,17 @@ def _filled(
     needles: dict[int, int],
     pictures: np.ndarray | None,
     words: np.ndarray | None,
-) -> MemoryCache:
+) -> Memory:
     config = CacheConfig(scenes.shape[1], (0, 0), SessionConfig().max_segments, keys_only=True)
-    cache, none = MemoryCache(config), np.zeros((0, scenes.shape[1]), np.float32)
+    memory, none = Memory(config), np.zeros((0, scenes.shape[1]), np.float32)
     for place, key in enumerate(scenes):
         needle = needles.get(place)
         seen = key if needle is None or pictures is None else pictures[needle]
         told = none if needle is None or words is None else words[needle][None]
         no_tokens = np.zeros((0, 0))
-        cache.append(Entry(place, float(place), place + 1.0, 1, seen[None], none, told, no_tokens))
-    return cache
+        entry = Entry(place, float(place), place + 1.0, 1, seen[None], none, told, no_tokens)
+        memory.append(entry, torch.zeros(0))
+    return memory
 
 
 def _mixed(hay: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

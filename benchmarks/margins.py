@@ -13,7 +13,7 @@ import numpy as np
 
 from streammem.errors import DatasetError
 from streammem.evaluation.datasets import batches, read_photos, read_picture
-from streammem.memory.cache import MARGINS
+from streammem.memory.retrieval import MARGINS
 from streammem.models.tiny.model import VideoModel
 
 TRIED = (0.4, 0.45, 0.5, 0.6, 0.65, 0.7)

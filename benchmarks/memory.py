@@ -26,19 +26,22 @@ from typing import Any
 
 import faiss
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from benchmarks.machine import machine
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
-from streammem.memory.cache import CacheConfig, MemoryCache
+from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry
 from streammem.memory.folder import KEYFRAMES
 from streammem.memory.index import FaissIndex
+from streammem.memory.memory import Memory
+from streammem.memory.retrieval import Query
 from streammem.models.checkpoint import load
-from streammem.models.threads import limit_threads
 from streammem.models.protocols import EncodedSegment, SegmentFrames
+from streammem.models.threads import limit_threads
 from streammem.models.tiny.model import VideoModel
 from streammem.perception.perceiver import Perceived
 from streammem.types import Frame
@@ -82,10 +85,10 @@ class Replayed:
         return time.process_time() - began
 
     def encode_segment(
-        self, scene: Scene, memory: Tensor, related: Tensor | None
+        self, frames: SegmentFrames, memory: Tensor, related: Tensor | None
     ) -> EncodedSegment:
         began = time.process_time()
-        taken = self._model.encode_segment(scene, memory, related)
+        taken = self._model.encode_segment(frames, memory, related)
         self.bridge_s += time.process_time() - began
         return taken
 
@@ -181,7 +184,7 @@ def hours_of(model: VideoModel, hours: float) -> dict[str, Any]:
         with Session(replayed, config, path) as session:
             start_mb = rss_mb()
             costs = stream(session, pictures, hours * 60)
-            end_mb, rows, key_bytes = rss_mb(), len(session.cache), session.cache.num_bytes()
+            end_mb, rows, key_bytes = rss_mb(), len(session.memory), session.memory.num_bytes()
         total = bytes_in(path)
         with Session(replayed, config, Path(folder, "empty.mem")):
             pass
@@ -282,17 +285,18 @@ def scale(model: VideoModel, sizes: Sequence[int]) -> dict[str, Any]:
 def cache_ms(real: np.ndarray, rows: int) -> float:
     """Time a question to a full cache, two visual keys and a caption's key a row."""
     rng = np.random.default_rng(3)
-    cache = MemoryCache(CacheConfig(real.shape[1], (0, 0), rows, epsilon=0))
+    memory = Memory(CacheConfig(real.shape[1], (0, 0), rows, epsilon=0))
     keys = alike(real, 3 * rows, rng)
     for row in range(rows):
-        cache.append(
+        memory.append(
             Entry(row, 2.0 * row, 2.0 * row + 1, 1, keys[3 * row : 3 * row + 2],
-                  keys[3 * row + 2 : 3 * row + 3], keys[:0], np.zeros((0, 0)))
+                  keys[3 * row + 2 : 3 * row + 3], keys[:0], np.zeros((0, 0))),
+            torch.zeros(0),
         )  # fmt: skip
     queries = alike(real, QUERIES, rng)
     began = time.process_time()
     for query in queries:
-        cache.search(query, 5)
+        memory.search(Query(query), k=5)
     return 1_000 * (time.process_time() - began) / QUERIES
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from streammem.errors import DatasetError
 from streammem.evaluation.datasets import read_photos, read_picture
-from streammem.memory.keysets import coverage, visual_keys
+from streammem.memory.entry import coverage, visual_keys
 from streammem.models.tiny.model import VideoModel
 from streammem.video import open_source
 

@@ -143,7 +143,7 @@ def streamed(model: VideoLLaMB, frames: list[Frame], retrieved: int, scratch: Pa
             run.speak_s += time.process_time() - before
             since = time.process_time() - began
         held = session.open_frames + session.snapshot().buffer.now
-        run.kept_bytes = session.cache.num_bytes() + session.recurrent.nbytes
+        run.kept_bytes = session.memory.num_bytes() + session.recurrent.nbytes
         run.kept_bytes += sum(f.patches.nbytes + f.picture.nbytes + f.key.nbytes for f in held)
     counter.remove()
     return run

@@ -24,8 +24,8 @@ from streammem import load
 from streammem.errors import DatasetError
 from streammem.evaluation.datasets import Photo, read_photos, read_picture
 from streammem.models.backbones.language import GenerationConfig
-from streammem.models.threads import limit_threads
 from streammem.models.protocols import EvidenceItem
+from streammem.models.threads import limit_threads
 from streammem.training.trials import Quiz, Trial, Way
 
 SCENE_S = 10.0

@@ -4,12 +4,19 @@ No behaviour beyond printing lives here, and nothing that needs torch.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 Reason = Literal["cut", "max", "end"]
 Method = Literal["model", "computed"]
+
+
+class TimeSpan(NamedTuple):
+    """An interval of time [start, end), in seconds; ``end`` may be inf."""
+
+    start: float
+    end: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,7 +190,7 @@ class Alert:
     Attributes:
         query: what was waited for, in the user's words.
         time: seconds; of the frame in which it was seen.
-        score: how far it exceeds chance; see ``memory.abstain.normalise``.
+        score: how far it exceeds chance; see ``memory.retrieval.normalise``.
         segment: id of the scene that was open then.
         keyframe: path of the stored frame, if any.
     """

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -34,6 +35,22 @@ POLL_S = 0.05
 def batch_size(captions: int, candidates: int) -> int:
     """Return how many of ``captions`` make a batch where each is one of several candidates."""
     return max(1, min(captions, MAX_REPLIES // candidates))
+
+
+def take(items: "queue.Queue[T]", thread: threading.Thread) -> T:
+    """Take what a thread has put into its queue.
+
+    Raises:
+        queue.Empty: nothing came for ``POLL_S`` seconds.
+        RuntimeError: the thread is dead without a word, and nothing will ever come.
+    """
+    alive = thread.is_alive()  # asked first: what it put before it died is still there
+    try:
+        return items.get(timeout=POLL_S if alive else 0)
+    except queue.Empty:
+        if alive:
+            raise
+        raise RuntimeError(f"the thread {thread.name} died without an error") from None
 
 
 class FairLock:
@@ -97,6 +114,7 @@ class LanguageScheduler:
 
     Attributes:
         lm_lock: held for one step of any generation; hold it longer to keep captions waiting.
+        thread: generates the captions.
         batches: whether the generator gains from batches; False until the first caption is done,
             since asking may open the model.
     """
@@ -108,8 +126,8 @@ class LanguageScheduler:
         self._changed = threading.Condition()
         self._pending: list[_Job] = []  # urgent first, then the oldest; guarded by _changed
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="streammem-language", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._run, name="streammem-language", daemon=True)
+        self.thread.start()
 
     def submit(self, job: _Job) -> None:
         """Queue a job; urgent ones go before all that are not."""
@@ -140,11 +158,16 @@ class LanguageScheduler:
         for prompt, box in zip(prompts, boxes, strict=True):
             ready = partial(_same, prompt)
             self.submit(_Job(ready, decoding, candidates, box.put, urgent=True))
-        results = [box.get() for box in boxes]
+        results = [self._wait(box) for box in boxes]
         for result in results:
             if isinstance(result, BaseException):
                 raise result
         return [result.replies for result in results if isinstance(result, Generated)]
+
+    def _wait(self, box: "queue.Queue[T]") -> T:
+        while True:
+            with suppress(queue.Empty):
+                return take(box, self.thread)
 
     def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
         """Yield an answer piece by piece, each in a turn of its own."""
@@ -162,7 +185,7 @@ class LanguageScheduler:
         with self._changed:
             self._stopped.set()
             self._changed.notify_all()
-        self._thread.join()
+        self.thread.join()
 
     # -- the thread --
 
@@ -332,7 +355,7 @@ class CaptionQueue:
             (max_pending is not None and len(self._pending) > max_pending) or not self._done.empty()
         ):
             try:
-                done = self._done.get(timeout=POLL_S)
+                done = take(self._done, self.scheduler.thread)
             except queue.Empty:
                 yield None
                 continue

@@ -56,7 +56,7 @@ def open_session(arguments: argparse.Namespace) -> "Session":
     own = SessionConfig(scenes=scenes, caption=model.generator.decoding)
     session = Session(model, configured(own, arguments), memory=memory, read_only=remembered)
     session.wall_zero = arguments.recorded
-    if remembered and not len(session.cache):
+    if remembered and not len(session.memory):
         session.close()
         raise StoreError(f"{arguments.source}: nothing is in this memory yet")
     return session
@@ -161,14 +161,8 @@ def perceive(session: "Session", arguments: argparse.Namespace) -> bool:
 
 def prune(session: "Session", arguments: argparse.Namespace) -> None:
     """Keep a session's memory within --budget and --keep."""
-    store = session.kept.store
-    if store is None or (arguments.budget, arguments.keep) == (None, None):
-        return
-    from streammem.memory import upkeep
-
-    pruned = upkeep.prune(store, budget_bytes=arguments.budget, keep_s=arguments.keep)
-    session.cache.drop(pruned.segments)
-    log.info("%s: removed %s", store.path, pruned)
+    if (arguments.budget, arguments.keep) != (None, None):
+        session.memory.prune(budget_bytes=arguments.budget, keep_s=arguments.keep)
 
 
 def pruned_every(budget_bytes: int | None) -> int:

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from streammem.errors import ConfigError
-from streammem.memory.abstention import normalise, threshold
-from streammem.memory.keysets import unit_rows
+from streammem.memory.entry import unit_rows
+from streammem.memory.retrieval import normalise, threshold
 from streammem.models.protocols import TextEncoder
 from streammem.types import Alert, Frame
 from streammem.video.pixels import fitted_pixels

@@ -11,7 +11,7 @@ import numpy as np
 from streammem.captioning.captioner import CaptionRequest, ScoredCaption
 from streammem.captioning.scheduler import CaptionJob
 from streammem.engine.session import Session, segment_frames
-from streammem.memory.keysets import coverage, visual_keys
+from streammem.memory.entry import coverage, visual_keys
 from streammem.models.protocols import spread
 from streammem.perception.scene_buffer import BufferedFrame
 from streammem.types import Caption, Segment

@@ -7,17 +7,15 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TypeVar
 
+from streammem.captioning.scheduler import POLL_S, take
 from streammem.engine.watch_options import Drop
 from streammem.errors import SourceError
 from streammem.types import Frame
 from streammem.video import VideoSource
 
-T = TypeVar("T")
 FRAMES_AHEAD = 8  # decoded frames that wait for perception
 LIVE_FRAMES_AHEAD = 32  # of a source that does not wait: what comes while a question is read
-POLL_S = 0.05
 # A source that is stopped while it waits for data is waited for so long: RTSP looks up within it
 # (`video.cameras.POLL_S`). What does not, such as HTTP, is left to its time-out.
 PATIENCE_S = 4.0
@@ -51,7 +49,7 @@ def open_aside(opening: Callable[[], VideoSource], stop: Callable[[], bool]) -> 
     opened = None
     while opened is None:
         with suppress(queue.Empty):
-            opened = _next(result, thread)
+            opened = take(result, thread)
         if opened is None and stop():
             with suppress(queue.Full):  # it may have opened meanwhile
                 result.put_nowait(None)
@@ -105,7 +103,7 @@ class Reader:
                 self.stopped = True
                 return
             try:
-                item = _next(self._queue, self._thread)
+                item = take(self._queue, self._thread)
             except queue.Empty:
                 yield None
                 continue
@@ -183,19 +181,3 @@ class Reader:
                         self._queue.get_nowait()
                         self.dropped_full += 1
         return False
-
-
-def _next(items: "queue.Queue[T]", thread: threading.Thread) -> T:
-    """Take what a thread has put into its queue.
-
-    Raises:
-        queue.Empty: nothing came for ``POLL_S`` seconds.
-        RuntimeError: the thread is dead without a word, and nothing will ever come.
-    """
-    alive = thread.is_alive()  # asked first: what it put before it died is still there
-    try:
-        return items.get(timeout=POLL_S if alive else 0)
-    except queue.Empty:
-        if alive:
-            raise
-        raise RuntimeError(f"the thread {thread.name} died without an error") from None

@@ -6,7 +6,7 @@ slow path. Threads live in ``reader.py`` and in the language model's scheduler.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -16,9 +16,8 @@ from torch import Tensor
 
 from streammem.captioning.captioner import Captioner, CaptionRequest, ScoredCaption
 from streammem.engine.session_config import SessionConfig
-from streammem.memory.cache import CacheConfig, MemoryCache
-from streammem.memory.entry import Entry, decode_keyframe
-from streammem.memory.keysets import visual_keys
+from streammem.memory.cache import CacheConfig
+from streammem.memory.entry import Entry, decode_keyframe, visual_keys
 from streammem.memory.memory import Memory
 from streammem.models.protocols import SegmentFrames, StreamModel, spread
 from streammem.perception.background import Background, BackgroundState
@@ -33,8 +32,9 @@ from streammem.perception.scene_buffer import (
     places,
 )
 from streammem.perception.scenetilling import Pushed, SceneTilling, SceneTillingState, Score
-from streammem.qa.answerer import Answerer, Present
-from streammem.types import Answer, Caption, Chapter, Frame, Moment, Reason, Segment
+from streammem.qa.answerer import Answerer
+from streammem.qa.question import Present
+from streammem.types import Answer, Caption, Chapter, Frame, Moment, Reason, Segment, TimeSpan
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +60,6 @@ class SessionState:
     time: float
 
 
-@dataclass(eq=False)
 class Session:
     """Perceives frames, remembers segments, and speaks about them.
 
@@ -82,29 +81,34 @@ class Session:
         StoreError: the memory cannot be opened, or was made by another model.
 
     Attributes:
+        memory: what was seen, as a ``Memory``.
         captioner: makes and scores its captions.
         next_segment: id of the open segment.
         recurrent: recurrent memory, shaped as the model's ``initial_memory``.
     """
 
-    model: StreamModel
-    config: SessionConfig = field(default_factory=SessionConfig)
-    memory: str | Path | None = None
-    read_only: bool = False
-    source: str = ""
-    on_score: Callable[[float, Score], None] | None = None
-    wall_zero: float | None = None
-
-    def __post_init__(self) -> None:
+    def __init__(  # noqa: PLR0913 - all but the model have a default that holds
+        self,
+        model: StreamModel,
+        config: SessionConfig | None = None,
+        memory: str | Path | None = None,
+        read_only: bool = False,
+        source: str = "",
+        on_score: Callable[[float, Score], None] | None = None,
+        wall_zero: float | None = None,
+    ) -> None:
+        self.model, self.config = model, config or SessionConfig()
+        self.read_only, self.source = read_only, source
+        self.on_score, self.wall_zero = on_score, wall_zero
         self.captioner = Captioner(self.model, self.config.captioning)
         key_dim = self.model.text_encoder.background.shape[1]
         encoder = self.model.segment_encoder
         token_shape = encoder.token_shape if encoder else (0, 0)
-        if self.memory is None:
-            self.kept = Memory(CacheConfig(key_dim, token_shape, self.config.max_segments))
+        if memory is None:
+            self.memory = Memory(CacheConfig(key_dim, token_shape, self.config.max_segments))
         else:
-            self.kept = Memory.open(
-                self.memory,
+            self.memory = Memory.open(
+                memory,
                 self.model.fingerprint,
                 key_dim=key_dim,
                 token_shape=token_shape,
@@ -116,18 +120,13 @@ class Session:
         fixed, still = self.config.fixed, self.config.still
         self._background = Background(max(1.0, still)) if fixed else None
         self._buffer = SceneBuffer(self._tilling.lag, self.config.now_frames)
-        self.recurrent = self.kept.recurrent(
+        self.recurrent = self.memory.recurrent(
             encoder.initial_memory() if encoder else torch.zeros(0, 0)
         )
-        self.next_segment = self.kept.next_segment
+        self.next_segment = self.memory.next_segment
         self._time = -math.inf
         self._closed: dict[int, CaptionRequest] = {}  # by the last push or flush alone
-        self.answerer = Answerer(self.model, self.kept, self.config, self._describe)
-
-    @property
-    def cache(self) -> MemoryCache:
-        """What is findable now."""
-        return self.kept.cache
+        self.answerer = Answerer(self.model, self.memory, self.config.answering, self)
 
     @property
     def num_frames(self) -> int:
@@ -152,7 +151,7 @@ class Session:
 
     def close(self) -> None:
         """Release a durable memory; idempotent. The open segment is not kept: flush first."""
-        self.kept.close()
+        self.memory.close()
 
     def __enter__(self) -> Self:
         return self
@@ -245,7 +244,7 @@ class Session:
         Raises:
             KeyError: no such segment.
         """
-        return self.kept.tokens(segment)
+        return self.memory.tokens(segment)
 
     def keyframe(self, segment: int) -> np.ndarray:
         """Return a segment's keyframe, [H, W, 3] uint8 RGB, longer side at most 320 pixels.
@@ -253,7 +252,7 @@ class Session:
         Raises:
             KeyError: no such segment, or its keyframe was dropped.
         """
-        jpeg = self.kept.keyframe(segment)
+        jpeg = self.memory.keyframe(segment)
         if jpeg is None:
             raise KeyError(f"no keyframe of segment {segment} in this memory")
         return decode_keyframe(jpeg)
@@ -286,12 +285,12 @@ class Session:
         """
         if segment.id in self._closed:
             return self._closed[segment.id]
-        entry = self.cache.get(segment.id)
+        entry = self.memory.get(segment.id)
         if entry is None:
             raise KeyError(f"no segment {segment.id} in this session")
         reads = self.model.generator.reads
         tokens = self.tokens(segment.id) if reads.tokens else None
-        jpeg = self.kept.keyframe(segment.id) if reads.pictures else None
+        jpeg = self.memory.keyframe(segment.id) if reads.pictures else None
         keyframes = (self.keyframe(segment.id),) if jpeg else ()
         return CaptionRequest(segment, entry.visual_keys, tokens, keyframes)
 
@@ -306,11 +305,12 @@ class Session:
     def keep(self, segment: Segment, scored: ScoredCaption) -> Caption:
         """Keep what was decided to be said of a segment; nothing where nothing is said."""
         if scored.text:
-            self.kept.set_caption(segment.id, scored.text, scored.key)
+            self.memory.set_caption(segment.id, scored.text, scored.key)
         return scored.of(segment)
 
-    def _describe(self, segments: Sequence[Segment]) -> None:
-        """Caption segments in one batch and keep the captions, for an answer."""
+    def describe(self, entries: Sequence[Entry]) -> None:
+        """Caption rows of the memory in one batch, for an answer that rests on them."""
+        segments = [Segment(e.segment, e.start, e.end, None, None) for e in entries]
         requests = [self.request(segment) for segment in segments]
         for segment, scored in zip(segments, self.captioner.caption(requests), strict=True):
             self.keep(segment, scored)
@@ -354,7 +354,7 @@ class Session:
         Raises:
             ConfigError: count below 1.
         """
-        return self.answerer.chapters(count, between)
+        return self.answerer.chapters(count, TimeSpan(*between) if between else None)
 
     # -- closing --
 
@@ -388,12 +388,12 @@ class Session:
         if (encoder := self.model.segment_encoder) is not None:
             related = None
             if encoder.reads_related:
-                related = self.kept.related_tokens(clusters[0], self.config.retrieved)
+                related = self.memory.related_tokens(clusters[0], self.config.retrieved)
             read = segment_frames(self.next_segment, full)
             tokens, recurrent = encoder.encode_segment(read, self.recurrent, related)
         # 3. Store them; only then forget the frames: those whose segment cannot be written stay.
         segment = Segment(self.next_segment, frames[0].time, end, depth, reason)
-        row = self.kept.append(
+        row = self.memory.append(
             Entry(
                 segment=segment.id,
                 start=segment.start,

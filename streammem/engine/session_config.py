@@ -1,18 +1,15 @@
 """How a session remembers, speaks and answers; every option has a default that holds."""
 
 from dataclasses import dataclass
-from typing import Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from streammem.captioning.captioner import CaptionConfig
 from streammem.errors import ConfigError
 from streammem.memory.cache import CacheConfig
+from streammem.memory.retrieval import DEFAULT_RANKERS
 from streammem.models.backbones.sampling import MOST_BEAMS, GenerationConfig
 from streammem.models.tiny.model import ANSWER_DECODING
 from streammem.perception.scenetilling import SceneTillingConfig
-
-Context = Literal["memory", "now", "uniform", "captions"]
-CONTEXTS: tuple[Context, ...] = ("memory", "now", "uniform", "captions")
+from streammem.qa.answerer import AnswerConfig, Context
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +34,8 @@ class SessionConfig:
         remark: let the model say a sentence of its own after an answer that was computed.
         timezone: name in the time zone database, as in ``Europe/Berlin``, that wall-clock words
             are read in; None takes this computer's.
+        rankers: rules that rank what is found and decide what counts as seen, applied in this
+            order: names in ``memory.retrieval.RANKERS``.
         caption: decoding of captions; None takes the model's.
         answer: decoding of answers.
         candidates: captions drawn of a scene, of which the one that fits best is said, in
@@ -58,6 +57,7 @@ class SessionConfig:
     context: Context = "memory"
     remark: bool = False
     timezone: str | None = None
+    rankers: tuple[str, ...] = DEFAULT_RANKERS
     caption: GenerationConfig | None = None
     answer: GenerationConfig = ANSWER_DECODING
     instruction: str | None = None
@@ -65,8 +65,6 @@ class SessionConfig:
     min_confidence: float | None = None
 
     def __post_init__(self) -> None:
-        if self.context not in CONTEXTS:
-            raise ConfigError(f"context {self.context!r}: give one of {', '.join(CONTEXTS)}")
         if not 0 <= self.still <= 255:
             raise ConfigError(f"still={self.still}: give levels in [0, 255]")
         if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
@@ -76,21 +74,19 @@ class SessionConfig:
         decoding = self.caption or GenerationConfig()
         if (self.candidates or 1) > 1 and (decoding.num_beams > 1 or decoding.temperature > 0):
             raise ConfigError("candidates are drawn for greedy captions: no beams, temperature 0")
-        if self.retrieved < 0 or self.passages < 1 or self.now_frames < 0:
-            raise ConfigError("retrieved and now_frames must be >= 0, passages >= 1")
-        _check_timezone(self.timezone)
+        if self.retrieved < 0 or self.now_frames < 0:
+            raise ConfigError("retrieved and now_frames must be >= 0")
+        _ = self.answering  # refuses what answers would
         CacheConfig(max_segments=self.max_segments)  # refuses what the cache would
 
     @property
     def captioning(self) -> CaptionConfig:
-        """What of it the captioner reads."""
+        """The options of captions."""
         return CaptionConfig(self.caption, self.instruction, self.candidates, self.min_confidence)
 
-
-def _check_timezone(name: str | None) -> None:
-    try:
-        if name is not None:
-            ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        known = "give one such as Europe/Berlin"
-        raise ConfigError(f"timezone {name!r}: not known; {known}") from error
+    @property
+    def answering(self) -> AnswerConfig:
+        """The options of answers."""
+        return AnswerConfig(
+            self.passages, self.context, self.remark, self.timezone, self.rankers, self.answer
+        )

@@ -150,6 +150,9 @@ class _Silent:
             self.read_ahead([question])
         return self._readings[question]
 
+    def describe(self, entries: object) -> None:
+        """Caption nothing."""
+
     def answer_prompt(self, *shown: object) -> list[str]:
         return []
 
@@ -159,24 +162,24 @@ class _Silent:
 
 def _answerer(model: Any, keys: np.ndarray, edges: np.ndarray, rows: Sequence[int]) -> "Answerer":
     """Give a memory of some scenes its voice; as after ``ask SOURCE``, nothing has a caption."""
-    from streammem.engine.session_config import SessionConfig
+    from torch import zeros
+
     from streammem.memory.memory import Memory
-    from streammem.qa.answerer import Answerer
+    from streammem.qa.answerer import AnswerConfig, Answerer
 
     width = keys.shape[1]
     memory = Memory(CacheConfig(width, (0, 1), max(4, len(rows))))
     none = np.zeros((0, width), np.float32)
     for scene in rows:
         start, end = float(edges[scene]), float(edges[scene + 1])
-        memory.cache.append(
-            Entry(scene, start, end, 1, keys[scene : scene + 1], none, none, np.zeros((0, 1)))
-        )
-    return Answerer(model, memory, SessionConfig(), lambda segments: None)
+        shown = keys[scene : scene + 1]
+        memory.append(Entry(scene, start, end, 1, shown, none, none, np.zeros((0, 1))), zeros(0))
+    return Answerer(model, memory, AnswerConfig(), model)
 
 
 def _asked(answerer: "Answerer", question: TimedQuestion, timeline: Timeline) -> Outcome:
     from streammem.perception.scene_buffer import BufferedFrame
-    from streammem.qa.answerer import Present
+    from streammem.qa.question import Present
 
     answerer.turns.clear()  # each question stands alone
     end, count = float(timeline.edges[-1]), len(timeline.photos)

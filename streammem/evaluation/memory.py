@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,9 +23,12 @@ from streammem.evaluation.datasets import (
     read_picture,
 )
 from streammem.evaluation.streams import KINDS, Stream, bm25, check_enough, compose
-from streammem.memory.abstention import FALSE_SIGHTINGS, Chance, normalise, threshold
-from streammem.memory.cache import CacheConfig, MemoryCache
+from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry
+from streammem.memory.retrieval import FALSE_SIGHTINGS, GumbelNull, Query, normalise, threshold
+
+if TYPE_CHECKING:
+    from streammem.memory.memory import Memory
 
 # Scenes of a stream: streams. Each lacks a few things only, and things differ much in how easily
 # they are taken for seen, so one stream tells little of what is refused.
@@ -48,7 +51,7 @@ class Rememberer(Protocol):
         ...
 
     @property
-    def chance(self) -> Chance:
+    def chance(self) -> GumbelNull:
         """How far the best of many unrelated pictures' keys reaches."""
         ...
 
@@ -184,15 +187,19 @@ class Run:
             }
 
 
-def remembered(album: Album, scenes: Sequence[int]) -> MemoryCache:
-    """Fill a cache with scenes, each a photo's key and, where it has one, its caption's key."""
+def remembered(album: Album, scenes: Sequence[int]) -> "Memory":
+    """Fill a memory with scenes, each a photo's key and, where it has one, its caption's key."""
+    from torch import zeros
+
+    from streammem.memory.memory import Memory
+
     no_keys = np.zeros((0, album.keys.shape[1]), np.float32)
     # No row may extend another here: a scene's number is its truth.
     config = CacheConfig(album.keys.shape[1], (0, 0), max(4, len(scenes)), epsilon=0.0)
-    cache = MemoryCache(config)
+    memory, no_state = Memory(config), zeros(0)
     for scene, photo in enumerate(scenes):
         said = photo < len(album.said)
-        cache.append(
+        memory.append(
             Entry(
                 segment=scene,
                 start=2.0 * scene,  # a second between scenes, for the same reason
@@ -203,9 +210,10 @@ def remembered(album: Album, scenes: Sequence[int]) -> MemoryCache:
                 note_keys=no_keys,
                 tokens=np.zeros((0, 0)),
                 caption=album.said[photo] if said else None,
-            )
+            ),
+            no_state,
         )
-    return cache
+    return memory
 
 
 def run_of(album: Album, stream: Stream, keys: np.ndarray, model: Rememberer) -> Run:
@@ -218,13 +226,13 @@ def run_of(album: Album, stream: Stream, keys: np.ndarray, model: Rememberer) ->
         model: what the keys are of.
     """
     background = np.asarray(model.background)
-    cache = remembered(album, stream.scenes)
+    memory = remembered(album, stream.scenes)
     found, scores = [], []
     for key in keys:
-        hits = cache.search(key, max(FOUND_AT))
+        hits = memory.search(Query(key), k=max(FOUND_AT))
         best = np.array([max(hit.visual for hit in hits)])
         found.append([hit.entry.segment for hit in hits])
-        scores.append(normalise(best, background @ key, max(2, len(cache)), model.chance)[0])
+        scores.append(normalise(best, background @ key, max(2, len(memory)), model.chance)[0])
     return Run(stream, keys, np.array(found), np.array(scores))
 
 
@@ -291,7 +299,8 @@ def forgetting_of(run: Run, album: Album) -> dict[str, float]:
         figures[f"{end}_reversed_recall@5"] = _share(
             np.array(
                 [
-                    count - 1 - gold in [h.entry.segment for h in turned.search(run.keys[i], 5)]
+                    count - 1 - gold
+                    in [h.entry.segment for h in turned.search(Query(run.keys[i]), k=5)]
                     for i, gold in zip(chosen, golds, strict=True)
                 ]
             )

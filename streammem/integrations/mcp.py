@@ -123,7 +123,7 @@ async def _shown(room: Room, span: tuple[float, float]) -> list[Any]:
     step = -(-len(scenes) // MAX_PICTURES) or 1
     shown: list[Any] = ["\n".join(map(str, kept)) or "nothing is kept of this span"]
     for scene in scenes[::step]:
-        jpeg = await room.do(lambda session, at=scene.id: session.kept.keyframe(at))  # type: ignore[misc]
+        jpeg = await room.do(lambda session, at=scene.id: session.memory.keyframe(at))  # type: ignore[misc]
         if jpeg:
             shown += [f"picture of {clock(scene.start)}", Image(data=jpeg, format="jpeg")]
     return shown

@@ -1,34 +1,35 @@
 """The cache: entries in RAM, found by keys, bounded however long the stream is.
 
-No disk here (`store.py`) and no model: keys come in, entries go out.
+No disk here (`store.py`) and no model: keys come in, entries go out. `memory.py` alone uses it; how
+hits are ranked stands in `retrieval.py`.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 
 from streammem.errors import ConfigError
-from streammem.memory.entry import KINDS, MAX_KEYFRAME_BYTES, MAX_KEYS, MAX_TEXT_BYTES, Entry, Hit
+from streammem.memory.entry import (
+    KINDS,
+    MAX_KEYFRAME_BYTES,
+    MAX_KEYS,
+    MAX_TEXT_BYTES,
+    Entry,
+    MergeQueue,
+    continues,
+    extended,
+    merged,
+    with_text,
+)
 from streammem.memory.index import FaissIndex
-from streammem.memory.merge import MergeQueue, continues, extended, merged, with_text
+from streammem.memory.retrieval import Hit
 from streammem.types import Note
-
-MARGINS = {"visual_keys": 0.0, "caption_keys": 0.65, "note_keys": 0.45}
-"""What a key's cosine must exceed a visual key's by to count as much, by its kind.
-
-Sentences are nearer to each other than to pictures. The model's own captions tell less than the
-visual keys they were chosen by, but find what was said in their own words; what people say tells
-more, and is found where the picture does not show it. Measured:
-docs/research/retrieval.md, *How questions find scenes*.
-"""
 
 _KEY_OVERHEAD_BYTES = 200  # a key's place in the index: ids, a dictionary slot, two integers
 _ROW_OVERHEAD_BYTES = 3_000  # an entry's objects, its places in the dictionary and the heap
-
-Window = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +85,6 @@ class Change:
     action: Literal["appended", "extended"]
     entry: Entry
     made_room: Entry | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CacheSnapshot:
-    """A cache as a value: entries are immutable, so it shares them."""
-
-    config: CacheConfig
-    entries: tuple[Entry, ...]
 
 
 class MemoryCache:
@@ -192,16 +185,6 @@ class MemoryCache:
         """Return every row, oldest first."""
         return tuple(self._rows[id_] for id_ in self._ids)
 
-    def entries_between(
-        self, a: float, b: float, *, source: str | None = None
-    ) -> tuple[Entry, ...]:
-        """Return the rows that overlap [a, b) seconds, oldest first."""
-        return tuple(
-            row
-            for row in map(self._rows.__getitem__, self._ids)
-            if row.start < b and row.end > a and source in (None, row.source)
-        )
-
     def related(self, key: np.ndarray, k: int) -> tuple[Hit, ...]:
         """Find the entries that look most like a segment: the bridge's retrieval.
 
@@ -210,51 +193,29 @@ class MemoryCache:
             k: >= 1.
 
         Returns:
-            At most k hits, best visual key first; `fused` is the score.
+            At most k hits, best visual key first.
         """
-        ranked = self._ranked("visual_keys", key, k, None)
-        return tuple(Hit(self._rows[id_], score, score, None, score) for score, id_ in ranked)
+        ranked = self._ranked("visual_keys", key, k)
+        return tuple(
+            Hit(self._rows[id_], score, score, None, score, score) for score, id_ in ranked
+        )
 
-    def search(
-        self,
-        key: np.ndarray,
-        k: int,
-        *,
-        between: Window | None = None,
-        wall: Window | None = None,
-        source: str | None = None,
-    ) -> tuple[Hit, ...]:
-        """Find the entries that a question is about, by keys of every kind.
-
-        The best key decides, its cosine less what ``MARGINS`` says of its kind.
+    def nearest(
+        self, key: np.ndarray, k: int, among: Sequence[Entry] | None = None
+    ) -> tuple[Entry, ...]:
+        """Find, for every kind of key, the k rows whose keys are nearest, in no order.
 
         Args:
-            key: [D_key] unit row, the question in the shared space.
+            key: [D_key] unit row.
             k: >= 1.
-            between: (a, b) seconds; only rows that overlap it.
-            wall: (a, b) Unix seconds; only rows that overlap it and know their wall clock.
-            source: only rows of this source.
-
-        Returns:
-            At most k hits, best first.
+            among: rows to choose from; None for all.
         """
-        allowed = self._allowed(between, wall, source)
-        # The best k of each kind hold the best k of all.
+        allowed = None
+        if among is not None:
+            firsts = np.array([row.segment for row in among], np.int64)
+            allowed = (firsts[:, None] * MAX_KEYS + np.arange(MAX_KEYS)).ravel()
         found = {id_ for kind in KINDS for _, id_ in self._ranked(kind, key, k, allowed)}
-        hits = [self._hit(id_, key) for id_ in found]
-        hits.sort(key=lambda hit: (-hit.fused, -hit.score, hit.entry.segment))
-        return tuple(hits[:k])
-
-    def snapshot(self) -> CacheSnapshot:
-        """Return the cache as a value."""
-        return CacheSnapshot(self.config, self.entries())
-
-    @classmethod
-    def from_snapshot(cls, snapshot: CacheSnapshot) -> Self:
-        """Return a cache that continues as the one that the snapshot was taken of."""
-        cache = cls(snapshot.config)
-        cache.load(snapshot.entries)
-        return cache
+        return tuple(self._rows[id_] for id_ in sorted(found))
 
     def num_bytes(self) -> int:
         """Return the bytes of keys, tokens, keyframes, text and index held now."""
@@ -335,7 +296,7 @@ class MemoryCache:
     # -- finding --
 
     def _ranked(
-        self, kind: str, key: np.ndarray, depth: int, allowed: np.ndarray | None
+        self, kind: str, key: np.ndarray, depth: int, allowed: np.ndarray | None = None
     ) -> list[tuple[float, int]]:
         """Return (cosine, id) of the best rows; their best key decides."""
         labels, scores = self._indexes[kind].search(key, depth * MAX_KEYS, allowed=allowed)
@@ -344,38 +305,7 @@ class MemoryCache:
             best.setdefault(id_, min(score, 1.0))  # half precision makes some rows a little longer
         return [(score, id_) for id_, score in best.items()][:depth]
 
-    def _hit(self, id_: int, key: np.ndarray) -> Hit:
-        row = self._rows[id_]
-        best = {
-            kind: float((getattr(row, kind) @ key).max())
-            for kind in KINDS
-            if len(getattr(row, kind))
-        }
-        fused = max(cosine - MARGINS[kind] for kind, cosine in best.items())
-        visual = best.pop("visual_keys")
-        text = max(best.values(), default=None)
-        return Hit(row, visual if text is None else max(visual, text), visual, text, fused)
-
-    def _allowed(
-        self, between: Window | None, wall: Window | None, source: str | None
-    ) -> np.ndarray | None:
-        """Return the labels of the rows in the windows; None for all."""
-        if between is None and wall is None and source is None:
-            return None
-        a, b = between or (-np.inf, np.inf)
-        rows = self.entries_between(a, b, source=source)
-        if wall is not None:
-            rows = tuple(row for row in rows if _overlaps_wall(row, wall))
-        firsts = np.array([row.segment for row in rows], np.int64)
-        return (firsts[:, None] * MAX_KEYS + np.arange(MAX_KEYS)).ravel()
-
 
 def _labels(row: Entry) -> np.ndarray:
     """Return the index ids of a row's keys, of either kind."""
     return row.segment * MAX_KEYS + np.arange(MAX_KEYS)
-
-
-def _overlaps_wall(row: Entry, wall: Window) -> bool:
-    if row.wall_start is None:
-        return False
-    return row.wall_start < wall[1] and row.wall_start + (row.end - row.start) > wall[0]

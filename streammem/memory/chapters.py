@@ -11,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from streammem.errors import ConfigError
-from streammem.memory.entry import Entry
-from streammem.memory.merge import MergeQueue, merged
+from streammem.memory.entry import Entry, MergeQueue, merged
 
 MAX_CHAPTERS = 24
 CENTRAL = 3

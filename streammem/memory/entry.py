@@ -1,10 +1,22 @@
-"""The record that the memory keeps of a segment, and what the folder's modules share about it.
+"""The record that the memory keeps of a segment: its keys, and how two records become one.
 
-No index and no disk: `cache.py` holds entries in RAM, `store.py` on disk.
+    entry = Entry(segment=0, start=0.0, end=4.5, frames=9, visual_keys=visual_keys(frame_keys), ...)
+    if continues(row, entry, epsilon=0.02):   # a still scene goes on
+        row = extended(row, entry)
+    row = with_text(row, caption="A dog swims.", caption_key=key)
+    row.age(Now(wall=time.time(), ends={"": 60.0}))   # seconds
+
+No index and no disk: `cache.py` holds entries in RAM, `store.py` on disk. When rows merge is the
+cache's business; where keys come from (the retrieval heads) is not known here.
 """
 
+import heapq
 import io
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -29,6 +41,23 @@ NOTE_BYTES = 200
 _GROUP = 32  # token values that share a scale
 _LEVELS = 127
 _UNIT_TOLERANCE = 1e-2
+_MAX_ROUNDS = 8  # of k-means
+_SAME_KEY = 0.999
+_SAME_TIME_S = 1e-3
+
+
+class Now(NamedTuple):
+    """The present, on every clock that a row may be timed by.
+
+    The default lies before everything: every age is 0.
+
+    Attributes:
+        wall: Unix seconds.
+        ends: by name of a source, the newest second of its own clock.
+    """
+
+    wall: float = -math.inf
+    ends: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +85,7 @@ class Entry:
         merged: number of original segments in it.
         last: id of its newest original segment; -1 stands for ``segment``.
         source: name of the source that it was seen in.
-        wall_start: wall clock at ``start``, Unix seconds; None where nobody knows it.
+        wall_start: wall clock at ``start``, Unix seconds; None where it is not known.
 
     Raises:
         ValueError: a field out of the ranges above.
@@ -94,24 +123,14 @@ class Entry:
         _require(np.ndim(self.tokens) == 2, "tokens", "must be [M, D]")
         object.__setattr__(self, "tokens", _rounded(_frozen(self.tokens, np.float16)))
 
+    def age(self, at: Now) -> float:
+        """Return how many seconds ago it ended, >= 0.
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Hit:
-    """An entry that a retrieval found.
-
-    Attributes:
-        score: cosine in [-1, 1] of the query and the entry's best key of any kind.
-        visual: cosine with its best visual key.
-        text: cosine with its best key of a caption or a note; None where it has none or none was
-            asked.
-        fused: what the hits are ordered by.
-    """
-
-    entry: Entry
-    score: float
-    visual: float
-    text: float | None
-    fused: float
+        By the wall clock where the row knows it; otherwise by its source's own clock.
+        """
+        if self.wall_start is not None:
+            return max(0.0, at.wall - (self.wall_start + self.end - self.start))
+        return max(0.0, at.ends.get(self.source, self.end) - self.end)
 
 
 def decode_keyframe(jpeg: bytes) -> np.ndarray:
@@ -154,6 +173,230 @@ def from_eight_bits(largest: np.ndarray, levels: np.ndarray, shape: tuple[int, i
     return values.reshape(-1)[: shape[0] * shape[1]].reshape(shape).astype(np.float16)
 
 
+# -- keys --
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Scale rows to length 1.
+
+    Args:
+        rows: [N, D] float.
+
+    Returns:
+        [N, D] float32. A zero row stays zero.
+
+    Raises:
+        ValueError: not two-dimensional, or not finite.
+    """
+    rows = np.asarray(rows, np.float32)
+    if rows.ndim != 2 or not np.isfinite(rows).all():
+        raise ValueError(f"keys: need finite rows [N, D], got shape {rows.shape}")
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms > 0, norms, 1)
+
+
+def visual_keys(
+    frame_keys: np.ndarray, max_keys: int = MAX_KEYS, *, min_cosine: float = 0.9
+) -> np.ndarray:
+    """Summarise a segment's frames by few keys so that a short event keeps its own.
+
+    Spherical k-means grown by farthest points: the frame that the keys so far cover worst founds
+    the next cluster, until every frame is covered or the keys run out. The result depends on the
+    set of frames only, to the last bit: rows are put in a canonical order first.
+
+    Args:
+        frame_keys: [T, D] float, T >= 1; zero rows do not count.
+        max_keys: >= 1.
+        min_cosine: frames at least this close to a key are covered by it. Raising it gives more
+            keys to quiet segments.
+
+    Returns:
+        [K, D] float32 unit rows, 1 <= K <= max_keys, the cluster of most frames first.
+
+    Raises:
+        ValueError: no row that is not zero.
+
+    Source: Gonzalez 1985 (farthest points); Dhillon and Modha 2001 (spherical k-means).
+    """
+    rows = unit_rows(frame_keys)
+    rows = rows[np.any(rows != 0, axis=1)]
+    if not len(rows):
+        raise ValueError("visual_keys: needs at least one row that is not zero")
+    rows = rows[np.lexsort(rows.T[::-1])]
+    centres, sizes = _settled(rows, rows[:1])
+    while len(centres) < max_keys:
+        covered = (rows @ centres.T).max(axis=1)  # [T]
+        worst = int(covered.argmin())
+        if covered[worst] >= min_cosine:
+            break
+        centres, sizes = _settled(rows, np.concatenate([centres, rows[worst : worst + 1]]))
+    return centres[np.argsort(-sizes, kind="stable")]
+
+
+def similarity(left: np.ndarray, right: np.ndarray) -> float:
+    """How alike two sets of keys are: the mean cosine of each key with its best match.
+
+    Args:
+        left: [K, D] unit rows.
+        right: [L, D] unit rows.
+
+    Returns:
+        In [-1, 1]; symmetric; 1 for equal sets.
+    """
+    cosines = left @ right.T  # [K, L]
+    return float(cosines.max(axis=1).mean() + cosines.max(axis=0).mean()) / 2
+
+
+def coverage(keys: np.ndarray, others: np.ndarray) -> float:
+    """How well `keys` stand for every one of `others`: the cosine of the worst covered.
+
+    Args:
+        keys: [K, D] unit rows.
+        others: [L, D] unit rows.
+
+    Returns:
+        In [-1, 1].
+    """
+    return float((others @ keys.T).max(axis=1).min())
+
+
+# -- two entries become one --
+
+
+def merge_cost(left: Entry, right: Entry) -> float:
+    """What answers lose when two neighbours become one row.
+
+    (1 - similarity) x (segments in both): each of those segments is afterwards found by keys that
+    are off by so much. Age does not count: old evidence is what a memory is for. The factor keeps
+    resolution even; without it one row swallows its neighbours, for with four keys of a mixture it
+    is a little like everything.
+
+    Returns:
+        >= 0.
+    """
+    unlike = max(0.0, 1 - similarity(left.visual_keys, right.visual_keys))
+    return unlike * (left.merged + right.merged)
+
+
+class MergeQueue:
+    """Pairs of neighbouring rows, the cheapest merge first.
+
+    A pair is out of date once either of its rows has changed, which its ids tell; such pairs are
+    skipped when they surface, and swept when they outnumber the rows by far.
+    """
+
+    def __init__(self) -> None:
+        self._pairs: list[tuple[float, int, int, int, int]] = []  # heap
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def offer(self, left: Entry, right: Entry, rows: Mapping[int, Entry]) -> None:
+        """Add a pair of neighbours out of `rows`, which are keyed by segment."""
+        pair = (merge_cost(left, right), left.segment, left.last, right.segment, right.last)
+        heapq.heappush(self._pairs, pair)
+        if len(self._pairs) > 4 * len(rows) + 64:
+            self._pairs = [pair for pair in self._pairs if _current(pair, rows)]
+            heapq.heapify(self._pairs)
+
+    def pop(self, rows: Mapping[int, Entry]) -> tuple[int, int] | None:
+        """Take the ids of the cheapest pair that is still as it was offered; None without one."""
+        while self._pairs:
+            pair = heapq.heappop(self._pairs)
+            if _current(pair, rows):
+                return pair[1], pair[3]
+        return None
+
+
+def merged(left: Entry, right: Entry) -> Entry:
+    """Join an entry and its successor in time into one.
+
+    Returns:
+        Known by the left id; keys clustered anew, tokens averaged by frames, text joined, the
+        keyframe of the longer one.
+    """
+    longer, shorter = (left, right) if left.frames >= right.frames else (right, left)
+    return replace(
+        left,
+        end=max(left.end, right.end),
+        frames=left.frames + right.frames,
+        visual_keys=_condensed(left.visual_keys, right.visual_keys),
+        caption_keys=_condensed(left.caption_keys, right.caption_keys),
+        note_keys=_condensed(left.note_keys, right.note_keys),
+        tokens=_mean_tokens(left, right),
+        caption=_caption(left.caption, right.caption),
+        notes=_fitting_notes(left.notes + right.notes),
+        keyframe=longer.keyframe or shorter.keyframe,
+        merged=left.merged + right.merged,
+        last=right.last,
+    )
+
+
+def continues(row: Entry, entry: Entry, epsilon: float) -> bool:
+    """Tell whether a closing segment shows nothing that the row before it does not.
+
+    Every one of its keys must be within `epsilon` of one of the row's, so a short event with a key
+    of its own is never swallowed, and its text must fit without loss.
+    """
+    return (
+        row.source == entry.source
+        and abs(entry.start - row.end) <= _SAME_TIME_S
+        and len(row.caption_keys) + len(entry.caption_keys) <= MAX_KEYS
+        and len(row.note_keys) + len(entry.note_keys) <= MAX_KEYS
+        and sum(map(note_bytes, row.notes + entry.notes)) <= MAX_TEXT_BYTES
+        and coverage(row.visual_keys, entry.visual_keys) >= 1 - epsilon
+    )
+
+
+def extended(row: Entry, entry: Entry) -> Entry:
+    """Let a row go on over a segment that `continues` it; keys and tokens stay as they are."""
+    return replace(
+        row,
+        end=entry.end,
+        frames=row.frames + entry.frames,
+        caption_keys=np.concatenate([row.caption_keys, entry.caption_keys]),
+        note_keys=np.concatenate([row.note_keys, entry.note_keys]),
+        caption=_caption(row.caption, entry.caption),
+        notes=row.notes + entry.notes,
+        keyframe=entry.keyframe or row.keyframe,
+        merged=row.merged + entry.merged,
+        last=entry.last,
+    )
+
+
+def with_text(
+    entry: Entry,
+    *,
+    caption: str | None = None,
+    caption_key: np.ndarray | None = None,
+    notes: tuple[Note, ...] = (),
+    note_key: np.ndarray | None = None,
+) -> Entry:
+    """Add text that came after the entry: a further line of caption, notes, their keys.
+
+    Args:
+        entry: stays as it is.
+        caption: a line; the one that is there already changes nothing.
+        caption_key: [D_key] unit row.
+        notes: put in time order among those present.
+        note_key: [D_key] unit row.
+
+    Returns:
+        The entry with it, cut to MAX_TEXT_BYTES from the middle out.
+    """
+    in_order = sorted(entry.notes + notes, key=lambda note: note.start)
+    return replace(
+        entry,
+        caption=_caption(entry.caption, caption),
+        caption_keys=_with_key(entry.caption_keys, caption_key),
+        notes=_fitting_notes(in_order),
+        note_keys=_with_key(entry.note_keys, note_key),
+    )
+
+
+# -- private --
+
+
 def _steps(largest: np.ndarray) -> np.ndarray:
     return largest.astype(np.float32)[:, None] / _LEVELS
 
@@ -181,3 +424,62 @@ def _frozen(values: np.ndarray, *dtypes: type) -> np.ndarray:
         values = np.array(values, dtype, order="C")
     values.flags.writeable = False
     return values
+
+
+def _settled(rows: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Move centres to their rows' mean direction until no row changes sides."""
+    nearest = None
+    for _ in range(_MAX_ROUNDS):
+        before, nearest = nearest, (rows @ centres.T).argmax(axis=1)
+        if before is not None and np.array_equal(before, nearest):
+            break
+        sums = np.zeros_like(centres)
+        np.add.at(sums, nearest, rows)
+        # Opposite rows cancel, and a centre may lose all its rows: both keep their old place.
+        lost = np.linalg.norm(sums, axis=1) < 1e-6
+        centres = np.where(lost[:, None], centres, unit_rows(sums))
+    sizes = np.bincount((rows @ centres.T).argmax(axis=1), minlength=len(centres))
+    return centres[sizes > 0], sizes[sizes > 0]
+
+
+def _current(pair: tuple[float, int, int, int, int], rows: Mapping[int, Entry]) -> bool:
+    _, left, left_last, right, right_last = pair
+    return (
+        left in rows
+        and right in rows
+        and rows[left].last == left_last
+        and rows[right].last == right_last
+    )
+
+
+def _condensed(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    if not len(left) or not len(right):
+        return left if len(left) else right
+    both = np.concatenate([left, right])
+    return visual_keys(both, MAX_KEYS, min_cosine=_SAME_KEY)
+
+
+def _with_key(keys: np.ndarray, key: np.ndarray | None) -> np.ndarray:
+    return keys if key is None else _condensed(keys, key[None])
+
+
+def _mean_tokens(left: Entry, right: Entry) -> np.ndarray:
+    if left.tokens.shape != right.tokens.shape:
+        return left.tokens if left.tokens.size else right.tokens
+    share = left.frames / (left.frames + right.frames)
+    return share * left.tokens.astype(np.float32) + (1 - share) * right.tokens.astype(np.float32)
+
+
+def _caption(left: str | None, right: str | None) -> str | None:
+    lines = [line for text in (left, right) if text for line in text.splitlines() if line]
+    lines = [line for i, line in enumerate(lines) if i == 0 or line != lines[i - 1]]
+    while len(lines) > 1 and sum(len(line.encode()) + 1 for line in lines) > MAX_TEXT_BYTES:
+        lines.pop(len(lines) // 2)
+    return "\n".join(lines).encode()[:MAX_TEXT_BYTES].decode(errors="ignore") or None
+
+
+def _fitting_notes(notes: Sequence[Note]) -> tuple[Note, ...]:
+    kept = list(notes)
+    while kept and sum(map(note_bytes, kept)) > MAX_TEXT_BYTES:
+        kept.pop(len(kept) // 2)
+    return tuple(kept)

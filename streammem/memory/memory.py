@@ -1,9 +1,18 @@
-"""What a session remembers: the cache that finds segments and, if it is to last, the store behind.
+"""The memory of a session: what was seen, found again, in RAM or on disk.
+
+    memory = Memory.open("trips.mem", fingerprint, key_dim=256, token_shape=(16, 384), ...)
+    row = memory.append(entry, recurrent)         # safe on disk when it returns
+    memory.set_caption(row.segment, "A dog swims.", key)
+    hits = memory.search(Query(key), k=4)         # see `retrieval.py`
+    tokens, jpeg = memory.tokens(hits[0].entry.segment), memory.keyframe(hits[0].entry.segment)
 
 In RAM alone the cache holds everything; with a store it holds keys and text, the disk the rest.
+Cache and store are private to this module: a session, answers and commands use `Memory` alone.
 """
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -12,26 +21,40 @@ import torch
 from torch import Tensor
 
 from streammem.errors import StoreError
+from streammem.memory import upkeep
 from streammem.memory.cache import CacheConfig, MemoryCache
 from streammem.memory.database import Mode
-from streammem.memory.entry import Entry
+from streammem.memory.entry import Entry, Now
 from streammem.memory.folder import is_memory
+from streammem.memory.retrieval import DEFAULT_RANKERS, EVERYTHING, Hits, Query, Window, retrieve
 from streammem.memory.store import Store
+from streammem.types import Note
+
+_log = logging.getLogger(__name__)
 
 
 class Memory:
-    """Writes go to the store first, then to the cache: what can be found is safe already.
+    """Keeps entries and finds them; with a store, what a call has returned from is safe on disk.
 
     Args:
         config: of the cache; ``keys_only`` if there is a store.
         store: open, or None to keep everything in RAM.
+
+    Attributes:
+        config: of the cache.
     """
 
     def __init__(self, config: CacheConfig, store: Store | None = None) -> None:
-        self.cache = MemoryCache(config)
-        self.store = store
+        self.config = config
+        self._cache = MemoryCache(config)
+        self._store = store
+        self._newest: Entry | None = None  # the newest row with its payload, which may go on
         if store is not None:
-            self.cache.load(store.load_entries())
+            self._cache.load(store.load_entries())
+            _log.info("%s: opened (%s), %d rows", store.path, store.mode, len(self._cache))
+
+    def __len__(self) -> int:
+        return len(self._cache)
 
     @classmethod
     def open(
@@ -61,32 +84,135 @@ class Memory:
             raise
 
     @property
+    def path(self) -> Path | None:
+        """Its folder; None in RAM."""
+        return self._store.path if self._store else None
+
+    @property
     def next_segment(self) -> int:
         """The id after the newest segment's."""
-        entries = self.cache.entries()
+        entries = self._cache.entries()
         return entries[-1].last + 1 if entries else 0
+
+    @property
+    def num_keys(self) -> int:
+        """How many visual keys a query is compared with."""
+        return sum(len(entry.visual_keys) for entry in self._cache.entries())
+
+    def num_bytes(self) -> int:
+        """Return the bytes held in RAM now; at most ``config.bytes_bound()``."""
+        return self._cache.num_bytes()
+
+    def now(self, wall: float) -> Now:
+        """Return the present: Unix seconds, and where each source's newest row ends."""
+        return Now(wall, {entry.source: entry.end for entry in self._cache.entries()})
 
     def recurrent(self, initial: Tensor) -> Tensor:
         """Return the recurrent memory as it was left, or ``initial``."""
-        state = self.store.recurrent_state() if self.store else None
+        state = self._store.recurrent_state() if self._store else None
         if state is None:
             return initial
         return torch.from_numpy(np.frombuffer(state, np.float32).reshape(initial.shape).copy())
 
-    def append(self, entry: Entry, recurrent: Tensor) -> Entry:
-        """Keep a closed segment and the recurrent memory after it; return the row it is in."""
-        change = self.cache.append(entry)
-        if self.store:
-            state = recurrent.cpu().numpy().astype(np.float32).tobytes()
-            write = self.store.append if change.action == "appended" else self.store.extend
-            write(change.entry, state)
-        return change.entry
+    # -- writing --
 
-    def set_caption(self, segment: int, text: str, key: np.ndarray) -> Entry:
-        """Give a segment a caption; a memory that is only read keeps it until it is closed."""
-        if self.store and self.store.mode == "rw":
-            self.store.set_caption(segment, text, key)
-        return self.cache.set_caption(segment, text, key)
+    def append(self, entry: Entry, recurrent: Tensor) -> Entry:
+        """Keep a closed segment and the recurrent memory after it.
+
+        Returns:
+            The row that stands for the segment, as ``get`` would return it, with the tokens and
+            the keyframe that ``tokens`` and ``keyframe`` would: the segment itself, or the still
+            scene before it that goes on. Nothing need be read back from disk.
+
+        Raises:
+            StoreError: the disk fails; see ``Store.append``.
+            ValueError: an entry that does not fit; see ``MemoryCache.append``.
+        """
+        change = self._cache.append(entry)
+        row = change.entry
+        if self._store:
+            state = recurrent.cpu().numpy().astype(np.float32).tobytes()
+            if change.action == "appended":
+                self._store.append(row, state)
+            else:
+                # The cache holds keys only: the payload of the row that goes on is kept here.
+                before = self._newest or self._store.read(row.segment)
+                self._store.extend(row, state)
+                row = replace(row, tokens=before.tokens, keyframe=row.keyframe or before.keyframe)
+            self._newest = row
+        return row
+
+    def set_caption(self, segment: int, text: str, key: np.ndarray | None) -> Entry:
+        """Give a segment a caption, which is found from then on by its words too.
+
+        A memory that is only read keeps it until it is closed.
+
+        Args:
+            segment: any id that a row stands for.
+            text: one line; a row that has a caption gets a further line.
+            key: [D_key] unit row; None where there is no text encoder.
+
+        Returns:
+            The row as it is now.
+
+        Raises:
+            KeyError, StoreError: no such segment.
+        """
+        if self._store and self._store.mode == "rw":
+            self._store.set_caption(segment, text, key)
+        return self._cache.set_caption(segment, text, key)
+
+    def add_notes(self, segment: int, notes: tuple[Note, ...], key: np.ndarray | None) -> Entry:
+        """Give a segment speech or subtitles that came after it; otherwise as `set_caption`."""
+        if self._store and self._store.mode == "rw":
+            self._store.add_notes(segment, notes, key)
+        return self._cache.add_notes(segment, notes, key)
+
+    def prune(
+        self,
+        *,
+        budget_bytes: int | None = None,
+        keep_s: float | None = None,
+        now: float | None = None,
+    ) -> upkeep.Pruned | None:
+        """Keep a memory on disk within its budget and its time; see ``upkeep.prune``.
+
+        Returns:
+            What was removed, and is not found any more; None in RAM, whose rows are bounded.
+
+        Raises:
+            StoreError: the disk fails.
+        """
+        if self._store is None:
+            return None
+        pruned = upkeep.prune(self._store, budget_bytes=budget_bytes, keep_s=keep_s, now=now)
+        self._cache.drop(pruned.segments)
+        self._newest = None  # its payload may be gone
+        _log.info("%s: removed %s", self._store.path, pruned)
+        return pruned
+
+    # -- reading --
+
+    def get(self, segment: int) -> Entry | None:
+        """Return the row that stands for a segment, merged or not; None where it is unknown.
+
+        With a store its tokens and keyframe lie on disk: see ``tokens`` and ``keyframe``.
+        """
+        return self._cache.get(segment)
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Return every row, oldest first; payloads as for ``get``."""
+        return self._cache.entries()
+
+    def search(
+        self,
+        query: Query,
+        window: Window = EVERYTHING,
+        k: int | None = None,
+        rankers: Sequence[str] = DEFAULT_RANKERS,
+    ) -> Hits:
+        """Find the rows that a query is about, best first; see ``retrieval.retrieve``."""
+        return retrieve(self._cache, query, window, k, rankers)
 
     def tokens(self, segment: int) -> Tensor:
         """Return a segment's tokens [M, D] float32; [0, D] where they were pruned.
@@ -95,8 +221,8 @@ class Memory:
             KeyError: no such segment.
         """
         entry = self._known(segment)
-        tokens = self.store.tokens(segment) if self.store else entry.tokens
-        width = self.cache.config.token_shape[1]
+        tokens = self._store.tokens(segment) if self._store else entry.tokens
+        width = self._cache.config.token_shape[1]
         return torch.from_numpy(tokens.reshape(len(tokens), width).astype(np.float32))
 
     def keyframe(self, segment: int) -> bytes | None:
@@ -106,27 +232,27 @@ class Memory:
             KeyError: no such segment.
         """
         entry = self._known(segment)
-        return self.store.read(segment).keyframe if self.store else entry.keyframe
+        return self._store.read(segment).keyframe if self._store else entry.keyframe
 
     def keyframe_path(self, segment: int) -> str | None:
         """Return where a segment's keyframe lies on disk, if it does."""
-        path = self.store.keyframe_path(segment) if self.store else None
+        path = self._store.keyframe_path(segment) if self._store else None
         return str(path) if path else None
 
     def related_tokens(self, key: np.ndarray, count: int) -> Tensor | None:
         """Return the tokens [R, D] of the entries that look most like a segment's key."""
-        if not count or not len(self.cache):
+        if not count or not len(self._cache):
             return None
-        found: Sequence[int] = [hit.entry.segment for hit in self.cache.related(key, count)]
+        found: Sequence[int] = [hit.entry.segment for hit in self._cache.related(key, count)]
         return torch.cat([self.tokens(segment) for segment in found])
 
     def close(self) -> None:
         """Release the store; idempotent."""
-        if self.store:
-            self.store.close()
+        if self._store:
+            self._store.close()
 
     def _known(self, segment: int) -> Entry:
-        entry = self.cache.get(segment)
+        entry = self._cache.get(segment)
         if entry is None:
             raise KeyError(f"no segment {segment} in this memory")
         return entry

@@ -16,7 +16,7 @@ import numpy as np
 from streammem.errors import StoreError
 from streammem.memory import rows
 from streammem.memory.database import Database, Mode, create_database
-from streammem.memory.entry import Entry
+from streammem.memory.entry import Entry, with_text
 from streammem.memory.folder import (
     DATABASE,
     FORMAT,
@@ -35,7 +35,6 @@ from streammem.memory.folder import (
     sync_folder,
     write_header,
 )
-from streammem.memory.merge import with_text
 from streammem.types import Note
 
 _log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from streammem.errors import CheckpointError
-from streammem.memory.abstention import CHANCE, Chance
+from streammem.memory.retrieval import DEFAULT_NULL, GumbelNull
 from streammem.models.backbones.sampling import MOST_BEAMS
 from streammem.models.confidence import LEAST, SIGNS, WHOLE, Certainty
 from streammem.models.reranking import MERITS, Choice
@@ -42,7 +42,7 @@ class CheckpointConfig:
     lora_scale: float
     certainty: Certainty | None = None
     choice: Choice | None = None
-    chance: Chance = CHANCE
+    chance: GumbelNull = DEFAULT_NULL
     evidence: EvidenceSizes | None = None
 
 
@@ -100,10 +100,10 @@ def _choice(said: Any) -> Choice | None:
     return Choice(weights, candidates)
 
 
-def _chance(said: Any) -> Chance:
+def _chance(said: Any) -> GumbelNull:
     if said is None:
-        return CHANCE
-    chance = Chance(**{name: float(value) for name, value in said.items()})
+        return DEFAULT_NULL
+    chance = GumbelNull(**{name: float(value) for name, value in said.items()})
     if not np.isfinite(chance).all() or chance.scale <= 0:
         raise ValueError("chance needs finite numbers, and a scale above 0")
     return chance

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
-from streammem.memory.abstention import Chance
+from streammem.memory.retrieval import GumbelNull
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies
 from streammem.models.confidence import Certainty
 from streammem.models.reranking import Choice
@@ -115,7 +115,7 @@ class TextEncoder(Protocol):
         ...
 
     @property
-    def chance(self) -> Chance:
+    def chance(self) -> GumbelNull:
         """How far the best of many unrelated pictures' keys reaches."""
         ...
 

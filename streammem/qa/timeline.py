@@ -1,133 +1,258 @@
-"""Computing over a timeline: events, their number, order, length, and what lies around them.
+"""Computing over a timeline: appearances, their number, order, length, and what lies around them.
 
-Plain arithmetic on rows of the memory; what matches a question is decided elsewhere.
+    found = find_appearances(clips, lambda entry: entry.segment in matching)
+    finding = compute("how often", clips, found, (), {}, count=4)
+    value(finding, {}, named=False, zone=None)   # "2 times: 00:00.0-00:04.5, 00:14.0-00:18.0"
+
+Plain arithmetic on rows of the memory, and how its result is written as data; no language model.
+What matches a question is decided in `memory/retrieval.py`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, tzinfo
 from typing import NamedTuple
 
 from streammem.memory.entry import Entry
+from streammem.memory.retrieval import Clip
+from streammem.models.tiny.questions import Operator
+from streammem.types import clock
 
-Bounds = tuple[float, float]
-
+MAX_LISTED = 10  # spans in one line
 _TOUCHING_S = 1e-3
 
 
-class Stretch(NamedTuple):
-    """A row of the memory, as far as it lies within the time that is asked about.
+class Appearance(NamedTuple):
+    """A run of neighbouring clips that all match, without a gap."""
 
-    Attributes:
-        entry: the row.
-        start: seconds, >= the row's.
-        end: seconds, <= the row's; half-open.
-    """
-
-    entry: Entry
-    start: float
-    end: float
-
-
-class Event(NamedTuple):
-    """A run of neighbouring stretches that all match, without a gap."""
-
-    stretches: tuple[Stretch, ...]
+    clips: tuple[Clip, ...]
 
     @property
     def source(self) -> str:
-        return self.stretches[0].entry.source
+        return self.clips[0].entry.source
 
     @property
     def start(self) -> float:
-        return self.stretches[0].start
+        return self.clips[0].start
 
     @property
     def end(self) -> float:
-        return self.stretches[-1].end
+        return self.clips[-1].end
 
 
-def within(
-    entries: Sequence[Entry], stream: Bounds | None = None, wall: Bounds | None = None
-) -> tuple[Stretch, ...]:
-    """Cut rows to a time.
-
-    Args:
-        entries: oldest first.
-        stream: [a, b) seconds of each source's own clock; None for all.
-        wall: [a, b) Unix seconds; rows that do not know their wall clock are outside.
-
-    Returns:
-        What overlaps, in the same order.
-    """
-    found = []
-    for entry in entries:
-        start, end = entry.start, entry.end
-        for bounds in (stream, _on_stream(entry, wall) if wall else None):
-            if bounds:
-                start, end = max(start, bounds[0]), min(end, bounds[1])
-        if start < end or (start == end and entry.start == entry.end):
-            found.append(Stretch(entry, start, end))
-    return tuple(found)
-
-
-def events(stretches: Sequence[Stretch], matches: Callable[[Entry], bool]) -> tuple[Event, ...]:
-    """Join neighbouring stretches that match into events, oldest first.
+def find_appearances(
+    clips: Sequence[Clip], matches: Callable[[Entry], bool]
+) -> tuple[Appearance, ...]:
+    """Join neighbouring clips that match into appearances, oldest first.
 
     Neighbours are next to each other here, of one source, and touch in time.
     """
-    runs: list[list[Stretch]] = []
-    before: Stretch | None = None
-    for stretch in stretches:
-        if not matches(stretch.entry):
+    runs: list[list[Clip]] = []
+    before: Clip | None = None
+    for clip in clips:
+        if not matches(clip.entry):
             before = None
             continue
-        if before is not None and _touches(before, stretch):
-            runs[-1].append(stretch)
+        if before is not None and _touches(before, clip):
+            runs[-1].append(clip)
         else:
-            runs.append([stretch])
-        before = stretch
-    return tuple(Event(tuple(run)) for run in runs)
+            runs.append([clip])
+        before = clip
+    return tuple(Appearance(tuple(run)) for run in runs)
 
 
-def total_s(found: Sequence[Event]) -> float:
-    """Return how long events last together, in seconds."""
-    return sum(event.end - event.start for event in found)
+def total_s(found: Sequence[Appearance]) -> float:
+    """Return how long appearances last together, in seconds."""
+    return sum(appearance.end - appearance.start for appearance in found)
 
 
-def before(stretches: Sequence[Stretch], event: Event, count: int) -> tuple[Stretch, ...]:
-    """Return the last ``count`` stretches of the event's source that precede it."""
-    first = event.stretches[0].entry.segment
-    rows = [s for s in stretches if s.entry.source == event.source and s.entry.segment < first]
+def before(clips: Sequence[Clip], appearance: Appearance, count: int) -> tuple[Clip, ...]:
+    """Return the last ``count`` clips of the appearance's source that precede it."""
+    first = appearance.clips[0].entry.segment
+    rows = [
+        clip
+        for clip in clips
+        if clip.entry.source == appearance.source and clip.entry.segment < first
+    ]
     return tuple(rows[-count:])
 
 
-def after(stretches: Sequence[Stretch], event: Event, count: int) -> tuple[Stretch, ...]:
-    """Return the first ``count`` stretches of the event's source that follow it."""
-    last = event.stretches[-1].entry.segment
-    rows = [s for s in stretches if s.entry.source == event.source and s.entry.segment > last]
+def after(clips: Sequence[Clip], appearance: Appearance, count: int) -> tuple[Clip, ...]:
+    """Return the first ``count`` clips of the appearance's source that follow it."""
+    last = appearance.clips[-1].entry.segment
+    rows = [
+        clip
+        for clip in clips
+        if clip.entry.source == appearance.source and clip.entry.segment > last
+    ]
     return tuple(rows[:count])
 
 
-def partner(event: Event, others: Sequence[Event]) -> Event | None:
-    """Return the next of other events after an event, or else the last one before it.
+def partner(appearance: Appearance, others: Sequence[Appearance]) -> Appearance | None:
+    """Return the next of other appearances after an appearance, or else the last one before it.
 
-    Of the same source, and sharing no stretch with it; None where there is none.
+    Of the same source, and sharing no clip with it; None where there is none.
     """
-    same = [other for other in others if other.source == event.source]
-    first, last = event.stretches[0].entry.segment, event.stretches[-1].entry.segment
-    later = [other for other in same if other.stretches[0].entry.segment > last]
-    earlier = [other for other in same if other.stretches[-1].entry.segment < first]
+    same = [other for other in others if other.source == appearance.source]
+    first, last = appearance.clips[0].entry.segment, appearance.clips[-1].entry.segment
+    later = [other for other in same if other.clips[0].entry.segment > last]
+    earlier = [other for other in same if other.clips[-1].entry.segment < first]
     if later:
         return later[0]
     return earlier[-1] if earlier else None
 
 
-def _touches(left: Stretch, right: Stretch) -> bool:
+# -- operators --
+
+
+class Finding(NamedTuple):
+    """What was computed.
+
+    Attributes:
+        operator: by which it was.
+        appearances: what it rests on: all that match; of ``first`` and ``last`` that one; of
+            ``before``, ``after`` and ``between`` what they point to. None: not seen.
+        around: what lies before, after or between, in time order.
+        total: appearances that match, in all.
+    """
+
+    operator: Operator
+    appearances: tuple[Appearance, ...]
+    around: tuple[Clip, ...] = ()
+    total: int = 0
+
+    @property
+    def used(self) -> tuple[Entry, ...]:
+        """Every row that it rests on, oldest first."""
+        clips = [clip for each in self.appearances for clip in each.clips]
+        rows = {clip.entry.segment: clip.entry for clip in (*clips, *self.around)}
+        return tuple(rows[segment] for segment in sorted(rows))
+
+    @property
+    def answers(self) -> tuple[Entry, ...]:
+        """The rows that the answer itself is about, oldest first."""
+        if self.operator in ("before", "after", "between"):
+            return tuple(clip.entry for clip in self.around)
+        return tuple(appearance.clips[0].entry for appearance in self.appearances)
+
+
+def compute(
+    operator: Operator,
+    clips: Sequence[Clip],
+    appearances: tuple[Appearance, ...],
+    seconds: tuple[Appearance, ...],
+    scores: Mapping[int, float],
+    count: int,
+) -> Finding:
+    """Compute an operator.
+
+    Args:
+        operator: neither ``describe`` nor ``now``, which compute nothing.
+        clips: what the question is about, oldest first.
+        appearances: of these, those that match the anchor, oldest first.
+        seconds: those that match the second anchor, of ``between``.
+        scores: of each segment, how well it matches; ``before``, ``after`` and ``between`` point
+            to the appearance of the best one.
+        count: scenes that ``before`` and ``after`` give at most.
+    """
+    if not appearances:
+        return Finding(operator, ())
+    if operator in ("first", "last"):
+        return Finding(
+            operator, (appearances[0 if operator == "first" else -1],), total=len(appearances)
+        )
+    if operator not in ("before", "after", "between"):
+        return Finding(operator, appearances, total=len(appearances))
+    pointed = max(
+        appearances, key=lambda e: max(scores.get(clip.entry.segment, 0) for clip in e.clips)
+    )
+    if operator == "between":
+        return _between(clips, pointed, seconds)
+    side = before if operator == "before" else after
+    return Finding(operator, (pointed,), side(clips, pointed, count), len(appearances))
+
+
+def value(
+    finding: Finding, captions: Mapping[int, str], *, named: bool, zone: tzinfo | None
+) -> str:
+    """Write a finding as data.
+
+    Args:
+        finding: what was computed.
+        captions: of segments in ``around``, and of what was found without an anchor.
+        named: name the sources.
+        zone: of wall-clock times, where they are known; None is this computer's.
+
+    Returns:
+        For example ``3 times: 00:12.0-00:20.0, 01:00.0-01:04.0, 02:10.0-02:11.5``.
+    """
+    operator, appearances = finding.operator, finding.appearances
+    if not appearances:
+        return {"how often": "0 times", "how long": "0 s"}.get(operator, "not seen")
+    spans = [_span(e.clips[0].entry, e.start, e.end, named, zone) for e in appearances]
+    listed = ", ".join(spans[:MAX_LISTED])
+    if len(spans) > MAX_LISTED:
+        listed += f" and {len(spans) - MAX_LISTED} more"
+    if operator in ("exists", "how often"):
+        times = "once" if len(appearances) == 1 else f"{len(appearances)} times"
+        return f"{'seen ' if operator == 'exists' else ''}{times}: {listed}"
+    if operator == "how long":
+        runs = "" if len(appearances) == 1 else f" in {len(appearances)} stretches"
+        return f"{_length(total_s(appearances))}{runs}: {listed}"
+    if operator in ("first", "last"):
+        return f"{operator} of {finding.total}: {listed}" if finding.total > 1 else listed
+    if operator == "when":
+        return listed
+    return "\n".join([_heading(finding, spans), *_lines(finding.around, captions)])
+
+
+def _touches(left: Clip, right: Clip) -> bool:
     return left.entry.source == right.entry.source and abs(right.start - left.end) <= _TOUCHING_S
 
 
-def _on_stream(entry: Entry, wall: Bounds) -> Bounds:
-    """Bring wall-clock bounds to the row's own clock."""
+def _between(
+    clips: Sequence[Clip], appearance: Appearance, others: tuple[Appearance, ...]
+) -> Finding:
+    other = partner(appearance, others)
+    if other is None:
+        return Finding("between", ())
+    left, right = sorted((appearance, other), key=lambda e: e.clips[0].entry.segment)
+    rows = after(clips, left, len(clips))
+    end = right.clips[0].entry.segment
+    return Finding(
+        "between", (left, right), tuple(clip for clip in rows if clip.entry.segment < end), 2
+    )
+
+
+def _heading(finding: Finding, spans: list[str]) -> str:
+    if finding.operator == "between":
+        left, right = finding.appearances
+        gap = _length(max(0.0, right.start - left.end))
+        return f"between {spans[0]} and {spans[1]}, {gap}:" + ("" if finding.around else " nothing")
+    return f"{finding.operator} {spans[0]}:" + ("" if finding.around else " nothing")
+
+
+def _lines(clips: Sequence[Clip], captions: Mapping[int, str]) -> list[str]:
+    lines = []
+    for clip in clips[:MAX_LISTED]:
+        caption = captions.get(clip.entry.segment, "").replace("\n", " / ")
+        lines.append(f"[{clock(clip.start)}-{clock(clip.end)}] {caption}".rstrip())
+    more = len(clips) - MAX_LISTED
+    return [*lines, f"and {more} more scenes"] if more > 0 else lines
+
+
+def _span(entry: Entry, start: float, end: float, named: bool, zone: tzinfo | None) -> str:
+    text = f"{clock(start)}-{clock(end)}"
+    if named and entry.source:
+        text = f"{entry.source} {text}"
     if entry.wall_start is None:
-        return entry.end, entry.start  # nothing lies between
-    offset = entry.start - entry.wall_start
-    return wall[0] + offset, wall[1] + offset
+        return text
+    at = datetime.fromtimestamp(entry.wall_start + start - entry.start, zone).astimezone(zone)
+    return f"{text} ({at.isoformat(' ', 'seconds')})"
+
+
+def _length(seconds: float) -> str:
+    """Write a duration: ``1 h 2 min 3.5 s``."""
+    minutes, tenths = divmod(round(seconds * 10), 600)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0)
+    return " ".join([*parts, *([f"{tenths / 10:g} s"] if tenths or not parts else [])])

@@ -80,7 +80,7 @@ def asking_routes(rooms: Rooms, resolve: Resolve) -> APIRouter:
     async def export(name: Id, format: Form = "jsonl") -> Response:
         """Give all that is kept as a file: JSON Lines, SubRip, WebVTT or plain text."""
         room = await resolve(name)
-        kept = await room.do(lambda session: rows(session, None, len(session.cache) + 1))
+        kept = await room.do(lambda session: rows(session, None, len(session.memory) + 1))
         renderer = FORMATS[format]()
         text = "".join([*map(renderer.write, kept), renderer.close()])
         headers = {"content-disposition": f'attachment; filename="streammem.{format}"'}
@@ -91,7 +91,7 @@ def asking_routes(rooms: Rooms, resolve: Resolve) -> APIRouter:
         """Give the picture of a segment."""
         room = await resolve(name)
         try:
-            jpeg = await room.do(lambda session: session.kept.keyframe(segment))
+            jpeg = await room.do(lambda session: session.memory.keyframe(segment))
         except KeyError:
             jpeg = None
         if jpeg is None:

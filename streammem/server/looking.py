@@ -12,7 +12,7 @@ def rows(
     session: Session, between: tuple[float, float] | None, most: int = MAX_ROWS
 ) -> list[Event]:
     """Return what a session keeps of a span, oldest first, the newest ``most`` segments."""
-    kept = session.cache.entries()
+    kept = session.memory.entries()
     if between:
         kept = tuple(e for e in kept if e.start < between[1] and e.end > between[0])
     return [event for entry in kept[-most:] for event in events_of(entry)]

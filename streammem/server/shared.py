@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from streammem.captioning.scheduler import LanguageScheduler, ScheduledGenerator
-from streammem.memory.abstention import Chance
+from streammem.memory.retrieval import GumbelNull
 from streammem.models.protocols import (
     ComposedModel,
     EncodedSegment,
@@ -73,7 +73,7 @@ class _LockedTextEncoder:
         return self.inner.background
 
     @property
-    def chance(self) -> Chance:
+    def chance(self) -> GumbelNull:
         return self.inner.chance
 
     def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from streammem.errors import ConfigError
-from streammem.memory.abstention import CHANCE
+from streammem.memory.retrieval import DEFAULT_NULL
 from streammem.models.checkpoint import check_device, save
 from streammem.models.tiny.keys import WordsOfCells
 from streammem.models.tiny.model import VideoModel
@@ -330,7 +330,7 @@ def _save(workshop: Workshop, folder: Path) -> None:
         open_language=learner.backbones.language,
         scenes=start.scenes if start else SceneTillingConfig(),
         choice=start.choice if start else None,
-        chance=start.chance if start else CHANCE,
+        chance=start.chance if start else DEFAULT_NULL,
         questions=_question_head(workshop),
     )
     save(

@@ -136,7 +136,7 @@ def test_nothing_is_kept_of_what_is_not_said(model):
     (segment,) = [s for f in film(("red", 3)) for s in session.push(f)] + [*session.flush()]
     caption = session.caption(segment)
     assert (caption.text, caption.reason) == ("", "unsure")
-    entry = session.cache.get(segment.id)
+    entry = session.memory.get(segment.id)
     assert entry.caption is None
     assert not len(entry.caption_keys)
     heard = []
@@ -156,7 +156,7 @@ def test_what_was_said_of_an_open_scene_is_what_is_kept_when_it_closes(model):
     told = scenes.keep(part.segment, session.captioner.score(part, REPLIES))
     (segment,) = session.flush()
     scenes.closed(segment)
-    assert session.cache.get(segment.id).caption == told.text == "A man"
+    assert session.memory.get(segment.id).caption == told.text == "A man"
 
 
 def test_what_is_withheld_is_described_once_however_often_it_is_asked_about(model, monkeypatch):
@@ -177,7 +177,7 @@ def test_what_is_withheld_is_described_once_however_often_it_is_asked_about(mode
         answer = session.ask("What is there?")
         assert all(item.caption is None for item in answer.evidence)
     assert [count for count in batches if count] == [2]
-    session.answerer.config = replace(session.config, passages=3)  # one more is shown
+    session.answerer.config = replace(session.answerer.config, passages=3)  # one more is shown
     session.ask("What is there?")
     assert [count for count in batches if count] == [2, 1]
 
@@ -188,9 +188,9 @@ def test_what_is_withheld_is_described_anew_when_it_has_grown(model):
     for frame in FILM:
         session.push(frame)
     session.flush()
-    row = session.cache.entries()[0]
+    row = session.memory.entries()[0]
     described = []
-    session.answerer.describe = lambda segments: described.extend(s.id for s in segments)
+    session.describe = lambda entries: described.extend(e.segment for e in entries)
     for entry in (row, row, replace(row, last=row.segment + 9)):
         session.answerer._row = lambda _, entry=entry: entry
         session.answerer._described([entry])

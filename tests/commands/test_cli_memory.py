@@ -276,10 +276,11 @@ def test_a_stream_keeps_its_memory_within_the_budget(run, video, tmp_path, monke
     original = opening.prune
 
     def pruning(session, arguments):
-        found = info(session.kept.store)
+        with Store.open(session.memory.path, None, "r") as store:
+            found = info(store)
         sizes.append(found.database_bytes + found.keyframe_bytes)
         original(session, arguments)
-        seen.append([entry.segment for entry in session.cache.entries()])
+        seen.append([entry.segment for entry in session.memory.entries()])
 
     monkeypatch.setattr(opening, "prune", pruning)
     path = tmp_path / "small"
@@ -309,9 +310,9 @@ def test_rows_that_are_pruned_leave_the_cache(model, tmp_path):
         for frame in film(("red", 6), ("blue", 6), ("green", 6)):
             session.push(frame)
         session.flush()
-        assert len(session.cache) == 3
+        assert len(session.memory) == 3
         opening.prune(session, argparse.Namespace(budget=None, keep=0.0))
-        assert len(session.cache) == 0 and session.find("red") == ()
+        assert len(session.memory) == 0 and session.find("red") == ()
         opening.prune(session, argparse.Namespace(budget=None, keep=None))
 
 

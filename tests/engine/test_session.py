@@ -171,8 +171,8 @@ def assert_flat(model, length, *, early, late):
             if bound - 100 <= number < bound:  # two longest scenes
                 largest[bound] = max(largest[bound], num_bytes(session.snapshot()))
     assert largest[late] == largest[early]
-    assert len(session.cache) <= 16
-    assert session.cache.num_bytes() <= session.cache.config.bytes_bound()
+    assert len(session.memory) <= 16
+    assert session.memory.num_bytes() <= session.memory.config.bytes_bound()
 
 
 def test_a_scene_that_never_ends_keeps_few_patches(model):
@@ -212,8 +212,8 @@ def test_a_still_scene_writes_few_rows(model):
     session = Session(as_kind(Recalling, model), SessionConfig(scenes=scenes))
     closed = [s for frame in film(("red", 1)) * 400 for s in session.push(still(frame, session))]
     assert len(closed) >= 45
-    assert len(session.cache) == 1
-    assert session.cache.entries()[0].end == closed[-1].end
+    assert len(session.memory) == 1
+    assert session.memory.entries()[0].end == closed[-1].end
 
 
 def still(frame, session):
@@ -307,7 +307,7 @@ def test_flush_is_idempotent(model):
     before = session.snapshot()
     assert session.flush() == () and session.flush(99.0) == ()
     assert_same_state(session.snapshot(), before)
-    assert len(session.cache) == len(FILM)
+    assert len(session.memory) == len(FILM)
 
 
 def test_flush_of_nothing_is_nothing(model):

@@ -6,8 +6,8 @@ import torch
 
 from streammem.engine.session_config import SessionConfig
 from streammem.errors import ConfigError
-from streammem.memory.abstention import Chance
 from streammem.memory.entry import MAX_KEYFRAME_BYTES
+from streammem.memory.retrieval import GumbelNull
 from streammem.models.tiny.model import VideoModel
 from streammem.types import Frame, Segment
 from tests.sessions import FILM, as_kind, segments_of, session_of, told
@@ -35,7 +35,7 @@ def test_pieces_joined_are_the_caption_and_it_is_kept(model):
     assert "".join(pieces).strip() == caption.text != ""
     assert (caption.segment, caption.start, caption.end) == (0, 0.0, 2.0)
     assert 0 <= caption.confidence <= 1
-    assert session.cache.get(0).caption == caption.text
+    assert session.memory.get(0).caption == caption.text
 
 
 @pytest.mark.parametrize("call", ["tokens", "keyframe"])
@@ -57,7 +57,7 @@ def test_a_question_to_an_empty_session_has_no_evidence(model):
 
 @pytest.mark.parametrize(("location", "seen"), [(-99.0, True), (99.0, False)])
 def test_what_counts_as_seen_rests_on_the_chance_of_the_models_own_keys(model, location, seen):
-    chance = Chance(location, 0.0, 1.0)
+    chance = GumbelNull(location, 0.0, 1.0)
     session = session_of(dataclasses.replace(model, chance=chance))
     told(session, film(*FILM))
     assert session.ask("what was red?").seen is seen
@@ -71,7 +71,7 @@ def test_evidence_is_of_the_segments_that_it_names(model):
     for item in answer.evidence:
         segment = segments[item.segment]
         assert segment.start <= item.start < item.end <= segment.end
-        assert item.caption == session.cache.get(item.segment).caption
+        assert item.caption == session.memory.get(item.segment).caption
         assert -1 <= item.score <= 1
 
 
@@ -82,7 +82,7 @@ def test_asking_captions_what_it_retrieves_and_nothing_else(model):
     session.flush()
     answer = session.ask("what was red?")
     retrieved = {item.segment for item in answer.evidence}
-    captioned = {e.segment for e in session.cache.entries() if e.caption is not None}
+    captioned = {e.segment for e in session.memory.entries() if e.caption is not None}
     assert len(retrieved) == 2 and captioned == retrieved
     assert all(item.caption for item in answer.evidence)
 
@@ -168,7 +168,7 @@ def test_a_keyframe_of_pure_noise_fits_its_row(model):
     for n in range(3):
         session.push(Frame(rng.integers(0, 256, (320, 320, 3), np.uint8), float(n), 1.0, n))
     session.flush()
-    assert 0 < len(session.cache.get(0).keyframe) <= MAX_KEYFRAME_BYTES
+    assert 0 < len(session.memory.get(0).keyframe) <= MAX_KEYFRAME_BYTES
     assert session.keyframe(0).ndim == 3
 
 

@@ -23,7 +23,7 @@ def watch(model, path, acknowledge):
     """Perceive and caption without end; a kill falls into perception, words or the disk."""
     torch.set_num_threads(1)  # a forked process has no other thread
     with Session(model, CONFIG, path) as session:
-        start = session.cache.entries()[-1].end if session.next_segment else 0.0
+        start = session.memory.entries()[-1].end if session.next_segment else 0.0
         for frame in film(*islice(cycle(SCENES), 2_000), start=start):
             for segment in session.push(frame):
                 os.write(acknowledge, b"%d\n" % segment.id)

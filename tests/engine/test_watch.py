@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from streammem.engine.reader import FRAMES_AHEAD, Reader, Speaker
+from streammem.captioning.scheduler import LanguageScheduler
+from streammem.engine.reader import FRAMES_AHEAD, Reader
 from streammem.engine.session import Session
 from streammem.engine.watch import WatchOptions, watch
 from streammem.errors import ConfigError, SourceError, TruncatedError
@@ -106,7 +107,7 @@ def test_on_return_the_session_holds_the_whole_stream(model):
     assert session.source == "camera"
     assert session.num_frames == 23 and session.open_frames == ()
     assert events[-2].end == 12.0 or events[-1].end == 12.0  # the source knows its end
-    kept = {e.segment: e.caption for e in session.cache.entries()}
+    kept = {e.segment: e.caption for e in session.memory.entries()}
     assert kept == {e.segment: e.text for e in events if isinstance(e, Caption)}
 
 
@@ -189,7 +190,7 @@ def test_a_consumer_that_never_iterates_starts_no_thread(model):
     events.close()
 
 
-@pytest.mark.parametrize("thread", [Reader, Speaker])
+@pytest.mark.parametrize("thread", [Reader, LanguageScheduler])
 def test_a_thread_that_dies_without_a_word_is_not_waited_for(model, monkeypatch, thread):
     monkeypatch.setattr(thread, "_run", lambda self: None)
     with pytest.raises(RuntimeError, match="died without an error"):

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from streammem.captioning.captioner import confidence
+from streammem.captioning.captioner import CaptionRequest
 from streammem.engine.alerts import AlertConfig, Alerts
-from streammem.engine.long_scenes import LongScene, Span
-from streammem.engine.reader import LIVE_FRAMES_AHEAD, Speaker
+from streammem.engine.long_scenes import LongScene
+from streammem.engine.reader import LIVE_FRAMES_AHEAD
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import WatchOptions, watch
 from streammem.errors import ConfigError
 from streammem.models.backbones.language import Reply
-from streammem.models.confidence import Certainty
+from streammem.models.confidence import Certainty, signs
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import Alert, Answer, Caption, Frame, Segment, Stats, Warning
 from tests.sessions import SHORT
@@ -81,9 +81,9 @@ class Slow:
     def __getattr__(self, name):
         return getattr(self._language, name)
 
-    def stream(self, prompt, config):
+    def replies(self, prompts, config, count=1):
         assert self._event.wait(120)
-        yield from self._language.stream(prompt, config)
+        yield from self._language.replies(prompts, config, count)
 
 
 FILM = film(*((c, 6) for c in ("red", "blue", "green", "white", "red", "black") * 3))
@@ -179,26 +179,6 @@ def test_the_language_model_is_opened_before_the_first_frame_comes():
     assert list(watch(session, Camera(FILM[:4], {0: opened})))  # the camera waits for it
 
 
-def test_one_is_said_one_waits_and_a_newer_one_takes_its_place():
-    gate = threading.Event()
-    model = tiny_model(open_language=lambda: Slow(gate))
-    speaker = Speaker(model, SessionConfig(caption=SHORT), None)
-    tokens = torch.zeros(model.token_shape)
-    spans = [
-        Span(Segment(k, k, k + 1.0, None, "cut"), tokens, OTHER_KEY[None], 0.0) for k in range(4)
-    ]
-    skipped = []
-    for span in spans:  # as if they closed at once, before the speaker has begun any
-        speaker.skip(1)
-        speaker.submit(span)
-        skipped.append(speaker.num_skipped)
-    gate.set()
-    said = [told.span for told in speaker.said(0) if told]
-    speaker.stop()
-    assert skipped == [0, 0, 1, 2]
-    assert len(said) == 2 and said[-1] is spans[-1]
-
-
 def test_captions_of_a_long_scene_tile_it_and_none_is_taken_back(model):
     frames = [Frame(faded(k / 160), k / 2, 0.5, k) for k in range(160)]
     session = Session(model, SessionConfig(caption=SHORT))
@@ -214,7 +194,7 @@ def test_captions_of_a_long_scene_tile_it_and_none_is_taken_back(model):
     assert len(parts) > 2
     assert all(a.end <= b.start for a, b in itertools.pairwise(parts))
     assert parts[0].start == last.start and parts[-1].end == last.end
-    kept = session.cache.get(last.id).caption.splitlines()
+    kept = session.memory.get(last.id).caption.splitlines()
     assert kept == [text for text, _ in itertools.groupby(c.text for c in parts)]
 
 
@@ -343,15 +323,15 @@ def test_a_caption_of_an_open_scene_is_as_sure_as_one_of_a_closed_scene(model):
         session.push(frame)
     keys = np.stack([held.key for held in session.open_frames])
     number = session.next_segment
-    span = Span(Segment(number, 0.0, 1.0, None, None), torch.zeros(0), keys[:1], 0.0)
-    open_one = LongScene(session, 5.0).told(span, (Reply("a square", [], []),))
+    part = CaptionRequest(Segment(number, 0.0, 1.0, None, None), keys[:1])
+    replies = (Reply("a square", [], []),)
+    open_one = LongScene(session, 5.0).keep(part.segment, session.captioner.score(part, replies))
     (closed,) = session.flush()
-    visual = session.cache.get(closed.id).visual_keys
-    expected = confidence(fitted, keys[:1], fitted.sentence_keys(["a square"])[0])
-    assert open_one.confidence == expected
-    assert session.add_caption(closed, "a square").confidence == confidence(
-        fitted, visual, fitted.sentence_keys(["a square"])[0]
-    )
+    visual = session.memory.get(closed.id).visual_keys
+    scored = session.captioner.score(session.request(closed), replies)
+    words, background = fitted.sentence_keys(["a square"])[0], fitted.background.numpy()
+    assert open_one.confidence == round(fitted.certainty(signs(keys[:1], words, background)), 3)
+    assert scored.confidence == round(fitted.certainty(signs(visual, words, background)), 3)
 
 
 @pytest.mark.parametrize("options", [{"drop": "some"}, {"refresh_s": 0.0}, {"stats_s": -1.0}])

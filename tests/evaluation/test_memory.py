@@ -9,7 +9,7 @@ from streammem.evaluation import memory as suite
 from streammem.evaluation.datasets import Options
 from streammem.evaluation.memory import evaluate_memory
 from streammem.evaluation.streams import words_of
-from streammem.memory.abstention import CHANCE
+from streammem.memory.retrieval import DEFAULT_NULL
 
 from .conftest import scene_captions, write_rows
 
@@ -32,7 +32,7 @@ def bag(text):
 class Oracle:
     """Sees in each photo exactly what people say of it; says something else of it."""
 
-    chance = CHANCE
+    chance = DEFAULT_NULL
 
     def __init__(self, sees=lambda number: CAPTIONS[number][0]):
         self.sees = sees

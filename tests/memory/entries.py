@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from streammem.memory.cache import CacheConfig, MemoryCache
 from streammem.memory.entry import Entry
+from streammem.memory.retrieval import Query, Window, retrieve
 
 DIM = 16
 TOKENS = (2, 6)
@@ -33,3 +35,26 @@ def same(left, right):
     """Whether two entries are equal to the last bit."""
     names = Entry.__slots__
     return all(np.array_equal(getattr(left, name), getattr(right, name)) for name in names)
+
+
+def config(**changes):
+    return CacheConfig(**{"key_dim": DIM, "token_shape": TOKENS, "max_segments": 50, **changes})
+
+
+def filled(num, **changes):
+    cache = MemoryCache(config(**changes))
+    for segment in range(num):
+        cache.append(make(segment))
+    return cache
+
+
+def near(key, cosine, seed=7):
+    """A unit row at this cosine of `key`."""
+    other = unit(1, seed=seed)[0]
+    other -= (other @ key) * key
+    return cosine * key + np.sqrt(1 - cosine**2) * other / np.linalg.norm(other)
+
+
+def search(cache, key, k=None, **window):
+    """Hits of a key in the rows of a window."""
+    return retrieve(cache, Query(key), Window(**window), k)

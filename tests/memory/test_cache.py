@@ -6,30 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streammem.errors import ConfigError
-from streammem.memory.cache import MARGINS, CacheConfig, MemoryCache
-from streammem.memory.entry import KINDS, MAX_KEYFRAME_BYTES, MAX_TEXT_BYTES, Entry
-from streammem.memory.merge import MergeQueue
+from streammem.memory.cache import MemoryCache
+from streammem.memory.entry import KINDS, MAX_KEYFRAME_BYTES, MAX_TEXT_BYTES, Entry, MergeQueue
 from streammem.types import Note
-from tests.memory.entries import DIM, TOKENS, make, same, unit
-
-
-def config(**changes):
-    return CacheConfig(**{"key_dim": DIM, "token_shape": TOKENS, "max_segments": 50, **changes})
-
-
-def filled(num, **changes):
-    cache = MemoryCache(config(**changes))
-    for segment in range(num):
-        cache.append(make(segment))
-    return cache
-
-
-def near(key, cosine, seed=7):
-    """A unit row at this cosine of `key`."""
-    other = unit(1, seed=seed)[0]
-    other -= (other @ key) * key
-    return cosine * key + np.sqrt(1 - cosine**2) * other / np.linalg.norm(other)
-
+from tests.memory.entries import DIM, config, filled, make, near, same, search, unit
 
 # -- still scenes --
 
@@ -197,85 +177,6 @@ def test_related_finds_the_best_visual_key_of_each_entry():
     assert [hit.score for hit in hits] == pytest.approx([1, 0.8], abs=1e-3)
 
 
-def test_search_finds_what_only_the_caption_tells():
-    question = unit(1, seed=1234)[0]
-    cache = MemoryCache(config())
-    for segment, cosine in enumerate(np.linspace(-0.3, 0.3, 40)):  # as of sentences and pictures
-        cache.append(make(segment, near(question, cosine, segment)[None]))
-    row = cache.set_caption(17, "a dog", near(question, 0.99))
-    assert row.caption == "a dog"
-    hit = cache.search(question, 3)[0]
-    assert hit.entry.segment == 17 and hit.text == pytest.approx(0.99, abs=1e-3)
-    assert hit.visual < hit.text == hit.score
-
-
-@pytest.mark.parametrize("kind", ["caption_keys", "note_keys"])
-def test_search_goes_by_the_best_key_and_words_must_exceed_pictures_by_a_margin(kind):
-    question, margin = unit(1, seed=1234)[0], MARGINS[kind]
-    cache = MemoryCache(config())
-    for segment, (visual, text) in enumerate([(0.3, 0.1), (0.2, margin + 0.25), (0.1, 0.98)]):
-        keys, told = near(question, visual, segment), near(question, text, segment + 9)
-        cache.append(make(segment, keys[None], **{kind: told[None]}))
-    hits = cache.search(question, 3)
-    assert [hit.entry.segment for hit in hits] == [2, 0, 1]
-    assert [hit.fused for hit in hits] == pytest.approx([0.98 - margin, 0.3, 0.25], abs=2e-3)
-    assert [hit.score for hit in hits] == pytest.approx([0.98, 0.3, margin + 0.25], abs=2e-3)
-    assert [hit.text for hit in hits] == pytest.approx([0.98, 0.1, margin + 0.25], abs=2e-3)
-
-
-def test_of_a_caption_and_a_note_the_nearer_one_is_told():
-    question = unit(1, seed=1234)[0]
-    cache = filled(2)
-    cache.set_caption(1, "a dog", near(question, 0.7))
-    cache.add_notes(1, (Note(1, 2, "a cat"),), near(question, 0.9))
-    assert cache.search(question, 1)[0].text == pytest.approx(0.9, abs=1e-3)
-
-
-def test_what_was_heard_counts_more_than_the_same_words_in_a_caption():
-    question = unit(1, seed=1234)[0]
-    cache = filled(4)
-    cache.set_caption(1, "a dog", near(question, 0.9))
-    cache.add_notes(2, (Note(2, 3, "a dog"),), near(question, 0.9))
-    assert cache.search(question, 1)[0].entry.segment == 2
-
-
-def test_search_keeps_to_its_windows():
-    cache = MemoryCache(config())
-    for segment in range(30):
-        at = {"source": f"camera {segment // 10}", "wall_start": 1_000.0 + segment}
-        cache.append(make(segment, **at if segment % 10 else {"source": at["source"]}))
-    key = unit(1, seed=3)[0]
-
-    def found(**window):
-        return sorted(hit.entry.segment for hit in cache.search(key, 50, **window))
-
-    assert found(between=(4, 7)) == [4, 5, 6], "half-open"
-    assert found(between=(4.5, 4.6)) == [4]
-    assert found(source="camera 1") == list(range(10, 20))
-    assert found(wall=(1_008.5, 1_011.5)) == [8, 9, 11], "10 does not know its wall clock"
-    assert found(between=(9, 12), source="camera 1", wall=(0, 1_012)) == [11]
-    assert found(between=(90, 99)) == []
-    assert len(found()) == 30
-
-
-def test_search_is_exact_against_brute_force():
-    cache = filled(50)
-    key = unit(1, seed=77)[0]
-    scores = {row.segment: float((row.visual_keys @ key).max()) for row in cache.entries()}
-    best = sorted(scores, key=scores.get, reverse=True)[:10]
-    assert [hit.entry.segment for hit in cache.search(key, 10)] == best
-    assert [hit.entry.segment for hit in cache.related(key, 10)] == best
-
-
-def test_rows_of_many_keys_do_not_crowd_out_the_others():
-    question = unit(1, seed=1234)[0]
-    cache = MemoryCache(config())
-    for segment, cosine in enumerate([0.9, 0.8, 0.7]):
-        keys = np.stack([near(question, cosine, 9 * segment + n) for n in range(4)])
-        cache.append(make(segment, keys))
-    assert [hit.entry.segment for hit in cache.search(question, 3)] == [0, 1, 2]
-
-
 def test_a_key_is_at_most_wholly_like_itself():
     cache = filled(50)
     scores = [cache.related(entry.visual_keys[0], 1)[0].score for entry in cache.entries()]
@@ -285,14 +186,8 @@ def test_a_key_is_at_most_wholly_like_itself():
 
 def test_an_empty_cache_finds_nothing():
     cache = MemoryCache(config())
-    assert cache.search(unit(1)[0], 3) == cache.related(unit(1)[0], 3) == ()
+    assert search(cache, unit(1)[0], 3) == cache.related(unit(1)[0], 3) == ()
     assert len(cache) == 0 and cache.get(0) is None
-
-
-def test_entries_between_gives_the_rows_that_overlap():
-    cache = filled(10)
-    assert [row.segment for row in cache.entries_between(2.5, 5)] == [2, 3, 4]
-    assert [row.segment for row in cache.entries_between(2.5, 5, source="x")] == []
 
 
 # -- text that comes later --
@@ -345,7 +240,7 @@ def test_dropped_rows_are_gone_and_the_rest_is_found():
     cache.drop([3, 4, 9, 77])
     assert [row.segment for row in cache.entries()] == [0, 1, 2, 5, 6, 7, 8]
     assert cache.get(3) is None and cache.get(9) is None
-    assert len(cache.search(unit(1, seed=5)[0], 20)) == 7
+    assert len(search(cache, unit(1, seed=5)[0], 20)) == 7
     assert 3 not in [hit.entry.segment for hit in cache.related(unit(1, seed=3)[0], 10)]
     for segment in range(10, 400):
         cache.append(make(segment))
@@ -363,25 +258,26 @@ def test_a_restored_cache_continues_identically(seed, stop):
     cache = MemoryCache(config(max_segments=12))
     for segment in range(stop):
         cache.append(make(segment, keys[segment]))
-    copy = MemoryCache.from_snapshot(cache.snapshot())
+    copy = MemoryCache(config(max_segments=12))
+    copy.load(cache.entries())
     for segment in range(stop, 160):
         for each in (cache, copy):
             each.append(make(segment, keys[segment]))
             each.set_caption(segment, f"caption {segment % 5}", unit(1, seed=segment % 5)[0])
     assert all(same(*pair) for pair in zip(cache.entries(), copy.entries(), strict=True))
     for seed_ in range(5):
-        ours, theirs = (each.search(unit(1, seed_)[0], 5) for each in (cache, copy))
-        assert [(hit.entry.segment, hit.score, hit.fused) for hit in ours] == [
-            (hit.entry.segment, hit.score, hit.fused) for hit in theirs
+        ours, theirs = (search(each, unit(1, seed_)[0], 5) for each in (cache, copy))
+        assert [(hit.entry.segment, hit.score, hit.ranked) for hit in ours] == [
+            (hit.entry.segment, hit.score, hit.ranked) for hit in theirs
         ]
 
 
-def test_a_snapshot_does_not_change_with_the_cache():
+def test_entries_taken_do_not_change_with_the_cache():
     cache = filled(5)
-    snapshot = cache.snapshot()
+    taken = cache.entries()
     cache.append(make(5))
     cache.set_caption(0, "a dog", None)
-    assert len(snapshot.entries) == 5 and snapshot.entries[0].caption is None
+    assert len(taken) == 5 and taken[0].caption is None
 
 
 def test_loading_what_a_store_kept_row_by_row_gives_the_same_cache():

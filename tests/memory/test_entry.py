@@ -4,8 +4,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from streammem.memory.entry import from_eight_bits, num_groups, to_eight_bits
-from tests.memory.entries import make
+from streammem.memory.entry import (
+    coverage,
+    from_eight_bits,
+    num_groups,
+    similarity,
+    to_eight_bits,
+    visual_keys,
+)
+from tests.memory.entries import DIM, make, unit
 
 HALF = hnp.arrays(
     np.float16,
@@ -60,3 +67,74 @@ def test_zeros_stay_zeros_and_divide_nothing():
 
 def test_no_tokens_stay_none():
     assert make(0, tokens=np.empty((0, 0))).tokens.shape == (0, 0)
+
+
+# -- keys --
+
+
+seeds = st.integers(0, 10_000)
+
+
+def test_one_frame_of_another_scene_keeps_its_own_key():
+    noise = 0.02 * np.random.default_rng(0).normal(size=(60, DIM))
+    for seed in range(6):
+        scene, event = unit(1, seed=seed), unit(1, seed=seed + 100)
+        keys = visual_keys(np.concatenate([scene + noise, event]))
+        assert (keys @ event[0]).max() > 0.999
+        assert keys[0] @ scene[0] > 0.99, "the widest cluster comes first"
+
+
+def test_a_quiet_segment_has_one_key():
+    frames = unit(1) + 0.01 * np.random.default_rng(0).normal(size=(30, DIM))
+    assert visual_keys(frames).shape == (1, DIM)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=seeds, num=st.integers(1, 40), most=st.integers(1, 4))
+def test_keys_are_few_unit_rows_and_do_not_depend_on_the_order_of_frames(seed, num, most):
+    frames = unit(num, seed=seed)
+    keys = visual_keys(frames, most)
+    assert 1 <= len(keys) <= most and keys.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(keys, axis=1), 1, atol=1e-6)
+    sizes = np.bincount((frames @ keys.T).argmax(axis=1), minlength=len(keys))
+    assert (np.diff(sizes) <= 0).all(), "the widest cluster comes first"
+    shuffled = np.random.default_rng(seed).permutation(frames)
+    np.testing.assert_array_equal(visual_keys(shuffled, most), keys)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=seeds, num=st.integers(1, 4))
+def test_as_many_keys_as_frames_loses_nothing(seed, num):
+    frames = unit(num, seed=seed)
+    assert coverage(visual_keys(frames, 4, min_cosine=0.9999), frames) > 0.9999
+
+
+def test_zero_rows_do_not_count():
+    frames = unit(3)
+    np.testing.assert_array_equal(
+        visual_keys(np.concatenate([np.zeros((5, DIM)), frames])), visual_keys(frames)
+    )
+
+
+def test_opposite_frames_are_kept_apart():
+    frames = np.concatenate([unit(1), -unit(1)])
+    assert coverage(visual_keys(frames), frames) > 0.999
+    assert np.linalg.norm(visual_keys(frames, 1)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("frames", [np.zeros((4, DIM)), np.empty((0, DIM)), np.ones(DIM)])
+def test_no_usable_frame_is_refused(frames):
+    with pytest.raises(ValueError, match="keys"):
+        visual_keys(frames)
+
+
+def test_similarity_is_symmetric_and_one_for_equal_sets():
+    left, right = unit(3, seed=1), unit(2, seed=2)
+    assert similarity(left, right) == pytest.approx(similarity(right, left))
+    assert similarity(left, left[::-1]) == pytest.approx(1)
+    assert similarity(left, right) < 1
+
+
+def test_coverage_is_that_of_the_worst_covered():
+    keys = unit(1)
+    assert coverage(keys, np.concatenate([keys, -keys])) == pytest.approx(-1)

@@ -18,7 +18,7 @@ from streammem.memory.folder import DATABASE, FORMAT, HEADER, KEYFRAMES
 from streammem.memory.store import Store
 from streammem.memory.upkeep import compact, verify
 from streammem.types import Note
-from tests.memory.entries import DIM, TOKENS, make, same, unit
+from tests.memory.entries import DIM, TOKENS, make, same, search, unit
 
 MODEL = "tiny-1"
 HEAVY = pytest.mark.heavy
@@ -387,7 +387,7 @@ def test_the_index_is_made_of_the_rows_so_none_can_be_missing(tmp_path):
     with Store.open(tmp_path / "a.mem", MODEL, "r") as memory:
         cache.load(memory.load_entries())
     for entry in entries:
-        assert cache.search(entry.visual_keys[0], 1)[0].entry.segment == entry.segment
+        assert search(cache, entry.visual_keys[0], 1)[0].entry.segment == entry.segment
 
 
 def test_a_missing_folder_of_keyframes_is_told_and_costs_only_itself(tmp_path):
@@ -531,7 +531,7 @@ def test_a_killed_writers_memory_on_read_only_media_is_read_whole_or_refused(unp
 WRITER = """
 import sys
 from streammem.memory.store import Store
-from tests.memory.entries import make, unit
+from tests.memory.entries import make, search, unit
 with Store.open(sys.argv[1], "tiny-1") as memory:
     first = max((entry.last + 1 for entry in memory.load_entries()), default=0)
     print("ready", flush=True)

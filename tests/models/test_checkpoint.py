@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from streammem.errors import BackboneError, CheckpointError, ConfigError
-from streammem.memory.abstention import Chance
+from streammem.memory.retrieval import GumbelNull
 from streammem.models import checkpoint, checkpoint_config
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.text import TEXT_DIM
@@ -148,7 +148,7 @@ def test_fits_of_confidence_and_choice_are_kept(original, language_folder, tmp_p
         original,
         certainty=Certainty((1.0, 2.0, 3.0, 4.0), -0.5, 0.1, 0.4),
         choice=Choice((1.0, 0.25), 6),
-        chance=Chance(-2.0, 0.5, 0.25),
+        chance=GumbelNull(-2.0, 0.5, 0.25),
     )
     write(fitted, tmp_path / "fitted", language_folder)
     kept = load(tmp_path / "fitted")

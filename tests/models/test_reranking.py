@@ -11,8 +11,7 @@ from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchOptions
 from streammem.errors import ConfigError
 from streammem.models.backbones.language import Reply
-from streammem.models.reranking import Choice, fit, merits
-from streammem.models.tiny.model import chosen
+from streammem.models.reranking import Choice, best_reply, fit, merits
 from streammem.types import Caption
 from tests.tiny import film, tiny_model
 
@@ -23,6 +22,10 @@ FILM = film(("red", 4), ("blue", 4), ("green", 4))
 
 def replies(*log_probs):
     return tuple(Reply(t, [1, 2], [p, p]) for t, p in zip(TEXTS, log_probs, strict=True))
+
+
+def chosen(model, said, pictures):
+    return best_reply(model.choice, model.sentence_keys, said, pictures)[0].text
 
 
 @pytest.fixture(scope="module")

@@ -127,7 +127,7 @@ def test_with_the_gate_one_by_one_equals_watched(model):
     pushed, watched = Session(model), Session(model)
     closed = [s for frame in frames_of(pictures) for s in pushed.push(frame)] + [*pushed.flush()]
     list(watch(watched, frames_of(pictures)))
-    assert len(closed) == len(pushed.cache) == len(watched.cache) == 4
+    assert len(closed) == len(pushed.memory) == len(watched.memory) == 4
     assert torch.equal(pushed.recurrent, watched.recurrent)
 
 
@@ -167,5 +167,5 @@ def test_on_a_fixed_camera_a_small_thing_makes_a_scene_of_its_own(model):
         for number, picture in enumerate(pictures):
             session.push(Frame(picture, float(number), 1.0, number))
         session.flush()
-        starts[fixed] = [row.start for row in session.cache.entries()]
+        starts[fixed] = [row.start for row in session.memory.entries()]
     assert starts == {False: [0.0], True: [0.0, 35.0, 47.0]}

@@ -8,7 +8,7 @@ import pytest
 from streammem.engine.session import Session
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import Reading
-from streammem.qa.answerer import MAX_TURNS, Answerer
+from streammem.qa.answerer import MAX_TURNS
 from streammem.types import Segment
 from tests.sessions import as_kind, session_of, told
 from tests.tiny import COLOURS, film, moving_square, tiny_model
@@ -48,7 +48,8 @@ def asked_of(reader, monkeypatch):
     key = {name: reader.perceive(moving_square(name, 0)).key for name in COLOURS}
     others = max(float(key[a] @ key[b]) for a in key for b in key if a < b)
     least = (1 + others) / 2
-    monkeypatch.setattr(Answerer, "_passes", lambda self, key, cos, n: np.asarray(cos) > least)
+    seen = "streammem.qa.answerer.is_seen"
+    monkeypatch.setattr(seen, lambda query, sights, num_keys: np.asarray(sights) > least)
 
     def make(**options):
         session = session_of(reader, **options)
@@ -86,7 +87,7 @@ def test_a_value_is_computed_and_rests_on_exactly_its_evidence(asked_of, questio
 def test_scenes_around_are_listed_with_captions_and_the_pivot_is_evidence(asked_of):
     session = asked_of(passages=1)
     answer = session.ask("after: blue")
-    caption = session.cache.get(2).caption
+    caption = session.memory.get(2).caption
     assert answer.text == f"after 00:04.5-00:08.0:\n[00:08.0-00:14.0] {caption}"
     assert [item.segment for item in answer.evidence] == [1, 2]
     answer = session.ask("between: blue/white")
@@ -160,7 +161,7 @@ def test_asking_changes_nothing_that_was_or_will_be_emitted(asked_of, reader):
             )
     others += asked.flush()
     assert others == events and all(isinstance(event, Segment) for event in events)
-    for left, right in zip(quiet.cache.entries(), asked.cache.entries(), strict=True):
+    for left, right in zip(quiet.memory.entries(), asked.memory.entries(), strict=True):
         assert np.array_equal(left.tokens, right.tokens)
         assert np.array_equal(left.visual_keys, right.visual_keys)
     assert np.array_equal(quiet.recurrent, asked.recurrent)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streammem.memory.abstention import CHANCE, Chance
+from streammem.memory.retrieval import DEFAULT_NULL, GumbelNull
 from streammem.models.backbones.language import (
     CausalLanguageModel,
     GenerationConfig,
@@ -72,7 +72,7 @@ class VideoModel:
     decoding: GenerationConfig = CAPTION_DECODING
     certainty: Certainty | None = None
     choice: Choice | None = None
-    chance: Chance = CHANCE
+    chance: GumbelNull = DEFAULT_NULL
     questions: QuestionHead | None = None
 
     def __post_init__(self) -> None:

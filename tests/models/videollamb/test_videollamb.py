@@ -52,7 +52,7 @@ def test_streaming_equals_reading_the_whole_video_at_once(opened, cache):
     for frame in frames:
         session.push(frame)
     session.flush()
-    assert [e.frames for e in session.cache.entries()] == [5, 8, 6, 7]
+    assert [e.frames for e in session.memory.entries()] == [5, 8, 6, 7]
     reading = read(model, pixels_of(model, frames), [0, 5, 13, 19])
     for number, (shown, recalled) in enumerate(zip(reading.shown, reading.recalled, strict=True)):
         rows = session.tokens(number)
@@ -88,7 +88,7 @@ def test_an_answer_that_sees_the_last_segment_is_the_parents(opened, monkeypatch
     session.flush()
     for frame in EIGHTS[-8:]:
         session.push(frame)
-    assert len(session.cache) == 3
+    assert len(session.memory) == 3
     words = parents_words(model, EIGHTS, [0, 8, 16, 24], "What is white?")
     seen, plain = [], model.bridge.read
     monkeypatch.setattr(model.bridge, "read", lambda *given: (seen.append(given), plain(*given))[1])
@@ -237,7 +237,7 @@ def test_the_needle_variant_shows_the_memories_of_all_segments(mem, w):
     session = session_of(mem)
     said = told(session, EIGHTS)[1::2]
     assert all(caption.text for caption in said)
-    entries = session.cache.entries()
+    entries = session.memory.entries()
     passages = [EvidenceItem(e.start, e.end, session.tokens(e.segment), None) for e in entries]
     parts = [p for p in mem.answer_prompt(passages, "What?") if not isinstance(p, str)][1:]
     reading = read(mem, pixels_of(mem, EIGHTS), [0, 8, 16, 24])
@@ -267,7 +267,7 @@ def test_a_memory_goes_on_after_it_was_closed_and_is_refused_to_other_options(op
         said += told(session, EIGHTS[:16])[1::2]
     with session_of(model, path) as session:
         said += told(session, EIGHTS[16:])[1::2]
-        assert len(session.cache) == 4
+        assert len(session.memory) == 4
     assert [caption.text for caption in said] == texts
     with pytest.raises(StoreError, match="another model"):
         session_of(opened(cache="hidden"), path)

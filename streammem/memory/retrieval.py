@@ -1,0 +1,404 @@
+"""The retriever: which rows a query is about, in which order, and whether any of them shows it.
+
+    query = Query(key, Now(time.time(), {"door": 60.0}), background @ key, model.chance)
+    hits = retrieve(memory, query, Window(stream=TimeSpan(0, 600)), k=4)
+    seen = is_seen(query, [hit.sight for hit in hits], memory.num_keys)
+
+Every search of a memory goes through here: ``find``, answers in words, computed answers. A ranking
+rule is one function in ``RANKERS``; it then holds in all three. It is put to the scores by which
+hits are ordered and to those by which "not seen" is decided:
+
+    rows in the window -> cosines by kind of key -> rankers -> ranked: the order of the hits
+                          cosines of visual keys -> rankers -> sight: better than chance? -> seen
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from streammem.errors import ConfigError
+from streammem.memory.entry import KINDS, Entry, Now
+from streammem.types import TimeSpan
+
+MARGINS = {"visual_keys": 0.0, "caption_keys": 0.65, "note_keys": 0.45}
+"""What a key's cosine must exceed a visual key's by to count as much, by its kind.
+
+Sentences are nearer to each other than to pictures. The model's own captions tell less than the
+visual keys they were chosen by, but find a scene by the caption's own words; what people say tells
+more, and is found where the picture does not show it. Measured: docs/memory.md, *How questions
+find scenes*.
+"""
+
+# Rate of false sightings aimed at: of questions about things that the memory lacks.
+FALSE_SIGHTINGS = 0.15
+
+TAIL = 0.01  # of the background; its mean score is where a query's chance matches begin
+# Around the rate aimed at: further down the scores are not quite a Gumbel's.
+_QUANTILES = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+
+
+# -- what is looked for, and where --
+
+
+class GumbelNull(NamedTuple):
+    """How far the best of n chance matches exceeds a query's tail, in deviations of its scores.
+
+    A Gumbel distribution of location ``location + growth sqrt(2 ln n)``.
+    """
+
+    location: float
+    growth: float
+    scale: float
+
+
+# Of streammem-tiny's keys, for models that bring none of their own; fitted by
+# `python -m benchmarks memory --fit` to questions about training photos.
+DEFAULT_NULL = GumbelNull(location=-3.441, growth=0.879, scale=0.336)
+
+
+class Query(NamedTuple):
+    """A description to look for.
+
+    Attributes:
+        key: [D_key] float32 unit row in the memory's key space.
+        now: when it is asked, for the age of rows.
+        background: [B] cosines of ``key`` with a fixed bank of unrelated pictures' keys, B >= 2;
+            only ``is_seen`` needs them.
+        null: of the model's keys.
+    """
+
+    key: np.ndarray
+    now: Now = Now()
+    background: np.ndarray = np.empty(0)
+    null: GumbelNull = DEFAULT_NULL
+
+
+class Window(NamedTuple):
+    """A part of the memory; None does not restrict.
+
+    Attributes:
+        stream: seconds of each source's own clock.
+        wall: Unix seconds; rows that do not know their wall clock are outside.
+        source: name of one source.
+    """
+
+    stream: TimeSpan | None = None
+    wall: TimeSpan | None = None
+    source: str | None = None
+
+
+EVERYTHING = Window()
+
+
+class Clip(NamedTuple):
+    """A row of the memory, as far as it lies within a window.
+
+    Attributes:
+        entry: the row.
+        start: seconds, >= the row's.
+        end: seconds, <= the row's; half-open.
+    """
+
+    entry: Entry
+    start: float
+    end: float
+
+
+def clipped(entries: Sequence[Entry], window: Window = EVERYTHING) -> tuple[Clip, ...]:
+    """Cut rows to a window.
+
+    Args:
+        entries: oldest first.
+        window: see ``Window``.
+
+    Returns:
+        What overlaps, in the same order. A row of one instant lies where it is.
+    """
+    found = []
+    for entry in entries:
+        if window.source not in (None, entry.source):
+            continue
+        start, end = entry.start, entry.end
+        for span in (window.stream, window.wall and _on_stream(entry, window.wall)):
+            if span:
+                start, end = max(start, span.start), min(end, span.end)
+        if start < end or (start == end and entry.start == entry.end):
+            found.append(Clip(entry, start, end))
+    return tuple(found)
+
+
+# -- ranking --
+
+
+class Candidates(NamedTuple):
+    """Rows that a ranker compares.
+
+    Attributes:
+        entries: N rows.
+        cosines: by kind of key, [N] float64: the query's cosine with a row's best key of that
+            kind; -inf where the row has none. All kinds for the order of hits; visual keys alone
+            for the decision "seen".
+        now: when the query is asked.
+    """
+
+    entries: Sequence[Entry]
+    cosines: Mapping[str, np.ndarray]
+    now: Now
+
+    def ages(self) -> np.ndarray:
+        """Return [N] seconds since each row ended, >= 0; see ``Entry.age``."""
+        return np.array([entry.age(self.now) for entry in self.entries], np.float64)
+
+
+Ranker = Callable[[Candidates, np.ndarray], np.ndarray]
+"""Takes candidates and their scores [N] so far, on the scale of visual cosines; returns new ones.
+
+The scores begin as the best cosine of any kind. Rankers are pure, and judge each row by itself or
+among all candidates, which are then every row of the window.
+"""
+
+
+def nearest_key(candidates: Candidates, _scores: np.ndarray) -> np.ndarray:
+    """Let the best key decide, its cosine less what ``MARGINS`` has for its kind."""
+    scaled = [cosines - MARGINS[kind] for kind, cosines in candidates.cosines.items()]
+    return np.asarray(np.maximum.reduce(scaled))
+
+
+RANKERS: dict[str, Ranker] = {
+    "nearest": nearest_key,
+}
+"""Every ranking rule by its name in the option ``rankers``, which applies them in its order."""
+
+DEFAULT_RANKERS = ("nearest",)
+
+
+def check_rankers(names: Sequence[str]) -> None:
+    """Refuse names that are not registered.
+
+    Raises:
+        ConfigError: one is not in ``RANKERS``.
+    """
+    for name in names:
+        if name not in tuple(RANKERS):
+            raise ConfigError(f"rankers: {name!r} is not known; give some of {', '.join(RANKERS)}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hit:
+    """A row, and how well it fits a query.
+
+    Attributes:
+        score: cosine in [-1, 1] of the query and the row's best key of any kind.
+        visual: cosine with its best visual key.
+        text: cosine with its best key of a caption or a note; None where it has none.
+        ranked: what the hits are ordered by: the rankers' score of all its keys.
+        sight: what decides whether it is seen: the rankers' score of its visual keys alone.
+    """
+
+    entry: Entry
+    score: float
+    visual: float
+    text: float | None
+    ranked: float
+    sight: float
+
+
+Hits = tuple[Hit, ...]
+
+
+class Searchable(Protocol):
+    """What ``retrieve`` needs of a memory."""
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Return every row, oldest first."""
+        ...
+
+    def nearest(
+        self, key: np.ndarray, k: int, among: Sequence[Entry] | None = None
+    ) -> Sequence[Entry]:
+        """Return rows that hold, for every kind of key, the k whose keys are nearest to ``key``."""
+        ...
+
+
+def retrieve(
+    memory: Searchable,
+    query: Query,
+    window: Window = EVERYTHING,
+    k: int | None = None,
+    rankers: Sequence[str] = DEFAULT_RANKERS,
+) -> Hits:
+    """Find the rows that a query is about.
+
+    Args:
+        memory: what is searched.
+        query: what is looked for.
+        window: where.
+        k: hits at most, >= 1; None returns every row of the window.
+        rankers: names in ``RANKERS``, applied in this order.
+
+    Returns:
+        Best first; of equal ones that of the greater cosine, then the older one.
+    """
+    everywhere = window == EVERYTHING
+    entries: Sequence[Entry] = (
+        () if everywhere else [c.entry for c in clipped(memory.entries(), window)]
+    )
+    if k is not None and tuple(rankers) == DEFAULT_RANKERS:
+        # The index finds them sooner: the best k by nearest key are among the best k of each kind.
+        entries = memory.nearest(query.key, k, None if everywhere else entries)
+    elif everywhere:
+        entries = memory.entries()
+    hits = rate(entries, query, rankers)
+    return tuple(sorted(hits, key=lambda hit: (-hit.ranked, -hit.score, hit.entry.segment))[:k])
+
+
+def rate(entries: Sequence[Entry], query: Query, rankers: Sequence[str] = DEFAULT_RANKERS) -> Hits:
+    """Tell how well each of these rows fits a query, in their order."""
+    if not entries:
+        return ()
+    cosines = {kind: _best_cosines(entries, kind, query.key) for kind in KINDS}
+    visual = cosines["visual_keys"]
+    text = np.maximum.reduce([each for kind, each in cosines.items() if kind != "visual_keys"])
+    ranked = _ranked(Candidates(entries, cosines, query.now), rankers)
+    sight = _ranked(Candidates(entries, {"visual_keys": visual}, query.now), rankers)
+    columns = (np.maximum(visual, text), visual, text, ranked, sight)
+    return tuple(
+        Hit(entry, score, seen, None if words == -math.inf else words, order, sighted)
+        for entry, score, seen, words, order, sighted in zip(
+            entries, *(column.tolist() for column in columns), strict=True
+        )
+    )
+
+
+# -- not seen --
+
+
+def is_seen(query: Query, sights: Sequence[float] | np.ndarray, num_keys: int) -> np.ndarray:
+    """Decide which scores are better than chance would have them in a memory of this size.
+
+    Args:
+        query: with its background.
+        sights: [N] ``Hit.sight`` of rows, or cosines with visual keys of other pictures.
+        num_keys: visual keys that were compared.
+
+    Returns:
+        [N] bool. Of queries about what is not there, a share of ``FALSE_SIGHTINGS`` has one that
+        is true.
+    """
+    scores = normalise(np.asarray(sights), query.background, max(2, num_keys), query.null)
+    return np.asarray(scores > threshold(FALSE_SIGHTINGS))
+
+
+def normalise(
+    scores: np.ndarray, background_scores: np.ndarray, n: int, null: GumbelNull = DEFAULT_NULL
+) -> np.ndarray:
+    """Turn cosines into how far they exceed the best of `n` chance matches.
+
+    z = (score - mean of the background's best ``TAIL``) / its deviation, then
+    (z - location - growth sqrt(2 ln n)) / scale with the constants of ``null``: the best of n
+    chance keys, on a scale that does not depend on n. So a fixed threshold gives one rate of false
+    sightings for any size of memory. The tail tells more about a query than the mean does: some
+    sentences have many near pictures, some none.
+
+    Args:
+        scores: [..., K] cosines of queries with visual keys of the memory.
+        background_scores: [..., B] of the same queries with a fixed bank of background keys,
+            B >= 2; some hundreds are needed for a steady tail.
+        n: keys that were compared, >= 2.
+        null: of the model's keys.
+
+    Returns:
+        [..., K] float64. Below `threshold(rate)`: not seen.
+
+    Raises:
+        ValueError: fewer than two background scores or keys.
+
+    Source: Gumbel 1958; normalisation by background as in speaker verification (Auckenthaler,
+        Carey and Lloyd-Thomas 2000); sqrt(2 ln n) is the growth of a normal maximum.
+    """
+    if n < 2:
+        raise ValueError("normalise: needs at least two background scores and two keys")
+    z = _excess(scores, background_scores)
+    return (z - null.location - null.growth * _growth(n)) / null.scale
+
+
+def threshold(rate: float) -> float:
+    """Return the normalised score that the best of any number of chance keys exceeds at `rate`.
+
+    Args:
+        rate: false sightings a question, in (0, 1).
+
+    Raises:
+        ValueError: rate out of range.
+    """
+    if not 0 < rate < 1:
+        raise ValueError(f"threshold: rate is {rate}; give a value between 0 and 1")
+    return float(-np.log(-np.log1p(-rate)))
+
+
+def fit_null(absent: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> GumbelNull:
+    """Fit a ``GumbelNull`` to questions whose answer is not in the memory.
+
+    Least squares over quantiles, which is linear in the three constants.
+
+    Args:
+        absent: of memories of different sizes: n, the best cosine [Q] of each such question, and
+            its background scores [Q, B].
+
+    Raises:
+        ValueError: fewer than two sizes.
+    """
+    if len({n for n, *_ in absent}) < 2:
+        raise ValueError("fit_null: needs questions to memories of at least two sizes")
+    rows, quantiles = [], []
+    for n, best, background in absent:
+        z = _excess(best[:, None], background)[:, 0]
+        rows += [(1.0, _growth(n), -np.log(-np.log(p))) for p in _QUANTILES]
+        quantiles += np.quantile(z, _QUANTILES).tolist()
+    found = np.linalg.lstsq(np.array(rows), np.array(quantiles), rcond=None)[0]
+    return GumbelNull(*(round(float(value), 3) for value in found))
+
+
+# -- private --
+
+
+def _ranked(candidates: Candidates, rankers: Sequence[str]) -> np.ndarray:
+    scores = np.maximum.reduce(list(candidates.cosines.values()))
+    for name in rankers:
+        scores = RANKERS[name](candidates, scores)
+    return np.asarray(scores, np.float64)
+
+
+def _best_cosines(entries: Sequence[Entry], kind: str, key: np.ndarray) -> np.ndarray:
+    """Return [N] float64: the cosine of each row's best key of a kind; -inf where it has none."""
+    # Row by row: the digits of a row's score do not depend on what it is compared with, as they
+    # would in one product of all keys. 10,000 rows take 25 ms longer.
+    keys = (getattr(entry, kind) for entry in entries)
+    return np.array([float((each @ key).max()) if len(each) else -math.inf for each in keys])
+
+
+def _on_stream(entry: Entry, wall: TimeSpan) -> TimeSpan:
+    """Bring a span of the wall clock to the row's own clock."""
+    if entry.wall_start is None:
+        return TimeSpan(entry.end, entry.start)  # nothing lies between
+    offset = entry.start - entry.wall_start
+    return TimeSpan(wall.start + offset, wall.end + offset)
+
+
+def _growth(n: int) -> float:
+    return math.sqrt(2 * math.log(n))
+
+
+def _excess(scores: np.ndarray, background_scores: np.ndarray) -> np.ndarray:
+    background = np.asarray(background_scores, np.float64)
+    if background.ndim < 1 or background.shape[-1] < 2:
+        raise ValueError("normalise: needs at least two background scores and two keys")
+    num_best = max(1, round(TAIL * background.shape[-1]))
+    best = np.partition(background, -num_best, axis=-1)[..., -num_best:]
+    # A query that the bank cannot tell apart at all must not divide by zero.
+    deviation = np.maximum(background.std(axis=-1, keepdims=True), 1e-6)
+    excess = np.asarray(scores, np.float64) - best.mean(axis=-1, keepdims=True)
+    return np.asarray(excess / deviation)

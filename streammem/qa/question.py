@@ -1,0 +1,96 @@
+"""Reading a question: what is asked for, of what, and of which time.
+
+    words = find_time("Where was the dog yesterday?", now=now.wall)
+    window = window_of(words, memory.entries()[-1], now)         # yesterday, on the wall clock
+    reading, back = resolved(model.read_question(words.text), turns)   # "after that": of what?
+
+Time words are in `time_expressions.py`; operator and anchor come from the model.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from streammem.memory.entry import Entry, Now
+from streammem.memory.retrieval import EVERYTHING, Window
+from streammem.models.tiny.questions import Reading
+from streammem.perception.scene_buffer import BufferedFrame
+from streammem.qa.time_expressions import TimeWords
+from streammem.types import TimeSpan
+
+_BACK = frozenset("that it this then these those them him her he she they there".split())  # noqa: SIM905
+
+
+class Present(NamedTuple):
+    """Where a stream stands.
+
+    Attributes:
+        now: its last frames; none where it does not go on.
+        segment: id of the open segment.
+        memory: recurrent memory tokens.
+    """
+
+    now: Sequence[BufferedFrame]
+    segment: int
+    memory: Tensor
+
+
+class Question(NamedTuple):
+    """A question as it is worked on.
+
+    Attributes:
+        text: as it was asked.
+        about: without its time words.
+        reading: operator and anchors, with "that" replaced.
+        window: which part of the memory it is about.
+        now: when it was asked.
+        back: segments that "before that" or "after that" points to; often none.
+    """
+
+    text: str
+    about: str
+    reading: Reading
+    window: Window
+    now: Now
+    back: tuple[int, ...] = ()
+
+
+class Turn(NamedTuple):
+    """What a later question may point back to: what was asked about, and the answer's segments."""
+
+    anchor: str
+    segments: tuple[int, ...]
+
+
+def resolved(reading: Reading, turns: Sequence[Turn]) -> tuple[Reading, tuple[int, ...]]:
+    """Put what the last turn was about in the place of "that".
+
+    Returns:
+        The reading, and the segments that "that" points to, if it is a time.
+    """
+    words = set(reading.anchor.lower().split())
+    around = reading.operator in ("before", "after")
+    if not turns or not (words <= _BACK if words else around):
+        return reading, ()
+    return reading._replace(anchor=turns[-1].anchor), turns[-1].segments if around else ()
+
+
+def window_of(words: TimeWords | None, newest: Entry | None, now: Now) -> Window:
+    """Return the part of a memory that time words mean.
+
+    Args:
+        words: None means everything.
+        newest: the newest row; None in an empty memory.
+        now: what "ten minutes ago" counts back from: the wall clock where the newest row knows it,
+            otherwise the end of its source.
+    """
+    if words is None or newest is None:
+        return EVERYTHING
+    if not words.from_end:
+        span = TimeSpan(words.start, words.end)
+        return Window(wall=span) if words.wall else Window(stream=span)
+    on_wall = words.wall and newest.wall_start is not None
+    end = now.wall if on_wall else now.ends[newest.source]
+    span = TimeSpan(end + words.start, end + words.end)
+    return Window(wall=span) if on_wall else Window(stream=span, source=newest.source)
