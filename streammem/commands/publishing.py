@@ -1,4 +1,4 @@
-"""`--mqtt`: what is watched, told to a broker; and what a camera is called there."""
+"""`--mqtt`: events are sent to a broker, under a camera's name."""
 
 import argparse
 import re
@@ -7,21 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streammem.commands.extras import require
+from streammem.commands.options import require
 from streammem.errors import ConfigError
 from streammem.output.terminal import note
 
 if TYPE_CHECKING:
     from streammem.integrations.mqtt.broker import Broker
     from streammem.integrations.mqtt.publisher import Publisher
-
-
-def add_mqtt_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
-    add = parser.add_argument_group("MQTT and Home Assistant").add_argument
-    about = "tell events to a broker: mqtt://[user:password@]host[:port][/prefix], or mqtts://"
-    add("--mqtt", metavar="URL", help=about)
-    add("--camera", metavar="NAME", help="what it is called there (default: after the source)")
 
 
 def broker_of(arguments: argparse.Namespace) -> "Broker | None":

@@ -8,25 +8,30 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import cast
+from typing import Any
 
 from streammem.engine.alerts import Alerts
 from streammem.engine.long_scenes import LongScene, Span
 from streammem.engine.session import Session
-from streammem.engine.watch_options import DEFAULT_FPS, MAX_SIDE, WatchOptions, open_for
+from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.engine.workers import TOGETHER, Reader, Said, Speaker
 from streammem.errors import TruncatedError
 from streammem.types import Caption, Event, Frame, Segment, Stats, Warning
-from streammem.video import VideoSource
-
-__all__ = ["DEFAULT_FPS", "MAX_SIDE", "WatchOptions", "open_for", "watch"]
+from streammem.video import SourceOptions, VideoSource, open_with
 
 SEGMENTS_AHEAD = 4  # segments that wait for the speaker before a file's perception does, at least
 LIVE_SEGMENTS_AHEAD = 1  # of a live source; beyond them the oldest stays without a caption
-DEFAULTS = WatchOptions()
+DEFAULTS, NO_CALLBACKS, SOURCE = WatchOptions(), WatchCallbacks(), SourceOptions()
 
 
-def watch(session: Session, source: object, options: WatchOptions = DEFAULTS) -> Iterator[Event]:
+def watch(
+    session: Session,
+    source: Any,
+    options: WatchOptions = DEFAULTS,
+    *,
+    source_options: SourceOptions = SOURCE,
+    callbacks: WatchCallbacks = NO_CALLBACKS,
+) -> Iterator[Event]:
     """Perceive a source and yield its events as they come: segments, each with its caption.
 
     A live source is never waited for, nor does it wait: frames and captions that cannot keep up
@@ -36,6 +41,8 @@ def watch(session: Session, source: object, options: WatchOptions = DEFAULTS) ->
         session: takes in the frames; on return it holds the whole stream.
         source: what ``open_source`` takes, or an open ``VideoSource``.
         options: see ``WatchOptions``.
+        source_options: how the source is opened, unless it is open already.
+        callbacks: see ``WatchCallbacks``.
 
     Returns:
         An iterator; close it (or break off) to stop: threads end and the source is closed. A
@@ -44,25 +51,30 @@ def watch(session: Session, source: object, options: WatchOptions = DEFAULTS) ->
     Raises:
         ConfigError, SourceError: at the call, before anything is yielded.
     """
-    opened = cast(VideoSource, source) if _is_open(source) else open_for(source, options)
+    opened = source if isinstance(source, VideoSource) else open_with(source, source_options)
     if not session.source:
         session.source = opened.name
     alerts = Alerts(session.model, options.alerts, options.alerting)
-    return _Watching(session, opened, options, alerts).events()
+    return _Watching(session, opened, options, callbacks, alerts).events()
 
 
 class _Watching:
     """One source on its way through a session."""
 
     def __init__(
-        self, session: Session, source: VideoSource, options: WatchOptions, alerts: Alerts
+        self,
+        session: Session,
+        source: VideoSource,
+        options: WatchOptions,
+        callbacks: WatchCallbacks,
+        alerts: Alerts,
     ) -> None:
         self._session, self._source, self._options = session, source, options
-        self._alerts = alerts
-        self._live = bool(getattr(source, "live", False))
+        self._callbacks, self._alerts = callbacks, alerts
+        self._live = source.live
         self._scenes = LongScene(session, options.refresh_s) if self._live else None
         # Words that may be withheld are not heard before that is decided.
-        self._heard = None if session.withholds else options.on_text
+        self._heard = None if session.withholds else callbacks.on_text
         self._num_frames = self._num_segments = self._num_captions = 0
         self._perceive_s = self._perceived_until = self._caption_lag_s = 0.0
         self._stats_at = 0.0 if options.stats_s is None else time.monotonic() + options.stats_s
@@ -70,7 +82,7 @@ class _Watching:
     def events(self) -> Iterator[Event]:
         options = self._options
         drop = options.drop or ("oldest" if self._live else "never")
-        self._speaker = self._new_speaker() if options.speak else None
+        self._speaker = self._new_speaker() if options.captions else None
         self._reader = Reader(self._source, drop)
         try:
             yield from self._stream()
@@ -89,13 +101,13 @@ class _Watching:
 
     def _new_speaker(self) -> Speaker:
         model, config = self._session.model, self._session.config
-        if self._options.sparse and config.candidates is None:
+        if self._source.sparse and config.candidates is None:
             config = replace(config, candidates=1)  # whoever skims wants it soon
         together = 1 if self._live or self._heard else TOGETHER
         return Speaker(model, config, self._heard, warm=self._live, together=together)
 
     def _stream(self) -> Iterator[Event]:
-        for frame in self._reader.frames(self._options.stop):
+        for frame in self._reader.frames(self._callbacks.stop):
             closed = self._push(frame) if frame else ()
             yield from self._due(closed)
             if frame:
@@ -109,9 +121,8 @@ class _Watching:
 
     def _push(self, frame: Frame) -> tuple[Segment, ...]:
         began = time.thread_time()
-        wall_zero = getattr(self._source, "wall_zero", None)
-        if wall_zero is not None:
-            self._session.wall_zero = wall_zero
+        if self._source.wall_zero is not None:
+            self._session.wall_zero = self._source.wall_zero
         closed = self._session.push(frame)
         self._perceive_s += time.thread_time() - began
         self._num_frames += 1
@@ -161,8 +172,8 @@ class _Watching:
             caption = self._scenes.told(said.span, said.replies)
         else:
             caption = self._session.add_caption(said.span.segment, said.replies)
-        if self._options.on_text and not self._heard and caption.text:
-            self._options.on_text(said.span.segment, caption.text)
+        if self._callbacks.on_text and not self._heard and caption.text:
+            self._callbacks.on_text(said.span.segment, caption.text)
         return caption
 
     def _alerted(self, frame: Frame) -> Iterator[Event]:
@@ -180,21 +191,22 @@ class _Watching:
         yield from self._answered()
 
     def _answered(self) -> Iterator[Event]:
-        if self._options.question and (question := self._options.question()):
+        if self._callbacks.on_idle:
+            self._callbacks.on_idle()
+        if self._callbacks.question and (question := self._callbacks.question()):
             yield from self._answer(question)
 
     def _notices(self) -> Iterator[Event]:
-        notices = getattr(self._source, "notices", None)
-        while notices:
-            yield Warning(notices.popleft())
+        while self._source.notices:
+            yield Warning(self._source.notices.popleft())
 
     def _answer(self, question: str) -> Iterator[Event]:
         """Answer while captions pause and frames are perceived between two words."""
         closed: list[Segment] = []
 
         def on_text(piece: str) -> None:
-            if self._options.on_answer:
-                self._options.on_answer(piece)
+            if self._callbacks.on_answer:
+                self._callbacks.on_answer(piece)
             while frame := self._reader.waiting_frame():
                 closed.extend(self._push(frame))
 
@@ -216,12 +228,8 @@ class _Watching:
             dropped_full=reader.dropped_full,
             dropped_at_stop=reader.dropped_at_stop,
             captions_skipped=speaker.num_skipped if speaker else 0,
-            connections=getattr(self._source, "num_connections", 0),
-            damaged=getattr(self._source, "num_damaged", 0),
+            connections=self._source.num_connections,
+            damaged=self._source.num_damaged,
             lag_s=max(0.0, reader.captured_until - self._perceived_until),
             caption_lag_s=self._caption_lag_s if self._live else 0.0,
         )
-
-
-def _is_open(source: object) -> bool:
-    return hasattr(source, "close") and hasattr(source, "end")

@@ -18,7 +18,7 @@ from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import Event, Frame, Segment, Warning
 from streammem.video import VideoSource
 
-MAX_SIDE = 256  # pixels; enough for the encoder, and cheap to convert for every frame
+SCENES_SIDE = 256  # pixels; enough for the encoder, and cheap to convert for every frame
 EMBEDDED_FPS = 2.0
 ASSUMED_FPS = 25.0  # where a source does not say how long its first frame lasts
 REACH = 4  # samples before a gap that bear on what is decided in it

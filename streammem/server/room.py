@@ -10,13 +10,13 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from streammem.engine.session import Session
 from streammem.engine.watch import watch
-from streammem.engine.watch_options import WatchOptions
+from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.errors import StreammemError
 from streammem.output.render import NOTHING, wall_start
 from streammem.server.counters import Counters
@@ -211,11 +211,10 @@ class Room:
                 while (job := self._jobs.get_nowait()) is not None:
                     self._serve(job, session)
 
-        options = replace(self.plan.options, stop=self._is_stopping, question=between)
+        callbacks = WatchCallbacks(stop=self._is_stopping, on_idle=between)
         try:
-            for event in watch(session, source, options):
-                zero = getattr(source, "wall_zero", None)
-                self._tell(self._publish, event, wall_start(event, zero))
+            for event in watch(session, source, self.plan.options, callbacks=callbacks):
+                self._tell(self._publish, event, wall_start(event, source.wall_zero))
                 between()
         except StreammemError as error:
             self._tell(self._publish, Warning(str(error)))

@@ -6,7 +6,6 @@ Nothing here decodes or waits; `live_source.py` does.
 import io
 import os
 import select
-import stat
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -21,10 +20,12 @@ from streammem.video.container import (
     REMOTE_OPTIONS,
     choose_stream,
     error_text,
+    open_container,
     public_url,
 )
+from streammem.video.file import FileSource
 from streammem.video.live_source import STALL_S, WAIT_SLICE_S, Connection, Feed, LiveSource
-from streammem.video.sampling import Sampling
+from streammem.video.source import Sampling, VideoSource
 
 # An RTSP read gives up so often, to look whether it is to stop. Giving up in the middle of a packet
 # costs the connection, so it is no time between the pictures of a slow camera, nor a part of one.
@@ -56,6 +57,20 @@ def open_rtsp(url: str, sampling: Sampling) -> LiveSource:
     spec = f"{scheme.partition('+')[0]}:{rest}"
     address = _Address(spec, name, None, options, POLL_S)
     return LiveSource(Feed(name, address.open, resumes=True), sampling)
+
+
+def open_url(url: str, sampling: Sampling) -> VideoSource:
+    """Open ``http://`` and ``https://``: a file, or a live stream.
+
+    Raises:
+        SourceError: it cannot be opened, or has no video.
+    """
+    name = public_url(url)
+    # What is behind it shows once it is open, and a silent server is waited for once.
+    opened = open_container(url, name, remote=True)
+    if kind := endless_format(opened[0]):
+        return open_stream(url, kind, sampling, Connection(*opened))
+    return FileSource(url, name, sampling, remote=True, opened=opened)
 
 
 def endless_format(container: InputContainer) -> str | None:
@@ -104,23 +119,16 @@ def open_screen(spec: str, sampling: Sampling, platform: str = sys.platform) -> 
     return LiveSource(Feed(spec, _Address(device, spec, kind, options, STALL_S).open), sampling)
 
 
-def open_pipe(spec: str, sampling: Sampling) -> LiveSource:
+def open_pipe(spec: str | os.PathLike[str], sampling: Sampling) -> LiveSource:
     """Open standard input (``-``) or a FIFO; what comes is read without loss, as fast as it comes.
 
     Raises:
         SourceError: what comes is no video, or one that must be sought in, such as most MP4.
     """
+    spec = os.fspath(spec)
     name = "standard input" if spec == "-" else spec
     opener = partial(_open_pipe, spec, name)
     return LiveSource(Feed(name, opener, live=False, again=spec != "-"), sampling)
-
-
-def is_fifo(path: str) -> bool:
-    """Tell whether a path is a named pipe."""
-    try:
-        return stat.S_ISFIFO(os.stat(path).st_mode)
-    except (OSError, ValueError):
-        return False
 
 
 class Pipe(io.RawIOBase):

@@ -7,6 +7,7 @@ import heapq
 from collections import deque
 from collections.abc import Generator, Iterator
 from itertools import takewhile
+from os import PathLike, fspath
 
 import av
 from av.container import InputContainer
@@ -14,11 +15,10 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from streammem.types import Frame
-from streammem.video.gops import needed_parts
-from streammem.video.packets import PacketReader
+from streammem.video.container import check_file
+from streammem.video.packets import PacketReader, needed_parts
 from streammem.video.pixels import RgbConverter, check_size
-from streammem.video.sampling import Grid, Sampling
-from streammem.video.single_pass import SinglePass
+from streammem.video.source import Grid, Sampling, SourceOptions, VideoSource
 
 HOP_S = 5.0  # a sample further ahead than this is sought, not read up to
 _REORDERED = 32  # what is remembered while packets come out of order; codecs reorder <= 16
@@ -28,7 +28,7 @@ class _StartOverError(Exception):
     """Jumping or seeking failed, and what came of it cannot be trusted."""
 
 
-class FileSource(SinglePass):
+class FileSource(VideoSource):
     """One pass over a video file or URL.
 
     Samples are exact: the frames, times and pixels that decoding everything would give. What no
@@ -154,10 +154,9 @@ class FileSource(SinglePass):
 
     def _hop(self) -> float | None:
         """Return the next sample's time if far ahead; each only once, as a seek may fall short."""
-        fps = self._sampling.fps
-        if fps is None or not self._reader.can_seek:
+        target = self._grid.next_target
+        if target is None or not self._reader.can_seek:
             return None
-        target = self._sampling.start + self._grid.num_slots / fps
         is_near = target - self._read_until <= HOP_S
         if is_near or target <= self._hopped_to or self._grid.is_past(target):
             return None
@@ -274,3 +273,19 @@ class FileSource(SinglePass):
             heapq.heappop(awaited)
             self._num_before += 1
         return self._index
+
+
+def open_file(path: str | PathLike[str], options: SourceOptions) -> VideoSource:
+    """Open a video file with the decoder that the options name.
+
+    Raises:
+        SourceError: no such file, or no video.
+        BackboneError: that decoder is not installed.
+    """
+    path = fspath(path)
+    check_file(path)
+    if options.reader == "decord":
+        from streammem.video.decord_file import DecordSource
+
+        return DecordSource(path, path, options)
+    return FileSource(path, path, options)

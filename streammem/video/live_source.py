@@ -7,7 +7,6 @@ stand above.
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,8 +22,7 @@ from streammem.types import Frame
 from streammem.video.clock import StreamClock
 from streammem.video.container import READ_TIMEOUT_S, error_text
 from streammem.video.pixels import RgbConverter, check_size
-from streammem.video.sampling import Grid, Sampling
-from streammem.video.single_pass import SinglePass
+from streammem.video.source import Grid, Sampling, VideoSource
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +95,7 @@ class Feed:
     again: bool = True
 
 
-class LiveSource(SinglePass):
+class LiveSource(VideoSource):
     """Pictures of a camera, a screen or a pipe.
 
     Damaged pictures are left out. A lost or stalled connection ends the pass; with ``reconnect``
@@ -109,14 +107,6 @@ class LiveSource(SinglePass):
         sampling: ``fps`` samples the stream's time; ``sparse`` takes keyframes only.
         passing: clocks.
         opened: the first connection, if it is there already.
-
-    Attributes:
-        live: a picture that is not taken when it comes is lost.
-        reconnect: see above.
-        wall_zero: Unix seconds at stream time 0, set anew at each connection; None before.
-        num_connections: that gave a picture.
-        num_damaged: pictures that were left out.
-        notices: what users should know, newest last; to be taken out by any thread.
 
     Raises:
         SourceError: it cannot be opened, or has no video.
@@ -131,9 +121,6 @@ class LiveSource(SinglePass):
     ) -> None:
         super().__init__(feed.name, sampling, duration=None)
         self.live = feed.live
-        self.wall_zero: float | None = None
-        self.num_connections = self.num_damaged = 0
-        self.notices: deque[str] = deque(maxlen=16)
         self._feed, self._passing = feed, passing
         self._clock = StreamClock(real_time=feed.live)
         self._index, self._num_given = -1, 0
