@@ -139,8 +139,8 @@ def _draw(session: "Session", moments: tuple[Moment, ...], arguments: argparse.N
     for item in moments:
         with suppress(KeyError):  # a memory within a budget drops keyframes
             scene = Segment(item.segment, item.start, item.end, None, None)
-            said = f"{item.rank}. score {item.score:.2f} {item.caption or ''}".strip()
-            keyframes.append((scene, session.keyframe(item.segment), said))
+            shown = f"{item.rank}. score {item.score:.2f} {item.caption or ''}".strip()
+            keyframes.append((scene, session.keyframe(item.segment), shown))
     if not keyframes:
         note(f"{arguments.sheet}: not drawn, there is nothing to show")
         return

@@ -33,17 +33,17 @@ def broker_of(arguments: argparse.Namespace) -> "Broker | None":
     return Broker.of(arguments.mqtt)
 
 
-def told_to(
+def publisher_to(
     broker: "Broker | None", name: str, alerts: tuple[str, ...]
 ) -> "AbstractContextManager[Publisher | None]":
-    """Open what tells a camera's events to a broker; None without one."""
+    """Open the publisher of a camera's events; None without a broker."""
     return nullcontext() if broker is None else _publisher(broker, name, alerts, set())
 
 
 def outlets(
     broker: "Broker", name: str | None, alerts: tuple[str, ...]
 ) -> "Callable[[str], Publisher]":
-    """Return what opens one for each of several sources, under names of their own."""
+    """Return a function that opens one for each of several sources, under names of their own."""
     taken: set[str] = set()
     return lambda source: _publisher(broker, name or camera_name(source), alerts, taken)
 

@@ -150,7 +150,7 @@ def open_rooms(arguments: argparse.Namespace, config: "ServerConfig") -> "Rooms"
 
     configured(SessionConfig(), arguments)
     for source in arguments.sources:
-        # Told now: once a server's tasks run, one that reads its input would wait for more of it.
+        # Before the tasks of a server run: one that reads its input would wait for more of it.
         if kind_of(source).name == "file":
             open_source(source).close()
     quiet_libraries()
@@ -169,7 +169,7 @@ def _known(group: ExceptionGroup) -> Exception:
 
 
 def _bound(config: "ServerConfig") -> socket.socket:
-    """Listen before the model is loaded, so that a port in use is told at once."""
+    """Listen before the model is loaded, so that a port in use is an error at once."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -192,7 +192,7 @@ def _run(app: "FastAPI", listening: socket.socket) -> int:
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            if app.state.failed is None:  # told now: before, who asks is refused a connection
+            if app.state.failed is None:  # not before: a client would be refused a connection
                 note(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
             self.should_exit = self.should_exit or app.state.failed is not None
 

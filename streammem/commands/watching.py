@@ -20,7 +20,7 @@ from streammem.commands.options import (
     add_watch_options,
     watch_options,
 )
-from streammem.commands.publishing import broker_of, camera_name, told_to
+from streammem.commands.publishing import broker_of, camera_name, publisher_to
 from streammem.errors import ConfigError
 from streammem.output.render import plain, prometheus, to_line, wall_start
 from streammem.output.rotation import RotatedFile, Rotation
@@ -152,7 +152,7 @@ def run_watch(arguments: argparse.Namespace) -> int:
         callbacks = WatchCallbacks(lambda: arguments.interrupted() or signalled.terminated)
         name, broken = arguments.camera or camera_name(arguments.source, arguments.memory), False
         with (
-            told_to(broker, name, options.alerts) as mqtt,
+            publisher_to(broker, name, options.alerts) as mqtt,
             closing(_Output(arguments, rotation)) as out,
         ):
             for event, wall_zero in watch_source(session, arguments, options, callbacks):

@@ -4,7 +4,7 @@
     callbacks = WatchCallbacks(stop=lambda: done.is_set())
     watch(session, "rtsp://camera/1", options, callbacks=callbacks)
 
-How the source itself is opened is said by ``video.SourceOptions``. Every option has a default.
+``video.SourceOptions`` hold how the source itself is opened. Every option has a default.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class AlertConfig:
         frames: >= 2, unlike frames that an alert is to hold against.
         leave: in [0, 1), the score below which it counts as gone, as a share of the deviations
             above the background at which it counts as there.
-        away_s: seconds below that before it may be told again.
+        away_s: seconds below that before it may be reported again.
         confirm: frames in a row that must show it.
         pictures: folder for the frames of alerts; None keeps none.
         max_pictures: kept there; the oldest go.

@@ -30,7 +30,7 @@ from streammem.video.source import Sampling, VideoSource
 # An RTSP read gives up so often, to look whether it is to stop. Giving up in the middle of a packet
 # costs the connection, so it is no time between the pictures of a slow camera, nor a part of one.
 POLL_S = 3.7
-DEVICE_FPS = 15  # frames a second that a screen is asked for; web cameras choose theirs
+DEVICE_FPS = 15  # frames a second of a screen; web cameras choose theirs
 # What is watched over HTTP if it states no duration; anything else is a file.
 ENDLESS_FORMATS = {"mpjpeg", "hls", "mpegts", "flv"}
 
@@ -39,7 +39,7 @@ _RTSP = {
     "flags": "low_delay",
     # Stamps of the camera's first minutes are not held back to guess a frame rate from.
     "analyzeduration": "500000",
-    # Nor is a camera of one picture in 10 s waited for: its first pictures tell enough.
+    # Nor is a camera of one picture in 10 s waited for: its first pictures are enough.
     "probesize": "100000",
 }
 _RTSP_TRANSPORTS = {"rtsp": "tcp", "rtsps": "tcp", "rtsp+udp": "udp"}
@@ -88,7 +88,7 @@ def open_stream(url: str, kind: str, sampling: Sampling, first: Connection) -> L
         url: with credentials, if it needs them.
         kind: from ``endless_format``.
         sampling: what is wanted.
-        first: the connection that told.
+        first: the connection by which the kind was found.
     """
     name = public_url(url)
     # FFmpeg itself connects again for what states its size only: never here, where that would
@@ -136,7 +136,7 @@ class Pipe(io.RawIOBase):
 
     Args:
         spec: ``-`` or a path.
-        stopping: tells whether to give up.
+        stopping: returns whether to give up.
     """
 
     def __init__(self, spec: str, stopping: Callable[[], bool]) -> None:
@@ -162,7 +162,7 @@ class Pipe(io.RawIOBase):
 
 
 class _Address(NamedTuple):
-    """All that FFmpeg is told to connect."""
+    """What FFmpeg needs to connect."""
 
     spec: str
     name: str

@@ -46,7 +46,7 @@ class FileSource(VideoSource):
         name: path or URL without credentials.
         sampling: what is wanted; ``sparse`` takes keyframes only.
         remote: whether ``spec`` is a URL.
-        opened: what ``open_container`` gave for it, if that was asked already.
+        opened: what ``open_container`` gave for it, if it is open already.
 
     Raises:
         SourceError: it cannot be opened, or holds no picture.
@@ -164,13 +164,13 @@ class FileSource(VideoSource):
         return target
 
     def _is_before_end(self, packet: Packet) -> bool:
-        """Tell whether pictures before the sampling's end may still come."""
+        """Return whether pictures before the sampling's end may still come."""
         if packet.dts is not None and self._grid.is_past(self._reader.seconds(packet.dts)):
             self._at_end = True  # no later packet is shown before its decoding time
         return not self._at_end
 
     def _wants(self, packet: Packet) -> bool:
-        """Note a packet's place, and tell whether its picture may be a sample."""
+        """Note a packet's place, and return whether its picture may be a sample."""
         pts = packet.pts
         if pts is None:
             return True
@@ -260,7 +260,7 @@ class FileSource(VideoSource):
         return time, duration
 
     def _is_key(self, picture: av.VideoFrame) -> bool:
-        return picture.key_frame or picture.pts in self._key_pts  # some decoders do not tell
+        return picture.key_frame or picture.pts in self._key_pts  # some decoders do not state it
 
     def _rank(self, pts: int | None) -> int:
         """Return the picture's number among all pictures, in presentation order."""

@@ -78,8 +78,8 @@ class GrowingFolder(VideoSource):
         while not self.stopping:
             before = last
             for arrival in sorted(a for a in self._listed() if a > last):
-                # Whoever writes the next file has completed those before it, but copies may
-                # arrive out of order: the clock alone decides.
+                # A recorder that writes the next file has completed those before it, but copies
+                # may arrive out of order: the clock alone decides.
                 if self._passing.wall() - arrival.changed < COMPLETE_S and self.reconnect:
                     break
                 last = arrival

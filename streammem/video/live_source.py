@@ -81,7 +81,7 @@ class Feed:
 
     Attributes:
         name: what evidence calls it: without credentials.
-        open: connects; given what tells whether to give up; raises ``SourceError``. Reads of the
+        open: connects; given a function that returns whether to give up; raises ``SourceError``. Reads of the
             connection return or raise within STALL_S.
         live: pictures come when they are taken; one that is not taken then is lost.
         resumes: reading goes on after a time-out, which comes every second or so.
@@ -103,7 +103,7 @@ class LiveSource(VideoSource):
     sources from coming back at once. Resolution and codec may be others then.
 
     Args:
-        feed: opened at once, so that a wrong address is told at the call.
+        feed: opened at once, so that a wrong address raises at the call.
         sampling: ``fps`` samples the stream's time; ``sparse`` takes keyframes only.
         passing: clocks.
         opened: the first connection, if it is there already.
@@ -201,35 +201,36 @@ class LiveSource(VideoSource):
         self, container: InputContainer, stream: VideoStream
     ) -> Generator[av.VideoFrame, None, str | None]:
         """Give the good pictures until data ends (None) or is lost (why)."""
-        heard = seen = self._passing.now()
+        last_data = last_picture = self._passing.now()
         num_lost = 0
         while not self.stopping:
             try:
                 for packet in container.demux(stream):
-                    heard = self._passing.now()
+                    last_data = self._passing.now()
                     if self._sampling.sparse and packet.size:
-                        self._hear(packet, stream, heard)
+                        self._track(packet, stream, last_data)
                     pictures = self._decoded(stream, packet)
                     yield from pictures
-                    seen = heard if pictures else seen
+                    last_picture = last_data if pictures else last_picture
                     num_lost = 0 if pictures else num_lost + packet.is_keyframe
-                    if heard - seen > NO_PICTURE_S or num_lost >= LOST_KEYFRAMES:
-                        return f"no picture for {heard - seen:.0f} s"
+                    blank_s = last_data - last_picture
+                    if blank_s > NO_PICTURE_S or num_lost >= LOST_KEYFRAMES:
+                        return f"no picture for {blank_s:.0f} s"
                     if self.stopping:
                         return None
                 return None
             except av.error.ExitError:
-                silent_s = self._passing.now() - heard
+                silent_s = self._passing.now() - last_data
                 if not self._feed.resumes or silent_s > STALL_S:
                     return f"silent for {silent_s:.0f} s"
             except (av.FFmpegError, OSError) as error:
                 return error_text(error)
         return None
 
-    def _hear(self, packet: Packet, stream: VideoStream, arrived: float) -> None:
+    def _track(self, packet: Packet, stream: VideoStream, arrived: float) -> None:
         """Let the clock follow a coded picture: of most, nothing comes out of the decoder."""
         duration, kept = _duration(packet, stream), packet.is_keyframe
-        self._clock.hear(packet.pts, _tick(stream), duration, arrived, kept=kept)
+        self._clock.track(packet.pts, _tick(stream), duration, arrived, kept=kept)
 
     def _decoded(self, stream: VideoStream, packet: Packet) -> list[av.VideoFrame]:
         try:
@@ -247,7 +248,7 @@ class LiveSource(VideoSource):
         self.notices.append(f"{self.name}: connection lost ({lost}); trying to get it back")
         log.info("%s", self.notices[-1])
         first, longest = BACK_OFF_S
-        # A camera that accepts and then gives nothing must not be asked twice a second.
+        # A camera that accepts and then gives nothing must not be opened twice a second.
         pause = longest / 2 if patient else first
         while not self.stopping:
             self._wait(pause * random.uniform(0.5, 1.0))

@@ -35,7 +35,7 @@ class PacketReader:
         spec: path or URL as FFmpeg is to see it.
         name: what messages call it: without credentials.
         remote: whether ``spec`` is a URL.
-        opened: what ``open_container`` gave for it, if that was asked already.
+        opened: what ``open_container`` gave for it, if it is open already.
 
     Attributes:
         stream: the PyAV video stream.

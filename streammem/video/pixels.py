@@ -91,7 +91,7 @@ def display_matrix(picture: av.VideoFrame) -> Matrix:
 
 
 def upright(pixels: np.ndarray, matrix: Matrix) -> np.ndarray:
-    """Turn by quarter turns and mirror a picture, as its display matrix says.
+    """Turn by quarter turns and mirror a picture, as its display matrix states.
 
     Args:
         pixels: [H, W, 3].
