@@ -25,7 +25,7 @@ from streammem.commands.options import (
 from streammem.errors import ConfigError, SourceError, StoreError
 from streammem.output.render import plain
 from streammem.output.terminal import note
-from streammem.types import Event, Segment, Warning
+from streammem.types import Event, Notice, Segment
 from streammem.video import kind_of, open_with
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def perceive(session: "Session", arguments: argparse.Namespace) -> bool:
     broken = False
     options = replace(watch_options(arguments), captions=False)
     for event, _ in watch_source(session, arguments, options, progress=True):
-        if isinstance(event, Warning):
+        if isinstance(event, Notice):
             note(str(event))
             broken = True
     if not session.state.frames:

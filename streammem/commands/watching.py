@@ -25,7 +25,7 @@ from streammem.errors import ConfigError
 from streammem.output.render import plain, prometheus, to_line, wall_start
 from streammem.output.rotation import RotatedFile, Rotation
 from streammem.output.terminal import LiveText, Results, Sheet, note, output
-from streammem.types import Answer, Caption, Event, Segment, Stats, Warning
+from streammem.types import Answer, Caption, Event, Notice, Segment, Stats
 
 if TYPE_CHECKING:
     from streammem.engine.session import Session
@@ -103,7 +103,7 @@ def _caption(session: "Session", arguments: argparse.Namespace) -> int:
         broken = False
         events = watch_source(session, arguments, callbacks=callbacks, progress=not streams)
         for event, _ in events:
-            if isinstance(event, Warning):
+            if isinstance(event, Notice):
                 note(str(event))
                 broken = True
             if sheet:
@@ -123,7 +123,7 @@ def run_scenes(arguments: argparse.Namespace) -> int:
     broken = False
     with open_session(arguments) as session, output(arguments.format, arguments.output) as results:
         for event in _scenes(session, arguments):
-            if isinstance(event, Warning):
+            if isinstance(event, Notice):
                 note(str(event))
                 broken = True
             results.write(event)
@@ -156,7 +156,7 @@ def run_watch(arguments: argparse.Namespace) -> int:
             closing(_Output(arguments, rotation)) as out,
         ):
             for event, wall_zero in watch_source(session, arguments, options, callbacks):
-                broken |= isinstance(event, Warning)
+                broken |= isinstance(event, Notice)
                 if signalled.reopen:
                     signalled.reopen = False
                     out.reopen()
@@ -184,7 +184,7 @@ def run_chat(arguments: argparse.Namespace) -> int:
         note("type a question and press Enter; Ctrl-C or Ctrl-D to leave")
         broken = False
         for event, _ in watch_source(session, arguments, callbacks=callbacks):
-            broken |= isinstance(event, Warning)
+            broken |= isinstance(event, Notice)
             if isinstance(event, Answer):
                 results.put(_evidence(event))
             elif isinstance(event, Caption):
@@ -282,7 +282,7 @@ class _Output:
             return
         if isinstance(event, Stats) and self._arguments.metrics:
             _replace(self._arguments.metrics, prometheus(event, source))
-        if isinstance(event, Warning) or (isinstance(event, Stats) and self._arguments.stats):
+        if isinstance(event, Notice) or (isinstance(event, Stats) and self._arguments.stats):
             note(str(event))
         if isinstance(event, Stats) and self._arguments.stats is None:
             return

@@ -16,7 +16,7 @@ from streammem.engine.session import Session
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.engine.workers import TOGETHER, Reader, Said, Speaker
 from streammem.errors import TruncatedError
-from streammem.types import Caption, Event, Frame, Segment, Stats, Warning
+from streammem.types import Caption, Event, Frame, Notice, Segment, Stats
 from streammem.video import SourceOptions, VideoSource, open_with
 
 SEGMENTS_AHEAD = 4  # segments that wait for the speaker before a file's perception does, at least
@@ -46,7 +46,7 @@ def watch(
 
     Returns:
         An iterator; close it (or break off) to stop: threads end and the source is closed. A
-        source that breaks off gives what it had, then a ``Warning``.
+        source that breaks off gives what it had, then a ``Notice``.
 
     Raises:
         ConfigError, SourceError: at the call, before anything is yielded.
@@ -91,7 +91,7 @@ class _Watching:
             if options.stats_s is not None:
                 yield self._stats()
             if isinstance(self._reader.broken, TruncatedError):
-                yield Warning(str(self._reader.broken))
+                yield Notice(str(self._reader.broken))
             elif self._reader.broken:
                 raise self._reader.broken
         finally:
@@ -198,7 +198,7 @@ class _Watching:
 
     def _notices(self) -> Iterator[Event]:
         while self._source.notices:
-            yield Warning(self._source.notices.popleft())
+            yield Notice(self._source.notices.popleft())
 
     def _answer(self, question: str) -> Iterator[Event]:
         """Answer while captions pause and frames are perceived between two words."""

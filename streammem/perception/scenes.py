@@ -15,7 +15,7 @@ from streammem.errors import SourceError, TruncatedError
 from streammem.perception import scenetilling, signature
 from streammem.perception.perceiver import Perceiver
 from streammem.perception.scenetilling import SceneTillingConfig
-from streammem.types import Event, Frame, Segment, Warning
+from streammem.types import Event, Frame, Notice, Segment
 from streammem.video import VideoSource
 
 SCENES_SIDE = 256  # pixels; enough for the encoder, and cheap to convert for every frame
@@ -181,7 +181,7 @@ def find_scenes(
         on_time: called with each frame's time (s), for progress.
 
     Returns:
-        Segments; then a ``Warning`` if the source was cut short.
+        Segments; then a ``Notice`` if the source was cut short.
 
     Raises:
         SourceError: the source failed; what it gave before has been yielded.
@@ -199,6 +199,6 @@ def find_scenes(
             broken = error
     yield from finder.flush(None if stopped else source.end)
     if isinstance(broken, TruncatedError):
-        yield Warning(str(broken))
+        yield Notice(str(broken))
     elif broken:
         raise broken

@@ -24,7 +24,7 @@ from streammem.server.events import EventLog
 from streammem.server.inbox import Inbox
 from streammem.server.limits import Limits
 from streammem.server.refused import Refused
-from streammem.types import Answer, Event, Warning
+from streammem.types import Answer, Event, Notice
 from streammem.video import VideoSource
 
 log = logging.getLogger(__name__)
@@ -217,7 +217,7 @@ class Room:
                 self._tell(self._publish, event, wall_start(event, source.wall_zero))
                 between()
         except StreammemError as error:
-            self._tell(self._publish, Warning(str(error)))
+            self._tell(self._publish, Notice(str(error)))
 
     def _serve(self, job: _Job, session: Session) -> None:
         if job.done.cancelled():
@@ -263,7 +263,7 @@ class Room:
 
     def _fail(self, error: Exception) -> None:
         if self.opened.done():
-            self.events.add(Warning(str(error)))
+            self.events.add(Notice(str(error)))
         else:
             self.opened.set_exception(error)
             self.opened.exception()  # whoever opened it may have left

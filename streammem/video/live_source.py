@@ -81,8 +81,8 @@ class Feed:
 
     Attributes:
         name: what evidence calls it: without credentials.
-        open: connects; given a function that returns whether to give up; raises ``SourceError``. Reads of the
-            connection return or raise within STALL_S.
+        open: connects, or raises ``SourceError``; it is given a function that returns whether to
+            give up. Reads of the connection return or raise within STALL_S.
         live: pictures come when they are taken; one that is not taken then is lost.
         resumes: reading goes on after a time-out, which comes every second or so.
         again: it can be opened again, as standard input cannot.

@@ -9,7 +9,7 @@ from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.engine.workers import FRAMES_AHEAD, Reader, Speaker
 from streammem.errors import ConfigError, SourceError, TruncatedError
-from streammem.types import Caption, Frame, Segment, Warning
+from streammem.types import Caption, Frame, Notice, Segment
 from streammem.video import SourceOptions, VideoSource
 from tests.tiny import film, moving_square, talkative_language, tiny_model
 
@@ -215,7 +215,7 @@ def test_a_truncated_source_gives_what_it_had_and_then_a_warning(model):
     whole = list(watch(Session(model), film(*FILM)))
     broken = Source(film(*FILM), TruncatedError("a.mp4: ends early"))
     *events, last = watch(Session(model), broken)
-    assert last == Warning("a.mp4: ends early")
+    assert last == Notice("a.mp4: ends early")
     # Which caption is ready before which segment depends on the threads.
     assert sorted(events, key=repr) == sorted(whole, key=repr)
 

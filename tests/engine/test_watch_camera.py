@@ -21,7 +21,7 @@ from streammem.errors import ConfigError
 from streammem.models.backbones.language import Reply
 from streammem.models.confidence import Certainty
 from streammem.perception.scenetilling import SceneTillingConfig
-from streammem.types import Alert, Answer, Caption, Frame, Segment, Stats, Warning
+from streammem.types import Alert, Answer, Caption, Frame, Notice, Segment, Stats
 from streammem.video import VideoSource
 from tests.sessions import SHORT
 from tests.tiny import film, moving_square, talkative_language, tiny_model
@@ -140,7 +140,7 @@ def test_stopping_at_any_moment_accounts_for_all(model, after):
 def test_what_a_source_has_to_say_becomes_warnings(model):
     camera = Camera(FILM[:3])
     camera.notices = deque(["camera: connection lost"])
-    assert Warning("camera: connection lost") in list(watch(Session(model), camera))
+    assert Notice("camera: connection lost") in list(watch(Session(model), camera))
 
 
 # -- speech --

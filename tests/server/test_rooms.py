@@ -18,7 +18,7 @@ from streammem.server.rooms import _pass_on, _Source
 from streammem.server.shared import SharedModel
 from streammem.server.uploads import Uploads
 from streammem.server.wire import event_json
-from streammem.types import Alert, Warning
+from streammem.types import Alert, Notice
 from streammem.video import VideoSource
 from tests.server.test_routes import sse
 from tests.sessions import FILM, SHORT
@@ -147,7 +147,7 @@ async def test_a_source_that_breaks_off_is_told_and_what_was_seen_stays(serving)
         )
         told = (await client.get(f"/v1/sessions/{name}/events")).text
         kept = (await client.get(f"/v1/sessions/{name}/segments")).json()["events"]
-    assert Warning("the camera has gone").message in told and kept
+    assert Notice("the camera has gone").message in told and kept
 
 
 async def test_a_session_that_fails_while_it_runs_says_so_without_its_insides(serving):
