@@ -208,7 +208,7 @@ LIMIT_FLAGS = (  # of the server's Limits
         "requests a second a client (default 50)",
         {"type": float, "metavar": "N"},
     ),
-    Flag("--idle", "idle_s", "closes what is not asked for so long (default 1h)", _TIME),
+    Flag("--idle", "idle_s", "closes what had no request for so long (default 1h)", _TIME),
 )
 
 

@@ -119,13 +119,12 @@ def open_screen(spec: str, sampling: Sampling, platform: str = sys.platform) -> 
     return LiveSource(Feed(spec, _Address(device, spec, kind, options, STALL_S).open), sampling)
 
 
-def open_pipe(spec: str | os.PathLike[str], sampling: Sampling) -> LiveSource:
+def open_pipe(spec: str, sampling: Sampling) -> LiveSource:
     """Open standard input (``-``) or a FIFO; what comes is read without loss, as fast as it comes.
 
     Raises:
         SourceError: what comes is no video, or one that must be sought in, such as most MP4.
     """
-    spec = os.fspath(spec)
     name = "standard input" if spec == "-" else spec
     opener = partial(_open_pipe, spec, name)
     return LiveSource(Feed(name, opener, live=False, again=spec != "-"), sampling)

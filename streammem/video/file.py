@@ -7,7 +7,6 @@ import heapq
 from collections import deque
 from collections.abc import Generator, Iterator
 from itertools import takewhile
-from os import PathLike, fspath
 
 import av
 from av.container import InputContainer
@@ -275,14 +274,13 @@ class FileSource(VideoSource):
         return self._index
 
 
-def open_file(path: str | PathLike[str], options: SourceOptions) -> VideoSource:
+def open_file(path: str, options: SourceOptions) -> VideoSource:
     """Open a video file with the decoder that the options name.
 
     Raises:
         SourceError: no such file, or no video.
         BackboneError: that decoder is not installed.
     """
-    path = fspath(path)
     check_file(path)
     if options.reader == "decord":
         from streammem.video.decord_file import DecordSource

@@ -184,6 +184,7 @@ class LiveSource(VideoSource):
     def _connected(self, picture: av.VideoFrame) -> RgbConverter:
         if self.num_connections:
             self.notices.append(f"{self.name}: the picture is back")
+            log.info("%s", self.notices[-1])
         self.num_connections += 1
         self.wall_zero = None
         return RgbConverter(picture, self._sampling.max_side)

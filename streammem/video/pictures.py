@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from os import PathLike, fspath
 from pathlib import Path
 
 import numpy as np
@@ -62,18 +61,18 @@ class PictureSource(VideoSource):
         self._finish(shown_until, num_given, missing)
 
 
-def open_picture(path: str | PathLike[str], sampling: Sampling) -> PictureSource:
+def open_picture(path: str, sampling: Sampling) -> PictureSource:
     """Open one picture as a video of one frame, which is shown STILL_S.
 
     Raises:
         SourceError: it cannot be read.
     """
-    check_file(fspath(path))
+    check_file(path)
     read_picture(Path(path))
-    return PictureSource([Path(path)], fspath(path), sampling, STILL_S)
+    return PictureSource([Path(path)], path, sampling, STILL_S)
 
 
-def open_folder(path: str | PathLike[str], sampling: Sampling) -> PictureSource:
+def open_folder(path: str, sampling: Sampling) -> PictureSource:
     """Open a folder's pictures as a video, in natural order: 2.png before 10.png.
 
     ``sampling.fps`` is their rate, FOLDER_FPS if None.
@@ -89,7 +88,7 @@ def open_folder(path: str | PathLike[str], sampling: Sampling) -> PictureSource:
     if not pictures:
         kinds = " ".join(sorted(PICTURE_SUFFIXES))
         raise SourceError(f"{path}: a folder without pictures; it should hold some of {kinds}")
-    return PictureSource(pictures, fspath(path), sampling, 1 / (sampling.fps or FOLDER_FPS))
+    return PictureSource(pictures, path, sampling, 1 / (sampling.fps or FOLDER_FPS))
 
 
 def read_picture(path: Path) -> np.ndarray:

@@ -8,6 +8,7 @@
 What decodes is imported when a source is opened, so that help needs none of it.
 """
 
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterable
@@ -19,6 +20,8 @@ from typing import Any
 from streammem.errors import ConfigError
 from streammem.video.source import Decoder, SourceOptions, VideoSource
 
+log = logging.getLogger(__name__)
+
 Spec = str | os.PathLike[str] | Iterable
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
@@ -29,13 +32,14 @@ class SourceKind:
 
     Attributes:
         name: one word.
-        opener: ``module:callable`` below ``streammem.video``; it takes a spec of this kind and
-            ``SourceOptions``, and returns a ``VideoSource`` or raises ``SourceError``.
+        opener: ``module:callable`` below ``streammem.video``; it takes a spec of this kind
+            (a path as a string) and ``SourceOptions``, and returns a ``VideoSource`` or raises
+            ``SourceError``.
         help: how a spec is written; empty for what only a program can give.
         finite: whether its end is known from the start, so that breaking off is a failure (exit
             code 1). Of HTTP nothing is known before it is open.
         schemes: a spec that begins with one of them and a colon is of this kind.
-        reads: whether another spec is of this kind; asked with paths as strings.
+        reads: whether another spec is of this kind.
         decoders: of its video.
     """
 
@@ -47,12 +51,20 @@ class SourceKind:
     reads: Callable[[Any], bool] = lambda spec: False
     decoders: tuple[Decoder, ...] = ("pyav",)
 
-    def open(self, spec: Spec, options: SourceOptions) -> VideoSource:
-        """Open a spec of this kind."""
+    def open(self, spec: str | Iterable, options: SourceOptions) -> VideoSource:
+        """Open a spec of this kind.
+
+        Raises:
+            ConfigError: it cannot be decoded by the reader that is asked for.
+            SourceError: it cannot be opened.
+        """
+        if options.reader not in self.decoders:
+            raise ConfigError(f"the reader {options.reader} reads video files only; leave it out")
         module, _, name = self.opener.partition(":")
         opener = getattr(import_module(f"streammem.video.{module}"), name)
         opened: VideoSource = opener(spec, options)
         opened.finite, opened.reconnect = self.finite, options.reconnect
+        log.info("%s: opened (%s)", opened.name, self.name)
         return opened
 
 
@@ -149,10 +161,8 @@ def open_source(  # noqa: PLR0913, the options of one call, each independent
 
 def open_with(spec: Spec, options: SourceOptions) -> VideoSource:
     """Open a source; see ``open_source``."""
-    kind = kind_of(spec)
-    if options.reader not in kind.decoders:
-        raise ConfigError(f"the reader {options.reader} reads video files only; leave it out")
-    return kind.open(spec, options)
+    spec = _as_text(spec)
+    return kind_of(spec).open(spec, options)
 
 
 def kind_of(spec: Spec) -> SourceKind:
@@ -162,16 +172,20 @@ def kind_of(spec: Spec) -> SourceKind:
         ConfigError: neither path, known URL nor iterable.
     """
     if not isinstance(spec, str | os.PathLike | Iterable) or isinstance(spec, bytes):
-        a = type(spec).__name__
-        raise ConfigError(f"a source cannot be a {a}; give a path, a URL or frames")
-    spec = os.fspath(spec) if isinstance(spec, os.PathLike) else spec
+        name = type(spec).__name__
+        raise ConfigError(f"a source cannot be a {name}; give a path, a URL or frames")
+    spec = _as_text(spec)
     scheme, _, rest = spec.partition(":") if isinstance(spec, str) else ("", "", "")
-    is_schemed = [scheme.lower() in kind.schemes for kind in SOURCES]
-    if rest.startswith("//") and not any(is_schemed):
-        known = ", ".join(f"{name}:" for kind in SOURCES for name in kind.schemes)
-        raise ConfigError(f"no source is read from {scheme.lower()}://; known are paths, {known}")
-    rows = reversed(list(zip(SOURCES, is_schemed, strict=True)))
-    return next(kind for kind, schemed in rows if schemed or kind.reads(spec))
+    known = [name for kind in SOURCES for name in kind.schemes]
+    if rest.startswith("//") and scheme.lower() not in known:
+        names = ", ".join(f"{name}:" for name in known)
+        raise ConfigError(f"no source is read from {scheme.lower()}://; known are paths, {names}")
+    rows = reversed(SOURCES)
+    return next(kind for kind in rows if scheme.lower() in kind.schemes or kind.reads(spec))
+
+
+def _as_text(spec: Spec) -> str | Iterable:
+    return os.fspath(spec) if isinstance(spec, os.PathLike) else spec
 
 
 def sources_help() -> str:
