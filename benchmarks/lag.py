@@ -122,8 +122,10 @@ def _serve(units: Sequence[Unit], count: int, pipe) -> None:
 
 def _watch(model, url: str, until: float) -> Watched:
     from streammem.engine.session import Session
-    from streammem.engine.watch import WatchOptions, open_for, watch
+    from streammem.engine.watch import watch
+    from streammem.engine.watch_options import WatchCallbacks, WatchOptions
     from streammem.types import Segment, Stats
+    from streammem.video import SourceOptions, open_with
 
     watched, begun, lock = Watched(), set(), threading.Lock()
 
@@ -137,10 +139,9 @@ def _watch(model, url: str, until: float) -> Watched:
         if segment.id in watched.segments:
             watched.spoken_s.append(now - watched.segments[segment.id])
 
-    options = WatchOptions(
-        fps=1.0, stats_s=1e9, on_text=on_text, stop=lambda: time.monotonic() > until
-    )
-    source, session = open_for(url, options), Session(model)
+    options = WatchOptions(stats_s=1e9)
+    callbacks = WatchCallbacks(stop=lambda: time.monotonic() > until, on_text=on_text)
+    source, session = open_with(url, SourceOptions(fps=1.0)), Session(model)
     push = session.push
 
     def pushed(frame):
@@ -149,7 +150,7 @@ def _watch(model, url: str, until: float) -> Watched:
         return closed
 
     session.push = pushed
-    for event in watch(session, source, options):
+    for event in watch(session, source, options, callbacks=callbacks):
         if isinstance(event, Stats):
             watched.stats = event
     return watched

@@ -36,7 +36,7 @@ from streammem.commands.opening import quiet_libraries
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
-from streammem.engine.watch_options import WatchOptions, open_for
+from streammem.engine.watch_options import WatchOptions
 from streammem.models.backbones.vision import EfficientNetEncoder, open_net
 from streammem.models.backbones.weights import home, weights_path
 from streammem.models.checkpoint import load
@@ -44,7 +44,7 @@ from streammem.models.threads import limit_threads
 from streammem.models.tiny.model import VideoModel
 from streammem.perception.scenes import for_keyframes
 from streammem.types import Caption, Frame, Segment, Stats
-from streammem.video import VideoSource
+from streammem.video import SourceOptions, VideoSource, open_with
 
 PARTS = ("decode", "encode", "segment", "bridge", "generate", "other")
 LABELS = dict(zip(PARTS, ("decode", "encode", "segment", "bridge", "words", "other"), strict=True))
@@ -117,21 +117,24 @@ class TimedSession(Session):
             return super().add_caption(segment, text)
 
 
-class TimedSource:
+class TimedSource(VideoSource):
     """A source on a clock of its own, which runs in the thread that reads."""
 
     def __init__(self, source: VideoSource) -> None:
+        super().__init__(source.name, duration=source.duration)
         self._source, self.clock = source, Clock()
+        self.sparse = source.sparse
 
-    def __getattr__(self, name: str):
-        return getattr(self._source, name)
+    def _release(self) -> None:
+        self._source.close()
 
-    def __iter__(self) -> Iterator[Frame]:
+    def _frames(self) -> Iterator[Frame]:
         frames = iter(self._source)
         while True:
             with self.clock.part("decode"):
                 frame = next(frames, None)
             if frame is None:
+                self.end = self._source.end
                 return
             yield frame
 
@@ -161,18 +164,15 @@ def run(video: Path, options: argparse.Namespace) -> dict[str, object]:
     plain, clock = load(options.model), Clock()
     model = TimedModel(clock=clock, **{f.name: getattr(plain, f.name) for f in fields(plain)})
     config = SessionConfig(scenes=for_keyframes(plain.scenes) if options.sparse else None)
-    asked = WatchOptions(
-        fps=None if options.sparse else options.fps,
-        end=options.minutes * 60,
-        sparse=options.sparse,
-        stats_s=math.inf,
+    opening = SourceOptions(
+        fps=None if options.sparse else options.fps, end=options.minutes * 60, sparse=options.sparse
     )
-    source = TimedSource(open_for(video, asked))
+    source = TimedSource(open_with(video, opening))
     with (
         tempfile.TemporaryDirectory() as scratch,
         TimedSession(model, config, Path(scratch, "memory")) as session,
     ):
-        events = list(watch(session, source, asked))
+        events = list(watch(session, source, WatchOptions(stats_s=math.inf)))
     wall_s, total_s = time.perf_counter() - began, time.process_time() - cpu
     captions = [event for event in events if isinstance(event, Caption) and event.text]
     (stats,) = (event for event in events if isinstance(event, Stats))

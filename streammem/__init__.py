@@ -9,19 +9,31 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from streammem.engine.session import Session
     from streammem.engine.session_config import SessionConfig
-    from streammem.engine.watch import WatchOptions, watch
+    from streammem.engine.watch import watch
+    from streammem.engine.watch_options import WatchCallbacks, WatchOptions
     from streammem.models.checkpoint import load
-    from streammem.video import open_source
+    from streammem.video import SourceOptions, open_source
 
 __version__ = "0.1.0"
-__all__ = ["Session", "SessionConfig", "WatchOptions", "load", "open_source", "watch"]
+__all__ = [
+    "Session",
+    "SessionConfig",
+    "SourceOptions",
+    "WatchCallbacks",
+    "WatchOptions",
+    "load",
+    "open_source",
+    "watch",
+]
 
 _HOMES = {
     "load": "streammem.models.checkpoint",
     "watch": "streammem.engine.watch",
-    "WatchOptions": "streammem.engine.watch",
+    "WatchCallbacks": "streammem.engine.watch_options",
+    "WatchOptions": "streammem.engine.watch_options",
     "Session": "streammem.engine.session",
     "SessionConfig": "streammem.engine.session_config",
+    "SourceOptions": "streammem.video",
     "open_source": "streammem.video",
 }
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from streammem import __version__
-from streammem.commands import asking, memory, models, seeing, serving, summary, watching
+from streammem.commands import asking, memory, models, serving, watching
 from streammem.commands.options import Parser
 from streammem.errors import ConfigError, StreammemError
 from streammem.output.terminal import interrupts, note
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = build_parser().parse_args(argv)
         logging.basicConfig(
-            level=logging.INFO if getattr(arguments, "verbose", False) else logging.WARNING,
+            level=logging.INFO if vars(arguments).get("verbose") else logging.WARNING,
             format="%(message)s",
             stream=sys.stderr,
         )
@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"streammem {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (seeing, watching, asking, summary, memory, serving, models):
+    for module in (watching, asking, memory, serving, models):
         module.add_to(commands)
     return parser
 

@@ -174,7 +174,7 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
-class Warning:
+class Notice:
     """Something that the user should know and that did not stop the work."""
 
     message: str
@@ -254,7 +254,7 @@ class Stats:
         )
 
 
-Event = Segment | Caption | Moment | Answer | Chapter | Note | Alert | Warning | Stats
+Event = Segment | Caption | Moment | Answer | Chapter | Note | Alert | Notice | Stats
 
 
 def clock(seconds: float) -> str:

@@ -1,12 +1,23 @@
-"""`ask` and `find`: questions to a source or to a memory."""
+"""`ask`, `find` and `summary`: questions to a source or to a memory.
+
+Chapters of a summary are found by the likeness of neighbouring scenes; nothing is retold.
+"""
 
 import argparse
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streammem.commands.opening import exit_code, open_session, perceive
-from streammem.commands.options import add_command, add_source_options, check_formats
+from streammem.commands.options import (
+    TIMEZONE,
+    add_command,
+    add_flags,
+    add_source_options,
+    check_formats,
+    seconds,
+)
 from streammem.errors import ConfigError
 from streammem.output.render import plain
 from streammem.output.terminal import note, output
@@ -23,7 +34,7 @@ def add_to(commands: Any) -> None:
     parser = add_command(
         commands,
         "ask",
-        ask,
+        run_ask,
         "answer a question, with evidence times",
         'streammem ask holiday.mp4 "When does the dog swim?"',
         'streammem ask trips "When does the dog swim?"          of a memory, without its video',
@@ -33,12 +44,11 @@ def add_to(commands: Any) -> None:
     )
     add_source_options(parser, asks=True)
     parser.add_argument("question", help="the question, in quotes")
-    about = "that wall-clock words are read in, as in Europe/Berlin; this computer's by default"
-    parser.add_argument("--timezone", metavar="NAME", help=about)
+    add_flags(parser, (TIMEZONE,))
     parser = add_command(
         commands,
         "find",
-        find,
+        run_find,
         "find the moments that fit a description",
         'streammem find holiday.mp4 "a red car" --count 3',
         'streammem find trips "a man in a red hat" --format jsonl',
@@ -49,9 +59,22 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--count", type=int, default=5, help="moments at most (default 5)")
     sheet = "also draw their keyframes, in time order"
     parser.add_argument("--sheet", type=Path, metavar="PNG", help=sheet)
+    parser = add_command(
+        commands,
+        "summary",
+        run_summary,
+        "list chapters, each with captions of its most central scenes",
+        "streammem summary holiday.mp4",
+        "streammem summary trips --between 1:00:00 2:00:00 --chapters 6",
+    )
+    add_source_options(parser, asks=True)
+    about = "only what overlaps A to B, in seconds or h:mm:ss"
+    parser.add_argument("--between", nargs=2, type=seconds, metavar=("A", "B"), help=about)
+    about = "chapters at most (default: square root of the number of scenes, 24 at most)"
+    parser.add_argument("--chapters", type=int, metavar="N", help=about)
 
 
-def ask(arguments: argparse.Namespace) -> int:
+def run_ask(arguments: argparse.Namespace) -> int:
     """Print an answer and what it rests on."""
     if not arguments.question.strip():
         raise ConfigError("the question is empty")
@@ -72,7 +95,7 @@ def ask(arguments: argparse.Namespace) -> int:
     return exit_code(arguments, broken)
 
 
-def find(arguments: argparse.Namespace) -> int:
+def run_find(arguments: argparse.Namespace) -> int:
     """Print the best moments, best first."""
     check_formats(arguments, "text", "jsonl")
     if arguments.count < 1:
@@ -89,6 +112,25 @@ def find(arguments: argparse.Namespace) -> int:
     return exit_code(arguments, broken)
 
 
+def run_summary(arguments: argparse.Namespace) -> int:
+    """Print chapters in time order."""
+    check_formats(arguments, "text", "jsonl")
+    if arguments.chapters is not None and arguments.chapters < 1:
+        raise ConfigError(f"--chapters {arguments.chapters}: give at least 1")
+    between = None
+    if arguments.between:
+        start, end = between = (arguments.between[0], arguments.between[1])
+        if not (0 <= start < end and math.isfinite(end)):
+            raise ConfigError(
+                f"--between {start:g} {end:g}: give two times >= 0, the earlier first"
+            )
+    with open_session(arguments) as session, output(arguments.format, arguments.output) as results:
+        broken = perceive(session, arguments)
+        for chapter in session.chapters(arguments.chapters, between):
+            results.write(chapter)
+    return exit_code(arguments, broken)
+
+
 def _draw(session: "Session", moments: tuple[Moment, ...], arguments: argparse.Namespace) -> None:
     """Draw moments as a contact sheet."""
     from streammem.output.contact_sheet import contact_sheet
@@ -97,8 +139,8 @@ def _draw(session: "Session", moments: tuple[Moment, ...], arguments: argparse.N
     for item in moments:
         with suppress(KeyError):  # a memory within a budget drops keyframes
             scene = Segment(item.segment, item.start, item.end, None, None)
-            said = f"{item.rank}. score {item.score:.2f} {item.caption or ''}".strip()
-            keyframes.append((scene, session.keyframe(item.segment), said))
+            shown = f"{item.rank}. score {item.score:.2f} {item.caption or ''}".strip()
+            keyframes.append((scene, session.keyframe(item.segment), shown))
     if not keyframes:
         note(f"{arguments.sheet}: not drawn, there is nothing to show")
         return

@@ -1,6 +1,9 @@
-"""What the commands that look at a source share: a session is opened, the source goes through it.
+"""What the commands that read a source share: a session is opened, the source goes through it.
 
-What comes out of it is shown by each command.
+with open_session(arguments) as session:
+for event, wall_zero in watch_source(session, arguments):
+...
+return exit_code(arguments, broken)
 """
 
 import argparse
@@ -16,16 +19,18 @@ from streammem.commands.options import (
     check_output,
     check_speech,
     configured,
+    source_options,
     watch_options,
 )
 from streammem.errors import ConfigError, SourceError, StoreError
 from streammem.output.render import plain
 from streammem.output.terminal import note
-from streammem.types import Event, Segment, Warning
+from streammem.types import Event, Notice, Segment
+from streammem.video import kind_of, open_with
 
 if TYPE_CHECKING:
     from streammem.engine.session import Session
-    from streammem.engine.watch import WatchOptions
+    from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +42,7 @@ def open_session(arguments: argparse.Namespace) -> "Session":
     """Check every option, then load the model.
 
     Raises:
-        StreammemError: what was asked for cannot be meant, or not be opened.
+        StreammemError: an option is out of its range, or something cannot be opened.
     """
     remembered = _checked(arguments)
 
@@ -67,18 +72,16 @@ def _checked(arguments: argparse.Namespace) -> bool:
     from streammem.engine.session_config import SessionConfig
     from streammem.memory.folder import is_memory
     from streammem.memory.memory import check_path
-    from streammem.video.sampling import Sampling
-    from streammem.video.source import kind_of
 
     configured(SessionConfig(), arguments)
-    options = watch_options(arguments)
-    Sampling(fps=options.fps, start=options.start, end=options.end)
+    source_options(arguments)
+    watch_options(arguments)
     check_speech(arguments.speech)
     check_limits(arguments)
     if arguments.memory:
         check_path(arguments.memory)
     check_output(arguments.output, arguments.source)
-    if sheet := getattr(arguments, "sheet", None):
+    if sheet := vars(arguments).get("sheet"):
         check_output(sheet, arguments.source)
         if sheet == arguments.output:
             raise ConfigError(f"{sheet}: cannot be both --sheet and --output; give two files")
@@ -96,53 +99,70 @@ def _check_asked(arguments: argparse.Namespace) -> None:
         asking = "ask, find and summary look into it"
         raise ConfigError(f"{arguments.source}: is a memory, not a video; {asking}")
     for name in ("memory", "fps", "start", "end", "sparse", "reader", "recorded"):
-        if getattr(arguments, name) not in (None, False, "auto"):
+        if vars(arguments)[name] not in (None, False, "auto"):
             raise ConfigError(f"--{name}: is for a video, and {arguments.source} is a memory")
 
 
-def watch(
-    session: "Session", arguments: argparse.Namespace, options: "WatchOptions"
-) -> Iterator[Event]:
-    """Watch, within the memory's limits, and show how far along the source we are."""
-    from streammem.engine.reader import open_aside
-    from streammem.engine.watch import open_for, watch
+def watch_source(
+    session: "Session",
+    arguments: argparse.Namespace,
+    options: "WatchOptions | None" = None,
+    callbacks: "WatchCallbacks | None" = None,
+    *,
+    progress: bool = False,
+) -> Iterator[tuple[Event, float | None]]:
+    """Watch the source of a command line, within its memory's limits.
 
-    source = open_aside(lambda: open_for(arguments.source, options), arguments.interrupted)
+    Args:
+        session: takes in the frames.
+        arguments: with the flags of ``add_source_options``.
+        options: None takes them from the flags.
+        callbacks: ``stop`` must be there; None stops on an interrupt.
+        progress: show a bar, where stderr is a terminal.
+
+    Yields:
+        Each event with the Unix seconds at stream time 0, where the source knows it.
+
+    Raises:
+        SourceError: it cannot be opened or read.
+    """
+    from streammem.engine.reader import open_aside
+    from streammem.engine.watch import watch
+    from streammem.engine.watch_options import WatchCallbacks
+
+    options = options or watch_options(arguments)
+    callbacks = callbacks or WatchCallbacks(stop=arguments.interrupted)
+    assert callbacks.stop
+    opening = source_options(arguments)
+    source = open_aside(lambda: open_with(arguments.source, opening), callbacks.stop)
     if source is None:
         return
     prune(session, arguments)
     num_segments = 0
-    with _progress(source.name, source.duration, silent=options.on_text is not None) as at:
-        for event in watch(session, source, options):
+    with _progress(source.name, source.duration, shown=progress) as at:
+        for event in watch(session, source, options, callbacks=callbacks):
             if isinstance(event, Segment):
                 at(event.end)
                 num_segments += 1
                 if num_segments % pruned_every(arguments.budget) == 0:
                     prune(session, arguments)
-            if isinstance(event, Warning):
-                note(str(event))
-            yield event
+            yield event, source.wall_zero
     prune(session, arguments)
 
 
-def every_frame(
-    session: "Session", arguments: argparse.Namespace, options: "WatchOptions"
-) -> Iterator[Event]:
-    """Find scenes by looking at every decoded frame, with progress."""
-    from streammem.engine.watch import open_for
-    from streammem.perception.scenes import MAX_SIDE, find_scenes
+def every_frame(session: "Session", arguments: argparse.Namespace) -> Iterator[Event]:
+    """Find scenes among all decoded frames, with progress."""
+    from streammem.perception.scenes import SCENES_SIDE, find_scenes
 
-    source = open_for(arguments.source, replace(options, fps=None, max_side=MAX_SIDE))
+    opening = replace(source_options(arguments), fps=None, max_side=SCENES_SIDE)
+    source = open_with(arguments.source, opening)
     with _progress(source.name, source.duration) as at:
         perceiver, scenes = session.model.perceiver, session.config.scenes
-        for event in find_scenes(perceiver, source, options.stop, at, scenes):
-            if isinstance(event, Warning):
-                note(str(event))
-            yield event
+        yield from find_scenes(perceiver, source, arguments.interrupted, at, scenes)
 
 
 def perceive(session: "Session", arguments: argparse.Namespace) -> bool:
-    """Take in a whole source without captions, unless it is a memory; tell if it broke off.
+    """Take in a whole source without captions, unless it is a memory; return if it broke off.
 
     Raises:
         SourceError: it has nothing to take in.
@@ -150,8 +170,11 @@ def perceive(session: "Session", arguments: argparse.Namespace) -> bool:
     if session.read_only:
         return False
     broken = False
-    for event in watch(session, arguments, watch_options(arguments, speak=False)):
-        broken |= isinstance(event, Warning)
+    options = replace(watch_options(arguments), captions=False)
+    for event, _ in watch_source(session, arguments, options, progress=True):
+        if isinstance(event, Notice):
+            note(str(event))
+            broken = True
     if not session.num_frames:
         if arguments.interrupted():
             raise KeyboardInterrupt
@@ -173,8 +196,14 @@ def pruned_every(budget_bytes: int | None) -> int:
 
 
 def exit_code(arguments: argparse.Namespace, broken: bool) -> int:
-    """Return 130 after an interrupt, 1 after a source that broke off, else 0."""
-    return 130 if arguments.interrupted() else int(broken)
+    """Return 130 after an interrupt, 1 after a source that broke off, else 0.
+
+    Where lost sources are opened again, what they report on the way is no failure; a source
+    whose end is known from the start and that breaks off still is.
+    """
+    if arguments.interrupted():
+        return 130
+    return int(broken and (not arguments.reconnects or kind_of(arguments.source).finite))
 
 
 def quiet_libraries() -> None:
@@ -187,12 +216,12 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def _progress(
-    name: str, duration: float | None, *, silent: bool = False
+    name: str, duration: float | None, *, shown: bool = True
 ) -> Iterator[Callable[[float], None]]:
-    """Show a bar where nothing else is on the terminal; give the function that moves it."""
+    """Show a bar on stderr if that is a terminal; give the function that moves it."""
     from tqdm import tqdm
 
     total = duration and round(duration, 1)
-    hidden = silent or not sys.stderr.isatty()
+    hidden = not (shown and sys.stderr.isatty())
     with tqdm(total=total, unit="s", desc=plain(name), disable=hidden, leave=False) as bar:
         yield lambda time: bar.update(round(time - bar.n, 1))

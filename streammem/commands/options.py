@@ -1,23 +1,33 @@
-"""What can be said on the command line: flags, their units, and the checks that open nothing.
+"""Flags of the command line, their units, and the checks that open nothing.
 
-What is done then is `commands/`'s business.
+A flag that stands for an option is one row of a table: its name, the option's field, its help.
+
+    add_flags(parser, SOURCE_FLAGS)
+    options = SourceOptions(**given(SOURCE_FLAGS, parser.parse_args()))
+
+What a flag leaves out has the option's default, which is stated by its dataclass.
 """
 
 import argparse
+import importlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from streammem.errors import ConfigError
+from streammem.errors import BackboneError, ConfigError
 from streammem.output.render import FORMATS, plain
+from streammem.video import SourceOptions
+from streammem.video.registry import sources_help
+from streammem.video.source import DECODERS, DEFAULT_FPS
 
 if TYPE_CHECKING:
     from streammem.engine.session_config import SessionConfig
-    from streammem.engine.watch import WatchOptions
-    from streammem.types import Segment
+    from streammem.engine.watch_options import WatchOptions
+    from streammem.server.limits import Limits
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -32,130 +42,14 @@ CLOCK = re.compile(r"(?:(\d+):([0-5]\d)|(\d+)):([0-5]\d(?:\.\d+)?)", re.ASCII)
 # Segments that were just closed may still wait for their captions, so a memory that is being
 # written must not be pruned down to them.
 LEAST_BUDGET_BYTES, LEAST_KEEP_S = 1_000_000, 3600.0
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse in our manner: a wrong argument is one line, and flags are written out."""
-
-    def __init__(self, **options: Any) -> None:  # argparse itself makes the parsers of commands
-        options["formatter_class"] = argparse.RawDescriptionHelpFormatter
-        super().__init__(**options, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        text = " ".join(plain(message).split())
-        self.exit(2, f"streammem: {text}; see {self.prog} --help\n")
-
-
-def add_command(commands: Any, name: str, run: Run, about: str, *examples: str) -> Parser:
-    """Add a command to what ``add_subparsers`` returned.
-
-    Args:
-        commands: there.
-        name: of the command.
-        run: does it and returns its exit code.
-        about: one line for ``--help``.
-        examples: lines as one would type them, with remarks.
-    """
-    shown = "\n  ".join(("examples:", *examples)) if examples else None
-    added: Parser = commands.add_parser(name, help=about, description=about, epilog=shown)
-    # Most commands hold nothing that an interrupt must close: Ctrl-C ends them at once.
-    added.set_defaults(run=run, graceful=False)
-    add = added.add_argument
-    # No default: a command above may have been given the flag already.
-    add(
-        "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="say more on stderr"
-    )
-    return added
-
-
-def add_source_options(parser: Parser, *, asks: bool = False) -> None:
-    """Add what every command takes that looks at a source; ``asks``: or at a memory."""
-    parser.set_defaults(asks=asks, graceful=True)
-    add = parser.add_argument
-    kinds = "video file, picture, folder of pictures, URL (http, https, rtsp), webcam:N, screen:, "
-    kinds += "growing:FOLDER, a FIFO, or - for standard input"
-    add("source", help=f"{kinds}; or a memory" if asks else kinds)
-    _add_model(parser)
-    add("--fps", type=float, help="frames a second to look at (default 2; scenes: all)")
-    add("--start", type=seconds, metavar="TIME", help="where to enter: seconds or h:mm:ss")
-    add("--end", type=seconds, metavar="TIME", help="where to leave: seconds or h:mm:ss")
-    recorded = "when the first frame was taken, as in 2026-05-03T14:00, for questions such as "
-    add("--recorded", type=moment, metavar="TIME", help=f'{recorded}"at 3 pm"; live ones know it')
-    add("--sparse", action="store_true", help="keyframes only: about ten times cheaper")
-    add(
-        "--reader",
-        choices=("auto", "pyav", "decord"),
-        default="auto",
-        help="what decodes video files; auto is pyav, decord needs streammem[decord]",
-    )
-    add(
-        "--speech",
-        default="auto",
-        metavar="auto|on|off|MODEL",
-        help="what is said: auto, where it can be known. This version reads no subtitles and has "
-        "no recogniser, so auto and off do the same, and on or a MODEL is refused",
-    )
-    _add_memory_options(parser)
-    add_output_options(parser)
-    _add_model_options(parser)
-
-
-def add_session_options(parser: Parser) -> None:
-    """Add what a command takes that opens sessions on sources which others name."""
-    _add_model(parser)
-    _add_model_options(parser)
-
-
-def _add_model(parser: Parser) -> None:
-    add = parser.add_argument
-    add("--model", default="streammem-tiny", help="preset or checkpoint folder")
-    add("--config", type=Path, metavar="FILE", help="TOML file of options (see configs/)")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="as in passages=6")
-    add("--device", default="cpu", help="where the language model runs: cpu, cuda, cuda:1, mps")
-
-
-def add_output_options(parser: Parser, *forms: str) -> None:
-    """Add --format, of these forms or of all, and -o."""
-    parser.add_argument("--format", choices=forms or tuple(FORMATS), default="text")
-    add = parser.add_argument
-    add("-o", "--output", type=Path, metavar="FILE", help="write there instead of stdout")
-
-
-def add_limits(parser: argparse._ActionsContainer) -> None:
-    """Add how large and how old a memory may become."""
-    add = parser.add_argument
-    size = "bytes on disk, as in 500MB: keyframes thin first, then tokens, captions go last"
-    add("--budget", type=byte_size, metavar="SIZE", help=size)
-    add("--keep", type=duration, metavar="TIME", help="what is older goes, as in 7d, 12h, 90m")
-
-
-def _add_memory_options(parser: Parser) -> None:
-    group = parser.add_argument_group("memory that lasts")
-    about = "keep what is seen there, and go on from it"
-    group.add_argument("--memory", type=Path, metavar="DIR", help=about)
-    add_limits(group)
-
-
-def _add_model_options(parser: Parser) -> None:
-    add = parser.add_argument_group("language model").add_argument
-    add("--context", choices=("memory", "now", "uniform", "captions"), help="what answers rest on")
-    add("--prompt", help="the instruction for captions, instead of the trained one")
-    unsure = "less is said of a scene below it: first words or none (default 0.3; 0: all is said)"
-    drawn = "captions drawn of a scene, of which the one that fits best is said (1: the likeliest)"
-    add("--candidates", type=int, metavar="N", help=drawn)
-    add("--min-confidence", type=float, metavar="P", help=unsure)
-    add("--max-new-tokens", type=int)
-    add("--temperature", type=float, help="0 is greedy (default)")
-    add("--top-p", type=float)
-    add("--num-beams", type=int)
-    add("--seed", type=int)
+TOKEN = "STREAMMEM_TOKEN"
 
 
 # -- units --
 
 
 def seconds(text: str) -> float:
-    """Read seconds, ``m:ss`` or ``h:mm:ss``, with decimals; the range is not looked at.
+    """Read seconds, ``m:ss`` or ``h:mm:ss``, with decimals; the range is not checked.
 
     Raises:
         argparse.ArgumentTypeError: none of these.
@@ -209,62 +103,345 @@ def _measured(text: str, units: Mapping[str, int], wanted: str) -> float:
     return float(found[1]) * scale
 
 
-# -- checks and meanings --
+# -- flags that stand for options --
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag that stands for one option.
+
+    Attributes:
+        name: as typed.
+        option: the field that it sets.
+        help: one line.
+        read: keywords of ``add_argument`` that say how its value is read.
+    """
+
+    name: str
+    option: str
+    help: str | None = None
+    read: dict[str, Any] = field(default_factory=dict)
+
+
+_TIME: dict[str, Any] = {"type": duration, "metavar": "TIME"}
+_PLACE: dict[str, Any] = {"type": seconds, "metavar": "TIME"}
+_SIZE: dict[str, Any] = {"type": byte_size, "metavar": "SIZE"}
+_WHOLE: dict[str, Any] = {"type": int, "metavar": "N"}
+_TEXTS: dict[str, Any] = {"action": "append", "default": [], "metavar": "TEXT"}
+
+SOURCE_FLAGS = (  # of SourceOptions
+    Flag(
+        "--fps",
+        "fps",
+        f"frames a second to look at (default {DEFAULT_FPS:g}; scenes: all)",
+        {"type": float},
+    ),
+    Flag("--start", "start", "where to enter: seconds or h:mm:ss", _PLACE),
+    Flag("--end", "end", "where to leave: seconds or h:mm:ss", _PLACE),
+    Flag("--sparse", "sparse", "keyframes only: about ten times cheaper", {"action": "store_true"}),
+    Flag(
+        "--reader",
+        "reader",
+        "what decodes video files; auto is pyav, decord needs streammem[decord]",
+        {"choices": ("auto", *DECODERS), "default": "auto"},
+    ),
+)
+LIVE_FLAGS = (  # of WatchOptions
+    Flag(
+        "--drop",
+        "drop",
+        "the frame that goes when perception is behind; never: the source waits",
+        {"choices": ("oldest", "newest", "never")},
+    ),
+    Flag(
+        "--refresh",
+        "refresh_s",
+        "a scene that goes on and changes is described again, as in 1m (default 30s)",
+        _TIME,
+    ),
+)
+WATCH_FLAGS = (  # of WatchOptions
+    Flag("--alert", "alerts", "told once each time that this appears; may be repeated", _TEXTS),
+    Flag("--stats", "stats_s", "counters so often, as in 60s, on stderr", _TIME),
+)
+ANSWER_FLAGS = (  # of SessionConfig
+    Flag(
+        "--context",
+        "context",
+        "what answers rest on",
+        {"choices": ("memory", "now", "uniform", "captions")},
+    ),
+    Flag("--prompt", "instruction", "the instruction for captions, instead of the trained one"),
+    Flag(
+        "--candidates",
+        "candidates",
+        "captions drawn of a scene, of which the one that fits best is said (1: the likeliest)",
+        _WHOLE,
+    ),
+    Flag(
+        "--min-confidence",
+        "min_confidence",
+        "less is said of a scene below it: first words or none (default 0.3; 0: all is said)",
+        {"type": float, "metavar": "P"},
+    ),
+)
+TIMEZONE = Flag(
+    "--timezone",
+    "timezone",
+    "that wall-clock words are read in, as in Europe/Berlin; this computer's by default",
+    {"metavar": "NAME"},
+)
+DECODING_FLAGS = (  # of GenerationConfig, for captions and answers
+    Flag("--max-new-tokens", "max_new_tokens", None, {"type": int}),
+    Flag("--temperature", "temperature", "0 is greedy (default)", {"type": float}),
+    Flag("--top-p", "top_p", None, {"type": float}),
+    Flag("--num-beams", "num_beams", None, {"type": int}),
+    Flag("--seed", "seed", None, {"type": int}),
+)
+LIMIT_FLAGS = (  # of the server's Limits
+    Flag("--max-sessions", "sessions", "open at a time (default 16)", _WHOLE),
+    Flag("--max-upload", "upload_bytes", "of one video (default 2GiB)", _SIZE),
+    Flag("--quota", "quota_bytes", "of all uploads (default 8GiB)", _SIZE),
+    Flag(
+        "--max-rate",
+        "requests_per_s",
+        "requests a second a client (default 50)",
+        {"type": float, "metavar": "N"},
+    ),
+    Flag("--idle", "idle_s", "closes what had no request for so long (default 1h)", _TIME),
+)
+
+
+def add_flags(parser: argparse._ActionsContainer, flags: Sequence[Flag]) -> None:
+    """Add flags to a parser or a group of one."""
+    for flag in flags:
+        parser.add_argument(flag.name, help=flag.help, **flag.read)
+
+
+def given(flags: Sequence[Flag], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that flags were given for, by field.
+
+    A flag that the command lacks, or whose value is empty or ``auto``, leaves the default.
+    """
+    values = {flag.option: vars(arguments).get(_dest(flag)) for flag in flags}
+    typed = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return {name: v for name, v in typed.items() if v not in (None, "", (), "auto")}
+
+
+def _dest(flag: Flag) -> str:
+    return flag.name.removeprefix("--").replace("-", "_")
+
+
+def source_options(arguments: argparse.Namespace) -> SourceOptions:
+    """Return how the source is opened.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+    return SourceOptions(**given(SOURCE_FLAGS, arguments), reconnect=arguments.reconnects)
+
+
+def watch_options(arguments: argparse.Namespace) -> "WatchOptions":
+    """Return how the source is watched.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+    from streammem.engine.watch_options import WatchOptions
+
+    options = WatchOptions(**given((*LIVE_FLAGS, *WATCH_FLAGS), arguments))
+    pictures = vars(arguments).get("pictures")
+    return replace(options, alerting=replace(options.alerting, pictures=pictures))
 
 
 def configured(config: "SessionConfig", arguments: argparse.Namespace) -> "SessionConfig":
     """Lay --config, then --set, then the flags over the options.
 
     Raises:
-        ConfigError: an unknown option, or a value that cannot be meant.
+        ConfigError: an unknown option, or a value outside its range.
     """
     from streammem.config import override, parse_assignments, read_toml
 
     if arguments.config:
         config = override(config, read_toml(arguments.config), f"{arguments.config}: ")
     config = override(config, parse_assignments(arguments.set), "--set ")
-    return override(config, _flags(arguments), "--")
+    flags = given((*ANSWER_FLAGS, TIMEZONE), arguments)
+    if decoding := given(DECODING_FLAGS, arguments):
+        flags |= {"caption": decoding, "answer": decoding}
+    return override(config, flags, "--")
 
 
-def _flags(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Turn command-line flags into the options that they stand for."""
-    decoding = {
-        name: getattr(arguments, name)
-        for name in ("max_new_tokens", "temperature", "top_p", "num_beams", "seed")
-        if getattr(arguments, name) is not None
-    }
-    flags: dict[str, Any] = {"caption": decoding, "answer": decoding} if decoding else {}
-    if arguments.context:
-        flags["context"] = arguments.context
-    for name in ("candidates", "min_confidence"):
-        if getattr(arguments, name) is not None:
-            flags[name] = getattr(arguments, name)
-    if arguments.prompt:
-        flags["instruction"] = arguments.prompt
-    if getattr(arguments, "timezone", None):
-        flags["timezone"] = arguments.timezone
-    return flags
+def server_limits(arguments: argparse.Namespace) -> "Limits":
+    """Return a server's limits.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+    from streammem.server.limits import Limits
+
+    return Limits(**given(LIMIT_FLAGS, arguments))
 
 
-def watch_options(
-    arguments: argparse.Namespace,
-    *,
-    speak: bool = True,
-    on_text: "Callable[[Segment, str], None] | None" = None,
-) -> "WatchOptions":
-    """Return how the source is to be watched."""
-    from streammem.engine.watch import DEFAULT_FPS, WatchOptions
+# -- parsers --
 
-    return WatchOptions(
-        fps=DEFAULT_FPS if arguments.fps is None else arguments.fps,
-        start=arguments.start or 0.0,
-        end=arguments.end,
-        sparse=arguments.sparse,
-        reader="pyav" if arguments.reader == "auto" else arguments.reader,
-        speak=speak,
-        stop=arguments.interrupted,
-        on_text=on_text,
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line, and whose flags are written out."""
+
+    def __init__(self, **options: Any) -> None:  # argparse itself makes the parsers of commands
+        options["formatter_class"] = argparse.RawDescriptionHelpFormatter
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        text = " ".join(plain(message).split())
+        self.exit(2, f"streammem: {text}; see {self.prog} --help\n")
+
+
+def add_command(commands: Any, name: str, run: Run, about: str, *examples: str) -> Parser:
+    """Add a command to what ``add_subparsers`` returned.
+
+    Args:
+        commands: there.
+        name: of the command.
+        run: does it and returns its exit code.
+        about: one line for ``--help``.
+        examples: lines as one would type them, with remarks.
+    """
+    shown = "\n  ".join(("examples:", *examples)) if examples else None
+    added: Parser = commands.add_parser(name, help=about, description=about, epilog=shown)
+    # Most commands hold nothing that an interrupt must close: Ctrl-C ends them at once.
+    added.set_defaults(run=run, graceful=False)
+    add = added.add_argument
+    # No default: a command above may have been given the flag already.
+    add(
+        "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="say more on stderr"
     )
+    return added
+
+
+def add_source_options(parser: Parser, *, asks: bool = False, reconnects: bool = False) -> None:
+    """Add the source and the flags of every command that reads one.
+
+    Args:
+        parser: of the command.
+        asks: it may be given a memory instead.
+        reconnects: a live source that is lost is opened again.
+    """
+    parser.set_defaults(asks=asks, reconnects=reconnects, graceful=True)
+    add = parser.add_argument
+    add("source", help=f"{sources_help()}; or a memory" if asks else sources_help())
+    _add_model(parser)
+    add_flags(parser, SOURCE_FLAGS)
+    recorded = "when the first frame was taken, as in 2026-05-03T14:00, for questions such as "
+    add("--recorded", type=moment, metavar="TIME", help=f'{recorded}"at 3 pm"; live ones know it')
+    add(
+        "--speech",
+        default="auto",
+        metavar="auto|on|off|MODEL",
+        help="what is said: auto, where it can be known. This version reads no subtitles and has "
+        "no recogniser, so auto and off do the same, and on or a MODEL is refused",
+    )
+    group = parser.add_argument_group("memory that lasts")
+    about = "keep what is seen there, and go on from it"
+    group.add_argument("--memory", type=Path, metavar="DIR", help=about)
+    add_limits(group)
+    add_output_options(parser)
+    _add_model_options(parser)
+
+
+def add_live_options(parser: Parser) -> None:
+    """Add the flags of commands that watch live sources."""
+    add_flags(parser.add_argument_group("live sources"), LIVE_FLAGS)
+
+
+def add_watch_options(parser: Parser) -> None:
+    """Add the flags of ``watch``: alerts, counters, files."""
+    group = parser.add_argument_group("alerts, counters, files")
+    add_flags(group, WATCH_FLAGS)
+    add = group.add_argument
+    kept = "keep the frames of alerts there, 1000 at most"
+    add("--pictures", type=Path, metavar="DIR", help=kept)
+    add("--metrics", type=Path, metavar="FILE", help="the same, in Prometheus' text form, there")
+    add("--rotate-size", **_SIZE, help="begin a new -o file, as in 100MB")
+    add("--rotate-every", **_TIME, help="begin a new -o file, as in 1d")
+    add("--rotate-keep", **_WHOLE, help="old -o files that are kept (default all)")
+
+
+def add_mqtt_options(parser: argparse.ArgumentParser) -> None:
+    """Add --mqtt and --camera."""
+    add = parser.add_argument_group("MQTT and Home Assistant").add_argument
+    about = "tell events to a broker: mqtt://[user:password@]host[:port][/prefix], or mqtts://"
+    add("--mqtt", metavar="URL", help=about)
+    add("--camera", metavar="NAME", help="what it is called there (default: after the source)")
+
+
+def add_server_options(parser: Parser) -> None:
+    """Add the flags of commands that listen on a port."""
+    add = parser.add_argument
+    add("sources", nargs="*", metavar="SOURCE", help="watched from the start; see caption --help")
+    add("--host", default="127.0.0.1", help=f"address to listen on; others need {TOKEN} to be set")
+    add("--port", type=int, default=8080, help="default 8080; 0 is a free one")
+    add("--memories", type=Path, metavar="DIR", help="folder whose memories may be asked, by name")
+    add("--uploads", type=Path, metavar="DIR", help="folder for uploads (default: a temporary one)")
+    about = "host (with *), address or network that clients may name in a source; may be repeated"
+    add("--allow-source", action="append", default=[], metavar="HOST", help=about)
+    about = "told once each time that this appears in a SOURCE named here; may be repeated"
+    add("--alert", action="append", default=[], metavar="TEXT", help=about)
+    add_flags(parser.add_argument_group("limits"), LIMIT_FLAGS)
+    add_session_options(parser)
+
+
+def add_session_options(parser: Parser) -> None:
+    """Add the flags of commands that open sessions on sources which others name."""
+    _add_model(parser)
+    _add_model_options(parser)
+
+
+def add_output_options(parser: Parser, *forms: str) -> None:
+    """Add --format, of these forms or of all, and -o."""
+    parser.add_argument("--format", choices=forms or tuple(FORMATS), default="text")
+    add = parser.add_argument
+    add("-o", "--output", type=Path, metavar="FILE", help="write there instead of stdout")
+
+
+def add_limits(parser: argparse._ActionsContainer) -> None:
+    """Add how large and how old a memory may become."""
+    add = parser.add_argument
+    size = "bytes on disk, as in 500MB: keyframes thin first, then tokens, captions go last"
+    add("--budget", **_SIZE, help=size)
+    add("--keep", **_TIME, help="what is older goes, as in 7d, 12h, 90m")
+
+
+def _add_model(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--model", default="streammem-tiny", help="preset or checkpoint folder")
+    add("--config", type=Path, metavar="FILE", help="TOML file of options (see configs/)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="as in passages=6")
+    add("--device", default="cpu", help="where the language model runs: cpu, cuda, cuda:1, mps")
+
+
+def _add_model_options(parser: Parser) -> None:
+    group = parser.add_argument_group("language model")
+    add_flags(group, (*ANSWER_FLAGS, *DECODING_FLAGS))
+
+
+# -- checks --
+
+
+def require(extra: str, *packages: str) -> None:
+    """Refuse to start without the packages of an extra.
+
+    Raises:
+        BackboneError: one is missing; says how to install it.
+    """
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            name = {"paho.mqtt.client": "paho-mqtt"}.get(package, package)
+            raise BackboneError(
+                f"{name} is not installed; run: pip install 'streammem[{extra}]'"
+            ) from error
 
 
 def check_formats(arguments: argparse.Namespace, *forms: str) -> None:
@@ -278,10 +455,10 @@ def check_formats(arguments: argparse.Namespace, *forms: str) -> None:
 
 
 def check_speech(choice: str) -> None:
-    """Refuse what this version cannot hear.
+    """Refuse a recogniser, which this version lacks.
 
     Raises:
-        ConfigError: --speech asks for a recogniser.
+        ConfigError: --speech asks for one.
     """
     if choice not in ("auto", "off"):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""`--mqtt`: what is watched, told to a broker; and what a camera is called there."""
+"""`--mqtt`: events are sent to a broker, under a camera's name."""
 
 import argparse
 import re
@@ -7,21 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streammem.commands.extras import require
+from streammem.commands.options import require
 from streammem.errors import ConfigError
 from streammem.output.terminal import note
 
 if TYPE_CHECKING:
     from streammem.integrations.mqtt.broker import Broker
     from streammem.integrations.mqtt.publisher import Publisher
-
-
-def add_mqtt_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags."""
-    add = parser.add_argument_group("MQTT and Home Assistant").add_argument
-    about = "tell events to a broker: mqtt://[user:password@]host[:port][/prefix], or mqtts://"
-    add("--mqtt", metavar="URL", help=about)
-    add("--camera", metavar="NAME", help="what it is called there (default: after the source)")
 
 
 def broker_of(arguments: argparse.Namespace) -> "Broker | None":
@@ -41,17 +33,17 @@ def broker_of(arguments: argparse.Namespace) -> "Broker | None":
     return Broker.of(arguments.mqtt)
 
 
-def told_to(
+def publisher_to(
     broker: "Broker | None", name: str, alerts: tuple[str, ...]
 ) -> "AbstractContextManager[Publisher | None]":
-    """Open what tells a camera's events to a broker; None without one."""
+    """Open the publisher of a camera's events; None without a broker."""
     return nullcontext() if broker is None else _publisher(broker, name, alerts, set())
 
 
 def outlets(
     broker: "Broker", name: str | None, alerts: tuple[str, ...]
 ) -> "Callable[[str], Publisher]":
-    """Return what opens one for each of several sources, under names of their own."""
+    """Return a function that opens one for each of several sources, under names of their own."""
     taken: set[str] = set()
     return lambda source: _publisher(broker, name or camera_name(source), alerts, taken)
 

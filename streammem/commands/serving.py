@@ -7,16 +7,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streammem.commands.extras import require
 from streammem.commands.options import (
-    Parser,
+    TOKEN,
     add_command,
+    add_mqtt_options,
+    add_server_options,
     add_session_options,
-    byte_size,
     configured,
-    duration,
+    require,
+    server_limits,
 )
-from streammem.commands.publishing import add_mqtt_options, broker_of, outlets
+from streammem.commands.publishing import broker_of, outlets
 from streammem.errors import ConfigError, StreammemError
 from streammem.output.terminal import note
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from streammem.server.limits import ServerConfig
     from streammem.server.rooms import Rooms
 
-TOKEN = "STREAMMEM_TOKEN"
 GRACE_S = 5  # for clients that are still connected when the server ends
 
 
@@ -35,28 +35,28 @@ def add_to(commands: Any) -> None:
     parser = add_command(
         commands,
         "serve",
-        serve,
+        run_serve,
         "an HTTP server: sessions, questions, memories, OpenAI's chat form",
         "streammem serve --memories memories",
         "streammem serve --allow-source camera.example.com --allow-source 192.168.1.0/24",
         "STREAMMEM_TOKEN=... streammem serve --host 0.0.0.0   others must present the token",
         'streammem serve rtsp://camera/1 --alert "a dog" --mqtt mqtt://broker/home',
     )
-    _add_server_options(parser)
+    add_server_options(parser)
     add_mqtt_options(parser)
     parser = add_command(
         commands,
         "ui",
-        page,
+        run_ui,
         "a page in the browser: watch, ask, find",
         "streammem ui",
         "streammem ui --memories memories --port 7860",
     )
-    _add_server_options(parser)
+    add_server_options(parser)
     parser = add_command(
         commands,
         "mcp",
-        agents,
+        run_mcp,
         "tools for agents (Model Context Protocol), on standard input and output",
         "streammem mcp --memories memories",
         "streammem mcp rtsp://camera/1                          asked while it is watched",
@@ -67,27 +67,7 @@ def add_to(commands: Any) -> None:
     add_session_options(parser)
 
 
-def _add_server_options(parser: Parser) -> None:
-    add = parser.add_argument
-    add("sources", nargs="*", metavar="SOURCE", help="watched from the start; see caption --help")
-    add("--host", default="127.0.0.1", help=f"address to listen on; others need {TOKEN} to be set")
-    add("--port", type=int, default=8080, help="default 8080; 0 is a free one")
-    add("--memories", type=Path, metavar="DIR", help="folder whose memories may be asked, by name")
-    add("--uploads", type=Path, metavar="DIR", help="folder for uploads (default: a temporary one)")
-    about = "host (with *), address or network that clients may name in a source; may be repeated"
-    add("--allow-source", action="append", default=[], metavar="HOST", help=about)
-    about = "told once each time that this appears in a SOURCE named here; may be repeated"
-    add("--alert", action="append", default=[], metavar="TEXT", help=about)
-    limits = parser.add_argument_group("limits").add_argument
-    limits("--max-sessions", type=int, metavar="N", help="open at a time (default 16)")
-    limits("--max-upload", type=byte_size, metavar="SIZE", help="of one video (default 2GiB)")
-    limits("--quota", type=byte_size, metavar="SIZE", help="of all uploads (default 8GiB)")
-    limits("--max-rate", type=float, metavar="N", help="requests a second a client (default 50)")
-    limits("--idle", type=duration, metavar="TIME", help="closes what nobody asks (default 1h)")
-    add_session_options(parser)
-
-
-def serve(arguments: argparse.Namespace) -> int:
+def run_serve(arguments: argparse.Namespace) -> int:
     """Serve over HTTP until interrupted."""
     require("serve", "fastapi", "uvicorn", "websockets")
     broker = broker_of(arguments)
@@ -104,7 +84,7 @@ def serve(arguments: argparse.Namespace) -> int:
         return _run(make_app(rooms, arguments.sources), listening)
 
 
-def page(arguments: argparse.Namespace) -> int:
+def run_ui(arguments: argparse.Namespace) -> int:
     """Serve the page, and the HTTP interface beside it, until interrupted."""
     require("ui", "fastapi", "uvicorn", "gradio")
     config = server_config(arguments)
@@ -117,7 +97,7 @@ def page(arguments: argparse.Namespace) -> int:
         return _run(add_page(make_app(rooms, arguments.sources), rooms), listening)
 
 
-def agents(arguments: argparse.Namespace) -> int:
+def run_mcp(arguments: argparse.Namespace) -> int:
     """Serve tools on standard input and output until that ends."""
     require("mcp", "mcp", "anyio")
     import asyncio
@@ -140,17 +120,10 @@ def server_config(arguments: argparse.Namespace) -> "ServerConfig":
         ConfigError: open to others without a token, or a value that cannot be meant.
     """
     from streammem.server.addresses import Allowed
-    from streammem.server.limits import Limits, ServerConfig
+    from streammem.server.limits import ServerConfig
 
     if not 0 <= arguments.port < 65536:
         raise ConfigError(f"--port {arguments.port}: give 0 to 65535")
-    given = {
-        "sessions": arguments.max_sessions,
-        "upload_bytes": arguments.max_upload,
-        "quota_bytes": arguments.quota,
-        "requests_per_s": arguments.max_rate,
-        "idle_s": arguments.idle,
-    }
     return ServerConfig(
         host=arguments.host,
         port=arguments.port,
@@ -159,7 +132,7 @@ def server_config(arguments: argparse.Namespace) -> "ServerConfig":
         uploads=arguments.uploads,
         allowed=Allowed.of(arguments.allow_source),
         alerts=tuple(arguments.alert),
-        limits=Limits(**{name: value for name, value in given.items() if value is not None}),
+        limits=server_limits(arguments),
     )
 
 
@@ -173,12 +146,12 @@ def open_rooms(arguments: argparse.Namespace, config: "ServerConfig") -> "Rooms"
     from streammem.models.checkpoint import load
     from streammem.models.threads import limit_threads
     from streammem.server.rooms import Rooms
-    from streammem.video.source import kind_of, open_source
+    from streammem.video import kind_of, open_source
 
     configured(SessionConfig(), arguments)
     for source in arguments.sources:
-        # Told now: once a server's tasks run, one that reads its input would wait for more of it.
-        if kind_of(source) == "file":
+        # Before the tasks of a server run: one that reads its input would wait for more of it.
+        if kind_of(source).name == "file":
             open_source(source).close()
     quiet_libraries()
     limit_threads(busy=2)
@@ -196,7 +169,7 @@ def _known(group: ExceptionGroup) -> Exception:
 
 
 def _bound(config: "ServerConfig") -> socket.socket:
-    """Listen before the model is loaded, so that a port in use is told at once."""
+    """Listen before the model is loaded, so that a port in use is an error at once."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -219,7 +192,7 @@ def _run(app: "FastAPI", listening: socket.socket) -> int:
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            if app.state.failed is None:  # told now: before, who asks is refused a connection
+            if app.state.failed is None:  # not before: a client would be refused a connection
                 note(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
             self.should_exit = self.should_exit or app.state.failed is not None
 

@@ -1,4 +1,4 @@
-"""`watch` and `chat`: a live source, for as long as it lasts."""
+"""`caption`, `scenes`, `watch` and `chat`: a source is watched, and what comes of it is shown."""
 
 import argparse
 import os
@@ -11,24 +11,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streammem.commands.opening import exit_code, open_session, prune, pruned_every
+from streammem.commands.opening import every_frame, exit_code, open_session, watch_source
 from streammem.commands.options import (
     add_command,
+    add_live_options,
+    add_mqtt_options,
     add_source_options,
-    byte_size,
-    duration,
+    add_watch_options,
     watch_options,
 )
-from streammem.commands.publishing import add_mqtt_options, broker_of, camera_name, told_to
+from streammem.commands.publishing import broker_of, camera_name, publisher_to
 from streammem.errors import ConfigError
 from streammem.output.render import plain, prometheus, to_line, wall_start
 from streammem.output.rotation import RotatedFile, Rotation
-from streammem.output.terminal import Results, note
-from streammem.types import Answer, Caption, Event, Segment, Stats, Warning
+from streammem.output.terminal import LiveText, Results, Sheet, note, output
+from streammem.types import Answer, Caption, Event, Notice, Segment, Stats
 
 if TYPE_CHECKING:
     from streammem.engine.session import Session
-    from streammem.engine.watch_options import WatchOptions
 
 METRICS_EVERY_S = 15.0
 
@@ -37,8 +37,31 @@ def add_to(commands: Any) -> None:
     """Declare the commands."""
     parser = add_command(
         commands,
+        "caption",
+        run_caption,
+        "captions, scene by scene",
+        "streammem caption holiday.mp4                          unsure ones say less, or nothing",
+        "streammem caption holiday.mp4 --min-confidence 0       all words, as they are generated",
+        "streammem caption holiday.mp4 --format srt -o holiday.srt",
+        "streammem caption holiday.mp4 --start 1:30 --end 2:00 --format jsonl",
+        "streammem caption holiday.mp4 --memory trips --budget 500MB",
+    )
+    add_source_options(parser)
+    sheet = "also draw keyframes, similarity and depth"
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help=sheet)
+    parser = add_command(
+        commands,
+        "scenes",
+        run_scenes,
+        "where scenes begin and end",
+        "streammem scenes holiday.mp4 --format jsonl            every frame is looked at",
+        "streammem scenes holiday.mp4 --fps 2                   four times faster, times to 0.5 s",
+    )
+    add_source_options(parser)
+    parser = add_command(
+        commands,
         "watch",
-        watch,
+        run_watch,
         "a camera for days: captions, alerts, a memory within its budget",
         "streammem watch rtsp://user:password@camera/1 --memory hall --budget 2GB --keep 30d",
         'streammem watch webcam:0 --alert "a dog on the sofa" --pictures seen',
@@ -46,101 +69,130 @@ def add_to(commands: Any) -> None:
         "ffmpeg -i rtmp://... -c copy -f mpegts - | streammem watch -",
         'streammem watch rtsp://camera/1 --alert "a dog" --mqtt mqtt://user:password@broker',
     )
-    add_source_options(parser)
-    _add_live_options(parser)
-    _add_watch_options(parser)
+    add_source_options(parser, reconnects=True)
+    add_live_options(parser)
+    add_watch_options(parser)
     add_mqtt_options(parser)
     parser = add_command(
         commands,
         "chat",
-        chat,
+        run_chat,
         "captions and questions on one screen",
         "streammem chat webcam:0                                type a question, press Enter",
         "streammem chat rtsp://camera/1 --memory hall",
     )
-    add_source_options(parser)
-    _add_live_options(parser)
+    add_source_options(parser, reconnects=True)
+    add_live_options(parser)
 
 
-def _add_live_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("live sources").add_argument
-    dropped = "the frame that goes when perception is behind; never: the source waits"
-    add("--drop", choices=("oldest", "newest", "never"), help=dropped)
-    again = "a scene that goes on and changes is described again, as in 1m (default 30s)"
-    add("--refresh", type=duration, metavar="TIME", help=again)
+def run_caption(arguments: argparse.Namespace) -> int:
+    """Print captions as they are made."""
+    with open_session(arguments) as session:
+        return _caption(session, arguments)
 
 
-def _add_watch_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("alerts, counters, files")
-    add = group.add_argument
-    waited = "told once each time that this appears; may be repeated"
-    add("--alert", action="append", default=[], metavar="TEXT", help=waited)
-    add(
-        "--pictures", type=Path, metavar="DIR", help="keep the frames of alerts there, 1000 at most"
-    )
-    add("--stats", type=duration, metavar="TIME", help="counters so often, as in 60s, on stderr")
-    add("--metrics", type=Path, metavar="FILE", help="the same, in Prometheus' text form, there")
-    add("--rotate-size", type=byte_size, metavar="SIZE", help="begin a new -o file, as in 100MB")
-    add("--rotate-every", type=duration, metavar="TIME", help="begin a new -o file, as in 1d")
-    add("--rotate-keep", type=int, metavar="N", help="old -o files that are kept (default all)")
+def _caption(session: "Session", arguments: argparse.Namespace) -> int:
+    from streammem.engine.watch_options import WatchCallbacks
+
+    sheet = Sheet(session) if arguments.sheet else None
+    live = LiveText(sys.stderr if arguments.output else sys.stdout)
+    with output(arguments.format, arguments.output) as results, closing(live):
+        # Text on stdout appears word by word; other forms are written a whole event at a time.
+        streams = bool(arguments.output) or arguments.format == "text"
+        callbacks = WatchCallbacks(arguments.interrupted, on_text=live.say if streams else None)
+        broken = False
+        events = watch_source(session, arguments, callbacks=callbacks, progress=not streams)
+        for event, _ in events:
+            if isinstance(event, Notice):
+                note(str(event))
+                broken = True
+            if sheet:
+                sheet.take(event)
+            if isinstance(event, Caption) and streams:
+                live.end(event)
+            if isinstance(event, Segment) or (not arguments.output and streams):
+                continue
+            results.write(event)
+    if sheet:
+        sheet.draw(arguments.sheet, Path(arguments.source).name)
+    return exit_code(arguments, broken)
 
 
-def watch(arguments: argparse.Namespace) -> int:
+def run_scenes(arguments: argparse.Namespace) -> int:
+    """Print segments as they settle."""
+    broken = False
+    with open_session(arguments) as session, output(arguments.format, arguments.output) as results:
+        for event in _scenes(session, arguments):
+            if isinstance(event, Notice):
+                note(str(event))
+                broken = True
+            results.write(event)
+    return exit_code(arguments, broken)
+
+
+def _scenes(session: "Session", arguments: argparse.Namespace) -> Iterator[Event]:
+    # A memory is written by the session, which looks at --fps.
+    if arguments.fps is None and not arguments.sparse and arguments.memory is None:
+        yield from every_frame(session, arguments)
+        return
+    options = replace(watch_options(arguments), captions=False)
+    for event, _ in watch_source(session, arguments, options, progress=True):
+        yield event
+
+
+def run_watch(arguments: argparse.Namespace) -> int:
     """Watch until the source ends or a signal comes."""
+    from streammem.engine.watch_options import WatchCallbacks
+
     rotation, broker = _rotation(arguments), broker_of(arguments)
     with signals() as signalled, open_session(arguments) as session:
-        every_s = METRICS_EVERY_S if arguments.metrics or broker else None
-        options = replace(
-            _live_options(arguments, lambda: signalled.terminated),
-            stats_s=every_s if arguments.stats is None else arguments.stats,
-            alerts=tuple(arguments.alert),
-        )
-        if arguments.pictures:
-            options = replace(
-                options, alerting=replace(options.alerting, pictures=arguments.pictures)
-            )
+        options = watch_options(arguments)
+        if options.stats_s is None and (arguments.metrics or broker):
+            options = replace(options, stats_s=METRICS_EVERY_S)
+        callbacks = WatchCallbacks(lambda: arguments.interrupted() or signalled.terminated)
         name, broken = arguments.camera or camera_name(arguments.source, arguments.memory), False
         with (
-            told_to(broker, name, options.alerts) as mqtt,
+            publisher_to(broker, name, options.alerts) as mqtt,
             closing(_Output(arguments, rotation)) as out,
         ):
-            for event, wall_zero in _events(session, arguments, options):
-                broken |= isinstance(event, Warning)
+            for event, wall_zero in watch_source(session, arguments, options, callbacks):
+                broken |= isinstance(event, Notice)
                 if signalled.reopen:
                     signalled.reopen = False
                     out.reopen()
                 out.show(event, wall_zero, session.source)
                 if mqtt:
                     mqtt.send(event, wall_start(event, wall_zero))
-    # What a source that is awaited reports on its way is no failure; a file that breaks off is.
-    return exit_code(arguments, broken and _is_file(arguments.source))
+    return exit_code(arguments, broken)
 
 
-def chat(arguments: argparse.Namespace) -> int:
+def run_chat(arguments: argparse.Namespace) -> int:
     """Show captions, and answer what is typed."""
+    from streammem.engine.watch_options import WatchCallbacks
+
     if arguments.format != "text" or arguments.output:
         raise ConfigError("chat is for a terminal: leave out --format and -o; watch writes files")
     if arguments.source == "-":
         raise ConfigError("chat reads questions from standard input; give another source")
     with signals() as signalled, open_session(arguments) as session:
         questions, results = Lines(0), Results("text", None)
-        options = replace(
-            _live_options(arguments, lambda: signalled.terminated or questions.left),
-            question=questions.take,
-            on_answer=results.say,
-        )
+
+        def stop() -> bool:
+            return arguments.interrupted() or signalled.terminated or questions.left
+
+        callbacks = WatchCallbacks(stop, question=questions.take, on_answer=results.say)
         note("type a question and press Enter; Ctrl-C or Ctrl-D to leave")
         broken = False
-        for event, _ in _events(session, arguments, options):
-            broken |= isinstance(event, Warning)
+        for event, _ in watch_source(session, arguments, callbacks=callbacks):
+            broken |= isinstance(event, Notice)
             if isinstance(event, Answer):
                 results.put(_evidence(event))
             elif isinstance(event, Caption):
                 results.write(event)
-        if not (options.stop and options.stop()):
+        if not stop():
             while question := questions.wait():  # the source has ended, the memory has not
                 results.put(_evidence(session.ask(question, results.say)))
-    return exit_code(arguments, broken and _is_file(arguments.source))
+    return exit_code(arguments, broken)
 
 
 class Lines:
@@ -150,7 +202,7 @@ class Lines:
         descriptor: of the file that they come from.
 
     Attributes:
-        left: whether whoever typed has ended the input at a terminal.
+        left: whether the input has ended at a terminal.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -230,7 +282,7 @@ class _Output:
             return
         if isinstance(event, Stats) and self._arguments.metrics:
             _replace(self._arguments.metrics, prometheus(event, source))
-        if isinstance(event, Warning) or (isinstance(event, Stats) and self._arguments.stats):
+        if isinstance(event, Notice) or (isinstance(event, Stats) and self._arguments.stats):
             note(str(event))
         if isinstance(event, Stats) and self._arguments.stats is None:
             return
@@ -253,38 +305,6 @@ class _Output:
             self._stdout.finish()
 
 
-def _events(
-    session: "Session", arguments: argparse.Namespace, options: "WatchOptions"
-) -> Iterator[tuple[Event, float | None]]:
-    """Watch within the memory's limits; each event comes with the Unix time at stream time 0."""
-    from streammem.engine.reader import open_aside
-    from streammem.engine.watch import open_for, watch
-
-    assert options.stop  # see _live_options
-    source = open_aside(lambda: open_for(arguments.source, options), options.stop)
-    if source is None:
-        return
-    prune(session, arguments)
-    num_segments = 0
-    for event in watch(session, source, options):
-        num_segments += isinstance(event, Segment)
-        if isinstance(event, Segment) and num_segments % pruned_every(arguments.budget) == 0:
-            prune(session, arguments)
-        yield event, getattr(source, "wall_zero", None)
-    prune(session, arguments)
-
-
-def _live_options(arguments: argparse.Namespace, stop: Callable[[], bool]) -> "WatchOptions":
-    options = watch_options(arguments)
-    return replace(
-        options,
-        reconnect=True,
-        drop=arguments.drop,
-        refresh_s=arguments.refresh or options.refresh_s,
-        stop=lambda: arguments.interrupted() or stop(),
-    )
-
-
 def _rotation(arguments: argparse.Namespace) -> Rotation:
     rotation = Rotation(arguments.rotate_size, arguments.rotate_every, arguments.rotate_keep)
     if rotation != Rotation() and not arguments.output:
@@ -295,12 +315,6 @@ def _rotation(arguments: argparse.Namespace) -> Rotation:
         if path and not path.parent.is_dir():
             raise ConfigError(f"{path}: the folder {path.parent} does not exist")
     return rotation
-
-
-def _is_file(source: str) -> bool:
-    from streammem.video.source import kind_of
-
-    return kind_of(source) in ("file", "folder", "picture")
 
 
 def _evidence(answer: Answer) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from streammem.engine.watch_options import ALERTING, AlertConfig
 from streammem.errors import ConfigError
 from streammem.memory.entry import unit_rows
 from streammem.memory.retrieval import normalise, threshold
@@ -18,36 +19,6 @@ from streammem.types import Alert, Frame
 from streammem.video.pixels import fitted_pixels
 
 PICTURE_SIDE, JPEG_QUALITY = 640, 85
-
-
-@dataclass(frozen=True, slots=True)
-class AlertConfig:
-    """When something counts as there.
-
-    Attributes:
-        rate: in (0, 1), chance that the best of ``frames`` unrelated frames sets an alert off.
-            Raising it finds more and is wrong more often.
-        frames: >= 2, unlike frames that an alert is to hold against.
-        leave: in [0, 1), the score below which it counts as gone, as a share of the deviations
-            above the background at which it counts as there.
-        away_s: seconds below that before it may be told again.
-        confirm: frames in a row that must show it.
-        pictures: folder for the frames of alerts; None keeps none.
-        max_pictures: kept there; the oldest go.
-    """
-
-    rate: float = 0.03
-    frames: int = 100
-    leave: float = 0.7
-    away_s: float = 5.0
-    confirm: int = 2
-    pictures: Path | None = None
-    max_pictures: int = 1000
-
-    def __post_init__(self) -> None:
-        threshold(self.rate)
-        if self.frames < 2 or not 0 <= self.leave < 1 or self.away_s < 0 or self.confirm < 1:
-            raise ConfigError("alerts: frames >= 2, leave in [0, 1), away_s >= 0, confirm >= 1")
 
 
 @dataclass(eq=False)
@@ -75,7 +46,7 @@ class Alerts:
     """
 
     def __init__(
-        self, encoder: TextEncoder, queries: Sequence[str], config: AlertConfig = AlertConfig()
+        self, encoder: TextEncoder, queries: Sequence[str], config: AlertConfig = ALERTING
     ) -> None:
         self._config = config
         self._threshold = threshold(config.rate)

@@ -130,8 +130,7 @@ class Reader:
     def halt(self) -> None:
         """Ask the thread to end; what comes from now on is not taken."""
         self._stop.set()
-        if ask := getattr(self._source, "stop", None):
-            ask()
+        self._source.stop()
 
     def stop(self) -> None:
         """End the thread and close the source, or leave it to do so when its data comes.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import cast
+from typing import Any
 
 from streammem.captioning.captioner import Captioner
 from streammem.captioning.scheduler import (
@@ -22,23 +22,23 @@ from streammem.engine.alerts import Alerts
 from streammem.engine.long_scenes import LongScene
 from streammem.engine.reader import Reader
 from streammem.engine.session import Session
-from streammem.engine.watch_options import DEFAULT_FPS, MAX_SIDE, WatchOptions, open_for
+from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.errors import TruncatedError
-from streammem.types import Caption, Event, Frame, Segment, Stats, Warning
-from streammem.video import VideoSource
-
-__all__ = ["DEFAULT_FPS", "MAX_SIDE", "WatchOptions", "open_for", "watch"]
+from streammem.types import Caption, Event, Frame, Notice, Segment, Stats
+from streammem.video import SourceOptions, VideoSource, open_with
 
 SEGMENTS_AHEAD = 4  # captions that may be pending before a file's perception waits, at least
 LIVE_SEGMENTS_AHEAD = 1  # of a live source; beyond them the oldest stays without a caption
-DEFAULTS = WatchOptions()
+DEFAULTS, NO_CALLBACKS, SOURCE = WatchOptions(), WatchCallbacks(), SourceOptions()
 
 
 def watch(
     session: Session,
-    source: object,
+    source: Any,
     options: WatchOptions = DEFAULTS,
     *,
+    source_options: SourceOptions = SOURCE,
+    callbacks: WatchCallbacks = NO_CALLBACKS,
     scheduler: LanguageScheduler | None = None,
 ) -> Iterator[Event]:
     """Perceive a source and yield its events as they come: segments, each with its caption.
@@ -50,21 +50,23 @@ def watch(
         session: takes in the frames; on return it holds the whole stream.
         source: what ``open_source`` takes, or an open ``VideoSource``.
         options: see ``WatchOptions``.
+        source_options: how the source is opened, unless it is open already.
+        callbacks: see ``WatchCallbacks``.
         scheduler: generates the captions, where it serves other sessions too: then the session's
             own model must go through it. By default one is made for this source.
 
     Returns:
         An iterator; close it (or break off) to stop: threads end and the source is closed. A
-        source that breaks off gives what it had, then a ``Warning``.
+        source that breaks off gives what it had, then a ``Notice``.
 
     Raises:
         ConfigError, SourceError: at the call, before anything is yielded.
     """
-    opened = cast(VideoSource, source) if _is_open(source) else open_for(source, options)
+    opened = source if isinstance(source, VideoSource) else open_with(source, source_options)
     if not session.source:
         session.source = opened.name
     alerts = Alerts(session.model.text_encoder, options.alerts, options.alerting)
-    return _Watching(session, opened, options, alerts, scheduler).events()
+    return _Watching(session, opened, options, callbacks, alerts, scheduler).events()
 
 
 class _Watching:
@@ -75,15 +77,16 @@ class _Watching:
         session: Session,
         source: VideoSource,
         options: WatchOptions,
+        callbacks: WatchCallbacks,
         alerts: Alerts,
         scheduler: LanguageScheduler | None,
     ) -> None:
         self._session, self._source, self._options = session, source, options
-        self._alerts, self._shared = alerts, scheduler
-        self._live = bool(getattr(source, "live", False))
+        self._callbacks, self._alerts, self._shared = callbacks, alerts, scheduler
+        self._live = source.live
         self._scenes = LongScene(session, options.refresh_s) if self._live else None
         # Words that may be withheld are not passed on before that is decided.
-        self._as_generated = None if session.captioner.withholds else options.on_text
+        self._as_generated = None if session.captioner.withholds else callbacks.on_text
         self._num_frames = self._num_segments = self._num_captions = 0
         self._perceive_s = self._perceived_until = self._caption_lag_s = 0.0
         self._stats_at = 0.0 if options.stats_s is None else time.monotonic() + options.stats_s
@@ -91,7 +94,7 @@ class _Watching:
     def events(self) -> Iterator[Event]:
         options = self._options
         drop = options.drop or ("oldest" if self._live else "never")
-        self._captions = self._open_captions() if options.speak else None
+        self._captions = self._open_captions() if options.captions else None
         self._reader = Reader(self._source, drop)
         try:
             yield from self._stream()
@@ -100,7 +103,7 @@ class _Watching:
             if options.stats_s is not None:
                 yield self._stats()
             if isinstance(self._reader.broken, TruncatedError):
-                yield Warning(str(self._reader.broken))
+                yield Notice(str(self._reader.broken))
             elif self._reader.broken:
                 raise self._reader.broken
         finally:
@@ -113,7 +116,7 @@ class _Watching:
     def _open_captions(self) -> CaptionQueue:
         session, on_text = self._session, self._as_generated
         captioner = session.captioner
-        if self._options.sparse and session.config.candidates is None:
+        if self._source.sparse and session.config.candidates is None:
             # Skimming is to be fast.
             captioner = Captioner(session.model, replace(session.config.captioning, candidates=1))
         scheduler = self._shared or LanguageScheduler(session.model.generator)
@@ -129,7 +132,7 @@ class _Watching:
         return captions
 
     def _stream(self) -> Iterator[Event]:
-        for frame in self._reader.frames(self._options.stop):
+        for frame in self._reader.frames(self._callbacks.stop):
             closed = self._push(frame) if frame else ()
             yield from self._due(closed)
             if frame:
@@ -143,9 +146,8 @@ class _Watching:
 
     def _push(self, frame: Frame) -> tuple[Segment, ...]:
         began = time.thread_time()
-        wall_zero = getattr(self._source, "wall_zero", None)
-        if wall_zero is not None:
-            self._session.wall_zero = wall_zero
+        if self._source.wall_zero is not None:
+            self._session.wall_zero = self._source.wall_zero
         closed = self._session.push(frame)
         self._perceive_s += time.thread_time() - began
         self._num_frames += 1
@@ -186,8 +188,8 @@ class _Watching:
         self._caption_lag_s = result.began - result.job.shown_at
         scored = captioner.score(request, result.replies)
         caption = (self._scenes or self._session).keep(segment, scored)
-        if self._options.on_text and not self._as_generated and caption.text:
-            self._options.on_text(segment, caption.text)
+        if self._callbacks.on_text and not self._as_generated and caption.text:
+            self._callbacks.on_text(segment, caption.text)
         return caption
 
     def _alerted(self, frame: Frame) -> Iterator[Event]:
@@ -205,21 +207,22 @@ class _Watching:
         yield from self._answered()
 
     def _answered(self) -> Iterator[Event]:
-        if self._options.question and (question := self._options.question()):
+        if self._callbacks.on_idle:
+            self._callbacks.on_idle()
+        if self._callbacks.question and (question := self._callbacks.question()):
             yield from self._answer(question)
 
     def _notices(self) -> Iterator[Event]:
-        notices = getattr(self._source, "notices", None)
-        while notices:
-            yield Warning(notices.popleft())
+        while self._source.notices:
+            yield Notice(self._source.notices.popleft())
 
     def _answer(self, question: str) -> Iterator[Event]:
         """Answer while captions pause and frames are perceived between two words."""
         closed: list[Segment] = []
 
         def on_text(piece: str) -> None:
-            if self._options.on_answer:
-                self._options.on_answer(piece)
+            if self._callbacks.on_answer:
+                self._callbacks.on_answer(piece)
             while frame := self._reader.waiting_frame():
                 closed.extend(self._push(frame))
 
@@ -243,12 +246,8 @@ class _Watching:
             dropped_full=reader.dropped_full,
             dropped_at_stop=reader.dropped_at_stop,
             captions_skipped=captions.num_skipped if captions else 0,
-            connections=getattr(self._source, "num_connections", 0),
-            damaged=getattr(self._source, "num_damaged", 0),
+            connections=self._source.num_connections,
+            damaged=self._source.num_damaged,
             lag_s=max(0.0, reader.captured_until - self._perceived_until),
             caption_lag_s=self._caption_lag_s if self._live else 0.0,
         )
-
-
-def _is_open(source: object) -> bool:
-    return hasattr(source, "close") and hasattr(source, "end")

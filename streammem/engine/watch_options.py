@@ -1,19 +1,56 @@
-"""How a source is watched, and how it is opened for that; every option has a default that holds."""
+"""How a source is watched: values, and functions that are called meanwhile.
+
+    options = WatchOptions(alerts=("a dog on the sofa",), stats_s=60.0)
+    callbacks = WatchCallbacks(stop=lambda: done.is_set())
+    watch(session, "rtsp://camera/1", options, callbacks=callbacks)
+
+``video.SourceOptions`` hold how the source itself is opened. Every option has a default.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, get_args
 
-from streammem.engine.alerts import AlertConfig
 from streammem.errors import ConfigError
+from streammem.memory.retrieval import threshold
 from streammem.types import Segment
-from streammem.video import Reader, VideoSource, open_source
 
 Drop = Literal["oldest", "newest", "never"]
-DROPS: tuple[Drop, ...] = ("oldest", "newest", "never")
-DEFAULT_FPS = 2.0
+DROPS: tuple[Drop, ...] = get_args(Drop)
 REFRESH_S = 30.0
-MAX_SIDE = 640  # pixels; more is thrown away by the encoder and by keyframes
+
+
+@dataclass(frozen=True, slots=True)
+class AlertConfig:
+    """When something counts as there.
+
+    Attributes:
+        rate: in (0, 1), chance that the best of ``frames`` unrelated frames sets an alert off.
+            Raising it finds more and is wrong more often.
+        frames: >= 2, unlike frames that an alert is to hold against.
+        leave: in [0, 1), the score below which it counts as gone, as a share of the deviations
+            above the background at which it counts as there.
+        away_s: seconds below that before it may be reported again.
+        confirm: frames in a row that must show it.
+        pictures: folder for the frames of alerts; None keeps none.
+        max_pictures: kept there; the oldest go.
+    """
+
+    rate: float = 0.03
+    frames: int = 100
+    leave: float = 0.7
+    away_s: float = 5.0
+    confirm: int = 2
+    pictures: Path | None = None
+    max_pictures: int = 1000
+
+    def __post_init__(self) -> None:
+        threshold(self.rate)
+        if self.frames < 2 or not 0 <= self.leave < 1 or self.away_s < 0 or self.confirm < 1:
+            raise ConfigError("alerts: frames >= 2, leave in [0, 1), away_s >= 0, confirm >= 1")
+
+
 ALERTING = AlertConfig()
 
 
@@ -22,18 +59,7 @@ class WatchOptions:
     """How a source is watched.
 
     Attributes:
-        fps: frames a second that are perceived.
-        start: seconds at which a file is entered.
-        end: seconds at which it is left; None for its end.
-        sparse: keyframes only, for skimming long files.
-        reader: what decodes files.
-        max_side: pixels to which the longer side is shrunk.
-        speak: emit captions.
-        stop: asked before each frame; once true the stream ends as if its source had: the open
-            segment is closed and said.
-        on_text: called in the speaker's thread with (segment, piece) as words are generated; where
-            less may be said than is generated, in the caller's, with all that is said.
-        reconnect: a live source that is lost is awaited instead of ending.
+        captions: describe each segment.
         drop: which frame goes when too many wait for perception; ``never`` makes the source wait.
             None: ``oldest`` for a live source, ``never`` for any other.
         refresh_s: seconds, > 0, after which a live scene that goes on and changes is described
@@ -41,28 +67,17 @@ class WatchOptions:
         stats_s: seconds between ``Stats``, >= 0, one more at the end; None for none.
         alerts: descriptions to wait for.
         alerting: how they are.
-        question: asked between frames; a text that it returns is answered, as an ``Answer``, while
-            perception goes on.
-        on_answer: called in the caller's thread with each piece of an answer.
+
+    Raises:
+        ConfigError: a value outside its range.
     """
 
-    fps: float | None = DEFAULT_FPS
-    start: float = 0.0
-    end: float | None = None
-    sparse: bool = False
-    reader: Reader = "pyav"
-    max_side: int = MAX_SIDE
-    speak: bool = True
-    stop: Callable[[], bool] | None = None
-    on_text: Callable[[Segment, str], None] | None = None
-    reconnect: bool = False
+    captions: bool = True
     drop: Drop | None = None
     refresh_s: float = REFRESH_S
     stats_s: float | None = None
     alerts: tuple[str, ...] = ()
     alerting: AlertConfig = ALERTING
-    question: Callable[[], str | None] | None = None
-    on_answer: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
         if self.drop not in (None, *DROPS):
@@ -71,15 +86,24 @@ class WatchOptions:
             raise ConfigError("refresh_s must be above 0, stats_s 0 or more")
 
 
-def open_for(source: object, options: WatchOptions) -> VideoSource:
-    """Open a source with the sampling that the options ask for."""
-    return open_source(
-        source,  # type: ignore[arg-type]
-        fps=options.fps,
-        start=options.start,
-        end=options.end,
-        max_side=options.max_side,
-        sparse=options.sparse,
-        reader=options.reader,
-        reconnect=options.reconnect,
-    )
+@dataclass(frozen=True, slots=True)
+class WatchCallbacks:
+    """What is called while a source is watched; in the caller's thread unless stated otherwise.
+
+    Attributes:
+        stop: asked before each frame; once true the stream ends as if its source had: the open
+            segment is closed and captioned.
+        on_text: called in the thread that makes captions with (segment, piece) as words are
+            generated; where less may be shown than is generated, in the caller's, with all of it.
+        question: asked between frames; a text that it returns is answered, as an ``Answer``, while
+            perception goes on.
+        on_answer: called with each piece of an answer.
+        on_idle: called between frames, and every 0.05 s while captions are awaited; it may use the
+            session.
+    """
+
+    stop: Callable[[], bool] | None = None
+    on_text: Callable[[Segment, str], None] | None = None
+    question: Callable[[], str | None] | None = None
+    on_answer: Callable[[str], None] | None = None
+    on_idle: Callable[[], object] | None = None

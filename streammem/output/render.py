@@ -22,9 +22,9 @@ from streammem.types import (
     Event,
     Moment,
     Note,
+    Notice,
     Segment,
     Stats,
-    Warning,
 )
 
 # The keys that other programs rely on, in order. Adding is allowed, changing is not.
@@ -37,7 +37,7 @@ EVENT_KEYS: dict[type, tuple[str, tuple[str, ...]]] = {
     Chapter: ("chapter", ("source", "start", "end", "segments", "captions")),
     Note: ("note", ("start", "end", "text")),
     Alert: ("alert", ("query", "time", "score", "segment", "keyframe")),
-    Warning: ("warning", ("message",)),
+    Notice: ("warning", ("message",)),
     Stats: (
         "stats",
         (
@@ -79,7 +79,7 @@ class Text:
     """Lines for people. Warnings and counters are not results, and go elsewhere."""
 
     def write(self, event: Event) -> str:
-        if isinstance(event, Warning | Stats):
+        if isinstance(event, Notice | Stats):
             return ""
         # Only these have lines of their own: evidence, captions.
         multiline = isinstance(event, Answer | Chapter)

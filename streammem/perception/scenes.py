@@ -35,10 +35,10 @@ from streammem.perception.signature import (
     join,
     signature,
 )
-from streammem.types import Event, Frame, Segment, Warning
+from streammem.types import Event, Frame, Notice, Segment
 from streammem.video import VideoSource
 
-MAX_SIDE = 256  # pixels; enough for the encoder, and cheap to convert for every frame
+SCENES_SIDE = 256  # pixels; enough for the encoder, and cheap to convert for every frame
 EMBEDDED_FPS = 2.0
 ASSUMED_FPS = 25.0  # where a source does not say how long its first frame lasts
 REACH = 4  # samples before a gap that bear on what is decided in it
@@ -264,7 +264,7 @@ def find_scenes(
         config: options; None takes those fitted to the encoder.
 
     Returns:
-        Segments; then a ``Warning`` if the source was cut short.
+        Segments; then a ``Notice`` if the source was cut short.
 
     Raises:
         SourceError: the source failed; what it gave before has been yielded.
@@ -282,6 +282,6 @@ def find_scenes(
             broken = error
     yield from finder.flush(None if stopped else source.end)
     if isinstance(broken, TruncatedError):
-        yield Warning(str(broken))
+        yield Notice(str(broken))
     elif broken:
         raise broken

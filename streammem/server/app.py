@@ -91,7 +91,9 @@ def _session_routes(rooms: Rooms) -> APIRouter:
     @router.post("/sessions", status_code=201)
     async def open_session(wanted: NewSession) -> dict[str, object]:
         """Open a session on a source, or for pictures that are pushed."""
-        name = await rooms.open(wanted.source, wanted.options(), wanted.memory)
+        name = await rooms.open(
+            wanted.source, wanted.options(), wanted.memory, source_options=wanted.source_options()
+        )
         return room_json(name, rooms.session(name))
 
     @router.get("/sessions")

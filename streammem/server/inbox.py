@@ -4,7 +4,6 @@ import io
 import queue
 import time
 from collections.abc import Iterator
-from typing import Self
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -13,14 +12,14 @@ from streammem.errors import SourceError
 from streammem.server.refused import Refused
 from streammem.types import Frame
 from streammem.video.pixels import check_size, fitted_pixels
-from streammem.video.sampling import Grid, Sampling
+from streammem.video.source import Grid, Sampling, VideoSource
 
 FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG"}
 RAW = "application/octet-stream"
 
 
-class Inbox:
-    """A ``VideoSource`` of pushed pictures. Pictures come from the event loop, in one thread.
+class Inbox(VideoSource):
+    """Pushed pictures. Pictures come from the event loop, in one thread.
 
     Args:
         fps: pictures a second that are wanted; others are left out.
@@ -28,22 +27,18 @@ class Inbox:
         max_side: pixels to which the longer side is shrunk.
     """
 
-    name = "frames"
-    duration: float | None = None
-    wall_zero: float | None = None  # known where pictures come without times of their own
-
-    def __init__(self, fps: float | None, waiting: int, max_side: int) -> None:
-        self.end: float | None = None
+    def __init__(self, fps: float | None, waiting: int, max_side: int | None) -> None:
+        super().__init__("frames")
         self._grid, self._shown_s = Grid(Sampling(fps=fps)), 1 / (fps or 2.0)
         self._most, self._max_side = waiting, max_side
-        self._frames: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         self._began: float | None = None
         self._newest, self._number, self._open = 0.0, 0, True
 
     @property
     def waiting(self) -> int:
         """Pictures that wait."""
-        return self._frames.qsize()
+        return self._queue.qsize()
 
     def push(self, pixels: np.ndarray, at: float | None) -> bool:
         """Take in a picture.
@@ -65,7 +60,7 @@ class Inbox:
         now = time.monotonic()
         self._began = now if self._began is None else self._began
         moment = now - self._began if at is None else at
-        if at is None and not self._number:
+        if at is None and not self._number:  # others have times of their own
             self.wall_zero = time.time() - moment
         if moment < self._newest:
             text = f"time {moment:.3f} s: the stream is at {self._newest:.3f} s already"
@@ -76,27 +71,21 @@ class Inbox:
             return False
         self.end = moment + self._shown_s
         shown = fitted_pixels(pixels, self._max_side)
-        self._frames.put(Frame(shown, moment, self._shown_s, self._number - 1))
+        self._queue.put(Frame(shown, moment, self._shown_s, self._number - 1))
         return True
 
     def stop(self) -> None:
         """End the stream after what waits; any thread may."""
+        super().stop()
         self._open = False
-        self._frames.put(None)
+        self._queue.put(None)
 
-    def __iter__(self) -> Iterator[Frame]:
-        while (frame := self._frames.get()) is not None:
+    def _frames(self) -> Iterator[Frame]:
+        while (frame := self._queue.get()) is not None:
             yield frame
 
-    def close(self) -> None:
-        """Take no more pictures."""
+    def _release(self) -> None:
         self._open = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def decode(

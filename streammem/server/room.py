@@ -10,14 +10,14 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from streammem.captioning.scheduler import LanguageScheduler
 from streammem.engine.session import Session
 from streammem.engine.watch import watch
-from streammem.engine.watch_options import WatchOptions
+from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.errors import StreammemError
 from streammem.output.render import NOTHING, wall_start
 from streammem.server.counters import Counters
@@ -25,7 +25,7 @@ from streammem.server.events import EventLog
 from streammem.server.inbox import Inbox
 from streammem.server.limits import Limits
 from streammem.server.refused import Refused
-from streammem.types import Answer, Event, Warning
+from streammem.types import Answer, Event, Notice
 from streammem.video import VideoSource
 
 log = logging.getLogger(__name__)
@@ -214,14 +214,19 @@ class Room:
                 while (job := self._jobs.get_nowait()) is not None:
                     self._serve(job, session)
 
-        options = replace(self.plan.options, stop=self._is_stopping, question=between)
+        callbacks = WatchCallbacks(stop=self._is_stopping, on_idle=between)
         try:
-            for event in watch(session, source, options, scheduler=self.plan.scheduler):
-                zero = getattr(source, "wall_zero", None)
-                self._tell(self._publish, event, wall_start(event, zero))
+            for event in watch(
+                session,
+                source,
+                self.plan.options,
+                callbacks=callbacks,
+                scheduler=self.plan.scheduler,
+            ):
+                self._tell(self._publish, event, wall_start(event, source.wall_zero))
                 between()
         except StreammemError as error:
-            self._tell(self._publish, Warning(str(error)))
+            self._tell(self._publish, Notice(str(error)))
 
     def _serve(self, job: _Job, session: Session) -> None:
         if job.done.cancelled():
@@ -267,7 +272,7 @@ class Room:
 
     def _fail(self, error: Exception) -> None:
         if self.opened.done():
-            self.events.add(Warning(str(error)))
+            self.events.add(Notice(str(error)))
         else:
             self.opened.set_exception(error)
             self.opened.exception()  # whoever opened it may have left

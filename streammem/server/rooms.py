@@ -16,7 +16,7 @@ import anyio.to_thread
 
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
-from streammem.engine.watch_options import WatchOptions, open_for
+from streammem.engine.watch_options import WatchOptions
 from streammem.memory.folder import DATABASE, is_memory
 from streammem.models.protocols import StreamModel
 from streammem.server import addresses
@@ -29,14 +29,15 @@ from streammem.server.room import Plan, Room
 from streammem.server.shared import share
 from streammem.server.uploads import Uploads, check_video
 from streammem.types import Event
-from streammem.video import VideoSource
+from streammem.video import SourceOptions, VideoSource, open_with
 from streammem.video.container import public_url
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 UPLOAD = "upload:"
 STOP_S = 20.0  # for what is open to be closed and said
 SWEEP_S = 5.0
-TRUSTED = WatchOptions(reconnect=True, stats_s=10.0)
+TRUSTED = WatchOptions(stats_s=10.0)
+RECONNECTING = SourceOptions(reconnect=True)
 
 Opener = Callable[[Callable[[], bool]], VideoSource]
 
@@ -103,6 +104,8 @@ class Rooms:
         source: str | None,
         options: WatchOptions,
         memory: str | None = None,
+        *,
+        source_options: SourceOptions = RECONNECTING,
     ) -> str:
         """Open a session on a source that a client names, and return its id.
 
@@ -110,6 +113,7 @@ class Rooms:
             source: a URL, ``upload:ID``, or None for pictures that are pushed.
             options: how it is watched.
             memory: name of the memory in which it is kept; None for none.
+            source_options: how it is opened.
 
         Raises:
             Refused, ConfigError, SourceError, StoreError: why not.
@@ -117,24 +121,30 @@ class Rooms:
         self._check_place()
         if source is None:
             limits = self.config.limits
-            inbox = Inbox(options.fps, limits.frames_waiting, options.max_side)
+            inbox = Inbox(source_options.fps, limits.frames_waiting, source_options.max_side)
             pushed = _Source(inbox.name, lambda _: inbox, inbox=inbox)
             return await self._start(pushed, options, memory)
-        return await self._start(await self._named(source, options), options, memory)
+        return await self._start(await self._named(source, source_options), options, memory)
 
     async def open_trusted(
-        self, source: str, options: WatchOptions = TRUSTED, *, name: str | None = None
+        self,
+        source: str,
+        options: WatchOptions = TRUSTED,
+        *,
+        source_options: SourceOptions = RECONNECTING,
+        name: str | None = None,
     ) -> str:
         """Open a session on a source that the operator named: any that streammem reads.
 
         Args:
             source: see ``open_source``.
             options: how it is watched.
+            source_options: how it is opened.
             name: what clients see; None shows it without folders and credentials.
         """
         shown = name or (public_url(source) if "://" in source else Path(source).name or source)
         file = Path(source) if "://" not in source and Path(source).is_file() else None
-        opened = _Source(shown, lambda _: open_for(source, options), file)
+        opened = _Source(shown, lambda _: open_with(source, source_options), file)
         return await self._start(opened, options, None)
 
     async def open_own(self, sources: Sequence[str]) -> None:
@@ -308,24 +318,24 @@ class Rooms:
             raise Refused(422, "a memory's name has letters, digits and . _ - only, 64 at most")
         return self.config.memories / name
 
-    async def _named(self, source: str, options: WatchOptions) -> _Source:
+    async def _named(self, source: str, options: SourceOptions) -> _Source:
         """Return a source that a client names."""
         if source.startswith(UPLOAD):
             upload = self.uploads.get(source.removeprefix(UPLOAD))
             upload.users += 1
             path = str(upload.path)
             shown = upload.title or source
-            return _Source(shown, lambda _: open_for(path, options), upload.path, upload.leave)
+            return _Source(shown, lambda _: open_with(path, options), upload.path, upload.leave)
         target = await anyio.to_thread.run_sync(addresses.check, source, self.config.allowed)
         if target.parts.scheme in addresses.LIVE:
             url = addresses.live_url(target)
-            return _Source(public_url(source), lambda _: open_for(url, options))
+            return _Source(public_url(source), lambda _: open_with(url, options))
         place = self.uploads.reserve(self.config.limits.upload_bytes)
 
         def opener(stop: Callable[[], bool]) -> VideoSource:
             addresses.fetch(target, place.path, place.num_bytes, stop)
             check_video(place.path)
-            return open_for(str(place.path), options)
+            return open_with(str(place.path), options)
 
         name, remove = public_url(source), partial(self.uploads.remove, place.id)
         return _Source(name, opener, place.path, remove)

@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from streammem.engine.watch_options import DEFAULT_FPS, WatchOptions
+from streammem.engine.watch_options import WatchOptions
 from streammem.output.render import NOTHING, to_json
 from streammem.server.room import Room
 from streammem.types import Alert, Event, Moment
+from streammem.video.source import DEFAULT_FPS, SourceOptions
 
 MAX_FPS = 30.0
 MAX_S = 1e8  # seconds; three years
@@ -35,15 +36,11 @@ class NewSession(Strict):
 
     def options(self) -> WatchOptions:
         """Return how it is watched."""
-        return WatchOptions(
-            fps=self.fps,
-            start=self.start,
-            end=self.end,
-            speak=self.captions,
-            reconnect=True,
-            stats_s=10.0,
-            alerts=tuple(self.alerts),
-        )
+        return WatchOptions(captions=self.captions, stats_s=10.0, alerts=tuple(self.alerts))
+
+    def source_options(self) -> SourceOptions:
+        """Return how it is opened."""
+        return SourceOptions(fps=self.fps, start=self.start, end=self.end, reconnect=True)
 
 
 class Question(Strict):

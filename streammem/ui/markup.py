@@ -15,8 +15,8 @@ from streammem.types import (
     Event,
     Evidence,
     Note,
+    Notice,
     Segment,
-    Warning,
     clock,
 )
 
@@ -124,7 +124,7 @@ def _line(event: Event) -> str:
     if isinstance(event, Alert):
         text = escape(event.query)
         return f'{_button(event.time)}{_time(event.time)}<b class="sm-alert">{text}</b></button>'
-    return failure(event.message) if isinstance(event, Warning) else ""
+    return failure(event.message) if isinstance(event, Notice) else ""
 
 
 def _scene(scene: Segment, path: str) -> str:

@@ -21,11 +21,13 @@ from streammem.server.rooms import Rooms
 from streammem.server.uploads import check_video
 from streammem.types import Answer, Segment
 from streammem.ui import markup
+from streammem.video import SourceOptions
 
 EVERY_S = 1.0
 KEPT_S = 3600  # uploads of the page that nobody needs are removed then
 FPS = 2.0
 MAX_ALERTS = 8
+SOURCE = SourceOptions(fps=FPS, reconnect=True)
 Shown = tuple[str, str, str, Any]
 
 
@@ -145,7 +147,9 @@ class _Page:
             return "", ""
         try:
             check_video(Path(path))
-            name = await self._rooms.open_trusted(path, _options(alerts), name="video")
+            name = await self._rooms.open_trusted(
+                path, _options(alerts), source_options=SOURCE, name="video"
+            )
         except (Refused, StreammemError) as error:
             return "", markup.failure(str(error))
         return f"session:{name}", ""
@@ -157,9 +161,9 @@ class _Page:
             if (
                 self._rooms.config.token is None and scheme in PORTS
             ):  # whoever looks is the operator
-                name = await self._rooms.open_trusted(url, _options(alerts))
+                name = await self._rooms.open_trusted(url, _options(alerts), source_options=SOURCE)
             else:
-                name = await self._rooms.open(url, _options(alerts))
+                name = await self._rooms.open(url, _options(alerts), source_options=SOURCE)
         except (Refused, StreammemError) as error:
             return "", markup.failure(str(error)), ""
         return f"session:{name}", "", "" if scheme in LIVE else markup.player(url)
@@ -179,7 +183,7 @@ class _Page:
         try:
             name = looked_at.partition(":")[2]
             if not looked_at or (await self._room(looked_at)).plan.inbox is None:
-                name = await self._rooms.open(None, _options(alerts))
+                name = await self._rooms.open(None, _options(alerts), source_options=SOURCE)
             room = self._rooms.session(name)
             if (
                 room.plan.inbox
@@ -256,4 +260,4 @@ class _Page:
 
 def _options(alerts: str) -> WatchOptions:
     wanted = [line.strip()[:200] for line in alerts.splitlines() if line.strip()]
-    return WatchOptions(fps=FPS, reconnect=True, alerts=tuple(wanted[:MAX_ALERTS]))
+    return WatchOptions(alerts=tuple(wanted[:MAX_ALERTS]))

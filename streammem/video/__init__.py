@@ -1,5 +1,14 @@
 """Video sources behind one protocol: files, URLs, pictures, folders, pushed frames."""
 
-from streammem.video.source import Reader, Spec, VideoSource, open_source
+from streammem.video.registry import Spec, kind_of, open_source, open_with
+from streammem.video.source import Decoder, SourceOptions, VideoSource
 
-__all__ = ["Reader", "Spec", "VideoSource", "open_source"]
+__all__ = [
+    "Decoder",
+    "SourceOptions",
+    "Spec",
+    "VideoSource",
+    "kind_of",
+    "open_source",
+    "open_with",
+]

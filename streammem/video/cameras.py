@@ -6,7 +6,6 @@ Nothing here decodes or waits; `live_source.py` does.
 import io
 import os
 import select
-import stat
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -21,15 +20,17 @@ from streammem.video.container import (
     REMOTE_OPTIONS,
     choose_stream,
     error_text,
+    open_container,
     public_url,
 )
+from streammem.video.file import FileSource
 from streammem.video.live_source import STALL_S, WAIT_SLICE_S, Connection, Feed, LiveSource
-from streammem.video.sampling import Sampling
+from streammem.video.source import Sampling, VideoSource
 
 # An RTSP read gives up so often, to look whether it is to stop. Giving up in the middle of a packet
 # costs the connection, so it is no time between the pictures of a slow camera, nor a part of one.
 POLL_S = 3.7
-DEVICE_FPS = 15  # frames a second that a screen is asked for; web cameras choose theirs
+DEVICE_FPS = 15  # frames a second of a screen; web cameras choose theirs
 # What is watched over HTTP if it states no duration; anything else is a file.
 ENDLESS_FORMATS = {"mpjpeg", "hls", "mpegts", "flv"}
 
@@ -38,7 +39,7 @@ _RTSP = {
     "flags": "low_delay",
     # Stamps of the camera's first minutes are not held back to guess a frame rate from.
     "analyzeduration": "500000",
-    # Nor is a camera of one picture in 10 s waited for: its first pictures tell enough.
+    # Nor is a camera of one picture in 10 s waited for: its first pictures are enough.
     "probesize": "100000",
 }
 _RTSP_TRANSPORTS = {"rtsp": "tcp", "rtsps": "tcp", "rtsp+udp": "udp"}
@@ -58,6 +59,20 @@ def open_rtsp(url: str, sampling: Sampling) -> LiveSource:
     return LiveSource(Feed(name, address.open, resumes=True), sampling)
 
 
+def open_url(url: str, sampling: Sampling) -> VideoSource:
+    """Open ``http://`` and ``https://``: a file, or a live stream.
+
+    Raises:
+        SourceError: it cannot be opened, or has no video.
+    """
+    name = public_url(url)
+    # What is behind it shows once it is open, and a silent server is waited for once.
+    opened = open_container(url, name, remote=True)
+    if kind := endless_format(opened[0]):
+        return open_stream(url, kind, sampling, Connection(*opened))
+    return FileSource(url, name, sampling, remote=True, opened=opened)
+
+
 def endless_format(container: InputContainer) -> str | None:
     """Return the format of what is a live stream over HTTP; None for a file."""
     kind = container.format.name.split(",")[0]
@@ -73,7 +88,7 @@ def open_stream(url: str, kind: str, sampling: Sampling, first: Connection) -> L
         url: with credentials, if it needs them.
         kind: from ``endless_format``.
         sampling: what is wanted.
-        first: the connection that told.
+        first: the connection by which the kind was found.
     """
     name = public_url(url)
     # FFmpeg itself connects again for what states its size only: never here, where that would
@@ -115,20 +130,12 @@ def open_pipe(spec: str, sampling: Sampling) -> LiveSource:
     return LiveSource(Feed(name, opener, live=False, again=spec != "-"), sampling)
 
 
-def is_fifo(path: str) -> bool:
-    """Tell whether a path is a named pipe."""
-    try:
-        return stat.S_ISFIFO(os.stat(path).st_mode)
-    except (OSError, ValueError):
-        return False
-
-
 class Pipe(io.RawIOBase):
     """Standard input or a FIFO as a file whose reads can be given up.
 
     Args:
         spec: ``-`` or a path.
-        stopping: tells whether to give up.
+        stopping: returns whether to give up.
     """
 
     def __init__(self, spec: str, stopping: Callable[[], bool]) -> None:
@@ -154,7 +161,7 @@ class Pipe(io.RawIOBase):
 
 
 class _Address(NamedTuple):
-    """All that FFmpeg is told to connect."""
+    """What FFmpeg needs to connect."""
 
     spec: str
     name: str

@@ -1,11 +1,11 @@
 """Stream time of a live source: from its time stamps or from arrival, and never backward.
 
-It reads no clock itself: whoever receives a picture says when.
+It reads no clock itself: callers pass the time at which a picture arrived.
 """
 
 from fractions import Fraction
 
-HEARD_PICTURES = 32  # that are remembered until they are shown; codecs reorder at most 16
+TRACKED_PICTURES = 32  # that are remembered until they are shown; codecs reorder at most 16
 JUMP_BACK_S = 0.5  # time stamps of decoded pictures rise; one so much earlier is another clock's
 JUMP_AHEAD_S = 10.0  # beyond what really passed
 LOSSLESS_JUMP_AHEAD_S = 3600.0  # where nothing passes in real time, as in a pipe
@@ -28,7 +28,7 @@ class StreamClock:
         self._arrival = self._time = self._end = 0.0
         self._anchor_s, self._ticks = 0.0, 0  # time = anchor + ticks; exact, however long
         self._pts: int | None = None  # of the last picture that had one
-        self._heard: dict[int | None, float] = {}  # pts -> time
+        self._tracked: dict[int | None, float] = {}  # pts -> time
 
     @property
     def end(self) -> float:
@@ -43,15 +43,15 @@ class StreamClock:
                 the frame counter of a motion JPEG, and pictures are shown when they arrive.
         """
         self._pts, self._wrap_bits = None, wrap_bits
-        self._heard.clear()
+        self._tracked.clear()
 
-    def hear(
+    def track(
         self, pts: int | None, tick: Fraction, duration: float, arrived: float, *, kept: bool
     ) -> None:
         """Follow a picture that has come and is not, or not yet, shown.
 
-        Where most pictures are skipped, the stamps of those between two that are shown tell that
-        no clock has jumped there. Each goes through here then, in the order in which it comes.
+        Where most pictures are skipped, the stamps of those between two that are shown prove
+        that no clock has jumped there. Each goes through here then, in the order in which it comes.
 
         Args:
             pts: this, and the next three, as for ``place``.
@@ -63,9 +63,9 @@ class StreamClock:
         time = self._following(pts, tick, arrived)
         self._end, self._arrival = max(self._end, time + duration), arrived
         if kept:
-            self._heard[pts] = time
-            if len(self._heard) > HEARD_PICTURES:
-                del self._heard[next(iter(self._heard))]
+            self._tracked[pts] = time
+            if len(self._tracked) > TRACKED_PICTURES:
+                del self._tracked[next(iter(self._tracked))]
 
     def place(self, pts: int | None, tick: Fraction, duration: float, arrived: float) -> float:
         """Place the next picture, in the order in which they are shown.
@@ -79,9 +79,9 @@ class StreamClock:
         Returns:
             Seconds since the first picture, at least the last one's.
         """
-        heard = self._heard.pop(pts, None)
-        if heard is not None:
-            self._time = max(self._time, heard)
+        tracked = self._tracked.pop(pts, None)
+        if tracked is not None:
+            self._time = max(self._time, tracked)
             return self._time
         self._time = max(self._time, self._following(pts, tick, arrived))
         self._end, self._arrival = self._time + duration, arrived

@@ -1,4 +1,4 @@
-"""Opens media through PyAV, safely, and says in one line why that failed.
+"""Opens media through PyAV, safely; a failure is one line with its reason.
 
 Nothing here decodes. A local file cannot open the network, and a remote one cannot read local
 files: either may be a playlist that names others.

@@ -20,11 +20,11 @@ from streammem.errors import ConfigError, SourceError, TruncatedError
 from streammem.video.container import DECODE_THREADS, error_text, open_container
 from streammem.video.file import FileSource
 from streammem.video.packets import PacketReader
-from streammem.video.sampling import Sampling
+from streammem.video.source import Sampling
 
 MAX_COPIED_S = 600.0
 MAX_ENCODED_S = 30.0  # of 1280 pixels: about as many seconds of CPU
-MAX_SIDE = 1280
+CLIP_SIDE = 1280
 _COPIED = {"h264", "hevc", "av1", "vp9"}
 _COPIED_SOUND = {"aac", "mp3", "opus", "ac3"}
 _BACK_OFF_S = (0.0, 3.0, 12.0, 60.0)  # how much earlier to seek when the landing was too late
@@ -45,7 +45,7 @@ def cut(path: Path, start: float, end: float, out: IO[bytes], name: str | None =
 
     Returns:
         ``encoded`` where the codec had to be changed: at most ``MAX_ENCODED_S``, shrunk to
-        ``MAX_SIDE`` pixels, without sound.
+        ``CLIP_SIDE`` pixels, without sound.
 
     Raises:
         ConfigError: a span that cannot be meant, or is too long.
@@ -154,7 +154,7 @@ def _write(
 
 
 def _encode(path: Path, start: float, end: float, out: IO[bytes], name: str) -> None:
-    sampling = Sampling(start=start, end=end, max_side=MAX_SIDE)
+    sampling = Sampling(start=start, end=end, max_side=CLIP_SIDE)
     stream = None
     try:
         with (

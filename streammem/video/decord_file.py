@@ -13,14 +13,13 @@ from streammem.errors import BackboneError, SourceError
 from streammem.types import Frame
 from streammem.video.packets import PacketReader
 from streammem.video.pixels import RgbConverter, fitted_pixels
-from streammem.video.sampling import Grid, Sampling
-from streammem.video.single_pass import SinglePass
+from streammem.video.source import Grid, Sampling, VideoSource
 
 # Mean difference of the first picture, of 255: conversions round differently, faults are far off.
 _SAME_PICTURE = 4.0
 
 
-class DecordSource(SinglePass):
+class DecordSource(VideoSource):
     """One pass over a video file.
 
     Every frame up to the last sample is decoded and converted. decord's shortcuts are not taken:

@@ -14,11 +14,10 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from streammem.types import Frame
-from streammem.video.gops import needed_parts
-from streammem.video.packets import PacketReader
+from streammem.video.container import check_file
+from streammem.video.packets import PacketReader, needed_parts
 from streammem.video.pixels import RgbConverter, check_size
-from streammem.video.sampling import Grid, Sampling
-from streammem.video.single_pass import SinglePass
+from streammem.video.source import Grid, Sampling, SourceOptions, VideoSource
 
 HOP_S = 5.0  # a sample further ahead than this is sought, not read up to
 _REORDERED = 32  # what is remembered while packets come out of order; codecs reorder <= 16
@@ -28,7 +27,7 @@ class _StartOverError(Exception):
     """Jumping or seeking failed, and what came of it cannot be trusted."""
 
 
-class FileSource(SinglePass):
+class FileSource(VideoSource):
     """One pass over a video file or URL.
 
     Samples are exact: the frames, times and pixels that decoding everything would give. What no
@@ -46,7 +45,7 @@ class FileSource(SinglePass):
         name: path or URL without credentials.
         sampling: what is wanted; ``sparse`` takes keyframes only.
         remote: whether ``spec`` is a URL.
-        opened: what ``open_container`` gave for it, if that was asked already.
+        opened: what ``open_container`` gave for it, if it is open already.
 
     Raises:
         SourceError: it cannot be opened, or holds no picture.
@@ -154,10 +153,9 @@ class FileSource(SinglePass):
 
     def _hop(self) -> float | None:
         """Return the next sample's time if far ahead; each only once, as a seek may fall short."""
-        fps = self._sampling.fps
-        if fps is None or not self._reader.can_seek:
+        target = self._grid.next_target
+        if target is None or not self._reader.can_seek:
             return None
-        target = self._sampling.start + self._grid.num_slots / fps
         is_near = target - self._read_until <= HOP_S
         if is_near or target <= self._hopped_to or self._grid.is_past(target):
             return None
@@ -165,13 +163,13 @@ class FileSource(SinglePass):
         return target
 
     def _is_before_end(self, packet: Packet) -> bool:
-        """Tell whether pictures before the sampling's end may still come."""
+        """Return whether pictures before the sampling's end may still come."""
         if packet.dts is not None and self._grid.is_past(self._reader.seconds(packet.dts)):
             self._at_end = True  # no later packet is shown before its decoding time
         return not self._at_end
 
     def _wants(self, packet: Packet) -> bool:
-        """Note a packet's place, and tell whether its picture may be a sample."""
+        """Note a packet's place, and return whether its picture may be a sample."""
         pts = packet.pts
         if pts is None:
             return True
@@ -261,7 +259,7 @@ class FileSource(SinglePass):
         return time, duration
 
     def _is_key(self, picture: av.VideoFrame) -> bool:
-        return picture.key_frame or picture.pts in self._key_pts  # some decoders do not tell
+        return picture.key_frame or picture.pts in self._key_pts  # some decoders do not state it
 
     def _rank(self, pts: int | None) -> int:
         """Return the picture's number among all pictures, in presentation order."""
@@ -274,3 +272,18 @@ class FileSource(SinglePass):
             heapq.heappop(awaited)
             self._num_before += 1
         return self._index
+
+
+def open_file(path: str, options: SourceOptions) -> VideoSource:
+    """Open a video file with the decoder that the options name.
+
+    Raises:
+        SourceError: no such file, or no video.
+        BackboneError: that decoder is not installed.
+    """
+    check_file(path)
+    if options.reader == "decord":
+        from streammem.video.decord_file import DecordSource
+
+        return DecordSource(path, path, options)
+    return FileSource(path, path, options)

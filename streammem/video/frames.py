@@ -8,13 +8,12 @@ import numpy as np
 from streammem.errors import ConfigError
 from streammem.types import Frame
 from streammem.video.pixels import check_size, fitted_pixels
-from streammem.video.sampling import Grid, Sampling
-from streammem.video.single_pass import SinglePass
+from streammem.video.source import Grid, Sampling, VideoSource
 
 NAME = "frames"
 
 
-class PushedSource(SinglePass):
+class PushedSource(VideoSource):
     """Frames from an iterable, taken one at a time as they are asked for.
 
     Args:

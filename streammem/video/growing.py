@@ -3,7 +3,6 @@
 Nothing is lost here: a file waits until it is read. It is read once, when it is complete.
 """
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +12,10 @@ from streammem.errors import SourceError
 from streammem.types import Frame
 from streammem.video.file import FileSource
 from streammem.video.live_source import REAL_TIME, WAIT_SLICE_S, Time
-from streammem.video.pictures import STILL_S, SUFFIXES, read_picture
+from streammem.video.pictures import STILL_S, read_picture
 from streammem.video.pixels import fitted_pixels
-from streammem.video.sampling import Grid, Sampling
-from streammem.video.single_pass import SinglePass
+from streammem.video.registry import PICTURE_SUFFIXES
+from streammem.video.source import Grid, Sampling, VideoSource
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".ts", ".avi", ".mov", ".webm", ".flv"}
 COMPLETE_S = 2.0  # a file that was not written to for so long is complete
@@ -31,7 +30,7 @@ class Arrival(NamedTuple):
     path: Path
 
 
-class GrowingFolder(SinglePass):
+class GrowingFolder(VideoSource):
     """Pictures and videos of a folder in the order in which they were completed.
 
     Stream time follows the files' times of change: a picture stands at its own, a video ends
@@ -42,10 +41,6 @@ class GrowingFolder(SinglePass):
         sampling: as for files.
         passing: clocks.
 
-    Attributes:
-        wall_zero: Unix seconds at stream time 0.
-        notices: files that could not be read, newest last.
-
     Raises:
         SourceError: no such folder.
     """
@@ -54,15 +49,10 @@ class GrowingFolder(SinglePass):
         super().__init__(str(folder), sampling, duration=None)
         if not folder.is_dir():
             raise SourceError(f"{folder}: is not a folder; write growing:FOLDER")
-        self.notices: deque[str] = deque(maxlen=16)
-        self.wall_zero: float | None = None
         self._folder, self._passing = folder, passing
         self._grid = Grid(sampling)
         self._time = self._end = 0.0  # of the last frame
         self._num_frames = 0
-
-    def _release(self) -> None:
-        pass
 
     def _frames(self) -> Iterator[Frame]:
         num_given = 0
@@ -88,8 +78,8 @@ class GrowingFolder(SinglePass):
         while not self.stopping:
             before = last
             for arrival in sorted(a for a in self._listed() if a > last):
-                # Whoever writes the next file has completed those before it, but copies may
-                # arrive out of order: the clock alone decides.
+                # A recorder that writes the next file has completed those before it, but copies
+                # may arrive out of order: the clock alone decides.
                 if self._passing.wall() - arrival.changed < COMPLETE_S and self.reconnect:
                     break
                 last = arrival
@@ -104,7 +94,7 @@ class GrowingFolder(SinglePass):
     def _listed(self) -> Iterator[Arrival]:
         try:
             for path in self._folder.iterdir():
-                if path.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES and path.name[0] != ".":
+                if path.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES and path.name[0] != ".":
                     state = path.stat()
                     if state.st_size:
                         yield Arrival(state.st_mtime, path)
@@ -113,7 +103,7 @@ class GrowingFolder(SinglePass):
 
     def _within(self, arrival: Arrival) -> Iterator[Frame]:
         """Give the frames of a file at their stream times."""
-        if arrival.path.suffix.lower() in SUFFIXES:
+        if arrival.path.suffix.lower() in PICTURE_SUFFIXES:
             pixels = fitted_pixels(read_picture(arrival.path), self._sampling.max_side)
             time = max(self._time, self._since_first(arrival.changed))
             yield Frame(pixels, time, STILL_S, self._num_frames)
@@ -135,3 +125,8 @@ class GrowingFolder(SinglePass):
         until = self._passing.now() + LOOK_EVERY_S
         while not self.stopping and self._passing.now() < until:
             self._passing.sleep(WAIT_SLICE_S)
+
+
+def open_growing(spec: str, sampling: Sampling) -> GrowingFolder:
+    """Open ``growing:FOLDER``."""
+    return GrowingFolder(Path(spec.partition(":")[2]), sampling)

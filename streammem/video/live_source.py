@@ -7,7 +7,6 @@ stand above.
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,8 +22,7 @@ from streammem.types import Frame
 from streammem.video.clock import StreamClock
 from streammem.video.container import READ_TIMEOUT_S, error_text
 from streammem.video.pixels import RgbConverter, check_size
-from streammem.video.sampling import Grid, Sampling
-from streammem.video.single_pass import SinglePass
+from streammem.video.source import Grid, Sampling, VideoSource
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +81,8 @@ class Feed:
 
     Attributes:
         name: what evidence calls it: without credentials.
-        open: connects; given what tells whether to give up; raises ``SourceError``. Reads of the
-            connection return or raise within STALL_S.
+        open: connects, or raises ``SourceError``; it is given a function that returns whether to
+            give up. Reads of the connection return or raise within STALL_S.
         live: pictures come when they are taken; one that is not taken then is lost.
         resumes: reading goes on after a time-out, which comes every second or so.
         again: it can be opened again, as standard input cannot.
@@ -97,7 +95,7 @@ class Feed:
     again: bool = True
 
 
-class LiveSource(SinglePass):
+class LiveSource(VideoSource):
     """Pictures of a camera, a screen or a pipe.
 
     Damaged pictures are left out. A lost or stalled connection ends the pass; with ``reconnect``
@@ -105,18 +103,10 @@ class LiveSource(SinglePass):
     sources from coming back at once. Resolution and codec may be others then.
 
     Args:
-        feed: opened at once, so that a wrong address is told at the call.
+        feed: opened at once, so that a wrong address raises at the call.
         sampling: ``fps`` samples the stream's time; ``sparse`` takes keyframes only.
         passing: clocks.
         opened: the first connection, if it is there already.
-
-    Attributes:
-        live: a picture that is not taken when it comes is lost.
-        reconnect: see above.
-        wall_zero: Unix seconds at stream time 0, set anew at each connection; None before.
-        num_connections: that gave a picture.
-        num_damaged: pictures that were left out.
-        notices: what users should know, newest last; to be taken out by any thread.
 
     Raises:
         SourceError: it cannot be opened, or has no video.
@@ -131,9 +121,6 @@ class LiveSource(SinglePass):
     ) -> None:
         super().__init__(feed.name, sampling, duration=None)
         self.live = feed.live
-        self.wall_zero: float | None = None
-        self.num_connections = self.num_damaged = 0
-        self.notices: deque[str] = deque(maxlen=16)
         self._feed, self._passing = feed, passing
         self._clock = StreamClock(real_time=feed.live)
         self._index, self._num_given = -1, 0
@@ -197,6 +184,7 @@ class LiveSource(SinglePass):
     def _connected(self, picture: av.VideoFrame) -> RgbConverter:
         if self.num_connections:
             self.notices.append(f"{self.name}: the picture is back")
+            log.info("%s", self.notices[-1])
         self.num_connections += 1
         self.wall_zero = None
         return RgbConverter(picture, self._sampling.max_side)
@@ -214,35 +202,36 @@ class LiveSource(SinglePass):
         self, container: InputContainer, stream: VideoStream
     ) -> Generator[av.VideoFrame, None, str | None]:
         """Give the good pictures until data ends (None) or is lost (why)."""
-        heard = seen = self._passing.now()
+        last_data = last_picture = self._passing.now()
         num_lost = 0
         while not self.stopping:
             try:
                 for packet in container.demux(stream):
-                    heard = self._passing.now()
+                    last_data = self._passing.now()
                     if self._sampling.sparse and packet.size:
-                        self._hear(packet, stream, heard)
+                        self._track(packet, stream, last_data)
                     pictures = self._decoded(stream, packet)
                     yield from pictures
-                    seen = heard if pictures else seen
+                    last_picture = last_data if pictures else last_picture
                     num_lost = 0 if pictures else num_lost + packet.is_keyframe
-                    if heard - seen > NO_PICTURE_S or num_lost >= LOST_KEYFRAMES:
-                        return f"no picture for {heard - seen:.0f} s"
+                    blank_s = last_data - last_picture
+                    if blank_s > NO_PICTURE_S or num_lost >= LOST_KEYFRAMES:
+                        return f"no picture for {blank_s:.0f} s"
                     if self.stopping:
                         return None
                 return None
             except av.error.ExitError:
-                silent_s = self._passing.now() - heard
+                silent_s = self._passing.now() - last_data
                 if not self._feed.resumes or silent_s > STALL_S:
                     return f"silent for {silent_s:.0f} s"
             except (av.FFmpegError, OSError) as error:
                 return error_text(error)
         return None
 
-    def _hear(self, packet: Packet, stream: VideoStream, arrived: float) -> None:
+    def _track(self, packet: Packet, stream: VideoStream, arrived: float) -> None:
         """Let the clock follow a coded picture: of most, nothing comes out of the decoder."""
         duration, kept = _duration(packet, stream), packet.is_keyframe
-        self._clock.hear(packet.pts, _tick(stream), duration, arrived, kept=kept)
+        self._clock.track(packet.pts, _tick(stream), duration, arrived, kept=kept)
 
     def _decoded(self, stream: VideoStream, packet: Packet) -> list[av.VideoFrame]:
         try:
@@ -260,7 +249,7 @@ class LiveSource(SinglePass):
         self.notices.append(f"{self.name}: connection lost ({lost}); trying to get it back")
         log.info("%s", self.notices[-1])
         first, longest = BACK_OFF_S
-        # A camera that accepts and then gives nothing must not be asked twice a second.
+        # A camera that accepts and then gives nothing must not be opened twice a second.
         pause = longest / 2 if patient else first
         while not self.stopping:
             self._wait(pause * random.uniform(0.5, 1.0))

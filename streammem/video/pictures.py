@@ -9,16 +9,16 @@ from PIL import Image, ImageOps
 
 from streammem.errors import SourceError
 from streammem.types import Frame
+from streammem.video.container import check_file
 from streammem.video.pixels import check_size, fitted_pixels
-from streammem.video.sampling import Grid, Sampling
-from streammem.video.single_pass import SinglePass
+from streammem.video.registry import PICTURE_SUFFIXES
+from streammem.video.source import Grid, Sampling, VideoSource
 
 STILL_S = 1.0  # how long a single picture is shown
 FOLDER_FPS = 1.0  # pictures a second of a folder where no fps is given
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
-class PictureSource(SinglePass):
+class PictureSource(VideoSource):
     """Pictures at a steady rate; none is left out but for ``start`` and ``end``.
 
     Args:
@@ -61,17 +61,18 @@ class PictureSource(SinglePass):
         self._finish(shown_until, num_given, missing)
 
 
-def open_picture(path: Path, sampling: Sampling) -> PictureSource:
+def open_picture(path: str, sampling: Sampling) -> PictureSource:
     """Open one picture as a video of one frame, which is shown STILL_S.
 
     Raises:
         SourceError: it cannot be read.
     """
-    read_picture(path)
-    return PictureSource([path], str(path), sampling, STILL_S)
+    check_file(path)
+    read_picture(Path(path))
+    return PictureSource([Path(path)], path, sampling, STILL_S)
 
 
-def open_folder(path: Path, sampling: Sampling) -> PictureSource:
+def open_folder(path: str, sampling: Sampling) -> PictureSource:
     """Open a folder's pictures as a video, in natural order: 2.png before 10.png.
 
     ``sampling.fps`` is their rate, FOLDER_FPS if None.
@@ -80,14 +81,14 @@ def open_folder(path: Path, sampling: Sampling) -> PictureSource:
         SourceError: no pictures in it, or it cannot be listed.
     """
     try:
-        entries = [p for p in path.iterdir() if not p.name.startswith(".") and p.is_file()]
+        entries = [p for p in Path(path).iterdir() if not p.name.startswith(".") and p.is_file()]
     except OSError as error:
         raise SourceError(f"{path}: {(error.strerror or 'unreadable').lower()}") from None
-    pictures = sorted((p for p in entries if p.suffix.lower() in SUFFIXES), key=_natural)
+    pictures = sorted((p for p in entries if p.suffix.lower() in PICTURE_SUFFIXES), key=_natural)
     if not pictures:
-        kinds = " ".join(sorted(SUFFIXES))
+        kinds = " ".join(sorted(PICTURE_SUFFIXES))
         raise SourceError(f"{path}: a folder without pictures; it should hold some of {kinds}")
-    return PictureSource(pictures, str(path), sampling, 1 / (sampling.fps or FOLDER_FPS))
+    return PictureSource(pictures, path, sampling, 1 / (sampling.fps or FOLDER_FPS))
 
 
 def read_picture(path: Path) -> np.ndarray:

@@ -11,21 +11,21 @@ from av.video.reformatter import VideoReformatter
 
 from streammem.errors import SourceError
 
-MAX_SIDE = 16384  # larger pictures are refused: one RGB frame would already be 800 MB
+LARGEST_SIDE = 16384  # larger pictures are refused: one RGB frame would already be 800 MB
 
 Matrix = tuple[int, int, int, int]
 
 
 def check_size(name: str, width: int, height: int) -> None:
-    """Refuse a picture with no pixels or more than MAX_SIDE a side.
+    """Refuse a picture with no pixels or more than LARGEST_SIDE a side.
 
     Raises:
         SourceError: such a size.
     """
-    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+    if not (0 < width <= LARGEST_SIDE and 0 < height <= LARGEST_SIDE):
         raise SourceError(
             f"{name}: {width}x{height} pixels cannot be read; "
-            f"each side must be 1 to {MAX_SIDE}, so scale it first"
+            f"each side must be 1 to {LARGEST_SIDE}, so scale it first"
         )
 
 
@@ -91,7 +91,7 @@ def display_matrix(picture: av.VideoFrame) -> Matrix:
 
 
 def upright(pixels: np.ndarray, matrix: Matrix) -> np.ndarray:
-    """Turn by quarter turns and mirror a picture, as its display matrix says.
+    """Turn by quarter turns and mirror a picture, as its display matrix states.
 
     Args:
         pixels: [H, W, 3].

@@ -1,195 +1,257 @@
-"""One protocol for all video sources, and the one place that opens them.
+"""What every video source is, what may be asked of it, and which of its frames answer that.
 
-How each kind is read stands in its own module.
+A new source is one class and one row in `registry.py`:
+
+    class Countdown(VideoSource):
+        def _frames(self) -> Iterator[Frame]:
+            for number in range(10):
+                yield Frame(picture_of(9 - number), time=number, duration=1.0, index=number)
+            self._finish(shown_until=10.0, num_given=10)
 """
 
-import os
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, Self, get_args
 
-from streammem.errors import ConfigError
+from streammem.errors import ConfigError, SourceError, TruncatedError
 from streammem.types import Frame
-from streammem.video import cameras
-from streammem.video.container import check_file, open_container, public_url
-from streammem.video.decord_file import DecordSource
-from streammem.video.file import FileSource
-from streammem.video.frames import PushedSource
-from streammem.video.growing import GrowingFolder
-from streammem.video.pictures import SUFFIXES, open_folder, open_picture
-from streammem.video.sampling import Sampling
-from streammem.video.single_pass import SinglePass
 
-Spec = str | os.PathLike[str] | Iterable
-Reader = Literal["pyav", "decord"]
+Decoder = Literal["pyav", "decord"]
+DECODERS: tuple[Decoder, ...] = get_args(Decoder)
+MAX_NOTICES = 16  # that wait to be shown; older ones go
+DEFAULT_FPS = 2.0
+WATCHED_SIDE = 640  # pixels; more is thrown away by the encoder and by keyframes
 
 
-class VideoSource(Protocol):
-    """Frames of a video, once, in order, sampled; the source is a context manager.
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Which frames of a source are wanted, and how large.
 
-    A source that may wait for its next frame also has ``stop``, ``live`` and ``reconnect`` (see
-    ``SinglePass``), and may have ``notices`` and ``wall_zero`` (see ``LiveSource``).
+    Attributes:
+        fps: samples a second; None takes every frame.
+        start: seconds, >= 0; frames before it are left out.
+        end: seconds, > start; frames at or after it are left out. None reads to the end.
+        max_side: the longer side is shrunk to this many pixels, never enlarged.
+        sparse: keyframes only.
+        origin: seconds; sample k is the first frame at or after ``origin + k / fps``. None is
+            ``start``; below 0 in a part of a longer stream, see ``after``.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+
+    fps: float | None = None
+    start: float = 0.0
+    end: float | None = None
+    max_side: int | None = None
+    sparse: bool = False
+    origin: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and not (self.fps > 0 and math.isfinite(self.fps)):
+            raise ConfigError(f"fps must be above 0, not {self.fps}; try fps=1")
+        if not (self.start >= 0 and math.isfinite(self.start)):
+            raise ConfigError(f"start must be 0 s or later, not {self.start}")
+        if self.end is not None and not self.end > self.start:
+            raise ConfigError(f"end must be after start ({self.start} s), not {self.end}")
+        if self.max_side is not None and self.max_side < 1:
+            raise ConfigError(f"max_side must be 1 pixel or more, not {self.max_side}")
+
+    def after(self, offset: float) -> Self:
+        """Return the same wish for a part of a stream, in the part's own time.
+
+        Args:
+            offset: seconds into the stream at which the part begins, < ``end``.
+        """
+        origin = self.start if self.origin is None else self.origin
+        end = None if self.end is None else self.end - offset
+        start = max(0.0, self.start - offset)
+        return replace(self, start=start, end=end, origin=origin - offset)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions(Sampling):
+    """How a source is opened to be watched; see ``Sampling`` for the rest.
+
+    Attributes:
+        reader: what decodes video files; ``decord`` needs the extra of that name.
+        reconnect: a live source that is lost is opened again, instead of ending.
+    """
+
+    fps: float | None = DEFAULT_FPS
+    max_side: int | None = WATCHED_SIDE
+    reader: Decoder = "pyav"
+    reconnect: bool = False
+
+    def __post_init__(self) -> None:
+        Sampling.__post_init__(self)  # `super()` fails in a dataclass with slots
+        if self.reader not in DECODERS:
+            raise ConfigError(f"no reader {self.reader!r}; choose one of {', '.join(DECODERS)}")
+
+
+class Grid:
+    """Decides of frames in presentation order which of them are samples.
+
+    Sample k is the first frame at or after ``origin + k / fps``, so the samples are the first
+    frames of each slot [origin + k / fps, origin + (k + 1) / fps) that holds any:
+
+        slots   |    0    |    1    |    2    |
+        frames     a  b  c   d  e          f       samples: a, d, f
+
+    Args:
+        sampling: what was asked for.
+        tick: seconds to which the source rounds its times. Half of it (at most 0.5 ms) is
+            forgiven: without that a 30 fps Matroska file, whose tick is 1 ms, would lose every
+            third frame at fps=30.
+    """
+
+    def __init__(self, sampling: Sampling, tick: float = 0.0) -> None:
+        self._sampling = sampling
+        self._origin = sampling.start if sampling.origin is None else sampling.origin
+        self._forgiven = min(max(tick / 2, 1e-6), 5e-4)
+        self._last_slot = -1
+
+    @property
+    def next_target(self) -> float | None:
+        """Seconds at or after which the next sample lies; None where every frame is one."""
+        fps = self._sampling.fps
+        if fps is None:
+            return None
+        return max(self._sampling.start, self._origin + (self._last_slot + 1) / fps)
+
+    def is_past(self, time: float) -> bool:
+        """Return whether a time lies at or after the sampling's end."""
+        return self._sampling.end is not None and time >= self._sampling.end - 1e-6
+
+    def slot(self, time: float) -> int | None:
+        """Return the number of the slot that holds a time; None outside [start, end)."""
+        if time - self._sampling.start + self._forgiven < 0 or self.is_past(time):
+            return None
+        offset = time - self._origin + self._forgiven
+        return math.floor(offset * (self._sampling.fps or 0.0))
+
+    def takes(self, time: float) -> bool:
+        """Return whether the next frame in presentation order is a sample; remembers it if so."""
+        slot = self.slot(time)
+        if slot is None:
+            return False
+        if self._sampling.fps is None:
+            return True
+        if slot <= self._last_slot:
+            return False
+        self._last_slot = slot
+        return True
+
+
+class VideoSource(ABC):
+    """One pass over the frames of a video: sampled, in order, once. A context manager.
+
+    A source defines ``_frames``, which ends with ``_finish``, and ``_release`` where it holds
+    anything. All other attributes have defaults that hold for a file.
 
     Attributes:
         name: what evidence calls it: path or URL without credentials.
         duration: seconds, if known beforehand.
         end: seconds; None until all frames were given, then the last decoded frame's time + its
-            duration, at most the sampling's end.
+            duration, at most the sampling's end. It is set where no frame was wanted, too.
+        live: whether a frame that is not taken when it comes is lost.
+        finite: whether its end is known from the start, so that one that comes before is a failure.
+        reconnect: whether a live source that is lost is opened again; set before it is read.
+        sparse: whether it gives keyframes only.
+        wall_zero: Unix seconds at stream time 0, where known; a live source sets it anew at each
+            connection.
+        notices: what users should know, oldest first; any thread may take them out.
+        num_connections: times that a live source was connected and gave a picture.
+        num_damaged: pictures of a live source that were left out.
+        stopping: whether ``stop`` was called.
     """
 
-    name: str
-    duration: float | None
-    end: float | None
+    live = False
+    finite = True
+    reconnect = False
+    wall_zero: float | None = None
+    num_connections = 0
+    num_damaged = 0
+    stopping = False
 
-    def __iter__(self) -> Iterator[Frame]: ...
+    def __init__(
+        self, name: str, sampling: Sampling | None = None, duration: float | None = None
+    ) -> None:
+        self._sampling = sampling or Sampling()
+        self.name, self.duration, self.sparse = name, duration, self._sampling.sparse
+        self.end: float | None = None
+        self.notices: deque[str] = deque(maxlen=MAX_NOTICES)
+        self._state = "fresh"
+
+    @abstractmethod
+    def _frames(self) -> Iterator[Frame]:
+        """Give the sampled frames, then call ``_finish``."""
+
+    def _release(self) -> None:  # noqa: B027, most sources that tests make hold nothing
+        """Give back what the source holds; may be called again."""
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Give the sampled frames, once.
+
+        Raises:
+            TruncatedError: after the last good frame of a broken or incomplete source.
+            SourceError: no frame in the wanted span, a second pass, or a closed source.
+        """
+        if self._state != "fresh":
+            raise SourceError(f"{self.name}: the source is {self._state}; open it again")
+        self._state = "read already"
+        return self._until_closed()
+
+    def _until_closed(self) -> Iterator[Frame]:
+        # A closed container must not be read any more: FFmpeg would crash.
+        frames = self._frames()
+        while self._state != "closed":
+            frame = next(frames, None)
+            if frame is None:
+                return
+            yield frame
+
+    def stop(self) -> None:
+        """Ask a pass that waits for something to end soon; any thread may."""
+        self.stopping = True
 
     def close(self) -> None:
-        """Release the source; may be repeated, and by no other thread than the one that reads."""
-        ...
+        """Release the source; may be repeated, and by no other thread than the one that reads.
 
-    def __enter__(self) -> Self: ...
+        A pass that is under way gives no more frames.
+        """
+        self._state = "closed"
+        self._release()
 
-    def __exit__(self, *error: object) -> None: ...
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
-def open_source(  # noqa: PLR0913, the options of one call, each independent
-    spec: Spec,
-    *,
-    fps: float | None = None,
-    start: float = 0.0,
-    end: float | None = None,
-    max_side: int | None = None,
-    sparse: bool = False,
-    reader: Reader = "pyav",
-    reconnect: bool = False,
-) -> VideoSource:
-    """Open a video file, picture, folder of pictures, camera, pipe, or an iterable of frames.
+    def _finish(self, shown_until: float, num_given: int, missing: str | None = None) -> None:
+        """Set the end after the last frame, and report what is missing.
 
-    Args:
-        spec: path, URL (http, https, rtsp, rtsps, rtsp+udp), ``webcam:N``, ``screen:``, ``-`` or
-            a FIFO, ``growing:FOLDER`` to which files are added, or iterable of [H, W, 3] uint8
-            RGB arrays or `Frame`s.
-        fps: samples a second: sample k is the first frame at or after ``start + k / fps``, given
-            with its own time; each frame at most once. None gives every frame. For a folder and
-            for arrays it is their own rate instead (a folder's default is one picture a second).
-        start: seconds from the first frame, >= 0.
-        end: seconds, > start; frames at or after it are left out.
-        max_side: pixels to which the longer side is shrunk, never enlarged.
-        sparse: keyframes only, the first of each 1 / fps seconds: about ten times cheaper.
-        reader: ``pyav``, or ``decord`` (files only; needs the extra of that name).
-        reconnect: a live source that is lost is awaited, instead of ending with it.
+        Args:
+            shown_until: seconds; the end of the last decoded frame, given or not.
+            num_given: frames that were given.
+            missing: why frames are missing; None if none are.
 
-    Returns:
-        The source, to be read once.
-
-    Raises:
-        ConfigError: an option or kind of spec that cannot be meant; nothing was opened.
-        SourceError: it cannot be opened, or holds no picture.
-        BackboneError: decord is asked for and not installed.
-    """
-    sampling = Sampling(fps=fps, start=start, end=end, max_side=max_side, sparse=sparse)
-    if reader not in _READERS:
-        raise ConfigError(f"no reader {reader!r}; choose one of {', '.join(_READERS)}")
-    kind = kind_of(spec)
-    if reader != "pyav" and kind != "file":
-        raise ConfigError(f"the reader {reader} reads video files only; leave it out")
-    opened = _OPENERS[kind](spec, sampling, reader)
-    if reconnect and isinstance(opened, SinglePass):
-        opened.reconnect = True
-    return opened
-
-
-def kind_of(spec: Spec) -> str:
-    """Return the key of the opener for a spec: ``frames``, ``folder``, ... or a scheme with colon.
-
-    Raises:
-        ConfigError: neither path, known URL nor iterable.
-    """
-    if not isinstance(spec, str | os.PathLike):
-        if isinstance(spec, Iterable) and not isinstance(spec, bytes):
-            return "frames"
-        kind = type(spec).__name__
-        raise ConfigError(f"a source cannot be a {kind}; give a path, a URL or frames")
-    text = os.fspath(spec)
-    if text == "-" or cameras.is_fifo(text):
-        return "pipe"
-    scheme, _, rest = text.partition(":")
-    scheme = scheme.lower() + ":"
-    if scheme in _OPENERS:
-        return scheme
-    if rest.startswith("//"):
-        known = ", ".join(key for key in _OPENERS if key.endswith(":"))
-        raise ConfigError(f"no source is read from {scheme}//; known are paths, {known}")
-    if os.path.isdir(text):
-        return "folder"
-    return "picture" if Path(text).suffix.lower() in SUFFIXES else "file"
-
-
-def _open_frames(spec: Any, sampling: Sampling, reader: str) -> VideoSource:
-    return PushedSource(spec, sampling)
-
-
-def _open_folder(spec: Any, sampling: Sampling, reader: str) -> VideoSource:
-    return open_folder(Path(spec), sampling)
-
-
-def _open_picture(spec: Any, sampling: Sampling, reader: str) -> VideoSource:
-    check_file(os.fspath(spec))
-    return open_picture(Path(spec), sampling)
-
-
-def _open_file(spec: Any, sampling: Sampling, reader: str) -> VideoSource:
-    path = os.fspath(spec)
-    check_file(path)
-    return _READERS[reader](path, path, sampling)
-
-
-def _open_pipe(spec: Any, sampling: Sampling, reader: str) -> VideoSource:
-    return cameras.open_pipe(os.fspath(spec), sampling)
-
-
-def _open_rtsp(spec: Any, sampling: Sampling, reader: str) -> VideoSource:
-    return cameras.open_rtsp(spec, sampling)
-
-
-def _open_webcam(spec: Any, sampling: Sampling, reader: str) -> VideoSource:
-    return cameras.open_webcam(spec, sampling)
-
-
-def _open_screen(spec: Any, sampling: Sampling, reader: str) -> VideoSource:
-    return cameras.open_screen(spec, sampling)
-
-
-def _open_growing(spec: Any, sampling: Sampling, reader: str) -> VideoSource:
-    return GrowingFolder(Path(spec.partition(":")[2]), sampling)
-
-
-def _open_url(spec: Any, sampling: Sampling, reader: str) -> VideoSource:
-    # What is behind it shows once it is open, and a silent server is waited for once.
-    name = public_url(spec)
-    opened = open_container(spec, name, remote=True)
-    if kind := cameras.endless_format(opened[0]):
-        return cameras.open_stream(spec, kind, sampling, cameras.Connection(*opened))
-    return FileSource(spec, name, sampling, remote=True, opened=opened)
-
-
-_READERS: dict[str, Callable[[str, str, Sampling], VideoSource]] = {
-    "pyav": FileSource,
-    "decord": DecordSource,
-}
-# Kind of spec to opener; a key with a colon is a scheme.
-_OPENERS: dict[str, Callable[[Any, Sampling, str], VideoSource]] = {
-    "frames": _open_frames,
-    "folder": _open_folder,
-    "picture": _open_picture,
-    "file": _open_file,
-    "http:": _open_url,
-    "https:": _open_url,
-    "rtsp:": _open_rtsp,
-    "rtsps:": _open_rtsp,
-    "rtsp+udp:": _open_rtsp,
-    "webcam:": _open_webcam,
-    "screen:": _open_screen,
-    "growing:": _open_growing,
-    "pipe": _open_pipe,
-}
+        Raises:
+            TruncatedError: something is missing.
+            SourceError: no frame was given.
+        """
+        limit = self._sampling.end
+        self.end = shown_until if limit is None else min(shown_until, limit)
+        if missing is not None:
+            raise TruncatedError(f"{self.name}: {missing}")
+        if not num_given:
+            before = f" before {limit:g} s" if limit is not None else ""
+            kind = "keyframe" if self._sampling.sparse else "frame"
+            start = self._sampling.start
+            raise SourceError(
+                f"{self.name}: no {kind} from {start:g} s on{before}; choose another span"
+            )

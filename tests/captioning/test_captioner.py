@@ -11,7 +11,7 @@ from streammem.engine.long_scenes import LongScene
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
-from streammem.engine.watch_options import WatchOptions
+from streammem.engine.watch_options import WatchCallbacks
 from streammem.errors import ConfigError
 from streammem.models.backbones.language import Reply
 from streammem.models.confidence import WHOLE, Certainty, signs
@@ -124,9 +124,9 @@ def test_watching_a_batch_and_one_by_one_say_the_same(model):
 @pytest.mark.parametrize("level", [None, 0.0])
 def test_no_word_is_heard_that_is_not_said(model, level):
     heard = {}
-    options = WatchOptions(on_text=lambda s, piece: heard.setdefault(s.id, []).append(piece))
+    hear = WatchCallbacks(on_text=lambda s, piece: heard.setdefault(s.id, []).append(piece))
     session = Session(model, SessionConfig(min_confidence=level))
-    captions = [e for e in watch(session, FILM, options) if isinstance(e, Caption)]
+    captions = [e for e in watch(session, FILM, callbacks=hear) if isinstance(e, Caption)]
     assert {c.segment: c.text for c in captions} == {k: "".join(v) for k, v in heard.items()}
     assert {len(pieces) for pieces in heard.values()} == {1 if level is None else 3}
 

@@ -19,12 +19,14 @@ from streammem.captioning.scheduler import (
 )
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
-from streammem.engine.watch import SEGMENTS_AHEAD, WatchOptions, watch
+from streammem.engine.watch import SEGMENTS_AHEAD, watch
+from streammem.engine.watch_options import WatchCallbacks
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.backbones.products import has_half
 from streammem.models.confidence import Certainty
 from streammem.models.protocols import EvidenceItem
 from streammem.types import Caption, Segment
+from streammem.video import VideoSource
 from tests.sessions import SHORT
 from tests.tiny import film, talkative_language, tiny_model
 
@@ -450,22 +452,16 @@ def test_the_lock_goes_to_the_thread_that_has_waited_longest():
 # -- watching --
 
 
-class Live:
+class Live(VideoSource):
     """Frames of a source that does not wait."""
 
-    name, duration, end, live = "camera", None, None, True
+    live = True
 
-    def __iter__(self):
+    def _frames(self):
         return iter(FILM)
 
-    def stop(self):
-        pass
 
-    def close(self):
-        pass
-
-
-def watched(source, *, certain=False, **options):
+def watched(source, *, certain=False, **callbacks):
     """Watch a source whose first caption comes when four scenes have closed."""
     language = Gated(threading.Event())
     sure = {"certainty": Certainty((1.0, 0.0, 0.0, 0.0), 3.0)} if certain else {}
@@ -475,11 +471,12 @@ def watched(source, *, certain=False, **options):
         if session.next_segment >= 4:
             language._event.set()
 
-    if not getattr(source, "live", False):
-        options["stop"] = stop
+    if not isinstance(source, Live):
+        callbacks["stop"] = stop
     else:
         language._event.set()
-    return session, list(watch(session, source, WatchOptions(**options))), language.counts
+    events = list(watch(session, source, callbacks=WatchCallbacks(**callbacks)))
+    return session, events, language.counts
 
 
 def test_scenes_of_a_file_that_wait_are_said_together_and_the_events_are_as_if_they_were_not():
@@ -505,7 +502,7 @@ def test_a_live_caption_never_waits_for_others(monkeypatch):
             super().__init__(*given)
 
     monkeypatch.setattr("streammem.engine.watch.CaptionQueue", Noted)
-    assert set(watched(Live())[2]) == {1}
+    assert set(watched(Live("camera"))[2]) == {1}
     watched(FILM)
     assert asked == [1, MAX_BATCH]
 
@@ -552,17 +549,17 @@ def test_perception_of_a_file_runs_ahead_of_captions_so_far_and_no_farther(
     assert max(leads) == most + 1  # one more closes before no frame is taken
 
 
-def test_a_question_is_taken_while_perception_waits_for_captions():
+def test_what_waits_is_done_while_perception_waits_for_captions():
     gate = threading.Event()
     model = tiny_model(open_language=lambda: Gated(gate))
     session = Session(model, SessionConfig(caption=SHORT))
 
-    def question():
+    def on_idle():
         if session.next_segment > SEGMENTS_AHEAD:  # so many may wait, and then it does
             gate.set()
 
-    options = WatchOptions(question=question)
-    watching = threading.Thread(target=lambda: list(watch(session, FILM, options)))
+    callbacks = WatchCallbacks(on_idle=on_idle)
+    watching = threading.Thread(target=lambda: list(watch(session, FILM, callbacks=callbacks)))
     watching.start()
     taken = gate.wait(60)
     gate.set()

@@ -316,15 +316,15 @@ def test_a_second_interrupt_leaves_at_once(run, video, tmp_path, interrupted_at)
 
 
 def test_an_interrupt_before_the_first_frame_is_no_error(run, video, monkeypatch):
-    from streammem.engine import watch as live
+    from streammem.commands import opening as commands
 
-    original = live.open_for
+    original = commands.open_with
 
     def opening(source, options):
         signal.raise_signal(signal.SIGINT)
         return original(source, options)
 
-    monkeypatch.setattr(live, "open_for", opening)
+    monkeypatch.setattr(commands, "open_with", opening)
     for command in (("caption", video), ("scenes", video, "--fps", "2"), ("ask", video, "Why?")):
         code, out, _ = run(*command)
         assert (code, out) == (130, "")

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.rtsp_server import RtspCamera, encode
 from streammem.commands import watching
 from streammem.commands.watching import Lines
-from streammem.types import Caption, Stats, Warning
+from streammem.types import Caption, Notice, Stats
 from streammem.video import live_source
 from tests.command_line import QUICK, SRT_CUE, events
 from tests.tiny import film
@@ -50,7 +50,7 @@ def is_stats(event):
 
 
 def is_back(event):
-    return isinstance(event, Warning) and "is back" in event.message
+    return isinstance(event, Notice) and "is back" in event.message
 
 
 def kill(number):

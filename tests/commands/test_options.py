@@ -1,10 +1,19 @@
 """Units of the command line."""
 
 import argparse
+from dataclasses import fields
 
 import pytest
 
-from streammem.commands.options import Parser, byte_size, duration, seconds
+from streammem.cli import build_parser
+from streammem.commands import options
+from streammem.commands.options import Parser, byte_size, duration, given, seconds, source_options
+from streammem.engine.session_config import SessionConfig
+from streammem.engine.watch_options import DROPS, WatchOptions
+from streammem.errors import ConfigError
+from streammem.models.backbones.sampling import GenerationConfig
+from streammem.server.limits import Limits
+from streammem.video import SourceOptions
 
 
 @pytest.mark.parametrize(
@@ -72,3 +81,50 @@ def test_a_wrong_argument_is_one_line_without_commands_for_the_terminal(capsys):
     err = capsys.readouterr().err
     assert left.value.code == 2 and len(err.splitlines()) == 1
     assert err.startswith("streammem: ") and "\x1b" not in err
+
+
+# -- flags that stand for options --
+
+TABLES = {
+    SourceOptions: options.SOURCE_FLAGS,
+    WatchOptions: (*options.LIVE_FLAGS, *options.WATCH_FLAGS),
+    SessionConfig: (*options.ANSWER_FLAGS, options.TIMEZONE),
+    GenerationConfig: options.DECODING_FLAGS,
+    Limits: options.LIMIT_FLAGS,
+}
+
+
+@pytest.mark.parametrize("kind", TABLES, ids=lambda kind: kind.__name__)
+def test_every_flag_of_a_table_sets_a_field_of_its_options(kind):
+    known = {field.name for field in fields(kind)}
+    assert {flag.option for flag in TABLES[kind]} <= known
+
+
+def test_the_choices_of_drop_are_those_of_the_option():
+    (drop,) = (flag for flag in options.LIVE_FLAGS if flag.option == "drop")
+    assert drop.read["choices"] == DROPS
+
+
+def test_flags_that_are_left_out_leave_the_defaults():
+    arguments = build_parser().parse_args(["watch", "a.mp4"])
+    assert source_options(arguments) == SourceOptions(reconnect=True)
+    assert options.watch_options(arguments) == WatchOptions()
+    assert source_options(build_parser().parse_args(["caption", "a.mp4"])) == SourceOptions()
+    assert given(options.ANSWER_FLAGS, arguments) == {}
+
+
+def test_flags_that_are_given_set_their_options():
+    typed = "--fps 4 --start 1:00 --end 90 --sparse --reader decord --drop never --refresh 1m"
+    typed += " --alert dog --alert cat --stats 0s --pictures seen"
+    arguments = build_parser().parse_args(["watch", "a.mp4", *typed.split()])
+    wanted = SourceOptions(4.0, 60.0, 90.0, sparse=True, reader="decord", reconnect=True)
+    assert source_options(arguments) == wanted
+    watched = options.watch_options(arguments)
+    assert (watched.drop, watched.refresh_s, watched.stats_s) == ("never", 60.0, 0.0)
+    assert watched.alerts == ("dog", "cat") and str(watched.alerting.pictures) == "seen"
+
+
+def test_a_refresh_of_no_time_is_refused_rather_than_taken_for_the_default():
+    arguments = build_parser().parse_args(["watch", "a.mp4", "--refresh", "0s"])
+    with pytest.raises(ConfigError, match="refresh_s must be above 0"):
+        options.watch_options(arguments)

@@ -8,26 +8,29 @@ import pytest
 from streammem.engine import reader as workers
 from streammem.engine.reader import Reader, open_aside
 from streammem.engine.session import Session
-from streammem.engine.watch import WatchOptions, watch
+from streammem.engine.watch import watch
+from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.errors import SourceError
 from streammem.types import Stats
+from streammem.video import VideoSource, open_source
 from tests.tiny import film, tiny_model
 from tests.video.servers import serving
 
 
-class Silent:
+class Silent(VideoSource):
     """Gives some frames, and the rest once it is told to, however often it is asked to stop."""
 
-    name, duration, end, live = "silent", None, None, True
+    live = True
 
     def __init__(self, frames, before=3):
-        self._frames, self._before = frames, before
+        super().__init__("silent")
+        self._given, self._before = frames, before
         self.speaks, self.closed = threading.Event(), threading.Event()
 
-    def __iter__(self):
-        yield from self._frames[: self._before]
+    def _frames(self):
+        yield from self._given[: self._before]
         assert self.speaks.wait(120)
-        yield from self._frames[self._before :]
+        yield from self._given[self._before :]
 
     def close(self):
         self.closed.set()
@@ -50,8 +53,9 @@ def gone(threads):
 
 def test_a_silent_source_is_left_to_end_and_close_itself(hurried):
     source, session = Silent(film(("red", 9))), Session(tiny_model())
-    options = WatchOptions(stop=lambda: session.num_frames == 3, stats_s=1e9, speak=False)
-    *_, stats = watch(session, source, options)
+    options = WatchOptions(stats_s=1e9, captions=False)
+    callbacks = WatchCallbacks(stop=lambda: session.num_frames == 3)
+    *_, stats = watch(session, source, options, callbacks=callbacks)
     threads = own_threads()
     assert isinstance(stats, Stats) and stats.captured == stats.frames == 3
     assert threads and not source.closed.is_set()
@@ -110,8 +114,9 @@ def test_a_camera_over_http_that_falls_silent_does_not_delay_the_end(hurried, tm
         return session.num_frames >= 5
 
     with serving(tmp_path, pictures()) as address:
-        options = WatchOptions(fps=None, stop=stop, speak=False)
-        list(watch(session, f"{address}/cam", options))
+        source = open_source(f"{address}/cam", max_side=640)
+        options = WatchOptions(captions=False)
+        list(watch(session, source, options, callbacks=WatchCallbacks(stop=stop)))
         assert time.monotonic() - until[-1] < 2
         threads = own_threads()
         speaks.set()

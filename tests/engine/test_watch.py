@@ -7,26 +7,26 @@ import pytest
 from streammem.captioning.scheduler import LanguageScheduler
 from streammem.engine.reader import FRAMES_AHEAD, Reader
 from streammem.engine.session import Session
-from streammem.engine.watch import WatchOptions, watch
+from streammem.engine.watch import watch
+from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.errors import ConfigError, SourceError, TruncatedError
-from streammem.types import Caption, Frame, Segment, Warning
+from streammem.types import Caption, Frame, Notice, Segment
+from streammem.video import SourceOptions, VideoSource
 from tests.tiny import film, moving_square, talkative_language, tiny_model
 
 FILM = (("red", 5), ("blue", 6), ("green", 7), ("white", 5))
 
 
-class Source:
+class Source(VideoSource):
     """A source of given frames that breaks off with an error, if there is one."""
 
-    name = "camera"
-    duration = None
-
     def __init__(self, frames, error=None, end=None):
-        self._frames, self._error, self.end = frames, error, end
+        super().__init__("camera")
+        self._given, self._error, self.end = frames, error, end
         self.num_given, self.closed_in = 0, None
 
-    def __iter__(self):
-        for frame in self._frames:
+    def _frames(self):
+        for frame in self._given:
             self.num_given += 1
             yield frame
         if self._error:
@@ -91,13 +91,13 @@ def test_pieces_joined_are_the_caption(model):
         assert threading.current_thread().name == "streammem-speaker"
         pieces[segment.id] = pieces.get(segment.id, "") + piece
 
-    options = WatchOptions(on_text=on_text)
-    captions = [e for e in watch(Session(model), film(*FILM), options) if isinstance(e, Caption)]
+    events = watch(Session(model), film(*FILM), callbacks=WatchCallbacks(on_text=on_text))
+    captions = [e for e in events if isinstance(e, Caption)]
     assert {c.segment: c.text for c in captions} == {k: v.strip() for k, v in pieces.items()}
 
 
 def test_without_speech_there_are_segments_only(model):
-    events = list(watch(Session(model), film(*FILM), WatchOptions(speak=False)))
+    events = list(watch(Session(model), film(*FILM), WatchOptions(captions=False)))
     assert len(events) == len(FILM) and all(isinstance(e, Segment) for e in events)
 
 
@@ -132,7 +132,7 @@ def test_an_error_in_the_reader_reaches_the_caller(model):
     source = Source(film(*FILM), RuntimeError("the decoder crashed"))
     with pytest.raises(RuntimeError, match="the decoder crashed") as error:
         list(watch(Session(model), source))
-    assert any(entry.name == "__iter__" for entry in error.traceback)  # with its own traceback
+    assert any(entry.name == "_frames" for entry in error.traceback)  # with its own traceback
     assert own_threads() == []
     assert source.closed_in == "streammem-reader"
 
@@ -152,7 +152,7 @@ def test_an_error_of_the_listener_reaches_the_caller(model):
         raise BrokenPipeError("the reader has left")
 
     with pytest.raises(BrokenPipeError, match="has left"):
-        list(watch(Session(model), Source(endless()), WatchOptions(on_text=on_text)))
+        list(watch(Session(model), Source(endless()), callbacks=WatchCallbacks(on_text=on_text)))
     assert own_threads() == []
 
 
@@ -205,7 +205,7 @@ def test_what_a_thread_gave_before_it_died_is_taken(model, monkeypatch):
 
     monkeypatch.setattr(Reader, "_run", run)
     monkeypatch.setattr("streammem.engine.reader.FRAMES_AHEAD", 99)
-    options = WatchOptions(speak=False)
+    options = WatchOptions(captions=False)
     assert len(list(watch(Session(model), Source([]), options))) == len(FILM)
 
 
@@ -216,7 +216,7 @@ def test_a_truncated_source_gives_what_it_had_and_then_a_warning(model):
     whole = list(watch(Session(model), film(*FILM)))
     broken = Source(film(*FILM), TruncatedError("a.mp4: ends early"))
     *events, last = watch(Session(model), broken)
-    assert last == Warning("a.mp4: ends early")
+    assert last == Notice("a.mp4: ends early")
     # Which caption is ready before which segment depends on the threads.
     assert sorted(events, key=repr) == sorted(whole, key=repr)
 
@@ -242,7 +242,7 @@ def test_a_source_that_cannot_be_opened_is_told_at_the_call(model, tmp_path, sou
 @pytest.mark.parametrize("options", [{"fps": 0.0}, {"fps": -1.0}, {"start": -1.0}, {"end": 0.0}])
 def test_options_that_cannot_be_meant_are_told_at_the_call(model, options):
     with pytest.raises(ConfigError):
-        watch(Session(model), film(*FILM), WatchOptions(**options))
+        watch(Session(model), film(*FILM), source_options=SourceOptions(**options))
 
 
 # -- stopping --
@@ -251,8 +251,8 @@ def test_options_that_cannot_be_meant_are_told_at_the_call(model, options):
 def test_stopping_closes_the_open_segment_and_says_it(model):
     session = Session(model)
     source = Source(endless(), end=10_000.0)
-    options = WatchOptions(stop=lambda: session.num_frames >= 23)
-    events = list(watch(session, source, options))
+    callbacks = WatchCallbacks(stop=lambda: session.num_frames >= 23)
+    events = list(watch(session, source, callbacks=callbacks))
     segments = [e for e in events if isinstance(e, Segment)]
     captions = [e for e in events if isinstance(e, Caption)]
     assert session.num_frames == 23
@@ -263,5 +263,5 @@ def test_stopping_closes_the_open_segment_and_says_it(model):
 
 
 def test_stopping_at_once_gives_nothing(model):
-    options = WatchOptions(stop=lambda: True)
-    assert list(watch(Session(model), Source(endless()), options)) == []
+    callbacks = WatchCallbacks(stop=lambda: True)
+    assert list(watch(Session(model), Source(endless()), callbacks=callbacks)) == []

@@ -15,12 +15,14 @@ from streammem.engine.long_scenes import LongScene
 from streammem.engine.reader import LIVE_FRAMES_AHEAD
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
-from streammem.engine.watch import WatchOptions, watch
+from streammem.engine.watch import watch
+from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.errors import ConfigError
 from streammem.models.backbones.language import Reply
 from streammem.models.confidence import Certainty, signs
 from streammem.perception.scenetilling import SceneTillingConfig
-from streammem.types import Alert, Answer, Caption, Frame, Segment, Stats, Warning
+from streammem.types import Alert, Answer, Caption, Frame, Notice, Segment, Stats
+from streammem.video import VideoSource
 from tests.sessions import SHORT
 from tests.tiny import film, moving_square, talkative_language, tiny_model
 
@@ -36,29 +38,23 @@ def no_thread_is_left():
     assert [t.name for t in threading.enumerate() if t.name.startswith("streammem-")] == []
 
 
-class Camera:
+class Camera(VideoSource):
     """Gives frames without waiting, but at each of `pauses` until its event is set."""
 
-    name, duration, end, live = "camera", None, None, True
+    live = True
 
     def __init__(self, frames, pauses=None):
-        self._frames, self._pauses = frames, pauses or {}
-        self.notices, self.num_given, self.stopping = [], 0, False
+        super().__init__("camera")
+        self._given, self._pauses, self.num_given = frames, pauses or {}, 0
 
-    def __iter__(self):
-        for number, frame in enumerate(self._frames):
+    def _frames(self):
+        for number, frame in enumerate(self._given):
             if number in self._pauses:
                 assert self._pauses[number].wait(120)
             if self.stopping:
                 return
             yield frame
             self.num_given += 1
-
-    def stop(self):
-        self.stopping = True
-
-    def close(self):
-        pass
 
 
 def ended(events):
@@ -95,7 +91,7 @@ FILM = film(*((c, 6) for c in ("red", "blue", "green", "white", "red", "black") 
 @pytest.mark.parametrize("drop", ["oldest", "newest", "never"])
 def test_every_captured_frame_is_accounted_for(model, drop):
     session, camera = Session(model), Camera(FILM)
-    options = WatchOptions(drop=drop, stats_s=0.0, speak=False)
+    options = WatchOptions(drop=drop, stats_s=0.0, captions=False)
     _, last = ended(watch(session, camera, options))
     assert last.captured == len(FILM) == camera.num_given
     assert last.frames == session.num_frames
@@ -110,7 +106,7 @@ def test_perception_that_falls_behind_drops_what_it_was_told_to(model, drop):
     resumed, first = threading.Event(), threading.Event()
     camera = Camera(FILM, {1: first})
     session = Session(model)
-    events = watch(session, camera, WatchOptions(drop=drop, stats_s=1e9, speak=False))
+    events = watch(session, camera, WatchOptions(drop=drop, stats_s=1e9, captions=False))
     pushed = []
     push = session.push
 
@@ -133,9 +129,10 @@ def test_perception_that_falls_behind_drops_what_it_was_told_to(model, drop):
 @pytest.mark.parametrize("after", range(0, 100, 7))
 def test_stopping_at_any_moment_accounts_for_all(model, after):
     calls = itertools.count()
-    options = WatchOptions(stop=lambda: next(calls) >= after, stats_s=1e9, speak=False)
+    options = WatchOptions(stats_s=1e9, captions=False)
+    callbacks = WatchCallbacks(stop=lambda: next(calls) >= after)
     session = Session(model)
-    _, last = ended(watch(session, Camera(FILM), options))
+    _, last = ended(watch(session, Camera(FILM), options, callbacks=callbacks))
     check(last)
     assert last.frames == session.num_frames and session.open_frames == ()
 
@@ -143,7 +140,7 @@ def test_stopping_at_any_moment_accounts_for_all(model, after):
 def test_what_a_source_has_to_say_becomes_warnings(model):
     camera = Camera(FILM[:3])
     camera.notices = deque(["camera: connection lost"])
-    assert Warning("camera: connection lost") in list(watch(Session(model), camera))
+    assert Notice("camera: connection lost") in list(watch(Session(model), camera))
 
 
 # -- speech --
@@ -248,7 +245,7 @@ def seeing(model):
 def test_an_alert_fires_once_per_appearance(model, tmp_path):
     frames = film(("red", 20), ("blue", 20), ("red", 20), ("blue", 10), ("red", 20))
     alerting = AlertConfig(pictures=tmp_path / "seen")
-    options = WatchOptions(alerts=("something blue",), alerting=alerting, speak=False)
+    options = WatchOptions(alerts=("something blue",), alerting=alerting, captions=False)
     alerts = [
         e for e in watch(Session(seeing(model)), iter(frames), options) if isinstance(e, Alert)
     ]
@@ -308,8 +305,8 @@ def test_a_question_is_answered_while_perception_goes_on(model):
     questions = iter([None] * 30 + ["What is there?"])
     session = Session(model, SessionConfig(answer=SHORT, caption=SHORT))
     pieces = []
-    options = WatchOptions(question=lambda: next(questions, None), on_answer=pieces.append)
-    events = list(watch(session, Camera(FILM), options))
+    asked = WatchCallbacks(question=lambda: next(questions, None), on_answer=pieces.append)
+    events = list(watch(session, Camera(FILM), callbacks=asked))
     (answer,) = [e for e in events if isinstance(e, Answer)]
     assert answer.question == "What is there?"
     segments = [e for e in events if isinstance(e, Segment)]

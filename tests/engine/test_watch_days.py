@@ -19,16 +19,16 @@ import pytest
 
 from benchmarks.rtsp_server import RtspCamera, encode
 from streammem.cli import main
-from streammem.commands import watching
-from streammem.engine import watch as live
+from streammem.commands import opening, watching
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
-from streammem.engine.watch import WatchOptions, watch
+from streammem.engine.watch import watch
+from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.memory.store import Store
 from streammem.memory.upkeep import verify
 from streammem.types import Caption, Segment, Stats
 from streammem.video.live_source import Connection, Feed, LiveSource, Time
-from streammem.video.sampling import Sampling
+from streammem.video.source import Sampling, SourceOptions
 from tests.command_line import QUICK, SRT_CUE
 from tests.sessions import SHORT
 from tests.tiny import film
@@ -96,7 +96,7 @@ def usage(folder):
 def test_a_day_takes_no_more_memory_threads_handles_or_disk_than_an_hour(
     run, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(live, "open_for", lambda source, options: Day().source())
+    monkeypatch.setattr(opening, "open_with", lambda source, options: Day().source())
     used, stats, number = [], [], itertools.count(1)
     show = watching._Output.show
 
@@ -204,8 +204,11 @@ def test_eight_cameras_at_once_lose_no_frame_and_count_each(model):
 
     def watched(camera):
         session = Session(model, SessionConfig(caption=SHORT))
-        options = WatchOptions(fps=1.0, stats_s=1e9, stop=lambda: session.num_frames > 20)
-        return session, list(watch(session, camera.url, options))
+        options = {
+            "source_options": SourceOptions(fps=1.0),
+            "callbacks": WatchCallbacks(stop=lambda: session.num_frames > 20),
+        }
+        return session, list(watch(session, camera.url, WatchOptions(stats_s=1e9), **options))
 
     cameras = [RtspCamera(units, speed=4.0) for _ in range(8)]
     try:

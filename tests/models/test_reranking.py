@@ -8,11 +8,11 @@ import pytest
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
-from streammem.engine.watch_options import WatchOptions
 from streammem.errors import ConfigError
 from streammem.models.backbones.language import Reply
 from streammem.models.reranking import Choice, best_reply, fit, merits
 from streammem.types import Caption
+from streammem.video import open_source
 from tests.tiny import film, tiny_model
 
 TEXTS = ("A man is running.", "A dog is running.", "A dog in snow.")
@@ -100,14 +100,15 @@ def test_watching_a_batch_and_one_by_one_choose_the_same_and_not_always_the_like
 
 
 def test_whoever_skims_hears_the_likeliest_unless_they_ask_for_more(model):
-    def said(options, **config):
-        events = watch(Session(model, SessionConfig(**config)), FILM, options)
+    def said(*, sparse=False, **config):
+        source = open_source(FILM, fps=2.0, max_side=640, sparse=sparse)
+        events = watch(Session(model, SessionConfig(**config)), source)
         return [event.text for event in events if isinstance(event, Caption)]
 
-    likeliest, best = said(WatchOptions(), candidates=1), said(WatchOptions())
+    likeliest, best = said(candidates=1), said()
     assert likeliest != best
-    assert said(WatchOptions(sparse=True)) == likeliest
-    assert said(WatchOptions(sparse=True), candidates=4) == best
+    assert said(sparse=True) == likeliest
+    assert said(sparse=True, candidates=4) == best
 
 
 def test_words_are_heard_once_they_are_chosen(model):

@@ -18,9 +18,9 @@ from streammem.types import (
     Evidence,
     Moment,
     Note,
+    Notice,
     Segment,
     Stats,
-    Warning,
 )
 
 EVIDENCE = Evidence("a.mp4", 3, 1.0, 2.5, 0.25, "k/3.jpg", "a dog", "woof")
@@ -30,7 +30,7 @@ EVENTS = [
     Note(1.0, 2.5, "Good morning"),
     Moment("a.mp4", 3, 1.0, 2.5, 0.25, rank=2),
     Answer("What?", "Onions.", True, "model", (EVIDENCE,)),
-    Warning("the file is truncated"),
+    Notice("the file is truncated"),
     Stats(10, 1, 1, 0.5, 2.0),
 ]
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
@@ -296,7 +296,7 @@ def test_an_answers_remark_is_told_where_there_is_one():
 def test_text_shows_results_only_one_line_each_and_never_commands_a_terminal():
     for event in EVENTS:
         shown = Text().write(event)
-        assert shown == ("" if isinstance(event, Warning | Stats) else f"{event}\n")
+        assert shown == ("" if isinstance(event, Notice | Stats) else f"{event}\n")
     assert (
         Text().write(Note(0.0, 1.0, "a\x1b[2J\r\n\nb\x9b1m")) == "[00:00.0-00:01.0] “a [2J b 1m”\n"
     )

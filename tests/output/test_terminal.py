@@ -5,7 +5,7 @@ import pytest
 
 from streammem.errors import ConfigError
 from streammem.output.terminal import LiveText, interrupts, note, output
-from streammem.types import Caption, Note, Segment, Warning
+from streammem.types import Caption, Note, Notice, Segment
 
 
 def say(*pieces):
@@ -90,7 +90,7 @@ def test_a_file_is_kept_until_there_is_a_result(tmp_path):
     path = tmp_path / "out"
     path.write_text("of last week")
     with pytest.raises(RuntimeError), output("srt", path) as results:
-        results.write(Warning("nothing that this format shows"))
+        results.write(Notice("nothing that this format shows"))
         raise RuntimeError("the source does not open")
     assert path.read_text() == "of last week"
     with pytest.raises(RuntimeError), output("srt", path) as results:

@@ -19,7 +19,7 @@ from streammem.perception.scenes import (
     for_keyframes,
 )
 from streammem.perception.scenetilling import SceneTilling, SceneTillingConfig
-from streammem.types import Frame, Segment, Warning
+from streammem.types import Frame, Notice, Segment
 from tests.tiny import COLOURS, moving_square, tiny_model
 
 FPS = 8
@@ -288,7 +288,7 @@ def test_a_source_that_fails_gives_what_it_had_and_then_its_error(model):
 def test_a_source_that_is_cut_short_gives_what_it_had_and_a_warning(model):
     source = Source(timed(film()), TruncatedError("film.mp4: ends early"))
     *segments, warning = find_scenes(model, source)
-    assert len(segments) == 3 and warning == Warning("film.mp4: ends early")
+    assert len(segments) == 3 and warning == Notice("film.mp4: ends early")
 
 
 def test_stopping_ends_with_the_last_frame_that_was_seen(model):

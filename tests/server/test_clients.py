@@ -83,7 +83,7 @@ async def test_a_websocket_needs_the_token_too(listening, headers):
 
 
 async def test_a_slow_client_loses_only_its_own_events_and_is_told_how_many(listening):
-    from streammem.types import Warning
+    from streammem.types import Notice
 
     long = "x" * 20_000  # so that the socket's buffers are soon full
     async with listening(limits=Limits(events=20)) as (url, rooms):
@@ -96,7 +96,7 @@ async def test_a_slow_client_loses_only_its_own_events_and_is_told_how_many(list
         await reader.readuntil(b"streammem")
         fast, position = 0, 0
         for _ in range(300):
-            room.events.add(Warning(long))
+            room.events.add(Notice(long))
             taken = await room.events.take(position, 0)
             fast, position = fast + len(taken.events), taken.position
             await asyncio.sleep(0)
@@ -128,7 +128,7 @@ async def test_eight_clients_ask_at_once_and_none_loses_an_answer(listening, wat
 
 
 async def test_sixty_four_idle_clients_are_all_told(listening):
-    from streammem.types import Warning
+    from streammem.types import Notice
 
     async with (
         listening() as (url, rooms),
@@ -147,7 +147,7 @@ async def test_sixty_four_idle_clients_are_all_told(listening):
             await reader.readuntil(b"streammem")
             following += 1
             if following == 64:
-                room.events.add(Warning("hello"))
+                room.events.add(Notice("hello"))
             await reader.readuntil(b"hello")
             writer.close()
 

@@ -64,7 +64,7 @@ async def test_a_session_that_is_closed_while_it_opens_does_not_come_back(servin
     def slow(stop):
         begun.set()
         assert go.wait(PATIENCE_S)
-        return Broken()
+        return Broken("broken")
 
     async with serving() as client:
         opening = asyncio.ensure_future(

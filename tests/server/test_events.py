@@ -5,13 +5,13 @@ import asyncio
 import pytest
 
 from streammem.server.events import EventLog
-from streammem.types import Warning
+from streammem.types import Notice
 
 pytestmark = pytest.mark.anyio
 
 
 def events(*numbers):
-    return tuple(Warning(str(number)) for number in numbers)
+    return tuple(Notice(str(number)) for number in numbers)
 
 
 async def test_two_clients_read_the_same_at_their_own_pace():

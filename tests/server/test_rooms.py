@@ -18,7 +18,8 @@ from streammem.server.rooms import _pass_on, _Source
 from streammem.server.shared import SharedModel
 from streammem.server.uploads import Uploads
 from streammem.server.wire import event_json
-from streammem.types import Alert, Warning
+from streammem.types import Alert, Notice
+from streammem.video import VideoSource
 from tests.server.test_routes import sse
 from tests.sessions import FILM, SHORT
 from tests.tiny import film
@@ -112,7 +113,7 @@ async def test_a_place_that_was_taken_meanwhile_is_not_given_twice(serving, monk
         released = []
 
         async def slow(source, options):
-            await rooms.open(None, options)
+            await rooms.open(None, WatchOptions(), source_options=options)
             return _Source("x", lambda _: None, release=lambda: released.append(True))
 
         monkeypatch.setattr(rooms, "_named", slow)
@@ -131,37 +132,34 @@ async def test_more_memories_than_are_open_at_a_time_are_all_asked(serving, watc
             assert list(client.rooms._memories) == [name]
 
 
-class Broken:
+class Broken(VideoSource):
     """A source that breaks off after some pictures."""
 
-    name, duration, end = "broken", None, None
-
-    def __iter__(self):
+    def _frames(self):
         yield from film(*FILM)[:20]
         raise SourceError("the camera has gone")
-
-    def close(self):
-        pass
 
 
 async def test_a_source_that_breaks_off_is_told_and_what_was_seen_stays(serving):
     async with serving() as client:
         name = await client.rooms._start(
-            _Source("broken", lambda _: Broken()), WatchOptions(), None
+            _Source("broken", lambda _: Broken("broken")), WatchOptions(), None
         )
         told = (await client.get(f"/v1/sessions/{name}/events")).text
         kept = (await client.get(f"/v1/sessions/{name}/segments")).json()["events"]
-    assert Warning("the camera has gone").message in told and kept
+    assert Notice("the camera has gone").message in told and kept
 
 
 async def test_a_session_that_fails_while_it_runs_says_so_without_its_insides(serving):
     class Faulty(Broken):
-        def __iter__(self):
+        def _frames(self):
             yield from film(*FILM)[:3]
             raise LookupError("/secret/path")
 
     async with serving() as client:
-        start = client.rooms._start(_Source("faulty", lambda _: Faulty()), WatchOptions(), None)
+        start = client.rooms._start(
+            _Source("faulty", lambda _: Faulty("faulty")), WatchOptions(), None
+        )
         path = f"/v1/sessions/{await start}"
         told = (await client.get(f"{path}/events")).text
         assert "internal error: LookupError" in told and "secret" not in told
@@ -234,16 +232,13 @@ def test_one_picture_and_one_word_at_a_time_whatever_the_number_of_threads(model
     assert not failed
 
 
-class Clocked:
+class Clocked(VideoSource):
     """A source that knows when it began: three scenes, as a camera gives them."""
 
-    name, duration, end, wall_zero = "camera", None, None, 1_777_809_600.0  # 12:00 UTC
+    wall_zero = 1_777_809_600.0  # 12:00 UTC
 
-    def __iter__(self):
+    def _frames(self):
         yield from film(*FILM)[:20]
-
-    def close(self):
-        pass
 
 
 async def test_what_a_live_source_tells_has_its_wall_clock_for_clients_and_outlets(serving):
@@ -259,7 +254,7 @@ async def test_what_a_live_source_tells_has_its_wall_clock_for_clients_and_outle
             pass
 
     async with serving() as client:
-        source = _Source("camera", lambda _: Clocked())
+        source = _Source("camera", lambda _: Clocked("camera"))
         name = await client.rooms._start(source, WatchOptions(stats_s=None), None)
         opened = client.rooms._sessions[name]
         await _pass_on(opened.room, Outlet())

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("gradio", reason="needs streammem[ui]")
 
 from streammem.server.room import Depth
-from streammem.types import Alert, Answer, Caption, Evidence, Segment, Warning
+from streammem.types import Alert, Answer, Caption, Evidence, Notice, Segment
 from streammem.ui import markup
 
 EVIL = "<script>alert(1)</script>\"'&"
@@ -30,7 +30,7 @@ def anyio_backend():
 @pytest.mark.parametrize(
     "shown",
     [
-        markup.captions([Caption(0, 0.0, 1.0, EVIL), Warning(EVIL), Alert(EVIL, 1.0, 1.0, 0)]),
+        markup.captions([Caption(0, 0.0, 1.0, EVIL), Notice(EVIL), Alert(EVIL, 1.0, 1.0, 0)]),
         markup.evidence(
             Answer("?", "a", True, "model", (Evidence("a", 0, 0, 1, 0.5, None, EVIL),)), "/v1/x"
         ),

@@ -76,7 +76,7 @@ def test_between_keyframes_the_skipped_pictures_tell_that_no_clock_has_jumped():
     clock.connect(32)
     for k in range(1001):  # a keyframe in 20 s, all of it sent in a second; the first has no stamp
         stamp, arrived = (k * FRAME if k else None), k / 1000
-        clock.hear(stamp, TICK, 0.04, arrived, kept=k % 500 == 0)
+        clock.track(stamp, TICK, 0.04, arrived, kept=k % 500 == 0)
         if k % 500 == 0:
             shown.append(clock.place(stamp, TICK, 0.04, arrived))
     assert shown == pytest.approx([0.0, 20.0, 40.0]) and clock.end == pytest.approx(40.04)
@@ -86,7 +86,7 @@ def test_a_keyframe_that_comes_late_out_of_the_decoder_has_the_time_it_came_with
     clock = StreamClock(real_time=False)
     clock.connect(33)
     for k in range(100):
-        clock.hear(7 + k * FRAME, TICK, 0.04, 0.0, kept=k % 50 == 0)
+        clock.track(7 + k * FRAME, TICK, 0.04, 0.0, kept=k % 50 == 0)
     assert times(clock, [7, 7 + 50 * FRAME]) == pytest.approx([0.0, 2.0])
     assert clock.end == pytest.approx(4.0)
 
@@ -105,7 +105,7 @@ def test_time_never_runs_backward_whatever_the_camera_says(pictures, bits, real_
             clock.connect(bits)
         arrived += passed
         if skips:
-            clock.hear(pts, TICK, 0.04, arrived, kept=pts % 2 == 0)
+            clock.track(pts, TICK, 0.04, arrived, kept=pts % 2 == 0)
         time = clock.place(pts, TICK, 0.04, arrived)
         assert last <= time
         last = time

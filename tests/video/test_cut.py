@@ -9,7 +9,7 @@ import pytest
 from streammem.errors import ConfigError, SourceError
 from streammem.video.cut import MAX_COPIED_S, MAX_ENCODED_S, cut
 from streammem.video.file import FileSource
-from streammem.video.sampling import Sampling
+from streammem.video.source import Sampling
 from tests.video import clips
 
 

@@ -11,7 +11,7 @@ from streammem.errors import SourceError
 from streammem.video import open_source
 from streammem.video.growing import GrowingFolder
 from streammem.video.live_source import Time
-from streammem.video.sampling import Sampling
+from streammem.video.source import Sampling
 from tests.tiny import moving_square
 from tests.video.servers import write_stream
 

@@ -8,9 +8,10 @@ import pytest
 
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
-from streammem.engine.watch import WatchOptions, open_for, watch
+from streammem.engine.watch import watch
+from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.types import Caption, Stats
-from streammem.video import live_source
+from streammem.video import SourceOptions, live_source, open_with
 from tests.sessions import SHORT
 from tests.tiny import tiny_model
 
@@ -57,10 +58,11 @@ def test_captions_go_on_after_the_server_was_killed_and_started_again(server, sc
         return sum(isinstance(event, Caption) for event in events)
 
     enough = []
-    options = WatchOptions(fps=4.0, reconnect=True, stats_s=1e9, stop=lambda: bool(enough))
-    source = open_for(f"{scheme}://127.0.0.1:{server.port}/live", options)
+    opening = SourceOptions(fps=4.0, reconnect=True)
+    source = open_with(f"{scheme}://127.0.0.1:{server.port}/live", opening)
     assert isinstance(source, live_source.LiveSource)
-    for event in watch(session, source, options):
+    callbacks = WatchCallbacks(stop=lambda: bool(enough))
+    for event in watch(session, source, WatchOptions(stats_s=1e9), callbacks=callbacks):
         events.append(event)
         if num_captions() == 3 and source.num_connections == 1:
             server.kill()

@@ -15,7 +15,7 @@ from streammem.video import cameras, open_source
 from streammem.video.cameras import open_rtsp
 from streammem.video.container import choose_stream
 from streammem.video.live_source import STALL_S, Connection, Feed, LiveSource, Time
-from streammem.video.sampling import Sampling
+from streammem.video.source import Sampling
 from tests.tiny import moving_square
 from tests.video.servers import write_stream
 

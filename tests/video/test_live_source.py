@@ -14,7 +14,7 @@ from streammem.errors import SourceError, TruncatedError
 from streammem.video import live_source, open_source
 from streammem.video.cameras import open_rtsp, open_screen, open_webcam
 from streammem.video.live_source import LiveSource, Time
-from streammem.video.sampling import Sampling
+from streammem.video.source import Sampling
 from tests.tiny import moving_square
 from tests.video.servers import serving, write_stream
 

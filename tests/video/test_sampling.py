@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streammem.errors import ConfigError
-from streammem.video.sampling import Grid, Sampling
+from streammem.video.source import Grid, Sampling
 
 # Quarter seconds and powers of two, so that sums are exact and the truth below is too.
 quarters = st.integers(0, 400).map(lambda n: n / 4)

@@ -10,11 +10,11 @@ from streammem.integrations.mqtt.broker import Broker, Camera
 from streammem.integrations.mqtt.discovery import SEEN, configs, owned
 from streammem.integrations.mqtt.link import RETRY_S, WAITING, Link, Message, Outbox
 from streammem.output.render import NOTHING, to_json
-from streammem.types import Alert, Caption, Event, Note, Segment, Stats, Warning
+from streammem.types import Alert, Caption, Event, Note, Notice, Segment, Stats
 
 log = logging.getLogger(__name__)
 
-KINDS = (Segment, Caption, Note, Alert, Warning, Stats)  # answers are for whoever asked
+KINDS = (Segment, Caption, Note, Alert, Notice, Stats)  # answers are for whoever asked
 RETAINED = (Caption, Stats)
 POLL_S = 0.1  # at most so long after an event it is sent
 CLOSE_S = 5.0

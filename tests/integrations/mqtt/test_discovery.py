@@ -8,12 +8,12 @@ import pytest
 from streammem.integrations.mqtt.broker import Camera
 from streammem.integrations.mqtt.discovery import SEEN, STATE_CHARS, configs
 from streammem.output.render import to_json
-from streammem.types import Caption, Stats, Warning
+from streammem.types import Caption, Notice, Stats
 
 CAMERA = Camera("Hall", "hall", "home", ("a dog", "кошка"))
 EVENTS = {
     "caption": Caption(0, 0.0, 1.0, "a dog"),
-    "warning": Warning("lost"),
+    "warning": Notice("lost"),
     "stats": Stats(1, 1, 1, 0.1, 0.1),
 }
 # Source: Home Assistant's documentation of MQTT discovery, MQTT sensor and MQTT event.

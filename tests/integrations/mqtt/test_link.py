@@ -12,7 +12,7 @@ from streammem.integrations.mqtt import link as link_module
 from streammem.integrations.mqtt.broker import Broker, Camera
 from streammem.integrations.mqtt.link import WINDOW, Link, Message, Outbox
 from streammem.integrations.mqtt.publisher import Publisher
-from streammem.types import Alert, Caption, Note, Segment, Stats, Warning
+from streammem.types import Alert, Caption, Note, Notice, Segment, Stats
 
 HELLO = [Message("home/hall/status", "online", retain=True)]
 ACCEPTED = ReasonCode(PacketTypes.CONNACK, "Success")
@@ -90,7 +90,7 @@ def test_only_the_last_caption_and_the_counters_are_kept_for_whoever_comes_later
             Segment(0, 0.0, 2.0, 1.0, "cut"),
             Caption(0, 0.0, 2.0, "a dog"),
             Note(0.5, 1.0, "sit!"),
-            Warning("lost"),
+            Notice("lost"),
             Stats(4, 1, 1, 0.1, 0.2),
         ):
             publisher.send(event)

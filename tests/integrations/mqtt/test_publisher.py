@@ -18,9 +18,9 @@ from streammem.types import (  # noqa: E402
     Answer,
     Caption,
     Note,
+    Notice,
     Segment,
     Stats,
-    Warning,
 )
 from tests.integrations.mqtt.brokers import (  # noqa: E402
     KINDS,
@@ -67,7 +67,7 @@ def test_every_event_is_told_as_json_at_least_once_on_a_topic_of_its_kind(broker
         Segment(0, 0.0, 2.0, 1.0, "cut"),
         Caption(0, 0.0, 2.0, "a dog — runs"),
         Note(0.5, 1.0, "sit!"),
-        Warning("lost"),
+        Notice("lost"),
         Stats(4, 1, 1, 0.1, 0.2, captured=5),
     ]
     with listener(broker.port, "home/hall/+") as came:
