@@ -73,7 +73,7 @@ class _AbandonedError(Exception):
     """Nobody waits for the answer any more."""
 
 
-class Room:
+class SessionHost:
     """A session that others may ask. All but ``run`` is for the event loop.
 
     Args:

@@ -14,10 +14,10 @@ from fastapi import FastAPI
 from streammem.engine.watch_options import WatchOptions
 from streammem.errors import StreammemError
 from streammem.server.addresses import LIVE, PORTS
-from streammem.server.looking import check_question, rows
+from streammem.server.queries import check_question, rows
 from streammem.server.refused import Refused
-from streammem.server.room import Room
-from streammem.server.rooms import Rooms
+from streammem.server.room import SessionHost
+from streammem.server.sessions import Sessions
 from streammem.server.uploads import check_video
 from streammem.types import Answer, Segment
 from streammem.ui import markup
@@ -29,15 +29,15 @@ MAX_ALERTS = 8
 Shown = tuple[str, str, str, Any]
 
 
-def add_page(app: FastAPI, rooms: Rooms) -> FastAPI:
+def add_page(app: FastAPI, sessions: Sessions) -> FastAPI:
     """Put the page at the root of a server's application."""
     return gr.mount_gradio_app(
         app,
-        _Page(rooms).blocks(),
+        _Page(sessions).blocks(),
         path="/",
         footer_links=[],
         run_history=False,
-        max_file_size=rooms.config.limits.upload_bytes,
+        max_file_size=sessions.config.limits.upload_bytes,
         head=markup.SCRIPT,
         css=markup.STYLE,
     )
@@ -46,8 +46,8 @@ def add_page(app: FastAPI, rooms: Rooms) -> FastAPI:
 class _Page:
     """One page; what a visitor looks at is held in the page itself, as ``session:ID``."""
 
-    def __init__(self, rooms: Rooms) -> None:
-        self._rooms = rooms
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
 
     # -- layout --
 
@@ -129,23 +129,23 @@ class _Page:
 
     # -- what is looked at --
 
-    async def _room(self, looked_at: str) -> Room:
+    async def _host(self, looked_at: str) -> SessionHost:
         kind, _, name = looked_at.partition(":")
         if kind == "memory":
-            return await self._rooms.memory(name)
+            return await self._sessions.memory(name)
         if not name:
             raise Refused(404, "choose a video first")
-        return self._rooms.session(name)
+        return self._sessions.host(name)
 
     def _memories(self) -> Any:
-        return gr.Dropdown(choices=self._rooms.memory_names(), value=None)
+        return gr.Dropdown(choices=self._sessions.memory_names(), value=None)
 
     async def _open_file(self, path: str | None, alerts: str) -> tuple[str, str]:
         if path is None:
             return "", ""
         try:
             check_video(Path(path))
-            name = await self._rooms.open_trusted(path, _options(alerts), name="video")
+            name = await self._sessions.open_trusted(path, _options(alerts), name="video")
         except (Refused, StreammemError) as error:
             return "", markup.failure(str(error))
         return f"session:{name}", ""
@@ -155,18 +155,18 @@ class _Page:
         scheme = url.partition("://")[0]
         try:
             if (
-                self._rooms.config.token is None and scheme in PORTS
+                self._sessions.config.token is None and scheme in PORTS
             ):  # whoever looks is the operator
-                name = await self._rooms.open_trusted(url, _options(alerts))
+                name = await self._sessions.open_trusted(url, _options(alerts))
             else:
-                name = await self._rooms.open(url, _options(alerts))
+                name = await self._sessions.open(url, _options(alerts))
         except (Refused, StreammemError) as error:
             return "", markup.failure(str(error)), ""
         return f"session:{name}", "", "" if scheme in LIVE else markup.player(url)
 
     async def _open_memory(self, name: str | None) -> tuple[str, str]:
         try:
-            await self._rooms.memory(name or "")
+            await self._sessions.memory(name or "")
         except (Refused, StreammemError) as error:
             return "", markup.failure(str(error))
         return f"memory:{name}", ""
@@ -178,14 +178,14 @@ class _Page:
             return gr.skip(), gr.skip()
         try:
             name = looked_at.partition(":")[2]
-            if not looked_at or (await self._room(looked_at)).plan.inbox is None:
-                name = await self._rooms.open(None, _options(alerts))
-            room = self._rooms.session(name)
+            if not looked_at or (await self._host(looked_at)).plan.inbox is None:
+                name = await self._sessions.open(None, _options(alerts))
+            host = self._sessions.host(name)
             if (
-                room.plan.inbox
-                and room.plan.inbox.waiting < self._rooms.config.limits.frames_waiting
+                host.plan.inbox
+                and host.plan.inbox.waiting < self._sessions.config.limits.frames_waiting
             ):
-                room.plan.inbox.push(np.ascontiguousarray(picture[:, :, :3]), None)
+                host.plan.inbox.push(np.ascontiguousarray(picture[:, :, :3]), None)
         except (Refused, StreammemError) as error:
             return "", markup.failure(str(error))
         return f"session:{name}", ""
@@ -196,33 +196,33 @@ class _Page:
         if not looked_at:
             return gr.skip()
         try:
-            room = await self._room(looked_at)
+            host = await self._host(looked_at)
         except (Refused, StreammemError) as error:
             return gr.skip(), gr.skip(), markup.failure(str(error)), gr.skip()
-        room.touch()
-        now = (f"{looked_at} {room.state}", room.events.count)
+        host.touch()
+        now = (f"{looked_at} {host.state}", host.events.count)
         if tuple(seen) == now:
             return gr.skip()
-        events = room.events.kept()
+        events = host.events.kept()
         if looked_at.startswith("memory:"):
-            events = tuple(await room.do(lambda session: rows(session, None)))
+            events = tuple(await host.do(lambda session: rows(session, None)))
         scenes = sum(isinstance(event, Segment) for event in events)
-        told = f"<p>{room.state}: {scenes} scenes in memory</p>"
-        strip = markup.timeline(events, tuple(room.depths), room.path)
+        told = f"<p>{host.state}: {scenes} scenes in memory</p>"
+        strip = markup.timeline(events, tuple(host.depths), host.path)
         return markup.captions(events), strip, told, now
 
     async def _ask(self, question: str, looked_at: str) -> AsyncIterator[tuple[str, Any]]:
         text = ""
         try:
-            check_question(question, self._rooms.config.limits.question_chars)
+            check_question(question, self._sessions.config.limits.question_chars)
             if not question.strip():
                 raise Refused(422, "the question is empty")
-            room = await self._room(looked_at)
+            host = await self._host(looked_at)
             yield "…", ""
-            async for said in room.ask(question):
+            async for said in host.ask(question):
                 if isinstance(said, Answer):
                     whole = "\n".join([said.text, *([said.remark] if said.remark else [])])
-                    yield whole, markup.evidence(said, room.path)
+                    yield whole, markup.evidence(said, host.path)
                 else:
                     text += said
                     yield text, gr.skip()
@@ -231,25 +231,25 @@ class _Page:
 
     async def _find(self, query: str, looked_at: str) -> str:
         try:
-            check_question(query, self._rooms.config.limits.question_chars)
+            check_question(query, self._sessions.config.limits.question_chars)
             if not query.strip():
                 raise Refused(422, "the description is empty")
-            room = await self._room(looked_at)
-            found = await room.do(lambda session: session.find(query, 12))
+            host = await self._host(looked_at)
+            found = await host.do(lambda session: session.find(query, 12))
         except (Refused, StreammemError) as error:
             return markup.failure(str(error))
-        return markup.moments(found, room.path, "Best first")
+        return markup.moments(found, host.path, "Best first")
 
     async def _summary(self, looked_at: str) -> str:
         try:
-            room = await self._room(looked_at)
-            return markup.chapters(await room.do(lambda session: session.chapters()))
+            host = await self._host(looked_at)
+            return markup.chapters(await host.do(lambda session: session.chapters()))
         except (Refused, StreammemError) as error:
             return markup.failure(str(error))
 
     async def _links(self, looked_at: str) -> str:
         try:
-            return markup.downloads((await self._room(looked_at)).path)
+            return markup.downloads((await self._host(looked_at)).path)
         except (Refused, StreammemError) as error:
             return markup.failure(str(error))
 

@@ -216,6 +216,6 @@ async def test_what_is_fetched_must_be_a_video_and_a_playlist_is_none(serving, v
                 wanted = {"source": f"http://127.0.0.1:{port}/a.mp4"}
                 opened = await client.post("/v1/sessions", json=wanted)
                 assert opened.status_code == status, opened.text
-        assert len(client.rooms.sessions()) == 1  # nothing of the refused one is left
+        assert len(client.sessions.hosts()) == 1  # nothing of the refused one is left
         await client.get(f"{opened.json()['url']}/events")
-        assert client.rooms.uploads.used_bytes == 0  # nor of the other, once it was watched
+        assert client.sessions.uploads.used_bytes == 0  # nor of the other, once it was watched

@@ -14,7 +14,7 @@ from streammem.server.guard import Rates
 from streammem.server.inbox import Inbox
 from streammem.server.limits import Limits
 from streammem.server.refused import Refused
-from streammem.server.rooms import _pass_on, _Source
+from streammem.server.sessions import _forward_events, _WatchedSource
 from streammem.server.shared import SharedModel
 from streammem.server.uploads import Uploads
 from streammem.server.wire import event_json
@@ -103,22 +103,22 @@ async def test_a_session_that_is_refused_lets_go_of_its_upload(serving, video, m
         sent = (await client.post("/v1/uploads", content=Path(video).read_bytes())).json()
         wanted = {"source": sent["source"], "memory": "../x"}
         assert (await client.post("/v1/sessions", json=wanted)).status_code == 422
-        assert client.rooms.uploads.get(sent["id"]).users == 0
+        assert client.sessions.uploads.get(sent["id"]).users == 0
 
 
 async def test_a_place_that_was_taken_meanwhile_is_not_given_twice(serving, monkeypatch):
     async with serving(limits=Limits(sessions=1)) as client:
-        rooms, named = client.rooms, client.rooms._named
+        sessions, named = client.sessions, client.sessions._named
         released = []
 
         async def slow(source, options):
-            await rooms.open(None, options)
-            return _Source("x", lambda _: None, release=lambda: released.append(True))
+            await sessions.open(None, options)
+            return _WatchedSource("x", lambda _: None, release=lambda: released.append(True))
 
-        monkeypatch.setattr(rooms, "_named", slow)
+        monkeypatch.setattr(sessions, "_named", slow)
         with pytest.raises(Refused, match="close one"):
-            await rooms.open("http://films.example/a.mp4", WatchOptions())
-        assert released and len(rooms.sessions()) == 1 and named
+            await sessions.open("http://films.example/a.mp4", WatchOptions())
+        assert released and len(sessions.hosts()) == 1 and named
 
 
 async def test_more_memories_than_are_open_at_a_time_are_all_asked(serving, watched, memories):
@@ -128,7 +128,7 @@ async def test_more_memories_than_are_open_at_a_time_are_all_asked(serving, watc
             asked = {"question": "What?"}
             said = await client.post(f"/v1/memories/{name}/questions", json=asked)
             assert said.status_code == 200
-            assert list(client.rooms._memories) == [name]
+            assert list(client.sessions._memories) == [name]
 
 
 class Broken:
@@ -146,8 +146,8 @@ class Broken:
 
 async def test_a_source_that_breaks_off_is_told_and_what_was_seen_stays(serving):
     async with serving() as client:
-        name = await client.rooms._start(
-            _Source("broken", lambda _: Broken()), WatchOptions(), None
+        name = await client.sessions._start(
+            _WatchedSource("broken", lambda _: Broken()), WatchOptions(), None
         )
         told = (await client.get(f"/v1/sessions/{name}/events")).text
         kept = (await client.get(f"/v1/sessions/{name}/segments")).json()["events"]
@@ -161,7 +161,9 @@ async def test_a_session_that_fails_while_it_runs_says_so_without_its_insides(se
             raise LookupError("/secret/path")
 
     async with serving() as client:
-        start = client.rooms._start(_Source("faulty", lambda _: Faulty()), WatchOptions(), None)
+        start = client.sessions._start(
+            _WatchedSource("faulty", lambda _: Faulty()), WatchOptions(), None
+        )
         path = f"/v1/sessions/{await start}"
         told = (await client.get(f"{path}/events")).text
         assert "internal error: LookupError" in told and "secret" not in told
@@ -259,10 +261,10 @@ async def test_what_a_live_source_tells_has_its_wall_clock_for_clients_and_outle
             pass
 
     async with serving() as client:
-        source = _Source("camera", lambda _: Clocked())
-        name = await client.rooms._start(source, WatchOptions(stats_s=None), None)
-        opened = client.rooms._sessions[name]
-        await _pass_on(opened.room, Outlet())
+        source = _WatchedSource("camera", lambda _: Clocked())
+        name = await client.sessions._start(source, WatchOptions(stats_s=None), None)
+        opened = client.sessions._sessions[name]
+        await _forward_events(opened.host, Outlet())
         told = sse((await client.get(f"/v1/sessions/{name}/events")).text)
     told = [content for _, _, content in told]
     assert {event["type"] for event in told} == {"segment", "caption"} and told == passed
