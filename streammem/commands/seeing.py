@@ -54,7 +54,7 @@ def _caption(session: "Session", arguments: argparse.Namespace) -> int:
     with output(arguments.format, arguments.output) as results, closing(live):
         # Text on stdout appears word by word; other forms are written a whole event at a time.
         streams = bool(arguments.output) or arguments.format == "text"
-        options = watch_options(arguments, on_text=live.say if streams else None)
+        options = watch_options(arguments, on_text=live.write_piece if streams else None)
         broken = False
         for event in watch(session, arguments, options):
             broken |= isinstance(event, Warning)

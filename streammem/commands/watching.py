@@ -127,7 +127,7 @@ def chat(arguments: argparse.Namespace) -> int:
         options = replace(
             _live_options(arguments, lambda: signalled.terminated or questions.left),
             question=questions.take,
-            on_answer=results.say,
+            on_answer=results.write_piece,
         )
         note("type a question and press Enter; Ctrl-C or Ctrl-D to leave")
         broken = False
@@ -139,7 +139,7 @@ def chat(arguments: argparse.Namespace) -> int:
                 results.write(event)
         if not (options.stop and options.stop()):
             while question := questions.wait():  # the source has ended, the memory has not
-                results.put(_evidence(session.ask(question, results.say)))
+                results.put(_evidence(session.ask(question, results.write_piece)))
     return exit_code(arguments, broken and _is_file(arguments.source))
 
 

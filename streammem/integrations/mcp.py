@@ -1,6 +1,9 @@
 """Tools for agents (Model Context Protocol): the sessions and memories of ``server`` by name.
 
-An agent can look, ask and find; it writes nothing but clips, where it asks for a file.
+    server = make_server(Sessions(model, SessionConfig(), ServerConfig()), ["film.mp4"])
+    await server.run_stdio_async()
+
+The tools read; they write only clips, if an agent asks for a file.
 """
 
 import base64
@@ -26,17 +29,17 @@ from streammem.types import Segment, clock
 
 MAX_PICTURES = 8
 MAX_INLINE_BYTES = 8 << 20
-CLIPS, MAX_CLIPS = "clips", 100  # files below the memories' folder; the oldest go
+CLIPS, MAX_CLIPS = "clips", 100  # files below the memories' folder; the oldest are removed
 ABOUT = (
-    "Video that was watched, or is being watched now. `list` says what there is; `ask` answers a "
-    "question from it, `find` finds moments, `clip` shows a span in pictures. Times are seconds "
+    "Video that was watched, or is being watched now. `list` lists it; `ask` answers a "
+    "question about it, `find` finds moments, `clip` shows a span in pictures. Times are seconds "
     "from the start of each video."
 )
 Name = Annotated[str, Field(description="session:ID or memory:NAME, as `list` gives them")]
 Seconds = Annotated[float, Field(ge=0, le=1e8, description="seconds")]
 Video = Annotated[
     Literal["no", "inline", "file"],
-    Field(description="the video too: inline as MP4, or as a file whose path is told"),
+    Field(description="the video too: inline as MP4, or as a file whose path is returned"),
 ]
 
 
@@ -45,7 +48,7 @@ def make_server(sessions: Sessions, sources: Sequence[str] = ()) -> MCPServer:
 
     Args:
         sessions: of the server; closed when it ends.
-        sources: that are watched from the start.
+        sources: of the operator, watched from the start.
     """
 
     @asynccontextmanager
@@ -86,7 +89,7 @@ def _add_tools(server: MCPServer, sessions: Sessions) -> None:
 
     @server.tool()
     async def ask(name: Name, question: str) -> str:
-        """Answer a question from what was seen, with the times that the answer rests on."""
+        """Answer a question from what was seen, with the times of its evidence."""
         with _refusals():
             check_question(question, longest)
             answer = await (await _host_of(sessions, name)).answer(question)
@@ -96,7 +99,7 @@ def _add_tools(server: MCPServer, sessions: Sessions) -> None:
     async def find(
         name: Name, query: str, count: Annotated[int, Field(ge=1, le=50)] = 5
     ) -> list[dict[str, Any]]:
-        """Find the moments that a description fits best, best first."""
+        """Find the moments that fit a description best, best first."""
         with _refusals():
             check_question(query, longest)
             host = await _host_of(sessions, name)
@@ -117,7 +120,7 @@ def _add_tools(server: MCPServer, sessions: Sessions) -> None:
 
 
 async def _shown(host: SessionHost, span: tuple[float, float]) -> list[Any]:
-    """Return what is kept of a span: its lines, and pictures with their times."""
+    """Return a span's events as text, and keyframes with their times."""
     kept = await host.do(lambda session: rows(session, span))
     scenes = [event for event in kept if isinstance(event, Segment)]
     step = -(-len(scenes) // MAX_PICTURES) or 1
@@ -132,7 +135,7 @@ async def _shown(host: SessionHost, span: tuple[float, float]) -> list[Any]:
 async def _video(
     sessions: Sessions, name: str, host: SessionHost, span: tuple[float, float], form: str
 ) -> Any:
-    """Return a span's video, or the line that tells where it lies or why there is none."""
+    """Return a span's video, the path of its file, or a line that explains why there is none."""
     folder = sessions.config.memories
     if host.plan.file is None:
         return "no video is at hand here: these are all the pictures that are kept"
@@ -155,7 +158,7 @@ async def _video(
 
 
 def _keep(clip: Path, folder: Path, title: str) -> Path:
-    """Move a clip into a folder, of which the newest stay."""
+    """Move a clip into a folder and remove all but the newest ``MAX_CLIPS`` there."""
     folder.mkdir(exist_ok=True)
     kept = Path(shutil.move(clip, folder / title))
     for old in sorted(folder.glob("*.mp4"), key=lambda path: path.stat().st_mtime)[:-MAX_CLIPS]:
@@ -165,7 +168,7 @@ def _keep(clip: Path, folder: Path, title: str) -> Path:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Tell an agent in one line why it was refused."""
+    """Turn a refusal or an error of ours into one line for the agent."""
     try:
         yield
     except (Refused, StreammemError) as error:

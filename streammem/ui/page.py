@@ -1,6 +1,7 @@
-"""The page's wiring: what is typed and clicked goes to the rooms of ``server``.
+"""The page: connects its controls with the sessions of ``server``; ``markup`` makes the HTML.
 
-What they tell is shown; what it looks like stands in ``markup``.
+app = add_page(make_app(sessions), sessions)
+uvicorn.run(app)
 """
 
 from collections.abc import AsyncIterator
@@ -22,8 +23,8 @@ from streammem.server.uploads import check_video
 from streammem.types import Answer, Segment
 from streammem.ui import markup
 
-EVERY_S = 1.0
-KEPT_S = 3600  # uploads of the page that nobody needs are removed then
+REFRESH_S = 1.0
+KEPT_S = 3600  # idle uploads of the page are removed after this time
 FPS = 2.0
 MAX_ALERTS = 8
 Shown = tuple[str, str, str, Any]
@@ -44,7 +45,10 @@ def add_page(app: FastAPI, sessions: Sessions) -> FastAPI:
 
 
 class _Page:
-    """One page; what a visitor looks at is held in the page itself, as ``session:ID``."""
+    """The page's layout and handlers; the browser holds what its visitor has chosen.
+
+    ``chosen`` is ``session:ID``, ``memory:NAME`` or empty.
+    """
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
@@ -55,21 +59,21 @@ class _Page:
         with gr.Blocks(
             title="streammem", analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S)
         ) as page:
-            looked_at, seen = gr.State(""), gr.State(("", -1))
+            chosen, seen = gr.State(""), gr.State(("", -1))
             gr.Markdown("## streammem")
             with gr.Row():
                 with gr.Column(scale=3, min_width=320):
-                    said = gr.HTML(elem_id="failure")
-                    choosing = self._sources(looked_at, said)
+                    failure = gr.HTML(elem_id="failure")
+                    choosing = self._sources(chosen, failure)
                 with gr.Column(scale=2, min_width=320):
                     state = gr.HTML(elem_id="state")
                     lines = gr.HTML(markup.captions(()), elem_id="captions")
             strip = gr.HTML(elem_id="timeline")
-            self._questions(looked_at)
+            self._questions(chosen)
             shown = [lines, strip, state, seen]
-            gr.Timer(EVERY_S).tick(
+            gr.Timer(REFRESH_S).tick(
                 self._tick,
-                [looked_at, seen],
+                [chosen, seen],
                 shown,
                 show_progress="hidden",
                 api_visibility="private",
@@ -77,7 +81,7 @@ class _Page:
             page.load(self._memories, None, choosing, show_progress="hidden")
         return page
 
-    def _sources(self, looked_at: gr.State, said: gr.HTML) -> gr.Dropdown:
+    def _sources(self, chosen: gr.State, failure: gr.HTML) -> gr.Dropdown:
         alerts = gr.Textbox(
             label="Tell me when it shows (one a line)", lines=1, max_lines=4, elem_id="alerts"
         )
@@ -92,19 +96,19 @@ class _Page:
             remote = gr.HTML(elem_id="remote")
         with gr.Tab("Memory"):
             memory = gr.Dropdown(label="Kept earlier", elem_id="memory")
-        out: list[Any] = [looked_at, said]
+        out: list[Any] = [chosen, failure]
         video.upload(self._open_file, [video, alerts], out, api_visibility="private")
         for start in (watch.click, url.submit):
             start(self._open_url, [url, alerts], [*out, remote], api_visibility="private")
         memory.input(self._open_memory, memory, out, api_visibility="private")
         again.click(lambda: ("", ""), None, out, api_visibility="private")
         camera.stream(
-            self._push, [camera, looked_at, alerts], out, stream_every=1 / FPS,
+            self._push, [camera, chosen, alerts], out, stream_every=1 / FPS,
             show_progress="hidden", api_visibility="private",
         )  # fmt: skip
         return memory
 
-    def _questions(self, looked_at: gr.State) -> None:
+    def _questions(self, chosen: gr.State) -> None:
         with gr.Tab("Ask"):
             question = gr.Textbox(label="Question", elem_id="question")
             ask = gr.Button("Ask", variant="primary", elem_id="ask")
@@ -121,16 +125,16 @@ class _Page:
             offer = gr.Button("Prepare", elem_id="prepare")
             links = gr.HTML(elem_id="links")
         for start in (ask.click, question.submit):
-            start(self._ask, [question, looked_at], [answer, evidence], api_visibility="private")
+            start(self._ask, [question, chosen], [answer, evidence], api_visibility="private")
         for start in (find.click, query.submit):
-            start(self._find, [query, looked_at], found, api_visibility="private")
-        summary.click(self._summary, looked_at, chapters, api_visibility="private")
-        offer.click(self._links, looked_at, links, api_visibility="private")
+            start(self._find, [query, chosen], found, api_visibility="private")
+        summary.click(self._summary, chosen, chapters, api_visibility="private")
+        offer.click(self._links, chosen, links, api_visibility="private")
 
-    # -- what is looked at --
+    # -- opening sources --
 
-    async def _host(self, looked_at: str) -> SessionHost:
-        kind, _, name = looked_at.partition(":")
+    async def _host(self, chosen: str) -> SessionHost:
+        kind, _, name = chosen.partition(":")
         if kind == "memory":
             return await self._sessions.memory(name)
         if not name:
@@ -154,9 +158,8 @@ class _Page:
         url = url.strip()
         scheme = url.partition("://")[0]
         try:
-            if (
-                self._sessions.config.token is None and scheme in PORTS
-            ):  # whoever looks is the operator
+            # Without a token only this computer is admitted, so the visitor is the operator.
+            if self._sessions.config.token is None and scheme in PORTS:
                 name = await self._sessions.open_trusted(url, _options(alerts))
             else:
                 name = await self._sessions.open(url, _options(alerts))
@@ -171,14 +174,12 @@ class _Page:
             return "", markup.failure(str(error))
         return f"memory:{name}", ""
 
-    async def _push(
-        self, picture: np.ndarray | None, looked_at: str, alerts: str
-    ) -> tuple[Any, Any]:
+    async def _push(self, picture: np.ndarray | None, chosen: str, alerts: str) -> tuple[Any, Any]:
         if picture is None:
             return gr.skip(), gr.skip()
         try:
-            name = looked_at.partition(":")[2]
-            if not looked_at or (await self._host(looked_at)).plan.inbox is None:
+            name = chosen.partition(":")[2]
+            if not chosen or (await self._host(chosen)).plan.inbox is None:
                 name = await self._sessions.open(None, _options(alerts))
             host = self._sessions.host(name)
             if (
@@ -190,66 +191,66 @@ class _Page:
             return "", markup.failure(str(error))
         return f"session:{name}", ""
 
-    # -- what is shown --
+    # -- showing events and answers --
 
-    async def _tick(self, looked_at: str, seen: tuple[str, int]) -> Shown:
-        if not looked_at:
+    async def _tick(self, chosen: str, seen: tuple[str, int]) -> Shown:
+        if not chosen:
             return gr.skip()
         try:
-            host = await self._host(looked_at)
+            host = await self._host(chosen)
         except (Refused, StreammemError) as error:
             return gr.skip(), gr.skip(), markup.failure(str(error)), gr.skip()
         host.touch()
-        now = (f"{looked_at} {host.state}", host.events.count)
+        now = (f"{chosen} {host.state}", host.events.count)
         if tuple(seen) == now:
             return gr.skip()
         events = host.events.kept()
-        if looked_at.startswith("memory:"):
+        if chosen.startswith("memory:"):
             events = tuple(await host.do(lambda session: rows(session, None)))
         scenes = sum(isinstance(event, Segment) for event in events)
-        told = f"<p>{host.state}: {scenes} scenes in memory</p>"
+        state = f"<p>{host.state}: {scenes} scenes in memory</p>"
         strip = markup.timeline(events, tuple(host.depths), host.path)
-        return markup.captions(events), strip, told, now
+        return markup.captions(events), strip, state, now
 
-    async def _ask(self, question: str, looked_at: str) -> AsyncIterator[tuple[str, Any]]:
+    async def _ask(self, question: str, chosen: str) -> AsyncIterator[tuple[str, Any]]:
         text = ""
         try:
             check_question(question, self._sessions.config.limits.question_chars)
             if not question.strip():
                 raise Refused(422, "the question is empty")
-            host = await self._host(looked_at)
+            host = await self._host(chosen)
             yield "…", ""
-            async for said in host.ask(question):
-                if isinstance(said, Answer):
-                    whole = "\n".join([said.text, *([said.remark] if said.remark else [])])
-                    yield whole, markup.evidence(said, host.path)
+            async for piece in host.ask(question):
+                if isinstance(piece, Answer):
+                    whole = "\n".join([piece.text, *([piece.remark] if piece.remark else [])])
+                    yield whole, markup.evidence(piece, host.path)
                 else:
-                    text += said
+                    text += piece
                     yield text, gr.skip()
         except (Refused, StreammemError) as error:
             yield "", markup.failure(str(error))
 
-    async def _find(self, query: str, looked_at: str) -> str:
+    async def _find(self, query: str, chosen: str) -> str:
         try:
             check_question(query, self._sessions.config.limits.question_chars)
             if not query.strip():
                 raise Refused(422, "the description is empty")
-            host = await self._host(looked_at)
+            host = await self._host(chosen)
             found = await host.do(lambda session: session.find(query, 12))
         except (Refused, StreammemError) as error:
             return markup.failure(str(error))
         return markup.moments(found, host.path, "Best first")
 
-    async def _summary(self, looked_at: str) -> str:
+    async def _summary(self, chosen: str) -> str:
         try:
-            host = await self._host(looked_at)
+            host = await self._host(chosen)
             return markup.chapters(await host.do(lambda session: session.chapters()))
         except (Refused, StreammemError) as error:
             return markup.failure(str(error))
 
-    async def _links(self, looked_at: str) -> str:
+    async def _links(self, chosen: str) -> str:
         try:
-            return markup.downloads((await self._host(looked_at)).path)
+            return markup.downloads((await self._host(chosen)).path)
         except (Refused, StreammemError) as error:
             return markup.failure(str(error))
 

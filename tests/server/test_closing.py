@@ -13,7 +13,7 @@ from streammem.server.limits import Limits
 from streammem.server.refused import Refused
 from streammem.server.sessions import _WatchedSource
 from streammem.server.wire import follow_events
-from tests.server.test_rooms import Broken
+from tests.server.test_sessions import Broken
 
 pytestmark = pytest.mark.anyio
 PATIENCE_S = 120

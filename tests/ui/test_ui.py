@@ -54,7 +54,7 @@ def test_the_page_holds_no_more_than_it_shows():
     events = [Caption(i, float(i), i + 1.0, f"scene {i}") for i in range(1000)]
     assert markup.captions(events).count("<button") == markup.MAX_LINES
     events = [Segment(i, float(i), i + 1.0, None, "cut") for i in range(1000)]
-    assert markup.timeline(events, (), "/v1/x").count("<button") == markup.MAX_SCENES
+    assert markup.timeline(events, (), "/v1/x").count("<button") == markup.MAX_KEYFRAMES
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from streammem.integrations.mqtt import link as link_module
 from streammem.integrations.mqtt.broker import Broker, Camera
-from streammem.integrations.mqtt.link import WINDOW, Link, Message, Outbox
+from streammem.integrations.mqtt.link import MAX_IN_FLIGHT, Link, Message, Outbox
 from streammem.integrations.mqtt.publisher import Publisher
 from streammem.types import Alert, Caption, Note, Segment, Stats, Warning
 
@@ -59,16 +59,20 @@ def test_a_connection_makes_the_next_wait_short_again(link, monkeypatch):
     assert link._retry_at == clock[0] + link_module.RETRY_S
 
 
-def test_no_more_is_under_way_than_the_window_until_the_broker_confirms(link, monkeypatch):
+def test_no_more_is_in_flight_than_the_window_until_the_broker_confirms(link, monkeypatch):
     sent = []
     monkeypatch.setattr(link._client, "publish", lambda *_: sent.append(1) or Confirmed(len(sent)))
-    for number in range(2 * WINDOW):
+    for number in range(2 * MAX_IN_FLIGHT):
         link._outbox.put(Message("home/hall/caption", str(number)))
     link._pump()
-    assert (len(sent), len(link._outbox), link.undelivered) == (WINDOW, WINDOW, 2 * WINDOW)
+    assert (len(sent), len(link._outbox), link.undelivered) == (
+        MAX_IN_FLIGHT,
+        MAX_IN_FLIGHT,
+        2 * MAX_IN_FLIGHT,
+    )
     link._on_publish(link._client, None, 1, ACCEPTED, None)
     link._pump()
-    assert (len(sent), link.undelivered) == (WINDOW + 1, 2 * WINDOW - 1)
+    assert (len(sent), link.undelivered) == (MAX_IN_FLIGHT + 1, 2 * MAX_IN_FLIGHT - 1)
 
 
 @pytest.mark.parametrize(

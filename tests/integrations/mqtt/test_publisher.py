@@ -54,7 +54,7 @@ def nothing(line):
 
 
 def greeted(link):
-    return link.step(0.01) and link.connected and not (link._greeting or link._under_way)
+    return link.step(0.01) and link.connected and not (link._greeting or link._in_flight)
 
 
 def free_port():
@@ -161,7 +161,7 @@ def test_alerts_of_an_outage_arrive_up_to_the_bound_and_the_rest_is_counted(kind
     assert ["is lost" in told[0], "is back, 4 events were lost" in told[-1]] == [True, True]
 
 
-def test_what_was_under_way_when_the_broker_died_is_sent_again(tmp_path):
+def test_what_was_in_flight_when_the_broker_died_is_sent_again(tmp_path):
     running, outbox = RunningBroker(default_kind(), tmp_path), Outbox()
     running.start()
     link = Link(address(running), WILL, [], outbox, lambda line: None, retry_s=0.01)
