@@ -26,7 +26,7 @@ from streammem.evaluation.datasets import Photo, read_photos, read_picture
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.threads import limit_threads
 from streammem.models.tiny.model import Passage
-from streammem.training.trials import Quiz, Trial, Way
+from streammem.training.questions import Trial, TrialMaker, TrialVariant
 
 SCENE_S = 10.0
 EVERY_S = 60.0
@@ -60,7 +60,7 @@ class Photos:
         ]
 
 
-def replies_to(model: Any, photos: Photos, asked: Sequence[tuple[str, Way]]) -> list[str]:
+def replies_to(model: Any, photos: Photos, asked: Sequence[tuple[str, TrialVariant]]) -> list[str]:
     photos.look({picture for _, way in asked for picture in way.pictures})
     prompts = [model.answer_prompt(photos.passages(way.pictures), q) for q, way in asked]
     order = np.argsort([len(way.pictures) for _, way in asked], kind="stable")  # alike in length
@@ -111,18 +111,18 @@ def measure(
     model: Any, photos: Sequence[Photo], count: int, *, described: bool, log: Path | None
 ) -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    quiz = Quiz([photo.captions for photo in photos])
-    trials = [quiz.draw(rng) for _ in range(count)]
+    maker = TrialMaker([photo.captions for photo in photos])
+    trials = [maker.draw(rng) for _ in range(count)]
     shown = Photos(model, photos, described=described)
     replies = {
-        name: replies_to(model, shown, [(t.question, t.ways[name]) for t in trials])
+        name: replies_to(model, shown, [(t.question, t.variants[name]) for t in trials])
         for name in ("true", "swapped", "missing")
     }
     if log:
         with open(log, "w") as lines:
             for i, trial in enumerate(trials):
                 said = {
-                    name: [trial.ways[name].answer, texts[i]] for name, texts in replies.items()
+                    name: [trial.variants[name].answer, texts[i]] for name, texts in replies.items()
                 }
                 print(json.dumps({"question": trial.question, **said}), file=lines)
     by_kind: dict[str, list[int]] = defaultdict(list)

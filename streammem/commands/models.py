@@ -155,10 +155,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def train(arguments: argparse.Namespace) -> int:
     """Train, and print the last figures as one JSON object."""
-    from streammem.training.run import run
+    from streammem.training.run import run_recipe
 
     quiet_libraries()
-    figures = run(arguments.recipe, arguments.output, init=arguments.init, device=arguments.device)
+    figures = run_recipe(
+        arguments.recipe, arguments.output, init=arguments.init, device=arguments.device
+    )
     if figures:  # the first process has them
         write_line(json.dumps(figures))
     return 0
