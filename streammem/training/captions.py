@@ -89,8 +89,8 @@ def pack(
     shape = len(groups), head + max(sum(lengths[i] for i in group) for group in groups)
     ids, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORE)
     positions, visual = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
-    # The picture of each column: from 1, 0 for the prefix, -1 for padding; and its branch: from 1, 0
-    # for what all branches of the picture share.
+    # Of each column: its picture, from 1, with 0 for the prefix and -1 for padding; and its branch,
+    # from 1, with 0 for what all branches of the picture share.
     owner, branch = torch.full(shape, -1), torch.zeros(shape, dtype=torch.long)
     ids[:, :head], positions[:, :head], owner[:, :head] = (
         torch.tensor(prefix),

@@ -284,7 +284,7 @@ class TrialMaker:
         return tuple(found)
 
     def _answers(self, kind: str, picture: int, text: str) -> Iterator[tuple[str, str]]:
-        """Yield (question, answer) of a picture's captions; note the words of each question's thing."""
+        """Yield (question, answer) of a picture's captions; note the words of each thing asked."""
         words = self._words[picture]
         if kind == "presence":
             for thing, names in WHOLE_WORDS.items():

@@ -145,7 +145,7 @@ class WordStage:
 
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
-        """Share of the five best words that are in the picture's captions, and the prior's share."""
+        """Return the share of the five best words that captions have, and the same of the prior."""
         hits = prior_hits = 0.0
         top = min(TOP, len(self.space.words))
         prior_best = self.space.prior.topk(top).indices
