@@ -121,8 +121,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Print the figures of a suite as one JSON object, the last line."""
     from streammem.captioning.captioner import candidates_of
     from streammem.engine.session_config import SessionConfig
-    from streammem.evaluation.datasets import Options
-    from streammem.evaluation.suites import SUITES, run
+    from streammem.evaluation.suites import SUITES
     from streammem.models.checkpoint import load
     from streammem.models.threads import limit_threads
 
@@ -130,7 +129,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{arguments.suite}: no such suite; known: {', '.join(SUITES)}")
     for path in (arguments.predictions, arguments.json):
         check_output(path)
-    options = Options(
+    options = EvaluationOptions(
         split=arguments.split,
         limit=arguments.limit,
         controls=arguments.controls,
@@ -146,7 +145,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         count = candidates_of(model, SessionConfig(candidates=arguments.candidates))
         choice = model.choice and model.choice._replace(candidates=count)
         model = replace(model, choice=choice)  # type: ignore[type-var]
-    line = json.dumps(run(arguments.suite, arguments.folder, model, options))
+    line = json.dumps(run_suite(arguments.suite, arguments.folder, model, options))
     if arguments.json:
         arguments.json.write_text(line + "\n")
     write_line(line)

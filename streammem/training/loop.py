@@ -266,11 +266,7 @@ def _step(
     cosine = 0.5 * (1 + math.cos(math.pi * step / schedule.steps))
     for part in optimizer.param_groups:
         part["lr"] = schedule.lr * part["factor"] * warm * max(cosine, 0.02)
-    # Seeds of the step: torch's for dropout, numpy's for the batch. Torch uses 32 bits of a seed:
-    # modulo 2^32 the multiples of the last number lie far apart.
-    seed, rank = schedule.seed, group.rank
-    torch.manual_seed(seed * 1_000_003 + step + rank * 2_654_435_761)
-    loss = stage.loss(np.random.default_rng([seed, step, rank] if rank else [seed, step]))
+    loss = stage.loss(_step_generator(schedule.seed, step, group.rank))
     value = group.mean(loss.detach())  # the same in all, so all stop if not finite
     if not math.isfinite(value):
         raise StreammemError(f"{stage.name}: the loss is {value} at step {step}; try a lower lr")
@@ -282,3 +278,10 @@ def _step(
         nn.utils.clip_grad_norm_(part["params"], GRADIENT_NORM)
     optimizer.step()
     return value
+
+
+def _step_generator(seed: int, step: int, rank: int) -> np.random.Generator:
+    """Seed torch, for dropout, and return the generator with which a process draws its batch."""
+    # Torch uses 32 bits of a seed only: modulo 2^32 the multiples of the last number lie far apart.
+    torch.manual_seed(seed * 1_000_003 + step + rank * 2_654_435_761)
+    return np.random.default_rng([seed, step, rank] if rank else [seed, step])

@@ -6,7 +6,7 @@ from PIL import Image
 
 from streammem.errors import ConfigError, DatasetError
 from streammem.evaluation import datasets
-from streammem.evaluation.datasets import Options, batches, read_photos, read_picture
+from streammem.evaluation.datasets import EvaluationOptions, batches, read_photos, read_picture
 
 from .conftest import write_rows
 
@@ -123,7 +123,7 @@ def test_batches_cover_all_and_leave_no_photo_alone(number):
 
 def test_a_limit_below_one_is_refused():
     with pytest.raises(ConfigError, match="at least 1"):
-        Options(limit=0)
+        EvaluationOptions(limit=0)
 
 
 def test_rows_keep_other_keys_out(photo_folder):

@@ -63,8 +63,8 @@ def test_two_processes_learn_as_one_that_averages_their_gradients(kept):
 
     class Both(ToyStage):
         def loss(self, rng):
-            own = first.loss(loop._draws(SCHEDULE.seed, self.steps, 0))
-            total = own + second.loss(loop._draws(SCHEDULE.seed, self.steps, 1))
+            own = first.loss(loop._step_generator(SCHEDULE.seed, self.steps, 0))
+            total = own + second.loss(loop._step_generator(SCHEDULE.seed, self.steps, 1))
             self.steps += 1
             return total / 2
 
@@ -97,7 +97,7 @@ def test_each_step_is_logged_once(out):
 def test_each_process_draws_its_own_part_and_the_first_draws_as_one_alone():
     drawn = []
     for rank in (0, 1):
-        rng = loop._draws(3, 7, rank)
+        rng = loop._step_generator(3, 7, rank)
         drawn.append((rng.random(4), torch.rand(4)))
     assert not np.array_equal(drawn[0][0], drawn[1][0])
     assert not torch.equal(drawn[0][1], drawn[1][1])
