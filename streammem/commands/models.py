@@ -121,7 +121,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Print the figures of a suite as one JSON object, the last line."""
     from streammem.captioning.captioner import candidates_of
     from streammem.engine.session_config import SessionConfig
-    from streammem.evaluation.suites import SUITES
+    from streammem.evaluation.datasets import EvaluationOptions
+    from streammem.evaluation.suites import SUITES, run_suite
     from streammem.models.checkpoint import load
     from streammem.models.threads import limit_threads
 

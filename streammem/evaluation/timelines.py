@@ -84,7 +84,7 @@ class Timeline:
     questions: tuple[TimedQuestion, ...]
 
     def is_old(self, question: TimedQuestion) -> bool:
-        """Return whether it asks when something was that ended ``OLD_S`` before the stream's end."""
+        """Return whether it asks when something was that ended ``OLD_S`` before the end."""
         if question.operator != "when":
             return False
         return bool(self.edges[question.gold[-1] + 1] <= self.edges[-1] - OLD_S)

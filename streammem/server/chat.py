@@ -39,7 +39,7 @@ def chat_routes(sessions: Sessions, session: FindHost, memory: FindHost) -> APIR
             return await session(chat.session or name)
         if chat.memory or (kind == "memory" and name):
             return await memory(chat.memory or name)
-        text = "say what is asked: model session:ID or memory:NAME, or a field session or memory"
+        text = "name what to ask: model session:ID or memory:NAME, or a field session or memory"
         raise Refused(422, text)
 
     @router.post("/chat/completions", response_model=None)

@@ -31,7 +31,7 @@ class Counters:
         """Add to a counter; ``label`` as in ``status="2xx"``."""
         self._counts[name, label] += amount  # type: ignore[assignment]
 
-    def told(self, event: Event) -> None:
+    def count_event(self, event: Event) -> None:
         """Count an event of a source."""
         if kind := _KINDS.get(type(event)):
             self.add(f"{kind}_total")

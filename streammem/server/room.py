@@ -259,7 +259,7 @@ class SessionHost:
             self.plan.release()
 
     def _publish(self, event: Event, more: Mapping[str, object] = NOTHING) -> None:
-        self._counters.told(event)
+        self._counters.count_event(event)
         self.events.add(event, more)
 
     def _fail(self, error: Exception) -> None:
