@@ -60,8 +60,8 @@ def draw(model: Any, photos: list[Photo], count: int) -> list[Drawn]:
         batch = photos[begin : begin + AT_ONCE]
         seen = [model.perceive(read_picture(photo.path)) for photo in batch]
         tokens = [model.look([each.patches], [0.5]) for each in seen]
-        said = model.captions(tokens, candidates=count)
-        for photo, perceived, replies in zip(batch, seen, said, strict=True):
+        all_replies = model.captions(tokens, candidates=count)
+        for photo, perceived, replies in zip(batch, seen, all_replies, strict=True):
             drawn.append(_weighed(model, photo, perceived.key, replies, cider))
     return drawn
 

@@ -83,9 +83,11 @@ def _filled(
     for place, key in enumerate(scenes):
         needle = needles.get(place)
         seen = key if needle is None or pictures is None else pictures[needle]
-        told = none if needle is None or words is None else words[needle][None]
+        note_keys = none if needle is None or words is None else words[needle][None]
         no_tokens = np.zeros((0, 0))
-        cache.append(Entry(place, float(place), place + 1.0, 1, seen[None], none, told, no_tokens))
+        cache.append(
+            Entry(place, float(place), place + 1.0, 1, seen[None], none, note_keys, no_tokens)
+        )
     return cache
 
 

@@ -1,6 +1,6 @@
 """What joining scenes costs: the cache's epsilon and the clustering's least cosine.
 
-Frames of real clips tell how far one scene strays from itself, photos how near different ones
+Frames of real clips show how far one scene strays from itself, photos how near different ones
 come. Epsilon joins a segment to the row before it; ``min_cosine`` gives a segment a further key.
 """
 
