@@ -1,8 +1,8 @@
 """What a text key should count: recall of questions to photos by pictures, by text, and by both.
 
-Four human captions of each validation photo are its queries; the text key beside its picture is of
-the model's own caption, or of the fifth human one, like speech. The model's own captions are queries
-too, as of a user who has read one; only those that the model gave one photo.
+Four human captions of each validation photo are its queries. The text key beside its picture is of
+the model's own caption, or of the fifth human one, like speech. The model's own captions are
+queries too, as of a user who has read one; only those that the model gave to one photo.
 """
 
 import os

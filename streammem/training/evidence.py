@@ -210,15 +210,15 @@ def attach_evidence(
     of_sentence = SentenceEvidence(text_key.linear.in_features, key_dim, count).to(device)
     of_sentence.words = sentences
     shown = [(picture_key.own(part), of_picture.said(part)) for part in patches]
-    own, logits = (torch.cat(column).double() for column in zip(*shown, strict=True))
-    of_picture.center.copy_(logits.mean(0))
-    of_picture.scale.copy_(logits.std(0) + 1e-6)
+    own, evidence = (torch.cat(column).double() for column in zip(*shown, strict=True))
+    of_picture.center.copy_(evidence.mean(0))
+    of_picture.scale.copy_(evidence.std(0) + 1e-6)
     of_queries = [(text_key.own(part), sentences(part).sigmoid()) for part in embeddings]
     own_query, query_words = (
         torch.cat(column).double() for column in zip(*of_queries, strict=True)
     )
     absence = torch.ones(len(own_query), 1, dtype=torch.float64, device=device)
-    right = torch.cat([own, logits - logits.mean(0)], dim=1)
+    right = torch.cat([own, evidence - evidence.mean(0)], dim=1)
     left = torch.cat([own_query, WEIGHT * query_words, WEIGHT * absence], dim=1)
     space = common_space(left, right, key_dim - 2)
     # A picture's score for the mean sentence is one more dimension, the same for every sentence.

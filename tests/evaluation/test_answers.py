@@ -28,7 +28,7 @@ PATTERNS = [
 
 
 class Oracle(Rememberer):
-    """Sees what people say, and reads every phrasing."""
+    """Its keys are of the human captions, and it reads every phrasing."""
 
     def read_questions(self, questions):
         return [read(question) for question in questions]
@@ -122,7 +122,7 @@ def test_a_question_is_read_once_however_many_memories_it_is_put_to(
         ("exists", (2,), "", {7}, True),
     ],
 )
-def test_an_answer_is_right_only_if_it_says_what_is_true(operator, gold, text, cited, right):
+def test_an_answer_is_right_only_if_it_agrees_with_the_truth(operator, gold, text, cited, right):
     answer = Answer("?", text, True, "computed")
     assert is_right(TimedQuestion("?", operator, gold), answer, cited, EDGES) == right
     unseen = Answer("?", "not seen", False, "computed")
@@ -158,6 +158,6 @@ def test_each_question_stands_alone():
     ).read
 
 
-def test_too_few_photos_are_told(photo_folder):
+def test_too_few_photos_are_an_error(photo_folder):
     with pytest.raises(DatasetError, match="at least 20"):
         evaluate_answers(photo_folder, Oracle(), EvaluationOptions())

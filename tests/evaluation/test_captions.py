@@ -14,7 +14,7 @@ from .conftest import SENTENCES, write_rows
 
 
 class Oracle:
-    """Knows each photo by its grey and says the photo's first caption."""
+    """Recognises each photo by its grey and returns its first caption."""
 
     def __init__(self):
         self.calls = []
@@ -43,7 +43,7 @@ def test_a_model_that_sees_stands_above_every_control(photo_folder):
         assert control.scores.cider < report.own.scores.cider / 2
 
 
-def test_a_person_is_scored_as_a_model_that_says_their_caption_against_the_others(photo_folder):
+def test_a_human_is_scored_as_a_model_with_the_first_caption_against_the_others(photo_folder):
     human = evaluate_captions(photo_folder, Oracle(), EvaluationOptions(controls=True)).controls[
         "human"
     ]

@@ -30,7 +30,7 @@ def bag(text):
 
 
 class Oracle:
-    """Sees in each photo exactly what people say of it; says something else of it."""
+    """Its keys are of the human captions; its own captions differ."""
 
     chance = CHANCE
 
@@ -111,6 +111,6 @@ def test_photos_of_other_splits_crowd_only_streams_that_are_too_long_and_end_the
     assert short - long == {"captions, BM25", "captions, sentences"} and long < short
 
 
-def test_too_few_photos_are_told(photo_folder):
+def test_too_few_photos_are_an_error(photo_folder):
     with pytest.raises(DatasetError, match="at least 20"):
         evaluate_memory(photo_folder, Oracle(), EvaluationOptions())

@@ -108,7 +108,7 @@ def test_words_are_one_in_every_form(left, right):
 
 
 @pytest.mark.parametrize(("asked", "scenes"), [(10, 30), (43, 30), (42, 1)])
-def test_too_few_photos_are_told(asked, scenes):
+def test_too_few_photos_are_an_error(asked, scenes):
     with pytest.raises(DatasetError, match="streams"):
         compose(farm(2), scenes, 10, asked=asked, seed=0)
 

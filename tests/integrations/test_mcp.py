@@ -79,7 +79,7 @@ async def test_a_clip_is_given_inline_or_as_a_file_that_is_no_memory(tools, memo
         assert "memory:clips" not in text(await client.call_tool("list", {}))
 
 
-async def test_a_memory_has_pictures_and_says_that_it_has_no_video(tools):
+async def test_a_memory_has_pictures_and_reports_that_it_has_no_video(tools):
     async with mcp.Client(tools) as client:
         span = {"name": "memory:trips", "start": 0, "end": 9, "video": "inline"}
         shown = await client.call_tool("clip", span)

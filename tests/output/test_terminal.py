@@ -50,7 +50,7 @@ def test_a_line_ends_with_how_sure_it_is_on_terminals_only(text, reason, shown, 
     assert str(caption) == f"[00:02.0-00:04.0] {shown}"
 
 
-def test_the_end_of_a_line_that_the_next_one_has_followed_says_nothing():
+def test_the_end_of_a_line_that_the_next_one_has_followed_writes_nothing():
     out = io.StringIO()
     live = LiveText(out)
     for number, word in enumerate(("One", "Two")):
@@ -99,7 +99,7 @@ def test_a_file_is_kept_until_there_is_a_result(tmp_path):
     assert path.read_text().endswith("A dog.\n\n")
 
 
-def test_a_file_that_cannot_be_written_is_told(tmp_path):
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="cannot be written"), output("text", tmp_path):
         pass
 

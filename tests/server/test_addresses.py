@@ -80,7 +80,7 @@ def test_a_private_network_is_reached_only_where_the_operator_lists_it():
 
 
 @pytest.mark.parametrize("pattern", ["", "http://a", "a/b", "a b", "10.0.0.0/99"])
-def test_a_pattern_that_is_none_is_told_at_the_start(pattern):
+def test_an_invalid_pattern_is_an_error_at_the_start(pattern):
     with pytest.raises(ConfigError, match="allow-source"):
         Allowed.of([pattern])
 
@@ -184,7 +184,7 @@ def test_a_download_that_is_too_large_is_given_up(tmp_path, headers):
 
 
 @pytest.mark.parametrize("why", ["the session was closed", "it takes too long"])
-def test_a_download_that_nobody_waits_for_is_given_up(tmp_path, monkeypatch, why):
+def test_a_download_is_given_up_when_its_session_is_closed(tmp_path, monkeypatch, why):
     asked = []
     if why == "it takes too long":
         monkeypatch.setattr("streammem.server.addresses.DOWNLOAD_S", -1.0)
@@ -201,7 +201,7 @@ def test_a_download_that_nobody_waits_for_is_given_up(tmp_path, monkeypatch, why
     assert len(asked) == 1
 
 
-def test_what_cannot_be_reached_is_told_in_one_line(tmp_path):
+def test_an_unreachable_broker_is_reported_in_one_line(tmp_path):
     with pytest.raises(SourceError, match="cannot be fetched") as error:
         fetch(target_on(1), tmp_path / "a", 100)
     assert "127.0.0.1" not in str(error.value)

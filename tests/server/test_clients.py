@@ -54,7 +54,7 @@ async def test_the_openai_client_asks_a_memory(listening, memories):
         assert said.choices[0].message.content and said.method in ("model", "computed")
 
 
-async def test_a_websocket_tells_what_the_stream_tells(listening, watched):
+async def test_a_websocket_sends_what_the_stream_sends(listening, watched):
     websockets = pytest.importorskip("websockets", reason="needs streammem[serve]")
     async with (
         listening() as (url, _),
@@ -82,7 +82,7 @@ async def test_a_websocket_needs_the_token_too(listening, headers):
             pass
 
 
-async def test_a_slow_client_loses_only_its_own_events_and_is_told_how_many(listening):
+async def test_a_slow_client_loses_only_its_own_events_and_gets_their_count(listening):
     from streammem.types import Warning
 
     long = "x" * 20_000  # so that the socket's buffers are soon full
@@ -127,7 +127,7 @@ async def test_eight_clients_ask_at_once_and_none_loses_an_answer(listening, wat
     ]
 
 
-async def test_sixty_four_idle_clients_are_all_told(listening):
+async def test_sixty_four_idle_clients_all_get_the_event(listening):
     from streammem.types import Warning
 
     async with (

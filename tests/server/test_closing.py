@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 PATIENCE_S = 120
 
 
-async def test_own_sources_stay_open_however_long_nobody_asks(serving, video, monkeypatch):
+async def test_own_sources_are_never_closed_as_idle(serving, video, monkeypatch):
     monkeypatch.setattr("streammem.server.sessions.SWEEP_S", 0.001)
     async with serving(limits=Limits(idle_s=0.2)) as client:
         await client.sessions.open_own([video])
@@ -32,7 +32,7 @@ async def test_own_sources_stay_open_however_long_nobody_asks(serving, video, mo
         assert host.plan.source == Path(video).name
 
 
-async def test_whoever_waits_when_a_session_is_closed_is_told(serving, watched):
+async def test_clients_that_wait_when_a_session_is_closed_are_refused(serving, watched):
     async with serving() as client:
         path = await watched(client)
         host = client.sessions.host(path.rpartition("/")[2])
@@ -107,7 +107,7 @@ async def test_a_session_that_is_closed_while_another_is_swept_does_not_end_the_
         assert stopped and sessions.hosts() == {}
 
 
-async def test_a_place_among_the_questions_is_given_back_also_by_whoever_leaves(serving, watched):
+async def test_a_client_that_leaves_frees_its_place_among_the_questions(serving, watched):
     async with serving(limits=Limits(questions_waiting=1)) as client:
         path = await watched(client)
         host = client.sessions.host(path.rpartition("/")[2])
@@ -130,7 +130,7 @@ async def test_a_place_among_the_questions_is_given_back_also_by_whoever_leaves(
             assert await host.do(lambda session: "served") == "served"
 
 
-async def test_a_job_that_nobody_waits_for_any_more_is_not_done(serving, watched):
+async def test_a_job_whose_client_has_left_is_not_done(serving, watched):
     async with serving() as client:
         path = await watched(client)
         host, done = client.sessions.host(path.rpartition("/")[2]), []
@@ -154,7 +154,7 @@ async def test_a_job_that_nobody_waits_for_any_more_is_not_done(serving, watched
     assert done == ["stayed"]
 
 
-async def test_whoever_only_listens_is_interested_too(serving):
+async def test_a_client_that_only_listens_keeps_the_session_open(serving):
     async with serving() as client:
         host = client.sessions.host(await client.sessions.open(None, WatchOptions()))
         host.touched = 0.0
@@ -162,7 +162,7 @@ async def test_whoever_only_listens_is_interested_too(serving):
         assert host.touched > 0
 
 
-async def test_an_answer_ends_with_whoever_reads_it(serving, watched, monkeypatch):
+async def test_an_answer_ends_when_its_reader_leaves(serving, watched, monkeypatch):
     left, ended = threading.Event(), []
 
     def ask(session, question, on_text):

@@ -1,4 +1,4 @@
-"""What is refused: with a 4xx that says why in one line, and nothing else happens."""
+"""Refusals: a 4xx with the reason in one line, and no other effect."""
 
 import io
 import zipfile
@@ -338,7 +338,7 @@ async def test_clips_are_cut_one_at_a_time_within_the_quota_and_few_wait(
         refused(await client.get(f"{path}/clip", params=asked), 413)
 
 
-async def test_too_many_requests_are_refused_and_say_when_to_come_back(serving):
+async def test_too_many_requests_are_refused_with_the_time_to_retry(serving):
     async with serving(limits=Limits(burst=3, requests_per_s=1e-3)) as client:
         found = [await client.get("/healthz") for _ in range(4)]
     assert [response.status_code for response in found] == [200, 200, 200, 429]

@@ -1,4 +1,4 @@
-"""The HTTP contract: what is sent is watched, told, asked, found and closed."""
+"""The HTTP contract: sessions, events, questions, search, closing."""
 
 import io
 import json
@@ -34,7 +34,9 @@ def jpeg(pixels):
     return out.getvalue()
 
 
-async def test_an_uploaded_video_is_told_in_order_and_the_stream_ends_with_it(serving, watched):
+async def test_an_uploaded_video_gives_events_in_order_and_the_stream_ends_with_it(
+    serving, watched
+):
     async with serving() as client:
         path = await watched(client)
         events = sse((await client.get(f"{path}/events")).text)
@@ -68,7 +70,9 @@ async def test_a_question_is_answered_whole_and_piece_by_piece(serving, watched)
     assert "".join(content["text"] for _, _, content in texts).strip() == answer["text"]
 
 
-async def test_an_answer_that_breaks_off_is_said_to_in_the_stream(serving, watched, monkeypatch):
+async def test_an_answer_that_breaks_off_ends_the_stream_with_an_error(
+    serving, watched, monkeypatch
+):
     def ask(session, question, on_text):
         on_text("one")
         raise ZeroDivisionError("/home/me/secret")
@@ -205,7 +209,7 @@ async def test_a_memory_is_listed_asked_and_never_written(serving, memories):
     assert (memories / "trips" / "memory.sqlite").read_bytes() == before
 
 
-async def test_a_server_without_memories_lists_none_and_says_how_to_have_some(serving):
+async def test_a_server_without_memories_lists_none_and_names_the_option(serving):
     async with serving() as client:
         assert (await client.get("/v1/memories")).json() == {"memories": []}
         assert (await client.get("/v1/models")).json()["data"] == []
@@ -289,7 +293,7 @@ async def test_what_the_operator_watches_is_passed_on_to_its_end_and_no_clients_
     assert outlet.closed and tuple(outlet.events) == host.events.kept()
 
 
-async def test_what_nobody_asks_is_closed(serving, video):
+async def test_idle_sessions_are_closed(serving, video):
     async with serving(limits=Limits(idle_s=0.3)) as client:
         name = (await client.post("/v1/sessions", json={})).json()["id"]
         host = client.sessions.host(name)

@@ -61,7 +61,7 @@ async def test_pictures_and_videos_have_limits_of_their_own(serving):
     assert 'streammem_refused_total{status="413"} 3\n' in counted
 
 
-async def test_whoever_lacks_the_token_is_asked_for_it_as_browsers_need(serving):
+async def test_a_request_without_the_token_gets_the_challenge_that_browsers_need(serving):
     async with serving(token="a token of the tests") as client:
         assert "Basic" in (await client.get("/")).headers["www-authenticate"]
 
@@ -144,7 +144,7 @@ class Broken:
         pass
 
 
-async def test_a_source_that_breaks_off_is_told_and_what_was_seen_stays(serving):
+async def test_a_source_that_breaks_off_gives_a_warning_and_what_was_seen_stays(serving):
     async with serving() as client:
         name = await client.sessions._start(
             _WatchedSource("broken", lambda _: Broken()), WatchOptions(), None
@@ -154,7 +154,7 @@ async def test_a_source_that_breaks_off_is_told_and_what_was_seen_stays(serving)
     assert Warning("the camera has gone").message in told and kept
 
 
-async def test_a_session_that_fails_while_it_runs_says_so_without_its_insides(serving):
+async def test_a_session_that_fails_while_it_runs_reports_it_without_internals(serving):
     class Faulty(Broken):
         def __iter__(self):
             yield from film(*FILM)[:3]
@@ -248,7 +248,7 @@ class Clocked:
         pass
 
 
-async def test_what_a_live_source_tells_has_its_wall_clock_for_clients_and_outlets(serving):
+async def test_events_of_a_live_source_have_its_wall_clock_for_clients_and_outlets(serving):
     from datetime import datetime
 
     passed = []

@@ -90,7 +90,7 @@ def test_a_question_is_trained_exactly_as_it_is_asked(stage):
     assert torch.equal(rows, embedded)
 
 
-def test_each_way_shows_its_own_pictures_and_says_its_own_answer(stage):
+def test_each_variant_shows_its_own_pictures_and_has_its_own_answer(stage):
     trial = stage.trial_maker.draw(np.random.default_rng(1))
     lines, shown = stage._lines(stage.pictures, [trial], np.random.default_rng(0))
     variants = (trial.true, trial.swapped, trial.missing)
@@ -129,7 +129,7 @@ def test_a_recipe_trains_it_on_the_captioned_pictures(stage):
     assert (made.batch, made.pictures, made.validation) == (3, stage.pictures, stage.validation)
 
 
-def test_what_the_model_said_before_is_part_of_the_loss(stage, monkeypatch):
+def test_the_captions_before_training_are_part_of_the_loss(stage, monkeypatch):
     stage.module.eval()
     whole = stage.loss(np.random.default_rng(0))
     repeated = [ids for _, ids in stage._repeated]

@@ -46,10 +46,10 @@ def joined():
 def test_the_joined_keys_rank_as_the_sum_of_both_judges(joined):
     (picture_key, text_key), (cells, of_sentence), patches, sentences = joined
     said = cells(patches)
-    silence = F.logsigmoid(-said).sum(1)
+    absence = F.logsigmoid(-said).sum(1)
     asked = of_sentence(sentences).sigmoid()
     wanted = text_key.own(sentences) @ picture_key.own(patches).T
-    wanted += WEIGHT * (asked @ said.T + silence)
+    wanted += WEIGHT * (asked @ said.T + absence)
     found = text_key(sentences) @ picture_key(patches).T
     for one, other in zip(wanted, found, strict=True):
         assert np.corrcoef(one, other)[0, 1] > 1 - 1e-6

@@ -55,7 +55,7 @@ def test_a_whole_cache_is_not_computed_again(source, tmp_path):
     assert encoder.encoded == 1  # the probe
 
 
-def test_a_stale_cache_is_refused_and_says_why(source, tmp_path):
+def test_a_stale_cache_is_refused_with_the_reason(source, tmp_path):
     cache_features(source, CountingVision(), tmp_path)
     with pytest.raises(DatasetError, match="another encoder"):
         cache_features(source, CountingVision(gain=1.2), tmp_path)

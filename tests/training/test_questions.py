@@ -67,7 +67,7 @@ def test_without_evidence_nothing_is_seen_and_sometimes_nothing_is_shown():
     assert all(not t.missing.pictures for t in drawn if t.kind == "presence")
 
 
-def test_a_person_may_be_a_man_so_nobody_says_there_is_none():
+def test_a_person_may_be_a_man_so_absence_is_not_asked():
     trial_maker = TrialMaker([("A man.",), ("A person.",), ("A bird.",)])
     assert trial_maker._known["presence"]["Is there a man?"] == {"Yes.": [0], "No.": [2]}
 

@@ -74,7 +74,7 @@ def test_a_recipe_states_only_what_differs_from_the_defaults():
         ("lr = 4e-3", "lr = 4e-3\nphotos = 1.0", r"photos=1.0: give a share in \(0, 1\)"),
     ],
 )
-def test_a_recipe_that_cannot_be_meant_says_where_and_why(old, new, message):
+def test_an_invalid_recipe_is_refused_with_place_and_reason(old, new, message):
     with pytest.raises(ConfigError, match=message) as raised:
         parsed(RECIPE.replace(old, new, 1))
     assert "\n" not in str(raised.value)

@@ -109,7 +109,7 @@ def test_every_stage_leaves_its_figures_its_recipe_and_its_curve(finished):
     assert interim["recipe"] == RECIPE
 
 
-def test_the_checkpoint_says_what_the_trained_model_says(finished, openable):
+def test_the_checkpoint_generates_what_the_trained_model_generates(finished, openable):
     out, _ = finished
     model = checkpoint.load(out / "checkpoint")
     interim = torch.load(out / "reward.pt", weights_only=True)["module"]

@@ -96,8 +96,8 @@ def test_a_picture_without_captions_is_only_asked_about(shapes, bridge):
     add_lora(language, LoraOptions(rank=1), seed=0)
     pictures = shapes.split("train")
     questions = [[QuestionRecord("What?", "That.")]] * len(pictures)
-    silent = replace(pictures, captions=[()] * len(pictures), questions=questions)
-    stage = CaptionStage(bridge, language, silent, pictures, batch=2)
+    uncaptioned = replace(pictures, captions=[()] * len(pictures), questions=questions)
+    stage = CaptionStage(bridge, language, uncaptioned, pictures, batch=2)
     rows = [stage._row(i, np.random.default_rng(i)) for i in range(20)]
     asked = language.ids("What?" + language.chat_suffix)
     assert all(row.branches == [(asked, [*language.ids("That."), 2])] for row in rows)
@@ -111,7 +111,7 @@ def rewarded(shapes, bridge):
     return RewardStage(bridge, language, shapes.split("train"), shapes.split("val"), batch=4)
 
 
-def test_rewarded_captions_are_those_that_the_model_says(shapes, rewarded, monkeypatch):
+def test_rewarded_captions_are_those_that_the_model_generates(shapes, rewarded, monkeypatch):
     monkeypatch.setattr(captions, "has_bfloat16", lambda device: False)
     language = rewarded.language
     rewarded.bridge.eval()

@@ -1,4 +1,4 @@
-"""Captions without pictures: the map into the visual tokens, and what is said from them."""
+"""Captions without pictures: the map into the visual tokens, and training on them."""
 
 import tomllib
 from types import SimpleNamespace
@@ -150,7 +150,7 @@ batch = 1
 """
 
 
-def test_a_runs_sentences_are_those_of_its_files_that_nobody_said_of_a_validation_picture(
+def test_a_runs_sentences_are_those_of_its_files_without_captions_of_validation_pictures(
     tmp_path,
 ):
     out = tmp_path / "out"
@@ -171,7 +171,7 @@ def test_a_runs_sentences_are_those_of_its_files_that_nobody_said_of_a_validatio
     assert context.sentences.embeddings.shape == (len(expected) + made, 384)
 
 
-def test_a_run_without_sentences_says_what_is_missing(tmp_path):
+def test_a_run_without_sentences_names_what_is_missing(tmp_path):
     recipe = parse_recipe(tomllib.loads(RECIPE.format(folder=tmp_path)), "")
     with pytest.raises(DatasetError, match="add a text file"):
         _ = TrainingContext(recipe, tmp_path, SimpleNamespace(), {}).sentences

@@ -119,7 +119,7 @@ async def test_a_visitor_uploads_reads_asks_finds_jumps_and_downloads(browsing, 
 
 @pytest.mark.heavy
 @pytest.mark.anyio
-async def test_errors_are_said_in_the_page_and_it_fits_a_phone(browsing):
+async def test_errors_are_shown_in_the_page_and_it_fits_a_phone(browsing):
     async with browsing(width=380) as page:
         await page.click("#ask")
         await page.wait_for_selector("#evidence [role=alert]")

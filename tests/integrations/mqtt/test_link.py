@@ -1,4 +1,4 @@
-"""A connection's bookkeeping, without a broker: what is said when, and how much is under way."""
+"""A connection's bookkeeping, without a broker: what is sent when, and how much is in flight."""
 
 import pytest
 
@@ -28,7 +28,7 @@ class Confirmed:
 
 @pytest.fixture
 def link(monkeypatch):
-    """A link whose connections fail, until the test says that there is one."""
+    """A link whose connections fail, until the test opens one."""
     link = Link(Broker("nowhere", 1), HELLO[0], HELLO, Outbox(), lambda line: None)
 
     def connect(*where):
@@ -38,7 +38,7 @@ def link(monkeypatch):
     return link
 
 
-def test_the_hello_is_said_at_every_connection_and_also_after_losses(link):
+def test_the_hello_is_sent_at_every_connection_and_also_after_losses(link):
     for _ in range(3):
         link._on_connect(link._client, None, None, ACCEPTED, None)
         assert list(link._greeting) == HELLO
@@ -86,7 +86,7 @@ def test_only_what_an_earlier_run_left_is_removed(link, topic, retained, removed
     assert list(link._greeting) == ([Message(topic, "", retain=True)] if removed else [])
 
 
-def test_only_the_last_caption_and_the_counters_are_kept_for_whoever_comes_later(monkeypatch):
+def test_only_the_last_caption_and_the_counters_are_retained_for_later_subscribers(monkeypatch):
     monkeypatch.setattr(Publisher, "_run", lambda self: None)
     with Publisher(Broker("nowhere", 1), Camera("Hall", "hall"), lambda line: None) as publisher:
         for event in (
@@ -103,7 +103,7 @@ def test_only_the_last_caption_and_the_counters_are_kept_for_whoever_comes_later
     assert kept == ["caption", "stats"]
 
 
-def test_each_outage_is_told_with_its_own_losses():
+def test_each_outage_is_reported_with_its_own_losses():
     told, outbox = [], Outbox()
     link = Link(Broker("nowhere", 1), HELLO[0], HELLO, outbox, told.append)
     link._on_connect(link._client, None, None, ACCEPTED, None)
@@ -117,7 +117,7 @@ def test_each_outage_is_told_with_its_own_losses():
     ]
 
 
-def test_the_last_will_says_offline_to_whoever_comes_later_too(monkeypatch):
+def test_later_subscribers_also_get_offline_from_the_last_will(monkeypatch):
     wills = []
     monkeypatch.setattr(link_module.Client, "will_set", lambda self, *will: wills.append(will))
     monkeypatch.setattr(Publisher, "_run", lambda self: None)
