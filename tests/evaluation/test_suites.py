@@ -43,4 +43,4 @@ def test_an_unknown_suite_and_a_model_that_cannot_are_clear_errors(photo_folder)
 
 def test_evaluation_does_not_import_torch():
     code = "import streammem.evaluation.suites, sys; sys.exit('torch' in sys.modules)"
-    assert subprocess.run_suite([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
