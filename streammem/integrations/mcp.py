@@ -23,7 +23,7 @@ from streammem.errors import StreammemError
 from streammem.output.render import to_json
 from streammem.server.queries import check_question, evidence_text, rows
 from streammem.server.refused import Refused
-from streammem.server.room import SessionHost
+from streammem.server.session_host import SessionHost
 from streammem.server.sessions import Sessions
 from streammem.types import Segment, clock
 

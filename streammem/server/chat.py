@@ -14,7 +14,7 @@ from fastapi import APIRouter, Response
 from streammem.server.queries import check_question, evidence_text
 from streammem.server.query_routes import stream_answer
 from streammem.server.refused import Refused
-from streammem.server.room import SessionHost
+from streammem.server.session_host import SessionHost
 from streammem.server.sessions import Sessions
 from streammem.server.wire import ChatRequest, event_json
 from streammem.types import Answer

@@ -8,7 +8,7 @@ import anyio.to_thread
 
 from streammem.server.limits import Limits
 from streammem.server.refused import Refused
-from streammem.server.room import SessionHost
+from streammem.server.session_host import SessionHost
 from streammem.server.uploads import Upload, Uploads
 from streammem.video.cut import cut
 

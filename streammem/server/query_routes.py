@@ -10,7 +10,7 @@ from streammem.errors import StreammemError
 from streammem.output.render import FORMATS
 from streammem.server.queries import check_question, rows
 from streammem.server.refused import Refused
-from streammem.server.room import SessionHost
+from streammem.server.session_host import SessionHost
 from streammem.server.sessions import Sessions
 from streammem.server.wire import MAX_S, QuestionRequest, SearchRequest, event_json, sse
 from streammem.types import Answer

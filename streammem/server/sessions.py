@@ -33,7 +33,7 @@ from streammem.server.counters import Counters
 from streammem.server.inbox import Inbox
 from streammem.server.limits import ServerConfig
 from streammem.server.refused import Refused
-from streammem.server.room import Plan, SessionHost
+from streammem.server.session_host import Plan, SessionHost
 from streammem.server.shared import SharedModel
 from streammem.server.uploads import Uploads, check_video
 from streammem.types import Event

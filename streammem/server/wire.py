@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from streammem.engine.watch_options import DEFAULT_FPS, WatchOptions
 from streammem.output.render import NOTHING, to_json
-from streammem.server.room import SessionHost
+from streammem.server.session_host import SessionHost
 from streammem.types import Alert, Event, Moment
 
 MAX_FPS = 30.0

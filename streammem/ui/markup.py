@@ -8,7 +8,7 @@ Each item with a time is a button with ``data-time``: a click, or Enter, moves t
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from streammem.server.room import Depth
+from streammem.server.session_host import Depth
 from streammem.types import (
     Alert,
     Answer,

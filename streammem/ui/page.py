@@ -17,7 +17,7 @@ from streammem.errors import StreammemError
 from streammem.server.addresses import LIVE, PORTS
 from streammem.server.queries import check_question, rows
 from streammem.server.refused import Refused
-from streammem.server.room import SessionHost
+from streammem.server.session_host import SessionHost
 from streammem.server.sessions import Sessions
 from streammem.server.uploads import check_video
 from streammem.types import Answer, Segment

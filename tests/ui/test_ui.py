@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("gradio", reason="needs streammem[ui]")
 
-from streammem.server.room import Depth
+from streammem.server.session_host import Depth
 from streammem.types import Alert, Answer, Caption, Evidence, Segment, Warning
 from streammem.ui import markup
 
