@@ -120,9 +120,9 @@ def alerts(num_photos: int) -> int:
 
 def panned(path: Path) -> Iterator[np.ndarray]:
     """Give a photo's frames: parts of it, as a camera that turns slowly sees them."""
-    from streammem.video.pictures import read_picture
+    from streammem.video.pictures import read_photo
 
-    pixels = read_picture(path)
+    pixels = read_photo(path)
     height, width = (side * 10 // 11 for side in pixels.shape[:2])
     for k in range(SHOWN_FRAMES):
         y, x = (side // 11 * k // (SHOWN_FRAMES - 1) for side in pixels.shape[:2])

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.machine import machine
-from streammem.evaluation.datasets import read_photos, read_picture
+from streammem.evaluation.datasets import read_photo, read_photos
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.checkpoint import load
 from streammem.models.threads import limit_threads
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     scored = options.scored if {"together", "quality"} & set(options.parts) else 0
     photos = read_photos(Path(data, "flickr8k"), "val")[: max(options.captions, scored)]
     routes = opened(model)
-    prompts = [prompt(model, read_picture(photo.path)) for photo in photos]
+    prompts = [prompt(model, read_photo(photo.path)) for photo in photos]
     human = [photo.captions[0] for photo in photos[: options.scored]]
     work: dict[str, Callable[[], object]] = {
         "single": lambda: single(routes, prompts[: options.captions]),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from streammem.errors import DatasetError
-from streammem.evaluation.datasets import batches, read_photos, read_picture
+from streammem.evaluation.datasets import batches, read_photo, read_photos
 from streammem.memory.cache import MARGINS
 from streammem.models.tiny.model import VideoModel
 
@@ -28,7 +28,7 @@ def measure(model: VideoModel) -> dict[str, Any]:
     photos = read_photos(Path(os.environ["STREAMMEM_DATA"]) / "flickr8k", "val")
     keys, own_texts = [], []
     for batch in batches(photos):
-        pictures = [read_picture(photo.path) for photo in batch]
+        pictures = [read_photo(photo.path) for photo in batch]
         keys.append(model.picture_keys(pictures))
         own_texts += model.caption_pictures(pictures)
     asked = [(i, text) for i, photo in enumerate(photos) for text in photo.captions[1:]]

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.machine import machine
-from streammem.evaluation.datasets import Photo, read_photos, read_picture
+from streammem.evaluation.datasets import Photo, read_photo, read_photos
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.recurrent import empty, fold
 from streammem.training.words import content_words
@@ -321,7 +321,7 @@ def seen(photos: Sequence[Photo], model: VideoModel) -> tuple[Tensor, Tensor, Te
     """Look at photos: tokens [N, M, D], keys [N, K], keys of a caption of each [N, K]."""
     tokens, keys = [], []
     for photo in tqdm(photos, unit="photo", disable=None):
-        perceived = model.perceive(read_picture(photo.path))
+        perceived = model.perceive(read_photo(photo.path))
         tokens.append(model.look([perceived.patches], [0.5]))
         keys.append(torch.from_numpy(perceived.key))
     captions = model.sentence_keys([photo.captions[0] for photo in photos])

@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.machine import machine
 from streammem import load
 from streammem.errors import DatasetError
-from streammem.evaluation.datasets import Photo, read_photos, read_picture
+from streammem.evaluation.datasets import Photo, read_photo, read_photos
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.threads import limit_threads
 from streammem.models.tiny.model import Passage
@@ -44,7 +44,7 @@ class Photos:
 
     def look(self, chosen: set[int]) -> None:
         new = sorted(chosen - self._seen.keys())
-        pictures = [read_picture(self._photos[i].path) for i in new]
+        pictures = [read_photo(self._photos[i].path) for i in new]
         tokens = [self._model.look([self._model.perceive(p).patches], [0.5]) for p in pictures]
         texts: list[str | None] = [None] * len(new)
         if self._described:

@@ -21,8 +21,8 @@ from streammem.evaluation.datasets import (
     batches,
     prediction_lines,
     progress_bar,
+    read_photo,
     read_photos,
-    read_picture,
 )
 from streammem.evaluation.memory import MemoryModel
 from streammem.evaluation.streams import bm25, check_enough
@@ -126,7 +126,7 @@ def evaluate_answers(
     keys, captions = [], []
     with progress_bar(len(photos), options) as bar:
         for batch in batches(photos):
-            pictures = [read_picture(photo.path) for photo in batch]
+            pictures = [read_photo(photo.path) for photo in batch]
             keys.append(model.picture_keys(pictures))
             captions += model.caption_pictures(pictures) if options.controls else []
             bar.update(len(batch))

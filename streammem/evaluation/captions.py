@@ -20,19 +20,21 @@ from streammem.evaluation.datasets import (
     batches,
     prediction_lines,
     progress_bar,
+    read_photo,
     read_photos,
-    read_picture,
 )
 from streammem.evaluation.metrics import CiderD, Scores, score_captions, tokenise
 
-Features = Literal["own", "blank", "other"]
+ShownFeatures = Literal["own", "blank", "other"]
 
 
 @runtime_checkable
 class CaptioningModel(Protocol):
     """A model that captions pictures."""
 
-    def caption_pictures(self, pictures: Sequence[np.ndarray], *, features: Features) -> list[str]:
+    def caption_pictures(
+        self, pictures: Sequence[np.ndarray], *, features: ShownFeatures
+    ) -> list[str]:
         """Caption each picture.
 
         Args:
@@ -143,7 +145,7 @@ def _caption(
     ):
         for batch in batches(photos):
             captions = _caption_batch(
-                [read_picture(photo.path) for photo in batch], captioner, options
+                [read_photo(photo.path) for photo in batch], captioner, options
             )
             write(
                 [
@@ -160,7 +162,7 @@ def _caption(
 def _caption_batch(
     pictures: Sequence[np.ndarray], captioner: CaptioningModel, options: EvaluationOptions
 ) -> dict[str, list[str]]:
-    kinds: tuple[Features, ...] = ("own", "blank", "other") if options.controls else ("own",)
+    kinds: tuple[ShownFeatures, ...] = ("own", "blank", "other") if options.controls else ("own",)
     captions: dict[str, list[str]] = {
         kind: captioner.caption_pictures(pictures, features=kind) for kind in kinds
     }

@@ -111,7 +111,7 @@ def read_photos(folder: Path, split: str) -> list[Photo]:
     return list(photos.values())
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_photo(path: Path) -> np.ndarray:
     """Decode a picture file.
 
     Returns:

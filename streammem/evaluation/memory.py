@@ -22,8 +22,8 @@ from streammem.evaluation.datasets import (
     batches,
     prediction_lines,
     progress_bar,
+    read_photo,
     read_photos,
-    read_picture,
 )
 from streammem.evaluation.streams import KINDS, ComposedStream, bm25, check_enough, compose
 from streammem.memory.abstention import FALSE_SIGHTINGS, Chance, normalise, threshold
@@ -311,7 +311,7 @@ def _album(
     with progress_bar(len(asked) + len(others), options) as bar:
         for photos in (asked, others):
             for batch in batches(photos):
-                pictures = [read_picture(photo.path) for photo in batch]
+                pictures = [read_photo(photo.path) for photo in batch]
                 keys.append(model.picture_keys(pictures))
                 own += model.caption_pictures(pictures) if photos is asked else []
                 bar.update(len(batch))

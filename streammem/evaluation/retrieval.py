@@ -20,8 +20,8 @@ from streammem.evaluation.datasets import (
     batches,
     prediction_lines,
     progress_bar,
+    read_photo,
     read_photos,
-    read_picture,
 )
 
 RECALLS_AT = (1, 5, 10)
@@ -162,7 +162,7 @@ def _picture_keys(
     keys = []
     with progress_bar(len(photos), options) as bar:
         for batch in batches(photos):
-            keys.append(encoder.picture_keys([read_picture(photo.path) for photo in batch]))
+            keys.append(encoder.picture_keys([read_photo(photo.path) for photo in batch]))
             bar.update(len(batch))
     return _joined(keys, photos)
 

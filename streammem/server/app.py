@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Header, Path, Query, Request, Response, WebSocket
+from fastapi import APIRouter, FastAPI, Header, Query, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -23,19 +23,17 @@ from streammem.errors import StoreError, StreammemError
 from streammem.server.chat import chat_routes
 from streammem.server.guard import Guard, error_body
 from streammem.server.inbox import MEDIA_TYPES, RAW, Inbox, decode
-from streammem.server.query_routes import query_routes
+from streammem.server.query_routes import Id, Seconds, query_routes
 from streammem.server.refused import Refused
 from streammem.server.sessions import Sessions
-from streammem.server.wire import MAX_S, NewSession, follow_events, host_json, sse
+from streammem.server.wire import NewSession, follow_events, host_json, sse
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 15.0  # between comments on a stream without events, so that proxies keep it open
 BINARY = {"schema": {"type": "string", "format": "binary"}}
-Id = Annotated[str, Path(max_length=64)]
 # Titles are printed in terminals, which would execute control characters.
 Title = Annotated[str, Query(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
-Seconds = Annotated[float | None, Query(ge=0, le=MAX_S)]
 Pixels = Annotated[int | None, Query(ge=1, le=16384)]
 Position = Annotated[int, Query(ge=0, le=2**53)]
 

@@ -7,19 +7,17 @@ The model's name selects it, ``session:ID`` or ``memory:NAME``, or else the fiel
 import json
 import secrets
 import time
-from collections.abc import Awaitable, Callable
 
 from fastapi import APIRouter, Response
 
 from streammem.server.queries import check_question, evidence_text
-from streammem.server.query_routes import stream_answer
+from streammem.server.query_routes import FindHost, stream_answer
 from streammem.server.refused import Refused
 from streammem.server.session_host import SessionHost
 from streammem.server.sessions import Sessions
 from streammem.server.wire import ChatRequest, event_json
 from streammem.types import Answer
 
-FindHost = Callable[[str], Awaitable[SessionHost]]
 DONE = "data: [DONE]\n\n"
 
 

@@ -5,11 +5,11 @@ from streammem.memory.upkeep import events_of
 from streammem.server.refused import Refused
 from streammem.types import Answer, Event, clock
 
-MAX_ROWS = 1000
+MAX_SEGMENTS = 1000
 
 
 def rows(
-    session: Session, between: tuple[float, float] | None, most: int = MAX_ROWS
+    session: Session, between: tuple[float, float] | None, most: int = MAX_SEGMENTS
 ) -> list[Event]:
     """Return the events in a session's memory, oldest first.
 

@@ -253,7 +253,8 @@ class Sessions:
                     if one and one.host.touched < oldest and not one.permanent:
                         del opened[name]
                         await self._stop(one)
-                        log.info("%s closed after %.0f s without requests", one.host.path, idle_s)
+                        shown = one.host.plan.source
+                        log.info("%s closed after %.0f s without requests", shown, idle_s)
             self.uploads.expire(idle_s)
 
     async def close(self) -> None:

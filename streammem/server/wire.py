@@ -13,7 +13,7 @@ from streammem.types import Alert, Event, Moment
 
 MAX_FPS = 30.0
 MAX_S = 1e8  # seconds; three years
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Str = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class Strict(BaseModel):
@@ -25,13 +25,13 @@ class Strict(BaseModel):
 class NewSession(Strict):
     """A request to open a session."""
 
-    source: Annotated[Text | None, Field(description="URL, upload:ID, or none: push frames")] = None
-    memory: Annotated[Text | None, Field(description="name of a memory to keep it in")] = None
+    source: Annotated[Str | None, Field(description="URL, upload:ID, or none: push frames")] = None
+    memory: Annotated[Str | None, Field(description="name of a memory to keep it in")] = None
     fps: Annotated[float, Field(gt=0, le=MAX_FPS)] = DEFAULT_FPS
     start: Annotated[float, Field(ge=0, le=MAX_S)] = 0.0
     end: Annotated[float | None, Field(gt=0, le=MAX_S)] = None
     captions: Annotated[bool, Field(description="describe each scene")] = True
-    alerts: Annotated[list[Annotated[Text, Field(max_length=200)]], Field(max_length=8)] = []
+    alerts: Annotated[list[Annotated[Str, Field(max_length=200)]], Field(max_length=8)] = []
 
     def options(self) -> WatchOptions:
         """Return the options of watching the source."""
@@ -49,14 +49,14 @@ class NewSession(Strict):
 class QuestionRequest(Strict):
     """A question, answered as a whole or piece by piece."""
 
-    question: Text
+    question: Str
     stream: bool = False
 
 
 class SearchRequest(Strict):
     """A description to search for."""
 
-    query: Text
+    query: Str
     count: Annotated[int, Field(ge=1, le=100)] = 5
 
 

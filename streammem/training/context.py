@@ -27,9 +27,9 @@ from streammem.training.features import (
 from streammem.training.keys import Embedded
 from streammem.training.learner import Learner
 from streammem.training.pictures import PictureSet
-from streammem.training.processes import SINGLE, ProcessGroup
+from streammem.training.processes import SINGLE_PROCESS, ProcessGroup
 from streammem.training.recipe import Recipe
-from streammem.training.records import TRAIN, VALIDATION, PictureSource, sentence
+from streammem.training.records import TRAIN, VALIDATION, CaptionedSource, sentence
 from streammem.training.sentences import Sentences, embed_sentences
 from streammem.training.text import SentencePrefix
 from streammem.training.words import WordSpace
@@ -54,8 +54,8 @@ class TrainingContext:
         recipe: Recipe,
         out: Path,
         learner: Learner,
-        sources: dict[str, PictureSource],
-        group: ProcessGroup = SINGLE,
+        sources: dict[str, CaptionedSource],
+        group: ProcessGroup = SINGLE_PROCESS,
         texts: Sequence[str] = (),
     ) -> None:
         self.recipe, self.out, self.learner, self._sources = recipe, out, learner, sources

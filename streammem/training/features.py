@@ -25,7 +25,7 @@ from streammem.errors import DatasetError, SourceError
 from streammem.models.backbones.text import SentenceEncoder
 from streammem.models.backbones.vision import VisionEncoder
 from streammem.training.pictures import WHOLE, PictureSet
-from streammem.training.records import TRAIN, PictureSource, Record
+from streammem.training.records import TRAIN, CaptionedSource, Record
 from streammem.video import open_source
 
 FLUSH_EVERY = 32  # pictures; a kill loses at most so many
@@ -74,7 +74,7 @@ class CachedFeatures:
         frames: [N, D] float32, the encoder's frame embedding of each whole picture.
     """
 
-    source: PictureSource
+    source: CaptionedSource
     patches: np.ndarray
     frames: np.ndarray
 
@@ -97,7 +97,7 @@ class CachedFeatures:
 
 
 def cache_features(
-    source: PictureSource, encoder: VisionEncoder, folder: Path, *, crops: int = 2
+    source: CaptionedSource, encoder: VisionEncoder, folder: Path, *, crops: int = 2
 ) -> CachedFeatures:
     """Compute a source's features, continue a killed run of it, or open those that exist.
 
@@ -224,7 +224,7 @@ def embed_captions(
     return list(torch.from_numpy(np.load(path)).split([len(row) for row in captions]))
 
 
-def _layout(source: PictureSource, encoder: VisionEncoder, crops: int) -> CacheLayout:
+def _layout(source: CaptionedSource, encoder: VisionEncoder, crops: int) -> CacheLayout:
     noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     probe = encoder.encode([noise]).patches[0].mean(0)  # [V]
     spaced = probe[:: max(1, len(probe) // PROBE_VALUES)][:PROBE_VALUES]

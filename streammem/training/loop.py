@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from streammem.errors import BackboneError, CheckpointError, StreammemError
-from streammem.training.processes import SINGLE, ProcessGroup
+from streammem.training.processes import SINGLE_PROCESS, ProcessGroup
 
 log = logging.getLogger(__name__)
 CHECKPOINT_EVERY_S = 120.0
@@ -141,7 +141,12 @@ class StageProgress:
 
 
 def train_stage(
-    stage: Stage, schedule: Schedule, out: Path, *, recipe: str = "", group: ProcessGroup = SINGLE
+    stage: Stage,
+    schedule: Schedule,
+    out: Path,
+    *,
+    recipe: str = "",
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, float]:
     """Train a stage, or continue a killed run of it.
 
@@ -260,7 +265,7 @@ def _step(
     optimizer: torch.optim.AdamW,
     schedule: Schedule,
     step: int,
-    group: ProcessGroup = SINGLE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> float:
     warm = min(1.0, (step + 1) / max(1, schedule.warmup))
     cosine = 0.5 * (1 + math.cos(math.pi * step / schedule.steps))

@@ -87,7 +87,7 @@ class ProcessGroup:
                 torch.distributed.broadcast(tensor.data, 0)
 
 
-SINGLE = ProcessGroup()
+SINGLE_PROCESS = ProcessGroup()
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def join_processes(device: str | None) -> Iterator[tuple[ProcessGroup, str]]:
         BackboneError: several processes without accelerate.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
-        yield SINGLE, device or "cpu"
+        yield SINGLE_PROCESS, device or "cpu"
         return
     if device not in (None, "cpu", "cuda"):
         raise ConfigError(

@@ -216,7 +216,7 @@ def parse_recipe(tables: Mapping[str, Any], where: str) -> Recipe:
         raise error if str(error).startswith(where) else ConfigError(f"{where}{error}") from error
 
 
-def resolve(place: str) -> Path:
+def resolve_data(place: str) -> Path:
     """Find a data folder or file of a recipe.
 
     Raises:

@@ -52,14 +52,14 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class PictureSource:
+class CaptionedSource:
     """A folder's or file's records; ``name`` names its cached features."""
 
     name: str
     records: tuple[Record, ...]
 
 
-def read_source(place: Path) -> PictureSource:
+def read_source(place: Path) -> CaptionedSource:
     """Read a captioned-picture folder, or a conversation file if the name ends in ``.json``.
 
     Raises:
@@ -71,7 +71,7 @@ def read_source(place: Path) -> PictureSource:
         raise DatasetError(f"{place}: no picture in it has a caption or a conversation")
     if len({record.name for record in records}) < len(records):
         raise DatasetError(f"{place}: lists a picture twice")
-    return PictureSource(place.stem, records)
+    return CaptionedSource(place.stem, records)
 
 
 def read_folder(folder: Path) -> Iterator[Record]:

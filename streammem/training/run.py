@@ -47,10 +47,10 @@ from streammem.training.recipe import (
     StageOptions,
     parse_recipe,
     read_recipe,
-    resolve,
+    resolve_data,
     text_file,
 )
-from streammem.training.records import TRAIN, VALIDATION, PictureSource, read_source
+from streammem.training.records import TRAIN, VALIDATION, CaptionedSource, read_source
 from streammem.training.reward import RewardStage
 from streammem.training.sentences import read_sentences
 from streammem.training.text import PrefixStage, TextStage
@@ -98,7 +98,8 @@ def run_recipe(
         CheckpointError: ``init`` or interim weights that do not fit the recipe.
     """
     # 1. Check everything that could fail after hours.
-    recipe_text, recipe = recipe_path.read_text(), read_recipe(recipe_path)
+    recipe = read_recipe(recipe_path)
+    recipe_text = recipe_path.read_text()
     check_matplotlib()
     if any(stage.kind in ("captions", "text", "reward", "answers") for stage in recipe.stages):
         check_peft()
@@ -130,8 +131,9 @@ def run_recipe(
                 learner.words_of_cells = stage.words(recipe.seed)
             if isinstance(stage, EvidenceStage):
                 stage.attach(recipe.seed)
-            took_s = time.monotonic() - began
-            log.info("stage %s done in %.0f s: %s", options.label, took_s, last)
+            if group.is_first:
+                took_s = time.monotonic() - began
+                log.info("stage %s done in %.0f s: %s", options.label, took_s, last)
         # 4. Write the checkpoint, the curves and the figures. Features that no stage has asked for
         # are made by all processes together, before the first one alone reads them.
         _ = context.features
@@ -227,7 +229,7 @@ def make_stage(context: TrainingContext, options: StageOptions) -> Stage:
     raise ConfigError(f"kind {options.kind!r}: no such stage")
 
 
-def _read_pictures(recipe: Recipe, out: Path) -> dict[str, PictureSource]:
+def _read_pictures(recipe: Recipe, out: Path) -> dict[str, CaptionedSource]:
     """Read the records of every entry of ``data``, by entry."""
     sources = {}
     for entry in recipe.pictures:
@@ -237,14 +239,14 @@ def _read_pictures(recipe: Recipe, out: Path) -> dict[str, PictureSource]:
                 raise ConfigError(f"data {entry}: give the number of pictures, at least 5")
             place = make_pictures(out / f"generated-{count}", int(count), recipe.seed)
         else:
-            place = resolve(entry)
+            place = resolve_data(entry)
         sources[entry] = read_source(place)
     return sources
 
 
 def _read_sentences(recipe: Recipe, out: Path) -> list[str]:
     """Read the sentences of ``data`` that belong to no picture."""
-    files = [(resolve(named[0]), named[1]) for e in recipe.data if (named := text_file(e))]
+    files = [(resolve_data(named[0]), named[1]) for e in recipe.data if (named := text_file(e))]
     counts = [e.removeprefix(GENERATED) for e in recipe.data if e.startswith(GENERATED)]
     files += [(out / f"generated-{count}" / SENTENCES, "") for count in counts]
     return [text for path, column in files for text in read_sentences(path, column)]

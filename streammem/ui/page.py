@@ -23,7 +23,7 @@ from streammem.server.uploads import check_video
 from streammem.types import Answer, Segment
 from streammem.ui import markup
 
-REFRESH_S = 1.0
+TICK_S = 1.0
 KEPT_S = 3600  # idle uploads of the page are removed after this time
 FPS = 2.0
 MAX_ALERTS = 8
@@ -71,7 +71,7 @@ class _Page:
             strip = gr.HTML(elem_id="timeline")
             self._questions(chosen)
             shown = [lines, strip, state, seen]
-            gr.Timer(REFRESH_S).tick(
+            gr.Timer(TICK_S).tick(
                 self._tick,
                 [chosen, seen],
                 shown,

@@ -10,7 +10,7 @@ from streammem.training.features import cache_features, embed_captions, patch_st
 from streammem.training.generated import make_pictures
 from streammem.training.pictures import FLIPPED, WHOLE, sample_views
 from streammem.training.questions import QuestionRecord
-from streammem.training.records import PictureSource, Record, read_source
+from streammem.training.records import CaptionedSource, Record, read_source
 from tests.tiny import TinySentences
 from tests.training.tiny_backbones import CountingVision
 from tests.video.clips import encode, plainly_decoded
@@ -61,7 +61,7 @@ def test_a_stale_cache_is_refused_with_the_reason(source, tmp_path):
         cache_features(source, CountingVision(gain=1.2), tmp_path)
     with pytest.raises(DatasetError, match="its views are others"):
         cache_features(source, CountingVision(), tmp_path, crops=3)
-    fewer = PictureSource(source.name, source.records[:-1])
+    fewer = CaptionedSource(source.name, source.records[:-1])
     with pytest.raises(DatasetError, match="its pictures"):
         cache_features(fewer, CountingVision(), tmp_path)
     (tmp_path / "shapes.json").write_text(json.dumps({"names": []}))

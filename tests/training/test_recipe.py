@@ -4,7 +4,13 @@ from pathlib import Path
 import pytest
 
 from streammem.errors import ConfigError
-from streammem.training.recipe import StageOptions, parse_recipe, read_recipe, resolve, text_file
+from streammem.training.recipe import (
+    StageOptions,
+    parse_recipe,
+    read_recipe,
+    resolve_data,
+    text_file,
+)
 from tests.training.tiny_backbones import RECIPE
 
 RECIPES = Path(__file__).parents[2] / "configs" / "train"
@@ -105,8 +111,8 @@ def test_entries_of_data_are_pictures_or_sentences():
 
 def test_data_are_found_through_the_environment(monkeypatch):
     monkeypatch.setenv("STREAMMEM_DATA", "/somewhere")
-    assert resolve("flickr") == Path("/somewhere/flickr")
-    assert resolve("/else/flickr") == Path("/else/flickr")
+    assert resolve_data("flickr") == Path("/somewhere/flickr")
+    assert resolve_data("/else/flickr") == Path("/else/flickr")
     monkeypatch.delenv("STREAMMEM_DATA")
     with pytest.raises(ConfigError, match=r"flickr.*STREAMMEM_DATA"):
-        resolve("flickr")
+        resolve_data("flickr")
