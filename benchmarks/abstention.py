@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.fitted import keep
 from streammem.errors import DatasetError
-from streammem.evaluation.datasets import Photo, read_photos, read_picture
+from streammem.evaluation.datasets import Photo, read_photo, read_photos
 from streammem.evaluation.streams import KINDS, compose
 from streammem.memory import retrieval
 from streammem.models.checkpoint import PRESETS
@@ -77,7 +77,7 @@ def _streams(
     sizes: dict[int, int],
     kinds: Sequence[str] = KINDS,
 ) -> Iterator[Asked]:
-    keys = np.stack([model.perceive(read_picture(photo.path)).key for photo in photos])
+    keys = np.stack([model.perceive(read_photo(photo.path)).key for photo in photos])
     captions = [photo.captions for photo in photos]
     known: dict[str, np.ndarray] = {}
     for size, streams in sizes.items():

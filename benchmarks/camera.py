@@ -2,7 +2,7 @@
 
 ``alerts`` measures instead how often an alert is right: photos that the model was not trained on go
 by, and each alert is a caption of one of them, or of one that does not come; or several captions of
-it, as if a user said the same thing in several ways. ``lag`` (`lag.py`) measures how
+it, as if a user worded the same thing in several ways. ``lag`` (`lag.py`) measures how
 late captions come, in real time.
 """
 
@@ -75,7 +75,7 @@ def pictures(video: Path) -> list[np.ndarray]:
 
 
 def alerts(num_photos: int) -> int:
-    """Let photos that the model was not trained on go by, and tell how often alerts are right."""
+    """Show photos that the model was not trained on, and count how often alerts are right."""
     from streammem.engine.alerts import AlertConfig, Alerts
     from streammem.models.checkpoint import load
     from streammem.types import Frame
@@ -120,9 +120,9 @@ def alerts(num_photos: int) -> int:
 
 def panned(path: Path) -> Iterator[np.ndarray]:
     """Give a photo's frames: parts of it, as a camera that turns slowly sees them."""
-    from streammem.video.pictures import read_picture
+    from streammem.video.pictures import read_photo
 
-    pixels = read_picture(path)
+    pixels = read_photo(path)
     height, width = (side * 10 // 11 for side in pixels.shape[:2])
     for k in range(SHOWN_FRAMES):
         y, x = (side // 11 * k // (SHOWN_FRAMES - 1) for side in pixels.shape[:2])

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from benchmarks.fitted import keep
 from benchmarks.machine import machine
 from streammem import load
-from streammem.evaluation.datasets import Photo, read_photos, read_picture
+from streammem.evaluation.datasets import Photo, read_photo, read_photos
 from streammem.evaluation.metrics import CiderD, score_captions, tokenise
 from streammem.models.backbones.language import Replies
 from streammem.models.reranking import fit, merits
@@ -58,10 +58,10 @@ def draw(model: Any, photos: list[Photo], count: int) -> list[Drawn]:
     drawn = []
     for begin in tqdm(range(0, len(photos), AT_ONCE), desc="captions", disable=None):
         batch = photos[begin : begin + AT_ONCE]
-        seen = [model.perceive(read_picture(photo.path)) for photo in batch]
+        seen = [model.perceive(read_photo(photo.path)) for photo in batch]
         tokens = [model.look([each.patches], [0.5]) for each in seen]
-        said = model.captions(tokens, candidates=count)
-        for photo, perceived, replies in zip(batch, seen, said, strict=True):
+        all_replies = model.captions(tokens, candidates=count)
+        for photo, perceived, replies in zip(batch, seen, all_replies, strict=True):
             drawn.append(_weighed(model, photo, perceived.key, replies, cider))
     return drawn
 
@@ -132,7 +132,7 @@ def _table(
     references = [photo.captions for photo in photos]
     cider = CiderD([[tokenise(text) for text in captions] for captions in references])
     tokens = [
-        model.look([model.perceive(read_picture(photo.path)).patches], [0.5])
+        model.look([model.perceive(read_photo(photo.path)).patches], [0.5])
         for photo in photos[:TIMED]
     ]
     model.captions(tokens[:1])  # the first takes longer

@@ -16,7 +16,7 @@ FPS = 25
 WIDTH, HEIGHT = 400, 224
 KINDS = ("cuts", "dissolves", "fades", "flashes", "pans", "zooms", "noise", "shake")
 # Spans in frames of the clips that hold cuts, dissolves or damage: what is left holds none.
-# Found by eye; a clip that is not named is used whole.
+# Found by hand; a clip that is not named is used whole.
 ONE_SHOT = {
     "mmaction2__demo": ((0, 180),),
     "ask_anything__making_cake": ((102, 196),),

@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 
 from benchmarks.fitted import keep
 from benchmarks.machine import machine
-from benchmarks.said import kinds, nouns, rubbish
+from benchmarks.texts import kinds, nouns, rubbish
 from streammem import load
 from streammem.evaluation.datasets import Photo, read_photos
 from streammem.models.confidence import fit, signs
@@ -62,10 +62,10 @@ class Examples:
     def describe(
         self, pictures: list[np.ndarray], truths: list[set[str]], names: list[str]
     ) -> None:
-        """Caption pictures; ``truths`` are the words that may be said of each."""
-        said = self._model.caption_pictures(pictures)
-        keys = self._model.sentence_keys(said)
-        for picture, text, key, truth in zip(pictures, said, keys, truths, strict=True):
+        """Caption pictures; ``truths`` are the words that are right of each."""
+        texts = self._model.caption_pictures(pictures)
+        keys = self._model.sentence_keys(texts)
+        for picture, text, key, truth in zip(pictures, texts, keys, truths, strict=True):
             own = self._model.perceive(picture).key[None]
             self.signs.append(signs(own, key, self._background))
             self.right.append(len(nouns(text) & truth) / max(1, len(nouns(text))))

@@ -4,11 +4,11 @@ One thread. Times are CPU seconds, so that other programs on the machine distort
 routes take turns caption by caption, and ratios are medians over captions. "baseline" is eager
 float32 ``generate`` of transformers, "exact" and "half" are ours (see backbones/decoding.py).
 
-A step is the mean of a caption's tokens after the first, since "exact" says several at a time. Its
+A step is the mean of a caption's tokens after the first, since "exact" decodes several at once. Its
 bound is the time in which this machine, between the captions of the same run, sums
 256 MiB, scaled to the bytes of the float32 weights: each step has to read all of them.
 
-"together" counts the texts that a batch says to the letter as each prompt's own stream does.
+"together" counts the texts that are equal in a batch and in each prompt's own stream.
 
 Quality is teacher-forced along human captions: how often the likeliest next token is the exact
 route's, and the mean KL divergence from the exact route's distribution.
@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.machine import machine
-from streammem.evaluation.datasets import read_photos, read_picture
+from streammem.evaluation.datasets import read_photo, read_photos
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.checkpoint import load
 from streammem.models.threads import limit_threads
@@ -60,13 +60,13 @@ def main(argv: list[str]) -> int:
     scored = options.scored if {"together", "quality"} & set(options.parts) else 0
     photos = read_photos(Path(data, "flickr8k"), "val")[: max(options.captions, scored)]
     routes = opened(model)
-    prompts = [prompt(model, read_picture(photo.path)) for photo in photos]
-    said = [photo.captions[0] for photo in photos[: options.scored]]
+    prompts = [prompt(model, read_photo(photo.path)) for photo in photos]
+    human = [photo.captions[0] for photo in photos[: options.scored]]
     work: dict[str, Callable[[], object]] = {
         "single": lambda: single(routes, prompts[: options.captions]),
         "batched": lambda: batched(routes, prompts),
         "together": lambda: together(routes["half"], prompts[: options.scored]),
-        "quality": lambda: quality(routes, prompts[: options.scored], said),
+        "quality": lambda: quality(routes, prompts[: options.scored], human),
     }
     with torch.inference_mode():
         figures = {part: work[part]() for part in PARTS if part in options.parts}
@@ -98,13 +98,13 @@ def single(routes: dict[str, CausalLanguageModel], prompts: Sequence[Prompt]) ->
     bounds: list[float] = []
     for warm, row in [(True, prompts[0]), *((False, p) for p in prompts)]:
         bound = _timed(memory.sum)[1] * num_bytes / (256 * MIB)
-        said = {}
+        results = {}
         for name in ROUTES:
-            said[name] = _timed(partial(_caption, routes, name, row))
+            results[name] = _timed(partial(_caption, routes, name, row))
         if warm:
             continue
         bounds.append(bound)
-        for name, ((text, step_s), total_s) in said.items():
+        for name, ((text, step_s), total_s) in results.items():
             texts[name].append(text)
             spent[name].append(total_s)
             steps[name].append(step_s)
@@ -201,13 +201,13 @@ def batched(
 
 
 def together(language: CausalLanguageModel, prompts: Sequence[Prompt]) -> dict[str, int]:
-    """Count the prompts that are told the same in batches as alone."""
+    """Count the prompts that get the same text in batches as alone."""
     alone = ["".join(language.stream(each, CAPTION_DECODING)).strip() for each in prompts]
     figures = {"captions": len(prompts)}
     for size in TOGETHER:
         batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
-        said = [text for b in batches for text in language.replies(b, CAPTION_DECODING)]
-        texts = [replies[0].text for replies in said if replies is not None]
+        outputs = [text for b in batches for text in language.replies(b, CAPTION_DECODING)]
+        texts = [replies[0].text for replies in outputs if replies is not None]
         figures[f"same_{size}"] = sum(a == b for a, b in zip(texts, alone, strict=True))
         print(f"half in batches of {size}: {figures[f'same_{size}']} of {len(prompts)} as alone")
     return figures
@@ -220,8 +220,8 @@ def quality(
     agreed, divergence, count = 0, 0.0, 0
     for begin in range(0, len(prompts), QUALITY_BATCH):
         rows = prompts[begin : begin + QUALITY_BATCH]
-        said = captions[begin : begin + QUALITY_BATCH]
-        exact, half = (forced(routes[name], rows, said) for name in ("exact", "half"))
+        references = captions[begin : begin + QUALITY_BATCH]
+        exact, half = (forced(routes[name], rows, references) for name in ("exact", "half"))
         truth, guess = exact.log_softmax(-1), half.log_softmax(-1)
         agreed += int((exact.argmax(-1) == half.argmax(-1)).sum())
         divergence += float((truth.exp() * (truth - guess)).sum())
@@ -238,18 +238,18 @@ def forced(
     language: CausalLanguageModel, rows: Sequence[Prompt], captions: Sequence[str]
 ) -> Tensor:
     """Return the logits [N, V] of every token of the captions and of their ends."""
-    said = [language.ids(caption) for caption in captions]
-    longest = max(len(ids) for ids in said)
-    padded = torch.stack([F.pad(torch.tensor(ids), (0, longest - len(ids))) for ids in said])
+    tokens = [language.ids(caption) for caption in captions]
+    longest = max(len(ids) for ids in tokens)
+    padded = torch.stack([F.pad(torch.tensor(ids), (0, longest - len(ids))) for ids in tokens])
     decoder = language.decoder()
     run = decoder.start([language.embed(row) for row in rows], longest)
     logits = [run.logits]
     for column in padded.T:
         run.feed(column)
         logits.append(run.logits)
-    lengths = torch.tensor([len(ids) for ids in said])
-    spoken = torch.arange(longest + 1)[:, None] <= lengths  # [T + 1, B]
-    return torch.stack(logits)[spoken]
+    lengths = torch.tensor([len(ids) for ids in tokens])
+    within = torch.arange(longest + 1)[:, None] <= lengths  # [T + 1, B]
+    return torch.stack(logits)[within]
 
 
 def _timed(work: Callable[[], object]) -> tuple[object, float]:

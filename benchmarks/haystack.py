@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from streammem.engine.session_config import SessionConfig
-from streammem.evaluation.datasets import read_photos, read_picture
+from streammem.evaluation.datasets import read_photo, read_photos
 from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry
 from streammem.memory.memory import Memory
@@ -36,8 +36,8 @@ def haystack(model: VideoModel, plots: Path | None) -> dict[str, Any]:
     data = Path(os.environ["STREAMMEM_DATA"])
     photos = read_photos(data / "flickr8k", "val")  # which training has not seen
     hay, needles = photos[:HAY], photos[HAY : HAY + NEEDLES]
-    keys = model.picture_keys([read_picture(photo.path) for photo in hay])
-    shown = model.picture_keys([read_picture(photo.path) for photo in needles])
+    keys = model.picture_keys([read_photo(photo.path) for photo in hay])
+    shown = model.picture_keys([read_photo(photo.path) for photo in needles])
     asked = model.sentence_keys([photo.captions[0] for photo in needles])
     heard = model.sentence_keys([photo.captions[1] for photo in needles])
     found: dict[str, Any] = {}
@@ -86,9 +86,9 @@ def _filled(
     for place, key in enumerate(scenes):
         needle = needles.get(place)
         seen = key if needle is None or pictures is None else pictures[needle]
-        told = none if needle is None or words is None else words[needle][None]
+        note_keys = none if needle is None or words is None else words[needle][None]
         no_tokens = np.zeros((0, 0))
-        entry = Entry(place, float(place), place + 1.0, 1, seen[None], none, told, no_tokens)
+        entry = Entry(place, float(place), place + 1.0, 1, seen[None], none, note_keys, no_tokens)
         memory.append(entry, torch.zeros(0))
     return memory
 

@@ -1,8 +1,8 @@
 """What a text key should count: recall of questions to photos by pictures, by text, and by both.
 
-Four captions of each validation photo ask for it; stored beside its picture is the model's own
-caption, or the fifth person's, as speech would be. And the model's own captions ask for where they
-were said, as who has read one does; only those that were said of one photo do.
+Four human captions of each validation photo are its queries. The text key beside its picture is of
+the model's own caption, or of the fifth human one, like speech. The model's own captions are
+queries too, as of a user who has read one; only those that the model gave to one photo.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from streammem.errors import DatasetError
-from streammem.evaluation.datasets import batches, read_photos, read_picture
+from streammem.evaluation.datasets import batches, read_photo, read_photos
 from streammem.memory.retrieval import MARGINS
 from streammem.models.tiny.model import VideoModel
 
@@ -26,18 +26,18 @@ def measure(model: VideoModel) -> dict[str, Any]:
     if "STREAMMEM_DATA" not in os.environ:
         raise DatasetError("benchmarks memory --margins: set STREAMMEM_DATA to a folder of data")
     photos = read_photos(Path(os.environ["STREAMMEM_DATA"]) / "flickr8k", "val")
-    keys, said = [], []
+    keys, own_texts = [], []
     for batch in batches(photos):
-        pictures = [read_picture(photo.path) for photo in batch]
+        pictures = [read_photo(photo.path) for photo in batch]
         keys.append(model.picture_keys(pictures))
-        said += model.caption_pictures(pictures)
+        own_texts += model.caption_pictures(pictures)
     asked = [(i, text) for i, photo in enumerate(photos) for text in photo.captions[1:]]
     gold = np.array([i for i, _ in asked])
     questions = model.sentence_keys([text for _, text in asked])
     pictures = np.concatenate(keys)
-    own = model.sentence_keys(said)
+    own = model.sentence_keys(own_texts)
     heard = model.sentence_keys([photo.captions[0] for photo in photos])
-    once = np.array([i for i, text in enumerate(said) if said.count(text) == 1])
+    once = np.array([i for i, text in enumerate(own_texts) if own_texts.count(text) == 1])
     seen = questions @ pictures.T
     return {
         "the model's own captions": _recalls(seen, questions @ own.T, gold),
@@ -48,11 +48,11 @@ def measure(model: VideoModel) -> dict[str, Any]:
     }
 
 
-def _recalls(seen: np.ndarray, told: np.ndarray, gold: np.ndarray) -> dict[str, Any]:
+def _recalls(seen: np.ndarray, by_text: np.ndarray, gold: np.ndarray) -> dict[str, Any]:
     """Compare scores of pictures and of texts, [Q, N] each."""
-    ways = {"pictures alone": seen, "text alone": told}
-    ways |= {f"nearest, text less {m}": np.maximum(seen, told - m) for m in TRIED}
-    ways[f"sum with {SUM} of the text's"] = seen + SUM * told
+    ways = {"pictures alone": seen, "text alone": by_text}
+    ways |= {f"nearest, text less {m}": np.maximum(seen, by_text - m) for m in TRIED}
+    ways[f"sum with {SUM} of the text's"] = seen + SUM * by_text
     assert {MARGINS["caption_keys"], MARGINS["note_keys"]} <= {*TRIED}  # what is shipped
     return {name: _recall(scores, gold) for name, scores in ways.items()}
 

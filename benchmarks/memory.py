@@ -1,4 +1,4 @@
-"""What hours of memory cost, what they are found again by, and when "not seen" is said.
+"""What hours of memory cost, what they are found again by, and when the answer is "not seen".
 
 An 8-hour stream at 1 frame a second goes through a session with its durable memory. Photos stand
 for its scenes; each is encoded once, before, so that it runs in minutes: the encoder's cost is

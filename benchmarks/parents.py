@@ -3,7 +3,7 @@
 Its way: for each caption all frames so far are encoded again, bridged from an empty memory, and
 the last segment is put into words. Ours: each frame is encoded once, each segment bridged once.
 Both are given the same cuts (finding them is not on its clock), and scenes of eight frames, as
-many as its video tower takes at a time, so both see the same frames and must say the same.
+many as its video tower takes at a time, so both see the same frames and must give the same text.
 
 The weights are random and tiny, so seconds mean nothing beside each other's ratio; the frames that
 a tower encodes are what a large model is paid in. "same" counts captions whose words are equal, if
@@ -72,8 +72,8 @@ def main(argv: list[str]) -> int:
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = published.write(Path(scratch, "checkpoint"))
-        said = ParentFile(str(folder), options=ParentOptions(pool=3, sees="last"))
-        model = open_model("tiny", said, tiny_model())
+        file = ParentFile(str(folder), options=ParentOptions(pool=3, sees="last"))
+        model = open_model("tiny", file, tiny_model())
         model.language.generate([model.prompt([], "Hello.")], WORDS)  # opens it
         print(f"{'frames':>7} {'captions':>8}  {'':8} {'encoded':>8} {'CPU s':>8} "
               f"{'last s':>8} {'kept MB':>8}  same: all, four")  # fmt: skip

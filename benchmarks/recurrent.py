@@ -1,7 +1,7 @@
 """Memory of constant size: what is still known of 64 scenes in the bytes of the recurrent memory?
 
 Streams of captioned photos, each a scene, are kept in several ways of as many bytes, and asked in
-the words of people: whether a caption tells of a scene of theirs (*gist*), how often a thing was
+the words of people: whether a caption is of a scene of theirs (*gist*), how often a thing was
 there (*count*), and which of two captions came first (*order*). Tokens are read through a linear
 map into the space of the keys, fitted on other photos; keys and captions are compared as they are.
 Free choices of a reader (its sharpness) are made on streams of those other photos.
@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.machine import machine
-from streammem.evaluation.datasets import Photo, read_photos, read_picture
+from streammem.evaluation.datasets import Photo, read_photo, read_photos
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.recurrent import empty, fold
 from streammem.training.words import content_words
@@ -161,7 +161,7 @@ class Streams(NamedTuple):
 
 
 def draw(number: int, there: np.ndarray, seed: int) -> Streams:
-    """Draw streams; ``there`` [N, W] tells which photo shows which thing."""
+    """Draw streams; ``there`` [N, W] is which photo shows which thing."""
     rng = np.random.default_rng(seed)
     total = len(there)
     scenes, outsiders, pairs, themed = [], [], [], []
@@ -176,7 +176,7 @@ def draw(number: int, there: np.ndarray, seed: int) -> Streams:
     return Streams(*(np.array(rows) for rows in (scenes, outsiders, pairs, themed)))
 
 
-def told(read: Tensor, asked: Tensor) -> Tensor:
+def similarity(read: Tensor, asked: Tensor) -> Tensor:
     """Cosines of vectors read [B, S, E] and what is asked [B, Q, E]: [B, Q, S]."""
     return asked @ read.transpose(1, 2)
 
@@ -184,8 +184,8 @@ def told(read: Tensor, asked: Tensor) -> Tensor:
 def gist(kept: Kept, read: Callable, view: View, streams: Streams) -> Tensor:
     """How often a scene's caption scores above an outsider's, [B, T], the newest first."""
     keys = read(kept.vectors)
-    own = told(keys, view.captions[streams.scenes[:, ::-1].copy()]).amax(-1)
-    others = told(keys, view.captions[streams.outsiders]).amax(-1)
+    own = similarity(keys, view.captions[streams.scenes[:, ::-1].copy()]).amax(-1)
+    others = similarity(keys, view.captions[streams.outsiders]).amax(-1)
     return (own[:, :, None] > others[:, None]).float().mean(-1)
 
 
@@ -195,7 +195,7 @@ def order(kept: Kept, read: Callable, view: View, streams: Streams, sharp: float
     keys, when = read(kept.vectors), []
     for side in range(2):
         asked = view.captions[streams.scenes[rows, streams.pairs[:, :, side]]]
-        weights = (sharp * told(keys, asked)).softmax(-1)
+        weights = (sharp * similarity(keys, asked)).softmax(-1)
         when.append((weights @ kept.times[..., None])[..., 0])
     first, second = when
     return ((first < second).float() + 0.5 * (first == second)).mean(1)
@@ -203,7 +203,7 @@ def order(kept: Kept, read: Callable, view: View, streams: Streams, sharp: float
 
 def count(kept: Kept, read: Callable, view: View, sharp: float) -> Tensor:
     """Score how often each thing was there: [B, W]."""
-    cosines = told(read(kept.vectors), view.things.expand(len(kept.vectors), -1, -1))
+    cosines = similarity(read(kept.vectors), view.things.expand(len(kept.vectors), -1, -1))
     weight = (sharp * cosines).exp() if sharp else cosines
     return (weight * kept.counts[:, None]).sum(-1)
 
@@ -251,10 +251,10 @@ def measure(keep: Keep, read: Callable, tuning: Asked, testing: Asked) -> dict[s
 
 
 def things_of(photos: Sequence[Photo]) -> tuple[list[str], np.ndarray]:
-    """Return the words most often said, and which photo shows them: two captions of it say so."""
-    said = [[content_words(caption) for caption in photo.captions] for photo in photos]
-    words = sorted(set().union(*(words for rows in said for words in rows)))
-    there = np.array([[sum(word in c for c in rows) >= 2 for word in words] for rows in said])
+    """Return the most frequent words, and which photo shows them: those with two captions of it."""
+    of_photos = [[content_words(caption) for caption in photo.captions] for photo in photos]
+    words = sorted(set().union(*(words for rows in of_photos for words in rows)))
+    there = np.array([[sum(word in c for c in rows) >= 2 for word in words] for rows in of_photos])
     often = np.argsort(there.sum(0))[::-1][:THINGS]
     return [words[i] for i in often], there[:, often]
 
@@ -304,24 +304,24 @@ def compare(
     return found
 
 
-def said_of(
+def own_captions(
     photos: Sequence[Photo], model: VideoModel, tokens: Tensor, file: Path | None
 ) -> list[str]:
     """Return the model's captions, from a file of ``eval captions --predictions`` if given."""
     if file:
         rows = map(json.loads, file.read_text().splitlines())
-        said = {row["image"]: row["caption"] for row in rows}
-        return [said[photo.name] for photo in photos]
+        caption_of = {row["image"]: row["caption"] for row in rows}
+        return [caption_of[photo.name] for photo in photos]
     blocks = [list(tokens[i : i + 16]) for i in range(0, len(tokens), 16)]
-    said = [replies for block in blocks for replies in model.captions(block, model.decoding)]
-    return [replies[0].text for replies in said]
+    all_replies = [replies for block in blocks for replies in model.captions(block, model.decoding)]
+    return [replies[0].text for replies in all_replies]
 
 
 def seen(photos: Sequence[Photo], model: VideoModel) -> tuple[Tensor, Tensor, Tensor]:
     """Look at photos: tokens [N, M, D], keys [N, K], keys of a caption of each [N, K]."""
     tokens, keys = [], []
     for photo in tqdm(photos, unit="photo", disable=None):
-        perceived = model.perceive(read_picture(photo.path))
+        perceived = model.perceive(read_photo(photo.path))
         tokens.append(model.look([perceived.patches], [0.5]))
         keys.append(torch.from_numpy(perceived.key))
     captions = model.sentence_keys([photo.captions[0] for photo in photos])
@@ -349,14 +349,14 @@ def main(arguments: list[str]) -> int:
     reader = fit_reader(tokens.mean(1), captions)
     photos = read_photos(folder, "val")[: options.photos]
     tokens, keys, captions = seen(photos, model)
-    said = said_of(photos, model, tokens, options.said)
+    texts = own_captions(photos, model, tokens, options.said)
     words, there = things_of(photos)
     things = torch.from_numpy(model.sentence_keys(words))
     read = model.sentences.encode
     views = {
         "tokens": View(tokens.mean(1), captions, things),
         "keys": View(keys * keys.shape[1] ** 0.5, captions, things),  # as large as tokens
-        "captions": View(read(said), read([photo.captions[0] for photo in photos]), read(words)),
+        "captions": View(read(texts), read([photo.captions[0] for photo in photos]), read(words)),
     }
     found = compare(views, there, reader, model.token_shape[0], options.streams)
     for name, figures in found.items():

@@ -4,7 +4,7 @@ On the part of ``rooms`` that training leaves out (one picture in five, by a che
 An object is named if its word (of "coffee table": table) stands in the caption, in singular or
 plural; words count that are an object of some picture. The control is another picture's caption.
 ``--sheet FILE`` draws every fifth room above its caption and objects: what people did not list is
-counted by eye.
+counted by a person.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def precision(captions: Sequence[str], there: Sequence[set[str]]) -> tuple[float
     """Return the share of named objects that are there, and named objects a caption."""
     known = set().union(*there)
     named = [words(caption) & known for caption in captions]
-    right = sum(len(said & objects) for said, objects in zip(named, there, strict=True))
+    right = sum(len(mentioned & objects) for mentioned, objects in zip(named, there, strict=True))
     total = sum(map(len, named))
     return right / max(1, total), total / len(captions)
 

@@ -76,7 +76,7 @@ class RtspCamera:
         speed: 1 shows them in real time, None as fast as they are taken.
         loop: begin again after the last one, instead of closing the connection.
         first_timestamp: RTP time of each connection's first picture; None draws one.
-        password: what ``user:password`` in the URL must say; None lets everybody in.
+        password: required ``user:password`` in the URL; None requires none.
         port: to listen on; 0 lets the system choose.
         stalled: while set, connections stay open and nothing is sent.
         corrupt: share of NAL units of which bytes are overwritten.
@@ -155,7 +155,7 @@ class RtspCamera:
             with client, client.makefile("rb") as requests:
                 self._answer(client, requests)
         except OSError:
-            pass  # the client left, or the camera was told to fail
+            pass  # the client left, or the camera was made to fail
         finally:
             self._clients.discard(client)
 
@@ -265,7 +265,7 @@ class Target:
 
 
 def _payloads(nals: Sequence[bytes]) -> Iterator[tuple[bytes, bool]]:
-    """Cut a picture's NAL units into RTP payloads; tells which is the last. Source: RFC 6184."""
+    """Cut a picture's NAL units into RTP payloads, with whether it is the last. From RFC 6184."""
     for number, nal in enumerate(nals):
         last_nal = number == len(nals) - 1
         if len(nal) <= PAYLOAD_BYTES:

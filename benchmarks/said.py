@@ -1,11 +1,11 @@
-"""Clips: do captions name what is in a clip, do they differ, and does confidence tell rubbish?
+"""Clips: do captions name what is in a clip, do they differ, and does confidence detect rubbish?
 
 Every clip of ``clips`` is one scene of at most eight frames. A noun counts as right if it, or a
 word of its kind, stands in the one sentence that the manifest has for the clip; much that is
 visibly there does not stand in it, so this is a lower bound. The control is another clip's
 sentence. Noise, black and blurred frames have nothing to name: their confidence stands beside.
 ``--sheet FILE`` draws the clips above their captions and nouns: what is visibly there is counted
-by eye.
+by a person.
 """
 
 import argparse
@@ -116,19 +116,19 @@ def main(arguments: list[str]) -> int:
         longest = max(segments, key=lambda segment: segment.end - segment.start)
         return session.captions([longest])[0]
 
-    said, shown, spoiled = [], [], {"noise": [], "black": [], "blurred": []}
+    captioned, shown, spoiled = [], [], {"noise": [], "black": [], "blurred": []}
     for row in rows:
         pictures = frames_of(folder / row["file"], row["seconds"])
-        said.append(caption(pictures))
-        shown.append(sheet.Row(pictures, said[-1].text, nouns(said[-1].text)))
+        captioned.append(caption(pictures))
+        shown.append(sheet.Row(pictures, captioned[-1].text, nouns(captioned[-1].text)))
         for kind, picture in rubbish(pictures[len(pictures) // 2], rng).items():
             spoiled[kind].append(caption([picture] * 2))
-        print(f"{said[-1].confidence:.2f} {said[-1].text}  <- {row['caption']}")
+        print(f"{captioned[-1].confidence:.2f} {captioned[-1].text}  <- {row['caption']}")
     if options.sheet:
         sheet.write(options.sheet, shown)
-    texts, sentences = [c.text for c in said], [row["caption"] for row in rows]
+    texts, sentences = [c.text for c in captioned], [row["caption"] for row in rows]
     others = [sentences[i:] + sentences[:i] for i in range(1, len(sentences))]
-    sure = np.array([c.confidence for c in said])
+    sure = np.array([c.confidence for c in captioned])
     results = {
         "benchmark": "said",
         "clips": len(rows),

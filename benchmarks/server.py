@@ -197,9 +197,9 @@ def main(argv: list[str]) -> int:
     command += ["--set", f"max_segments={options.rows}"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ, text=True) as server:
         assert server.stderr is not None
-        told = server.stderr.readline()
-        if not told.startswith("listening"):  # told once it takes connections
-            raise SystemExit(told)
+        started = server.stderr.readline()
+        if not started.startswith("listening"):  # printed once it takes connections
+            raise SystemExit(started)
         try:
             found = asyncio.run(measure(server.pid, options))
         finally:

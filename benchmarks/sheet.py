@@ -1,4 +1,4 @@
-"""A sheet for the eye: pictures above what was said of them, so that a person can count."""
+"""A sheet of pictures above their captions, on which a person can count."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ PICTURES = 4
 
 
 class Row(NamedTuple):
-    """Pictures [H, W, 3] uint8 of one size, what was said of them, and which words are judged."""
+    """Pictures [H, W, 3] uint8 of one size, their caption, and the words that are counted."""
 
     pictures: Sequence[np.ndarray]
     text: str

@@ -214,7 +214,11 @@ def run(video: Path, options: argparse.Namespace) -> dict[str, object]:
 
 
 def _bounds(
-    model: VideoModel, video: Path, options: argparse.Namespace, said: list[Caption], encoded: int
+    model: VideoModel,
+    video: Path,
+    options: argparse.Namespace,
+    captions: list[Caption],
+    encoded: int,
 ) -> dict[str, float]:
     """Return the least CPU seconds of the parts that have a bound."""
     matrix = torch.rand(PEAK_SIDE, PEAK_SIDE)
@@ -228,7 +232,7 @@ def _bounds(
     prompt = len(language.embed(model.caption_prompt(tokens))) - len(
         language.ids(language.chat_prefix)  # read once for all
     )
-    num_tokens = sum(prompt + len(language.ids(caption.text)) for caption in said)
+    num_tokens = sum(prompt + len(language.ids(caption.text)) for caption in captions)
     weights = sum(p.numel() for p in language.model.parameters())
     return {
         "decode": _decode_alone(video, options),

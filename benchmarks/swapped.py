@@ -22,11 +22,11 @@ from torch import Tensor
 from benchmarks.machine import machine
 from streammem import load
 from streammem.errors import DatasetError
-from streammem.evaluation.datasets import Photo, read_photos, read_picture
+from streammem.evaluation.datasets import Photo, read_photo, read_photos
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.protocols import EvidenceItem
 from streammem.models.threads import limit_threads
-from streammem.training.trials import Quiz, Trial, Way
+from streammem.training.questions import Trial, TrialMaker, TrialVariant
 
 SCENE_S = 10.0
 EVERY_S = 60.0
@@ -44,13 +44,13 @@ class Photos:
 
     def look(self, chosen: set[int]) -> None:
         new = sorted(chosen - self._seen.keys())
-        pictures = [read_picture(self._photos[i].path) for i in new]
+        pictures = [read_photo(self._photos[i].path) for i in new]
         tokens = [self._model.look([self._model.perceive(p).patches], [0.5]) for p in pictures]
-        said: list[str | None] = [None] * len(new)
+        texts: list[str | None] = [None] * len(new)
         if self._described:
             for at in range(0, len(new), AT_ONCE):
-                said[at : at + AT_ONCE] = self._model.caption_pictures(pictures[at : at + AT_ONCE])
-        self._seen |= dict(zip(new, zip(tokens, said, strict=True), strict=True))
+                texts[at : at + AT_ONCE] = self._model.caption_pictures(pictures[at : at + AT_ONCE])
+        self._seen |= dict(zip(new, zip(tokens, texts, strict=True), strict=True))
 
     def passages(self, chosen: Sequence[int]) -> list[EvidenceItem]:
         starts = [EVERY_S * place for place in range(len(chosen))]
@@ -60,20 +60,20 @@ class Photos:
         ]
 
 
-def replies_to(model: Any, photos: Photos, asked: Sequence[tuple[str, Way]]) -> list[str]:
+def replies_to(model: Any, photos: Photos, asked: Sequence[tuple[str, TrialVariant]]) -> list[str]:
     photos.look({picture for _, way in asked for picture in way.pictures})
     prompts = [model.answer_prompt(photos.passages(way.pictures), q) for q, way in asked]
     order = np.argsort([len(way.pictures) for _, way in asked], kind="stable")  # alike in length
     replies = [""] * len(asked)
     for at in range(0, len(order), AT_ONCE):
         block = order[at : at + AT_ONCE]
-        said = model.language.generate([prompts[i] for i in block], WORDS)
-        for i, text in zip(block, said, strict=True):
+        generated = model.language.generate([prompts[i] for i in block], WORDS)
+        for i, text in zip(block, generated, strict=True):
             replies[i] = text
     return replies
 
 
-def says(reply: str, answer: str) -> bool:
+def agrees(reply: str, answer: str) -> bool:
     """Whether a reply begins with an answer: ``brown`` in "The dog is brown."."""
     return answer.strip(".").lower() in re.findall(r"[a-z]+", reply.lower())[:FIRST]
 
@@ -83,14 +83,14 @@ def refuses(reply: str) -> bool:
 
 
 def figures_of(trials: Sequence[Trial], replies: dict[str, list[str]]) -> dict[str, float]:
-    """Sum up replies by way of asking, each as long as the trials."""
+    """Sum up replies by variant, each as long as the trials."""
     true, swapped, missing = (replies[name] for name in ("true", "swapped", "missing"))
     rows = list(zip(trials, true, swapped, missing, strict=True))
     found = {
-        "right, true evidence": [says(t, trial.true.answer) for trial, t, _, _ in rows],
-        "right, swapped evidence": [says(s, trial.swapped.answer) for trial, _, s, _ in rows],
+        "right, true evidence": [agrees(t, trial.true.answer) for trial, t, _, _ in rows],
+        "right, swapped evidence": [agrees(s, trial.swapped.answer) for trial, _, s, _ in rows],
         "the first answer, swapped evidence": [
-            says(s, trial.true.answer) for trial, _, s, _ in rows
+            agrees(s, trial.true.answer) for trial, _, s, _ in rows
         ],
         "another reply when swapped": [t != s for _, t, s, _ in rows],
         "refused, true evidence": [
@@ -111,20 +111,20 @@ def measure(
     model: Any, photos: Sequence[Photo], count: int, *, described: bool, log: Path | None
 ) -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    quiz = Quiz([photo.captions for photo in photos])
-    trials = [quiz.draw(rng) for _ in range(count)]
+    maker = TrialMaker([photo.captions for photo in photos])
+    trials = [maker.draw(rng) for _ in range(count)]
     shown = Photos(model, photos, described=described)
     replies = {
-        name: replies_to(model, shown, [(t.question, t.ways[name]) for t in trials])
+        name: replies_to(model, shown, [(t.question, t.variants[name]) for t in trials])
         for name in ("true", "swapped", "missing")
     }
     if log:
         with open(log, "w") as lines:
             for i, trial in enumerate(trials):
-                said = {
-                    name: [trial.ways[name].answer, texts[i]] for name, texts in replies.items()
+                by_variant = {
+                    name: [trial.variants[name].answer, texts[i]] for name, texts in replies.items()
                 }
-                print(json.dumps({"question": trial.question, **said}), file=lines)
+                print(json.dumps({"question": trial.question, **by_variant}), file=lines)
     by_kind: dict[str, list[int]] = defaultdict(list)
     for i, trial in enumerate(trials):
         by_kind[trial.kind].append(i)

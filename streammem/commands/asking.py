@@ -82,7 +82,7 @@ def run_ask(arguments: argparse.Namespace) -> int:
     with open_session(arguments) as session, output(arguments.format, arguments.output) as results:
         broken = perceive(session, arguments)
         streams = arguments.format == "text"
-        answer = session.ask(arguments.question, results.say if streams else None)
+        answer = session.ask(arguments.question, results.write_piece if streams else None)
         if streams:
             lines = [" ".join(plain(str(item)).split()) for item in answer.evidence[:MAX_SHOWN]]
             if (more := len(answer.evidence) - MAX_SHOWN) > 0:

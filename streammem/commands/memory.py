@@ -20,7 +20,7 @@ from streammem.commands.options import (
 )
 from streammem.errors import ConfigError, StoreError
 from streammem.output.render import plain, to_line
-from streammem.output.terminal import note, output, say
+from streammem.output.terminal import note, output, write_line
 from streammem.types import Event, clock
 
 if TYPE_CHECKING:
@@ -108,14 +108,14 @@ def info(arguments: argparse.Namespace) -> int:
     with _opened(arguments, "r") as store:
         found = asdict(upkeep.info(store))
     if arguments.format == "jsonl":
-        say(json.dumps({"type": "memory", "path": str(arguments.memory), **found}))
+        write_line(json.dumps({"type": "memory", "path": str(arguments.memory), **found}))
         return 0
     for name, value in found.items():
         if name in ("start", "end") and value is not None:
             value = clock(value)
         if name == "sources":
             value = ", ".join(value)
-        say(f"{name:16} {plain(str('-' if value is None else value))}")
+        write_line(f"{name:16} {plain(str('-' if value is None else value))}")
     return 0
 
 
@@ -132,10 +132,10 @@ def verify(arguments: argparse.Namespace) -> int:
     for fault in faults:
         if arguments.format == "jsonl":
             line = {"type": "fault", "segment": fault.segment, "message": fault.what}
-            say(json.dumps(line))
+            write_line(json.dumps(line))
         else:
             where = "" if fault.segment is None else f"segment {fault.segment}: "
-            say(plain(where + fault.what))
+            write_line(plain(where + fault.what))
     if faults:
         raise StoreError(
             f"{arguments.memory}: {_counted(len(faults), 'fault')}; restore it from a backup, or "

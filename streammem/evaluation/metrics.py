@@ -1,7 +1,9 @@
 """Caption metrics: corpus BLEU-1 to 4, ROUGE-L and CIDEr-D, with standard errors over photos.
 
-Given the same tokens they agree with coco-caption; the tokens are simpler than its (see
-``tokenise``). Nothing here reads files or runs a model.
+    cider = CiderD([[tokenise(text) for text in photo.captions] for photo in photos])
+    scores, errors = score_captions(captions, [photo.captions for photo in photos], cider)
+
+With the same tokens they agree with coco-caption; ``tokenise`` is simpler than its tokeniser.
 """
 
 import math
@@ -50,7 +52,7 @@ class CiderD:
     """
 
     def __init__(self, references: Sequence[Sequence[Tokens]]) -> None:
-        """Count in how many photos' references each n-gram stands.
+        """Count the photos whose references have each n-gram.
 
         Args:
             references: of each photo of the split, its references' tokens.
@@ -71,7 +73,7 @@ class CiderD:
         for order in range(1, MAX_ORDER + 1):
             a = {gram: weight for gram, weight in ours.items() if len(gram) == order}
             b = {gram: weight for gram, weight in theirs.items() if len(gram) == order}
-            # Clipped: repeating a word of the reference earns nothing.
+            # Clipped: repeating a word of the reference does not raise the score.
             dot = sum(min(weight, b[gram]) * b[gram] for gram, weight in a.items() if gram in b)
             norm = math.hypot(*a.values()) * math.hypot(*b.values())
             cosines += dot / norm if norm else 0.0
@@ -104,7 +106,7 @@ def ngrams(tokens: Tokens) -> NgramCounts:
 
 
 def bleu_counts(candidate: Tokens, references: Sequence[Tokens]) -> np.ndarray:
-    """Count what corpus BLEU adds up over photos.
+    """Return the counts of one photo that corpus BLEU sums over photos.
 
     Returns:
         [10]: clipped matches of order 1 to 4, n-grams of order 1 to 4, the candidate's length,
@@ -165,7 +167,7 @@ def score_captions(
     Args:
         captions: one a photo, at least one.
         references: of each photo, at least one sentence.
-        cider: statistics of the whole split, of which these photos may be a part.
+        cider: statistics of the split that these photos belong to.
         seed: of the bootstrap.
 
     Returns:

@@ -1,6 +1,9 @@
-"""The suite ``retrieval``: can a model find the photo that a sentence was written about.
+"""The suite ``retrieval``: can a model find the photo that a sentence was written about?
 
-Keys are compared by cosine, exactly; the approximate index of a memory is not tested here.
+    report = evaluate_retrieval(Path("flickr8k"), load("streammem-tiny"), EvaluationOptions())
+    report.recalls  # at 1, 5 and 10
+
+Keys are compared by exact cosine; the approximate index of a memory is not tested here.
 """
 
 from collections.abc import Sequence
@@ -12,13 +15,13 @@ import numpy as np
 
 from streammem.errors import BackboneError
 from streammem.evaluation.datasets import (
-    Options,
+    EvaluationOptions,
     Photo,
     batches,
     prediction_lines,
     progress_bar,
+    read_photo,
     read_photos,
-    read_picture,
 )
 
 RECALLS_AT = (1, 5, 10)
@@ -29,7 +32,7 @@ SENTENCES_AT_ONCE = 256
 
 @runtime_checkable
 class KeyEncoder(Protocol):
-    """Whatever gives pictures and sentences keys in one space; keys need not be normalised."""
+    """A model with keys of pictures and sentences in one space; keys need not be normalised."""
 
     def picture_keys(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """[H, W, 3] uint8 RGB each, N of them, of any size -> [N, D] float."""
@@ -42,13 +45,13 @@ class KeyEncoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RetrievalReport:
-    """Where the right photo stands among all photos, over all sentences.
+    """The rank of the right photo among all photos, over all sentences.
 
     Attributes:
         recalls: share of sentences whose photo is among the first 1, 5, 10, in [0, 1].
         median_rank: from 1.
         standard_errors: of ``recalls``, over photos: a photo's sentences are not independent.
-        controls: whether to print what blind guessing reaches.
+        controls: whether ``to_json`` has the figures of random guessing.
     """
 
     split: str
@@ -75,12 +78,14 @@ class RetrievalReport:
         }
 
 
-def evaluate_retrieval(folder: Path, encoder: KeyEncoder, options: Options) -> RetrievalReport:
-    """Look for each photo of a split by each of its captions.
+def evaluate_retrieval(
+    folder: Path, encoder: KeyEncoder, options: EvaluationOptions
+) -> RetrievalReport:
+    """Search for each photo of a split by each of its captions.
 
     Args:
         folder: see ``read_photos``.
-        encoder: the model.
+        encoder: to evaluate.
         options: ``limit`` also shrinks the number of photos to choose from; ``predictions`` gets
             ``{"sentence", "image", "rank"}`` a sentence.
 
@@ -136,7 +141,7 @@ def ranks_of(sentences: np.ndarray, pictures: np.ndarray, owners: np.ndarray) ->
         block = slice(start, start + SENTENCES_AT_ONCE)
         scores = _unit(sentences[block]) @ pictures.T  # [m, N]
         own = np.take_along_axis(scores, owners[block, None], axis=1)
-        # Counting what is worse, not what is better, lets NaN count against the model too.
+        # Counts worse pictures, not better ones, so that NaN counts against the model too.
         ranks.append(len(pictures) - (scores < own - TIE).sum(axis=1))
     return np.concatenate(ranks)
 
@@ -151,11 +156,13 @@ def _sentence_keys(texts: Sequence[str], encoder: KeyEncoder) -> np.ndarray:
     return _joined([encoder.sentence_keys(texts[n : n + SENTENCES_AT_ONCE]) for n in blocks], texts)
 
 
-def _picture_keys(photos: Sequence[Photo], encoder: KeyEncoder, options: Options) -> np.ndarray:
+def _picture_keys(
+    photos: Sequence[Photo], encoder: KeyEncoder, options: EvaluationOptions
+) -> np.ndarray:
     keys = []
     with progress_bar(len(photos), options) as bar:
         for batch in batches(photos):
-            keys.append(encoder.picture_keys([read_picture(photo.path) for photo in batch]))
+            keys.append(encoder.picture_keys([read_photo(photo.path) for photo in batch]))
             bar.update(len(batch))
     return _joined(keys, photos)
 

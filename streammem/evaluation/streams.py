@@ -1,7 +1,10 @@
 """Composed streams of known truth: scenes made of captioned photos, and questions about them.
 
-Words only, no pixels and no model, so that ten thousand scenes take a second. What a model makes
-of them is measured in ``memory.py``.
+    stream = compose(captions, num_scenes=100, num_questions=400, asked=80, seed=0)
+    stream.questions[0].gold  # the scenes that show it
+
+Words only, no pixels and no model, so that ten thousand scenes take a second. ``memory.py``
+measures models on them.
 """
 
 import re
@@ -20,22 +23,22 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 REPEATS = 0.1  # of a stream's scenes that show an earlier photo again
 LEAST_PHOTOS = 20
-HELD_BACK = 0.08  # of the photos asked about that no scene shows: what "near" questions are about
+HELD_BACK = 0.08  # of the photos asked about, which no scene shows: for "near" questions
 LEAST_WORDS = 4  # content words of a question; "a dog runs" is true of too many scenes
 NEAR = (0.3, 0.6)  # share of a near question's words that the scene most like it has
-MOST_SHARE = 0.06  # of the photos that may mention a thing which is kept out of the stream
+MOST_SHARE = 0.06  # of the photos, that may mention a thing left out of the stream
 ATTRIBUTES = (
     "red blue green yellow white black brown orange pink purple".split(),  # noqa: SIM905
     ["two", "three", "four", "five"],
 )
-# People disagree about these: a question with one for the other may be true.
+# Captions disagree about these: a question with one in place of the other may be true.
 CONFUSED = {
     "brown": ("orange", "red", "black"), "orange": ("brown", "red", "yellow"),
     "red": ("orange", "pink", "brown"), "yellow": ("orange", "white"), "white": ("yellow",),
     "pink": ("red", "purple"), "purple": ("pink", "blue"), "blue": ("purple", "green"),
     "green": ("blue",), "black": ("brown", "blue"),
 }  # fmt: skip
-# Things that five people writing about a photo would hardly all leave out.
+# Things that hardly all five captions of a photo leave out.
 THINGS = {
     "horse": "horse pony",
     "bicycle": "bicycle bicyclist cyclist biker",
@@ -77,17 +80,17 @@ STOP_WORDS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """A description that is looked for in a stream.
+class StreamQuestion:
+    """A description to search for in a stream.
 
     Attributes:
-        text: a person's words, for example ``a man in a red hat``.
+        text: from a caption, for example ``a man in a red hat``.
         kind: ``present``: some scenes show it. None does for the others: ``absent``, it has a
             thing that the whole stream lacks; ``near``, each of its words fits some scene, no
             scene fits them all; ``swapped``, a scene fits it but for one colour or number.
         gold: scenes that show it, rising; empty unless ``present``.
-        photo: that it was written about.
-        caption: number of the caption of that photo that it is.
+        photo: index of the photo whose caption it is.
+        caption: index of that caption.
     """
 
     text: str
@@ -98,47 +101,47 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
-    """Scenes in time order, each known by its photo's number, and questions about them."""
+class ComposedStream:
+    """Scenes in time order, each given by its photo's index, and questions about them."""
 
     scenes: tuple[int, ...]
-    questions: tuple[Question, ...]
+    questions: tuple[StreamQuestion, ...]
 
 
 def compose(
     captions: Sequence[Sequence[str]], num_scenes: int, num_questions: int, *, asked: int, seed: int
-) -> Stream:
+) -> ComposedStream:
     """Make a stream and its questions: half present, the other half in thirds of the rest.
 
     Args:
-        captions: of each photo, by different people.
-        num_scenes: >= 2. Where photos run out, those not asked about come again.
-        num_questions: wanted; fewer come where the photos do not give as many.
-        asked: only the first so many photos are asked about; the rest just crowd the stream.
+        captions: of each photo, by different writers.
+        num_scenes: >= 2. If there are fewer photos, those not asked about are repeated.
+        num_questions: wanted; fewer if the photos do not give as many.
+        asked: only the first so many photos are asked about; the rest are distractors.
         seed: equal seeds make equal streams.
 
     Raises:
-        DatasetError: too few photos to hold some back.
+        DatasetError: too few photos.
     """
     check_enough(asked)
     if asked > len(captions) or num_scenes < 2:
         raise DatasetError(f"streams: {num_scenes} scenes, {asked} of {len(captions)} photos asked")
     rng = np.random.default_rng(seed)
     words = [frozenset(word for text in texts for word in words_of(text)) for texts in captions]
-    things = _kept_out(words, rng)
-    shown, near, absent = _dealt(words, things, asked, rng)
+    things = _left_out(words, rng)
+    shown, near, absent = _split_photos(words, things, asked, rng)
     scenes = _scenes(shown, asked, num_scenes, rng)
-    maker = _Maker(captions, words, scenes, things, rng)
+    maker = _QuestionMaker(captions, words, scenes, things, rng)
     present = [photo for photo in dict.fromkeys(scenes) if photo < asked]
     wanted = {"present": num_questions - num_questions // 2}
     wanted |= dict.fromkeys(KINDS[1:], num_questions // 6)
     from_photos = {"present": present, "absent": absent, "near": near, "swapped": present}
     questions = [q for kind in KINDS for q in maker.make(kind, from_photos[kind], wanted[kind])]
-    return Stream(tuple(scenes), tuple(questions))
+    return ComposedStream(tuple(scenes), tuple(questions))
 
 
 def check_enough(asked: int) -> None:
-    """Refuse fewer photos than questions of every kind take.
+    """Check that there are enough photos for questions of every kind.
 
     Raises:
         DatasetError: fewer than ``LEAST_PHOTOS``.
@@ -151,29 +154,29 @@ def check_enough(asked: int) -> None:
 
 @lru_cache(1 << 16)
 def words_of(text: str) -> tuple[str, ...]:
-    """Return a description's telling words in order, reduced to stems."""
+    """Return the stems of a description's content words, in order."""
     words = re.findall(r"[a-z]+", text.lower())
     return tuple(_stem(SYNONYMS.get(word, word)) for word in words if word not in STOP_WORDS)
 
 
-def bm25(said: Sequence[str], text: str) -> np.ndarray:
+def bm25(captions: Sequence[str], text: str) -> np.ndarray:
     """Score captions against a text by their words, [N].
 
     Source: Robertson and Zaragoza 2009, with k1 1.2 and b 0.75.
     """
-    documents = [words_of(text) for text in said]
+    documents = [words_of(text) for text in captions]
     lengths = np.array([len(words) for words in documents])
     relative = 0.25 + 0.75 * lengths / max(1.0, lengths.mean())
-    scores = np.zeros(len(said))
+    scores = np.zeros(len(captions))
     for word in set(words_of(text)):
         counts = np.array([words.count(word) for words in documents])
         having = np.count_nonzero(counts)
-        weight = np.log(1 + (len(said) - having + 0.5) / (having + 0.5))
+        weight = np.log(1 + (len(captions) - having + 0.5) / (having + 0.5))
         scores += weight * counts * 2.2 / (counts + 1.2 * relative)
     return scores
 
 
-class _Maker:
+class _QuestionMaker:
     """Makes questions of each kind about one sequence of scenes."""
 
     def __init__(
@@ -193,15 +196,15 @@ class _Maker:
             for word in words[photo]:
                 self.photos[word].add(photo)
 
-    def make(self, kind: Kind, photos: Sequence[int], wanted: int) -> list[Question]:
-        """Ask about the photos in random order, captions of one only after all had their turn."""
-        made: list[Question] = []
-        turns = [
+    def make(self, kind: Kind, photos: Sequence[int], wanted: int) -> list[StreamQuestion]:
+        """Ask about the photos in random order, a second time only after all were asked about."""
+        made: list[StreamQuestion] = []
+        order = [
             (photo, caption)
             for caption in range(max(map(len, self.captions)))
             for photo in self.rng.permutation(np.array(photos, np.int64)).tolist()
         ]
-        for photo, caption in turns:
+        for photo, caption in order:
             if len(made) == wanted:
                 break
             if caption < len(self.captions[photo]):
@@ -209,7 +212,7 @@ class _Maker:
                 made += [question] if question else []
         return made
 
-    def _question(self, kind: Kind, photo: int, caption: int) -> Question | None:
+    def _question(self, kind: Kind, photo: int, caption: int) -> StreamQuestion | None:
         text: str | None = _description(self.captions[photo][caption])
         assert text is not None
         words = set(words_of(text))
@@ -225,15 +228,14 @@ class _Maker:
         }
         if text is None or not fits[kind]:
             return None
-        gold = {photo} | self._telling(words) if kind == "present" else set()
+        gold = {photo} | self._fully_described(words) if kind == "present" else set()
         scenes = sorted(scene for each in gold for scene in self.scenes[each])
-        return Question(text, kind, tuple(scenes), photo, caption)
+        return StreamQuestion(text, kind, tuple(scenes), photo, caption)
 
-    def _telling(self, words: set[str]) -> set[int]:
-        """Return the photos shown that somebody described in all of these words at once.
+    def _fully_described(self, words: set[str]) -> set[int]:
+        """Return the photos shown of which one caption has all of these words.
 
-        One caption must have them all: "a black dog" and "snow" of two captions may be a brown
-        dog's snow.
+        "a black dog" and "snow" of two captions may be the snow of a brown dog.
         """
         return {
             photo
@@ -242,18 +244,18 @@ class _Maker:
         }
 
     def _fitting(self, words: Iterable[str]) -> set[int]:
-        """Return the photos shown of which people's captions have all of these words."""
+        """Return the photos shown whose captions together have all of these words."""
         return set.intersection(*(self.photos.get(word, set()) for word in words))
 
     def _near(self, words: set[str]) -> bool:
-        """Whether each word fits some scene, and the best scene fits some but not most of them."""
+        """Return whether each word fits some scene, and no scene fits most of the words."""
         if words & self.things or not all(self.photos.get(word) for word in words):
             return False
         shared = Counter(photo for word in words for photo in self.photos[word])
         return NEAR[0] <= max(shared.values()) / len(words) <= NEAR[1]
 
     def _swapped(self, text: str, photo: int) -> str | None:
-        """Change one colour or number so that it fits no scene any more."""
+        """Change one colour or number so that the text fits no scene."""
         for values in ATTRIBUTES:
             found = re.findall(rf"(?<!and )\b({'|'.join(values)})\b(?! and)", text)
             if len(found) != 1:  # "a black and white dog" and the like
@@ -261,15 +263,15 @@ class _Maker:
             alike = CONFUSED.get(found[0], ())
             others = [v for v in values if v not in alike and _stem(v) not in self.words[photo]]
             rest = set(words_of(text.replace(found[0], "")))
-            # Only this photo fits the rest: in another one the new colour may stand unmentioned.
+            # Only this photo fits the rest: another may show the new colour without a mention.
             if others and len(rest) >= LEAST_WORDS - 1 and self._fitting(rest) <= {photo}:
                 value = others[int(self.rng.integers(len(others)))]
                 return re.sub(rf"\b{found[0]}\b", value, text)
         return None
 
 
-def _kept_out(words: Sequence[frozenset[str]], rng: np.random.Generator) -> frozenset[str]:
-    """Choose things for the stream to lack, and return their words."""
+def _left_out(words: Sequence[frozenset[str]], rng: np.random.Generator) -> frozenset[str]:
+    """Choose things to leave out of the stream, and return their words."""
     chosen: set[str] = set()
     for thing in rng.permutation(sorted(THINGS)).tolist():
         stems = {_stem(word) for word in THINGS[thing].split()}
@@ -279,10 +281,10 @@ def _kept_out(words: Sequence[frozenset[str]], rng: np.random.Generator) -> froz
     return frozenset(chosen)
 
 
-def _dealt(
+def _split_photos(
     words: Sequence[frozenset[str]], things: frozenset[str], asked: int, rng: np.random.Generator
 ) -> tuple[list[int], list[int], list[int]]:
-    """Deal photos out: shown in the stream, held back for ``near``, kept out for ``absent``."""
+    """Split photos: shown in the stream, held back for ``near``, left out for ``absent``."""
     without = [photo for photo, each in enumerate(words) if not each & things]
     ours = rng.permutation([photo for photo in without if photo < asked]).tolist()
     held = max(1, int(HELD_BACK * asked))

@@ -1,34 +1,37 @@
-"""The evaluation suites by name, as the command line offers them."""
+"""The evaluation suites by name, as on the command line.
+
+run_suite("captions", Path("flickr8k"), load("streammem-tiny"), EvaluationOptions())
+"""
 
 from pathlib import Path
 from typing import Any
 
 from streammem.errors import BackboneError, ConfigError
-from streammem.evaluation.answers import evaluate_answers
-from streammem.evaluation.asking import Answering
-from streammem.evaluation.captions import Captioner, evaluate_captions
-from streammem.evaluation.datasets import Options
-from streammem.evaluation.memory import Rememberer, evaluate_memory
+from streammem.evaluation.answers import AnsweringModel, evaluate_answers
+from streammem.evaluation.captions import CaptioningModel, evaluate_captions
+from streammem.evaluation.datasets import EvaluationOptions
+from streammem.evaluation.memory import MemoryModel, evaluate_memory
 from streammem.evaluation.retrieval import KeyEncoder, evaluate_retrieval
 
-# What the model must offer, and what evaluates it.
+# The protocol that the model must implement, and the function that evaluates it.
 SUITES: dict[str, tuple[type, Any]] = {
-    "answers": (Answering, evaluate_answers),
-    "captions": (Captioner, evaluate_captions),
-    "memory": (Rememberer, evaluate_memory),
+    "answers": (AnsweringModel, evaluate_answers),
+    "captions": (CaptioningModel, evaluate_captions),
+    "memory": (MemoryModel, evaluate_memory),
     "retrieval": (KeyEncoder, evaluate_retrieval),
 }
 
 
-def run(suite: str, folder: Path, model: object, options: Options) -> dict[str, object]:
+def run_suite(
+    suite: str, folder: Path, model: object, options: EvaluationOptions
+) -> dict[str, object]:
     """Evaluate a model with a suite.
 
     Args:
         suite: a key of ``SUITES``.
         folder: the suite's data; see ``read_photos``.
-        model: offers ``Answering``, ``Captioner``, ``KeyEncoder`` or ``Rememberer``, whichever
-            the suite needs.
-        options: see ``Options``.
+        model: implements the protocol in ``SUITES``.
+        options: see ``EvaluationOptions``.
 
     Returns:
         An object for JSON: ``suite``, ``split``, ``photos``, the figures, ``standard_errors``,
@@ -36,7 +39,7 @@ def run(suite: str, folder: Path, model: object, options: Options) -> dict[str, 
 
     Raises:
         ConfigError: an unknown suite, or predictions that cannot be written.
-        BackboneError: the model cannot do what the suite needs.
+        BackboneError: the model does not implement it.
         DatasetError: the folder is malformed.
     """
     if suite not in SUITES:

@@ -1,6 +1,9 @@
 """Tools for agents (Model Context Protocol): the sessions and memories of ``server`` by name.
 
-An agent can look, ask and find; it writes nothing but clips, where it asks for a file.
+    server = make_server(Sessions(model, SessionConfig(), ServerConfig()), ["film.mp4"])
+    await server.run_stdio_async()
+
+The tools read; they write only clips, if an agent asks for a file.
 """
 
 import base64
@@ -18,89 +21,89 @@ from pydantic import Field
 from streammem import __version__
 from streammem.errors import StreammemError
 from streammem.output.render import to_json
-from streammem.server.looking import check_question, evidence_text, rows
+from streammem.server.queries import check_question, evidence_text, rows
 from streammem.server.refused import Refused
-from streammem.server.room import Room
-from streammem.server.rooms import Rooms
+from streammem.server.session_host import SessionHost
+from streammem.server.sessions import Sessions
 from streammem.types import Segment, clock
 
 MAX_PICTURES = 8
 MAX_INLINE_BYTES = 8 << 20
-CLIPS, MAX_CLIPS = "clips", 100  # files below the memories' folder; the oldest go
+CLIPS, MAX_CLIPS = "clips", 100  # files below the memories' folder; the oldest are removed
 ABOUT = (
-    "Video that was watched, or is being watched now. `list` says what there is; `ask` answers a "
-    "question from it, `find` finds moments, `clip` shows a span in pictures. Times are seconds "
+    "Video that was watched, or is being watched now. `list` lists it; `ask` answers a "
+    "question about it, `find` finds moments, `clip` shows a span in pictures. Times are seconds "
     "from the start of each video."
 )
 Name = Annotated[str, Field(description="session:ID or memory:NAME, as `list` gives them")]
 Seconds = Annotated[float, Field(ge=0, le=1e8, description="seconds")]
 Video = Annotated[
     Literal["no", "inline", "file"],
-    Field(description="the video too: inline as MP4, or as a file whose path is told"),
+    Field(description="the video too: inline as MP4, or as a file whose path is returned"),
 ]
 
 
-def make_server(rooms: Rooms, sources: Sequence[str] = ()) -> MCPServer:
+def make_server(sessions: Sessions, sources: Sequence[str] = ()) -> MCPServer:
     """Make the server of tools.
 
     Args:
-        rooms: whose sessions and memories; closed when the server ends.
-        sources: that are watched from the start.
+        sessions: of the server; closed when it ends.
+        sources: of the operator, watched from the start.
     """
 
     @asynccontextmanager
     async def lifespan(server: MCPServer) -> AsyncIterator[None]:
         try:
-            await rooms.open_own(sources)
+            await sessions.open_own(sources)
             yield
         finally:
-            await rooms.close()
+            await sessions.close()
 
     server: MCPServer = MCPServer(
         "streammem", version=__version__, instructions=ABOUT, lifespan=lifespan
     )
-    _add_tools(server, rooms)
+    _add_tools(server, sessions)
     return server
 
 
-async def _room_of(rooms: Rooms, name: str) -> Room:
+async def _host_of(sessions: Sessions, name: str) -> SessionHost:
     kind, _, rest = name.partition(":")
     if kind == "session":
-        return rooms.session(rest)
+        return sessions.host(rest)
     if kind == "memory":
-        return await rooms.memory(rest)
+        return await sessions.memory(rest)
     raise Refused(404, f"{name}: give session:ID or memory:NAME; `list` names them")
 
 
-def _add_tools(server: MCPServer, rooms: Rooms) -> None:
-    longest = rooms.config.limits.question_chars
+def _add_tools(server: MCPServer, sessions: Sessions) -> None:
+    longest = sessions.config.limits.question_chars
 
     @server.tool(name="list")
     async def listed() -> list[dict[str, Any]]:
         """List the sessions and memories that can be asked."""
         found = [
-            {"name": f"session:{name}", "source": room.plan.source, "state": room.state}
-            for name, room in rooms.sessions().items()
+            {"name": f"session:{name}", "source": host.plan.source, "state": host.state}
+            for name, host in sessions.hosts().items()
         ]
-        return [*found, *({"name": f"memory:{name}"} for name in rooms.memory_names())]
+        return [*found, *({"name": f"memory:{name}"} for name in sessions.memory_names())]
 
     @server.tool()
     async def ask(name: Name, question: str) -> str:
-        """Answer a question from what was seen, with the times that the answer rests on."""
+        """Answer a question from what was seen, with the times of its evidence."""
         with _refusals():
             check_question(question, longest)
-            answer = await (await _room_of(rooms, name)).answer(question)
+            answer = await (await _host_of(sessions, name)).answer(question)
         return answer.text + evidence_text(answer)
 
     @server.tool()
     async def find(
         name: Name, query: str, count: Annotated[int, Field(ge=1, le=50)] = 5
     ) -> list[dict[str, Any]]:
-        """Find the moments that a description fits best, best first."""
+        """Find the moments that fit a description best, best first."""
         with _refusals():
             check_question(query, longest)
-            room = await _room_of(rooms, name)
-            moments = await room.do(lambda session: session.find(query, count))
+            host = await _host_of(sessions, name)
+            moments = await host.do(lambda session: session.find(query, count))
         return [{**to_json(moment), "keyframe": None} for moment in moments]
 
     @server.tool(structured_output=False)
@@ -109,34 +112,36 @@ def _add_tools(server: MCPServer, rooms: Rooms) -> None:
         with _refusals():
             if not start < end:
                 raise Refused(422, "start must be before end")
-            room = await _room_of(rooms, name)
-            shown = await _shown(room, (start, end))
+            host = await _host_of(sessions, name)
+            shown = await _shown(host, (start, end))
             if video != "no":
-                shown.append(await _video(rooms, name, room, (start, end), video))
+                shown.append(await _video(sessions, name, host, (start, end), video))
             return shown
 
 
-async def _shown(room: Room, span: tuple[float, float]) -> list[Any]:
-    """Return what is kept of a span: its lines, and pictures with their times."""
-    kept = await room.do(lambda session: rows(session, span))
+async def _shown(host: SessionHost, span: tuple[float, float]) -> list[Any]:
+    """Return a span's events as text, and keyframes with their times."""
+    kept = await host.do(lambda session: rows(session, span))
     scenes = [event for event in kept if isinstance(event, Segment)]
     step = -(-len(scenes) // MAX_PICTURES) or 1
     shown: list[Any] = ["\n".join(map(str, kept)) or "nothing is kept of this span"]
     for scene in scenes[::step]:
-        jpeg = await room.do(lambda session, at=scene.id: session.memory.keyframe(at))  # type: ignore[misc]
+        jpeg = await host.do(lambda session, at=scene.id: session.memory.keyframe(at))  # type: ignore[misc]
         if jpeg:
             shown += [f"picture of {clock(scene.start)}", Image(data=jpeg, format="jpeg")]
     return shown
 
 
-async def _video(rooms: Rooms, name: str, room: Room, span: tuple[float, float], form: str) -> Any:
-    """Return a span's video, or the line that tells where it lies or why there is none."""
-    folder = rooms.config.memories
-    if room.plan.file is None:
+async def _video(
+    sessions: Sessions, name: str, host: SessionHost, span: tuple[float, float], form: str
+) -> Any:
+    """Return a span's video, the path of its file, or a line that explains why there is none."""
+    folder = sessions.config.memories
+    if host.plan.file is None:
         return "no video is at hand here: these are all the pictures that are kept"
     if form == "file" and folder is None:
         raise Refused(422, "there is no folder for files: start with --memories, or ask inline")
-    clip = await rooms.clips.cut(room, *span)
+    clip = await sessions.clips.cut(host, *span)
     try:
         if form == "file" and folder is not None:
             title = f"{name.partition(':')[2]}-{span[0]:g}-{span[1]:g}.mp4"
@@ -146,14 +151,14 @@ async def _video(rooms: Rooms, name: str, room: Room, span: tuple[float, float],
             raise Refused(413, text)
         blob = base64.b64encode(clip.path.read_bytes()).decode()
     finally:
-        rooms.clips.remove(clip)
+        sessions.clips.remove(clip)
     uri = f"clip://{name.replace(':', '/')}/{span[0]:g}-{span[1]:g}.mp4"
     found = BlobResourceContents(uri=uri, mime_type="video/mp4", blob=blob)
     return EmbeddedResource(resource=found)
 
 
 def _keep(clip: Path, folder: Path, title: str) -> Path:
-    """Move a clip into a folder, of which the newest stay."""
+    """Move a clip into a folder and remove all but the newest ``MAX_CLIPS`` there."""
     folder.mkdir(exist_ok=True)
     kept = Path(shutil.move(clip, folder / title))
     for old in sorted(folder.glob("*.mp4"), key=lambda path: path.stat().st_mtime)[:-MAX_CLIPS]:
@@ -163,7 +168,7 @@ def _keep(clip: Path, folder: Path, title: str) -> Path:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Tell an agent in one line why it was refused."""
+    """Turn a refusal or an error of ours into one line for the agent."""
     try:
         yield
     except (Refused, StreammemError) as error:

@@ -1,6 +1,8 @@
-"""A contact sheet: a video's scenes as one PNG, keyframes under the curve that divided them.
+"""Contact sheets: a video's scenes as one PNG, keyframes under the curve that divided them.
 
-It draws what it is given; scenes are found in ``scenetilling.py``.
+    contact_sheet(Path("film.png"), [(segment, pixels, "a red room")], curve, title="film.mp4")
+
+It only draws; ``perception/scenetilling.py`` finds the scenes.
 """
 
 import textwrap
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 # A scene, its picture [H, W, 3] uint8 RGB, and its caption, if it has one.
 Keyframe = tuple[Segment, np.ndarray, str | None]
 
-MAX_SCENES = 60  # of more, as many evenly in order; nobody reads a longer page
+MAX_SCENES = 60  # of more scenes, an even selection: a longer page is not readable
 MAX_CAPTION_LINES = 4
 
 # Lengths are in inches; at 100 dots an inch the page is 1200 pixels wide.
@@ -51,11 +53,11 @@ MAX_TICKS = 14
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curve:
-    """What divided the video.
+    """The curve that divided the video.
 
     Attributes:
         times: [T] seconds, rising.
-        similarity: [T] of each frame and the one before, in [-1, 1]; NaN where unknown.
+        similarity: [T] of each frame with the one before, in [-1, 1]; NaN where unknown.
         depth: [T] depth scores, >= 0; NaN where unknown.
         boundaries: seconds at which a new scene begins.
         threshold: depth that a boundary must reach: one, or [T] where it varies.
@@ -110,9 +112,9 @@ def contact_sheet(
 
     Args:
         path: file to write, replaced if it exists.
-        keyframes: at least one, in any order; of more than ``MAX_SCENES`` an even choice is shown.
+        keyframes: at least one, in any order; an even selection of more than ``MAX_SCENES``.
         curve: drawn above the keyframes.
-        title: stands at the top, usually the source's name.
+        title: at the top, usually the source's name.
 
     Raises:
         ValueError: no keyframes, or a curve whose arrays differ in length.
@@ -132,7 +134,7 @@ def contact_sheet(
         raise BackboneError(f"a contact sheet needs matplotlib; run: {hint}") from error
 
     with style.context("default"), warnings.catch_warnings():
-        # The font lacks some scripts; that is no reason to warn of every letter.
+        # The font lacks some scripts; without this there is a warning for every letter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = _draw_sheet(keyframes, curve, title)
         figure.savefig(path, format="png", metadata={"Software": None})

@@ -1,7 +1,10 @@
-"""Events as text, JSONL, SRT and WebVTT: the bytes that people and other programs read.
+"""Renders events as text, JSONL, SRT and WebVTT; opens no file.
 
-It opens no file and decides nothing about which events a command shows; it turns one event into
-one piece of output, so that a file is valid after every piece.
+    renderer = FORMATS["srt"]()
+    file.write(renderer.write(Caption(0, 0.0, 4.0, "a red room")))
+    file.write(renderer.close())
+
+Each event becomes one piece of output, so that a file is valid after every piece.
 """
 
 import json
@@ -27,7 +30,7 @@ from streammem.types import (
     Stats,
 )
 
-# The keys that other programs rely on, in order. Adding is allowed, changing is not.
+# Other programs rely on these keys and their order. Keys may be added, not changed.
 EVIDENCE_KEYS = ("source", "segment", "start", "end", "score", "keyframe", "caption", "speech")
 EVENT_KEYS: dict[type, tuple[str, tuple[str, ...]]] = {
     Segment: ("segment", ("id", "start", "end", "depth", "reason")),
@@ -52,18 +55,17 @@ TIME_KEYS = frozenset({"start", "end", "time", "perceive_s", "speak_s", "lag_s",
 
 # json.dumps leaves these as they are, but str.splitlines and some readers end a line at them.
 _LINE_ENDS_IN_JSON = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-# Subtitles and answers come from outside: a terminal must not obey them. Line breaks stay.
+# Subtitles and answers are not trusted: a terminal must not execute them. Line breaks stay.
 _CONTROLS = dict.fromkeys(set(range(0x20)) - {0x0A} | set(range(0x7F, 0xA0)), " ")
-# SRT has no escapes: what a player or parser would take for markup or an arrow is broken up by a
-# zero-width space.
+# SRT has no escapes: a zero-width space breaks up what a player would take for markup or an arrow.
 _SRT_MARKUP = re.compile(r"(?<=<)(?=[A-Za-z/!])|(?<=\{)(?=\\)|(?<=--)(?=>)")
 _ZERO_WIDTH_SPACE = "\u200b"
 
 
 class Renderer(Protocol):
-    """One output file in the making: every piece goes to the file in order, as soon as it is given.
+    """Renders the events of one output file, piece by piece, in order.
 
-    The file is valid after every piece; a format leaves out the events that it cannot show.
+    The file is valid after every piece; events that the format cannot show are left out.
     """
 
     def write(self, event: Event) -> str:
@@ -71,12 +73,12 @@ class Renderer(Protocol):
         ...
 
     def close(self) -> str:
-        """Return what is still missing after the last event; often nothing."""
+        """Return the text that must follow the last event; often empty."""
         ...
 
 
 class Text:
-    """Lines for people. Warnings and counters are not results, and go elsewhere."""
+    """Lines for people, without warnings and counters, which go to stderr."""
 
     def write(self, event: Event) -> str:
         if isinstance(event, Notice | Stats):
@@ -144,7 +146,7 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
 
     Args:
         event: times in seconds, finite.
-        more: keys beyond the event's own that are known here, such as its source.
+        more: keys to add to the event's own, such as its source.
 
     Returns:
         ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
@@ -165,16 +167,16 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
 
 
 def wall_start(event: Event, zero: float | None) -> dict[str, object]:
-    """Return what a live source adds: ``wall_start``, ISO 8601 with this place's offset.
+    """Return the key that a live source adds: ``wall_start``, ISO 8601 with the local offset.
 
     Args:
-        event: any; empty for one without a time.
-        zero: Unix seconds at stream time 0; None where nobody knows it.
+        event: any; the result is empty for one without a time.
+        zero: Unix seconds at stream time 0; None where it is unknown.
     """
-    time = event.time if isinstance(event, Alert) else getattr(event, "start", None)
-    if zero is None or time is None:
+    if zero is None or isinstance(event, Answer | Notice | Stats):  # these have no time
         return {}
-    shown = datetime.fromtimestamp(zero + time).astimezone()  # with the offset of that day
+    time = event.time if isinstance(event, Alert) else event.start
+    shown = datetime.fromtimestamp(zero + time).astimezone()  # with the offset at that time
     return {"wall_start": shown.isoformat(timespec="milliseconds")}
 
 
@@ -188,7 +190,7 @@ def prometheus(stats: Stats, source: str) -> str:
     """Write counters in Prometheus' text form.
 
     Args:
-        stats: of one run.
+        stats: of one source.
         source: its name, as the label ``source``.
 
     Source: Prometheus exposition formats, text format 0.0.4.
@@ -221,14 +223,14 @@ def prometheus(stats: Stats, source: str) -> str:
 
 
 def plain(text: str, *, keep: str = "") -> str:
-    """Return text without anything that a terminal would obey, or that reorders what it shows.
+    """Replace characters that a terminal would execute, or that reorder text, by spaces.
 
     Args:
-        text: from a model, a file name, a subtitle: from outside.
-        keep: signs that may stay, such as line ends.
+        text: untrusted, from a model, a file name or a subtitle.
+        keep: characters that may stay, such as line ends.
     """
-    signs = _encodable(text)
-    return "".join(sign if sign.isprintable() or sign in keep else " " for sign in signs)
+    letters = _encodable(text)
+    return "".join(x if x.isprintable() or x in keep else " " for x in letters)
 
 
 def milliseconds(seconds: float) -> int:
@@ -254,7 +256,7 @@ def _value(key: str, value: object) -> object:
 
 
 def _cue(event: Event, mark: str, escape: Callable[[str], str]) -> str:
-    """Timing line, text, blank line; empty where there is nothing to show."""
+    """Return timing line, text and blank line; empty for an event without a cue."""
     if not isinstance(event, Caption | Note):
         return ""
     # A blank line would end the cue.
@@ -262,9 +264,9 @@ def _cue(event: Event, mark: str, escape: Callable[[str], str]) -> str:
     if not text:
         return ""
     if isinstance(event, Note):
-        text = f"“{text}”"  # as in the text format: what was said, not what was seen
+        text = f"“{text}”"  # as in the text format: speech, not a caption
     start = max(milliseconds(event.start), 0)
-    # Readers drop a cue whose end is not after its start, so the shortest cue lasts 1 ms.
+    # Players drop a cue whose end is not after its start, so the shortest cue lasts 1 ms.
     end = max(milliseconds(event.end), start + 1)
     timing = f"{_timestamp(start, mark)} --> {_timestamp(end, mark)}"
     return f"{timing}\n{_encodable(escape(text))}\n\n"
@@ -290,5 +292,5 @@ def _lines(text: str) -> list[str]:
 
 
 def _encodable(text: str) -> str:
-    """Spell out lone surrogates (file names that are not UTF-8); in JSON the spelling is exact."""
+    """Escape lone surrogates (of file names that are not UTF-8); in JSON the escape is exact."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,6 +1,8 @@
-"""Output that goes on for days: a file that is set aside when it is large or old, and made anew.
+"""Rotated output files, for sources that run for days; every file is valid after every event.
 
-Every file is valid by itself, after every event.
+file = RotatedFile("jsonl", Path("events.jsonl"), Rotation(size_bytes=100 << 20, keep=7))
+file.write(event)
+file.close()
 """
 
 import time
@@ -14,17 +16,17 @@ from streammem.errors import ConfigError
 from streammem.output.render import FORMATS, NOTHING, Renderer, to_line
 from streammem.types import Event
 
-CONTINUED = {"text", "jsonl"}  # formats without a header or numbers: a file may be gone on with
+APPENDABLE = {"text", "jsonl"}  # formats without header or numbers: a file can be continued
 
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """When a file is set aside, and how many of those are kept.
+    """When a file is rotated, and how many rotated files are kept.
 
     Attributes:
-        size_bytes: a file that has grown so large is set aside; None for never.
-        every_s: one that was begun so long ago is; None for never.
-        keep: files set aside that are kept, >= 1, the newest; None for all.
+        size_bytes: rotate a file of at least this size; None for never.
+        every_s: rotate a file that was begun so many seconds ago; None for never.
+        keep: rotated files to keep, >= 1, the newest; None for all.
     """
 
     size_bytes: int | None = None
@@ -39,16 +41,16 @@ class Rotation:
 
 
 class RotatedFile:
-    """A file of events that is set aside now and then as ``name-20260503T140000Z.suffix``.
+    """A file of events that is rotated to ``name-20260503T140000Z.suffix``.
 
     Args:
         form: a key of ``render.FORMATS``.
-        path: the file that is being written.
-        rotation: when it is set aside.
-        wall: gives Unix seconds.
+        path: of the current file.
+        rotation: when to rotate.
+        wall: returns Unix seconds.
 
     Raises:
-        ConfigError: later, where a file cannot be opened.
+        ConfigError: from ``write`` or ``close``, if a file cannot be opened.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class RotatedFile:
         self._begun = 0.0
 
     def write(self, event: Event, more: Mapping[str, object] = NOTHING) -> None:
-        """Write an event at once, and what else is known of it where the format has room."""
+        """Write an event and flush; ``more`` are further keys, which only JSONL has."""
         if self._out and self._is_due(self._out):
             self._set_aside()
         out = self._out or self._open()
@@ -69,14 +71,14 @@ class RotatedFile:
         out.flush()
 
     def reopen(self) -> None:
-        """Let go of the file, which may have been moved away; the next event opens it anew."""
+        """Close the file, which may have been moved; the next event opens it again."""
         if self._out:
             self._out.write(self._renderer.close())
             self._out.close()
             self._out = None
 
     def close(self) -> None:
-        """End the file; one without events is made now. May be repeated."""
+        """Close the file; one without events is created now. Idempotent."""
         if not self._out and not self._path.exists():
             self._open()
         self.reopen()
@@ -88,7 +90,7 @@ class RotatedFile:
 
     def _open(self) -> IO[str]:
         try:
-            if self._form not in CONTINUED and self._path.exists() and self._path.stat().st_size:
+            if self._form not in APPENDABLE and self._path.exists() and self._path.stat().st_size:
                 self._set_aside()
             self._out = open(self._path, "a", encoding="utf-8")  # noqa: SIM115, see reopen
         except OSError as error:

@@ -1,4 +1,9 @@
-"""What the commands share on a terminal: results to a stream, words as they come, Ctrl-C."""
+"""Terminal output of the commands: results, captions word by word, contact sheets, Ctrl-C.
+
+with output("text", None) as results, interrupts() as is_stopping:
+    for event in watch(session, source):
+        results.write(event)
+"""
 
 import signal
 import sys
@@ -21,10 +26,10 @@ DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
 class Results:
-    """What a command has to give, in one format, on stdout or in a file.
+    """Writes a command's results in one format to stdout or a file.
 
-    The file is opened with the first result, so that a command that fails before it leaves what
-    was there; it is valid after every result.
+    The file is opened with the first result, so that a command that fails earlier does not replace
+    an existing file. It is valid after every result.
     """
 
     def __init__(self, form: str, path: Path | None) -> None:
@@ -35,25 +40,25 @@ class Results:
             _make_encodable(sys.stdout, form)
 
     def write(self, event: Event) -> None:
-        """Write an event at once: a reader, or a kill, finds whole events."""
+        """Write an event and flush, so that a reader, or a kill, finds whole events."""
         text = self._renderer.write(event)
         if self._form == "text" and isinstance(event, Caption):
-            text = f"{text.rstrip()}{_sureness(event, self._opened())}\n"
+            text = f"{text.rstrip()}{_confidence(event, self._opened())}\n"
         self.put(text)
 
-    def say(self, piece: str) -> None:
-        """Write a piece of text as it comes, and nothing that a terminal would obey."""
+    def write_piece(self, piece: str) -> None:
+        """Write a piece of an answer, without characters that a terminal would execute."""
         self.put(plain(piece, keep="\n"))
 
     def put(self, text: str) -> None:
-        """Write text that is rendered already."""
+        """Write rendered text and flush."""
         if text:
             out = self._opened()
             out.write(text)
             out.flush()
 
     def finish(self) -> None:
-        """Write what the format still lacks; a file without results is made now."""
+        """Write the end of the format; a file without results is created now."""
         self._opened()
         self.put(self._renderer.close())
 
@@ -74,7 +79,7 @@ class Results:
 
 @contextmanager
 def output(form: str, path: Path | None) -> Iterator[Results]:
-    """Give the place for a command's results; what is written is always a valid file."""
+    """Open ``Results`` for a command and close them at the end."""
     results = Results(form, path)
     try:
         yield results
@@ -83,47 +88,47 @@ def output(form: str, path: Path | None) -> Iterator[Results]:
         results.close()
 
 
-def say(line: str) -> None:
-    """Write a line to stdout that is no event."""
+def write_line(line: str) -> None:
+    """Write a line to stdout that is not an event."""
     _make_encodable(sys.stdout, "text")
     sys.stdout.write(f"{line}\n")
 
 
-def _sureness(caption: Caption, out: IO[str]) -> str:
-    """Return a caption's confidence for whoever watches a terminal; files have it in JSONL."""
+def _confidence(caption: Caption, out: IO[str]) -> str:
+    """Return a caption's confidence, dimmed, if ``out`` is a terminal; of files, JSONL has it."""
     shown = caption.confidence is not None and out.isatty()
     return f" {DIM}{caption.confidence:.2f}{PLAIN}" if shown else ""
 
 
 class LiveText:
-    """Captions on a terminal, word by word, in the text renderer's form."""
+    """Writes captions to a terminal word by word, in the text renderer's form."""
 
     def __init__(self, out: IO[str]) -> None:
         self._out = out
         self._segment: int | None = None
 
-    def say(self, segment: Segment, piece: str) -> None:
+    def write_piece(self, segment: Segment, piece: str) -> None:
         """Write the next piece of a segment's caption."""
         if segment.id != self._segment:
             self.close()
             self._segment = segment.id
             self._out.write(f"[{clock(segment.start)}-{clock(segment.end)}] ")
             piece = piece.lstrip()
-        # One line a caption, and nothing that a terminal would obey.
+        # One line a caption, without characters that a terminal would execute.
         self._out.write(plain(piece))
         self._out.flush()
 
     def end(self, caption: Caption) -> None:
-        """End a caption's line, with how sure it is; a line that has ended already stays so."""
-        said = self._segment is not None
-        if said and self._segment != caption.segment:
+        """End a caption's line with its confidence; nothing if the line has ended already."""
+        begun = self._segment is not None
+        if begun and self._segment != caption.segment:
             return
-        if not said and caption.reason:  # nothing was said of it
+        if not begun and caption.reason:  # withheld before its first word
             self._out.write(f"[{clock(caption.start)}-{clock(caption.end)}]")
         if caption.reason:
-            self._out.write(" … (unsure)" if said else " (unsure)")
-        if said or caption.reason:
-            self._out.write(f"{_sureness(caption, self._out)}\n")
+            self._out.write(" … (unsure)" if begun else " (unsure)")
+        if begun or caption.reason:
+            self._out.write(f"{_confidence(caption, self._out)}\n")
             self._out.flush()
         self._segment = None
 
@@ -135,7 +140,7 @@ class LiveText:
 
 
 class Sheet:
-    """Gathers what a contact sheet shows while a source is watched."""
+    """Collects segments, captions and scores for a contact sheet while a source is watched."""
 
     def __init__(self, session: "Session") -> None:
         self._session = session
@@ -145,21 +150,21 @@ class Sheet:
         session.on_score = lambda time, score: self._scores.append((time, score))
 
     def take(self, event: Event) -> None:
-        """Gather an event."""
+        """Add an event."""
         if isinstance(event, Segment):
             self._segments.append(event)
         elif isinstance(event, Caption):
             self._captions[event.segment] = event.text
 
     def draw(self, path: Path, title: str) -> None:
-        """Draw what was gathered as a PNG."""
+        """Draw the contact sheet as a PNG."""
         import numpy as np
 
         from streammem.output.contact_sheet import Curve, contact_sheet
 
         keyframes = []
         for segment in self._segments:
-            with suppress(KeyError):  # a memory within a budget drops keyframes
+            with suppress(KeyError):  # a memory with a budget may have dropped it
                 picture = self._session.keyframe(segment.id)
                 keyframes.append((segment, picture, self._captions.get(segment.id)))
         if not keyframes:
@@ -179,29 +184,29 @@ class Sheet:
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C into a request to stop; a second one interrupts at once."""
-    asked = False
+    requested = False
 
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        if asked:
+    def request(number: int, frame: object) -> None:
+        nonlocal requested
+        if requested:
             raise KeyboardInterrupt
-        asked = True
+        requested = True
         note("stopping: what is open is being closed; Ctrl-C again to leave at once")
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = signal.signal(signal.SIGINT, request)
     try:
-        yield lambda: asked
+        yield lambda: requested
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def note(text: str) -> None:
-    """Say something that is not a result, on one line."""
+    """Write a line to stderr that is not a result."""
     sys.stderr.write(f"{plain(text)}\n")
 
 
 def _make_encodable(out: IO[str], form: str) -> None:
-    """Make stdout take every sign, whatever the locale: files of events are UTF-8 by contract."""
+    """Make stdout accept every character in any locale; formats other than text are UTF-8."""
     if isinstance(out, TextIOWrapper):
         if form == "text":
             out.reconfigure(errors="backslashreplace")

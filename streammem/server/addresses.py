@@ -1,7 +1,7 @@
-"""Which addresses a client may send the server to, and a download that goes nowhere else.
+"""Checks which addresses a client may make the server connect to, and downloads from them.
 
 A name is resolved once, all its addresses are checked, and the connection is made to one of these:
-what the name resolves to a moment later does not matter. Redirects are refused.
+a later change of the name's addresses has no effect. Redirects are refused.
 """
 
 import http.client
@@ -26,16 +26,16 @@ LIVE = ("rtsp", "rtsps")
 TIMEOUT_S = 15.0
 DOWNLOAD_S = 600.0
 BLOCK = 1 << 16
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # counts as global, and leads to any IPv4 address
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # "global", yet leads to any IPv4 address
 
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What clients may name as a source.
+    """The hosts and networks that clients may name in a source.
 
     Attributes:
         hosts: patterns of host names with public addresses, as in ``*.example.com``; ``*`` is any.
-        networks: addresses that are fine though they are not public.
+        networks: addresses that are allowed although they are not public.
     """
 
     hosts: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Allowed:
 
 
 class Target(NamedTuple):
-    """A URL whose host may be connected to.
+    """A URL that was checked.
 
     Attributes:
         parts: of the URL.
@@ -95,11 +95,11 @@ def check(url: str, allowed: Allowed, resolve: Resolve = resolve) -> Target:
 
     Args:
         url: http, https, rtsp or rtsps.
-        allowed: by the operator.
-        resolve: gives a host's addresses.
+        allowed: hosts and networks allowed by the operator.
+        resolve: returns a host's addresses.
 
     Raises:
-        Refused: no such URL, or one that is not allowed; the message says why.
+        Refused: not such a URL, or not allowed; with the reason.
         SourceError: the host has no address.
     """
     parts, host, port = _split(url)
@@ -121,7 +121,7 @@ def check(url: str, allowed: Allowed, resolve: Resolve = resolve) -> Target:
 
 
 def is_public(address: Address) -> bool:
-    """Tell whether an address is one of the open internet, also inside of its IPv6 wrappings."""
+    """Return whether an address is public, also if it is wrapped in an IPv6 address."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped:
             return is_public(address.ipv4_mapped)
@@ -131,13 +131,13 @@ def is_public(address: Address) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether only this computer reaches a host: ``localhost`` or a loopback address."""
+    """Return whether a host is ``localhost`` or a loopback address."""
     address = _address(host.strip("[]"))
     return host == "localhost" if address is None else address.is_loopback
 
 
 def live_url(target: Target) -> str:
-    """Return the URL of a live source with its checked address in the place of the name."""
+    """Return the URL of a live source with the checked address in place of the name."""
     user, at, _ = target.parts.netloc.rpartition("@")
     address = f"[{target.address}]" if ":" in target.address else target.address
     return target.parts._replace(netloc=f"{user}{at}{address}:{target.port}").geturl()
@@ -155,12 +155,12 @@ def fetch(
     Args:
         target: of http or https.
         path: to write to.
-        most_bytes: that may come.
-        stop: asked now and then; once true the download is given up.
+        most_bytes: to accept.
+        stop: polled between blocks; the download ends once it returns True.
         context: of TLS; the system's by default.
 
     Raises:
-        SourceError: refused, lost, or too large.
+        SourceError: the request fails, breaks off, takes too long, or its content is too large.
     """
     name = f"{target.parts.scheme}://{target.host}{target.parts.path}"
     connection = _connection(target, context)

@@ -1,73 +1,71 @@
-"""OpenAI's chat form: the last message of the user is put to a session or a memory.
+"""OpenAI's chat interface: a session or a memory answers the user's last message.
 
-Which one stands in the model's name, ``session:ID`` or ``memory:NAME``, or in a field of its own.
-Sampling options are the server's; those of a request are left unread.
+The model's name selects it, ``session:ID`` or ``memory:NAME``, or else the field ``session`` or
+``memory``. Sampling options are the server's; those of a request are ignored.
 """
 
 import json
 import secrets
 import time
-from collections.abc import Awaitable, Callable
 
 from fastapi import APIRouter, Response
 
-from streammem.server.asking import streamed
-from streammem.server.looking import check_question, evidence_text
+from streammem.server.queries import check_question, evidence_text
+from streammem.server.query_routes import FindHost, stream_answer
 from streammem.server.refused import Refused
-from streammem.server.room import Room
-from streammem.server.rooms import Rooms
-from streammem.server.wire import Chat, event_json
+from streammem.server.session_host import SessionHost
+from streammem.server.sessions import Sessions
+from streammem.server.wire import ChatRequest, event_json
 from streammem.types import Answer
 
-Resolve = Callable[[str], Awaitable[Room]]
 DONE = "data: [DONE]\n\n"
 
 
-def chat_routes(rooms: Rooms, session: Resolve, memory: Resolve) -> APIRouter:
+def chat_routes(sessions: Sessions, session: FindHost, memory: FindHost) -> APIRouter:
     """Make the routes that OpenAI's clients use.
 
     Args:
-        rooms: of the server.
-        session: gives the room of a session.
-        memory: gives the room of a memory.
+        sessions: of the server.
+        session: returns the host of a session.
+        memory: returns the host of a memory.
     """
     router = APIRouter()
 
-    async def room_of(chat: Chat) -> Room:
+    async def host_of(chat: ChatRequest) -> SessionHost:
         kind, _, name = chat.model.partition(":")
         if chat.session or (kind == "session" and name):
             return await session(chat.session or name)
         if chat.memory or (kind == "memory" and name):
             return await memory(chat.memory or name)
-        text = "say what is asked: model session:ID or memory:NAME, or a field session or memory"
+        text = "name what to ask: model session:ID or memory:NAME, or a field session or memory"
         raise Refused(422, text)
 
     @router.post("/chat/completions", response_model=None)
-    async def complete(chat: Chat) -> Response | dict[str, object]:
+    async def complete(chat: ChatRequest) -> Response | dict[str, object]:
         """Answer the user's last message."""
         asked = [m for m in chat.messages if m.role == "user"]
         question = asked[-1].text() if asked else ""
         if not question:
             raise Refused(422, "the messages hold no text of a user")
-        check_question(question, rooms.config.limits.question_chars)
-        room = await room_of(chat)
-        form = _Form(chat)
+        check_question(question, sessions.config.limits.question_chars)
+        host = await host_of(chat)
+        form = _ChatReply(chat)
         if chat.stream:
-            return await streamed(room, question, form.chunk, DONE)
-        return form.whole(await room.answer(question), room)
+            return await stream_answer(host, question, form.chunk, DONE)
+        return form.whole(await host.answer(question), host)
 
     @router.get("/models")
     async def models() -> dict[str, object]:
-        """List what may be asked."""
-        names = [f"session:{name}" for name in rooms.sessions()]
-        names += [f"memory:{name}" for name in rooms.memory_names()]
+        """List the sessions and memories that can be asked."""
+        names = [f"session:{name}" for name in sessions.hosts()]
+        names += [f"memory:{name}" for name in sessions.memory_names()]
         return {"object": "list", "data": [_model(name) for name in names]}
 
     @router.get("/models/{name}")
     async def model(name: str) -> dict[str, object]:
-        """Describe something that may be asked."""
+        """Describe a session or memory that can be asked."""
         kind, _, rest = name.partition(":")
-        known = rooms.sessions() if kind == "session" else rooms.memory_names()
+        known = sessions.hosts() if kind == "session" else sessions.memory_names()
         if kind not in ("session", "memory") or rest not in known:
             raise Refused(404, "no such model; see /v1/models")
         return _model(name)
@@ -75,10 +73,10 @@ def chat_routes(rooms: Rooms, session: Resolve, memory: Resolve) -> APIRouter:
     return router
 
 
-class _Form:
-    """One reply in OpenAI's form, whole or in chunks."""
+class _ChatReply:
+    """Formats one reply for OpenAI's clients, whole or in chunks."""
 
-    def __init__(self, chat: Chat) -> None:
+    def __init__(self, chat: ChatRequest) -> None:
         self._chat = chat
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
@@ -86,12 +84,12 @@ class _Form:
             "model": chat.model,
         }
 
-    def whole(self, answer: Answer, room: Room) -> dict[str, object]:
+    def whole(self, answer: Answer, host: SessionHost) -> dict[str, object]:
         text = "\n".join([answer.text, *([answer.remark] if answer.remark else [])])
         listed = evidence_text(answer) if self._chat.evidence else ""
         message = {"role": "assistant", "content": text + listed}
         choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
-        found = event_json(answer, room.path)
+        found = event_json(answer, host.path)
         return {
             **self._head,
             "object": "chat.completion",
@@ -99,11 +97,11 @@ class _Form:
             **{key: found[key] for key in ("evidence", "seen", "method")},
         }
 
-    def chunk(self, said: str | Answer, room: Room) -> str:
-        if isinstance(said, str):
-            return self._chunk({"role": "assistant", "content": said}, None)
-        listed = evidence_text(said) if self._chat.evidence else ""
-        found = event_json(said, room.path)
+    def chunk(self, piece: str | Answer, host: SessionHost) -> str:
+        if isinstance(piece, str):
+            return self._chunk({"role": "assistant", "content": piece}, None)
+        listed = evidence_text(piece) if self._chat.evidence else ""
+        found = event_json(piece, host.path)
         more = {key: found[key] for key in ("evidence", "seen", "method")}
         return self._chunk({"content": listed} if listed else {}, "stop", more)
 

@@ -1,4 +1,4 @@
-"""Clips of the videos that sessions watch, where these are files; one is cut at a time."""
+"""Clips of video files that sessions watch; one is cut at a time."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,7 +8,7 @@ import anyio.to_thread
 
 from streammem.server.limits import Limits
 from streammem.server.refused import Refused
-from streammem.server.room import Room
+from streammem.server.session_host import SessionHost
 from streammem.server.uploads import Upload, Uploads
 from streammem.video.cut import cut
 
@@ -20,26 +20,26 @@ class Clips:
 
     Args:
         uploads: of the server.
-        limits: clips that wait are bounded as questions are.
+        limits: ``questions_waiting`` also bounds the clips that wait.
     """
 
     def __init__(self, uploads: Uploads, limits: Limits) -> None:
         self._uploads, self._most = uploads, limits.questions_waiting
         self._knife = anyio.CapacityLimiter(1)
 
-    async def cut(self, room: Room, start: float, end: float) -> Upload:
-        """Cut a clip; ``remove`` it when it was sent.
+    async def cut(self, host: SessionHost, start: float, end: float) -> Upload:
+        """Cut a clip; ``remove`` it once it was sent.
 
         Args:
-            room: whose video.
-            start: seconds in it.
-            end: seconds in it.
+            host: of the session that watches the video.
+            start: seconds in the video.
+            end: seconds in the video.
 
         Raises:
-            Refused: no video is at hand, or too much waits.
+            Refused: the source is no file or is gone, or too many clips wait.
             ConfigError, SourceError: see ``video.cut``.
         """
-        file = room.plan.file
+        file = host.plan.file
         if file is None:
             raise Refused(404, "no video is at hand here, only captions and keyframes")
         if not file.is_file():
@@ -48,7 +48,7 @@ class Clips:
             raise Refused(429, "several clips are being cut already", retry_s=5)
         upload = self._uploads.reserve(file.stat().st_size)
         try:
-            source = room.plan.source
+            source = host.plan.source
             await anyio.to_thread.run_sync(
                 _cut, file, start, end, upload, source, limiter=self._knife
             )
@@ -62,7 +62,7 @@ class Clips:
         self._uploads.remove(clip.id)
 
     async def blocks(self, clip: Upload) -> AsyncIterator[bytes]:
-        """Give a clip's content, and remove it, also if whoever reads leaves."""
+        """Yield a clip's content and remove the clip, also if the reader stops early."""
         try:
             async with await anyio.open_file(clip.path, "rb") as file:
                 while block := await file.read(BLOCK):

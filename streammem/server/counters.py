@@ -1,4 +1,4 @@
-"""What a server counts, in Prometheus's text form."""
+"""The counters of a server, in Prometheus's text form."""
 
 from collections import Counter
 
@@ -8,21 +8,21 @@ PREFIX = "streammem_"
 _KINDS = {Segment: "segments", Caption: "captions", Alert: "alerts"}
 _HELP = {
     "segments_total": "Segments closed.",
-    "captions_total": "Captions told.",
-    "alerts_total": "Alerts told.",
+    "captions_total": "Captions sent.",
+    "alerts_total": "Alerts sent.",
     "frames_pushed_total": "Pictures pushed by clients.",
     "events_lost_total": "Events that slow clients lost.",
-    "caption_batches_total": "Batches in which captions were spoken.",
+    "caption_batches_total": "Batches in which captions were generated.",
     "batched_captions_total": "Captions in these batches.",
     "answers_total": "Questions answered.",
     "answer_seconds_total": "Seconds from question to full answer.",
     "requests_total": "Requests by status class.",
-    "refused_total": "Requests refused before they reached anything, by reason.",
+    "refused_total": "Requests refused before they reached a route, by status.",
 }
 
 
 class Counters:
-    """Counts of one server. Used in the event loop, ``batched`` also elsewhere."""
+    """The counters of one server. Used in the event loop only, except ``batched``."""
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -31,7 +31,7 @@ class Counters:
         """Add to a counter; ``label`` as in ``status="2xx"``."""
         self._counts[name, label] += amount  # type: ignore[assignment]
 
-    def told(self, event: Event) -> None:
+    def count_event(self, event: Event) -> None:
         """Count an event of a source."""
         if kind := _KINDS.get(type(event)):
             self.add(f"{kind}_total")

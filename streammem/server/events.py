@@ -1,4 +1,4 @@
-"""What a session has told, kept for a while, and read by each client at its own pace."""
+"""A bounded log of a session's events, which each client reads at its own pace."""
 
 import asyncio
 from collections import deque
@@ -10,14 +10,14 @@ from streammem.types import Event
 
 
 class Taken(NamedTuple):
-    """What a client gets next.
+    """The next events for one client.
 
     Attributes:
         events: in order; the last one's number is ``position`` - 1.
-        more: what else was told of each, as ``wall_start``.
-        position: to ask from next.
-        lost: events that came before these and are not kept any more.
-        over: nothing will ever follow.
+        more: further keys of each event, such as ``wall_start``.
+        position: to continue from.
+        lost: events between the requested position and these that the log no longer holds.
+        over: no event will follow.
     """
 
     events: tuple[Event, ...]
@@ -30,8 +30,8 @@ class Taken(NamedTuple):
 class EventLog:
     """The last events of a session, numbered from 0. Used in the event loop only.
 
-    Clients keep their place, not a queue: however many there are and however slow, what is held is
-    bounded, and one that falls behind loses the oldest events alone.
+    Each client keeps a position instead of a queue, so that memory is bounded whatever the number
+    and speed of clients; one that falls behind loses only the oldest events.
 
     Args:
         kept: events at most.
@@ -43,25 +43,25 @@ class EventLog:
         self.count, self.over = 0, False
 
     def add(self, event: Event, more: Mapping[str, object] = NOTHING) -> None:
-        """Tell an event, and what else is known of it, to all."""
+        """Append an event with further keys, and wake the clients that wait."""
         self._kept.append((event, more))
         self.count += 1
         self._wake()
 
     def close(self) -> None:
-        """Nothing more comes from the source; answers may still be added."""
+        """Note that the source has ended; answers may still be added."""
         self.over = True
         self._wake()
 
     def kept(self) -> tuple[Event, ...]:
-        """Return what is kept, oldest first."""
+        """Return the events in the log, oldest first."""
         return tuple(event for event, _ in self._kept)
 
     async def take(self, position: int, patience_s: float, most: int = 256) -> Taken:
-        """Return what comes from a place on; nothing, if nothing comes in time.
+        """Return the events from a position on; none if none comes in time.
 
         Args:
-            position: number of the first event that is wanted.
+            position: number of the first event to return.
             patience_s: seconds to wait for one.
             most: events at once.
         """
@@ -74,8 +74,8 @@ class EventLog:
                 pass
         first = max(position, self.count - len(self._kept))
         skipped = first - (self.count - len(self._kept))
-        told = tuple(self._kept)[skipped : skipped + most]
-        events, more = tuple(e for e, _ in told), tuple(m for _, m in told)
+        taken = tuple(self._kept)[skipped : skipped + most]
+        events, more = tuple(e for e, _ in taken), tuple(m for _, m in taken)
         after = first + len(events)
         return Taken(events, more, after, first - position, self.over and after == self.count)
 

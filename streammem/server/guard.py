@@ -1,4 +1,4 @@
-"""What every request passes first: who asks, how often, how much. Streams are not held up."""
+"""Middleware that checks every request first: token, origin, rate and size of the body."""
 
 import base64
 import binascii
@@ -26,11 +26,11 @@ CHALLENGE = 'Bearer realm="streammem", Basic realm="streammem"'
 
 
 class Rates:
-    """A token bucket a client; the clients that asked longest ago are forgotten.
+    """Rate limits: a token bucket per client; the least recently active clients are forgotten.
 
     Args:
         limits: of requests.
-        now: gives seconds.
+        now: returns seconds of a monotonic clock.
     """
 
     def __init__(self, limits: Limits, now: Callable[[], float] = time.monotonic) -> None:
@@ -38,7 +38,7 @@ class Rates:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, client: str) -> float:
-        """Take one request; return 0, or the seconds after which there will be one again."""
+        """Take a token for one request; return 0, or the seconds until there is one."""
         now, rate = self._now(), self._limits.requests_per_s
         left, at = self._buckets.pop(client, (float(self._limits.burst), now))
         left = min(float(self._limits.burst), left + (now - at) * rate)
@@ -50,9 +50,10 @@ class Rates:
 
 
 class Guard:
-    """ASGI middleware: refuses in one line of JSON what may not reach the server.
+    """ASGI middleware that refuses a request with a reason in JSON.
 
-    Without a token only this computer may ask, and no page of another site in its browser.
+    Without a token, only clients on this computer are admitted, and in a browser no page of another
+    site.
     """
 
     def __init__(self, app: ASGIApp, config: ServerConfig, counters: Counters) -> None:
@@ -75,7 +76,7 @@ class Guard:
         """Return the bytes that the request's body may have.
 
         Raises:
-            Refused: it may not pass.
+            Refused: the request is not admitted.
         """
         headers = Headers(scope=scope)
         path = scope["path"]
@@ -95,10 +96,10 @@ class Guard:
     def _check_caller(self, headers: Headers) -> None:
         token = self._config.token
         if token is not None:
-            if not hmac.compare_digest(_presented(headers).encode(), token.encode()):
+            if not hmac.compare_digest(_token_of(headers).encode(), token.encode()):
                 raise Refused(401, "a bearer token is required: Authorization: Bearer TOKEN")
             return
-        # A page of another site could send its reader's browser here, by name or by address.
+        # A page of another site could make a browser send requests here, by name or by address.
         named = [headers.get("host", "")]
         if origin := headers.get("origin"):
             named.append(urlsplit(origin).netloc or origin)
@@ -112,7 +113,7 @@ class Guard:
             return limits.upload_bytes
         if path.startswith("/v1/sessions/") and path.endswith("/frames"):
             return limits.frame_bytes
-        # The page sends the browser's pictures as text.
+        # The page sends webcam pictures as text.
         return limits.frame_bytes if path.startswith("/gradio_api/") else limits.body_bytes
 
     def _counting(self, send: Send) -> Send:
@@ -132,7 +133,7 @@ def error_body(status: int, message: str) -> dict[str, Any]:
 
 
 def _bounded(receive: Receive, most: int) -> Receive:
-    """Count a body as it comes: its length may be unsaid, or untrue."""
+    """Bound a body while it is read: content-length may be missing or wrong."""
     left = most
 
     async def bounded() -> Message:
@@ -148,7 +149,7 @@ def _bounded(receive: Receive, most: int) -> Receive:
 
 
 async def _refuse(scope: Scope, send: Send, refused: Refused) -> None:
-    if scope["type"] == "websocket":  # before it is accepted: the client sees a 403
+    if scope["type"] == "websocket":  # not accepted yet, so the client gets a 403
         await send({"type": "websocket.close", "code": 1008, "reason": refused.message})
         return
     body = json.dumps(error_body(refused.status, refused.message)).encode()
@@ -162,8 +163,8 @@ async def _refuse(scope: Scope, send: Send, refused: Refused) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _presented(headers: Headers) -> str:
-    """Return the token that a request brings: as bearer, or as a browser's password."""
+def _token_of(headers: Headers) -> str:
+    """Return the token of a request: a bearer token, or the password of basic authentication."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()
@@ -176,5 +177,5 @@ def _presented(headers: Headers) -> str:
 
 
 def _host(netloc: str) -> str:
-    """Return the host of ``host:port``; brackets of an IPv6 address stay."""
+    """Return the host of ``host:port``, an IPv6 address with its brackets."""
     return netloc if netloc.endswith("]") else netloc.rpartition(":")[0] or netloc

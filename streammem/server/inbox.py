@@ -1,4 +1,4 @@
-"""Pictures that clients push, as a source that a session can watch."""
+"""Frames that clients push, as a source that a session can watch."""
 
 import io
 import queue
@@ -14,7 +14,7 @@ from streammem.types import Frame
 from streammem.video.pixels import check_size, fitted_pixels
 from streammem.video.source import Grid, Sampling, VideoSource
 
-FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG"}
+MEDIA_TYPES = {"image/jpeg": "JPEG", "image/png": "PNG"}
 RAW = "application/octet-stream"
 
 
@@ -22,9 +22,9 @@ class Inbox(VideoSource):
     """Pushed pictures. Pictures come from the event loop, in one thread.
 
     Args:
-        fps: pictures a second that are wanted; others are left out.
-        waiting: pictures at most that wait to be looked at.
-        max_side: pixels to which the longer side is shrunk.
+        fps: pictures a second to keep; the others are dropped.
+        waiting: pictures at most that wait for perception.
+        max_side: pixels; a picture with a longer side is shrunk to it.
     """
 
     def __init__(self, fps: float | None, waiting: int, max_side: int | None) -> None:
@@ -37,18 +37,18 @@ class Inbox(VideoSource):
 
     @property
     def waiting(self) -> int:
-        """Pictures that wait."""
+        """Pictures that wait for perception."""
         return self._queue.qsize()
 
     def push(self, pixels: np.ndarray, at: float | None) -> bool:
-        """Take in a picture.
+        """Add a picture.
 
         Args:
             pixels: [H, W, 3] uint8 RGB.
             at: seconds in the stream, not before the last one's; None is now.
 
         Returns:
-            Whether it is looked at: others are left out for the rate.
+            Whether it will be perceived; False if ``fps`` drops it.
 
         Raises:
             Refused: too many wait, the stream has ended, or time runs backward.
@@ -75,7 +75,7 @@ class Inbox(VideoSource):
         return True
 
     def stop(self) -> None:
-        """End the stream after what waits; any thread may."""
+        """End the stream after the pictures that wait; thread-safe."""
         super().stop()
         self._open = False
         self._queue.put(None)
@@ -94,29 +94,29 @@ def decode(
     """Decode a pushed picture into [H, W, 3] uint8 RGB.
 
     Args:
-        body: as it came.
+        body: of the request.
         kind: media type: JPEG, PNG, or raw RGB rows of octets.
         width: pixels, of raw rows.
         height: pixels, of raw rows.
 
     Raises:
-        Refused: not such a picture.
-        SourceError: one with too many pixels.
+        Refused: it is no picture of that type.
+        SourceError: it has too many pixels.
     """
     kind = kind.partition(";")[0].strip().lower()
     if kind == RAW:
         return _raw(body, width, height)
-    if kind not in FORMATS:
-        known = ", ".join((*FORMATS, RAW))
+    if kind not in MEDIA_TYPES:
+        known = ", ".join((*MEDIA_TYPES, RAW))
         raise Refused(415, f"content-type {kind or 'missing'}: push one of {known}")
     try:
-        with Image.open(io.BytesIO(body), formats=[FORMATS[kind]]) as picture:
+        with Image.open(io.BytesIO(body), formats=[MEDIA_TYPES[kind]]) as picture:
             check_size("the picture", *picture.size)
             return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
     except SourceError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Refused(422, f"the body is not a readable {FORMATS[kind]}") from error
+        raise Refused(422, f"the body is not a readable {MEDIA_TYPES[kind]}") from error
 
 
 def _raw(body: bytes, width: int | None, height: int | None) -> np.ndarray:

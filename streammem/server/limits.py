@@ -1,4 +1,4 @@
-"""What a server may open and how much it takes from its clients."""
+"""The options of a server: where it listens, what it may open, how much clients may send."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +9,11 @@ from streammem.server.addresses import Allowed, is_loopback
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one server holds and takes; beyond it a client is refused.
+    """Bounds of one server; a request beyond them is refused.
 
     Attributes:
         sessions: open at a time.
-        memories: opened for questions at a time; the one that was asked longest ago gives way.
+        memories: open at a time; one more closes the one that was used longest ago.
         body_bytes: of a request with JSON.
         frame_bytes: of a pushed picture.
         upload_bytes: of a video that is uploaded or fetched.
@@ -25,7 +25,7 @@ class Limits:
         burst: requests of one client at once.
         idle_s: seconds without a request after which a session or upload is closed and removed;
             infinite for never.
-        events: of a session that are kept for clients that are slow or come later.
+        events: of a session that are kept for clients that are slow or connect later.
     """
 
     sessions: int = 16
@@ -50,20 +50,20 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """Where a server listens, what it may open, and for whom.
+    """Where a server listens, what it may open, and which clients it admits.
 
     Attributes:
         host: address to listen on.
         port: to listen on; 0 for a free one.
         token: what clients must present; required beyond loopback.
-        memories: folder whose memories may be asked and written, by name.
-        uploads: folder for uploads; None takes a temporary one. Emptied at the end.
-        allowed: what clients may name as a source.
-        alerts: that the operator's own sources wait for.
-        limits: see there.
+        memories: folder of memories, which clients read and write by name.
+        uploads: folder for uploads; None makes a temporary one. Uploads are removed at the end.
+        allowed: hosts and networks that clients may name in a source.
+        alerts: descriptions to look for in the operator's sources.
+        limits: bounds on what clients may send and open.
 
     Raises:
-        ConfigError: open to others without a token, or a folder that is not there.
+        ConfigError: reachable from other computers without a token, or a folder is missing.
     """
 
     host: str = "127.0.0.1"

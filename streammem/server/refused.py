@@ -1,13 +1,13 @@
-"""The refusal of a request: an answer that says why."""
+"""The exception for a request that is refused, with its HTTP status and reason."""
 
 
 class Refused(Exception):
-    """A request that is not served.
+    """The request is refused.
 
     Attributes:
         status: HTTP status, 4xx.
-        message: why, and what to try.
-        retry_s: seconds after which it may be tried again; None where that does not help.
+        message: the reason, and what to try.
+        retry_s: seconds after which a retry may succeed; None where it never will.
     """
 
     def __init__(self, status: int, message: str, retry_s: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Videos that clients send: bounded, checked by what is in them, removed when nobody needs them."""
+"""Videos uploaded by clients: bounded in size, checked by content, removed when idle."""
 
 import secrets
 import shutil
@@ -15,17 +15,23 @@ from streammem.errors import SourceError
 from streammem.server.limits import Limits
 from streammem.server.refused import Refused
 
-# First bytes of the containers that are taken, and FFmpeg's name of each. Playlists and lists of
-# files, which name other places, are not among them.
+# Bytes from which the container is recognised. Playlists and lists of files are not accepted: they
+# name other places.
 HEAD_BYTES = 1024
 _PACKET = 188  # bytes of an MPEG transport stream, each of which begins with 0x47
 
 
 @dataclass(eq=False)
 class Upload:
-    """A video on disk; the file's name is ours. ``users`` are the sessions that read it.
+    """A video on disk, under a random file name.
 
-    ``title`` is what its owner calls it, and what evidence names; no path is made of it.
+    Attributes:
+        id: by which clients name it.
+        path: of the file.
+        num_bytes: its size, or what is reserved for it.
+        touched: monotonic second of its last use.
+        users: number of sessions that read it.
+        title: its owner's name for it, shown in evidence; never part of a path.
     """
 
     id: str
@@ -36,7 +42,7 @@ class Upload:
     title: str = ""
 
     def leave(self) -> None:
-        """Note that a session reads it no more."""
+        """Note that a session has stopped reading it."""
         self.users -= 1
 
 
@@ -44,8 +50,8 @@ class Uploads:
     """The videos of one server, in one folder.
 
     Args:
-        folder: for them; None makes a temporary one. Only files made here are removed.
-        limits: of one and of all.
+        folder: for the files; None makes a temporary one. Only files made here are removed.
+        limits: of one video and of all together.
     """
 
     def __init__(self, folder: Path | None, limits: Limits) -> None:
@@ -55,33 +61,33 @@ class Uploads:
 
     @property
     def used_bytes(self) -> int:
-        """In use, what is still coming included."""
+        """Bytes in use, including those reserved for uploads in progress."""
         return sum(upload.num_bytes for upload in list(self._kept.values()))
 
     @property
-    def room_bytes(self) -> int:
-        """What one more may have."""
+    def free_bytes(self) -> int:
+        """Bytes that one more video may have."""
         return min(self._limits.upload_bytes, self._limits.quota_bytes - self.used_bytes)
 
     def reserve(self, most_bytes: int = 0) -> Upload:
-        """Make a place for a video that is to come.
+        """Reserve space for a video.
 
         Args:
-            most_bytes: that are set aside for it, as far as there are so many.
+            most_bytes: to reserve; less where less is free.
 
         Raises:
             Refused: the quota is used up.
         """
-        if self.room_bytes <= 0:
+        if self.free_bytes <= 0:
             raise Refused(413, "no room for uploads is left; delete some")
         name = secrets.token_urlsafe(16)
         path = self.folder / f"streammem-{name}"
-        upload = Upload(name, path, min(most_bytes, self.room_bytes), time.monotonic())
+        upload = Upload(name, path, min(most_bytes, self.free_bytes), time.monotonic())
         self._kept[name] = upload
         return upload
 
     async def receive(self, blocks: AsyncIterator[bytes]) -> Upload:
-        """Write a video as it comes; nothing of it is left if it is refused.
+        """Write a video as it arrives; it is removed if it is refused.
 
         Raises:
             Refused: too large, or no video.
@@ -91,7 +97,7 @@ class Uploads:
             with upload.path.open("wb") as file:
                 async for block in blocks:
                     left = self._limits.upload_bytes - upload.num_bytes
-                    if len(block) > min(left, self.room_bytes):
+                    if len(block) > min(left, self.free_bytes):
                         raise Refused(413, "the video is larger than uploads may be")
                     file.write(block)
                     upload.num_bytes += len(block)
@@ -113,12 +119,12 @@ class Uploads:
         return self._kept[name]
 
     def remove(self, name: str) -> None:
-        """Remove an upload; what reads it goes on to its end. No error if it is gone."""
+        """Remove an upload, if it exists; sessions that read it continue to its end."""
         if upload := self._kept.pop(name, None):
             upload.path.unlink(missing_ok=True)
 
     def expire(self, idle_s: float) -> None:
-        """Remove what nobody has asked for."""
+        """Remove uploads that no session reads and that were not used for ``idle_s`` seconds."""
         now = time.monotonic()
         for upload in list(self._kept.values()):
             if not upload.users and now - upload.touched > idle_s:
@@ -133,10 +139,10 @@ class Uploads:
 
 
 def check_video(path: Path) -> None:
-    """Refuse a file that is not a video in a container of its own.
+    """Check that a file is a video in a single container.
 
     Raises:
-        Refused: what it is not.
+        Refused: it is not.
     """
     with path.open("rb") as file:
         kind = container_of(file.read(HEAD_BYTES))
@@ -152,7 +158,7 @@ def check_video(path: Path) -> None:
 
 
 def container_of(head: bytes) -> str | None:
-    """Return FFmpeg's name of the container that a file's first kilobyte shows; None if unknown."""
+    """Recognise a container by a file's first kilobyte: FFmpeg's name of it, None if unknown."""
     if head[4:8] == b"ftyp" or head[4:8] in (b"moov", b"mdat", b"wide"):
         return "mov"
     if head.startswith(b"\x1a\x45\xdf\xa3"):

@@ -1,4 +1,4 @@
-"""What goes over the wire: requests as models that check themselves, events as JSON."""
+"""The bodies of requests, as models that validate themselves, and of replies, as JSON."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -8,31 +8,31 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from streammem.engine.watch_options import WatchOptions
 from streammem.output.render import NOTHING, to_json
-from streammem.server.room import Room
+from streammem.server.session_host import SessionHost
 from streammem.types import Alert, Event, Moment
 from streammem.video.source import DEFAULT_FPS, SourceOptions
 
 MAX_FPS = 30.0
 MAX_S = 1e8  # seconds; three years
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Str = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class Strict(BaseModel):
-    """A request in which an unknown key is a mistake."""
+    """A request in which an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class NewSession(Strict):
-    """What a session is to watch."""
+    """A request to open a session."""
 
-    source: Annotated[Text | None, Field(description="URL, upload:ID, or none: push frames")] = None
-    memory: Annotated[Text | None, Field(description="name of a memory to keep it in")] = None
+    source: Annotated[Str | None, Field(description="URL, upload:ID, or none: push frames")] = None
+    memory: Annotated[Str | None, Field(description="name of a memory to keep it in")] = None
     fps: Annotated[float, Field(gt=0, le=MAX_FPS)] = DEFAULT_FPS
     start: Annotated[float, Field(ge=0, le=MAX_S)] = 0.0
     end: Annotated[float | None, Field(gt=0, le=MAX_S)] = None
     captions: Annotated[bool, Field(description="describe each scene")] = True
-    alerts: Annotated[list[Annotated[Text, Field(max_length=200)]], Field(max_length=8)] = []
+    alerts: Annotated[list[Annotated[Str, Field(max_length=200)]], Field(max_length=8)] = []
 
     def options(self) -> WatchOptions:
         """Return how it is watched."""
@@ -43,21 +43,21 @@ class NewSession(Strict):
         return SourceOptions(fps=self.fps, start=self.start, end=self.end, reconnect=True)
 
 
-class Question(Strict):
-    """A question, answered at once or piece by piece."""
+class QuestionRequest(Strict):
+    """A question, answered as a whole or piece by piece."""
 
-    question: Text
+    question: Str
     stream: bool = False
 
 
-class Search(Strict):
-    """A description to look for."""
+class SearchRequest(Strict):
+    """A description to search for."""
 
-    query: Text
+    query: Str
     count: Annotated[int, Field(ge=1, le=100)] = 5
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     """A message of a chat; only text is read."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -71,11 +71,11 @@ class Message(BaseModel):
         return (self.content or "").strip()
 
 
-class Chat(BaseModel):
-    """OpenAI's request, as far as it means something here; other keys are left unread."""
+class ChatRequest(BaseModel):
+    """A request in OpenAI's form; keys that have no meaning here are ignored."""
 
     model: Annotated[str, Field(max_length=200)]
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
     stream: bool = False
     n: Annotated[int | None, Field(ge=1, le=1)] = None
     session: Annotated[str | None, Field(description="id of the session that is asked")] = None
@@ -84,12 +84,12 @@ class Chat(BaseModel):
 
 
 def event_json(event: Event, path: str, more: Mapping[str, object] = NOTHING) -> dict[str, object]:
-    """Turn an event into JSON in which keyframes are URLs, not files of the server.
+    """Turn an event into JSON in which keyframes are URLs instead of paths of the server.
 
     Args:
         event: of a session or memory.
-        path: where that is found.
-        more: what else is known of it.
+        path: URL path of that session or memory.
+        more: further keys, such as ``wall_start``.
     """
     found = to_json(event, more)
     shown = found.get("evidence", [found] if isinstance(event, Moment) else [])
@@ -100,16 +100,16 @@ def event_json(event: Event, path: str, more: Mapping[str, object] = NOTHING) ->
     return found
 
 
-def room_json(name: str, room: Room) -> dict[str, object]:
+def host_json(name: str, host: SessionHost) -> dict[str, object]:
     """Describe a session or memory."""
-    inbox = room.plan.inbox
+    inbox = host.plan.inbox
     return {
         "id": name,
-        "source": room.plan.source,
-        "state": room.state,
-        "events": room.events.count,
+        "source": host.plan.source,
+        "state": host.state,
+        "events": host.events.count,
         "waiting": inbox.waiting if inbox else 0,
-        "url": room.path,
+        "url": host.path,
     }
 
 
@@ -119,29 +119,30 @@ def sse(event: str, content: object, number: int | None = None) -> str:
     return f"{numbered}event: {event}\ndata: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
-async def told(
-    room: Room, position: int, patience_s: float
+async def follow_events(
+    host: SessionHost, position: int, patience_s: float
 ) -> AsyncIterator[tuple[int | None, dict[str, object]] | None]:
-    """Yield a session's events with their numbers; None whenever nothing came in time.
+    """Yield a session's events with their numbers; None after ``patience_s`` without an event.
 
-    A client that fell behind is told first how many events it lost.
+    If events were dropped before this client read them, the first item is a warning that counts
+    them.
 
     Args:
-        room: whose events.
-        position: number of the first that is wanted.
+        host: of the session.
+        position: number of the first event to yield.
         patience_s: seconds.
     """
     while True:
-        room.touch()
-        taken = await room.events.take(position, patience_s)
+        host.touch()
+        taken = await host.events.take(position, patience_s)
         if taken.lost:
-            room.lost(taken.lost)
+            host.lost(taken.lost)
             text = f"{taken.lost} events are gone: they were not taken in time"
             yield None, {"type": "warning", "message": text, "lost": taken.lost}
         first = taken.position - len(taken.events)
-        told = zip(taken.events, taken.more, strict=True)
-        for number, (event, more) in enumerate(told, start=first):
-            yield number, event_json(event, room.path, more)
+        pairs = zip(taken.events, taken.more, strict=True)
+        for number, (event, more) in enumerate(pairs, start=first):
+            yield number, event_json(event, host.path, more)
         position = taken.position
         if taken.over:
             return

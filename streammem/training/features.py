@@ -1,7 +1,9 @@
-"""Cached features: what the frozen encoders make of pictures and captions, computed once.
+"""Cached features of pictures and captions, computed once by the frozen encoders.
 
-A cache carries a fingerprint of its encoder and its views; one made otherwise is refused. What
-training draws from it is in ``pictures.py``.
+    cached = cache_features(source, encoder, Path("features"))
+    pictures = cached.split("train")
+
+A cache stores a fingerprint of its encoder and its views, and is refused if these differ.
 """
 
 import hashlib
@@ -23,7 +25,7 @@ from streammem.errors import DatasetError, SourceError
 from streammem.models.backbones.text import SentenceEncoder
 from streammem.models.backbones.vision import VisionEncoder
 from streammem.training.pictures import WHOLE, PictureSet
-from streammem.training.records import TRAIN, Record, Source
+from streammem.training.records import TRAIN, CaptionedSource, Record
 from streammem.video import open_source
 
 FLUSH_EVERY = 32  # pictures; a kill loses at most so many
@@ -31,9 +33,9 @@ CROP_SIDES = (0.75, 0.97)  # of the picture's width and height
 STATISTICS_PICTURES = 600
 MIN_STD = 1e-3
 VIDEO_SIDE = 640  # pixels; longer ones are shrunk
-LEAST_FRAMES = 4  # of a video, so that the middle one of them is from its middle
+LEAST_FRAMES = 4  # of a video, so that one of them is near its middle
 PROBE_VALUES = 16
-PROBE_TOLERANCE = 0.02  # of the largest value: other processors round otherwise
+PROBE_TOLERANCE = 0.02  # of the largest value: processors differ in rounding
 
 
 class PatchStatistics(NamedTuple):
@@ -44,15 +46,15 @@ class PatchStatistics(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """What a cache holds, and of which encoder.
+class CacheLayout:
+    """The content of a cache, and its encoder.
 
     Attributes:
         names: of the pictures, in row order.
         views: how many views each has; a validation picture only the whole.
         shape: (views, P, V) of one row.
         crop_sides: range of a crop's sides as shares of the picture's.
-        probe: what the encoder makes of a fixed picture, in a few numbers.
+        probe: a few of the encoder's output values for a fixed picture.
     """
 
     names: tuple[str, ...]
@@ -72,7 +74,7 @@ class CachedFeatures:
         frames: [N, D] float32, the encoder's frame embedding of each whole picture.
     """
 
-    source: Source
+    source: CaptionedSource
     patches: np.ndarray
     frames: np.ndarray
 
@@ -83,7 +85,7 @@ class CachedFeatures:
         return PictureSet(
             [records[i].name for i in kept],
             [records[i].captions for i in kept],
-            [records[i].turns for i in kept],
+            [records[i].questions for i in kept],
             [self.patches],
             [(0, i) for i in kept],
             [records[i].made for i in kept],
@@ -95,9 +97,9 @@ class CachedFeatures:
 
 
 def cache_features(
-    source: Source, encoder: VisionEncoder, folder: Path, *, crops: int = 2
+    source: CaptionedSource, encoder: VisionEncoder, folder: Path, *, crops: int = 2
 ) -> CachedFeatures:
-    """Compute a source's features, or go on where a killed run stopped, or open what is there.
+    """Compute a source's features, continue a killed run of it, or open those that exist.
 
     Args:
         source: pictures.
@@ -131,14 +133,16 @@ def cache_features(
             total=count, initial=done, desc=f"features of {source.name}", unit="picture"
         ) as bar:
             for row in range(done, count):
-                seen = encoder.encode(picture_views(source.records[row], layout.views[row]))
-                patches[row, : layout.views[row]] = seen.patches.numpy()
-                frames[row] = seen.frame[WHOLE].numpy()
+                encoded = encoder.encode(picture_views(source.records[row], layout.views[row]))
+                patches[row, : layout.views[row]] = encoded.patches.numpy()
+                frames[row] = encoded.frame[WHOLE].numpy()
                 bar.update()
                 if (row + 1) % FLUSH_EVERY == 0 or row + 1 == count:
                     patches.flush()
                     frames.flush()
-                    _replace_text(counter, str(row + 1))  # last: what it counts is on disk
+                    _replace_text(
+                        counter, str(row + 1)
+                    )  # last, when the rows that it counts are on disk
     return CachedFeatures(source, *(np.load(path, mmap_mode="r") for path in paths))
 
 
@@ -202,7 +206,7 @@ def embed_captions(
 
     Args:
         captions: of each picture, at least one.
-        encoder: opens the sentence encoder, if it is needed.
+        encoder: opens the sentence encoder; called only if embeddings are missing.
         name: of the encoder; a part of the file's name, as is a checksum of the captions.
         folder: made if need be.
 
@@ -220,11 +224,11 @@ def embed_captions(
     return list(torch.from_numpy(np.load(path)).split([len(row) for row in captions]))
 
 
-def _layout(source: Source, encoder: VisionEncoder, crops: int) -> Layout:
+def _layout(source: CaptionedSource, encoder: VisionEncoder, crops: int) -> CacheLayout:
     noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     probe = encoder.encode([noise]).patches[0].mean(0)  # [V]
     spaced = probe[:: max(1, len(probe) // PROBE_VALUES)][:PROBE_VALUES]
-    return Layout(
+    return CacheLayout(
         names=tuple(record.name for record in source.records),
         views=tuple(2 + crops if record.split == TRAIN else 1 for record in source.records),
         shape=(2 + crops, encoder.patches, encoder.patch_dim),
@@ -233,11 +237,11 @@ def _layout(source: Source, encoder: VisionEncoder, crops: int) -> Layout:
     )
 
 
-def _check(header: Path, layout: Layout) -> None:
-    """Compare a cache's header with what is wanted now."""
+def _check(header: Path, layout: CacheLayout) -> None:
+    """Compare a cache's header with the wanted layout."""
     try:
         stored = {key: tuple(value) for key, value in json.loads(header.read_text()).items()}
-        found = Layout(**stored)
+        found = CacheLayout(**stored)
         unlike = np.abs(np.subtract(found.probe, layout.probe)).max()
     except (ValueError, TypeError, AttributeError) as error:
         raise DatasetError(f"{header}: not the header of a feature cache; remove it") from error

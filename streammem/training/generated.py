@@ -1,4 +1,6 @@
-"""Pictures of coloured shapes with captions that are true of them, and sentences without pictures.
+"""Generates pictures of coloured shapes with true captions, and sentences without pictures.
+
+    make_pictures(Path("shapes"), count=30)
 
 Training data for a dry run.
 """
@@ -11,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 96  # pixels
-COLORS = {
+SHAPE_COLORS = {
     "red": (220, 30, 30),
     "green": (30, 170, 50),
     "blue": (40, 60, 220),
@@ -24,14 +26,14 @@ SENTENCES = "sentences.txt"
 
 
 def make_pictures(folder: Path, count: int, seed: int = 0) -> Path:
-    """Make a captioned-picture folder, every fifth picture for validation; kept if it is there.
+    """Make a captioned-picture folder, every fifth picture for validation; an existing one is kept.
 
-    Beside the pictures it holds ``SENTENCES`` of the same kind that belong to no picture.
+    It also holds ``SENTENCES``, similar sentences that belong to no picture.
 
     Args:
         folder: made if need be.
         count: pictures, >= 5.
-        seed: of what is drawn.
+        seed: of the drawings.
 
     Returns:
         The folder.
@@ -43,10 +45,10 @@ def make_pictures(folder: Path, count: int, seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(count):
-        color, ground = rng.choice(list(COLORS)), rng.choice(list(GROUNDS))
+        color, ground = rng.choice(list(SHAPE_COLORS)), rng.choice(list(GROUNDS))
         shape = rng.choice(SHAPES)
         name = f"{number:05d}.png"
-        _draw(shape, COLORS[color], GROUNDS[ground], rng).save(folder / "images" / name)
+        _draw(shape, SHAPE_COLORS[color], GROUNDS[ground], rng).save(folder / "images" / name)
         split = "val" if number % VALIDATION_EVERY == 0 else "train"
         captions = [
             f"A {color} {shape} on a {ground} background.",
@@ -55,9 +57,9 @@ def make_pictures(folder: Path, count: int, seed: int = 0) -> Path:
         ]
         rows.append(json.dumps({"image": name, "split": split, "captions": captions}))
     forms = ("A {} {} hides a {} one.", "Near the {} {} is a {} thing.")
-    told = [f.format(*of) for f in forms for of in product(COLORS, SHAPES, GROUNDS)]
-    (folder / SENTENCES).write_text("\n".join(told) + "\n")
-    table.write_text("\n".join(rows) + "\n")  # last, so that a half-made folder is made again
+    texts = [f.format(*of) for f in forms for of in product(SHAPE_COLORS, SHAPES, GROUNDS)]
+    (folder / SENTENCES).write_text("\n".join(texts) + "\n")
+    table.write_text("\n".join(rows) + "\n")  # last, so that an unfinished folder is made again
     return folder
 
 

@@ -1,6 +1,8 @@
-"""Key stage: pictures and sentences meet in one space, by contrast.
+"""Key stage: contrastive learning of picture and sentence keys in one space.
 
-No language model is in the loop, and the sentence encoder stays frozen: its output comes ready.
+    stage = KeyStage(picture_key, text_key, training, validation)
+
+The sentence encoder is frozen and its output precomputed; no language model is used.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +17,7 @@ from streammem.models.tiny.keys import PictureKey, TextKey
 from streammem.training.pictures import PictureSet
 
 LABEL_SMOOTHING = 0.05
-NOISE = 0.02
+SENTENCE_NOISE = 0.02
 
 
 class Embedded(NamedTuple):
@@ -33,7 +35,7 @@ class KeyStage:
         text_key: trained in place, on top of frozen sentence embeddings.
         training: every picture with captions.
         validation: ranked in ``evaluate``.
-        batch: pictures a step, each the others' negative.
+        batch: pictures a step, which are each other's negatives.
     """
 
     name = "keys"
@@ -64,7 +66,7 @@ class KeyStage:
         sentences = torch.stack([self._text[i][rng.integers(len(self._text[i]))] for i in chosen])
         keys = self._picture_key.own(self.pictures.views(chosen, views))
         scale = self.module["head"]["log_scale"]  # type: ignore[index]
-        return contrast(keys, self._text_key.own, sentences, scale)
+        return contrastive_loss(keys, self._text_key.own, sentences, scale)
 
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
@@ -73,16 +75,16 @@ class KeyStage:
         for begin in range(0, len(self.validation), 64):
             patches, _ = self.validation.whole(range(begin, min(begin + 64, len(self.validation))))
             pictures.append(self._picture_key.own(patches[:, 0]))
-        return ranks(torch.cat(pictures), self._text_key.own, self._validation_text)
+        return retrieval_figures(torch.cat(pictures), self._text_key.own, self._validation_text)
 
 
-def contrast(
+def contrastive_loss(
     keys: Tensor, text_key: Callable[[Tensor], Tensor], sentences: Tensor, log_scale: Tensor
 ) -> Tensor:
     """Symmetric InfoNCE of picture keys [B, K] and their sentences' embeddings [B, E]."""
-    # Noise on the sentence side keeps a small set from being learned by heart.
+    # Noise on the sentences keeps a small set from being memorised.
     sentences = sentences.to(keys.device)
-    sentences = F.normalize(sentences + NOISE * torch.randn_like(sentences), dim=-1)
+    sentences = F.normalize(sentences + SENTENCE_NOISE * torch.randn_like(sentences), dim=-1)
     logits = log_scale.clamp(max=4.0).exp() * keys @ text_key(sentences).T
     labels = torch.arange(len(keys), device=keys.device)
     return (
@@ -91,7 +93,7 @@ def contrast(
     ) / 2
 
 
-def ranks(
+def retrieval_figures(
     keys: Tensor, text_key: Callable[[Tensor], Tensor], sentences: Sequence[Tensor]
 ) -> dict[str, float]:
     """Rank picture keys [N, K] by every sentence [captions of picture i, E] of every picture."""

@@ -1,4 +1,8 @@
-"""What a run trains: the frozen backbones, the learned parts, and where these start from."""
+"""The model in training: frozen backbones, learned parts, and the weights they start from.
+
+learner = Learner.open(recipe, open_by_name(recipe.backbones), init=None)
+stage = WordStage(learner.bridge, space, pictures, validation)
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,7 +18,7 @@ from streammem.models.backbones.efficientnet import EfficientNetLite
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.products import has_bfloat16
 from streammem.models.backbones.text import TEXT_DIM, SentenceEncoder
-from streammem.models.backbones.vision import VisionEncoder, open_net
+from streammem.models.backbones.vision import EfficientNetEncoder, VisionEncoder, open_net
 from streammem.models.checkpoint import (
     PRESETS,
     backbone_path,
@@ -36,7 +40,7 @@ TRAINABLE = "efficientnet-lite2"
 
 @dataclass(frozen=True, slots=True)
 class Backbones:
-    """How the frozen models are opened; each is opened when first needed."""
+    """Functions that open the frozen models; each is called when its model is first needed."""
 
     vision: Callable[[], VisionEncoder]
     language: Callable[[], CausalLanguageModel]
@@ -60,14 +64,14 @@ def open_by_name(names: BackboneNames, device: str = "cpu") -> Backbones:
 
 
 class Learner:
-    """The learned parts of a model in training, and what they stand on.
+    """The learned parts of a model in training, and its frozen backbones.
 
     Args:
         recipe: sizes, seed, names.
         backbones: opened lazily.
         start: a checkpoint to start from; None starts from seeded random values.
-        lora: that checkpoint's, with its alpha / r.
-        device: where the learned parts are; ``backbones`` opens its language model there too.
+        lora: the tensors of that checkpoint's LoRA, and its alpha / r.
+        device: of the learned parts; ``backbones`` opens its language model there too.
     """
 
     def __init__(
@@ -84,7 +88,7 @@ class Learner:
         self._lora, self._lora_scale = lora
         self._adapted = False
         self._measured = start is not None
-        self.words_of_cells: WordsOfCells | None = None  # as the vision stage leaves them
+        self.words_of_cells: WordsOfCells | None = None  # set after the vision stage
 
     @classmethod
     def open(
@@ -113,7 +117,7 @@ class Learner:
 
     @cached_property
     def vision(self) -> VisionEncoder:
-        """The frame encoder; until ``retune`` it is the one that the run starts from."""
+        """The frame encoder; before ``retune`` the one that the run starts from."""
         return self.start.vision if self.start else self.backbones.vision()
 
     @cached_property
@@ -121,16 +125,21 @@ class Learner:
         """The frame encoder's net, for training.
 
         Raises:
-            ConfigError: the recipe's encoder is not ours to train.
+            ConfigError: the recipe's encoder cannot be trained here.
         """
         name = self.recipe.backbones.vision
         if name != TRAINABLE:
             raise ConfigError(f"stage vision: trains {TRAINABLE} only, not {name}; leave it out")
-        changes = getattr(self.start.vision, "changes", {}) if self.start else {}
+        changes = _changes_of(self.start.vision) if self.start else {}
         return open_net(Path(backbone_path(name)), changes).to(self.device)
 
+    @property
+    def encoder_changes(self) -> Mapping[str, Tensor]:
+        """What training added to the frame encoder's parameters; empty for one not trained here."""
+        return _changes_of(self.vision)
+
     def retune(self, tuned: Mapping[str, Tensor]) -> None:
-        """Use trained parameters of ``net`` from here on."""
+        """Replace ``vision`` by an encoder with the trained parameters of ``net``."""
         name = self.recipe.backbones.vision
         published = dict(open_net(Path(backbone_path(name)), {}).named_parameters())
         changes = {key: value - published[key].detach() for key, value in tuned.items()}
@@ -171,14 +180,14 @@ class Learner:
         return TextKey(TEXT_DIM, self.recipe.key_dim).to(self.device)
 
     def plain_keys(self) -> tuple[PictureKey, TextKey]:
-        """Both keys, to be trained; what was joined to them would be stale, and is dropped."""
+        """Return both keys for training, without their evidence, which training makes stale."""
         for key in (self.picture_key, self.text_key):
             key.requires_grad_(True).evidence = None
         return self.picture_key, self.text_key
 
     @cached_property
     def questions(self) -> QuestionHead:
-        """What reads questions; new where the start has none."""
+        """The head that reads questions; new if the starting checkpoint has none."""
         if self.start and self.start.questions:
             return self.start.questions.to(self.device)
         torch.manual_seed(self.recipe.seed)
@@ -186,7 +195,7 @@ class Learner:
 
     @property
     def lora(self) -> dict[str, Tensor]:
-        """The LoRA's tensors as a checkpoint holds them."""
+        """The LoRA's tensors, named as in a checkpoint."""
         return lora_tensors(self.language) if self._adapted else self._lora
 
     @property
@@ -195,7 +204,7 @@ class Learner:
         return self.recipe.lora.scale if self._adapted else self._lora_scale
 
     def adapt(self) -> CausalLanguageModel:
-        """Return the language model with its LoRA, added when first asked for."""
+        """Return the language model with its LoRA, which the first call adds."""
         if not self._adapted:
             options: LoraOptions = self.recipe.lora
             add_lora(self.language, options, seed=self.recipe.seed)
@@ -205,10 +214,14 @@ class Learner:
         return self.language
 
     def measure(self, statistics: PatchStatistics) -> None:
-        """Set the scale that patches are read at, once; a checkpoint's weights keep their own."""
+        """Set the scale of patches, once; the weights of a checkpoint keep their own."""
         if self._measured:
             return
         self._measured = True
         for module in (self.bridge, self.picture_key):
             module.patch_mean.copy_(statistics.mean)
             module.patch_std.copy_(statistics.std)
+
+
+def _changes_of(vision: VisionEncoder) -> Mapping[str, Tensor]:
+    return vision.changes if isinstance(vision, EfficientNetEncoder) else {}

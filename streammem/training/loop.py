@@ -1,6 +1,9 @@
-"""The training loop: optimise, log, checkpoint, resume after a kill.
+"""The training loop of one stage: optimise, log, save, resume after a kill, draw the loss.
 
-It knows nothing of pictures or text; a ``Stage`` does.
+    figures = train_stage(stage, Schedule(steps=100, lr=1e-3), Path("out"))
+    draw_curves([stage.name], Path("out"))  # out/loss.png
+
+Pictures and text are the stages' own.
 """
 
 import json
@@ -9,6 +12,7 @@ import math
 import os
 import pickle
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,12 +22,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from streammem.errors import CheckpointError, StreammemError
-from streammem.training.processes import ALONE, Team
+from streammem.errors import BackboneError, CheckpointError, StreammemError
+from streammem.training.processes import SINGLE_PROCESS, ProcessGroup
 
 log = logging.getLogger(__name__)
 CHECKPOINT_EVERY_S = 120.0
 GRADIENT_NORM = 1.0
+SMOOTHED_STEPS = 20  # of the drawn curves
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +53,13 @@ class Schedule:
 
 
 class Stage(Protocol):
-    """One thing to learn: its weights, its loss on the next batch, its figures."""
+    """One stage of training: its weights, its loss on a batch, its figures."""
 
     name: str
 
     @property
     def module(self) -> nn.Module:
-        """All that is trained, and nothing else."""
+        """Exactly the parameters that are trained."""
         ...
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
@@ -70,19 +75,24 @@ class Stage(Protocol):
         ...
 
 
-class Progress:
-    """Where a stage stands: its interim file and its log, which the first process writes."""
+class StageProgress:
+    """The step and files of a stage in training; only the first process writes."""
 
     def __init__(
-        self, stage: Stage, optimizer: torch.optim.AdamW, out: Path, recipe: str, team: Team
+        self,
+        stage: Stage,
+        optimizer: torch.optim.AdamW,
+        out: Path,
+        recipe: str,
+        group: ProcessGroup,
     ) -> None:
-        self.stage, self.optimizer, self.recipe, self.team = stage, optimizer, recipe, team
+        self.stage, self.optimizer, self.recipe, self.group = stage, optimizer, recipe, group
         self.path, self.record = out / f"{stage.name}.pt", out / f"{stage.name}.jsonl"
         self.step, self.saved_s = 0, time.monotonic()
         self.figures: dict[str, float] = {}
 
     def resume(self) -> None:
-        """Take up the interim weights, if there are any.
+        """Load the interim weights, if there are any.
 
         Raises:
             CheckpointError: they belong to another recipe, or are corrupt.
@@ -99,23 +109,23 @@ class Progress:
                     f"{self.path}: does not fit this recipe ({reason}); move it away"
                 ) from error
             log.info("%s: resumed at step %d", self.stage.name, self.step)
-        self.team.share(self.stage.module)
-        if not self.team.is_first:
+        self.group.share(self.stage.module)
+        if not self.group.is_first:
             return
-        # Steps after the last save are done again, and logged again.
+        # Steps after the last save are repeated, and logged again.
         kept = [entry for entry in read_log(self.record) if entry["step"] <= self.step]
         self.record.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
 
     def write(self, entry: dict[str, float]) -> None:
         """Log a step."""
-        if self.team.is_first:
+        if self.group.is_first:
             with open(self.record, "a") as record:
                 record.write(json.dumps(entry) + "\n")
 
     def save(self, *, force: bool) -> None:
         """Write the interim weights if it is time."""
         recent = time.monotonic() - self.saved_s <= CHECKPOINT_EVERY_S
-        if not self.team.is_first or (recent and not force):
+        if not self.group.is_first or (recent and not force):
             return
         state = {
             "step": self.step,
@@ -130,31 +140,36 @@ class Progress:
         self.saved_s = time.monotonic()
 
 
-def train(
-    stage: Stage, schedule: Schedule, out: Path, *, recipe: str = "", team: Team = ALONE
+def train_stage(
+    stage: Stage,
+    schedule: Schedule,
+    out: Path,
+    *,
+    recipe: str = "",
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, float]:
-    """Train a stage, or go on where a killed run stopped.
+    """Train a stage, or continue a killed run of it.
 
-    Every step draws its data and its dropout from (seed, step, rank), so a resumed run sees what an
-    uninterrupted one would have seen. A step's gradient is the mean of the processes' own.
+    Every step draws its data and its dropout from (seed, step, rank), so that a resumed run equals
+    an uninterrupted one. A step's gradient is the mean of the processes' own.
 
     Args:
         stage: what to train.
         schedule: how.
         out: folder of ``<stage>.pt`` (interim, with optimiser) and ``<stage>.jsonl`` (the log).
-        recipe: text that the interim file carries, for whoever finds it.
-        team: the processes that do each step together, each with a batch of its own.
+        recipe: text to store in the interim file.
+        group: processes that share each step, each with a batch of its own.
 
     Returns:
-        The last figures; the first process alone measures them.
+        The last figures; empty in processes other than the first, which alone measures them.
 
     Raises:
         CheckpointError: interim weights of another recipe.
-        StreammemError: the loss is not a number any more.
+        StreammemError: the loss is no longer finite.
     """
     out.mkdir(parents=True, exist_ok=True)
     optimizer = _optimizer(stage, schedule)
-    progress = Progress(stage, optimizer, out, recipe, team)
+    progress = StageProgress(stage, optimizer, out, recipe, group)
     progress.resume()
     stage.module.train()
     with tqdm(
@@ -162,19 +177,21 @@ def train(
         initial=progress.step,
         desc=stage.name,
         unit="step",
-        disable=not team.is_first,
+        disable=not group.is_first,
     ) as bar:
         while progress.step < schedule.steps:
             began = time.monotonic()
-            loss = _step(stage, optimizer, schedule, progress.step, team)
+            loss = _step(stage, optimizer, schedule, progress.step, group)
             progress.step += 1
             bar.update()
             bar.set_postfix(loss=f"{loss:.3f}")
             entry: dict[str, float] = {"step": progress.step, "loss": round(loss, 4)}
             last = progress.step == schedule.steps
             due = schedule.evaluate_every and progress.step % schedule.evaluate_every == 0
-            if team.is_first and (last or due):
-                progress.figures = _evaluate(stage)
+            if group.is_first and (last or due):
+                stage.module.eval()
+                progress.figures = stage.evaluate()
+                stage.module.train()
                 entry |= progress.figures
                 log.info("%s step %d: %s", stage.name, progress.step, progress.figures)
             entry["seconds"] = round(time.monotonic() - began, 3)
@@ -185,7 +202,7 @@ def train(
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """Read a stage's log, one entry a step; a line that a kill cut off is left out."""
+    """Read a stage's log, one entry a step; a line cut off by a kill is skipped."""
     entries = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -195,11 +212,40 @@ def read_log(path: Path) -> list[dict[str, float]]:
     return entries
 
 
-def _evaluate(stage: Stage) -> dict[str, float]:
-    stage.module.eval()
-    figures = stage.evaluate()
-    stage.module.train()
-    return figures
+def check_matplotlib() -> None:
+    """Check for matplotlib, so that its absence does not end a run of hours.
+
+    Raises:
+        BackboneError: it is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise BackboneError(
+            "loss curves need matplotlib; run: pip install 'streammem[train]'"
+        ) from error
+
+
+def draw_curves(stages: Sequence[str], out: Path) -> None:
+    """Draw ``<out>/loss.png`` from the logs of stages, one panel each."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5 * len(stages), 3.2))
+    FigureCanvasAgg(figure)
+    figure.subplots_adjust(left=0.14 / len(stages), right=0.98, bottom=0.16, top=0.9, wspace=0.25)
+    panels = figure.subplots(1, len(stages), squeeze=False)[0]
+    for panel, stage in zip(panels, stages, strict=True):
+        entries = read_log(out / f"{stage}.jsonl")
+        steps = np.array([entry["step"] for entry in entries])
+        losses = np.array([entry["loss"] for entry in entries])
+        panel.plot(steps, losses, color="0.8", linewidth=0.8)
+        window = min(SMOOTHED_STEPS, len(losses))
+        if window:
+            smooth = np.convolve(losses, np.full(window, 1 / window), "valid")
+            panel.plot(steps[window - 1 :], smooth, color="tab:blue")
+        panel.set(title=stage, xlabel="step", ylabel="loss")
+    figure.savefig(out / "loss.png", dpi=120)
 
 
 def _optimizer(stage: Stage, schedule: Schedule) -> torch.optim.AdamW:
@@ -215,28 +261,32 @@ def _optimizer(stage: Stage, schedule: Schedule) -> torch.optim.AdamW:
 
 
 def _step(
-    stage: Stage, optimizer: torch.optim.AdamW, schedule: Schedule, step: int, team: Team = ALONE
+    stage: Stage,
+    optimizer: torch.optim.AdamW,
+    schedule: Schedule,
+    step: int,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> float:
     warm = min(1.0, (step + 1) / max(1, schedule.warmup))
     cosine = 0.5 * (1 + math.cos(math.pi * step / schedule.steps))
-    for group in optimizer.param_groups:
-        group["lr"] = schedule.lr * group["factor"] * warm * max(cosine, 0.02)
-    loss = stage.loss(_draws(schedule.seed, step, team.rank))
-    value = team.mean(loss.detach())  # of all, so that all stop where it is no number
+    for part in optimizer.param_groups:
+        part["lr"] = schedule.lr * part["factor"] * warm * max(cosine, 0.02)
+    loss = stage.loss(_step_generator(schedule.seed, step, group.rank))
+    value = group.mean(loss.detach())  # the same in all, so all stop if not finite
     if not math.isfinite(value):
         raise StreammemError(f"{stage.name}: the loss is {value} at step {step}; try a lower lr")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    learning = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
-    team.average_gradients(learning)
-    for group in optimizer.param_groups:
-        nn.utils.clip_grad_norm_(group["params"], GRADIENT_NORM)
+    learning = [p for part in optimizer.param_groups for p in part["params"] if p.requires_grad]
+    group.average_gradients(learning)
+    for part in optimizer.param_groups:
+        nn.utils.clip_grad_norm_(part["params"], GRADIENT_NORM)
     optimizer.step()
     return value
 
 
-def _draws(seed: int, step: int, rank: int) -> np.random.Generator:
-    """Seed torch, for dropout, and return what a process draws its batch with."""
-    # Torch looks at 32 bits of a seed only: in these the multiples of this number lie far apart.
+def _step_generator(seed: int, step: int, rank: int) -> np.random.Generator:
+    """Seed torch, for dropout, and return the generator with which a process draws its batch."""
+    # Torch uses 32 bits of a seed only: modulo 2^32 the multiples of the last number lie far apart.
     torch.manual_seed(seed * 1_000_003 + step + rank * 2_654_435_761)
     return np.random.default_rng([seed, step, rank] if rank else [seed, step])

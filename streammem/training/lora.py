@@ -1,6 +1,9 @@
-"""The language model's LoRA: added with peft, taken out again under the language model's own names.
+"""The LoRA of the language model: added with peft, exported under the plain model's module names.
 
-Merging it is the checkpoint's (see ``checkpoint.merge_lora``).
+    add_lora(language, LoraOptions(), seed=0)
+    tensors = lora_tensors(language)  # {"model.layers.0.self_attn.q_proj.A": ...}
+
+``checkpoint.merge_lora`` merges it.
 """
 
 import re
@@ -16,7 +19,7 @@ PARAMETER = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.default\.weight")
 
 
 def check_peft() -> None:
-    """Find peft before a run needs it.
+    """Check for peft before a run needs it.
 
     Raises:
         BackboneError: it is not installed.
@@ -56,14 +59,14 @@ def add_lora(language: CausalLanguageModel, options: LoraOptions, *, seed: int) 
 def lora_tensors(language: CausalLanguageModel) -> dict[str, Tensor]:
     """Return ``<module>.A`` [r, in] and ``<module>.B`` [out, r] by the plain model's module names.
 
-    The tensors are the parameters' own; an empty dict if there is no LoRA.
+    The tensors share memory with the parameters. Empty if there is no LoRA.
     """
     found = ((PARAMETER.fullmatch(n), p) for n, p in language.model.named_parameters())
     return {f"{match[1]}.{match[2]}": p.detach() for match, p in found if match}
 
 
 def fill_lora(language: CausalLanguageModel, lora: dict[str, Tensor], factor: float) -> None:
-    """Start the LoRA from another's tensors.
+    """Copy another LoRA's tensors into this one.
 
     Args:
         language: has a LoRA.

@@ -1,6 +1,8 @@
-"""The questions stage: what is asked for and of what, from the states of a frozen sentence encoder.
+"""Operators stage: a head learns a question's operator and anchors from a frozen encoder's states.
 
-Questions come from captions by the grammar in ``phrasings.py``.
+    stage = OperatorStage(QuestionHead(384), encoder, (captions, validation_captions), batch=64)
+
+Questions are made from captions by the grammar in ``phrasings.py``.
 """
 
 import re
@@ -14,14 +16,14 @@ from torch import Tensor, nn
 
 from streammem.models.backbones.text import SentenceEncoder, TokenStates
 from streammem.models.tiny.questions import OPERATORS, PUNCTUATION, Operator, QuestionHead, Reading
-from streammem.training.phrasings import Anchors, Asked, anchors_of, ask_about
+from streammem.training.phrasings import Anchors, QuestionExample, anchors_of, draw_question
 
 NUM_TRAINING = 6000
 NUM_VALIDATION = 1500
 DROPOUT = 0.1
 
-# What a regular expression can do, to compare with: the first that matches decides, and what
-# follows it is the anchor. Written with the training phrasings in view.
+# The control, regular expressions: the first that matches gives the operator, and the text after it
+# is the anchor. Written with the training phrasings in view.
 CONTROL: tuple[tuple[Operator, str], ...] = (
     ("between", r"between (?P<a>.+?) and (?P<b>.+)"),
     ("before", r"before (?P<a>.+)"),
@@ -39,13 +41,13 @@ CONTROL: tuple[tuple[Operator, str], ...] = (
 
 
 class OperatorStage:
-    """Cross-entropy of the operator and of each word piece's tag.
+    """Trains a question head by cross-entropy of the operator and of each word piece's tag.
 
     Args:
         head: trained in place.
-        encoder: frozen; used here only, once.
-        training: captions to ask about.
-        validation: captions for the figures; what training asks about as well is left out.
+        encoder: frozen; used in the constructor only.
+        captions: of training and of validation pictures; figures use things of the latter only
+            that the former do not have.
         batch: questions a step.
         seed: of the questions.
     """
@@ -69,8 +71,8 @@ class OperatorStage:
             tuple(sorted(set(other.actions) - set(known.actions))),
         )
         rng = np.random.default_rng(seed)
-        self.questions = [ask_about(known, rng) for _ in range(NUM_TRAINING)]
-        self.held_out = [ask_about(unseen, rng, held_out=True) for _ in range(NUM_VALIDATION)]
+        self.questions = [draw_question(known, rng) for _ in range(NUM_TRAINING)]
+        self.held_out = [draw_question(unseen, rng, held_out=True) for _ in range(NUM_VALIDATION)]
         device = head.whole.weight.device
         self._states = _states(encoder, self.questions, device)
         self._held_out_states = _states(encoder, self.held_out, device)
@@ -81,14 +83,14 @@ class OperatorStage:
     def loss(self, rng: np.random.Generator) -> Tensor:
         chosen = rng.integers(len(self.questions), size=self._batch).tolist()
         batch = [self._states[i] for i in chosen]
-        asked = [self.questions[i] for i in chosen]
+        questions = [self.questions[i] for i in chosen]
         states = nn.utils.rnn.pad_sequence([s.states for s in batch], batch_first=True)
         lengths = torch.tensor([len(s.spans) for s in batch])
         real = torch.arange(states.shape[1]) < lengths[:, None]  # [B, T]
         scores, tags = self._head(F.dropout(states, DROPOUT), real.to(states.device))
-        operators = torch.tensor([OPERATORS.index(question.operator) for question in asked])
+        operators = torch.tensor([OPERATORS.index(question.operator) for question in questions])
         labels = nn.utils.rnn.pad_sequence(
-            [torch.tensor(tags_of(q, s.spans)) for q, s in zip(asked, batch, strict=True)],
+            [torch.tensor(tags_of(q, s.spans)) for q, s in zip(questions, batch, strict=True)],
             batch_first=True,
             padding_value=-100,
         )
@@ -97,7 +99,7 @@ class OperatorStage:
         )
 
     def evaluate(self) -> dict[str, float]:
-        """Score unseen phrasings of unseen things, beside a majority and regular expressions."""
+        """Score unseen phrasings of unseen things; a majority and expressions are the controls."""
         read = [
             self._head.read(question.text, *states)
             for question, states in zip(self.held_out, self._held_out_states, strict=True)
@@ -113,7 +115,7 @@ class OperatorStage:
         }
 
 
-def tags_of(question: Asked, spans: Sequence[tuple[int, int]]) -> list[int]:
+def tags_of(question: QuestionExample, spans: Sequence[tuple[int, int]]) -> list[int]:
     """Tag each word piece: 0 outside, n in the nth anchor."""
     return [
         next((n for n, (a, b) in enumerate(question.anchors, 1) if a <= begin and end <= b), 0)
@@ -133,20 +135,20 @@ def control(question: str) -> Reading:
 
 
 def _states(
-    encoder: SentenceEncoder, questions: Sequence[Asked], device: torch.device
+    encoder: SentenceEncoder, questions: Sequence[QuestionExample], device: torch.device
 ) -> list[TokenStates]:
     found = encoder.token_states([question.text for question in questions])
     return [TokenStates(states.to(device), spans) for states, spans in found]
 
 
-def _operator_share(asked: Sequence[Asked], read: Sequence[Reading]) -> float:
-    right = [q.operator == r.operator for q, r in zip(asked, read, strict=True)]
+def _operator_share(questions: Sequence[QuestionExample], read: Sequence[Reading]) -> float:
+    right = [q.operator == r.operator for q, r in zip(questions, read, strict=True)]
     return round(sum(right) / len(right), 4)
 
 
-def _anchor_share(asked: Sequence[Asked], read: Sequence[Reading]) -> float:
+def _anchor_share(questions: Sequence[QuestionExample], read: Sequence[Reading]) -> float:
     right = []
-    for question, reading in zip(asked, read, strict=True):
+    for question, reading in zip(questions, read, strict=True):
         wanted = [question.text[a:b].strip(PUNCTUATION) for a, b in question.anchors]
         right.append([reading.anchor, reading.second] == [*wanted, "", ""][:2])
     return round(sum(right) / len(right), 4)

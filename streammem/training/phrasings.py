@@ -1,5 +1,8 @@
 """Questions with their operator and anchors, made from captions by a grammar of phrasings.
 
+    question = draw_question(anchors_of(["A dog is running on grass."]), rng)
+    question.operator  # 'when'
+
 Phrasings of ``HELD_OUT`` and captions of validation pictures are for the test figure only.
 """
 
@@ -239,8 +242,8 @@ _BREAK = re.compile(
 )
 
 
-class Asked(NamedTuple):
-    """A question with what should be read from it: anchors as spans in it, in their order."""
+class QuestionExample(NamedTuple):
+    """A question with its operator and the spans of its anchors, in order."""
 
     text: str
     operator: Operator
@@ -248,7 +251,7 @@ class Asked(NamedTuple):
 
 
 class Anchors(NamedTuple):
-    """What questions are about.
+    """The things and actions that questions are about.
 
     Attributes:
         things: noun phrases.
@@ -260,7 +263,7 @@ class Anchors(NamedTuple):
 
 
 def anchors_of(captions: Sequence[str]) -> Anchors:
-    """Take from captions the things and actions that a question could be about.
+    """Extract from captions the things and actions that a question could be about.
 
     A verb's base form is the one whose third person occurs in the captions most often.
     """
@@ -276,17 +279,19 @@ def anchors_of(captions: Sequence[str]) -> Anchors:
         things.add(who)
         if base := _base(action["ing"], words):
             actions.add((who, base, action["ing"], _cut(action["rest"])))
-    # Captions that no pattern fits are things too, lest there be nothing to ask about.
+    # Captions that fit no pattern become things, so that there is something to ask about.
     return Anchors(tuple(sorted(things)) or tuple(sorted(set(texts))), tuple(sorted(actions)))
 
 
-def ask_about(anchors: Anchors, rng: np.random.Generator, *, held_out: bool = False) -> Asked:
+def draw_question(
+    anchors: Anchors, rng: np.random.Generator, *, held_out: bool = False
+) -> QuestionExample:
     """Draw a question.
 
     Args:
         anchors: at least one thing.
         rng: draws operator (all alike), phrasing, anchors and wording.
-        held_out: with phrasings that no training question has.
+        held_out: use phrasings that no training question has.
     """
     phrasings = HELD_OUT if held_out else PHRASINGS
     operator = tuple(phrasings)[rng.integers(len(phrasings))]
@@ -301,7 +306,7 @@ def ask_about(anchors: Anchors, rng: np.random.Generator, *, held_out: bool = Fa
     pieces = re.split(r"[\[\]]", wrapper.format(filled))  # every second one is an anchor
     starts = np.cumsum([0, *map(len, pieces)]).tolist()
     spans = tuple((starts[i], starts[i + 1]) for i in range(1, len(pieces), 2))
-    return Asked("".join(pieces), operator, spans)
+    return QuestionExample("".join(pieces), operator, spans)
 
 
 def _fill(slot: str, anchors: Anchors, rng: np.random.Generator) -> str:
@@ -344,7 +349,7 @@ def _third(base: str) -> str:
 
 
 def _cut(rest: str) -> str:
-    """Drop a clause that hangs on, and words that leave the phrase open."""
+    """Remove a trailing clause, and trailing words that leave the phrase incomplete."""
     before = None
     while before != rest:
         before, rest = rest, _BREAK.sub("", rest)

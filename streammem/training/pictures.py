@@ -1,4 +1,4 @@
-"""Pictures as cached vision features with what is said of them, and the views training draws."""
+"""Pictures as cached vision features with their captions, and the views that training draws."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streammem.training.questions import Turn
+from streammem.training.questions import QuestionRecord
 
 WHOLE, FLIPPED = 0, 1  # views 2 and on are random crops, none of them mirrored
-MAX_FRAMES = 3  # views that play the frames of one segment
+MAX_FRAMES = 3  # views that stand for the frames of one segment
 FLIPPED_SHARE = 1 / 3
 
 
@@ -20,17 +20,17 @@ class PictureSet:
 
     Attributes:
         names: file names.
-        captions: of each picture; may be empty where there are turns.
-        turns: questions about each picture, with their answers; mostly empty.
+        captions: of each picture; may be empty where there are questions.
+        questions: about each picture, with their answers; mostly empty.
         features: memory-mapped arrays [N, views, P, V] float16.
         rows: (index into ``features``, row of it) of each picture.
-        made: whether no person worded the captions of each picture, see ``Record``.
-        device: where the tensors that are drawn from here go; the features stay where they are.
+        made: whether each picture's captions were generated, see ``Record``.
+        device: of the tensors that methods return; the features stay memory-mapped.
     """
 
     names: Sequence[str]
     captions: Sequence[Sequence[str]]
-    turns: Sequence[Sequence[Turn]]
+    questions: Sequence[Sequence[QuestionRecord]]
     features: Sequence[np.ndarray]
     rows: Sequence[tuple[int, int]]
     made: Sequence[bool]
@@ -45,7 +45,7 @@ class PictureSet:
         return self.features[source][row, view]
 
     def num_views(self, index: int) -> int:
-        """Return how many views training has of a picture."""
+        """Return the number of views of a training picture."""
         return self.features[self.rows[index][0]].shape[1]
 
     def whole(self, chosen: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
@@ -59,12 +59,12 @@ class PictureSet:
         return self.tensor(np.stack(patches))
 
     def tensor(self, array: np.ndarray) -> Tensor:
-        """Put an array where the learning is, floats as float32."""
+        """Copy an array to ``device``, floats as float32."""
         moved = torch.from_numpy(array).to(self.device)
         return moved.float() if moved.is_floating_point() else moved
 
     def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:
-        """Draw different pictures: indices [B], B = ``batch`` or all there are."""
+        """Draw distinct pictures: indices [B], B = ``batch``, or all if there are fewer."""
         return rng.choice(len(self), min(batch, len(self)), replace=False)
 
     def captioned(self) -> "PictureSet":
@@ -77,7 +77,7 @@ class PictureSet:
             self,
             names=[self.names[i] for i in chosen],
             captions=[self.captions[i] for i in chosen],
-            turns=[self.turns[i] for i in chosen],
+            questions=[self.questions[i] for i in chosen],
             rows=[self.rows[i] for i in chosen],
             made=[self.made[i] for i in chosen],
         )
@@ -87,7 +87,7 @@ class PictureSet:
         return PictureSet(
             [*self.names, *other.names],
             [*self.captions, *other.captions],
-            [*self.turns, *other.turns],
+            [*self.questions, *other.questions],
             [*self.features, *other.features],
             [*self.rows, *moved],
             [*self.made, *other.made],

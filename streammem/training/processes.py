@@ -1,7 +1,10 @@
-"""The processes of one training run: who writes, what each draws, and how they agree on a step.
+"""The processes of one training run: their ranks, barriers, and averages of losses and gradients.
 
-One process is the usual case, and then nothing here does anything. Each has all the weights; what
-is shared out is the data of a step. They see one file system.
+    with join_processes(device) as (group, own_device):
+        train_stage(stage, schedule, out, group=group)
+
+With one process, the usual case, nothing here has an effect. Each process has all the weights and
+draws a batch of its own; all see one file system.
 """
 
 import os
@@ -15,16 +18,16 @@ from torch import Tensor, nn
 
 from streammem.errors import BackboneError, ConfigError
 
-LONGEST_WAIT = timedelta(hours=24)  # while the first encodes a large set; a crash ends all at once
+LONGEST_WAIT = timedelta(hours=24)  # the first may encode a large set; a crash ends all at once
 
 
 @dataclass(frozen=True, slots=True)
-class Team:
-    """A process and its place among ``size``.
+class ProcessGroup:
+    """This process's place among the processes of a run.
 
     Attributes:
         rank: from 0; the first writes files and shows progress.
-        size: processes.
+        size: number of processes.
     """
 
     rank: int = 0
@@ -35,13 +38,13 @@ class Team:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has reached this call."""
         if self.size > 1:
             torch.distributed.barrier()
 
     @contextmanager
-    def first_goes_first(self) -> Iterator[None]:
-        """Let the first process do the block alone; the others find its files when they do it."""
+    def first_process_first(self) -> Iterator[None]:
+        """Run the block in the first process, then in the others."""
         if not self.is_first:
             self.wait()
         yield
@@ -49,7 +52,7 @@ class Team:
             self.wait()
 
     def mean(self, value: Tensor) -> float:
-        """Return the mean of every process's number."""
+        """Return the mean of the processes' values."""
         if self.size == 1:
             return float(value)
         total = value.detach().clone()
@@ -59,8 +62,8 @@ class Team:
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace each gradient by its mean over the processes.
 
-        Where one process has none it counts as zero; where no process has one there is none, so
-        that an optimiser leaves the parameter alone, as it does in a single process.
+        A missing gradient counts as zero. Where no process has one, the parameter keeps none, so
+        that an optimiser skips it, as it does in a single process.
 
         Args:
             parameters: the same, in the same order, in every process; on one device.
@@ -78,32 +81,32 @@ class Team:
 
     @torch.no_grad()
     def share(self, module: nn.Module) -> None:
-        """Give every process the first one's parameters and buffers."""
+        """Copy the first process's parameters and buffers to all processes."""
         if self.size > 1:
             for tensor in (*module.parameters(), *module.buffers()):
                 torch.distributed.broadcast(tensor.data, 0)
 
 
-ALONE = Team()
+SINGLE_PROCESS = ProcessGroup()
 
 
 @contextmanager
-def join(device: str | None) -> Iterator[tuple[Team, str]]:
-    """Join the processes that ``accelerate launch`` or ``torchrun`` started, if one did.
+def join_processes(device: str | None) -> Iterator[tuple[ProcessGroup, str]]:
+    """Join the processes of ``accelerate launch`` or ``torchrun``; one process without these.
 
     Args:
         device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. None is ``cpu``, or in several processes
             what these were launched for. Of several processes each takes its own ``cuda``.
 
     Yields:
-        The team and this process's device.
+        The group and this process's device.
 
     Raises:
-        ConfigError: several processes on a device that they cannot share out.
+        ConfigError: several processes on one device.
         BackboneError: several processes without accelerate.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
-        yield ALONE, device or "cpu"
+        yield SINGLE_PROCESS, device or "cpu"
         return
     if device not in (None, "cpu", "cuda"):
         raise ConfigError(
@@ -119,5 +122,5 @@ def join(device: str | None) -> Iterator[tuple[Team, str]]:
     state = PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
     # Accelerate numbers even the CPU.
     own = "cpu" if state.device.type == "cpu" else str(state.device)
-    yield Team(state.process_index, state.num_processes), own
-    state.destroy_process_group()  # after a failure it would wait for the others
+    yield ProcessGroup(state.process_index, state.num_processes), own
+    state.destroy_process_group()  # not after a failure: it would wait for the others

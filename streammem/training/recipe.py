@@ -1,4 +1,7 @@
-"""Recipes: what is trained, on what, in which order; read from TOML and checked in full.
+"""Recipes of training runs: data, sizes and stages, read from TOML and fully checked.
+
+    recipe = read_recipe(Path("configs/train/streammem-tiny.toml"))
+    recipe.stages[0].kind  # 'vision'
 
 No data is opened here.
 """
@@ -24,7 +27,7 @@ TABLE = re.compile(r"(.+\.csv)(?::(.+))?")
 
 @dataclass(frozen=True, slots=True)
 class BackboneNames:
-    """Frozen models, by the names that a checkpoint carries: ours, a folder, or ``hf:NAME``."""
+    """Names of the frozen models, as in a checkpoint: a preset, a folder, or ``hf:NAME``."""
 
     vision: str = "efficientnet-lite2"
     language: str = "smollm2-135m-instruct"
@@ -33,7 +36,7 @@ class BackboneNames:
 
 @dataclass(frozen=True, slots=True)
 class BridgeSizes:
-    """The sizes of the bridge that are free to choose (see ``BridgeConfig``)."""
+    """Sizes of the bridge that a recipe can set (see ``BridgeConfig``)."""
 
     dim: int = 384
     memory_tokens: int = 16
@@ -55,9 +58,9 @@ class LoraOptions:
 
     Attributes:
         rank: r.
-        alpha: the adapter's product counts alpha / r.
+        alpha: the adapter's product is scaled by alpha / r.
         dropout: on its input, in [0, 1).
-        targets: how the names of the adapted linear layers end.
+        targets: suffixes of the names of the linear layers to adapt.
     """
 
     rank: int = 16
@@ -118,7 +121,7 @@ class StageOptions:
 
     @property
     def label(self) -> str:
-        """What its files are called."""
+        """Name of the stage's files."""
         return self.name or self.kind
 
 
@@ -183,7 +186,7 @@ class Recipe:
         return tuple(entry for entry in self.data if text_file(entry) is None)
 
     def continues(self, earlier: "Recipe") -> bool:
-        """Tell whether what ``earlier`` trained is a beginning of this recipe's own run."""
+        """Return whether this recipe only adds stages to ``earlier``."""
         stages = self.stages[: len(earlier.stages)]
         same = replace(self, stages=stages, name=earlier.name, features=earlier.features)
         return same == earlier
@@ -193,13 +196,13 @@ def read_recipe(path: Path) -> Recipe:
     """Read a recipe.
 
     Raises:
-        ConfigError: unreadable, an unknown or missing option, or one that cannot be meant.
+        ConfigError: unreadable, an unknown or missing option, or an invalid value.
     """
     return parse_recipe(read_toml(path), f"{path}: ")
 
 
 def parse_recipe(tables: Mapping[str, Any], where: str) -> Recipe:
-    """Build a recipe from TOML's tables; ``where`` names their origin in messages."""
+    """Build a recipe from TOML's tables; ``where`` begins its error messages."""
     values = {key: _tuples(value) for key, value in tables.items() if key != "stages"}
     listed = tables.get("stages")
     if not isinstance(listed, list) or not listed:
@@ -213,7 +216,7 @@ def parse_recipe(tables: Mapping[str, Any], where: str) -> Recipe:
         raise error if str(error).startswith(where) else ConfigError(f"{where}{error}") from error
 
 
-def resolve(place: str) -> Path:
+def resolve_data(place: str) -> Path:
     """Find a data folder or file of a recipe.
 
     Raises:

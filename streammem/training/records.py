@@ -1,6 +1,9 @@
-"""What people said of pictures: captioned folders and conversation files, read into records.
+"""Reads captioned-picture folders and conversation files into records.
 
-No pixels are decoded here; features are made in ``features.py``.
+    source = read_source(Path("flickr8k"))  # images/ and captions.jsonl
+    source.records[0].captions
+
+No pixels are decoded here; ``features.py`` makes features.
 """
 
 import json
@@ -15,48 +18,48 @@ from typing import Any
 import numpy as np
 
 from streammem.errors import DatasetError
-from streammem.training.questions import Turn, turns_from_answers
+from streammem.training.questions import QuestionRecord, questions_from_answers
 
 log = logging.getLogger(__name__)
-MAX_TURNS = 6  # of one picture
+MAX_QUESTIONS = 6  # of one picture
 TRAIN, VALIDATION = "train", "val"
 SHOWN = {"image": "images", "video": "videos"}  # key of a row: folder beside the file
 OBJECT_FORMS = ("A room with {}.", "A room with {}.", "There is {} in the room.")
-OBJECTS_NAMED = (2, 4)  # in a sentence; one alone would be the likeliest thing to say of any room
+OBJECTS_NAMED = (2, 4)  # in a sentence; a sentence with one object would fit any room
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A picture and what is said of it.
+    """A picture or video with its captions and questions.
 
     Attributes:
         name: unique within its source.
         path: of the picture or video.
         split: ``train`` or ``val``.
-        captions: sentences; may be empty if there are turns.
-        turns: questions with their answers; may be empty.
+        captions: sentences; may be empty if there are questions.
+        questions: with their answers; may be empty.
         video: whether ``path`` is a video.
-        made: whether the captions were made from a label or a list; no person worded them.
+        made: whether the captions were generated from a label or a list of objects.
     """
 
     name: str
     path: Path
     split: str
     captions: tuple[str, ...]
-    turns: tuple[Turn, ...] = ()
+    questions: tuple[QuestionRecord, ...] = ()
     video: bool = False
     made: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class CaptionedSource:
     """A folder's or file's records; ``name`` names its cached features."""
 
     name: str
     records: tuple[Record, ...]
 
 
-def read_source(place: Path) -> Source:
+def read_source(place: Path) -> CaptionedSource:
     """Read a captioned-picture folder, or a conversation file if the name ends in ``.json``.
 
     Raises:
@@ -68,7 +71,7 @@ def read_source(place: Path) -> Source:
         raise DatasetError(f"{place}: no picture in it has a caption or a conversation")
     if len({record.name for record in records}) < len(records):
         raise DatasetError(f"{place}: lists a picture twice")
-    return Source(place.stem, records)
+    return CaptionedSource(place.stem, records)
 
 
 def read_folder(folder: Path) -> Iterator[Record]:
@@ -85,21 +88,21 @@ def read_folder(folder: Path) -> Iterator[Record]:
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         try:
             captions = tuple(record_captions(row))
-            turns = tuple(turns_from_answers(row.get("qa") or (), rng, MAX_TURNS))
+            questions = tuple(questions_from_answers(row.get("qa") or (), rng, MAX_QUESTIONS))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DatasetError(f"{where}: malformed captions, objects or qa ({error})") from error
-        if split in (TRAIN, VALIDATION) and (captions or turns):
+        if split in (TRAIN, VALIDATION) and (captions or questions):
             path = _inside(folder / "images", name, where)
             made = bool(row.get("label") or row.get("objects"))
-            yield Record(name, path, split, captions, turns, made=made)
+            yield Record(name, path, split, captions, questions, made=made)
 
 
 def read_conversations(file: Path) -> Iterator[Record]:
     """Read LLaVA's form: a JSON list of ``{image | video, conversations: [{from, value}, ...]}``.
 
     Pictures lie in ``images/`` beside the file, videos in ``videos/``; rows that share one are
-    joined. Each question is asked on its own, so an answer that leans on an earlier turn is read
-    without it. Rows with neither are left out and counted in the log.
+    joined. Each question becomes a record of its own, without the turns before it. Rows without
+    picture and video are skipped and counted in the log.
     """
     try:
         rows = json.loads(file.read_text())
@@ -107,7 +110,7 @@ def read_conversations(file: Path) -> Iterator[Record]:
         raise DatasetError(f"{file}: not a JSON list of conversations ({error})") from error
     if not isinstance(rows, list):
         raise DatasetError(f"{file}: not a JSON list of conversations")
-    turns: dict[tuple[str, str], list[Turn]] = {}
+    questions: dict[tuple[str, str], list[QuestionRecord]] = {}
     skipped = 0
     for number, row in enumerate(rows):
         where = f"{file}, row {number}"
@@ -117,13 +120,15 @@ def read_conversations(file: Path) -> Iterator[Record]:
         if kind is None:
             skipped += 1
             continue
-        turns.setdefault((SHOWN[kind], _text(row, kind, where)), []).extend(_turns(row, where))
+        questions.setdefault((SHOWN[kind], _text(row, kind, where)), []).extend(
+            _conversation_questions(row, where)
+        )
     if skipped:
-        log.warning("%s: %d rows without a picture or video are left out", file, skipped)
-    for (folder, name), said in turns.items():
+        log.warning("%s: %d rows without a picture or video are skipped", file, skipped)
+    for (folder, name), asked in questions.items():
         path = _inside(file.parent / folder, name, str(file))
         video = folder == SHOWN["video"]
-        yield Record(name, path, checksum_split(name), (), tuple(said[:MAX_TURNS]), video)
+        yield Record(name, path, checksum_split(name), (), tuple(asked[:MAX_QUESTIONS]), video)
 
 
 def checksum_split(name: str) -> str:
@@ -139,7 +144,7 @@ def record_captions(row: dict[str, Any]) -> list[str]:
         return [form.format(label) for form in forms]
     if row.get("objects"):
         return _object_captions(row["image"], row["objects"])
-    return [said for text in row["captions"] if (said := sentence(text))]
+    return [caption for text in row["captions"] if (caption := sentence(text))]
 
 
 def sentence(text: str) -> str:
@@ -149,7 +154,7 @@ def sentence(text: str) -> str:
 
 
 def _object_captions(name: str, objects: Sequence[str]) -> list[str]:
-    """Make sentences that name objects which people said are there."""
+    """Make sentences that name some of the objects listed for a picture."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     plain = [o.replace("_", " ") for o in objects if len(o.split()) <= 2 and o.isascii()]
     if not plain:
@@ -170,15 +175,15 @@ def _with_article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def _turns(row: dict[str, Any], where: str) -> Iterator[Turn]:
+def _conversation_questions(row: dict[str, Any], where: str) -> Iterator[QuestionRecord]:
     try:
-        said = [(part["from"], part["value"].strip()) for part in row["conversations"]]
+        parts = [(part["from"], part["value"].strip()) for part in row["conversations"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{where}: needs conversations of {{from, value}}") from error
-    for (asker, question), (_, answer) in zip(said[::2], said[1::2], strict=False):
+    for (asker, question), (_, answer) in zip(parts[::2], parts[1::2], strict=False):
         question = question.replace("<image>", "").replace("<video>", "").strip()
         if asker == "human" and question and answer:
-            yield Turn(question, answer)
+            yield QuestionRecord(question, answer)
 
 
 def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,8 +1,11 @@
-"""Reward stage: the model's own captions are scored, and the better ones made likelier.
+"""Reward stage: the model's own sampled captions are scored, and the better ones made likelier.
 
-Cross-entropy teaches to follow people's words one by one; this teaches whole captions, as they are
-judged. Source: self-critical sequence training (arXiv 1612.00563), section 3, with the mean of a
-picture's other samples as the baseline.
+    stage = RewardStage(bridge, language, pictures, validation)
+
+Cross-entropy trains one word after the other; this trains whole captions by the metric.
+
+Source: self-critical sequence training (arXiv 1612.00563), section 3, with the mean of a picture's
+other samples as the baseline.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,20 +20,20 @@ from streammem.models.backbones.sampling import GenerationConfig
 from streammem.models.prompts import CAPTION_INSTRUCTION
 from streammem.models.tiny.bridge import MemoryBridge
 from streammem.training.captions import (
-    Row,
-    caption_row,
-    said_losses,
-    speaking_groups,
-    speaking_parts,
+    BranchedPrompt,
+    caption_prompt,
+    captioning_groups,
+    captioning_modules,
+    reply_losses,
 )
 from streammem.training.pictures import PictureSet, sample_views
 
 SAMPLES = 5  # captions of a picture in a step
 MAX_TOKENS = 24  # of a sampled caption
-HUMAN_WEIGHT = 0.2  # of one human caption's cross-entropy: it keeps the sentences whole
-MADE_READ = 3  # made sentences of a picture that is not rewarded, with the same weight
-END = "</s>"  # counted as a word, so that a caption that breaks off half-way loses
-EVALUATED = 96  # validation pictures
+HUMAN_WEIGHT = 0.2  # of one human caption's cross-entropy: it keeps sentences grammatical
+GENERATED_CAPTIONS = 3  # of a picture that has only such, with the same weight and no reward
+END = "</s>"  # counted as a word, so that an unfinished caption scores less
+EVALUATED_PICTURES = 96
 
 
 class RewardStage:
@@ -61,10 +64,10 @@ class RewardStage:
         self._instruction = language.ids(CAPTION_INSTRUCTION + language.chat_suffix)
         self._references = [_with_end(captions) for captions in pictures.captions]
         self._cider = CiderD(self._references)
-        self.module = speaking_parts(bridge, language)
+        self.module = captioning_modules(bridge, language)
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
-        return speaking_groups(self.module)
+        return captioning_groups(self.module)
 
     def loss(self, rng: np.random.Generator) -> Tensor:
         chosen = self.pictures.draw(rng, self.batch)
@@ -72,85 +75,86 @@ class RewardStage:
         visual = self._visual(patches, times, mask)
         worded = [row for row, i in enumerate(chosen) if not self.pictures.made[i]]
         sampled = self._sample(visual.detach()[worded], SAMPLES, temperature=1.0)
-        said_of = dict(zip(worded, sampled, strict=True))
+        samples_of = dict(zip(worded, sampled, strict=True))
         rows, weights = [], []
         for row, picture in enumerate(chosen):
-            said = said_of.get(row, [])
-            # Sentences made from a list say what is there, not how to say it: they are only read.
-            count = 1 if said else MADE_READ
+            samples = samples_of.get(row, [])
+            # Captions generated from a list name what is there but are no model of style, so they
+            # give no reward.
+            count = 1 if samples else GENERATED_CAPTIONS
             texts = rng.permutation(self.pictures.captions[int(picture)])[:count]
             human = [self._ids(text) for text in texts]
-            rows.append(caption_row(self._instruction, [*said, *human]))
-            worth = [*self._advantages(said, int(picture)), *[HUMAN_WEIGHT] * len(human)]
-            for ids, weight in zip([*said, *human], worth, strict=True):
+            rows.append(caption_prompt(self._instruction, [*samples, *human]))
+            worth = [*self._advantages(samples, int(picture)), *[HUMAN_WEIGHT] * len(human)]
+            for ids, weight in zip([*samples, *human], worth, strict=True):
                 weights += [weight] * len(ids)
         worths = torch.tensor(weights, device=visual.device)
         return (worths * self._losses(rows, visual)).mean()
 
-    def _advantages(self, said: list[list[int]], picture: int) -> list[float]:
-        """By how much each caption's reward exceeds the mean of the others'."""
-        rewards = np.array([self._reward(ids, picture) for ids in said])
-        others = (rewards.sum() - rewards) / max(1, len(said) - 1)
+    def _advantages(self, samples: list[list[int]], picture: int) -> list[float]:
+        """Return each caption's reward minus the mean reward of the others."""
+        rewards = np.array([self._reward(ids, picture) for ids in samples])
+        others = (rewards.sum() - rewards) / max(1, len(samples) - 1)
         return (rewards - others).tolist()
 
     def evaluate(self) -> dict[str, float]:
         """CIDEr-D of greedy captions against the validation pictures' own."""
-        return greedy_figures(self.language, self.validation, self._visual, self._sample)
+        return greedy_caption_figures(self.language, self.validation, self._visual, self._sample)
 
     def _visual(self, patches: Tensor, times: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.bridge.to_language(self.bridge.look(patches, times, mask))
 
-    def _losses(self, rows: Sequence[Row], visual: Tensor) -> Tensor:
-        # Without the adapter's dropout: what was sampled is what is made likelier.
+    def _losses(self, rows: Sequence[BranchedPrompt], visual: Tensor) -> Tensor:
+        # Without the adapter's dropout, as in sampling: the loss is of the same distribution.
         self.language.model.eval()
-        return said_losses(self.language, rows, visual, prefix=self._prefix)
+        return reply_losses(self.language, rows, visual, prefix=self._prefix)
 
     def _reward(self, ids: list[int], picture: int) -> float:
-        return self._cider.score(words(self.language, ids), self._references[picture])
+        return self._cider.score(caption_words(self.language, ids), self._references[picture])
 
     def _ids(self, text: str) -> list[int]:
         return [*self.language.ids(text), self.language.stop_id]
 
     def _sample(self, visual: Tensor, count: int, *, temperature: float) -> list[list[list[int]]]:
-        return say(self.language, visual, count, temperature=temperature)
+        return sample_captions(self.language, visual, count, temperature=temperature)
 
 
 @torch.no_grad()
-def say(
+def sample_captions(
     language: CausalLanguageModel, visual: Tensor, count: int, *, temperature: float
 ) -> list[list[list[int]]]:
-    """Say ``count`` captions of each picture [B, M, L], as token ids with the stop token."""
+    """Sample ``count`` captions of each picture [B, M, L], as token ids with the stop token."""
     language.model.eval()  # without the adapter's dropout
     prompts = [language.chat([tokens, CAPTION_INSTRUCTION]) for tokens in visual]
     seed = int(torch.randint(1 << 62, ()))
     decoding = GenerationConfig(MAX_TOKENS, temperature=temperature, seed=seed)
     replies = language.sample(prompts, decoding, count=count)
-    return [[reply.ids for reply in said] for said in replies]
+    return [[reply.ids for reply in of_picture] for of_picture in replies]
 
 
 @torch.inference_mode()
-def greedy_figures(
+def greedy_caption_figures(
     language: CausalLanguageModel,
     validation: PictureSet,
-    look: Callable[[Tensor, Tensor], Tensor],
+    encode: Callable[[Tensor, Tensor], Tensor],
     sample: Callable[..., list[list[list[int]]]],
 ) -> dict[str, float]:
-    """Measure greedy captions of the first ``EVALUATED`` pictures against their own.
+    """Measure greedy captions of the first ``EVALUATED_PICTURES`` pictures against their own.
 
     Args:
-        language: whose words they are.
+        language: decodes the token ids.
         validation: with captions.
-        look: maps patches and times to visual tokens.
-        sample: as ``say``, the language model aside.
+        encode: maps patches and times to visual tokens.
+        sample: as ``sample_captions``, without the language model.
     """
     references = [_with_end(captions) for captions in validation.captions]
     cider = CiderD(references)
     scores, lengths = [], []
-    for begin in range(0, min(EVALUATED, len(validation)), 16):
-        chosen = np.arange(begin, min(begin + 16, EVALUATED, len(validation)))
-        visual = look(*validation.whole(chosen))
+    for begin in range(0, min(EVALUATED_PICTURES, len(validation)), 16):
+        chosen = np.arange(begin, min(begin + 16, EVALUATED_PICTURES, len(validation)))
+        visual = encode(*validation.whole(chosen))
         for index, (ids,) in zip(chosen, sample(visual, 1, temperature=0.0), strict=True):
-            scores.append(cider.score(words(language, ids), references[index]))
+            scores.append(cider.score(caption_words(language, ids), references[index]))
             lengths.append(len(ids))
     return {
         "cider": round(float(np.mean(scores)), 4),
@@ -158,11 +162,11 @@ def greedy_figures(
     }
 
 
-def words(language: CausalLanguageModel, ids: list[int]) -> Tokens:
-    """Split a reply's token ids into words, its end among them if it has one."""
+def caption_words(language: CausalLanguageModel, ids: list[int]) -> Tokens:
+    """Split a reply's token ids into words, with ``END`` if the reply is complete."""
     ended = ids[-1] == language.stop_id
-    said = tokenise(language.tokenizer.decode(ids, skip_special_tokens=True))
-    return [*said, END] if ended else said
+    words = tokenise(language.tokenizer.decode(ids, skip_special_tokens=True))
+    return [*words, END] if ended else words
 
 
 def _with_end(captions: Sequence[str]) -> list[Tokens]:

@@ -1,6 +1,9 @@
-"""Sentences that belong to no picture: read from text files and tables, and embedded once.
+"""Sentences that belong to no picture, read from text files and tables and embedded once.
 
-What is learned from them stands in ``text.py``. The files are not trusted.
+    texts = read_sentences(Path("captions.csv"), "caption")
+    sentences = embed_sentences(texts, open_encoder, "all-minilm-l6-v2", Path("features"))
+
+``text.py`` trains on them. The files are not trusted.
 """
 
 import csv
@@ -44,12 +47,12 @@ def read_sentences(path: Path, column: str = "") -> list[str]:
     lines = _lines(path)
     found: dict[str, None] = {}
     for number, text in _column(lines, column, path) if column else enumerate(lines, start=1):
-        said = sentence(text)
-        if len(said) > MOST_CHARACTERS or not said.isprintable():
+        found_text = sentence(text)
+        if len(found_text) > MOST_CHARACTERS or not found_text.isprintable():
             reason = f"a sentence has at most {MOST_CHARACTERS} characters, all of them printable"
             raise DatasetError(f"{path}, line {number}: {reason}")
-        if any(sign.isalpha() for sign in said):
-            found[said] = None
+        if any(letter.isalpha() for letter in found_text):
+            found[found_text] = None
         if len(found) > MOST_SENTENCES:
             raise DatasetError(
                 f"{path}, line {number}: more than {MOST_SENTENCES} sentences; split the file"
@@ -60,7 +63,7 @@ def read_sentences(path: Path, column: str = "") -> list[str]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Yield lines with their ends, none of them ever held in memory beyond its limit."""
+    """Yield lines with their ends, reading at most ``MOST_LINE_BYTES`` of each."""
     number = 0
     try:
         with open(path, "rb") as file:
@@ -79,7 +82,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _column(lines: Iterator[str], column: str, path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line, text) of one column; a row that is too short to have it is left out."""
+    """Yield (line, text) of one column; a row that is too short to have it is skipped."""
     rows = csv.reader(lines)
     try:
         heading = next(rows, [])
@@ -97,11 +100,11 @@ def _column(lines: Iterator[str], column: str, path: Path) -> Iterator[tuple[int
 def embed_sentences(
     texts: Sequence[str], encoder: Callable[[], SentenceEncoder], name: str, folder: Path
 ) -> Sentences:
-    """Embed sentences once, or go on where a killed run stopped; the result is memory-mapped.
+    """Embed sentences, or continue a killed run of it; the result is cached and memory-mapped.
 
     Args:
         texts: at least one.
-        encoder: opens the sentence encoder, if it is needed.
+        encoder: opens the sentence encoder; called only if embeddings are missing.
         name: of the encoder; a part of the file's checksum, as the sentences are.
         folder: made if need be.
     """
@@ -120,6 +123,6 @@ def embed_sentences(
                 rows.flush()
                 scratch = counter.with_suffix(".part")
                 scratch.write_text(str(begin + len(batch)))
-                os.replace(scratch, counter)  # last: what it counts is on disk
+                os.replace(scratch, counter)  # last, when the rows that it counts are on disk
                 bar.update(len(batch))
     return Sentences(texts, np.load(path, mmap_mode="r"))

@@ -1,12 +1,17 @@
-"""Captions without pictures: sentences teach the language model through pseudo visual tokens.
+"""Training on captions without pictures, through pseudo visual tokens.
 
-A small map from a sentence's frozen embedding to the tokens that the bridge would give is fitted on
-captioned pictures (``PrefixStage``). Then the language model's LoRA learns to say a sentence from
-its pseudo tokens, while pictures' own captions keep it on real ones (``TextStage``). The map is for
-training only; no checkpoint holds it.
+    prefix = PrefixStage(SentencePrefix(16, 384), bridge, training, validation)
+    text = TextStage(photos, prefix.module, sentences, validation)
 
-Source: CapDec (Nukrai et al. 2022, arXiv 2211.00575), section 3: noise of the measured gap bridges
-what an embedding of a sentence and of its picture differ by; DeCap (Li et al. 2023,
+1. ``PrefixStage`` fits a small map from a sentence's frozen embedding to the tokens that the bridge
+   would give, on captioned pictures.
+2. ``TextStage`` trains the language model's LoRA to reproduce a sentence from its pseudo tokens,
+   and beside it pictures' captions from real tokens.
+
+The map is for training only; no checkpoint has it.
+
+Source: CapDec (Nukrai et al. 2022, arXiv 2211.00575), section 3: noise of the measured size of the
+gap between the embeddings of a sentence and of its picture; DeCap (Li et al. 2023,
 arXiv 2303.03032) for a decoder that is trained on text alone.
 """
 
@@ -22,22 +27,22 @@ from tqdm import tqdm
 from streammem.models.backbones.text import TEXT_DIM
 from streammem.models.prompts import CAPTION_INSTRUCTION as INSTRUCTION
 from streammem.models.tiny.bridge import MemoryBridge
-from streammem.training.captions import CaptionStage, Row, caption_row, said_losses
+from streammem.training.captions import BranchedPrompt, CaptionStage, caption_prompt, reply_losses
 from streammem.training.keys import Embedded
 from streammem.training.pictures import PictureSet
-from streammem.training.reward import greedy_figures, say
+from streammem.training.reward import greedy_caption_figures, sample_captions
 from streammem.training.sentences import Sentences
 
 HIDDEN = 768
-SAMPLE = 256  # pictures whose tokens the map begins at the mean of
-EVALUATED = 256  # validation pictures of the map
-EVALUATED_SAID = 48  # validation captions that are said from their own pseudo tokens
-WIDTH = 384  # columns of a packed row; attention grows with its square, padding shrinks
+MEAN_PICTURES = 256  # at the mean of their tokens the map starts
+EVALUATED_PREFIXES = 256  # validation pictures of ``PrefixStage``
+EVALUATED_SENTENCES = 48  # validation captions of ``TextStage``
+PACKED_WIDTH = 384  # columns of a row; attention grows with its square, padding shrinks
 CAPTIONS_A_PICTURE = 5
 
 
 class SentencePrefix(nn.Module):
-    """Maps sentence embeddings to what the bridge would make of a picture of it.
+    """Maps a sentence's embedding to the tokens that the bridge would give a picture of it.
 
     Args:
         tokens: M, of the bridge.
@@ -55,7 +60,7 @@ class SentencePrefix(nn.Module):
             nn.Linear(TEXT_DIM, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, tokens * dim)
         )
         last: nn.Linear = self.net[2]  # type: ignore[assignment]
-        nn.init.zeros_(last.weight)  # begins at the mean
+        nn.init.zeros_(last.weight)  # starts at the mean
         nn.init.zeros_(last.bias)
 
     def forward(self, embeddings: Tensor) -> Tensor:
@@ -63,18 +68,18 @@ class SentencePrefix(nn.Module):
         return self.mean + self.net(embeddings).unflatten(1, self.mean.shape)
 
     def blurred(self, embeddings: Tensor) -> Tensor:
-        """Add noise of the gap's size to unit embeddings [B, E], and make them unit again."""
+        """Add noise of the gap's size to unit embeddings [B, E] and normalise them."""
         noise = self.gap * torch.randn_like(embeddings)
         return F.normalize(embeddings + noise, dim=-1)
 
 
 def caption_gap(sentences: Sequence[Tensor]) -> float:
-    """Measure by how much a caption's embedding departs from its picture's, a dimension.
+    """Measure the gap between captions' embeddings and their picture's, per dimension.
 
-    What a picture says is taken as the mean of its captions.
+    A picture's embedding is taken as the mean of its captions'.
 
     Args:
-        sentences: [captions, E] of each picture; one with a single caption tells nothing.
+        sentences: [captions, E] of each picture; those with a single caption are ignored.
 
     Returns:
         Standard deviation; 0 where no picture has two captions.
@@ -86,21 +91,21 @@ def caption_gap(sentences: Sequence[Tensor]) -> float:
 
 
 @torch.no_grad()
-def look_tokens(bridge: MemoryBridge, pictures: PictureSet) -> Tensor:
+def bridge_tokens(bridge: MemoryBridge, pictures: PictureSet) -> Tensor:
     """Return every picture's tokens [N, M, D] float16 on the CPU, each a one-frame segment."""
     batches = []
-    for begin in tqdm(range(0, len(pictures), 64), desc="looking", unit="batch", leave=False):
+    for begin in tqdm(range(0, len(pictures), 64), desc="bridge", unit="batch", leave=False):
         chosen = range(begin, min(begin + 64, len(pictures)))
         batches.append(bridge.look(*pictures.whole(chosen)).half().cpu())
     return torch.cat(batches)
 
 
 class PrefixStage:
-    """The map learns the bridge's own tokens from a picture's captions; the bridge stays.
+    """Trains the map from captions to the bridge's tokens; the bridge is frozen.
 
     Args:
         prefix: trained in place.
-        bridge: frozen; says what a picture's tokens are.
+        bridge: frozen; gives a picture's tokens.
         training: captioned pictures, with their captions' embeddings.
         validation: likewise, for the figures.
         batch: pictures a step.
@@ -121,14 +126,14 @@ class PrefixStage:
         self.pictures, self._text = training
         self.validation, self._validation_text = validation
         bridge.eval().requires_grad_(False)
-        step = 1 + len(self.pictures) // SAMPLE
-        sample = self._look(self.pictures.select(range(0, len(self.pictures), step)))
+        step = 1 + len(self.pictures) // MEAN_PICTURES
+        sample = self._bridge_tokens(self.pictures.select(range(0, len(self.pictures), step)))
         prefix.mean.copy_(sample.mean(0))
         prefix.gap.fill_(caption_gap(self._text))
 
     @cached_property
     def _tokens(self) -> Tensor:
-        return look_tokens(self.bridge, self.pictures)
+        return bridge_tokens(self.bridge, self.pictures)
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         return [(list(self.module.parameters()), 1.0)]
@@ -137,46 +142,43 @@ class PrefixStage:
         chosen = self.pictures.draw(rng, self.batch)
         drawn = torch.stack([self._text[i][rng.integers(len(self._text[i]))] for i in chosen])
         sentences = self.module.blurred(drawn.to(self.pictures.device))
-        return 1 - self._likeness(sentences, self._tokens[chosen])
+        return 1 - self._similarity(sentences, self._tokens[chosen])
 
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
-        """Cosine of the visual tokens and those made of a caption; of another picture's caption.
-
-        Beside it the noise that stands for the gap.
-        """
-        count = min(EVALUATED, len(self.validation))
-        tokens = self._look(self.validation.select(range(count)))
+        """Cosine of the visual tokens with those of a caption and of another picture's; the gap."""
+        count = min(EVALUATED_PREFIXES, len(self.validation))
+        tokens = self._bridge_tokens(self.validation.select(range(count)))
         first = torch.stack([rows[0] for rows in self._validation_text[:count]])
         first = first.to(tokens.device)
         return {
-            "cosine": round(self._likeness(first, tokens).item(), 4),
-            "cosine_other": round(self._likeness(first.roll(1, 0), tokens).item(), 4),
+            "cosine": round(self._similarity(first, tokens).item(), 4),
+            "cosine_other": round(self._similarity(first.roll(1, 0), tokens).item(), 4),
             "gap": round(self.module.gap.item(), 4),
         }
 
-    def _look(self, pictures: PictureSet) -> Tensor:
-        return look_tokens(self.bridge, pictures).float().to(pictures.device)
+    def _bridge_tokens(self, pictures: PictureSet) -> Tensor:
+        return bridge_tokens(self.bridge, pictures).float().to(pictures.device)
 
-    def _likeness(self, sentences: Tensor, tokens: Tensor) -> Tensor:
-        """Compare in the language model's space: sentences [B, E] and tokens [B, M, D]."""
+    def _similarity(self, sentences: Tensor, tokens: Tensor) -> Tensor:
+        """Cosine, in the language model's space, of sentences [B, E] with tokens [B, M, D]."""
         wanted = self.bridge.to_language(tokens.to(sentences.device).float())
         found = self.bridge.to_language(self.module(sentences))
         return F.cosine_similarity(found, wanted, dim=-1).mean()
 
 
 class TextStage:
-    """The LoRA learns to say sentences from their pseudo tokens, and pictures' captions beside.
+    """Trains the LoRA on sentences from their pseudo tokens, and on pictures' captions beside.
 
-    The bridge stays as it is: the map is fitted to it.
+    The bridge is frozen, because the map is fitted to it.
 
     Args:
-        photos: draws pictures with their captions; its batch is set here.
+        photos: draws captioned pictures; its batch is set here.
         prefix: the map, fitted; frozen.
-        sentences: what is said without a picture.
+        sentences: without pictures.
         validation: captioned pictures with their captions' embeddings.
         batch: captions a step, of both kinds.
-        share: of these, pictures' own.
+        share: of these, the part that are pictures' own.
     """
 
     name = "text"
@@ -201,7 +203,7 @@ class TextStage:
         ids, suffix = self.language.ids, self.language.chat_suffix
         self._prefix, self._instruction = ids(self.language.chat_prefix), ids(INSTRUCTION + suffix)
         self.module = nn.ModuleDict({"lora": photos.module["lora"]})
-        photos.module = self.module  # it evaluates as this stage does
+        photos.module = self.module  # so that it evaluates in the same mode
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         return [(list(self.module.parameters()), 1.0)]
@@ -213,8 +215,8 @@ class TextStage:
             chosen = np.sort(rng.choice(len(self.sentences.texts), count, replace=False))
             drawn = torch.from_numpy(self.sentences.embeddings[chosen]).float().to(shown.device)
             pseudo = self.bridge.to_language(self.prefix(self.prefix.blurred(drawn)))
-        told = [self._row(self.sentences.texts[i]) for i in chosen]
-        return self._loss([*rows, *told], torch.cat([shown, pseudo]))
+        sentences = [self._row(self.sentences.texts[i]) for i in chosen]
+        return self._loss([*rows, *sentences], torch.cat([shown, pseudo]))
 
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
@@ -222,29 +224,31 @@ class TextStage:
 
         ``sentence_loss`` is of validation captions, each from its own pseudo tokens.
         """
-        count = min(EVALUATED_SAID, len(self.validation))
+        count = min(EVALUATED_SENTENCES, len(self.validation))
         rows = [self._row(self.validation.captions[i][0]) for i in range(count)]
         first = torch.stack([text[0] for text in self._validation_text[:count]])
         pseudo = self.bridge.to_language(self.prefix(first.to(self.validation.device)))
-        told = {"sentence_loss": round(self._loss(rows, pseudo).item(), 4)}
-        return self.photos.evaluate() | told | self._cider()
+        figures = {"sentence_loss": round(self._loss(rows, pseudo).item(), 4)}
+        return self.photos.evaluate() | figures | self._cider()
 
     def _cider(self) -> dict[str, float]:
-        def look(patches: Tensor, times: Tensor) -> Tensor:
+        def encode(patches: Tensor, times: Tensor) -> Tensor:
             return self.bridge.to_language(self.bridge.look(patches, times))
 
         def sample(visual: Tensor, count: int, *, temperature: float) -> list[list[list[int]]]:
-            return say(self.language, visual, count, temperature=temperature)
+            return sample_captions(self.language, visual, count, temperature=temperature)
 
-        return greedy_figures(self.language, self.validation, look, sample)
+        return greedy_caption_figures(self.language, self.validation, encode, sample)
 
-    def _loss(self, rows: list[Row], visual: Tensor) -> Tensor:
+    def _loss(self, rows: list[BranchedPrompt], visual: Tensor) -> Tensor:
         self.language.model.train(self.module.training)  # the adapter's dropout
-        return said_losses(self.language, rows, visual, prefix=self._prefix, width=WIDTH).mean()
+        return reply_losses(
+            self.language, rows, visual, prefix=self._prefix, width=PACKED_WIDTH
+        ).mean()
 
-    def _row(self, text: str) -> Row:
-        # Text of anybody's: a special token that is spelled out in it is only letters.
+    def _row(self, text: str) -> BranchedPrompt:
+        # Untrusted text: a special token spelled out in it stays letters.
         tokenised = self.language.tokenizer(
             text, add_special_tokens=False, split_special_tokens=True
         )
-        return caption_row(self._instruction, [[*tokenised.input_ids, self.language.stop_id]])
+        return caption_prompt(self._instruction, [[*tokenised.input_ids, self.language.stop_id]])

@@ -1,7 +1,10 @@
-"""Vision stage: the late half of the frame encoder learns what people say of pictures.
+"""Vision stage: the late half of the frame encoder learns the words of captions.
 
-Classes of ImageNet are not what captions speak of. The early half stays as published, so its
-output is computed once; what is learned is small enough to ship with a checkpoint.
+    early = cache_features(source, EarlyEncoder(net), folder)
+    stage = VisionStage(net, keys, space, training, validation)
+
+ImageNet's classes are not the words of captions. The early half stays as published, so that its
+output is computed once; the learned changes are small enough for a checkpoint.
 """
 
 import math
@@ -23,15 +26,15 @@ from streammem.models.backbones.vision import (
     pixels,
 )
 from streammem.models.tiny.keys import WORD_SCALE, PictureKey, TextKey, WordsOfCells
-from streammem.training.evidence import reduced
+from streammem.training.evidence import reduce_rank
 from streammem.training.features import STATISTICS_PICTURES, PatchStatistics, statistics_of
-from streammem.training.keys import Embedded, contrast, ranks
+from streammem.training.keys import Embedded, contrastive_loss, retrieval_figures
 from streammem.training.words import TOP, WordSpace, word_loss
 
 ENCODER_FACTOR = 1 / 3  # of the learning rate; the heads start from nothing
 DROP_PATH = 0.1  # of the late blocks' residual branches
 WORD_DROPOUT = 0.3
-COLORS = 3 * COLOR_CELLS**2
+COLOR_CHANNELS = 3 * COLOR_CELLS**2
 
 
 class EarlyEncoder:
@@ -40,7 +43,7 @@ class EarlyEncoder:
     A patch is one cell of the 7x7 grid: its 2x2 positions of the early map, then its colours.
 
     Args:
-        net: whose early half runs.
+        net: to run the early half of.
     """
 
     patches = GRID * GRID
@@ -48,7 +51,7 @@ class EarlyEncoder:
     def __init__(self, net: EfficientNetLite) -> None:
         self._net = net
         self.frame_dim = net.early_channels
-        self.patch_dim = 4 * net.early_channels + COLORS
+        self.patch_dim = 4 * net.early_channels + COLOR_CHANNELS
 
     @torch.inference_mode()
     def encode(self, frames: Sequence[np.ndarray]) -> VisionFeatures:
@@ -79,16 +82,16 @@ class WordHeadOfCells(nn.Module):
 
 
 class VisionStage:
-    """The encoder's late half, by the words of a picture's captions and by contrast with them.
+    """Trains the encoder's late half by the words of captions and by contrast with captions.
 
     Args:
-        net: its late half is trained in place, but for depthwise kernels: their gradients cost
-            half of a step on a CPU, and they hold 4% of the parameters.
+        net: its late half is trained in place, except depthwise kernels: their gradients cost
+            half of a step on a CPU, and they are 4% of the parameters.
         keys: trained in place.
         space: words to name.
         training: early patches of every picture with captions.
         validation: measured in ``evaluate``.
-        batch: pictures a step, each the others' negative.
+        batch: pictures a step, which are each other's negatives.
     """
 
     name = "vision"
@@ -136,7 +139,7 @@ class VisionStage:
         width = self.net.head_channels
         cells = torch.cat([self.patches(part)[..., :width] for part in early.split(64)])
         full: WordHeadOfCells = self.module["words"]  # type: ignore[assignment]
-        return reduced(full.weight, full.bias, cells.flatten(0, 1))
+        return reduce_rank(full.weight, full.bias, cells.flatten(0, 1))
 
     @torch.no_grad()
     def statistics(self, seed: int) -> PatchStatistics:
@@ -156,7 +159,7 @@ class VisionStage:
 
     def patches(self, early: Tensor) -> Tensor:
         """Finish cached early patches [B, P, V] into the patches that the bridge reads."""
-        cells, colors = early.split([early.shape[-1] - COLORS, COLORS], -1)
+        cells, colors = early.split([early.shape[-1] - COLOR_CHANNELS, COLOR_CHANNELS], -1)
         x = rearrange(cells, "b (y x) (c i j) -> b c (y i) (x j)", y=GRID, i=2, j=2)
         drop = DROP_PATH if self.module.training else 0.0
         features = self.net.late(x.contiguous(memory_format=torch.channels_last), drop)
@@ -167,16 +170,16 @@ class VisionStage:
         chosen = pictures.draw(rng, self.batch)
         views = [int(rng.integers(pictures.num_views(int(i)))) for i in chosen]
         patches = self.patches(pictures.views(chosen, views))
-        said = torch.stack([text[i][rng.integers(len(text[i]))] for i in chosen])
+        sentences = torch.stack([text[i][rng.integers(len(text[i]))] for i in chosen])
         named = self.module["words"](patches[..., : self.net.head_channels])
         scale = self.module["head"]["log_scale"]  # type: ignore[index]
-        return word_loss(named, self._targets[chosen]) + contrast(
-            self._picture_key.own(patches), self._text_key.own, said, scale
+        return word_loss(named, self._targets[chosen]) + contrastive_loss(
+            self._picture_key.own(patches), self._text_key.own, sentences, scale
         )
 
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
-        """Words named as in the word stage, and sentence to picture as in the key stage."""
+        """Return the figures of the word stage and of the key stage."""
         pictures, text = self.validation
         truth = self.space.shares(pictures.captions) > 0
         keys, hits = [], 0.0
@@ -188,4 +191,4 @@ class VisionStage:
             best = scores.topk(min(TOP, scores.shape[1])).indices.cpu()
             hits += truth[begin : chosen.stop].gather(1, best).float().mean(1).sum().item()
         named = {"top5": round(hits / len(pictures), 4)}
-        return named | ranks(torch.cat(keys), self._text_key.own, text)
+        return named | retrieval_figures(torch.cat(keys), self._text_key.own, text)

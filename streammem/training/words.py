@@ -1,6 +1,8 @@
-"""Word stage: the bridge learns to point into the language model's own word space.
+"""Word stage: the bridge learns tokens that are close to the embeddings of a picture's words.
 
-The language model itself is not in the loop, only its embedding table, so a step is cheap.
+    stage = WordStage(bridge, WordSpace(pictures.captions, language), pictures, validation)
+
+Only the language model's embedding table is used, so that a step is cheap.
 """
 
 import re
@@ -29,27 +31,27 @@ TOP = 5
 
 
 def content_words(text: str) -> set[str]:
-    """Return the lower-cased words of a caption that carry meaning."""
+    """Return the lower-cased words of a caption without stop words."""
     return set(re.findall(r"[a-z]+", text.lower())) - STOP_WORDS
 
 
 class WordSpace:
-    """The content words of a training set, and where they lie in a language model's embeddings.
+    """The content words of a training set, with their embeddings in a language model.
 
     Args:
         captions: of the training pictures.
-        language: whose embedding table it is.
+        language: model whose embedding table is used.
 
     Raises:
         DatasetError: no word occurs often enough.
     """
 
     def __init__(self, captions: Sequence[Sequence[str]], language: CausalLanguageModel) -> None:
-        said = (set().union(*map(content_words, row)) for row in captions)
-        counts = Counter(word for words in said for word in words)
+        of_pictures = (set().union(*map(content_words, row)) for row in captions)
+        counts = Counter(word for words in of_pictures for word in words)
         self.words = sorted(word for word, count in counts.items() if count >= MIN_COUNT)
         if not self.words:
-            raise DatasetError(f"no word stands in the captions of {MIN_COUNT} pictures; add data")
+            raise DatasetError(f"no word occurs in the captions of {MIN_COUNT} pictures; add data")
         self._index = {word: i for i, word in enumerate(self.words)}
         model: Any = language.model
         embeddings = model.get_input_embeddings().weight.detach()
@@ -74,12 +76,12 @@ class WordSpace:
 
 
 class WordHead(nn.Module):
-    """Scores words by the token that is nearest to each.
+    """Scores each word by the token nearest to it.
 
     score(word) = logsumexp over tokens of scale * cos(token, word) + bias.
 
     Args:
-        prior: [W] shares in the training set, the scores' starting point.
+        prior: [W] shares in the training set, from which the scores start.
     """
 
     def __init__(self, prior: Tensor) -> None:
@@ -95,19 +97,19 @@ class WordHead(nn.Module):
 def word_loss(logits: Tensor, shares: Tensor) -> Tensor:
     """Binary cross-entropy of logits [B, W] against shares [B, W], scaled to be of order 1.
 
-    Shares may be on the CPU: those of all pictures stay there.
+    Shares may be on the CPU.
     """
     return F.binary_cross_entropy_with_logits(logits, shares.to(logits.device)) * LOSS_SCALE
 
 
 class WordStage:
-    """Each token of the bridge is scored against word embeddings; the best token counts.
+    """Trains the bridge so that for each word of a caption some token is close to its embedding.
 
     Args:
         bridge: trained in place.
-        space: words to point at.
+        space: words to learn.
         pictures: training set, with captions.
-        validation: pictures that are scored by ``evaluate``, with captions.
+        validation: captioned pictures for ``evaluate``.
         batch: pictures a step.
     """
 
@@ -143,7 +145,7 @@ class WordStage:
 
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
-        """Share of the five best words that stand in the picture's captions, and the prior's."""
+        """Return the share of the five best words that captions have, and the same of the prior."""
         hits = prior_hits = 0.0
         top = min(TOP, len(self.space.words))
         prior_best = self.space.prior.topk(top).indices

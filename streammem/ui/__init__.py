@@ -1,4 +1,4 @@
-"""The page in the browser: a video beside what is said of it, and questions with their evidence."""
+"""The web page: a video beside its captions, and questions with their evidence."""
 
 from streammem.ui.page import add_page
 

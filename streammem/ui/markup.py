@@ -1,12 +1,14 @@
-"""Events as HTML for the page. Everything that comes from outside is escaped.
+"""Events as HTML for the page; all text of events is escaped.
 
-Whatever has a time is a button with ``data-time``: a click, or Enter, takes the video there.
+    captions([Caption(0, 0.0, 4.0, "a red room")])  # '<div class="sm-list" ...'
+
+Each item with a time is a button with ``data-time``: a click, or Enter, moves the video there.
 """
 
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from streammem.server.room import Depth
+from streammem.server.session_host import Depth
 from streammem.types import (
     Alert,
     Answer,
@@ -20,8 +22,8 @@ from streammem.types import (
     clock,
 )
 
-MAX_LINES = 300  # newest captions that are on the page
-MAX_SCENES = 120  # newest keyframes
+MAX_LINES = 300  # captions on the page, the newest
+MAX_KEYFRAMES = 120  # on the page, the newest
 CURVE_WIDTH, CURVE_HEIGHT = 1000, 60
 
 SCRIPT = """
@@ -51,27 +53,27 @@ STYLE = """
 
 
 def captions(events: Sequence[Event]) -> str:
-    """List what was said of scenes, heard and waited for, the newest last."""
+    """List captions, speech and alerts, the newest last."""
     lines = [line for event in events if (line := _line(event))][-MAX_LINES:]
     return f'<div class="sm-list" role="log" aria-label="Captions">{"".join(lines)}</div>'
 
 
 def timeline(events: Iterable[Event], depths: Sequence[Depth], path: str) -> str:
-    """Show scenes by their keyframes, and the depth of SceneTilling over them.
+    """Show the keyframes of scenes under the curve of SceneTilling's depth.
 
     Args:
-        events: of which segments are shown.
+        events: the segments among them are shown.
         depths: newest last.
-        path: of the session or memory, below which keyframes lie.
+        path: URL path of the session or memory; keyframes are below it.
     """
-    scenes = [event for event in events if isinstance(event, Segment)][-MAX_SCENES:]
+    scenes = [event for event in events if isinstance(event, Segment)][-MAX_KEYFRAMES:]
     shown = "".join(_scene(scene, path) for scene in scenes)
     start = scenes[0].start if scenes else 0.0
     return f'{_curve([d for d in depths if d.time >= start])}<div class="sm-strip">{shown}</div>'
 
 
 def evidence(answer: Answer, path: str) -> str:
-    """Show what an answer rests on, or the nearest there is."""
+    """Show the evidence of an answer, or the nearest moments if it was not seen."""
     heading = "Evidence" if answer.seen else "Not seen with confidence; the nearest moments"
     return moments(answer.evidence, path, heading)
 
@@ -97,7 +99,7 @@ def chapters(found: Sequence[Chapter]) -> str:
 
 
 def downloads(path: str) -> str:
-    """Offer all that is kept as files."""
+    """Link to the downloads of the whole memory."""
     links = "".join(
         f'<a href="{path}/export?format={form}" download>{form.upper()}</a>'
         for form in ("srt", "vtt", "jsonl")
@@ -106,12 +108,12 @@ def downloads(path: str) -> str:
 
 
 def player(url: str) -> str:
-    """Play a video of another site in the page, where the browser can."""
+    """Embed a video of another site, which plays if the browser can."""
     return f'<video src="{escape(url)}" controls playsinline></video>'
 
 
 def failure(message: str) -> str:
-    """Say in the page what went wrong."""
+    """Show an error message."""
     return f'<p class="sm-warning" role="alert">{escape(message)}</p>'
 
 

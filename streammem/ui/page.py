@@ -1,6 +1,7 @@
-"""The page's wiring: what is typed and clicked goes to the rooms of ``server``.
+"""The page: connects its controls with the sessions of ``server``; ``markup`` makes the HTML.
 
-What they tell is shown; what it looks like stands in ``markup``.
+app = add_page(make_app(sessions), sessions)
+uvicorn.run(app)
 """
 
 from collections.abc import AsyncIterator
@@ -14,42 +15,45 @@ from fastapi import FastAPI
 from streammem.engine.watch_options import WatchOptions
 from streammem.errors import StreammemError
 from streammem.server.addresses import LIVE, PORTS
-from streammem.server.looking import check_question, rows
+from streammem.server.queries import check_question, rows
 from streammem.server.refused import Refused
-from streammem.server.room import Room
-from streammem.server.rooms import Rooms
+from streammem.server.session_host import SessionHost
+from streammem.server.sessions import Sessions
 from streammem.server.uploads import check_video
 from streammem.types import Answer, Segment
 from streammem.ui import markup
 from streammem.video import SourceOptions
 
-EVERY_S = 1.0
-KEPT_S = 3600  # uploads of the page that nobody needs are removed then
+TICK_S = 1.0
+KEPT_S = 3600  # idle uploads of the page are removed after this time
 FPS = 2.0
 MAX_ALERTS = 8
 SOURCE = SourceOptions(fps=FPS, reconnect=True)
 Shown = tuple[str, str, str, Any]
 
 
-def add_page(app: FastAPI, rooms: Rooms) -> FastAPI:
+def add_page(app: FastAPI, sessions: Sessions) -> FastAPI:
     """Put the page at the root of a server's application."""
     return gr.mount_gradio_app(
         app,
-        _Page(rooms).blocks(),
+        _Page(sessions).blocks(),
         path="/",
         footer_links=[],
         run_history=False,
-        max_file_size=rooms.config.limits.upload_bytes,
+        max_file_size=sessions.config.limits.upload_bytes,
         head=markup.SCRIPT,
         css=markup.STYLE,
     )
 
 
 class _Page:
-    """One page; what a visitor looks at is held in the page itself, as ``session:ID``."""
+    """The page's layout and handlers; the browser holds what its visitor has chosen.
 
-    def __init__(self, rooms: Rooms) -> None:
-        self._rooms = rooms
+    ``chosen`` is ``session:ID``, ``memory:NAME`` or empty.
+    """
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
 
     # -- layout --
 
@@ -57,21 +61,21 @@ class _Page:
         with gr.Blocks(
             title="streammem", analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S)
         ) as page:
-            looked_at, seen = gr.State(""), gr.State(("", -1))
+            chosen, seen = gr.State(""), gr.State(("", -1))
             gr.Markdown("## streammem")
             with gr.Row():
                 with gr.Column(scale=3, min_width=320):
-                    said = gr.HTML(elem_id="failure")
-                    choosing = self._sources(looked_at, said)
+                    failure = gr.HTML(elem_id="failure")
+                    choosing = self._sources(chosen, failure)
                 with gr.Column(scale=2, min_width=320):
                     state = gr.HTML(elem_id="state")
                     lines = gr.HTML(markup.captions(()), elem_id="captions")
             strip = gr.HTML(elem_id="timeline")
-            self._questions(looked_at)
+            self._questions(chosen)
             shown = [lines, strip, state, seen]
-            gr.Timer(EVERY_S).tick(
+            gr.Timer(TICK_S).tick(
                 self._tick,
-                [looked_at, seen],
+                [chosen, seen],
                 shown,
                 show_progress="hidden",
                 api_visibility="private",
@@ -79,7 +83,7 @@ class _Page:
             page.load(self._memories, None, choosing, show_progress="hidden")
         return page
 
-    def _sources(self, looked_at: gr.State, said: gr.HTML) -> gr.Dropdown:
+    def _sources(self, chosen: gr.State, failure: gr.HTML) -> gr.Dropdown:
         alerts = gr.Textbox(
             label="Tell me when it shows (one a line)", lines=1, max_lines=4, elem_id="alerts"
         )
@@ -94,19 +98,19 @@ class _Page:
             remote = gr.HTML(elem_id="remote")
         with gr.Tab("Memory"):
             memory = gr.Dropdown(label="Kept earlier", elem_id="memory")
-        out: list[Any] = [looked_at, said]
+        out: list[Any] = [chosen, failure]
         video.upload(self._open_file, [video, alerts], out, api_visibility="private")
         for start in (watch.click, url.submit):
             start(self._open_url, [url, alerts], [*out, remote], api_visibility="private")
         memory.input(self._open_memory, memory, out, api_visibility="private")
         again.click(lambda: ("", ""), None, out, api_visibility="private")
         camera.stream(
-            self._push, [camera, looked_at, alerts], out, stream_every=1 / FPS,
+            self._push, [camera, chosen, alerts], out, stream_every=1 / FPS,
             show_progress="hidden", api_visibility="private",
         )  # fmt: skip
         return memory
 
-    def _questions(self, looked_at: gr.State) -> None:
+    def _questions(self, chosen: gr.State) -> None:
         with gr.Tab("Ask"):
             question = gr.Textbox(label="Question", elem_id="question")
             ask = gr.Button("Ask", variant="primary", elem_id="ask")
@@ -123,31 +127,31 @@ class _Page:
             offer = gr.Button("Prepare", elem_id="prepare")
             links = gr.HTML(elem_id="links")
         for start in (ask.click, question.submit):
-            start(self._ask, [question, looked_at], [answer, evidence], api_visibility="private")
+            start(self._ask, [question, chosen], [answer, evidence], api_visibility="private")
         for start in (find.click, query.submit):
-            start(self._find, [query, looked_at], found, api_visibility="private")
-        summary.click(self._summary, looked_at, chapters, api_visibility="private")
-        offer.click(self._links, looked_at, links, api_visibility="private")
+            start(self._find, [query, chosen], found, api_visibility="private")
+        summary.click(self._summary, chosen, chapters, api_visibility="private")
+        offer.click(self._links, chosen, links, api_visibility="private")
 
-    # -- what is looked at --
+    # -- opening sources --
 
-    async def _room(self, looked_at: str) -> Room:
-        kind, _, name = looked_at.partition(":")
+    async def _host(self, chosen: str) -> SessionHost:
+        kind, _, name = chosen.partition(":")
         if kind == "memory":
-            return await self._rooms.memory(name)
+            return await self._sessions.memory(name)
         if not name:
             raise Refused(404, "choose a video first")
-        return self._rooms.session(name)
+        return self._sessions.host(name)
 
     def _memories(self) -> Any:
-        return gr.Dropdown(choices=self._rooms.memory_names(), value=None)
+        return gr.Dropdown(choices=self._sessions.memory_names(), value=None)
 
     async def _open_file(self, path: str | None, alerts: str) -> tuple[str, str]:
         if path is None:
             return "", ""
         try:
             check_video(Path(path))
-            name = await self._rooms.open_trusted(
+            name = await self._sessions.open_trusted(
                 path, _options(alerts), source_options=SOURCE, name="video"
             )
         except (Refused, StreammemError) as error:
@@ -158,102 +162,101 @@ class _Page:
         url = url.strip()
         scheme = url.partition("://")[0]
         try:
-            if (
-                self._rooms.config.token is None and scheme in PORTS
-            ):  # whoever looks is the operator
-                name = await self._rooms.open_trusted(url, _options(alerts), source_options=SOURCE)
+            # Without a token only this computer is admitted, so the visitor is the operator.
+            if self._sessions.config.token is None and scheme in PORTS:
+                name = await self._sessions.open_trusted(
+                    url, _options(alerts), source_options=SOURCE
+                )
             else:
-                name = await self._rooms.open(url, _options(alerts), source_options=SOURCE)
+                name = await self._sessions.open(url, _options(alerts), source_options=SOURCE)
         except (Refused, StreammemError) as error:
             return "", markup.failure(str(error)), ""
         return f"session:{name}", "", "" if scheme in LIVE else markup.player(url)
 
     async def _open_memory(self, name: str | None) -> tuple[str, str]:
         try:
-            await self._rooms.memory(name or "")
+            await self._sessions.memory(name or "")
         except (Refused, StreammemError) as error:
             return "", markup.failure(str(error))
         return f"memory:{name}", ""
 
-    async def _push(
-        self, picture: np.ndarray | None, looked_at: str, alerts: str
-    ) -> tuple[Any, Any]:
+    async def _push(self, picture: np.ndarray | None, chosen: str, alerts: str) -> tuple[Any, Any]:
         if picture is None:
             return gr.skip(), gr.skip()
         try:
-            name = looked_at.partition(":")[2]
-            if not looked_at or (await self._room(looked_at)).plan.inbox is None:
-                name = await self._rooms.open(None, _options(alerts), source_options=SOURCE)
-            room = self._rooms.session(name)
+            name = chosen.partition(":")[2]
+            if not chosen or (await self._host(chosen)).plan.inbox is None:
+                name = await self._sessions.open(None, _options(alerts), source_options=SOURCE)
+            host = self._sessions.host(name)
             if (
-                room.plan.inbox
-                and room.plan.inbox.waiting < self._rooms.config.limits.frames_waiting
+                host.plan.inbox
+                and host.plan.inbox.waiting < self._sessions.config.limits.frames_waiting
             ):
-                room.plan.inbox.push(np.ascontiguousarray(picture[:, :, :3]), None)
+                host.plan.inbox.push(np.ascontiguousarray(picture[:, :, :3]), None)
         except (Refused, StreammemError) as error:
             return "", markup.failure(str(error))
         return f"session:{name}", ""
 
-    # -- what is shown --
+    # -- showing events and answers --
 
-    async def _tick(self, looked_at: str, seen: tuple[str, int]) -> Shown:
-        if not looked_at:
+    async def _tick(self, chosen: str, seen: tuple[str, int]) -> Shown:
+        if not chosen:
             return gr.skip()
         try:
-            room = await self._room(looked_at)
+            host = await self._host(chosen)
         except (Refused, StreammemError) as error:
             return gr.skip(), gr.skip(), markup.failure(str(error)), gr.skip()
-        room.touch()
-        now = (f"{looked_at} {room.state}", room.events.count)
+        host.touch()
+        now = (f"{chosen} {host.state}", host.events.count)
         if tuple(seen) == now:
             return gr.skip()
-        events = room.events.kept()
-        if looked_at.startswith("memory:"):
-            events = tuple(await room.do(lambda session: rows(session, None)))
+        events = host.events.kept()
+        if chosen.startswith("memory:"):
+            events = tuple(await host.do(lambda session: rows(session, None)))
         scenes = sum(isinstance(event, Segment) for event in events)
-        told = f"<p>{room.state}: {scenes} scenes in memory</p>"
-        strip = markup.timeline(events, tuple(room.depths), room.path)
-        return markup.captions(events), strip, told, now
+        state = f"<p>{host.state}: {scenes} scenes in memory</p>"
+        strip = markup.timeline(events, tuple(host.depths), host.path)
+        return markup.captions(events), strip, state, now
 
-    async def _ask(self, question: str, looked_at: str) -> AsyncIterator[tuple[str, Any]]:
+    async def _ask(self, question: str, chosen: str) -> AsyncIterator[tuple[str, Any]]:
         text = ""
         try:
-            check_question(question, self._rooms.config.limits.question_chars)
+            check_question(question, self._sessions.config.limits.question_chars)
             if not question.strip():
                 raise Refused(422, "the question is empty")
-            room = await self._room(looked_at)
+            host = await self._host(chosen)
             yield "…", ""
-            async for said in room.ask(question):
-                if isinstance(said, Answer):
-                    whole = "\n".join([said.text, *([said.remark] if said.remark else [])])
-                    yield whole, markup.evidence(said, room.path)
+            async for piece in host.ask(question):
+                if isinstance(piece, Answer):
+                    whole = "\n".join([piece.text, *([piece.remark] if piece.remark else [])])
+                    yield whole, markup.evidence(piece, host.path)
                 else:
-                    text += said
+                    text += piece
                     yield text, gr.skip()
         except (Refused, StreammemError) as error:
             yield "", markup.failure(str(error))
 
-    async def _find(self, query: str, looked_at: str) -> str:
+    async def _find(self, query: str, chosen: str) -> str:
         try:
-            check_question(query, self._rooms.config.limits.question_chars)
+            check_question(query, self._sessions.config.limits.question_chars)
             if not query.strip():
                 raise Refused(422, "the description is empty")
-            room = await self._room(looked_at)
-            found = await room.do(lambda session: session.find(query, 12))
+            host = await self._host(chosen)
+            found = await host.do(lambda session: session.find(query, 12))
         except (Refused, StreammemError) as error:
             return markup.failure(str(error))
-        return markup.moments(found, room.path, "Best first")
+        return markup.moments(found, host.path, "Best first")
 
-    async def _summary(self, looked_at: str) -> str:
+    async def _summary(self, chosen: str) -> str:
         try:
-            room = await self._room(looked_at)
-            return markup.chapters(await room.do(lambda session: session.chapters()))
+            host = await self._host(chosen)
+            return markup.chapters(await host.do(lambda session: session.chapters()))
         except (Refused, StreammemError) as error:
             return markup.failure(str(error))
 
-    async def _links(self, looked_at: str) -> str:
+    async def _links(self, chosen: str) -> str:
         try:
-            return markup.downloads((await self._room(looked_at)).path)
+            return markup.downloads((await self._host(chosen)).path)
         except (Refused, StreammemError) as error:
             return markup.failure(str(error))
 

@@ -49,7 +49,7 @@ def scene_captions():
 
 @pytest.fixture
 def farm_folder(tmp_path):
-    """Forty photos, told apart by their grey, in split `val`."""
+    """Forty photos that differ in their grey, in split `val`."""
     folder = tmp_path / "farm"
     (folder / "images").mkdir(parents=True)
     rows = []

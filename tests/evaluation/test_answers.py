@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from streammem.errors import DatasetError
-from streammem.evaluation import asking, timelines
-from streammem.evaluation.answers import evaluate_answers
-from streammem.evaluation.asking import is_right
-from streammem.evaluation.datasets import Options
-from streammem.evaluation.operators import PHRASINGS, TimedQuestion
+from streammem.evaluation import answers, timelines
+from streammem.evaluation.answers import evaluate_answers, is_right
+from streammem.evaluation.datasets import EvaluationOptions
+from streammem.evaluation.timelines import PHRASINGS, TimedQuestion
 from streammem.models.tiny.questions import Reading
 from streammem.types import Answer
 
@@ -29,7 +28,7 @@ PATTERNS = [
 
 
 class Oracle(Rememberer):
-    """Sees what people say, and reads every phrasing."""
+    """Its keys are of the human captions, and it reads every phrasing."""
 
     def read_questions(self, questions):
         return [read(question) for question in questions]
@@ -64,7 +63,7 @@ def exact(monkeypatch):
 
 def test_a_model_that_sees_and_reads_answers_every_operator_right(doing_folder, exact, tmp_path):
     path = tmp_path / "answers.jsonl"
-    report = evaluate_answers(doing_folder, Oracle(), Options(predictions=path)).to_json()
+    report = evaluate_answers(doing_folder, Oracle(), EvaluationOptions(predictions=path)).to_json()
     figures = report["operators"]
     assert set(figures) == {*PHRASINGS, "all"}  # farms lack nothing
     wrong = [row for row in map(json.loads, path.read_text().splitlines()) if not row["right"]]
@@ -75,7 +74,7 @@ def test_a_model_that_sees_and_reads_answers_every_operator_right(doing_folder, 
 
 
 def test_what_is_old_is_found_in_the_memory_and_in_no_control(doing_folder, exact):
-    old = evaluate_answers(doing_folder, Oracle(), Options(controls=True)).old
+    old = evaluate_answers(doing_folder, Oracle(), EvaluationOptions(controls=True)).old
     assert old["memory"]["found@1"] == 1
     assert old["last 4"]["found@4"] == 0, "it looks at what is new only"
     assert len({row["questions"] for row in old.values()}) == 1, "the same questions for all"
@@ -87,7 +86,7 @@ def test_what_is_old_is_found_in_the_memory_and_in_no_control(doing_folder, exac
 def test_a_question_is_read_once_however_many_memories_it_is_put_to(
     doing_folder, exact, monkeypatch
 ):
-    monkeypatch.setattr(asking, "AT_ONCE", 7)
+    monkeypatch.setattr(answers, "QUESTIONS_AT_ONCE", 7)
     model, texts, sizes = Oracle(), [], []
     answer = model.read_questions
 
@@ -97,8 +96,8 @@ def test_a_question_is_read_once_however_many_memories_it_is_put_to(
         return answer(questions)
 
     model.read_questions = count
-    whole = evaluate_answers(doing_folder, Oracle(), Options(controls=True))
-    assert evaluate_answers(doing_folder, model, Options(controls=True)) == whole
+    whole = evaluate_answers(doing_folder, Oracle(), EvaluationOptions(controls=True))
+    assert evaluate_answers(doing_folder, model, EvaluationOptions(controls=True)) == whole
     assert len(texts) == len(set(texts)) > 7 and max(sizes) == 7
 
 
@@ -123,7 +122,7 @@ def test_a_question_is_read_once_however_many_memories_it_is_put_to(
         ("exists", (2,), "", {7}, True),
     ],
 )
-def test_an_answer_is_right_only_if_it_says_what_is_true(operator, gold, text, cited, right):
+def test_an_answer_is_right_only_if_it_agrees_with_the_truth(operator, gold, text, cited, right):
     answer = Answer("?", text, True, "computed")
     assert is_right(TimedQuestion("?", operator, gold), answer, cited, EDGES) == right
     unseen = Answer("?", "not seen", False, "computed")
@@ -154,9 +153,11 @@ def test_each_question_stands_alone():
     model = SimpleNamespace(background=np.zeros((1, 8)), read_question=read)
     asked = TimedQuestion(PHRASINGS["now"][0].format("a dog"), "now", ())
     timeline = timelines.Timeline(tuple(range(10)), EDGES, (asked,))
-    assert asking._asked(SimpleNamespace(turns=turns, model=model, ask=ask), asked, timeline).read
+    assert answers._outcome(
+        SimpleNamespace(turns=turns, model=model, ask=ask), asked, timeline
+    ).read
 
 
-def test_too_few_photos_are_told(photo_folder):
+def test_too_few_photos_are_an_error(photo_folder):
     with pytest.raises(DatasetError, match="at least 20"):
-        evaluate_answers(photo_folder, Oracle(), Options())
+        evaluate_answers(photo_folder, Oracle(), EvaluationOptions())

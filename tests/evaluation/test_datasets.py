@@ -6,7 +6,7 @@ from PIL import Image
 
 from streammem.errors import ConfigError, DatasetError
 from streammem.evaluation import datasets
-from streammem.evaluation.datasets import Options, batches, read_photos, read_picture
+from streammem.evaluation.datasets import EvaluationOptions, batches, read_photo, read_photos
 
 from .conftest import write_rows
 
@@ -67,10 +67,10 @@ def test_sizes_are_bounded(photo_folder, monkeypatch):
     picture = photo_folder / "images" / "0.png"
     monkeypatch.setattr(datasets, "MAX_PICTURE_PIXELS", 23)
     with pytest.raises(DatasetError, match="more than 23 pixels"):
-        read_picture(picture)
+        read_photo(picture)
     monkeypatch.setattr(datasets, "MAX_PICTURE_BYTES", 10)
     with pytest.raises(DatasetError, match="larger than"):
-        read_picture(picture)
+        read_photo(picture)
 
 
 def test_rows_without_captions_are_left_out(photo_folder):
@@ -94,7 +94,7 @@ def test_pictures_come_as_upright_rgb(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise for viewing
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    picture = read_picture(tmp_path / "a.png")
+    picture = read_photo(tmp_path / "a.png")
     assert (picture.shape, picture.dtype) == ((4, 2, 3), np.uint8)
     assert (picture[:2] == 255).all()
     assert (picture[2:] == 0).all()
@@ -105,13 +105,13 @@ def test_a_broken_picture_is_an_error_of_ours(photo_folder):
     for content in (b"", b"text", picture.read_bytes()[:40], b"%!PS-Adobe-3.0 EPSF-3.0\n"):
         picture.write_bytes(content)
         with pytest.raises(DatasetError, match="cannot be read as a picture"):
-            read_picture(picture)
+            read_photo(picture)
 
 
 def test_only_plain_picture_formats_are_decoded(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.tiff")
     with pytest.raises(DatasetError, match="cannot be read as a picture"):
-        read_picture(tmp_path / "a.tiff")
+        read_photo(tmp_path / "a.tiff")
 
 
 @pytest.mark.parametrize("number", range(1, 12))
@@ -123,7 +123,7 @@ def test_batches_cover_all_and_leave_no_photo_alone(number):
 
 def test_a_limit_below_one_is_refused():
     with pytest.raises(ConfigError, match="at least 1"):
-        Options(limit=0)
+        EvaluationOptions(limit=0)
 
 
 def test_rows_keep_other_keys_out(photo_folder):

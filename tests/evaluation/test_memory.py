@@ -6,7 +6,7 @@ import torch
 
 from streammem.errors import DatasetError
 from streammem.evaluation import memory as suite
-from streammem.evaluation.datasets import Options
+from streammem.evaluation.datasets import EvaluationOptions
 from streammem.evaluation.memory import evaluate_memory
 from streammem.evaluation.streams import words_of
 from streammem.memory.retrieval import DEFAULT_NULL
@@ -30,7 +30,7 @@ def bag(text):
 
 
 class Oracle:
-    """Sees in each photo exactly what people say of it; says something else of it."""
+    """Its keys are of the human captions; its own captions differ."""
 
     chance = DEFAULT_NULL
 
@@ -54,7 +54,7 @@ class Oracle:
 
 
 def test_a_model_that_sees_finds_what_is_there_and_stands_above_every_control(farm_folder):
-    report = evaluate_memory(farm_folder, Oracle(), Options(controls=True)).to_json()
+    report = evaluate_memory(farm_folder, Oracle(), EvaluationOptions(controls=True)).to_json()
     assert list(report["sizes"]) == ["10", "100"]
     figures = report["sizes"]["100"]
     assert figures["recall@1"] == figures["human"]["recall@1"] == 1
@@ -70,14 +70,14 @@ def test_a_model_that_sees_finds_what_is_there_and_stands_above_every_control(fa
 
 def test_a_model_that_does_not_see_is_as_good_as_blind(farm_folder):
     blinded = Oracle(sees=lambda number: CAPTIONS[(number * 7 + 3) % 40][0])
-    figures = evaluate_memory(farm_folder, blinded, Options(controls=True)).sizes["100"]
+    figures = evaluate_memory(farm_folder, blinded, EvaluationOptions(controls=True)).sizes["100"]
     assert figures["recall@5"] == pytest.approx(figures["controls"]["blind"]["recall@5"], abs=0.2)
     assert figures["human"]["recall@1"] == 1
 
 
 def test_every_question_is_written_with_its_outcome(farm_folder, tmp_path):
     path = tmp_path / "asked.jsonl"
-    report = evaluate_memory(farm_folder, Oracle(), Options(predictions=path))
+    report = evaluate_memory(farm_folder, Oracle(), EvaluationOptions(predictions=path))
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for size, figures in report.sizes.items():
         ours = [row for row in rows if row["scenes"] == int(size)]
@@ -91,7 +91,7 @@ def test_every_question_is_written_with_its_outcome(farm_folder, tmp_path):
 
 def test_age_does_not_decide_what_is_found(farm_folder, monkeypatch):
     monkeypatch.setattr(suite, "FORGETTING_AT", 100)
-    forgetting = evaluate_memory(farm_folder, Oracle(), Options()).forgetting
+    forgetting = evaluate_memory(farm_folder, Oracle(), EvaluationOptions()).forgetting
     for end in ("oldest", "newest"):
         if forgetting[f"{end}_questions"]:
             assert forgetting[f"{end}_recall@5"] == forgetting[f"{end}_reversed_recall@5"] == 1
@@ -105,12 +105,12 @@ def test_photos_of_other_splits_crowd_only_streams_that_are_too_long_and_end_the
     write_rows(
         farm_folder, [{**row, "split": "val" if n < 28 else "train"} for n, row in enumerate(rows)]
     )
-    report = evaluate_memory(farm_folder, Oracle(), Options(controls=True))
+    report = evaluate_memory(farm_folder, Oracle(), EvaluationOptions(controls=True))
     assert report.photos == 28
     short, long = (set(report.sizes[size]["controls"]) for size in ("10", "100"))
     assert short - long == {"captions, BM25", "captions, sentences"} and long < short
 
 
-def test_too_few_photos_are_told(photo_folder):
+def test_too_few_photos_are_an_error(photo_folder):
     with pytest.raises(DatasetError, match="at least 20"):
-        evaluate_memory(photo_folder, Oracle(), Options())
+        evaluate_memory(photo_folder, Oracle(), EvaluationOptions())

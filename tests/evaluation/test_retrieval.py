@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from streammem.errors import BackboneError
-from streammem.evaluation.datasets import Options
+from streammem.evaluation.datasets import EvaluationOptions
 from streammem.evaluation.retrieval import evaluate_retrieval, ranks_of, recall_at_k
 
 from .conftest import SENTENCES
@@ -28,14 +28,14 @@ class Oracle:
 
 
 def test_an_oracle_finds_every_photo(photo_folder):
-    report = evaluate_retrieval(photo_folder, Oracle(), Options()).to_json()
+    report = evaluate_retrieval(photo_folder, Oracle(), EvaluationOptions()).to_json()
     assert (report["recall@1"], report["median_rank"]) == (1.0, 1.0)
     assert (report["photos"], report["sentences"]) == (4, 8)
     assert report["controls"] == {}
 
 
 def test_a_wrong_sentence_costs_its_share(photo_folder):
-    report = evaluate_retrieval(photo_folder, Oracle(wrong=["A dog runs."]), Options())
+    report = evaluate_retrieval(photo_folder, Oracle(wrong=["A dog runs."]), EvaluationOptions())
     assert report.recalls == (7 / 8, 1.0, 1.0)
 
 
@@ -66,13 +66,13 @@ def test_recall_counts_the_rank_itself():
 
 
 def test_standard_errors_take_photos_as_the_draws(photo_folder):
-    both = evaluate_retrieval(photo_folder, Oracle(wrong=SENTENCES[0]), Options())
+    both = evaluate_retrieval(photo_folder, Oracle(wrong=SENTENCES[0]), EvaluationOptions())
     # Photo means 0, 1, 1, 1: standard deviation sqrt(3)/4 over sqrt(4) photos.
     assert both.standard_errors[0] == pytest.approx(np.sqrt(3) / 4 / 2)
 
 
 def test_the_control_is_chance(photo_folder):
-    report = evaluate_retrieval(photo_folder, Oracle(), Options(controls=True)).to_json()
+    report = evaluate_retrieval(photo_folder, Oracle(), EvaluationOptions(controls=True)).to_json()
     chance = {"recall@1": 0.25, "recall@5": 1.0, "recall@10": 1.0, "median_rank": 2.5}
     assert report["controls"]["chance"] == chance
     json.dumps(report, allow_nan=False)
@@ -80,7 +80,7 @@ def test_the_control_is_chance(photo_folder):
 
 def test_predictions_have_a_line_a_sentence(photo_folder, tmp_path):
     path = tmp_path / "ranks.jsonl"
-    evaluate_retrieval(photo_folder, Oracle(), Options(predictions=path, limit=1))
+    evaluate_retrieval(photo_folder, Oracle(), EvaluationOptions(predictions=path, limit=1))
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"sentence": text, "image": "0.png", "rank": 1} for text in SENTENCES[0]
     ]
@@ -96,6 +96,6 @@ def test_keys_of_the_wrong_shape_are_an_error_of_the_backbone(photo_folder):
             return super().picture_keys(pictures)[1:]
 
     with pytest.raises(BackboneError, match="3 numbers, picture keys 5"):
-        evaluate_retrieval(photo_folder, Narrow(), Options())
+        evaluate_retrieval(photo_folder, Narrow(), EvaluationOptions())
     with pytest.raises(BackboneError, match="keys of 4 inputs"):
-        evaluate_retrieval(photo_folder, Forgetful(), Options())
+        evaluate_retrieval(photo_folder, Forgetful(), EvaluationOptions())

@@ -88,7 +88,7 @@ def test_a_swapped_question_is_one_scenes_caption_but_for_one_colour():
 def test_a_near_question_is_somewhat_like_a_scene_and_each_word_fits_one(scenes, near):
     captions = [(text,) for text in scenes]
     words = [frozenset(words_of(text)) for text in scenes]
-    maker = streams._Maker(captions, words, range(len(scenes)), frozenset(), None)
+    maker = streams._QuestionMaker(captions, words, range(len(scenes)), frozenset(), None)
     assert maker._near(set(words_of("red barn hill pond"))) == near
 
 
@@ -108,7 +108,7 @@ def test_words_are_one_in_every_form(left, right):
 
 
 @pytest.mark.parametrize(("asked", "scenes"), [(10, 30), (43, 30), (42, 1)])
-def test_too_few_photos_are_told(asked, scenes):
+def test_too_few_photos_are_an_error(asked, scenes):
     with pytest.raises(DatasetError, match="streams"):
         compose(farm(2), scenes, 10, asked=asked, seed=0)
 

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from streammem.errors import BackboneError, ConfigError
-from streammem.evaluation.datasets import Options
-from streammem.evaluation.suites import SUITES, run
+from streammem.evaluation.datasets import EvaluationOptions
+from streammem.evaluation.suites import SUITES, run_suite
 
 from .test_answers import Oracle as Answering
 from .test_captions import Oracle as Captioner
@@ -26,7 +26,7 @@ FOLDERS = {
 def test_every_suite_prints_one_object_and_nothing_on_stdout(suite, request, capsys):
     name, photos = FOLDERS.get(suite, ("photo_folder", 4))
     folder = request.getfixturevalue(name)
-    report = run(suite, folder, MODELS[suite](), Options(controls=True))
+    report = run_suite(suite, folder, MODELS[suite](), EvaluationOptions(controls=True))
     assert (report["suite"], report["split"], report["photos"]) == (suite, "val", photos)
     json.dumps(report, allow_nan=False)
     assert capsys.readouterr().out == ""
@@ -36,9 +36,9 @@ def test_an_unknown_suite_and_a_model_that_cannot_are_clear_errors(photo_folder)
     with pytest.raises(
         ConfigError, match="no such suite; known: answers, captions, memory, retrieval"
     ):
-        run("songs", photo_folder, Captioner(), Options())
+        run_suite("songs", photo_folder, Captioner(), EvaluationOptions())
     with pytest.raises(BackboneError, match="retrieval: needs a KeyEncoder"):
-        run("retrieval", photo_folder, Captioner(), Options())
+        run_suite("retrieval", photo_folder, Captioner(), EvaluationOptions())
 
 
 def test_evaluation_does_not_import_torch():

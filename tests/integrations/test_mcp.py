@@ -13,7 +13,7 @@ mcp = pytest.importorskip("mcp", reason="needs streammem[mcp]")
 from streammem.engine.session_config import SessionConfig  # noqa: E402
 from streammem.integrations.mcp import make_server  # noqa: E402
 from streammem.server.limits import ServerConfig  # noqa: E402
-from streammem.server.rooms import Rooms  # noqa: E402
+from streammem.server.sessions import Sessions  # noqa: E402
 from tests.sessions import SHORT  # noqa: E402
 
 pytestmark = pytest.mark.anyio
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def tools(model, memories, video):
     options = SessionConfig(answer=SHORT, caption=SHORT)
-    return make_server(Rooms(model, options, ServerConfig(memories=memories)), [video])
+    return make_server(Sessions(model, options, ServerConfig(memories=memories)), [video])
 
 
 def text(result):
@@ -79,7 +79,7 @@ async def test_a_clip_is_given_inline_or_as_a_file_that_is_no_memory(tools, memo
         assert "memory:clips" not in text(await client.call_tool("list", {}))
 
 
-async def test_a_memory_has_pictures_and_says_that_it_has_no_video(tools):
+async def test_a_memory_has_pictures_and_reports_that_it_has_no_video(tools):
     async with mcp.Client(tools) as client:
         span = {"name": "memory:trips", "start": 0, "end": 9, "video": "inline"}
         shown = await client.call_tool("clip", span)

@@ -133,7 +133,7 @@ def test_mistakes_are_named(tmp_path):
         contact_sheet(tmp_path / "no" / "a.png", scenes(1))
 
 
-def test_without_matplotlib_the_error_says_what_to_install(tmp_path, monkeypatch):
+def test_without_matplotlib_the_error_names_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(BackboneError, match=r"pip install 'streammem\[train\]'"):
         contact_sheet(tmp_path / "a.png", scenes(1))

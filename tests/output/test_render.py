@@ -190,7 +190,7 @@ def test_json_rounds_times_to_milliseconds_and_numpy_numbers_are_numbers():
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), np.float32("nan")])
-def test_json_never_says_nan(number):
+def test_json_never_has_nan(number):
     assert to_json(Segment(0, 0.0, 1.0, number, "cut"))["depth"] is None
     with pytest.raises((ValueError, OverflowError)):
         to_json(Segment(0, 0.0, number, None, "cut"))
@@ -214,7 +214,7 @@ def test_a_file_name_that_is_not_utf8_survives_in_json():
 
 @pytest.mark.parametrize(("name", "parse"), [("srt", parse_srt), ("vtt", parse_vtt)])
 @given(texts=st.lists(NASTY_TEXTS, max_size=4))
-def test_cues_read_back_as_they_were_said(name, parse, texts):
+def test_cues_read_back_as_they_were_written(name, parse, texts):
     events = [Caption(n, n, n + 1, text) for n, text in enumerate(texts)]
     said = [(event.start, event.end, words(event.text)) for event in events if words(event.text)]
     cues = parse(rendered(name, events))
@@ -287,7 +287,7 @@ def test_a_sources_name_breaks_no_line_of_metrics():
     assert all(line.startswith(("# TYPE streammem_", "streammem_")) for line in lines)
 
 
-def test_an_answers_remark_is_told_where_there_is_one():
+def test_an_answers_remark_is_written_where_there_is_one():
     answer = Answer("What?", "Onions.", True, "computed", remark="Two of them.")
     assert to_json(answer)["remark"] == "Two of them."
     assert "remark" not in to_json(replace(answer, remark=None))

@@ -87,7 +87,7 @@ def test_closing_again_changes_nothing_and_an_empty_file_is_not_set_aside(tmp_pa
     assert (tmp_path / "a.srt").stat().st_size
 
 
-def test_a_file_that_cannot_be_written_is_told_in_one_line(tmp_path):
+def test_a_file_that_cannot_be_written_is_an_error_of_one_line(tmp_path):
     with pytest.raises(ConfigError, match="cannot be written"):
         RotatedFile("text", tmp_path / "no" / "a.txt", Rotation(), Wall()).write(CAPTION)
 

@@ -13,7 +13,7 @@ def say(*pieces):
     out = io.StringIO()
     live = LiveText(out)
     for number, piece in pieces:
-        live.say(Segment(number, 2.0 * number, 2.0 * number + 2, None, "cut"), piece)
+        live.write_piece(Segment(number, 2.0 * number, 2.0 * number + 2, None, "cut"), piece)
     live.close()
     return out.getvalue()
 
@@ -42,7 +42,7 @@ def test_a_line_ends_with_how_sure_it_is_on_terminals_only(text, reason, shown, 
     out, caption = out(), Caption(3, 2.0, 4.0, text, 0.25, reason)
     live = LiveText(out)
     if text:
-        live.say(Segment(3, 2.0, 4.0, None, "cut"), text)
+        live.write_piece(Segment(3, 2.0, 4.0, None, "cut"), text)
     live.end(caption)
     live.close()
     sure = " \x1b[2m0.25\x1b[0m" if out.isatty() else ""
@@ -50,11 +50,11 @@ def test_a_line_ends_with_how_sure_it_is_on_terminals_only(text, reason, shown, 
     assert str(caption) == f"[00:02.0-00:04.0] {shown}"
 
 
-def test_the_end_of_a_line_that_the_next_one_has_followed_says_nothing():
+def test_the_end_of_a_line_that_the_next_one_has_followed_writes_nothing():
     out = io.StringIO()
     live = LiveText(out)
     for number, word in enumerate(("One", "Two")):
-        live.say(Segment(number, 2.0 * number, 2.0 * number + 2, None, "cut"), word)
+        live.write_piece(Segment(number, 2.0 * number, 2.0 * number + 2, None, "cut"), word)
     live.end(Caption(0, 0.0, 2.0, "One", 0.1, "unsure"))
     assert out.getvalue() == "[00:00.0-00:02.0] One\n[00:02.0-00:04.0] Two"
 
@@ -99,7 +99,7 @@ def test_a_file_is_kept_until_there_is_a_result(tmp_path):
     assert path.read_text().endswith("A dog.\n\n")
 
 
-def test_a_file_that_cannot_be_written_is_told(tmp_path):
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="cannot be written"), output("text", tmp_path):
         pass
 
@@ -115,8 +115,8 @@ def test_stdout_takes_every_sign_in_every_locale(monkeypatch, form, shown):
 
 def test_pieces_of_an_answer_keep_their_lines_and_lose_their_commands(capsys):
     with output("text", None) as results:
-        results.say("A\x1b[2Jdog.\n")
-        results.say("A\u202ecat.")
+        results.write_piece("A\x1b[2Jdog.\n")
+        results.write_piece("A\u202ecat.")
     assert capsys.readouterr().out == "A [2Jdog.\nA cat."
 
 

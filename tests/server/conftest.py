@@ -11,7 +11,7 @@ httpx = pytest.importorskip("httpx2", reason="needs streammem[dev]")
 from streammem.engine.session_config import SessionConfig  # noqa: E402
 from streammem.server.app import make_app  # noqa: E402
 from streammem.server.limits import Limits, ServerConfig  # noqa: E402
-from streammem.server.rooms import Rooms  # noqa: E402
+from streammem.server.sessions import Sessions  # noqa: E402
 from tests.serving import listening as serving_on_a_socket  # noqa: E402
 from tests.sessions import SHORT  # noqa: E402
 
@@ -25,19 +25,19 @@ def anyio_backend():
 
 @pytest.fixture
 def serving(model):
-    """Serve with options; give a client, and the rooms as its attribute."""
+    """Serve with options; give a client, and the sessions as its attribute."""
 
     @asynccontextmanager
     async def serving(*, model=model, limits=None, headers=None, **config):
         options = SessionConfig(answer=SHORT, caption=SHORT)
-        rooms = Rooms(model, options, ServerConfig(limits=limits or Limits(), **config))
-        app = make_app(rooms)
+        sessions = Sessions(model, options, ServerConfig(limits=limits or Limits(), **config))
+        app = make_app(sessions)
         transport = httpx.ASGITransport(app)
         client = httpx.AsyncClient(
             transport=transport, base_url="http://localhost", headers=headers
         )
         async with app.router.lifespan_context(app), client:
-            client.rooms, client.app = rooms, app
+            client.sessions, client.app = sessions, app
             yield client
 
     return serving
@@ -45,7 +45,7 @@ def serving(model):
 
 @pytest.fixture
 def listening(model):
-    """Serve on a socket; give its URL and the rooms."""
+    """Serve on a socket; give its URL and the sessions."""
     pytest.importorskip("uvicorn", reason="needs streammem[serve]")
     return partial(serving_on_a_socket, model)
 

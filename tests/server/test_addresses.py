@@ -80,7 +80,7 @@ def test_a_private_network_is_reached_only_where_the_operator_lists_it():
 
 
 @pytest.mark.parametrize("pattern", ["", "http://a", "a/b", "a b", "10.0.0.0/99"])
-def test_a_pattern_that_is_none_is_told_at_the_start(pattern):
+def test_an_invalid_pattern_is_an_error_at_the_start(pattern):
     with pytest.raises(ConfigError, match="allow-source"):
         Allowed.of([pattern])
 
@@ -184,7 +184,7 @@ def test_a_download_that_is_too_large_is_given_up(tmp_path, headers):
 
 
 @pytest.mark.parametrize("why", ["the session was closed", "it takes too long"])
-def test_a_download_that_nobody_waits_for_is_given_up(tmp_path, monkeypatch, why):
+def test_a_download_is_given_up_when_its_session_is_closed(tmp_path, monkeypatch, why):
     asked = []
     if why == "it takes too long":
         monkeypatch.setattr("streammem.server.addresses.DOWNLOAD_S", -1.0)
@@ -201,7 +201,7 @@ def test_a_download_that_nobody_waits_for_is_given_up(tmp_path, monkeypatch, why
     assert len(asked) == 1
 
 
-def test_what_cannot_be_reached_is_told_in_one_line(tmp_path):
+def test_an_unreachable_broker_is_reported_in_one_line(tmp_path):
     with pytest.raises(SourceError, match="cannot be fetched") as error:
         fetch(target_on(1), tmp_path / "a", 100)
     assert "127.0.0.1" not in str(error.value)
@@ -216,6 +216,6 @@ async def test_what_is_fetched_must_be_a_video_and_a_playlist_is_none(serving, v
                 wanted = {"source": f"http://127.0.0.1:{port}/a.mp4"}
                 opened = await client.post("/v1/sessions", json=wanted)
                 assert opened.status_code == status, opened.text
-        assert len(client.rooms.sessions()) == 1  # nothing of the refused one is left
+        assert len(client.sessions.hosts()) == 1  # nothing of the refused one is left
         await client.get(f"{opened.json()['url']}/events")
-        assert client.rooms.uploads.used_bytes == 0  # nor of the other, once it was watched
+        assert client.sessions.uploads.used_bytes == 0  # nor of the other, once it was watched

@@ -54,7 +54,7 @@ async def test_the_openai_client_asks_a_memory(listening, memories):
         assert said.choices[0].message.content and said.method in ("model", "computed")
 
 
-async def test_a_websocket_tells_what_the_stream_tells(listening, watched):
+async def test_a_websocket_sends_what_the_stream_sends(listening, watched):
     websockets = pytest.importorskip("websockets", reason="needs streammem[serve]")
     async with (
         listening() as (url, _),
@@ -72,8 +72,8 @@ async def test_a_websocket_tells_what_the_stream_tells(listening, watched):
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}])
 async def test_a_websocket_needs_the_token_too(listening, headers):
     websockets = pytest.importorskip("websockets", reason="needs streammem[serve]")
-    async with listening(token=TOKEN) as (url, rooms):
-        name = await rooms.open(None, WatchOptions())
+    async with listening(token=TOKEN) as (url, sessions):
+        name = await sessions.open(None, WatchOptions())
         at = f"ws{url[4:]}/v1/sessions/{name}/events"
         with pytest.raises(websockets.InvalidStatus, match="403"):
             await websockets.connect(at, additional_headers=headers, open_timeout=PATIENCE_S)
@@ -82,32 +82,32 @@ async def test_a_websocket_needs_the_token_too(listening, headers):
             pass
 
 
-async def test_a_slow_client_loses_only_its_own_events_and_is_told_how_many(listening):
+async def test_a_slow_client_loses_only_its_own_events_and_gets_their_count(listening):
     from streammem.types import Notice
 
     long = "x" * 20_000  # so that the socket's buffers are soon full
-    async with listening(limits=Limits(events=20)) as (url, rooms):
+    async with listening(limits=Limits(events=20)) as (url, sessions):
         async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
             path = (await client.post("/v1/sessions", json={})).json()["url"]
-        room = rooms.session(path.rpartition("/")[2])
-        host, port = url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 12)
+        host = sessions.host(path.rpartition("/")[2])
+        address, port = url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(address, int(port), limit=1 << 12)
         writer.write(f"GET {path}/events HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
         await reader.readuntil(b"streammem")
         fast, position = 0, 0
         for _ in range(300):
-            room.events.add(Notice(long))
-            taken = await room.events.take(position, 0)
+            host.events.add(Notice(long))
+            taken = await host.events.take(position, 0)
             fast, position = fast + len(taken.events), taken.position
             await asyncio.sleep(0)
-        room.stop()
+        host.stop()
         rest = (await reader.read(-1)).decode()
         writer.close()
     lost = [int(number) for number in re.findall(r'"lost": (\d+)', rest)]
     got = rest.count("event: warning") - len(lost)
     assert fast == 300
     assert lost and got + sum(lost) == 300
-    assert f"streammem_events_lost_total {sum(lost)}\n" in rooms.counters.text({})
+    assert f"streammem_events_lost_total {sum(lost)}\n" in sessions.counters.text({})
 
 
 async def test_eight_clients_ask_at_once_and_none_loses_an_answer(listening, watched):
@@ -127,27 +127,27 @@ async def test_eight_clients_ask_at_once_and_none_loses_an_answer(listening, wat
     ]
 
 
-async def test_sixty_four_idle_clients_are_all_told(listening):
+async def test_sixty_four_idle_clients_all_get_the_event(listening):
     from streammem.types import Notice
 
     async with (
-        listening() as (url, rooms),
+        listening() as (url, sessions),
         httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client,
     ):
         path = (await client.post("/v1/sessions", json={})).json()["url"]
-        room = rooms.session(path.rpartition("/")[2])
+        host = sessions.host(path.rpartition("/")[2])
 
         following = 0
 
         async def follow():
             nonlocal following
-            host, port = url.removeprefix("http://").split(":")
-            reader, writer = await asyncio.open_connection(host, int(port))
+            address, port = url.removeprefix("http://").split(":")
+            reader, writer = await asyncio.open_connection(address, int(port))
             writer.write(f"GET {path}/events HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
             await reader.readuntil(b"streammem")
             following += 1
             if following == 64:
-                room.events.add(Notice("hello"))
+                host.events.add(Notice("hello"))
             await reader.readuntil(b"hello")
             writer.close()
 

@@ -11,31 +11,31 @@ from streammem.engine.session import Session
 from streammem.engine.watch_options import WatchOptions
 from streammem.server.limits import Limits
 from streammem.server.refused import Refused
-from streammem.server.rooms import _Source
-from streammem.server.wire import told
-from tests.server.test_rooms import Broken
+from streammem.server.sessions import _WatchedSource
+from streammem.server.wire import follow_events
+from tests.server.test_sessions import Broken
 
 pytestmark = pytest.mark.anyio
 PATIENCE_S = 120
 
 
-async def test_own_sources_stay_open_however_long_nobody_asks(serving, video, monkeypatch):
-    monkeypatch.setattr("streammem.server.rooms.SWEEP_S", 0.001)
+async def test_own_sources_are_never_closed_as_idle(serving, video, monkeypatch):
+    monkeypatch.setattr("streammem.server.sessions.SWEEP_S", 0.001)
     async with serving(limits=Limits(idle_s=0.2)) as client:
-        await client.rooms.open_own([video])
+        await client.sessions.open_own([video])
         await client.post("/v1/sessions", json={})
-        assert len(client.rooms.sessions()) == 2
+        assert len(client.sessions.hosts()) == 2
         with anyio.fail_after(PATIENCE_S):
-            while len(client.rooms.sessions()) > 1:
+            while len(client.sessions.hosts()) > 1:
                 await anyio.sleep(0.005)
-        ((_, room),) = client.rooms.sessions().items()
-        assert room.plan.source == Path(video).name
+        ((_, host),) = client.sessions.hosts().items()
+        assert host.plan.source == Path(video).name
 
 
-async def test_whoever_waits_when_a_session_is_closed_is_told(serving, watched):
+async def test_clients_that_wait_when_a_session_is_closed_are_refused(serving, watched):
     async with serving() as client:
         path = await watched(client)
-        room = client.rooms.session(path.rpartition("/")[2])
+        host = client.sessions.host(path.rpartition("/")[2])
         begun, go = threading.Event(), threading.Event()
 
         def slow(session):
@@ -44,17 +44,17 @@ async def test_whoever_waits_when_a_session_is_closed_is_told(serving, watched):
 
         async def refused():
             with pytest.raises(Refused, match="was closed"):
-                await room.do(lambda session: None)
+                await host.do(lambda session: None)
 
         with anyio.fail_after(PATIENCE_S):
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(room.do, slow)
+                tasks.start_soon(host.do, slow)
                 while not begun.is_set():
                     await anyio.sleep(0.005)
                 tasks.start_soon(refused)
-                while room._num_waiting < 2:
+                while host._num_waiting < 2:
                     await anyio.sleep(0.005)
-                room.stop()
+                host.stop()
                 go.set()
 
 
@@ -68,49 +68,49 @@ async def test_a_session_that_is_closed_while_it_opens_does_not_come_back(servin
 
     async with serving() as client:
         opening = asyncio.ensure_future(
-            client.rooms._start(_Source("slow", slow), WatchOptions(), None)
+            client.sessions._start(_WatchedSource("slow", slow), WatchOptions(), None)
         )
         with anyio.fail_after(PATIENCE_S):
             while not begun.is_set():
                 await anyio.sleep(0.005)
-            (name,) = client.rooms.sessions()
-            closing = asyncio.ensure_future(client.rooms.close_session(name))
+            (name,) = client.sessions.hosts()
+            closing = asyncio.ensure_future(client.sessions.close_session(name))
             await anyio.sleep(0)
             go.set()
             await closing
             await opening
-        assert client.rooms.sessions() == {}
+        assert client.sessions.hosts() == {}
 
 
 async def test_a_session_that_is_closed_while_another_is_swept_does_not_end_the_sweeping(
     serving, monkeypatch
 ):
-    monkeypatch.setattr("streammem.server.rooms.SWEEP_S", 0.001)
+    monkeypatch.setattr("streammem.server.sessions.SWEEP_S", 0.001)
     async with serving(limits=Limits(idle_s=0.2)) as client:
-        rooms, stopped = client.rooms, []
-        stop = rooms._stop
+        sessions, stopped = client.sessions, []
+        stop = sessions._stop
 
         async def slow(opened):
             if not stopped:  # while the first is stopped, a client closes all others
                 stopped.append(opened)
-                for name in list(rooms.sessions()):
-                    await rooms.close_session(name)
+                for name in list(sessions.hosts()):
+                    await sessions.close_session(name)
             await stop(opened)
 
-        monkeypatch.setattr(rooms, "_stop", slow)
+        monkeypatch.setattr(sessions, "_stop", slow)
         for _ in range(2):
             await client.post("/v1/sessions", json={})
-        upload = rooms.uploads.reserve()
+        upload = sessions.uploads.reserve()
         with anyio.fail_after(PATIENCE_S):
-            while upload.id in rooms.uploads._kept:  # swept last
+            while upload.id in sessions.uploads._kept:  # swept last
                 await anyio.sleep(0.005)
-        assert stopped and rooms.sessions() == {}
+        assert stopped and sessions.hosts() == {}
 
 
-async def test_a_place_among_the_questions_is_given_back_also_by_whoever_leaves(serving, watched):
+async def test_a_client_that_leaves_frees_its_place_among_the_questions(serving, watched):
     async with serving(limits=Limits(questions_waiting=1)) as client:
         path = await watched(client)
-        room = client.rooms.session(path.rpartition("/")[2])
+        host = client.sessions.host(path.rpartition("/")[2])
         for _ in range(2):
             asked = await client.post(f"{path}/find", json={"query": "red"})
             assert asked.status_code == 200
@@ -120,20 +120,20 @@ async def test_a_place_among_the_questions_is_given_back_also_by_whoever_leaves(
             begun.set()
             assert go.wait(PATIENCE_S)
 
-        leaving = asyncio.ensure_future(room.do(slow))
+        leaving = asyncio.ensure_future(host.do(slow))
         with anyio.fail_after(PATIENCE_S):
             while not begun.is_set():
                 await anyio.sleep(0.005)
             leaving.cancel()
             await asyncio.wait([leaving])
             go.set()
-            assert await room.do(lambda session: "served") == "served"
+            assert await host.do(lambda session: "served") == "served"
 
 
-async def test_a_job_that_nobody_waits_for_any_more_is_not_done(serving, watched):
+async def test_a_job_whose_client_has_left_is_not_done(serving, watched):
     async with serving() as client:
         path = await watched(client)
-        room, done = client.rooms.session(path.rpartition("/")[2]), []
+        host, done = client.sessions.host(path.rpartition("/")[2]), []
         begun, go = threading.Event(), threading.Event()
 
         def slow(session):
@@ -141,28 +141,28 @@ async def test_a_job_that_nobody_waits_for_any_more_is_not_done(serving, watched
             assert go.wait(PATIENCE_S)
 
         with anyio.fail_after(PATIENCE_S):
-            first = asyncio.ensure_future(room.do(slow))
+            first = asyncio.ensure_future(host.do(slow))
             while not begun.is_set():
                 await anyio.sleep(0.005)
-            left = asyncio.ensure_future(room.do(lambda session: done.append("left")))
+            left = asyncio.ensure_future(host.do(lambda session: done.append("left")))
             await anyio.sleep(0)
             left.cancel()
             await asyncio.wait([left])
             go.set()
             await first
-            await room.do(lambda session: done.append("stayed"))
+            await host.do(lambda session: done.append("stayed"))
     assert done == ["stayed"]
 
 
-async def test_whoever_only_listens_is_interested_too(serving):
+async def test_a_client_that_only_listens_keeps_the_session_open(serving):
     async with serving() as client:
-        room = client.rooms.session(await client.rooms.open(None, WatchOptions()))
-        room.touched = 0.0
-        assert await anext(told(room, 0, 0)) is None
-        assert room.touched > 0
+        host = client.sessions.host(await client.sessions.open(None, WatchOptions()))
+        host.touched = 0.0
+        assert await anext(follow_events(host, 0, 0)) is None
+        assert host.touched > 0
 
 
-async def test_an_answer_ends_with_whoever_reads_it(serving, watched, monkeypatch):
+async def test_an_answer_ends_when_its_reader_leaves(serving, watched, monkeypatch):
     left, ended = threading.Event(), []
 
     def ask(session, question, on_text):
@@ -173,12 +173,12 @@ async def test_an_answer_ends_with_whoever_reads_it(serving, watched, monkeypatc
         ended.append(False)
 
     async with serving() as client:
-        room = client.rooms.session((await watched(client)).rpartition("/")[2])
+        host = client.sessions.host((await watched(client)).rpartition("/")[2])
         monkeypatch.setattr(Session, "ask", ask)
         with anyio.fail_after(PATIENCE_S):
-            asking = room.ask("What?")
+            asking = host.ask("What?")
             assert await anext(asking) == "one"
             await asking.aclose()
             left.set()
-            await room.do(lambda session: None)
+            await host.do(lambda session: None)
     assert ended == [True]

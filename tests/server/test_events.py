@@ -1,4 +1,4 @@
-"""The event log: whoever is slow loses the oldest events alone, and is told how many."""
+"""The event log: a slow client loses only the oldest events, and gets their count."""
 
 import asyncio
 
@@ -25,7 +25,7 @@ async def test_two_clients_read_the_same_at_their_own_pace():
     assert (await log.take(slow.position, 0)).events == events(1, 2)
 
 
-async def test_a_slow_client_is_told_how_many_it_lost_and_a_fast_one_loses_none():
+async def test_a_slow_client_gets_the_count_of_its_losses_and_a_fast_one_loses_none():
     log, position = EventLog(3), 0
     for event in events(*range(10)):
         log.add(event)

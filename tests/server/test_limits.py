@@ -1,4 +1,4 @@
-"""What a server is told at its start: wrong limits and folders are refused there."""
+"""The options of a server: wrong limits and folders are refused at its start."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def test_a_limit_is_above_zero(name, value):
 
 
 @pytest.mark.parametrize("name", ["memories", "uploads"])
-def test_a_folder_that_is_not_there_is_told(tmp_path, name):
+def test_a_missing_folder_is_an_error(tmp_path, name):
     (tmp_path / "file").touch()
     for missing in ("nowhere", "file"):
         with pytest.raises(ConfigError, match=missing):

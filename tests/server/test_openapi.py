@@ -11,14 +11,16 @@ def app_of(model, folder):
     from streammem.engine.session_config import SessionConfig
     from streammem.server.app import make_app
     from streammem.server.limits import Limits, ServerConfig
-    from streammem.server.rooms import Rooms
+    from streammem.server.sessions import Sessions
     from tests.sessions import SHORT
 
     # A generator asks quickly, and opens sessions that it never closes.
     limits = Limits(requests_per_s=1e6, burst=10**6, sessions=4)
     options = SessionConfig(answer=SHORT, caption=SHORT)
     return make_app(
-        Rooms(model, options, ServerConfig(memories=folder, uploads=folder.parent, limits=limits))
+        Sessions(
+            model, options, ServerConfig(memories=folder, uploads=folder.parent, limits=limits)
+        )
     )
 
 

@@ -1,4 +1,4 @@
-"""What is refused: with a 4xx that says why in one line, and nothing else happens."""
+"""Refusals: a 4xx with the reason in one line, and no other effect."""
 
 import io
 import zipfile
@@ -124,8 +124,8 @@ async def test_a_zip_called_mp4_is_no_video_and_leaves_nothing(serving, tmp_path
     async with serving() as client:
         for body in ((tmp_path / "a.mp4").read_bytes(), playlist, mp4_in_name_only, b""):
             refused(await client.post("/v1/uploads", content=body), 415)
-        assert client.rooms.uploads.used_bytes == 0
-        assert list(client.rooms.uploads.folder.iterdir()) == []
+        assert client.sessions.uploads.used_bytes == 0
+        assert list(client.sessions.uploads.folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ async def test_a_body_without_a_length_is_counted_as_it_comes(serving):
     async with serving(limits=Limits(upload_bytes=5000, body_bytes=5000)) as client:
         for path in ("/v1/uploads", "/v1/sessions"):
             refused(await client.post(path, content=long()), 413)
-        assert client.rooms.uploads.used_bytes == 0
+        assert client.sessions.uploads.used_bytes == 0
 
 
 async def test_uploads_have_a_quota(serving, video):
@@ -215,8 +215,8 @@ async def test_sessions_questions_and_pictures_have_bounds(serving):
 async def test_questions_that_wait_have_a_bound(serving):
     async with serving(limits=Limits(questions_waiting=2)) as client:
         name = (await client.post("/v1/sessions", json={})).json()["id"]
-        room = client.rooms.session(name)
-        room._num_waiting = 2
+        host = client.sessions.host(name)
+        host._num_waiting = 2
         asked = await client.post(f"/v1/sessions/{name}/questions", json={"question": "What?"})
         refused(asked, 429)
         assert asked.headers["retry-after"]
@@ -295,12 +295,12 @@ async def test_a_clip_needs_a_video_that_is_there_and_a_span_that_can_be(
         path = await watched(client)
         for span in ({"start": 2, "end": 1}, {"start": 50, "end": 51}, {"start": 0, "end": 601}):
             message = refused(await client.get(f"{path}/clip", params=span), 422)
-            assert str(client.rooms.uploads.folder) not in message
+            assert str(client.sessions.uploads.folder) not in message
         for span in ({}, {"start": -1, "end": 1}, {"start": 0, "end": "nan"}, {"end": 1}):
             refused(await client.get(f"{path}/clip", params=span), 422)
-        assert len(list(client.rooms.uploads.folder.iterdir())) == 1
-        room = client.rooms.session(path.rpartition("/")[2])
-        room.plan.file.unlink()
+        assert len(list(client.sessions.uploads.folder.iterdir())) == 1
+        host = client.sessions.host(path.rpartition("/")[2])
+        host.plan.file.unlink()
         refused(await client.get(f"{path}/clip", params={"start": 0, "end": 1}), 410)
 
 
@@ -326,19 +326,19 @@ async def test_clips_are_cut_one_at_a_time_within_the_quota_and_few_wait(
         async with anyio.create_task_group() as tasks:
             for _ in range(2):
                 tasks.start_soon(partial(client.get, f"{path}/clip", params=asked))
-            statistics = client.rooms.clips._knife.statistics
+            statistics = client.sessions.clips._knife.statistics
             with anyio.fail_after(120):
                 while not statistics().tasks_waiting:
                     await anyio.sleep(0.005)
             last = await client.get(f"{path}/clip", params=asked)
             assert refused(last, 429) and last.headers["retry-after"]
             go.release(2)
-        upload = client.rooms.uploads
-        upload.reserve(upload.room_bytes)
+        upload = client.sessions.uploads
+        upload.reserve(upload.free_bytes)
         refused(await client.get(f"{path}/clip", params=asked), 413)
 
 
-async def test_too_many_requests_are_refused_and_say_when_to_come_back(serving):
+async def test_too_many_requests_are_refused_with_the_time_to_retry(serving):
     async with serving(limits=Limits(burst=3, requests_per_s=1e-3)) as client:
         found = [await client.get("/healthz") for _ in range(4)]
     assert [response.status_code for response in found] == [200, 200, 200, 429]
@@ -364,7 +364,7 @@ async def test_one_video_has_a_bound_of_its_own_within_the_quota(tmp_path):
         await uploads.receive(blocks())
     assert too_large.value.status == 413 and list(tmp_path.iterdir()) == []
     assert uploads.reserve(10**9).num_bytes == 6
-    assert (uploads.used_bytes, uploads.room_bytes) == (6, 6)
+    assert (uploads.used_bytes, uploads.free_bytes) == (6, 6)
     for left in (6, 6, 2):
         assert uploads.reserve(left).num_bytes == left
     with pytest.raises(Refused, match="no room"):
@@ -382,4 +382,4 @@ async def test_sound_alone_is_no_video(serving):
     async with serving() as client:
         sent = await client.post("/v1/uploads", content=out.getvalue())
         assert "no video" in refused(sent, 415)
-        assert client.rooms.uploads.used_bytes == 0
+        assert client.sessions.uploads.used_bytes == 0

@@ -1,4 +1,4 @@
-"""The HTTP contract: what is sent is watched, told, asked, found and closed."""
+"""The HTTP contract: sessions, events, questions, search, closing."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from PIL import Image
 
 from streammem.engine.session import Session
 from streammem.server.limits import Limits
-from streammem.server.looking import rows
+from streammem.server.queries import rows
 from tests.sessions import FILM
 from tests.tiny import film
 
@@ -34,7 +34,9 @@ def jpeg(pixels):
     return out.getvalue()
 
 
-async def test_an_uploaded_video_is_told_in_order_and_the_stream_ends_with_it(serving, watched):
+async def test_an_uploaded_video_gives_events_in_order_and_the_stream_ends_with_it(
+    serving, watched
+):
     async with serving() as client:
         path = await watched(client)
         events = sse((await client.get(f"{path}/events")).text)
@@ -68,7 +70,9 @@ async def test_a_question_is_answered_whole_and_piece_by_piece(serving, watched)
     assert "".join(content["text"] for _, _, content in texts).strip() == answer["text"]
 
 
-async def test_an_answer_that_breaks_off_is_said_to_in_the_stream(serving, watched, monkeypatch):
+async def test_an_answer_that_breaks_off_ends_the_stream_with_an_error(
+    serving, watched, monkeypatch
+):
     def ask(session, question, on_text):
         on_text("one")
         raise ZeroDivisionError("/home/me/secret")
@@ -86,8 +90,8 @@ async def test_an_answer_that_breaks_off_is_said_to_in_the_stream(serving, watch
 
 async def test_of_too_many_rows_the_newest_are_listed(serving, watched):
     async with serving() as client:
-        room = client.rooms.session((await watched(client)).rpartition("/")[2])
-        found = await room.do(lambda session: rows(session, None, 1))
+        host = client.sessions.host((await watched(client)).rpartition("/")[2])
+        found = await host.do(lambda session: rows(session, None, 1))
     assert (found[0].start, found[0].end) == (7.0, 10.0)
 
 
@@ -135,12 +139,12 @@ async def test_a_clip_of_an_upload_is_an_mp4_of_that_span_and_nothing_of_it_is_l
 ):
     async with serving() as client:
         path = await watched(client)
-        before = client.rooms.uploads.used_bytes
+        before = client.sessions.uploads.used_bytes
         cut = await client.get(f"{path}/clip", params={"start": 3.5, "end": 5})
         assert cut.headers["content-type"] == "video/mp4"
         assert int(cut.headers["content-length"]) == len(cut.content)
-        assert client.rooms.uploads.used_bytes == before
-        assert len(list(client.rooms.uploads.folder.iterdir())) == 1
+        assert client.sessions.uploads.used_bytes == before
+        assert len(list(client.sessions.uploads.folder.iterdir())) == 1
     with av.open(io.BytesIO(cut.content)) as container:
         pictures = [picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)]
     assert len(pictures) == 12  # 8 a second
@@ -158,7 +162,7 @@ async def test_pushed_pictures_are_watched_with_their_times(serving):
                 headers={"content-type": "application/octet-stream"},
             )
             assert sent.status_code == 200, sent.text
-            while client.rooms.session(path.rpartition("/")[2]).plan.inbox.waiting > 8:
+            while client.sessions.host(path.rpartition("/")[2]).plan.inbox.waiting > 8:
                 await anyio.sleep(0.005)  # a request would count against the rate
         await client.post(f"{path}/end")
         events = sse((await client.get(f"{path}/events")).text)
@@ -205,7 +209,7 @@ async def test_a_memory_is_listed_asked_and_never_written(serving, memories):
     assert (memories / "trips" / "memory.sqlite").read_bytes() == before
 
 
-async def test_a_server_without_memories_lists_none_and_says_how_to_have_some(serving):
+async def test_a_server_without_memories_lists_none_and_names_the_option(serving):
     async with serving() as client:
         assert (await client.get("/v1/memories")).json() == {"memories": []}
         assert (await client.get("/v1/models")).json()["data"] == []
@@ -255,8 +259,8 @@ async def test_a_closed_session_is_gone_and_its_upload_can_be_removed(serving, w
         assert (await client.delete(path)).status_code == 204
         assert (await client.get(path)).status_code == 404
         assert (await client.delete(f"/v1/uploads/{source.partition(':')[2]}")).status_code == 204
-        assert client.rooms.uploads.used_bytes == 0
-        assert list(client.rooms.uploads.folder.iterdir()) == []
+        assert client.sessions.uploads.used_bytes == 0
+        assert list(client.sessions.uploads.folder.iterdir()) == []
 
 
 async def test_what_the_operator_watches_is_passed_on_to_its_end_and_no_clients_session(
@@ -277,27 +281,27 @@ async def test_what_the_operator_watches_is_passed_on_to_its_end_and_no_clients_
             self.closed = True
 
     async with serving(alerts=("red",)) as client:
-        client.rooms.outlet = Outlet
-        await client.rooms.open_own([video])
-        ((name, room),) = client.rooms.sessions().items()
+        client.sessions.outlet = Outlet
+        await client.sessions.open_own([video])
+        ((name, host),) = client.sessions.hosts().items()
         await client.get(f"/v1/sessions/{name}/events")
-        await client.rooms._sessions[name].telling
-        assert room.plan.options.alerts == ("red",)
+        await client.sessions._sessions[name].forwarding
+        assert host.plan.options.alerts == ("red",)
         await watched(client)
     assert list(opened) == [video]
     outlet = opened[video]
-    assert outlet.closed and tuple(outlet.events) == room.events.kept()
+    assert outlet.closed and tuple(outlet.events) == host.events.kept()
 
 
-async def test_what_nobody_asks_is_closed(serving, video):
+async def test_idle_sessions_are_closed(serving, video):
     async with serving(limits=Limits(idle_s=0.3)) as client:
         name = (await client.post("/v1/sessions", json={})).json()["id"]
-        room = client.rooms.session(name)
+        host = client.sessions.host(name)
         assert (await client.post("/v1/uploads", content=Path(video).read_bytes())).is_success
-        await room.ended.wait()
+        await host.ended.wait()
         assert (await client.get(f"/v1/sessions/{name}")).status_code == 404
         with anyio.fail_after(120):
-            while client.rooms.uploads.used_bytes:
+            while client.sessions.uploads.used_bytes:
                 await anyio.sleep(0.005)  # a request alone may let nothing else run
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from streammem.training import loop
-from streammem.training.loop import Schedule, train
-from streammem.training.processes import join
+from streammem.training.loop import Schedule, train_stage
+from streammem.training.processes import join_processes
 
 SCHEDULE = Schedule(steps=5, lr=1e-1, warmup=1)
 
@@ -47,30 +47,30 @@ class Killed(ToyStage):
 
 
 def toy(out: Path) -> None:
-    with join("cpu") as (team, device):
-        assert (team.size, device) == (2, "cpu")
+    with join_processes("cpu") as (group, device):
+        assert (group.size, device) == (2, "cpu")
         loop.CHECKPOINT_EVERY_S = -1.0
-        if not team.is_first:
+        if not group.is_first:
             loop.torch.save = loop.Path.write_text = None  # a second writer fails
-        stage = ToyStage(team.rank)
-        train(stage, SCHEDULE, out / "whole", team=team)
+        stage = ToyStage(group.rank)
+        train_stage(stage, SCHEDULE, out / "whole", group=group)
         try:
-            train(Killed(team.rank), SCHEDULE, out / "killed", team=team)
+            train_stage(Killed(group.rank), SCHEDULE, out / "killed", group=group)
         except KeyboardInterrupt:
-            team.wait()
-        resumed = ToyStage(team.rank)
-        train(resumed, SCHEDULE, out / "killed", team=team)
+            group.wait()
+        resumed = ToyStage(group.rank)
+        train_stage(resumed, SCHEDULE, out / "killed", group=group)
         kept = {"whole": stage.module.state_dict(), "resumed": resumed.module.state_dict()}
-        with open(out / f"{team.rank}.weights", "wb") as file:
+        with open(out / f"{group.rank}.weights", "wb") as file:
             torch.serialization.save(kept, file)
-        team.wait()
+        group.wait()
 
 
 def whole_run(recipe: Path) -> None:
-    from streammem.training.run import run
+    from streammem.training.run import run_recipe
     from tests.training.tiny_backbones import tiny_backbones
 
-    figures = run(recipe, recipe.parent / "out", backbones=tiny_backbones(), device="cpu")
+    figures = run_recipe(recipe, recipe.parent / "out", backbones=tiny_backbones(), device="cpu")
     sys.stdout.write(str(len(figures)))
 
 

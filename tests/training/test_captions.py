@@ -1,7 +1,7 @@
 import torch
 import torch.nn.functional as F
 
-from streammem.training.captions import Row, pack, packed_losses
+from streammem.training.captions import BranchedPrompt, pack, packed_losses
 from tests.tiny import tiny_language
 
 
@@ -9,8 +9,8 @@ def test_packed_branches_lose_exactly_what_they_lose_alone():
     language = tiny_language()
     prefix, num_visual = [5, 6], 3
     rows = [
-        Row([7, 8], [([9], [10, 11, 2]), ([9], [12, 2]), ([13, 14], [15, 16, 17, 2])]),
-        Row([], [([20, 21], [22, 2])]),
+        BranchedPrompt([7, 8], [([9], [10, 11, 2]), ([9], [12, 2]), ([13, 14], [15, 16, 17, 2])]),
+        BranchedPrompt([], [([20, 21], [22, 2])]),
     ]
     visual = torch.randn(2, num_visual, language.width, generator=torch.Generator().manual_seed(0))
     packed = packed_losses(language, pack(rows, prefix=prefix, num_visual=num_visual), visual)
@@ -30,7 +30,7 @@ def test_packed_branches_lose_exactly_what_they_lose_alone():
 
 
 def test_a_branch_is_blind_to_its_siblings():
-    packed = pack([Row([7], [([9], [10, 2]), ([9], [12, 2])])], prefix=[5], num_visual=1)
+    packed = pack([BranchedPrompt([7], [([9], [10, 2]), ([9], [12, 2])])], prefix=[5], num_visual=1)
     # columns: 5, visual, 7 | 9, 10 | 9, 12
     allowed = packed.mask[0, 0]
     assert allowed[6].tolist() == [True, True, True, False, False, True, True]

@@ -10,7 +10,7 @@ from streammem.models.tiny.bridge import BridgeConfig, MemoryBridge
 from streammem.models.tiny.keys import PictureKey, TextKey
 from streammem.models.tiny.questions import QuestionHead
 from streammem.training import captions
-from streammem.training.captions import CaptionStage, Row, said_losses
+from streammem.training.captions import BranchedPrompt, CaptionStage, reply_losses
 from streammem.training.features import cache_features, patch_statistics
 from streammem.training.generated import make_pictures
 from streammem.training.keys import Embedded, KeyStage
@@ -123,14 +123,14 @@ def test_learned_parts_are_made_where_they_are_trained(shapes):
 def test_captions_lose_the_same_branch_by_branch_without_a_mask(monkeypatch):
     language = tiny_language()
     rows = [
-        Row([7, 8], [([9], [10, 11, 2]), ([9], [12, 2]), ([13, 14], [15, 16, 17, 2])]),
-        Row([], [([20, 21], [22, 2])]),
+        BranchedPrompt([7, 8], [([9], [10, 11, 2]), ([9], [12, 2]), ([13, 14], [15, 16, 17, 2])]),
+        BranchedPrompt([], [([20, 21], [22, 2])]),
     ]
     visual = torch.randn(2, 3, language.width, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(captions, "has_bfloat16", lambda device: False)
-    packed = said_losses(language, rows, visual, prefix=[5, 6])
+    monkeypatch.setattr(captions, "has_fast_bfloat16", lambda device: False)
+    packed = reply_losses(language, rows, visual, prefix=[5, 6])
     monkeypatch.setattr(captions, "takes_mask", lambda language: False)
-    alone = said_losses(language, rows, visual, prefix=[5, 6])
+    alone = reply_losses(language, rows, visual, prefix=[5, 6])
     # float32, another order of the same sums
     assert torch.allclose(packed, alone, atol=1e-5)
     assert len(packed) == 11

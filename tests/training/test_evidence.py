@@ -10,14 +10,14 @@ from streammem.training.evidence import (
     WEIGHT,
     EvidenceData,
     EvidenceStage,
+    attach_evidence,
     common_space,
-    join,
-    reduced,
+    reduce_rank,
 )
 from streammem.training.features import cache_features
 from streammem.training.generated import make_pictures
 from streammem.training.keys import Embedded
-from streammem.training.loop import Schedule, read_log, train
+from streammem.training.loop import Schedule, read_log, train_stage
 from streammem.training.records import read_source
 from streammem.training.sentences import Sentences
 from streammem.training.words import WordSpace, content_words
@@ -38,7 +38,7 @@ def joined():
     words = WordsOfCells(CELLS, WORDS, rank=4), WordsOfSentence(TEXT, WORDS).eval()
     torch.nn.init.normal_(words[0].up.weight)
     patches, sentences = rows(12, 9, PATCH), F.normalize(rows(14, TEXT, seed=1), dim=-1)
-    join(keys, words, patches.split(5), sentences.split(4))
+    attach_evidence(keys, words, patches.split(5), sentences.split(4))
     return keys, words, patches, sentences
 
 
@@ -46,10 +46,10 @@ def joined():
 def test_the_joined_keys_rank_as_the_sum_of_both_judges(joined):
     (picture_key, text_key), (cells, of_sentence), patches, sentences = joined
     said = cells(patches)
-    silence = F.logsigmoid(-said).sum(1)
+    absence = F.logsigmoid(-said).sum(1)
     asked = of_sentence(sentences).sigmoid()
     wanted = text_key.own(sentences) @ picture_key.own(patches).T
-    wanted += WEIGHT * (asked @ said.T + silence)
+    wanted += WEIGHT * (asked @ said.T + absence)
     found = text_key(sentences) @ picture_key(patches).T
     for one, other in zip(wanted, found, strict=True):
         assert np.corrcoef(one, other)[0, 1] > 1 - 1e-6
@@ -91,12 +91,12 @@ def test_a_lower_rank_costs_more_and_the_full_one_nothing():
     with torch.no_grad():
         wanted = torch.logsumexp(4 * patches[..., :CELLS] @ weight.T, 1) - np.log(9) + bias
         errors = [
-            (reduced(weight, bias, cells, rank)(patches) - wanted).abs().mean().item()
+            (reduce_rank(weight, bias, cells, rank)(patches) - wanted).abs().mean().item()
             for rank in (1, 3, CELLS)
         ]
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-4
-    assert full.up.in_features == reduced(weight, bias, cells).up.in_features
+    assert full.up.in_features == reduce_rank(weight, bias, cells).up.in_features
 
 
 @pytest.fixture(scope="module")
@@ -127,10 +127,10 @@ def test_the_stage_finds_pictures_by_words_that_its_keys_never_learned(shapes, s
     cells.start(space.prior)
     data = EvidenceData(sets["train"], sets["val"], others)
     stage = EvidenceStage(keys, space, data, cells, batch=16)
-    train(stage, Schedule(steps=150, lr=2e-2, warmup=5), tmp_path)
+    train_stage(stage, Schedule(steps=150, lr=2e-2, warmup=5), tmp_path)
     last = read_log(tmp_path / "evidence.jsonl")[-1]
     assert last["sentences"] < 2
-    stage.join(0)
+    stage.attach(0)
     pictures, text = sets["val"]
     with torch.no_grad():
         patches = pictures.whole(range(len(pictures)))[0][:, 0]

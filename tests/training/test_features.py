@@ -9,8 +9,8 @@ from streammem.training import features
 from streammem.training.features import cache_features, embed_captions, patch_statistics
 from streammem.training.generated import make_pictures
 from streammem.training.pictures import FLIPPED, WHOLE, sample_views
-from streammem.training.questions import Turn
-from streammem.training.records import Record, Source, read_source
+from streammem.training.questions import QuestionRecord
+from streammem.training.records import CaptionedSource, Record, read_source
 from tests.tiny import TinySentences
 from tests.training.tiny_backbones import CountingVision
 from tests.video.clips import encode, plainly_decoded
@@ -55,13 +55,13 @@ def test_a_whole_cache_is_not_computed_again(source, tmp_path):
     assert encoder.encoded == 1  # the probe
 
 
-def test_a_stale_cache_is_refused_and_says_why(source, tmp_path):
+def test_a_stale_cache_is_refused_with_the_reason(source, tmp_path):
     cache_features(source, CountingVision(), tmp_path)
     with pytest.raises(DatasetError, match="another encoder"):
         cache_features(source, CountingVision(gain=1.2), tmp_path)
     with pytest.raises(DatasetError, match="its views are others"):
         cache_features(source, CountingVision(), tmp_path, crops=3)
-    fewer = Source(source.name, source.records[:-1])
+    fewer = CaptionedSource(source.name, source.records[:-1])
     with pytest.raises(DatasetError, match="its pictures"):
         cache_features(fewer, CountingVision(), tmp_path)
     (tmp_path / "shapes.json").write_text(json.dumps({"names": []}))
@@ -87,7 +87,7 @@ def test_views_are_whole_mirrored_and_crops_drawn_by_name(source):
 
 def test_views_of_a_video_are_its_middle_that_mirrored_and_other_frames(tmp_path):
     path = encode(tmp_path / "a.mp4", frames=40)
-    record = Record("a.mp4", path, "train", (), (Turn("Q?", "A."),), video=True)
+    record = Record("a.mp4", path, "train", (), (QuestionRecord("Q?", "A."),), video=True)
     middle, mirrored, first, second = features.picture_views(record, 4)
     shots = [shot.pixels for shot in plainly_decoded(path)]
     assert np.array_equal(middle, shots[20])

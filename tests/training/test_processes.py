@@ -15,7 +15,7 @@ from torch import nn
 from streammem.errors import ConfigError
 from streammem.training import loop
 from streammem.training.loop import GRADIENT_NORM, read_log
-from streammem.training.processes import join
+from streammem.training.processes import join_processes
 from tests.training.processes_worker import SCHEDULE, ToyStage
 from tests.training.tiny_backbones import RECIPE
 
@@ -63,8 +63,8 @@ def test_two_processes_learn_as_one_that_averages_their_gradients(kept):
 
     class Both(ToyStage):
         def loss(self, rng):
-            own = first.loss(loop._draws(SCHEDULE.seed, self.steps, 0))
-            total = own + second.loss(loop._draws(SCHEDULE.seed, self.steps, 1))
+            own = first.loss(loop._step_generator(SCHEDULE.seed, self.steps, 0))
+            total = own + second.loss(loop._step_generator(SCHEDULE.seed, self.steps, 1))
             self.steps += 1
             return total / 2
 
@@ -97,7 +97,7 @@ def test_each_step_is_logged_once(out):
 def test_each_process_draws_its_own_part_and_the_first_draws_as_one_alone():
     drawn = []
     for rank in (0, 1):
-        rng = loop._draws(3, 7, rank)
+        rng = loop._step_generator(3, 7, rank)
         drawn.append((rng.random(4), torch.rand(4)))
     assert not np.array_equal(drawn[0][0], drawn[1][0])
     assert not torch.equal(drawn[0][1], drawn[1][1])
@@ -109,15 +109,15 @@ def test_each_process_draws_its_own_part_and_the_first_draws_as_one_alone():
 def test_one_process_joins_nothing(monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)  # importing it would fail
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with join(None) as (team, device):
-        assert (team.rank, team.size, device) == (0, 1, "cpu")
-    with join("cuda:1") as (_, device):
+    with join_processes(None) as (group, device):
+        assert (group.rank, group.size, device) == (0, 1, "cpu")
+    with join_processes("cuda:1") as (_, device):
         assert device == "cuda:1"
 
 
 def test_several_processes_do_not_share_a_gpu(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="cuda:1"), join("cuda:1"):
+    with pytest.raises(ConfigError, match="cuda:1"), join_processes("cuda:1"):
         pass
 
 

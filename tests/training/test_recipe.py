@@ -4,7 +4,13 @@ from pathlib import Path
 import pytest
 
 from streammem.errors import ConfigError
-from streammem.training.recipe import StageOptions, parse_recipe, read_recipe, resolve, text_file
+from streammem.training.recipe import (
+    StageOptions,
+    parse_recipe,
+    read_recipe,
+    resolve_data,
+    text_file,
+)
 from tests.training.tiny_backbones import RECIPE
 
 RECIPES = Path(__file__).parents[2] / "configs" / "train"
@@ -74,7 +80,7 @@ def test_a_recipe_states_only_what_differs_from_the_defaults():
         ("lr = 4e-3", "lr = 4e-3\nphotos = 1.0", r"photos=1.0: give a share in \(0, 1\)"),
     ],
 )
-def test_a_recipe_that_cannot_be_meant_says_where_and_why(old, new, message):
+def test_an_invalid_recipe_is_refused_with_place_and_reason(old, new, message):
     with pytest.raises(ConfigError, match=message) as raised:
         parsed(RECIPE.replace(old, new, 1))
     assert "\n" not in str(raised.value)
@@ -105,8 +111,8 @@ def test_entries_of_data_are_pictures_or_sentences():
 
 def test_data_are_found_through_the_environment(monkeypatch):
     monkeypatch.setenv("STREAMMEM_DATA", "/somewhere")
-    assert resolve("flickr") == Path("/somewhere/flickr")
-    assert resolve("/else/flickr") == Path("/else/flickr")
+    assert resolve_data("flickr") == Path("/somewhere/flickr")
+    assert resolve_data("/else/flickr") == Path("/else/flickr")
     monkeypatch.delenv("STREAMMEM_DATA")
     with pytest.raises(ConfigError, match=r"flickr.*STREAMMEM_DATA"):
-        resolve("flickr")
+        resolve_data("flickr")

@@ -4,7 +4,7 @@ import pytest
 
 from streammem.errors import DatasetError
 from streammem.training.generated import make_pictures
-from streammem.training.questions import Turn
+from streammem.training.questions import QuestionRecord
 from streammem.training.records import checksum_split, read_source
 
 
@@ -41,7 +41,7 @@ def test_peoples_own_questions_come_with_their_picture(tmp_path):
         "qa": [["what is on the desk in the image3 ?", "lamp, book"]],
     }
     record = read_source(folder_with(tmp_path, [row])).records[0]
-    assert record.turns == (Turn("What is on the desk?", "Lamp and book."),)
+    assert record.questions == (QuestionRecord("What is on the desk?", "Lamp and book."),)
     assert "A room with a chair." in record.captions
     assert record.made
 
@@ -83,14 +83,14 @@ def test_conversations_give_each_picture_and_video_its_questions(tmp_path):
     record, video = source.records
     assert source.name == "talk"
     assert (video.video, video.path) == (True, tmp_path / "videos" / "b.mp4")
-    assert video.turns == (Turn("What happens?", "Much."),)
+    assert video.questions == (QuestionRecord("What happens?", "Much."),)
     assert not record.video
     assert record.path == tmp_path / "images" / "a.jpg"
     assert record.captions == ()
-    assert record.turns == (
-        Turn("What is it?", "A cat."),
-        Turn("Why?", "So."),
-        Turn("Where?", "Here."),
+    assert record.questions == (
+        QuestionRecord("What is it?", "A cat."),
+        QuestionRecord("Why?", "So."),
+        QuestionRecord("Where?", "Here."),
     )
 
 

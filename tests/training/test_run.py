@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from streammem.errors import CheckpointError, ConfigError
 from streammem.models import checkpoint
 from streammem.training import loop
-from streammem.training.run import run
+from streammem.training.run import run_recipe
 from tests.tiny import TinySentences, TinyVision, tiny_language
 from tests.training.tiny_backbones import RECIPE, tiny_backbones
 
@@ -27,7 +27,7 @@ def finished(tmp_path_factory):
     """An uninterrupted run: its folder and its figures."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.toml").write_text(RECIPE)
-    figures = run(folder / "tiny.toml", folder / "out", backbones=tiny_backbones())
+    figures = run_recipe(folder / "tiny.toml", folder / "out", backbones=tiny_backbones())
     return folder / "out", figures
 
 
@@ -58,10 +58,10 @@ def killed_at(monkeypatch, stage, step):
     real = loop._step
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", -1.0)
 
-    def dying(running, optimizer, schedule, number, team):
+    def dying(running, optimizer, schedule, number, group):
         if (running.name, number) == (stage, step):
             raise KeyboardInterrupt
-        return real(running, optimizer, schedule, number, team)
+        return real(running, optimizer, schedule, number, group)
 
     monkeypatch.setattr(loop, "_step", dying)
 
@@ -77,10 +77,10 @@ def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     with monkeypatch.context() as patch:
         killed_at(patch, stage, step)
         with pytest.raises(KeyboardInterrupt):
-            run(recipe, out, backbones=tiny_backbones())
+            run_recipe(recipe, out, backbones=tiny_backbones())
     with open(out / f"{stage}.jsonl", "a") as log:  # a step that was logged but not saved
         log.write(json.dumps({"step": step + 1, "loss": 9.9}) + "\n")
-    run(recipe, out, backbones=tiny_backbones())
+    run_recipe(recipe, out, backbones=tiny_backbones())
     assert same(weights(out), weights(finished[0]))
     for name in STAGES:
         assert same(learned(out, name), learned(finished[0], name))
@@ -90,7 +90,7 @@ def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
 
 def test_a_finished_stage_is_not_repeated(recipe, monkeypatch, finished):
     monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("trained again"))
-    again = run(recipe, finished[0], backbones=tiny_backbones())
+    again = run_recipe(recipe, finished[0], backbones=tiny_backbones())
     assert again == finished[1]
 
 
@@ -109,7 +109,7 @@ def test_every_stage_leaves_its_figures_its_recipe_and_its_curve(finished):
     assert interim["recipe"] == RECIPE
 
 
-def test_the_checkpoint_says_what_the_trained_model_says(finished, openable):
+def test_the_checkpoint_generates_what_the_trained_model_generates(finished, openable):
     out, _ = finished
     model = checkpoint.load(out / "checkpoint")
     interim = torch.load(out / "reward.pt", weights_only=True)["module"]
@@ -139,7 +139,7 @@ def test_a_run_may_start_from_a_checkpoint_and_then_trains_only_its_own_stages(
     config["chance"] = {"location": -2.0, "growth": 0.5, "scale": 0.25}
     config["choice"] = {"weights": [1.0, 0.5], "candidates": 3}
     (start / "config.json").write_text(json.dumps(config))
-    run(recipe, out, init=start, backbones=tiny_backbones())
+    run_recipe(recipe, out, init=start, backbones=tiny_backbones())
     written = json.loads((out / "checkpoint" / "config.json").read_text())
     assert all(written[name] == config[name] for name in ("chance", "choice", "scenes"))
     before, after = load_file(start / "model.safetensors"), weights(out)
@@ -154,7 +154,7 @@ def test_a_caption_stage_goes_on_from_the_checkpoints_lora(recipe, tmp_path, fin
     stage = '[[stages]]\nkind = "captions"\nsteps = 1\nlr = 1e-9\nbatch = 2\n'
     recipe.write_text(text.replace("alpha = 4.0", "alpha = 8.0") + stage)
     start = finished[0] / "checkpoint"
-    run(recipe, tmp_path / "out", init=start, backbones=tiny_backbones())
+    run_recipe(recipe, tmp_path / "out", init=start, backbones=tiny_backbones())
     before, after = load_file(start / "model.safetensors"), weights(tmp_path / "out")
     key = "lora.model.layers.1.mlp.down_proj"
     assert torch.equal(after[f"{key}.A"], before[f"{key}.A"])
@@ -165,10 +165,12 @@ def test_a_caption_stage_goes_on_from_the_checkpoints_lora(recipe, tmp_path, fin
 def test_an_output_folder_belongs_to_one_recipe(recipe, tmp_path, finished):
     recipe.write_text(RECIPE.replace("lr = 4e-3", "lr = 5e-3"))
     with pytest.raises(ConfigError, match="another recipe"):
-        run(recipe, finished[0], backbones=tiny_backbones())
+        run_recipe(recipe, finished[0], backbones=tiny_backbones())
 
 
 def test_a_start_of_other_sizes_is_refused(recipe, tmp_path, finished, openable):
     recipe.write_text(RECIPE.replace("memory_tokens = 4", "memory_tokens = 5"))
     with pytest.raises(CheckpointError, match="memory_tokens is 4, the recipe's 5"):
-        run(recipe, tmp_path / "out", init=finished[0] / "checkpoint", backbones=tiny_backbones())
+        run_recipe(
+            recipe, tmp_path / "out", init=finished[0] / "checkpoint", backbones=tiny_backbones()
+        )

@@ -1,4 +1,4 @@
-"""Sentences without pictures: what is read of files that nobody vouches for, and their cache."""
+"""Sentences without pictures: reading untrusted files, and their cache."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def written(tmp_path, content, name="told.txt"):
     return path
 
 
-def test_a_line_is_a_sentence_said_once_and_lines_without_words_are_none(tmp_path):
+def test_a_line_is_a_sentence_kept_once_and_lines_without_words_are_none(tmp_path):
     path = written(tmp_path, "\ufeffa dog runs .\n\n-- 12 --\nA dog  runs.\r\nEin Käse liegt da")
     assert read_sentences(path) == ["A dog runs.", "Ein Käse liegt da."]
 

@@ -13,9 +13,9 @@ from streammem.training import captions, reward
 from streammem.training.captions import CaptionStage
 from streammem.training.features import cache_features
 from streammem.training.generated import make_pictures
-from streammem.training.loop import Schedule, read_log, train
+from streammem.training.loop import Schedule, read_log, train_stage
 from streammem.training.lora import add_lora, lora_tensors
-from streammem.training.questions import Turn
+from streammem.training.questions import QuestionRecord
 from streammem.training.recipe import LoraOptions
 from streammem.training.records import read_source
 from streammem.training.reward import RewardStage
@@ -48,7 +48,7 @@ def losses(path):
 def test_the_word_stage_names_what_is_there_better_than_the_prior(shapes, bridge, space, tmp_path):
     stage = WordStage(bridge, space, shapes.split("train"), shapes.split("val"), batch=16)
     before = stage.evaluate()
-    figures = train(stage, Schedule(steps=60, lr=1e-2, warmup=2), tmp_path)
+    figures = train_stage(stage, Schedule(steps=60, lr=1e-2, warmup=2), tmp_path)
     assert figures["top5"] > figures["top5_prior"] + 0.1
     assert figures["top5"] > before["top5"]
     falling = losses(tmp_path / "words.jsonl")
@@ -60,7 +60,7 @@ def test_a_loss_that_is_no_number_stops_the_run(shapes, bridge, space, tmp_path)
     with torch.no_grad():
         stage.head.bias.fill_(float("nan"))
     with pytest.raises(StreammemError, match=r"words: the loss is nan at step 0"):
-        train(stage, Schedule(steps=2, lr=1e-2), tmp_path)
+        train_stage(stage, Schedule(steps=2, lr=1e-2), tmp_path)
 
 
 def test_words_that_are_too_rare_are_no_words():
@@ -80,7 +80,7 @@ def test_captions_learn_through_the_bridge_and_the_lora(shapes, bridge, tmp_path
     add_lora(language, LoraOptions(rank=4), seed=0)
     before = {name: value.clone() for name, value in lora_tensors(language).items()}
     stage = CaptionStage(bridge, language, shapes.split("train"), shapes.split("val"), batch=4)
-    figures = train(stage, Schedule(steps=5, lr=2e-2, warmup=2), tmp_path)
+    figures = train_stage(stage, Schedule(steps=5, lr=2e-2, warmup=2), tmp_path)
     falling = losses(tmp_path / "captions.jsonl")
     # Frozen, tied random embeddings of norm 0.1 leave little to win.
     assert np.mean(falling[-2:]) < falling[0] - 0.1
@@ -95,9 +95,9 @@ def test_a_picture_without_captions_is_only_asked_about(shapes, bridge):
     language = tiny_language()
     add_lora(language, LoraOptions(rank=1), seed=0)
     pictures = shapes.split("train")
-    turns = [[Turn("What?", "That.")]] * len(pictures)
-    silent = replace(pictures, captions=[()] * len(pictures), turns=turns)
-    stage = CaptionStage(bridge, language, silent, pictures, batch=2)
+    questions = [[QuestionRecord("What?", "That.")]] * len(pictures)
+    uncaptioned = replace(pictures, captions=[()] * len(pictures), questions=questions)
+    stage = CaptionStage(bridge, language, uncaptioned, pictures, batch=2)
     rows = [stage._row(i, np.random.default_rng(i)) for i in range(20)]
     asked = language.ids("What?" + language.chat_suffix)
     assert all(row.branches == [(asked, [*language.ids("That."), 2])] for row in rows)
@@ -111,7 +111,7 @@ def rewarded(shapes, bridge):
     return RewardStage(bridge, language, shapes.split("train"), shapes.split("val"), batch=4)
 
 
-def test_rewarded_captions_are_those_that_the_model_says(shapes, rewarded, monkeypatch):
+def test_rewarded_captions_are_those_that_the_model_generates(shapes, rewarded, monkeypatch):
     monkeypatch.setattr(captions, "has_bfloat16", lambda device: False)
     language = rewarded.language
     rewarded.bridge.eval()
@@ -138,13 +138,13 @@ def test_what_is_rewarded_becomes_likelier(rewarded, tmp_path, monkeypatch):
     @torch.no_grad()
     def preference():
         visual = rewarded._visual(*rewarded.pictures.whole([0]), None)
-        rows = [reward.caption_row(rewarded._instruction, [liked, other])]
+        rows = [reward.caption_prompt(rewarded._instruction, [liked, other])]
         losses = rewarded._losses(rows, visual)
         return (losses[len(liked) :].mean() - losses[: len(liked)].mean()).item()
 
     before = preference()
     monkeypatch.setattr(rewarded, "evaluate", dict)
-    train(rewarded, Schedule(steps=6, lr=3e-2, warmup=1), tmp_path)
+    train_stage(rewarded, Schedule(steps=6, lr=3e-2, warmup=1), tmp_path)
     assert preference() > before + 0.05
 
 

@@ -1,4 +1,4 @@
-"""Captions without pictures: the map into the visual tokens, and what is said from them."""
+"""Captions without pictures: the map into the visual tokens, and training on them."""
 
 import tomllib
 from types import SimpleNamespace
@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from streammem.errors import DatasetError
-from streammem.training.captions import CaptionStage, caption_row, pack, packed_losses
+from streammem.training.captions import CaptionStage, caption_prompt, pack, packed_losses
+from streammem.training.context import TrainingContext
 from streammem.training.features import cache_features
 from streammem.training.generated import SENTENCES, make_pictures
 from streammem.training.keys import Embedded
-from streammem.training.loop import Schedule, read_log, train
+from streammem.training.loop import Schedule, read_log, train_stage
 from streammem.training.lora import add_lora
 from streammem.training.recipe import LoraOptions, parse_recipe
 from streammem.training.records import read_source
-from streammem.training.run import _texts
+from streammem.training.run import _read_sentences
 from streammem.training.sentences import embed_sentences, read_sentences
 from streammem.training.text import PrefixStage, SentencePrefix, TextStage, caption_gap
-from streammem.training.workshop import Workshop
 from tests.tiny import TinySentences, TinyVision, tiny_language
 from tests.training.tiny_backbones import tiny_bridge
 
@@ -55,13 +55,13 @@ def stage(sets, bridge, prefix, folder):
     training, validation = sets
     photos = CaptionStage(bridge, language, training.pictures, validation.pictures)
     texts = read_sentences(folder / "s" / SENTENCES)
-    told = embed_sentences(texts, TinySentences, "tiny", folder)
-    return TextStage(photos, prefix, told, validation, batch=20, share=0.5)
+    others = embed_sentences(texts, TinySentences, "tiny", folder)
+    return TextStage(photos, prefix, others, validation, batch=20, share=0.5)
 
 
 def test_packed_pictures_lose_exactly_what_they_lose_alone():
     language, prefix, num_visual = tiny_language(), [5, 6], 3
-    rows = [caption_row([7, 8], [[10 + i, 11, 2], [12, 2]][: 1 + i % 2]) for i in range(5)]
+    rows = [caption_prompt([7, 8], [[10 + i, 11, 2], [12, 2]][: 1 + i % 2]) for i in range(5)]
     visual = torch.randn(5, num_visual, language.width, generator=torch.Generator().manual_seed(0))
     together = pack(rows, prefix=prefix, num_visual=num_visual, width=26)
     alone = [
@@ -90,7 +90,7 @@ def test_the_map_starts_at_the_mean_and_learns_what_the_bridge_makes_of_the_pict
     start = stage.evaluate()
     assert start["cosine"] == start["cosine_other"]
     assert start["gap"] > 0
-    figures = train(stage, Schedule(steps=40, lr=1e-2, warmup=2), tmp_path)
+    figures = train_stage(stage, Schedule(steps=40, lr=1e-2, warmup=2), tmp_path)
     assert figures["cosine"] > start["cosine"]
     assert figures["cosine"] > figures["cosine_other"] + 0.01
     assert all(torch.equal(value, before[n]) for n, value in bridge.state_dict().items())
@@ -109,7 +109,7 @@ def test_noise_has_the_measured_size_and_leaves_unit_rows(prefix):
 def test_sentences_teach_the_adapter_and_nothing_else(stage, bridge, prefix, tmp_path):
     frozen = {n: v.clone() for part in (bridge, prefix) for n, v in part.state_dict().items()}
     lora = {n: v.clone() for n, v in stage.module.state_dict().items()}
-    train(stage, Schedule(steps=5, lr=2e-2, warmup=1), tmp_path)
+    train_stage(stage, Schedule(steps=5, lr=2e-2, warmup=1), tmp_path)
     now = {n: v for part in (bridge, prefix) for n, v in part.state_dict().items()}
     assert all(torch.equal(value, frozen[n]) for n, value in now.items())
     assert all(not torch.equal(v, lora[n]) for n, v in stage.module.state_dict().items())
@@ -150,7 +150,7 @@ batch = 1
 """
 
 
-def test_a_runs_sentences_are_those_of_its_files_that_nobody_said_of_a_validation_picture(
+def test_a_runs_sentences_are_those_of_its_files_without_captions_of_validation_pictures(
     tmp_path,
 ):
     out = tmp_path / "out"
@@ -161,17 +161,17 @@ def test_a_runs_sentences_are_those_of_its_files_that_nobody_said_of_a_validatio
     (tmp_path / "log.csv").write_text("id,narration\n1,open drawer\n2,a dog runs\n")
     recipe = parse_recipe(tomllib.loads(RECIPE.format(folder=tmp_path)), "")
     learner = SimpleNamespace(backbones=SimpleNamespace(sentences=TinySentences))
-    texts = _texts(recipe, out)
-    shop = Workshop(recipe, out, learner, {"generated:30": source}, texts=texts)
+    texts = _read_sentences(recipe, out)
+    context = TrainingContext(recipe, out, learner, {"generated:30": source}, texts=texts)
     assert said in texts
     made = len(read_sentences(out / "generated-30" / SENTENCES))
     known = {learned} & {c for r in source.records if r.split == "val" for c in r.captions}
     expected = [t for t in ("A dog runs.", learned, "Open drawer.") if t not in known]
-    assert list(shop.sentences.texts[: len(expected)]) == expected
-    assert shop.sentences.embeddings.shape == (len(expected) + made, 384)
+    assert list(context.sentences.texts[: len(expected)]) == expected
+    assert context.sentences.embeddings.shape == (len(expected) + made, 384)
 
 
-def test_a_run_without_sentences_says_what_is_missing(tmp_path):
+def test_a_run_without_sentences_names_what_is_missing(tmp_path):
     recipe = parse_recipe(tomllib.loads(RECIPE.format(folder=tmp_path)), "")
     with pytest.raises(DatasetError, match="add a text file"):
-        _ = Workshop(recipe, tmp_path, SimpleNamespace(), {}).sentences
+        _ = TrainingContext(recipe, tmp_path, SimpleNamespace(), {}).sentences

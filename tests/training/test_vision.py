@@ -15,7 +15,7 @@ from streammem.training import loop
 from streammem.training.features import cache_features
 from streammem.training.generated import make_pictures
 from streammem.training.keys import Embedded
-from streammem.training.loop import Schedule, train
+from streammem.training.loop import Schedule, train_stage
 from streammem.training.records import read_source
 from streammem.training.vision import EarlyEncoder, VisionStage
 from streammem.training.words import WordSpace
@@ -78,7 +78,7 @@ def test_cached_early_patches_are_finished_as_the_encoder_does(stage, early, pub
 
 def test_what_is_tuned_is_the_late_half_without_depthwise_kernels(stage, published, tmp_path):
     before = {name: p.detach().clone() for name, p in stage.net.named_parameters()}
-    train(stage, Schedule(steps=2, lr=1e-2, warmup=1), tmp_path)
+    train_stage(stage, Schedule(steps=2, lr=1e-2, warmup=1), tmp_path)
     after = dict(stage.net.named_parameters())
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == set(stage.tuned())
@@ -94,7 +94,7 @@ def test_the_words_of_training_pictures_are_learned(stage, tmp_path):
     rng = np.random.default_rng(0)
     with torch.no_grad():
         before = stage.loss(rng).item()
-    figures = train(stage, Schedule(steps=6, lr=1e-3, warmup=1), tmp_path)
+    figures = train_stage(stage, Schedule(steps=6, lr=1e-3, warmup=1), tmp_path)
     with torch.no_grad():
         assert stage.loss(np.random.default_rng(0)).item() < before
     assert {"top5", "recall@1", "median_rank"} <= set(figures)
@@ -105,14 +105,14 @@ def test_a_killed_and_resumed_stage_ends_with_the_weights_of_an_uninterrupted_on
 ):
     schedule = Schedule(steps=3, lr=1e-3, warmup=1)
     whole, killed, resumed = (make_stage(published, early) for _ in range(3))
-    train(whole, schedule, tmp_path / "whole")
+    train_stage(whole, schedule, tmp_path / "whole")
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", -1.0)
     real = VisionStage.loss
     losses = iter([real, real])
     with monkeypatch.context() as patch, pytest.raises(StopIteration):
         patch.setattr(VisionStage, "loss", lambda stage, rng: next(losses)(stage, rng))
-        train(killed, schedule, tmp_path / "killed")
-    train(resumed, schedule, tmp_path / "killed")
+        train_stage(killed, schedule, tmp_path / "killed")
+    train_stage(resumed, schedule, tmp_path / "killed")
     left, right = whole.module.state_dict(), resumed.module.state_dict()
     assert all(torch.equal(left[name], right[name]) for name in left)
 

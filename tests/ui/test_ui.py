@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("gradio", reason="needs streammem[ui]")
 
-from streammem.server.room import Depth
+from streammem.server.session_host import Depth
 from streammem.types import Alert, Answer, Caption, Evidence, Notice, Segment
 from streammem.ui import markup
 
@@ -54,7 +54,7 @@ def test_the_page_holds_no_more_than_it_shows():
     events = [Caption(i, float(i), i + 1.0, f"scene {i}") for i in range(1000)]
     assert markup.captions(events).count("<button") == markup.MAX_LINES
     events = [Segment(i, float(i), i + 1.0, None, "cut") for i in range(1000)]
-    assert markup.timeline(events, (), "/v1/x").count("<button") == markup.MAX_SCENES
+    assert markup.timeline(events, (), "/v1/x").count("<button") == markup.MAX_KEYFRAMES
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ async def test_a_visitor_uploads_reads_asks_finds_jumps_and_downloads(browsing, 
 
 @pytest.mark.heavy
 @pytest.mark.anyio
-async def test_errors_are_said_in_the_page_and_it_fits_a_phone(browsing):
+async def test_errors_are_shown_in_the_page_and_it_fits_a_phone(browsing):
     async with browsing(width=380) as page:
         await page.click("#ask")
         await page.wait_for_selector("#evidence [role=alert]")

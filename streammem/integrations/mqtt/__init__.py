@@ -1,1 +1,1 @@
-"""Events to an MQTT broker, with Home Assistant's discovery: see `publisher.py`."""
+"""Publishes events to an MQTT broker, with Home Assistant's discovery: see ``publisher.py``."""

@@ -1,4 +1,8 @@
-"""Which broker, which topics: what stands in the URL of ``--mqtt`` and what a camera is called."""
+"""The broker of an ``mqtt://`` URL, and the topics of a camera.
+
+broker = Broker.of("mqtt://user:password@broker:1883/home")
+Camera("Door", "door", broker.prefix).topic("caption")  # 'home/door/caption'
+"""
 
 import hashlib
 import os
@@ -17,13 +21,13 @@ MAX_SLUG = 40
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """A broker, and below which topics it is told.
+    """A broker, and the prefixes of the topics to publish.
 
     Attributes:
-        tls: certificates are checked against the system's, or those of ``SSL_CERT_FILE``.
-        password: never printed, logged or kept.
+        tls: whether to use TLS, with the system's certificates or those of ``SSL_CERT_FILE``.
+        password: never printed, logged or stored.
         prefix: first levels of every topic.
-        discovery: Home Assistant's prefix; None tells it nothing.
+        discovery: Home Assistant's prefix; None publishes no discovery messages.
     """
 
     host: str
@@ -38,10 +42,10 @@ class Broker:
     def of(cls, url: str) -> "Broker":
         """Read ``mqtt(s)://[user[:password]@]host[:port][/prefix][?discovery=PREFIX|off]``.
 
-        A user without a password has that of the environment, if there is one.
+        A URL without a password takes that of ``STREAMMEM_MQTT_PASSWORD``, if it is set.
 
         Raises:
-            ConfigError: no such URL; the message does not repeat it, for the password in it.
+            ConfigError: not such a URL; the message does not repeat it, because of the password.
         """
         try:
             parts = urlsplit(url)
@@ -69,13 +73,13 @@ class Broker:
 
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """What is watched, as the broker's clients see it.
+    """A watched source, as the broker's clients see it.
 
     Attributes:
         name: for people.
         slug: the same as part of a topic.
         prefix: of the broker.
-        alerts: descriptions that are waited for.
+        alerts: descriptions to look for.
     """
 
     name: str
@@ -93,9 +97,9 @@ class Camera:
 
 
 def slug_of(text: str) -> str:
-    """Make of a text a part of a topic: letters, digits and hyphens, always the same.
+    """Turn a text into a part of a topic, of letters, digits and hyphens; deterministic.
 
-    Texts that would look alike are told apart by six digits of a hash.
+    Where this changes the text, six digits of a hash keep different texts apart.
     """
     plain = " ".join(text.lower().split())
     slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:MAX_SLUG]

@@ -1,4 +1,4 @@
-"""What Home Assistant is told of a camera, so that its entities appear by themselves.
+"""Home Assistant's discovery messages for a camera, which make its entities appear.
 
 Source: Home Assistant, MQTT discovery, and its MQTT sensor and event. One retained message an
 entity, which releases since 2023.8 (the first with MQTT events) understand.
@@ -13,7 +13,7 @@ STATE_CHARS = 255  # of a state of Home Assistant; the whole text is an attribut
 SEEN = "seen"  # the type of event of every alert
 _LENGTH = {"device_class": "duration", "unit_of_measurement": "s", "state_class": "measurement"}
 _COUNT = {"state_class": "total_increasing"}
-# key of `stats` -> what it is called, and of which kind it is
+# key of `stats` -> name and kind of its entity
 _DIAGNOSTICS: dict[str, tuple[str, dict[str, str]]] = {
     "lag_s": ("Lag", _LENGTH),
     "caption_lag_s": ("Caption lag", _LENGTH),
@@ -28,7 +28,7 @@ def configs(camera: Camera, discovery: str) -> dict[str, str]:
     """Return the retained messages that declare a camera's entities: topic -> JSON.
 
     Args:
-        camera: what is watched.
+        camera: to declare.
         discovery: Home Assistant's prefix.
     """
     found: dict[tuple[str, str], dict[str, object]] = {
@@ -68,7 +68,7 @@ def configs(camera: Camera, discovery: str) -> dict[str, str]:
 
 
 def owned(camera: Camera, discovery: str) -> str:
-    """Return the filter of the topics of all entities that a camera ever had."""
+    """Return the topic filter of all entities that a camera has or had."""
     return f"{discovery}/+/{_node(camera)}/+/config"
 
 
@@ -77,7 +77,7 @@ def _node(camera: Camera) -> str:
 
 
 def _text(camera: Camera, kind: str, key: str) -> dict[str, object]:
-    """A sensor whose state is a text of an event; the event is its attributes."""
+    """Declare a sensor whose state is a text of an event and whose attributes are the event."""
     topic = camera.topic(kind)
     template = f"{{{{ value_json.{key}[:{STATE_CHARS}] }}}}"
     return {"state_topic": topic, "value_template": template, "json_attributes_topic": topic}

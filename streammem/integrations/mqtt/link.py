@@ -1,9 +1,10 @@
-"""A connection to a broker that is kept up, and what waits for it. It has no thread of its own.
+"""A connection to a broker that reconnects, and its bounded outbox; no thread of its own.
 
-Every message is sent at least once (QoS 1): it waits in a bounded outbox, then at most `WINDOW` are
-under way until the broker has them. What finds no room is counted, nothing is lost unsaid.
+Every message is sent at least once (QoS 1). Messages wait in the outbox; at most ``MAX_IN_FLIGHT``
+are sent but not yet confirmed. A message that is dropped because the outbox is full is counted.
 """
 
+import logging
 import secrets
 import ssl
 import threading
@@ -19,15 +20,17 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from streammem.integrations.mqtt.broker import Broker
 
-WAITING = 1000  # alerts that wait for the broker, and as many other events
-WINDOW = 16  # fewer than paho has under way at once (20), so that it never queues by itself
+log = logging.getLogger(__name__)
+
+WAITING = 1000  # alerts in the outbox at most, and as many other events
+MAX_IN_FLIGHT = 16  # fewer than paho's own limit (20), so that paho never queues
 KEEPALIVE_S = 30
 CONNECT_S = 5.0
 RETRY_S, MAX_RETRY_S = 1.0, 60.0
 
 
 class Message(NamedTuple):
-    """What is published; ``retain``: whoever subscribes later is given the last one."""
+    """A message to publish; a broker gives a later subscriber the last one with ``retain``."""
 
     topic: str
     payload: str
@@ -35,13 +38,13 @@ class Message(NamedTuple):
 
 
 class Outbox:
-    """Messages that wait: alerts first, each kind oldest first. Any thread may use it.
+    """A bounded queue of messages: alerts first, each kind oldest first. Thread-safe.
 
     Args:
-        waiting: messages of each kind at most; beyond it the oldest of the kind is lost.
+        waiting: messages of each kind at most; one more drops the oldest of its kind.
 
     Attributes:
-        lost: messages that were lost.
+        lost: messages that were dropped.
     """
 
     def __init__(self, waiting: int = WAITING) -> None:
@@ -54,34 +57,34 @@ class Outbox:
         return len(self._alerts) + len(self._others)
 
     def put(self, message: Message, *, alert: bool = False) -> None:
-        """Let a message wait for its turn."""
+        """Append a message."""
         queue = self._alerts if alert else self._others
         with self._lock:
             self.lost += len(queue) == queue.maxlen
             queue.append(message)
 
     def take(self) -> Message | None:
-        """Take the next; None where nothing waits."""
+        """Remove and return the next message; None if there is none."""
         with self._lock:
             queue = self._alerts or self._others
             return queue.popleft() if queue else None
 
 
 class Link:
-    """A connection that comes back. One thread calls it, and is never held for long by the broker.
+    """A connection that reconnects. For one thread, which the broker never blocks for long.
 
     Args:
         broker: to connect to.
-        will: said for us when we are gone without a word.
-        hello: said first after every connection, as the broker may have forgotten it.
-        outbox: what is sent then.
-        tell: called with a line for people: lost, back, refused.
+        will: published by the broker if the connection breaks.
+        hello: published first after every connection, because a restarted broker has lost it.
+        outbox: messages to send.
+        on_notice: called with a line of text when the connection is lost, back or refused.
         retry_s: seconds to the second attempt; doubled after each, up to a minute.
 
     Attributes:
-        connected: whether the broker listens.
-        owned: filter of the retained topics that are ours alone: what an earlier run left there,
-            and ``hello`` does not say, is removed at each connection; None for none.
+        connected: whether there is a connection.
+        owned: filter of retained topics that only this camera uses; None for none. Messages that an
+            earlier run left there and ``hello`` does not replace are removed at each connection.
     """
 
     def __init__(
@@ -90,18 +93,18 @@ class Link:
         will: Message,
         hello: Sequence[Message],
         outbox: Outbox,
-        tell: Callable[[str], object],
+        on_notice: Callable[[str], object],
         *,
         retry_s: float = RETRY_S,
     ) -> None:
-        self._broker, self._hello, self._outbox, self._tell = broker, hello, outbox, tell
+        self._broker, self._hello, self._outbox, self._on_notice = broker, hello, outbox, on_notice
         self.owned: str | None = None
-        self._said = {message.topic for message in hello}
+        self._hello_topics = {message.topic for message in hello}
         self._first = self._delay_s = retry_s
-        self._retry_at, self._lost_told = 0.0, 0
+        self._retry_at, self._lost_reported = 0.0, 0
         self._greeting: deque[Message] = deque()
-        self._under_way: dict[int, bool] = {}  # id of a message -> whether it is of the outbox
-        self._failure = ""  # why it is not connected, as it was told
+        self._in_flight: dict[int, bool] = {}  # id of a message -> whether it came from the outbox
+        self._failure = ""  # why it is not connected, as reported
         self.connected = False
         client = Client(CallbackAPIVersion.VERSION2, client_id=f"streammem-{secrets.token_hex(6)}")
         client.connect_timeout = CONNECT_S
@@ -116,17 +119,17 @@ class Link:
 
     @property
     def undelivered(self) -> int:
-        """Messages of the outbox that wait, or that the broker has not confirmed."""
-        return len(self._outbox) + sum(self._under_way.values())
+        """Messages that wait in the outbox or that the broker has not confirmed."""
+        return len(self._outbox) + sum(self._in_flight.values())
 
     def step(self, patience_s: float) -> bool:
-        """Do what can be done now.
+        """Connect, send and receive as far as possible now.
 
         Args:
             patience_s: seconds to wait for the broker, once connected.
 
         Returns:
-            Whether there is a connection, so that it was worth the wait.
+            Whether there is a connection; if not, the call did not wait.
         """
         if self._client.socket() is None and not self._connect():
             return False
@@ -136,15 +139,15 @@ class Link:
         return self._client.socket() is not None
 
     def finish(self, last: Message, patience_s: float) -> None:
-        """Send what waits and a last word, as far as that succeeds in time, and disconnect."""
+        """Send the outbox and then ``last`` for at most ``patience_s`` seconds, and disconnect."""
         deadline = time.monotonic() + patience_s
         while self.undelivered and time.monotonic() < deadline:
             if not self.step(0.05):
                 time.sleep(0.05)
         if self.connected:
-            said = self._client.publish(last.topic, last.payload, 1, last.retain).mid
-            self._under_way[said] = False
-            while self.connected and said in self._under_way and time.monotonic() < deadline:
+            sent = self._client.publish(last.topic, last.payload, 1, last.retain).mid
+            self._in_flight[sent] = False
+            while self.connected and sent in self._in_flight and time.monotonic() < deadline:
                 self._client.loop(0.05)
         self._client.on_disconnect = None
         self._client.disconnect()
@@ -163,19 +166,19 @@ class Link:
         return True
 
     def _pump(self) -> None:
-        """Hand over what waits, as far as there is room."""
-        while len(self._under_way) < WINDOW:
-            own = not self._greeting
-            message = self._outbox.take() if own else self._greeting.popleft()
+        """Publish messages of ``hello``, then of the outbox, up to ``MAX_IN_FLIGHT``."""
+        while len(self._in_flight) < MAX_IN_FLIGHT:
+            queued = not self._greeting
+            message = self._outbox.take() if queued else self._greeting.popleft()
             if message is None:
                 return
             sent = self._client.publish(message.topic, message.payload, 1, message.retain)
-            self._under_way[sent.mid] = own  # kept by paho, over connections, until confirmed
+            self._in_flight[sent.mid] = queued  # paho keeps it over reconnections until confirmed
 
     def _fail(self, why: str) -> None:
         if why != self._failure:
             self._failure = why
-            self._tell(f"{self._broker} {why}; trying again, events wait")
+            self._on_notice(f"{self._broker} {why}; trying again, events wait")
 
     def _on_connect(
         self,
@@ -189,12 +192,13 @@ class Link:
             self._fail(f"refuses the connection ({str(reason).lower()})")
             return
         self.connected, self._delay_s = True, self._first
+        log.info("%s: connected", self._broker)
         self._greeting = deque(self._hello)
-        if self.owned:  # a broker that does not allow it keeps what is there
+        if self.owned:  # where the broker forbids it, old messages stay
             client.subscribe(self.owned, 1)
         if self._failure:
-            lost, self._lost_told = self._outbox.lost - self._lost_told, self._outbox.lost
-            self._tell(f"{self._broker} is back{f', {lost} events were lost' if lost else ''}")
+            lost, self._lost_reported = self._outbox.lost - self._lost_reported, self._outbox.lost
+            self._on_notice(f"{self._broker} is back{f', {lost} events were lost' if lost else ''}")
             self._failure = ""
 
     def _on_disconnect(
@@ -213,10 +217,10 @@ class Link:
     def _on_publish(
         self, client: Client, userdata: Any, mid: int, reason: ReasonCode, properties: Properties
     ) -> None:
-        self._under_way.pop(mid, None)
+        self._in_flight.pop(mid, None)
 
     def _on_message(self, client: Client, userdata: Any, message: MQTTMessage) -> None:
-        if message.retain and message.topic not in self._said:  # left there, not told just now
+        if message.retain and message.topic not in self._hello_topics:  # of an earlier run
             self._greeting.append(Message(message.topic, "", retain=True))
 
 
@@ -224,7 +228,7 @@ def _why(error: OSError | ValueError, tls: bool) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         why = error.verify_message.rstrip(".").lower()
         return f"has a certificate that is not trusted ({why}); name its CA in SSL_CERT_FILE"
-    why = getattr(error, "strerror", None) or str(error)
+    why = (error.strerror if isinstance(error, OSError) else None) or str(error)
     if tls and isinstance(error, ssl.SSLError | ConnectionError | TimeoutError):
         return f"cannot be reached over TLS ({why}); check the port, or write mqtt://"
     return f"cannot be reached ({why})"

@@ -1,4 +1,9 @@
-"""Tells a camera's events to a broker, from a thread of its own: whoever tells it never waits."""
+"""Publishes a camera's events to a broker, from a thread of its own, so that ``send`` never waits.
+
+with Publisher(Broker.of("mqtt://broker"), Camera("Door", "door"), print) as publisher:
+    for event in watch(session, source):
+        publisher.send(event)
+"""
 
 import json
 import logging
@@ -14,22 +19,23 @@ from streammem.types import Alert, Caption, Event, Note, Notice, Segment, Stats
 
 log = logging.getLogger(__name__)
 
-KINDS = (Segment, Caption, Note, Alert, Notice, Stats)  # answers are for whoever asked
+KINDS = (Segment, Caption, Note, Alert, Notice, Stats)  # an answer goes to its client only
 RETAINED = (Caption, Stats)
-POLL_S = 0.1  # at most so long after an event it is sent
+POLL_S = 0.1  # longest delay from an event to its sending
 CLOSE_S = 5.0
 
 
 class Publisher:
-    """A camera on a broker: ``PREFIX/CAMERA/KIND`` has its events as JSON.
+    """Publishes a camera's events as JSON below ``PREFIX/CAMERA/KIND``.
 
-    ``PREFIX/CAMERA/status`` says whether it is watched. Close it at the end.
+    ``PREFIX/CAMERA/status`` is ``online`` while it is watched, else ``offline``. Close it at the
+    end.
 
     Args:
-        broker: to tell.
-        camera: what is watched.
-        tell: called, in the thread, with a line for people when the connection comes or goes.
-        waiting: alerts that may wait for the broker, and as many other events; the oldest go.
+        broker: to connect to.
+        camera: whose events they are.
+        on_notice: called, in the thread, with a line of text when the connection changes.
+        waiting: alerts in the outbox at most, and as many other events; the oldest are dropped.
         retry_s: see ``Link``.
     """
 
@@ -37,12 +43,12 @@ class Publisher:
         self,
         broker: Broker,
         camera: Camera,
-        tell: Callable[[str], object],
+        on_notice: Callable[[str], object],
         *,
         waiting: int = WAITING,
         retry_s: float = RETRY_S,
     ) -> None:
-        self._camera, self._tell, self._outbox = camera, tell, Outbox(waiting)
+        self._camera, self._on_notice, self._outbox = camera, on_notice, Outbox(waiting)
         self._status = camera.topic("status")
         declared = configs(camera, broker.discovery) if broker.discovery else {}
         hello = [Message(topic, payload, retain=True) for topic, payload in declared.items()]
@@ -51,7 +57,7 @@ class Publisher:
             Message(self._status, "offline", retain=True),
             [*hello, Message(self._status, "online", retain=True)],
             self._outbox,
-            tell,
+            on_notice,
             retry_s=retry_s,
         )
         self._link.owned = owned(camera, broker.discovery) if broker.discovery else None
@@ -61,15 +67,15 @@ class Publisher:
 
     @property
     def lost(self) -> int:
-        """Events that found no room."""
+        """Events dropped because the outbox was full."""
         return self._outbox.lost
 
     def send(self, event: Event, more: Mapping[str, object] = NOTHING) -> None:
-        """Tell an event as soon as the broker takes it; never waits.
+        """Queue an event for the broker; never waits.
 
         Args:
-            event: other kinds than those of a camera are left out.
-            more: what else is known of it, as ``wall_start``.
+            event: ignored unless it is one of ``KINDS``.
+            more: further keys, such as ``wall_start``.
         """
         if not isinstance(event, KINDS):
             return
@@ -85,11 +91,11 @@ class Publisher:
         self._outbox.put(message, alert=isinstance(event, Alert))
 
     def close(self) -> None:
-        """Send what waits, for at most ``CLOSE_S``, and say that the camera is not watched."""
+        """Send the outbox and the status ``offline``, for at most ``CLOSE_S`` seconds."""
         self._stop.set()
         self._thread.join()
         if lost := self.lost + self._link.undelivered:
-            self._tell(f"{lost} events did not reach the MQTT broker")
+            self._on_notice(f"{lost} events did not reach the MQTT broker")
 
     def __enter__(self) -> Self:
         return self
@@ -105,4 +111,4 @@ class Publisher:
             self._link.finish(Message(self._status, "offline", retain=True), CLOSE_S)
         except Exception as error:
             log.exception("MQTT has ended")
-            self._tell(f"MQTT has ended: internal error {type(error).__name__}")
+            self._on_notice(f"MQTT has ended: internal error {type(error).__name__}")

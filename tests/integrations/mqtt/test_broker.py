@@ -28,7 +28,7 @@ SECRET = "p@ss/word:1"
         ("mqtt://broker?discovery=off", Broker("broker", 1883, discovery=None)),
     ],
 )
-def test_a_url_says_where_and_as_whom(url, expected):
+def test_a_url_names_host_and_login(url, expected):
     assert Broker.of(url) == expected
 
 

@@ -1,4 +1,4 @@
-"""`--mqtt` of `watch` and `serve`: what is watched is told, and wrong flags are refused first."""
+"""`--mqtt` of `watch` and `serve`: events are published, and wrong flags are refused first."""
 
 import json
 
@@ -20,7 +20,7 @@ def broker(tmp_path_factory):
     running.kill()
 
 
-def test_watch_tells_what_it_shows_and_goes_offline(run, broker, video, tmp_path):
+def test_watch_publishes_what_it_shows_and_goes_offline(run, broker, video, tmp_path):
     url = f"mqtt://me:topsecret@127.0.0.1:{broker.port}/home?discovery=off"
     shown = tmp_path / "shown.jsonl"
     with listener(broker.port, "home/#") as came:
@@ -65,7 +65,7 @@ def test_wrong_flags_are_refused_before_anything_is_opened(run, arguments):
     assert "topsecret" not in err
 
 
-def test_sources_of_one_name_are_told_apart():
+def test_sources_of_one_name_get_different_topics():
     opened = []
     opener = outlets(Broker("127.0.0.1", 1, prefix="home"), None, ("a dog",))
     try:

@@ -1,4 +1,4 @@
-"""What Home Assistant is told, held against its documented form."""
+"""The discovery messages of Home Assistant, compared with its documentation."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def test_each_alert_is_an_event_of_its_own(entities):
     assert [e["state_topic"] for e in found] == [CAMERA.alert_topic(q) for q in CAMERA.alerts]
 
 
-def test_every_template_names_a_key_that_is_told(entities):
+def test_every_template_names_a_key_that_is_published(entities):
     for entity in entities.values():
         if template := entity.get("value_template"):
             key = re.fullmatch(r"\{\{ value_json\.(\w+)(?:\[:(\d+)\])? \}\}", template)

@@ -1,4 +1,4 @@
-"""A connection's bookkeeping, without a broker: what is said when, and how much is under way."""
+"""A connection's bookkeeping, without a broker: what is sent when, and how much is in flight."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from streammem.integrations.mqtt import link as link_module
 from streammem.integrations.mqtt.broker import Broker, Camera
-from streammem.integrations.mqtt.link import WINDOW, Link, Message, Outbox
+from streammem.integrations.mqtt.link import MAX_IN_FLIGHT, Link, Message, Outbox
 from streammem.integrations.mqtt.publisher import Publisher
 from streammem.types import Alert, Caption, Note, Notice, Segment, Stats
 
@@ -28,7 +28,7 @@ class Confirmed:
 
 @pytest.fixture
 def link(monkeypatch):
-    """A link whose connections fail, until the test says that there is one."""
+    """A link whose connections fail, until the test opens one."""
     link = Link(Broker("nowhere", 1), HELLO[0], HELLO, Outbox(), lambda line: None)
 
     def connect(*where):
@@ -38,7 +38,7 @@ def link(monkeypatch):
     return link
 
 
-def test_the_hello_is_said_at_every_connection_and_also_after_losses(link):
+def test_the_hello_is_sent_at_every_connection_and_also_after_losses(link):
     for _ in range(3):
         link._on_connect(link._client, None, None, ACCEPTED, None)
         assert list(link._greeting) == HELLO
@@ -59,16 +59,20 @@ def test_a_connection_makes_the_next_wait_short_again(link, monkeypatch):
     assert link._retry_at == clock[0] + link_module.RETRY_S
 
 
-def test_no_more_is_under_way_than_the_window_until_the_broker_confirms(link, monkeypatch):
+def test_no_more_is_in_flight_than_the_window_until_the_broker_confirms(link, monkeypatch):
     sent = []
     monkeypatch.setattr(link._client, "publish", lambda *_: sent.append(1) or Confirmed(len(sent)))
-    for number in range(2 * WINDOW):
+    for number in range(2 * MAX_IN_FLIGHT):
         link._outbox.put(Message("home/hall/caption", str(number)))
     link._pump()
-    assert (len(sent), len(link._outbox), link.undelivered) == (WINDOW, WINDOW, 2 * WINDOW)
+    assert (len(sent), len(link._outbox), link.undelivered) == (
+        MAX_IN_FLIGHT,
+        MAX_IN_FLIGHT,
+        2 * MAX_IN_FLIGHT,
+    )
     link._on_publish(link._client, None, 1, ACCEPTED, None)
     link._pump()
-    assert (len(sent), link.undelivered) == (WINDOW + 1, 2 * WINDOW - 1)
+    assert (len(sent), link.undelivered) == (MAX_IN_FLIGHT + 1, 2 * MAX_IN_FLIGHT - 1)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +86,7 @@ def test_only_what_an_earlier_run_left_is_removed(link, topic, retained, removed
     assert list(link._greeting) == ([Message(topic, "", retain=True)] if removed else [])
 
 
-def test_only_the_last_caption_and_the_counters_are_kept_for_whoever_comes_later(monkeypatch):
+def test_only_the_last_caption_and_the_counters_are_retained_for_later_subscribers(monkeypatch):
     monkeypatch.setattr(Publisher, "_run", lambda self: None)
     with Publisher(Broker("nowhere", 1), Camera("Hall", "hall"), lambda line: None) as publisher:
         for event in (
@@ -99,7 +103,7 @@ def test_only_the_last_caption_and_the_counters_are_kept_for_whoever_comes_later
     assert kept == ["caption", "stats"]
 
 
-def test_each_outage_is_told_with_its_own_losses():
+def test_each_outage_is_reported_with_its_own_losses():
     told, outbox = [], Outbox()
     link = Link(Broker("nowhere", 1), HELLO[0], HELLO, outbox, told.append)
     link._on_connect(link._client, None, None, ACCEPTED, None)
@@ -113,7 +117,7 @@ def test_each_outage_is_told_with_its_own_losses():
     ]
 
 
-def test_the_last_will_says_offline_to_whoever_comes_later_too(monkeypatch):
+def test_later_subscribers_also_get_offline_from_the_last_will(monkeypatch):
     wills = []
     monkeypatch.setattr(link_module.Client, "will_set", lambda self, *will: wills.append(will))
     monkeypatch.setattr(Publisher, "_run", lambda self: None)

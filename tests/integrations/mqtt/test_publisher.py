@@ -54,7 +54,7 @@ def nothing(line):
 
 
 def greeted(link):
-    return link.step(0.01) and link.connected and not (link._greeting or link._under_way)
+    return link.step(0.01) and link.connected and not (link._greeting or link._in_flight)
 
 
 def free_port():
@@ -62,7 +62,7 @@ def free_port():
         return free.getsockname()[1]
 
 
-def test_every_event_is_told_as_json_at_least_once_on_a_topic_of_its_kind(broker):
+def test_every_event_is_published_as_json_at_least_once_on_a_topic_of_its_kind(broker):
     events = [
         Segment(0, 0.0, 2.0, 1.0, "cut"),
         Caption(0, 0.0, 2.0, "a dog — runs"),
@@ -74,7 +74,7 @@ def test_every_event_is_told_as_json_at_least_once_on_a_topic_of_its_kind(broker
         with Publisher(address(broker, discovery=None), CAMERA, nothing) as publisher:
             for event in events:
                 publisher.send(event, {"wall_start": "2026-05-03T14:00:00+02:00"})
-            publisher.send(Answer("What?", "A dog.", True, "model"))  # for whoever asked
+            publisher.send(Answer("What?", "A dog.", True, "model"))  # for its client only
             found = [came() for _ in range(6)]
         found.append(came())
     assert [topic.rpartition("/")[2] for topic, *_ in found] == [
@@ -102,7 +102,7 @@ def test_an_alert_has_a_topic_of_its_own_and_the_type_that_discovery_names(broke
     }
 
 
-def test_whoever_comes_later_finds_the_entities_the_last_caption_and_that_it_is_over(broker):
+def test_a_later_subscriber_gets_the_entities_the_last_caption_and_the_offline_status(broker):
     with Publisher(address(broker), CAMERA, nothing) as publisher:
         publisher.send(Caption(0, 0.0, 2.0, "first"))
         publisher.send(Caption(1, 2.0, 4.0, "second"))
@@ -118,7 +118,7 @@ def test_whoever_comes_later_finds_the_entities_the_last_caption_and_that_it_is_
     assert not any("alert" in topic for topic in kept)
 
 
-def test_a_camera_that_dies_is_said_to_be_offline(broker):
+def test_a_killed_camera_is_published_as_offline(broker):
     link = Link(address(broker), WILL, [ONLINE], Outbox(), nothing)
     with listener(broker.port, "home/hall/status") as came:
         until(lambda: greeted(link))
@@ -161,7 +161,7 @@ def test_alerts_of_an_outage_arrive_up_to_the_bound_and_the_rest_is_counted(kind
     assert ["is lost" in told[0], "is back, 4 events were lost" in told[-1]] == [True, True]
 
 
-def test_what_was_under_way_when_the_broker_died_is_sent_again(tmp_path):
+def test_what_was_in_flight_when_the_broker_died_is_sent_again(tmp_path):
     running, outbox = RunningBroker(default_kind(), tmp_path), Outbox()
     running.start()
     link = Link(address(running), WILL, [], outbox, lambda line: None, retry_s=0.01)
@@ -180,7 +180,7 @@ def test_what_was_under_way_when_the_broker_died_is_sent_again(tmp_path):
         running.kill()
 
 
-def test_whoever_tells_never_waits_and_what_waits_is_bounded():
+def test_send_never_waits_and_the_outbox_is_bounded():
     told = []
     publisher = Publisher(Broker("127.0.0.1", free_port()), CAMERA, told.append, waiting=100)
     longest = 0.0
@@ -215,7 +215,7 @@ def test_attempts_become_rarer(monkeypatch):
 
 
 @pytest.mark.skipif(not MOSQUITTO, reason="needs mosquitto, which asks for passwords")
-def test_a_login_opens_and_a_refused_one_is_told_once_without_the_password(tmp_path):
+def test_a_login_opens_and_a_refused_one_is_reported_once_without_the_password(tmp_path):
     import subprocess
 
     passwords, told = tmp_path / "passwords", []
@@ -240,7 +240,7 @@ def test_a_login_opens_and_a_refused_one_is_told_once_without_the_password(tmp_p
         running.kill()
 
 
-def test_an_error_in_the_thread_is_told_and_ends_it_alone(monkeypatch):
+def test_an_error_in_the_thread_is_reported_and_ends_only_the_thread(monkeypatch):
     told = []
     monkeypatch.setattr(Link, "step", lambda *_: 1 / 0)
     with Publisher(Broker("127.0.0.1", 1), CAMERA, told.append) as publisher:

@@ -1,4 +1,4 @@
-"""`mqtts://`: a broker's certificate is checked, and one that is not trusted is told why."""
+"""`mqtts://`: a certificate is checked, and an untrusted one is refused with the reason."""
 
 import datetime
 import ipaddress
@@ -40,7 +40,7 @@ class Authority:
         return path
 
     def issue(self, folder, address="127.0.0.1", days=1):
-        """Write the key and certificate of a broker; give what mosquitto is told of them."""
+        """Write the key and certificate of a broker; return mosquitto's options for them."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "broker")])
         alternative = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
@@ -100,7 +100,7 @@ def test_events_reach_a_broker_whose_certificate_is_trusted(tmp_path, monkeypatc
         ({"days": -1}, True, "expired"),
     ],
 )
-def test_a_certificate_that_is_not_trusted_is_told_once_and_nothing_is_sent(
+def test_an_untrusted_certificate_is_reported_once_and_nothing_is_sent(
     tmp_path, monkeypatch, certificate, trusts, why
 ):
     authority, told, outbox = Authority(), [], Outbox()
@@ -121,7 +121,7 @@ def test_a_certificate_that_is_not_trusted_is_told_once_and_nothing_is_sent(
     assert "not trusted" in line and why in line and "SSL_CERT_FILE" in line and "\n" not in line
 
 
-def test_a_port_that_does_not_speak_tls_is_told_so(tmp_path):
+def test_a_port_without_tls_is_reported_as_such(tmp_path):
     running, told = RunningBroker("mosquitto", tmp_path), []
     running.start()
     try:

@@ -14,7 +14,7 @@ from streammem.server.guard import Rates
 from streammem.server.inbox import Inbox
 from streammem.server.limits import Limits
 from streammem.server.refused import Refused
-from streammem.server.rooms import _pass_on, _Source
+from streammem.server.sessions import _forward_events, _WatchedSource
 from streammem.server.shared import SharedModel
 from streammem.server.uploads import Uploads
 from streammem.server.wire import event_json
@@ -62,7 +62,7 @@ async def test_pictures_and_videos_have_limits_of_their_own(serving):
     assert 'streammem_refused_total{status="413"} 3\n' in counted
 
 
-async def test_whoever_lacks_the_token_is_asked_for_it_as_browsers_need(serving):
+async def test_a_request_without_the_token_gets_the_challenge_that_browsers_need(serving):
     async with serving(token="a token of the tests") as client:
         assert "Basic" in (await client.get("/")).headers["www-authenticate"]
 
@@ -104,22 +104,22 @@ async def test_a_session_that_is_refused_lets_go_of_its_upload(serving, video, m
         sent = (await client.post("/v1/uploads", content=Path(video).read_bytes())).json()
         wanted = {"source": sent["source"], "memory": "../x"}
         assert (await client.post("/v1/sessions", json=wanted)).status_code == 422
-        assert client.rooms.uploads.get(sent["id"]).users == 0
+        assert client.sessions.uploads.get(sent["id"]).users == 0
 
 
 async def test_a_place_that_was_taken_meanwhile_is_not_given_twice(serving, monkeypatch):
     async with serving(limits=Limits(sessions=1)) as client:
-        rooms, named = client.rooms, client.rooms._named
+        sessions, named = client.sessions, client.sessions._named
         released = []
 
         async def slow(source, options):
-            await rooms.open(None, WatchOptions(), source_options=options)
-            return _Source("x", lambda _: None, release=lambda: released.append(True))
+            await sessions.open(None, WatchOptions(), source_options=options)
+            return _WatchedSource("x", lambda _: None, release=lambda: released.append(True))
 
-        monkeypatch.setattr(rooms, "_named", slow)
+        monkeypatch.setattr(sessions, "_named", slow)
         with pytest.raises(Refused, match="close one"):
-            await rooms.open("http://films.example/a.mp4", WatchOptions())
-        assert released and len(rooms.sessions()) == 1 and named
+            await sessions.open("http://films.example/a.mp4", WatchOptions())
+        assert released and len(sessions.hosts()) == 1 and named
 
 
 async def test_more_memories_than_are_open_at_a_time_are_all_asked(serving, watched, memories):
@@ -129,7 +129,7 @@ async def test_more_memories_than_are_open_at_a_time_are_all_asked(serving, watc
             asked = {"question": "What?"}
             said = await client.post(f"/v1/memories/{name}/questions", json=asked)
             assert said.status_code == 200
-            assert list(client.rooms._memories) == [name]
+            assert list(client.sessions._memories) == [name]
 
 
 class Broken(VideoSource):
@@ -140,25 +140,25 @@ class Broken(VideoSource):
         raise SourceError("the camera has gone")
 
 
-async def test_a_source_that_breaks_off_is_told_and_what_was_seen_stays(serving):
+async def test_a_source_that_breaks_off_gives_a_warning_and_what_was_seen_stays(serving):
     async with serving() as client:
-        name = await client.rooms._start(
-            _Source("broken", lambda _: Broken("broken")), WatchOptions(), None
+        name = await client.sessions._start(
+            _WatchedSource("broken", lambda _: Broken("broken")), WatchOptions(), None
         )
         told = (await client.get(f"/v1/sessions/{name}/events")).text
         kept = (await client.get(f"/v1/sessions/{name}/segments")).json()["events"]
     assert Notice("the camera has gone").message in told and kept
 
 
-async def test_a_session_that_fails_while_it_runs_says_so_without_its_insides(serving):
+async def test_a_session_that_fails_while_it_runs_reports_it_without_internals(serving):
     class Faulty(Broken):
         def _frames(self):
             yield from film(*FILM)[:3]
             raise LookupError("/secret/path")
 
     async with serving() as client:
-        start = client.rooms._start(
-            _Source("faulty", lambda _: Faulty("faulty")), WatchOptions(), None
+        start = client.sessions._start(
+            _WatchedSource("faulty", lambda _: Faulty("faulty")), WatchOptions(), None
         )
         path = f"/v1/sessions/{await start}"
         told = (await client.get(f"{path}/events")).text
@@ -241,7 +241,7 @@ class Clocked(VideoSource):
         yield from film(*FILM)[:20]
 
 
-async def test_what_a_live_source_tells_has_its_wall_clock_for_clients_and_outlets(serving):
+async def test_events_of_a_live_source_have_its_wall_clock_for_clients_and_outlets(serving):
     from datetime import datetime
 
     passed = []
@@ -254,10 +254,10 @@ async def test_what_a_live_source_tells_has_its_wall_clock_for_clients_and_outle
             pass
 
     async with serving() as client:
-        source = _Source("camera", lambda _: Clocked("camera"))
-        name = await client.rooms._start(source, WatchOptions(stats_s=None), None)
-        opened = client.rooms._sessions[name]
-        await _pass_on(opened.room, Outlet())
+        source = _WatchedSource("camera", lambda _: Clocked("camera"))
+        name = await client.sessions._start(source, WatchOptions(stats_s=None), None)
+        opened = client.sessions._sessions[name]
+        await _forward_events(opened.host, Outlet())
         told = sse((await client.get(f"/v1/sessions/{name}/events")).text)
     told = [content for _, _, content in told]
     assert {event["type"] for event in told} == {"segment", "caption"} and told == passed

@@ -1,6 +1,14 @@
-"""The sessions and memories of one server: opened, found by name, closed when nobody asks."""
+"""The sessions and memories of one server: opens them, finds them by name, closes idle ones.
+
+sessions = Sessions(load("streammem-tiny"), SessionConfig(), ServerConfig())
+name = await sessions.open_trusted("film.mp4")  # in an event loop
+answer = await sessions.host(name).answer("What is red?")
+await sessions.close_session(name)
+await sessions.close()
+"""
 
 import asyncio
+import logging
 import re
 import secrets
 import time
@@ -25,16 +33,18 @@ from streammem.server.counters import Counters
 from streammem.server.inbox import Inbox
 from streammem.server.limits import ServerConfig
 from streammem.server.refused import Refused
-from streammem.server.room import Plan, Room
+from streammem.server.session_host import Plan, SessionHost
 from streammem.server.shared import share
 from streammem.server.uploads import Uploads, check_video
 from streammem.types import Event
 from streammem.video import SourceOptions, VideoSource, open_with
 from streammem.video.container import public_url
 
+log = logging.getLogger(__name__)
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 UPLOAD = "upload:"
-STOP_S = 20.0  # for what is open to be closed and said
+STOP_S = 20.0  # for a session to close its open segment and send the last events
 SWEEP_S = 5.0
 TRUSTED = WatchOptions(stats_s=10.0)
 RECONNECTING = SourceOptions(reconnect=True)
@@ -43,17 +53,25 @@ Opener = Callable[[Callable[[], bool]], VideoSource]
 
 
 class Outlet(Protocol):
-    """Where the events of the operator's own sources go besides; it never holds them up."""
+    """Receives the events of one of the operator's sources, for example for MQTT.
+
+    ``send`` must not block.
+    """
 
     def send(self, event: Event, more: Mapping[str, object]) -> object: ...
 
     def close(self) -> object: ...
 
 
-class _Source(NamedTuple):
-    """What a session is to watch; ``release`` is called when it is not needed any more.
+class _WatchedSource(NamedTuple):
+    """A source that a session is to watch.
 
-    ``file``: where it lies, if it is one video that clips may be cut from.
+    Attributes:
+        name: as clients see it.
+        open: opens it; its argument returns True once opening should be given up.
+        file: path, if the source is one video file, from which clips can be cut.
+        release: called once the session no longer needs the source.
+        inbox: the source itself, if clients push the frames.
     """
 
     name: str
@@ -65,15 +83,20 @@ class _Source(NamedTuple):
 
 @dataclass(eq=False)
 class _Opened:
-    room: Room
+    """An open session or memory, with its tasks.
+
+    ``stamp`` is when a memory was last written; a ``permanent`` session is never closed as idle.
+    """
+
+    host: SessionHost
     stamp: tuple[float, ...] = ()
     task: asyncio.Task[None] | None = field(default=None)
-    telling: asyncio.Task[None] | None = field(default=None)
-    stays: bool = False  # however long nobody asks
+    forwarding: asyncio.Task[None] | None = field(default=None)
+    permanent: bool = False
 
 
-class Rooms:
-    """All that clients of one server may ask. Used in the event loop only.
+class Sessions:
+    """The open sessions and memories of one server. Used in the event loop only.
 
     Args:
         model: shared by all sessions.
@@ -81,7 +104,7 @@ class Rooms:
         config: of the server.
 
     Attributes:
-        outlet: opens, for each of the operator's own sources, where its events go besides.
+        outlet: returns the ``Outlet`` for one of the operator's sources; None for none.
     """
 
     def __init__(self, model: StreamModel, session: SessionConfig, config: ServerConfig) -> None:
@@ -95,7 +118,7 @@ class Rooms:
         self._memories: dict[str, _Opened] = {}
         places = config.limits.sessions + config.limits.memories
         self._opening = asyncio.Lock()
-        self._threads = anyio.CapacityLimiter(2 * places)  # those that end count too
+        self._threads = anyio.CapacityLimiter(2 * places)  # twice: ending sessions hold theirs
 
     # -- sessions --
 
@@ -107,22 +130,22 @@ class Rooms:
         *,
         source_options: SourceOptions = RECONNECTING,
     ) -> str:
-        """Open a session on a source that a client names, and return its id.
+        """Open a session on a source named by a client, and return its id.
 
         Args:
-            source: a URL, ``upload:ID``, or None for pictures that are pushed.
+            source: a URL, ``upload:ID``, or None for frames that the client pushes.
             options: how it is watched.
-            memory: name of the memory in which it is kept; None for none.
+            memory: name of the memory to write to; None for none.
             source_options: how it is opened.
 
         Raises:
-            Refused, ConfigError, SourceError, StoreError: why not.
+            Refused, ConfigError, SourceError, StoreError: it cannot be opened.
         """
         self._check_place()
         if source is None:
             limits = self.config.limits
             inbox = Inbox(source_options.fps, limits.frames_waiting, source_options.max_side)
-            pushed = _Source(inbox.name, lambda _: inbox, inbox=inbox)
+            pushed = _WatchedSource(inbox.name, lambda _: inbox, inbox=inbox)
             return await self._start(pushed, options, memory)
         return await self._start(await self._named(source, source_options), options, memory)
 
@@ -134,65 +157,66 @@ class Rooms:
         source_options: SourceOptions = RECONNECTING,
         name: str | None = None,
     ) -> str:
-        """Open a session on a source that the operator named: any that streammem reads.
+        """Open a session on a source named by the operator, who may name any.
 
         Args:
             source: see ``open_source``.
             options: how it is watched.
             source_options: how it is opened.
-            name: what clients see; None shows it without folders and credentials.
+            name: shown to clients; None shows the source without folders and credentials.
         """
         shown = name or (public_url(source) if "://" in source else Path(source).name or source)
         file = Path(source) if "://" not in source and Path(source).is_file() else None
-        opened = _Source(shown, lambda _: open_with(source, source_options), file)
+        opened = _WatchedSource(shown, lambda _: open_with(source, source_options), file)
         return await self._start(opened, options, None)
 
     async def open_own(self, sources: Sequence[str]) -> None:
-        """Open sessions on the operator's own sources; they stay, however long nobody asks."""
+        """Open sessions on the operator's sources; they are never closed as idle."""
         options = replace(TRUSTED, alerts=self.config.alerts)
         for source in sources:
             opened = self._sessions[await self.open_trusted(source, options)]
-            opened.stays = True
+            opened.permanent = True
             if self.outlet:
-                telling = _pass_on(opened.room, self.outlet(source))
-                opened.telling = asyncio.ensure_future(telling)
+                forwarding = _forward_events(opened.host, self.outlet(source))
+                opened.forwarding = asyncio.ensure_future(forwarding)
 
-    def session(self, name: str) -> Room:
-        """Return an open session's room.
+    def host(self, name: str) -> SessionHost:
+        """Return the host of an open session.
 
         Raises:
             Refused: there is none of that id.
         """
         if name not in self._sessions:
             raise Refused(404, "no such session")
-        room = self._sessions[name].room
-        room.touch()
-        return room
+        host = self._sessions[name].host
+        host.touch()
+        return host
 
-    def sessions(self) -> dict[str, Room]:
-        """Return open sessions by id."""
-        return {name: opened.room for name, opened in self._sessions.items()}
+    def hosts(self) -> dict[str, SessionHost]:
+        """Return the hosts of open sessions by id."""
+        return {name: opened.host for name, opened in self._sessions.items()}
 
     async def close_session(self, name: str) -> None:
-        """Close a session; what is open in it is closed and said first.
+        """Close a session; its open segment is closed and its events sent first.
 
         Raises:
             Refused: there is none of that id.
         """
-        self.session(name)
+        self.host(name)
         await self._stop(self._sessions.pop(name))
+        log.info("session %s closed by its client", name[:6])
 
     # -- memories --
 
     def memory_names(self) -> list[str]:
-        """Return the names of the memories that may be asked."""
+        """Return the names of the memories in the server's folder."""
         folder = self.config.memories
         if folder is None:
             return []
         return sorted(p.name for p in folder.iterdir() if NAME.fullmatch(p.name) and is_memory(p))
 
-    async def memory(self, name: str) -> Room:
-        """Return a memory's room, opened read-only, and anew where it was written since.
+    async def memory(self, name: str) -> SessionHost:
+        """Return the host of a memory, opened read-only; reopened if it was written since.
 
         Raises:
             Refused: there is none of that name.
@@ -201,44 +225,46 @@ class Rooms:
         path = self._memory_path(name)
         if not is_memory(path):
             raise Refused(404, "no such memory")
-        async with self._opening:  # one request opens, the others find it open
-            stamp = _stamp(path)
+        async with self._opening:  # one request opens it; concurrent ones then find it open
+            stamp = _last_written(path)
             opened = self._memories.get(name)
             if opened is None or opened.stamp != stamp:
-                opened = await self._open_memory(name, path, stamp)
-        opened.room.touch()
-        return opened.room
-
-    async def _open_memory(self, name: str, path: Path, stamp: tuple[float, ...]) -> _Opened:
-        def session() -> Session:
-            return Session(self.model, self._session, memory=path, read_only=True)
-
-        plan = Plan(name, session)
-        room = Room(f"/v1/memories/{name}", plan, self.config.limits, self.counters)
-        opened = _Opened(room, stamp)
-        await self._run(opened)
-        older = [name] if name in self._memories else []
-        if not older and len(self._memories) >= self.config.limits.memories:
-            older = [min(self._memories, key=lambda n: self._memories[n].room.touched)]
-        for gone in older:
-            self._memories.pop(gone).room.retire()
-        self._memories[name] = opened
-        return opened
+                # 1. Open it beside the old one, which goes on answering meanwhile.
+                open_session = partial(
+                    Session, self.model, self._session, memory=path, read_only=True
+                )
+                url = f"/v1/memories/{name}"
+                plan = Plan(name, open_session)
+                opened = _Opened(SessionHost(url, plan, self.config.limits, self.counters), stamp)
+                await self._run(opened)
+                # 2. Retire the old one, or the one that was used longest ago if all places are
+                # taken. It still answers the requests that it has.
+                retired = [name] if name in self._memories else []
+                if not retired and len(self._memories) >= self.config.limits.memories:
+                    retired = [min(self._memories, key=lambda n: self._memories[n].host.touched)]
+                for old in retired:
+                    self._memories.pop(old).host.retire()
+                self._memories[name] = opened
+                log.info("memory %s opened", name)
+        opened.host.touch()
+        return opened.host
 
     # -- all of them --
 
     async def sweep(self) -> None:
-        """Close what nobody asks, for ever."""
+        """Close idle sessions and memories, and remove idle uploads; runs until cancelled."""
         idle_s = self.config.limits.idle_s
         while True:
             await asyncio.sleep(min(SWEEP_S, idle_s))
             for opened in (self._sessions, self._memories):
-                for name in list(opened):  # looked at anew each time: stopping the last one waited
-                    one = opened.get(name)
-                    late = time.monotonic() - idle_s
-                    if one and one.room.touched < late and not one.stays:
+                for name in list(opened):
+                    one = opened.get(name)  # stopping another waited: this one may have gone
+                    oldest = time.monotonic() - idle_s
+                    if one and one.host.touched < oldest and not one.permanent:
                         del opened[name]
                         await self._stop(one)
+                        shown = one.host.plan.source
+                        log.info("%s closed after %.0f s without requests", shown, idle_s)
             self.uploads.expire(idle_s)
 
     async def close(self) -> None:
@@ -247,35 +273,33 @@ class Rooms:
         self._sessions.clear()
         self._memories.clear()
         for one in opened:
-            one.room.stop()
+            one.host.stop()
         for one in opened:
             await self._stop(one)
         self.uploads.close()
         await anyio.to_thread.run_sync(self.scheduler.close)
-
-    # -- within --
 
     def _check_place(self) -> None:
         if len(self._sessions) >= self.config.limits.sessions:
             text = f"{len(self._sessions)} sessions are open; close one"
             raise Refused(429, text, retry_s=30)
 
-    async def _start(self, source: _Source, options: WatchOptions, memory: str | None) -> str:
+    async def _start(
+        self, source: _WatchedSource, options: WatchOptions, memory: str | None
+    ) -> str:
         try:
-            self._check_place()  # again: what came before may have waited
+            self._check_place()  # again: preparing the source may have waited
             path = None if memory is None else self._memory_path(memory)
         except Refused:
             if source.release:
                 source.release()
             raise
 
-        def session() -> Session:
-            return Session(self.model, self._session, memory=path, source=source.name)
-
+        open_session = partial(Session, self.model, self._session, memory=path, source=source.name)
         id_ = secrets.token_urlsafe(12)
         plan = Plan(
             source.name,
-            session,
+            open_session,
             source.open,
             options,
             source.inbox,
@@ -283,33 +307,35 @@ class Rooms:
             source.file,
             self.scheduler,
         )
-        room = Room(f"/v1/sessions/{id_}", plan, self.config.limits, self.counters)
-        opened = self._sessions[id_] = _Opened(room)  # counts from now on
+        host = SessionHost(f"/v1/sessions/{id_}", plan, self.config.limits, self.counters)
+        opened = self._sessions[id_] = _Opened(host)  # counts from now on
         try:
             await self._run(opened)
         except BaseException:
             self._sessions.pop(id_, None)
             raise
+        # Ids are what protects a session: the log has a part of it only.
+        log.info("session %s opened on %s", id_[:6], source.name)
         return id_
 
     async def _run(self, opened: _Opened) -> None:
-        """Start a room's thread and wait until it is open."""
-        room = opened.room
-        running = anyio.to_thread.run_sync(room.run, limiter=self._threads, abandon_on_cancel=True)
+        """Start a host's thread and wait until its session is open."""
+        host = opened.host
+        running = anyio.to_thread.run_sync(host.run, limiter=self._threads, abandon_on_cancel=True)
         opened.task = asyncio.ensure_future(running)
         try:
-            await asyncio.shield(room.opened)
+            await asyncio.shield(host.opened)
         except BaseException:
-            room.stop()
+            host.stop()
             raise
 
     async def _stop(self, opened: _Opened) -> None:
-        opened.room.stop()
+        opened.host.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
-                await opened.room.ended.wait()
-                if opened.telling:
-                    await opened.telling
+                await opened.host.ended.wait()
+                if opened.forwarding:
+                    await opened.forwarding
 
     def _memory_path(self, name: str) -> Path:
         if self.config.memories is None:
@@ -318,18 +344,21 @@ class Rooms:
             raise Refused(422, "a memory's name has letters, digits and . _ - only, 64 at most")
         return self.config.memories / name
 
-    async def _named(self, source: str, options: SourceOptions) -> _Source:
-        """Return a source that a client names."""
+    async def _named(self, source: str, options: SourceOptions) -> _WatchedSource:
+        """Check a source named by a client: an upload, a live URL, or a URL to download."""
         if source.startswith(UPLOAD):
             upload = self.uploads.get(source.removeprefix(UPLOAD))
             upload.users += 1
             path = str(upload.path)
             shown = upload.title or source
-            return _Source(shown, lambda _: open_with(path, options), upload.path, upload.leave)
+            return _WatchedSource(
+                shown, lambda _: open_with(path, options), upload.path, upload.leave
+            )
         target = await anyio.to_thread.run_sync(addresses.check, source, self.config.allowed)
         if target.parts.scheme in addresses.LIVE:
             url = addresses.live_url(target)
-            return _Source(public_url(source), lambda _: open_with(url, options))
+            return _WatchedSource(public_url(source), lambda _: open_with(url, options))
+        # A file of the web is downloaded first, from the address that was checked.
         place = self.uploads.reserve(self.config.limits.upload_bytes)
 
         def opener(stop: Callable[[], bool]) -> VideoSource:
@@ -338,17 +367,17 @@ class Rooms:
             return open_with(str(place.path), options)
 
         name, remove = public_url(source), partial(self.uploads.remove, place.id)
-        return _Source(name, opener, place.path, remove)
+        return _WatchedSource(name, opener, place.path, remove)
 
 
-async def _pass_on(room: Room, outlet: Outlet) -> None:
-    """Hand on a session's events until its source ends."""
+async def _forward_events(host: SessionHost, outlet: Outlet) -> None:
+    """Send a session's events to an outlet until its source ends."""
     position, over = 0, False
     try:
         while not over:
-            taken = await room.events.take(position, STOP_S)
+            taken = await host.events.take(position, STOP_S)
             if taken.lost:
-                room.lost(taken.lost)
+                host.lost(taken.lost)
             for event, more in zip(taken.events, taken.more, strict=True):
                 outlet.send(event, more)
             position, over = taken.position, taken.over
@@ -357,8 +386,8 @@ async def _pass_on(room: Room, outlet: Outlet) -> None:
             await anyio.to_thread.run_sync(outlet.close)
 
 
-def _stamp(path: Path) -> tuple[float, ...]:
-    """When a memory was last written to."""
+def _last_written(path: Path) -> tuple[float, ...]:
+    """Return when a memory was last written to, as the times of its files."""
     times = []
     for name in (DATABASE, f"{DATABASE}-wal"):
         with suppress(OSError):

@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from streammem.evaluation.operators import PHRASINGS, ask_by_operator, thing_of
-from streammem.evaluation.streams import Question, Stream
+from streammem.evaluation.streams import ComposedStream, StreamQuestion
+from streammem.evaluation.timelines import PHRASINGS, ask_by_operator, thing_of
 from streammem.training.phrasings import HELD_OUT
 from streammem.training.phrasings import PHRASINGS as TRAINED
 
@@ -15,11 +15,12 @@ THINGS = ("a dog running", "two men is rowing", "a cat sleeping", "a boy eating"
 def stream():
     golds = [tuple(s for s, photo in enumerate(SCENES) if photo == p) for p in range(len(THINGS))]
     present = [
-        Question(t, "present", g, n, 0) for n, (t, g) in enumerate(zip(THINGS, golds, strict=True))
+        StreamQuestion(t, "present", g, n, 0)
+        for n, (t, g) in enumerate(zip(THINGS, golds, strict=True))
     ]
-    absent = Question("a horse jumping", "absent", (), 9, 0)
-    near = Question("a dog sleeping", "near", (), 8, 0)
-    return Stream(SCENES, (*present, absent, near))
+    absent = StreamQuestion("a horse jumping", "absent", (), 9, 0)
+    near = StreamQuestion("a dog sleeping", "near", (), 8, 0)
+    return ComposedStream(SCENES, (*present, absent, near))
 
 
 def asked(operator, most=99):
@@ -55,8 +56,8 @@ def test_the_truth_of_every_operator_follows_from_the_scenes():
 
 
 def test_nothing_is_asked_for_before_the_first_scene_or_after_the_last():
-    present = [Question(thing, "present", (n,), n, 0) for n, thing in enumerate(THINGS[:2])]
-    questions = ask_by_operator(Stream((0, 1), tuple(present)), 9, seed=0)
+    present = [StreamQuestion(thing, "present", (n,), n, 0) for n, thing in enumerate(THINGS[:2])]
+    questions = ask_by_operator(ComposedStream((0, 1), tuple(present)), 9, seed=0)
     around = {(q.operator, q.gold) for q in questions if q.operator in ("before", "after")}
     assert around == {("before", (0, 1)), ("after", (0, 1))}
 

@@ -76,7 +76,7 @@ class _AbandonedError(Exception):
     """Nobody waits for the answer any more."""
 
 
-class Room:
+class SessionHost:
     """A session that others may ask. All but ``run`` is for the event loop.
 
     Args:
@@ -267,7 +267,7 @@ class Room:
             self.plan.release()
 
     def _publish(self, event: Event, more: Mapping[str, object] = NOTHING) -> None:
-        self._counters.told(event)
+        self._counters.count_event(event)
         self.events.add(event, more)
 
     def _fail(self, error: Exception) -> None:

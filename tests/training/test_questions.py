@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from streammem.errors import DatasetError
-from streammem.training.trials import NOT_SEEN, Quiz, words_about
+from streammem.training.questions import NOT_SEEN, TrialMaker, words_about
 
 CAPTIONS = [
     ("A brown dog runs.", "A dog on grass."),
@@ -18,8 +18,8 @@ CAPTIONS = [
 
 
 def trials(captions=CAPTIONS, count=300):
-    quiz, rng = Quiz(captions), np.random.default_rng(0)
-    return [quiz.draw(rng) for _ in range(count)]
+    trial_maker, rng = TrialMaker(captions), np.random.default_rng(0)
+    return [trial_maker.draw(rng) for _ in range(count)]
 
 
 def test_every_kind_of_question_comes_as_often():
@@ -34,7 +34,7 @@ def test_swapped_evidence_changes_the_answer_and_one_picture_only():
         assert trial.true.answer != trial.swapped.answer
         pairs = list(zip(trial.true.pictures, trial.swapped.pictures, strict=True))
         assert sum(one != other for one, other in pairs) == 1
-        assert all(len(set(w.pictures)) == len(w.pictures) for w in trial.ways.values())
+        assert all(len(set(w.pictures)) == len(w.pictures) for w in trial.variants.values())
 
 
 def test_answers_are_what_the_captions_of_the_shown_state():
@@ -67,9 +67,9 @@ def test_without_evidence_nothing_is_seen_and_sometimes_nothing_is_shown():
     assert all(not t.missing.pictures for t in drawn if t.kind == "presence")
 
 
-def test_a_person_may_be_a_man_so_nobody_says_there_is_none():
-    quiz = Quiz([("A man.",), ("A person.",), ("A bird.",)])
-    assert quiz._known["presence"]["Is there a man?"] == {"Yes.": [0], "No.": [2]}
+def test_a_person_may_be_a_man_so_absence_is_not_asked():
+    trial_maker = TrialMaker([("A man.",), ("A person.",), ("A bird.",)])
+    assert trial_maker._known["presence"]["Is there a man?"] == {"Yes.": [0], "No.": [2]}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_person_may_be_a_man_so_nobody_says_there_is_none():
 )
 def test_a_fact_that_is_not_clear_is_not_asked_for(unclear):
     clear = [("A white dog.",), ("A gray dog.",), ("A grey dog.",)]
-    answers = Quiz([*clear, (unclear,)])._known["color"]["What color is the dog?"]
+    answers = TrialMaker([*clear, (unclear,)])._known["color"]["What color is the dog?"]
     assert answers == {"White.": [0], "Gray.": [1, 2]}
 
 
@@ -86,10 +86,10 @@ def test_what_people_leave_out_is_never_missing():
     assert not words_about("grass")
     assert "person" in words_about("shirt") & words_about("men")
     assert words_about("dog") == {"dog", "dogs", "puppy"}
-    quiz = Quiz([("A red towel and a dog.",), ("A blue towel.",)])
-    assert "color" not in quiz._known
+    trial_maker = TrialMaker([("A red towel and a dog.",), ("A blue towel.",)])
+    assert "color" not in trial_maker._known
 
 
 def test_captions_that_answer_nothing_two_ways_are_refused():
     with pytest.raises(DatasetError, match="three ways"):
-        Quiz([("A wall.",), ("A wall.",)])
+        TrialMaker([("A wall.",), ("A wall.",)])

@@ -1,6 +1,9 @@
-"""What the stages of one run share: features, pictures, words, made when first asked for.
+"""The data that the stages of one run share: features, pictures, words, sentences.
 
-How a run goes on stands in ``run.py``.
+    context = TrainingContext(recipe, out, learner, sources)
+    stage = make_stage(context, recipe.stages[0])
+
+Each is made when a stage first needs it.
 """
 
 from collections.abc import Sequence
@@ -24,26 +27,26 @@ from streammem.training.features import (
 from streammem.training.keys import Embedded
 from streammem.training.learner import Learner
 from streammem.training.pictures import PictureSet
-from streammem.training.processes import ALONE, Team
+from streammem.training.processes import SINGLE_PROCESS, ProcessGroup
 from streammem.training.recipe import Recipe
-from streammem.training.records import TRAIN, VALIDATION, Source, sentence
+from streammem.training.records import TRAIN, VALIDATION, CaptionedSource, sentence
 from streammem.training.sentences import Sentences, embed_sentences
 from streammem.training.text import SentencePrefix
 from streammem.training.words import WordSpace
 
-BACKGROUND = 512  # pictures whose keys are the scale of "not seen"
+BACKGROUND = 512  # pictures whose keys calibrate "not seen"
 
 
-class Workshop:
-    """What the stages of one run share.
+class TrainingContext:
+    """The data that the stages of one run share, made when first needed.
 
     Args:
         recipe: of the run.
         out: its folder.
-        learner: what is trained.
+        learner: the model in training.
         sources: records of the recipe's ``data``, by its entries.
         texts: its sentences without pictures.
-        team: whose first process makes features that are not there yet.
+        group: of processes; the first makes features that do not exist yet.
     """
 
     def __init__(
@@ -51,12 +54,12 @@ class Workshop:
         recipe: Recipe,
         out: Path,
         learner: Learner,
-        sources: dict[str, Source],
-        team: Team = ALONE,
+        sources: dict[str, CaptionedSource],
+        group: ProcessGroup = SINGLE_PROCESS,
         texts: Sequence[str] = (),
     ) -> None:
         self.recipe, self.out, self.learner, self._sources = recipe, out, learner, sources
-        self.team, self._texts = team, texts
+        self.group, self._texts = group, texts
         self.features_folder = Path(recipe.features) if recipe.features else out / "features"
 
     @cached_property
@@ -64,8 +67,8 @@ class Workshop:
         return self.cached(self.learner.vision, self.features_folder)
 
     def cached(self, encoder: VisionEncoder, folder: Path) -> dict[str, CachedFeatures]:
-        """Open, or make, what an encoder sees of every source."""
-        with self.team.first_goes_first():
+        """Open or make an encoder's features of every source."""
+        with self.group.first_process_first():
             return {
                 entry: cache_features(source, encoder, folder, crops=self.recipe.crops)
                 for entry, source in self._sources.items()
@@ -98,8 +101,8 @@ class Workshop:
     def words(self) -> WordSpace:
         return WordSpace(self.captioned.captions, self.learner.language)
 
-    def told(self, split: str) -> list[str]:
-        """List what people wrote of the pictures of a split."""
+    def captions_of(self, split: str) -> list[str]:
+        """List the captions of all pictures of a split."""
         records = [record for source in self._sources.values() for record in source.records]
         return [caption for r in records if r.split == split for caption in r.captions]
 
@@ -108,9 +111,9 @@ class Workshop:
         name = self.recipe.backbones.sentences
         open_sentences = self.learner.backbones.sentences
         folder = self.features_folder
-        with self.team.first_goes_first():
-            said = embed_captions(pictures.captions, open_sentences, name, folder)
-        return Embedded(pictures, said)
+        with self.group.first_process_first():
+            embeddings = embed_captions(pictures.captions, open_sentences, name, folder)
+        return Embedded(pictures, embeddings)
 
     @property
     def has_sentences(self) -> bool:
@@ -119,24 +122,24 @@ class Workshop:
 
     @cached_property
     def sentences(self) -> Sentences:
-        """The sentences without pictures, embedded; none that a validation picture's people said.
+        """The embedded sentences without pictures, except captions of validation pictures.
 
         Raises:
             DatasetError: there are none.
         """
-        known = {sentence(caption) for caption in self.told(VALIDATION)}
+        known = {sentence(caption) for caption in self.captions_of(VALIDATION)}
         texts = [text for text in dict.fromkeys(self._texts) if text not in known]
         if not texts:
             raise DatasetError("data: there is no sentence without a picture; add a text file")
         name = self.recipe.backbones.sentences
-        with self.team.first_goes_first():
+        with self.group.first_process_first():
             return embed_sentences(
                 texts, self.learner.backbones.sentences, name, self.features_folder
             )
 
     @cached_property
     def prefix(self) -> SentencePrefix:
-        """What makes pseudo visual tokens of sentences; for training only."""
+        """The map from sentences to pseudo visual tokens; for training only."""
         config = self.learner.bridge.config
         torch.manual_seed(self.recipe.seed)
         return SentencePrefix(config.memory_tokens, config.dim).to(self.learner.device)

@@ -1,17 +1,23 @@
-"""What programs and agents ask of a session alike, and how an answer's evidence reads as text."""
+"""Queries that the HTTP routes, the page and the agents' tools share."""
 
 from streammem.engine.session import Session
 from streammem.memory.upkeep import events_of
 from streammem.server.refused import Refused
 from streammem.types import Answer, Event, clock
 
-MAX_ROWS = 1000
+MAX_SEGMENTS = 1000
 
 
 def rows(
-    session: Session, between: tuple[float, float] | None, most: int = MAX_ROWS
+    session: Session, between: tuple[float, float] | None, most: int = MAX_SEGMENTS
 ) -> list[Event]:
-    """Return what a session keeps of a span, oldest first, the newest ``most`` segments."""
+    """Return the events in a session's memory, oldest first.
+
+    Args:
+        session: whose memory.
+        between: [a, b) seconds; segments that overlap it. None for all.
+        most: segments at most, the newest.
+    """
     kept = session.memory.entries()
     if between:
         kept = tuple(e for e in kept if e.start < between[1] and e.end > between[0])
@@ -19,17 +25,17 @@ def rows(
 
 
 def check_question(text: str, longest: int) -> None:
-    """Refuse a question that is too long.
+    """Check the length of a question.
 
     Raises:
-        Refused: it is.
+        Refused: it has more than ``longest`` characters.
     """
     if len(text) > longest:
         raise Refused(422, f"{len(text)} characters; a question may have {longest}")
 
 
 def evidence_text(answer: Answer) -> str:
-    """List what an answer rests on, a line each."""
+    """Format an answer's evidence as text, one item a line; empty without evidence."""
     lines = [
         f"- {clock(e.start)}-{clock(e.end)}{f': {e.caption}' if e.caption else ''}"
         for e in answer.evidence

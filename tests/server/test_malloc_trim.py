@@ -1,11 +1,11 @@
-"""What many threads have freed is not kept by the process."""
+"""The process returns the memory that its threads have freed."""
 
 import subprocess
 import sys
 
 import pytest
 
-from streammem.server.heap import ARENAS
+from streammem.server.malloc_trim import ARENAS
 
 # A large block is freed first, as a cache of keys and values is; glibc then takes all smaller ones
 # from its arenas. 6 threads at a time free 20 MB each in blocks of 1 to 6 MB, and keep a small one
@@ -13,8 +13,8 @@ from streammem.server.heap import ARENAS
 WORK = """
 import ctypes, sys, threading
 from pathlib import Path
-from streammem.server.heap import keep_little
-told = keep_little() if sys.argv[1] == "told" else True
+from streammem.server.malloc_trim import return_freed_memory
+accepted = return_freed_memory() if sys.argv[1] == "set" else True
 
 def resident():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -35,7 +35,7 @@ threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
 before = resident()
 for thread in threads: thread.start()
 for thread in threads: thread.join()
-print(told, resident() - before, flush=True)
+print(accepted, resident() - before, flush=True)
 libc = ctypes.CDLL(None)
 libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
 libc.fflush(None)
@@ -45,12 +45,12 @@ libc.fflush(None)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_what_threads_have_freed_is_given_back():
     grown, arenas = {}, {}
-    for way in ("told", "as it is"):
+    for way in ("set", "as it is"):
         command = [sys.executable, "-c", WORK, way]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        told, mb, *_ = out.split()
-        if told == "False":
+        accepted, mb, *_ = out.split()
+        if accepted == "False":
             pytest.skip("not glibc")
         grown[way], arenas[way] = float(mb), out.count("<heap nr=")
-    assert grown["told"] < 10 < 30 < grown["as it is"], grown
-    assert arenas["told"] == ARENAS < arenas["as it is"]
+    assert grown["set"] < 10 < 30 < grown["as it is"], grown
+    assert arenas["set"] == ARENAS < arenas["as it is"]

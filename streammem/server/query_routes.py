@@ -1,0 +1,158 @@
+"""The routes that sessions and memories share: questions, search, chapters, segments, export."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Query, Response
+from fastapi.responses import StreamingResponse
+
+from streammem.errors import StreammemError
+from streammem.output.render import FORMATS
+from streammem.server.queries import check_question, rows
+from streammem.server.refused import Refused
+from streammem.server.session_host import SessionHost
+from streammem.server.sessions import Sessions
+from streammem.server.wire import MAX_S, QuestionRequest, SearchRequest, event_json, sse
+from streammem.types import Answer
+
+Form = Literal["jsonl", "srt", "vtt", "text"]
+EXPORTS: dict[Form, str] = {
+    "jsonl": "application/jsonl",
+    "srt": "application/x-subrip",
+    "vtt": "text/vtt",
+    "text": "text/plain",
+}
+FindHost = Callable[[str], Awaitable[SessionHost]]
+Id = Annotated[str, Path(max_length=64)]
+Seconds = Annotated[float | None, Query(ge=0, le=MAX_S)]
+At = Annotated[float, Query(ge=0, le=MAX_S, description="seconds")]
+
+
+def query_routes(sessions: Sessions, find_host: FindHost) -> APIRouter:
+    """Make the routes below a session or memory.
+
+    Args:
+        sessions: of the server.
+        find_host: returns the host of a session or memory by its name.
+    """
+    router = APIRouter()
+    longest = sessions.config.limits.question_chars
+
+    @router.post("/questions", response_model=None)
+    async def ask(name: Id, asked: QuestionRequest) -> Response | dict[str, object]:
+        """Answer a question; with ``stream`` piece by piece, the whole answer last."""
+        check_question(asked.question, longest)
+        host = await find_host(name)
+        if not asked.stream:
+            return event_json(await host.answer(asked.question), host.path)
+        return await stream_answer(host, asked.question, as_event)
+
+    @router.post("/find")
+    async def find(name: Id, wanted: SearchRequest) -> dict[str, object]:
+        """Find the moments that fit a description best."""
+        check_question(wanted.query, longest)
+        host = await find_host(name)
+        moments = await host.do(lambda session: session.find(wanted.query, wanted.count))
+        return {"moments": [event_json(moment, host.path) for moment in moments]}
+
+    @router.get("/summary")
+    async def summary(
+        name: Id,
+        chapters: Annotated[int | None, Query(ge=1, le=100)] = None,
+        start: Seconds = None,
+        end: Seconds = None,
+    ) -> dict[str, object]:
+        """List chapters, each with captions of its most central scenes."""
+        between = _span(start, end)
+        host = await find_host(name)
+        found = await host.do(lambda session: session.chapters(chapters, between))
+        return {"chapters": [event_json(chapter, host.path) for chapter in found]}
+
+    @router.get("/segments")
+    async def segments(name: Id, start: Seconds = None, end: Seconds = None) -> dict[str, object]:
+        """List segments, captions and speech in memory; only the newest if there are too many."""
+        between = _span(start, end)
+        host = await find_host(name)
+        kept = await host.do(lambda session: rows(session, between))
+        return {"events": [event_json(event, host.path) for event in kept]}
+
+    @router.get("/export", responses={200: {"content": {kind: {} for kind in EXPORTS.values()}}})
+    async def export(name: Id, format: Form = "jsonl") -> Response:
+        """Download the whole memory as a file: JSON Lines, SubRip, WebVTT or plain text."""
+        host = await find_host(name)
+        kept = await host.do(lambda session: rows(session, None, len(session.memory) + 1))
+        renderer = FORMATS[format]()
+        text = "".join([*map(renderer.write, kept), renderer.close()])
+        headers = {"content-disposition": f'attachment; filename="streammem.{format}"'}
+        return Response(text, media_type=EXPORTS[format], headers=headers)
+
+    @router.get("/keyframes/{segment}", responses={200: {"content": {"image/jpeg": {}}}})
+    async def keyframe(name: Id, segment: Annotated[int, Path(ge=0, le=2**53)]) -> Response:
+        """Return the keyframe of a segment."""
+        host = await find_host(name)
+        try:
+            jpeg = await host.do(lambda session: session.memory.keyframe(segment))
+        except KeyError:
+            jpeg = None
+        if jpeg is None:
+            raise Refused(404, "no such segment, or its picture is not kept any more")
+        return Response(jpeg, media_type="image/jpeg", headers={"cache-control": "max-age=3600"})
+
+    @router.get("/clip", responses={200: {"content": {"video/mp4": {}}}})
+    async def clip(name: Id, start: At, end: At) -> Response:
+        """Return a part of the video as MP4, if the source is a file that still exists."""
+        cut = await sessions.clips.cut(await find_host(name), start, end)
+        headers = {"content-length": str(cut.num_bytes)}
+        blocks = sessions.clips.blocks(cut)
+        return StreamingResponse(blocks, media_type="video/mp4", headers=headers)
+
+    return router
+
+
+async def stream_answer(
+    host: SessionHost,
+    question: str,
+    form: Callable[[str | Answer, SessionHost], str],
+    end: str = "",
+) -> StreamingResponse:
+    """Reply with an answer piece by piece; an error before the first piece is raised as usual.
+
+    Args:
+        host: of the session or memory.
+        question: the question.
+        form: formats a piece, or the whole answer, as a Server-Sent Event.
+        end: text to send last.
+    """
+    pieces = host.ask(question)
+    first = await anext(pieces)
+
+    async def stream() -> AsyncIterator[str]:
+        try:
+            yield form(first, host)
+            async for piece in pieces:
+                yield form(piece, host)
+        except Exception as error:  # noqa: BLE001, the status is already sent, so an event reports the error
+            known = isinstance(error, Refused | StreammemError)
+            text = str(error) if known else f"internal error: {type(error).__name__}"
+            yield sse("error", {"error": {"message": text}})
+        finally:
+            await pieces.aclose()
+        yield end
+
+    return StreamingResponse(stream(), media_type="text/event-stream")
+
+
+def as_event(piece: str | Answer, host: SessionHost) -> str:
+    """Format a piece of an answer, or the whole answer, as a Server-Sent Event."""
+    if isinstance(piece, str):
+        return sse("text", {"text": piece})
+    return sse("answer", event_json(piece, host.path))
+
+
+def _span(start: float | None, end: float | None) -> tuple[float, float] | None:
+    if start is None and end is None:
+        return None
+    span: tuple[float, Any] = (start or 0.0, MAX_S if end is None else end)
+    if not span[0] < span[1]:
+        raise Refused(422, "start must be before end")
+    return span
