@@ -24,6 +24,7 @@ class Options:
     size: int | None = None
     inner: Inner = field(default_factory=Inner)
     maybe: Inner | None = None
+    names: tuple[str, ...] = ("a",)
 
     def __post_init__(self):
         if self.count < 0:
@@ -56,6 +57,10 @@ def test_values_are_laid_over_and_the_rest_stays():
     assert override(Options(), {}) == Options()
 
 
+def test_a_list_is_laid_over_a_tuple():
+    assert override(Options(), parse_assignments(['names=["b", "c"]'])).names == ("b", "c")
+
+
 def test_a_table_makes_an_optional_group_from_its_defaults():
     assert override(Options(), {"maybe": {"name": "b"}}).maybe == Inner(name="b")
     given = Options(maybe=Inner(depth=9.0))
@@ -76,6 +81,7 @@ def test_a_table_makes_an_optional_group_from_its_defaults():
         ({"text": 5}, "text: 5 is not of type str"),
         ({"size": "big"}, "size: 'big' is not of type int"),
         ({"size": True}, "size: True is not of type int"),
+        ({"names": "b"}, "names: 'b' is not of type list"),
         ({"inner": 5}, "inner: 5 is not of type Inner"),
         ({"maybe": "x"}, "maybe: 'x' is not of type Inner"),
         ({"count": {"a": 1}}, "count: takes a value, not a table"),

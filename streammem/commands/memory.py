@@ -21,7 +21,7 @@ from streammem.commands.options import (
 from streammem.errors import ConfigError, StoreError
 from streammem.output.render import plain, to_line
 from streammem.output.terminal import note, output, write_line
-from streammem.types import Event, clock
+from streammem.types import Event, TimeSpan, clock
 
 if TYPE_CHECKING:
     from streammem.memory.database import Mode
@@ -202,7 +202,7 @@ def forget(arguments: argparse.Namespace) -> int:
     with _opened(arguments, "r" if arguments.dry_run else "rw") as store:
         _sources(store, arguments.source)
         act = upkeep.overlapping if arguments.dry_run else upkeep.forget
-        gone = act(store, (start, end), source=arguments.source)
+        gone = act(store, TimeSpan(start, end), source=arguments.source)
     verb = "would forget" if arguments.dry_run else "forgot"
     ids = ", ".join([*map(str, gone[:MAX_LISTED]), *(["..."] if len(gone) > MAX_LISTED else [])])
     note(f"{arguments.memory}: {verb} {_counted(len(gone), 'segment')}{ids and f' ({ids})'}")

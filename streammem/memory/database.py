@@ -153,7 +153,7 @@ def create_database(path: Path) -> None:
 def _connect(path: Path, mode: Mode) -> sqlite3.Connection:
     options = f"mode={'rw' if mode == 'rw' else 'ro'}"
     wal = path / f"{DATABASE}-wal"
-    # Without a WAL nobody writes, and a folder that cannot be written has no room for SQLite's
+    # Without a WAL no process writes, and a folder that cannot be written has no room for SQLite's
     # own bookkeeping either.
     if mode == "r" and not writable(path) and not (wal.exists() and wal.stat().st_size):
         options = "immutable=1"

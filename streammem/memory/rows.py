@@ -54,7 +54,7 @@ MIGRATIONS: dict[int, str] = {1: "", 2: ""}
 
 Since format 2 token blocks have 8 bits a value; those of format 1 stay as they are, and `to_tokens`
 tells them by their length. Since format 3 keys of notes stand before those of captions in
-`text_keys`, told by the length too; before, nobody wrote keys of notes.
+`text_keys`, told by the length too; before, no keys of notes were written.
 """
 
 _PLAIN = COLUMNS[:9]  # as they are in an Entry

@@ -14,7 +14,7 @@ from streammem.memory import rows
 from streammem.memory.entry import Entry
 from streammem.memory.folder import remove_keyframes
 from streammem.memory.store import Store
-from streammem.types import Caption, Event, Segment
+from streammem.types import Caption, Event, Segment, TimeSpan
 
 _EXPORT_ROWS = 64
 
@@ -179,22 +179,18 @@ def compact(store: Store) -> None:
         raise StoreError(f"{store.path}: a reader holds an old state; close it, then compact again")
 
 
-def overlapping(
-    store: Store, between: tuple[float, float], *, source: str | None = None
-) -> tuple[int, ...]:
+def overlapping(store: Store, between: TimeSpan, *, source: str | None = None) -> tuple[int, ...]:
     """Return the ids of the rows that `forget` would remove; otherwise as there."""
-    a, b = between
+    start, end = between
     found = store.database.query(
         'SELECT segment FROM segments WHERE start < ? AND "end" > ? AND (? IS NULL OR source = ?) '
         "ORDER BY segment",
-        b, a, source, source,
+        end, start, source, source,
     )  # fmt: skip
     return tuple(segment for (segment,) in found)
 
 
-def forget(
-    store: Store, between: tuple[float, float], *, source: str | None = None
-) -> tuple[int, ...]:
+def forget(store: Store, between: TimeSpan, *, source: str | None = None) -> tuple[int, ...]:
     """Remove every row that overlaps a window, for good.
 
     Rows, captions, tokens and keyframes are overwritten or unlinked, and the recurrent state,
@@ -204,7 +200,7 @@ def forget(
 
     Args:
         store: open for writing.
-        between: (a, b) seconds.
+        between: seconds.
         source: only this source's rows.
 
     Returns:

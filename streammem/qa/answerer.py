@@ -42,7 +42,7 @@ from streammem.models.protocols import (
 )
 from streammem.models.tiny.model import ANSWER_DECODING
 from streammem.perception.scene_buffer import places
-from streammem.qa.question import Present, Question, Turn, resolved, window_of
+from streammem.qa.question import AskedQuestion, PastTurn, Present, resolved, window_of
 from streammem.qa.time_expressions import find_time
 from streammem.qa.timeline import Appearance, Finding, compute, find_appearances, value
 from streammem.types import Answer, Caption, Chapter, Evidence, Moment, TimeSpan
@@ -122,7 +122,7 @@ class Answerer:
     config: AnswerConfig
     describer: Describer
     wall_clock: Callable[[], float] = time.time
-    turns: deque[Turn] = field(default_factory=lambda: deque(maxlen=MAX_TURNS))
+    turns: deque[PastTurn] = field(default_factory=lambda: deque(maxlen=MAX_TURNS))
     # Rows, by first and last segment, that were described in vain: nothing of them was sure.
     _unsure: frozenset[tuple[int, int]] = frozenset()
 
@@ -144,7 +144,7 @@ class Answerer:
         about = words.text if words and words.text else clean
         reading, back = resolved(self.model.text_encoder.read_question(about), self.turns)
         window = window_of(words, self._newest(), now)
-        question = Question(text, about, reading, window, now, back)
+        question = AskedQuestion(text, about, reading, window, now, back)
         computes = self.config.context in ("memory", "captions")
         if computes and reading.operator not in ("describe", "now"):
             return self._computed(question, on_text)
@@ -181,7 +181,7 @@ class Answerer:
 
     # -- computed --
 
-    def _computed(self, question: Question, on_text: OnText | None) -> Answer:
+    def _computed(self, question: AskedQuestion, on_text: OnText | None) -> Answer:
         anchor = question.reading.anchor or question.about
         query = self._query(anchor, question.now)
         # 1. What matches, and what the operator makes of it.
@@ -202,11 +202,11 @@ class Answerer:
             nearest = self._search(query, question.window)
             evidence = [self._evidence(hit.entry, hit.score) for hit in nearest]
         shown = finding.answers or finding.used
-        self.turns.append(Turn(anchor, tuple(entry.segment for entry in shown)))
+        self.turns.append(PastTurn(anchor, tuple(entry.segment for entry in shown)))
         seen = bool(finding.appearances)
         return Answer(question.text, text, seen, "computed", tuple(evidence), remark=remark)
 
-    def _finding(self, question: Question, query: Query) -> Finding:
+    def _finding(self, question: AskedQuestion, query: Query) -> Finding:
         reading, count = question.reading, self.config.passages
         operator = reading.operator
         clips = self._clips(question.window)
@@ -239,7 +239,7 @@ class Answerer:
         }
 
     def _remark(
-        self, question: Question, finding: Finding, text: str, on_text: OnText | None
+        self, question: AskedQuestion, finding: Finding, text: str, on_text: OnText | None
     ) -> str | None:
         """Let the model add a sentence to what was computed."""
         if not (self.config.remark and finding.appearances):
@@ -252,7 +252,9 @@ class Answerer:
 
     # -- in the model's words --
 
-    def _in_words(self, question: Question, present: Present, on_text: OnText | None) -> Answer:
+    def _in_words(
+        self, question: AskedQuestion, present: Present, on_text: OnText | None
+    ) -> Answer:
         reading, now = question.reading, present.now
         # 1. The rows to read from; none of the past where the present is asked about.
         pointed = reading.anchor not in question.about  # "that" was replaced
@@ -276,7 +278,7 @@ class Answerer:
         seen = bool(now)
         if sights:
             seen = bool(is_seen(query, sights, self.memory.num_keys).any())
-        self.turns.append(Turn(reading.anchor, tuple(hit.entry.segment for hit in hits[:1])))
+        self.turns.append(PastTurn(reading.anchor, tuple(hit.entry.segment for hit in hits[:1])))
         by_sight = self.config.context == "uniform"
         evidence = [self._evidence(h.entry, h.visual if by_sight else h.score) for h in hits]
         return Answer(question.text, text, seen, "model", tuple(evidence))

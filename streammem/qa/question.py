@@ -36,7 +36,7 @@ class Present(NamedTuple):
     memory: Tensor
 
 
-class Question(NamedTuple):
+class AskedQuestion(NamedTuple):
     """A question as it is worked on.
 
     Attributes:
@@ -56,14 +56,14 @@ class Question(NamedTuple):
     back: tuple[int, ...] = ()
 
 
-class Turn(NamedTuple):
+class PastTurn(NamedTuple):
     """What a later question may point back to: what was asked about, and the answer's segments."""
 
     anchor: str
     segments: tuple[int, ...]
 
 
-def resolved(reading: Reading, turns: Sequence[Turn]) -> tuple[Reading, tuple[int, ...]]:
+def resolved(reading: Reading, turns: Sequence[PastTurn]) -> tuple[Reading, tuple[int, ...]]:
     """Put what the last turn was about in the place of "that".
 
     Returns:
@@ -88,9 +88,8 @@ def window_of(words: TimeWords | None, newest: Entry | None, now: Now) -> Window
     if words is None or newest is None:
         return EVERYTHING
     if not words.from_end:
-        span = TimeSpan(words.start, words.end)
-        return Window(wall=span) if words.wall else Window(stream=span)
+        return Window(wall=words.span) if words.wall else Window(stream=words.span)
     on_wall = words.wall and newest.wall_start is not None
     end = now.wall if on_wall else now.ends[newest.source]
-    span = TimeSpan(end + words.start, end + words.end)
+    span = TimeSpan(end + words.span.start, end + words.span.end)
     return Window(wall=span) if on_wall else Window(stream=span, source=newest.source)

@@ -11,22 +11,22 @@ from datetime import date, datetime, timedelta, tzinfo
 from typing import NamedTuple
 
 from streammem.errors import ConfigError
+from streammem.types import TimeSpan
 
 
 class TimeWords(NamedTuple):
     """When a question is about.
 
     Attributes:
-        start: seconds; of the stream, or of the wall clock (Unix) if ``wall``.
-        end: seconds, not part of the span; inf where it is open.
+        span: seconds of the stream, or of the wall clock (Unix) if ``wall``; its end is inf where
+            it is open.
         wall: which clock.
-        from_end: both are <= 0 and count from the end of what was seen; with ``wall``, from the
-            present moment where the wall clock of what was seen is known ("an hour ago").
+        from_end: start and end are <= 0 and count from the end of what was seen; with ``wall``,
+            from the present moment where the wall clock of what was seen is known ("an hour ago").
         text: the question without these words.
     """
 
-    start: float
-    end: float
+    span: TimeSpan
     wall: bool
     from_end: bool
     text: str
@@ -96,10 +96,10 @@ def _without(question: str, *found: re.Match[str]) -> str:
     return re.sub(r" ([?.!,])", r"\1", question)
 
 
-def _ordered(start: float, end: float, said: str) -> tuple[float, float]:
+def _span(start: float, end: float, words: str) -> TimeSpan:
     if not start < end:
-        raise ConfigError(f"{said.strip()!r} ends before it begins; give the earlier time first")
-    return start, end
+        raise ConfigError(f"{words.strip()!r} ends before it begins; give the earlier time first")
+    return TimeSpan(start, end)
 
 
 # -- the stream's clock --
@@ -186,8 +186,9 @@ def _stream_words(question: str) -> TimeWords | None:
     for pattern, meaning in _MEANINGS:
         if found := pattern.search(question):
             start, end, from_end = meaning(found)
-            _ordered(start, end, found[0])
-            return TimeWords(start, end, meaning is _ago, from_end, _without(question, found))
+            return TimeWords(
+                _span(start, end, found[0]), meaning is _ago, from_end, _without(question, found)
+            )
     return None
 
 
@@ -230,8 +231,8 @@ def _wall_words(question: str, now: datetime) -> TimeWords | None:
     end = _at(begin, last, now.tzinfo, ends=True)
     if end <= start and first < last:  # the clocks skip it: as long an hour, where they go on
         end = start + (last - first) * 3600
-    _ordered(start, end, said)
-    return TimeWords(start, end, True, False, _without(question, *filter(None, (day, hours))))
+    rest = _without(question, *filter(None, (day, hours)))
+    return TimeWords(_span(start, end, said), True, False, rest)
 
 
 def _at(day: date, hour: float, zone: tzinfo | None, *, ends: bool = False) -> float:

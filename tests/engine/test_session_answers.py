@@ -190,6 +190,7 @@ def test_a_keyframe_shows_its_own_scene_small(model):
         {"retrieved": -1},
         {"passages": 0},
         {"now_frames": -1},
+        {"rankers": ("newest",)},
         {"max_segments": 1},
     ],
 )

@@ -35,7 +35,7 @@ def test_tokens_are_rounded_by_a_254th_of_their_neighbours_greatest_and_only_onc
     np.testing.assert_array_equal(again, rounded)
 
 
-def test_an_outlier_costs_its_32_neighbours_precision_and_nobody_else():
+def test_an_outlier_costs_its_32_neighbours_precision_and_no_others():
     tokens = np.random.default_rng(0).normal(size=(4, 384)).astype(np.float16)
     tokens[1, 0] = 500
     rounded = make(0, tokens=tokens).tokens

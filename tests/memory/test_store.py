@@ -424,7 +424,7 @@ def test_traces_of_a_crash_go_but_a_keyframe_is_never_taken_for_one(tmp_path):
     name = next(frames.iterdir()).name.encode()
     (tmp_path / "a.mem" / DATABASE).write_bytes(content.replace(name, name[::-1]))
     Store.open(tmp_path / "a.mem", MODEL).close()
-    assert len(list(frames.iterdir())) == 4, "its row is damaged: nobody knows whose it is"
+    assert len(list(frames.iterdir())) == 4, "its row is damaged: it is not known whose it is"
 
 
 # -- full and read-only disks --

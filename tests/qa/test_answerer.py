@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from streammem.engine.session import Session
+from streammem.memory.retrieval import RANKERS
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import Reading
 from streammem.qa.answerer import MAX_TURNS
@@ -18,9 +19,14 @@ AT = {"red": [(0.0, 4.5), (14.0, 18.0)], "blue": [(4.5, 8.0)], "green": [(8.0, 1
 
 
 class Reader(VideoModel):
-    """Reads ``operator: anchor/second``, and gives a colour's name that colour's key."""
+    """Reads ``operator: anchor/second``, and gives a colour's name that colour's key.
+
+    A colour's name alone asks for a description.
+    """
 
     def read_question(self, question: str) -> Reading:
+        if question in COLOURS:
+            return Reading("describe", question)
         operator, _, anchor = question.partition(": ")
         return Reading(operator, *anchor.partition("/")[::2])
 
@@ -136,6 +142,54 @@ def test_that_points_to_what_the_last_turn_was_about(asked_of):
         assert [item.segment for item in session.ask(question).evidence] == evidence
     assert session.ask("how often: it").text == session.ask("how often: blue").text
     assert asked_of().ask("after: that").seen is False  # nothing was said before
+
+
+# -- ranking rules --
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """Options with a rule by which nothing counts that ended less than five seconds ago."""
+
+    def old(candidates, scores):
+        return np.where(candidates.ages() >= 5, scores, -1.0)
+
+    monkeypatch.setitem(RANKERS, "old", old)
+    return {"rankers": ("nearest", "old")}
+
+
+@pytest.mark.parametrize(
+    ("question", "without", "with_rule"),
+    [
+        ("exists: red", [0, 3], [0]),
+        ("exists: white", [4], None),
+        ("when: red", [0, 3], [0]),
+        ("first: red", [0], [0]),
+        ("last: red", [3], [0]),
+        ("how often: red", [0, 3], [0]),
+        ("how long: red", [0, 3], [0]),
+        ("before: red", [2, 3], [0]),
+        ("after: red", [3, 4], [0, 1]),
+        ("between: red/green", [2, 3], [0, 1, 2]),
+    ],
+)
+def test_a_ranking_rule_holds_in_every_operator(asked_of, patient, question, without, with_rule):
+    for options, segments in (({}, without), (patient, with_rule)):
+        answer = asked_of(passages=1, **options).ask(question)
+        assert (answer.method, answer.seen) == ("computed", segments is not None)
+        if segments:
+            assert [item.segment for item in answer.evidence] == segments
+
+
+def test_a_ranking_rule_holds_in_find_and_in_words(asked_of, patient):
+    for options, best in (({}, 3), (patient, 0)):
+        session = asked_of(passages=1, **options)
+        assert session.find("red", 1)[0].segment == best
+        answer = session.ask("red")
+        assert (answer.seen, answer.method) == (True, "model")
+        assert [item.segment for item in answer.evidence] == [best]
+    assert asked_of(passages=1).ask("white").seen
+    assert not asked_of(passages=1, **patient).ask("white").seen
 
 
 def test_few_turns_are_kept(asked_of):

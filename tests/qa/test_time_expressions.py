@@ -35,7 +35,7 @@ def found(question, now=NOW, zone=BERLIN):
 )
 def test_words_of_the_streams_clock_are_spans_and_leave_the_question(question, start, end, rest):
     words = found(question)
-    assert (words.start, words.end, words.text) == (start, end, rest)
+    assert (words.span.start, words.span.end, words.text) == (start, end, rest)
     assert not words.wall and not words.from_end
 
 
@@ -51,7 +51,7 @@ def test_words_of_the_streams_clock_are_spans_and_leave_the_question(question, s
 def test_words_that_count_back_are_not_after_the_end(question, start, wall):
     words = found(question)
     assert words.from_end and words.wall == wall
-    assert words.start == start < words.end <= 0
+    assert words.span.start == start < words.span.end <= 0
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_words_that_count_back_are_not_after_the_end(question, start, wall):
 def test_words_of_the_wall_clock_are_past_spans_of_the_zone(question, start, end):
     words = found(question)
     assert words.wall and not words.from_end
-    assert datetime.fromtimestamp(words.start, BERLIN).isoformat()[:16] == start
-    assert datetime.fromtimestamp(words.end, BERLIN).isoformat()[:16] == end
+    assert datetime.fromtimestamp(words.span.start, BERLIN).isoformat()[:16] == start
+    assert datetime.fromtimestamp(words.span.end, BERLIN).isoformat()[:16] == end
     assert "rang" in words.text or "there a dog?" in words.text
 
 
@@ -125,24 +125,25 @@ def test_a_time_that_there_is_not_is_told_in_one_line(question, told):
 )
 def test_a_day_is_as_long_as_the_clocks_make_it(day, hours):
     words = found(f"Who came on {day}?", zone=NEW_YORK)
-    assert words.end - words.start == hours * HOUR
+    assert words.span.end - words.span.start == hours * HOUR
 
 
 def test_a_day_begins_once_where_its_midnight_comes_twice():
     havana = ZoneInfo("America/Havana")
     before, day = (found(f"Who came on 2026-{day}?", zone=havana) for day in ("10-31", "11-01"))
-    assert before.end == day.start and day.end - day.start == 25 * HOUR
+    assert before.span.end == day.span.start and day.span.end - day.span.start == 25 * HOUR
 
 
 def test_an_hour_that_comes_twice_is_both_and_one_that_is_skipped_is_the_next():
     twice = found("Who came on 2026-11-01 at 1 am?", zone=NEW_YORK)
-    assert twice.end - twice.start == 2 * HOUR
-    assert datetime.fromtimestamp(twice.start, UTC).hour == 5
+    assert twice.span.end - twice.span.start == 2 * HOUR
+    assert datetime.fromtimestamp(twice.span.start, UTC).hour == 5
     minute = found("Who came on 2026-11-01 at 1:30 am?", zone=NEW_YORK)
-    assert minute.end - minute.start == HOUR + 60  # from the first 1:30 to the second 1:31
+    # From the first 1:30 to the second 1:31.
+    assert minute.span.end - minute.span.start == HOUR + 60
     skipped = found("Who came on 2026-03-08 at 2 am?", zone=NEW_YORK)
-    assert datetime.fromtimestamp(skipped.start, UTC).hour == 7
-    assert skipped.end - skipped.start == HOUR
+    assert datetime.fromtimestamp(skipped.span.start, UTC).hour == 7
+    assert skipped.span.end - skipped.span.start == HOUR
 
 
 @settings(max_examples=50, deadline=None)
@@ -150,7 +151,7 @@ def test_an_hour_that_comes_twice_is_both_and_one_that_is_skipped_is_the_next():
 def test_neighbouring_days_tile_the_wall_clock(hour, days, zone):
     now = datetime(2026, 1, 2, hour, 10, tzinfo=zone).timestamp() + days * DAY
     today, yesterday = (found(f"Who came {day}?", now, zone) for day in ("today", "yesterday"))
-    assert yesterday.end == today.start <= now < today.end
+    assert yesterday.span.end == today.span.start <= now < today.span.end
 
 
 @settings(max_examples=50, deadline=None)
@@ -160,4 +161,4 @@ def test_any_text_is_read_or_refused_in_our_words(text):
         words = found(text)
     except ConfigError:
         return
-    assert words is None or words.start < words.end
+    assert words is None or words.span.start < words.span.end
