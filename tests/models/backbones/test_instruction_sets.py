@@ -42,6 +42,6 @@ def test_words_do_not_depend_on_what_is_said_beside_them_with_fewer_instructions
         env=os.environ | LOWERED[name],
         text=True,
         capture_output=True,
-        timeout=300,
+        timeout=900,
     )
     assert run.returncode == 0, run.stdout + run.stderr
