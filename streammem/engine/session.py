@@ -287,9 +287,7 @@ class Session:
         """
         if not question.strip():
             raise ValueError("the question is empty")
-        state = self.state
-        present = Present(state.now, state.next_segment, state.memory)
-        return self.answerer.ask(question, present, on_text)
+        return self.answerer.ask(question, self._present(), on_text)
 
     def find(self, query: str, count: int = 5) -> tuple[Moment, ...]:
         """Find the moments that a description fits best.
@@ -298,7 +296,7 @@ class Session:
             query: for example ``a man in a red hat``.
             count: moments at most.
         """
-        return self.answerer.find(query, count)
+        return self.answerer.find(query, count, self._present())
 
     def chapters(
         self, count: int | None = None, between: tuple[float, float] | None = None
@@ -313,6 +311,9 @@ class Session:
             ConfigError: count below 1.
         """
         return self.answerer.chapters(count, TimeSpan(*between) if between else None)
+
+    def _present(self) -> Present:
+        return Present(self.state.now, self.state.next_segment, self.state.memory)
 
     # -- closing --
 
