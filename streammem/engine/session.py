@@ -340,7 +340,7 @@ class Session:
             query: for example ``a man in a red hat``.
             count: moments at most.
         """
-        return self.answerer.find(query, count)
+        return self.answerer.find(query, count, self._present())
 
     def chapters(
         self, count: int | None = None, between: tuple[float, float] | None = None
@@ -355,6 +355,9 @@ class Session:
             ConfigError: count below 1.
         """
         return self.answerer.chapters(count, TimeSpan(*between) if between else None)
+
+    def _present(self) -> Present:
+        return Present(self.state.now, self.state.next_segment, self.state.memory)
 
     # -- closing --
 

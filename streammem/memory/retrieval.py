@@ -256,7 +256,7 @@ def retrieve(
 
 
 def rate(entries: Sequence[Entry], query: Query, rankers: Sequence[str] = DEFAULT_RANKERS) -> Hits:
-    """Tell how well each of these rows fits a query, in their order."""
+    """Return how well each of these rows fits a query, in their order."""
     if not entries:
         return ()
     cosines = {kind: _best_cosines(entries, kind, query.key) for kind in KINDS}

@@ -1,9 +1,10 @@
 """Answering: a question becomes operator, time and anchor, these become segments, these an answer.
 
     answerer = Answerer(model, memory, AnswerConfig(passages=4), describer)
-    answer = answerer.ask("When does the dog swim?", Present((), memory.next_segment, recurrent))
+    present = Present((), memory.next_segment, recurrent)
+    answer = answerer.ask("When does the dog swim?", present)
     answer.text, answer.seen, answer.evidence
-    answerer.find("a dog in the water", 5)
+    answerer.find("a dog in the water", 5, present)
 
 What is counted or measured is computed over the timeline and given as it is; sentences are the
 language model's own. Changes nothing in the memory but captions that it needs.
@@ -152,12 +153,10 @@ class Answerer:
             present = present._replace(now=())  # it is not what was asked about
         return self._in_words(question, present, on_text)
 
-    def find(self, query: str, count: int) -> tuple[Moment, ...]:
+    def find(self, query: str, count: int, present: Present) -> tuple[Moment, ...]:
         """Find the moments that a description fits best, best first."""
-        now = self.memory.now(self.wall_clock())
-        hits = self.memory.search(
-            self._query(_encodable(query), now), k=count, rankers=self.config.rankers
-        )
+        asked = self._query(_encodable(query), self._now(present))
+        hits = self.memory.search(asked, k=count, rankers=self.config.rankers)
         found = [self._evidence(hit.entry, hit.score) for hit in hits]
         return tuple(
             Moment(

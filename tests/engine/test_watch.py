@@ -61,12 +61,12 @@ class Broken:
     def __getattr__(self, name):
         return getattr(self._language, name)
 
-    def stream(self, prompt, config):
-        for piece in self._language.stream(prompt, config):
+    def replies(self, prompts, config, count=1):
+        for step in self._language.replies(prompts, config, count):
             if self._words == 0:
                 raise RuntimeError("out of memory")
             self._words -= 1
-            yield piece
+            yield step
 
 
 # -- events --
@@ -138,7 +138,7 @@ def test_an_error_in_the_reader_reaches_the_caller(model):
 
 
 @pytest.mark.parametrize("words", [0, 3, 10])
-def test_an_error_in_the_speaker_reaches_the_caller(words):
+def test_an_error_in_the_language_model_reaches_the_caller(words):
     model = tiny_model(open_language=lambda: Broken(words))
     source = Source(endless())
     with pytest.raises(RuntimeError, match="out of memory"):
