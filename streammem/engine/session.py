@@ -330,8 +330,7 @@ class Session:
         """
         if not question.strip():
             raise ValueError("the question is empty")
-        present = Present(self._buffer.now, self.next_segment, self.recurrent)
-        return self.answerer.ask(question, present, on_text)
+        return self.answerer.ask(question, self._present(), on_text)
 
     def find(self, query: str, count: int = 5) -> tuple[Moment, ...]:
         """Find the moments that a description fits best.
@@ -357,7 +356,7 @@ class Session:
         return self.answerer.chapters(count, TimeSpan(*between) if between else None)
 
     def _present(self) -> Present:
-        return Present(self.state.now, self.state.next_segment, self.state.memory)
+        return Present(self._buffer.now, self.next_segment, self.recurrent)
 
     # -- closing --
 

@@ -29,7 +29,6 @@ from streammem.evaluation.streams import bm25, check_enough
 from streammem.evaluation.timelines import TimedQuestion, Timeline, memories_of, timelines_of
 from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry
-from streammem.models.protocols import Reads
 from streammem.types import Answer
 
 CITED = 4  # best pieces of evidence that count, as many as "last 4" has
@@ -290,10 +289,11 @@ class _QuestionReader:
     """
 
     segment_encoder = None
-    reads = Reads()
 
     def __init__(self, model: AnsweringModel) -> None:
-        self._model = model
+        from streammem.models.protocols import Reads
+
+        self._model, self.reads = model, Reads()
         self.text_encoder = self.generator = self
         self.background, self.chance = model.background, model.chance
         self._keys: dict[str, np.ndarray] = {}

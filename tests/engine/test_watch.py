@@ -88,7 +88,7 @@ def test_pieces_joined_are_the_caption(model):
     pieces = {}
 
     def on_text(segment, piece):
-        assert threading.current_thread().name == "streammem-speaker"
+        assert threading.current_thread().name == "streammem-language"
         pieces[segment.id] = pieces.get(segment.id, "") + piece
 
     events = watch(Session(model), film(*FILM), callbacks=WatchCallbacks(on_text=on_text))

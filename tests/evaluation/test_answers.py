@@ -150,7 +150,8 @@ def test_each_question_stands_alone():
         assert not turns, "it would be read as a second turn"
         return Answer(text, "", False, "computed")
 
-    model = SimpleNamespace(background=np.zeros((1, 8)), read_question=read)
+    encoder = SimpleNamespace(background=np.zeros((1, 8)), read_question=read)
+    model = SimpleNamespace(text_encoder=encoder)
     asked = TimedQuestion(PHRASINGS["now"][0].format("a dog"), "now", ())
     timeline = timelines.Timeline(tuple(range(10)), EDGES, (asked,))
     assert answers._outcome(

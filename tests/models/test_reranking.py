@@ -89,14 +89,19 @@ def test_a_merit_that_all_captions_have_alike_counts_nothing():
 # -- in a session --
 
 
+def described(session):
+    scored = session.captioner.caption([session.request(s) for s in session.segments])
+    return [each.of(s) for each, s in zip(scored, session.segments, strict=True)]
+
+
 def test_watching_a_batch_and_one_by_one_choose_the_same_and_not_always_the_likeliest(model):
     watched = [e for e in watch(Session(model), FILM) if isinstance(e, Caption)]
     batched, single, greedy = (Session(model, SessionConfig(candidates=n)) for n in (None, 4, 1))
     for session in (batched, single, greedy):
         session.segments = [s for f in FILM for s in session.push(f)] + [*session.flush()]
-    assert watched == batched.captions(batched.segments)
+    assert watched == described(batched)
     assert watched == [single.caption(segment) for segment in single.segments]
-    assert watched != greedy.captions(greedy.segments)
+    assert watched != described(greedy)
 
 
 def test_whoever_skims_hears_the_likeliest_unless_they_ask_for_more(model):
@@ -113,7 +118,8 @@ def test_whoever_skims_hears_the_likeliest_unless_they_ask_for_more(model):
 
 def test_words_are_heard_once_they_are_chosen(model):
     session, heard = Session(model), []
-    assert session.withholds and not Session(model, SessionConfig(candidates=1)).withholds
+    assert session.captioner.withholds
+    assert not Session(model, SessionConfig(candidates=1)).captioner.withholds
     segments = [s for frame in FILM for s in session.push(frame)] + [*session.flush()]
     told = session.caption(segments[0], heard.append)
     assert heard == [told.text]
@@ -134,14 +140,14 @@ def test_how_many_are_drawn(model, options, count):
     decoding = options.pop("caption", None)
     if decoding:
         options["caption"] = replace(model.decoding, **decoding)
-    assert Session(model, SessionConfig(**options)).candidates == count
+    assert Session(model, SessionConfig(**options)).captioner.candidates == count
     options.pop("candidates", None)
-    assert Session(replace(model, choice=None), SessionConfig(**options)).candidates == 1
+    assert Session(replace(model, choice=None), SessionConfig(**options)).captioner.candidates == 1
 
 
 def test_a_model_that_cannot_choose_says_so_when_several_are_asked_for(model):
     cannot = replace(model, choice=None)
-    assert Session(cannot, SessionConfig(candidates=1)).candidates == 1
+    assert Session(cannot, SessionConfig(candidates=1)).captioner.candidates == 1
     with pytest.raises(ConfigError, match=r"candidates 2: .* has not learned to choose"):
         Session(cannot, SessionConfig(candidates=2))
 
