@@ -28,8 +28,8 @@ MARGINS = {"visual_keys": 0.0, "caption_keys": 0.65, "note_keys": 0.45}
 
 Sentences are nearer to each other than to pictures. The model's own captions tell less than the
 visual keys they were chosen by, but find a scene by the caption's own words; what people say tells
-more, and is found where the picture does not show it. Measured: docs/memory.md, *How questions
-find scenes*.
+more, and is found where the picture does not show it. Measured: docs/research/memory.md, *How
+questions find scenes*.
 """
 
 # Rate of false sightings aimed at: of questions about things that the memory lacks.

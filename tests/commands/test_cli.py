@@ -188,9 +188,9 @@ def test_scenes_obey_the_options_too(run, video):
 
     original = scenes.find_scenes
 
-    def finding(model, *rest):
-        seen["floor"] = model.scenes.floor
-        return original(model, *rest)
+    def finding(perceiver, source, stop, on_time, config):
+        seen["floor"] = config.floor
+        return original(perceiver, source, stop, on_time, config)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scenes, "find_scenes", finding)
@@ -205,9 +205,7 @@ def test_an_option_changes_nothing_but_itself(video, monkeypatch, capsys, model)
     fitted = replace(model, scenes=replace(model.scenes, floor=3.9))
     monkeypatch.setattr(checkpoint, "load", lambda name="", *, device="cpu": fitted)
     seen = {}
-    monkeypatch.setattr(
-        Session, "__post_init__", watched(Session.__post_init__, seen), raising=True
-    )
+    monkeypatch.setattr(Session, "__init__", watched(Session.__init__, seen))
     arguments = ("--set", "scenes.min_frames=3", "--temperature", "0.5")
     assert main(["scenes", video, *arguments]) == 0
     assert seen["config"].scenes == replace(fitted.scenes, min_frames=3)
@@ -215,9 +213,9 @@ def test_an_option_changes_nothing_but_itself(video, monkeypatch, capsys, model)
 
 
 def watched(original, seen):
-    def init(self):
+    def init(self, *arguments, **options):
+        original(self, *arguments, **options)
         seen["config"] = self.config
-        original(self)
 
     return init
 

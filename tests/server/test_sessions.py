@@ -9,13 +9,14 @@ import pytest
 
 from streammem.engine.watch_options import WatchOptions
 from streammem.errors import SourceError
+from streammem.models.protocols import ComposedModel
 from streammem.output.render import to_json
 from streammem.server.guard import Rates
 from streammem.server.inbox import Inbox
 from streammem.server.limits import Limits
 from streammem.server.refused import Refused
 from streammem.server.sessions import _forward_events, _WatchedSource
-from streammem.server.shared import SharedModel
+from streammem.server.shared import share
 from streammem.server.uploads import Uploads
 from streammem.server.wire import event_json
 from streammem.types import Alert, Notice
@@ -212,15 +213,20 @@ class OneAtATime:
             yield piece
 
 
-@pytest.mark.parametrize("part", ["eye", "mouth"])
+@pytest.mark.parametrize("part", ["perceiver", "generator"])
 def test_one_picture_and_one_word_at_a_time_whatever_the_number_of_threads(model, part):
-    shared, failed = SharedModel(OneAtATime(model)), []
+    alone = OneAtATime(model)
+    composed = ComposedModel("alone", "0", alone, model, alone, model)
+    shared, scheduler = share(composed)
+    failed, picture = [], film(("red", 1))[0].pixels
     prompt = model.answer_prompt([], "What is red?")
-    picture = film(("red", 1))[0].pixels
 
     def work():
         try:
-            shared.perceive(picture) if part == "eye" else list(shared.stream(prompt, SHORT))
+            if part == "perceiver":
+                shared.perceiver.perceive(picture)
+            else:
+                list(shared.generator.stream(prompt, SHORT))
         except AssertionError as error:
             failed.append(error)
 
@@ -229,6 +235,7 @@ def test_one_picture_and_one_word_at_a_time_whatever_the_number_of_threads(model
         thread.start()
     for thread in threads:
         thread.join(PATIENCE_S)
+    scheduler.close()
     assert not failed
 
 
