@@ -24,7 +24,7 @@ from streammem import load
 from streammem.evaluation.datasets import Photo, read_photo, read_photos
 from streammem.evaluation.metrics import CiderD, score_captions, tokenise
 from streammem.models.backbones.language import Replies
-from streammem.models.reranking import fit, merits
+from streammem.models.reranking import fit_reranker, reranking_features
 
 AT_ONCE = 4  # photos described in one batch
 TIMED = 24  # photos whose captions are timed one by one
@@ -48,8 +48,8 @@ class Drawn:
     key: np.ndarray
     worth: np.ndarray
 
-    def merits(self, count: int) -> np.ndarray:
-        return merits(self.log_probs[:count], self.keys[:count], self.key[None])
+    def reranking_features(self, count: int) -> np.ndarray:
+        return reranking_features(self.log_probs[:count], self.keys[:count], self.key[None])
 
 
 def draw(model: Any, photos: list[Photo], count: int) -> list[Drawn]:
@@ -59,7 +59,7 @@ def draw(model: Any, photos: list[Photo], count: int) -> list[Drawn]:
     for begin in tqdm(range(0, len(photos), AT_ONCE), desc="captions", disable=None):
         batch = photos[begin : begin + AT_ONCE]
         seen = [model.perceive(read_photo(photo.path)) for photo in batch]
-        tokens = [model.look([each.patches], [0.5]) for each in seen]
+        tokens = [model.encode_frames([each.patches], [0.5]) for each in seen]
         all_replies = model.captions(tokens, candidates=count)
         for photo, perceived, replies in zip(batch, seen, all_replies, strict=True):
             drawn.append(_weighed(model, photo, perceived.key, replies, cider))
@@ -80,12 +80,12 @@ def _weighed(model: Any, photo: Photo, key: np.ndarray, replies: Replies, cider:
 
 def chosen_across(drawn: list[Drawn], count: int) -> list[int]:
     """Return which caption of each photo is chosen by the weights of the other half of them."""
-    seen = [each.merits(count) for each in drawn]
+    seen = [each.reranking_features(count) for each in drawn]
     halves = []
     for half in (0, 1):
         others = range(1 - half, len(drawn), 2)
         worth = [drawn[i].worth[:count] for i in others]
-        halves.append(fit([seen[i] for i in others], worth, count))
+        halves.append(fit_reranker([seen[i] for i in others], worth, count))
     return [halves[i % 2](rows) for i, rows in enumerate(seen)]
 
 
@@ -119,7 +119,7 @@ def main(arguments: list[str]) -> int:
     if options.fit:
         count = options.default
         worth = [each.worth[:count] for each in drawn]
-        choice = fit([each.merits(count) for each in drawn], worth, count)
+        choice = fit_reranker([each.reranking_features(count) for each in drawn], worth, count)
         keep(options.fit, "choice", choice._asdict())
         results["weights"] = choice.weights
     print(json.dumps({"benchmark": "choice", **results, "machine": machine()}))
@@ -132,7 +132,7 @@ def _table(
     references = [photo.captions for photo in photos]
     cider = CiderD([[tokenise(text) for text in captions] for captions in references])
     tokens = [
-        model.look([model.perceive(read_photo(photo.path)).patches], [0.5])
+        model.encode_frames([model.perceive(read_photo(photo.path)).patches], [0.5])
         for photo in photos[:TIMED]
     ]
     model.captions(tokens[:1])  # the first takes longer

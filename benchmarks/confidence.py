@@ -19,7 +19,7 @@ from benchmarks.machine import machine
 from benchmarks.texts import kinds, nouns, rubbish
 from streammem import load
 from streammem.evaluation.datasets import Photo, read_photos
-from streammem.models.confidence import fit, signs
+from streammem.models.confidence import confidence_features, fit_confidence
 
 SPOILED_SHARE = 4  # every fourth photo is spoiled in each way
 BATCH = 16
@@ -67,7 +67,7 @@ class Examples:
         keys = self._model.sentence_keys(texts)
         for picture, text, key, truth in zip(pictures, texts, keys, truths, strict=True):
             own = self._model.perceive(picture).key[None]
-            self.signs.append(signs(own, key, self._background))
+            self.signs.append(confidence_features(own, key, self._background))
             self.right.append(len(nouns(text) & truth) / max(1, len(nouns(text))))
         self.kinds.extend(names)
 
@@ -101,7 +101,7 @@ def main(arguments: list[str]) -> int:
     found = examples(load(options.model), list(photos))
     x, y, names = np.array(found.signs), np.array(found.right), np.array(found.kinds)
     to_fit = np.array([name.endswith(" to fit") for name in found.kinds])
-    certainty = fit(x[to_fit], y[to_fit])
+    certainty = fit_confidence(x[to_fit], y[to_fit])
     fitted = np.array([certainty(row) for row in x[to_fit]])
     photo = names[to_fit] == "photo to fit"
     certainty = certainty._replace(least=round(float(np.quantile(fitted[photo], SILENT)), 3))

@@ -85,7 +85,7 @@ def opened(model: VideoModel) -> dict[str, CausalLanguageModel]:
 
 
 def prompt(model: VideoModel, pixels: object) -> Prompt:
-    return model.caption_prompt(model.look([model.perceive(pixels).patches], [0.5]))
+    return model.caption_prompt(model.encode_frames([model.perceive(pixels).patches], [0.5]))
 
 
 def single(routes: dict[str, CausalLanguageModel], prompts: Sequence[Prompt]) -> dict[str, object]:

@@ -80,7 +80,7 @@ class Replayed:
         seen = list(self._seen.values())[:UNIT_FRAMES]
         picture = np.full((180, 320, 3), np.arange(320, dtype=np.uint8)[:, None])
         began = time.process_time()
-        self._model.look([each.patches for each in seen], [0.5] * len(seen))
+        self._model.encode_frames([each.patches for each in seen], [0.5] * len(seen))
         Image.fromarray(picture).save(io.BytesIO(), "JPEG")
         return time.process_time() - began
 
@@ -230,7 +230,7 @@ def against_parent(model: VideoModel, found: dict[str, Any]) -> dict[str, Any]:
     From unit costs measured in this run; a caption's words are generated and counted alike.
     """
     pictures = pictures_of(TIMED)
-    tokens = [model.look([model.perceive(p).patches], [0.5]) for p in pictures]
+    tokens = [model.encode_frames([model.perceive(p).patches], [0.5]) for p in pictures]
     model.captions(tokens[:1])
     began = time.process_time()
     for each in tokens:

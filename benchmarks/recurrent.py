@@ -23,7 +23,7 @@ from tqdm import tqdm
 from benchmarks.machine import machine
 from streammem.evaluation.datasets import Photo, read_photo, read_photos
 from streammem.models.tiny.model import VideoModel
-from streammem.models.tiny.recurrent import empty, fold
+from streammem.models.tiny.recurrent import empty, update
 from streammem.training.words import content_words
 
 SCENES, SIBLINGS, EMBEDDING = 64, 8, 384
@@ -91,7 +91,7 @@ def chain(number: int) -> Keep:
         for stream in scenes:
             memory = empty(number, scenes.shape[2])
             for scene in stream:
-                memory = fold(memory, scene[None])
+                memory = update(memory, scene[None])
             memories.append(memory)
         memory = torch.stack(memories)
         places = torch.arange(float(number)).expand(len(scenes), -1)
@@ -322,7 +322,7 @@ def seen(photos: Sequence[Photo], model: VideoModel) -> tuple[Tensor, Tensor, Te
     tokens, keys = [], []
     for photo in tqdm(photos, unit="photo", disable=None):
         perceived = model.perceive(read_photo(photo.path))
-        tokens.append(model.look([perceived.patches], [0.5]))
+        tokens.append(model.encode_frames([perceived.patches], [0.5]))
         keys.append(torch.from_numpy(perceived.key))
     captions = model.sentence_keys([photo.captions[0] for photo in photos])
     return torch.stack(tokens), torch.stack(keys), torch.from_numpy(captions)

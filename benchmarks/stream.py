@@ -88,9 +88,9 @@ class TimedModel(VideoModel):
         with self.clock.part("encode"):
             return super().perceive(picture)
 
-    def look(self, patches, times):
+    def encode_frames(self, patches, times):
         with self.clock.part("bridge"):
-            return super().look(patches, times)
+            return super().encode_frames(patches, times)
 
     def remember(self, memory, tokens):
         with self.clock.part("bridge"):

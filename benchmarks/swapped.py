@@ -45,7 +45,9 @@ class Photos:
     def look(self, chosen: set[int]) -> None:
         new = sorted(chosen - self._seen.keys())
         pictures = [read_photo(self._photos[i].path) for i in new]
-        tokens = [self._model.look([self._model.perceive(p).patches], [0.5]) for p in pictures]
+        tokens = [
+            self._model.encode_frames([self._model.perceive(p).patches], [0.5]) for p in pictures
+        ]
         texts: list[str | None] = [None] * len(new)
         if self._described:
             for at in range(0, len(new), AT_ONCE):

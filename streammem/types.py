@@ -44,7 +44,7 @@ class Segment:
         id: number within the session, from 0.
         depth: SceneTilling's depth score of the boundary that ends it; None without one.
         reason: ``cut`` (a boundary), ``max`` (the length bound), ``end`` (the stream's end); None
-            where nobody knows it any more, as in a memory.
+            where it is not known any more, as in a memory.
     """
 
     id: int

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from streammem.errors import ConfigError
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies, Reply
-from streammem.models.confidence import first_phrase, signs
+from streammem.models.confidence import confidence_features, first_phrase
 from streammem.models.protocols import EvidenceItem, StreamModel, readable
 from streammem.models.reranking import best_reply
 from streammem.types import Caption, Segment
@@ -101,7 +101,7 @@ class Captioner:
         self._model, self._config = model, config
         self.decoding = config.decoding or model.generator.decoding
         own = config.instruction is None
-        if model.choice is None:
+        if model.reranker is None:
             if (config.candidates or 1) > 1:
                 raise ConfigError(
                     f"candidates {config.candidates}: {model.name} has not learned to choose among "
@@ -112,13 +112,13 @@ class Captioner:
             self.candidates = config.candidates
         else:
             greedy = self.decoding.num_beams == 1 and self.decoding.temperature == 0
-            self.candidates = model.choice.candidates if own and greedy else 1
-        if model.certainty is None:
+            self.candidates = model.reranker.candidates if own and greedy else 1
+        if model.confidence_model is None:
             self.level = 0.0
         elif config.min_confidence is not None:
             self.level = config.min_confidence
         else:
-            self.level = model.certainty.whole if own else 0.0
+            self.level = model.confidence_model.whole if own else 0.0
 
     @property
     def withholds(self) -> bool:
@@ -134,6 +134,8 @@ class Captioner:
 
     def caption(self, requests: Sequence[CaptionRequest]) -> list[ScoredCaption]:
         """Describe segments in one batch, which takes less time than one after another."""
+        if not requests:  # which opens no language model
+            return []
         prompts = [self.prompt(request) for request in requests]
         found = self._model.generator.replies(prompts, self.decoding, self.candidates)
         replies = [each for each in found if each is not None]
@@ -158,14 +160,14 @@ class Captioner:
     def score(self, request: CaptionRequest, replies: Replies) -> ScoredCaption:
         """Choose the best of the replies to a segment, and decide how much of it is given."""
         encoder, level = self._model.text_encoder, self.level
-        reply, key = best_reply(self._model.choice, encoder.sentence_keys, replies, request.keys)
+        reply, key = best_reply(self._model.reranker, encoder.sentence_keys, replies, request.keys)
         if key is None:
             (key,) = encoder.sentence_keys([reply.text])
         whole = self._confidence(request.keys, key)
         if whole >= level:
             return ScoredCaption(reply.text, whole, unsure=False, key=key)
-        assert self._model.certainty is not None  # else the level is 0
-        if whole < min(level, self._model.certainty.least):
+        assert self._model.confidence_model is not None  # else the level is 0
+        if whole < min(level, self._model.confidence_model.least):
             return ScoredCaption("", whole, unsure=True, key=key)
         phrase = first_phrase(reply.text)
         if phrase != reply.text:
@@ -174,6 +176,6 @@ class Captioner:
 
     def _confidence(self, pictures: np.ndarray, words: np.ndarray) -> float:
         """Return how likely words [K] are right of pictures [V, K], in [0, 1]."""
-        seen = signs(pictures, words, self._model.text_encoder.background.numpy())
-        sure = self._model.certainty(seen) if self._model.certainty else seen[0]
+        seen = confidence_features(pictures, words, self._model.text_encoder.background.numpy())
+        sure = self._model.confidence_model(seen) if self._model.confidence_model else seen[0]
         return round(float(min(1.0, max(0.0, sure))), 3)

@@ -145,8 +145,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.candidates is not None:
         config = SessionConfig(candidates=arguments.candidates).captioning
         count = Captioner(model, config).candidates
-        choice = model.choice and model.choice._replace(candidates=count)
-        model = replace(model, choice=choice)  # type: ignore[type-var]
+        choice = model.reranker and model.reranker._replace(candidates=count)
+        model = replace(model, reranker=choice)  # type: ignore[type-var]
     line = json.dumps(run_suite(arguments.suite, arguments.folder, model, options))
     if arguments.json:
         arguments.json.write_text(line + "\n")

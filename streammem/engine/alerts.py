@@ -115,6 +115,6 @@ def _watched(encoder: TextEncoder, query: str, config: AlertConfig) -> _Watched:
     key = unit_rows(encoder.sentence_keys(phrases).mean(0, keepdims=True))[0]
     background = encoder.background.numpy() @ key
     marks = np.array([0.0, 1.0, background.mean()])
-    at_0, at_1, usual = map(float, normalise(marks, background, config.frames, encoder.chance))
+    at_0, at_1, usual = map(float, normalise(marks, background, config.frames, encoder.null))
     gone = usual + config.leave * (threshold(config.rate) - usual)
     return _Watched(query, key, at_0, at_1 - at_0, gone)

@@ -40,7 +40,7 @@ def open_aside(opening: Callable[[], VideoSource], stop: Callable[[], bool]) -> 
             opened = error
         try:
             result.put_nowait(opened)
-        except queue.Full:  # nobody waits any more
+        except queue.Full:  # the caller has given up
             if not isinstance(opened, BaseException):
                 opened.close()
 
@@ -72,7 +72,7 @@ class Reader:
         captured: frames that the source has given.
         captured_until: seconds, the time of the newest of them.
         dropped_full: frames dropped because too many waited.
-        dropped_at_stop: frames that nobody took before it was stopped.
+        dropped_at_stop: frames that were not taken before it was stopped.
     """
 
     def __init__(self, source: VideoSource, drop: Drop = "never") -> None:

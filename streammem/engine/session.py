@@ -73,7 +73,7 @@ class Session:
         read_only: open the memory for questions only, also while another process writes it.
         source: name of the stream in evidence.
         wall_zero: wall clock at stream time 0, Unix seconds, for questions such as "yesterday at
-            3 pm"; None where nobody knows it. May be set anew while the stream runs.
+            3 pm"; None where it is unknown. May be set anew while the stream runs.
         on_score: called with the time (s) and each settled similarity and depth, for plots.
 
     Raises:

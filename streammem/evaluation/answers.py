@@ -41,7 +41,7 @@ class AnsweringModel(MemoryModel, Protocol):
     """A model with keys and captions that also reads questions."""
 
     def read_questions(self, questions: Sequence[str]) -> Sequence[Any]:
-        """Return operator and anchors of each, see ``questions.Reading``."""
+        """Return operator and anchors of each, see ``questions.QuestionReading``."""
         ...
 
 
@@ -295,7 +295,7 @@ class _QuestionReader:
 
         self._model, self.reads = model, Reads()
         self.text_encoder = self.generator = self
-        self.background, self.chance = model.background, model.chance
+        self.background, self.null = model.background, model.null
         self._keys: dict[str, np.ndarray] = {}
         self._readings: dict[str, Any] = {}
 

@@ -54,7 +54,7 @@ class MemoryModel(Protocol):
         ...
 
     @property
-    def chance(self) -> GumbelNull:
+    def null(self) -> GumbelNull:
         """Distribution of the best cosine among many unrelated pictures."""
         ...
 
@@ -236,7 +236,7 @@ def run_of(album: Album, stream: ComposedStream, keys: np.ndarray, model: Memory
         hits = memory.search(Query(key), k=max(FOUND_AT))
         best = np.array([max(hit.visual for hit in hits)])
         found.append([hit.entry.segment for hit in hits])
-        scores.append(normalise(best, background @ key, max(2, len(memory)), model.chance)[0])
+        scores.append(normalise(best, background @ key, max(2, len(memory)), model.null)[0])
     return MemoryRun(stream, keys, np.array(found), np.array(scores))
 
 

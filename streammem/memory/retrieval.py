@@ -1,6 +1,6 @@
 """The retriever: which rows a query is about, in which order, and whether any of them shows it.
 
-    query = Query(key, Now(time.time(), {"door": 60.0}), background @ key, model.chance)
+    query = Query(key, Now(time.time(), {"door": 60.0}), background @ key, model.null)
     hits = retrieve(memory, query, Window(stream=TimeSpan(0, 600)), k=4)
     seen = is_seen(query, [hit.sight for hit in hits], memory.num_keys)
 

@@ -118,9 +118,9 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         open_sentences=lambda: SentenceEncoder(backbone_path(config.sentences)),
         open_language=open_language,
         scenes=config.scenes,
-        certainty=config.certainty,
-        choice=config.choice,
-        chance=config.chance,
+        confidence_model=config.confidence_model,
+        reranker=config.reranker,
+        null=config.null,
         questions=_question_head(tensors, folder),
     )
 
@@ -171,11 +171,11 @@ def save(
     }
     if model.picture_key.evidence:
         config["evidence"] = model.picture_key.evidence.sizes._asdict()
-    if model.certainty:
-        config["certainty"] = model.certainty._asdict()
-    config["chance"] = model.chance._asdict()
-    if model.choice:
-        config["choice"] = model.choice._asdict()
+    if model.confidence_model:
+        config["certainty"] = model.confidence_model._asdict()
+    config["chance"] = model.null._asdict()
+    if model.reranker:
+        config["choice"] = model.reranker._asdict()
     path = folder / "model.safetensors.part"
     save_file(_packed(tensors), path)
     path.chmod(0o644)  # safetensors writes files that only their owner may read

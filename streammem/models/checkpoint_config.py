@@ -10,8 +10,8 @@ import numpy as np
 from streammem.errors import CheckpointError
 from streammem.memory.retrieval import DEFAULT_NULL, GumbelNull
 from streammem.models.backbones.sampling import MOST_BEAMS
-from streammem.models.confidence import LEAST, SIGNS, WHOLE, Certainty
-from streammem.models.reranking import MERITS, Choice
+from streammem.models.confidence import CONFIDENCE_FEATURES, LEAST, WHOLE, ConfidenceModel
+from streammem.models.reranking import RERANKING_FEATURES, Reranker
 from streammem.models.tiny.bridge import BridgeConfig
 from streammem.models.tiny.keys import EvidenceSizes
 from streammem.perception.scenetilling import SceneTillingConfig
@@ -29,7 +29,7 @@ class CheckpointConfig:
         vision: name of the frame encoder, likewise ``language`` and ``sentences``.
         key_dim: width of the keys.
         lora_scale: alpha / r of the adapters in the checkpoint.
-        certainty: see ``VideoModel``; likewise ``choice`` and ``chance``.
+        confidence_model: see ``VideoModel``; likewise ``reranker`` and ``null``.
         evidence: of words, that is joined to the keys; None without.
     """
 
@@ -40,9 +40,9 @@ class CheckpointConfig:
     key_dim: int
     scenes: SceneTillingConfig
     lora_scale: float
-    certainty: Certainty | None = None
-    choice: Choice | None = None
-    chance: GumbelNull = DEFAULT_NULL
+    confidence_model: ConfidenceModel | None = None
+    reranker: Reranker | None = None
+    null: GumbelNull = DEFAULT_NULL
     evidence: EvidenceSizes | None = None
 
 
@@ -65,9 +65,9 @@ def read_config(folder: Path) -> CheckpointConfig:
             key_dim=_typed(config["key_dim"], int),
             scenes=SceneTillingConfig(**config["scenes"]),
             lora_scale=float(config["lora_scale"]),
-            certainty=_certainty(config.get("certainty")),
-            choice=_choice(config.get("choice")),
-            chance=_chance(config.get("chance")),
+            confidence_model=_certainty(config.get("certainty")),
+            reranker=_choice(config.get("choice")),
+            null=_chance(config.get("chance")),
             evidence=_evidence(config.get("evidence")),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -77,27 +77,27 @@ def read_config(folder: Path) -> CheckpointConfig:
         raise CheckpointError(f"{path}: not a streammem configuration ({reason})") from error
 
 
-def _certainty(said: Any) -> Certainty | None:
+def _certainty(said: Any) -> ConfidenceModel | None:
     if said is None:
         return None
     weights = tuple(map(float, said["weights"]))
-    if len(weights) != SIGNS or not np.isfinite([*weights, said["bias"]]).all():
-        raise ValueError(f"certainty needs {SIGNS} weights and a bias, all finite")
+    if len(weights) != CONFIDENCE_FEATURES or not np.isfinite([*weights, said["bias"]]).all():
+        raise ValueError(f"certainty needs {CONFIDENCE_FEATURES} weights and a bias, all finite")
     least, whole = float(said.get("least", LEAST)), float(said.get("whole", WHOLE))
     if not (0 <= least <= 1 and 0 <= whole <= 1):
         raise ValueError("certainty: least and whole are probabilities")
-    return Certainty(weights, float(said["bias"]), least, whole)
+    return ConfidenceModel(weights, float(said["bias"]), least, whole)
 
 
-def _choice(said: Any) -> Choice | None:
+def _choice(said: Any) -> Reranker | None:
     if said is None:
         return None
     weights, candidates = tuple(map(float, said["weights"])), _typed(said["candidates"], int)
-    if len(weights) != MERITS or not np.isfinite(weights).all():
-        raise ValueError(f"choice needs {MERITS} weights, all finite")
+    if len(weights) != RERANKING_FEATURES or not np.isfinite(weights).all():
+        raise ValueError(f"choice needs {RERANKING_FEATURES} weights, all finite")
     if not 1 <= candidates <= MOST_BEAMS:
         raise ValueError(f"choice: candidates are 1 to {MOST_BEAMS}, not {candidates}")
-    return Choice(weights, candidates)
+    return Reranker(weights, candidates)
 
 
 def _chance(said: Any) -> GumbelNull:

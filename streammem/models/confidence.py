@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-SIGNS = 4
+CONFIDENCE_FEATURES = 4
 NEAREST = 10  # background pictures that say whether a picture is of a known kind
 RIDGE = 1e-2
 NEWTON_STEPS = 30
@@ -24,8 +24,8 @@ _ENDS = frozenset(
 )
 
 
-class Certainty(NamedTuple):
-    """A logistic fit over ``signs``.
+class ConfidenceModel(NamedTuple):
+    """A logistic fit over ``confidence_features``.
 
     Attributes:
         weights: [4].
@@ -44,7 +44,9 @@ class Certainty(NamedTuple):
         return float(1 / (1 + np.exp(-(seen @ np.array(self.weights) + self.bias))))
 
 
-def signs(pictures: np.ndarray, words: np.ndarray, background: np.ndarray) -> np.ndarray:
+def confidence_features(
+    pictures: np.ndarray, words: np.ndarray, background: np.ndarray
+) -> np.ndarray:
     """Measure what confidence rests on.
 
     Args:
@@ -91,7 +93,7 @@ def first_phrase(text: str) -> str:
     return text
 
 
-def fit(seen: np.ndarray, right: np.ndarray) -> Certainty:
+def fit_confidence(seen: np.ndarray, right: np.ndarray) -> ConfidenceModel:
     """Fit the probability to examples, by ridge logistic regression.
 
     Args:
@@ -112,4 +114,4 @@ def fit(seen: np.ndarray, right: np.ndarray) -> Certainty:
         slope = x.T @ (p - right) + ridge @ w
         w -= np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + ridge, slope)
     weights = w[:-1] / scale
-    return Certainty(tuple(map(float, weights)), float(w[-1] - weights @ mean))
+    return ConfidenceModel(tuple(map(float, weights)), float(w[-1] - weights @ mean))

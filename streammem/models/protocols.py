@@ -18,9 +18,9 @@ from torch import Tensor
 
 from streammem.memory.retrieval import GumbelNull
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies
-from streammem.models.confidence import Certainty
-from streammem.models.reranking import Choice
-from streammem.models.tiny.questions import Reading
+from streammem.models.confidence import ConfidenceModel
+from streammem.models.reranking import Reranker
+from streammem.models.tiny.questions import QuestionReading
 from streammem.perception.perceiver import Perceiver
 
 
@@ -115,7 +115,7 @@ class TextEncoder(Protocol):
         ...
 
     @property
-    def chance(self) -> GumbelNull:
+    def null(self) -> GumbelNull:
         """How far the best of many unrelated pictures' keys reaches."""
         ...
 
@@ -123,7 +123,7 @@ class TextEncoder(Protocol):
         """Map sentences to unit keys [N, K] float32."""
         ...
 
-    def read_question(self, question: str) -> Reading:
+    def read_question(self, question: str) -> QuestionReading:
         """Read what is asked for, and of what."""
         ...
 
@@ -174,8 +174,8 @@ class StreamModel(Protocol):
     Attributes:
         name: the preset or folder that it was loaded from.
         fingerprint: a checksum of what decides the meaning of a stored memory.
-        certainty: how confidence in the generator's captions comes from keys; None without a fit.
-        choice: how the best of its captions is chosen; None: the likeliest.
+        confidence_model: how sure a caption of the generator is, from keys; None without a fit.
+        reranker: how the best of its captions is chosen; None: the likeliest.
     """
 
     @property
@@ -191,9 +191,9 @@ class StreamModel(Protocol):
     @property
     def generator(self) -> Generator: ...
     @property
-    def certainty(self) -> Certainty | None: ...
+    def confidence_model(self) -> ConfidenceModel | None: ...
     @property
-    def choice(self) -> Choice | None: ...
+    def reranker(self) -> Reranker | None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,8 +206,8 @@ class ComposedModel:
     text_encoder: TextEncoder
     generator: Generator
     segment_encoder: SegmentEncoder | None = None
-    certainty: Certainty | None = None
-    choice: Choice | None = None
+    confidence_model: ConfidenceModel | None = None
+    reranker: Reranker | None = None
 
 
 def readable(items: Sequence[EvidenceItem], reads: Reads) -> list[EvidenceItem]:

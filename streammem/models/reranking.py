@@ -12,15 +12,15 @@ import numpy as np
 from streammem.models.backbones.language import Replies, Reply
 from streammem.models.confidence import directions
 
-MERITS = 2
+RERANKING_FEATURES = 2
 RIDGE = 1e-2
 
 
-class Choice(NamedTuple):
-    """What a caption's merits count, and among how many captions it is chosen by default.
+class Reranker(NamedTuple):
+    """A linear score of a caption's features; the caption of the highest score is chosen.
 
     Attributes:
-        weights: [2], of ``merits``.
+        weights: [2], of ``reranking_features``.
         candidates: captions drawn for each picture, >= 1.
     """
 
@@ -28,12 +28,14 @@ class Choice(NamedTuple):
     candidates: int
 
     def __call__(self, seen: np.ndarray) -> int:
-        """Return which of the captions is best by its merits [N, 2]; the first of equals."""
+        """Return which of N captions is best by their features [N, 2]; the first of equals."""
         return int((seen @ np.array(self.weights)).argmax())
 
 
-def merits(log_probs: Sequence[float], words: np.ndarray, pictures: np.ndarray) -> np.ndarray:
-    """Measure what speaks for each of several captions of one picture.
+def reranking_features(
+    log_probs: Sequence[float], words: np.ndarray, pictures: np.ndarray
+) -> np.ndarray:
+    """Compute the features of each of several captions of one picture.
 
     Args:
         log_probs: mean log-probability of a token of each of N captions.
@@ -48,7 +50,7 @@ def merits(log_probs: Sequence[float], words: np.ndarray, pictures: np.ndarray) 
 
 
 def best_reply(
-    choice: Choice | None,
+    reranker: Reranker | None,
     sentence_keys: Callable[[Sequence[str]], np.ndarray],
     replies: Replies,
     pictures: np.ndarray,
@@ -56,7 +58,7 @@ def best_reply(
     """Choose the reply that fits a picture best; the first where there is no choice.
 
     Args:
-        choice: how; None takes the first.
+        reranker: how; None takes the first.
         sentence_keys: maps texts to unit keys [N, K].
         replies: at least one; of several, each with the log-probabilities of its tokens.
         pictures: [V, K] unit keys of what they describe, V >= 1.
@@ -64,33 +66,37 @@ def best_reply(
     Returns:
         The reply, and the unit key [K] of its text where it was needed for the choice.
     """
-    if len(replies) == 1 or choice is None:
+    if len(replies) == 1 or reranker is None:
         return replies[0], None
     keys = sentence_keys([reply.text for reply in replies])
     log_probs = [float(np.mean(reply.log_probs)) for reply in replies]
-    best = choice(merits(log_probs, keys, pictures))
+    best = reranker(reranking_features(log_probs, keys, pictures))
     return replies[best], keys[best]
 
 
-def fit(seen: Sequence[np.ndarray], worth: Sequence[np.ndarray], candidates: int) -> Choice:
-    """Fit what merits count to captions whose worth is known, by ridge regression.
+def fit_reranker(
+    seen: Sequence[np.ndarray], worth: Sequence[np.ndarray], candidates: int
+) -> Reranker:
+    """Fit a reranker to captions whose worth is known, by ridge regression.
 
     Only differences between captions of one picture count, as only they are chosen between.
 
     Args:
-        seen: merits [N, 2] of each picture's captions.
+        seen: features [N, 2] of each picture's captions.
         worth: [N] of each picture's captions, such as their CIDEr-D.
-        candidates: see ``Choice``.
+        candidates: see ``Reranker``.
 
     Raises:
-        ValueError: no picture has captions of different merits.
+        ValueError: no picture has captions of different features.
     """
     x = np.concatenate([rows - rows.mean(0) for rows in seen])
     y = np.concatenate([values - values.mean() for values in worth])
     scale = x.std(0)
     if not scale.any():
-        raise ValueError("choice: needs captions that differ in their merits")
+        raise ValueError("choice: needs captions that differ in their features")
     scale[scale == 0] = 1.0
     x = x / scale
-    weights = np.linalg.solve(x.T @ x + RIDGE * len(x) * np.eye(MERITS), x.T @ y) / scale
-    return Choice(tuple(float(weight) for weight in weights), candidates)
+    weights = (
+        np.linalg.solve(x.T @ x + RIDGE * len(x) * np.eye(RERANKING_FEATURES), x.T @ y) / scale
+    )
+    return Reranker(tuple(float(weight) for weight in weights), candidates)

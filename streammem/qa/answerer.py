@@ -357,7 +357,7 @@ class Answerer:
     def _query(self, text: str, now: Now) -> Query:
         encoder = self.model.text_encoder
         key = encoder.sentence_keys([text])[0]
-        return Query(key, now, encoder.background.numpy() @ key, encoder.chance)
+        return Query(key, now, encoder.background.numpy() @ key, encoder.null)
 
     def _search(self, query: Query, window: Window) -> Sequence[Hit]:
         return self.memory.search(query, window, self.config.passages, self.config.rankers)

@@ -1,4 +1,4 @@
-"""Reading a question: what is asked for, of what, and of which time.
+"""QuestionReading a question: what is asked for, of what, and of which time.
 
     words = find_time("Where was the dog yesterday?", now=now.wall)
     window = window_of(words, memory.entries()[-1], now)         # yesterday, on the wall clock
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from streammem.memory.entry import Entry, Now
 from streammem.memory.retrieval import EVERYTHING, Window
-from streammem.models.tiny.questions import Reading
+from streammem.models.tiny.questions import QuestionReading
 from streammem.perception.scene_buffer import BufferedFrame
 from streammem.qa.time_expressions import TimeWords
 from streammem.types import TimeSpan
@@ -50,7 +50,7 @@ class AskedQuestion(NamedTuple):
 
     text: str
     about: str
-    reading: Reading
+    reading: QuestionReading
     window: Window
     now: Now
     back: tuple[int, ...] = ()
@@ -63,7 +63,9 @@ class PastTurn(NamedTuple):
     segments: tuple[int, ...]
 
 
-def resolved(reading: Reading, turns: Sequence[PastTurn]) -> tuple[Reading, tuple[int, ...]]:
+def resolved(
+    reading: QuestionReading, turns: Sequence[PastTurn]
+) -> tuple[QuestionReading, tuple[int, ...]]:
     """Put what the last turn was about in the place of "that".
 
     Returns:

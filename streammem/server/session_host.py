@@ -73,7 +73,7 @@ class _Job(NamedTuple):
 
 
 class _AbandonedError(Exception):
-    """Nobody waits for the answer any more."""
+    """The client that asked has gone."""
 
 
 class SessionHost:
@@ -107,7 +107,7 @@ class SessionHost:
     # -- for the event loop --
 
     def touch(self) -> None:
-        """Note that somebody is interested."""
+        """Note that a client has used the session."""
         self.touched = time.monotonic()
 
     def lost(self, count: int) -> None:
@@ -235,7 +235,7 @@ class SessionHost:
             done = job.work(session)
         except _AbandonedError:
             return
-        except Exception as error:  # noqa: BLE001, carried to whoever asked
+        except Exception as error:  # noqa: BLE001, carried to the client that asked
             self._tell(_settle, job.done, None, error)
         else:
             self._tell(_settle, job.done, done, None)
@@ -248,7 +248,7 @@ class SessionHost:
             self.depths.append(Depth(at, float(score.depth)))
 
     def _tell(self, call: Callable[..., object], *values: object) -> None:
-        with suppress(RuntimeError):  # the loop has ended: nobody is left to be told
+        with suppress(RuntimeError):  # the loop has ended, and its clients with it
             self._loop.call_soon_threadsafe(call, *values)
 
     # -- told by the thread, in the event loop --
@@ -275,7 +275,7 @@ class SessionHost:
             self.events.add(Notice(str(error)))
         else:
             self.opened.set_exception(error)
-            self.opened.exception()  # whoever opened it may have left
+            self.opened.exception()  # the client that opened it may have left
 
     def _end(self, state: State) -> None:
         self.state = state

@@ -21,7 +21,7 @@ from streammem.models.protocols import (
     StreamModel,
     TextEncoder,
 )
-from streammem.models.tiny.questions import Reading
+from streammem.models.tiny.questions import QuestionReading
 from streammem.perception.perceiver import Perceived, Perceiver
 from streammem.perception.scenetilling import SceneTillingConfig
 
@@ -73,14 +73,14 @@ class _LockedTextEncoder:
         return self.inner.background
 
     @property
-    def chance(self) -> GumbelNull:
-        return self.inner.chance
+    def null(self) -> GumbelNull:
+        return self.inner.null
 
     def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
         with self.lock:
             return self.inner.sentence_keys(sentences)
 
-    def read_question(self, question: str) -> Reading:
+    def read_question(self, question: str) -> QuestionReading:
         with self.lock:
             return self.inner.read_question(question)
 
@@ -114,7 +114,7 @@ def share(model: StreamModel, on_batch: Callable[[int], None] | None = None) -> 
         text_encoder=_LockedTextEncoder(model.text_encoder, vision_lock),
         generator=ScheduledGenerator(model.generator, scheduler),
         segment_encoder=_LockedSegmentEncoder(encoder, vision_lock) if encoder else None,
-        certainty=model.certainty,
-        choice=model.choice,
+        confidence_model=model.confidence_model,
+        reranker=model.reranker,
     )
     return SharedModel(shared, scheduler)

@@ -223,7 +223,7 @@ class AnswerStage:
 
     @torch.no_grad()
     def _visual(self, patches: Tensor, times: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.bridge.to_language(self.bridge.look(patches, times, mask))
+        return self.bridge.to_language(self.bridge.encode(patches, times, mask))
 
     def _own_captions(self, rng: np.random.Generator) -> list[tuple[int, list[int]]]:
         """Caption some pictures with the untrained LoRA: (picture, token ids)."""

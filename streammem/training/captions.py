@@ -297,7 +297,7 @@ class CaptionStage:
         }
 
     def _visual(self, patches: Tensor, times: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.bridge.to_language(self.bridge.look(patches, times, mask))
+        return self.bridge.to_language(self.bridge.encode(patches, times, mask))
 
     def _loss(self, visual: Tensor, rows: list[BranchedPrompt]) -> Tensor:
         self.language.model.train(self.module.training)  # the adapter's dropout

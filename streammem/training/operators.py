@@ -15,7 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streammem.models.backbones.text import SentenceEncoder, TokenStates
-from streammem.models.tiny.questions import OPERATORS, PUNCTUATION, Operator, QuestionHead, Reading
+from streammem.models.tiny.questions import (
+    OPERATORS,
+    PUNCTUATION,
+    Operator,
+    QuestionHead,
+    QuestionReading,
+)
 from streammem.training.phrasings import Anchors, QuestionExample, anchors_of, draw_question
 
 NUM_TRAINING = 6000
@@ -123,15 +129,15 @@ def tags_of(question: QuestionExample, spans: Sequence[tuple[int, int]]) -> list
     ]
 
 
-def control(question: str) -> Reading:
+def control(question: str) -> QuestionReading:
     """Read a question by regular expressions."""
     text = question.strip(PUNCTUATION)
     for operator, pattern in CONTROL:
         if found := re.search(pattern, text, re.IGNORECASE):
             anchors = [(part or "").strip(PUNCTUATION) for part in found.groups()]
             second = anchors[1] if operator == "between" else ""
-            return Reading(operator, anchors[0], second)
-    return Reading("describe", text)
+            return QuestionReading(operator, anchors[0], second)
+    return QuestionReading("describe", text)
 
 
 def _states(
@@ -141,12 +147,12 @@ def _states(
     return [TokenStates(states.to(device), spans) for states, spans in found]
 
 
-def _operator_share(questions: Sequence[QuestionExample], read: Sequence[Reading]) -> float:
+def _operator_share(questions: Sequence[QuestionExample], read: Sequence[QuestionReading]) -> float:
     right = [q.operator == r.operator for q, r in zip(questions, read, strict=True)]
     return round(sum(right) / len(right), 4)
 
 
-def _anchor_share(questions: Sequence[QuestionExample], read: Sequence[Reading]) -> float:
+def _anchor_share(questions: Sequence[QuestionExample], read: Sequence[QuestionReading]) -> float:
     right = []
     for question, reading in zip(questions, read, strict=True):
         wanted = [question.text[a:b].strip(PUNCTUATION) for a, b in question.anchors]

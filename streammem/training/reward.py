@@ -102,7 +102,7 @@ class RewardStage:
         return greedy_caption_figures(self.language, self.validation, self._visual, self._sample)
 
     def _visual(self, patches: Tensor, times: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.bridge.to_language(self.bridge.look(patches, times, mask))
+        return self.bridge.to_language(self.bridge.encode(patches, times, mask))
 
     def _losses(self, rows: Sequence[BranchedPrompt], visual: Tensor) -> Tensor:
         # Without the adapter's dropout, as in sampling: the loss is of the same distribution.

@@ -297,8 +297,8 @@ def _save_checkpoint(context: TrainingContext) -> None:
         open_sentences=learner.backbones.sentences,
         open_language=learner.backbones.language,
         scenes=start.scenes if start else SceneTillingConfig(),
-        choice=start.choice if start else None,
-        chance=start.chance if start else DEFAULT_NULL,
+        reranker=start.reranker if start else None,
+        null=start.null if start else DEFAULT_NULL,
         questions=questions,
     )
     save(

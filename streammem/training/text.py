@@ -96,7 +96,7 @@ def bridge_tokens(bridge: MemoryBridge, pictures: PictureSet) -> Tensor:
     batches = []
     for begin in tqdm(range(0, len(pictures), 64), desc="bridge", unit="batch", leave=False):
         chosen = range(begin, min(begin + 64, len(pictures)))
-        batches.append(bridge.look(*pictures.whole(chosen)).half().cpu())
+        batches.append(bridge.encode(*pictures.whole(chosen)).half().cpu())
     return torch.cat(batches)
 
 
@@ -233,7 +233,7 @@ class TextStage:
 
     def _cider(self) -> dict[str, float]:
         def encode(patches: Tensor, times: Tensor) -> Tensor:
-            return self.bridge.to_language(self.bridge.look(patches, times))
+            return self.bridge.to_language(self.bridge.encode(patches, times))
 
         def sample(visual: Tensor, count: int, *, temperature: float) -> list[list[list[int]]]:
             return sample_captions(self.language, visual, count, temperature=temperature)

@@ -141,7 +141,9 @@ class WordStage:
     def loss(self, rng: np.random.Generator) -> Tensor:
         chosen = self.pictures.draw(rng, self.batch)
         patches, times, mask = sample_views(self.pictures, chosen, rng)
-        return word_loss(self.scores(self.bridge.look(patches, times, mask)), self._targets[chosen])
+        return word_loss(
+            self.scores(self.bridge.encode(patches, times, mask)), self._targets[chosen]
+        )
 
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
@@ -152,7 +154,7 @@ class WordStage:
         for begin in range(0, len(self.validation), 64):
             chosen = np.arange(begin, min(begin + 64, len(self.validation)))
             patches, times = self.validation.whole(chosen)
-            best = self.scores(self.bridge.look(patches, times)).topk(top).indices.cpu()
+            best = self.scores(self.bridge.encode(patches, times)).topk(top).indices.cpu()
             truth = self._validation_targets[chosen] > 0
             hits += truth.gather(1, best).float().mean(1).sum().item()
             prior_hits += truth[:, prior_best].float().mean(1).sum().item()

@@ -14,7 +14,7 @@ from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchCallbacks
 from streammem.errors import ConfigError
 from streammem.models.backbones.language import Reply
-from streammem.models.confidence import WHOLE, Certainty, signs
+from streammem.models.confidence import WHOLE, ConfidenceModel, confidence_features
 from streammem.types import Caption, Segment
 from tests.tiny import film, tiny_model
 
@@ -25,7 +25,7 @@ FILM = film(("red", 4), ("blue", 4), ("green", 4))
 
 def certain(odds):
     """A fit that gives every caption the same confidence."""
-    return Certainty((0.0,) * 4, float(np.log(odds / (1 - odds))), 0.2)
+    return ConfidenceModel((0.0,) * 4, float(np.log(odds / (1 - odds))), 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def plain():
 @pytest.fixture
 def model(plain, monkeypatch):
     """Says WORDS of everything, with 0.3 confidence."""
-    speaking = replace(plain, certainty=certain(WHOLE - 0.02))
+    speaking = replace(plain, confidence_model=certain(WHOLE - 0.02))
     monkeypatch.setattr(type(plain), "stream", lambda *_: iter(WORDS.partition(" in")))
     said = (Reply(WORDS, [], []),)
     monkeypatch.setattr(
@@ -58,7 +58,7 @@ def scored(model, config=DEFAULTS):
     ("odds", "text"), [(WHOLE + 0.01, WORDS), (WHOLE - 0.01, "A man"), (0.21, "A man"), (0.19, "")]
 )
 def test_the_less_sure_the_less_is_said_and_all_of_it_in_the_models_words(plain, odds, text):
-    said = scored(replace(plain, certainty=certain(odds)))
+    said = scored(replace(plain, confidence_model=certain(odds)))
     assert (said.text, said.unsure) == (text, text != WORDS)
     assert WORDS.startswith(said.text)
     assert said.confidence == pytest.approx(odds, abs=1e-3)
@@ -78,13 +78,13 @@ def test_the_less_sure_the_less_is_said_and_all_of_it_in_the_models_words(plain,
     ],
 )
 def test_the_level_is_the_users_and_none_for_an_instruction_of_their_own(plain, options, text):
-    said = scored(replace(plain, certainty=certain(0.1)), SessionConfig(**options))
+    said = scored(replace(plain, confidence_model=certain(0.1)), SessionConfig(**options))
     assert said.text == text
 
 
 @pytest.mark.parametrize(("whole", "text"), [(0.6, "A man"), (0.4, WORDS)])
 def test_the_level_of_a_model_is_that_of_its_fit(plain, whole, text):
-    assert scored(replace(plain, certainty=certain(0.5)._replace(whole=whole))).text == text
+    assert scored(replace(plain, confidence_model=certain(0.5)._replace(whole=whole))).text == text
 
 
 def test_a_model_without_a_fit_says_everything(plain):
@@ -94,12 +94,12 @@ def test_a_model_without_a_fit_says_everything(plain):
 
 
 def test_confidence_and_key_are_those_of_the_words_that_are_said(plain):
-    fitted = replace(plain, certainty=Certainty((3.0, 0.2, 0.0, 0.0), -2.0, 0.0))
+    fitted = replace(plain, confidence_model=ConfidenceModel((3.0, 0.2, 0.0, 0.0), -2.0, 0.0))
     said = scored(fitted, SessionConfig(min_confidence=1.0))
     assert said.text == "A man"
     assert np.allclose(said.key, fitted.sentence_keys(["A man"])[0])
-    seen = signs(plain.background.numpy()[:2], said.key, plain.background.numpy())
-    assert said.confidence == round(fitted.certainty(seen), 3)
+    seen = confidence_features(plain.background.numpy()[:2], said.key, plain.background.numpy())
+    assert said.confidence == round(fitted.confidence_model(seen), 3)
 
 
 @pytest.mark.parametrize("level", [-0.1, 1.1, float("nan")])
@@ -132,7 +132,7 @@ def test_no_word_is_heard_that_is_not_said(model, level):
 
 
 def test_nothing_is_kept_of_what_is_not_said(model):
-    session = Session(replace(model, certainty=certain(0.1)))
+    session = Session(replace(model, confidence_model=certain(0.1)))
     (segment,) = [s for f in film(("red", 3)) for s in session.push(f)] + [*session.flush()]
     caption = session.caption(segment)
     assert (caption.text, caption.reason) == ("", "unsure")
@@ -168,7 +168,7 @@ def test_what_is_withheld_is_described_once_however_often_it_is_asked_about(mode
         return said(self, prompts, *rest)
 
     monkeypatch.setattr(type(model), "replies", counting)
-    unsure = replace(model, certainty=certain(0.1))
+    unsure = replace(model, confidence_model=certain(0.1))
     session = Session(unsure, SessionConfig(min_confidence=1.0, passages=2))
     for frame in FILM:
         session.push(frame)
@@ -183,7 +183,7 @@ def test_what_is_withheld_is_described_once_however_often_it_is_asked_about(mode
 
 
 def test_what_is_withheld_is_described_anew_when_it_has_grown(model):
-    unsure = replace(model, certainty=certain(0.1))
+    unsure = replace(model, confidence_model=certain(0.1))
     session = Session(unsure, SessionConfig(min_confidence=1.0))
     for frame in FILM:
         session.push(frame)

@@ -23,7 +23,7 @@ from streammem.engine.watch import SEGMENTS_AHEAD, watch
 from streammem.engine.watch_options import WatchCallbacks
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.backbones.products import has_half
-from streammem.models.confidence import Certainty
+from streammem.models.confidence import ConfidenceModel
 from streammem.models.protocols import EvidenceItem
 from streammem.types import Caption, Segment
 from streammem.video import VideoSource
@@ -464,7 +464,7 @@ class Live(VideoSource):
 def watched(source, *, certain=False, **callbacks):
     """Watch a source whose first caption comes when four scenes have closed."""
     language = Gated(threading.Event())
-    sure = {"certainty": Certainty((1.0, 0.0, 0.0, 0.0), 3.0)} if certain else {}
+    sure = {"confidence_model": ConfidenceModel((1.0, 0.0, 0.0, 0.0), 3.0)} if certain else {}
     session = Session(tiny_model(open_language=lambda: language, **sure), CONFIG)
 
     def stop():

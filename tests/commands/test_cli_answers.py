@@ -7,7 +7,7 @@ from PIL import Image
 
 from streammem.memory.store import Store
 from streammem.models.tiny.model import VideoModel
-from streammem.models.tiny.questions import Reading
+from streammem.models.tiny.questions import QuestionReading
 from tests.command_line import QUICK, events
 
 KEYS = ["type", "source", "start", "end", "segments", "captions"]
@@ -16,7 +16,9 @@ KEYS = ["type", "source", "start", "end", "segments", "captions"]
 @pytest.fixture
 def counted(monkeypatch):
     """Every question is how often, of everything."""
-    monkeypatch.setattr(VideoModel, "read_question", lambda self, q: Reading("how often", q))
+    monkeypatch.setattr(
+        VideoModel, "read_question", lambda self, q: QuestionReading("how often", q)
+    )
     seen = "streammem.qa.answerer.is_seen"
     monkeypatch.setattr(seen, lambda query, sights, num_keys: [True] * len(sights))
 

@@ -58,7 +58,7 @@ def test_a_question_to_an_empty_session_has_no_evidence(model):
 @pytest.mark.parametrize(("location", "seen"), [(-99.0, True), (99.0, False)])
 def test_what_counts_as_seen_rests_on_the_chance_of_the_models_own_keys(model, location, seen):
     chance = GumbelNull(location, 0.0, 1.0)
-    session = session_of(dataclasses.replace(model, chance=chance))
+    session = session_of(dataclasses.replace(model, null=chance))
     told(session, film(*FILM))
     assert session.ask("what was red?").seen is seen
 

@@ -19,7 +19,7 @@ from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.errors import ConfigError
 from streammem.models.backbones.language import Reply
-from streammem.models.confidence import Certainty, signs
+from streammem.models.confidence import ConfidenceModel, confidence_features
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import Alert, Answer, Caption, Frame, Notice, Segment, Stats
 from streammem.video import VideoSource
@@ -314,7 +314,7 @@ def test_a_question_is_answered_while_perception_goes_on(model):
 
 
 def test_a_caption_of_an_open_scene_is_as_sure_as_one_of_a_closed_scene(model):
-    fitted = replace(model, certainty=Certainty((1.0, 0.5, -2.0, 3.0), 0.2))
+    fitted = replace(model, confidence_model=ConfidenceModel((1.0, 0.5, -2.0, 3.0), 0.2))
     session = Session(fitted)
     for frame in film(("red", 8)):
         session.push(frame)
@@ -327,8 +327,12 @@ def test_a_caption_of_an_open_scene_is_as_sure_as_one_of_a_closed_scene(model):
     visual = session.memory.get(closed.id).visual_keys
     scored = session.captioner.score(session.request(closed), replies)
     words, background = fitted.sentence_keys(["a square"])[0], fitted.background.numpy()
-    assert open_one.confidence == round(fitted.certainty(signs(keys[:1], words, background)), 3)
-    assert scored.confidence == round(fitted.certainty(signs(visual, words, background)), 3)
+    assert open_one.confidence == round(
+        fitted.confidence_model(confidence_features(keys[:1], words, background)), 3
+    )
+    assert scored.confidence == round(
+        fitted.confidence_model(confidence_features(visual, words, background)), 3
+    )
 
 
 @pytest.mark.parametrize("options", [{"drop": "some"}, {"refresh_s": 0.0}, {"stats_s": -1.0}])

@@ -11,7 +11,7 @@ from streammem.evaluation import answers, timelines
 from streammem.evaluation.answers import evaluate_answers, is_right
 from streammem.evaluation.datasets import EvaluationOptions
 from streammem.evaluation.timelines import PHRASINGS, TimedQuestion
-from streammem.models.tiny.questions import Reading
+from streammem.models.tiny.questions import QuestionReading
 from streammem.types import Answer
 
 from .test_memory import Oracle as Rememberer
@@ -37,7 +37,7 @@ class Oracle(Rememberer):
 def read(question):
     for operator, pattern in PATTERNS:
         if found := pattern.match(question):
-            return Reading(operator, *found.groups())
+            return QuestionReading(operator, *found.groups())
     raise AssertionError(question)
 
 

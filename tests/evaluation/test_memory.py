@@ -32,7 +32,7 @@ def bag(text):
 class Oracle:
     """Its keys are of the human captions; its own captions differ."""
 
-    chance = DEFAULT_NULL
+    null = DEFAULT_NULL
 
     def __init__(self, sees=lambda number: CAPTIONS[number][0]):
         self.sees = sees

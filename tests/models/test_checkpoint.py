@@ -14,8 +14,8 @@ from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.text import TEXT_DIM
 from streammem.models.backbones.weights import SOURCES
 from streammem.models.checkpoint import PRESETS, backbones_of, load, merge_lora, save
-from streammem.models.confidence import Certainty
-from streammem.models.reranking import Choice
+from streammem.models.confidence import ConfidenceModel
+from streammem.models.reranking import Reranker
 from streammem.models.tiny.keys import EvidenceSizes, PictureEvidence, SentenceEvidence
 from streammem.models.tiny.questions import QuestionHead
 from tests.tiny import TinyVision, moving_square, tiny_language, tiny_model
@@ -102,8 +102,8 @@ def test_a_loaded_model_sees_remembers_and_says_what_the_saved_one_does(saved, o
     # 8-bit rows: an error of 1/254 of a row's largest value, over three layers
     assert abs(ours.key @ theirs.key - 1) < 1e-3
     assert (ours.embedding == theirs.embedding).all() and torch.equal(ours.patches, theirs.patches)
-    tokens = original.look([ours.patches], [0.5])
-    assert torch.allclose(model.look([theirs.patches], [0.5]), tokens, atol=0.02)
+    tokens = original.encode_frames([ours.patches], [0.5])
+    assert torch.allclose(model.encode_frames([theirs.patches], [0.5]), tokens, atol=0.02)
     assert model.scenes == original.scenes and model.bridge.config == original.bridge.config
     assert backbones_of(saved)[0] == "tiny"
     assert not any(m.training for m in (model.bridge, model.picture_key, model.text_key))
@@ -146,17 +146,17 @@ def test_saving_what_was_loaded_changes_no_bit(original, language_folder, tmp_pa
 def test_fits_of_confidence_and_choice_are_kept(original, language_folder, tmp_path):
     fitted = dataclasses.replace(
         original,
-        certainty=Certainty((1.0, 2.0, 3.0, 4.0), -0.5, 0.1, 0.4),
-        choice=Choice((1.0, 0.25), 6),
-        chance=GumbelNull(-2.0, 0.5, 0.25),
+        confidence_model=ConfidenceModel((1.0, 2.0, 3.0, 4.0), -0.5, 0.1, 0.4),
+        reranker=Reranker((1.0, 0.25), 6),
+        null=GumbelNull(-2.0, 0.5, 0.25),
     )
     write(fitted, tmp_path / "fitted", language_folder)
     kept = load(tmp_path / "fitted")
-    assert (kept.certainty, kept.choice) == (fitted.certainty, fitted.choice)
-    assert kept.chance == fitted.chance
+    assert (kept.confidence_model, kept.choice) == (fitted.confidence_model, fitted.reranker)
+    assert kept.null == fitted.null
     write(original, tmp_path / "plain", language_folder)
     plain = load(tmp_path / "plain")
-    assert plain.certainty is None and plain.choice is None
+    assert plain.confidence_model is None and plain.reranker is None
 
 
 def test_the_evidence_of_words_is_kept_with_its_keys(original, language_folder, tmp_path):

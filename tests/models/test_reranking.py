@@ -10,13 +10,13 @@ from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
 from streammem.errors import ConfigError
 from streammem.models.backbones.language import Reply
-from streammem.models.reranking import Choice, best_reply, fit, merits
+from streammem.models.reranking import Reranker, best_reply, fit_reranker, reranking_features
 from streammem.types import Caption
 from streammem.video import open_source
 from tests.tiny import film, tiny_model
 
 TEXTS = ("A man is running.", "A dog is running.", "A dog in snow.")
-AGREEMENT, LIKELIEST = Choice((1.0, 0.0), 4), Choice((0.0, 1.0), 4)
+AGREEMENT, LIKELIEST = Reranker((1.0, 0.0), 4), Reranker((0.0, 1.0), 4)
 FILM = film(("red", 4), ("blue", 4), ("green", 4))
 
 
@@ -25,12 +25,12 @@ def replies(*log_probs):
 
 
 def chosen(model, said, pictures):
-    return best_reply(model.choice, model.sentence_keys, said, pictures)[0].text
+    return best_reply(model.reranker, model.sentence_keys, said, pictures)[0].text
 
 
 @pytest.fixture(scope="module")
 def model():
-    return replace(tiny_model(), choice=AGREEMENT)
+    return replace(tiny_model(), reranker=AGREEMENT)
 
 
 def test_the_caption_that_is_nearest_to_the_picture_is_chosen(model):
@@ -38,20 +38,20 @@ def test_the_caption_that_is_nearest_to_the_picture_is_chosen(model):
         picture = model.sentence_keys([text])
         said = replies(*(-0.1 if i != number else -5.0 for i in range(3)))
         assert chosen(model, said, picture) == text
-        assert chosen(replace(model, choice=None), said, picture) == TEXTS[0]
+        assert chosen(replace(model, reranker=None), said, picture) == TEXTS[0]
 
 
 def test_of_several_pictures_the_one_that_fits_best_counts(model):
     keys = model.sentence_keys(TEXTS)
-    seen = merits([0.0] * 3, keys, keys[1:2])
-    both = merits([0.0] * 3, keys, keys[1:])
+    seen = reranking_features([0.0] * 3, keys, keys[1:2])
+    both = reranking_features([0.0] * 3, keys, keys[1:])
     assert seen[1, 0] == pytest.approx(1)
     assert both[1:, 0] == pytest.approx([1, 1])
     assert (both[:, 0] >= seen[:, 0] - 1e-6).all()
 
 
 def test_the_likeliest_is_chosen_where_only_that_counts_and_the_first_of_equals(model):
-    likeliest = replace(model, choice=LIKELIEST)
+    likeliest = replace(model, reranker=LIKELIEST)
     key = model.sentence_keys(TEXTS[:1])
     assert chosen(likeliest, replies(-3.0, -1.0, -2.0), key) == TEXTS[1]
     assert chosen(likeliest, replies(-1.0, -1.0, -1.0), key) == TEXTS[0]
@@ -67,7 +67,7 @@ def test_a_fit_finds_what_makes_captions_good():
     seen = [rng.normal(size=(6, 2)) * (0.1, 3.0) for _ in range(300)]
     # A picture's own level must not count: it is the same for all of its captions.
     worth = [rows @ (2.0, 0.1) + rng.normal(0, 0.1, 6) + 9 * rng.normal() for rows in seen]
-    found = fit(seen, worth, 6)
+    found = fit_reranker(seen, worth, 6)
     assert found.candidates == 6
     assert found.weights == pytest.approx((2.0, 0.1), abs=0.05)
     best = [rows[found(rows)] @ (2.0, 0.1) for rows in seen]
@@ -77,12 +77,12 @@ def test_a_fit_finds_what_makes_captions_good():
 
 def test_captions_that_do_not_differ_cannot_be_fitted():
     with pytest.raises(ValueError, match="differ"):
-        fit([np.ones((3, 2))], [np.arange(3.0)], 3)
+        fit_reranker([np.ones((3, 2))], [np.arange(3.0)], 3)
 
 
 def test_a_merit_that_all_captions_have_alike_counts_nothing():
     seen = np.array([[0.1, -1.0], [0.3, -1.0]])
-    first, other = fit([seen], [np.array([0.0, 1.0])], 2).weights
+    first, other = fit_reranker([seen], [np.array([0.0, 1.0])], 2).weights
     assert first > 0 and other == 0
 
 
@@ -142,11 +142,13 @@ def test_how_many_are_drawn(model, options, count):
         options["caption"] = replace(model.decoding, **decoding)
     assert Session(model, SessionConfig(**options)).captioner.candidates == count
     options.pop("candidates", None)
-    assert Session(replace(model, choice=None), SessionConfig(**options)).captioner.candidates == 1
+    assert (
+        Session(replace(model, reranker=None), SessionConfig(**options)).captioner.candidates == 1
+    )
 
 
 def test_a_model_that_cannot_choose_says_so_when_several_are_asked_for(model):
-    cannot = replace(model, choice=None)
+    cannot = replace(model, reranker=None)
     assert Session(cannot, SessionConfig(candidates=1)).captioner.candidates == 1
     with pytest.raises(ConfigError, match=r"candidates 2: .* has not learned to choose"):
         Session(cannot, SessionConfig(candidates=2))

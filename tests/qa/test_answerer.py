@@ -8,7 +8,7 @@ import pytest
 from streammem.engine.session import Session
 from streammem.memory.retrieval import RANKERS
 from streammem.models.tiny.model import VideoModel
-from streammem.models.tiny.questions import Reading
+from streammem.models.tiny.questions import QuestionReading
 from streammem.qa.answerer import MAX_TURNS
 from streammem.types import Segment
 from tests.sessions import as_kind, session_of, told
@@ -24,11 +24,11 @@ class Reader(VideoModel):
     A colour's name alone asks for a description.
     """
 
-    def read_question(self, question: str) -> Reading:
+    def read_question(self, question: str) -> QuestionReading:
         if question in COLOURS:
-            return Reading("describe", question)
+            return QuestionReading("describe", question)
         operator, _, anchor = question.partition(": ")
-        return Reading(operator, *anchor.partition("/")[::2])
+        return QuestionReading(operator, *anchor.partition("/")[::2])
 
     def sentence_keys(self, sentences):
         return np.stack([self._key(sentence) for sentence in sentences])

@@ -22,7 +22,7 @@ def test_what_does_not_compute_is_the_models_own(shared):
     model, composed = shared
     assert (composed.name, composed.fingerprint) == (model.name, model.fingerprint)
     assert composed.text_encoder.background is model.background
-    assert composed.text_encoder.chance is model.chance
+    assert composed.text_encoder.null is model.null
     assert composed.perceiver.scenes is model.scenes
     assert composed.segment_encoder.token_shape == model.token_shape
     assert composed.segment_encoder.reads_related == model.reads_related

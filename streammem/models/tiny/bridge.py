@@ -173,7 +173,7 @@ class MemoryBridge(nn.Module):
         self.project = nn.Linear(dim, config.language_dim)
         self.scale = nn.Parameter(torch.ones(()))
 
-    def look(self, patches: Tensor, times: Tensor, mask: Tensor | None = None) -> Tensor:
+    def encode(self, patches: Tensor, times: Tensor, mask: Tensor | None = None) -> Tensor:
         """Read a segment.
 
         Args:

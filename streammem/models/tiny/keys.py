@@ -40,7 +40,7 @@ class WordsOfCells(nn.Module):
         self.up.bias.data = _logits(prior)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Map patches [B, P, V] to the logits [B, W] that somebody would say each word."""
+        """Map patches [B, P, V] to the logits [B, W] that a person would use each word."""
         cells = self.down(patches[..., : self.down.in_features])
         scores = torch.logsumexp(WORD_SCALE * F.linear(cells, self.up.weight), 1)
         return scores - math.log(patches.shape[1]) + self.up.bias

@@ -19,15 +19,15 @@ from streammem.models.backbones.language import (
 )
 from streammem.models.backbones.text import SentenceEncoder
 from streammem.models.backbones.vision import VisionEncoder
-from streammem.models.confidence import Certainty
+from streammem.models.confidence import ConfidenceModel
 from streammem.models.once import once
 from streammem.models.prompts import CAPTION_INSTRUCTION
 from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads, SegmentFrames
-from streammem.models.reranking import Choice, best_reply
+from streammem.models.reranking import Reranker, best_reply
 from streammem.models.tiny import recurrent
 from streammem.models.tiny.bridge import MemoryBridge
 from streammem.models.tiny.keys import PictureKey, TextKey
-from streammem.models.tiny.questions import QuestionHead, Reading
+from streammem.models.tiny.questions import QuestionHead, QuestionReading
 from streammem.perception.perceiver import Perceived
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
@@ -53,9 +53,9 @@ class VideoModel:
         open_language: opens the language model; likewise, so that ``scenes`` never waits for it.
         scenes: SceneTilling's options, fitted to this encoder.
         decoding: how captions are decoded unless a session says otherwise.
-        certainty: how confidence in a caption comes from keys; None where it was not fitted.
-        choice: how the best of several captions is chosen; likewise.
-        chance: how far the best of many unrelated pictures' keys reaches; for "not seen".
+        confidence_model: how confidence in a caption comes from keys; None where it was not fitted.
+        reranker: how the best of several captions is chosen; likewise.
+        null: how far the best of many unrelated pictures' keys reaches; for "not seen".
         questions: reads operator and anchor off a question; without it, every one is free.
     """
 
@@ -70,9 +70,9 @@ class VideoModel:
     open_language: Callable[[], CausalLanguageModel]
     scenes: SceneTillingConfig = field(default_factory=SceneTillingConfig)
     decoding: GenerationConfig = CAPTION_DECODING
-    certainty: Certainty | None = None
-    choice: Choice | None = None
-    chance: GumbelNull = DEFAULT_NULL
+    confidence_model: ConfidenceModel | None = None
+    reranker: Reranker | None = None
+    null: GumbelNull = DEFAULT_NULL
     questions: QuestionHead | None = None
 
     def __post_init__(self) -> None:
@@ -131,40 +131,40 @@ class VideoModel:
         return False
 
     def initial_memory(self) -> Tensor:
-        """Return the memory before the first segment, [M, D + 1]; see ``recurrent.fold``."""
+        """Return the memory before the first segment, [M, D + 1]; see ``recurrent.update``."""
         return recurrent.empty(*self.token_shape)
 
     def encode_segment(
         self, frames: SegmentFrames, memory: Tensor, related: Tensor | None
     ) -> EncodedSegment:
         """Read a segment, then fold it into the memory [M, D + 1], which reads no related ones."""
-        tokens = self.look(frames.patches, frames.places)
-        return EncodedSegment(tokens, self.remember(memory, tokens))
+        tokens = self.encode_frames(frames.patches, frames.places)
+        return EncodedSegment(tokens, recurrent.update(memory, tokens))
 
     @torch.inference_mode()
-    def look(self, patches: Sequence[Tensor], times: Sequence[float]) -> Tensor:
+    def encode_frames(self, patches: Sequence[Tensor], times: Sequence[float]) -> Tensor:
         """Read a segment's frames: T patches [P, V], T places in [0, 1] -> tokens [M, D]."""
         stacked = torch.stack(list(patches)).float()[None]
-        return self.bridge.look(stacked, torch.tensor([list(times)]))[0]
+        return self.bridge.encode(stacked, torch.tensor([list(times)]))[0]
 
     @torch.inference_mode()
     def remember(self, memory: Tensor, tokens: Tensor) -> Tensor:
         """Fold a segment's tokens [M, D] into the memory [M, D + 1]."""
-        return recurrent.fold(memory, tokens)
+        return recurrent.update(memory, tokens)
 
     @torch.inference_mode()
     def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
         """Map sentences to unit keys [N, K] float32."""
         return self.text_key(self.sentences.encode(sentences)).cpu().numpy()
 
-    def read_question(self, question: str) -> Reading:
+    def read_question(self, question: str) -> QuestionReading:
         """Read what is asked for, and of what."""
         return self.read_questions([question])[0]
 
-    def read_questions(self, questions: Sequence[str]) -> list[Reading]:
+    def read_questions(self, questions: Sequence[str]) -> list[QuestionReading]:
         """Read questions in one batch, which takes less time than one after another."""
         if self.questions is None:
-            return [Reading()] * len(questions)
+            return [QuestionReading()] * len(questions)
         states = self.sentences.token_states(questions)
         return [self.questions.read(q, *read) for q, read in zip(questions, states, strict=True)]
 
@@ -220,12 +220,12 @@ class VideoModel:
         elif features == "other":
             seen = seen[1:] + seen[:1]
         greedy = self.decoding.num_beams == 1 and self.decoding.temperature == 0
-        count = self.choice.candidates if self.choice and greedy else 1
-        tokens = [self.look([each.patches], [0.5]) for each in seen]
+        count = self.reranker.candidates if self.reranker and greedy else 1
+        tokens = [self.encode_frames([each.patches], [0.5]) for each in seen]
         prompts = [self.caption_prompt(EvidenceItem(0, 0, each)) for each in tokens]
         replies = self.language.candidates(prompts, self.decoding, count)
         return [
-            best_reply(self.choice, self.sentence_keys, of_one, each.key[None])[0].text
+            best_reply(self.reranker, self.sentence_keys, of_one, each.key[None])[0].text
             for of_one, each in zip(replies, seen, strict=True)
         ]
 

@@ -21,7 +21,7 @@ TAGS = 3  # outside, the anchor, the second anchor (`between` alone has one)
 Span = tuple[int, int]
 
 
-class Reading(NamedTuple):
+class QuestionReading(NamedTuple):
     """A question as it was understood.
 
     Attributes:
@@ -66,7 +66,7 @@ class QuestionHead(nn.Module):
         return scores, self.tag(shown.transpose(1, 2)).transpose(1, 2)
 
     @torch.inference_mode()
-    def read(self, question: str, states: Tensor, spans: Sequence[Span]) -> Reading:
+    def read(self, question: str, states: Tensor, spans: Sequence[Span]) -> QuestionReading:
         """Read one question.
 
         Args:
@@ -75,16 +75,16 @@ class QuestionHead(nn.Module):
             spans: [begin, end) of each in the question, in characters.
         """
         if not len(states):
-            return Reading()
+            return QuestionReading()
         scores, tags = self(states[None], states.new_ones(1, len(states), dtype=torch.bool))
         operator = OPERATORS[int(scores[0].argmax())]
         gains = tags[0] - tags[0].logsumexp(1, keepdim=True)  # [T, 3] log-probabilities
         first = best_run((gains[:, 1] - gains[:, 0]).tolist())
         if operator != "between":
-            return Reading(operator, _words(question, spans, first))
+            return QuestionReading(operator, _words(question, spans, first))
         pair = best_pair((gains[:, 1] - gains[:, 0]).tolist(), (gains[:, 2] - gains[:, 0]).tolist())
         left, right = (_words(question, spans, run) for run in pair)
-        return Reading(operator, left.removesuffix(" and"), right)
+        return QuestionReading(operator, left.removesuffix(" and"), right)
 
 
 def best_run(gains: Sequence[float]) -> Span:

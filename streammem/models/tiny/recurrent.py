@@ -14,11 +14,11 @@ FREE_SLOT = 0.02
 
 
 def empty(slots: int, dim: int) -> Tensor:
-    """Return the memory before the first segment: ``slots`` free ones, see ``fold``."""
+    """Return the memory before the first segment: ``slots`` free ones, see ``update``."""
     return torch.zeros(slots, dim + 1)
 
 
-def fold(memory: Tensor, tokens: Tensor) -> Tensor:
+def update(memory: Tensor, tokens: Tensor) -> Tensor:
     """Take a segment into the memory.
 
     Two slots are joined where (squared distance) x (1 + log(segments in one x in the other)) is

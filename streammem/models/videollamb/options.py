@@ -1,7 +1,7 @@
 """How a VideoLLaMB checkpoint is run: every fault of the parent that we mend is an option here.
 
 The defaults mend. ``PUBLISHED`` is the parent as its code runs, but for the random mirroring of
-its pictures, which nobody could want back.
+its pictures, which are of no use.
 """
 
 from dataclasses import dataclass

@@ -51,7 +51,7 @@ DEAD = (
     r"model\.(image|video)_tower\..*embeddings\.position_ids",
     r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
 )
-# The parent's scene threshold, for embeddings whose base nobody has measured: no floor.
+# The parent's scene threshold, for embeddings whose base was not measured: no floor.
 TOWER_SCENES = SceneTillingConfig(alpha=0.5, floor=0.0)
 
 
@@ -216,7 +216,7 @@ def _tower(parts: Mapping[str, nn.Module], kind: str) -> Tower:
 
 
 def _last(parts: Mapping[str, nn.Module]) -> list[tuple[str, int]]:
-    """Name each tower's last layer, which nobody reads: prefix and number."""
+    """Name each tower's last layer, which is not read: prefix and number."""
     return [(p, t.config.layers - 1) for p, t in parts.items() if isinstance(t, Tower)]
 
 

@@ -22,7 +22,7 @@ from streammem.models.backbones.language import (
     Replies,
 )
 from streammem.models.backbones.languagebind import Tower, crop, pad
-from streammem.models.confidence import Certainty
+from streammem.models.confidence import ConfidenceModel
 from streammem.models.once import once
 from streammem.models.protocols import (
     EncodedSegment,
@@ -115,12 +115,12 @@ class VideoLLaMB:
         return digest.hexdigest()[:16]
 
     @property
-    def choice(self) -> None:
+    def reranker(self) -> None:
         """None: the parent says what is likeliest."""
         return None
 
     @property
-    def certainty(self) -> Certainty | None:
+    def confidence_model(self) -> ConfidenceModel | None:
         """None: that of ``keys`` was fitted to words of another model."""
         return None
 

@@ -144,8 +144,8 @@ def test_looking_in_training_and_outside_is_the_same_function(frames):
     )  # fmt: skip
     bridge = MemoryBridge(config).requires_grad_(False)
     patches, times = torch.randn(2, frames, 49, 10), torch.rand(2, frames)
-    plain = bridge.train().look(patches, times)
-    absorbed = bridge.eval().look(patches, times)
+    plain = bridge.train().encode(patches, times)
+    absorbed = bridge.eval().encode(patches, times)
     assert not torch.equal(absorbed, plain)  # the other form ran
     assert torch.allclose(absorbed, plain, **TOLERANCE)
 
@@ -161,7 +161,7 @@ def test_looking_equals_its_formula(bridge):
     for layer in bridge.layers:
         tokens = look_layer(layer, tokens, context)
     expected = layer_norm(bridge.norm_out, tokens)
-    assert torch.allclose(bridge.look(patches, times).double(), expected, **TOLERANCE)
+    assert torch.allclose(bridge.encode(patches, times).double(), expected, **TOLERANCE)
 
 
 def test_tokens_enter_the_language_model_at_the_size_of_its_own(bridge):
@@ -183,20 +183,24 @@ def test_padding_frames_change_nothing(bridge):
     padded = torch.cat([patches, torch.full((1, 2, 6, 10), 1e4)], 1)
     places = torch.cat([times, torch.ones(1, 2)], 1)
     mask = torch.tensor([[True, True, True, False, False]])
-    assert torch.allclose(bridge.look(padded, places, mask), bridge.look(patches, times), atol=1e-6)
-    assert not torch.allclose(bridge.look(padded, places), bridge.look(patches, times), atol=1e-2)
+    assert torch.allclose(
+        bridge.encode(padded, places, mask), bridge.encode(patches, times), atol=1e-6
+    )
+    assert not torch.allclose(
+        bridge.encode(padded, places), bridge.encode(patches, times), atol=1e-2
+    )
 
 
 def test_the_rows_of_a_batch_do_not_touch(bridge):
     patches, times = segment(batch=3)
-    together = bridge.look(patches, times)
+    together = bridge.encode(patches, times)
     for i in range(3):
-        alone = bridge.look(patches[i : i + 1], times[:1])[0]
+        alone = bridge.encode(patches[i : i + 1], times[:1])[0]
         assert torch.allclose(together[i], alone, atol=1e-6)
 
 
 def test_places_in_time_and_in_the_picture_are_seen(bridge):
     patches, times = segment(batch=1)
-    tokens = bridge.look(patches, times)
-    assert not torch.allclose(bridge.look(patches.flip(1), times), tokens, atol=1e-3)
-    assert not torch.allclose(bridge.look(patches.flip(2), times), tokens, atol=1e-3)
+    tokens = bridge.encode(patches, times)
+    assert not torch.allclose(bridge.encode(patches.flip(1), times), tokens, atol=1e-3)
+    assert not torch.allclose(bridge.encode(patches.flip(2), times), tokens, atol=1e-3)

@@ -3,7 +3,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streammem.models.tiny.questions import OPERATORS, QuestionHead, Reading, best_pair, best_run
+from streammem.models.tiny.questions import (
+    OPERATORS,
+    QuestionHead,
+    QuestionReading,
+    best_pair,
+    best_run,
+)
 
 GAINS = st.lists(st.integers(-5, 5).map(float), max_size=7)
 
@@ -60,7 +66,7 @@ def test_an_anchor_is_whole_words_of_the_question(head):
         head.whole.bias[OPERATORS.index("exists")] = 1.0
     states = torch.zeros(5, 8)
     states[2, 0] = 9.0  # the piece "stands"
-    assert head.read(question, states, spans) == Reading("exists", "handstands", "")
+    assert head.read(question, states, spans) == QuestionReading("exists", "handstands", "")
 
 
 def test_the_first_of_two_anchors_ends_before_the_and(head):
@@ -74,8 +80,8 @@ def test_the_first_of_two_anchors_ends_before_the_and(head):
         head.whole.bias[OPERATORS.index("between")] = 1.0
     states = torch.zeros(7, 8)
     states[1:4, 0] = states[4:6, 1] = 9.0
-    assert head.read(question, states, spans) == Reading("between", "a dog", "a cat")
+    assert head.read(question, states, spans) == QuestionReading("between", "a dog", "a cat")
 
 
 def test_a_question_without_words_is_free(head):
-    assert head.read("", torch.zeros(0, 8), ()) == Reading("describe", "", "")
+    assert head.read("", torch.zeros(0, 8), ()) == QuestionReading("describe", "", "")

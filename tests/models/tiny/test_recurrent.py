@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from streammem.models.checkpoint import PRESETS, read_config, read_tensors
 from streammem.models.protocols import SegmentFrames
 from streammem.models.tiny.bridge import MemoryBridge
-from streammem.models.tiny.recurrent import FREE_SLOT, empty, fold
+from streammem.models.tiny.recurrent import FREE_SLOT, empty, update
 from tests.tiny import film, tiny_model
 
 SLOTS, DIM = 4, 8
@@ -21,7 +21,7 @@ def memory_of(seen, slots=SLOTS):
     """A memory after segments of one token each, [N, D]."""
     memory = empty(slots, seen.shape[1])
     for entry in seen:
-        memory = fold(memory, entry[None])
+        memory = update(memory, entry[None])
     return memory
 
 
@@ -44,7 +44,7 @@ def test_the_two_that_lose_least_are_joined_and_the_others_stay_to_the_bit():
     for entry in entries(30, seed=1):
         rows = torch.cat([memory, F.pad(entry, (0, 1), value=1.0)[None]])
         i, j = cheapest(rows)
-        folded = fold(memory, entry[None])
+        folded = update(memory, entry[None])
         (a, m), (b, n) = (rows[i, :-1], rows[i, -1]), (rows[j, :-1], rows[j, -1])
         assert torch.allclose(folded[i, :-1], (m * a + n * b) / (m + n), atol=1e-6)
         assert folded[i, -1] == m + n
@@ -55,7 +55,7 @@ def test_the_two_that_lose_least_are_joined_and_the_others_stay_to_the_bit():
 
 def test_a_segment_enters_as_its_mean_token():
     tokens = entries(5)
-    assert torch.allclose(fold(empty(SLOTS, DIM), tokens)[-1, :-1], tokens.mean(0))
+    assert torch.allclose(update(empty(SLOTS, DIM), tokens)[-1, :-1], tokens.mean(0))
 
 
 def test_nothing_is_lost_on_average():
@@ -125,7 +125,7 @@ def test_the_shipped_bridges_tokens_are_kept_apart():
     for _ in range(120):
         cells = torch.randn(1, 1, 1, config.patch_dim, generator=generator)
         patches = shipped.patch_mean + shipped.patch_std * cells.expand(-1, -1, config.patches, -1)
-        memory = fold(memory, shipped.look(patches, torch.tensor([[0.5]]))[0])
+        memory = update(memory, shipped.encode(patches, torch.tensor([[0.5]]))[0])
     assert slot_distances(memory[:, :-1]).min() > 0.05
 
 
@@ -138,5 +138,5 @@ def test_what_a_segment_leaves_never_depends_on_the_memory():
     fresh = model.encode_segment(scene, model.initial_memory(), None)
     later = model.encode_segment(scene, memory_of(torch.randn(9, 32)), None)
     assert torch.equal(later.tokens, fresh.tokens)
-    assert torch.equal(fresh.memory, fold(model.initial_memory(), fresh.tokens))
+    assert torch.equal(fresh.memory, update(model.initial_memory(), fresh.tokens))
     assert not torch.equal(later.memory, fresh.memory)
