@@ -100,7 +100,8 @@ def _checked(value: Any, kinds: tuple[type, ...], where: str) -> Any:
         return float(value)
     if tuple in kinds and type(value) is list:
         return tuple(value)
-    kinds = tuple(list if kind is tuple else kind for kind in kinds)  # as TOML has it
+    if tuple in kinds:
+        raise ConfigError(f'{where}: {value!r} is no list; write it as ["one", "other"]')
     names = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
     raise ConfigError(f"{where}: {value!r} is not of type {names}")
 

@@ -81,7 +81,7 @@ def test_a_table_makes_an_optional_group_from_its_defaults():
         ({"text": 5}, "text: 5 is not of type str"),
         ({"size": "big"}, "size: 'big' is not of type int"),
         ({"size": True}, "size: True is not of type int"),
-        ({"names": "b"}, "names: 'b' is not of type list"),
+        ({"names": "b"}, "names: 'b' is no list"),
         ({"inner": 5}, "inner: 5 is not of type Inner"),
         ({"maybe": "x"}, "maybe: 'x' is not of type Inner"),
         ({"count": {"a": 1}}, "count: takes a value, not a table"),

@@ -156,8 +156,12 @@ class Candidates(NamedTuple):
 Ranker = Callable[[Candidates, np.ndarray], np.ndarray]
 """Takes candidates and their scores [N] so far, on the scale of visual cosines; returns new ones.
 
-The scores begin as the best cosine of any kind. Rankers are pure, and judge each row by itself or
-among all candidates, which are then every row of the window.
+The scores begin as the best cosine of any kind; they are finite and may be negative, so a rule that
+scales them scales positive ones only. Rankers are pure, and judge each row by itself or among all
+candidates, which are then every row of the window. For example, what was seen long ago counts less:
+
+    def half_life(candidates: Candidates, scores: np.ndarray) -> np.ndarray:
+        return np.where(scores > 0, scores * 0.5 ** (candidates.ages() / 3600.0), scores)
 """
 
 
@@ -170,7 +174,10 @@ def nearest_key(candidates: Candidates, _scores: np.ndarray) -> np.ndarray:
 RANKERS: dict[str, Ranker] = {
     "nearest": nearest_key,
 }
-"""Every ranking rule by its name in the option ``rankers``, which applies them in its order."""
+"""Every ranking rule by its name in the option ``rankers``, which applies them in its order.
+
+Without ``nearest`` the margins are left out. The laws of a rule stand in tests/qa/test_answerer.py.
+"""
 
 DEFAULT_RANKERS = ("nearest",)
 
