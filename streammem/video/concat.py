@@ -36,8 +36,8 @@ class ConcatSource(VideoSource):
         try:
             lines = Path(self.name).read_text("utf-8-sig").split("\n")
         except (OSError, ValueError) as error:
-            reason = (getattr(error, "strerror", None) or "is not UTF-8 text").lower()
-            raise SourceError(f"{self.name}: {reason}; write concat:LIST") from None
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise SourceError(f"{self.name}: {reason}; give a list of paths") from None
         durations = []
         for number, line in enumerate(map(str.strip, lines), 1):
             if not line or line.startswith("#"):
@@ -66,9 +66,8 @@ class ConcatSource(VideoSource):
         next_time, next_index = 0.0, 0  # after the last given frame
         broken: list[str] = []
         for number, path in self._paths.items():
-            if grid.is_past(start):
-                break
-            with open_file(path, self._options.after(start)) as self._video:
+            sampling = self._options.after(start)
+            with open_file(path, sampling) as self._video:
                 shift: int | None = None  # frames of the videos before
                 try:
                     for frame in self._video:
@@ -86,5 +85,16 @@ class ConcatSource(VideoSource):
                     if self._video.end is None:  # else it lies before the wanted span
                         raise
                 start += self._video.end or 0.0
+            if sampling.end and (grid.is_past(start) or _goes_on(path, sampling.end)):
+                break
         missing = f"{len(broken)} of its videos broke off; {broken[0]}" if broken else None
         self._finish(start, num_given, missing)
+
+
+def _goes_on(path: str, time: float) -> bool:
+    """Return whether a video has a frame at or after a time; its ``end`` does not tell."""
+    try:
+        with open_file(path, SourceOptions(fps=None, start=time)) as video:
+            return next(iter(video), None) is not None
+    except SourceError:
+        return False
