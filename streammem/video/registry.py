@@ -107,6 +107,14 @@ SOURCES: tuple[SourceKind, ...] = (
     SourceKind("webcam", "cameras:open_webcam", "webcam:N", schemes=("webcam",)),
     SourceKind("screen", "cameras:open_screen", "screen:", schemes=("screen",)),
     SourceKind("growing", "growing:open_growing", "growing:FOLDER", schemes=("growing",)),
+    SourceKind(
+        "concat",
+        "concat:ConcatSource",
+        "concat:LIST",
+        finite=True,
+        schemes=("concat",),
+        decoders=("pyav", "decord"),
+    ),
     SourceKind("pipe", "cameras:open_pipe", "a FIFO, or - for standard input", reads=_is_pipe),
     SourceKind("frames", "frames:PushedSource", "", finite=True, reads=_is_object),
 )
@@ -127,8 +135,8 @@ def open_source(  # noqa: PLR0913, the options of one call, each independent
 
     Args:
         spec: path, URL (http, https, rtsp, rtsps, rtsp+udp), ``webcam:N``, ``screen:``, ``-`` or
-            a FIFO, ``growing:FOLDER`` to which files are added, or iterable of [H, W, 3] uint8
-            RGB arrays or `Frame`s.
+            a FIFO, ``growing:FOLDER`` to which files are added, ``concat:LIST`` of videos, or
+            iterable of [H, W, 3] uint8 RGB arrays or `Frame`s.
         fps: samples a second: sample k is the first frame at or after ``start + k / fps``, given
             with its own time; each frame at most once. None gives every frame. For a folder and
             for arrays it is their own rate instead (a folder's default is one picture a second).

@@ -88,6 +88,15 @@ def by_fifo(path: Path, shots: list[Shot], folder: Path) -> Case:
     return Case(open_piped, shots, samples=True)
 
 
+def by_concat(path: Path, shots: list[Shot], folder: Path) -> Case:
+    first = make("vfr.mkv", folder)
+    before = plainly_decoded(first)
+    end = before[-1].time + before[-1].duration
+    (folder / "list").write_text(f"# two\n{first.name}\n\n{path}\n")
+    film = before + [replace(shot, time=end + shot.time) for shot in shots]
+    return Case(lambda **options: open_source(f"concat:{folder}/list", **options), film, True)
+
+
 def pour(path: Path, fifo: Path) -> None:
     with suppress(BrokenPipeError), fifo.open("wb") as out:
         out.write(path.read_bytes())
@@ -108,6 +117,7 @@ SOURCES = {
     "arrays": (by_arrays, ("h264.mp4", "odd.mp4")),
     "frames": (by_frames, ("h264.mp4", "vfr.mkv")),
     "fifo": (by_fifo, ("h264.ts", "vfr.mkv", "mjpeg.mkv")),
+    "concat": (by_concat, ("h264.mp4", "vfr.mkv", "h264.ts", "opengop.mp4", "mpeg4.avi")),
     "rtsp": (by_rtsp, ("live.mkv",)),
 }
 
