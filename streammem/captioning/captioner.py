@@ -125,6 +125,12 @@ class Captioner:
         """Whether a caption may differ from the first words that are generated."""
         return self.candidates > 1 or self.level > 0
 
+    @property
+    def can_describe(self) -> bool:
+        """Whether the generator reads anything of what was seen: tokens or pictures."""
+        reads = self._model.generator.reads
+        return bool(reads.pictures) or (reads.tokens and self._model.segment_encoder is not None)
+
     def prompt(self, request: CaptionRequest) -> Prompt:
         """Build the prompt that describes a segment, of what the generator can read."""
         span = request.segment

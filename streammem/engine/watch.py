@@ -94,7 +94,8 @@ class _Watching:
     def events(self) -> Iterator[Event]:
         options = self._options
         drop = options.drop or ("oldest" if self._live else "never")
-        self._captions = self._open_captions() if options.captions else None
+        described = options.captions and self._session.captioner.can_describe
+        self._captions = self._open_captions() if described else None
         self._reader = Reader(self._source, drop)
         try:
             yield from self._stream()
