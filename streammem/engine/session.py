@@ -87,7 +87,7 @@ class Session:
         recurrent: recurrent memory, shaped as the model's ``initial_memory``.
     """
 
-    def __init__(  # noqa: PLR0913 - all but the model have a default that holds
+    def __init__(
         self,
         model: StreamModel,
         config: SessionConfig | None = None,

@@ -355,7 +355,7 @@ def adjacent_cosine(embeddings: np.ndarray) -> np.ndarray:
     if rows.ndim != 2 or len(rows) < 2:
         raise ValueError(f"adjacent_cosine: shape {rows.shape}: give at least two frames, [T, D]")
     rows = np.stack([_unit(row, number) for number, row in enumerate(rows)])
-    return np.clip(np.vecdot(rows[:-1], rows[1:]), -1.0, 1.0)
+    return np.asarray(np.clip(np.vecdot(rows[:-1], rows[1:]), -1.0, 1.0))
 
 
 def depth_scores(similarities: np.ndarray) -> np.ndarray:
@@ -377,7 +377,7 @@ def depth_scores(similarities: np.ndarray) -> np.ndarray:
     values = np.asarray(similarities, dtype=np.float64)
     if values.ndim != 1:
         raise ValueError(f"depth_scores: shape {values.shape}: give one similarity a gap, [N]")
-    return _left_peaks(values) + _left_peaks(values[::-1])[::-1] - 2 * values
+    return np.asarray(_left_peaks(values) + _left_peaks(values[::-1])[::-1] - 2 * values)
 
 
 def tile(

@@ -22,7 +22,7 @@ from streammem.video.source import Decoder, SourceOptions, VideoSource
 
 log = logging.getLogger(__name__)
 
-Spec = str | os.PathLike[str] | Iterable
+Spec = str | os.PathLike[str] | Iterable[Any]
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -51,7 +51,7 @@ class SourceKind:
     reads: Callable[[Any], bool] = lambda spec: False
     decoders: tuple[Decoder, ...] = ("pyav",)
 
-    def open(self, spec: str | Iterable, options: SourceOptions) -> VideoSource:
+    def open(self, spec: str | Iterable[Any], options: SourceOptions) -> VideoSource:
         """Open a spec of this kind.
 
         Raises:
@@ -120,7 +120,7 @@ SOURCES: tuple[SourceKind, ...] = (
 )
 
 
-def open_source(  # noqa: PLR0913, the options of one call, each independent
+def open_source(
     spec: Spec,
     *,
     fps: float | None = None,
@@ -192,7 +192,7 @@ def kind_of(spec: Spec) -> SourceKind:
     return next(kind for kind in rows if scheme.lower() in kind.schemes or kind.reads(spec))
 
 
-def _as_text(spec: Spec) -> str | Iterable:
+def _as_text(spec: Spec) -> str | Iterable[Any]:
     return os.fspath(spec) if isinstance(spec, os.PathLike) else spec
 
 

@@ -62,7 +62,7 @@ def pick(
     Args:
         logits: [B, V].
         config: temperature 0 takes the likeliest token and draws nothing.
-        generators: one a row, on the CPU; a row draws one number, whatever rows are beside it. A row
+        generators: one a row, on the CPU; a row draws one number, beside any others. A row
             without one takes its likeliest token at any temperature.
 
     Returns:
