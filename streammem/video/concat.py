@@ -87,7 +87,7 @@ class ConcatSource(VideoSource):
                 start += self._video.end or 0.0
             if sampling.end and (grid.is_past(start) or _goes_on(path, sampling.end)):
                 break
-        missing = f"{len(broken)} of its videos broke off; {broken[0]}" if broken else None
+        missing = f"{len(broken)} of {len(self._paths)} videos incomplete; {broken[0]}" if broken else None
         self._finish(start, num_given, missing)
 
 

@@ -72,7 +72,7 @@ def test_after_a_video_that_breaks_off_the_next_is_played_and_the_end_reports_it
     for given, source in ((alone, str(tmp_path / "half.mp4")), (frames, spec)):
         with pytest.raises(TruncatedError) as caught:
             given.extend(open_source(source))
-    assert "list.txt: 1 of its videos broke off; line 2: " in str(caught.value)
+    assert "list.txt: 1 of 3 videos incomplete; line 2: " in str(caught.value)
     assert len(frames) == 60 + len(alone) + 60
     assert frames[60 + len(alone)].time == pytest.approx(2.4 + alone[-1].time + 0.04)
 
