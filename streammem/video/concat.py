@@ -36,7 +36,7 @@ class ConcatSource(VideoSource):
         try:
             lines = Path(self.name).read_text("utf-8-sig").split("\n")
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            reason = (getattr(error, "strerror", None) or "is not text").lower()
             raise SourceError(f"{self.name}: {reason}; give a list of paths") from None
         durations = []
         for number, line in enumerate(map(str.strip, lines), 1):
@@ -87,7 +87,9 @@ class ConcatSource(VideoSource):
                 start += self._video.end or 0.0
             if sampling.end and (grid.is_past(start) or _goes_on(path, sampling.end)):
                 break
-        missing = f"{len(broken)} of {len(self._paths)} videos incomplete; {broken[0]}" if broken else None
+        missing = None
+        if broken:
+            missing = f"{len(broken)} of {len(self._paths)} videos incomplete; {broken[0]}"
         self._finish(start, num_given, missing)
 
 

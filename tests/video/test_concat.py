@@ -99,8 +99,8 @@ def test_a_line_that_cannot_be_played_is_named_before_anything_is(tmp_path, line
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (None, "No such file.*give a list"),
-        (b"\xff\xfe\x00", "not UTF-8 text"),
+        (None, "no such file.*give a list"),
+        (b"\xff\xfe\x00", "is not text"),
         (b"# nothing\n\n", "names no video"),
     ],
 )
