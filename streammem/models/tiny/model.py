@@ -76,8 +76,12 @@ class VideoModel:
     questions: QuestionHead | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "open_sentences", once(self.open_sentences, f"{self.name}: sentence encoder"))
-        object.__setattr__(self, "open_language", once(self.open_language, f"{self.name}: language model"))
+        object.__setattr__(
+            self, "open_sentences", once(self.open_sentences, f"{self.name}: sentence encoder")
+        )
+        object.__setattr__(
+            self, "open_language", once(self.open_language, f"{self.name}: language model")
+        )
 
     # It plays all four parts itself, see models/protocols.py.
 
