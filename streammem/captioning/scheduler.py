@@ -193,8 +193,9 @@ class LanguageScheduler:
         error: BaseException = RuntimeError("the language model's scheduler is closed")
         try:
             while batch := self._take_batch():
-                self._generate(batch)
-                self.batches = self.batches or self._generator.batches
+                if self._generate(batch) and not self.batches:
+                    with self.lm_lock:
+                        self.batches = self._generator.batches
                 if self._on_batch:
                     self._on_batch(len(batch))
         except BaseException as raised:  # noqa: BLE001, carried to the callers with its traceback
@@ -221,8 +222,14 @@ class LanguageScheduler:
             self._pending = [job for job in self._pending if job not in batch]
             return batch
 
-    def _generate(self, batch: list[_Job]) -> None:
-        """Generate a batch step by step and deliver each result as soon as it is whole."""
+    def _generate(self, batch: list[_Job]) -> bool:
+        """Generate a batch step by step and deliver each result as soon as it is whole.
+
+        What fails, the model's opening too, fails for this batch alone.
+
+        Returns:
+            Whether all was generated.
+        """
         left, began, mark = list(batch), 0.0, time.thread_time()
         try:
             first, prompts = batch[0], [job.prompt() for job in batch]
@@ -242,6 +249,7 @@ class LanguageScheduler:
         except BaseException as error:  # noqa: BLE001, carried to all that wait for the batch
             for job in left:
                 job.deliver(error)
+        return not left
 
 
 class CaptionJob(NamedTuple):

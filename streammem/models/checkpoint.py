@@ -22,6 +22,7 @@ from streammem.models.backbones.vision import (
 )
 from streammem.models.backbones.weights import SOURCES, weights_path
 from streammem.models.checkpoint_config import FORMAT, read_config
+from streammem.models.once import opening
 from streammem.models.protocols import StreamModel
 from streammem.models.tiny.bridge import MemoryBridge
 from streammem.models.tiny.keys import (
@@ -64,9 +65,10 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
         BackboneError: weights of a backbone are missing; the message says how to get them.
     """
     check_device(device)
-    if str(name) not in PRESETS and (said := published.find(name, CONFIGS)):
-        return published.open_model(str(name), said, load_own(said.keys), device=device)
-    return load_own(name, device=device)
+    with opening(str(name)):
+        if str(name) not in PRESETS and (said := published.find(name, CONFIGS)):
+            return published.open_model(str(name), said, load_own(said.keys), device=device)
+        return load_own(name, device=device)
 
 
 def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:

@@ -565,3 +565,25 @@ def test_what_waits_is_done_while_perception_waits_for_captions():
     gate.set()
     watching.join(120)
     assert taken and session.next_segment > SEGMENTS_AHEAD + 1
+
+
+def test_a_model_that_could_not_be_opened_is_opened_for_the_next_caption():
+    tries = []
+
+    def open_language():
+        tries.append(0)
+        if len(tries) == 1:
+            raise OSError("no space left")
+        return talkative_language()
+
+    model = tiny_model(open_language=open_language)
+    scheduler = LanguageScheduler(model)
+    captions = CaptionQueue(scheduler, Captioner(model, CaptionConfig(decoding=SHORT)))
+    first, second = requests(model, 2)
+    captions.submit(CaptionJob(first, 0.0))
+    with pytest.raises(OSError, match="no space left"):
+        results_of(captions)
+    captions.submit(CaptionJob(second, 0.0))
+    (result,) = results_of(captions)
+    scheduler.close()
+    assert result.job.request == second and len(tries) == 2

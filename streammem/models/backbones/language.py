@@ -4,6 +4,8 @@ Prompts are sequences of text and vectors, so there are no placeholder strings t
 a user types. No memory and no prompt wording live here.
 """
 
+import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,6 +26,9 @@ from streammem.models.backbones.products import Route, has_bfloat16, has_half
 from streammem.models.backbones.sampling import GenerationConfig, pick
 from streammem.models.backbones.transformers_decoding import TransformersRun, search
 from streammem.models.backbones.transformers_files import open_causal, unusable
+from streammem.models.once import PartLock, opening
+
+log = logging.getLogger(__name__)
 
 Prompt = Sequence[str | Tensor]
 Seeds = Sequence[int | None]  # of the replies to one prompt; None takes the likeliest words
@@ -52,6 +57,9 @@ Replies = tuple[Reply, ...]  # to one prompt
 class CausalLanguageModel:
     """Text and visual tokens in, text out; greedy, sampled, beams, streamed or in batches.
 
+    Threads may share it, each with generations of its own: the decoder is arranged once, and
+    meanwhile, as while beams are searched, all others wait. Who changes its weights works alone.
+
     Args:
         model: a transformers causal language model, in evaluation mode.
         tokenizer: its tokenizer, with a chat template or without.
@@ -72,6 +80,9 @@ class CausalLanguageModel:
         decoding: Decoding = "auto",
         reopen: Callable[[], Any] | None = None,
     ) -> None:
+        # Held while the weights are taken apart, read again or searched by beams, and for each
+        # text: a fast tokenizer has state (whether a special token in a text counts as one).
+        self._lock = PartLock()
         self._model, self.tokenizer = model, tokenizer
         self._reopen, self._edits = reopen, list[Callable[[Any], None]]()
         self._route = decoding_route(decoding)
@@ -100,7 +111,8 @@ class CausalLanguageModel:
             BackboneError: missing or unreadable files.
         """
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            with opening(f"{folder}: tokenizer"):
+                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             raise unusable(folder, error) from error
         reopen = partial(open_causal, folder, device)
@@ -109,32 +121,38 @@ class CausalLanguageModel:
     @property
     def model(self) -> Any:
         """The model of transformers; once it was asked for, its weights stay in memory."""
-        model = self._opened()
-        self._reopen = None  # who has it may change it
-        return model
+        with self._lock:
+            model = self._opened()
+            self._reopen = None  # who has it may change it
+            return model
 
     @model.setter
     def model(self, model: Any) -> None:
-        self._model, self._reopen = model, None
+        with self._lock:
+            self._model, self._reopen = model, None
 
     def edit(self, change: Callable[[Any], None]) -> None:
         """Let ``change`` alter the weights, now and whenever they are read again."""
-        change(self._opened())
-        self._edits.append(change)
+        with self._lock:
+            change(self._opened())
+            self._edits.append(change)
 
     def _opened(self) -> Any:
+        """Return the model; read it again if it was taken apart. The lock is held."""
         if self._model is None:
             assert self._reopen is not None
-            self._model = self._reopen()
-            self._model.generation_config = TransformersDecoding()
+            model = self._reopen()
+            model.generation_config = TransformersDecoding()
             for edit in self._edits:
-                edit(self._model)
+                edit(model)
+            self._model = model  # not before: what failed half-way is tried again from the start
         return self._model
 
     @property
     def decoding(self) -> str:
         """How replies are decoded: one of the routes, or ``transformers`` for no plain Llama."""
-        plain = self._model is None or is_plain_llama(self._model)
+        with self._lock:
+            plain = self._model is None or is_plain_llama(self._model)
         return self._route if plain else "transformers"
 
     @property
@@ -163,7 +181,8 @@ class CausalLanguageModel:
 
         Special tokens are recognised in it, so what a user types must not come here.
         """
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        with self._lock:
+            return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def chat(self, content: Prompt) -> list[str | Tensor]:
         """Frame content as one user turn that waits for the reply."""
@@ -183,14 +202,17 @@ class CausalLanguageModel:
         parts = []
         for part in prompt:
             if isinstance(part, str):
-                text = self.tokenizer(part, add_special_tokens=False, split_special_tokens=True)
+                with self._lock:
+                    text = self.tokenizer(part, add_special_tokens=False, split_special_tokens=True)
                 parts.append(self._vectors(text.input_ids))
             else:
                 parts.append(part.to(self._embed.weight))
         return torch.cat(parts)
 
     def _vectors(self, ids: list[int]) -> Tensor:
-        return self._embed(torch.tensor(ids, dtype=torch.long, device=self._embed.weight.device))
+        with self._lock:  # the embeddings move when the decoder is arranged
+            weight = self._embed.weight
+            return self._embed(torch.tensor(ids, dtype=torch.long, device=weight.device))
 
     def stream(self, prompt: Prompt, config: GenerationConfig) -> Iterator[str]:
         """Yield the text of one reply piece by piece; joined, the pieces are the reply.
@@ -246,7 +268,10 @@ class CausalLanguageModel:
         if config.num_beams == 1:
             replies = self._sample(rows, config, [[config.seed]] * len(rows))
             return [only.text for (only,) in replies]
-        said = search(self.model, rows, config, self._stop_ids) if rows else []
+        if not rows:
+            return []
+        with self._lock:  # another thread might arrange the same weights for the decoder
+            said = search(self.model, rows, config, self._stop_ids)
         return [self._text(ids).strip() for ids in said]
 
     @torch.inference_mode()
@@ -413,26 +438,36 @@ class CausalLanguageModel:
         return decoder.start(rows, config.max_new_tokens - 1, self._stop_ids)
 
     def decoder(self) -> LlamaDecoder | None:
-        """Return the decoder of the weights as they are now; None for other models."""
-        if self._model is None and self._prepared:
+        """Return the decoder of the weights as they are now; None for other models.
+
+        The first thread to ask arranges it; others wait.
+        """
+        with self._lock:
+            if self._model is None and self._prepared:
+                return self._prepared[1]
+            model = self._opened()
+            if not is_plain_llama(model):
+                return None
+            version = weights_version(model)
+            if self._prepared is None or self._prepared[0] != version:
+                release = self._reopen is not None and self._route == "half"
+                prefix = self._vectors(self._frame_ids[0])
+                first, began = self._prepared is None, time.monotonic()
+                if release:  # before it is taken apart: if that fails, the files are read again
+                    self._model = self._prepared = None
+                decoder = LlamaDecoder(model, self._route, prefix, release=release)
+                self._prepared = version, decoder
+                if first:  # not after each step of an optimiser
+                    took_s = time.monotonic() - began
+                    log.info("decoder (%s) arranged in %.1f s", self._route, took_s)
             return self._prepared[1]
-        if not is_plain_llama(self._model):
-            return None
-        version = weights_version(self._model)
-        if self._prepared is None or self._prepared[0] != version:
-            release = self._reopen is not None and self._route == "half"
-            prefix = self._vectors(self._frame_ids[0])
-            decoder = LlamaDecoder(self._model, self._route, prefix, release=release)
-            self._prepared = version, decoder
-            if release:
-                self._model = None
-        return self._prepared[1]
 
     def _text(self, ids: list[int]) -> str:
         """Decode the whole characters: the last one may lack bytes that later tokens bring."""
-        text = self.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        with self._lock:
+            text = self.tokenizer.decode(
+                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
         return text.rstrip("\ufffd")
 
 

