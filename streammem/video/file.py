@@ -62,8 +62,10 @@ class FileSource(VideoSource):
     ) -> None:
         self._reader = PacketReader(spec, name, remote=remote, opened=opened)
         super().__init__(name, sampling, duration=self._reader.duration())
+        self.start_time = self._reader.seconds(self._reader.origin)
         self._grid = Grid(sampling, tick=self._reader.length(1))
-        self._to_rgb = RgbConverter(self._reader.first_picture, sampling.max_side)
+        aspect = self._reader.stream.sample_aspect_ratio
+        self._to_rgb = RgbConverter(self._reader.first_picture, sampling.max_side, aspect)
         rate = self._reader.stream.average_rate or self._reader.stream.guessed_rate
         self._frame_s = float(1 / rate) if rate else 0.04  # where a frame states no duration
         self._given_until = -1.0  # frames up to here were given before starting over
@@ -175,7 +177,8 @@ class FileSource(VideoSource):
             return True
         time = self._reader.seconds(pts)
         if self._sought:
-            self._num_before = max(self._index + 1, round(time / self._frame_s))
+            since_first = time - self.start_time
+            self._num_before = max(self._index + 1, round(since_first / self._frame_s))
             self._sought, self._first_pts = False, pts
         if packet.is_discard or pts < self._first_pts:  # decoded perhaps, never shown
             return False

@@ -155,6 +155,9 @@ class VideoSource(ABC):
     Attributes:
         name: what evidence calls it: path or URL without credentials.
         duration: seconds, if known beforehand.
+        start_time: seconds at which the first picture is shown. Above 0 in a file whose sound, or
+            part of whose first pictures cannot be decoded, comes before: times are the file's own,
+            as players show them. ``frame.time - start_time`` counts from the first picture.
         end: seconds; None until all frames were given, then the last decoded frame's time + its
             duration, at most the sampling's end. It is set where no frame was wanted, too.
         live: whether a frame that is not taken when it comes is lost.
@@ -172,6 +175,7 @@ class VideoSource(ABC):
     live = False
     finite = True
     reconnect = False
+    start_time = 0.0
     wall_zero: float | None = None
     num_connections = 0
     num_damaged = 0

@@ -259,7 +259,7 @@ def test_a_whole_file_is_not_called_truncated_when_its_sound_is_longer(tmp_path)
 
 
 def test_the_duration_of_an_mp4_is_its_videos(tmp_path):
-    assert open_source(make("sound.mp4", tmp_path)).duration == pytest.approx(2.4)
+    assert open_source(make("sound.mp4", tmp_path)).duration == pytest.approx(0.5 + 2.4)
 
 
 def test_an_mp4_without_its_index_looks_unfinished(clips, tmp_path):
