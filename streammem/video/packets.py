@@ -173,6 +173,14 @@ class PacketReader:
         self.can_seek = False
         return None
 
+    def decoded(self, packets: Iterable[Packet]) -> Iterator[av.VideoFrame]:
+        """Decode all of some packets; what is damaged is left out."""
+        for packet in chain(packets, [None]):
+            try:
+                yield from self.stream.codec_context.decode(packet)
+            except av.FFmpegError:
+                continue
+
     def shortfall(self) -> str | None:
         """Say, once the packets are exhausted, what is missing; None if nothing is."""
         if self._break is not None:

@@ -22,6 +22,7 @@ from streammem.types import Frame
 Decoder = Literal["pyav", "decord"]
 DECODERS: tuple[Decoder, ...] = get_args(Decoder)
 MAX_NOTICES = 16  # that wait to be shown; older ones go
+HELD_S = 1.0  # a picture that is on screen at the start, and for longer after it, is given there
 DEFAULT_FPS = 2.0
 WATCHED_SIDE = 640  # pixels; more is thrown away by the encoder and by keyframes
 
@@ -32,7 +33,9 @@ class Sampling:
 
     Attributes:
         fps: samples a second; None takes every frame.
-        start: seconds, >= 0; frames before it are left out.
+        start: seconds, >= 0; frames before it are left out. Of files and pictures, the one that is
+            on screen then is given, with ``start`` as its time, where none follows within HELD_S
+            and before ``end``.
         end: seconds, > start; frames at or after it are left out. None reads to the end.
         max_side: the longer side is shrunk to this many pixels, never enlarged.
         sparse: keyframes only.
