@@ -25,7 +25,9 @@ class Frame:
 
     Attributes:
         pixels: [H, W, 3] uint8 RGB, upright (rotation already applied).
-        time: seconds since the first video frame's presentation time.
+        time: presentation time in seconds. Of a file, on its own clock, as players show it: the
+            first frame's is ``VideoSource.start_time``, 0 in most files. Of a live source, since
+            its first frame.
         duration: seconds that the frame is shown; the last frame's end is ``time + duration``.
         index: number of the frame among all frames of the source, from 0.
     """

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import av
 from av.container import InputContainer
+from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from streammem.errors import ConfigError, SourceError
@@ -28,6 +29,9 @@ REMOTE_OPTIONS = {
     "reconnect_delay_max": "4",
 }
 _LOCAL_OPTIONS = {"protocol_whitelist": "file"}
+# Streams that lie beside the video: a cover, previews of its chapters, parts of a picture.
+_BESIDE = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+_VARIANT = "variant_bitrate"  # in an HLS stream's metadata: bits/s of the variant that holds it
 _TEXT_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}  # demuxers that paint text as pictures
 
 
@@ -75,7 +79,9 @@ def open_container(spec: str, name: str, *, remote: bool) -> tuple[InputContaine
 
 
 def choose_stream(container: InputContainer, name: str) -> VideoStream:
-    """Choose a container's video stream and set up its decoder; closes it if there is none.
+    """Choose a container's main video stream and set up its decoder; closes it if there is none.
+
+    The other video streams are not read any more.
 
     Args:
         container: just opened.
@@ -89,6 +95,13 @@ def choose_stream(container: InputContainer, name: str) -> VideoStream:
     except SourceError:
         container.close()
         raise
+    for other in container.streams.video:
+        if other is not stream:
+            other.discard = Discard.all
+    if container.format.name == "hls":  # a variant is fetched as long as anything of it is read
+        for sound in container.streams.audio:
+            if sound.metadata.get(_VARIANT) != stream.metadata.get(_VARIANT):
+                sound.discard = Discard.all
     stream.codec_context.thread_type = "SLICE"
     stream.codec_context.thread_count = DECODE_THREADS
     return stream
@@ -104,12 +117,12 @@ def error_text(error: Exception) -> str:
 def _video_stream(container: InputContainer, name: str) -> VideoStream:
     if container.format.name in _TEXT_FORMATS:
         raise SourceError(f"{name}: is text, not video; give a video file")
-    cover = av.stream.Disposition.attached_pic
-    streams = [s for s in container.streams.video if not s.disposition & cover]
+    streams = [s for s in container.streams.video if not s.disposition & _BESIDE]
     if not streams:
         kind = "has sound but no video" if container.streams.audio else "has no video"
         raise SourceError(f"{name}: {kind}; give a file with a video track")
-    stream = streams[0]
+    longest_s = max(_length(stream) or 0.0 for stream in streams)
+    stream = max(streams, key=lambda stream: _merits(stream, longest_s))
     context = stream.codec_context
     if context is None:
         raise SourceError(f"{name}: no decoder for its video; convert it to H.264")
@@ -118,6 +131,32 @@ def _video_stream(container: InputContainer, name: str) -> VideoStream:
     if context.width or context.height:
         check_size(name, context.width, context.height)
     return stream
+
+
+def _merits(stream: VideoStream, longest_s: float) -> tuple[bool, bool, int, int]:
+    """Return what makes a stream the main one: it lasts, is marked, is large; the first of equals.
+
+    A cover, a preview or the still picture before a sequence is a stream of one picture.
+    """
+    length_s = _length(stream)
+    lasts = stream.frames != 1 and (length_s is None or length_s >= longest_s / 2)
+    is_default = bool(stream.disposition & Disposition.default)
+    context = stream.codec_context
+    area = context.width * context.height if context else 0
+    return lasts, is_default, area, int(stream.metadata.get(_VARIANT, 0))
+
+
+def _length(stream: VideoStream) -> float | None:
+    """Return the seconds that a stream states, if it does."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    # Matroska states a track's length as a tag, which other programs may have written.
+    hours, _, rest = stream.metadata.get("DURATION", "").partition(":")
+    minutes, _, seconds = rest.partition(":")
+    try:
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except ValueError:
+        return None
 
 
 def _reason(error: Exception, path: str | None) -> str:

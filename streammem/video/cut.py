@@ -38,7 +38,7 @@ def cut(path: Path, start: float, end: float, out: IO[bytes], name: str | None =
 
     Args:
         path: of the file.
-        start: seconds from the first picture, >= 0.
+        start: seconds on the file's own clock, as players show it, >= 0.
         end: seconds; at most ``MAX_COPIED_S`` later.
         out: empty, open for writing at any place.
         name: what messages call the file; None for its path.
@@ -74,8 +74,10 @@ class _NotCopiedError(Exception):
 
 def _copy(path: Path, start: float, end: float, out: IO[bytes], name: str) -> None:
     reader = PacketReader(str(path), name)
-    origin_s = reader.origin * reader.tick
+    zero_s, is_continuous = reader.zero * reader.tick, reader.is_continuous()
     reader.close()
+    if not is_continuous:  # several recordings in one file cannot be one stream of packets
+        raise _NotCopiedError
     container, video = open_container(str(path), name, remote=False)
     with container:
         if video.codec.canonical_name not in _COPIED:
@@ -83,7 +85,7 @@ def _copy(path: Path, start: float, end: float, out: IO[bytes], name: str) -> No
         sounds = [s for s in container.streams.audio if s.codec.canonical_name in _COPIED_SOUND]
         streams = [video, *sounds[:1]]
         # Rounded: 0.4 as a float lies above two fifths, and would let one more picture in.
-        begin, until = (origin_s + Fraction(time).limit_denominator(10**6) for time in (start, end))
+        begin, until = (zero_s + Fraction(time).limit_denominator(10**6) for time in (start, end))
         try:
             with av.open(out, "w", format="mp4") as written:
                 copies = {s.index: written.add_stream_from_template(s) for s in streams}

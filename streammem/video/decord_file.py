@@ -43,6 +43,7 @@ class DecordSource(VideoSource):
         try:
             super().__init__(name, sampling, duration=reader.duration())
             self._tick = reader.length(1)
+            self.start_time = reader.seconds(reader.origin)
             self._times, self._durations, self._is_key = _timeline(reader, name)
             self._missing = reader.shortfall()
             first = RgbConverter(reader.first_picture)(reader.first_picture)
@@ -102,7 +103,7 @@ def _timeline(reader: PacketReader, name: str) -> tuple[np.ndarray, np.ndarray, 
             rows.append((packet.pts, packet.duration or 0, packet.is_keyframe))
     pts, ticks, is_key = np.array(sorted(rows), dtype=np.int64).T
     tick = reader.tick
-    times = (pts - reader.origin) * tick.numerator / tick.denominator
+    times = (pts - reader.zero) * tick.numerator / tick.denominator
     durations = ticks * tick.numerator / tick.denominator
     rate = reader.stream.average_rate
     durations[ticks == 0] = float(1 / rate) if rate else 0.04

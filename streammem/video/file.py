@@ -17,7 +17,7 @@ from streammem.types import Frame
 from streammem.video.container import check_file
 from streammem.video.packets import PacketReader, needed_parts
 from streammem.video.pixels import RgbConverter, check_size
-from streammem.video.source import Grid, Sampling, SourceOptions, VideoSource
+from streammem.video.source import HELD_S, Grid, Sampling, SourceOptions, VideoSource
 
 HOP_S = 5.0  # a sample further ahead than this is sought, not read up to
 _REORDERED = 32  # what is remembered while packets come out of order; codecs reorder <= 16
@@ -28,7 +28,7 @@ class _StartOverError(Exception):
 
 
 class FileSource(VideoSource):
-    """One pass over a video file or URL.
+    """One pass over a video file or URL, on the container's clock, as players show it.
 
     Samples are exact: the frames, times and pixels that decoding everything would give. What no
     sample needs is not decoded: GOPs without a sample, the rest of a GOP after its last one, and
@@ -38,7 +38,8 @@ class FileSource(VideoSource):
     Times never decrease: a frame without a pts gets its predecessor's end, one with an earlier pts
     its predecessor's time; where the clock jumps back, as between two recordings that were joined,
     the second goes on where the first ends. ``Frame.index`` counts every frame of the file; after
-    a seek it is estimated from the average rate.
+    a seek it is estimated from the average rate. Where no picture begins within HELD_S after the
+    sampling's start, the one that is on screen then is given, from there on.
 
     Args:
         spec: path or URL as FFmpeg is to see it.
@@ -60,10 +61,13 @@ class FileSource(VideoSource):
         remote: bool = False,
         opened: tuple[InputContainer, VideoStream] | None = None,
     ) -> None:
+        self._spec, self._remote = spec, remote
         self._reader = PacketReader(spec, name, remote=remote, opened=opened)
         super().__init__(name, sampling, duration=self._reader.duration())
+        self.start_time = self._reader.seconds(self._reader.origin)
         self._grid = Grid(sampling, tick=self._reader.length(1))
-        self._to_rgb = RgbConverter(self._reader.first_picture, sampling.max_side)
+        aspect = self._reader.stream.sample_aspect_ratio
+        self._to_rgb = RgbConverter(self._reader.first_picture, sampling.max_side, aspect)
         rate = self._reader.stream.average_rate or self._reader.stream.guessed_rate
         self._frame_s = float(1 / rate) if rate else 0.04  # where a frame states no duration
         self._given_until = -1.0  # frames up to here were given before starting over
@@ -92,9 +96,15 @@ class FileSource(VideoSource):
 
     def _frames(self) -> Iterator[Frame]:
         num_taken = 0
+        is_held = self._sampling.start > self.start_time  # whether one may be on screen then
         for picture in self._pictures():
             index = self._rank(picture.pts)
             time, duration = self._span(picture)
+            if is_held and (self._grid.is_past(time) or time > self._sampling.start + HELD_S):
+                is_held = False
+                for frame in self._held_at_start(until=time):
+                    num_taken += 1
+                    yield frame
             if self._grid.is_past(time):
                 self._at_end = True
                 break
@@ -102,10 +112,41 @@ class FileSource(VideoSource):
             if self._sampling.sparse and not self._is_key(picture):
                 continue
             if time > self._given_until and self._grid.takes(time):
-                num_taken += 1
+                num_taken, is_held = num_taken + 1, False
                 check_size(self.name, picture.width, picture.height)
                 yield Frame(self._to_rgb(picture), time, duration, index)
+        # Where a picture follows after the end, it does not matter what duration the last states.
+        if is_held and (self._at_end or self._shown_until > self._sampling.start):
+            for frame in self._held_at_start(until=self._shown_until):
+                num_taken += 1
+                yield frame
         self._finish(self._shown_until, num_taken, self._missing())
+
+    def _held_at_start(self, *, until: float) -> Iterator[Frame]:
+        """Give the picture that is on screen at the sampling's start, if it is wanted."""
+        start, held = float(self._sampling.start), None
+        reader = PacketReader(self._spec, self.name, remote=self._remote)
+        try:
+            packets = reader.packets_from(start)
+            if packets is None:
+                reader.reopen()
+                packets = reader.packets()
+            for picture in reader.decoded(packets):
+                if picture.pts is None or picture.is_corrupt:
+                    continue
+                if reader.seconds(picture.pts) > start:
+                    until = reader.seconds(picture.pts)
+                    break
+                held = picture
+        finally:
+            reader.close()
+        if held is None or (self._sampling.sparse and not held.key_frame):
+            return
+        if self._grid.takes(start):
+            since_first = reader.seconds(held.pts or 0) - self.start_time
+            yield Frame(
+                self._to_rgb(held), start, until - start, round(since_first / self._frame_s)
+            )
 
     def _missing(self) -> str | None:
         missing = None if self._at_end else self._reader.shortfall()
@@ -175,7 +216,8 @@ class FileSource(VideoSource):
             return True
         time = self._reader.seconds(pts)
         if self._sought:
-            self._num_before = max(self._index + 1, round(time / self._frame_s))
+            since_first = time - self.start_time
+            self._num_before = max(self._index + 1, round(since_first / self._frame_s))
             self._sought, self._first_pts = False, pts
         if packet.is_discard or pts < self._first_pts:  # decoded perhaps, never shown
             return False

@@ -2,7 +2,7 @@
 
 A GOP (group of pictures) starts at a keyframe; to decode a frame, all packets of its GOP before
 it are needed, none after it, and no other GOP. Only the first picture is decoded here, which proves
-that there is one and sets the zero of time.
+that there is one. Time is the container's, as players show it: 0 is where its first stream begins.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,13 +16,20 @@ from av.video.stream import VideoStream
 
 from streammem.errors import SourceError
 from streammem.video.container import error_text, open_container
+from streammem.video.joins import StampCheck, has_joins
 
-JUMP_BACK_S = 0.5  # decoding times never go back within a recording: another one follows
 # How much earlier to seek when the landing was too late.
 _BACK_OFF_S = (0.0, 3.0, 12.0, 60.0, 300.0)
 # Containers whose header states a duration; others have it estimated, which proves nothing.
 _PROMISING = {"mov", "matroska", "avi", "flv", "asf"}
 _STATES_END = {"matroska", "flv"}  # whose "duration" is the last time, wherever the first may be
+# Containers whose clock may jump, as that of recordings that were joined. Of MPEG program streams
+# and of remote files it is not known where.
+_JUMPING = {"mpegts", "mpeg", "hls"}
+_UNSEEKABLE = {"mpeg"}
+# A first picture that comes later is not late: its clock and the container's have nothing in
+# common, as where one stream's stamps have wrapped around.
+_LATEST_START_S = 60.0
 MAX_HELD = 512  # packets held back to find a GOP's last wanted one; bounds memory in endless GOPs
 
 Item = tuple[Packet, bool]  # a packet in decode order, and whether its frame is wanted
@@ -42,6 +49,7 @@ class PacketReader:
         tick: seconds a unit of pts.
         first_picture: as decoded.
         origin: pts of the first picture shown; 0 where the file has no times.
+        zero: pts of time 0, <= ``origin``: a picture may come after the sound's beginning.
         can_jump: whether decoding may start at any keyframe.
         can_seek: whether reading may start elsewhere than at the beginning.
 
@@ -58,6 +66,7 @@ class PacketReader:
         opened: tuple[InputContainer, VideoStream] | None = None,
     ) -> None:
         self._spec, self._name, self._remote = spec, name, remote
+        self._is_continuous: bool | None = None  # of MPEG-TS, once it was looked at
         self._open(opened)
         self.can_jump = self.can_seek = True  # until it turns out otherwise
 
@@ -74,8 +83,6 @@ class PacketReader:
         self._format = self._container.format.name.split(",")[0]
         self._delivered = 0.0  # seconds on the container's clock, over all its streams
         self._break: str | None = None
-        self._shift = 0  # ticks added to the times after a join
-        self._last_dts: int | None = None
         self._packets = self._demux()
         self._opening: list[Packet] = []
         try:
@@ -84,6 +91,7 @@ class PacketReader:
             self._container.close()
             raise
         self.origin = self.first_picture.pts or 0
+        self.zero = self._zero()
         self.stream.codec_context.flush_buffers()
 
     def close(self) -> None:
@@ -91,22 +99,43 @@ class PacketReader:
         self._container.close()
 
     def seconds(self, pts: int) -> float:
-        """Convert a pts to seconds since the first picture."""
-        return self.length(pts - self.origin)
+        """Convert a pts to seconds on the container's clock."""
+        return self.length(pts - self.zero)
 
     def length(self, ticks: int) -> float:
         """Convert a number of the stream's ticks to seconds."""
         return ticks * self.tick.numerator / self.tick.denominator
 
     def duration(self) -> float | None:
-        """Return the stated seconds from the first picture to the end, if any."""
+        """Return the stated seconds from time 0 to the end, if any."""
         if self.stream.duration and self._format not in _STATES_END:
             end = self.length((self.stream.start_time or 0) + self.stream.duration)
         elif self._container.duration:
             end = self._stated_end()
         else:
             return None
-        return max(0.0, end - self.length(self.origin))
+        return max(0.0, end - self.length(self.zero))
+
+    def is_continuous(self) -> bool:
+        """Return whether times in the file lie in order, so that one can be sought."""
+        if self._format in _UNSEEKABLE:
+            return False
+        if self._format != "mpegts":
+            return True
+        if self._is_continuous is None:
+            self._is_continuous = not (self._remote or has_joins(self._spec))
+        return self._is_continuous
+
+    def _zero(self) -> int:
+        """Return the pts of time 0, for players begin where the container's first stream does."""
+        if self.first_picture.pts is None or self._container.start_time is None:
+            return self.origin
+        # What begins before 0, such as the priming of an audio codec, is not played.
+        start = max(0, self._container.start_time)
+        zero = round(Fraction(start, av.time_base) / self.tick)
+        most_s = (self._container.duration or _LATEST_START_S * av.time_base) / av.time_base
+        is_meant = 0 <= self.length(self.origin - zero) <= most_s
+        return zero if is_meant else self.origin
 
     def _stated_end(self) -> float:
         start = 0 if self._format in _STATES_END else self._container.start_time or 0
@@ -123,8 +152,11 @@ class PacketReader:
         Returns:
             None where seeking fails; then only ``reopen`` leads on.
         """
+        if not self.is_continuous():
+            self.can_seek = False
+            return None
         for back in _BACK_OFF_S:
-            target = self.origin + int((time - back) / self.length(1))
+            target = self.zero + int((time - back) / self.length(1))
             if target <= self.origin:
                 break
             try:
@@ -141,6 +173,14 @@ class PacketReader:
         self.can_seek = False
         return None
 
+    def decoded(self, packets: Iterable[Packet]) -> Iterator[av.VideoFrame]:
+        """Decode all of some packets; what is damaged is left out."""
+        for packet in chain(packets, [None]):
+            try:
+                yield from self.stream.codec_context.decode(packet)
+            except av.FFmpegError:
+                continue
+
     def shortfall(self) -> str | None:
         """Say, once the packets are exhausted, what is missing; None if nothing is."""
         if self._break is not None:
@@ -155,7 +195,7 @@ class PacketReader:
         return f"ends after {delivered:.1f} s of the {stated:.1f} s that its header states"
 
     def _demux(self) -> Iterator[Packet]:
-        self._shift, self._last_dts = 0, None
+        stamps = StampCheck(self.tick, joins_ahead=self._format in _JUMPING)
         try:
             for packet in self._container.demux():
                 if not packet.size:  # the flushing packets at the end; a decoder would stop at one
@@ -164,22 +204,10 @@ class PacketReader:
                     end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                     self._delivered = max(self._delivered, end)
                 if packet.stream_index == self.stream.index:
-                    self._join(packet)
-                    yield packet
+                    yield from stamps.push(packet)
         except av.FFmpegError as error:
             self._break = error_text(error)
-
-    def _join(self, packet: Packet) -> None:
-        """Let a packet follow the one before, where another recording begins with it."""
-        if packet.dts is not None:
-            packet.dts += self._shift
-            back = self._last_dts - packet.dts if self._last_dts is not None else 0
-            if self.length(back) > JUMP_BACK_S:
-                self._shift += back + (packet.duration or 1)
-                packet.dts += back + (packet.duration or 1)
-            self._last_dts = packet.dts
-        if packet.pts is not None:
-            packet.pts += self._shift
+        yield from stamps.flush()
 
     def _decode_first(self) -> av.VideoFrame:
         context = self.stream.codec_context

@@ -1,5 +1,6 @@
 """Still pictures, and folders of pictures as a video. An animated GIF is read as a file."""
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from streammem.types import Frame
 from streammem.video.container import check_file
 from streammem.video.pixels import check_size, fitted_pixels
 from streammem.video.registry import PICTURE_SUFFIXES
-from streammem.video.source import Grid, Sampling, VideoSource
+from streammem.video.source import HELD_S, Grid, Sampling, VideoSource
 
 STILL_S = 1.0  # how long a single picture is shown
 FOLDER_FPS = 1.0  # pictures a second of a folder where no fps is given
@@ -20,6 +21,8 @@ FOLDER_FPS = 1.0  # pictures a second of a folder where no fps is given
 
 class PictureSource(VideoSource):
     """Pictures at a steady rate; none is left out but for ``start`` and ``end``.
+
+    Where none begins within HELD_S after ``start``, the one that is on screen then is given.
 
     Args:
         paths: the pictures in order, at least one.
@@ -43,7 +46,10 @@ class PictureSource(VideoSource):
             time = index * self._frame_s
             if grid.is_past(time):
                 break
-            shown_until = time + self._frame_s
+            shown_until, duration = time + self._frame_s, self._frame_s
+            if self._is_held_at_start(time):
+                time = self._sampling.start
+                duration = shown_until - time
             if not grid.takes(time):
                 continue
             try:
@@ -52,13 +58,20 @@ class PictureSource(VideoSource):
                 unreadable.append(error)
                 continue
             num_given += 1
-            yield Frame(pixels, time, self._frame_s, index)
+            yield Frame(pixels, time, duration, index)
         if unreadable and not num_given:
             raise unreadable[0]
         missing = None
         if unreadable:
             missing = f"{len(unreadable)} of {len(self._paths)} pictures lost; {unreadable[0]}"
         self._finish(shown_until, num_given, missing)
+
+    def _is_held_at_start(self, time: float) -> bool:
+        """Return whether the picture of a time is on screen at the start, and stays there."""
+        start, following = self._sampling.start, time + self._frame_s
+        end = min(len(self._paths) * self._frame_s, self._sampling.end or math.inf)
+        stays = following > start + HELD_S or following > end - 1e-6
+        return time < start - 1e-6 and start < following - 1e-6 and stays
 
 
 def open_picture(path: str, sampling: Sampling) -> PictureSource:

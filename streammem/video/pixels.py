@@ -1,15 +1,18 @@
-"""From decoded pictures to [H, W, 3] RGB: size limits, shrinking, turning upright.
+"""From decoded pictures to [H, W, 3] RGB: size limits, shape of pixels, shrinking, turning upright.
 
 Which pictures are converted is decided elsewhere.
 """
 
+from fractions import Fraction
 from typing import Any, Literal
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
 from av.video.reformatter import VideoReformatter
 
 from streammem.errors import SourceError
+from streammem.video.tonemap import is_wide, to_sdr, transfer_of
 
 LARGEST_SIDE = 16384  # larger pictures are refused: one RGB frame would already be 800 MB
 
@@ -38,6 +41,20 @@ def fitted(width: int, height: int, max_side: int | None) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
+def shown_size(width: int, height: int, aspect: Fraction | None) -> tuple[int, int]:
+    """Return (width, height) in square pixels; one side grows, none shrinks.
+
+    Args:
+        width: pixels, as coded.
+        height: likewise.
+        aspect: width over height of one pixel; None, and values that cannot be meant, are 1.
+    """
+    if aspect is None or not 1 / 8 <= aspect <= 8:
+        return width, height
+    shown = round(width * max(aspect, Fraction(1))), round(height / min(aspect, Fraction(1)))
+    return shown if max(shown) <= LARGEST_SIDE else (width, height)
+
+
 def fitted_pixels(pixels: np.ndarray, max_side: int | None) -> np.ndarray:
     """Shrink a picture's longer side to ``max_side`` pixels.
 
@@ -58,23 +75,35 @@ def fitted_pixels(pixels: np.ndarray, max_side: int | None) -> np.ndarray:
 
 
 class RgbConverter:
-    """Converts the decoded pictures of one stream, shrunk in the same pass and turned upright.
+    """Converts the decoded pictures of one stream as a player shows them.
+
+    In the same pass they are shrunk; pixels become square, high dynamic range ordinary.
 
     Args:
         first: the stream's first picture, whose display matrix holds for all.
         max_side: pixels, or None.
+        aspect: width over height of one pixel, as the stream states it; None is 1.
     """
 
-    def __init__(self, first: av.VideoFrame, max_side: int | None = None) -> None:
+    def __init__(
+        self,
+        first: av.VideoFrame,
+        max_side: int | None = None,
+        aspect: Fraction | None = None,
+    ) -> None:
         self._matrix = display_matrix(first)
-        self._max_side = max_side
+        self._max_side, self._aspect = max_side, aspect
         self._reformatter = VideoReformatter()  # keeps the scaler's tables
 
     def __call__(self, picture: av.VideoFrame) -> np.ndarray:
         """Return [H, W, 3] uint8 RGB, contiguous, of a picture in any pixel format."""
-        width, height = fitted(picture.width, picture.height, self._max_side)
-        rgb = self._reformatter.reformat(picture, width, height, "rgb24", threads=1)
-        return upright(rgb.to_ndarray(), self._matrix)
+        size = fitted(*shown_size(picture.width, picture.height, self._aspect), self._max_side)
+        transfer = transfer_of(picture)
+        kind = "rgb24" if transfer is None else "rgb48le"
+        pixels = self._reformatter.reformat(picture, *size, kind, threads=1).to_ndarray()
+        if transfer is not None:
+            pixels = to_sdr(pixels, transfer, wide=is_wide(picture))
+        return upright(pixels, self._matrix)
 
 
 def display_matrix(picture: av.VideoFrame) -> Matrix:
@@ -83,11 +112,24 @@ def display_matrix(picture: av.VideoFrame) -> Matrix:
     Asking a picture for side data ties it into a reference cycle, so that its memory waits for
     the garbage collector: not to be done for every frame.
     """
-    data: Any = picture.side_data.get("DISPLAYMATRIX")
+    try:
+        data: Any = picture.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # FFmpeg attaches kinds of side data that PyAV has no name for (18.1: EXIF), and PyAV
+        # gives none at all then. Those kinds get a name, once.
+        Type._missing_ = classmethod(_unnamed)  # type: ignore[assignment, method-assign]
+        data = picture.side_data.get("DISPLAYMATRIX")
     if data is None:
         return 1, 0, 0, 1
     a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).tolist()
     return a, b, c, d
+
+
+def _unnamed(kind: type[Type], value: int) -> Type:
+    member = object.__new__(kind)
+    member._name_ = f"UNNAMED_{value}"
+    member.__dict__["_value_"] = value
+    return member
 
 
 def upright(pixels: np.ndarray, matrix: Matrix) -> np.ndarray:

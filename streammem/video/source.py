@@ -22,6 +22,7 @@ from streammem.types import Frame
 Decoder = Literal["pyav", "decord"]
 DECODERS: tuple[Decoder, ...] = get_args(Decoder)
 MAX_NOTICES = 16  # that wait to be shown; older ones go
+HELD_S = 1.0  # a picture that is on screen at the start, and for longer after it, is given there
 DEFAULT_FPS = 2.0
 WATCHED_SIDE = 640  # pixels; more is thrown away by the encoder and by keyframes
 
@@ -32,7 +33,9 @@ class Sampling:
 
     Attributes:
         fps: samples a second; None takes every frame.
-        start: seconds, >= 0; frames before it are left out.
+        start: seconds, >= 0; frames before it are left out. Of files and pictures, the one that is
+            on screen then is given, with ``start`` as its time, where none follows within HELD_S
+            and before ``end``.
         end: seconds, > start; frames at or after it are left out. None reads to the end.
         max_side: the longer side is shrunk to this many pixels, never enlarged.
         sparse: keyframes only.
@@ -155,6 +158,9 @@ class VideoSource(ABC):
     Attributes:
         name: what evidence calls it: path or URL without credentials.
         duration: seconds, if known beforehand.
+        start_time: seconds at which the first picture is shown. Above 0 in a file whose sound, or
+            part of whose first pictures cannot be decoded, comes before: times are the file's own,
+            as players show them. ``frame.time - start_time`` counts from the first picture.
         end: seconds; None until all frames were given, then the last decoded frame's time + its
             duration, at most the sampling's end. It is set where no frame was wanted, too.
         live: whether a frame that is not taken when it comes is lost.
@@ -172,6 +178,7 @@ class VideoSource(ABC):
     live = False
     finite = True
     reconnect = False
+    start_time = 0.0
     wall_zero: float | None = None
     num_connections = 0
     num_damaged = 0

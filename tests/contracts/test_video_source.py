@@ -168,7 +168,12 @@ def test_every_frame_equals_plain_decoding(case):
     frames = list(case.open())
     same(frames, case, list(range(len(case.shots))))
     assert [f.index for f in frames] == list(range(len(case.shots)))
-    assert frames[0].time == 0.0
+
+
+def test_the_first_frame_is_at_the_start_time_which_is_zero_unless_sound_comes_before(case):
+    source = case.open()
+    assert next(iter(source)).time == source.start_time == pytest.approx(case.shots[0].time)
+    assert source.start_time == 0.0 or case.shots[0].time == pytest.approx(0.5)
 
 
 def test_pixels_are_contiguous_writable_rgb(case):

@@ -18,7 +18,7 @@ X264 = {"preset": "ultrafast", "g": "12", "bf": "2", "x264-params": "scenecut=0"
 
 @dataclass(frozen=True)
 class Shot:
-    """One decoded frame: seconds from the first one, seconds shown, [H, W, 3] uint8."""
+    """One decoded frame: seconds on its file's clock, seconds shown, [H, W, 3] uint8."""
 
     time: float
     duration: float
@@ -162,7 +162,7 @@ def plainly_decoded(path: Path) -> list[Shot]:
     """Decode everything the simplest way: the truth that clever reading must reproduce."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        tick = stream.time_base
+        tick, start = stream.time_base, (container.start_time or 0) / av.time_base
         keys, frames = set(), []
         for packet in container.demux(stream):
             if packet.is_keyframe:
@@ -170,7 +170,7 @@ def plainly_decoded(path: Path) -> list[Shot]:
             frames += packet.decode()
         return [
             Shot(
-                float((frame.pts - frames[0].pts) * tick),
+                float(frame.pts * tick) - start,
                 float((frame.duration or 1 / stream.average_rate / tick) * tick),
                 np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90),
                 frame.key_frame or frame.pts in keys,

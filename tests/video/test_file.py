@@ -259,7 +259,7 @@ def test_a_whole_file_is_not_called_truncated_when_its_sound_is_longer(tmp_path)
 
 
 def test_the_duration_of_an_mp4_is_its_videos(tmp_path):
-    assert open_source(make("sound.mp4", tmp_path)).duration == pytest.approx(2.4)
+    assert open_source(make("sound.mp4", tmp_path)).duration == pytest.approx(0.5 + 2.4)
 
 
 def test_an_mp4_without_its_index_looks_unfinished(clips, tmp_path):
@@ -319,3 +319,45 @@ def test_bad_files_are_named_in_one_line_at_open(clips, tmp_path, bad, reader):
         open_source(path, reader=reader)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
     assert ";" in str(caught.value)  # what failed; what to try
+
+
+SLIDES_MS = [0, 10_000, 20_000, 30_000]  # the last is shown 10 s, too
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("bframes", ["0", "2"])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"start": 12, "end": 18}, [(12, 1)]),
+        ({"start": 12, "end": 28}, [(12, 1), (20, 2)]),
+        ({"start": 19.5}, [(20, 2), (30, 3)]),  # the next slide comes soon enough
+        ({"start": 20, "end": 21}, [(20, 2)]),
+        ({"start": 0, "end": 12}, [(0, 0), (10, 1)]),
+        ({"start": 10.2, "end": 10.4}, [(10.2, 1)]),
+    ],
+)
+def test_a_start_within_a_still_picture_gives_that_picture(
+    tmp_path, suffix, bframes, options, expected
+):
+    path = encode(
+        tmp_path / f"slides.{suffix}",
+        options={"preset": "ultrafast", "bf": bframes},
+        times_ms=SLIDES_MS,
+        frames=4,
+    )
+    slides = plainly_decoded(path)
+    for fps in (None, 2):
+        source = open_source(path, fps=fps, **options)
+        frames = list(source)
+        assert [f.time for f in frames] == [time for time, _ in expected]
+        for frame, (_, number) in zip(frames, expected, strict=True):
+            assert np.array_equal(frame.pixels, slides[number].pixels)
+        if frames[0].time % 10:  # given in the middle: until the next slide
+            assert frames[0].time + frames[0].duration == pytest.approx(20)
+
+
+def test_a_start_after_the_last_picture_gives_none(tmp_path):
+    path = encode(tmp_path / "slides.mp4", times_ms=SLIDES_MS, frames=4)
+    with pytest.raises(SourceError, match="no frame from 60 s on"):
+        list(open_source(path, start=60))

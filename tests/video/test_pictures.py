@@ -100,3 +100,24 @@ def test_a_bad_still_is_named_in_one_line_at_open(tmp_path):
         assert str(caught.value).startswith(f"{tmp_path / name}: ")
         assert "\n" not in str(caught.value)
         assert ("no picture format that is known" in str(caught.value)) == (name == "text.png")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"start": 5.0}, [(5.0, 5.0, 0), (10.0, 10.0, 1)]),
+        ({"start": 12.0, "end": 13.0}, [(12.0, 8.0, 1)]),
+        ({"start": 9.5, "end": 11.0}, [(10.0, 10.0, 1)]),
+    ],
+)
+def test_a_start_within_a_picture_of_a_folder_gives_it(tmp_path, options, expected):
+    for number in range(2):
+        save(picture(number), tmp_path / f"{number}.png")
+    frames = list(open_source(tmp_path, fps=0.1, **options))
+    assert [(f.time, f.duration, f.index) for f in frames] == expected
+
+
+def test_a_start_within_a_single_picture_gives_it(tmp_path):
+    path = save(picture(0), tmp_path / "a.png")
+    (frame,) = open_source(path, start=0.4)
+    assert (frame.time, frame.duration) == (0.4, 0.6)
