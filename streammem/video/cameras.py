@@ -15,13 +15,13 @@ import av
 from av.container import InputContainer
 
 from streammem.errors import SourceError
+from streammem.video.address import public_url
 from streammem.video.container import (
     OPEN_TIMEOUT_S,
     REMOTE_OPTIONS,
     choose_stream,
     error_text,
     open_container,
-    public_url,
 )
 from streammem.video.file import FileSource
 from streammem.video.live_source import STALL_S, WAIT_SLICE_S, Connection, Feed, LiveSource

@@ -5,13 +5,12 @@ files: either may be a playlist that names others.
 """
 
 import os
-from urllib.parse import urlsplit, urlunsplit
 
 import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from streammem.errors import ConfigError, SourceError
+from streammem.errors import SourceError
 from streammem.video.pixels import check_size
 
 OPEN_TIMEOUT_S = 15.0
@@ -29,23 +28,6 @@ REMOTE_OPTIONS = {
 }
 _LOCAL_OPTIONS = {"protocol_whitelist": "file"}
 _TEXT_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}  # demuxers that paint text as pictures
-
-
-def public_url(url: str) -> str:
-    """Strip from a URL what may be a secret: user, password, query and fragment.
-
-    Raises:
-        ConfigError: not a URL with a host.
-    """
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if not host:
-        raise ConfigError("the URL names no host; write it as https://host/path")
-    host = f"[{host}]" if ":" in host else host
-    return urlunsplit((parts.scheme, f"{host}:{port}" if port else host, parts.path, "", ""))
 
 
 def open_container(spec: str, name: str, *, remote: bool) -> tuple[InputContainer, VideoStream]:

@@ -10,7 +10,7 @@ import pytest
 
 from streammem.errors import ConfigError, SourceError, TruncatedError
 from streammem.video import container, open_source
-from streammem.video.container import public_url
+from streammem.video.address import public_url
 from tests.video.clips import indexed_first, make
 
 PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\n{}\n#EXT-X-ENDLIST\n"
