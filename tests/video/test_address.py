@@ -92,5 +92,5 @@ def test_what_is_clear_is_shown_as_it_is(url, name):
 def test_a_file_whose_name_looks_like_an_address_is_opened(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "note:me@home.mp4").write_bytes(b"text")
-    with pytest.raises(OSError, match="note:me@home.mp4"):
+    with pytest.raises(OSError, match=r"note:me@home\.mp4"):
         open_source("note:me@home.mp4")
