@@ -3,7 +3,7 @@
 import io
 import queue
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -113,7 +113,7 @@ def decode(
     return decode_picture(body, (form,), f"the body is not a readable {form}")
 
 
-def decode_picture(body: bytes, forms: Sequence[str], otherwise: str) -> np.ndarray:
+def decode_picture(body: bytes, forms: tuple[str, ...], otherwise: str) -> np.ndarray:
     """Decode a picture into [H, W, 3] uint8 RGB, upright.
 
     Args:

@@ -19,12 +19,14 @@ from streammem.video.address import public_url
 from streammem.video.container import (
     OPEN_TIMEOUT_S,
     REMOTE_OPTIONS,
+    NoVideoError,
     choose_stream,
     error_text,
     open_container,
 )
 from streammem.video.file import FileSource
 from streammem.video.live_source import STALL_S, WAIT_SLICE_S, Connection, Feed, LiveSource
+from streammem.video.motion_jpeg import open_by_content
 from streammem.video.source import Sampling, VideoSource
 
 # An RTSP read gives up so often, to look whether it is to stop. Giving up in the middle of a packet
@@ -32,7 +34,8 @@ from streammem.video.source import Sampling, VideoSource
 POLL_S = 3.7
 DEVICE_FPS = 15  # frames a second of a screen; web cameras choose theirs
 # What is watched over HTTP if it states no duration; anything else is a file.
-ENDLESS_FORMATS = {"mpjpeg", "hls", "mpegts", "flv"}
+JPEG_FORMATS = {"mpjpeg", "mjpeg", "jpeg_pipe"}
+ENDLESS_FORMATS = {*JPEG_FORMATS, "hls", "mpegts", "flv"}
 
 _RTSP = {
     "protocol_whitelist": "rtsp,rtp,udp,tcp,tls,crypto",
@@ -67,7 +70,10 @@ def open_url(url: str, sampling: Sampling) -> VideoSource:
     """
     name = public_url(url)
     # What is behind it shows once it is open, and a silent server is waited for once.
-    opened = open_container(url, name, remote=True)
+    try:
+        opened = open_container(url, name, remote=True)
+    except NoVideoError as error:
+        return _open_motion_jpeg(url, name, sampling, error)
     if kind := endless_format(opened[0]):
         return open_stream(url, kind, sampling, Connection(*opened))
     return FileSource(url, name, sampling, remote=True, opened=opened)
@@ -93,8 +99,21 @@ def open_stream(url: str, kind: str, sampling: Sampling, first: Connection) -> L
     name = public_url(url)
     # FFmpeg itself connects again for what states its size only: never here, where that would
     # hide an outage from the stream's time.
+    if kind in JPEG_FORMATS:
+        by_content = partial(open_by_content, url, name)
+        # FFmpeg's own way first: it is connected, and most cameras state their parts correctly.
+        feed = Feed(name, by_content, otherwise=by_content)
+        return LiveSource(feed, sampling, opened=first)
     address = _Address(url, name, kind, REMOTE_OPTIONS, STALL_S)
     return LiveSource(Feed(name, address.open), sampling, opened=first)
+
+
+def _open_motion_jpeg(url: str, name: str, sampling: Sampling, refused: SourceError) -> LiveSource:
+    """Open what FFmpeg takes for no video; it may be motion JPEG without the usual headers."""
+    try:
+        return LiveSource(Feed(name, partial(open_by_content, url, name)), sampling)
+    except SourceError:
+        raise refused from None
 
 
 def open_webcam(spec: str, sampling: Sampling, platform: str = sys.platform) -> LiveSource:

@@ -30,6 +30,10 @@ _LOCAL_OPTIONS = {"protocol_whitelist": "file"}
 _TEXT_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}  # demuxers that paint text as pictures
 
 
+class NoVideoError(SourceError):
+    """Something is there, but nothing that FFmpeg takes for a video."""
+
+
 def open_container(spec: str, name: str, *, remote: bool) -> tuple[InputContainer, VideoStream]:
     """Open a file or URL and choose its video stream.
 
@@ -52,7 +56,8 @@ def open_container(spec: str, name: str, *, remote: bool) -> tuple[InputContaine
             # The prefix keeps a name such as "concat:a|b" or "-" from meaning anything else.
             container = av.open(f"file:{spec}", options=dict(_LOCAL_OPTIONS))
     except (av.FFmpegError, ValueError) as error:
-        raise SourceError(f"{name}: {_reason(error, None if remote else spec)}") from None
+        kind = NoVideoError if isinstance(error, av.error.InvalidDataError) else SourceError
+        raise kind(f"{name}: {_reason(error, None if remote else spec)}") from None
     return container, choose_stream(container, name)
 
 
