@@ -1,8 +1,8 @@
 """Motion JPEG over HTTP, read by its content: where each picture begins and ends, it says itself.
 
 Cameras state types and lengths of parts that are wrong, or none, and FFmpeg relies on them.
-``JpegStream`` takes the bytes from FFmpeg, which connects, and returns them as parts that are stated
-correctly:
+``JpegStream`` takes the bytes from FFmpeg, which connects, and returns them as parts that are
+stated correctly:
 
     --frame  Content-Type: image/jpg  Content-Length: 9999  <picture>  ->  ... image/jpeg, 8123 ...
 """

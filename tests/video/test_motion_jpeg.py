@@ -40,7 +40,7 @@ def part(body, kind=b"image/jpeg", length=0, boundary=b"--frame"):
 
 @contextmanager
 def camera(parts, kind="multipart/x-mixed-replace; boundary=frame"):
-    """Serve parts over and over, as long as a client reads; gives the address and the list of connections."""
+    """Serve parts over and over while a client reads; gives the address, and the connections."""
     asked, left = [], threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
