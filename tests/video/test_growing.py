@@ -178,7 +178,7 @@ def test_a_recorder_that_pauses_is_read_on_where_it_was_left(tmp_path):
     half = len(whole) // 2 // 188 * 188
     add(0, half, 0.0)
     recorder = Recorder({10.0: lambda: add(half, len(whole), 10.0)})
-    frames, source = followed(tmp_path, recorder, 100)
+    frames, _ = followed(tmp_path, recorder, 100)
     times = [frame.time for frame in frames]
     assert times == pytest.approx([times[0] + k * 0.04 for k in range(100)])
 
