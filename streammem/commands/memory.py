@@ -22,6 +22,7 @@ from streammem.errors import ConfigError, StoreError
 from streammem.output.render import plain, to_line
 from streammem.output.terminal import note, output, write_line
 from streammem.types import Event, TimeSpan, clock
+from streammem.video.address import public_name
 
 if TYPE_CHECKING:
     from streammem.memory.database import Mode
@@ -223,7 +224,9 @@ def _sources(store: "Store", wanted: str | None) -> tuple[str, ...]:
     if wanted is None:
         return sources
     if wanted not in sources:
-        raise StoreError(f"{store.path}: saw no {wanted}; its sources: {', '.join(sources)}")
+        raise StoreError(
+            f"{store.path}: saw no {public_name(wanted)}; its sources: {', '.join(sources)}"
+        )
     return (wanted,)
 
 

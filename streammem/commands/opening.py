@@ -27,6 +27,7 @@ from streammem.output.render import plain
 from streammem.output.terminal import note
 from streammem.types import Event, Notice, Segment
 from streammem.video import kind_of, open_with
+from streammem.video.address import public_name
 
 if TYPE_CHECKING:
     from streammem.engine.session import Session
@@ -178,7 +179,8 @@ def perceive(session: "Session", arguments: argparse.Namespace) -> bool:
     if not session.num_frames:
         if arguments.interrupted():
             raise KeyboardInterrupt
-        raise SourceError(f"{arguments.source}: no frame between --start and --end")
+        name = public_name(arguments.source)
+        raise SourceError(f"{name}: no frame between --start and --end")
     return broken
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from streammem.errors import BackboneError, ConfigError
 from streammem.output.render import FORMATS, plain
 from streammem.video import SourceOptions
+from streammem.video.address import without_addresses
 from streammem.video.registry import sources_help
 from streammem.video.source import DECODERS, DEFAULT_FPS
 
@@ -293,7 +294,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        text = " ".join(plain(message).split())
+        text = " ".join(plain(without_addresses(message)).split())
         self.exit(2, f"streammem: {text}; see {self.prog} --help\n")
 
 

@@ -50,7 +50,7 @@ def outlets(
 
 def camera_name(source: str, memory: Path | None = None) -> str:
     """Name a camera after its memory, else its source: without folders, users and passwords."""
-    from streammem.video.container import public_url
+    from streammem.video.address import public_url
 
     if memory is not None:
         return memory.resolve().name

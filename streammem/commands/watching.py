@@ -26,6 +26,7 @@ from streammem.output.render import plain, prometheus, to_line, wall_start
 from streammem.output.rotation import RotatedFile, Rotation
 from streammem.output.terminal import LiveText, Results, Sheet, note, output
 from streammem.types import Answer, Caption, Event, Notice, Segment, Stats
+from streammem.video.address import public_name
 
 if TYPE_CHECKING:
     from streammem.engine.session import Session
@@ -116,7 +117,7 @@ def _caption(session: "Session", arguments: argparse.Namespace) -> int:
                 continue
             results.write(event)
     if sheet:
-        sheet.draw(arguments.sheet, Path(arguments.source).name)
+        sheet.draw(arguments.sheet, Path(public_name(arguments.source)).name)
     return exit_code(arguments, broken)
 
 

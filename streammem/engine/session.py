@@ -315,7 +315,12 @@ class Session:
         for segment, scored in zip(segments, self.captioner.caption(requests), strict=True):
             self.keep(segment, scored)
 
-    def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
+    def ask(
+        self,
+        question: str,
+        on_text: Callable[[str], None] | None = None,
+        pictures: Sequence[np.ndarray] = (),
+    ) -> Answer:
         """Answer from what was seen so far, with the evidence it rests on.
 
         The last turns are remembered, so that "and after that?" can follow.
@@ -323,14 +328,15 @@ class Session:
         Args:
             question: free text.
             on_text: called with each piece of the answer as it comes.
+            pictures: [H, W, 3] uint8 RGB each, which the question is about.
 
         Raises:
             ValueError: an empty question.
-            ConfigError: a time in it that there is not.
+            ConfigError: a time in it that there is not, or more pictures than the model reads.
         """
         if not question.strip():
             raise ValueError("the question is empty")
-        return self.answerer.ask(question, self._present(), on_text)
+        return self.answerer.ask(question, self._present(), on_text, pictures)
 
     def find(self, query: str, count: int = 5) -> tuple[Moment, ...]:
         """Find the moments that a description fits best.

@@ -18,6 +18,8 @@ from datetime import tzinfo
 from typing import Literal, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+import numpy as np
+
 from streammem.errors import ConfigError
 from streammem.memory.chapters import Part, default_count, divide
 from streammem.memory.entry import Entry, Now, decode_keyframe
@@ -50,6 +52,7 @@ from streammem.types import Answer, Caption, Chapter, Evidence, Moment, TimeSpan
 
 MAX_TURNS = 4
 MAX_PROMPTED = 600  # characters of a question; a longer one would crowd out what was seen
+GIVEN = "a picture that was given with the question"
 
 Context = Literal["memory", "now", "uniform", "captions"]
 CONTEXTS: tuple[Context, ...] = ("memory", "now", "uniform", "captions")
@@ -127,7 +130,13 @@ class Answerer:
     # Rows, by first and last segment, that were described in vain: nothing of them was sure.
     _unsure: frozenset[tuple[int, int]] = frozenset()
 
-    def ask(self, text: str, present: Present, on_text: OnText | None = None) -> Answer:
+    def ask(
+        self,
+        text: str,
+        present: Present,
+        on_text: OnText | None = None,
+        pictures: Sequence[np.ndarray] = (),
+    ) -> Answer:
         """Answer from what was seen so far.
 
         Args:
@@ -135,10 +144,15 @@ class Answerer:
             present: where the stream stands.
             on_text: called with each piece of the answer as it comes; of a computed one with what
                 was computed as a whole, then with each piece of the model's remark.
+            pictures: [H, W, 3] uint8 RGB each, which the question is about; the model then answers
+                in its own words, since nothing is computed from them.
 
         Raises:
-            ConfigError: time words that name no time.
+            ConfigError: time words that name no time, or more pictures than the generator reads.
         """
+        most = self.model.generator.reads.pictures
+        if len(pictures) > most:
+            raise ConfigError(f"{len(pictures)} pictures with a question; the model reads {most}")
         now = self._now(present)
         clean = _encodable(text)
         words = find_time(clean, now=now.wall, zone=self.config.zone())
@@ -147,11 +161,11 @@ class Answerer:
         window = window_of(words, self._newest(), now)
         question = AskedQuestion(text, about, reading, window, now, back)
         computes = self.config.context in ("memory", "captions")
-        if computes and reading.operator not in ("describe", "now"):
+        if computes and not pictures and reading.operator not in ("describe", "now"):
             return self._computed(question, on_text)
         if words and not words.from_end:
             present = present._replace(now=())  # it is not what was asked about
-        return self._in_words(question, present, on_text)
+        return self._in_words(question, present, on_text, pictures)
 
     def find(self, query: str, count: int, present: Present) -> tuple[Moment, ...]:
         """Find the moments that a description fits best, best first."""
@@ -252,7 +266,11 @@ class Answerer:
     # -- in the model's words --
 
     def _in_words(
-        self, question: AskedQuestion, present: Present, on_text: OnText | None
+        self,
+        question: AskedQuestion,
+        present: Present,
+        on_text: OnText | None,
+        pictures: Sequence[np.ndarray],
     ) -> Answer:
         reading, now = question.reading, present.now
         # 1. The rows to read from; none of the past where the present is asked about.
@@ -269,7 +287,8 @@ class Answerer:
         items = self._items(rows)
         if now and self.config.context in ("memory", "now"):
             items.append(self._present_item(present))
-        text = self._generate(items, _encodable(question.text[:MAX_PROMPTED]), on_text)
+        asked = _encodable(question.text[:MAX_PROMPTED])
+        text = self._generate(items, asked, on_text, pictures)
         # 3. Whether it was seen, and the evidence.
         sights = [hit.sight for hit in hits]
         if not hits and reading.anchor:
@@ -311,11 +330,21 @@ class Answerer:
         return EvidenceItem(now[0].time, now[-1].end, tokens, keyframes=keyframes)
 
     def _generate(
-        self, items: Sequence[EvidenceItem], question: str, on_text: OnText | None
+        self,
+        items: Sequence[EvidenceItem],
+        question: str,
+        on_text: OnText | None,
+        pictures: Sequence[np.ndarray] = (),
     ) -> str:
         """Let the generator answer from evidence; pass its pieces on, and return the whole."""
         generator = self.model.generator
-        prompt = generator.answer_prompt(readable(items, generator.reads), question)
+        reads = generator.reads
+        # The pictures of the question come first: evidence has what is left of the places.
+        shown = readable(items, reads._replace(pictures=reads.pictures - len(pictures)))
+        if pictures:
+            end = max((item.end for item in items), default=0.0)
+            shown.append(EvidenceItem(end, end, caption=GIVEN, keyframes=tuple(pictures)))
+        prompt = generator.answer_prompt(shown, question)
         pieces = []
         for piece in generator.stream(prompt, self.config.decoding):
             pieces.append(piece)

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
 from streammem.errors import ConfigError, SourceError
 from streammem.server.refused import Refused
+from streammem.video.address import split_address
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -204,18 +205,18 @@ def _connection(target: Target, context: ssl.SSLContext | None) -> http.client.H
 
 
 def _split(url: str) -> tuple[SplitResult, str, int]:
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise Refused(422, "the source is not a URL; give http(s) or rtsp(s)") from error
-    if parts.scheme not in PORTS or not host:
+    if url.partition("://")[0].lower() not in PORTS or "://" not in url:
         known = ", ".join(PORTS)
         text = f"a source must be an upload or a URL of {known}; paths are not opened"
         raise Refused(422, text)
-    if any(sign <= " " or sign == "\x7f" for sign in url):
-        raise Refused(422, "the URL has signs that no URL has; encode them")
-    return parts, host.lower().rstrip("."), port or PORTS[parts.scheme]
+    try:
+        parts = split_address(url)
+    except ConfigError as error:
+        raise Refused(422, str(error)) from None
+    if " " in url:
+        raise Refused(422, "the URL has spaces; write each as %20")
+    host = str(parts.hostname).lower().rstrip(".")
+    return parts, host, parts.port or PORTS[parts.scheme]
 
 
 def _address(text: str) -> Address | None:

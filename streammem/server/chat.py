@@ -1,15 +1,20 @@
 """OpenAI's chat interface: a session or a memory answers the user's last message.
 
 The model's name selects it, ``session:ID`` or ``memory:NAME``, or else the field ``session`` or
-``memory``. Sampling options are the server's; those of a request are ignored.
+``memory``. Sampling options are the server's; those of a request are ignored. A picture in a
+message is read where the model reads pictures, and otherwise refused.
 """
 
+import asyncio
+import base64
 import json
 import secrets
 import time
 
+import numpy as np
 from fastapi import APIRouter, Response
 
+from streammem.server.inbox import decode_picture
 from streammem.server.queries import check_question, evidence_text
 from streammem.server.query_routes import FindHost, stream_answer
 from streammem.server.refused import Refused
@@ -17,7 +22,10 @@ from streammem.server.session_host import SessionHost
 from streammem.server.sessions import Sessions
 from streammem.server.wire import ChatRequest, event_json
 from streammem.types import Answer
+from streammem.video.pixels import fitted_pixels
+from streammem.video.source import WATCHED_SIDE
 
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 DONE = "data: [DONE]\n\n"
 
 
@@ -45,14 +53,18 @@ def chat_routes(sessions: Sessions, session: FindHost, memory: FindHost) -> APIR
         """Answer the user's last message."""
         asked = [m for m in chat.messages if m.role == "user"]
         question = asked[-1].text() if asked else ""
+        shown = [url for message in chat.messages for url in message.pictures()]
+        _check_pictures(len(shown), sessions.model.generator.reads.pictures)
         if not question:
             raise Refused(422, "the messages hold no text of a user")
         check_question(question, sessions.config.limits.question_chars)
         host = await host_of(chat)
-        form = _ChatReply(chat)
+        pictures = [await asyncio.to_thread(picture_of, url) for url in shown]
+        form = _ChatReply(chat, question)
         if chat.stream:
-            return await stream_answer(host, question, form.chunk, DONE)
-        return form.whole(await host.answer(question), host)
+            pieces = host.ask(question, pictures)
+            return await stream_answer(host, pieces, form.chunk, DONE)
+        return form.whole(await host.answer(question, pictures), host)
 
     @router.get("/models")
     async def models() -> dict[str, object]:
@@ -73,11 +85,48 @@ def chat_routes(sessions: Sessions, session: FindHost, memory: FindHost) -> APIR
     return router
 
 
-class _ChatReply:
-    """Formats one reply for OpenAI's clients, whole or in chunks."""
+def picture_of(url: str) -> np.ndarray:
+    """Decode a picture that a message holds.
 
-    def __init__(self, chat: ChatRequest) -> None:
-        self._chat = chat
+    Args:
+        url: ``data:image/...;base64,...``; nothing is fetched.
+
+    Returns:
+        [H, W, 3] uint8 RGB, its longer side at most WATCHED_SIDE pixels.
+
+    Raises:
+        Refused: another address, or no picture.
+    """
+    head, _, content = url.partition(",")
+    if not (head.lower().startswith("data:") and head.lower().endswith(";base64")):
+        raise Refused(422, "image_url: send the picture itself, as data:image/jpeg;base64,...")
+    try:
+        body = base64.b64decode(content, validate=True)
+    except ValueError:
+        raise Refused(422, "image_url: what follows base64, is not base64") from None
+    pixels = decode_picture(body, PICTURE_FORMATS, "image_url: not a JPEG, PNG, WebP or GIF")
+    return fitted_pixels(pixels, WATCHED_SIDE)
+
+
+def _check_pictures(count: int, most: int) -> None:
+    if count and not most:
+        text = "image_url: the model here reads no pictures in messages; leave them out"
+        raise Refused(422, text)
+    if count > most:
+        raise Refused(422, f"image_url: {count} pictures; the model here reads {most} at most")
+
+
+class _ChatReply:
+    """Formats one reply for OpenAI's clients, whole or in chunks.
+
+    The usage counts words, of the question and of the answer: prompts hold visual tokens besides,
+    which no client pays for, and what is computed has none.
+    """
+
+    def __init__(self, chat: ChatRequest, question: str) -> None:
+        self._chat, self._question = chat, question
+        options = chat.stream_options
+        self._counts = options is not None and options.include_usage
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -94,6 +143,7 @@ class _ChatReply:
             **self._head,
             "object": "chat.completion",
             "choices": [choice],
+            "usage": self._usage(text + listed),
             **{key: found[key] for key in ("evidence", "seen", "method")},
         }
 
@@ -103,19 +153,30 @@ class _ChatReply:
         listed = evidence_text(piece) if self._chat.evidence else ""
         found = event_json(piece, host.path)
         more = {key: found[key] for key in ("evidence", "seen", "method")}
-        return self._chunk({"content": listed} if listed else {}, "stop", more)
+        last = self._chunk({"content": listed} if listed else {}, "stop", more)
+        if not self._counts:
+            return last
+        said = " ".join([piece.text, piece.remark or "", listed])
+        return last + self._line({"choices": [], "usage": self._usage(said)})
 
     def _chunk(
         self, delta: dict[str, str], finish: str | None, more: dict[str, object] | None = None
     ) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        body = {
-            **self._head,
-            "object": "chat.completion.chunk",
-            "choices": [choice],
-            **(more or {}),
-        }
+        uncounted = {"usage": None} if self._counts else {}
+        return self._line({"choices": [choice], **uncounted, **(more or {})})
+
+    def _line(self, content: dict[str, object]) -> str:
+        body = {**self._head, "object": "chat.completion.chunk", **content}
         return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+
+    def _usage(self, said: str) -> dict[str, int]:
+        asked, answered = len(self._question.split()), len(said.split())
+        return {
+            "prompt_tokens": asked,
+            "completion_tokens": answered,
+            "total_tokens": asked + answered,
+        }
 
 
 def _model(name: str) -> dict[str, object]:

@@ -111,7 +111,8 @@ class Guard:
         limits = self._config.limits
         if path == "/v1/uploads" or path.startswith("/gradio_api/upload"):
             return limits.upload_bytes
-        if path.startswith("/v1/sessions/") and path.endswith("/frames"):
+        is_frame = path.startswith("/v1/sessions/") and path.endswith("/frames")
+        if is_frame or path == "/v1/chat/completions":  # its messages may hold pictures
             return limits.frame_bytes
         # The page sends webcam pictures as text.
         return limits.frame_bytes if path.startswith("/gradio_api/") else limits.body_bytes

@@ -109,14 +109,30 @@ def decode(
     if kind not in MEDIA_TYPES:
         known = ", ".join((*MEDIA_TYPES, RAW))
         raise Refused(415, f"content-type {kind or 'missing'}: push one of {known}")
+    form = MEDIA_TYPES[kind]
+    return decode_picture(body, (form,), f"the body is not a readable {form}")
+
+
+def decode_picture(body: bytes, forms: tuple[str, ...], otherwise: str) -> np.ndarray:
+    """Decode a picture into [H, W, 3] uint8 RGB, upright.
+
+    Args:
+        body: the file.
+        forms: Pillow's names of the formats that are taken.
+        otherwise: the reason if it is none of them.
+
+    Raises:
+        Refused: it is none of them, or damaged.
+        SourceError: it has too many pixels.
+    """
     try:
-        with Image.open(io.BytesIO(body), formats=[MEDIA_TYPES[kind]]) as picture:
+        with Image.open(io.BytesIO(body), formats=forms) as picture:
             check_size("the picture", *picture.size)
             return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
     except SourceError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Refused(422, f"the body is not a readable {MEDIA_TYPES[kind]}") from error
+        raise Refused(422, otherwise) from error
 
 
 def _raw(body: bytes, width: int | None, height: int | None) -> np.ndarray:

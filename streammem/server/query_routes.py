@@ -1,6 +1,6 @@
 """The routes that sessions and memories share: questions, search, chapters, segments, export."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Response
@@ -45,7 +45,7 @@ def query_routes(sessions: Sessions, find_host: FindHost) -> APIRouter:
         host = await find_host(name)
         if not asked.stream:
             return event_json(await host.answer(asked.question), host.path)
-        return await stream_answer(host, asked.question, as_event)
+        return await stream_answer(host, host.ask(asked.question), as_event)
 
     @router.post("/find")
     async def find(name: Id, wanted: SearchRequest) -> dict[str, object]:
@@ -111,7 +111,7 @@ def query_routes(sessions: Sessions, find_host: FindHost) -> APIRouter:
 
 async def stream_answer(
     host: SessionHost,
-    question: str,
+    pieces: AsyncGenerator[str | Answer],
     form: Callable[[str | Answer, SessionHost], str],
     end: str = "",
 ) -> StreamingResponse:
@@ -119,11 +119,10 @@ async def stream_answer(
 
     Args:
         host: of the session or memory.
-        question: the question.
+        pieces: of the answer, from ``SessionHost.ask``.
         form: formats a piece, or the whole answer, as a Server-Sent Event.
         end: text to send last.
     """
-    pieces = host.ask(question)
     first = await anext(pieces)
 
     async def stream() -> AsyncIterator[str]:

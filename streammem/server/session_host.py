@@ -8,11 +8,13 @@ import logging
 import queue
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
 
 from streammem.captioning.scheduler import LanguageScheduler
 from streammem.engine.session import Session
@@ -145,8 +147,10 @@ class SessionHost:
             self._num_waiting -= 1
             self.touch()
 
-    async def ask(self, question: str) -> AsyncGenerator[str | Answer]:
-        """Yield an answer's pieces as they come, then the answer."""
+    async def ask(
+        self, question: str, pictures: Sequence[np.ndarray] = ()
+    ) -> AsyncGenerator[str | Answer]:
+        """Yield an answer's pieces as they come, then the answer; see ``Session.ask``."""
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
         abandoned = False
 
@@ -156,7 +160,9 @@ class SessionHost:
             self._tell(pieces.put_nowait, piece)
 
         began = time.monotonic()
-        asked = asyncio.ensure_future(self.do(lambda session: session.ask(question, on_text)))
+        asked = asyncio.ensure_future(
+            self.do(lambda session: session.ask(question, on_text, pictures))
+        )
         asked.add_done_callback(lambda _: pieces.put_nowait(None))
         try:
             while (piece := await pieces.get()) is not None:
@@ -169,9 +175,9 @@ class SessionHost:
             abandoned = True
             asked.cancel()
 
-    async def answer(self, question: str) -> Answer:
+    async def answer(self, question: str, pictures: Sequence[np.ndarray] = ()) -> Answer:
         """Return an answer as a whole."""
-        async with aclosing(self.ask(question)) as answering:
+        async with aclosing(self.ask(question, pictures)) as answering:
             async for said in answering:
                 if isinstance(said, Answer):
                     return said

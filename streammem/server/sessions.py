@@ -38,7 +38,7 @@ from streammem.server.shared import share
 from streammem.server.uploads import Uploads, check_video
 from streammem.types import Event
 from streammem.video import SourceOptions, VideoSource, open_with
-from streammem.video.container import public_url
+from streammem.video.address import public_url
 
 log = logging.getLogger(__name__)
 

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 from streammem.engine.watch_options import WatchOptions
 from streammem.output.render import NOTHING, to_json
@@ -57,18 +57,69 @@ class SearchRequest(Strict):
     count: Annotated[int, Field(ge=1, le=100)] = 5
 
 
+class TextPart(BaseModel):
+    """A text within a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class RefusalPart(BaseModel):
+    """What an assistant refused earlier; clients send it back with the whole chat."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class PictureAddress(BaseModel):
+    """Where a picture is: in the message itself, as ``data:image/jpeg;base64,...``."""
+
+    url: str
+
+
+class PicturePart(BaseModel):
+    """A picture within a message."""
+
+    type: Literal["image_url"]
+    image_url: PictureAddress | str
+
+    @property
+    def url(self) -> str:
+        return self.image_url if isinstance(self.image_url, str) else self.image_url.url
+
+
+ContentPart = Annotated[TextPart | RefusalPart | PicturePart, Field(discriminator="type")]
+
+
+# Told apart by hand, so that a refusal speaks of what was sent, not of the other kind as well.
+Content = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[ContentPart], Tag("parts")],
+    Discriminator(lambda content: "parts" if isinstance(content, list) else "text"),
+]
+
+
 class ChatMessage(BaseModel):
-    """A message of a chat; only text is read."""
+    """A message of a chat. A part that is neither text nor picture is refused, not ignored."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[dict[str, Any]] | None = None
+    content: Content | None = None
 
     def text(self) -> str:
         """Return its text, parts joined."""
         if isinstance(self.content, list):
-            parts = [part.get("text") for part in self.content if part.get("type") == "text"]
-            return "\n".join(part for part in parts if isinstance(part, str)).strip()
+            return "\n".join(p.text for p in self.content if isinstance(p, TextPart)).strip()
         return (self.content or "").strip()
+
+    def pictures(self) -> list[str]:
+        """Return the addresses of its pictures."""
+        parts = self.content if isinstance(self.content, list) else []
+        return [part.url for part in parts if isinstance(part, PicturePart)]
+
+
+class StreamOptions(BaseModel):
+    """What a streamed chat is to hold besides the answer."""
+
+    include_usage: bool = False
 
 
 class ChatRequest(BaseModel):
@@ -77,6 +128,7 @@ class ChatRequest(BaseModel):
     model: Annotated[str, Field(max_length=200)]
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
     stream: bool = False
+    stream_options: StreamOptions | None = None
     n: Annotated[int | None, Field(ge=1, le=1)] = None
     session: Annotated[str | None, Field(description="id of the session that is asked")] = None
     memory: Annotated[str | None, Field(description="name of the memory that is asked")] = None

@@ -4,35 +4,47 @@ Nothing here decodes or waits; `live_source.py` does.
 """
 
 import io
+import logging
 import os
 import select
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import IO, NamedTuple, cast
 
 import av
 from av.container import InputContainer
 
 from streammem.errors import SourceError
+from streammem.video.address import public_url
 from streammem.video.container import (
     OPEN_TIMEOUT_S,
+    READ_TIMEOUT_S,
     REMOTE_OPTIONS,
+    NoVideoError,
     choose_stream,
     error_text,
     open_container,
-    public_url,
 )
 from streammem.video.file import FileSource
 from streammem.video.live_source import STALL_S, WAIT_SLICE_S, Connection, Feed, LiveSource
+from streammem.video.motion_jpeg import open_by_content
+from streammem.video.packets import UnreadError
 from streammem.video.source import Sampling, VideoSource
+
+log = logging.getLogger(__name__)
 
 # An RTSP read gives up so often, to look whether it is to stop. Giving up in the middle of a packet
 # costs the connection, so it is no time between the pictures of a slow camera, nor a part of one.
 POLL_S = 3.7
 DEVICE_FPS = 15  # frames a second of a screen; web cameras choose theirs
 # What is watched over HTTP if it states no duration; anything else is a file.
-ENDLESS_FORMATS = {"mpjpeg", "hls", "mpegts", "flv"}
+# A file whose server cannot send parts of it is fetched whole; a larger one is refused.
+FETCHED_BYTES, FETCHED_BLOCK = 1 << 30, 1 << 18
+JPEG_FORMATS = {"mpjpeg", "mjpeg", "jpeg_pipe"}
+ENDLESS_FORMATS = {*JPEG_FORMATS, "hls", "mpegts", "flv"}
 
 _RTSP = {
     "protocol_whitelist": "rtsp,rtp,udp,tcp,tls,crypto",
@@ -67,10 +79,73 @@ def open_url(url: str, sampling: Sampling) -> VideoSource:
     """
     name = public_url(url)
     # What is behind it shows once it is open, and a silent server is waited for once.
-    opened = open_container(url, name, remote=True)
+    try:
+        opened = open_container(url, name, remote=True)
+    except NoVideoError as error:
+        return _open_motion_jpeg(url, name, sampling, error)
     if kind := endless_format(opened[0]):
         return open_stream(url, kind, sampling, Connection(*opened))
-    return FileSource(url, name, sampling, remote=True, opened=opened)
+    try:
+        return FileSource(url, name, sampling, remote=True, opened=opened)
+    except UnreadError as error:
+        # An MP4 whose index stands at its end, from a server that sends files from their beginning
+        # only; or a file that breaks off.
+        log.info("%s; fetching it whole", error)
+        return FetchedSource(url, name, sampling)
+
+
+class FetchedSource(FileSource):
+    """A file of a server that cannot send parts of it: fetched whole first, and removed at the end.
+
+    Raises:
+        SourceError: larger than FETCHED_BYTES, no room for it, or no video.
+    """
+
+    def __init__(self, url: str, name: str, sampling: Sampling) -> None:
+        self._copy = Path(tempfile.mkstemp(prefix="streammem-")[1])
+        try:
+            _fetch(url, name, self._copy)
+            super().__init__(str(self._copy), name, sampling)
+        except BaseException:
+            self._copy.unlink(missing_ok=True)
+            raise
+
+    def _release(self) -> None:
+        super()._release()
+        self._copy.unlink(missing_ok=True)
+
+
+def _fetch(url: str, name: str, path: Path) -> None:
+    """Write what is behind a URL to a file; FFmpeg connects, as it knows how to log in."""
+    options = REMOTE_OPTIONS | {"raw_packet_size": str(FETCHED_BLOCK)}
+    too_large = (
+        f"{name}: its server sends no parts of files, and it is larger than "
+        f"{FETCHED_BYTES >> 20} MiB; fetch it first, and give the file"
+    )
+    left = FETCHED_BYTES
+    try:
+        timeout = (OPEN_TIMEOUT_S, READ_TIMEOUT_S)
+        with (
+            av.open(url, format="data", options=options, timeout=timeout) as container,
+            path.open("wb") as file,
+        ):
+            if container.size > left:
+                raise SourceError(too_large)
+            for packet in container.demux():
+                left -= packet.size
+                if left < 0:
+                    raise SourceError(too_large)
+                file.write(bytes(packet))
+    except av.FFmpegError as error:
+        text = f"its server sends no parts of files, and broke off ({error_text(error)})"
+        raise SourceError(f"{name}: {text}") from None
+    except OSError as error:
+        if isinstance(error, SourceError):
+            raise
+        text = (error.strerror or "cannot be written").lower()
+        raise SourceError(
+            f"{name}: must be fetched whole first, into {path.parent}: {text}"
+        ) from None
 
 
 def endless_format(container: InputContainer) -> str | None:
@@ -93,8 +168,21 @@ def open_stream(url: str, kind: str, sampling: Sampling, first: Connection) -> L
     name = public_url(url)
     # FFmpeg itself connects again for what states its size only: never here, where that would
     # hide an outage from the stream's time.
+    if kind in JPEG_FORMATS:
+        by_content = partial(open_by_content, url, name)
+        # FFmpeg's own way first: it is connected, and most cameras state their parts correctly.
+        feed = Feed(name, by_content, otherwise=by_content)
+        return LiveSource(feed, sampling, opened=first)
     address = _Address(url, name, kind, REMOTE_OPTIONS, STALL_S)
     return LiveSource(Feed(name, address.open), sampling, opened=first)
+
+
+def _open_motion_jpeg(url: str, name: str, sampling: Sampling, refused: SourceError) -> LiveSource:
+    """Open what FFmpeg takes for no video; it may be motion JPEG without the usual headers."""
+    try:
+        return LiveSource(Feed(name, partial(open_by_content, url, name)), sampling)
+    except SourceError:
+        raise refused from None
 
 
 def open_webcam(spec: str, sampling: Sampling, platform: str = sys.platform) -> LiveSource:

@@ -5,14 +5,13 @@ files: either may be a playlist that names others.
 """
 
 import os
-from urllib.parse import urlsplit, urlunsplit
 
 import av
 from av.container import InputContainer
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
-from streammem.errors import ConfigError, SourceError
+from streammem.errors import SourceError
 from streammem.video.pixels import check_size
 
 OPEN_TIMEOUT_S = 15.0
@@ -35,21 +34,8 @@ _VARIANT = "variant_bitrate"  # in an HLS stream's metadata: bits/s of the varia
 _TEXT_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}  # demuxers that paint text as pictures
 
 
-def public_url(url: str) -> str:
-    """Strip from a URL what may be a secret: user, password, query and fragment.
-
-    Raises:
-        ConfigError: not a URL with a host.
-    """
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if not host:
-        raise ConfigError("the URL names no host; write it as https://host/path")
-    host = f"[{host}]" if ":" in host else host
-    return urlunsplit((parts.scheme, f"{host}:{port}" if port else host, parts.path, "", ""))
+class NoVideoError(SourceError):
+    """Something is there, but nothing that FFmpeg takes for a video."""
 
 
 def open_container(spec: str, name: str, *, remote: bool) -> tuple[InputContainer, VideoStream]:
@@ -74,7 +60,8 @@ def open_container(spec: str, name: str, *, remote: bool) -> tuple[InputContaine
             # The prefix keeps a name such as "concat:a|b" or "-" from meaning anything else.
             container = av.open(f"file:{spec}", options=dict(_LOCAL_OPTIONS))
     except (av.FFmpegError, ValueError) as error:
-        raise SourceError(f"{name}: {_reason(error, None if remote else spec)}") from None
+        kind = NoVideoError if isinstance(error, av.error.InvalidDataError) else SourceError
+        raise kind(f"{name}: {_reason(error, None if remote else spec)}") from None
     return container, choose_stream(container, name)
 
 

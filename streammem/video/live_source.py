@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from io import IOBase
 
@@ -86,6 +86,8 @@ class Feed:
         live: pictures come when they are taken; one that is not taken then is lost.
         resumes: reading goes on after a time-out, which comes every second or so.
         again: it can be opened again, as standard input cannot.
+        otherwise: connects in another way, at once where the data of a connection cannot be read;
+            from then on instead of ``open``. None where there is no other way.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Feed:
     live: bool = True
     resumes: bool = False
     again: bool = True
+    otherwise: Callable[[Callable[[], bool]], Connection] | None = None
 
 
 class LiveSource(VideoSource):
@@ -125,6 +128,8 @@ class LiveSource(VideoSource):
         self._clock = StreamClock(real_time=feed.live)
         self._index, self._num_given = -1, 0
         self._grid: Grid | None = None
+        self._unreadable = False  # whether the last connection gave data that mean nothing
+        self._told = ""  # why it could not be opened again, as it was reported
         self._opened: Connection | None = opened or feed.open(self._is_stopping)
 
     def _release(self) -> None:
@@ -137,6 +142,15 @@ class LiveSource(VideoSource):
             before = self._index
             lost = yield from self._connection()
             self._release()
+            if self._unreadable and self._feed.otherwise and not self.stopping:
+                self._feed = replace(self._feed, open=self._feed.otherwise, otherwise=None)
+                try:
+                    self._opened = self._feed.open(self._is_stopping)
+                    continue
+                except SourceError as error:
+                    if not self._num_given:
+                        raise
+                    lost = str(error)
             if self._at_end or self.stopping or not (self.reconnect and self._feed.again):
                 break
             self._reconnect(lost or "ended", patient=self._index == before)
@@ -203,7 +217,7 @@ class LiveSource(VideoSource):
     ) -> Generator[av.VideoFrame, None, str | None]:
         """Give the good pictures until data ends (None) or is lost (why)."""
         last_data = last_picture = self._passing.now()
-        num_lost = 0
+        num_lost, self._unreadable = 0, False
         while not self.stopping:
             try:
                 for packet in container.demux(stream):
@@ -225,6 +239,7 @@ class LiveSource(VideoSource):
                 if not self._feed.resumes or silent_s > STALL_S:
                     return f"silent for {silent_s:.0f} s"
             except (av.FFmpegError, OSError) as error:
+                self._unreadable = isinstance(error, av.error.InvalidDataError)
                 return error_text(error)
         return None
 
@@ -260,6 +275,10 @@ class LiveSource(VideoSource):
                 return
             except SourceError as error:
                 log.info("%s", error)
+                if self.num_connections == 0 and str(error) != self._told:
+                    # Never a picture of it: that is no outage, and its reason is what helps.
+                    self._told = str(error)
+                    self.notices.append(self._told)
                 pause = min(2 * pause, longest)
 
     def _wait(self, seconds: float) -> None:

@@ -35,6 +35,10 @@ MAX_HELD = 512  # packets held back to find a GOP's last wanted one; bounds memo
 Item = tuple[Packet, bool]  # a packet in decode order, and whether its frame is wanted
 
 
+class UnreadError(SourceError):
+    """A file that breaks off before its first picture, or whose server cannot seek to it."""
+
+
 class PacketReader:
     """Reads the packets of one video stream in decode order.
 
@@ -225,7 +229,7 @@ class PacketReader:
                 f"({error_text(error)}); convert it to H.264"
             ) from None
         if self._break:
-            raise SourceError(
+            raise UnreadError(
                 f"{self._name}: breaks off before its first picture ({self._break}); "
                 "fetch it whole first"
             )

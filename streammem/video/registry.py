@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from streammem.errors import ConfigError
+from streammem.video.address import check_no_address, split_address
 from streammem.video.source import Decoder, SourceOptions, VideoSource
 
 log = logging.getLogger(__name__)
@@ -177,7 +178,7 @@ def kind_of(spec: Spec) -> SourceKind:
     """Return the kind of a spec; nothing is opened.
 
     Raises:
-        ConfigError: neither path, known URL nor iterable.
+        ConfigError: neither path, known URL nor iterable, or an address that cannot be read.
     """
     if not isinstance(spec, str | os.PathLike | Iterable) or isinstance(spec, bytes):
         name = type(spec).__name__
@@ -189,7 +190,13 @@ def kind_of(spec: Spec) -> SourceKind:
         names = ", ".join(f"{name}:" for name in known)
         raise ConfigError(f"no source is read from {scheme.lower()}://; known are paths, {names}")
     rows = reversed(SOURCES)
-    return next(kind for kind in rows if scheme.lower() in kind.schemes or kind.reads(spec))
+    found = next(kind for kind in rows if scheme.lower() in kind.schemes or kind.reads(spec))
+    # Before anything names it: of an address that cannot be read, no part may be shown.
+    if found.name in ("http", "rtsp"):
+        split_address(str(spec))
+    elif isinstance(spec, str) and found.name not in ("webcam", "screen"):
+        check_no_address(spec)
+    return found
 
 
 def _as_text(spec: Spec) -> str | Iterable[Any]:

@@ -6,12 +6,14 @@ import threading
 import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 
 from streammem.errors import ConfigError, SourceError, TruncatedError
 from streammem.video import container, open_source
-from streammem.video.container import public_url
+from streammem.video.address import public_url
 from tests.video.clips import indexed_first, make
+from tests.video.servers import serving, write_stream
 
 PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\n{}\n#EXT-X-ENDLIST\n"
 
@@ -127,3 +129,32 @@ def test_a_name_that_looks_like_a_protocol_is_only_a_name(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     make("h264.ts", tmp_path).rename(tmp_path / "concat:a|b.ts")
     assert len(list(open_source("concat:a|b.ts"))) == 60
+
+
+# -- servers that send files from their beginning only --
+
+
+def test_an_index_at_the_end_is_reached_whatever_the_server_can(tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 255, (50, 240, 320, 3), np.uint8)
+    path = write_stream(tmp_path / "clip.mp4", list(noise), "mp4")
+    assert path.stat().st_size > 1 << 20  # more than FFmpeg buffers
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(copies))
+    with open_source(path) as file:
+        true = [(frame.time, frame.pixels.sum()) for frame in file]
+    with serving(tmp_path) as address:
+        with open_source(f"{address}/clip.mp4") as source:
+            assert source.name == f"{address}/clip.mp4" and list(copies.iterdir())
+            assert [(frame.time, frame.pixels.sum()) for frame in source] == true
+        with open_source(f"{address}/clip.mp4", start=1.0) as source:
+            assert next(iter(source)).time >= 1.0
+        assert not list(copies.iterdir())
+        monkeypatch.setattr("streammem.video.cameras.FETCHED_BYTES", 1000)
+        with pytest.raises(SourceError, match="sends no parts of files, and it is larger"):
+            open_source(f"{address}/clip.mp4")
+        path.write_bytes(path.read_bytes()[:-500])
+        monkeypatch.setattr("streammem.video.cameras.FETCHED_BYTES", 1 << 30)
+        with pytest.raises(SourceError, match="check that it is complete"):
+            open_source(f"{address}/clip.mp4")
+    assert not list(copies.iterdir())

@@ -121,3 +121,99 @@ def test_a_broken_file_is_told_and_the_next_is_read(tmp_path):
 def test_a_folder_that_is_not_there_says_what_to_write(tmp_path):
     with pytest.raises(SourceError, match="growing:FOLDER"):
         open_source(f"growing:{tmp_path / 'nowhere'}")
+
+
+# -- each file once, whatever its date --
+
+
+def followed(tmp_path, recorder, count, seconds=60.0):
+    """Follow the folder for some seconds; return the frames and the source."""
+    recorder.steps[seconds] = lambda: source.stop()
+    source = GrowingFolder(tmp_path, Sampling(), recorder.as_time())
+    source.reconnect = True
+    frames = list(source)
+    assert len(frames) == count, [frame.time for frame in frames]
+    assert [f.time for f in frames] == sorted(f.time for f in frames)
+    return frames, source
+
+
+def test_a_file_that_is_moved_in_with_an_older_date_is_read(tmp_path):
+    save(tmp_path, "a.png", 0, 0.0)
+    recorder = Recorder({10.0: lambda: save(tmp_path, "old.png", 1, -3600.0)})
+    frames, _ = followed(tmp_path, recorder, 2)
+    assert np.array_equal(frames[1].pixels, moving_square("red", 1))
+
+
+def test_a_file_that_is_touched_or_renamed_is_not_read_again(tmp_path):
+    write_stream(tmp_path / "a.ts", [moving_square("red", k, 64, 48) for k in range(50)])
+    os.utime(tmp_path / "a.ts", (NOON, NOON))
+    save(tmp_path, "b.png", 0, 1.0)
+    recorder = Recorder(
+        {
+            10.0: lambda: os.utime(tmp_path / "a.ts", (NOON + 10, NOON + 10)),
+            11.0: lambda: os.utime(tmp_path / "b.png", (NOON + 11, NOON + 11)),
+            20.0: lambda: (tmp_path / "a.ts").rename(tmp_path / "c.ts"),
+        }
+    )
+    followed(tmp_path, recorder, 51)
+
+
+def test_a_picture_that_is_written_over_is_read_again(tmp_path):
+    save(tmp_path, "now.png", 0, 0.0)
+    recorder = Recorder({10.0: lambda: save(tmp_path, "now.png", 1, 10.0)})
+    frames, _ = followed(tmp_path, recorder, 2)
+    assert [frame.time for frame in frames] == [0.0, 10.0]
+
+
+def test_a_recorder_that_pauses_is_read_on_where_it_was_left(tmp_path):
+    pictures = [moving_square("red", k, 64, 48) for k in range(100)]
+    whole = write_stream(tmp_path / "whole", pictures, gop=10).read_bytes()
+    path = tmp_path / "a.ts"
+
+    def add(begin, end, changed):
+        with path.open("ab") as file:
+            file.write(whole[begin:end])
+        os.utime(path, (NOON + changed, NOON + changed))
+
+    half = len(whole) // 2 // 188 * 188
+    add(0, half, 0.0)
+    recorder = Recorder({10.0: lambda: add(half, len(whole), 10.0)})
+    frames, _ = followed(tmp_path, recorder, 100)
+    times = [frame.time for frame in frames]
+    assert times == pytest.approx([times[0] + k * 0.04 for k in range(100)])
+
+
+def test_a_file_that_could_not_be_read_is_tried_again_when_it_is_whole(tmp_path):
+    save(tmp_path, "a.png", 0, 0.0)
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[:60])
+    os.utime(tmp_path / "a.png", (NOON, NOON))
+
+    def complete():
+        (tmp_path / "a.png").write_bytes(whole)
+        os.utime(tmp_path / "a.png", (NOON + 10, NOON + 10))
+
+    _, source = followed(tmp_path, Recorder({10.0: complete}), 1)
+    assert len(source.notices) == 1
+
+
+def test_a_file_dated_ahead_is_read_when_it_comes_and_that_is_told(tmp_path):
+    save(tmp_path, "a.png", 0, 0.0)
+    recorder = Recorder(
+        {
+            10.0: lambda: save(tmp_path, "ahead.png", 1, 10_000.0),
+            20.0: lambda: save(tmp_path, "b.png", 2, 20.0),
+        }
+    )
+    frames, source = followed(tmp_path, recorder, 3)
+    assert 10 <= frames[1].time <= 15 and frames[2].time == 20
+    assert len(source.notices) == 1 and "ahead.png" in source.notices[0]
+
+
+def test_a_share_that_is_gone_is_told_once_and_nothing_is_read_again(tmp_path):
+    folder, away = tmp_path / "share", tmp_path / "away"
+    folder.mkdir()
+    save(folder, "a.png", 0, 0.0)
+    recorder = Recorder({5.0: lambda: folder.rename(away), 30.0: lambda: away.rename(folder)})
+    _, source = followed(folder, recorder, 1)
+    assert len(source.notices) == 1 and "no such file" in source.notices[0]

@@ -8,9 +8,10 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass, field
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 from streammem.errors import ConfigError
+from streammem.video.address import split_address
 
 PORTS = {"mqtt": 1883, "mqtts": 8883}
 PREFIX, DISCOVERY = "streammem", "homeassistant"
@@ -48,11 +49,13 @@ class Broker:
             ConfigError: not such a URL; the message does not repeat it, because of the password.
         """
         try:
-            parts = urlsplit(url)
-            host, port = parts.hostname, parts.port
+            parts = split_address(url)
             query = parse_qs(parts.query, strict_parsing=True) if parts.query else {}
+        except ConfigError as error:
+            raise ConfigError(f"--mqtt: {error}") from None
         except ValueError:
-            raise ConfigError(f"--mqtt: not a URL; {EXAMPLE}") from None
+            raise ConfigError(f"--mqtt: not a broker's URL; {EXAMPLE}") from None
+        host, port = parts.hostname, parts.port
         if parts.scheme not in PORTS or not host or parts.fragment or set(query) - {"discovery"}:
             raise ConfigError(f"--mqtt: not a broker's URL; {EXAMPLE}")
         discovery = query.get("discovery", [DISCOVERY])[-1]
