@@ -152,7 +152,7 @@ def test_fits_of_confidence_and_choice_are_kept(original, language_folder, tmp_p
     )
     write(fitted, tmp_path / "fitted", language_folder)
     kept = load(tmp_path / "fitted")
-    assert (kept.confidence_model, kept.choice) == (fitted.confidence_model, fitted.reranker)
+    assert (kept.confidence_model, kept.reranker) == (fitted.confidence_model, fitted.reranker)
     assert kept.null == fitted.null
     write(original, tmp_path / "plain", language_folder)
     plain = load(tmp_path / "plain")
