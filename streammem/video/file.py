@@ -15,6 +15,7 @@ from av.video.stream import VideoStream
 
 from streammem.types import Frame
 from streammem.video.container import check_file
+from streammem.video.heif import is_still
 from streammem.video.packets import PacketReader, needed_parts
 from streammem.video.pixels import RgbConverter, check_size
 from streammem.video.source import HELD_S, Grid, Sampling, SourceOptions, VideoSource
@@ -317,13 +318,17 @@ class FileSource(VideoSource):
 
 
 def open_file(path: str, options: SourceOptions) -> VideoSource:
-    """Open a video file with the decoder that the options name.
+    """Open a video file with the decoder that the options name; a still picture in HEIF as one.
 
     Raises:
         SourceError: no such file, or no video.
         BackboneError: that decoder is not installed.
     """
     check_file(path)
+    if is_still(path):
+        from streammem.video.pictures import open_picture
+
+        return open_picture(path, options)
     if options.reader == "decord":
         from streammem.video.decord_file import DecordSource
 

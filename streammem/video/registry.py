@@ -23,7 +23,10 @@ from streammem.video.source import Decoder, SourceOptions, VideoSource
 log = logging.getLogger(__name__)
 
 Spec = str | os.PathLike[str] | Iterable
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+PICTURE_SUFFIXES = {
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"),
+    *(".jp2", ".j2k", ".heic", ".heif", ".hif"),
+}
 
 
 @dataclass(frozen=True, slots=True)
