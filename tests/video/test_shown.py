@@ -113,6 +113,7 @@ def with_streams(path, sizes, lengths, codecs=None, default=None):
         ("mkv", {"codecs": {0: "mjpeg"}, "default": 1, "lengths": [3, 60]}),
         ("mp4", {"codecs": {0: "mjpeg"}, "lengths": [1, 60]}),
         ("mkv", {"codecs": {0: "mjpeg"}, "lengths": [1, 60]}),
+        ("mkv", {"codecs": {0: "mjpeg"}, "lengths": [60, 60]}),
         ("mkv", {"default": 1, "lengths": [60, 60]}),
         ("ts", {"lengths": [60, 60], "sizes": [(64, 48), (128, 96)]}),
     ],
