@@ -1,6 +1,7 @@
 # make demo      captions and a question on a real video: demo.srt, demo.png
 # make demo-live a camera made of the demo's clips, watched for 90 s: captions, an alert, counters
 # make test      the tests, in minutes        make test-all  with the heavy ones
+# make test-cases   the inputs that showed faults, where STREAMMEM_DATA holds them
 # make setup     what both need: .venv, the packages, the models' weights
 # make lint      ruff and mypy                make wheel     dist/*.whl           make clean
 #
@@ -17,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 # Two processes run the tests, a file by one of them. In one process: make test WORKERS=
 WORKERS ?= -n 2 --dist loadfile
 
-.PHONY: demo demo-live test test-all setup lint wheel clean
+.PHONY: demo demo-live test test-all test-cases setup lint wheel clean
 
 # Weights that are here are left alone.
 define pull_models
@@ -37,6 +38,9 @@ test: setup
 
 test-all: setup
 	@$(BIN)/python -m pytest $(WORKERS)
+
+test-cases: setup
+	@$(BIN)/python -m pytest tests/test_cases.py -rs
 
 setup: $(VENV)/dev.stamp
 	$(pull_models)

@@ -177,9 +177,14 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something that the user should know and that did not stop the work."""
+    """Something that the user should know and that did not stop the work.
+
+    Attributes:
+        is_failure: whether something is missing that should be there.
+    """
 
     message: str
+    is_failure: bool = True
 
     def __str__(self) -> str:
         return f"warning: {self.message}"

@@ -158,6 +158,7 @@ def every_frame(session: "Session", arguments: argparse.Namespace) -> Iterator[E
     opening = replace(source_options(arguments), fps=None, max_side=SCENES_SIDE)
     source = open_with(arguments.source, opening)
     with _progress(source.name, source.duration) as at:
+        yield from (Notice(text, is_failure=False) for text in source.notices)
         perceiver, scenes = session.model.perceiver, session.config.scenes
         yield from find_scenes(perceiver, source, arguments.interrupted, at, scenes)
 
@@ -175,7 +176,7 @@ def perceive(session: "Session", arguments: argparse.Namespace) -> bool:
     for event, _ in watch_source(session, arguments, options, progress=True):
         if isinstance(event, Notice):
             note(str(event))
-            broken = True
+            broken |= event.is_failure
     if not session.num_frames:
         if arguments.interrupted():
             raise KeyboardInterrupt

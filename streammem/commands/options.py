@@ -333,7 +333,7 @@ def add_source_options(parser: Parser, *, asks: bool = False, reconnects: bool =
     add("source", help=f"{sources_help()}; or a memory" if asks else sources_help())
     _add_model(parser)
     add_flags(parser, SOURCE_FLAGS)
-    recorded = "when the first frame was taken, as in 2026-05-03T14:00, for questions such as "
+    recorded = "when the recording began, as in 2026-05-03T14:00, for questions such as "
     add("--recorded", type=moment, metavar="TIME", help=f'{recorded}"at 3 pm"; live ones know it')
     add(
         "--speech",

@@ -108,7 +108,7 @@ def _caption(session: "Session", arguments: argparse.Namespace) -> int:
         for event, _ in events:
             if isinstance(event, Notice):
                 note(str(event))
-                broken = True
+                broken |= event.is_failure
             if sheet:
                 sheet.take(event)
             if isinstance(event, Caption) and streams:
@@ -128,7 +128,7 @@ def run_scenes(arguments: argparse.Namespace) -> int:
         for event in _scenes(session, arguments):
             if isinstance(event, Notice):
                 note(str(event))
-                broken = True
+                broken |= event.is_failure
             results.write(event)
     return exit_code(arguments, broken)
 
@@ -159,7 +159,7 @@ def run_watch(arguments: argparse.Namespace) -> int:
             closing(_Output(arguments, rotation)) as out,
         ):
             for event, wall_zero in watch_source(session, arguments, options, callbacks):
-                broken |= isinstance(event, Notice)
+                broken |= isinstance(event, Notice) and event.is_failure
                 if signalled.reopen:
                     signalled.reopen = False
                     out.reopen()
@@ -187,7 +187,7 @@ def run_chat(arguments: argparse.Namespace) -> int:
         note("type a question and press Enter; Ctrl-C or Ctrl-D to leave")
         broken = False
         for event, _ in watch_source(session, arguments, callbacks=callbacks):
-            broken |= isinstance(event, Notice)
+            broken |= isinstance(event, Notice) and event.is_failure
             if isinstance(event, Answer):
                 results.put(_evidence(event))
             elif isinstance(event, Caption):

@@ -215,7 +215,9 @@ class _Watching:
 
     def _notices(self) -> Iterator[Event]:
         while self._source.notices:
-            yield Notice(self._source.notices.popleft())
+            # What a finite source lacks it raises; its notices tell what it was not meant to read.
+            is_failure = self._live or not self._source.finite
+            yield Notice(self._source.notices.popleft(), is_failure=is_failure)
 
     def _answer(self, question: str) -> Iterator[Event]:
         """Answer while captions pause and frames are perceived between two words."""

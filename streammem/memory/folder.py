@@ -45,8 +45,11 @@ class Header:
 
 
 def is_memory(path: str | Path) -> bool:
-    """Tell whether a path is a memory: a folder that holds `memory.json`."""
-    return (Path(path) / HEADER).is_file()
+    """Tell whether a path is a memory: a folder that holds `memory.json`, and may be entered."""
+    try:
+        return (Path(path) / HEADER).is_file()
+    except PermissionError:  # what opens the path says which one it was
+        return False
 
 
 def read_header(path: Path) -> Header:

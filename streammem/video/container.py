@@ -31,6 +31,7 @@ _LOCAL_OPTIONS = {"protocol_whitelist": "file"}
 # Streams that lie beside the video: a cover, previews of its chapters, parts of a picture.
 _BESIDE = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 _VARIANT = "variant_bitrate"  # in an HLS stream's metadata: bits/s of the variant that holds it
+_STILL_CODECS = {"png", "mjpeg", "bmp", "webp"}  # of previews, where another stream is beside
 _TEXT_FORMATS = {"tty", "bin", "xbin", "adf", "idf"}  # demuxers that paint text as pictures
 
 
@@ -120,7 +121,7 @@ def _video_stream(container: InputContainer, name: str) -> VideoStream:
     return stream
 
 
-def _merits(stream: VideoStream, longest_s: float) -> tuple[bool, bool, int, int]:
+def _merits(stream: VideoStream, longest_s: float) -> tuple[bool, bool, bool, int, int]:
     """Return what makes a stream the main one: it lasts, is marked, is large; the first of equals.
 
     A cover, a preview or the still picture before a sequence is a stream of one picture.
@@ -130,7 +131,8 @@ def _merits(stream: VideoStream, longest_s: float) -> tuple[bool, bool, int, int
     is_default = bool(stream.disposition & Disposition.default)
     context = stream.codec_context
     area = context.width * context.height if context else 0
-    return lasts, is_default, area, int(stream.metadata.get(_VARIANT, 0))
+    is_film = context is not None and context.name not in _STILL_CODECS
+    return lasts, is_film, is_default, area, int(stream.metadata.get(_VARIANT, 0))
 
 
 def _length(stream: VideoStream) -> float | None:

@@ -15,6 +15,8 @@ from av.video.stream import VideoStream
 
 from streammem.types import Frame
 from streammem.video.container import check_file
+from streammem.video.heif import is_still
+from streammem.video.joins import DOUBTFUL_S
 from streammem.video.packets import PacketReader, needed_parts
 from streammem.video.pixels import RgbConverter, check_size
 from streammem.video.source import HELD_S, Grid, Sampling, SourceOptions, VideoSource
@@ -97,8 +99,7 @@ class FileSource(VideoSource):
     def _frames(self) -> Iterator[Frame]:
         num_taken = 0
         is_held = self._sampling.start > self.start_time  # whether one may be on screen then
-        for picture in self._pictures():
-            index = self._rank(picture.pts)
+        for picture, index in self._pictures():
             time, duration = self._span(picture)
             if is_held and (self._grid.is_past(time) or time > self._sampling.start + HELD_S):
                 is_held = False
@@ -154,11 +155,33 @@ class FileSource(VideoSource):
             missing = f"has damaged frames ({self._num_damaged}), which were left out"
         return missing and f"{missing}; fetch or record it again"
 
-    def _pictures(self) -> Iterator[av.VideoFrame]:
-        """Give the good pictures in presentation order, at least all those that are wanted."""
+    def _pictures(self) -> Iterator[tuple[av.VideoFrame, int]]:
+        """Give the good pictures in presentation order, at least all those that are wanted.
+
+        Yields:
+            Each with its number. One that the next one precedes has a wrong stamp, and loses it.
+        """
         while True:
             try:
-                yield from self._runs()
+                held: tuple[av.VideoFrame, int] | None = None
+                last: int | None = None
+                for picture in self._runs():
+                    pts, index = picture.pts, self._rank(picture.pts)
+                    if held is not None:
+                        stamp = held[0].pts
+                        if pts is not None and stamp is not None and pts < stamp:
+                            held[0].pts = stamp = None
+                        last = last if stamp is None else stamp
+                        yield held
+                        held = None
+                    step = 0 if pts is None or last is None else pts - last
+                    if self._reader.length(step) > DOUBTFUL_S:
+                        held = picture, index
+                        continue
+                    last = last if pts is None else pts
+                    yield picture, index
+                if held is not None:
+                    yield held
                 return
             except _StartOverError:
                 self._given_until = self._time
@@ -317,13 +340,17 @@ class FileSource(VideoSource):
 
 
 def open_file(path: str, options: SourceOptions) -> VideoSource:
-    """Open a video file with the decoder that the options name.
+    """Open a video file with the decoder that the options name; a still picture in HEIF as one.
 
     Raises:
         SourceError: no such file, or no video.
         BackboneError: that decoder is not installed.
     """
     check_file(path)
+    if is_still(path):
+        from streammem.video.pictures import open_picture
+
+        return open_picture(path, options)
     if options.reader == "decord":
         from streammem.video.decord_file import DecordSource
 

@@ -17,8 +17,8 @@ from av.packet import Packet
 
 JUMP_BACK_S = 0.5  # decoding times never go back within a recording: another one follows
 JUMP_AHEAD_S = 10.0  # more between two packets is a join in MPEG-TS, a gap in other containers
+DOUBTFUL_S = 1.0  # a packet, or a picture, so far ahead waits for those that may contradict it
 MAX_DOUBTFUL = 3  # packets that are held until the next ones show whether the clock has changed
-_REORDERED = 32  # packets between a picture's decoding and its showing, at most; codecs: 16
 
 _WRAP = 1 << 33  # a program clock reference counts 90 kHz in 33 bits
 _BLOCK_BYTES, _SAMPLE_BYTES = 1 << 20, 1 << 16
@@ -56,7 +56,10 @@ class StampCheck:
 
     def flush(self) -> list[Packet]:
         """Return the packets that are still held."""
-        return self._accepted()
+        packets = []
+        while self._held:
+            packets += self._accepted()
+        return packets
 
     def _seconds(self, ticks: int) -> float:
         return float(ticks * self._tick)
@@ -64,7 +67,7 @@ class StampCheck:
     def _follows(self, dts: int) -> bool:
         assert self._last is not None
         step = self._seconds(dts + self._shift - self._last)
-        if not -JUMP_BACK_S <= step <= max(JUMP_AHEAD_S, 4 * self._step_s):
+        if not -JUMP_BACK_S <= step <= max(DOUBTFUL_S, 4 * self._step_s):
             return False
         before = self._held[-1].dts if self._held else None
         # A packet that also follows those that left the others belongs to them.
@@ -80,12 +83,15 @@ class StampCheck:
     def _accepted(self) -> list[Packet]:
         """Follow the clock of the held packets."""
         held, self._held = self._held, []
-        if held and held[0].dts is not None and self._last is not None:
-            jump = held[0].dts + self._shift - self._last
-            if jump < 0 or self._joins_ahead:
-                self._shift += (held[0].duration or 1) - jump
+        first = held[0]
+        if first.dts is not None and self._last is not None:
+            jump = first.dts + self._shift - self._last
+            if jump < 0 or (self._joins_ahead and self._seconds(jump) > JUMP_AHEAD_S):
+                self._shift += (first.duration or 1) - jump
+            else:
+                self._step_s = self._seconds(jump)  # slides, perhaps: more such steps may follow
             self._last = None
-        return [self._given(held[0]), *(p for x in held[1:] for p in self.push(x))] if held else []
+        return [self._given(first), *(p for later in held[1:] for p in self.push(later))]
 
     def _given(self, packet: Packet) -> Packet:
         if packet.dts is not None:
@@ -95,10 +101,6 @@ class StampCheck:
             self._last = packet.dts
         if packet.pts is not None:
             packet.pts += self._shift
-            # Slides of 10 s are reordered by many seconds, pictures of a film by less than one.
-            most_s = max(JUMP_AHEAD_S, _REORDERED * self._seconds(packet.duration or 0))
-            if packet.dts is not None and self._seconds(abs(packet.pts - packet.dts)) > most_s:
-                packet.pts = None
         return packet
 
 

@@ -11,11 +11,16 @@ from PIL import Image, ImageOps
 from streammem.errors import SourceError
 from streammem.types import Frame
 from streammem.video.container import check_file
+from streammem.video.heif import is_still, read_still
 from streammem.video.pixels import check_size, fitted_pixels
 from streammem.video.registry import PICTURE_SUFFIXES
 from streammem.video.source import HELD_S, Grid, Sampling, VideoSource
 
 STILL_S = 1.0  # how long a single picture is shown
+MAX_NAMED = 5  # entries of a folder that a notice names
+# Read as videos where they are given alone, for they may move.
+_ALONE_VIDEOS = {".gif", ".avif"}
+_ANIMATED = {"WEBP", "PNG", "GIF", "AVIF"}  # formats; a TIFF or an MPO has pages or views instead
 FOLDER_FPS = 1.0  # pictures a second of a folder where no fps is given
 
 
@@ -88,20 +93,30 @@ def open_picture(path: str, sampling: Sampling) -> PictureSource:
 def open_folder(path: str, sampling: Sampling) -> PictureSource:
     """Open a folder's pictures as a video, in natural order: 2.png before 10.png.
 
-    ``sampling.fps`` is their rate, FOLDER_FPS if None.
+    ``sampling.fps`` is their rate, FOLDER_FPS if None. What is no picture is named in a notice.
 
     Raises:
         SourceError: no pictures in it, or it cannot be listed.
     """
     try:
-        entries = [p for p in Path(path).iterdir() if not p.name.startswith(".") and p.is_file()]
+        entries = [p for p in Path(path).iterdir() if not p.name.startswith(".")]
     except OSError as error:
         raise SourceError(f"{path}: {(error.strerror or 'unreadable').lower()}") from None
-    pictures = sorted((p for p in entries if p.suffix.lower() in PICTURE_SUFFIXES), key=_natural)
+    kinds = PICTURE_SUFFIXES | _ALONE_VIDEOS
+    pictures = [p for p in entries if p.suffix.lower() in kinds and p.is_file()]
     if not pictures:
-        kinds = " ".join(sorted(PICTURE_SUFFIXES))
-        raise SourceError(f"{path}: a folder without pictures; it should hold some of {kinds}")
-    return PictureSource(pictures, path, sampling, 1 / (sampling.fps or FOLDER_FPS))
+        text = f"a folder without pictures; it should hold some of {' '.join(sorted(kinds))}"
+        raise SourceError(f"{path}: {text}")
+    source = PictureSource(
+        sorted(pictures, key=_natural), path, sampling, 1 / (sampling.fps or FOLDER_FPS)
+    )
+    if others := sorted(set(entries) - set(pictures), key=_natural):
+        names = ", ".join(p.name for p in others[:MAX_NAMED])
+        more = f" and {len(others) - MAX_NAMED} more" if len(others) > MAX_NAMED else ""
+        are = "is" if len(others) == 1 else "are"
+        text = f"{len(others)} of {len(entries)} entries {are} left out, being no pictures"
+        source.notices.append(f"{path}: {text}: {names}{more}")
+    return source
 
 
 def read_picture(path: Path) -> np.ndarray:
@@ -116,14 +131,19 @@ def read_picture(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             check_size(str(path), *image.size)
-            if image.format in ("WEBP", "PNG") and getattr(image, "is_animated", False):
-                raise SourceError(f"{path}: is an animation; convert it to GIF or MP4")
+            if getattr(image, "is_animated", False) and image.format in _ANIMATED:
+                advice = "give it alone" if image.format in ("GIF", "AVIF") else "convert it to MP4"
+                raise SourceError(f"{path}: is an animation; {advice}")
             return _rgb(ImageOps.exif_transpose(image))
     except SourceError:
         raise
+    except PermissionError:
+        raise SourceError(f"{path}: permission denied; check its rights") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
+            if is_still(path):
+                return read_still(path)
             reason = "no picture format that is known"
         raise SourceError(
             f"{path}: cannot be read as a picture ({reason}); convert it to PNG or JPEG"
@@ -131,6 +151,10 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode == "F":  # floats, 1 being white; or larger, then stretched to their range
+        light = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0)
+        grey = np.rint(255 * (light / max(1.0, light.max())).clip(0, 1)).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
     if image.mode.startswith("I"):  # 16 bits a pixel; Pillow would clip instead of scaling
         grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)

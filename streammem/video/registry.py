@@ -24,7 +24,10 @@ from streammem.video.source import Decoder, SourceOptions, VideoSource
 log = logging.getLogger(__name__)
 
 Spec = str | os.PathLike[str] | Iterable[Any]
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+PICTURE_SUFFIXES = {
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"),
+    *(".jp2", ".j2k", ".heic", ".heif", ".hif"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,8 @@ def open_source(
         fps: samples a second: sample k is the first frame at or after ``start + k / fps``, given
             with its own time; each frame at most once. None gives every frame. For a folder and
             for arrays it is their own rate instead (a folder's default is one picture a second).
-        start: seconds from the first frame, >= 0.
+        start: seconds, >= 0; of a file on its own clock, as players show it. Of files and pictures,
+            one that stays on screen then is given, from there on.
         end: seconds, > start; frames at or after it are left out.
         max_side: pixels to which the longer side is shrunk, never enlarged.
         sparse: keyframes only, the first of each 1 / fps seconds: about ten times cheaper.

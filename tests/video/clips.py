@@ -44,15 +44,17 @@ def encode(
     size: tuple[int, int] = (64, 48),
     pix_fmt: str = "yuv420p",
     frames: int = NUM_FRAMES,
+    first: int = 0,
 ) -> Path:
-    """Write a clip at 25 fps, or with a frame at each of ``times_ms``."""
-    with av.open(str(path), "w") as container:
+    """Write a clip at 25 fps, or with a frame at each of ``times_ms``; ``first`` is a picture."""
+    form = "mpegts" if path.suffix == ".m2ts" else None  # FFmpeg chooses packets of 192 bytes
+    with av.open(str(path), "w", format=form) as container:
         stream = container.add_stream(codec, rate=25, options=options or {})
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         if times_ms is not None:
             stream.codec_context.time_base = MILLISECOND
         for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(picture(number, *size), "rgb24")
+            frame = av.VideoFrame.from_ndarray(picture(first + number, *size), "rgb24")
             if times_ms is not None:
                 frame.pts, frame.time_base = times_ms[number], MILLISECOND
             container.mux(stream.encode(frame))

@@ -5,7 +5,9 @@ import pytest
 from PIL import Image
 
 from streammem.errors import SourceError, TruncatedError
+from streammem.memory.folder import is_memory
 from streammem.video import open_source
+from tests.video import stills
 from tests.video.clips import picture
 
 
@@ -121,3 +123,83 @@ def test_a_start_within_a_single_picture_gives_it(tmp_path):
     path = save(picture(0), tmp_path / "a.png")
     (frame,) = open_source(path, start=0.4)
     assert (frame.time, frame.duration) == (0.4, 0.6)
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.HIF", "a.jpg", "a.bin"])
+def test_a_telephones_picture_in_tiles_is_read_whole_whatever_its_name(tmp_path, name):
+    pixels = picture(0, 150, 100)
+    path = stills.write_grid(tmp_path / name, pixels, tile=64)  # two rows of three, filled up
+    (frame,) = open_source(path)
+    assert frame.pixels.shape == pixels.shape and frame.duration == 1.0
+    assert np.abs(frame.pixels.astype(int) - smooth(pixels)).mean() < 12
+
+
+def smooth(pixels):
+    """A picture with the colour resolution of 4:2:0."""
+    chroma = Image.fromarray(pixels).convert("YCbCr").resize((75, 50)).resize((150, 100))
+    luma = Image.fromarray(pixels).convert("YCbCr").split()[0]
+    merged = Image.merge("YCbCr", (luma, *chroma.split()[1:]))
+    return np.asarray(merged.convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("turns", "upright"),
+    [
+        (stills.box(b"irot", b"\1"), lambda p: np.rot90(p, 1)),
+        (stills.box(b"imir", b"\1"), np.fliplr),
+        (stills.box(b"irot", b"\2") + stills.box(b"imir", b"\0"), np.fliplr),
+    ],
+)
+def test_a_picture_in_tiles_is_turned_as_a_whole(tmp_path, turns, upright):
+    pixels = picture(0, 150, 100)
+    (plain,) = open_source(stills.write_grid(tmp_path / "a.heic", pixels, tile=64))
+    (frame,) = open_source(stills.write_grid(tmp_path / "b.heic", pixels, tile=64, turns=turns))
+    assert np.array_equal(frame.pixels, upright(plain.pixels))
+
+
+def test_a_picture_in_tiles_of_which_some_are_missing_is_refused_in_one_line(tmp_path):
+    path = stills.write_grid(tmp_path / "a.heic", picture(0, 150, 100), tile=64)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(SourceError, match=r"a\.heic: cannot be read .*; convert it to JPEG"):
+        open_source(path)
+
+
+def test_a_folder_gives_pictures_of_every_format_and_names_what_is_none(tmp_path):
+    formats = ("a.jpg", "b.jpeg", "c.avif", "e.jfif", "f.gif", "g.jp2", "h.png", "i.bmp", "j.WEBP")
+    kinds = {"jfif": "JPEG", "WEBP": "WEBP"}
+    for name in formats:
+        save(picture(0), tmp_path / name, format=kinds.get(name.split(".")[1]))
+    stills.write_grid(tmp_path / "d.HEIC", picture(0, 128, 64), tile=64)
+    (tmp_path / "film.mp4").write_bytes(b"film")
+    (tmp_path / "more").mkdir()
+    source = open_source(tmp_path)
+    assert len(list(source)) == len(formats) + 1
+    (notice,) = source.notices
+    assert "2 of 12 entries are left out" in notice and notice.endswith("film.mp4, more")
+
+
+def test_animations_in_a_folder_are_counted_and_named(tmp_path):
+    still = Image.fromarray(picture(0))
+    still.save(tmp_path / "a.gif", save_all=True, append_images=[still.rotate(180)])
+    still.save(tmp_path / "b.png")
+    with pytest.raises(TruncatedError, match=r"1 of 2 pictures lost; .*a\.gif: is an animation"):
+        list(open_source(tmp_path))
+
+
+def test_a_picture_of_floats_is_not_black(tmp_path):
+    light = np.linspace(0, 1, 20, dtype=np.float32).reshape(4, 5)
+    (frame,) = open_source(save(light, tmp_path / "light.tif"))
+    assert frame.pixels[0, 0, 0] == 0 and frame.pixels[-1, -1, 0] == 255
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.png"])
+def test_a_file_that_may_not_be_read_is_named(tmp_path, name, monkeypatch):
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / name).touch()
+    monkeypatch.setattr("os.stat", refuse)
+    assert not is_memory(tmp_path / name)
+    with pytest.raises(SourceError, match=rf"^{tmp_path / name}: permission denied"):
+        open_source(tmp_path / name)
