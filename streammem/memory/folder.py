@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -47,6 +47,15 @@ class Header:
 def is_memory(path: str | Path) -> bool:
     """Tell whether a path is a memory: a folder that holds `memory.json`."""
     return (Path(path) / HEADER).is_file()
+
+
+def remove_empty(path: Path) -> None:
+    """Remove the files of a closed memory that holds nothing; what cannot be removed stays."""
+    with suppress(OSError):
+        (path / KEYFRAMES).rmdir()
+    for name in (HEADER, DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", LOCK):
+        with suppress(OSError):
+            (path / name).unlink(missing_ok=True)
 
 
 def read_header(path: Path) -> Header:

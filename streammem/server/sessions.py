@@ -36,7 +36,7 @@ from streammem.server.refused import Refused
 from streammem.server.session_host import Plan, SessionHost
 from streammem.server.shared import share
 from streammem.server.uploads import Uploads, check_video
-from streammem.types import Event
+from streammem.types import Event, encodable
 from streammem.video import SourceOptions, VideoSource, open_with
 from streammem.video.address import public_url
 
@@ -166,6 +166,7 @@ class Sessions:
             name: shown to clients; None shows the source without folders and credentials.
         """
         shown = name or (public_url(source) if "://" in source else Path(source).name or source)
+        shown = encodable(shown)
         file = Path(source) if "://" not in source and Path(source).is_file() else None
         opened = _WatchedSource(shown, lambda _: open_with(source, source_options), file)
         return await self._start(opened, options, None)
