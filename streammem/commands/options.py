@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from streammem.errors import BackboneError, ConfigError
+from streammem.errors import BackboneError, ConfigError, install_command
 from streammem.output.render import FORMATS, plain
 from streammem.video import SourceOptions
 from streammem.video.address import without_addresses
@@ -441,7 +441,7 @@ def require(extra: str, *packages: str) -> None:
         except ImportError as error:
             name = {"paho.mqtt.client": "paho-mqtt"}.get(package, package)
             raise BackboneError(
-                f"{name} is not installed; run: pip install 'streammem[{extra}]'"
+                f"{name} is not installed; run: {install_command(extra)}"
             ) from error
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streammem.errors import BackboneError
+from streammem.errors import BackboneError, install_command
 from streammem.types import Segment, clock
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def contact_sheet(
     try:
         from matplotlib import style
     except ImportError as error:
-        hint = "pip install 'streammem[train]'"
+        hint = install_command("train")
         raise BackboneError(f"a contact sheet needs matplotlib; run: {hint}") from error
 
     with style.context("default"), warnings.catch_warnings():

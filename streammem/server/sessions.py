@@ -197,6 +197,10 @@ class Sessions:
         """Return the hosts of open sessions by id."""
         return {name: opened.host for name, opened in self._sessions.items()}
 
+    def own(self) -> list[str]:
+        """Return the ids of the sessions on the operator's sources."""
+        return [name for name, opened in self._sessions.items() if opened.permanent]
+
     async def close_session(self, name: str) -> None:
         """Close a session; its open segment is closed and its events sent first.
 
