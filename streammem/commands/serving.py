@@ -136,6 +136,7 @@ def server_config(arguments: argparse.Namespace) -> "ServerConfig":
         uploads=arguments.uploads,
         allowed=Allowed.of(arguments.allow_source),
         alerts=tuple(arguments.alert),
+        prefix=arguments.prefix.rstrip("/"),
         limits=server_limits(arguments),
     )
 

@@ -238,7 +238,7 @@ class Sessions:
                 open_session = partial(
                     Session, self.model, self._session, memory=path, read_only=True
                 )
-                url = f"/v1/memories/{name}"
+                url = f"{self.config.prefix}/v1/memories/{name}"
                 plan = Plan(name, open_session)
                 opened = _Opened(SessionHost(url, plan, self.config.limits, self.counters), stamp)
                 await self._run(opened)
@@ -312,7 +312,8 @@ class Sessions:
             source.file,
             self.scheduler,
         )
-        host = SessionHost(f"/v1/sessions/{id_}", plan, self.config.limits, self.counters)
+        url = f"{self.config.prefix}/v1/sessions/{id_}"
+        host = SessionHost(url, plan, self.config.limits, self.counters)
         opened = self._sessions[id_] = _Opened(host)  # counts from now on
         try:
             await self._run(opened)
