@@ -21,7 +21,7 @@ HEAD_BYTES = 1024
 # Bytes of a packet of an MPEG transport stream, which begins with 0x47: 192 on Blu-ray, 204 with
 # error correction.
 _PACKETS = (188, 192, 204)
-_NUM_PACKETS = 4  # of which this is seen, or fewer where the file ends
+_NUM_PACKETS = 4  # of which this is seen, or three where the file ends
 
 
 @dataclass(eq=False)
@@ -172,6 +172,6 @@ def container_of(head: bytes) -> str | None:
     for size in _PACKETS:
         for first in range(size):
             signs = head[first::size][:_NUM_PACKETS]
-            if len(signs) > 1 and set(signs) == {0x47}:
+            if len(signs) > 2 and set(signs) == {0x47}:
                 return "mpegts"
     return None
