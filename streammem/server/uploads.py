@@ -1,5 +1,6 @@
 """Videos uploaded by clients: bounded in size, checked by content, removed when idle."""
 
+import errno
 import secrets
 import shutil
 import tempfile
@@ -105,6 +106,11 @@ class Uploads:
                     file.write(block)
                     upload.num_bytes += len(block)
             await anyio.to_thread.run_sync(check_video, upload.path)
+        except OSError as error:
+            self.remove(upload.id)
+            if error.errno == errno.ENOSPC:
+                raise Refused(507, "the server's disk is full; try later") from error
+            raise
         except BaseException:
             self.remove(upload.id)
             raise

@@ -100,3 +100,12 @@ def test_a_bad_still_is_named_in_one_line_at_open(tmp_path):
         assert str(caught.value).startswith(f"{tmp_path / name}: ")
         assert "\n" not in str(caught.value)
         assert ("no picture format that is known" in str(caught.value)) == (name == "text.png")
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.0, 255.0), (-2.0, 4000.0)])
+def test_a_picture_of_floats_is_shown_in_its_range(tmp_path, low, high):
+    ramp = np.linspace(low, high, 64, dtype=np.float32).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "a.tiff")
+    shown = next(iter(open_source(tmp_path / "a.tiff"))).pixels
+    expected = np.linspace(0, 255, 64).reshape(8, 8)
+    assert np.abs(shown[..., 0] - expected).max() <= 1 and np.ptp(shown, axis=2).max() == 0
