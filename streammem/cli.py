@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # what is written: a full disk, a folder that went away
-        return _fail(str(error), 1)
+        named = error.filename and error.strerror
+        return _fail(f"{error.filename}: {error.strerror}" if named else str(error), 1)
     except KeyboardInterrupt:
         return 130
 

@@ -3,6 +3,17 @@
 A message names what failed, where, and what to try; the command line prints it as one line.
 """
 
+from pathlib import Path
+
+CLONE = Path(__file__).parents[1]
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra: of a clone, where this is one, else from PyPI."""
+    if (CLONE / "pyproject.toml").is_file():
+        return f"pip install -e '.[{extra}]' (in {CLONE})"
+    return f"pip install 'streammem[{extra}]'"
+
 
 class StreammemError(Exception):
     """Any failure that streammem foresees."""

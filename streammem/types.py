@@ -264,6 +264,11 @@ class Stats:
 Event = Segment | Caption | Moment | Answer | Chapter | Note | Alert | Notice | Stats
 
 
+def encodable(text: str) -> str:
+    """Escape lone surrogates, of file names that are not UTF-8, as JSON does."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def clock(seconds: float) -> str:
     """Format seconds as ``MM:SS.d``, with hours where there are any.
 

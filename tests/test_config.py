@@ -116,6 +116,8 @@ def test_a_toml_file_is_read_as_utf_8(tmp_path):
     path = tmp_path / "options.toml"
     path.write_bytes('instruction = "Décris."\n[scenes]\nfloor = 0.5\n'.encode())
     assert read_toml(path) == {"instruction": "Décris.", "scenes": {"floor": 0.5}}
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as Windows' editors write it
+    assert read_toml(path) == {"instruction": "Décris.", "scenes": {"floor": 0.5}}
 
 
 def test_a_file_that_is_no_configuration_is_told(tmp_path):

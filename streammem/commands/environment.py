@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from streammem import __version__
+from streammem.errors import BackboneError
 from streammem.models.backbones.language import decoding_route
 from streammem.models.backbones.products import why_rows_are_apart
 from streammem.models.backbones.weights import SOURCES, home, is_pulled
@@ -49,9 +50,12 @@ def describe() -> dict[str, str]:
     together, reason = why_rows_are_apart()
     facts["scenes that wait"] = f"described {'together' if together else 'one by one'}: {reason}"
     facts["attention"] = "flash-attn on CUDA if installed, else SDPA"
-    facts["home"] = str(home())
-    for name in SOURCES:
-        facts[f"weights {name}"] = "ready" if is_pulled(name) else "not pulled"
+    try:
+        facts["home"] = str(home())
+        for name in SOURCES:
+            facts[f"weights {name}"] = "ready" if is_pulled(name) else "not pulled"
+    except BackboneError as error:
+        facts["weights"] = str(error)
     for name, about in VARIABLES.items():
         secret = name.endswith(("TOKEN", "PASSWORD")) and name in os.environ
         shown = "set" if secret else os.environ.get(name)

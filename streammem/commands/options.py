@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from streammem.errors import BackboneError, ConfigError
+from streammem.errors import BackboneError, ConfigError, install_command
 from streammem.output.render import FORMATS, plain
 from streammem.video import SourceOptions
 from streammem.video.address import without_addresses
@@ -382,6 +382,7 @@ def add_server_options(parser: Parser) -> None:
     add("sources", nargs="*", metavar="SOURCE", help="watched from the start; see caption --help")
     add("--host", default="127.0.0.1", help=f"address to listen on; others need {TOKEN} to be set")
     add("--port", type=int, default=8080, help="default 8080; 0 is a free one")
+    add("--prefix", default="", metavar="PATH", help="of this server behind a proxy: /cameras")
     add("--memories", type=Path, metavar="DIR", help="folder whose memories may be asked, by name")
     add("--uploads", type=Path, metavar="DIR", help="folder for uploads (default: a temporary one)")
     about = "host (with *), address or network that clients may name in a source; may be repeated"
@@ -441,7 +442,7 @@ def require(extra: str, *packages: str) -> None:
         except ImportError as error:
             name = {"paho.mqtt.client": "paho-mqtt"}.get(package, package)
             raise BackboneError(
-                f"{name} is not installed; run: pip install 'streammem[{extra}]'"
+                f"{name} is not installed; run: {install_command(extra)}"
             ) from error
 
 

@@ -51,8 +51,10 @@ def add_to(commands: Any) -> None:
         "a page in the browser: watch, ask, find",
         "streammem ui",
         "streammem ui --memories memories --port 7860",
+        "streammem ui holiday.mp4 --open                        watched at once, in a browser",
     )
     add_server_options(parser)
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser = add_command(
         commands,
         "mcp",
@@ -92,9 +94,11 @@ def run_ui(arguments: argparse.Namespace) -> int:
     from streammem.server.app import make_app
     from streammem.ui import add_page
 
+    files = [Path(source) for source in arguments.sources if Path(source).is_file()]
     with closing(_bound(config)) as listening:
         sessions = open_sessions(arguments, config)
-        return _run(add_page(make_app(sessions, arguments.sources), sessions), listening)
+        app = add_page(make_app(sessions, arguments.sources), sessions, files)
+        return _run(app, listening, browse=arguments.open)
 
 
 def run_mcp(arguments: argparse.Namespace) -> int:
@@ -132,6 +136,7 @@ def server_config(arguments: argparse.Namespace) -> "ServerConfig":
         uploads=arguments.uploads,
         allowed=Allowed.of(arguments.allow_source),
         alerts=tuple(arguments.alert),
+        prefix=arguments.prefix.rstrip("/"),
         limits=server_limits(arguments),
     )
 
@@ -182,7 +187,9 @@ def _bound(config: "ServerConfig") -> socket.socket:
     return listening
 
 
-def _run(app: "FastAPI", listening: socket.socket) -> int:
+def _run(app: "FastAPI", listening: socket.socket, *, browse: bool = False) -> int:
+    import webbrowser
+
     import uvicorn
 
     host, port = listening.getsockname()[:2]
@@ -193,7 +200,10 @@ def _run(app: "FastAPI", listening: socket.socket) -> int:
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if app.state.failed is None:  # not before: a client would be refused a connection
-                note(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+                url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+                note(f"listening on {url}")
+                if browse:
+                    webbrowser.open(url)
             self.should_exit = self.should_exit or app.state.failed is not None
 
     options = uvicorn.Config(

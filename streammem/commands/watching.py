@@ -23,7 +23,7 @@ from streammem.commands.options import (
 from streammem.commands.publishing import broker_of, camera_name, publisher_to
 from streammem.errors import ConfigError
 from streammem.output.render import plain, prometheus, to_line, wall_start
-from streammem.output.rotation import RotatedFile, Rotation
+from streammem.output.rotation import RotatedFile, Rotation, naming
 from streammem.output.terminal import LiveText, Results, Sheet, note, output
 from streammem.types import Answer, Caption, Event, Notice, Segment, Stats
 from streammem.video.address import public_name
@@ -330,5 +330,6 @@ def _evidence(answer: Answer) -> str:
 def _replace(path: Path, text: str) -> None:
     """Write a file that a reader finds whole."""
     unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(text, encoding="utf-8")
+    with naming(unfinished):
+        unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)

@@ -34,7 +34,17 @@ from streammem.perception.scene_buffer import (
 from streammem.perception.scenetilling import Pushed, SceneTilling, SceneTillingState, Score
 from streammem.qa.answerer import Answerer
 from streammem.qa.question import Present
-from streammem.types import Answer, Caption, Chapter, Frame, Moment, Reason, Segment, TimeSpan
+from streammem.types import (
+    Answer,
+    Caption,
+    Chapter,
+    Frame,
+    Moment,
+    Reason,
+    Segment,
+    TimeSpan,
+    encodable,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,8 +166,19 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.close()
+        if kind is not None:
+            self.memory.close_in_vain()
+
+    @property
+    def source(self) -> str:
+        """Name of the stream in evidence; what is not UTF-8 in a file's name is escaped."""
+        return self._source
+
+    @source.setter
+    def source(self, name: str) -> None:
+        self._source = encodable(name)
 
     # -- the frame-rate path --
 

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -50,6 +50,15 @@ def is_memory(path: str | Path) -> bool:
         return (Path(path) / HEADER).is_file()
     except PermissionError:  # what opens the path says which one it was
         return False
+
+
+def remove_empty(path: Path) -> None:
+    """Remove the files of a closed memory that holds nothing; what cannot be removed stays."""
+    with suppress(OSError):
+        (path / KEYFRAMES).rmdir()
+    for name in (HEADER, DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", LOCK):
+        with suppress(OSError):
+            (path / name).unlink(missing_ok=True)
 
 
 def read_header(path: Path) -> Header:

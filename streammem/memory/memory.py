@@ -12,6 +12,7 @@ Cache and store are private to this module: a session, answers and commands use 
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -25,7 +26,7 @@ from streammem.memory import upkeep
 from streammem.memory.cache import CacheConfig, MemoryCache
 from streammem.memory.database import Mode
 from streammem.memory.entry import Entry, Now
-from streammem.memory.folder import is_memory
+from streammem.memory.folder import is_memory, remove_empty
 from streammem.memory.retrieval import DEFAULT_RANKERS, EVERYTHING, Hits, Query, Window, retrieve
 from streammem.memory.store import Store
 from streammem.types import Note
@@ -48,6 +49,7 @@ class Memory:
         self.config = config
         self._cache = MemoryCache(config)
         self._store = store
+        self._is_new = self._has_folder = False  # made here; in a folder that was there before
         self._newest: Entry | None = None  # the newest row with its payload, which may go on
         if store is not None:
             self._cache.load(store.load_entries())
@@ -73,15 +75,19 @@ class Memory:
             StoreError: see ``Store.open``.
         """
         config = CacheConfig(key_dim, token_shape, max_segments, keys_only=True)
-        if is_memory(path) or mode == "r":
+        is_new = not is_memory(path) and mode == "rw"
+        has_folder = Path(path).exists()
+        if not is_new:
             store = Store.open(path, fingerprint, mode)
         else:
             store = Store.create(path, fingerprint, key_dim=key_dim, token_shape=token_shape)
         try:
-            return cls(config, store)
+            memory = cls(config, store)
         except BaseException:
             store.close()
             raise
+        memory._is_new, memory._has_folder = is_new, has_folder
+        return memory
 
     @property
     def path(self) -> Path | None:
@@ -250,6 +256,17 @@ class Memory:
         """Release the store; idempotent."""
         if self._store:
             self._store.close()
+
+    def close_in_vain(self) -> None:
+        """Release the store after a failure; remove one that was made here and holds nothing."""
+        self.close()
+        path = self.path
+        if path is None or not self._is_new or len(self._cache):
+            return
+        remove_empty(path)
+        if not self._has_folder:
+            with suppress(OSError):  # what others have put there stays
+                path.rmdir()
 
     def _known(self, segment: int) -> Entry:
         entry = self._cache.get(segment)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streammem.errors import BackboneError
+from streammem.errors import BackboneError, install_command
+from streammem.output.rotation import naming
 from streammem.types import Segment, clock
 
 if TYPE_CHECKING:
@@ -130,14 +131,15 @@ def contact_sheet(
     try:
         from matplotlib import style
     except ImportError as error:
-        hint = "pip install 'streammem[train]'"
+        hint = install_command("train")
         raise BackboneError(f"a contact sheet needs matplotlib; run: {hint}") from error
 
     with style.context("default"), warnings.catch_warnings():
         # The font lacks some scripts; without this there is a warning for every letter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = _draw_sheet(keyframes, curve, title)
-        figure.savefig(path, format="png", metadata={"Software": None})
+        with naming(Path(path)):
+            figure.savefig(path, format="png", metadata={"Software": None})
 
 
 def _draw_sheet(keyframes: Sequence[Keyframe], curve: Curve | None, title: str) -> "Figure":

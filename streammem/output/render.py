@@ -28,6 +28,7 @@ from streammem.types import (
     Notice,
     Segment,
     Stats,
+    encodable,
 )
 
 # Other programs rely on these keys and their order. Keys may be added, not changed.
@@ -86,7 +87,7 @@ class Text:
         # Only these have lines of their own: evidence, captions.
         multiline = isinstance(event, Answer | Chapter)
         lines = _lines(str(event)) if multiline else str(event).translate(_CONTROLS).split()
-        return _encodable(("\n" if multiline else " ").join(lines)) + "\n"
+        return encodable(("\n" if multiline else " ").join(lines)) + "\n"
 
     def close(self) -> str:
         return ""
@@ -183,7 +184,7 @@ def wall_start(event: Event, zero: float | None) -> dict[str, object]:
 def to_line(event: Event, more: Mapping[str, object] = NOTHING) -> str:
     """Return ``to_json`` as one line of JSON, without its line end, encodable as UTF-8."""
     line = json.dumps(to_json(event, more), ensure_ascii=False, allow_nan=False)
-    return _encodable(line.translate(_LINE_ENDS_IN_JSON))
+    return encodable(line.translate(_LINE_ENDS_IN_JSON))
 
 
 def prometheus(stats: Stats, source: str) -> str:
@@ -219,7 +220,7 @@ def prometheus(stats: Stats, source: str) -> str:
         lines.append(f"# TYPE streammem_{name} {kind}")
         for label, value in values.items():
             lines.append(f'streammem_{name}{{source="{escaped}"{label}}} {value:.10g}')
-    return _encodable("\n".join(lines)) + "\n"
+    return encodable("\n".join(lines)) + "\n"
 
 
 def plain(text: str, *, keep: str = "") -> str:
@@ -229,7 +230,7 @@ def plain(text: str, *, keep: str = "") -> str:
         text: untrusted, from a model, a file name or a subtitle.
         keep: characters that may stay, such as line ends.
     """
-    letters = _encodable(text)
+    letters = encodable(text)
     return "".join(x if x.isprintable() or x in keep else " " for x in letters)
 
 
@@ -269,7 +270,7 @@ def _cue(event: Event, mark: str, escape: Callable[[str], str]) -> str:
     # Players drop a cue whose end is not after its start, so the shortest cue lasts 1 ms.
     end = max(milliseconds(event.end), start + 1)
     timing = f"{_timestamp(start, mark)} --> {_timestamp(end, mark)}"
-    return f"{timing}\n{_encodable(escape(text))}\n\n"
+    return f"{timing}\n{encodable(escape(text))}\n\n"
 
 
 def _escape_srt(text: str) -> str:
@@ -289,8 +290,3 @@ def _timestamp(time_ms: int, mark: str) -> str:
 
 def _lines(text: str) -> list[str]:
     return [line.translate(_CONTROLS).rstrip() for line in text.splitlines()]
-
-
-def _encodable(text: str) -> str:
-    """Escape lone surrogates (of file names that are not UTF-8); in JSON the escape is exact."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

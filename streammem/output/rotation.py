@@ -6,7 +6,8 @@ file.close()
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,17 @@ from streammem.output.render import FORMATS, NOTHING, Renderer, to_line
 from streammem.types import Event
 
 APPENDABLE = {"text", "jsonl"}  # formats without header or numbers: a file can be continued
+
+
+@contextmanager
+def naming(path: Path | None) -> Iterator[None]:
+    """Let a failed write name its file, which a full disk's error does not; None: stdout."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path or "standard output")
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +79,16 @@ class RotatedFile:
             self._set_aside()
         out = self._out or self._open()
         is_lines = self._form == "jsonl"
-        out.write(to_line(event, more) + "\n" if is_lines else self._renderer.write(event))
-        out.flush()
+        with naming(self._path):
+            out.write(to_line(event, more) + "\n" if is_lines else self._renderer.write(event))
+            out.flush()
 
     def reopen(self) -> None:
         """Close the file, which may have been moved; the next event opens it again."""
         if self._out:
-            self._out.write(self._renderer.close())
-            self._out.close()
-            self._out = None
+            out, self._out = self._out, None
+            with naming(self._path), out:
+                out.write(self._renderer.close())
 
     def close(self) -> None:
         """Close the file; one without events is created now. Idempotent."""

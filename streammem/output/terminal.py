@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING
 
 from streammem.errors import ConfigError
 from streammem.output.render import FORMATS, plain
+from streammem.output.rotation import naming
 from streammem.types import Caption, Event, Segment, clock
 
 if TYPE_CHECKING:
@@ -54,8 +55,9 @@ class Results:
         """Write rendered text and flush."""
         if text:
             out = self._opened()
-            out.write(text)
-            out.flush()
+            with naming(self._path):
+                out.write(text)
+                out.flush()
 
     def finish(self) -> None:
         """Write the end of the format; a file without results is created now."""
@@ -65,7 +67,8 @@ class Results:
     def close(self) -> None:
         """Close the file, if one was opened."""
         if self._path and self._out:
-            self._out.close()
+            with naming(self._path):
+                self._out.close()
 
     def _opened(self) -> IO[str]:
         if self._out is None:

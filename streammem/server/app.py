@@ -216,8 +216,13 @@ def _other_routes(sessions: Sessions) -> APIRouter:
     body = {"requestBody": {"content": {RAW: BINARY}, "required": True}}
 
     @router.post("/v1/uploads", status_code=201, openapi_extra=body)
-    async def upload(request: Request, name: Title = "") -> dict[str, object]:
+    async def upload(
+        request: Request, name: Title = "", content_type: Annotated[str, Header()] = ""
+    ) -> dict[str, object]:
         """Upload a video; its id is a source: upload:ID. Evidence calls it by its name."""
+        if content_type.lower().startswith("multipart/"):
+            text = "this is a form (curl -F); send the file itself: curl --data-binary @film.mp4"
+            raise Refused(415, text)
         kept = await sessions.uploads.receive(request.stream())
         kept.title = name
         return {"id": kept.id, "source": f"upload:{kept.id}", "bytes": kept.num_bytes}

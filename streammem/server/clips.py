@@ -1,18 +1,18 @@
 """Clips of video files that sessions watch; one is cut at a time."""
 
-from collections.abc import AsyncIterator
+import hashlib
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
+from fastapi.responses import FileResponse
+from starlette.types import Receive, Scope, Send
 
 from streammem.server.limits import Limits
 from streammem.server.refused import Refused
 from streammem.server.session_host import SessionHost
 from streammem.server.uploads import Upload, Uploads
 from streammem.video.cut import cut
-
-BLOCK = 1 << 16
 
 
 class Clips:
@@ -61,14 +61,28 @@ class Clips:
         """Remove a clip."""
         self._uploads.remove(clip.id)
 
-    async def blocks(self, clip: Upload) -> AsyncIterator[bytes]:
-        """Yield a clip's content and remove the clip, also if the reader stops early."""
+    async def reply(self, host: SessionHost, start: float, end: float) -> FileResponse:
+        """Cut a clip and reply with it, or with the range of it that is asked for; see ``cut``."""
+        clip = await self.cut(host, start, end)
+        # Cut again, the same span of the same file is the same: a player that asks for one range
+        # after the other may join them.
+        stamp = f"{host.path} {start} {end} {clip.num_bytes}"
+        tag = hashlib.blake2b(stamp.encode(), digest_size=12).hexdigest()
+        return _ClipResponse(self, clip, {"etag": f'"{tag}"', "accept-ranges": "bytes"})
+
+
+class _ClipResponse(FileResponse):
+    """A clip that is removed once it was sent, also if the reader stops early."""
+
+    def __init__(self, clips: Clips, clip: Upload, headers: dict[str, str]) -> None:
+        super().__init__(clip.path, headers=headers, media_type="video/mp4")
+        self._clips, self._clip = clips, clip
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with await anyio.open_file(clip.path, "rb") as file:
-                while block := await file.read(BLOCK):
-                    yield block
+            await super().__call__(scope, receive, send)
         finally:
-            self.remove(clip)
+            self._clips.remove(self._clip)
 
 
 def _cut(file: Path, start: float, end: float, clip: Upload, name: str) -> None:

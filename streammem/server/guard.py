@@ -1,5 +1,6 @@
 """Middleware that checks every request first: token, origin, rate and size of the body."""
 
+import asyncio
 import base64
 import binascii
 import hmac
@@ -22,6 +23,16 @@ from streammem.server.refused import Refused
 
 MAX_CLIENTS = 4096
 OPEN_PATHS = ("/healthz",)
+ALLOWED_ORIGIN = [
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-expose-headers", b"content-range, content-disposition, retry-after"),
+]
+PREFLIGHT = [
+    *ALLOWED_ORIGIN,
+    (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE"),
+    (b"access-control-allow-headers", b"authorization, content-type, last-event-id, range"),
+    (b"access-control-max-age", b"600"),
+]
 CHALLENGE = 'Bearer realm="streammem", Basic realm="streammem"'
 
 
@@ -64,13 +75,41 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
+        scope = self._below_prefix(scope)
+        if self._is_preflight(scope):
+            await _allow_origin(send)
+            return
+        if self._config.token is not None and Headers(scope=scope).get("origin"):
+            send = _with_headers(send, ALLOWED_ORIGIN)
         try:
             most = self._admit(scope)
         except Refused as refused:
             self._counters.add("refused_total", label=f'status="{refused.status}"')
             await _refuse(scope, send, refused)
             return
-        await self._app(scope, _bounded(receive, most), self._counting(send))
+        counting = self._counting(send)
+        if scope.get("method") == "HEAD":
+            await _answer_head(self._app, scope, receive, counting)
+            return
+        await self._app(scope, _bounded(receive, most), counting)
+
+    def _below_prefix(self, scope: Scope) -> Scope:
+        """Return the scope with its whole path, whether or not a proxy has removed the prefix."""
+        prefix, path = self._config.prefix, scope["path"]
+        if not prefix:
+            return scope
+        if path != prefix and not path.startswith(f"{prefix}/"):
+            path = prefix + path
+        return {**scope, "path": path, "raw_path": path.encode(), "root_path": prefix}
+
+    def _is_preflight(self, scope: Scope) -> bool:
+        """Return whether a browser asks if a page of another site may ask.
+
+        It presents no token then; with one, whoever has it may ask from anywhere. Without, no page
+        of another site may.
+        """
+        asks = "access-control-request-method" in Headers(scope=scope)
+        return self._config.token is not None and scope.get("method") == "OPTIONS" and asks
 
     def _admit(self, scope: Scope) -> int:
         """Return the bytes that the request's body may have.
@@ -79,7 +118,7 @@ class Guard:
             Refused: the request is not admitted.
         """
         headers = Headers(scope=scope)
-        path = scope["path"]
+        path = scope["path"].removeprefix(self._config.prefix)
         client = scope["client"][0] if scope.get("client") else ""
         if wait := self._rates.take(client):
             raise Refused(429, "too many requests; send fewer", retry_s=math.ceil(wait))
@@ -147,6 +186,44 @@ def _bounded(receive: Receive, most: int) -> Receive:
         return message
 
     return bounded
+
+
+async def _allow_origin(send: Send) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": PREFLIGHT})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _with_headers(send: Send, headers: list[tuple[bytes, bytes]]) -> Send:
+    async def with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *headers]}
+        await send(message)
+
+    return with_headers
+
+
+async def _answer_head(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer HEAD with what GET would, without its body; what would go on for ever is ended."""
+    ended = False
+
+    async def send_head(message: Message) -> None:
+        nonlocal ended
+        if message["type"] == "http.response.start":
+            await send(message)
+        elif not ended:
+            ended = True
+            await send({"type": "http.response.body", "body": b""})
+            if message.get("more_body"):
+                answering.cancel()
+
+    got = {**scope, "method": "GET"}
+    answering = asyncio.ensure_future(app(got, receive, send_head))
+    try:
+        await answering
+    except asyncio.CancelledError:
+        if not ended:
+            answering.cancel()
+            raise
 
 
 async def _refuse(scope: Scope, send: Send, refused: Refused) -> None:

@@ -1,5 +1,6 @@
 """The options of a server: where it listens, what it may open, how much clients may send."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,6 +60,8 @@ class ServerConfig:
         memories: folder of memories, which clients read and write by name.
         uploads: folder for uploads; None makes a temporary one. Uploads are removed at the end.
         allowed: hosts and networks that clients may name in a source.
+        prefix: path of the server behind a proxy, as in ``/cameras``; the proxy may remove it from
+            requests or leave it there. Empty for none.
         alerts: descriptions to look for in the operator's sources.
         limits: bounds on what clients may send and open.
 
@@ -73,6 +76,7 @@ class ServerConfig:
     uploads: Path | None = None
     allowed: Allowed = field(default_factory=Allowed)
     alerts: tuple[str, ...] = ()
+    prefix: str = ""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -83,6 +87,8 @@ class ServerConfig:
                 f"--host {self.host}: others could reach it; set STREAMMEM_TOKEN, or listen on "
                 "127.0.0.1"
             )
+        if self.prefix and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", self.prefix):
+            raise ConfigError(f"--prefix {self.prefix}: give a path such as /cameras")
         if not all(alert.strip() for alert in self.alerts):
             raise ConfigError("--alert is empty; describe what to wait for")
         for folder in (self.memories, self.uploads):

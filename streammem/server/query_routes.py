@@ -101,10 +101,7 @@ def query_routes(sessions: Sessions, find_host: FindHost) -> APIRouter:
     @router.get("/clip", responses={200: {"content": {"video/mp4": {}}}})
     async def clip(name: Id, start: At, end: At) -> Response:
         """Return a part of the video as MP4, if the source is a file that still exists."""
-        cut = await sessions.clips.cut(await find_host(name), start, end)
-        headers = {"content-length": str(cut.num_bytes)}
-        blocks = sessions.clips.blocks(cut)
-        return StreamingResponse(blocks, media_type="video/mp4", headers=headers)
+        return await sessions.clips.reply(await find_host(name), start, end)
 
     return router
 

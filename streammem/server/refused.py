@@ -5,7 +5,7 @@ class Refused(Exception):
     """The request is refused.
 
     Attributes:
-        status: HTTP status, 4xx.
+        status: HTTP status, 4xx, or 507 for a full disk.
         message: the reason, and what to try.
         retry_s: seconds after which a retry may succeed; None where it never will.
     """

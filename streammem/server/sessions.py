@@ -36,7 +36,7 @@ from streammem.server.refused import Refused
 from streammem.server.session_host import Plan, SessionHost
 from streammem.server.shared import share
 from streammem.server.uploads import Uploads, check_video
-from streammem.types import Event
+from streammem.types import Event, encodable
 from streammem.video import SourceOptions, VideoSource, open_with
 from streammem.video.address import public_url
 
@@ -166,6 +166,7 @@ class Sessions:
             name: shown to clients; None shows the source without folders and credentials.
         """
         shown = name or (public_url(source) if "://" in source else Path(source).name or source)
+        shown = encodable(shown)
         file = Path(source) if "://" not in source and Path(source).is_file() else None
         opened = _WatchedSource(shown, lambda _: open_with(source, source_options), file)
         return await self._start(opened, options, None)
@@ -195,6 +196,10 @@ class Sessions:
     def hosts(self) -> dict[str, SessionHost]:
         """Return the hosts of open sessions by id."""
         return {name: opened.host for name, opened in self._sessions.items()}
+
+    def own(self) -> list[str]:
+        """Return the ids of the sessions on the operator's sources."""
+        return [name for name, opened in self._sessions.items() if opened.permanent]
 
     async def close_session(self, name: str) -> None:
         """Close a session; its open segment is closed and its events sent first.
@@ -233,7 +238,7 @@ class Sessions:
                 open_session = partial(
                     Session, self.model, self._session, memory=path, read_only=True
                 )
-                url = f"/v1/memories/{name}"
+                url = f"{self.config.prefix}/v1/memories/{name}"
                 plan = Plan(name, open_session)
                 opened = _Opened(SessionHost(url, plan, self.config.limits, self.counters), stamp)
                 await self._run(opened)
@@ -307,7 +312,8 @@ class Sessions:
             source.file,
             self.scheduler,
         )
-        host = SessionHost(f"/v1/sessions/{id_}", plan, self.config.limits, self.counters)
+        url = f"{self.config.prefix}/v1/sessions/{id_}"
+        host = SessionHost(url, plan, self.config.limits, self.counters)
         opened = self._sessions[id_] = _Opened(host)  # counts from now on
         try:
             await self._run(opened)

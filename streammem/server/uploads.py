@@ -1,5 +1,6 @@
 """Videos uploaded by clients: bounded in size, checked by content, removed when idle."""
 
+import errno
 import secrets
 import shutil
 import tempfile
@@ -18,7 +19,10 @@ from streammem.server.refused import Refused
 # Bytes from which the container is recognised. Playlists and lists of files are not accepted: they
 # name other places.
 HEAD_BYTES = 1024
-_PACKET = 188  # bytes of an MPEG transport stream, each of which begins with 0x47
+# Bytes of a packet of an MPEG transport stream, which begins with 0x47: 192 on Blu-ray, 204 with
+# error correction.
+_PACKETS = (188, 192, 204)
+_NUM_PACKETS = 4  # of which this is seen, or three where the file ends
 
 
 @dataclass(eq=False)
@@ -102,6 +106,11 @@ class Uploads:
                     file.write(block)
                     upload.num_bytes += len(block)
             await anyio.to_thread.run_sync(check_video, upload.path)
+        except OSError as error:
+            self.remove(upload.id)
+            if error.errno == errno.ENOSPC:
+                raise Refused(507, "the server's disk is full; try later") from error
+            raise
         except BaseException:
             self.remove(upload.id)
             raise
@@ -165,6 +174,10 @@ def container_of(head: bytes) -> str | None:
         return "matroska"
     if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
         return "avi"
-    if len(head) > 2 * _PACKET and all(head[i * _PACKET] == 0x47 for i in range(3)):
-        return "mpegts"
+    # A recording may begin within a packet.
+    for size in _PACKETS:
+        for first in range(size):
+            signs = head[first::size][:_NUM_PACKETS]
+            if len(signs) > 2 and set(signs) == {0x47}:
+                return "mpegts"
     return None

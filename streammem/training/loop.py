@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from streammem.errors import BackboneError, CheckpointError, StreammemError
+from streammem.errors import BackboneError, CheckpointError, StreammemError, install_command
 from streammem.training.processes import SINGLE_PROCESS, ProcessGroup
 
 log = logging.getLogger(__name__)
@@ -222,7 +222,7 @@ def check_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise BackboneError(
-            "loss curves need matplotlib; run: pip install 'streammem[train]'"
+            f"loss curves need matplotlib; run: {install_command('train')}"
         ) from error
 
 

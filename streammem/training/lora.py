@@ -11,7 +11,7 @@ import re
 import torch
 from torch import Tensor
 
-from streammem.errors import BackboneError, CheckpointError
+from streammem.errors import BackboneError, CheckpointError, install_command
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.training.recipe import LoraOptions
 
@@ -27,9 +27,7 @@ def check_peft() -> None:
     try:
         import peft  # noqa: F401
     except ImportError as error:
-        raise BackboneError(
-            "caption stages need peft; run: pip install 'streammem[train]'"
-        ) from error
+        raise BackboneError(f"caption stages need peft; run: {install_command('train')}") from error
 
 
 def add_lora(language: CausalLanguageModel, options: LoraOptions, *, seed: int) -> None:

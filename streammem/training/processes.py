@@ -16,7 +16,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor, nn
 
-from streammem.errors import BackboneError, ConfigError
+from streammem.errors import BackboneError, ConfigError, install_command
 
 LONGEST_WAIT = timedelta(hours=24)  # the first may encode a large set; a crash ends all at once
 
@@ -116,7 +116,7 @@ def join_processes(device: str | None) -> Iterator[tuple[ProcessGroup, str]]:
         from accelerate import PartialState
     except ImportError as error:
         raise BackboneError(
-            "several processes need accelerate; run: pip install 'streammem[train]'"
+            f"several processes need accelerate; run: {install_command('train')}"
         ) from error
     on_cpu = device == "cpu" or (device is None and not torch.cuda.is_available())
     state = PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)

@@ -4,7 +4,7 @@ app = add_page(make_app(sessions), sessions)
 uvicorn.run(app)
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,21 @@ SOURCE = SourceOptions(fps=FPS, reconnect=True)
 Shown = tuple[str, str, str, Any]
 
 
-def add_page(app: FastAPI, sessions: Sessions) -> FastAPI:
-    """Put the page at the root of a server's application."""
+def add_page(app: FastAPI, sessions: Sessions, files: Sequence[Path] = ()) -> FastAPI:
+    """Put the page at the root of a server's application.
+
+    Args:
+        app: from ``make_app``.
+        sessions: of the server; the page begins with the first of the operator's sources.
+        files: of the operator, which the page may play.
+    """
     return gr.mount_gradio_app(
         app,
         _Page(sessions).blocks(),
         path="/",
         footer_links=[],
         run_history=False,
+        allowed_paths=[str(path.resolve()) for path in files],
         max_file_size=sessions.config.limits.upload_bytes,
         head=markup.SCRIPT,
         css=markup.STYLE,
@@ -66,7 +73,7 @@ class _Page:
             with gr.Row():
                 with gr.Column(scale=3, min_width=320):
                     failure = gr.HTML(elem_id="failure")
-                    choosing = self._sources(chosen, failure)
+                    choosing, player = self._sources(chosen, failure)
                 with gr.Column(scale=2, min_width=320):
                     state = gr.HTML(elem_id="state")
                     lines = gr.HTML(markup.captions(()), elem_id="captions")
@@ -80,10 +87,10 @@ class _Page:
                 show_progress="hidden",
                 api_visibility="private",
             )
-            page.load(self._memories, None, choosing, show_progress="hidden")
+            page.load(self._begin, None, [choosing, chosen, player], show_progress="hidden")
         return page
 
-    def _sources(self, chosen: gr.State, failure: gr.HTML) -> gr.Dropdown:
+    def _sources(self, chosen: gr.State, failure: gr.HTML) -> tuple[gr.Dropdown, gr.Video]:
         alerts = gr.Textbox(
             label="Tell me when it shows (one a line)", lines=1, max_lines=4, elem_id="alerts"
         )
@@ -108,7 +115,7 @@ class _Page:
             self._push, [camera, chosen, alerts], out, stream_every=1 / FPS,
             show_progress="hidden", api_visibility="private",
         )  # fmt: skip
-        return memory
+        return memory, video
 
     def _questions(self, chosen: gr.State) -> None:
         with gr.Tab("Ask"):
@@ -143,8 +150,13 @@ class _Page:
             raise Refused(404, "choose a video first")
         return self._sessions.host(name)
 
-    def _memories(self) -> Any:
-        return gr.Dropdown(choices=self._sessions.memory_names(), value=None)
+    def _begin(self) -> tuple[Any, str, Any]:
+        """Return the memories, and the operator's first source with its video, if it is a file."""
+        memories = gr.Dropdown(choices=self._sessions.memory_names(), value=None)
+        for name in self._sessions.own():
+            file = self._sessions.host(name).plan.file
+            return memories, f"session:{name}", str(file.resolve()) if file else None
+        return memories, "", None
 
     async def _open_file(self, path: str | None, alerts: str) -> tuple[str, str]:
         if path is None:

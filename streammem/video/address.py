@@ -12,6 +12,7 @@ import re
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from streammem.errors import ConfigError
+from streammem.types import encodable
 
 FORM = (
     "scheme://user:password@host/path, and in a user or password write / # ? as %2F %23 %3F, "
@@ -87,7 +88,7 @@ def public_name(spec: str) -> str:
         check_no_address(spec)
     except ConfigError:
         return "the source"
-    return spec
+    return encodable(spec)
 
 
 def without_addresses(text: str) -> str:

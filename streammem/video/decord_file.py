@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from streammem.errors import BackboneError, SourceError
+from streammem.errors import BackboneError, SourceError, install_command
 from streammem.types import Frame
 from streammem.video.packets import PacketReader
 from streammem.video.pixels import RgbConverter, fitted_pixels
@@ -121,6 +121,6 @@ def _decord() -> ModuleType:
         import decord
     except ImportError:
         raise BackboneError(
-            "reader='decord' needs decord; pip install 'streammem[decord]'"
+            f"reader='decord' needs decord; run: {install_command('decord')}"
         ) from None
     return decord

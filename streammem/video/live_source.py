@@ -237,9 +237,12 @@ class LiveSource(VideoSource):
             except av.error.ExitError:
                 silent_s = self._passing.now() - last_data
                 if not self._feed.resumes or silent_s > STALL_S:
+                    yield from self._decoded(stream, Packet())
                     return f"silent for {silent_s:.0f} s"
             except (av.FFmpegError, OSError) as error:
                 self._unreadable = isinstance(error, av.error.InvalidDataError)
+                # The decoder still holds the last pictures, above all those that B-frames reorder.
+                yield from self._decoded(stream, Packet())
                 return error_text(error)
         return None
 

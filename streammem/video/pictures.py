@@ -151,12 +151,14 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    if image.mode == "F":  # floats, 1 being white; or larger, then stretched to their range
-        light = np.nan_to_num(np.asarray(image, np.float32), posinf=0, neginf=0)
-        grey = np.rint(255 * (light / max(1.0, light.max())).clip(0, 1)).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
     if image.mode.startswith("I"):  # 16 bits a pixel; Pillow would clip instead of scaling
         grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode == "F":  # floats in [0, 1] as a rule; Pillow would take them for [0, 255]
+        values = np.nan_to_num(np.asarray(image, np.float32), posinf=0.0, neginf=0.0)
+        low, high = min(0.0, float(values.min())), float(values.max())
+        most = next((limit for limit in (1.0, 255.0) if high <= limit), high)
+        grey = ((values - low) / (most - low) * 255).round().astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self, get_args
 
 from streammem.errors import ConfigError, SourceError, TruncatedError
-from streammem.types import Frame
+from streammem.types import Frame, encodable
 
 Decoder = Literal["pyav", "decord"]
 DECODERS: tuple[Decoder, ...] = get_args(Decoder)
@@ -188,7 +188,7 @@ class VideoSource(ABC):
         self, name: str, sampling: Sampling | None = None, duration: float | None = None
     ) -> None:
         self._sampling = sampling or Sampling()
-        self.name, self.duration, self.sparse = name, duration, self._sampling.sparse
+        self.name, self.duration, self.sparse = encodable(name), duration, self._sampling.sparse
         self.end: float | None = None
         self.notices: deque[str] = deque(maxlen=MAX_NOTICES)
         self._state = "fresh"

@@ -264,6 +264,7 @@ def test_weights_that_were_not_pulled_are_told_with_the_command(
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_one_line_and_1(run, video):
     code, _, err = run("scenes", video, "-o", "/dev/full")
+    assert "/dev/full: " in err
     assert code == 1 and len(err.splitlines()) == 1 and "No space left" in err
 
 

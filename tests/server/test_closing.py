@@ -165,7 +165,7 @@ async def test_a_client_that_only_listens_keeps_the_session_open(serving):
 async def test_an_answer_ends_when_its_reader_leaves(serving, watched, monkeypatch):
     left, ended = threading.Event(), []
 
-    def ask(session, question, on_text):
+    def ask(session, question, on_text, pictures=()):
         on_text("one")
         assert left.wait(PATIENCE_S)
         ended.append(True)

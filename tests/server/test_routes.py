@@ -73,7 +73,7 @@ async def test_a_question_is_answered_whole_and_piece_by_piece(serving, watched)
 async def test_an_answer_that_breaks_off_ends_the_stream_with_an_error(
     serving, watched, monkeypatch
 ):
-    def ask(session, question, on_text):
+    def ask(session, question, on_text, pictures=()):
         on_text("one")
         raise ZeroDivisionError("/home/me/secret")
 

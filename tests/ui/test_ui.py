@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +56,34 @@ def test_the_page_holds_no_more_than_it_shows():
     assert markup.captions(events).count("<button") == markup.MAX_LINES
     events = [Segment(i, float(i), i + 1.0, None, "cut") for i in range(1000)]
     assert markup.timeline(events, (), "/v1/x").count("<button") == markup.MAX_KEYFRAMES
+
+
+@pytest.mark.anyio
+async def test_the_page_begins_with_the_operators_video_and_plays_no_other(model, video, tmp_path):
+    from streammem.engine.session_config import SessionConfig
+    from streammem.server.app import make_app
+    from streammem.server.limits import ServerConfig
+    from streammem.server.sessions import Sessions
+    from streammem.ui import add_page
+    from streammem.ui.page import _Page
+
+    httpx = pytest.importorskip("httpx2", reason="needs streammem[dev]")
+    from tests.sessions import SHORT
+
+    other = tmp_path / "other.mp4"
+    other.write_bytes(Path(video).read_bytes())
+    options = SessionConfig(answer=SHORT, caption=SHORT)
+    sessions = Sessions(model, options, ServerConfig())
+    app = add_page(make_app(sessions, [video]), sessions, [Path(video)])
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+    ):
+        _, chosen, played = _Page(sessions)._begin()
+        assert chosen == f"session:{sessions.own()[0]}" and played == str(Path(video).resolve())
+        assert (await client.get(f"/gradio_api/file={played}")).is_success
+        assert (await client.get(f"/gradio_api/file={other}")).status_code == 403
 
 
 @pytest.fixture

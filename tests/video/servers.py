@@ -53,11 +53,20 @@ def serving(folder, pictures=()):
 
 
 def write_stream(
-    path, pictures, form="mpegts", fps=25, codec="libx264", gop=25, stamps=None, **options
+    path,
+    pictures,
+    form="mpegts",
+    fps=25,
+    codec="libx264",
+    gop=25,
+    stamps=None,
+    b_frames=0,
+    **options,
 ):
     """Write a stream that a camera could send; ``stamps`` are in frames."""
     with av.open(str(path), "w", format=form, options=options) as container:
-        stream = container.add_stream(codec, rate=fps, options={"g": str(gop), "bf": "0"})
+        coding = {"g": str(gop), "bf": str(b_frames)}
+        stream = container.add_stream(codec, rate=fps, options=coding)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         for number, pixels in enumerate(pictures):

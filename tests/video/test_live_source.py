@@ -3,7 +3,9 @@
 import itertools
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
@@ -261,6 +263,30 @@ def test_what_states_its_size_is_a_file_however_it_is_served(tmp_path):
     write_stream(tmp_path / "clip.ts", PICTURES)
     with serving(tmp_path) as address, open_source(f"{address}/clip.ts") as source:
         assert not source.live and len(list(source)) == 60
+
+
+@pytest.mark.parametrize("b_frames", [0, 3])
+def test_a_transport_stream_without_length_gives_its_last_picture(tmp_path, b_frames):
+    body = write_stream(tmp_path / "clip.ts", PICTURES, b_frames=b_frames).read_bytes()
+
+    class Endless(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        source = open_source(f"http://127.0.0.1:{server.server_address[1]}/clip.ts")
+        frames = []
+        with suppress(TruncatedError):  # whether it ended or broke off cannot be known
+            for frame in source:
+                frames.append(frame)
+        server.shutdown()
+    assert len(rising(frames)) == 60
 
 
 def test_an_address_is_opened_once_whatever_is_behind_it(tmp_path, monkeypatch):

@@ -112,8 +112,9 @@ def open_net(folder: Path, changes: Mapping[str, Tensor]) -> EfficientNetLite:
     try:
         net.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
         raise BackboneError(
-            f"{folder}: not EfficientNet-Lite2 weights; remove it and pull again"
+            f"{folder}: not EfficientNet-Lite2 weights ({reason}); remove it and pull again"
         ) from error
     parameters = dict(net.named_parameters())
     for name, value in changes.items():

