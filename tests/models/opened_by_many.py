@@ -84,7 +84,8 @@ def main(name: str, number: int) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    print(json.dumps([given[(place - number) % NUM_THREADS] for place in range(NUM_THREADS)]))
+    ordered = [given[(place - number) % NUM_THREADS] for place in range(NUM_THREADS)]
+    sys.stdout.write(json.dumps(ordered) + "\n")
 
 
 if __name__ == "__main__":
