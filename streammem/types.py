@@ -233,6 +233,8 @@ class Stats:
         lag_s: seconds of video between the newest frame captured and the newest perceived.
         caption_lag_s: seconds from the end of the last captioned scene of a live source to its
             caption's first word.
+        candidates: captions generated of a scene, of which one is chosen; 0 without captions, and
+            for a live source until it is known how many there is time for.
     """
 
     frames: int
@@ -249,15 +251,17 @@ class Stats:
     damaged: int = 0
     lag_s: float = 0.0
     caption_lag_s: float = 0.0
+    candidates: int = 0
 
     def __str__(self) -> str:
+        best_of = f", each the best of {self.candidates}" if self.candidates else ""
         return (
             f"{self.frames} of {self.captured} frames ({self.dropped_full} dropped behind, "
             f"{self.dropped_at_stop} at the stop, {self.waiting} waiting), "
             f"{self.segments} segments, {self.captions} captions, "
             f"{self.captions_skipped} skipped, "
             f"perception {self.perceive_s:.1f} s, language model {self.speak_s:.1f} s of CPU, "
-            f"{self.lag_s:.1f} s behind, captions {self.caption_lag_s:.1f} s"
+            f"{self.lag_s:.1f} s behind, captions {self.caption_lag_s:.1f} s{best_of}"
         )
 
 

@@ -10,26 +10,35 @@ captions; answers are generated in the threads that ask for them. ``lm_lock`` is
 of a generation at a time, so that neither waits longer than a step for the other.
 """
 
+import logging
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator as Steps
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from statistics import median
 from typing import NamedTuple, TypeVar
 
 from streammem.captioning.captioner import Captioner, CaptionRequest
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies, Reply
 from streammem.models.protocols import EvidenceItem, Generator, Reads
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 # Captions of one batch. Eight take 0.41 of their time one by one, sixteen 0.34: more would rather
 # make Ctrl-C wait longer, for all that are pending are generated then.
 MAX_BATCH = 8
 MAX_REPLIES = 16  # the candidates of a caption share its prompt, and are a batch themselves
 POLL_S = 0.05
+# A live caption may take a quarter of the time in which a camera's scenes usually follow each
+# other: the rest is left to answers, to scenes that are shorter, and to what else the machine does.
+USUAL_SCENE_S, LIVE_SHARE = 10.0, 0.25
+LIVE_CAPTION_S = LIVE_SHARE * USUAL_SCENE_S
+MEASURED_STEPS = 6
 
 
 def batch_size(captions: int, candidates: int) -> int:
@@ -93,15 +102,19 @@ class Generated(NamedTuple):
 
 @dataclass(eq=False)
 class _Job:
-    """A prompt that waits to be generated from; built by the scheduler's thread."""
+    """A prompt that waits to be generated from.
+
+    The scheduler's thread builds it and asks for the number of candidates: a job before it may
+    decide that. ``steps`` generates otherwise than by ``Generator.replies``, and always alone.
+    """
 
     prompt: Callable[[], Prompt]
     decoding: GenerationConfig
-    candidates: int
+    candidates: Callable[[], int]
     deliver: Callable[["Generated | BaseException"], None]
     urgent: bool = False
     max_batch: int = MAX_BATCH
-    on_text: Callable[[str], None] | None = None  # only alone and without other candidates
+    steps: Callable[[Generator, Prompt], Iterator[Replies | None]] | None = None
     cancelled: bool = False
 
 
@@ -157,7 +170,7 @@ class LanguageScheduler:
         boxes = [queue.Queue[Generated | BaseException](1) for _ in prompts]
         for prompt, box in zip(prompts, boxes, strict=True):
             ready = partial(_same, prompt)
-            self.submit(_Job(ready, decoding, candidates, box.put, urgent=True))
+            self.submit(_Job(ready, decoding, partial(_same, candidates), box.put, urgent=True))
         results = [self._wait(box) for box in boxes]
         for result in results:
             if isinstance(result, BaseException):
@@ -213,10 +226,12 @@ class LanguageScheduler:
             if self._stopped.is_set():
                 return []
             first = self._pending[0]
-            most = batch_size(first.max_batch, first.candidates) if self.batches else 1
+            count = first.candidates()
+            together = self.batches and first.max_batch > 1
+            most = batch_size(first.max_batch, count) if together else 1
             batch = [first]
             for job in self._pending[1:]:
-                alike = (job.decoding, job.candidates) == (first.decoding, first.candidates)
+                alike = (job.decoding, job.candidates()) == (first.decoding, count)
                 if len(batch) < min(most, job.max_batch) and alike:
                     batch.append(job)
             self._pending = [job for job in self._pending if job not in batch]
@@ -234,10 +249,11 @@ class LanguageScheduler:
         try:
             first, prompts = batch[0], [job.prompt() for job in batch]
             with self.lm_lock:
-                if first.on_text:
-                    steps = _whole_reply(self._generator, prompts[0], first)
+                if first.steps:
+                    steps = first.steps(self._generator, prompts[0])
                 else:
-                    steps = self._generator.replies(prompts, first.decoding, first.candidates)
+                    count = first.candidates()
+                    steps = self._generator.replies(prompts, first.decoding, count)
             while left and not self._stopped.is_set() and not all(job.cancelled for job in left):
                 with self.lm_lock:
                     replies = next(steps)
@@ -288,8 +304,11 @@ class CaptionQueue:
         on_text: called in the scheduler's thread with each request and piece of its caption; only
             for a captioner that does not withhold.
         max_batch: captions of the stream's that go into one batch.
+        adapts: take fewer candidates than the captioner's where so many would take longer than
+            ``LIVE_CAPTION_S`` here: half of them, or half of that, and so on. ``warm_up`` decides.
 
     Attributes:
+        num_candidates: replies of which a caption is chosen; 0 until ``warm_up`` has decided.
         cpu_s: seconds that the scheduler's thread has computed for it.
         num_skipped: captions that were given up before they were begun.
     """
@@ -298,10 +317,16 @@ class CaptionQueue:
     captioner: Captioner
     on_text: Callable[[CaptionRequest, str], None] | None = None
     max_batch: int = MAX_BATCH
+    adapts: bool = False
     cpu_s: float = 0.0
     num_skipped: int = 0
+    num_candidates: int = field(init=False)
     _pending: deque[tuple[CaptionJob, _Job]] = field(default_factory=deque)
     _done: "queue.Queue[Generated | BaseException]" = field(default_factory=queue.Queue)
+
+    def __post_init__(self) -> None:
+        self.adapts = self.adapts and self.captioner.candidates > 1
+        self.num_candidates = 0 if self.adapts else self.captioner.candidates
 
     @property
     def num_pending(self) -> int:
@@ -311,7 +336,8 @@ class CaptionQueue:
     @property
     def batch_size(self) -> int:
         """Captions that are generated together; 1 until the first one is done."""
-        return batch_size(self.max_batch, self.captioner.candidates) if self.batches else 1
+        count = self.num_candidates or self.captioner.candidates
+        return batch_size(self.max_batch, count) if self.batches else 1
 
     @property
     def batches(self) -> bool:
@@ -320,24 +346,60 @@ class CaptionQueue:
 
     def submit(self, job: CaptionJob) -> None:
         """Queue a job."""
-        on_text = partial(self.on_text, job.request) if self.on_text else None
+        decoding, steps = self.captioner.decoding, None
+        if self.on_text:
+            steps = partial(_whole_reply, decoding, partial(self.on_text, job.request))
         queued = _Job(
             partial(self.captioner.prompt, job.request),
-            self.captioner.decoding,
-            self.captioner.candidates,
+            decoding,
+            lambda: self.num_candidates,
             self._done.put,
-            max_batch=1 if on_text else self.max_batch,
-            on_text=on_text,
+            max_batch=1 if steps else self.max_batch,
+            steps=steps,
         )
         self._pending.append((job, queued))
         self.scheduler.submit(queued)
 
     def warm_up(self, request: CaptionRequest) -> None:
-        """Generate a token that is dropped: the first one takes seconds."""
-        decoding = GenerationConfig(max_new_tokens=1)
+        """Generate a token that is dropped: the first one takes seconds. Decide what adapts.
+
+        To be called before any caption is submitted, and always where the queue adapts.
+        """
         self.scheduler.submit(
-            _Job(partial(self.captioner.prompt, request), decoding, 1, _drop, max_batch=1)
+            _Job(
+                partial(self.captioner.prompt, request),
+                self.captioner.decoding,
+                lambda: 0,  # like no caption
+                self._warmed_up,
+                max_batch=1,
+                steps=self._warm_up,
+            )
         )
+
+    def _warm_up(self, generator: Generator, prompt: Prompt) -> Iterator[Replies | None]:
+        """Open the model; then measure how many candidates a live caption has time for."""
+        for _ in generator.replies([prompt], GenerationConfig(max_new_tokens=1)):
+            yield None
+        if self.adapts:
+            count, took_s = self.captioner.candidates, LIVE_CAPTION_S + 1
+            while count > 1:
+                took_s = yield from _caption_seconds(
+                    generator, prompt, self.captioner.decoding, count
+                )
+                if took_s <= LIVE_CAPTION_S:
+                    break
+                count //= 2
+            self.num_candidates = count
+            log.info(
+                "live captions are the best of %d candidates (%d by default): the longest caption "
+                "takes %.2f s of %.2f s",
+                *(count, self.captioner.candidates, took_s, LIVE_CAPTION_S),
+            )
+        yield ()
+
+    def _warmed_up(self, _: "Generated | BaseException") -> None:
+        """Take the default if nothing could be measured; captions tell what is wrong."""
+        self.num_candidates = self.num_candidates or self.captioner.candidates
 
     def skip(self, most: int) -> None:
         """Give up the oldest jobs that are not begun, until only ``most`` are to be generated.
@@ -367,9 +429,9 @@ class CaptionQueue:
             except queue.Empty:
                 yield None
                 continue
+            job, _ = self._pending.popleft()
             if isinstance(done, BaseException):
                 raise done
-            job, _ = self._pending.popleft()
             self.cpu_s += done.cpu_s
             yield CaptionResult(job, done.replies, done.began)
 
@@ -429,20 +491,38 @@ class ScheduledGenerator:
         return self.scheduler.stream(prompt, decoding)
 
 
-def _same(prompt: Prompt) -> Prompt:
-    return prompt
+def _same(value: T) -> T:
+    return value
 
 
-def _drop(_: object) -> None:
-    """Take a result that is not needed."""
+def _caption_seconds(
+    generator: Generator, prompt: Prompt, decoding: GenerationConfig, count: int
+) -> Steps[None, None, float]:
+    """Measure how long the longest caption takes; yield None after each step.
+
+    The prompt is read and ``MEASURED_STEPS`` tokens of each candidate are generated; the median of
+    their steps stands for all, so that one during which the machine was busy does not count.
+    """
+    few = replace(decoding, max_new_tokens=min(decoding.max_new_tokens, MEASURED_STEPS + 1))
+    steps, times = generator.replies([prompt], few, count), list[float]()
+    replies: Replies | None = None
+    while replies is None:
+        began = time.monotonic()
+        replies = next(steps)
+        times.append(time.monotonic() - began)
+        yield None
+    # The first step reads the prompt. All may have ended with the first token.
+    step_s = median(times[1:]) if len(times) > 1 else 0.0
+    return times[0] + (decoding.max_new_tokens - 1) * step_s
 
 
-def _whole_reply(generator: Generator, prompt: Prompt, job: _Job) -> Iterator[Replies | None]:
+def _whole_reply(
+    decoding: GenerationConfig, on_text: Callable[[str], None], generator: Generator, prompt: Prompt
+) -> Iterator[Replies | None]:
     """Pass the pieces of a reply on as they come; yield None for each, then the reply."""
-    assert job.on_text
     pieces = []
-    for piece in generator.stream(prompt, job.decoding):
+    for piece in generator.stream(prompt, decoding):
         pieces.append(piece)
-        job.on_text(piece)
+        on_text(piece)
         yield None
     yield (Reply("".join(pieces).strip(), [], []),)

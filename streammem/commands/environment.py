@@ -10,6 +10,7 @@ import torch
 
 from streammem import __version__
 from streammem.errors import BackboneError
+from streammem.captioning.scheduler import LIVE_CAPTION_S
 from streammem.models.backbones.language import decoding_route
 from streammem.models.backbones.products import why_rows_are_apart
 from streammem.models.backbones.weights import SOURCES, home, is_pulled
@@ -49,6 +50,10 @@ def describe() -> dict[str, str]:
     facts["decoding"] = f"{decoding_route('auto')} on the CPU, for a plain Llama; else transformers"
     together, reason = why_rows_are_apart()
     facts["scenes that wait"] = f"described {'together' if together else 'one by one'}: {reason}"
+    facts["live captions"] = (
+        "the best of as many candidates, by default 8, 4, 2 or 1, as take at most "
+        f"{LIVE_CAPTION_S:g} s here, measured when a source is opened; of files always 8"
+    )
     facts["attention"] = "flash-attn on CUDA if installed, else SDPA"
     try:
         facts["home"] = str(home())

@@ -127,6 +127,8 @@ class _Watching:
             captioner,
             (lambda request, piece: on_text(request.segment, piece)) if on_text else None,
             1 if alone or on_text else MAX_BATCH,
+            # What is generated of a file never depends on how fast the machine is.
+            adapts=self._live and session.config.candidates is None,
         )
         if self._live:
             captions.warm_up(session.blank_request())
@@ -253,4 +255,5 @@ class _Watching:
             damaged=self._source.num_damaged,
             lag_s=max(0.0, reader.captured_until - self._perceived_until),
             caption_lag_s=self._caption_lag_s if self._live else 0.0,
+            candidates=captions.num_candidates if captions else 0,
         )

@@ -47,7 +47,7 @@ EVENT_KEYS: dict[type, tuple[str, tuple[str, ...]]] = {
         (
             *("frames", "segments", "captions", "perceive_s", "speak_s", "captured", "waiting"),
             *("dropped_full", "dropped_at_stop", "captions_skipped", "connections", "damaged"),
-            *("lag_s", "caption_lag_s"),
+            *("lag_s", "caption_lag_s", "candidates"),
         ),
     ),
 }
@@ -216,6 +216,7 @@ def prometheus(stats: Stats, source: str) -> str:
         ("speech_cpu_seconds_total", "counter", {"": stats.speak_s}),
         ("lag_seconds", "gauge", {"": stats.lag_s}),
         ("caption_lag_seconds", "gauge", {"": stats.caption_lag_s}),
+        ("caption_candidates", "gauge", {"": stats.candidates}),
     ):
         lines.append(f"# TYPE streammem_{name} {kind}")
         for label, value in values.items():

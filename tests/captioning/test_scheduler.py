@@ -497,9 +497,9 @@ def test_a_live_caption_never_waits_for_others(monkeypatch):
     asked = []
 
     class Noted(CaptionQueue):
-        def __init__(self, *given):
+        def __init__(self, *given, **options):
             asked.append(given[3])
-            super().__init__(*given)
+            super().__init__(*given, **options)
 
     monkeypatch.setattr("streammem.engine.watch.CaptionQueue", Noted)
     assert set(watched(Live("camera"))[2]) == {1}

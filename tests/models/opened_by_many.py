@@ -84,8 +84,8 @@ def main(name: str, number: int) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    found = [given[(place - number) % NUM_THREADS] for place in range(NUM_THREADS)]
-    sys.stdout.write(json.dumps(found))
+    ordered = [given[(place - number) % NUM_THREADS] for place in range(NUM_THREADS)]
+    sys.stdout.write(json.dumps(ordered) + "\n")
 
 
 if __name__ == "__main__":

@@ -161,6 +161,7 @@ def words(text):
                 "damaged": 0,
                 "lag_s": 0.0,
                 "caption_lag_s": 0.0,
+                "candidates": 0,
             },
         ),
     ],
