@@ -262,9 +262,16 @@ def _language(
 
 
 def _check_tokenizer(folder: Path) -> None:
-    """Name the package that the published tokenizer needs, which transformers does not."""
-    if not (folder / "tokenizer.json").is_file() and not find_spec("sentencepiece"):
-        raise BackboneError(f"{folder}/tokenizer.model: pip install sentencepiece")
+    """Name the packages that a SentencePiece file needs; transformers' own error names others."""
+    if (folder / "tokenizer.json").is_file():
+        return
+    # The second is a part of the namespace `google`, without which looking for it would raise.
+    here = find_spec("sentencepiece") and find_spec("google") and find_spec("google.protobuf")
+    if not here:
+        raise BackboneError(
+            f"{folder}/tokenizer.model: is a SentencePiece file, which needs sentencepiece and "
+            "protobuf; run: pip install 'streammem[parents]'"
+        )
 
 
 def _quantization(options: ParentOptions) -> BitsAndBytesConfig:

@@ -187,14 +187,18 @@ def test_weights_are_bfloat16_where_asked_and_float32_on_a_cpu(opened, model):
     torch.testing.assert_close(tokens.float(), answer_to(model)[0], atol=0.2, rtol=0.1)
 
 
-def test_a_published_tokenizer_names_the_package_that_it_needs(tensors, keys, tmp_path):
+def test_a_published_tokenizer_names_the_packages_that_it_needs(
+    tensors, keys, tmp_path, monkeypatch
+):
     published.write(tmp_path, tensors)
     (tmp_path / "tokenizer.json").rename(tmp_path / "tokenizer.model")
-    model = open_model("x", options_of(tmp_path), keys)
-    found = importlib.util.find_spec("sentencepiece")
-    wanted = "language model cannot be used" if found else "pip install sentencepiece"
-    with pytest.raises(BackboneError, match=wanted):
-        _ = model.language
+    for missing in ("sentencepiece", "google", "google.protobuf"):
+        monkeypatch.setattr(
+            "streammem.models.videollamb.published.find_spec", lambda name, m=missing: name != m
+        )
+        model = open_model("x", options_of(tmp_path), keys)
+        with pytest.raises(BackboneError, match=r"protobuf; run: pip install 'streammem\[parents"):
+            _ = model.language
 
 
 def test_quantized_weights_need_cuda(opened):
