@@ -30,7 +30,8 @@ class ParentBridgeConfig:
         heads: attention heads; they divide D.
         mlp: width between the two products of a layer's MLP.
         norm_eps: of the layer norms.
-        dropout: in training, in [0, 1).
+        dropout: in training, after each block, in [0, 1).
+        attention_dropout: in training, of attention's weights, in [0, 1).
         positions: rows of the segment-position table; 0 for a bridge without.
     """
 
@@ -42,6 +43,7 @@ class ParentBridgeConfig:
     mlp: int = 4096
     norm_eps: float = 1e-12
     dropout: float = 0.1
+    attention_dropout: float = 0.1
     positions: int = 0
 
 
@@ -63,7 +65,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ParentBridgeConfig) -> None:
         super().__init__()
-        self.heads, self.dropout = config.heads, config.dropout
+        self.heads, self.dropout = config.heads, config.attention_dropout
         self.q_proj = nn.Linear(config.width, config.width)
         self.k_proj = nn.Linear(config.width, config.width)
         self.v_proj = nn.Linear(config.width, config.width)

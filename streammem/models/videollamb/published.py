@@ -4,7 +4,6 @@ The sizes come from config.json and from the shapes in the shards, so that a sma
 the same layout opens as the published one does. Nothing is downloaded.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,12 +30,16 @@ from streammem.models.backbones.weights import check_complete
 from streammem.models.tiny.model import VideoModel
 from streammem.models.videollamb.bridge import ParentBridge, ParentBridgeConfig
 from streammem.models.videollamb.options import ParentOptions
+from streammem.models.videollamb.published_config import (
+    PROJECTOR,
+    llama_config,
+    projector_type,
+    read_config,
+)
 from streammem.models.videollamb.shards import Shards, check_fit, open_shards
 from streammem.models.videollamb.videollamb import VideoLLaMB
 from streammem.perception.scenetilling import SceneTillingConfig
 
-MAX_CONFIG_BYTES = 1 << 20
-PROJECTOR = re.compile(r"rmt_r_transformer(\d+)x")
 BRIDGE = "model.mm_projector."
 LAYERS_OF_WIDTH = {1024: 24}  # ViT-L; its last layer is never run, so none would miss it
 # What the published weights hold and no pass ever reads: the random memory table, half of the
@@ -63,11 +66,14 @@ class ParentFile:
         weights: folder of the checkpoint, relative to where the program runs, or ``hf:NAME`` from
             the local hub cache.
         keys: preset or folder of the model that lends its key space.
+        ignored_keys: keys of its config.json that are not read, where they do not matter; without
+            them a key that is not known refuses the checkpoint.
         options: see ``ParentOptions``.
     """
 
     weights: str = ""
     keys: str = "streammem-tiny"
+    ignored_keys: tuple[str, ...] = ()
     options: ParentOptions = field(default_factory=ParentOptions)
 
 
@@ -89,7 +95,7 @@ def find(name: str | Path, presets: Path) -> ParentFile | None:
         if not said.weights:
             raise ConfigError(f"{file}: names no weights; give weights = a folder or hf:NAME")
         return said
-    if (path / "config.json").is_file() and PROJECTOR.fullmatch(_projector(path)):
+    if projector_type(path):
         return ParentFile(str(path))
     return None
 
@@ -110,11 +116,11 @@ def open_model(name: str, said: ParentFile, keys: VideoModel, *, device: str = "
     """
     folder, options = _folder(said.weights), said.options
     _check_quantize(options, device)
-    config = _read_config(folder)
+    config = read_config(folder, said.ignored_keys)
     shards = open_shards(folder)
     with torch.device("meta"):
         parts = _parts(config, shards, options)
-        llama = LlamaForCausalLM(_llama_config(config, folder))
+        llama = LlamaForCausalLM(llama_config(config, folder))
     names = {
         f"{prefix}{key}": tuple(value.shape)
         for prefix, part in parts.items()
@@ -164,6 +170,7 @@ def _parts(
                 mlp=config["mm_intermediate_size"],
                 norm_eps=config.get("mm_layer_norm_eps", 1e-12),
                 dropout=config.get("mm_hidden_dropout_prob", 0.1),
+                attention_dropout=config.get("mm_attention_probs_dropout_prob", 0.1),
                 positions=positions,
             )
         )
@@ -236,8 +243,8 @@ def _language(
     quantized = options.quantize != "none"
     # A map needs accelerate, so there is none where one device and plain weights will do.
     placed = "auto" if options.device_map == "auto" else {"": device} if quantized else None
+    _check_tokenizer(shards.folder)
     try:
-        _check_tokenizer(shards.folder)
         tokenizer = AutoTokenizer.from_pretrained(
             shards.folder, config=config, local_files_only=True
         )
@@ -313,42 +320,3 @@ def _folder(weights: str) -> Path:
         raise BackboneError(
             f"{weights}: weights are not here; run: hf download {name} (15 GB)"
         ) from error
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise CheckpointError(f"{path}: too large for a configuration")
-        config = json.loads(path.read_text())
-        if not PROJECTOR.fullmatch(config["mm_projector_type"]):
-            raise CheckpointError(
-                f"{path}: mm_projector_type {config['mm_projector_type']!r} is none of ours; "
-                "VideoLLaMB's is rmt_r_transformer1x"
-            )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path}: missing, or not a VideoLLaMB's; get it again") from error
-    return config
-
-
-def _projector(folder: Path) -> str:
-    """Read which bridge a folder's config.json names, if any; says nothing of what is wrong."""
-    try:
-        path = folder / "config.json"
-        config = json.loads(path.read_text()) if path.stat().st_size <= MAX_CONFIG_BYTES else {}
-        return str(config.get("mm_projector_type", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""
-
-
-def _llama_config(config: Mapping[str, Any], folder: Path) -> LlamaConfig:
-    """Take what transformers knows of a Llama out of the published configuration."""
-    known = LlamaConfig().to_dict()
-    skipped = {"model_type", "architectures", "transformers_version", "torch_dtype", "dtype"}
-    try:
-        own = {k: v for k, v in config.items() if k in known and k not in skipped}
-        return LlamaConfig(**own)
-    except (TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}/config.json: not a Llama's ({error})") from error

@@ -7,7 +7,7 @@ from streammem.models.videollamb.bridge import ParentBridgeConfig, fresh
 from streammem.models.videollamb.training import Example, ParentRecipe, loss, pace, train
 from tests.models.videollamb.published import MLP, D, L, M
 
-SIZES = ParentBridgeConfig(D, L, M, mlp=MLP, dropout=0.0)
+SIZES = ParentBridgeConfig(D, L, M, mlp=MLP, dropout=0.0, attention_dropout=0.0)
 
 
 @pytest.fixture
