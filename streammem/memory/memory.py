@@ -22,7 +22,7 @@ from torch import Tensor
 
 from streammem.errors import StoreError
 from streammem.memory import upkeep
-from streammem.memory.cache import CacheConfig, MemoryCache
+from streammem.memory.cache import EPSILON, CacheConfig, MemoryCache
 from streammem.memory.database import Mode
 from streammem.memory.entry import Entry, Now
 from streammem.memory.folder import is_memory
@@ -57,7 +57,7 @@ class Memory:
         return len(self._cache)
 
     @classmethod
-    def open(
+    def open(  # noqa: PLR0913 - what a cache and a store are made with
         cls,
         path: str | Path,
         fingerprint: str,
@@ -65,6 +65,7 @@ class Memory:
         key_dim: int,
         token_shape: tuple[int, int],
         max_segments: int,
+        epsilon: float = EPSILON,
         mode: Mode = "rw",
     ) -> Self:
         """Open a memory on disk; with ``rw`` a new one is made where none is.
@@ -72,7 +73,7 @@ class Memory:
         Raises:
             StoreError: see ``Store.open``.
         """
-        config = CacheConfig(key_dim, token_shape, max_segments, keys_only=True)
+        config = CacheConfig(key_dim, token_shape, max_segments, epsilon, keys_only=True)
         if is_memory(path) or mode == "r":
             store = Store.open(path, fingerprint, mode)
         else:

@@ -9,9 +9,9 @@ A class that plays several parts returns itself for each; ``ComposedModel`` join
 models, such as our perception and keys with a language model behind a server. No weights here.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -176,6 +176,7 @@ class StreamModel(Protocol):
         fingerprint: a checksum of what decides the meaning of a stored memory.
         certainty: how confidence in the generator's captions comes from keys; None without a fit.
         choice: how the best of its captions is chosen; None: the likeliest.
+        session_options: fields of ``SessionConfig`` that its sessions have otherwise by default.
     """
 
     @property
@@ -194,6 +195,8 @@ class StreamModel(Protocol):
     def certainty(self) -> Certainty | None: ...
     @property
     def choice(self) -> Choice | None: ...
+    @property
+    def session_options(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +211,7 @@ class ComposedModel:
     segment_encoder: SegmentEncoder | None = None
     certainty: Certainty | None = None
     choice: Choice | None = None
+    session_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def readable(items: Sequence[EvidenceItem], reads: Reads) -> list[EvidenceItem]:

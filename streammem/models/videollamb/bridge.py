@@ -155,16 +155,16 @@ class ParentBridge(nn.Module):
         """Return the memory before the first segment, [1, M, D]."""
         return self.projector.read_memory_emb[None]
 
-    def read(self, segment: Tensor, memory: Tensor, number: int = 0) -> Read:
+    def read(self, segment: Tensor, memory: Tensor, number: int | None = 0) -> Read:
         """Read a segment together with the memory: each attends to the other.
 
         Args:
             segment: [B, S, D] pooled patches of its frames.
             memory: [B, M, D] the memory before it.
             number: of the segment in its stream, from 0; counts where there is a position table,
-                whose last row stands for all further ones.
+                whose last row stands for all further ones. None adds no position.
         """
-        if self.config.positions:
+        if self.config.positions and number is not None:
             segment = segment + self.abs_vid_pe.weight[min(number, self.config.positions - 1)]
         x = torch.cat([memory, segment], dim=1)
         for layer in self.projector.layers:

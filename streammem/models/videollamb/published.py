@@ -29,7 +29,7 @@ from streammem.models.backbones.transformers_files import attention_implementati
 from streammem.models.backbones.weights import check_complete
 from streammem.models.tiny.model import VideoModel
 from streammem.models.videollamb.bridge import ParentBridge, ParentBridgeConfig
-from streammem.models.videollamb.options import ParentOptions
+from streammem.models.videollamb.options import ParentOptions, SessionDefaults
 from streammem.models.videollamb.published_config import (
     PROJECTOR,
     llama_config,
@@ -69,12 +69,14 @@ class ParentFile:
         ignored_keys: keys of its config.json that are not read, where they do not matter; without
             them a key that is not known refuses the checkpoint.
         options: see ``ParentOptions``.
+        session: what sessions of it do otherwise unless they are told.
     """
 
     weights: str = ""
     keys: str = "streammem-tiny"
     ignored_keys: tuple[str, ...] = ()
     options: ParentOptions = field(default_factory=ParentOptions)
+    session: SessionDefaults = field(default_factory=SessionDefaults)
 
 
 def find(name: str | Path, presets: Path) -> ParentFile | None:
@@ -148,6 +150,7 @@ def open_model(name: str, said: ParentFile, keys: VideoModel, *, device: str = "
         video_tower=_tower(parts, "video"),
         bridge=parts[BRIDGE],  # type: ignore[arg-type]
         open_language=open_language,
+        session=said.session,
         scenes=keys.scenes if options.scene_features == "keys" else TOWER_SCENES,
     )
 
