@@ -27,6 +27,7 @@ from streammem.perception.perceiver import Perceived
 from streammem.perception.scene_buffer import BufferedFrame, SceneBuffer
 from streammem.types import Answer, Frame, Segment
 
+HELD = 1024  # frames; at full size one takes 0.3 MB: 224 x 224 pixels and a picture for keyframes
 UNBOUNDED = 1 << 62  # the lag of a buffer that thins no scene
 
 
@@ -103,7 +104,8 @@ class WholeVideoSession(Session):
 
     ``push`` only perceives; ``flush`` cuts, bridges and stores. Every frame is perceived anew, as
     the parent does it, so ``still`` has no effect, and no segment goes on over the next. At most
-    2 x ``ParentOptions.frames`` frames wait, however long the video is.
+    ``HELD`` frames wait however long the video is, or 2 x ``ParentOptions.frames`` where that is
+    more; of more frames than that every second, fourth, ... one is chosen among.
 
     Args:
         model: whose ``cuts`` are not ``streaming``.
@@ -126,7 +128,7 @@ class WholeVideoSession(Session):
         )
         super().__init__(model, config, memory=memory, on_score=on_score)
         self._video = model
-        self._buffer = VideoBuffer(2 * model.options.frames)
+        self._buffer = VideoBuffer(max(HELD, 2 * model.options.frames))
         self._waiting: list[EncodedSegment] = []  # of the video, not closed yet
         self._items: dict[int, EvidenceItem] = {}  # of the video, by segment, not rounded
 
