@@ -61,14 +61,28 @@ def to_groups(count: int) -> list[int]:
     return np.linspace(0, count - 1, max(GROUP, count // GROUP * GROUP)).astype(int).tolist()
 
 
+class Segments(NamedTuple):
+    """A video that is encoded and cut.
+
+    Attributes:
+        starts: number of each segment's first frame; the first is 0.
+        pooled: of each, [S, D] the pooled patches of its frames.
+        alone: whether each is read by itself, without position or past.
+    """
+
+    starts: list[int]
+    pooled: list[Tensor]
+    alone: bool
+
+
 @torch.inference_mode()
-def read(model: VideoLLaMB, frames: Tensor, starts: Sequence[int] | None = None) -> Reading:
-    """Encode, cut and bridge a video, by the model's options.
+def segments_of(model: VideoLLaMB, frames: Tensor, starts: Sequence[int] | None = None) -> Segments:
+    """Encode and cut a video, by the model's options.
 
     Args:
         model: with ``groups="stream"`` and ``cuts="top3"`` it does what its parent does.
-        frames: [T, S, S, 3] uint8; for ``groups="stream"`` and a tower of groups T is a multiple
-            of eight, or 1: a still picture, which goes through the image tower.
+        frames: [T, S, S, 3] levels of 255; for ``groups="stream"`` and a tower of groups T is a
+            multiple of eight, or 1: a still picture, which goes through the image tower.
         starts: where segments begin, ascending from 0; None lets ``cuts`` decide.
     """
     # 1. Features of all frames, unless each segment is encoded by itself.
@@ -86,26 +100,35 @@ def read(model: VideoLLaMB, frames: Tensor, starts: Sequence[int] | None = None)
         if seen is None:
             seen = torch.cat([model.image_tower(part) for part in frames.split(BATCH)])
         starts = starts_of(model, seen[:, 0].float().cpu().numpy())
-    # 3. Segment by segment through the bridge, the cache growing.
-    memory, cache = model.bridge.initial_memory(), list[Tensor]()
-    shown, recalled, rows = [], [], []
-    for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(frames)], strict=True)):
+    # 3. Of each at most eight frames.
+    each = []
+    for start, end in zip(starts, [*starts[1:], len(frames)], strict=True):
         count = min(model.options.segment_frames, end - start)
         # Truncated as the parent does it, not rounded.
         chosen = torch.linspace(start, end - 1, count, dtype=torch.int).tolist()
         own = features[chosen] if features is not None else model.encode(list(frames[chosen]))
-        pooled = pool(own, model.options.pool).flatten(0, 1)[None]
-        if alone:
+        each.append(pool(own, model.options.pool).flatten(0, 1))
+    return Segments(list(starts), each, alone)
+
+
+@torch.inference_mode()
+def read(model: VideoLLaMB, frames: Tensor, starts: Sequence[int] | None = None) -> Reading:
+    """Encode, cut and bridge a video; the arguments are those of ``segments_of``."""
+    video = segments_of(model, frames, starts)
+    memory, cache = model.bridge.initial_memory(), list[Tensor]()
+    shown, recalled, rows = [], [], []
+    for number, pooled in enumerate(video.pooled):
+        if video.alone:
             memory, cache = model.bridge.initial_memory(), []
-        segment = model.bridge.read(pooled, memory, None if alone else number)
+        segment = model.bridge.read(pooled[None], memory, None if video.alone else number)
         cache.append(segment.memory if model.options.cache == "memory" else segment.hidden)
         memory = segment.memory
-        if alone or not still:
+        if video.alone or len(frames) > 1:  # the parent's still pictures recall nothing
             memory = model.bridge.recall(segment.memory, torch.cat(cache, dim=1))
         shown.append(model.bridge.to_language(segment.hidden[0]))
         recalled.append(memory[0])
         rows.append(model.pack(Rows(memory[0], segment.memory[0], segment.hidden[0])))
-    return Reading(list(starts), shown, torch.stack(recalled), rows)
+    return Reading(video.starts, shown, torch.stack(recalled), rows)
 
 
 def starts_of(model: VideoLLaMB, embeddings: np.ndarray) -> list[int]:

@@ -116,7 +116,7 @@ def open_model(name: str, said: ParentFile, keys: VideoModel, *, device: str = "
         CheckpointError: a file is corrupt, or tensors are missing, unknown or of another shape.
         BackboneError: a package or the checkpoint is not here.
     """
-    folder, options = _folder(said.weights), said.options
+    folder, options = weights_folder(said.weights), said.options
     _check_quantize(options, device)
     config = read_config(folder, said.ignored_keys)
     shards = open_shards(folder)
@@ -310,7 +310,12 @@ def _dtype(options: ParentOptions, device: str) -> torch.dtype:
     return torch.float32 if device == "cpu" else torch.bfloat16
 
 
-def _folder(weights: str) -> Path:
+def weights_folder(weights: str) -> Path:
+    """Find the folder of ``ParentFile.weights``.
+
+    Raises:
+        BackboneError: a name of the hub that is not in the local cache.
+    """
     if not weights.startswith("hf:"):
         return Path(weights)
     from huggingface_hub import snapshot_download
