@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from streammem.errors import ConfigError, DatasetError
 from streammem.models import checkpoint
 from streammem.models.videollamb.bridge import ParentBridgeConfig, fresh
+from streammem.models.videollamb.published import find
 from streammem.training import loop
 from streammem.training.loop import Schedule, read_log
 from streammem.training.videollamb import (
@@ -21,6 +22,7 @@ from streammem.training.videollamb import (
     loss,
     pace,
     read_items,
+    read_recipe,
     run_recipe,
 )
 from tests.command_line import record
@@ -298,6 +300,14 @@ def test_the_command_trains(place, tmp_path, capsys):
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert figures["steps"] == 1 and figures["parameters"] < 20_000
     assert all(name.startswith("model.mm_projector.") for name in moved)
+
+
+def test_the_shipped_recipe_is_the_parents_script():
+    path = checkpoint.CONFIGS / "train" / "videollamb.toml"
+    recipe = read_recipe(path)
+    assert is_recipe(path) and find(recipe.model, checkpoint.CONFIGS)
+    assert (recipe.rate, recipe.warmup, recipe.loss_on, recipe.window) == (2e-5, 0.03, "last", 0)
+    assert 4 * recipe.accumulate == 32
 
 
 def test_a_step_takes_the_mean_gradient_of_what_it_accumulates():
