@@ -56,8 +56,8 @@ class ParentRecipe:
         data: files of items, absolute or relative to ``$STREAMMEM_DATA``; see ``read_items``.
         validation: files of items whose mean loss is measured at the end and every
             ``evaluate_every`` steps.
-        learns: ``all``: bridge and language model, as the parent; ``bridge``: the bridge alone,
-            which takes a twentieth of the memory.
+        learns: ``all``: bridge and language model, as the parent; ``bridge``: the bridge alone.
+            What learns is float32, with gradient and AdamW 16 bytes a parameter.
         loss_on: the answer is learned from the ``last`` segment's tokens, or again from those of
             ``every`` segment, which costs the language model as many passes.
         detach_cache: let no gradient reach back through the cache; the recurrence keeps its own.
@@ -72,7 +72,7 @@ class ParentRecipe:
         warmup: share of the steps, in [0, 1].
         max_tokens: of an item, visual ones included; beyond it an answer is cut off.
         evaluate_every: steps; 0 evaluates at the end only.
-        save_every_s: seconds between interim weights, which are four times the weights' size.
+        save_every_s: seconds between interim weights, which take 12 bytes a parameter that learns.
         seed: of the order of items and of dropout, >= 0.
     """
 
@@ -231,7 +231,8 @@ class VideoLLaMBStage:
         parts: dict[str, nn.Module] = {"bridge": model.bridge}
         if recipe.learns == "all":
             parts["language"] = self._language
-        self.module = nn.ModuleDict(parts).requires_grad_(True)
+        # In bfloat16 a step of 2e-5 of a weight's size would be lost.
+        self.module = nn.ModuleDict(parts).requires_grad_(True).float()
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         return [(list(self.module.parameters()), 1.0)]

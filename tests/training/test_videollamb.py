@@ -344,6 +344,19 @@ def test_every_turn_is_learned_after_those_before_it(place, finished):
     assert still.shape == (9, D)
 
 
+def test_what_learns_is_float32_and_what_does_not_stays_as_it_is(place, tmp_path):
+    path = tmp_path / "half.toml"
+    path.write_text((place / "m.toml").read_text() + 'dtype = "bfloat16"\n')
+    model = checkpoint.load(path)
+    recipe = ParentRecipe(learns="bridge")
+    stage = VideoLLaMBStage(model, recipe, read_items(place / "items.json"))
+    assert {p.dtype for p in stage.module.parameters()} == {torch.float32}
+    assert {p.dtype for p in model.language.model.parameters()} == {torch.bfloat16}
+    stage.loss(np.random.default_rng(0)).backward()
+    assert model.bridge.projector.read_memory_emb.grad.isfinite().all()
+    assert all(p.grad is None for p in model.language.model.parameters())
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
