@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig, defaults_of
@@ -239,6 +240,18 @@ def test_the_command_line_asks_of_the_whole_file_and_later_of_its_memory(
     assert (code, err) == (0, "") and answer["text"] and len(answer["evidence"]) == 4
     code, out, err = run("ask", tmp_path / "m", "What is red?", *theirs)
     assert (code, err) == (0, "") and events(out)[0]["text"]
+
+
+def test_the_other_commands_take_a_whole_file_too(run, presets, video, tmp_path):
+    theirs = ("--model", presets / "theirs.toml", "--max-new-tokens", "4")
+    code, _, err = run("caption", video, *theirs, "--sheet", tmp_path / "sheet.png")
+    assert code == 0 and (tmp_path / "sheet.png").is_file(), err
+    assert run("find", video, "something red", *theirs)[0] == 0
+    assert run("summary", video, *theirs)[0] == 0
+    still = tmp_path / "still.png"
+    Image.fromarray(FILM[0].pixels).save(still)
+    code, out, _ = run("caption", still, *theirs, "--format", "jsonl")
+    assert code == 0 and len(events(out)) == 1 and events(out)[0]["text"]
 
 
 def test_the_command_line_refuses_live_sources_and_servers(run, presets, video):
