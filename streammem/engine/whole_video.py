@@ -102,10 +102,11 @@ class VideoBuffer(SceneBuffer):
 class WholeVideoSession(Session):
     """A session whose segments all close at the flush, by rules that need the whole video.
 
-    ``push`` only perceives; ``flush`` cuts, bridges and stores. Every frame is perceived anew, as
-    the parent does it, so ``still`` has no effect, and no segment goes on over the next. At most
-    ``HELD`` frames wait however long the video is, or 2 x ``ParentOptions.frames`` where that is
-    more; of more frames than that every second, fourth, ... one is chosen among.
+    ``push`` only perceives; ``flush`` cuts, bridges and stores; there is no ``snapshot`` between.
+    Every frame is perceived anew, as the parent does it, so ``still`` has no effect, and no segment
+    goes on over the next. At most ``HELD`` frames wait however long the video is, or 2 x
+    ``ParentOptions.frames`` where that is more; of more frames every second, fourth, ... one is
+    chosen among.
 
     Args:
         model: whose ``cuts`` are not ``streaming``.
@@ -128,6 +129,9 @@ class WholeVideoSession(Session):
         )
         super().__init__(model, config, memory=memory, on_score=on_score)
         self._video = model
+        # Frames are cut by what `read` computes of the chosen ones: no tower sees one that arrives.
+        options = dataclasses.replace(model.options, scene_features="keys")
+        self._perceiver = dataclasses.replace(model, options=options)
         self._buffer = VideoBuffer(max(HELD, 2 * model.options.frames))
         self._waiting: list[EncodedSegment] = []  # of the video, not closed yet
         self._items: dict[int, EvidenceItem] = {}  # of the video, by segment, not rounded
@@ -140,7 +144,7 @@ class WholeVideoSession(Session):
         """
         if not self._time <= frame.time < float("inf"):
             raise ValueError(f"frame at {frame.time:.3f} s: the stream is at {self._time:.3f} s")
-        self._buffer.push(frame, self._video.perceive(frame.pixels))
+        self._buffer.push(frame, self._perceiver.perceive(frame.pixels))
         self._time = frame.time
         return ()
 

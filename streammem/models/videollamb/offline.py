@@ -98,7 +98,8 @@ def segments_of(model: VideoLLaMB, frames: Tensor, starts: Sequence[int] | None 
     elif starts is None:
         seen = features
         if seen is None:
-            seen = torch.cat([model.image_tower(part) for part in frames.split(BATCH)])
+            parts = (model.image_tower(part)[:, :1] for part in frames.split(BATCH))
+            seen = torch.cat([part.clone() for part in parts])  # frees the patches
         starts = starts_of(model, seen[:, 0].float().cpu().numpy())
     # 3. Of each at most eight frames.
     each = []

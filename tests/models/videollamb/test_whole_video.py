@@ -131,6 +131,21 @@ def test_every_frame_is_perceived_anew_and_like_segments_stay_apart(parent):
     assert len(segments) == len(session.memory) == 4
 
 
+def test_no_tower_sees_a_frame_that_arrives(parent):
+    assert parent.options.scene_features == "tower"
+    calls = []
+    towers = (parent.image_tower, parent.video_tower)
+    hooks = [t.register_forward_hook(lambda _, given, out: calls.append(len(out))) for t in towers]
+    session = session_of(parent)
+    for frame in FILM:
+        session.push(frame)
+    assert calls == []
+    session.flush()
+    assert calls == [16]
+    for hook in hooks:
+        hook.remove()
+
+
 # -- how many frames wait --
 
 
