@@ -48,7 +48,8 @@ def open_session(arguments: argparse.Namespace) -> "Session":
     remembered = _checked(arguments)
 
     from streammem.engine.session import Session
-    from streammem.engine.session_config import SessionConfig
+    from streammem.engine.session_config import defaults_of
+    from streammem.engine.whole_video import open_session as open_by_cuts
     from streammem.models.checkpoint import load
     from streammem.models.threads import limit_threads
     from streammem.perception.scenes import for_keyframes
@@ -56,11 +57,16 @@ def open_session(arguments: argparse.Namespace) -> "Session":
     quiet_libraries()
     limit_threads(busy=2)
     model = load(arguments.model, device=arguments.device)
-    memory = arguments.source if remembered else arguments.memory
     # Once more on the model's own options: what is not stated stays as the model has it.
-    scenes = for_keyframes(model.perceiver.scenes) if arguments.sparse else model.perceiver.scenes
-    own = SessionConfig(scenes=scenes, caption=model.generator.decoding)
-    session = Session(model, configured(own, arguments), memory=memory, read_only=remembered)
+    own = defaults_of(model)
+    if arguments.sparse:
+        own = replace(own, scenes=for_keyframes(model.perceiver.scenes))
+    config = configured(own, arguments)
+    if remembered:
+        session = Session(model, config, memory=arguments.source, read_only=True)
+    else:
+        finite = kind_of(arguments.source).finite
+        session = open_by_cuts(model, config, arguments.memory, finite=finite)
     session.wall_zero = arguments.recorded
     if remembered and not len(session.memory):
         session.close()

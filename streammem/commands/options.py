@@ -44,6 +44,10 @@ CLOCK = re.compile(r"(?:(\d+):([0-5]\d)|(\d+)):([0-5]\d(?:\.\d+)?)", re.ASCII)
 # written must not be pruned down to them.
 LEAST_BUDGET_BYTES, LEAST_KEEP_S = 1_000_000, 3600.0
 TOKEN = "STREAMMEM_TOKEN"
+SET_HELP = (
+    "as in passages=6; of a VideoLLaMB cuts=top3 or threshold reads a file as a whole, so that "
+    "captions come after its end, and cuts=streaming while it goes on"
+)
 
 
 # -- units --
@@ -195,6 +199,7 @@ TIMEZONE = Flag(
 DECODING_FLAGS = (  # of GenerationConfig, for captions and answers
     Flag("--max-new-tokens", "max_new_tokens", None, {"type": int}),
     Flag("--temperature", "temperature", "0 is greedy (default)", {"type": float}),
+    Flag("--top-k", "top_k", "sample of so many likeliest tokens (default 0: all)", _WHOLE),
     Flag("--top-p", "top_p", None, {"type": float}),
     Flag("--num-beams", "num_beams", None, {"type": int}),
     Flag("--seed", "seed", None, {"type": int}),
@@ -418,7 +423,7 @@ def _add_model(parser: Parser) -> None:
     add = parser.add_argument
     add("--model", default="streammem-tiny", help="preset or checkpoint folder")
     add("--config", type=Path, metavar="FILE", help="TOML file of options (see configs/)")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="as in passages=6")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help=SET_HELP)
     add("--device", default="cpu", help="where the language model runs: cpu, cuda, cuda:1, mps")
 
 

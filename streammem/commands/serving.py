@@ -147,7 +147,8 @@ def open_sessions(arguments: argparse.Namespace, config: "ServerConfig") -> "Ses
 
     return_freed_memory()  # first: importing torch may start threads
     from streammem.commands.opening import quiet_libraries
-    from streammem.engine.session_config import SessionConfig
+    from streammem.engine.session_config import SessionConfig, defaults_of
+    from streammem.engine.whole_video import whole_video_model
     from streammem.models.checkpoint import load
     from streammem.models.threads import limit_threads
     from streammem.server.sessions import Sessions
@@ -161,8 +162,13 @@ def open_sessions(arguments: argparse.Namespace, config: "ServerConfig") -> "Ses
     quiet_libraries()
     limit_threads(busy=2)
     model = load(arguments.model, device=arguments.device)
-    own = SessionConfig(scenes=model.perceiver.scenes, caption=model.generator.decoding)
-    return Sessions(model, configured(own, arguments), config)
+    options = configured(defaults_of(model), arguments)
+    if whole := whole_video_model(model, options.cuts):
+        raise ConfigError(
+            f"cuts={whole.options.cuts} reads a video as a whole, and a server's sessions are "
+            "streams; give --set cuts=streaming"
+        )
+    return Sessions(model, options, config)
 
 
 def _known(group: ExceptionGroup) -> Exception:

@@ -134,8 +134,9 @@ def run_scenes(arguments: argparse.Namespace) -> int:
 
 
 def _scenes(session: "Session", arguments: argparse.Namespace) -> Iterator[Event]:
-    # A memory is written by the session, which looks at --fps.
-    if arguments.fps is None and not arguments.sparse and arguments.memory is None:
+    # A memory is written by the session, which looks at --fps; so does one that cuts at the end.
+    own = session.whole or arguments.memory is not None
+    if arguments.fps is None and not arguments.sparse and not own:
         yield from every_frame(session, arguments)
         return
     options = replace(watch_options(arguments), captions=False)

@@ -19,7 +19,7 @@ from streammem.engine.session_config import SessionConfig
 from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry, decode_keyframe, visual_keys
 from streammem.memory.memory import Memory
-from streammem.models.protocols import SegmentFrames, StreamModel, spread
+from streammem.models.protocols import EncodedSegment, SegmentFrames, StreamModel, spread
 from streammem.perception.background import Background, BackgroundState
 from streammem.perception.gate import Encoded, PixelGate, thumbnail
 from streammem.perception.scene_buffer import (
@@ -95,7 +95,10 @@ class Session:
         captioner: makes and scores its captions.
         next_segment: id of the open segment.
         recurrent: recurrent memory, shaped as the model's ``initial_memory``.
+        whole: whether segments close only once the source has ended, see ``whole_video.py``.
     """
+
+    whole = False
 
     def __init__(
         self,
@@ -115,7 +118,9 @@ class Session:
         encoder = self.model.segment_encoder
         token_shape = encoder.token_shape if encoder else (0, 0)
         if memory is None:
-            self.memory = Memory(CacheConfig(key_dim, token_shape, self.config.max_segments))
+            self.memory = Memory(
+                CacheConfig(key_dim, token_shape, self.config.max_segments, self.config.epsilon)
+            )
         else:
             self.memory = Memory.open(
                 memory,
@@ -123,6 +128,7 @@ class Session:
                 key_dim=key_dim,
                 token_shape=token_shape,
                 max_segments=self.config.max_segments,
+                epsilon=self.config.epsilon,
                 mode="r" if self.read_only else "rw",
             )
         self._tilling = SceneTilling(self.config.scenes or self.model.perceiver.scenes)
@@ -413,13 +419,7 @@ class Session:
         shown = [full[i] for i in spread(len(full), self.model.generator.reads.pictures)]
         pictures = tuple(f.picture for f in shown if f.picture is not None)
         # 2. Its tokens, which the recurrent memory takes in.
-        tokens, recurrent = torch.zeros(0, 0), self.recurrent
-        if (encoder := self.model.segment_encoder) is not None:
-            related = None
-            if encoder.reads_related:
-                related = self.memory.related_tokens(clusters[0], self.config.retrieved)
-            read = segment_frames(self.next_segment, full)
-            tokens, recurrent = encoder.encode_segment(read, self.recurrent, related)
+        tokens, recurrent = self._encode(full, clusters[0])
         # 3. Store them; only then forget the frames: those whose segment cannot be written stay.
         segment = Segment(self.next_segment, frames[0].time, end, depth, reason)
         row = self.memory.append(
@@ -445,6 +445,16 @@ class Session:
         seen = torch.from_numpy(row.tokens.astype(np.float32)) if row.tokens.size else None
         self._closed[segment.id] = CaptionRequest(segment, row.visual_keys, seen, pictures)
         return segment
+
+    def _encode(self, frames: Sequence[BufferedFrame], key: np.ndarray) -> EncodedSegment:
+        """Read the closing segment with what the memory has of its like."""
+        encoder, related = self.model.segment_encoder, None
+        if encoder is None:
+            return EncodedSegment(torch.zeros(0, 0), self.recurrent)
+        if encoder.reads_related:
+            related = self.memory.related_tokens(key, self.config.retrieved)
+        read = segment_frames(self.next_segment, frames)
+        return encoder.encode_segment(read, self.recurrent, related)
 
 
 def segment_frames(number: int, frames: Sequence[BufferedFrame]) -> SegmentFrames:

@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 
 from streammem.captioning.captioner import CaptionConfig
+from streammem.config import override
 from streammem.errors import ConfigError
-from streammem.memory.cache import CacheConfig
+from streammem.memory.cache import EPSILON, CacheConfig
 from streammem.memory.retrieval import DEFAULT_RANKERS
 from streammem.models.backbones.sampling import MOST_BEAMS, GenerationConfig
+from streammem.models.protocols import StreamModel
 from streammem.models.tiny.model import ANSWER_DECODING
+from streammem.models.videollamb.options import CUTS
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.qa.answerer import AnswerConfig, Context
 
@@ -18,7 +21,12 @@ class SessionConfig:
 
     Attributes:
         scenes: SceneTilling's options; None takes the model's.
+        cuts: of a VideoLLaMB: where a video is cut; None takes the model's. ``streaming`` cuts
+            while frames come; ``threshold`` and ``top3`` cut once a source has ended, see
+            ``whole_video.py`` and ``ParentOptions.cuts``. Other models take ``streaming`` only.
         max_segments: rows that the cache keeps, >= 4.
+        epsilon: in [0, 1); a closing segment whose keys are this close (1 - cosine) to the row
+            before it extends that row, whose tokens stay; 0 keeps every segment a row of its own.
         retrieved: related past segments that a model's memory reads, if it reads any, >= 0.
         passages: segments shown to the language model for an answer, >= 1.
         now_frames: last frames shown to it besides, >= 0.
@@ -48,7 +56,9 @@ class SessionConfig:
     """
 
     scenes: SceneTillingConfig | None = None
+    cuts: str | None = None
     max_segments: int = 4096
+    epsilon: float = EPSILON
     retrieved: int = 4
     passages: int = 4
     now_frames: int = 4
@@ -67,6 +77,8 @@ class SessionConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.still <= 255:
             raise ConfigError(f"still={self.still}: give levels in [0, 255]")
+        if self.cuts not in (None, *CUTS):
+            raise ConfigError(f"cuts={self.cuts!r}: give one of {', '.join(CUTS)}")
         if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
             raise ConfigError(f"min-confidence {self.min_confidence}: give a number in [0, 1]")
         if self.candidates is not None and not 1 <= self.candidates <= MOST_BEAMS:
@@ -77,7 +89,9 @@ class SessionConfig:
         if self.retrieved < 0 or self.now_frames < 0:
             raise ConfigError("retrieved and now_frames must be >= 0")
         _ = self.answering  # refuses what answers would
-        CacheConfig(max_segments=self.max_segments)  # refuses what the cache would
+        CacheConfig(
+            max_segments=self.max_segments, epsilon=self.epsilon
+        )  # refuses what the cache would
 
     @property
     def captioning(self) -> CaptionConfig:
@@ -90,3 +104,9 @@ class SessionConfig:
         return AnswerConfig(
             self.passages, self.context, self.remark, self.timezone, self.rankers, self.answer
         )
+
+
+def defaults_of(model: StreamModel) -> SessionConfig:
+    """Return the options of a session of a model where nothing else is asked for."""
+    own = SessionConfig(scenes=model.perceiver.scenes, caption=model.generator.decoding)
+    return override(own, model.session_options, f"{model.name}: session.")

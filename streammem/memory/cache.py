@@ -28,6 +28,7 @@ from streammem.memory.index import FaissIndex
 from streammem.memory.retrieval import Hit
 from streammem.types import Note
 
+EPSILON = 0.02
 _KEY_OVERHEAD_BYTES = 200  # a key's place in the index: ids, a dictionary slot, two integers
 _ROW_OVERHEAD_BYTES = 3_000  # an entry's objects, its places in the dictionary and the heap
 
@@ -41,15 +42,15 @@ class CacheConfig:
         token_shape: (M, D) of an entry's memory tokens; (0, 0) for a model without.
         max_segments: rows kept, >= 4; beyond it neighbours merge.
         epsilon: in [0, 1); a closing segment whose keys are this close (1 - cosine) to the row
-            before it extends that row. Raising it makes still scenes cheaper and small events
-            easier to lose.
+            before it extends that row; with 0 none does. Raising it makes still scenes cheaper and
+            small events easier to lose.
         keys_only: keep neither tokens nor keyframes, for a session whose store has them.
     """
 
     key_dim: int = 256
     token_shape: tuple[int, int] = (16, 384)
     max_segments: int = 10_000
-    epsilon: float = 0.02
+    epsilon: float = EPSILON
     keys_only: bool = False
 
     def __post_init__(self) -> None:

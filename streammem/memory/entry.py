@@ -336,10 +336,12 @@ def continues(row: Entry, entry: Entry, epsilon: float) -> bool:
     """Tell whether a closing segment shows nothing that the row before it does not.
 
     Every one of its keys must be within `epsilon` of one of the row's, so a short event with a key
-    of its own is never swallowed, and its text must fit without loss.
+    of its own is never swallowed, and its text must fit without loss. With an epsilon of 0 no row
+    goes on, even over the same picture.
     """
     return (
-        row.source == entry.source
+        epsilon > 0
+        and row.source == entry.source
         and abs(entry.start - row.end) <= _SAME_TIME_S
         and len(row.caption_keys) + len(entry.caption_keys) <= MAX_KEYS
         and len(row.note_keys) + len(entry.note_keys) <= MAX_KEYS

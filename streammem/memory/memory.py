@@ -23,7 +23,7 @@ from torch import Tensor
 
 from streammem.errors import StoreError
 from streammem.memory import upkeep
-from streammem.memory.cache import CacheConfig, MemoryCache
+from streammem.memory.cache import EPSILON, CacheConfig, MemoryCache
 from streammem.memory.database import Mode
 from streammem.memory.entry import Entry, Now
 from streammem.memory.folder import is_memory, remove_empty
@@ -59,7 +59,7 @@ class Memory:
         return len(self._cache)
 
     @classmethod
-    def open(
+    def open(  # noqa: PLR0913 - what a cache and a store are made with
         cls,
         path: str | Path,
         fingerprint: str,
@@ -67,6 +67,7 @@ class Memory:
         key_dim: int,
         token_shape: tuple[int, int],
         max_segments: int,
+        epsilon: float = EPSILON,
         mode: Mode = "rw",
     ) -> Self:
         """Open a memory on disk; with ``rw`` a new one is made where none is.
@@ -74,7 +75,7 @@ class Memory:
         Raises:
             StoreError: see ``Store.open``.
         """
-        config = CacheConfig(key_dim, token_shape, max_segments, keys_only=True)
+        config = CacheConfig(key_dim, token_shape, max_segments, epsilon, keys_only=True)
         is_new = not is_memory(path) and mode == "rw"
         has_folder = Path(path).exists()
         if not is_new:

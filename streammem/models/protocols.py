@@ -9,9 +9,9 @@ A class that plays several parts returns itself for each; ``ComposedModel`` join
 models, such as our perception and keys with a language model behind a server. No weights here.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -176,6 +176,7 @@ class StreamModel(Protocol):
         fingerprint: a checksum of what decides the meaning of a stored memory.
         confidence_model: how sure a caption of the generator is, from keys; None without a fit.
         reranker: how the best of its captions is chosen; None: the likeliest.
+        session_options: fields of ``SessionConfig`` that its sessions have otherwise by default.
     """
 
     @property
@@ -194,6 +195,8 @@ class StreamModel(Protocol):
     def confidence_model(self) -> ConfidenceModel | None: ...
     @property
     def reranker(self) -> Reranker | None: ...
+    @property
+    def session_options(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +211,7 @@ class ComposedModel:
     segment_encoder: SegmentEncoder | None = None
     confidence_model: ConfidenceModel | None = None
     reranker: Reranker | None = None
+    session_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def readable(items: Sequence[EvidenceItem], reads: Reads) -> list[EvidenceItem]:

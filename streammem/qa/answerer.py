@@ -180,6 +180,17 @@ class Answerer:
             for rank, item in enumerate(found, start=1)
         )  # fmt: skip
 
+    def evidence(self, question: str, present: Present) -> tuple[tuple[Evidence, ...], bool]:
+        """Return all rows, those nearest to a question first, and whether they show what it asks.
+
+        For a generator that answers from everything: it is not told what was found.
+        """
+        query = self._query(_encodable(question), self._now(present))
+        hits = self.memory.search(query, rankers=self.config.rankers)
+        sights = [hit.sight for hit in hits]
+        seen = bool(hits) and bool(is_seen(query, sights, self.memory.num_keys).any())
+        return tuple(self._evidence(hit.entry, hit.score) for hit in hits), seen
+
     def chapters(self, count: int | None, between: TimeSpan | None) -> tuple[Chapter, ...]:
         """Divide what was seen into chapters, each with the captions of its central scenes.
 

@@ -12,7 +12,7 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -42,6 +42,10 @@ class Schedule:
         weight_decay: AdamW's, on matrices only.
         evaluate_every: steps between evaluations; 0 evaluates at the end only.
         seed: of the order of the data, of dropout and of initial values.
+        accumulate: batches whose mean gradient makes one step, one after another in memory.
+        pace: share of ``lr`` at a step, in [0, 1], in place of warm-up and cosine.
+        betas: AdamW's.
+        save_every_s: seconds between interim weights; None takes ``CHECKPOINT_EVERY_S``.
     """
 
     steps: int
@@ -50,6 +54,10 @@ class Schedule:
     weight_decay: float = 0.01
     evaluate_every: int = 0
     seed: int = 0
+    accumulate: int = 1
+    pace: Callable[[int], float] | None = None
+    betas: tuple[float, float] = (0.9, 0.98)
+    save_every_s: float | None = None
 
 
 class Stage(Protocol):
@@ -122,9 +130,10 @@ class StageProgress:
             with open(self.record, "a") as record:
                 record.write(json.dumps(entry) + "\n")
 
-    def save(self, *, force: bool) -> None:
+    def save(self, every_s: float | None, *, force: bool) -> None:
         """Write the interim weights if it is time."""
-        recent = time.monotonic() - self.saved_s <= CHECKPOINT_EVERY_S
+        every_s = CHECKPOINT_EVERY_S if every_s is None else every_s
+        recent = time.monotonic() - self.saved_s <= every_s
         if not self.group.is_first or (recent and not force):
             return
         state = {
@@ -196,7 +205,7 @@ def train_stage(
                 log.info("%s step %d: %s", stage.name, progress.step, progress.figures)
             entry["seconds"] = round(time.monotonic() - began, 3)
             progress.write(entry)
-            progress.save(force=last)
+            progress.save(schedule.save_every_s, force=last)
     stage.module.eval()
     return progress.figures
 
@@ -256,7 +265,7 @@ def _optimizer(stage: Stage, schedule: Schedule) -> torch.optim.AdamW:
         groups.append({"params": matrices, "factor": factor})
         groups.append({"params": rest, "factor": factor, "weight_decay": 0.0})
     return torch.optim.AdamW(
-        groups, lr=schedule.lr, weight_decay=schedule.weight_decay, betas=(0.9, 0.98)
+        groups, lr=schedule.lr, weight_decay=schedule.weight_decay, betas=schedule.betas
     )
 
 
@@ -270,13 +279,18 @@ def _step(
     warm = min(1.0, (step + 1) / max(1, schedule.warmup))
     cosine = 0.5 * (1 + math.cos(math.pi * step / schedule.steps))
     for part in optimizer.param_groups:
-        part["lr"] = schedule.lr * part["factor"] * warm * max(cosine, 0.02)
-    loss = stage.loss(_step_generator(schedule.seed, step, group.rank))
-    value = group.mean(loss.detach())  # the same in all, so all stop if not finite
-    if not math.isfinite(value):
-        raise StreammemError(f"{stage.name}: the loss is {value} at step {step}; try a lower lr")
+        pace = schedule.pace(step) if schedule.pace else warm * max(cosine, 0.02)
+        part["lr"] = schedule.lr * part["factor"] * pace
+    rng, value = _step_generator(schedule.seed, step, group.rank), 0.0
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    for _ in range(schedule.accumulate):
+        loss = stage.loss(rng) / schedule.accumulate
+        value += group.mean(loss.detach())  # the same in all, so all stop if not finite
+        if not math.isfinite(value):
+            raise StreammemError(
+                f"{stage.name}: the loss is {value} at step {step}; try a lower lr"
+            )
+        loss.backward()
     learning = [p for part in optimizer.param_groups for p in part["params"] if p.requires_grad]
     group.average_gradients(learning)
     for part in optimizer.param_groups:

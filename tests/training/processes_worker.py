@@ -74,5 +74,15 @@ def whole_run(recipe: Path) -> None:
     sys.stdout.write(str(len(figures)))
 
 
+def videollamb_run(recipe: Path) -> None:
+    from streammem.models import checkpoint
+    from streammem.training.videollamb import run_recipe
+    from tests.tiny import tiny_model
+
+    checkpoint.load_own = lambda name="", *, device="cpu": tiny_model()
+    figures = run_recipe(recipe, recipe.parent / "out", device="cpu")
+    sys.stdout.write(str(bool(figures)))
+
+
 if __name__ == "__main__":
-    {"toy": toy, "run": whole_run}[sys.argv[1]](Path(sys.argv[2]))
+    {"toy": toy, "run": whole_run, "videollamb": videollamb_run}[sys.argv[1]](Path(sys.argv[2]))

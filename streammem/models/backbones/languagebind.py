@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from PIL import Image
 from torch import Tensor, nn
 
 from streammem.video.pixels import resize
@@ -18,7 +19,7 @@ from streammem.video.pixels import resize
 # Legend: B frames, G frames a group, N = 1 + P tokens a frame, D width, H heads.
 
 Activation = Literal["gelu", "quick_gelu"]
-Shrink = Literal["antialias", "plain"]
+Shrink = Literal["antialias", "plain", "bicubic"]
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of RGB in [0, 1]
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -154,7 +155,8 @@ class Tower(nn.Module):
         """Encode frames.
 
         Args:
-            pixels: [B, side, side, 3] uint8; for a video tower B is a multiple of G.
+            pixels: [B, side, side, 3] levels of 255, uint8 or float; for a video tower B is a
+                multiple of G.
 
         Returns:
             [B, N, D], the class token first.
@@ -182,7 +184,8 @@ def crop(picture: np.ndarray, side: int, shrink: Shrink = "antialias") -> np.nda
     Args:
         picture: [H, W, 3] uint8.
         side: pixels.
-        shrink: ``plain`` samples between four pixels, as the published code does, and aliases.
+        shrink: ``antialias`` is bilinear over all pixels; ``plain`` samples between four, as the
+            published code does, and aliases; ``bicubic`` is CLIP's own processor, by Pillow.
 
     Returns:
         [side, side, 3] uint8.
@@ -192,11 +195,14 @@ def crop(picture: np.ndarray, side: int, shrink: Shrink = "antialias") -> np.nda
     size = (height * side // short, width * side // short)
     if shrink == "antialias":
         shrunk = resize(picture, size, "bilinear")
+    elif shrink == "bicubic":
+        shrunk = np.array(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BICUBIC))
     else:
         x = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float()
         y = F.interpolate(x, size, mode="bilinear").round().byte()
         shrunk = y[0].permute(1, 2, 0).numpy()
-    top, left = round((size[0] - side) / 2), round((size[1] - side) / 2)
+    half = (lambda odd: odd // 2) if shrink == "bicubic" else (lambda odd: round(odd / 2))
+    top, left = half(size[0] - side), half(size[1] - side)
     return np.ascontiguousarray(shrunk[top : top + side, left : left + side])
 
 
@@ -208,7 +214,8 @@ def pad(picture: np.ndarray, side: int) -> np.ndarray:
         side: pixels.
 
     Returns:
-        [side, side, 3] uint8.
+        [side, side, 3] float32 in levels of 255, neither rounded nor clipped: at edges they reach
+        below 0 and above 255, as in the published code.
     """
     height, width = picture.shape[:2]
     longer = max(height, width)
@@ -216,4 +223,7 @@ def pad(picture: np.ndarray, side: int) -> np.ndarray:
     square[:] = [int(255 * mean) for mean in PIXEL_MEAN]
     top, left = (longer - height) // 2, (longer - width) // 2
     square[top : top + height, left : left + width] = picture
-    return resize(square, (side, side), "bicubic")
+    x = torch.from_numpy(square).permute(2, 0, 1)[None].float()
+    if longer != side:
+        x = F.interpolate(x, (side, side), mode="bicubic", antialias=True)
+    return x[0].permute(1, 2, 0).contiguous().numpy()

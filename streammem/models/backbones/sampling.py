@@ -28,7 +28,8 @@ class GenerationConfig:
     Attributes:
         max_new_tokens: upper bound of generated tokens, in [1, 4096].
         temperature: >= 0, finite; 0 decodes greedily, higher values flatten the distribution.
-        top_p: nucleus of the distribution that is sampled, in (0, 1].
+        top_k: likeliest tokens that are sampled, >= 0; 0 samples all.
+        top_p: nucleus of the distribution that is sampled, in (0, 1]; of what ``top_k`` leaves.
         num_beams: beams kept, in [1, 32]; > 1 needs temperature 0 and cannot be streamed.
         length_penalty: exponent of the length norm of a beam's score; higher favours long text.
         seed: of sampling, in [0, 2^63).
@@ -40,6 +41,7 @@ class GenerationConfig:
     num_beams: int = 1
     length_penalty: float = 1.0
     seed: int = 0
+    top_k: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_new_tokens <= MOST_TOKENS or not 1 <= self.num_beams <= MOST_BEAMS:
@@ -48,6 +50,8 @@ class GenerationConfig:
             )
         if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise ConfigError("temperature must be a number >= 0 and top-p in (0, 1]")
+        if self.top_k < 0:
+            raise ConfigError(f"top-k {self.top_k}: give a number of tokens, or 0 for all")
         if not math.isfinite(self.length_penalty) or not 0 <= self.seed < 1 << 63:
             raise ConfigError("length-penalty must be a number, and seed in [0, 2^63)")
         if self.num_beams > 1 and self.temperature > 0:
@@ -67,7 +71,7 @@ def pick(
 
     Returns:
         Tokens [B] and their log-probabilities [B] float32, of the softmax at the temperature
-        (at 1 if that is 0) before the nucleus is cut out.
+        (at 1 if that is 0) before ``top_k`` and the nucleus are cut out.
     """
     scores = _heated(logits.float(), config.temperature).log_softmax(-1)
     tokens = logits.argmax(-1)
@@ -75,7 +79,7 @@ def pick(
     if config.temperature > 0 and drawing:
         draws = [torch.rand(1, generator=generators[row], dtype=torch.float64) for row in drawing]
         likely = scores[drawing].exp()
-        tokens[drawing] = _drawn(likely, config.top_p, torch.cat(draws).to(scores.device))
+        tokens[drawing] = _drawn(likely, config, torch.cat(draws).to(scores.device))
     return tokens, scores.gather(1, tokens[:, None])[:, 0]
 
 
@@ -86,18 +90,21 @@ def _heated(logits: Tensor, temperature: float) -> Tensor:
     return (logits - logits.amax(-1, keepdim=True)) / max(temperature, COLDEST)
 
 
-def _drawn(probabilities: Tensor, top_p: float, draws: Tensor) -> Tensor:
+def _drawn(probabilities: Tensor, config: GenerationConfig, draws: Tensor) -> Tensor:
     """Invert the cumulative distribution of each row's nucleus at ``draws`` [B] in [0, 1)."""
-    if top_p == 1:  # all tokens, in any order: no need to sort them
+    top_k, top_p = config.top_k, config.top_p
+    if top_p == 1 and not top_k:  # all tokens, in any order: no need to sort them
         mass = probabilities.double().cumsum(1)
         return _reached(mass, draws[:, None] * mass[:, -1:])[:, 0]
     size = probabilities.shape[1]
-    ranked, order = probabilities.topk(min(LIKELY, size))  # [B, R]
-    if size > LIKELY and bool((ranked.sum(1) < top_p).any()):
+    ranked, order = probabilities.topk(min(top_k or LIKELY, size))  # [B, R]
+    if not top_k and size > LIKELY and bool((ranked.sum(1) < top_p).any()):
         ranked, order = probabilities.sort(descending=True, stable=True)
     mass = ranked.double().cumsum(1)
     # The smallest set whose mass reaches top_p: a token stays if the mass before it is short.
-    last = (mass - ranked < top_p).sum(1, keepdim=True) - 1
+    # What top_k leaves counts as the whole.
+    needed = top_p * mass[:, -1:] if top_k else top_p
+    last = (mass - ranked < needed).sum(1, keepdim=True) - 1
     aims = draws[:, None] * mass.gather(1, last)
     return order.gather(1, _reached(mass, aims))[:, 0]
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -91,6 +91,11 @@ class VideoModel:
         return self
 
     segment_encoder = text_encoder = generator = perceiver
+
+    @property
+    def session_options(self) -> dict[str, Any]:
+        """Nothing: sessions are made for it as they are."""
+        return {}
 
     @property
     def language(self) -> CausalLanguageModel:

@@ -30,7 +30,8 @@ class ParentBridgeConfig:
         heads: attention heads; they divide D.
         mlp: width between the two products of a layer's MLP.
         norm_eps: of the layer norms.
-        dropout: in training, in [0, 1).
+        dropout: in training, after each block, in [0, 1).
+        attention_dropout: in training, of attention's weights, in [0, 1).
         positions: rows of the segment-position table; 0 for a bridge without.
     """
 
@@ -42,6 +43,7 @@ class ParentBridgeConfig:
     mlp: int = 4096
     norm_eps: float = 1e-12
     dropout: float = 0.1
+    attention_dropout: float = 0.1
     positions: int = 0
 
 
@@ -63,7 +65,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ParentBridgeConfig) -> None:
         super().__init__()
-        self.heads, self.dropout = config.heads, config.dropout
+        self.heads, self.dropout = config.heads, config.attention_dropout
         self.q_proj = nn.Linear(config.width, config.width)
         self.k_proj = nn.Linear(config.width, config.width)
         self.v_proj = nn.Linear(config.width, config.width)
@@ -153,16 +155,16 @@ class ParentBridge(nn.Module):
         """Return the memory before the first segment, [1, M, D]."""
         return self.projector.read_memory_emb[None]
 
-    def read(self, segment: Tensor, memory: Tensor, number: int = 0) -> Read:
+    def read(self, segment: Tensor, memory: Tensor, number: int | None = 0) -> Read:
         """Read a segment together with the memory: each attends to the other.
 
         Args:
             segment: [B, S, D] pooled patches of its frames.
             memory: [B, M, D] the memory before it.
             number: of the segment in its stream, from 0; counts where there is a position table,
-                whose last row stands for all further ones.
+                whose last row stands for all further ones. None adds no position.
         """
-        if self.config.positions:
+        if self.config.positions and number is not None:
             segment = segment + self.abs_vid_pe.weight[min(number, self.config.positions - 1)]
         x = torch.cat([memory, segment], dim=1)
         for layer in self.projector.layers:

@@ -14,6 +14,7 @@ Cache = Literal["memory", "hidden"]
 Sees = Literal["all", "last", "memory"]
 PromptStyle = Literal["vicuna_v1", "llava_v1"]
 Cuts = Literal["streaming", "threshold", "top3"]
+CUTS: tuple[Cuts, ...] = get_args(Cuts)
 Groups = Literal["segment", "stream"]
 SceneFeatures = Literal["keys", "tower"]
 Quantize = Literal["none", "8bit", "4bit"]
@@ -38,13 +39,20 @@ class ParentOptions:
         max_visual_tokens: of one prompt; beyond it each segment shows fewer frames.
         prompt: ``vicuna_v1`` is what the model was trained with; ``llava_v1``, of which the parent
             makes use, says "human" for "user".
-        cuts: where ``read`` cuts a whole video: by ``streaming`` SceneTilling; by a ``threshold``
-            over the whole video; or always at the ``top3`` gaps, into four segments.
+        cuts: where a video is cut. ``streaming``: by SceneTilling, while it comes, as every
+            source can be. The others need the whole video, so captions come after its end, and a
+            source that does not end is refused: by a ``threshold`` over all its gaps, or always
+            at the ``top3`` gaps, into four segments. ``SessionConfig.cuts`` overrides it.
+        frames: of a whole video that is read at once, at most, evenly; the published model was
+            trained with 16. More find short scenes and cost time and memory.
+        max_segments: of a video that is cut by a ``threshold``; the shallowest cuts go.
         groups: which frames attend to each other in the video tower: those of a ``segment``, or
-            eight in a row of the whole ``stream``, across scenes.
+            eight in a row of the whole ``stream``, across scenes; the latter only where ``cuts``
+            is not ``streaming``.
         scene_features: what a stream is cut by: the embeddings of the model that lends its
             ``keys``, for which SceneTilling was fitted, or those of the image ``tower``.
-        shrink: of pictures, see ``languagebind.crop``.
+        shrink: of frames, see ``languagebind.crop``; with ``bicubic``, CLIP's own way, still
+            pictures are cropped too and not padded.
         activation: of the towers' MLPs, which no published file tells.
         heads: of the towers, likewise.
         dtype: of all weights; ``auto`` is float32 on a CPU and bfloat16 elsewhere.
@@ -60,6 +68,8 @@ class ParentOptions:
     max_visual_tokens: int = 1440
     prompt: PromptStyle = "vicuna_v1"
     cuts: Cuts = "streaming"
+    frames: int = 512
+    max_segments: int = 16
     groups: Groups = "segment"
     scene_features: SceneFeatures = "keys"
     shrink: Shrink = "antialias"
@@ -82,6 +92,20 @@ class ParentOptions:
 
 
 PUBLISHED = ParentOptions(
-    sees="last", prompt="llava_v1", cuts="top3", groups="stream", scene_features="tower",
-    shrink="plain",
+    sees="last", prompt="llava_v1", cuts="top3", frames=16, groups="stream",
+    scene_features="tower", shrink="plain",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SessionDefaults:
+    """Options of a session that a model needs otherwise than sessions have them; None leaves them.
+
+    Attributes:
+        now_frames, retrieved, epsilon, still: see ``SessionConfig``.
+    """
+
+    now_frames: int | None = None
+    retrieved: int | None = None
+    epsilon: float | None = None
+    still: float | None = None

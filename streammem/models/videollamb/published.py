@@ -4,7 +4,6 @@ The sizes come from config.json and from the shapes in the shards, so that a sma
 the same layout opens as the published one does. Nothing is downloaded.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,13 +29,17 @@ from streammem.models.backbones.transformers_files import attention_implementati
 from streammem.models.backbones.weights import check_complete
 from streammem.models.tiny.model import VideoModel
 from streammem.models.videollamb.bridge import ParentBridge, ParentBridgeConfig
-from streammem.models.videollamb.options import ParentOptions
+from streammem.models.videollamb.options import ParentOptions, SessionDefaults
+from streammem.models.videollamb.published_config import (
+    PROJECTOR,
+    llama_config,
+    projector_type,
+    read_config,
+)
 from streammem.models.videollamb.shards import Shards, check_fit, open_shards
 from streammem.models.videollamb.videollamb import VideoLLaMB
 from streammem.perception.scenetilling import SceneTillingConfig
 
-MAX_CONFIG_BYTES = 1 << 20
-PROJECTOR = re.compile(r"rmt_r_transformer(\d+)x")
 BRIDGE = "model.mm_projector."
 LAYERS_OF_WIDTH = {1024: 24}  # ViT-L; its last layer is never run, so none would miss it
 # What the published weights hold and no pass ever reads: the random memory table, half of the
@@ -63,12 +66,17 @@ class ParentFile:
         weights: folder of the checkpoint, relative to where the program runs, or ``hf:NAME`` from
             the local hub cache.
         keys: preset or folder of the model that lends its key space.
+        ignored_keys: keys of its config.json that are not read, where they do not matter; without
+            them a key that is not known refuses the checkpoint.
         options: see ``ParentOptions``.
+        session: what sessions of it do otherwise unless they are told.
     """
 
     weights: str = ""
     keys: str = "streammem-tiny"
+    ignored_keys: tuple[str, ...] = ()
     options: ParentOptions = field(default_factory=ParentOptions)
+    session: SessionDefaults = field(default_factory=SessionDefaults)
 
 
 def find(name: str | Path, presets: Path) -> ParentFile | None:
@@ -89,7 +97,7 @@ def find(name: str | Path, presets: Path) -> ParentFile | None:
         if not said.weights:
             raise ConfigError(f"{file}: names no weights; give weights = a folder or hf:NAME")
         return said
-    if (path / "config.json").is_file() and PROJECTOR.fullmatch(_projector(path)):
+    if projector_type(path):
         return ParentFile(str(path))
     return None
 
@@ -108,13 +116,13 @@ def open_model(name: str, said: ParentFile, keys: VideoModel, *, device: str = "
         CheckpointError: a file is corrupt, or tensors are missing, unknown or of another shape.
         BackboneError: a package or the checkpoint is not here.
     """
-    folder, options = _folder(said.weights), said.options
+    folder, options = weights_folder(said.weights), said.options
     _check_quantize(options, device)
-    config = _read_config(folder)
+    config = read_config(folder, said.ignored_keys)
     shards = open_shards(folder)
     with torch.device("meta"):
         parts = _parts(config, shards, options)
-        llama = LlamaForCausalLM(_llama_config(config, folder))
+        llama = LlamaForCausalLM(llama_config(config, folder))
     names = {
         f"{prefix}{key}": tuple(value.shape)
         for prefix, part in parts.items()
@@ -142,6 +150,7 @@ def open_model(name: str, said: ParentFile, keys: VideoModel, *, device: str = "
         video_tower=_tower(parts, "video"),
         bridge=parts[BRIDGE],  # type: ignore[arg-type]
         open_language=open_language,
+        session=said.session,
         scenes=keys.scenes if options.scene_features == "keys" else TOWER_SCENES,
     )
 
@@ -164,6 +173,7 @@ def _parts(
                 mlp=config["mm_intermediate_size"],
                 norm_eps=config.get("mm_layer_norm_eps", 1e-12),
                 dropout=config.get("mm_hidden_dropout_prob", 0.1),
+                attention_dropout=config.get("mm_attention_probs_dropout_prob", 0.1),
                 positions=positions,
             )
         )
@@ -236,8 +246,8 @@ def _language(
     quantized = options.quantize != "none"
     # A map needs accelerate, so there is none where one device and plain weights will do.
     placed = "auto" if options.device_map == "auto" else {"": device} if quantized else None
+    _check_tokenizer(shards.folder)
     try:
-        _check_tokenizer(shards.folder)
         tokenizer = AutoTokenizer.from_pretrained(
             shards.folder, config=config, local_files_only=True
         )
@@ -262,9 +272,16 @@ def _language(
 
 
 def _check_tokenizer(folder: Path) -> None:
-    """Name the package that the published tokenizer needs, which transformers does not."""
-    if not (folder / "tokenizer.json").is_file() and not find_spec("sentencepiece"):
-        raise BackboneError(f"{folder}/tokenizer.model: pip install sentencepiece")
+    """Name the packages that a SentencePiece file needs; transformers' own error names others."""
+    if (folder / "tokenizer.json").is_file():
+        return
+    # The second is a part of the namespace `google`, without which looking for it would raise.
+    here = find_spec("sentencepiece") and find_spec("google") and find_spec("google.protobuf")
+    if not here:
+        raise BackboneError(
+            f"{folder}/tokenizer.model: is a SentencePiece file, which needs sentencepiece and "
+            "protobuf; run: pip install 'streammem[parents]'"
+        )
 
 
 def _quantization(options: ParentOptions) -> BitsAndBytesConfig:
@@ -293,7 +310,12 @@ def _dtype(options: ParentOptions, device: str) -> torch.dtype:
     return torch.float32 if device == "cpu" else torch.bfloat16
 
 
-def _folder(weights: str) -> Path:
+def weights_folder(weights: str) -> Path:
+    """Find the folder of ``ParentFile.weights``.
+
+    Raises:
+        BackboneError: a name of the hub that is not in the local cache.
+    """
     if not weights.startswith("hf:"):
         return Path(weights)
     from huggingface_hub import snapshot_download
@@ -306,42 +328,3 @@ def _folder(weights: str) -> Path:
         raise BackboneError(
             f"{weights}: weights are not here; run: hf download {name} (15 GB)"
         ) from error
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise CheckpointError(f"{path}: too large for a configuration")
-        config = json.loads(path.read_text())
-        if not PROJECTOR.fullmatch(config["mm_projector_type"]):
-            raise CheckpointError(
-                f"{path}: mm_projector_type {config['mm_projector_type']!r} is none of ours; "
-                "VideoLLaMB's is rmt_r_transformer1x"
-            )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path}: missing, or not a VideoLLaMB's; get it again") from error
-    return config
-
-
-def _projector(folder: Path) -> str:
-    """Read which bridge a folder's config.json names, if any; says nothing of what is wrong."""
-    try:
-        path = folder / "config.json"
-        config = json.loads(path.read_text()) if path.stat().st_size <= MAX_CONFIG_BYTES else {}
-        return str(config.get("mm_projector_type", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""
-
-
-def _llama_config(config: Mapping[str, Any], folder: Path) -> LlamaConfig:
-    """Take what transformers knows of a Llama out of the published configuration."""
-    known = LlamaConfig().to_dict()
-    skipped = {"model_type", "architectures", "transformers_version", "torch_dtype", "dtype"}
-    try:
-        own = {k: v for k, v in config.items() if k in known and k not in skipped}
-        return LlamaConfig(**own)
-    except (TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}/config.json: not a Llama's ({error})") from error

@@ -7,9 +7,9 @@ come from is ``published.py``'s business, and reading a whole video at once ``of
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from streammem.models.protocols import (
 )
 from streammem.models.tiny.model import VideoModel
 from streammem.models.videollamb.bridge import ParentBridge, pool
-from streammem.models.videollamb.options import ParentOptions
+from streammem.models.videollamb.options import ParentOptions, SessionDefaults
 from streammem.perception.perceiver import Perceived
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
@@ -44,6 +44,7 @@ CAPTION_REQUEST = "Describe what happens in this video in one sentence."
 PICTURE_REQUEST = "Describe this image in one sentence."
 PERSON = {"vicuna_v1": "user", "llava_v1": "human"}
 DECODING = GenerationConfig(max_new_tokens=64)
+SESSION = SessionDefaults()
 
 
 class Rows(NamedTuple):
@@ -74,6 +75,7 @@ class VideoLLaMB:
         open_language: opens the language model; called at most once, when first needed.
         scenes: SceneTilling's options.
         decoding: how captions are decoded unless a session says otherwise.
+        session: what its sessions do otherwise than those of other models.
     """
 
     name: str
@@ -85,6 +87,7 @@ class VideoLLaMB:
     open_language: Callable[[], CausalLanguageModel]
     scenes: SceneTillingConfig
     decoding: GenerationConfig = DECODING
+    session: SessionDefaults = SESSION
 
     def __post_init__(self) -> None:
         object.__setattr__(
@@ -115,6 +118,11 @@ class VideoLLaMB:
         for name, value in sorted(self.bridge.state_dict().items()):
             digest.update(name.encode() + value.float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    @property
+    def session_options(self) -> dict[str, Any]:
+        """Options of ``SessionConfig`` that it has otherwise."""
+        return {name: value for name, value in asdict(self.session).items() if value is not None}
 
     @property
     def reranker(self) -> None:
@@ -198,7 +206,7 @@ class VideoLLaMB:
         past = [] if related is None else [self._cached(r) for r in self._split(related)]
         cache = torch.cat([*(part.to(pooled) for part in past), self._cached(own)])
         recalled = self.bridge.recall(read.memory, cache[None])[0]
-        rows = self._pack(Rows(recalled, own.memory, own.hidden))
+        rows = self.pack(Rows(recalled, own.memory, own.hidden))
         return EncodedSegment(rows, recalled.float().cpu())
 
     def encode(self, frames: Sequence[Tensor]) -> Tensor:
@@ -222,8 +230,9 @@ class VideoLLaMB:
 
     def answer_prompt(self, items: Sequence[EvidenceItem], question: str) -> Prompt:
         """Build the prompt that answers from evidence, which comes in time order."""
-        if self.options.sees == "last":
-            shown = [i.tokens for i in items if i.tokens is not None and len(i.tokens)][-1:]
+        if self.options.sees != "all":  # these were trained without words between the tokens
+            shown = [i.tokens for i in items if i.tokens is not None and len(i.tokens)]
+            shown = shown[-1:] if self.options.sees == "last" else shown
             return self.prompt([self._shown(tokens) for tokens in shown], question)
         frames = self.options.max_visual_tokens // (self.options.pool**2 * max(1, len(items)))
         content: list[str | Tensor] = []
@@ -273,15 +282,25 @@ class VideoLLaMB:
 
     @torch.inference_mode()
     def see(self, picture: np.ndarray) -> Tensor:
-        """Read one still picture, padded to a square: [P, L] tokens for the language model."""
-        padded = torch.from_numpy(pad(picture, self.image_tower.config.side))
-        patches = pool(self.image_tower(padded[None]), self.options.pool)
-        read = self.bridge.read(patches, self.bridge.initial_memory())
+        """Read one still picture into tokens for the language model.
+
+        Returns:
+            [P, L], of the picture padded to a square; where memories are shown, [M, L]: the memory
+            after it, which has read the picture's own hidden states.
+        """
+        side, shrink = self.image_tower.config.side, self.options.shrink
+        whole = crop(picture, side, shrink) if shrink == "bicubic" else pad(picture, side)
+        patches = pool(self.image_tower(torch.from_numpy(whole)[None]), self.options.pool)
+        read = self.bridge.read(patches, self.bridge.initial_memory(), None)
+        if self.options.sees == "memory":
+            cached = self._cached(Rows(read.memory, read.memory, read.hidden))
+            return self.bridge.to_language(self.bridge.recall(read.memory, cached)[0])
         return self.bridge.to_language(read.hidden[0])
 
     # -- rows --
 
-    def _pack(self, rows: Rows) -> Tensor:
+    def pack(self, rows: Rows) -> Tensor:
+        """Join what a memory keeps of a segment: ``token_shape``, float32, on the CPU."""
         per_frame, (count, width) = self.options.pool**2, self.token_shape
         frames = rows.hidden.unflatten(0, (-1, per_frame))
         kept = frames[spread(len(frames), self.options.kept_frames)] if self.keeps_hidden else ()

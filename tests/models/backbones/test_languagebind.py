@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from streammem.models.backbones.languagebind import Tower, TowerConfig, crop, pad
 from tests.models.videollamb import reference
@@ -72,7 +73,7 @@ def test_what_comes_after_the_hidden_layer_before_the_last_is_not_built(tensors)
     assert any(f"layers.{LAYERS - 2}." in name for name in names)
 
 
-@pytest.mark.parametrize("shrink", ["antialias", "plain"])
+@pytest.mark.parametrize("shrink", ["antialias", "plain", "bicubic"])
 @pytest.mark.parametrize("size", [(30, 61), (61, 30), (14, 14), (200, 300)])
 def test_a_crop_is_the_middle_of_the_picture(size, shrink):
     picture = np.zeros((*size, 3), np.uint8)
@@ -96,3 +97,36 @@ def test_padding_keeps_the_whole_picture_on_the_mean_colour():
     assert padded.shape == (40, 40, 3)
     assert (padded[15:25] == 255).all()
     assert (padded[0, 0] == [122, 116, 104]).all() and (padded[-1, -1] == [122, 116, 104]).all()
+
+
+def bicubic(picture, side):
+    """Shrink a square picture by the cubic kernel of a = -1/2, stretched to take in all pixels."""
+    scale = len(picture) / side
+    centres = (np.arange(side) + 0.5) * scale - 0.5
+    x = np.abs(np.arange(len(picture)) - centres[:, None]) / max(scale, 1)
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0))
+    weights /= weights.sum(1, keepdims=True)
+    return np.einsum("iy,jx,yxc->ijc", weights, weights, picture.astype(float))
+
+
+def test_padding_neither_rounds_nor_clips():
+    picture = np.zeros((60, 60, 3), np.uint8)
+    picture[:, 30:] = 255
+    padded = pad(picture, 14)
+    np.testing.assert_allclose(padded, bicubic(picture, 14), atol=1e-3)
+    assert padded.min() < -2 and padded.max() > 257
+    assert (padded != padded.round()).any()
+
+
+def test_clips_own_crop_is_pillows_to_the_level():
+    picture = np.random.default_rng(0).integers(0, 256, (61, 90, 3)).astype(np.uint8)
+    shrunk = Image.fromarray(picture).resize((20, 14), Image.Resampling.BICUBIC)
+    assert np.array_equal(crop(picture, 14, "bicubic"), np.asarray(shrunk)[:, 3:17])
+
+
+def test_a_tower_takes_levels_beyond_those_of_bytes(tensors):
+    tower = tower_of(tensors, IMAGE)
+    levels = torch.zeros(1, tower.config.side, tower.config.side, 3)
+    assert torch.equal(tower(levels), tower(levels.byte()))
+    assert not torch.equal(tower(levels - 9.5), tower(levels))

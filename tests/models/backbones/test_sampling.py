@@ -75,3 +75,24 @@ def test_the_coldest_temperature_takes_the_likeliest_token(temperature, top_p):
     tokens, log_probs = pick(logits, config, generators(0, 1, 2))
     assert torch.equal(tokens, logits.argmax(-1))
     assert log_probs.tolist() == [0, 0, 0]
+
+
+def test_top_k_draws_of_so_many_likeliest_tokens_by_their_own_shares():
+    logits = torch.tensor([[0.0, 2.0, 1.0, -3.0, 1.5]]).expand(4000, -1)
+    config = GenerationConfig(temperature=0.5, top_k=3)
+    tokens, _ = pick(logits, config, generators(*range(4000)))
+    expected = torch.zeros(5)
+    expected[[1, 4, 2]] = (logits[0, [1, 4, 2]] / 0.5).softmax(-1)
+    drawn = tokens.bincount(minlength=5) / 4000
+    assert (drawn - expected).abs().max() < 0.032 and not drawn[expected == 0].any()
+
+
+def test_the_nucleus_is_cut_out_of_what_top_k_leaves():
+    """Of four equal tokens two stay, and of these half the mass is one."""
+    logits = torch.tensor([[1.0, 1.0, 0.9, 0.9]]).expand(500, -1)
+    both = GenerationConfig(temperature=1.0, top_k=2, top_p=0.5)
+    assert len(pick(logits, both, generators(*range(500)))[0].unique()) == 1
+    wide = GenerationConfig(temperature=1.0, top_k=10, top_p=1.0)
+    assert len(pick(logits, wide, generators(*range(500)))[0].unique()) == 4
+    with pytest.raises(ValueError, match="top-k -1"):
+        GenerationConfig(top_k=-1)

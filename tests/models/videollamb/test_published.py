@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import math
 import pickle
@@ -187,14 +186,18 @@ def test_weights_are_bfloat16_where_asked_and_float32_on_a_cpu(opened, model):
     torch.testing.assert_close(tokens.float(), answer_to(model)[0], atol=0.2, rtol=0.1)
 
 
-def test_a_published_tokenizer_names_the_package_that_it_needs(tensors, keys, tmp_path):
+def test_a_published_tokenizer_names_the_packages_that_it_needs(
+    tensors, keys, tmp_path, monkeypatch
+):
     published.write(tmp_path, tensors)
     (tmp_path / "tokenizer.json").rename(tmp_path / "tokenizer.model")
-    model = open_model("x", options_of(tmp_path), keys)
-    found = importlib.util.find_spec("sentencepiece")
-    wanted = "language model cannot be used" if found else "pip install sentencepiece"
-    with pytest.raises(BackboneError, match=wanted):
-        _ = model.language
+    for missing in ("sentencepiece", "google", "google.protobuf"):
+        monkeypatch.setattr(
+            "streammem.models.videollamb.published.find_spec", lambda name, m=missing: name != m
+        )
+        model = open_model("x", options_of(tmp_path), keys)
+        with pytest.raises(BackboneError, match=r"protobuf; run: pip install 'streammem\[parents"):
+            _ = model.language
 
 
 def test_quantized_weights_need_cuda(opened):
@@ -246,6 +249,82 @@ def test_the_layout_at_full_size_is_the_published_one(keys, monkeypatch, tmp_pat
     model = open_model("x", ParentFile(str(tmp_path)), keys, device="meta")
     assert model.token_shape == (64 + 8 * 144, 1024)
     assert (model.video_tower.config.heads, model.video_tower.config.group) == (16, 8)
+
+
+# -- config.json --
+
+
+def llama_of(folder, keys, **changes):
+    published.write(folder, config=published.CONFIG | changes)
+    return open_model("x", options_of(folder), keys).language.model
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 1 / 10000 ** (np.arange(6) / 6)),
+        ({"rope_theta": 500.0}, 1 / 500.0 ** (np.arange(6) / 6)),
+        (
+            {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 4.0}},
+            1 / 500.0 ** (np.arange(6) / 6) / 4,
+        ),
+    ],
+    ids=["default", "theta", "scaling"],
+)
+def test_positions_turn_as_the_configuration_says(keys, tmp_path, changes, expected):
+    model = llama_of(tmp_path, keys, **changes)
+    np.testing.assert_allclose(model.model.rotary_emb.inv_freq, expected, rtol=1e-5)
+
+
+def test_the_bridge_takes_both_dropouts(keys, tmp_path):
+    changes = {"mm_hidden_dropout_prob": 0.3, "mm_attention_probs_dropout_prob": 0.2}
+    published.write(tmp_path, config=published.CONFIG | changes)
+    bridge = open_model("x", options_of(tmp_path), keys).bridge
+    layer = bridge.projector.layers[0]
+    assert (layer.residual.drop.p, layer.selfattention.dropout) == (0.3, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"surprise": 1, "another": None}, "another, surprise: not known here"),
+        ({"mm_vision_select_layer": -1}, "mm_vision_select_layer is -1, and only -2 is built"),
+        ({"mm_hidden_act": "relu"}, "mm_hidden_act is 'relu'"),
+        ({"mm_use_x_start_end": True}, "mm_use_x_start_end is True"),
+        ({"model_type": "llava_mistral"}, "model_type is 'llava_mistral'"),
+        ({"quantization_config": {}}, "quantization_config: not known"),
+        ({"rope_scaling": {"type": "magic", "factor": 2.0}}, "rope_scaling 'magic' is none of"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_key_that_is_not_understood_refuses_the_checkpoint(keys, tmp_path, changes, message):
+    published.write(tmp_path, config=published.CONFIG | changes)
+    with pytest.raises(CheckpointError, match=message) as error:
+        open_model("x", options_of(tmp_path), keys)
+    assert "\n" not in str(error.value)
+
+
+def test_keys_that_do_not_matter_can_be_named(keys, tmp_path):
+    published.write(tmp_path, config=published.CONFIG | {"surprise": 1})
+    path = tmp_path / "mine.toml"
+    path.write_text(f"weights = '{tmp_path}'\nignored_keys = ['surprise']\n[options]\npool = 3\n")
+    assert open_model("x", find(path, checkpoint.CONFIGS), keys).token_shape
+
+
+def test_every_key_that_the_published_configuration_was_seen_to_have_is_understood(keys, tmp_path):
+    seen = {
+        "X": ["VIDEO", "IMAGE"], "_name_or_path": "./checkpoints/llava-v1.5-7b",
+        "attention_dropout": 0.0, "freeze_mm_mlp_adapter": False, "max_length": 4096,
+        "freeze_mm_vision_resampler": False, "image_aspect_ratio": "pad", "pretraining_tp": 1,
+        "initializer_range": 0.02, "mm_patch_merge_type": "flat", "mm_projector_lr": None,
+        "mm_resampler_type": None, "mm_use_im_patch_token": False, "mm_use_im_start_end": False,
+        "mm_use_x_patch_token": False, "mm_use_x_start_end": False, "rope_scaling": None,
+        "mm_vision_select_feature": "patch", "mm_vision_select_layer": -2, "use_mm_proj": True,
+        "mm_vision_tower": "openai/clip-vit-large-patch14-336", "rope_theta": 10000.0,
+        "tokenizer_model_max_length": 2048, "tokenizer_padding_side": "right", "use_cache": True,
+        "transformers_version": "4.39.1", "tune_mm_mlp_adapter": False,
+    }  # fmt: skip
+    assert llama_of(tmp_path, keys, **seen)
 
 
 # -- through streammem.load --

@@ -3,13 +3,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.errors import StoreError
+from streammem.models import checkpoint
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.protocols import EvidenceItem, SegmentFrames
-from streammem.models.videollamb.offline import content, read
+from streammem.models.videollamb.offline import content, read, starts_of
+from streammem.models.videollamb.published import ParentFile, find, open_model
 from streammem.models.videollamb.videollamb import CAPTION_REQUEST
 from tests.command_line import events
 from tests.models.videollamb import published, reference
@@ -223,13 +226,8 @@ def mem(tensors, tmp_path_factory, keys):
             )
             changed[wrapped] = value
     folder = published.write(tmp_path_factory.mktemp("mem"), changed)
-    from streammem.models.videollamb.options import ParentOptions
-    from streammem.models.videollamb.published import ParentFile, open_model
-
-    options = ParentOptions(
-        pool=3, cache="hidden", sees="memory", groups="stream", cuts="threshold",
-        activation="quick_gelu",
-    )  # fmt: skip
+    preset = find("videollamb-mem", checkpoint.CONFIGS)
+    options = dataclasses.replace(preset.options, pool=3)
     return open_model("mem", ParentFile(str(folder), options=options), keys)
 
 
@@ -239,7 +237,10 @@ def test_the_needle_variant_shows_the_memories_of_all_segments(mem, w):
     assert all(caption.text for caption in said)
     entries = session.memory.entries()
     passages = [EvidenceItem(e.start, e.end, session.tokens(e.segment), None) for e in entries]
-    parts = [p for p in mem.answer_prompt(passages, "What?") if not isinstance(p, str)][1:]
+    *before, last = mem.answer_prompt(passages, "What?")
+    assert "curious human" in before[1] and last == "\nWhat? ASSISTANT:"
+    parts = before[2:]
+    assert not any(isinstance(part, str) for part in parts)
     reading = read(mem, pixels_of(mem, EIGHTS), [0, 8, 16, 24])
     (expected,) = content(mem, reading)
     assert [len(part) for part in parts] == [M] * 4
@@ -253,6 +254,57 @@ def test_the_needle_variant_tells_segments_apart_by_their_number(mem):
         mem.encode_segment(SegmentFrames(n, list(frames), []), memory, None) for n in (0, 1)
     )
     assert not torch.allclose(first.memory, second.memory, atol=1e-3)
+
+
+CLIP = "model.video_tower.video_tower."  # in the reference's tensors, which keep their names
+
+
+def read_alone(w, pixels):
+    """One frame of the variant: read with the first memory, recalled over its own hidden states."""
+    plain = {name: value for name, value in w.items() if "temporal" not in name}
+    features = reference.tower(
+        pixels[None], plain, CLIP, layers=published.LAYERS, activation=reference.quick_gelu
+    )
+    pooled = reference.pool(features[0, 1:], 3)
+    written, hidden = reference.read_segment(pooled, w[f"{reference.PROJECTOR}read_memory_emb"], w)
+    return reference.project(reference.retrieve(written, hidden, w), w)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_needle_variant_reads_three_frames_or_fewer_each_by_itself(mem, w, count):
+    frames = pixels_of(mem, EIGHTS[::8][:count])
+    reading = read(mem, frames)
+    assert reading.starts == list(range(count))
+    (shown,) = content(mem, reading)
+    expected = np.concatenate([read_alone(w, frame.numpy()) for frame in frames])
+    assert shown.shape == (count * M, published.L)
+    np.testing.assert_allclose(shown, expected, atol=2e-3)
+
+
+def test_the_needle_variant_adds_positions_from_four_frames_on(mem):
+    frames = pixels_of(mem, EIGHTS[::8])
+    numbers, plain = [], mem.bridge.read
+    mem.bridge.read = lambda *given: (numbers.append(given[2]), plain(*given))[1]
+    try:
+        read(mem, frames[:3])
+        read(mem, frames, starts=[0, 1, 2, 3])
+    finally:
+        del mem.bridge.read
+    assert numbers == [None, None, None, 0, 1, 2, 3]
+
+
+def test_the_needle_variant_sees_a_still_as_its_memory_of_it(mem, w):
+    picture = np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype(np.uint8)
+    side = published.SIDE
+    shrunk = Image.fromarray(picture).resize((72, side), Image.Resampling.BICUBIC)
+    cropped = np.asarray(shrunk)[:, 8 : 8 + side]
+    np.testing.assert_allclose(mem.see(picture), read_alone(w, cropped), atol=2e-3)
+
+
+def test_the_needle_variant_has_eight_segments_at_most(mem, opened):
+    noise = np.random.default_rng(3).standard_normal((200, 24))
+    assert len(starts_of(mem, noise)) == 8
+    assert len(starts_of(opened(cuts="threshold"), noise)) == 16
 
 
 # -- sessions --
