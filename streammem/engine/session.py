@@ -6,7 +6,7 @@ slow path. Threads live in ``reader.py`` and in the language model's scheduler.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +19,7 @@ from streammem.engine.session_config import SessionConfig
 from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry, decode_keyframe, visual_keys
 from streammem.memory.memory import Memory
+from streammem.memory.timeline import offset_after
 from streammem.models.protocols import SegmentFrames, StreamModel, spread
 from streammem.perception.background import Background, BackgroundState
 from streammem.perception.gate import Encoded, PixelGate, thumbnail
@@ -49,6 +50,7 @@ class SessionState:
         recurrent: recurrent memory, shaped as the model's ``initial_memory``.
         next_segment: id of the open segment.
         time: seconds, which no later frame may precede; -inf at first.
+        time_offset: seconds, see ``Session``.
     """
 
     tilling: SceneTillingState
@@ -58,6 +60,7 @@ class SessionState:
     recurrent: Tensor
     next_segment: int
     time: float
+    time_offset: float = 0.0
 
 
 class Session:
@@ -72,8 +75,8 @@ class Session:
             is in it stays findable, and the recurrent memory goes on from it.
         read_only: open the memory for questions only, also while another process writes it.
         source: name of the stream in evidence.
-        wall_zero: wall clock at stream time 0, Unix seconds, for questions such as "yesterday at
-            3 pm"; None where it is unknown. May be set anew while the stream runs.
+        wall_zero: wall clock at 0 of the memory's timeline, Unix seconds, for questions such as
+            "yesterday at 3 pm"; None where it is unknown. May be set anew while the stream runs.
         on_score: called with the time (s) and each settled similarity and depth, for plots.
 
     Raises:
@@ -85,6 +88,9 @@ class Session:
         captioner: makes and scores its captions.
         next_segment: id of the open segment.
         recurrent: recurrent memory, shaped as the model's ``initial_memory``.
+        time_offset: seconds that ``push`` and ``flush`` add to the times of the source to have
+            those of the memory's timeline, which all that comes out of a session is timed by; see
+            ``go_on``.
     """
 
     def __init__(
@@ -124,7 +130,7 @@ class Session:
             encoder.initial_memory() if encoder else torch.zeros(0, 0)
         )
         self.next_segment = self.memory.next_segment
-        self._time = -math.inf
+        self._time, self.time_offset = -math.inf, 0.0
         self._closed: dict[int, CaptionRequest] = {}  # by the last push or flush alone
         self.answerer = Answerer(self.model, self.memory, self.config.answering, self)
 
@@ -161,11 +167,23 @@ class Session:
 
     # -- the frame-rate path --
 
+    def go_on(self, time: float, wall_zero: float | None) -> None:
+        """Place a live source behind what the memory has seen of it; before its first frame.
+
+        Args:
+            time: seconds of the source's own clock, of its first frame.
+            wall_zero: Unix seconds at 0 of that clock; None where it is unknown.
+        """
+        newest = self.memory.newest(self.source)
+        offset = offset_after(newest, time, wall_zero)
+        self.time_offset = max(offset, self._time - time)
+
     def push(self, frame: Frame) -> tuple[Segment, ...]:
         """Take in the next frame.
 
         Args:
-            frame: not earlier than the one before, nor than the end of the last segment.
+            frame: not earlier than the one before, nor than the end of the last segment; timed
+                by the source's clock.
 
         Returns:
             The segments that it closed; mostly none. They never change afterwards.
@@ -173,6 +191,8 @@ class Session:
         Raises:
             ValueError: time runs backward.
         """
+        if self.time_offset:
+            frame = replace(frame, time=frame.time + self.time_offset)
         if not self._time <= frame.time < math.inf:
             raise ValueError(f"frame at {frame.time:.3f} s: the stream is at {self._time:.3f} s")
         # 1. Encode it, or that part of a fixed camera's picture which has changed. A frame that
@@ -200,12 +220,14 @@ class Session:
         """Close the open segment, as the end of the stream does. Idempotent.
 
         Args:
-            end: seconds, the stream's end, at least the last frame's time; the last frame's own
-                end by default.
+            end: seconds of the source's clock, the stream's end, at least the last frame's time;
+                the last frame's own end by default.
         """
         closed = self._close_settled(self._tilling.flush())
         if frames := self._buffer.frames:
-            until = frames[-1].end if end is None else max(end, frames[-1].time)
+            until = frames[-1].end
+            if end is not None:
+                until = max(end + self.time_offset, frames[-1].time)
             closed.append(self._close(len(frames), until, None, "end"))
             self._time = until
         return tuple(closed)
@@ -220,6 +242,7 @@ class Session:
             recurrent=self.recurrent,
             next_segment=self.next_segment,
             time=self._time,
+            time_offset=self.time_offset,
         )
 
     def restore(self, state: SessionState) -> None:
@@ -234,7 +257,7 @@ class Session:
         if self._background:
             self._background.restore(state.background)
         self.recurrent, self.next_segment = state.recurrent, state.next_segment
-        self._time = state.time
+        self._time, self.time_offset = state.time, state.time_offset
 
     # -- the slow path --
 

@@ -44,6 +44,7 @@ _UNIT_TOLERANCE = 1e-2
 _MAX_ROUNDS = 8  # of k-means
 _SAME_KEY = 0.999
 _SAME_TIME_S = 1e-3
+_SAME_WALL_S = 1.0  # a camera's wall clock is read anew at each connection
 
 
 class Now(NamedTuple):
@@ -341,6 +342,7 @@ def continues(row: Entry, entry: Entry, epsilon: float) -> bool:
     return (
         row.source == entry.source
         and abs(entry.start - row.end) <= _SAME_TIME_S
+        and _on_one_clock(row, entry)
         and len(row.caption_keys) + len(entry.caption_keys) <= MAX_KEYS
         and len(row.note_keys) + len(entry.note_keys) <= MAX_KEYS
         and sum(map(note_bytes, row.notes + entry.notes)) <= MAX_TEXT_BYTES
@@ -395,6 +397,13 @@ def with_text(
 
 
 # -- private --
+
+
+def _on_one_clock(row: Entry, entry: Entry) -> bool:
+    """Tell whether what is known of a row's wall clock holds for an entry that goes on from it."""
+    if row.wall_start is None or entry.wall_start is None:
+        return row.wall_start is entry.wall_start
+    return abs(entry.wall_start - row.wall_start - (entry.start - row.start)) <= _SAME_WALL_S
 
 
 def _steps(largest: np.ndarray) -> np.ndarray:

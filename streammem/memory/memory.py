@@ -107,6 +107,11 @@ class Memory:
         """Return the present: Unix seconds, and where each source's newest row ends."""
         return Now(wall, {entry.source: entry.end for entry in self._cache.entries()})
 
+    def newest(self, source: str) -> Entry | None:
+        """Return the row that was seen last of a source; None if there is none."""
+        rows = reversed(self._cache.entries())
+        return next((entry for entry in rows if entry.source == source), None)
+
     def recurrent(self, initial: Tensor) -> Tensor:
         """Return the recurrent memory as it was left, or ``initial``."""
         state = self._store.recurrent_state() if self._store else None

@@ -49,13 +49,17 @@ SELECT = f"SELECT {_NAMES} FROM segments"
 INSERT = f"INSERT INTO segments ({_NAMES}) VALUES ({_MARKS})"
 UPDATE = f"UPDATE segments SET ({_NAMES}) = ({_MARKS}) WHERE segment = ?"
 
-MIGRATIONS: dict[int, str] = {1: "", 2: ""}
+MIGRATIONS: dict[int, str] = {1: "", 2: "", 3: ""}
 """SQL that turns a database of format N into one of format N + 1. Format 1 is the first.
 
 Since format 2 token blocks have 8 bits a value; those of format 1 stay as they are, and `to_tokens`
 tells them by their length. Since format 3 keys of notes stand before those of captions in
-`text_keys`, told by the length too; before, no keys of notes were written.
+`text_keys`, told by the length too; before, no keys of notes were written. Since format 4 a live
+source has one timeline; before, each of its runs began at 0, see `timeline.py` and `Database`.
 """
+
+ONE_TIMELINE = 4
+"""The first format in which a live source has one timeline."""
 
 _PLAIN = COLUMNS[:9]  # as they are in an Entry
 _HALF = np.dtype("<f2")
@@ -102,13 +106,29 @@ def changed(row: Row, **columns: Value) -> Row:
     return (*values, checksum(*values))
 
 
+def is_sound(row: Row) -> bool:
+    """Tell whether a row's checksum fits."""
+    return bool(checksum(*row[:-1]) == row[-1])
+
+
+def shifted(row: Row, offset: float) -> Row:
+    """Return a row whose times are later by so many seconds; its wall clock stays."""
+    notes = [[a + offset, b + offset, text] for a, b, text in json.loads(column(row, "notes"))]
+    return changed(
+        row,
+        start=column(row, "start") + offset,
+        end=column(row, "end") + offset,
+        notes=json.dumps(notes, ensure_ascii=False),
+    )
+
+
 def to_entry(row: Row, key_dim: int) -> Entry:
     """Return the entry of a row, without tokens and keyframe.
 
     Raises:
         StoreError: the checksum does not fit.
     """
-    if checksum(*row[:-1]) != row[-1]:
+    if not is_sound(row):
         raise StoreError(f"segment {row[0]} is damaged; see `streammem memory verify`")
     field = dict(zip(COLUMNS, row, strict=True))
     note_keys, caption_keys = _text_keys(field["text_keys"], key_dim)
