@@ -19,6 +19,7 @@ from streammem.engine.session_config import SessionConfig
 from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry, decode_keyframe, visual_keys
 from streammem.memory.memory import Memory
+from streammem.memory.retrieval import EVERYTHING, Window
 from streammem.memory.timeline import offset_after
 from streammem.models.protocols import SegmentFrames, StreamModel, spread
 from streammem.perception.background import Background, BackgroundState
@@ -338,7 +339,12 @@ class Session:
         for segment, scored in zip(segments, self.captioner.caption(requests), strict=True):
             self.keep(segment, scored)
 
-    def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
+    def ask(
+        self,
+        question: str,
+        on_text: Callable[[str], None] | None = None,
+        between: tuple[float, float] | Window | None = None,
+    ) -> Answer:
         """Answer from what was seen so far, with the evidence it rests on.
 
         The last turns are remembered, so that "and after that?" can follow.
@@ -346,6 +352,7 @@ class Session:
         Args:
             question: free text.
             on_text: called with each piece of the answer as it comes.
+            between: [a, b) seconds, or a window of the wall clock; answer from this part alone.
 
         Raises:
             ValueError: an empty question.
@@ -353,30 +360,35 @@ class Session:
         """
         if not question.strip():
             raise ValueError("the question is empty")
-        return self.answerer.ask(question, self._present(), on_text)
+        return self.answerer.ask(question, self._present(), on_text, _window(between))
 
-    def find(self, query: str, count: int = 5) -> tuple[Moment, ...]:
+    def find(
+        self, query: str, count: int = 5, between: tuple[float, float] | Window | None = None
+    ) -> tuple[Moment, ...]:
         """Find the moments that a description fits best.
 
         Args:
             query: for example ``a man in a red hat``.
             count: moments at most.
+            between: as for ``ask``.
         """
-        return self.answerer.find(query, count, self._present())
+        return self.answerer.find(query, count, self._present(), _window(between))
 
     def chapters(
-        self, count: int | None = None, between: tuple[float, float] | None = None
+        self,
+        count: int | None = None,
+        between: tuple[float, float] | Window | None = None,
     ) -> tuple[Chapter, ...]:
         """Divide what was seen into chapters, with captions of their most central scenes.
 
         Args:
             count: chapters at most; by default the square root of the scenes, 24 at most.
-            between: [a, b) seconds; only what overlaps it.
+            between: as for ``ask``; only what overlaps it.
 
         Raises:
             ConfigError: count below 1.
         """
-        return self.answerer.chapters(count, TimeSpan(*between) if between else None)
+        return self.answerer.chapters(count, _window(between))
 
     def _present(self) -> Present:
         return Present(self._buffer.now, self.next_segment, self.recurrent)
@@ -441,6 +453,12 @@ class Session:
         seen = torch.from_numpy(row.tokens.astype(np.float32)) if row.tokens.size else None
         self._closed[segment.id] = CaptionRequest(segment, row.visual_keys, seen, pictures)
         return segment
+
+
+def _window(between: tuple[float, float] | Window | None) -> Window:
+    if between is None or isinstance(between, Window):
+        return between or EVERYTHING
+    return Window(stream=TimeSpan(*between))
 
 
 def segment_frames(number: int, frames: Sequence[BufferedFrame]) -> SegmentFrames:

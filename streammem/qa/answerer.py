@@ -24,6 +24,7 @@ from streammem.memory.entry import Entry, Now, decode_keyframe
 from streammem.memory.memory import Memory
 from streammem.memory.retrieval import (
     DEFAULT_RANKERS,
+    EVERYTHING,
     Clip,
     Hit,
     Query,
@@ -43,10 +44,17 @@ from streammem.models.protocols import (
 )
 from streammem.models.tiny.model import ANSWER_DECODING
 from streammem.perception.scene_buffer import places
-from streammem.qa.question import AskedQuestion, PastTurn, Present, resolved, window_of
+from streammem.qa.question import (
+    AskedQuestion,
+    PastTurn,
+    Present,
+    narrowed,
+    resolved,
+    window_of,
+)
 from streammem.qa.time_expressions import find_time
 from streammem.qa.timeline import Appearance, Finding, compute, find_appearances, value
-from streammem.types import Answer, Caption, Chapter, Evidence, Moment, TimeSpan
+from streammem.types import Answer, Caption, Chapter, Evidence, Moment, wall_clock
 
 MAX_TURNS = 4
 MAX_PROMPTED = 600  # characters of a question; a longer one would crowd out what was seen
@@ -127,7 +135,13 @@ class Answerer:
     # Rows, by first and last segment, that were described in vain: nothing of them was sure.
     _unsure: frozenset[tuple[int, int]] = frozenset()
 
-    def ask(self, text: str, present: Present, on_text: OnText | None = None) -> Answer:
+    def ask(
+        self,
+        text: str,
+        present: Present,
+        on_text: OnText | None = None,
+        within: Window = EVERYTHING,
+    ) -> Answer:
         """Answer from what was seen so far.
 
         Args:
@@ -135,6 +149,7 @@ class Answerer:
             present: where the stream stands.
             on_text: called with each piece of the answer as it comes; of a computed one with what
                 was computed as a whole, then with each piece of the model's remark.
+            within: the part of the memory to answer from; times in the question narrow it.
 
         Raises:
             ConfigError: time words that name no time.
@@ -144,39 +159,42 @@ class Answerer:
         words = find_time(clean, now=now.wall, zone=self.config.zone())
         about = words.text if words and words.text else clean
         reading, back = resolved(self.model.text_encoder.read_question(about), self.turns)
-        window = window_of(words, self._newest(), now)
+        window = narrowed(window_of(words, self._newest(), now), within)
         question = AskedQuestion(text, about, reading, window, now, back)
         computes = self.config.context in ("memory", "captions")
         if computes and reading.operator not in ("describe", "now"):
             return self._computed(question, on_text)
-        if words and not words.from_end:
+        if within != EVERYTHING or (words and not words.from_end):
             present = present._replace(now=())  # it is not what was asked about
         return self._in_words(question, present, on_text)
 
-    def find(self, query: str, count: int, present: Present) -> tuple[Moment, ...]:
+    def find(
+        self, query: str, count: int, present: Present, within: Window = EVERYTHING
+    ) -> tuple[Moment, ...]:
         """Find the moments that a description fits best, best first."""
         asked = self._query(_encodable(query), self._now(present))
-        hits = self.memory.search(asked, k=count, rankers=self.config.rankers)
+        hits = self.memory.search(asked, within, count, self.config.rankers)
         found = [self._evidence(hit.entry, hit.score) for hit in hits]
         return tuple(
             Moment(
                 item.source, item.segment, item.start, item.end, item.score,
-                keyframe=item.keyframe, caption=item.caption, speech=item.speech, rank=rank,
+                keyframe=item.keyframe, caption=item.caption, speech=item.speech,
+                wall_start=item.wall_start, rank=rank,
             )
             for rank, item in enumerate(found, start=1)
         )  # fmt: skip
 
-    def chapters(self, count: int | None, between: TimeSpan | None) -> tuple[Chapter, ...]:
+    def chapters(self, count: int | None, within: Window = EVERYTHING) -> tuple[Chapter, ...]:
         """Divide what was seen into chapters, each with the captions of its central scenes.
 
         Args:
             count: chapters at most; by default the square root of the number of rows, 24 at most.
-            between: seconds; what overlaps it.
+            within: what overlaps it.
         """
-        entries = [clip.entry for clip in self._clips(Window(stream=between))]
+        entries = [clip.entry for clip in self._clips(within)]
         parts = divide(entries, default_count(len(entries)) if count is None else count)
         captions = self._described([entry for part in parts for entry in part.central])
-        return tuple(_chapter(part, captions) for part in parts)
+        return tuple(_chapter(part, captions, self.config.zone()) for part in parts)
 
     # -- computed --
 
@@ -376,6 +394,7 @@ class Answerer:
             entry.source, entry.segment, entry.start, entry.end, score,
             keyframe=self.memory.keyframe_path(entry.segment),
             caption=entry.caption, speech=speech,
+            wall_start=_wall_start(entry, self.config.zone()),
         )  # fmt: skip
 
 
@@ -388,7 +407,11 @@ def _ids(entry: Entry) -> tuple[int, int]:
     return entry.segment, entry.last
 
 
-def _chapter(part: Part, captions: Mapping[int, str]) -> Chapter:
+def _wall_start(entry: Entry, zone: tzinfo | None) -> str | None:
+    return None if entry.wall_start is None else wall_clock(entry.wall_start, zone)
+
+
+def _chapter(part: Part, captions: Mapping[int, str], zone: tzinfo | None) -> Chapter:
     rows = part.rows
     said = tuple(
         Caption(e.segment, e.start, e.end, captions[e.segment].replace("\n", " / "))
@@ -396,4 +419,5 @@ def _chapter(part: Part, captions: Mapping[int, str]) -> Chapter:
         if captions[e.segment]
     )
     segments = sum(row.merged for row in rows)
-    return Chapter(rows[0].source, rows[0].start, rows[-1].end, segments, said)
+    wall = _wall_start(rows[0], zone)
+    return Chapter(rows[0].source, rows[0].start, rows[-1].end, segments, said, wall)

@@ -15,7 +15,15 @@ from tests.memory.entries import DIM, TOKENS, make
 from tests.sessions import SHORT
 from tests.tiny import film
 
-ACTIONS = ("info", "verify", "export", "compact", "prune --keep 7d", "forget --between 0 1")
+ACTIONS = (
+    "info",
+    "verify",
+    "export",
+    "compact",
+    "prune --keep 7d",
+    "forget --between 0 1",
+    "forget --between 0 1 --yes",
+)
 
 
 @pytest.fixture
@@ -117,19 +125,24 @@ def test_looking_needs_no_model_and_no_torch():
 # -- removing --
 
 
-def test_forgetting_removes_a_stretch_and_says_so(run, memory, video):
+def test_forgetting_shows_a_stretch_and_removes_it_only_with_yes(run, memory, video):
     asked = ("memory", "forget", memory, "--between", "0:03.5", "4", "--source", video)
-    code, out, err = run(*asked, "--dry-run")
-    assert (code, out, err) == (0, "", f"{memory}: would forget 1 segment (1)\n")
-    assert segments(memory) == [0, 1, 2, 3]
-    code, out, err = run(*asked)
-    assert (code, out, err) == (0, "", f"{memory}: forgot 1 segment (1)\n")
+    shown = f"00:03.0-00:07.0 1 segment {video}\n"
+    for more in ((), ("--dry-run",)):
+        code, out, err = run(*asked, *more)
+        assert (code, out) == (0, shown)
+        assert (
+            err == f"{memory}: would forget 1 segment (1); --yes removes what is listed, for good\n"
+        )
+        assert segments(memory) == [0, 1, 2, 3]
+    code, out, err = run(*asked, "--yes")
+    assert (code, out, err) == (0, shown, f"{memory}: forgot 1 segment (1)\n")
     assert segments(memory) == [0, 2, 3]
-    code, _, err = run("memory", "forget", memory, "--between", "50", "60")
-    assert code == 0 and "forgot 0 segments\n" in err
-    run("memory", "forget", memory, "--between", "0", "1", "--source", video)
+    code, out, err = run("memory", "forget", memory, "--between", "50", "60", "--yes")
+    assert (code, out) == (0, "") and "forgot 0 segments\n" in err
+    run("memory", "forget", memory, "--between", "0", "1", "--source", video, "--yes")
     assert segments(memory) == [2, 3]
-    run("memory", "forget", memory, "--between", "0", "9")
+    run("memory", "forget", memory, "--between", "0", "9", "--yes")
     assert segments(memory) == []
 
 
@@ -189,6 +202,11 @@ def test_what_is_no_memory_is_one_line_and_1(run, tmp_path, action, what):
         (("forget", "--between", "3", "3"), 2),
         (("forget", "--between", "-1", "3"), 2),
         (("forget", "--between", "0", "nan"), 2),
+        (("forget", "--between", "0", "9", "--yes", "--dry-run"), 2),
+        (("forget", "--between", "0", "2026-05-03T16:40", "--yes"), 2),
+        (("forget", "--between", "2026-05-03T16:40", "9", "--yes"), 2),
+        (("forget", "--between", "2026-05-03T16:40", "2026-05-03T16:40", "--yes"), 2),
+        (("forget", "--between", "2026-13-03T16:40", "16:45", "--yes"), 2),
         (("export", "-o", "no/such/folder/out"), 2),
         (("forget", "--between", "0", "1", "--source", "nowhere.mp4"), 1),
         (("export", "--source", "nowhere.mp4"), 1),
@@ -203,7 +221,7 @@ def test_what_cannot_be_meant_is_one_line_and_changes_nothing(run, memory, argum
 
 def test_nobody_prunes_what_another_writes(run, memory):
     with Store.open(memory):
-        for action in ("compact", "prune --keep 0s", "forget --between 0 9"):
+        for action in ("compact", "prune --keep 0s", "forget --between 0 9 --yes"):
             name, *options = action.split()
             code, out, err = run("memory", name, memory, *options)
             assert (code, out) == (1, "") and "is being written by" in err

@@ -1,21 +1,22 @@
 """A live source that is watched again and again into one memory: one timeline."""
 
 import itertools
-import json
 import os
 import signal
 from datetime import datetime
+from functools import partial
 
 import pytest
 import torch
 
 from streammem.commands import opening
+from streammem.engine.alerts import Alerts
 from streammem.engine.session import Session
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchOptions
 from streammem.memory.store import Store
 from streammem.memory.upkeep import verify
-from streammem.types import Alert, Caption, Segment
+from streammem.types import Caption, Segment
 from streammem.video import VideoSource
 from tests.command_line import QUICK, SRT_CUE, events
 from tests.sessions import session_of
@@ -81,11 +82,92 @@ def test_a_file_keeps_a_clock_of_its_own(model, tmp_path):
         assert made[0].start == 0.0
 
 
-def test_alerts_are_timed_as_scenes_are(model, tmp_path):
-    watched(model, tmp_path / "m", Camera(NOON))
-    made = watched(model, tmp_path / "m", Camera(NOON + 600), alerts=("red",))
-    found = [e.time for e in made if isinstance(e, Alert)]
-    assert all(600.0 <= time <= 609.0 for time in found)
+def test_alerts_are_timed_as_scenes_are(model, tmp_path, monkeypatch):
+    seen = []
+    take = Alerts.take
+    monkeypatch.setattr(Alerts, "take", lambda *a: seen.append(a[1].time) or take(*a))
+    for on_at in (0.0, 600.0):
+        watched(model, tmp_path / "m", Camera(NOON + on_at), alerts=("red",))
+    assert seen == [on_at + number / 2 for on_at in (0.0, 600.0) for number in range(18)]
+
+
+def at(unix_s):
+    return datetime.fromtimestamp(unix_s).astimezone().isoformat(timespec="milliseconds")
+
+
+@pytest.fixture
+def camera(run, monkeypatch, tmp_path):
+    """Three runs of a camera into one memory by the command line; gives it and their output."""
+    texts = []
+    for on_at in (0.0, 600.0, 900.0):
+        source = partial(Camera, NOON + on_at)
+        monkeypatch.setattr(opening, "open_with", lambda spec, options, source=source: source())
+        made = run(
+            "watch", URL, "--memory", tmp_path / "door", "--drop", "never",
+            "--min-confidence", "0", "--format", "jsonl", *QUICK,
+        )  # fmt: skip
+        assert made[0] == 0, made[2]
+        texts += events(made[1])
+    return tmp_path / "door", texts
+
+
+def test_what_is_exported_is_what_was_emitted_in_one_time(run, camera):
+    memory, emitted = camera
+    out = run("memory", "export", memory, "--format", "jsonl")[1]
+    captions = [event for event in events(out) if event["type"] == "caption"]
+    times = [(c["segment"], c["start"], c["end"], c["wall_start"]) for c in captions]
+    assert times == [(c["segment"], c["start"], c["end"], c["wall_start"]) for c in emitted]
+    assert len({segment for segment, *_ in times}) == len(times) >= 6
+    assert all(start == at(NOON + begin) for _, begin, _, start in times)
+    assert [begin for _, begin, *_ in times] == sorted({begin for _, begin, *_ in times})
+    cues = SRT_CUE.findall(run("memory", "export", memory, "--format", "srt")[1])
+    spans = [span for _, start, end, _ in cues for span in (start, end)]
+    assert len(cues) == len(times) and spans == sorted(spans) and spans[-1] == "00:15:09,000"
+    text = run("memory", "export", memory, "--format", "text")[1]
+    shown = datetime.fromtimestamp(NOON + 600).astimezone().isoformat(" ", "seconds")
+    assert f"[10:00.0-10:03.0] ({shown}) scene " in text
+
+
+def test_a_span_of_the_wall_clock_is_asked_about_alone(run, camera):
+    memory, _ = camera
+    between = ("--between", at(NOON + 590), at(NOON + 620))
+    shown = datetime.fromtimestamp(NOON + 600).astimezone().isoformat(" ", "seconds")
+    found = events(run("find", memory, "red", *between, "--count", "50", "--format", "jsonl")[1])
+    assert found and all(600 <= moment["start"] < 609 for moment in found)
+    assert all(moment["wall_start"] == at(NOON + moment["start"]) for moment in found)
+    chapters = events(run("summary", memory, *between, "--format", "jsonl")[1])
+    assert chapters[0]["start"] == 600.0 and chapters[-1]["end"] == 609.0
+    assert chapters[0]["wall_start"] == at(NOON + 600)
+    (answer,) = events(run("ask", memory, "What is red?", *between, "--format", "jsonl", *QUICK)[1])
+    assert answer["evidence"]
+    assert all(item["wall_start"] == at(NOON + item["start"]) for item in answer["evidence"])
+    assert all(600 <= item["start"] < 609 for item in answer["evidence"])
+    for command in (("find", memory, "red"), ("summary", memory)):
+        assert f"({shown})" in run(*command, *between)[1]
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_forgetting_by_the_wall_clock_takes_that_span_alone(run, camera, short):
+    memory, _ = camera
+    begin = datetime.fromtimestamp(NOON + 540)
+    end = datetime.fromtimestamp(NOON + 660)
+    until = end.strftime("%H:%M") if short else end.isoformat()
+    asked = ("memory", "forget", memory, "--between", begin.strftime("%Y-%m-%dT%H:%M"), until)
+    with Store.open(memory, None, "r") as store:
+        before = {e.segment: e.start for e in store.load_entries()}
+    gone = {segment for segment, start in before.items() if 600 <= start < 609}
+    code, out, err = run(*asked)
+    shown = datetime.fromtimestamp(NOON + 600).astimezone().isoformat(" ", "seconds")
+    assert code == 0 and "--yes" in err
+    assert out == f"10:00.0-10:09.0 ({shown}) {len(gone)} segments {URL}\n"
+    for more in ((), ("--yes",)):
+        with Store.open(memory, None, "r") as store:
+            assert {e.segment: e.start for e in store.load_entries()} == before
+        assert run(*asked, *more)[1] == out
+    with Store.open(memory, None, "r") as store:
+        left = {e.segment: e.start for e in store.load_entries()}
+        assert left == {segment: before[segment] for segment in set(before) - gone}
+        assert verify(store) == ()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
