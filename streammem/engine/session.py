@@ -17,7 +17,7 @@ from torch import Tensor
 from streammem.captioning.captioner import Captioner, CaptionRequest, ScoredCaption
 from streammem.engine.session_config import SessionConfig
 from streammem.memory.cache import CacheConfig
-from streammem.memory.entry import Entry, decode_keyframe, visual_keys
+from streammem.memory.entry import Entry, Sureness, decode_keyframe, visual_keys
 from streammem.memory.memory import Memory
 from streammem.memory.retrieval import EVERYTHING, Window
 from streammem.memory.timeline import offset_after
@@ -327,10 +327,12 @@ class Session:
         return CaptionRequest(span, self.model.text_encoder.background[:1].numpy(), tokens, blank)
 
     def keep(self, segment: Segment, scored: ScoredCaption) -> Caption:
-        """Keep what was decided to be said of a segment; nothing where nothing is said."""
-        if scored.text:
-            self.memory.set_caption(segment.id, scored.text, scored.key)
-        return scored.of(segment)
+        """Keep a segment's caption and how sure it is; that none was given where it is withheld."""
+        caption = scored.of(segment)
+        sureness = Sureness(caption.confidence, caption.reason == "unsure")
+        key = scored.key if scored.text else None
+        self.memory.set_caption(segment.id, scored.text, key, sureness)
+        return caption
 
     def describe(self, entries: Sequence[Entry]) -> None:
         """Caption rows of the memory in one batch, for an answer that rests on them."""

@@ -135,7 +135,7 @@ class Database:
                     for row in self._on_one_timeline():
                         self.query(rows.UPDATE, *row, row[0])
         elif version < rows.ONE_TIMELINE:
-            self._show_on_one_timeline()
+            self._show_as_upgraded()
 
     def _on_one_timeline(self) -> list[rows.Row]:
         """Return the rows whose times change, so that each live source has one timeline."""
@@ -151,20 +151,23 @@ class Database:
             last = found[-1][0]
         return changed
 
-    def _show_on_one_timeline(self) -> None:
+    def _show_as_upgraded(self) -> None:
         """Let queries see what an upgrade would write; the file stays as it is."""
+        # A name in `temp` hides the same one in `main`.
+        self.query("PRAGMA temp_store = MEMORY")
+        old = "SELECT *, NULL AS sureness FROM main.segments"
+        self.query(f"CREATE TEMP VIEW segments AS {old}")
         with self.snapshot():
             changed = self._on_one_timeline()
         if not changed:
             return
-        self.query("PRAGMA temp_store = MEMORY")
-        self.query("CREATE TEMP TABLE mended AS SELECT * FROM main.segments WHERE 0")
+        self.query("DROP VIEW temp.segments")
+        self.query(f"CREATE TEMP TABLE mended AS {old} WHERE 0")
         for row in changed:
             self.query(rows.INSERT.replace("INTO segments", "INTO mended"), *row)
-        # A name in `temp` hides the same one in `main`.
         self.query(
-            "CREATE TEMP VIEW segments AS SELECT * FROM mended UNION ALL SELECT * FROM "
-            "main.segments WHERE segment NOT IN (SELECT segment FROM mended)"
+            "CREATE TEMP VIEW segments AS SELECT * FROM mended UNION ALL "
+            f"{old} WHERE segment NOT IN (SELECT segment FROM mended)"
         )
 
 

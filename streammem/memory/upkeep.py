@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 from streammem.errors import StoreError
 from streammem.memory import rows
@@ -166,12 +167,29 @@ def events_of(entry: Entry) -> tuple[Event, ...]:
     """Return the events that an entry keeps: its segment, its caption, its notes.
 
     A memory keeps neither a segment's depth nor the reason why it ended: both are None. Segments
-    that were merged are one, and the lines of their captions one caption.
+    that were merged are one, and the lines of their captions one caption, which is as sure as the
+    least sure line.
     """
     events: list[Event] = [Segment(entry.segment, entry.start, entry.end, None, None)]
-    if entry.caption:
-        events.append(Caption(entry.segment, entry.start, entry.end, entry.caption))
+    if entry.caption or entry.sureness:
+        events.append(caption_of(entry))
     return (*events, *entry.notes)
+
+
+def caption_of(entry: Entry) -> Caption:
+    """Return an entry's caption as an event; its text is empty where it was withheld."""
+    confidences = [sure.confidence for sure in entry.sureness if sure.confidence is not None]
+    reason: Literal["unsure"] | None = None
+    if any(sure.unsure for sure in entry.sureness):
+        reason = "unsure"
+    return Caption(
+        entry.segment,
+        entry.start,
+        entry.end,
+        entry.caption or "",
+        min(confidences, default=None),
+        reason,
+    )
 
 
 def compact(store: Store) -> None:

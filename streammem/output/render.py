@@ -159,10 +159,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
         ValueError, OverflowError: a time is NaN or infinite.
     """
     kind, keys = EVENT_KEYS[type(event)]
-    if isinstance(event, Caption) and event.confidence is not None:
-        keys = (*keys, "confidence")
-    if isinstance(event, Caption) and event.reason is not None:
-        keys = (*keys, "reason")
+    if isinstance(event, Caption):
+        keys = _caption_keys(event)
     if isinstance(event, Answer) and event.remark is not None:
         keys = (*keys, "remark")
     if isinstance(event, Moment | Chapter) and event.wall_start is not None:
@@ -257,9 +255,14 @@ def _value(key: str, value: object) -> object:
     return value
 
 
+def _caption_keys(caption: Caption) -> tuple[str, ...]:
+    known = [key for key in ("confidence", "reason") if getattr(caption, key) is not None]
+    return (*EVENT_KEYS[Caption][1], *known)
+
+
 def _item_keys(item: object) -> tuple[str, ...]:
     if isinstance(item, Caption):
-        return EVENT_KEYS[Caption][1]
+        return _caption_keys(item)
     known = isinstance(item, Evidence) and item.wall_start is not None
     return (*EVIDENCE_KEYS, "wall_start") if known else EVIDENCE_KEYS
 

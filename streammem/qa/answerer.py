@@ -13,7 +13,7 @@ language model's own. Changes nothing in the memory but captions that it needs.
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import tzinfo
 from typing import Literal, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -34,6 +34,7 @@ from streammem.memory.retrieval import (
     is_seen,
     rate,
 )
+from streammem.memory.upkeep import caption_of
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.protocols import (
     EvidenceItem,
@@ -54,7 +55,7 @@ from streammem.qa.question import (
 )
 from streammem.qa.time_expressions import find_time
 from streammem.qa.timeline import Appearance, Finding, compute, find_appearances, value
-from streammem.types import Answer, Caption, Chapter, Evidence, Moment, wall_clock
+from streammem.types import Answer, Chapter, Evidence, Moment, wall_clock
 
 MAX_TURNS = 4
 MAX_PROMPTED = 600  # characters of a question; a longer one would crowd out what was seen
@@ -194,7 +195,15 @@ class Answerer:
         entries = [clip.entry for clip in self._clips(within)]
         parts = divide(entries, default_count(len(entries)) if count is None else count)
         captions = self._described([entry for part in parts for entry in part.central])
-        return tuple(_chapter(part, captions, self.config.zone()) for part in parts)
+        return tuple(self._chapter(part, captions) for part in parts)
+
+    def _chapter(self, part: Part, captions: Mapping[int, str]) -> Chapter:
+        rows = part.rows
+        shown = [caption_of(self._row(entry)) for entry in part.central if captions[entry.segment]]
+        said = tuple(replace(c, text=c.text.replace("\n", " / ")) for c in shown)
+        wall = _wall_start(rows[0], self.config.zone())
+        segments = sum(row.merged for row in rows)
+        return Chapter(rows[0].source, rows[0].start, rows[-1].end, segments, said, wall)
 
     # -- computed --
 
@@ -409,15 +418,3 @@ def _ids(entry: Entry) -> tuple[int, int]:
 
 def _wall_start(entry: Entry, zone: tzinfo | None) -> str | None:
     return None if entry.wall_start is None else wall_clock(entry.wall_start, zone)
-
-
-def _chapter(part: Part, captions: Mapping[int, str], zone: tzinfo | None) -> Chapter:
-    rows = part.rows
-    said = tuple(
-        Caption(e.segment, e.start, e.end, captions[e.segment].replace("\n", " / "))
-        for e in part.central
-        if captions[e.segment]
-    )
-    segments = sum(row.merged for row in rows)
-    wall = _wall_start(rows[0], zone)
-    return Chapter(rows[0].source, rows[0].start, rows[-1].end, segments, said, wall)

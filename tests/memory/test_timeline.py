@@ -8,6 +8,7 @@ import sqlite3
 import pytest
 
 from streammem.memory import database
+from streammem.memory.entry import Sureness
 from streammem.memory.folder import DATABASE, FORMAT, HEADER
 from streammem.memory.store import Store
 from streammem.memory.timeline import offset_after
@@ -50,6 +51,7 @@ def of_format_3(path, *rows):
             times = {"start": start, "end": end, "wall_start": wall}
             store.append(make(segment, source=source, notes=notes, **times), b"state")
     connection = sqlite3.connect(path / DATABASE)
+    connection.execute("ALTER TABLE segments DROP COLUMN sureness")
     connection.execute("PRAGMA user_version = 3")
     connection.close()
     header = json.loads((path / HEADER).read_text())
@@ -153,3 +155,11 @@ def test_a_writer_that_is_killed_while_it_mends_leaves_the_old_memory_or_the_new
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1]) == -signal.SIGKILL
     assert spans(path, "r") == MENDED and spans(path, "rw") == MENDED
+
+
+def test_a_caption_of_an_old_memory_has_no_sureness_and_a_new_one_has(tmp_path):
+    path = of_format_3(tmp_path / "a.mem", *THREE_RUNS)
+    with Store.open(path, "tiny") as store:
+        assert {entry.sureness for entry in store.load_entries()} == {()}
+        store.set_caption(3, "a dog", None, Sureness(0.25, True))
+        assert verify(store) == () and store.read(3).sureness == (Sureness(0.25, True),)
