@@ -153,9 +153,11 @@ class Database:
 
     def _show_as_upgraded(self) -> None:
         """Let queries see what an upgrade would write; the file stays as it is."""
-        # A name in `temp` hides the same one in `main`.
+        # A name in `temp` hides the same one in `main`. Columns are named one by one: a writer may
+        # upgrade the file while it is open here.
         self.query("PRAGMA temp_store = MEMORY")
-        old = "SELECT *, NULL AS sureness FROM main.segments"
+        names = ", ".join(f'"{name}"' for name in rows.COLUMNS if name != "sureness")
+        old = f"SELECT {names}, NULL AS sureness FROM main.segments"
         self.query(f"CREATE TEMP VIEW segments AS {old}")
         with self.snapshot():
             changed = self._on_one_timeline()

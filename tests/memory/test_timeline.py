@@ -101,6 +101,15 @@ def test_an_old_memory_is_mended_by_its_writer_and_read_as_it_will_be(tmp_path):
         assert spans(path, mode) == MENDED
 
 
+def test_a_reader_of_an_old_memory_goes_on_reading_while_a_writer_upgrades_it(tmp_path):
+    path = of_format_3(tmp_path / "a.mem", *THREE_RUNS)
+    with Store.open(path, "tiny", "r") as reader:
+        before = [row.start for row in reader.export()]
+        with Store.open(path, "tiny") as writer:
+            assert [row.start for row in reader.export()] == before
+            assert [row.start for row in writer.export()] == before
+
+
 @pytest.mark.parametrize(
     ("source", "walls", "starts"),
     [
