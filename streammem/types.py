@@ -4,6 +4,7 @@ No behaviour beyond printing lives here, and nothing that needs torch.
 """
 
 from dataclasses import dataclass
+from datetime import datetime, tzinfo
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -94,6 +95,7 @@ class Evidence:
         keyframe: path of a stored picture, if any.
         caption: the segment's caption, if it has one.
         speech: what was said meanwhile, if known.
+        wall_start: ISO 8601 with offset, the wall clock at ``start``, if known.
     """
 
     source: str
@@ -104,10 +106,12 @@ class Evidence:
     keyframe: str | None = None
     caption: str | None = None
     speech: str | None = None
+    wall_start: str | None = None
 
     def __str__(self) -> str:
         text = f" {self.caption}" if self.caption else ""
-        return f"[{clock(self.start)}-{clock(self.end)}] score {self.score:.2f}{text}"
+        span = with_wall_clock(f"[{clock(self.start)}-{clock(self.end)}]", self.wall_start)
+        return f"{span} score {self.score:.2f}{text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,7 @@ class Chapter:
         source: name of the source that it was seen in.
         segments: scenes in it.
         captions: of its most central scenes, in time order.
+        wall_start: ISO 8601 with offset, the wall clock at ``start``, if known.
     """
 
     source: str
@@ -156,10 +161,12 @@ class Chapter:
     end: float
     segments: int
     captions: tuple[Caption, ...] = ()
+    wall_start: str | None = None
 
     def __str__(self) -> str:
         scenes = "1 scene" if self.segments == 1 else f"{self.segments} scenes"
-        heading = f"{clock(self.start)}-{clock(self.end)} {self.source} ({scenes})"
+        span = with_wall_clock(f"{clock(self.start)}-{clock(self.end)}", self.wall_start)
+        heading = f"{span} {self.source} ({scenes})"
         return "\n".join([" ".join(heading.split()), *(f"  {item}" for item in self.captions)])
 
 
@@ -287,3 +294,24 @@ def clock(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     clock_text = f"{minutes:02d}:{tenths // 10:02d}.{tenths % 10}"
     return f"{hours}:{clock_text}" if hours else clock_text
+
+
+def wall_clock(unix_s: float, zone: tzinfo | None = None) -> str:
+    """Format a moment as ISO 8601 with its offset from UTC, to the millisecond.
+
+    Args:
+        unix_s: Unix seconds.
+        zone: None is this computer's.
+
+    Returns:
+        For example ``2026-05-03T16:40:00.000+02:00``.
+    """
+    at = datetime.fromtimestamp(unix_s, zone).astimezone(zone)
+    return at.isoformat(timespec="milliseconds")
+
+
+def with_wall_clock(text: str, wall_start: str | None) -> str:
+    """Put the wall clock, to the second, behind a text; nothing where it is not known."""
+    if wall_start is None:
+        return text
+    return f"{text} ({datetime.fromisoformat(wall_start).isoformat(' ', 'seconds')})"

@@ -4,7 +4,6 @@ Chapters of a summary are found by the likeness of neighbouring scenes; nothing 
 """
 
 import argparse
-import math
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from streammem.commands.opening import exit_code, open_session, perceive
 from streammem.commands.options import (
     TIMEZONE,
+    add_between,
     add_command,
     add_flags,
     add_source_options,
+    between_of,
     check_formats,
-    seconds,
 )
 from streammem.errors import ConfigError
 from streammem.output.render import plain
@@ -44,6 +44,7 @@ def add_to(commands: Any) -> None:
     )
     add_source_options(parser, asks=True)
     parser.add_argument("question", help="the question, in quotes")
+    add_between(parser, "only from what overlaps A to B")
     add_flags(parser, (TIMEZONE,))
     parser = add_command(
         commands,
@@ -56,6 +57,7 @@ def add_to(commands: Any) -> None:
     )
     add_source_options(parser, asks=True)
     parser.add_argument("query", help='for example "a man in a red hat"')
+    add_between(parser, "only what overlaps A to B")
     parser.add_argument("--count", type=int, default=5, help="moments at most (default 5)")
     sheet = "also draw their keyframes, in time order"
     parser.add_argument("--sheet", type=Path, metavar="PNG", help=sheet)
@@ -68,8 +70,7 @@ def add_to(commands: Any) -> None:
         "streammem summary trips --between 1:00:00 2:00:00 --chapters 6",
     )
     add_source_options(parser, asks=True)
-    about = "only what overlaps A to B, in seconds or h:mm:ss"
-    parser.add_argument("--between", nargs=2, type=seconds, metavar=("A", "B"), help=about)
+    add_between(parser, "only what overlaps A to B")
     about = "chapters at most (default: square root of the number of scenes, 24 at most)"
     parser.add_argument("--chapters", type=int, metavar="N", help=about)
 
@@ -78,11 +79,14 @@ def run_ask(arguments: argparse.Namespace) -> int:
     """Print an answer and what it rests on."""
     if not arguments.question.strip():
         raise ConfigError("the question is empty")
+    between = between_of(arguments)
     check_formats(arguments, "text", "jsonl")
     with open_session(arguments) as session, output(arguments.format, arguments.output) as results:
         broken = perceive(session, arguments)
         streams = arguments.format == "text"
-        answer = session.ask(arguments.question, results.write_piece if streams else None)
+        answer = session.ask(
+            arguments.question, results.write_piece if streams else None, between=between
+        )
         if streams:
             lines = [" ".join(plain(str(item)).split()) for item in answer.evidence[:MAX_SHOWN]]
             if (more := len(answer.evidence) - MAX_SHOWN) > 0:
@@ -102,9 +106,10 @@ def run_find(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--count {arguments.count}: give at least 1")
     if not arguments.query.strip():
         raise ConfigError("the description is empty")
+    between = between_of(arguments)
     with open_session(arguments) as session, output(arguments.format, arguments.output) as results:
         broken = perceive(session, arguments)
-        moments = session.find(arguments.query, arguments.count)
+        moments = session.find(arguments.query, arguments.count, between)
         for moment in moments:
             results.write(moment)
         if arguments.sheet:
@@ -117,13 +122,7 @@ def run_summary(arguments: argparse.Namespace) -> int:
     check_formats(arguments, "text", "jsonl")
     if arguments.chapters is not None and arguments.chapters < 1:
         raise ConfigError(f"--chapters {arguments.chapters}: give at least 1")
-    between = None
-    if arguments.between:
-        start, end = between = (arguments.between[0], arguments.between[1])
-        if not (0 <= start < end and math.isfinite(end)):
-            raise ConfigError(
-                f"--between {start:g} {end:g}: give two times >= 0, the earlier first"
-            )
+    between = between_of(arguments)
     with open_session(arguments) as session, output(arguments.format, arguments.output) as results:
         broken = perceive(session, arguments)
         for chapter in session.chapters(arguments.chapters, between):

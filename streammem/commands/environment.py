@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from streammem import __version__
-from streammem.errors import BackboneError
 from streammem.captioning.scheduler import LIVE_CAPTION_S
+from streammem.errors import BackboneError
 from streammem.models.backbones.language import decoding_route
 from streammem.models.backbones.products import why_rows_are_apart
 from streammem.models.backbones.weights import SOURCES, home, is_pulled

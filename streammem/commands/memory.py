@@ -2,26 +2,25 @@
 
 import argparse
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streammem.commands.options import (
     Parser,
     Run,
+    add_between,
     add_command,
     add_limits,
     add_output_options,
+    between_of,
     check_output,
-    seconds,
 )
 from streammem.errors import ConfigError, StoreError
-from streammem.output.render import plain, to_line
+from streammem.output.render import Text, plain, to_line, wall_start
 from streammem.output.terminal import note, output, write_line
-from streammem.types import Event, TimeSpan, clock
+from streammem.types import Event, clock, wall_clock, with_wall_clock
 from streammem.video.address import public_name
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def add_to(commands: Any) -> None:
         "streammem memory verify trips                          every checksum; exit 1 on a fault",
         "streammem memory export trips --format srt -o trips.srt",
         "streammem memory prune trips --budget 500MB --keep 7d --dry-run",
-        "streammem memory forget trips --between 1:02:00 1:05:30",
+        "streammem memory forget door --between 2026-05-03T16:40 16:45       shows what would go",
     )
     actions = parser.add_subparsers(required=True, metavar="ACTION")
 
@@ -89,17 +88,19 @@ def _add_removals(action: Any) -> None:
     forgotten = action(
         "forget",
         forget,
-        "remove a stretch of time, for good",
-        "streammem memory forget trips --between 90 120",
-        "streammem memory forget trips --between 1:02:00 1:05:30 --source holiday.mp4",
+        "show what was seen from A to B; with --yes remove it, for good",
+        "streammem memory forget trips --between 90 120                       remove nothing",
+        "streammem memory forget trips --between 90 120 --yes",
+        "streammem memory forget door --between 2026-05-03T16:40 16:45 --yes",
+        "streammem memory forget trips --between 1:02:00 1:05:30 --source holiday.mp4 --yes",
     )
-    about = "from A to B, in seconds or h:mm:ss; what reaches into it goes as a whole"
-    forgotten.add_argument(
-        "--between", nargs=2, type=seconds, metavar=("A", "B"), required=True, help=about
-    )
+    add_between(forgotten, "what reaches into A to B goes as a whole", required=True)
     forgotten.add_argument("--source", help="only what was seen there, not in every source")
-    for parser in (pruned, forgotten):
-        parser.add_argument("--dry-run", action="store_true", help="remove nothing, only tell")
+    sure = forgotten.add_mutually_exclusive_group()
+    sure.add_argument("--yes", action="store_true", help="remove it; without, only show it")
+    dry = "remove nothing, only show it, as without --yes"
+    sure.add_argument("--dry-run", action="store_true", help=dry)
+    pruned.add_argument("--dry-run", action="store_true", help="remove nothing, only tell")
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -108,6 +109,8 @@ def info(arguments: argparse.Namespace) -> int:
 
     with _opened(arguments, "r") as store:
         found = asdict(upkeep.info(store))
+    for name in ("wall_start", "wall_end"):
+        found[name] = None if found[name] is None else wall_clock(found[name])
     if arguments.format == "jsonl":
         write_line(json.dumps({"type": "memory", "path": str(arguments.memory), **found}))
         return 0
@@ -157,8 +160,13 @@ def export(arguments: argparse.Namespace) -> int:
         if len(sources) > 1 and arguments.format != "jsonl":
             note(f"{len(sources)} sources, each with its own time; --source NAME takes one of them")
         for entry, event in _events(store, arguments.source):
+            zero = None if entry.wall_start is None else entry.wall_start - entry.start
+            at = wall_start(event, zero)
             if arguments.format == "jsonl":
-                results.put(to_line(event, _origin(entry)) + "\n")
+                results.put(to_line(event, {"source": entry.source, **at}) + "\n")
+            elif arguments.format == "text" and at:
+                span, line = Text().write(event).split(" ", 1)
+                results.put(f"{with_wall_clock(span, str(at['wall_start']))} {line}")
             else:
                 results.write(event)
     return 0
@@ -194,19 +202,28 @@ def prune(arguments: argparse.Namespace) -> int:
 
 
 def forget(arguments: argparse.Namespace) -> int:
-    """Remove what was seen in a stretch of time."""
+    """Show what was seen in a span of time; remove it if that is confirmed."""
     from streammem.memory import upkeep
 
-    start, end = arguments.between
-    if not (0 <= start < end and math.isfinite(end)):
-        raise ConfigError(f"--between {start:g} {end:g}: give two times >= 0, the earlier first")
-    with _opened(arguments, "r" if arguments.dry_run else "rw") as store:
+    window = between_of(arguments)
+    assert window
+    span, wall = window.wall or window.stream, window.wall is not None
+    assert span
+    with _opened(arguments, "rw" if arguments.yes else "r") as store:
         _sources(store, arguments.source)
-        act = upkeep.overlapping if arguments.dry_run else upkeep.forget
-        gone = act(store, TimeSpan(start, end), source=arguments.source)
-    verb = "would forget" if arguments.dry_run else "forgot"
+        gone = upkeep.overlapping(store, span, source=arguments.source, wall=wall)
+        runs = upkeep.runs(store, gone)
+        if arguments.yes:
+            gone = upkeep.forget(store, span, source=arguments.source, wall=wall)
+    for run in runs:
+        at = None if run.wall_start is None else wall_clock(run.wall_start)
+        shown = with_wall_clock(f"{clock(run.start)}-{clock(run.end)}", at)
+        write_line(plain(f"{shown} {_counted(run.segments, 'segment')} {run.source}".rstrip()))
     ids = ", ".join([*map(str, gone[:MAX_LISTED]), *(["..."] if len(gone) > MAX_LISTED else [])])
-    note(f"{arguments.memory}: {verb} {_counted(len(gone), 'segment')}{ids and f' ({ids})'}")
+    verb = "forgot" if arguments.yes else "would forget"
+    confirm = "; --yes removes what is listed, for good" if gone and not arguments.yes else ""
+    counted = f"{_counted(len(gone), 'segment')}{ids and f' ({ids})'}"
+    note(f"{arguments.memory}: {verb} {counted}{confirm}")
     return 0
 
 
@@ -236,15 +253,6 @@ def _events(store: "Store", source: str | None) -> "Iterator[tuple[Entry, Event]
     for entry in upkeep.entries(store, source=source):
         for event in upkeep.events_of(entry):
             yield entry, event
-
-
-def _origin(entry: "Entry") -> dict[str, object]:
-    """Return where an entry was seen, and when, as keys of its JSON lines."""
-    origin: dict[str, object] = {"source": entry.source}
-    if entry.wall_start is not None:
-        at = datetime.fromtimestamp(entry.wall_start, UTC).astimezone()
-        origin["wall_start"] = at.isoformat(timespec="milliseconds")
-    return origin
 
 
 def _counted(count: int, noun: str) -> str:

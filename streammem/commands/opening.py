@@ -128,7 +128,7 @@ def watch_source(
         progress: show a bar, where stderr is a terminal.
 
     Yields:
-        Each event with the Unix seconds at stream time 0, where the source knows it.
+        Each event with the Unix seconds at 0 of the memory's timeline, where they are known.
 
     Raises:
         SourceError: it cannot be opened or read.
@@ -153,7 +153,7 @@ def watch_source(
                 num_segments += 1
                 if num_segments % pruned_every(arguments.budget) == 0:
                     prune(session, arguments)
-            yield event, source.wall_zero
+            yield event, session.wall_zero
     prune(session, arguments)
 
 

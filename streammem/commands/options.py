@@ -10,16 +10,19 @@ What a flag leaves out has the option's default, which is stated by its dataclas
 
 import argparse
 import importlib
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from streammem.errors import BackboneError, ConfigError, install_command
 from streammem.output.render import FORMATS, plain
+from streammem.types import TimeSpan
 from streammem.video import SourceOptions
 from streammem.video.address import without_addresses
 from streammem.video.registry import sources_help
@@ -28,6 +31,7 @@ from streammem.video.source import DECODERS, DEFAULT_FPS
 if TYPE_CHECKING:
     from streammem.engine.session_config import SessionConfig
     from streammem.engine.watch_options import WatchOptions
+    from streammem.memory.retrieval import Window
     from streammem.server.limits import Limits
 
 Run = Callable[[argparse.Namespace], int]
@@ -40,6 +44,8 @@ BYTES = {"": 1, "b": 1} | {
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 MEASURE = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", re.ASCII)
 CLOCK = re.compile(r"(?:(\d+):([0-5]\d)|(\d+)):([0-5]\d(?:\.\d+)?)", re.ASCII)
+_DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_TIME_OF_DAY = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?", re.ASCII)
 # Segments that were just closed may still wait for their captions, so a memory that is being
 # written must not be pruned down to them.
 LEAST_BUDGET_BYTES, LEAST_KEEP_S = 1_000_000, 3600.0
@@ -80,6 +86,63 @@ def moment(text: str) -> float:
     except (ValueError, OverflowError, OSError):
         message = f"{text!r}: give a time such as 2026-05-03T14:00 or 2026-05-03T14:00+02:00"
         raise argparse.ArgumentTypeError(message) from None
+
+
+def add_between(parser: argparse.ArgumentParser, about: str, *, required: bool = False) -> None:
+    """Declare --between, which `between_of` reads."""
+    times = "in seconds or h:mm:ss, or by the wall clock as in 2026-05-03T16:40 16:45"
+    parser.add_argument(
+        "--between", nargs=2, metavar=("A", "B"), required=required, help=f"{about}; {times}"
+    )
+
+
+def between_of(arguments: argparse.Namespace) -> "Window | None":
+    """Return the part of a memory that --between means: of the stream's or of the wall clock.
+
+    A wall-clock time that names no offset is one of --timezone, or else of this computer. The
+    second one may be a time of day alone, the first after the first one.
+
+    Raises:
+        ConfigError: the times mean nothing, or are not in order.
+    """
+    if arguments.between is None:
+        return None
+    from streammem.memory.retrieval import Window
+
+    first, second = arguments.between
+    wall = bool(_DAY.match(first))
+    try:
+        if not wall and _DAY.match(second):
+            raise ConfigError(f"--between {first} {second}: give the first time its date, too")
+        if wall:
+            begin = _wall_time(first, vars(arguments).get("timezone"))
+            of_day = _TIME_OF_DAY.fullmatch(second)
+            if of_day:
+                hour, minute, rest = of_day.groups()
+                until = begin.replace(hour=int(hour), minute=int(minute), second=int(rest or 0))
+                until += timedelta(days=until <= begin)
+            else:
+                until = _wall_time(second, vars(arguments).get("timezone"))
+            start, end = begin.timestamp(), until.timestamp()
+        else:
+            start, end = seconds(first), seconds(second)
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"--between: {error}") from error
+    if not ((wall or start >= 0) and start < end and math.isfinite(end)):
+        raise ConfigError(f"--between {first} {second}: give two times >= 0, the earlier first")
+    span = TimeSpan(start, end)
+    return Window(wall=span) if wall else Window(stream=span)
+
+
+def _wall_time(text: str, timezone: str | None) -> datetime:
+    moment(text)  # which refuses what is no time
+    at = datetime.fromisoformat(text)
+    if at.tzinfo is None and timezone is not None:
+        try:
+            return at.replace(tzinfo=ZoneInfo(timezone))
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            return at  # refused where it is used
+    return at
 
 
 def byte_size(text: str) -> int:

@@ -281,7 +281,7 @@ class _Output:
         self._stdout = None if path else Results(arguments.format, None)
 
     def show(self, event: Event, wall_zero: float | None, source: str) -> None:
-        """Show an event; ``wall_zero`` is the Unix time at stream time 0, if it is known."""
+        """Show an event; ``wall_zero`` is the Unix time at 0 of its clock, if it is known."""
         if isinstance(event, Segment):
             return
         if isinstance(event, Stats) and self._arguments.metrics:

@@ -6,7 +6,7 @@ slow path. Threads live in ``reader.py`` and in the language model's scheduler.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -17,8 +17,10 @@ from torch import Tensor
 from streammem.captioning.captioner import Captioner, CaptionRequest, ScoredCaption
 from streammem.engine.session_config import SessionConfig
 from streammem.memory.cache import CacheConfig
-from streammem.memory.entry import Entry, decode_keyframe, visual_keys
+from streammem.memory.entry import Entry, Sureness, decode_keyframe, visual_keys
 from streammem.memory.memory import Memory
+from streammem.memory.retrieval import EVERYTHING, Window
+from streammem.memory.timeline import offset_after
 from streammem.models.protocols import EncodedSegment, SegmentFrames, StreamModel, spread
 from streammem.perception.background import Background, BackgroundState
 from streammem.perception.gate import Encoded, PixelGate, thumbnail
@@ -59,6 +61,7 @@ class SessionState:
         recurrent: recurrent memory, shaped as the model's ``initial_memory``.
         next_segment: id of the open segment.
         time: seconds, which no later frame may precede; -inf at first.
+        time_offset: seconds, see ``Session``.
     """
 
     tilling: SceneTillingState
@@ -68,6 +71,7 @@ class SessionState:
     recurrent: Tensor
     next_segment: int
     time: float
+    time_offset: float = 0.0
 
 
 class Session:
@@ -82,8 +86,8 @@ class Session:
             is in it stays findable, and the recurrent memory goes on from it.
         read_only: open the memory for questions only, also while another process writes it.
         source: name of the stream in evidence.
-        wall_zero: wall clock at stream time 0, Unix seconds, for questions such as "yesterday at
-            3 pm"; None where it is unknown. May be set anew while the stream runs.
+        wall_zero: wall clock at 0 of the memory's timeline, Unix seconds, for questions such as
+            "yesterday at 3 pm"; None where it is unknown. May be set anew while the stream runs.
         on_score: called with the time (s) and each settled similarity and depth, for plots.
 
     Raises:
@@ -96,6 +100,9 @@ class Session:
         next_segment: id of the open segment.
         recurrent: recurrent memory, shaped as the model's ``initial_memory``.
         whole: whether segments close only once the source has ended, see ``whole_video.py``.
+        time_offset: seconds that ``push`` and ``flush`` add to the times of the source to have
+            those of the memory's timeline, which all that comes out of a session is timed by; see
+            ``go_on``.
     """
 
     whole = False
@@ -140,7 +147,7 @@ class Session:
             encoder.initial_memory() if encoder else torch.zeros(0, 0)
         )
         self.next_segment = self.memory.next_segment
-        self._time = -math.inf
+        self._time, self.time_offset = -math.inf, 0.0
         self._closed: dict[int, CaptionRequest] = {}  # by the last push or flush alone
         self.answerer = Answerer(self.model, self.memory, self.config.answering, self)
 
@@ -188,11 +195,23 @@ class Session:
 
     # -- the frame-rate path --
 
+    def go_on(self, time: float, wall_zero: float | None) -> None:
+        """Place a live source behind what the memory has seen of it; before its first frame.
+
+        Args:
+            time: seconds of the source's own clock, of its first frame.
+            wall_zero: Unix seconds at 0 of that clock; None where it is unknown.
+        """
+        newest = self.memory.newest(self.source)
+        offset = offset_after(newest, time, wall_zero)
+        self.time_offset = max(offset, self._time - time)
+
     def push(self, frame: Frame) -> tuple[Segment, ...]:
         """Take in the next frame.
 
         Args:
-            frame: not earlier than the one before, nor than the end of the last segment.
+            frame: not earlier than the one before, nor than the end of the last segment; timed
+                by the source's clock.
 
         Returns:
             The segments that it closed; mostly none. They never change afterwards.
@@ -200,6 +219,8 @@ class Session:
         Raises:
             ValueError: time runs backward.
         """
+        if self.time_offset:
+            frame = replace(frame, time=frame.time + self.time_offset)
         if not self._time <= frame.time < math.inf:
             raise ValueError(f"frame at {frame.time:.3f} s: the stream is at {self._time:.3f} s")
         # 1. Encode it, or that part of a fixed camera's picture which has changed. A frame that
@@ -227,12 +248,14 @@ class Session:
         """Close the open segment, as the end of the stream does. Idempotent.
 
         Args:
-            end: seconds, the stream's end, at least the last frame's time; the last frame's own
-                end by default.
+            end: seconds of the source's clock, the stream's end, at least the last frame's time;
+                the last frame's own end by default.
         """
         closed = self._close_settled(self._tilling.flush())
         if frames := self._buffer.frames:
-            until = frames[-1].end if end is None else max(end, frames[-1].time)
+            until = frames[-1].end
+            if end is not None:
+                until = max(end + self.time_offset, frames[-1].time)
             closed.append(self._close(len(frames), until, None, "end"))
             self._time = until
         return tuple(closed)
@@ -247,6 +270,7 @@ class Session:
             recurrent=self.recurrent,
             next_segment=self.next_segment,
             time=self._time,
+            time_offset=self.time_offset,
         )
 
     def restore(self, state: SessionState) -> None:
@@ -261,7 +285,7 @@ class Session:
         if self._background:
             self._background.restore(state.background)
         self.recurrent, self.next_segment = state.recurrent, state.next_segment
-        self._time = state.time
+        self._time, self.time_offset = state.time, state.time_offset
 
     # -- the slow path --
 
@@ -330,10 +354,12 @@ class Session:
         return CaptionRequest(span, self.model.text_encoder.background[:1].numpy(), tokens, blank)
 
     def keep(self, segment: Segment, scored: ScoredCaption) -> Caption:
-        """Keep what was decided to be said of a segment; nothing where nothing is said."""
-        if scored.text:
-            self.memory.set_caption(segment.id, scored.text, scored.key)
-        return scored.of(segment)
+        """Keep a segment's caption and how sure it is; that none was given where it is withheld."""
+        caption = scored.of(segment)
+        sureness = Sureness(caption.confidence, caption.reason == "unsure")
+        key = scored.key if scored.text else None
+        self.memory.set_caption(segment.id, scored.text, key, sureness)
+        return caption
 
     def describe(self, entries: Sequence[Entry]) -> None:
         """Caption rows of the memory in one batch, for an answer that rests on them."""
@@ -347,6 +373,7 @@ class Session:
         question: str,
         on_text: Callable[[str], None] | None = None,
         pictures: Sequence[np.ndarray] = (),
+        between: tuple[float, float] | Window | None = None,
     ) -> Answer:
         """Answer from what was seen so far, with the evidence it rests on.
 
@@ -356,6 +383,7 @@ class Session:
             question: free text.
             on_text: called with each piece of the answer as it comes.
             pictures: [H, W, 3] uint8 RGB each, which the question is about.
+            between: [a, b) seconds, or a window of the wall clock; answer from this part alone.
 
         Raises:
             ValueError: an empty question.
@@ -363,30 +391,37 @@ class Session:
         """
         if not question.strip():
             raise ValueError("the question is empty")
-        return self.answerer.ask(question, self._present(), on_text, pictures)
+        return self.answerer.ask(
+            question, self._present(), on_text, pictures, within=_window(between)
+        )
 
-    def find(self, query: str, count: int = 5) -> tuple[Moment, ...]:
+    def find(
+        self, query: str, count: int = 5, between: tuple[float, float] | Window | None = None
+    ) -> tuple[Moment, ...]:
         """Find the moments that a description fits best.
 
         Args:
             query: for example ``a man in a red hat``.
             count: moments at most.
+            between: as for ``ask``.
         """
-        return self.answerer.find(query, count, self._present())
+        return self.answerer.find(query, count, self._present(), _window(between))
 
     def chapters(
-        self, count: int | None = None, between: tuple[float, float] | None = None
+        self,
+        count: int | None = None,
+        between: tuple[float, float] | Window | None = None,
     ) -> tuple[Chapter, ...]:
         """Divide what was seen into chapters, with captions of their most central scenes.
 
         Args:
             count: chapters at most; by default the square root of the scenes, 24 at most.
-            between: [a, b) seconds; only what overlaps it.
+            between: as for ``ask``; only what overlaps it.
 
         Raises:
             ConfigError: count below 1.
         """
-        return self.answerer.chapters(count, TimeSpan(*between) if between else None)
+        return self.answerer.chapters(count, _window(between))
 
     def _present(self) -> Present:
         return Present(self._buffer.now, self.next_segment, self.recurrent)
@@ -455,6 +490,12 @@ class Session:
             related = self.memory.related_tokens(key, self.config.retrieved)
         read = segment_frames(self.next_segment, frames)
         return encoder.encode_segment(read, self.recurrent, related)
+
+
+def _window(between: tuple[float, float] | Window | None) -> Window:
+    if between is None or isinstance(between, Window):
+        return between or EVERYTHING
+    return Window(stream=TimeSpan(*between))
 
 
 def segment_frames(number: int, frames: Sequence[BufferedFrame]) -> SegmentFrames:

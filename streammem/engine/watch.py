@@ -149,8 +149,12 @@ class _Watching:
 
     def _push(self, frame: Frame) -> tuple[Segment, ...]:
         began = time.thread_time()
-        if self._source.wall_zero is not None:
-            self._session.wall_zero = self._source.wall_zero
+        wall_zero = self._source.wall_zero
+        # A live source goes on in the memory's time; a file's clock is its own in every pass.
+        if not self._num_frames and (self._live or wall_zero is not None):
+            self._session.go_on(frame.time, wall_zero)
+        if wall_zero is not None:
+            self._session.wall_zero = wall_zero - self._session.time_offset
         closed = self._session.push(frame)
         self._perceive_s += time.thread_time() - began
         self._num_frames += 1
@@ -198,6 +202,7 @@ class _Watching:
     def _alerted(self, frame: Frame) -> Iterator[Event]:
         newest = self._session.newest
         if self._options.alerts and newest is not None:
+            frame = replace(frame, time=frame.time + self._session.time_offset)
             yield from self._alerts.take(frame, newest.key, self._session.next_segment)
 
     def _asides(self) -> Iterator[Event]:

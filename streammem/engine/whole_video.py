@@ -20,6 +20,7 @@ import torch
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.errors import ConfigError
+from streammem.memory.retrieval import Window
 from streammem.models.protocols import EncodedSegment, EvidenceItem, StreamModel
 from streammem.models.videollamb.offline import choose, read
 from streammem.models.videollamb.videollamb import VideoLLaMB
@@ -186,13 +187,20 @@ class WholeVideoSession(Session):
         self._closed, self._time = requests, until
         return tuple(closed)
 
-    def ask(self, question: str, on_text: Callable[[str], None] | None = None) -> Answer:
+    def ask(
+        self,
+        question: str,
+        on_text: Callable[[str], None] | None = None,
+        pictures: Sequence[np.ndarray] = (),
+        between: tuple[float, float] | Window | None = None,
+    ) -> Answer:
         """Answer in the model's own words from the whole video, nothing chosen by the question.
 
         Evidence and ``seen`` come from the keys, as in any session, and do not change the words.
+        With pictures, or about a part of the video, it answers as any session does.
         """
-        if not self._items:  # no video was read yet: what there is, is a memory
-            return super().ask(question, on_text)
+        if not self._items or len(pictures) or between is not None:
+            return super().ask(question, on_text, pictures, between)
         if not question.strip():
             raise ValueError("the question is empty")
         generator, pieces = self.model.generator, []

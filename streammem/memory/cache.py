@@ -17,8 +17,10 @@ from streammem.memory.entry import (
     MAX_KEYFRAME_BYTES,
     MAX_KEYS,
     MAX_TEXT_BYTES,
+    UNKNOWN,
     Entry,
     MergeQueue,
+    Sureness,
     continues,
     extended,
     merged,
@@ -143,13 +145,16 @@ class MemoryCache:
             self._check(entry)
             self._insert(entry)
 
-    def set_caption(self, segment: int, text: str, key: np.ndarray | None) -> Entry:
+    def set_caption(
+        self, segment: int, text: str, key: np.ndarray | None, sureness: Sureness = UNKNOWN
+    ) -> Entry:
         """Give a segment a caption; a row that has one gets a further line.
 
         Args:
             segment: any id that a row stands for.
-            text: one line.
+            text: one line; empty where it was withheld.
             key: [D_key] unit row; None where there is no text encoder.
+            sureness: of the text.
 
         Returns:
             The row as it is now.
@@ -157,7 +162,8 @@ class MemoryCache:
         Raises:
             KeyError: no such segment.
         """
-        return self._set(with_text(self._known(segment), caption=text, caption_key=key))
+        row = self._known(segment)
+        return self._set(with_text(row, caption=text, sureness=sureness, caption_key=key))
 
     def add_notes(self, segment: int, notes: tuple[Note, ...], key: np.ndarray | None) -> Entry:
         """Give a segment speech or subtitles that came after it; otherwise as `set_caption`."""

@@ -12,10 +12,12 @@ from typing import Any, Literal
 from streammem.errors import StoreError
 from streammem.memory import rows
 from streammem.memory.folder import DATABASE, FORMAT, HEADER, writable
+from streammem.memory.timeline import Mending
 
 Mode = Literal["rw", "r"]
 
 _BUSY_S = 10.0
+_READ_ROWS = 64
 
 
 class Database:
@@ -26,6 +28,8 @@ class Database:
 
     def __init__(self, path: Path, mode: Mode) -> None:
         """Open the database of a memory's folder; ``rw`` brings it to the current format.
+
+        ``r`` shows one of an older format as ``rw`` would leave it.
 
         Raises:
             StoreError: damaged, of a newer format, or not readable.
@@ -127,6 +131,46 @@ class Database:
             with self.transaction():
                 for sql in rows.migrations(version, FORMAT):
                     self.query(sql)
+                if version < rows.ONE_TIMELINE:
+                    for row in self._on_one_timeline():
+                        self.query(rows.UPDATE, *row, row[0])
+        elif version < rows.ONE_TIMELINE:
+            self._show_as_upgraded()
+
+    def _on_one_timeline(self) -> list[rows.Row]:
+        """Return the rows whose times change, so that each live source has one timeline."""
+        mending, changed, last = Mending(), [], -1
+        while found := self.query(
+            f"{rows.SELECT} WHERE segment > ? ORDER BY segment LIMIT ?", last, _READ_ROWS
+        ):
+            for row in filter(rows.is_sound, found):  # a damaged one stays as `verify` finds it
+                names = ("start", "end", "source", "wall_start")
+                offset = mending.shift(*(rows.column(row, name) for name in names))
+                if offset:
+                    changed.append(rows.shifted(row, offset))
+            last = found[-1][0]
+        return changed
+
+    def _show_as_upgraded(self) -> None:
+        """Let queries see what an upgrade would write; the file stays as it is."""
+        # A name in `temp` hides the same one in `main`. Columns are named one by one: a writer may
+        # upgrade the file while it is open here.
+        self.query("PRAGMA temp_store = MEMORY")
+        names = ", ".join(f'"{name}"' for name in rows.COLUMNS if name != "sureness")
+        old = f"SELECT {names}, NULL AS sureness FROM main.segments"
+        self.query(f"CREATE TEMP VIEW segments AS {old}")
+        with self.snapshot():
+            changed = self._on_one_timeline()
+        if not changed:
+            return
+        self.query("DROP VIEW temp.segments")
+        self.query(f"CREATE TEMP TABLE mended AS {old} WHERE 0")
+        for row in changed:
+            self.query(rows.INSERT.replace("INTO segments", "INTO mended"), *row)
+        self.query(
+            "CREATE TEMP VIEW segments AS SELECT * FROM mended UNION ALL "
+            f"{old} WHERE segment NOT IN (SELECT segment FROM mended)"
+        )
 
 
 def create_database(path: Path) -> None:

@@ -44,6 +44,7 @@ _UNIT_TOLERANCE = 1e-2
 _MAX_ROUNDS = 8  # of k-means
 _SAME_KEY = 0.999
 _SAME_TIME_S = 1e-3
+_SAME_WALL_S = 1.0  # a camera's wall clock is read anew at each connection
 
 
 class Now(NamedTuple):
@@ -58,6 +59,21 @@ class Now(NamedTuple):
 
     wall: float = -math.inf
     ends: Mapping[str, float] = MappingProxyType({})
+
+
+class Sureness(NamedTuple):
+    """How sure a caption is.
+
+    Attributes:
+        confidence: in [0, 1], as in a ``Caption``; None where it is not known.
+        unsure: whether the model had more words, and was not sure enough of them.
+    """
+
+    confidence: float | None = None
+    unsure: bool = False
+
+
+UNKNOWN = Sureness()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,6 +102,8 @@ class Entry:
         last: id of its newest original segment; -1 stands for ``segment``.
         source: name of the source that it was seen in.
         wall_start: wall clock at ``start``, Unix seconds; None where it is not known.
+        sureness: of each line of the caption; of one that was withheld as a whole where there is
+            no caption; empty where it is not known, as of captions made before it was kept.
 
     Raises:
         ValueError: a field out of the ranges above.
@@ -106,6 +124,7 @@ class Entry:
     last: int = -1
     source: str = ""
     wall_start: float | None = None
+    sureness: tuple[Sureness, ...] = ()
 
     def __post_init__(self) -> None:
         if self.last < 0:
@@ -316,6 +335,7 @@ def merged(left: Entry, right: Entry) -> Entry:
         keyframe of the longer one.
     """
     longer, shorter = (left, right) if left.frames >= right.frames else (right, left)
+    caption, sureness = _captions((left.caption, left.sureness), (right.caption, right.sureness))
     return replace(
         left,
         end=max(left.end, right.end),
@@ -324,7 +344,8 @@ def merged(left: Entry, right: Entry) -> Entry:
         caption_keys=_condensed(left.caption_keys, right.caption_keys),
         note_keys=_condensed(left.note_keys, right.note_keys),
         tokens=_mean_tokens(left, right),
-        caption=_caption(left.caption, right.caption),
+        caption=caption,
+        sureness=sureness,
         notes=_fitting_notes(left.notes + right.notes),
         keyframe=longer.keyframe or shorter.keyframe,
         merged=left.merged + right.merged,
@@ -343,6 +364,7 @@ def continues(row: Entry, entry: Entry, epsilon: float) -> bool:
         epsilon > 0
         and row.source == entry.source
         and abs(entry.start - row.end) <= _SAME_TIME_S
+        and _on_one_clock(row, entry)
         and len(row.caption_keys) + len(entry.caption_keys) <= MAX_KEYS
         and len(row.note_keys) + len(entry.note_keys) <= MAX_KEYS
         and sum(map(note_bytes, row.notes + entry.notes)) <= MAX_TEXT_BYTES
@@ -352,13 +374,15 @@ def continues(row: Entry, entry: Entry, epsilon: float) -> bool:
 
 def extended(row: Entry, entry: Entry) -> Entry:
     """Let a row go on over a segment that `continues` it; keys and tokens stay as they are."""
+    caption, sureness = _captions((row.caption, row.sureness), (entry.caption, entry.sureness))
     return replace(
         row,
         end=entry.end,
         frames=row.frames + entry.frames,
         caption_keys=np.concatenate([row.caption_keys, entry.caption_keys]),
         note_keys=np.concatenate([row.note_keys, entry.note_keys]),
-        caption=_caption(row.caption, entry.caption),
+        caption=caption,
+        sureness=sureness,
         notes=row.notes + entry.notes,
         keyframe=entry.keyframe or row.keyframe,
         merged=row.merged + entry.merged,
@@ -370,6 +394,7 @@ def with_text(
     entry: Entry,
     *,
     caption: str | None = None,
+    sureness: Sureness = UNKNOWN,
     caption_key: np.ndarray | None = None,
     notes: tuple[Note, ...] = (),
     note_key: np.ndarray | None = None,
@@ -378,7 +403,8 @@ def with_text(
 
     Args:
         entry: stays as it is.
-        caption: a line; the one that is there already changes nothing.
+        caption: a line; the one that is there already changes nothing. Empty where it was withheld.
+        sureness: of that line.
         caption_key: [D_key] unit row.
         notes: put in time order among those present.
         note_key: [D_key] unit row.
@@ -387,9 +413,12 @@ def with_text(
         The entry with it, cut to MAX_TEXT_BYTES from the middle out.
     """
     in_order = sorted(entry.notes + notes, key=lambda note: note.start)
+    added = () if caption is None or sureness == UNKNOWN else (sureness,)
+    text, known = _captions((entry.caption, entry.sureness), (caption, added))
     return replace(
         entry,
-        caption=_caption(entry.caption, caption),
+        caption=text,
+        sureness=known,
         caption_keys=_with_key(entry.caption_keys, caption_key),
         notes=_fitting_notes(in_order),
         note_keys=_with_key(entry.note_keys, note_key),
@@ -397,6 +426,13 @@ def with_text(
 
 
 # -- private --
+
+
+def _on_one_clock(row: Entry, entry: Entry) -> bool:
+    """Tell whether what is known of a row's wall clock holds for an entry that goes on from it."""
+    if row.wall_start is None or entry.wall_start is None:
+        return row.wall_start is entry.wall_start
+    return abs(entry.wall_start - row.wall_start - (entry.start - row.start)) <= _SAME_WALL_S
 
 
 def _steps(largest: np.ndarray) -> np.ndarray:
@@ -472,12 +508,25 @@ def _mean_tokens(left: Entry, right: Entry) -> np.ndarray:
     return share * left.tokens.astype(np.float32) + (1 - share) * right.tokens.astype(np.float32)
 
 
-def _caption(left: str | None, right: str | None) -> str | None:
-    lines = [line for text in (left, right) if text for line in text.splitlines() if line]
-    lines = [line for i, line in enumerate(lines) if i == 0 or line != lines[i - 1]]
-    while len(lines) > 1 and sum(len(line.encode()) + 1 for line in lines) > MAX_TEXT_BYTES:
+def _captions(
+    *parts: tuple[str | None, tuple[Sureness, ...]],
+) -> tuple[str | None, tuple[Sureness, ...]]:
+    """Join captions, each with the sureness of its lines; equal neighbours become one line."""
+    lines: list[tuple[str, Sureness]] = []
+    for text, sureness in parts:
+        own = [line for line in (text or "").splitlines() if line]
+        if len(sureness) != len(own):  # a line end within a caption, or nothing is known
+            sureness = (sureness[0] if sureness else UNKNOWN,) * len(own)
+        lines += zip(own, sureness, strict=True)
+    lines = [line for i, line in enumerate(lines) if i == 0 or line[0] != lines[i - 1][0]]
+    while len(lines) > 1 and sum(len(line.encode()) + 1 for line, _ in lines) > MAX_TEXT_BYTES:
         lines.pop(len(lines) // 2)
-    return "\n".join(lines).encode()[:MAX_TEXT_BYTES].decode(errors="ignore") or None
+    caption = "\n".join(line for line, _ in lines)
+    caption = caption.encode()[:MAX_TEXT_BYTES].decode(errors="ignore")
+    known = tuple(sure for _, sure in lines)
+    if not lines:  # what was withheld is remembered as such
+        known = next((sureness[:1] for _, sureness in parts if sureness), ())
+    return caption or None, known if any(sure != UNKNOWN for sure in known) else ()
 
 
 def _fitting_notes(notes: Sequence[Note]) -> tuple[Note, ...]:

@@ -25,7 +25,7 @@ from streammem.errors import StoreError
 from streammem.memory import upkeep
 from streammem.memory.cache import EPSILON, CacheConfig, MemoryCache
 from streammem.memory.database import Mode
-from streammem.memory.entry import Entry, Now
+from streammem.memory.entry import UNKNOWN, Entry, Now, Sureness
 from streammem.memory.folder import is_memory, remove_empty
 from streammem.memory.retrieval import DEFAULT_RANKERS, EVERYTHING, Hits, Query, Window, retrieve
 from streammem.memory.store import Store
@@ -59,7 +59,7 @@ class Memory:
         return len(self._cache)
 
     @classmethod
-    def open(  # noqa: PLR0913 - what a cache and a store are made with
+    def open(
         cls,
         path: str | Path,
         fingerprint: str,
@@ -114,6 +114,11 @@ class Memory:
         """Return the present: Unix seconds, and where each source's newest row ends."""
         return Now(wall, {entry.source: entry.end for entry in self._cache.entries()})
 
+    def newest(self, source: str) -> Entry | None:
+        """Return the row that was seen last of a source; None if there is none."""
+        rows = reversed(self._cache.entries())
+        return next((entry for entry in rows if entry.source == source), None)
+
     def recurrent(self, initial: Tensor) -> Tensor:
         """Return the recurrent memory as it was left, or ``initial``."""
         state = self._store.recurrent_state() if self._store else None
@@ -149,15 +154,19 @@ class Memory:
             self._newest = row
         return row
 
-    def set_caption(self, segment: int, text: str, key: np.ndarray | None) -> Entry:
+    def set_caption(
+        self, segment: int, text: str, key: np.ndarray | None, sureness: Sureness = UNKNOWN
+    ) -> Entry:
         """Give a segment a caption, which is found from then on by its words too.
 
         A memory that is only read keeps it until it is closed.
 
         Args:
             segment: any id that a row stands for.
-            text: one line; a row that has a caption gets a further line.
+            text: one line; a row that has a caption gets a further line. Empty where the caption
+                was withheld, which is remembered where there is no other.
             key: [D_key] unit row; None where there is no text encoder.
+            sureness: of the text.
 
         Returns:
             The row as it is now.
@@ -166,8 +175,8 @@ class Memory:
             KeyError, StoreError: no such segment.
         """
         if self._store and self._store.mode == "rw":
-            self._store.set_caption(segment, text, key)
-        return self._cache.set_caption(segment, text, key)
+            self._store.set_caption(segment, text, key, sureness)
+        return self._cache.set_caption(segment, text, key, sureness)
 
     def add_notes(self, segment: int, notes: tuple[Note, ...], key: np.ndarray | None) -> Entry:
         """Give a segment speech or subtitles that came after it; otherwise as `set_caption`."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from streammem.errors import StoreError
-from streammem.memory.entry import Entry, from_eight_bits, num_groups, to_eight_bits
+from streammem.memory.entry import Entry, Sureness, from_eight_bits, num_groups, to_eight_bits
 from streammem.types import Note
 
 SCHEMA = """
@@ -23,7 +23,7 @@ CREATE TABLE segments (
   source TEXT NOT NULL, wall_start REAL, caption TEXT, notes TEXT NOT NULL,
   visual_keys BLOB NOT NULL, text_keys BLOB NOT NULL,
   keyframe TEXT, keyframe_bytes INTEGER NOT NULL, has_tokens INTEGER NOT NULL,
-  written REAL NOT NULL, checksum BLOB NOT NULL
+  written REAL NOT NULL, checksum BLOB NOT NULL, sureness TEXT
 );
 CREATE TABLE tokens (segment INTEGER PRIMARY KEY, block BLOB NOT NULL, checksum BLOB NOT NULL);
 CREATE TABLE state (name TEXT PRIMARY KEY, block BLOB NOT NULL, checksum BLOB NOT NULL);
@@ -41,7 +41,7 @@ END;
 COLUMNS = (
     "segment", "last", "start", "end", "frames", "merged", "source", "wall_start", "caption",
     "notes", "visual_keys", "text_keys", "keyframe", "keyframe_bytes", "has_tokens", "written",
-    "checksum",
+    "sureness", "checksum",
 )  # fmt: skip
 _NAMES = ", ".join(f'"{name}"' for name in COLUMNS)  # END is a keyword
 _MARKS = ", ".join("?" * len(COLUMNS))
@@ -49,13 +49,19 @@ SELECT = f"SELECT {_NAMES} FROM segments"
 INSERT = f"INSERT INTO segments ({_NAMES}) VALUES ({_MARKS})"
 UPDATE = f"UPDATE segments SET ({_NAMES}) = ({_MARKS}) WHERE segment = ?"
 
-MIGRATIONS: dict[int, str] = {1: "", 2: ""}
+MIGRATIONS: dict[int, str] = {1: "", 2: "", 3: "ALTER TABLE segments ADD COLUMN sureness TEXT"}
 """SQL that turns a database of format N into one of format N + 1. Format 1 is the first.
 
 Since format 2 token blocks have 8 bits a value; those of format 1 stay as they are, and `to_tokens`
 tells them by their length. Since format 3 keys of notes stand before those of captions in
-`text_keys`, told by the length too; before, no keys of notes were written.
+`text_keys`, told by the length too; before, no keys of notes were written. Since format 4 a live
+source has one timeline; before, each of its runs began at 0, see `timeline.py` and `Database`. And
+rows have `sureness`: JSON, [confidence, unsure] for each line of the caption; NULL where it is not
+known, which checksums leave out, so that those of older rows hold.
 """
+
+ONE_TIMELINE = 4
+"""The first format in which a live source has one timeline."""
 
 _PLAIN = COLUMNS[:9]  # as they are in an Entry
 _HALF = np.dtype("<f2")
@@ -92,14 +98,30 @@ def to_row(entry: Entry, *, keyframe: str | None, keyframe_bytes: int, written: 
         entry.caption, json.dumps(notes, ensure_ascii=False),
         _bytes(entry.visual_keys), _text_block(entry),
         keyframe, keyframe_bytes, int(entry.tokens.size > 0), written,
+        json.dumps(entry.sureness) if entry.sureness else None,
     )  # fmt: skip
-    return (*values, checksum(*values))
+    return _checked(values)
 
 
 def changed(row: Row, **columns: Value) -> Row:
     """Return a row with these columns changed and its checksum renewed."""
-    values = tuple(columns.get(name, row[i]) for i, name in enumerate(COLUMNS[:-1]))
-    return (*values, checksum(*values))
+    return _checked(tuple(columns.get(name, row[i]) for i, name in enumerate(COLUMNS[:-1])))
+
+
+def is_sound(row: Row) -> bool:
+    """Tell whether a row's checksum fits."""
+    return bool(_checked(row[:-1])[-1] == row[-1])
+
+
+def shifted(row: Row, offset: float) -> Row:
+    """Return a row whose times are later by so many seconds; its wall clock stays."""
+    notes = [[a + offset, b + offset, text] for a, b, text in json.loads(column(row, "notes"))]
+    return changed(
+        row,
+        start=column(row, "start") + offset,
+        end=column(row, "end") + offset,
+        notes=json.dumps(notes, ensure_ascii=False),
+    )
 
 
 def to_entry(row: Row, key_dim: int) -> Entry:
@@ -108,13 +130,14 @@ def to_entry(row: Row, key_dim: int) -> Entry:
     Raises:
         StoreError: the checksum does not fit.
     """
-    if checksum(*row[:-1]) != row[-1]:
+    if not is_sound(row):
         raise StoreError(f"segment {row[0]} is damaged; see `streammem memory verify`")
     field = dict(zip(COLUMNS, row, strict=True))
     note_keys, caption_keys = _text_keys(field["text_keys"], key_dim)
     return Entry(
         **{name: field[name] for name in _PLAIN},
         notes=tuple(Note(*note) for note in json.loads(field["notes"])),
+        sureness=tuple(Sureness(*each) for each in json.loads(field["sureness"] or "[]")),
         visual_keys=_array(field["visual_keys"], key_dim),
         caption_keys=caption_keys,
         note_keys=note_keys,
@@ -157,6 +180,12 @@ def migrations(old: int, new: int) -> Iterator[str]:
     for version in range(old, new):
         yield from filter(None, map(str.strip, MIGRATIONS[version].split(";")))
     yield f"PRAGMA user_version = {new}"
+
+
+def _checked(values: Row) -> Row:
+    """Return values with their checksum; the last of them is the sureness."""
+    kept = values if values[-1] is not None else values[:-1]
+    return (*values, checksum(*kept))
 
 
 def _text_block(entry: Entry) -> bytes:

@@ -16,7 +16,7 @@ import numpy as np
 from streammem.errors import StoreError
 from streammem.memory import rows
 from streammem.memory.database import Database, Mode, create_database
-from streammem.memory.entry import Entry, with_text
+from streammem.memory.entry import UNKNOWN, Entry, Sureness, with_text
 from streammem.memory.folder import (
     DATABASE,
     FORMAT,
@@ -211,19 +211,23 @@ class Store:
         if name and stale and stale != name:
             remove_keyframes(self.path, {stale})
 
-    def set_caption(self, segment: int, text: str, key: np.ndarray | None) -> None:
+    def set_caption(
+        self, segment: int, text: str, key: np.ndarray | None, sureness: Sureness = UNKNOWN
+    ) -> None:
         """Give a segment a caption; a row that has one gets a further line.
 
         Args:
             segment: any id that a row stands for.
-            text: one line.
+            text: one line; empty where it was withheld.
             key: [D_key] unit row, or None.
+            sureness: of the text.
 
         Raises:
             StoreError: no such segment; otherwise as `append`.
         """
         row = self._row(segment)
-        entry = with_text(rows.to_entry(row, self.header.key_dim), caption=text, caption_key=key)
+        entry = rows.to_entry(row, self.header.key_dim)
+        entry = with_text(entry, caption=text, sureness=sureness, caption_key=key)
         with self.database.transaction():
             self._update(self._renewed(row, entry))
 

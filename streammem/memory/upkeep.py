@@ -6,8 +6,9 @@ What is written while a stream runs is `store.py`'s business.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 from streammem.errors import StoreError
 from streammem.memory import rows
@@ -17,6 +18,7 @@ from streammem.memory.store import Store
 from streammem.types import Caption, Event, Segment, TimeSpan
 
 _EXPORT_ROWS = 64
+_TOUCHING_S = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ class MemorySummary:
 
     Attributes:
         start: seconds; None in an empty memory.
+        wall_start: Unix seconds at the begin of the first row that knows them; None without one.
+        wall_end: Unix seconds at the end of the last such row.
         database_bytes: in use; freed pages that await reuse do not count.
     """
 
@@ -37,6 +41,8 @@ class MemorySummary:
     sources: tuple[str, ...]
     start: float | None
     end: float | None
+    wall_start: float | None
+    wall_end: float | None
     database_bytes: int
     keyframes: int
     keyframe_bytes: int
@@ -81,9 +87,10 @@ def info(store: Store) -> MemorySummary:
     """
     found = store.database.query(
         'SELECT count(*), total(frames), count(caption), min(start), max("end"), '
+        'min(wall_start), max(wall_start + "end" - start), '
         "count(keyframe), total(keyframe_bytes) FROM segments"
     )[0]
-    segments, frames, captions, start, end, keyframes, size = found
+    segments, frames, captions, start, end, wall_start, wall_end, keyframes, size = found
     sources = store.database.query(
         "SELECT source FROM segments GROUP BY source ORDER BY min(segment)"
     )
@@ -97,6 +104,8 @@ def info(store: Store) -> MemorySummary:
         sources=tuple(source for (source,) in sources),
         start=start,
         end=end,
+        wall_start=wall_start,
+        wall_end=wall_end,
         database_bytes=store.database.used_bytes(),
         keyframes=keyframes,
         keyframe_bytes=int(size),
@@ -158,12 +167,29 @@ def events_of(entry: Entry) -> tuple[Event, ...]:
     """Return the events that an entry keeps: its segment, its caption, its notes.
 
     A memory keeps neither a segment's depth nor the reason why it ended: both are None. Segments
-    that were merged are one, and the lines of their captions one caption.
+    that were merged are one, and the lines of their captions one caption, which is as sure as the
+    least sure line.
     """
     events: list[Event] = [Segment(entry.segment, entry.start, entry.end, None, None)]
-    if entry.caption:
-        events.append(Caption(entry.segment, entry.start, entry.end, entry.caption))
+    if entry.caption or entry.sureness:
+        events.append(caption_of(entry))
     return (*events, *entry.notes)
+
+
+def caption_of(entry: Entry) -> Caption:
+    """Return an entry's caption as an event; its text is empty where it was withheld."""
+    confidences = [sure.confidence for sure in entry.sureness if sure.confidence is not None]
+    reason: Literal["unsure"] | None = None
+    if any(sure.unsure for sure in entry.sureness):
+        reason = "unsure"
+    return Caption(
+        entry.segment,
+        entry.start,
+        entry.end,
+        entry.caption or "",
+        min(confidences, default=None),
+        reason,
+    )
 
 
 def compact(store: Store) -> None:
@@ -179,18 +205,58 @@ def compact(store: Store) -> None:
         raise StoreError(f"{store.path}: a reader holds an old state; close it, then compact again")
 
 
-def overlapping(store: Store, between: TimeSpan, *, source: str | None = None) -> tuple[int, ...]:
+def overlapping(
+    store: Store, between: TimeSpan, *, source: str | None = None, wall: bool = False
+) -> tuple[int, ...]:
     """Return the ids of the rows that `forget` would remove; otherwise as there."""
     start, end = between
+    begins = "wall_start" if wall else "start"
+    ends = 'wall_start + "end" - start' if wall else '"end"'
     found = store.database.query(
-        'SELECT segment FROM segments WHERE start < ? AND "end" > ? AND (? IS NULL OR source = ?) '
-        "ORDER BY segment",
+        f'SELECT segment FROM segments WHERE {begins} < ? AND {ends} > ? '
+        "AND (? IS NULL OR source = ?) ORDER BY segment",
         end, start, source, source,
     )  # fmt: skip
     return tuple(segment for (segment,) in found)
 
 
-def forget(store: Store, between: TimeSpan, *, source: str | None = None) -> tuple[int, ...]:
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring rows of one source that touch in time.
+
+    Attributes:
+        start: seconds of the source's clock.
+        end: likewise.
+        wall_start: Unix seconds at ``start``; None where they are not known.
+        segments: rows in it.
+    """
+
+    source: str
+    start: float
+    end: float
+    wall_start: float | None
+    segments: int
+
+
+def runs(store: Store, segments: Sequence[int]) -> tuple[Run, ...]:
+    """Return what these rows cover, as few spans as there are, in the order of their ids."""
+    wanted = set(segments)
+    found: list[Run] = []
+    query = 'SELECT segment, source, start, "end", wall_start FROM segments ORDER BY segment'
+    for segment, source, start, end, wall_start in store.database.query(query):
+        if segment not in wanted:
+            continue
+        last = found[-1] if found else None
+        if last and last.source == source and abs(start - last.end) <= _TOUCHING_S:
+            found[-1] = replace(last, end=end, segments=last.segments + 1)
+        else:
+            found.append(Run(source, start, end, wall_start, 1))
+    return tuple(found)
+
+
+def forget(
+    store: Store, between: TimeSpan, *, source: str | None = None, wall: bool = False
+) -> tuple[int, ...]:
     """Remove every row that overlaps a window, for good.
 
     Rows, captions, tokens and keyframes are overwritten or unlinked, and the recurrent state,
@@ -200,8 +266,9 @@ def forget(store: Store, between: TimeSpan, *, source: str | None = None) -> tup
 
     Args:
         store: open for writing.
-        between: seconds.
+        between: seconds of each source's clock.
         source: only this source's rows.
+        wall: ``between`` is Unix seconds; rows that do not know their wall clock stay.
 
     Returns:
         Ids of the rows that are gone.
@@ -210,7 +277,7 @@ def forget(store: Store, between: TimeSpan, *, source: str | None = None) -> tup
         StoreError: as for `compact`; the rows are gone from every later reading even then.
     """
     with store.database.transaction():
-        gone = overlapping(store, between, source=source)
+        gone = overlapping(store, between, source=source, wall=wall)
         names = {name for segment in gone if (name := _keyframe(store, segment))}
         if gone:
             store.database.query("DELETE FROM state")

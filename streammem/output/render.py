@@ -11,7 +11,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from types import MappingProxyType
 from typing import Protocol
 
@@ -23,12 +22,14 @@ from streammem.types import (
     Caption,
     Chapter,
     Event,
+    Evidence,
     Moment,
     Note,
     Notice,
     Segment,
     Stats,
     encodable,
+    wall_clock,
 )
 
 # Other programs rely on these keys and their order. Keys may be added, not changed.
@@ -151,19 +152,20 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
 
     Returns:
         ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
-        ``confidence`` and ``reason`` and an answer's ``remark`` where it has one, then ``more``.
+        ``confidence`` and ``reason``, an answer's ``remark``, a moment's, an evidence's and a
+        chapter's ``wall_start`` where it has one, then ``more``.
         Times are rounded to milliseconds; any other number that is not finite becomes None.
 
     Raises:
         ValueError, OverflowError: a time is NaN or infinite.
     """
     kind, keys = EVENT_KEYS[type(event)]
-    if isinstance(event, Caption) and event.confidence is not None:
-        keys = (*keys, "confidence")
-    if isinstance(event, Caption) and event.reason is not None:
-        keys = (*keys, "reason")
+    if isinstance(event, Caption):
+        keys = _caption_keys(event)
     if isinstance(event, Answer) and event.remark is not None:
         keys = (*keys, "remark")
+    if isinstance(event, Moment | Chapter) and event.wall_start is not None:
+        keys = (*keys, "wall_start")
     return {"type": kind, **_values(event, keys), **more}
 
 
@@ -177,8 +179,7 @@ def wall_start(event: Event, zero: float | None) -> dict[str, object]:
     if zero is None or isinstance(event, Answer | Notice | Stats):  # these have no time
         return {}
     time = event.time if isinstance(event, Alert) else event.start
-    shown = datetime.fromtimestamp(zero + time).astimezone()  # with the offset at that time
-    return {"wall_start": shown.isoformat(timespec="milliseconds")}
+    return {"wall_start": wall_clock(zero + time)}
 
 
 def to_line(event: Event, more: Mapping[str, object] = NOTHING) -> str:
@@ -246,8 +247,7 @@ def _values(record: object, keys: tuple[str, ...]) -> dict[str, object]:
 
 def _value(key: str, value: object) -> object:
     if isinstance(value, tuple | list):  # evidence, or a chapter's captions
-        kept = {Caption: EVENT_KEYS[Caption][1]}
-        return [_values(item, kept.get(type(item), EVIDENCE_KEYS)) for item in value]
+        return [_values(item, _item_keys(item)) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     if key in TIME_KEYS and isinstance(value, int | float):
@@ -255,6 +255,18 @@ def _value(key: str, value: object) -> object:
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     return value
+
+
+def _caption_keys(caption: Caption) -> tuple[str, ...]:
+    known = [key for key in ("confidence", "reason") if getattr(caption, key) is not None]
+    return (*EVENT_KEYS[Caption][1], *known)
+
+
+def _item_keys(item: object) -> tuple[str, ...]:
+    if isinstance(item, Caption):
+        return _caption_keys(item)
+    known = isinstance(item, Evidence) and item.wall_start is not None
+    return (*EVIDENCE_KEYS, "wall_start") if known else EVIDENCE_KEYS
 
 
 def _cue(event: Event, mark: str, escape: Callable[[str], str]) -> str:

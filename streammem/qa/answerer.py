@@ -13,7 +13,7 @@ language model's own. Changes nothing in the memory but captions that it needs.
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import tzinfo
 from typing import Literal, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -26,6 +26,7 @@ from streammem.memory.entry import Entry, Now, decode_keyframe
 from streammem.memory.memory import Memory
 from streammem.memory.retrieval import (
     DEFAULT_RANKERS,
+    EVERYTHING,
     Clip,
     Hit,
     Query,
@@ -35,6 +36,7 @@ from streammem.memory.retrieval import (
     is_seen,
     rate,
 )
+from streammem.memory.upkeep import caption_of
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.protocols import (
     EvidenceItem,
@@ -45,10 +47,17 @@ from streammem.models.protocols import (
 )
 from streammem.models.tiny.model import ANSWER_DECODING
 from streammem.perception.scene_buffer import places
-from streammem.qa.question import AskedQuestion, PastTurn, Present, resolved, window_of
+from streammem.qa.question import (
+    AskedQuestion,
+    PastTurn,
+    Present,
+    narrowed,
+    resolved,
+    window_of,
+)
 from streammem.qa.time_expressions import find_time
 from streammem.qa.timeline import Appearance, Finding, compute, find_appearances, value
-from streammem.types import Answer, Caption, Chapter, Evidence, Moment, TimeSpan
+from streammem.types import Answer, Chapter, Evidence, Moment, wall_clock
 
 MAX_TURNS = 4
 MAX_PROMPTED = 600  # characters of a question; a longer one would crowd out what was seen
@@ -136,6 +145,7 @@ class Answerer:
         present: Present,
         on_text: OnText | None = None,
         pictures: Sequence[np.ndarray] = (),
+        within: Window = EVERYTHING,
     ) -> Answer:
         """Answer from what was seen so far.
 
@@ -146,6 +156,7 @@ class Answerer:
                 was computed as a whole, then with each piece of the model's remark.
             pictures: [H, W, 3] uint8 RGB each, which the question is about; the model then answers
                 in its own words, since nothing is computed from them.
+            within: the part of the memory to answer from; times in the question narrow it.
 
         Raises:
             ConfigError: time words that name no time, or more pictures than the generator reads.
@@ -158,24 +169,27 @@ class Answerer:
         words = find_time(clean, now=now.wall, zone=self.config.zone())
         about = words.text if words and words.text else clean
         reading, back = resolved(self.model.text_encoder.read_question(about), self.turns)
-        window = window_of(words, self._newest(), now)
+        window = narrowed(window_of(words, self._newest(), now), within)
         question = AskedQuestion(text, about, reading, window, now, back)
         computes = self.config.context in ("memory", "captions")
         if computes and not pictures and reading.operator not in ("describe", "now"):
             return self._computed(question, on_text)
-        if words and not words.from_end:
+        if within != EVERYTHING or (words and not words.from_end):
             present = present._replace(now=())  # it is not what was asked about
         return self._in_words(question, present, on_text, pictures)
 
-    def find(self, query: str, count: int, present: Present) -> tuple[Moment, ...]:
+    def find(
+        self, query: str, count: int, present: Present, within: Window = EVERYTHING
+    ) -> tuple[Moment, ...]:
         """Find the moments that a description fits best, best first."""
         asked = self._query(_encodable(query), self._now(present))
-        hits = self.memory.search(asked, k=count, rankers=self.config.rankers)
+        hits = self.memory.search(asked, within, count, self.config.rankers)
         found = [self._evidence(hit.entry, hit.score) for hit in hits]
         return tuple(
             Moment(
                 item.source, item.segment, item.start, item.end, item.score,
-                keyframe=item.keyframe, caption=item.caption, speech=item.speech, rank=rank,
+                keyframe=item.keyframe, caption=item.caption, speech=item.speech,
+                wall_start=item.wall_start, rank=rank,
             )
             for rank, item in enumerate(found, start=1)
         )  # fmt: skip
@@ -191,17 +205,25 @@ class Answerer:
         seen = bool(hits) and bool(is_seen(query, sights, self.memory.num_keys).any())
         return tuple(self._evidence(hit.entry, hit.score) for hit in hits), seen
 
-    def chapters(self, count: int | None, between: TimeSpan | None) -> tuple[Chapter, ...]:
+    def chapters(self, count: int | None, within: Window = EVERYTHING) -> tuple[Chapter, ...]:
         """Divide what was seen into chapters, each with the captions of its central scenes.
 
         Args:
             count: chapters at most; by default the square root of the number of rows, 24 at most.
-            between: seconds; what overlaps it.
+            within: what overlaps it.
         """
-        entries = [clip.entry for clip in self._clips(Window(stream=between))]
+        entries = [clip.entry for clip in self._clips(within)]
         parts = divide(entries, default_count(len(entries)) if count is None else count)
         captions = self._described([entry for part in parts for entry in part.central])
-        return tuple(_chapter(part, captions) for part in parts)
+        return tuple(self._chapter(part, captions) for part in parts)
+
+    def _chapter(self, part: Part, captions: Mapping[int, str]) -> Chapter:
+        rows = part.rows
+        shown = [caption_of(self._row(entry)) for entry in part.central if captions[entry.segment]]
+        said = tuple(replace(c, text=c.text.replace("\n", " / ")) for c in shown)
+        wall = _wall_start(rows[0], self.config.zone())
+        segments = sum(row.merged for row in rows)
+        return Chapter(rows[0].source, rows[0].start, rows[-1].end, segments, said, wall)
 
     # -- computed --
 
@@ -416,6 +438,7 @@ class Answerer:
             entry.source, entry.segment, entry.start, entry.end, score,
             keyframe=self.memory.keyframe_path(entry.segment),
             caption=entry.caption, speech=speech,
+            wall_start=_wall_start(entry, self.config.zone()),
         )  # fmt: skip
 
 
@@ -428,12 +451,5 @@ def _ids(entry: Entry) -> tuple[int, int]:
     return entry.segment, entry.last
 
 
-def _chapter(part: Part, captions: Mapping[int, str]) -> Chapter:
-    rows = part.rows
-    said = tuple(
-        Caption(e.segment, e.start, e.end, captions[e.segment].replace("\n", " / "))
-        for e in part.central
-        if captions[e.segment]
-    )
-    segments = sum(row.merged for row in rows)
-    return Chapter(rows[0].source, rows[0].start, rows[-1].end, segments, said)
+def _wall_start(entry: Entry, zone: tzinfo | None) -> str | None:
+    return None if entry.wall_start is None else wall_clock(entry.wall_start, zone)

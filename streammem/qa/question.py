@@ -95,3 +95,15 @@ def window_of(words: TimeWords | None, newest: Entry | None, now: Now) -> Window
     end = now.wall if on_wall else now.ends[newest.source]
     span = TimeSpan(end + words.span.start, end + words.span.end)
     return Window(wall=span) if on_wall else Window(stream=span, source=newest.source)
+
+
+def narrowed(window: Window, within: Window) -> Window:
+    """Return what two windows have in common; on each clock their later begin, earlier end."""
+    stream = _common(window.stream, within.stream)
+    return Window(stream, _common(window.wall, within.wall), window.source or within.source)
+
+
+def _common(left: TimeSpan | None, right: TimeSpan | None) -> TimeSpan | None:
+    if left is None or right is None:
+        return left or right
+    return TimeSpan(max(left.start, right.start), min(left.end, right.end))

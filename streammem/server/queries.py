@@ -3,7 +3,7 @@
 from streammem.engine.session import Session
 from streammem.memory.upkeep import events_of
 from streammem.server.refused import Refused
-from streammem.types import Answer, Event, clock
+from streammem.types import Answer, Event, clock, with_wall_clock
 
 MAX_SEGMENTS = 1000
 
@@ -37,7 +37,8 @@ def check_question(text: str, longest: int) -> None:
 def evidence_text(answer: Answer) -> str:
     """Format an answer's evidence as text, one item a line; empty without evidence."""
     lines = [
-        f"- {clock(e.start)}-{clock(e.end)}{f': {e.caption}' if e.caption else ''}"
+        f"- {with_wall_clock(f'{clock(e.start)}-{clock(e.end)}', e.wall_start)}"
+        f"{f': {e.caption}' if e.caption else ''}"
         for e in answer.evidence
     ]
     heading = "Evidence:" if answer.seen else "Not seen with confidence. Nearest:"

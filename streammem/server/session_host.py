@@ -229,7 +229,7 @@ class SessionHost:
                 callbacks=callbacks,
                 scheduler=self.plan.scheduler,
             ):
-                self._tell(self._publish, event, wall_start(event, source.wall_zero))
+                self._tell(self._publish, event, wall_start(event, session.wall_zero))
                 between()
         except StreammemError as error:
             self._tell(self._publish, Notice(str(error)))

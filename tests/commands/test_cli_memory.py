@@ -1,12 +1,15 @@
 """`streammem memory`, and memories that stay within limits."""
 
+import itertools
 import json
 import os
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 
+from streammem.captioning.captioner import Captioner
 from streammem.commands import opening
 from streammem.memory.store import Store
 from streammem.memory.upkeep import info
@@ -15,7 +18,15 @@ from tests.memory.entries import DIM, TOKENS, make
 from tests.sessions import SHORT
 from tests.tiny import film
 
-ACTIONS = ("info", "verify", "export", "compact", "prune --keep 7d", "forget --between 0 1")
+ACTIONS = (
+    "info",
+    "verify",
+    "export",
+    "compact",
+    "prune --keep 7d",
+    "forget --between 0 1",
+    "forget --between 0 1 --yes",
+)
 
 
 @pytest.fixture
@@ -52,12 +63,38 @@ def test_export_gives_every_event_with_its_source(run, memory, video):
     told = events(out)
     assert [event["type"] for event in told] == ["segment", "caption"] * 3 + ["segment"]
     assert list(told[0]) == ["type", "id", "start", "end", "depth", "reason", "source"]
-    assert list(told[1]) == ["type", "segment", "start", "end", "text", "source"]
+    keys = ["type", "segment", "start", "end", "text", "confidence", "reason", "source"]
+    assert list(told[1]) == [key for key in keys if key != "reason" or "reason" in told[1]]
     # A memory does not know them, and does not pretend to.
     assert (told[0]["depth"], told[0]["reason"]) == (None, None)
     assert {event["source"] for event in told[:6]} == {video} != {told[6]["source"]}
-    captions = [event["text"] for event in events(run("caption", video, "--format", "jsonl")[1])]
-    assert [event["text"] for event in told if event["type"] == "caption"] == captions
+    captions = events(run("caption", video, "--format", "jsonl")[1])
+    exported = [event for event in told if event["type"] == "caption"]
+    assert exported == [{**caption, "source": video} for caption in captions]
+
+
+def test_unsure_captions_are_exported_as_they_were_given(run, video, tmp_path, monkeypatch):
+    score, texts = Captioner.score, itertools.cycle(("a dog", ""))  # cut, and withheld
+
+    def unsure(*arguments):
+        return replace(score(*arguments), text=next(texts), confidence=0.125, unsure=True)
+
+    monkeypatch.setattr(Captioner, "score", unsure)
+    path = tmp_path / "m"
+    given = events(run("caption", video, "--memory", path, "--format", "jsonl")[1])
+    assert [c["text"] for c in given] == ["a dog", "", "a dog"]
+    assert {(c["confidence"], c["reason"]) for c in given} == {(0.125, "unsure")}
+    told = events(run("memory", "export", path, "--format", "jsonl")[1])
+    exported = [event for event in told if event["type"] == "caption"]
+    assert exported == [{**caption, "source": video} for caption in given]
+    lines = run("memory", "export", path)[1].splitlines()
+    assert [line for line in lines if " scene " not in line] == [
+        "[00:00.0-00:03.0] a dog … (unsure)",
+        "[00:03.0-00:07.0] (unsure)",
+        "[00:07.0-00:10.0] a dog … (unsure)",
+    ]
+    cues = SRT_CUE.findall(run("memory", "export", path, "--format", "srt")[1])
+    assert [text for *_, text in cues] == ["a dog", "a dog"]
 
 
 @pytest.mark.parametrize("form", ["text", "srt", "vtt"])
@@ -117,19 +154,24 @@ def test_looking_needs_no_model_and_no_torch():
 # -- removing --
 
 
-def test_forgetting_removes_a_stretch_and_says_so(run, memory, video):
+def test_forgetting_shows_a_stretch_and_removes_it_only_with_yes(run, memory, video):
     asked = ("memory", "forget", memory, "--between", "0:03.5", "4", "--source", video)
-    code, out, err = run(*asked, "--dry-run")
-    assert (code, out, err) == (0, "", f"{memory}: would forget 1 segment (1)\n")
-    assert segments(memory) == [0, 1, 2, 3]
-    code, out, err = run(*asked)
-    assert (code, out, err) == (0, "", f"{memory}: forgot 1 segment (1)\n")
+    shown = f"00:03.0-00:07.0 1 segment {video}\n"
+    for more in ((), ("--dry-run",)):
+        code, out, err = run(*asked, *more)
+        assert (code, out) == (0, shown)
+        assert (
+            err == f"{memory}: would forget 1 segment (1); --yes removes what is listed, for good\n"
+        )
+        assert segments(memory) == [0, 1, 2, 3]
+    code, out, err = run(*asked, "--yes")
+    assert (code, out, err) == (0, shown, f"{memory}: forgot 1 segment (1)\n")
     assert segments(memory) == [0, 2, 3]
-    code, _, err = run("memory", "forget", memory, "--between", "50", "60")
-    assert code == 0 and "forgot 0 segments\n" in err
-    run("memory", "forget", memory, "--between", "0", "1", "--source", video)
+    code, out, err = run("memory", "forget", memory, "--between", "50", "60", "--yes")
+    assert (code, out) == (0, "") and "forgot 0 segments\n" in err
+    run("memory", "forget", memory, "--between", "0", "1", "--source", video, "--yes")
     assert segments(memory) == [2, 3]
-    run("memory", "forget", memory, "--between", "0", "9")
+    run("memory", "forget", memory, "--between", "0", "9", "--yes")
     assert segments(memory) == []
 
 
@@ -189,6 +231,10 @@ def test_what_is_no_memory_is_one_line_and_1(run, tmp_path, action, what):
         (("forget", "--between", "3", "3"), 2),
         (("forget", "--between", "-1", "3"), 2),
         (("forget", "--between", "0", "nan"), 2),
+        (("forget", "--between", "0", "2026-05-03T16:40", "--yes"), 2),
+        (("forget", "--between", "2026-05-03T16:40", "9", "--yes"), 2),
+        (("forget", "--between", "2026-05-03T16:40", "2026-05-03T16:40", "--yes"), 2),
+        (("forget", "--between", "2026-13-03T16:40", "16:45", "--yes"), 2),
         (("export", "-o", "no/such/folder/out"), 2),
         (("forget", "--between", "0", "1", "--source", "nowhere.mp4"), 1),
         (("export", "--source", "nowhere.mp4"), 1),
@@ -203,7 +249,7 @@ def test_what_cannot_be_meant_is_one_line_and_changes_nothing(run, memory, argum
 
 def test_nobody_prunes_what_another_writes(run, memory):
     with Store.open(memory):
-        for action in ("compact", "prune --keep 0s", "forget --between 0 9"):
+        for action in ("compact", "prune --keep 0s", "forget --between 0 9 --yes"):
             name, *options = action.split()
             code, out, err = run("memory", name, memory, *options)
             assert (code, out) == (1, "") and "is being written by" in err

@@ -5,12 +5,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from streammem.memory.entry import (
+    MAX_TEXT_BYTES,
+    Sureness,
     coverage,
+    extended,
     from_eight_bits,
+    merged,
     num_groups,
     similarity,
     to_eight_bits,
     visual_keys,
+    with_text,
 )
 from tests.memory.entries import DIM, make, unit
 
@@ -138,3 +143,48 @@ def test_similarity_is_symmetric_and_one_for_equal_sets():
 def test_coverage_is_that_of_the_worst_covered():
     keys = unit(1)
     assert coverage(keys, np.concatenate([keys, -keys])) == pytest.approx(-1)
+
+
+# -- how sure captions are --
+
+SURE, UNSURE, WITHHELD = Sureness(0.9), Sureness(0.4, True), Sureness(0.1, True)
+
+
+def captioned(segment, *lines):
+    entry = make(segment)
+    for text, sureness in lines:
+        entry = with_text(entry, caption=text, sureness=sureness)
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("lines", "caption", "sureness"),
+    [
+        ([("a dog", SURE)], "a dog", (SURE,)),
+        ([("a dog", SURE), ("a cat", UNSURE)], "a dog\na cat", (SURE, UNSURE)),
+        ([("a dog", SURE), ("a dog", UNSURE)], "a dog", (SURE,)),
+        ([("a dog", Sureness()), ("a cat", UNSURE)], "a dog\na cat", (Sureness(), UNSURE)),
+        ([("a dog", Sureness())], "a dog", ()),
+        ([("", WITHHELD)], None, (WITHHELD,)),
+        ([("", WITHHELD), ("", WITHHELD)], None, (WITHHELD,)),
+        ([("", WITHHELD), ("a dog", SURE)], "a dog", (SURE,)),
+        ([("a dog", SURE), ("", WITHHELD)], "a dog", (SURE,)),
+    ],
+)
+def test_every_line_of_a_caption_keeps_its_sureness(lines, caption, sureness):
+    entry = captioned(0, *lines)
+    assert (entry.caption, entry.sureness) == (caption, sureness)
+    for join in (merged, extended):
+        half = len(lines) // 2
+        both = join(captioned(0, *lines[:half]), captioned(1, *lines[half:]))
+        assert (both.caption, both.sureness) == (caption, sureness)
+
+
+def test_lines_that_go_take_their_sureness_along():
+    lines = [(f"{i} " + "x" * 100, Sureness(i / 100)) for i in range(60)]
+    entry = captioned(0, *lines)
+    kept = [
+        (line, sure) for line, sure in zip(entry.caption.split("\n"), entry.sureness, strict=True)
+    ]
+    assert len(entry.caption) <= MAX_TEXT_BYTES and len(kept) < 60
+    assert kept == [line for line in lines if line in kept]

@@ -14,6 +14,7 @@ import pytest
 from streammem.errors import StoreError
 from streammem.memory import database, folder, rows, store
 from streammem.memory.cache import CacheConfig, MemoryCache
+from streammem.memory.entry import Sureness
 from streammem.memory.folder import DATABASE, FORMAT, HEADER, KEYFRAMES
 from streammem.memory.store import Store
 from streammem.memory.upkeep import compact, verify
@@ -203,6 +204,26 @@ def test_a_creation_that_was_cut_off_can_be_repeated_and_a_lost_header_is_no_suc
         create(tmp_path / "a.mem")
 
 
+def test_how_sure_a_caption_is_survives_and_is_under_the_checksum(tmp_path):
+    path = tmp_path / "a.mem"
+    lines = (("a dog", Sureness(0.123456789, False)), ("a cat", Sureness(None, True)))
+    with create(path) as memory:
+        for segment in range(2):
+            memory.append(make(segment), b"")
+        for text, sureness in lines:
+            memory.set_caption(0, text, None, sureness)
+        memory.set_caption(1, "", None, Sureness(0.1, True))
+    with Store.open(path, MODEL, "r") as memory:
+        assert memory.read(0).sureness == tuple(sureness for _, sureness in lines)
+        assert (memory.read(1).caption, memory.read(1).sureness) == (None, (Sureness(0.1, True),))
+    connection = sqlite3.connect(path / DATABASE)
+    with connection:
+        connection.execute("UPDATE segments SET sureness = NULL WHERE segment = 0")
+    connection.close()
+    with Store.open(path, MODEL, "r") as memory:
+        assert [fault.segment for fault in verify(memory)] == [0]
+
+
 def test_a_newer_format_is_refused(tmp_path):
     fill(tmp_path / "a.mem", 1)
     header = tmp_path / "a.mem" / HEADER
@@ -243,6 +264,7 @@ def of_format_1(path, tokens):
                 "UPDATE tokens SET block = ?, checksum = ? WHERE segment = ?",
                 (half, rows.checksum(half), segment),
             )
+    connection.execute("ALTER TABLE segments DROP COLUMN sureness")
     connection.execute("PRAGMA user_version = 1")
     connection.close()
     header = path / HEADER

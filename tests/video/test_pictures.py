@@ -203,6 +203,8 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, name, monkeypatch):
     assert not is_memory(tmp_path / name)
     with pytest.raises(SourceError, match=rf"^{tmp_path / name}: permission denied"):
         open_source(tmp_path / name)
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.0, 255.0), (-2.0, 4000.0)])
 def test_a_picture_of_floats_is_shown_in_its_range(tmp_path, low, high):
     ramp = np.linspace(low, high, 64, dtype=np.float32).reshape(8, 8)
