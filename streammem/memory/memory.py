@@ -97,7 +97,9 @@ class Memory:
 
     @property
     def next_segment(self) -> int:
-        """The id after the newest segment's."""
+        """The id after the newest segment's, which may be gone."""
+        if self._store:
+            return self._store.next_segment()
         entries = self._cache.entries()
         return entries[-1].last + 1 if entries else 0
 

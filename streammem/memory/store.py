@@ -309,6 +309,19 @@ class Store:
             raise StoreError(f"{self.path}: the recurrent state is damaged")
         return found[0][0]
 
+    def next_segment(self) -> int:
+        """Return the id after the newest that was ever given, of rows that are gone, too."""
+        given = self.database.query("SELECT block FROM state WHERE name = 'given'")
+        (last,) = self.database.query("SELECT max(last) FROM segments")[0]
+        return max(-1 if last is None else last, int(given[0][0]) if given else -1) + 1
+
+    def keep_ids_given(self) -> None:
+        """Remember the newest id, before rows go; within a transaction."""
+        newest = str(self.next_segment() - 1).encode()
+        self.database.query(
+            "INSERT OR REPLACE INTO state VALUES ('given', ?, ?)", newest, rows.checksum(newest)
+        )
+
     def sweep_keyframes(self) -> None:
         """Remove keyframe files that no row names: traces of a crash.
 

@@ -280,7 +280,7 @@ def forget(
         gone = overlapping(store, between, source=source, wall=wall)
         names = {name for segment in gone if (name := _keyframe(store, segment))}
         if gone:
-            store.database.query("DELETE FROM state")
+            store.database.query("DELETE FROM state WHERE name = 'recurrent'")
             _delete(store, gone)
     if gone:
         remove_keyframes(store.path, names)
@@ -415,6 +415,7 @@ def _keyframe(store: Store, segment: int) -> str | None:
 
 
 def _delete(store: Store, segments: Sequence[int]) -> None:
+    store.keep_ids_given()  # no later segment takes the name of one that is gone
     for segment in segments:
         store.database.query("DELETE FROM tokens WHERE segment = ?", segment)
         store.database.query("DELETE FROM segments WHERE segment = ?", segment)

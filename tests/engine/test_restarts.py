@@ -9,15 +9,16 @@ from functools import partial
 import pytest
 import torch
 
+from benchmarks.rtsp_server import RtspCamera, encode
 from streammem.commands import opening
 from streammem.engine.alerts import Alerts
 from streammem.engine.session import Session
 from streammem.engine.watch import watch
-from streammem.engine.watch_options import WatchOptions
+from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.memory.store import Store
 from streammem.memory.upkeep import verify
 from streammem.types import Caption, Segment
-from streammem.video import VideoSource
+from streammem.video import SourceOptions, VideoSource
 from tests.command_line import QUICK, SRT_CUE, events
 from tests.sessions import session_of
 from tests.tiny import film, tiny_model
@@ -66,6 +67,25 @@ def test_times_go_on_over_restarts_and_gaps_are_as_long_as_they_were(model, tmp_
         chapters = session.chapters()
         assert [c.start for c in chapters] == sorted(c.start for c in chapters)
         assert all(c.start < c.end for c in chapters)
+
+
+def test_a_camera_over_rtsp_goes_on_by_the_wall_clock(model, tmp_path):
+    pictures = [frame.pixels for frame in film(("red", 20), ("blue", 20), ("green", 20))]
+    with RtspCamera(encode(pictures)) as camera:
+        for _ in range(3):
+            with Session(model, session_of(model).config, tmp_path / "m") as session:
+                before = session.memory.entries()
+                options = {
+                    "source_options": SourceOptions(fps=8.0),
+                    "callbacks": WatchCallbacks(stop=lambda s=session: s.num_frames > 20),
+                }
+                made = list(watch(session, camera.url, WatchOptions(captions=False), **options))
+                assert min(e.start for e in made) >= max((e.end for e in before), default=0.0)
+    with Store.open(tmp_path / "m", None, "r") as store:
+        rows = store.load_entries()
+    zeros = [row.wall_start - row.start for row in rows]
+    assert len(rows) >= 3 and max(zeros) - min(zeros) < 0.5  # seconds; one wall clock for all
+    assert all(left.end <= right.start for left, right in itertools.pairwise(rows))
 
 
 def test_a_source_that_knows_no_wall_clock_goes_on_where_it_ended(model, tmp_path):
@@ -168,6 +188,17 @@ def test_forgetting_by_the_wall_clock_takes_that_span_alone(run, camera, short):
         left = {e.segment: e.start for e in store.load_entries()}
         assert left == {segment: before[segment] for segment in set(before) - gone}
         assert verify(store) == ()
+
+
+@pytest.mark.parametrize("action", ["forget --between 0 99 --yes", "prune --keep 0s"])
+def test_no_scene_takes_the_name_of_one_that_is_gone(run, model, tmp_path, action):
+    path = tmp_path / "m"
+    first = watched(model, path, Camera(NOON))
+    name, *options = action.split()
+    assert run("memory", name, path, *options)[0] == 0
+    second = watched(model, path, Camera(NOON + 600))
+    ids = [e.id for e in (*first, *second) if isinstance(e, Segment)]
+    assert len(ids) == len(set(ids)) >= 4 and ids == sorted(ids)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
