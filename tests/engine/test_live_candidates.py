@@ -14,7 +14,7 @@ from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchOptions
 from streammem.models.backbones.language import GenerationConfig
-from streammem.models.reranking import Choice
+from streammem.models.reranking import Reranker
 from streammem.server.shared import share
 from streammem.types import Caption, Stats
 from streammem.video import VideoSource
@@ -73,7 +73,7 @@ def watched(monkeypatch):
     def watched(machine, source, *, shared=False, **options):
         clock = SimpleNamespace(monotonic=lambda: machine.now, thread_time=lambda: machine.now)
         monkeypatch.setattr(scheduler, "time", clock)
-        model = tiny_model(open_language=lambda: machine, choice=Choice((1.0, 0.1), 8))
+        model = tiny_model(open_language=lambda: machine, reranker=Reranker((1.0, 0.1), 8))
         decoding = GenerationConfig(max_new_tokens=TOKENS)
         config = SessionConfig(caption=decoding, min_confidence=0.0, **options)
         if not shared:
