@@ -186,7 +186,7 @@ class LiveSource(VideoSource):
             except StopIteration as ended:
                 reason: str | None = ended.value
                 return reason
-            to_rgb = to_rgb or self._connected(picture)
+            to_rgb = to_rgb or self._connected(picture, stream)
             time, duration = self._place(picture, stream)
             if self._grid.is_past(time):
                 return None
@@ -195,13 +195,14 @@ class LiveSource(VideoSource):
                 self._num_given += 1
                 yield Frame(to_rgb(picture), time, duration, self._index)
 
-    def _connected(self, picture: av.VideoFrame) -> RgbConverter:
+    def _connected(self, picture: av.VideoFrame, stream: VideoStream) -> RgbConverter:
         if self.num_connections:
             self.notices.append(f"{self.name}: the picture is back")
             log.info("%s", self.notices[-1])
         self.num_connections += 1
         self.wall_zero = None
-        return RgbConverter(picture, self._sampling.max_side)
+        aspect = stream.sample_aspect_ratio
+        return RgbConverter(picture, self._sampling.max_side, aspect)
 
     def _place(self, picture: av.VideoFrame, stream: VideoStream) -> tuple[float, float]:
         """Return a picture's time and duration in seconds."""
