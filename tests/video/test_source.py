@@ -1,7 +1,7 @@
 """Laws of open_source: mistakes come first, and one table says who opens what."""
 
-from import re
-importlib import import_module
+import re
+from importlib import import_module
 
 import numpy as np
 import pytest
