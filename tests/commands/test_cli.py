@@ -252,7 +252,7 @@ def test_without_a_recogniser_captions_are_the_same(run, video, choice):
 
 
 def test_an_answer_commands_no_terminal(run, video, monkeypatch):
-    def ask(self, question, on_text=None, pictures=()):
+    def ask(self, question, on_text=None, pictures=(), between=None):
         seen = Evidence("a.mp4", 0, 0.0, 3.0, 0.5, caption="A\x1b[2J\ndog.")
         for piece in ("Red\x1b]0;", "evil\x07\n", "and blue."):
             if on_text:

@@ -127,8 +127,8 @@ def test_a_server_that_never_answers_times_out(silent_port, monkeypatch):
 
 def test_a_name_that_looks_like_a_protocol_is_only_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    make("h264.ts", tmp_path).rename(tmp_path / "concat:a|b.ts")
-    assert len(list(open_source("concat:a|b.ts"))) == 60
+    make("h264.ts", tmp_path).rename(tmp_path / "subfile:a|b.ts")
+    assert len(list(open_source("subfile:a|b.ts"))) == 60
 
 
 # -- servers that send files from their beginning only --
