@@ -356,7 +356,7 @@ class Session:
         return self.answerer.chapters(count, TimeSpan(*between) if between else None)
 
     def _present(self) -> Present:
-        return Present(self._buffer.now, self.next_segment, self.recurrent)
+        return Present(self._buffer.now, self.next_segment, self.recurrent, self.source)
 
     # -- closing --
 
