@@ -39,14 +39,15 @@ MATCHED: dict[str, Matched] = {
 }
 """What a kind of key was made of."""
 
-# In log-odds: what it counts that a text names what is looked for, and a step of cosine.
-NAMED = 1.0
-STEP = 0.05
+# Fitted to one film of joined real clips, reported on another; docs/research/answers.md, *Films*.
+LEVEL, RAW = 4.7, 10.0  # see ``scale_of``
+BELOW, ABOVE = 0.03, 0.15  # cosine that changes the log-odds by one, see ``Scale``
+NAMED = 0.06  # cosine beyond the level that a text counts which names what is looked for
 
 # Rate of false sightings aimed at: of questions about things that the memory lacks.
 FALSE_SIGHTINGS = 0.15
 
-# A row whose score is at least this shows what is looked for.
+# A row whose score is at least this counts as one that shows what is looked for.
 SEEN = 0.5
 
 TAIL = 0.01  # of the background; its mean score is where a query's chance matches begin
@@ -97,34 +98,42 @@ class Query(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """What a query's cosines mean, as log-odds: ``(cosine - level) / unit``.
+    """What a query's scores, on the scale of cosines with visual keys, mean.
+
+    ::
+
+        probability   1 |               _____----
+                   0.5  |          ____/              slowly above the level (ABOVE),
+                        |        _/                   steeply below (BELOW)
+                     0  |_______/
+                                 level         -> score
 
     Attributes:
-        level: cosine with a visual key from which on a row counts as seen.
-        unit: cosine, > 0.
+        level: from which on a row counts as seen.
     """
 
     level: float
-    unit: float
 
-    def probability(self, cosines: np.ndarray) -> np.ndarray:
-        """Return how likely rows of these scores show what is looked for, in [0, 1]."""
-        odds = (np.asarray(cosines, np.float64) - self.level) / self.unit
+    def probability(self, scores: np.ndarray) -> np.ndarray:
+        """Return how likely rows of these scores [N] show what is looked for, [N] in [0, 1]."""
+        beyond = np.asarray(scores, np.float64) - self.level
+        odds = beyond / np.where(beyond < 0, BELOW, ABOVE)
         return np.asarray(1 / (1 + np.exp(-np.clip(odds, -50, 50))))
 
 
 def scale_of(query: Query) -> Scale:
     """Return the scale of a query's scores.
 
-    Its level is that of the best chance match among ``num_keys`` at the rate ``FALSE_SIGHTINGS``.
-    A query without a background has a level that no cosine reaches.
+    Its level is the cosine whose normalised score, see ``normalise``, and ``RAW`` times itself
+    make ``LEVEL``: how it compares with the best chance match among ``num_keys``, and how near it
+    is at all. Without a background no cosine reaches it.
     """
     if len(query.background) < 2:
-        return Scale(1.0, STEP)
+        return Scale(1.0)
     at_0, at_1 = normalise(
         np.array([0.0, 1.0]), query.background, max(2, query.num_keys), query.null
     ).tolist()
-    return Scale((threshold(FALSE_SIGHTINGS) - at_0) / (at_1 - at_0), STEP)
+    return Scale((LEVEL - at_0) / (at_1 - at_0 + RAW))
 
 
 class Window(NamedTuple):
@@ -443,15 +452,18 @@ def fit_null(absent: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> GumbelNull
 def _by_kind(candidates: Candidates) -> dict[str, np.ndarray]:
     """Return what each kind of key, and the words it stands for, count on the visual scale."""
     scale, visual = candidates.scale, candidates.cosines["visual_keys"]
-    # Not below what is seen, whatever the picture's key says: an answer that prints a caption
-    # must not contradict it.
-    named = np.maximum(visual, scale.level) + NAMED * scale.unit
-    return {
-        kind: np.where(candidates.named[kind], np.maximum(named, cosines), cosines)
-        for kind, cosines in (
-            (kind, cosines - MARGINS[kind]) for kind, cosines in candidates.cosines.items()
-        )
-    }
+    counts = {}
+    for kind, cosines in candidates.cosines.items():
+        scores = cosines - MARGINS[kind]
+        if kind != "visual_keys":
+            # A sentence that is merely near orders rows and shows nothing: of scenes that only
+            # such captions would have shown, 4 in 100 did. One that names what is looked for
+            # counts whatever the picture's key says: no answer may contradict what it prints.
+            named = np.maximum(visual, scale.level) + NAMED
+            near = np.minimum(scores, scale.level - BELOW)
+            scores = np.where(candidates.named[kind], named, near)
+        counts[kind] = scores
+    return counts
 
 
 def _names(entry: Entry, words: frozenset[str]) -> bool:

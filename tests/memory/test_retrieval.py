@@ -180,6 +180,22 @@ def test_a_picture_that_shows_what_its_caption_names_counts_more_than_either():
     assert both >= picture > SEEN and both > caption > SEEN
 
 
+def test_a_text_that_is_merely_near_orders_rows_and_shows_nothing():
+    question = unit(1, seed=1234)[0]
+    background = np.random.default_rng(0).normal(0, 0.05, 500)
+    query = Query(question, background=background, words=content_words("dogs"), num_keys=3)
+    far, told = near(question, 0.0), near(question, 0.99, 9)[None]
+    rows = [
+        make(0, far[None]),
+        make(1, far[None], caption="Puppies.", caption_keys=told),
+        make(2, far[None], notes=(Note(2, 3, "Puppies!"),), note_keys=told),
+    ]
+    nothing, caption, speech = rate(rows, query)
+    assert nothing.ranked < caption.ranked <= speech.ranked
+    assert not caption.seen and not speech.seen
+    assert (caption.matched, speech.matched) == ("caption", "speech")
+
+
 def test_scores_are_probabilities_whatever_the_cosines():
     query = Query(unit(1)[0], background=np.random.default_rng(0).normal(0, 0.1, 500))
     assert all(0 <= hit.score <= 1 for hit in rate(filled(40).entries(), query))
@@ -279,9 +295,9 @@ def test_a_row_without_wall_clock_is_never_in_a_wall_clock_span():
 def test_seen_is_what_exceeds_the_null_of_so_many_keys():
     background = np.random.default_rng(0).normal(size=1_000)
     query = Query(unit(1)[0], background=background, null=GumbelNull(0.0, 0.0, 1.0))
-    limit = threshold(retrieval.FALSE_SIGHTINGS)
     scores = normalise(np.array([0.0, 1.0]), background, 50, query.null)
-    at_limit = (limit - scores[0]) / (scores[1] - scores[0])  # the scores are linear
+    scores += retrieval.RAW * np.array([0.0, 1.0])
+    at_limit = (retrieval.LEVEL - scores[0]) / (scores[1] - scores[0])  # the scores are linear
     found = scale_of(query._replace(num_keys=50)).probability([at_limit - 1e-6, at_limit + 1e-6])
     assert (found >= SEEN).tolist() == [False, True]
     one = scale_of(query._replace(null=DEFAULT_NULL, num_keys=1))
