@@ -235,7 +235,7 @@ def nearest_key(candidates: Candidates, _scores: np.ndarray) -> np.ndarray:
     A text that names what is looked for counts as a picture that shows it by ``NAMED``, and one
     whose own picture shows it too as more.
     """
-    return np.maximum.reduce(list(_by_kind(candidates).values()))
+    return np.asarray(np.maximum.reduce(list(_by_kind(candidates).values())))
 
 
 RANKERS: dict[str, Ranker] = {

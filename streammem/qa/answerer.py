@@ -195,7 +195,8 @@ class Answerer:
             return self._nothing_seen(question, anchor, on_text)
         query = self._query(anchor, question.now, question.window)
         # 1. The words of the nearest scenes count too: they are what the answer would print.
-        self._described([hit.entry for hit in self._search(query, question.window)])
+        if question.reading.anchor and not question.back:
+            self._described([hit.entry for hit in self._search(query, question.window)])
         # 2. What matches, and what the operator makes of it.
         finding = self._finding(question, query)
         captions = self._described(finding.answers[: self.config.passages])
@@ -275,6 +276,7 @@ class Answerer:
         pointed = reading.anchor not in question.about  # "that" was replaced
         about = f"{reading.anchor}: {question.about}" if pointed else question.about
         query = self._query(about, question.now, question.window)
+        query = query._replace(words=content_words(reading.anchor or about))
         hits: Sequence[Hit] = ()
         if self.config.context != "now" and not (reading.operator == "now" and now):
             choose = self._spread if self.config.context == "uniform" else self._search
@@ -285,6 +287,8 @@ class Answerer:
         # 2. The prompt: what they show and their captions, in time order, then the present.
         self._described([hit.entry for hit in hits])
         hits = rate([self._row(hit.entry) for hit in hits], query, self.config.rankers)
+        if self.config.context != "uniform":
+            hits = sorted(hits, key=lambda hit: -hit.ranked)
         in_order = sorted((hit.entry for hit in hits), key=lambda e: (e.start, e.segment))
         items = self._items(in_order)
         if shows_now:
