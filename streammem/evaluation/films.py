@@ -104,7 +104,8 @@ def plan(clips: Sequence[Clip], seconds: float, *, seed: int) -> Film:
     """
     rng = np.random.default_rng(seed)
     scenes: list[FilmScene] = []
-    total, deck = 0.0, []
+    deck: list[int] = []
+    total = 0.0
     while total < seconds:
         if not deck:
             deck = rng.permutation(len(clips)).tolist()
