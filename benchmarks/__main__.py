@@ -10,6 +10,7 @@ BENCHMARKS = {
     "decode": "benchmarks.decode",
     "demo": "benchmarks.demo",
     "encoder": "benchmarks.encoder",
+    "films": "benchmarks.films",
     "gate": "benchmarks.gate",
     "memory": "benchmarks.memory",
     "parents": "benchmarks.parents",

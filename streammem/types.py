@@ -11,6 +11,7 @@ import numpy as np
 
 Reason = Literal["cut", "max", "end"]
 Method = Literal["model", "computed"]
+Matched = Literal["picture", "caption", "speech"]
 
 
 class TimeSpan(NamedTuple):
@@ -91,11 +92,15 @@ class Evidence:
 
     Attributes:
         source: name of the source that the segment was seen in.
-        score: similarity in [-1, 1] of the question and the segment in the key space.
+        score: in [0, 1], how likely the segment shows what was asked for; seen from 0.5 on. One
+            scale for pictures and words, and whether the answer is "seen" or "not seen".
         keyframe: path of a stored picture, if any.
         caption: the segment's caption, if it has one.
         speech: what was said meanwhile, if known.
         wall_start: ISO 8601 with offset, the wall clock at ``start``, if known.
+        matched: what the score rests on most.
+        cosine: similarity in [-1, 1] of the question and the segment's nearest key; None where
+            it was not compared.
     """
 
     source: str
@@ -107,11 +112,14 @@ class Evidence:
     caption: str | None = None
     speech: str | None = None
     wall_start: str | None = None
+    matched: Matched = "picture"
+    cosine: float | None = None
 
     def __str__(self) -> str:
+        by = "" if self.matched == "picture" else f" by {self.matched}"
         text = f" {self.caption}" if self.caption else ""
         span = with_wall_clock(f"[{clock(self.start)}-{clock(self.end)}]", self.wall_start)
-        return f"{span} score {self.score:.2f}{text}"
+        return f"{span} score {self.score:.2f}{by}{text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +138,8 @@ class Answer:
         method: ``model`` (its own words) or ``computed`` (counted or measured over the timeline).
         remark: what the model says of a computed answer, in its own words; None where it says
             nothing.
+        looked_at: the time that was asked about and on which clock it was taken; None where the
+            question names no time.
     """
 
     question: str
@@ -138,10 +148,12 @@ class Answer:
     method: Method
     evidence: tuple[Evidence, ...] = ()
     remark: str | None = None
+    looked_at: str | None = None
 
     def __str__(self) -> str:
         said = [self.text, *([self.remark] if self.remark else [])]
-        lines = [*said, *(f"  {item}" for item in self.evidence)]
+        when = [f"  (looked at {self.looked_at})"] if self.looked_at else []
+        lines = [*said, *when, *(f"  {item}" for item in self.evidence)]
         return "\n".join(lines)
 
 

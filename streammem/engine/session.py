@@ -424,7 +424,7 @@ class Session:
         return self.answerer.chapters(count, _window(between))
 
     def _present(self) -> Present:
-        return Present(self._buffer.now, self.next_segment, self.recurrent)
+        return Present(self._buffer.now, self.next_segment, self.recurrent, self.source)
 
     # -- closing --
 

@@ -204,7 +204,7 @@ class MemoryCache:
         """
         ranked = self._ranked("visual_keys", key, k)
         return tuple(
-            Hit(self._rows[id_], score, score, None, score, score) for score, id_ in ranked
+            Hit(self._rows[id_], 0.0, score, score, None, score, "picture") for score, id_ in ranked
         )
 
     def nearest(

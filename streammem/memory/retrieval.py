@@ -1,15 +1,14 @@
 """The retriever: which rows a query is about, in which order, and whether any of them shows it.
 
-    query = Query(key, Now(time.time(), {"door": 60.0}), background @ key, model.null)
+    query = Query(key, Now(time.time(), {"door": 60.0}), background @ key, model.null, words, 900)
     hits = retrieve(memory, query, Window(stream=TimeSpan(0, 600)), k=4)
-    seen = is_seen(query, [hit.sight for hit in hits], memory.num_keys)
+    seen = [hit for hit in hits if hit.score >= SEEN]
 
 Every search of a memory goes through here: ``find``, answers in words, computed answers. A ranking
-rule is one function in ``RANKERS``; it then holds in all three. It is put to the scores by which
-hits are ordered and to those by which "not seen" is decided:
+rule is one function in ``RANKERS``; it then holds in all three, and for "not seen":
 
-    rows in the window -> cosines by kind of key -> rankers -> ranked: the order of the hits
-                          cosines of visual keys -> rankers -> sight: better than chance? -> seen
+    rows in the window -> cosines by kind of key ─┬─> rankers -> probability: order, score, seen
+                          words of the captions ──┘
 """
 
 import math
@@ -21,7 +20,8 @@ import numpy as np
 
 from streammem.errors import ConfigError
 from streammem.memory.entry import KINDS, Entry, Now
-from streammem.types import TimeSpan
+from streammem.memory.words import names
+from streammem.types import Matched, TimeSpan
 
 MARGINS = {"visual_keys": 0.0, "caption_keys": 0.65, "note_keys": 0.45}
 """What a key's cosine must exceed a visual key's by to count as much, by its kind.
@@ -32,8 +32,23 @@ more, and is found where the picture does not show it. Measured: docs/research/m
 questions find scenes*.
 """
 
+MATCHED: dict[str, Matched] = {
+    "visual_keys": "picture",
+    "caption_keys": "caption",
+    "note_keys": "speech",
+}
+"""What a kind of key was made of."""
+
+# Fitted to one film of joined real clips, reported on another; docs/research/answers.md, *Films*.
+LEVEL, RAW = 4.7, 10.0  # see ``scale_of``
+BELOW, ABOVE = 0.03, 0.15  # cosine that changes the log-odds by one, see ``Scale``
+NAMED = 0.06  # cosine beyond the level that a text counts which names what is looked for
+
 # Rate of false sightings aimed at: of questions about things that the memory lacks.
 FALSE_SIGHTINGS = 0.15
+
+# A row whose score is at least this counts as one that shows what is looked for.
+SEEN = 0.5
 
 TAIL = 0.01  # of the background; its mean score is where a query's chance matches begin
 # Around the rate aimed at: further down the scores are not quite a Gumbel's.
@@ -66,14 +81,59 @@ class Query(NamedTuple):
         key: [D_key] float32 unit row in the memory's key space.
         now: when it is asked, for the age of rows.
         background: [B] cosines of ``key`` with a fixed bank of unrelated pictures' keys, B >= 2;
-            only ``is_seen`` needs them.
+            without them nothing counts as seen.
         null: of the model's keys.
+        words: content words of the description, see ``words.content_words``; a text that holds
+            them all names it.
+        num_keys: visual keys that it is compared with, of the window; the more, the nearer the
+            best chance match.
     """
 
     key: np.ndarray
     now: Now = Now()
     background: np.ndarray = np.empty(0)
     null: GumbelNull = DEFAULT_NULL
+    words: frozenset[str] = frozenset()
+    num_keys: int = 2
+
+
+class Scale(NamedTuple):
+    """What a query's scores, on the scale of cosines with visual keys, mean.
+
+    ::
+
+        probability   1 |               _____----
+                   0.5  |          ____/              slowly above the level (ABOVE),
+                        |        _/                   steeply below (BELOW)
+                     0  |_______/
+                                 level         -> score
+
+    Attributes:
+        level: from which on a row counts as seen.
+    """
+
+    level: float
+
+    def probability(self, scores: np.ndarray) -> np.ndarray:
+        """Return how likely rows of these scores [N] show what is looked for, [N] in [0, 1]."""
+        beyond = np.asarray(scores, np.float64) - self.level
+        odds = beyond / np.where(beyond < 0, BELOW, ABOVE)
+        return np.asarray(1 / (1 + np.exp(-np.clip(odds, -50, 50))))
+
+
+def scale_of(query: Query) -> Scale:
+    """Return the scale of a query's scores.
+
+    Its level is the cosine whose normalised score, see ``normalise``, and ``RAW`` times itself
+    make ``LEVEL``: how it compares with the best chance match among ``num_keys``, and how near it
+    is at all. Without a background no cosine reaches it.
+    """
+    if len(query.background) < 2:
+        return Scale(1.0)
+    at_0, at_1 = normalise(
+        np.array([0.0, 1.0]), query.background, max(2, query.num_keys), query.null
+    ).tolist()
+    return Scale((LEVEL - at_0) / (at_1 - at_0 + RAW))
 
 
 class Window(NamedTuple):
@@ -139,14 +199,18 @@ class Candidates(NamedTuple):
     Attributes:
         entries: N rows.
         cosines: by kind of key, [N] float64: the query's cosine with a row's best key of that
-            kind; -inf where the row has none. All kinds for the order of hits; visual keys alone
-            for the decision "seen".
+            kind; -inf where the row has none.
         now: when the query is asked.
+        named: by the same names, [N] bool: whether the row's caption, or its notes, name what is
+            looked for.
+        scale: of the query.
     """
 
     entries: Sequence[Entry]
     cosines: Mapping[str, np.ndarray]
     now: Now
+    named: Mapping[str, np.ndarray]
+    scale: Scale
 
     def ages(self) -> np.ndarray:
         """Return [N] seconds since each row ended, >= 0; see ``Entry.age``."""
@@ -166,9 +230,12 @@ candidates, which are then every row of the window. For example, what was seen l
 
 
 def nearest_key(candidates: Candidates, _scores: np.ndarray) -> np.ndarray:
-    """Let the best key decide, its cosine less what ``MARGINS`` has for its kind."""
-    scaled = [cosines - MARGINS[kind] for kind, cosines in candidates.cosines.items()]
-    return np.asarray(np.maximum.reduce(scaled))
+    """Let the best key decide, its cosine less what ``MARGINS`` has for its kind.
+
+    A text that names what is looked for counts as a picture that shows it by ``NAMED``, and one
+    whose own picture shows it too as more.
+    """
+    return np.asarray(np.maximum.reduce(list(_by_kind(candidates).values())))
 
 
 RANKERS: dict[str, Ranker] = {
@@ -198,19 +265,27 @@ class Hit:
     """A row, and how well it fits a query.
 
     Attributes:
-        score: cosine in [-1, 1] of the query and the row's best key of any kind.
+        score: in [0, 1], how likely the row shows what is looked for: by all its keys and words,
+            after the rankers. From ``SEEN`` on it does.
+        cosine: in [-1, 1], of the query and the row's best key of any kind.
         visual: cosine with its best visual key.
         text: cosine with its best key of a caption or a note; None where it has none.
-        ranked: what the hits are ordered by: the rankers' score of all its keys.
-        sight: what decides whether it is seen: the rankers' score of its visual keys alone.
+        ranked: what the hits are ordered by: the rankers' score, of which ``score`` is made.
+        matched: what the score rests on most.
     """
 
     entry: Entry
     score: float
+    cosine: float
     visual: float
     text: float | None
     ranked: float
-    sight: float
+    matched: Matched
+
+    @property
+    def seen(self) -> bool:
+        """Whether the row shows what is looked for."""
+        return self.score >= SEEN
 
 
 Hits = tuple[Hit, ...]
@@ -248,6 +323,8 @@ def retrieve(
 
     Returns:
         Best first; of equal ones that of the greater cosine, then the older one.
+
+    Rows whose words name what is looked for are found too, however far their keys lie.
     """
     everywhere = window == EVERYTHING
     entries: Sequence[Entry] = (
@@ -255,11 +332,14 @@ def retrieve(
     )
     if k is not None and tuple(rankers) == DEFAULT_RANKERS:
         # The index finds them sooner: the best k by nearest key are among the best k of each kind.
-        entries = memory.nearest(query.key, k, None if everywhere else entries)
+        near = memory.nearest(query.key, k, None if everywhere else entries)
+        known = {entry.segment for entry in near}
+        named = (e for e in (memory.entries() if everywhere else entries) if _names(e, query.words))
+        entries = [*near, *(entry for entry in named if entry.segment not in known)]
     elif everywhere:
         entries = memory.entries()
     hits = rate(entries, query, rankers)
-    return tuple(sorted(hits, key=lambda hit: (-hit.ranked, -hit.score, hit.entry.segment))[:k])
+    return tuple(sorted(hits, key=lambda hit: (-hit.ranked, -hit.cosine, hit.entry.segment))[:k])
 
 
 def rate(entries: Sequence[Entry], query: Query, rankers: Sequence[str] = DEFAULT_RANKERS) -> Hits:
@@ -267,36 +347,33 @@ def rate(entries: Sequence[Entry], query: Query, rankers: Sequence[str] = DEFAUL
     if not entries:
         return ()
     cosines = {kind: _best_cosines(entries, kind, query.key) for kind in KINDS}
+    named = {
+        "visual_keys": np.zeros(len(entries), bool),
+        "caption_keys": np.array([names(entry.caption, query.words) for entry in entries]),
+        "note_keys": np.array([names(_speech(entry), query.words) for entry in entries]),
+    }
+    candidates = Candidates(entries, cosines, query.now, named, scale_of(query))
     visual = cosines["visual_keys"]
     text = np.maximum.reduce([each for kind, each in cosines.items() if kind != "visual_keys"])
-    ranked = _ranked(Candidates(entries, cosines, query.now), rankers)
-    sight = _ranked(Candidates(entries, {"visual_keys": visual}, query.now), rankers)
-    columns = (np.maximum(visual, text), visual, text, ranked, sight)
+    ranked = np.maximum.reduce(list(cosines.values()))
+    for name in rankers:
+        ranked = np.asarray(RANKERS[name](candidates, ranked), np.float64)
+    best = np.argmax(np.stack(list(_by_kind(candidates).values())), axis=0)
+    columns = (
+        candidates.scale.probability(ranked), np.maximum(visual, text), visual, text, ranked, best
+    )  # fmt: skip
     return tuple(
-        Hit(entry, score, seen, None if words == -math.inf else words, order, sighted)
-        for entry, score, seen, words, order, sighted in zip(
+        Hit(
+            entry, score, cosine, seen, None if words == -math.inf else words, order,
+            MATCHED[tuple(cosines)[kind]],
+        )
+        for entry, score, cosine, seen, words, order, kind in zip(
             entries, *(column.tolist() for column in columns), strict=True
         )
-    )
+    )  # fmt: skip
 
 
 # -- not seen --
-
-
-def is_seen(query: Query, sights: Sequence[float] | np.ndarray, num_keys: int) -> np.ndarray:
-    """Decide which scores are better than chance would have them in a memory of this size.
-
-    Args:
-        query: with its background.
-        sights: [N] ``Hit.sight`` of rows, or cosines with visual keys of other pictures.
-        num_keys: visual keys that were compared.
-
-    Returns:
-        [N] bool. Of queries about what is not there, a share of ``FALSE_SIGHTINGS`` has one that
-        is true.
-    """
-    scores = normalise(np.asarray(sights), query.background, max(2, num_keys), query.null)
-    return np.asarray(scores > threshold(FALSE_SIGHTINGS))
 
 
 def normalise(
@@ -372,11 +449,29 @@ def fit_null(absent: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> GumbelNull
 # -- private --
 
 
-def _ranked(candidates: Candidates, rankers: Sequence[str]) -> np.ndarray:
-    scores = np.maximum.reduce(list(candidates.cosines.values()))
-    for name in rankers:
-        scores = RANKERS[name](candidates, scores)
-    return np.asarray(scores, np.float64)
+def _by_kind(candidates: Candidates) -> dict[str, np.ndarray]:
+    """Return what each kind of key, and the words it stands for, count on the visual scale."""
+    scale, visual = candidates.scale, candidates.cosines["visual_keys"]
+    counts = {}
+    for kind, cosines in candidates.cosines.items():
+        scores = cosines - MARGINS[kind]
+        if kind != "visual_keys":
+            # A sentence that is merely near orders rows and shows nothing: of scenes that only
+            # such captions would have shown, 4 in 100 did. One that names what is looked for
+            # counts whatever the picture's key says: no answer may contradict what it prints.
+            named = np.maximum(visual, scale.level) + NAMED
+            near = np.minimum(scores, scale.level - BELOW)
+            scores = np.where(candidates.named[kind], named, near)
+        counts[kind] = scores
+    return counts
+
+
+def _names(entry: Entry, words: frozenset[str]) -> bool:
+    return names(entry.caption, words) or names(_speech(entry), words)
+
+
+def _speech(entry: Entry) -> str:
+    return "\n".join(note.text for note in entry.notes)
 
 
 def _best_cosines(entries: Sequence[Entry], kind: str, key: np.ndarray) -> np.ndarray:

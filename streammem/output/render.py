@@ -33,12 +33,14 @@ from streammem.types import (
 )
 
 # Other programs rely on these keys and their order. Keys may be added, not changed.
-EVIDENCE_KEYS = ("source", "segment", "start", "end", "score", "keyframe", "caption", "speech")
+_FIRST_KEYS = ("source", "segment", "start", "end", "score", "keyframe", "caption", "speech")
+_MATCH_KEYS = ("matched", "cosine")
+EVIDENCE_KEYS = (*_FIRST_KEYS, *_MATCH_KEYS)
 EVENT_KEYS: dict[type, tuple[str, tuple[str, ...]]] = {
     Segment: ("segment", ("id", "start", "end", "depth", "reason")),
     Caption: ("caption", ("segment", "start", "end", "text")),
     Answer: ("answer", ("question", "text", "seen", "method", "evidence")),
-    Moment: ("moment", (*EVIDENCE_KEYS, "rank")),
+    Moment: ("moment", (*_FIRST_KEYS, "rank", *_MATCH_KEYS)),
     Chapter: ("chapter", ("source", "start", "end", "segments", "captions")),
     Note: ("note", ("start", "end", "text")),
     Alert: ("alert", ("query", "time", "score", "segment", "keyframe")),
@@ -152,8 +154,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
 
     Returns:
         ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
-        ``confidence`` and ``reason``, an answer's ``remark``, a moment's, an evidence's and a
-        chapter's ``wall_start`` where it has one, then ``more``.
+        ``confidence`` and ``reason``, an answer's ``remark`` and ``looked_at``, a moment's, an
+        evidence's and a chapter's ``wall_start`` where it has them, then ``more``.
         Times are rounded to milliseconds; any other number that is not finite becomes None.
 
     Raises:
@@ -166,6 +168,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
         keys = (*keys, "remark")
     if isinstance(event, Moment | Chapter) and event.wall_start is not None:
         keys = (*keys, "wall_start")
+    if isinstance(event, Answer) and event.looked_at is not None:
+        keys = (*keys, "looked_at")
     return {"type": kind, **_values(event, keys), **more}
 
 

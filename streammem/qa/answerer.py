@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import tzinfo
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
@@ -27,16 +27,18 @@ from streammem.memory.memory import Memory
 from streammem.memory.retrieval import (
     DEFAULT_RANKERS,
     EVERYTHING,
+    SEEN,
     Clip,
     Hit,
     Query,
     Window,
     check_rankers,
     clipped,
-    is_seen,
     rate,
+    scale_of,
 )
 from streammem.memory.upkeep import caption_of
+from streammem.memory.words import content_words
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.protocols import (
     EvidenceItem,
@@ -51,8 +53,10 @@ from streammem.qa.question import (
     AskedQuestion,
     PastTurn,
     Present,
+    looked_at,
     narrowed,
     resolved,
+    wall_end,
     window_of,
 )
 from streammem.qa.time_expressions import find_time
@@ -60,6 +64,7 @@ from streammem.qa.timeline import Appearance, Finding, compute, find_appearances
 from streammem.types import Answer, Chapter, Evidence, Moment, wall_clock
 
 MAX_TURNS = 4
+NOTHING_SEEN = "nothing was seen then"
 MAX_PROMPTED = 600  # characters of a question; a longer one would crowd out what was seen
 GIVEN = "a picture that was given with the question"
 
@@ -166,11 +171,12 @@ class Answerer:
             raise ConfigError(f"{len(pictures)} pictures with a question; the model reads {most}")
         now = self._now(present)
         clean = _encodable(text)
-        words = find_time(clean, now=now.wall, zone=self.config.zone())
+        zone, newest = self.config.zone(), self._newest()
+        words = find_time(clean, now=now.wall, zone=zone, newest=wall_end(newest))
         about = words.text if words and words.text else clean
         reading, back = resolved(self.model.text_encoder.read_question(about), self.turns)
-        window = narrowed(window_of(words, self._newest(), now), within)
-        question = AskedQuestion(text, about, reading, window, now, back)
+        window = narrowed(window_of(words, newest, now), within)
+        question = AskedQuestion(text, about, reading, window, now, back, looked_at(window, zone))
         computes = self.config.context in ("memory", "captions")
         if computes and not pictures and reading.operator not in ("describe", "now"):
             return self._computed(question, on_text)
@@ -182,28 +188,20 @@ class Answerer:
         self, query: str, count: int, present: Present, within: Window = EVERYTHING
     ) -> tuple[Moment, ...]:
         """Find the moments that a description fits best, best first."""
-        asked = self._query(_encodable(query), self._now(present))
+        asked = self._query(_encodable(query), self._now(present), within)
         hits = self.memory.search(asked, within, count, self.config.rankers)
-        found = [self._evidence(hit.entry, hit.score) for hit in hits]
         return tuple(
-            Moment(
-                item.source, item.segment, item.start, item.end, item.score,
-                keyframe=item.keyframe, caption=item.caption, speech=item.speech,
-                wall_start=item.wall_start, rank=rank,
-            )
-            for rank, item in enumerate(found, start=1)
-        )  # fmt: skip
+            Moment(**self._fields(hit), rank=rank) for rank, hit in enumerate(hits, start=1)
+        )
 
     def evidence(self, question: str, present: Present) -> tuple[tuple[Evidence, ...], bool]:
         """Return all rows, those nearest to a question first, and whether they show what it asks.
 
         For a generator that answers from everything: it is not told what was found.
         """
-        query = self._query(_encodable(question), self._now(present))
+        query = self._query(_encodable(question), self._now(present), EVERYTHING)
         hits = self.memory.search(query, rankers=self.config.rankers)
-        sights = [hit.sight for hit in hits]
-        seen = bool(hits) and bool(is_seen(query, sights, self.memory.num_keys).any())
-        return tuple(self._evidence(hit.entry, hit.score) for hit in hits), seen
+        return tuple(Evidence(**self._fields(hit)) for hit in hits), any(h.seen for h in hits)
 
     def chapters(self, count: int | None, within: Window = EVERYTHING) -> tuple[Chapter, ...]:
         """Divide what was seen into chapters, each with the captions of its central scenes.
@@ -229,35 +227,45 @@ class Answerer:
 
     def _computed(self, question: AskedQuestion, on_text: OnText | None) -> Answer:
         anchor = question.reading.anchor or question.about
-        query = self._query(anchor, question.now)
-        # 1. What matches, and what the operator makes of it.
+        if not self._clips(question.window):
+            return self._nothing_seen(question, anchor, on_text)
+        query = self._query(anchor, question.now, question.window)
+        # 1. The words of the nearest scenes count too: they are what the answer would print.
+        if question.reading.anchor and not question.back:
+            self._described([hit.entry for hit in self._search(query, question.window)])
+        # 2. What matches, and what the operator makes of it.
         finding = self._finding(question, query)
         captions = self._described(finding.answers[: self.config.passages])
-        # 2. The value as data, then the model's sentence.
+        # 3. The value as data, then the model's sentence.
         named = len({entry.source for entry in self.memory.entries()}) > 1
         text = value(finding, captions, named=named, zone=self.config.zone())
         if on_text:
             on_text(text)
         remark = self._remark(question, finding, text, on_text)
-        # 3. Evidence: every row it rests on; the nearest there is where nothing was seen.
+        # 4. Evidence: every row it rests on; the nearest there is where nothing was seen.
         if finding.appearances:
-            rows = [self._row(entry) for entry in finding.used]
-            hits = rate(rows, query, self.config.rankers)
-            evidence = [self._evidence(hit.entry, hit.visual) for hit in hits]
+            hits = rate([self._row(entry) for entry in finding.used], query, self.config.rankers)
         else:
-            nearest = self._search(query, question.window)
-            evidence = [self._evidence(hit.entry, hit.score) for hit in nearest]
+            hits = tuple(self._search(query, question.window))
         shown = finding.answers or finding.used
         self.turns.append(PastTurn(anchor, tuple(entry.segment for entry in shown)))
-        seen = bool(finding.appearances)
-        return Answer(question.text, text, seen, "computed", tuple(evidence), remark=remark)
+        return Answer(
+            question.text, text, bool(finding.appearances), "computed",
+            tuple(Evidence(**self._fields(hit)) for hit in hits),
+            remark=remark, looked_at=question.looked_at,
+        )  # fmt: skip
+
+    def _nothing_seen(self, question: AskedQuestion, anchor: str, on_text: OnText | None) -> Answer:
+        """Answer where there is nothing to show, without the model."""
+        if on_text:
+            on_text(NOTHING_SEEN)
+        self.turns.append(PastTurn(anchor, ()))
+        return Answer(question.text, NOTHING_SEEN, False, "computed", looked_at=question.looked_at)
 
     def _finding(self, question: AskedQuestion, query: Query) -> Finding:
         reading, count = question.reading, self.config.passages
         operator = reading.operator
         clips = self._clips(question.window)
-        if not clips:
-            return Finding(operator, ())
         if question.back:  # what "that" was lies anywhere
             found = find_appearances(
                 self._clips(Window()),
@@ -271,18 +279,16 @@ class Answerer:
         found = find_appearances(clips, lambda entry: entry.segment in scores)
         seconds: tuple[Appearance, ...] = ()
         if reading.second:
-            later = self._matching(self._query(reading.second, question.now), question.window)
+            later = self._matching(
+                self._query(reading.second, question.now, question.window), question.window
+            )
             seconds = find_appearances(clips, lambda entry: entry.segment in later)
         return compute(operator, clips, found, seconds, scores, count)
 
     def _matching(self, query: Query, window: Window) -> dict[int, float]:
         """Return the score of every segment of the window that shows what is looked for."""
         hits = self.memory.search(query, window, rankers=self.config.rankers)
-        num_keys = sum(len(hit.entry.visual_keys) for hit in hits)
-        seen = is_seen(query, [hit.sight for hit in hits], num_keys) if hits else ()
-        return {
-            hit.entry.segment: hit.sight for hit, shows in zip(hits, seen, strict=True) if shows
-        }
+        return {hit.entry.segment: hit.ranked for hit in hits if hit.seen}
 
     def _remark(
         self, question: AskedQuestion, finding: Finding, text: str, on_text: OnText | None
@@ -309,30 +315,36 @@ class Answerer:
         # 1. The rows to read from; none of the past where the present is asked about.
         pointed = reading.anchor not in question.about  # "that" was replaced
         about = f"{reading.anchor}: {question.about}" if pointed else question.about
-        query = self._query(about, question.now)
+        query = self._query(about, question.now, question.window)
+        query = query._replace(words=content_words(reading.anchor or about))
         hits: Sequence[Hit] = ()
         if self.config.context != "now" and not (reading.operator == "now" and now):
             choose = self._spread if self.config.context == "uniform" else self._search
             hits = choose(query, question.window)
+        shows_now = now if self.config.context in ("memory", "now") else ()
+        if not hits and not shows_now:
+            return self._nothing_seen(question, reading.anchor, on_text)
         # 2. The prompt: what they show and their captions, in time order, then the present.
         self._described([hit.entry for hit in hits])
-        rows = sorted((self._row(hit.entry) for hit in hits), key=lambda e: (e.start, e.segment))
-        items = self._items(rows)
-        if now and self.config.context in ("memory", "now"):
+        hits = rate([self._row(hit.entry) for hit in hits], query, self.config.rankers)
+        if self.config.context != "uniform":
+            hits = sorted(hits, key=lambda hit: -hit.ranked)
+        in_order = sorted((hit.entry for hit in hits), key=lambda e: (e.start, e.segment))
+        items = self._items(in_order)
+        if shows_now:
             items.append(self._present_item(present))
         asked = _encodable(question.text[:MAX_PROMPTED])
         text = self._generate(items, asked, on_text, pictures)
-        # 3. Whether it was seen, and the evidence.
-        sights = [hit.sight for hit in hits]
-        if not hits and reading.anchor:
-            sights = [float(frame.key @ query.key) for frame in now]
-        seen = bool(now)
-        if sights:
-            seen = bool(is_seen(query, sights, self.memory.num_keys).any())
+        # 3. Whether it was seen, and the evidence: the present where nothing else was shown.
+        evidence = [Evidence(**self._fields(hit)) for hit in hits]
+        seen = any(hit.seen for hit in hits)
+        if not hits:
+            evidence = [self._present_evidence(present, query)]
+            seen = not reading.anchor or evidence[0].score >= SEEN
         self.turns.append(PastTurn(reading.anchor, tuple(hit.entry.segment for hit in hits[:1])))
-        by_sight = self.config.context == "uniform"
-        evidence = [self._evidence(h.entry, h.visual if by_sight else h.score) for h in hits]
-        return Answer(question.text, text, seen, "model", tuple(evidence))
+        return Answer(
+            question.text, text, seen, "model", tuple(evidence), looked_at=question.looked_at
+        )
 
     def _spread(self, query: Query, window: Window) -> Sequence[Hit]:
         """Return rows that lie evenly over the window, oldest first."""
@@ -361,6 +373,14 @@ class Answerer:
             tokens = encoder.encode_segment(frames, present.memory, None).tokens
         keyframes = tuple(frame.picture for frame in now if frame.picture is not None)
         return EvidenceItem(now[0].time, now[-1].end, tokens, keyframes=keyframes)
+
+    def _present_evidence(self, present: Present, query: Query) -> Evidence:
+        now = present.now
+        cosine = max(float(frame.key @ query.key) for frame in now)
+        (score,) = scale_of(query).probability(np.array([cosine])).tolist()
+        return Evidence(
+            present.source, present.segment, now[0].time, now[-1].end, score, cosine=cosine
+        )
 
     def _generate(
         self,
@@ -416,10 +436,12 @@ class Answerer:
         entries = self.memory.entries()
         return entries[-1] if entries else None
 
-    def _query(self, text: str, now: Now) -> Query:
+    def _query(self, text: str, now: Now, window: Window) -> Query:
         encoder = self.model.text_encoder
         key = encoder.sentence_keys([text])[0]
-        return Query(key, now, encoder.background.numpy() @ key, encoder.null)
+        background = encoder.background.numpy() @ key
+        num_keys = sum(len(clip.entry.visual_keys) for clip in self._clips(window))
+        return Query(key, now, background, encoder.null, content_words(text), num_keys)
 
     def _search(self, query: Query, window: Window) -> Sequence[Hit]:
         return self.memory.search(query, window, self.config.passages, self.config.rankers)
@@ -431,15 +453,22 @@ class Answerer:
         """Return a row as it is now: captions and merges change it."""
         return self.memory.get(entry.segment) or entry
 
-    def _evidence(self, entry: Entry, score: float) -> Evidence:
-        entry = self._row(entry)
-        speech = " ".join(note.text for note in entry.notes) or None
-        return Evidence(
-            entry.source, entry.segment, entry.start, entry.end, score,
-            keyframe=self.memory.keyframe_path(entry.segment),
-            caption=entry.caption, speech=speech,
-            wall_start=_wall_start(entry, self.config.zone()),
-        )  # fmt: skip
+    def _fields(self, hit: Hit) -> dict[str, Any]:
+        """Return the fields of a hit's ``Evidence``, with the row's text as it is now."""
+        entry = self._row(hit.entry)
+        return {
+            "source": entry.source,
+            "segment": entry.segment,
+            "start": entry.start,
+            "end": entry.end,
+            "score": hit.score,
+            "keyframe": self.memory.keyframe_path(entry.segment),
+            "caption": entry.caption,
+            "speech": " ".join(note.text for note in entry.notes) or None,
+            "matched": hit.matched,
+            "cosine": hit.cosine,
+            "wall_start": _wall_start(entry, self.config.zone()),
+        }
 
 
 def _encodable(text: str) -> str:

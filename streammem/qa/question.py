@@ -1,6 +1,6 @@
 """QuestionReading a question: what is asked for, of what, and of which time.
 
-    words = find_time("Where was the dog yesterday?", now=now.wall)
+    words = find_time("Where was the dog yesterday?", now=now.wall, newest=wall_end(newest))
     window = window_of(words, memory.entries()[-1], now)         # yesterday, on the wall clock
     reading, back = resolved(model.read_question(words.text), turns)   # "after that": of what?
 
@@ -8,6 +8,7 @@ Time words are in `time_expressions.py`; operator and anchor come from the model
 """
 
 from collections.abc import Sequence
+from datetime import datetime, tzinfo
 from typing import NamedTuple
 
 from torch import Tensor
@@ -17,7 +18,7 @@ from streammem.memory.retrieval import EVERYTHING, Window
 from streammem.models.tiny.questions import QuestionReading
 from streammem.perception.scene_buffer import BufferedFrame
 from streammem.qa.time_expressions import TimeWords
-from streammem.types import TimeSpan
+from streammem.types import TimeSpan, clock
 
 _BACK = frozenset("that it this then these those them him her he she they there".split())  # noqa: SIM905
 
@@ -29,11 +30,13 @@ class Present(NamedTuple):
         now: its last frames; none where it does not go on.
         segment: id of the open segment.
         memory: recurrent memory tokens.
+        source: name of its source.
     """
 
     now: Sequence[BufferedFrame]
     segment: int
     memory: Tensor
+    source: str = ""
 
 
 class AskedQuestion(NamedTuple):
@@ -46,6 +49,7 @@ class AskedQuestion(NamedTuple):
         window: which part of the memory it is about.
         now: when it was asked.
         back: segments that "before that" or "after that" points to; often none.
+        looked_at: which time the window is, in words; None where it is everything.
     """
 
     text: str
@@ -54,6 +58,7 @@ class AskedQuestion(NamedTuple):
     window: Window
     now: Now
     back: tuple[int, ...] = ()
+    looked_at: str | None = None
 
 
 class PastTurn(NamedTuple):
@@ -107,3 +112,27 @@ def _common(left: TimeSpan | None, right: TimeSpan | None) -> TimeSpan | None:
     if left is None or right is None:
         return left or right
     return TimeSpan(max(left.start, right.start), min(left.end, right.end))
+
+
+def wall_end(newest: Entry | None) -> float | None:
+    """Return the Unix second at which a memory's newest row ends; None where it is not known."""
+    if newest is None or newest.wall_start is None:
+        return None
+    return newest.wall_start + newest.end - newest.start
+
+
+def looked_at(window: Window, zone: tzinfo | None) -> str | None:
+    """Say which time a window is, and on which clock; None where it is not bounded by time.
+
+    For example ``wall clock 2026-11-16 16:42:00+01:00 to 16:43:00``, ``stream 16:42.0 to the end``.
+    """
+    if window.wall is not None:
+        start, end = (datetime.fromtimestamp(at, zone).astimezone(zone) for at in window.wall)
+        same_day = start.date() == end.date()
+        until = end.strftime("%H:%M:%S") if same_day else end.isoformat(" ", "seconds")
+        return f"wall clock {start.isoformat(' ', 'seconds')} to {until}"
+    if window.stream is None:
+        return None
+    start_s, end_s = window.stream
+    until = "the end" if end_s == float("inf") else clock(max(0.0, end_s))
+    return f"stream {clock(max(0.0, start_s))} to {until}"

@@ -55,25 +55,33 @@ _UNIT = r"(?:seconds?|secs?|minutes?|mins?|hours?|hrs?|s|m|h)"
 _LENGTH = rf"(?:(?:{_NUMBER})[ -])?{_UNIT}"
 _TIGHT = rf"(?:{_LENGTH}|\d+(?:\.\d+)?{_UNIT})\b"
 _AT = rf"(?:{_CLOCK}(?! ?[ap]\.?m)|minute \d+|{_TIGHT})"
-_OF = r"(?: of (?:the |this )?(?:video|film|recording|stream|clip|memory))?"
+_SOURCE = r" of (?:the |this )?(?:video|film|recording|stream|clip|memory)"
+_OF = rf"(?:{_SOURCE})?"
 _HOUR = r"(?:\d{1,2}(?::[0-5]\d)? ?(?:[ap]\.?m\b\.?|o'clock)|noon|midnight)"
 _LOOSE = r"\d{1,2}(?::[0-5]\d)?(?!:)"
+_TIME_OF_DAY = r"(?:[01]?\d|2[0-3]):[0-5]\d(?::[0-5]\d)?"
 _MONTH = rf"(?:{'|'.join(MONTHS)})"
 _NTH = r"\d{1,2}(?:st|nd|rd|th)?"
 _PART = rf"(?P<part>{'|'.join(PARTS)})"
 
 
-def find_time(question: str, *, now: float, zone: tzinfo | None = None) -> TimeWords | None:
+def find_time(
+    question: str, *, now: float, zone: tzinfo | None = None, newest: float | None = None
+) -> TimeWords | None:
     """Find the time words of a question.
 
-    ``m:ss`` and ``h:mm:ss`` are the stream's clock; am, pm, o'clock, days and parts of a day are
-    the wall clock's, always in the past. What is said to the second, the minute, the hour or the
-    day means a span of that length: "at 3 pm" is the hour from three to four.
+    am, pm, o'clock, days and parts of a day are the wall clock's, always in the past. So is
+    ``16:42`` where ``newest`` is given; otherwise, and in "at 16:42 of the video", ``m:ss`` and
+    ``h:mm:ss`` are the stream's clock, as "minute 16" always is. What is said to the second, the
+    minute, the hour or the day means a span of that length: "at 3 pm" is the hour from three to
+    four.
 
     Args:
         question: free text.
         now: Unix seconds.
         zone: of the wall clock; None is this computer's.
+        newest: Unix seconds at which the memory's newest row ends, if it knows its wall clock. An
+            hour without a day is then the last such hour before it.
 
     Returns:
         The span and the question without these words; None where it has none.
@@ -82,7 +90,9 @@ def find_time(question: str, *, now: float, zone: tzinfo | None = None) -> TimeW
         ConfigError: a date that no calendar has, or a span that ends before it begins.
     """
     try:
-        return _wall_words(question, datetime.fromtimestamp(now, zone)) or _stream_words(question)
+        today = datetime.fromtimestamp(now, zone)
+        known = None if newest is None else datetime.fromtimestamp(newest, zone)
+        return _wall_words(question, today, known) or _stream_words(question)
     except (ValueError, OverflowError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -212,19 +222,22 @@ def _hours(hour: str) -> re.Pattern[str]:
 
 
 _EXACT_HOURS, _LOOSE_HOURS = _hours(_HOUR), _hours(rf"(?:{_HOUR}|{_LOOSE})")
+_KNOWN_HOURS = _hours(rf"(?:{_HOUR}|{_TIME_OF_DAY})(?!{_SOURCE})")
 
 
-def _wall_words(question: str, now: datetime) -> TimeWords | None:
+def _wall_words(question: str, now: datetime, newest: datetime | None) -> TimeWords | None:
     day = _DAY.search(question) or _TODAY.search(question)
-    # Without a day, 3:30 is the stream's clock.
-    hours = (_LOOSE_HOURS if day else _EXACT_HOURS).search(question)
+    # Without a day, 3:30 is the stream's clock, unless the wall clock of what was seen is known.
+    loose = _EXACT_HOURS if newest is None else _KNOWN_HOURS
+    hours = (_LOOSE_HOURS if day else loose).search(question)
     if not day and not hours:
         return None
     begin, width = _day_span(day, now.date()) if day else (None, (0.0, 24.0))
     first, last = _hour_span(hours, width) if hours else width
     if begin is None:
-        begin = now.date()
-        if _at(begin, first, now.tzinfo) > now.timestamp():
+        latest = newest or now
+        begin = latest.date()
+        if _at(begin, first, now.tzinfo) > latest.timestamp():
             begin -= timedelta(days=1)
     said = " ".join(match[0].strip() for match in (day, hours) if match)
     start = _at(begin, first, now.tzinfo)
@@ -302,8 +315,8 @@ def _hour(text: str, width: tuple[float, float]) -> tuple[float, float]:
         parts = [int(part) for part in re.findall(r"\d+", text)]
         if parts[0] > 24:
             raise ValueError(f"{text} is no hour")
-        hour = parts[0] + sum(parts[1:]) / 60
-        precision = 1 / 60 if len(parts) > 1 else 1.0
+        hour = sum(part / 60**place for place, part in enumerate(parts))
+        precision = 1 / 60 ** (len(parts) - 1)
         if re.search(r"[ap]\.?m", text):
             hour = hour % 12 + (12 if "p" in text else 0)
         elif hour < 12 <= width[0]:  # three o'clock of an afternoon

@@ -105,8 +105,8 @@ class Guard:
     def _is_preflight(self, scope: Scope) -> bool:
         """Return whether a browser asks if a page of another site may ask.
 
-        It presents no token then; with one, whoever has it may ask from anywhere. Without, no page
-        of another site may.
+        It presents no token then; with one, any client that has it may ask from anywhere. Without,
+        no page of another site may.
         """
         asks = "access-control-request-method" in Headers(scope=scope)
         return self._config.token is not None and scope.get("method") == "OPTIONS" and asks

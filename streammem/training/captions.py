@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streammem.models.backbones.decoding import without_lora
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.products import has_bfloat16
 from streammem.models.prompts import CAPTION_INSTRUCTION
@@ -207,8 +208,7 @@ def packed_losses(
 
 def _decoder_of(model: nn.Module) -> nn.Module:
     """Return the layers without the vocabulary head, of a plain model or one with a LoRA."""
-    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    return plain.model
+    return without_lora(model).model
 
 
 def has_fast_bfloat16(device: str) -> bool:

@@ -61,6 +61,7 @@ def test_an_answer_is_one_jsonl_object_with_its_evidence(run, video):
     assert len(answer["evidence"]) == 3
     for item in answer["evidence"]:
         keys = ["source", "segment", "start", "end", "score", "keyframe", "caption", "speech"]
+        keys += ["matched", "cosine"]
         assert list(item) == keys
         assert item["source"] == video
         assert (item["start"], item["end"]) == spans[item["segment"]]
@@ -73,6 +74,7 @@ def test_moments_are_evidence_with_a_rank(run, video):
     moments = events(out)
     assert [moment["rank"] for moment in moments] == [1, 2]
     keys = ["source", "segment", "start", "end", "score", "keyframe", "caption", "speech", "rank"]
+    keys += ["matched", "cosine"]
     assert all(list(moment) == ["type", *keys] for moment in moments)
     assert {moment["type"] for moment in moments} == {"moment"}
 

@@ -111,7 +111,8 @@ def test_a_context_is_read_from_what_it_says(model, context, segments, with_toke
     answer = session.ask("what was red?")
     heard = listening.__dict__["heard"]
     past = heard[:-1] if now else heard
-    assert len(past) == len(answer.evidence) == segments
+    assert len(past) == segments
+    assert len(answer.evidence) == max(1, segments), "the present where nothing else is shown"
     assert [p.start for p in heard] == sorted(p.start for p in heard)
     assert all(p.tokens is None or len(p.tokens) == 4 for p in past)
     assert all((p.tokens is not None) == with_tokens for p in past)

@@ -55,8 +55,8 @@ def doing_folder(farm_folder):
 @pytest.fixture
 def exact(monkeypatch):
     """Only a scene that shows every word is seen: keys of words need another scale than photos."""
-    seen = "streammem.qa.answerer.is_seen"
-    monkeypatch.setattr(seen, lambda query, sights, num_keys: np.asarray(sights) > 0.99)
+    seen = "streammem.memory.retrieval.Scale.probability"
+    monkeypatch.setattr(seen, lambda scale, cosines: 1.0 * (np.asarray(cosines) > 0.99))
     monkeypatch.setattr(timelines, "OLD_S", 60.0)
     monkeypatch.setattr(timelines, "ROUNDS", 1)
 

@@ -174,12 +174,12 @@ def test_related_finds_the_best_visual_key_of_each_entry():
     cache.append(make(2, caption_keys=unit(3, seed=50)[2:]))
     hits = cache.related(unit(3, seed=50)[2], 2)
     assert [hit.entry.segment for hit in hits] == [0, 1], "text keys do not count"
-    assert [hit.score for hit in hits] == pytest.approx([1, 0.8], abs=1e-3)
+    assert [hit.cosine for hit in hits] == pytest.approx([1, 0.8], abs=1e-3)
 
 
 def test_a_key_is_at_most_wholly_like_itself():
     cache = filled(50)
-    scores = [cache.related(entry.visual_keys[0], 1)[0].score for entry in cache.entries()]
+    scores = [cache.related(entry.visual_keys[0], 1)[0].cosine for entry in cache.entries()]
     assert max(scores) <= 1.0
     assert min(scores) > 0.99
 

@@ -10,18 +10,20 @@ from streammem.memory.retrieval import (
     DEFAULT_RANKERS,
     MARGINS,
     RANKERS,
+    SEEN,
     GumbelNull,
     Query,
     Window,
     check_rankers,
     clipped,
     fit_null,
-    is_seen,
     normalise,
     rate,
     retrieve,
+    scale_of,
     threshold,
 )
+from streammem.memory.words import content_words
 from streammem.types import Note, TimeSpan
 from tests.memory.entries import config, filled, make, near, search, unit
 
@@ -41,7 +43,7 @@ def test_search_finds_what_only_the_caption_tells():
     assert row.caption == "a dog"
     hit = search(cache, question, 3)[0]
     assert hit.entry.segment == 17 and hit.text == pytest.approx(0.99, abs=1e-3)
-    assert hit.visual < hit.text == hit.score
+    assert hit.visual < hit.text == hit.cosine
 
 
 @pytest.mark.parametrize("kind", ["caption_keys", "note_keys"])
@@ -54,7 +56,7 @@ def test_search_goes_by_the_best_key_and_words_must_exceed_pictures_by_a_margin(
     hits = search(cache, question, 3)
     assert [hit.entry.segment for hit in hits] == [2, 0, 1]
     assert [hit.ranked for hit in hits] == pytest.approx([0.98 - margin, 0.3, 0.25], abs=2e-3)
-    assert [hit.score for hit in hits] == pytest.approx([0.98, 0.3, margin + 0.25], abs=2e-3)
+    assert [hit.cosine for hit in hits] == pytest.approx([0.98, 0.3, margin + 0.25], abs=2e-3)
     assert [hit.text for hit in hits] == pytest.approx([0.98, 0.1, margin + 0.25], abs=2e-3)
 
 
@@ -120,8 +122,8 @@ def test_the_index_and_a_comparison_of_every_row_give_the_same_hits():
             query = Query(unit(1, seed=seed + 900)[0])
             everything = retrieve(cache, query, window)
             few = retrieve(cache, query, window, 7)
-            assert [(h.entry.segment, h.score, h.ranked) for h in few] == [
-                (h.entry.segment, h.score, h.ranked) for h in everything[:7]
+            assert [(h.entry.segment, h.cosine, h.ranked) for h in few] == [
+                (h.entry.segment, h.cosine, h.ranked) for h in everything[:7]
             ]
     assert len(everything) == 20
 
@@ -129,17 +131,76 @@ def test_the_index_and_a_comparison_of_every_row_give_the_same_hits():
 def test_the_score_of_a_row_does_not_depend_on_the_rows_it_is_compared_with():
     rows = filled(40).entries()
     query = Query(unit(1, seed=900)[0])
-    assert [rate([row], query)[0].score for row in rows] == [h.score for h in rate(rows, query)]
+    query = query._replace(background=np.random.default_rng(0).normal(0, 0.1, 500))
+    for name in ("score", "cosine", "ranked"):
+        alone = [getattr(rate([row], query)[0], name) for row in rows]
+        assert alone == [getattr(hit, name) for hit in rate(rows, query)]
 
 
-def test_words_do_not_show_anything():
-    """What decides "seen" is what the pictures show, whatever the caption says."""
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("A man is riding a motorcycle on a street.", True),
+        ("Men ride motorcycles.", True),
+        ("A man rides a horse.\nA woman rides a motorcycle.", False),  # no line names it all
+        ("A motorcycle stands on a street.", False),
+        (None, False),
+    ],
+)
+@pytest.mark.parametrize(("kind", "matched"), [("caption", "caption"), ("notes", "speech")])
+def test_a_text_that_names_what_is_looked_for_is_seen_whatever_the_keys_say(
+    text, seen, kind, matched
+):
     question = unit(1, seed=1234)[0]
+    background = np.random.default_rng(0).normal(0, 0.1, 500)
+    words = content_words("a man riding a motorcycle")
+    query = Query(question, background=background, words=words, num_keys=3)
     cache = MemoryCache(config())
-    cache.append(make(0, near(question, 0.1)[None]))
-    cache.set_caption(0, "a dog", near(question, 0.99))
-    (hit,) = search(cache, question, 1)
-    assert hit.sight == hit.visual < 0.2 < hit.ranked
+    lines = (text or "").splitlines()
+    said = {"caption": text, "notes": tuple(Note(0, 1, line) for line in lines)}[kind]
+    for segment, cosine in enumerate((-0.2, -0.1, 0.0)):  # the text's row is the farthest
+        text_of = {kind: said} if not segment else {}
+        cache.append(make(segment, near(question, cosine)[None], **text_of))
+    for k in (None, 1):  # by the index too, which knows keys alone
+        first = retrieve(cache, query, k=k)[0]
+        assert (first.entry.segment == 0) == (first.score >= SEEN) == first.seen == seen
+        assert first.matched == (matched if seen else "picture")
+
+
+def test_a_picture_that_shows_what_its_caption_names_counts_more_than_either():
+    question = unit(1, seed=1234)[0]
+    background = np.random.default_rng(0).normal(0, 0.05, 500)
+    query = Query(question, background=background, words=content_words("dogs"), num_keys=3)
+    rows = [
+        make(0, near(question, 0.9)[None]),
+        make(1, near(question, 0.0)[None], caption="A dog."),
+        make(2, near(question, 0.9)[None], caption="A dog."),
+    ]
+    picture, caption, both = (hit.score for hit in rate(rows, query))
+    assert both >= picture > SEEN and both > caption > SEEN
+
+
+def test_a_text_that_is_merely_near_orders_rows_and_shows_nothing():
+    question = unit(1, seed=1234)[0]
+    background = np.random.default_rng(0).normal(0, 0.05, 500)
+    query = Query(question, background=background, words=content_words("dogs"), num_keys=3)
+    far, told = near(question, 0.0), near(question, 0.99, 9)[None]
+    rows = [
+        make(0, far[None]),
+        make(1, far[None], caption="Puppies.", caption_keys=told),
+        make(2, far[None], notes=(Note(2, 3, "Puppies!"),), note_keys=told),
+    ]
+    nothing, caption, speech = rate(rows, query)
+    assert nothing.ranked < caption.ranked <= speech.ranked
+    assert not caption.seen and not speech.seen
+    assert (caption.matched, speech.matched) == ("caption", "speech")
+
+
+def test_scores_are_probabilities_whatever_the_cosines():
+    query = Query(unit(1)[0], background=np.random.default_rng(0).normal(0, 0.1, 500))
+    assert all(0 <= hit.score <= 1 for hit in rate(filled(40).entries(), query))
+    scores = scale_of(query).probability(np.array([-1e9, -1.0, 0.0, 1.0, 1e9]))
+    assert (np.diff(scores) >= 0).all() and np.isfinite(scores).all()
 
 
 # -- ranking rules --
@@ -166,8 +227,9 @@ def test_a_ranking_rule_reorders_hits_and_moves_what_counts_as_seen(rule):
         assert [h.entry.segment for h in retrieve(cache, query, k=k)][:2] == [0, 50]
         hits = retrieve(cache, query, k=k, rankers=rule)
         assert [h.entry.segment for h in hits][:2] == [50, 0]
-        assert [h.sight for h in hits][:2] == pytest.approx([0.8, 0.6], abs=2e-3)
-        assert [h.score for h in hits][:2] == pytest.approx([0.4, 0.6], abs=2e-3)
+        assert [h.ranked for h in hits][:2] == pytest.approx([0.8, 0.6], abs=2e-3)
+        assert [h.cosine for h in hits][:2] == pytest.approx([0.4, 0.6], abs=2e-3)
+        assert hits[0].score > hits[1].score
 
 
 def test_without_a_rule_the_best_cosine_of_any_kind_decides():
@@ -233,11 +295,13 @@ def test_a_row_without_wall_clock_is_never_in_a_wall_clock_span():
 def test_seen_is_what_exceeds_the_null_of_so_many_keys():
     background = np.random.default_rng(0).normal(size=1_000)
     query = Query(unit(1)[0], background=background, null=GumbelNull(0.0, 0.0, 1.0))
-    limit = threshold(retrieval.FALSE_SIGHTINGS)
     scores = normalise(np.array([0.0, 1.0]), background, 50, query.null)
-    at_limit = (limit - scores[0]) / (scores[1] - scores[0])  # the scores are linear
-    assert is_seen(query, [at_limit - 1e-6, at_limit + 1e-6], 50).tolist() == [False, True]
-    assert is_seen(query._replace(null=DEFAULT_NULL), [9.0], 1).all(), "one key counts as two"
+    scores += retrieval.RAW * np.array([0.0, 1.0])
+    at_limit = (retrieval.LEVEL - scores[0]) / (scores[1] - scores[0])  # the scores are linear
+    found = scale_of(query._replace(num_keys=50)).probability([at_limit - 1e-6, at_limit + 1e-6])
+    assert (found >= SEEN).tolist() == [False, True]
+    one = scale_of(query._replace(null=DEFAULT_NULL, num_keys=1))
+    assert one.probability([9.0]) >= SEEN, "one key counts as two"
 
 
 def best_scores(seed=0):

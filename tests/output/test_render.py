@@ -118,6 +118,8 @@ def words(text):
                 "caption": None,
                 "speech": None,
                 "rank": 2,
+                "matched": "picture",
+                "cosine": None,
             },
         ),
         (
@@ -138,6 +140,8 @@ def words(text):
                         "keyframe": "k/3.jpg",
                         "caption": "a dog",
                         "speech": "woof",
+                        "matched": "picture",
+                        "cosine": None,
                     }
                 ],
             },
@@ -292,6 +296,20 @@ def test_an_answers_remark_is_written_where_there_is_one():
     answer = Answer("What?", "Onions.", True, "computed", remark="Two of them.")
     assert to_json(answer)["remark"] == "Two of them."
     assert "remark" not in to_json(replace(answer, remark=None))
+
+
+def test_the_time_that_an_answer_looked_at_is_written_where_there_is_one():
+    answer = Answer("What?", "once", True, "computed", looked_at="stream 00:05.0 to the end")
+    assert to_json(answer)["looked_at"] == answer.looked_at
+    assert "(looked at stream 00:05.0 to the end)" in str(answer)
+    assert "looked_at" not in to_json(replace(answer, looked_at=None))
+
+
+def test_evidence_says_which_kind_of_key_it_was_found_by():
+    found = replace(EVIDENCE, matched="caption", cosine=0.31)
+    assert "score 0.25 by caption a dog" in str(found)
+    (item,) = to_json(Answer("What?", "once", True, "computed", (found,)))["evidence"]
+    assert (item["matched"], item["cosine"]) == ("caption", 0.31)
 
 
 def test_text_shows_results_only_one_line_each_and_never_commands_a_terminal():

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from streammem.engine.session import Session
-from streammem.memory.retrieval import RANKERS
+from streammem.memory.retrieval import RANKERS, SEEN
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionReading
-from streammem.qa.answerer import MAX_TURNS
+from streammem.qa.answerer import MAX_TURNS, NOTHING_SEEN
 from streammem.types import Segment
 from tests.sessions import as_kind, session_of, told
 from tests.tiny import COLOURS, film, moving_square, tiny_model
@@ -54,8 +56,8 @@ def asked_of(reader, monkeypatch):
     key = {name: reader.perceive(moving_square(name, 0)).key for name in COLOURS}
     others = max(float(key[a] @ key[b]) for a in key for b in key if a < b)
     least = (1 + others) / 2
-    seen = "streammem.qa.answerer.is_seen"
-    monkeypatch.setattr(seen, lambda query, sights, num_keys: np.asarray(sights) > least)
+    seen = "streammem.memory.retrieval.Scale.probability"
+    monkeypatch.setattr(seen, lambda scale, cosines: 1.0 * (np.asarray(cosines) > least))
 
     def make(**options):
         session = session_of(reader, **options)
@@ -273,9 +275,96 @@ def test_now_shows_the_last_frames_and_nothing_of_the_past(reader):
     session = session_of(reader)
     for frame in film(*FILM):
         session.push(frame)
-    assert session.ask("now: ").evidence == ()
+    (evidence,) = session.ask("now: ").evidence
     (passage,), _ = session.model.__dict__["asked"][-1]
     assert passage.end == 21.0 and passage.caption is None
+    assert (evidence.start, evidence.end) == (passage.start, passage.end), "what was shown"
+    assert evidence.segment == session.next_segment and 0 <= evidence.score <= 1
+
+
+def test_where_there_is_nothing_to_show_nothing_is_said(reader, asked_of, monkeypatch):
+    def generate(*_):
+        raise AssertionError("the model was asked")
+
+    monkeypatch.setattr(VideoModel, "stream", generate)
+    closed = session_of(reader, context="now")  # of a memory that no stream goes on from
+    for session, question in (
+        (closed, "now: "),
+        (closed, "describe: red"),
+        (session_of(reader), "describe: red"),
+        (asked_of(), "describe: red between 1:00 and 2:00"),
+        (asked_of(), "how often: red between 1:00 and 2:00"),
+        (asked_of(), "after: red between 1:00 and 2:00"),
+    ):
+        pieces = []
+        answer = session.ask(question, pieces.append)
+        assert (answer.text, answer.seen, answer.method) == (NOTHING_SEEN, False, "computed")
+        assert answer.evidence == () and pieces == [NOTHING_SEEN]
+
+
+def test_scores_are_probabilities_on_one_scale_and_evidence_has_its_cosine(asked_of, reader):
+    session = session_of(reader)  # with the model's own scale
+    told(session, film(*FILM))
+    session.answerer.describer.describe([e for e in session.memory.entries() if not e.caption])
+    found = {moment.segment: moment for moment in session.find("red", 9)}
+    for question in ("when: red", "how often: red", "when: nothing like it", "red"):
+        for item in session.ask(question).evidence:
+            assert 0 <= item.score <= 1 and -1 <= item.cosine <= 1
+            if question != "when: nothing like it":
+                assert item.cosine == pytest.approx(found[item.segment].cosine, abs=1e-6)
+    for item in session.ask("when: red").evidence:
+        assert item.score == found[item.segment].score, "in computed answers as in find"
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("when: red at 07:13", "wall clock 2026-11-01 07:13:00+01:00 to 07:14:00"),
+        ("when: red at minute 0", "stream 00:00.0 to 01:00.0"),
+        ("when: red after 0:05 of the video", "stream 00:05.0 to the end"),
+        ("when: red", None),
+    ],
+)
+def test_an_answer_says_which_time_it_looked_at_and_on_which_clock(reader, question, said):
+    session = session_of(reader, timezone="Europe/Berlin")
+    session.answerer.wall_clock = lambda: 1_793_600_000.0  # 2 November 2026, 07:13 in Berlin
+    session.wall_zero = 1_793_600_000.0 - 86_400
+    told(session, film(*FILM))
+    answer = session.ask(question)
+    assert answer.looked_at == said
+    assert (said is None) or said in str(answer)
+
+
+# -- what captions say --
+
+READER = as_kind(Reader, tiny_model())
+WORDS = ("dog", "man", "horse", "bicycle", "woman", "car", "snow", "ball")
+FORMS = {"man": "men", "woman": "women", "bicycle": "bicycles", "snow": "snow"}
+captions = st.lists(
+    st.lists(st.sampled_from(WORDS), min_size=1, max_size=3, unique=True), min_size=5, max_size=5
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(captions, st.sampled_from(WORDS), st.sampled_from(("when", "how often", "exists", "last")))
+def test_an_answer_never_contradicts_a_caption_that_it_prints(said, word, operator):
+    session = session_of(READER)
+    told(session, film(*FILM))
+    for entry, words in zip(session.memory.entries(), said, strict=True):
+        text = "Some " + " and ".join(FORMS.get(each, f"{each}s") for each in words) + " are there."
+        key = session.model.sentence_keys([text])[0]
+        session.memory.set_caption(entry.segment, text, key)
+    answer = session.ask(f"{operator}: a {word}")
+    named = [i for i, words in enumerate(said) if word in words]
+    if named:
+        assert answer.seen and answer.text not in ("not seen", "0 times")
+    shown = {item.segment: item for item in answer.evidence}
+    if operator in ("when", "how often", "exists"):
+        assert set(named) <= set(shown), "every scene whose caption names it counts"
+    for item in answer.evidence:
+        if item.segment in named:
+            assert item.score >= SEEN
+            assert item.matched in ("caption", "picture")
 
 
 @pytest.mark.parametrize("context", ["now", "uniform"])

@@ -162,3 +162,39 @@ def test_any_text_is_read_or_refused_in_our_words(text):
     except ConfigError:
         return
     assert words is None or words.span.start < words.span.end
+
+
+RECORDED = datetime(2026, 11, 16, 18, 20, tzinfo=BERLIN).timestamp()  # the memory's newest moment
+
+
+@pytest.mark.parametrize(
+    ("question", "start", "end"),
+    [
+        ("Who was there at 16:42?", "2026-11-16T16:42:00", "2026-11-16T16:43:00"),
+        ("Who was there at 16:42:05?", "2026-11-16T16:42:05", "2026-11-16T16:42:06"),
+        ("Who was there at 19:00?", "2026-11-15T19:00:00", "2026-11-15T19:01:00"),
+        ("Who was there at 4 pm?", "2026-11-16T16:00:00", "2026-11-16T17:00:00"),
+        ("Who was there after 17:30?", "2026-11-16T17:30:00", "2026-11-17T00:00:00"),
+        ("Who was there between 9:15 and 17:30?", "2026-11-16T09:15:00", "2026-11-16T17:30:00"),
+        ("Was there a dog at 16:42 yesterday?", "2026-11-17T16:42:00", "2026-11-17T16:43:00"),
+    ],
+)
+def test_where_the_wall_clock_is_known_a_time_of_day_is_its_own(question, start, end):
+    words = find_time(question, now=NOW, zone=BERLIN, newest=RECORDED)
+    assert words.wall and not words.from_end
+    for at, wanted in zip(words.span, (start, end), strict=True):
+        assert datetime.fromtimestamp(at, BERLIN).isoformat()[:19] == wanted
+
+
+@pytest.mark.parametrize(
+    ("question", "start", "end"),
+    [
+        ("Who was there at minute 16?", 960, 1020),
+        ("Who was there at 16:42 of the video?", 1002, 1003),
+        ("Who was there at 75:20?", 4520, 4521),
+        ("Who was there in the first ten minutes?", 0, 600),
+    ],
+)
+def test_minutes_of_the_stream_stay_so_where_the_wall_clock_is_known(question, start, end):
+    words = find_time(question, now=NOW, zone=BERLIN, newest=RECORDED)
+    assert not words.wall and tuple(words.span) == (start, end)

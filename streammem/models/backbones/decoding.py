@@ -61,7 +61,7 @@ def is_plain_llama(model: Any) -> bool:
     Args:
         model: any language model, also inside a LoRA of peft.
     """
-    llama = plain(model)
+    llama = without_lora(model)
     if not isinstance(llama, LlamaForCausalLM):
         return False
     config, stack = llama.config, llama.model
@@ -76,7 +76,7 @@ def is_plain_llama(model: Any) -> bool:
     )
 
 
-def plain(model: Any) -> Any:
+def without_lora(model: Any) -> Any:
     """Take a model out of its LoRA, if it is in one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -101,7 +101,7 @@ class LlamaDecoder:
     """
 
     def __init__(self, model: Any, route: Route, prefix: Tensor, *, release: bool = False) -> None:
-        llama = plain(model)
+        llama = without_lora(model)
         config = llama.config
         self.route, self.prefix = route, prefix
         self.num_heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
