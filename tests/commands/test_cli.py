@@ -157,8 +157,8 @@ def test_start_end_and_fps_choose_what_is_seen(run, video):
     ("arguments", "expected"),
     [
         (("--set", "passages=2"), 2),
-        (("--set", "context=now"), 0),
-        (("--context", "now"), 0),
+        (("--set", "context=now"), 1),  # the present
+        (("--context", "now"), 1),
         (("--set", "passages=2", "--context", "uniform"), 2),
     ],
 )
