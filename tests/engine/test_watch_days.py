@@ -61,7 +61,7 @@ class Day:
         decoder = SimpleNamespace(decode=lambda packet: [packet.picture])
         stream = SimpleNamespace(
             time_base=Fraction(1, 90_000), average_rate=None, guessed_rate=None,
-            codec_context=decoder,
+            codec_context=decoder, sample_aspect_ratio=None,
         )  # fmt: skip
         container = SimpleNamespace(
             format=SimpleNamespace(name="rtsp"), demux=self.demux, close=lambda: None
