@@ -58,7 +58,7 @@ class Day:
     shown: itertools.cycle = field(default_factory=lambda: itertools.cycle(pictures(15)))
 
     def open(self, stopping):
-        decoder = SimpleNamespace(decode=lambda packet: [packet.picture])
+        decoder = SimpleNamespace(decode=lambda packet: [packet.picture] if packet else [])
         stream = SimpleNamespace(
             time_base=Fraction(1, 90_000), average_rate=None, guessed_rate=None,
             codec_context=decoder, sample_aspect_ratio=None,
