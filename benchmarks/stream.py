@@ -92,9 +92,9 @@ class TimedModel(VideoModel):
         with self.clock.part("bridge"):
             return super().encode_frames(patches, times)
 
-    def remember(self, memory, tokens):
+    def update_memory(self, memory, tokens):
         with self.clock.part("bridge"):
-            return super().remember(memory, tokens)
+            return super().update_memory(memory, tokens)
 
 
 class TimedSession(Session):

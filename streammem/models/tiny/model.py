@@ -148,7 +148,7 @@ class VideoModel:
     ) -> EncodedSegment:
         """Read a segment, then fold it into the memory [M, D + 1], which reads no related ones."""
         tokens = self.encode_frames(frames.patches, frames.places)
-        return EncodedSegment(tokens, recurrent.update(memory, tokens))
+        return EncodedSegment(tokens, self.update_memory(memory, tokens))
 
     @torch.inference_mode()
     def encode_frames(self, patches: Sequence[Tensor], times: Sequence[float]) -> Tensor:
@@ -157,7 +157,7 @@ class VideoModel:
         return self.bridge.encode(stacked, torch.tensor([list(times)], dtype=torch.float32))[0]
 
     @torch.inference_mode()
-    def remember(self, memory: Tensor, tokens: Tensor) -> Tensor:
+    def update_memory(self, memory: Tensor, tokens: Tensor) -> Tensor:
         """Fold a segment's tokens [M, D] into the memory [M, D + 1]."""
         return recurrent.update(memory, tokens)
 
