@@ -141,3 +141,50 @@ def test_the_models_fingerprint_is_ours(run, video, monkeypatch, model):
 
         assert load(server.openai).fingerprint == checkpoint.load().fingerprint
     assert NAME not in model.name
+
+
+# -- models check --
+
+
+def test_check_prints_a_table_and_what_to_use(run):
+    with ModelServer(context=20_000) as server:
+        code, out, err = run("models", "check", f"{server.url}/v1#{NAME}")
+    assert (code, err) == (0, "")
+    assert re.sub(r"\d+\.\d s", "0.0 s", out.replace(server.url, "URL")).splitlines() == [
+        f"ok  model                {NAME} (vllm) at the model server at URL/v1",
+        "ok  context              20000 tokens",
+        "ok  picture of 320x180   922 tokens",
+        "ok  picture of 640x360   3602 tokens",
+        "ok  picture of 1280x720  14402 tokens",
+        "ok  1 colour             right, 949 tokens",
+        "ok  order of 2 colours   right, 1873 tokens",
+        "ok  order of 4 colours   right, 3721 tokens",
+        "ok  order of 8 colours   right, 7417 tokens",
+        "ok  caption              0.0 s (4 pictures, 3 tokens): I see red, blue, yellow, black.",
+        "=>  it is fast enough for captions of a camera: --model",
+    ]
+
+
+def test_check_says_how_many_pictures_a_server_keeps(run):
+    with ModelServer("keeps the first", context=20_000) as server:
+        code, out, _ = run("models", "check", server.ollama)
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[5].startswith("ok  1 colour ")
+    assert lines[6].startswith("--  order of 2 colours   Ollama at") and "lost pictures" in lines[6]
+    assert lines[-2] == "=>  write ?pictures=1 behind its name"
+
+
+@pytest.mark.parametrize("fault", ["ignores pictures", "reasons", "uncounted"])
+def test_check_ends_with_1_where_a_model_cannot_be_used(run, fault):
+    with ModelServer(fault, context=20_000) as server:
+        code, out, err = run("models", "check", server.openai)
+    assert (code, err) == (1, "")
+    assert out.splitlines()[-1] == (
+        "=>  do not use it: it does not see, or does not say what it sees"
+    )
+
+
+def test_check_is_for_served_models(run):
+    code, _, err = run("models", "check", "some-folder")
+    assert code == 2 and "captions and answers are written with" in err

@@ -34,6 +34,7 @@ from streammem.models.vlm.dialects import (
 )
 from streammem.models.vlm.prompts import Part, answer_parts, caption_parts
 from streammem.models.vlm.server import SEE_LOG, WRONG, Refused, Server, ServerOptions, Spend
+from streammem.perception.scene_buffer import KEYFRAME_SIDE
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -85,7 +86,9 @@ class ServedGenerator:
         """As many pictures as are allowed and have room in the context."""
         most = self.server.options.pictures
         if self.context:
-            each = max(self._picture_tokens.values(), default=USUAL_TOKENS) or 1
+            # Evidence is of keyframes; a picture that comes with a question may be larger.
+            known = [n for size, n in self._picture_tokens.items() if max(size) <= KEYFRAME_SIDE]
+            each = max(known, default=USUAL_TOKENS)
             most = min(most, max(1, (self.context - RESERVED_TOKENS) // each))
         return Reads(pictures=most)
 
