@@ -89,6 +89,7 @@ class _Watching:
         self._as_generated = None if session.captioner.withholds else callbacks.on_text
         self._num_frames = self._num_segments = self._num_captions = 0
         self._perceive_s = self._perceived_until = self._caption_lag_s = 0.0
+        self._late: list[Segment] = []  # closed while an answer was waited for
         self._failure = ""  # of a model server, since the last caption
         self._stats_at = 0.0 if options.stats_s is None else time.monotonic() + options.stats_s
 
@@ -98,6 +99,7 @@ class _Watching:
         described = options.captions and self._session.captioner.can_describe
         self._captions = self._open_captions() if described else None
         self._reader = Reader(self._source, drop)
+        self._session.on_wait = self._keep_up
         try:
             yield from self._stream()
             self._reader.stop()
@@ -109,6 +111,7 @@ class _Watching:
             elif self._reader.broken:
                 raise self._reader.broken
         finally:
+            self._session.on_wait = None
             self._reader.stop()
             if self._captions:
                 self._captions.close()
@@ -138,7 +141,7 @@ class _Watching:
     def _stream(self) -> Iterator[Event]:
         for frame in self._reader.frames(self._callbacks.stop):
             closed = self._push(frame) if frame else ()
-            yield from self._due(closed)
+            yield from self._due((*self._closed_late(), *closed))
             if frame:
                 yield from self._alerted(frame)
             yield from self._asides()
@@ -146,7 +149,16 @@ class _Watching:
         end = None if self._reader.stopped else self._source.end
         closed = self._session.flush(end)
         self._num_segments += len(closed)
-        yield from self._due(closed, at_end=True)
+        yield from self._due((*self._closed_late(), *closed), at_end=True)
+
+    def _keep_up(self) -> None:
+        """Perceive the frames that came while an answer was waited for."""
+        while frame := self._reader.waiting_frame():
+            self._late.extend(self._push(frame))
+
+    def _closed_late(self) -> list[Segment]:
+        late, self._late = self._late, []
+        return late
 
     def _push(self, frame: Frame) -> tuple[Segment, ...]:
         began = time.thread_time()
@@ -250,13 +262,10 @@ class _Watching:
 
     def _answer(self, question: str) -> Iterator[Event]:
         """Answer while captions pause and frames are perceived between two words."""
-        closed: list[Segment] = []
 
         def on_text(piece: str) -> None:
-            if self._callbacks.on_answer and piece:
+            if self._callbacks.on_answer and piece:  # it is empty while a server is waited for
                 self._callbacks.on_answer(piece)
-            while frame := self._reader.waiting_frame():
-                closed.extend(self._push(frame))
 
         # A shared scheduler lets answers in between the steps of captions by itself.
         own = self._captions.scheduler.lm_lock if self._captions and not self._shared else None
@@ -266,7 +275,7 @@ class _Watching:
             yield answer
         except ServedModelError as error:
             yield Notice(str(error))
-        yield from self._due(tuple(closed))
+        yield from self._due(tuple(self._closed_late()))
 
     def _stats(self) -> Stats:
         reader, captions = self._reader, self._captions
