@@ -6,6 +6,7 @@
 Only ``pull`` uses the network.
 """
 
+import json
 import logging
 from pathlib import Path
 
@@ -31,20 +32,26 @@ def local_folder(name: str, revision: str = "") -> Path:
         return Path(name)
     if not _is_name(name):
         raise BackboneError(f"{name}: no such folder, and no name on the hub (OWNER/NAME)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import try_to_load_from_cache
 
-    try:
-        folder = Path(snapshot_download(name, revision=revision or None, local_files_only=True))
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise BackboneError(
-            f"{name}: not on this computer; run: streammem models pull hf:{name}"
-        ) from error
-    if not (folder / "config.json").is_file():
-        raise BackboneError(
-            f"{name}: incomplete on this computer; run: streammem models pull hf:{name}"
-        )
+    # Not a snapshot as a whole: others may have fetched fewer files than `pull` does.
+    found = try_to_load_from_cache(name, "config.json", revision=revision or None)
+    advice = f"run: streammem models pull hf:{name}"
+    if not isinstance(found, str):
+        raise BackboneError(f"{name}: not on this computer; {advice}")
+    folder = Path(found).parent
+    if lacks := _missing_weights(folder):
+        raise BackboneError(f"{name}: {lacks} is missing on this computer; {advice}")
     return folder
+
+
+def is_here(name: str, revision: str = "") -> bool:
+    """Tell whether a model's files are on this computer."""
+    try:
+        local_folder(name, revision)
+    except BackboneError:
+        return False
+    return True
 
 
 def pull(name: str, revision: str = "") -> Path:
@@ -79,6 +86,15 @@ def pull(name: str, revision: str = "") -> Path:
             f"{name}: cannot be fetched from {constants.ENDPOINT} ({reason}); "
             "copy its files here and give their folder"
         ) from error
+
+
+def _missing_weights(folder: Path) -> str | None:
+    """Return the first file of weights that is not there, as after a fetch that broke off."""
+    index = folder / "model.safetensors.index.json"
+    wanted = {"model.safetensors"}
+    if index.is_file():
+        wanted = set(json.loads(index.read_bytes())["weight_map"].values())
+    return next((name for name in sorted(wanted) if not (folder / name).is_file()), None)
 
 
 def _is_name(name: str) -> bool:

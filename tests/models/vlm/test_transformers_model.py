@@ -352,8 +352,7 @@ def test_attention_goes_to_transformers_and_a_missing_one_says_so(folders, gener
         replies(open_generator(str(folders("llava")), options=missing), [prompt])
 
 
-def test_a_model_that_is_not_here_names_the_command_that_fetches_it(monkeypatch, tmp_path):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+def test_a_model_that_is_not_here_names_the_command_that_fetches_it():
     with pytest.raises(BackboneError, match="streammem models pull hf:someone/some-model"):
         open_generator("hf:someone/some-model")
     with pytest.raises(BackboneError, match="no such folder"):
