@@ -67,7 +67,7 @@ class DecordSource(VideoSource):
         missing = self._missing
         for index, (time, duration) in enumerate(zip(self._times, self._durations, strict=True)):
             if grid.is_past(time):
-                missing = None
+                missing, self.was_cut = None, True
                 break
             shown_until = max(shown_until, time + duration)
             if (self._sampling.sparse and not self._is_key[index]) or not grid.takes(time):

@@ -163,6 +163,8 @@ class VideoSource(ABC):
             as players show them. ``frame.time - start_time`` counts from the first picture.
         end: seconds; None until all frames were given, then the last decoded frame's time + its
             duration, at most the sampling's end. It is set where no frame was wanted, too.
+        was_cut: whether a picture of a file or of several comes at or after the sampling's end; set
+            with ``end``.
         live: whether a frame that is not taken when it comes is lost.
         finite: whether its end is known from the start, so that one that comes before is a failure.
         reconnect: whether a live source that is lost is opened again; set before it is read.
@@ -179,6 +181,7 @@ class VideoSource(ABC):
     finite = True
     reconnect = False
     start_time = 0.0
+    was_cut = False
     wall_zero: float | None = None
     num_connections = 0
     num_damaged = 0

@@ -5,7 +5,7 @@
 
 The number decides who comes first. It prints what each thread was given, as one line of JSON.
 
-Each of the tests that start fresh processes starts NUM_PROCESSES of them in `make test-all`, so that
+Each test that starts fresh processes starts NUM_PROCESSES of them in `make test-all`, so that
 each thread asks each question first; STREAMMEM_FRESH_PROCESSES=50 starts more.
 """
 
