@@ -33,9 +33,9 @@ class Sampling:
 
     Attributes:
         fps: samples a second; None takes every frame.
-        start: seconds, >= 0; frames before it are left out. Of files and pictures, the one that is
-            on screen then is given, with ``start`` as its time, where none follows within HELD_S
-            and before ``end``.
+        start: seconds, >= 0; frames before it are left out. Of files, pictures and pushed
+            frames, the one that is on screen then is given, with ``start`` as its time, where none
+            follows within HELD_S and before ``end``.
         end: seconds, > start; frames at or after it are left out. None reads to the end.
         max_side: the longer side is shrunk to this many pixels, never enlarged.
         sparse: keyframes only.
@@ -147,6 +147,45 @@ class Grid:
             return False
         self._last_slot = slot
         return True
+
+
+class FrameSampler:
+    """Chooses of frames that are pushed, in order of time, those that are wanted.
+
+    Where none comes within HELD_S after the sampling's start, the one that is on screen then is
+    chosen, from there on.
+
+    Args:
+        sampling: what was asked for.
+    """
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._grid, self._start = Grid(sampling), sampling.start
+        self._held: Frame | None = None  # the last one before the start
+
+    def is_past(self, time: float) -> bool:
+        """Return whether a time lies at or after the sampling's end."""
+        return self._grid.is_past(time)
+
+    def push(self, frame: Frame) -> list[Frame]:
+        """Return those of the frames so far that are chosen by now, the held one first."""
+        time, chosen = frame.time, list[Frame]()
+        if self.is_past(time) or time > self._start + HELD_S:
+            chosen = self._chosen(until=time)
+        is_before = not self.is_past(time) and self._grid.slot(time) is None
+        self._held = frame if is_before else None
+        return [*chosen, frame] if self._grid.takes(time) else chosen
+
+    def flush(self) -> list[Frame]:
+        """Return the frame that stays on screen at the start, if none came after it."""
+        held = self._held
+        return self._chosen(until=held.time + held.duration) if held else []
+
+    def _chosen(self, until: float) -> list[Frame]:
+        held, self._held = self._held, None
+        if held is None or until <= self._start or not self._grid.takes(self._start):
+            return []
+        return [replace(held, time=float(self._start), duration=until - self._start)]
 
 
 class VideoSource(ABC):
