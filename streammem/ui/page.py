@@ -224,7 +224,8 @@ class _Page:
             return gr.skip()
         events = host.events.kept()
         if chosen.startswith("memory:"):
-            events = tuple(await host.do(lambda session: rows(session, None)))
+            kept = await host.do(lambda session: rows(session, None))
+            events = tuple(row.event for row in kept)
         scenes = sum(isinstance(event, Segment) for event in events)
         state = f"<p>{host.state}: {scenes} scenes in memory</p>"
         strip = markup.timeline(events, tuple(host.depths), host.path)
