@@ -117,7 +117,7 @@ class _Page:
     def _begin(self) -> tuple[str, gr.Accordion]:
         """Return the address of the operator's first source, or of the list."""
         first = next((address_of(name) for name in self._sessions.own()), "#/")
-        # Beside a source there is little need to open one: the keyboard reaches the question sooner.
+        # Beside a source it is folded: the keyboard reaches the question sooner.
         return first, gr.Accordion(open=first == "#/")
 
     async def _open_file(self, path: str | None, alerts: str) -> tuple[str, str]:
