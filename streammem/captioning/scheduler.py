@@ -21,11 +21,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 from streammem.captioning.captioner import Captioner, CaptionRequest
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies, Reply
-from streammem.models.protocols import EvidenceItem, Generator, Reads
+from streammem.models.protocols import (
+    EvidenceItem,
+    Generator,
+    Reads,
+    Tool,
+    ToolCall,
+    ToolGenerator,
+    ToolTurn,
+)
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -489,6 +497,17 @@ class ScheduledGenerator:
     def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
         """Generate between the steps of others."""
         return self.scheduler.stream(prompt, decoding)
+
+    def converse(
+        self,
+        prompt: Prompt,
+        turns: Sequence[ToolTurn],
+        tools: Sequence[Tool],
+        decoding: GenerationConfig,
+    ) -> str | ToolCall:
+        """Generate the next reply in a turn of its own; see ``ToolGenerator``."""
+        with self.scheduler.lm_lock:
+            return cast(ToolGenerator, self.generator).converse(prompt, turns, tools, decoding)
 
 
 def _same(value: T) -> T:
