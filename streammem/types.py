@@ -3,6 +3,7 @@
 No behaviour beyond printing lives here, and nothing that needs torch.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from typing import Literal, NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 Reason = Literal["cut", "max", "end"]
 Method = Literal["model", "computed"]
 Matched = Literal["picture", "caption", "speech"]
+DecidedBy = Literal["keys", "model"]
 
 
 class TimeSpan(NamedTuple):
@@ -130,6 +132,31 @@ class Moment(Evidence):
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """A function of the memory that the model called while it looked for an answer.
+
+    Attributes:
+        call: name of the function; see ``qa.lookups.LOOKUPS``.
+        arguments: as the model gave them; text that is no JSON object stands under ``text``.
+        text: of the result, as the model read it.
+        segments: ids of the scenes that the result shows.
+        pictures: that it has.
+        failed: whether the call could not be meant; ``text`` says why.
+    """
+
+    call: str
+    arguments: Mapping[str, object]
+    text: str
+    segments: tuple[int, ...] = ()
+    pictures: int = 0
+    failed: bool = False
+
+    def __str__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return f"{self.call}({given}): {' | '.join(self.text.splitlines())}"
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """The reply to a question.
 
@@ -140,6 +167,9 @@ class Answer:
             nothing.
         looked_at: the time that was asked about and on which clock it was taken; None where the
             question names no time.
+        steps: what the model looked up on the way, in order; see ``AnswerConfig.steps``.
+        decided_by: of an answer that was checked: whether the keys or the model decided ``seen``;
+            None where nothing was checked. See ``AnswerConfig.verify``.
     """
 
     question: str
@@ -149,6 +179,8 @@ class Answer:
     evidence: tuple[Evidence, ...] = ()
     remark: str | None = None
     looked_at: str | None = None
+    steps: tuple[Step, ...] = ()
+    decided_by: DecidedBy | None = None
 
     def __str__(self) -> str:
         said = [self.text, *([self.remark] if self.remark else [])]

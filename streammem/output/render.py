@@ -28,6 +28,7 @@ from streammem.types import (
     Notice,
     Segment,
     Stats,
+    Step,
     encodable,
     wall_clock,
 )
@@ -36,6 +37,7 @@ from streammem.types import (
 _FIRST_KEYS = ("source", "segment", "start", "end", "score", "keyframe", "caption", "speech")
 _MATCH_KEYS = ("matched", "cosine")
 EVIDENCE_KEYS = (*_FIRST_KEYS, *_MATCH_KEYS)
+STEP_KEYS = ("call", "arguments", "text", "segments", "pictures", "failed")
 EVENT_KEYS: dict[type, tuple[str, tuple[str, ...]]] = {
     Segment: ("segment", ("id", "start", "end", "depth", "reason")),
     Caption: ("caption", ("segment", "start", "end", "text")),
@@ -154,8 +156,9 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
 
     Returns:
         ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
-        ``confidence`` and ``reason``, an answer's ``remark`` and ``looked_at``, a moment's, an
-        evidence's and a chapter's ``wall_start`` where it has them, then ``more``.
+        ``confidence`` and ``reason``, an answer's ``remark``, ``looked_at``, ``steps`` and
+        ``decided_by``, a moment's, an evidence's and a chapter's ``wall_start`` where it has them,
+        then ``more``.
         Times are rounded to milliseconds; any other number that is not finite becomes None.
 
     Raises:
@@ -168,8 +171,9 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
         keys = (*keys, "remark")
     if isinstance(event, Moment | Chapter) and event.wall_start is not None:
         keys = (*keys, "wall_start")
-    if isinstance(event, Answer) and event.looked_at is not None:
-        keys = (*keys, "looked_at")
+    if isinstance(event, Answer):
+        more_keys = ("looked_at", "steps", "decided_by")
+        keys = (*keys, *(key for key in more_keys if getattr(event, key)))
     return {"type": kind, **_values(event, keys), **more}
 
 
@@ -250,7 +254,9 @@ def _values(record: object, keys: tuple[str, ...]) -> dict[str, object]:
 
 
 def _value(key: str, value: object) -> object:
-    if isinstance(value, tuple | list):  # evidence, or a chapter's captions
+    if key == "segments" and isinstance(value, tuple):  # of a step: ids
+        return list(value)
+    if isinstance(value, tuple | list):  # evidence, steps, or a chapter's captions
         return [_values(item, _item_keys(item)) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
@@ -269,6 +275,8 @@ def _caption_keys(caption: Caption) -> tuple[str, ...]:
 def _item_keys(item: object) -> tuple[str, ...]:
     if isinstance(item, Caption):
         return _caption_keys(item)
+    if isinstance(item, Step):
+        return STEP_KEYS
     known = isinstance(item, Evidence) and item.wall_start is not None
     return (*EVIDENCE_KEYS, "wall_start") if known else EVIDENCE_KEYS
 
