@@ -19,6 +19,7 @@ from streammem.commands.options import (
     check_output,
     check_speech,
     configured,
+    load_model,
     source_options,
     watch_options,
 )
@@ -50,13 +51,12 @@ def open_session(arguments: argparse.Namespace) -> "Session":
     from streammem.engine.session import Session
     from streammem.engine.session_config import defaults_of
     from streammem.engine.whole_video import open_session as open_by_cuts
-    from streammem.models.checkpoint import load
     from streammem.models.threads import limit_threads
     from streammem.perception.scenes import for_keyframes
 
     quiet_libraries()
     limit_threads(busy=2)
-    model = load(arguments.model, device=arguments.device)
+    model = load_model(arguments)
     # Once more on the model's own options: what is not stated stays as the model has it.
     own = defaults_of(model)
     if arguments.sparse:

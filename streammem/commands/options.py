@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from streammem.errors import BackboneError, ConfigError, install_command
+from streammem.models.registry import DEFAULT, WHOLE, generators_help, load
 from streammem.output.render import FORMATS, plain
 from streammem.types import TimeSpan
 from streammem.video import SourceOptions
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from streammem.engine.session_config import SessionConfig
     from streammem.engine.watch_options import WatchOptions
     from streammem.memory.retrieval import Window
+    from streammem.models.protocols import StreamModel
     from streammem.server.limits import Limits
 
 Run = Callable[[argparse.Namespace], int]
@@ -340,6 +342,20 @@ def configured(config: "SessionConfig", arguments: argparse.Namespace) -> "Sessi
     return override(config, flags, "--")
 
 
+def load_model(arguments: argparse.Namespace) -> "StreamModel":
+    """Load the model that --model, --caption-with and --answer-with name.
+
+    Raises:
+        StreammemError: one of them means nothing, or cannot be opened.
+    """
+    return load(
+        arguments.model,
+        device=arguments.device,
+        caption_with=arguments.caption_with,
+        answer_with=arguments.answer_with,
+    )
+
+
 def server_limits(arguments: argparse.Namespace) -> "Limits":
     """Return a server's limits.
 
@@ -484,7 +500,13 @@ def add_limits(parser: argparse._ActionsContainer) -> None:
 
 def _add_model(parser: Parser) -> None:
     add = parser.add_argument
-    add("--model", default="streammem-tiny", help="preset or checkpoint folder")
+    add(
+        "--model",
+        default=DEFAULT,
+        help=f"{WHOLE}, or what captions and answers: {generators_help()}",
+    )
+    add("--caption-with", metavar="NAME", help="what captions instead, written likewise")
+    add("--answer-with", metavar="NAME", help="what answers instead")
     add("--config", type=Path, metavar="FILE", help="TOML file of options (see configs/)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=SET_HELP)
     add("--device", default="cpu", help="where the language model runs: cpu, cuda, cuda:1, mps")

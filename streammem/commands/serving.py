@@ -14,6 +14,7 @@ from streammem.commands.options import (
     add_server_options,
     add_session_options,
     configured,
+    load_model,
     require,
     server_limits,
 )
@@ -149,7 +150,6 @@ def open_sessions(arguments: argparse.Namespace, config: "ServerConfig") -> "Ses
     from streammem.commands.opening import quiet_libraries
     from streammem.engine.session_config import SessionConfig, defaults_of
     from streammem.engine.whole_video import whole_video_model
-    from streammem.models.checkpoint import load
     from streammem.models.threads import limit_threads
     from streammem.server.sessions import Sessions
     from streammem.video import kind_of, open_source
@@ -161,7 +161,7 @@ def open_sessions(arguments: argparse.Namespace, config: "ServerConfig") -> "Ses
             open_source(source).close()
     quiet_libraries()
     limit_threads(busy=2)
-    model = load(arguments.model, device=arguments.device)
+    model = load_model(arguments)
     options = configured(defaults_of(model), arguments)
     if whole := whole_video_model(model, options.cuts):
         raise ConfigError(

@@ -203,7 +203,7 @@ class WholeVideoSession(Session):
             return super().ask(question, on_text, pictures, between)
         if not question.strip():
             raise ValueError("the question is empty")
-        generator, pieces = self.model.generator, []
+        generator, pieces = self.model.answer_generator, []
         prompt = generator.answer_prompt(list(self._items.values()), question)
         for piece in generator.stream(prompt, self.config.answer):
             pieces.append(piece)

@@ -3,7 +3,7 @@
     perceiver        a frame          -> embedding, key, patches     (perception/perceiver.py)
     segment_encoder  frames, memory   -> tokens, memory              optional
     text_encoder     sentences        -> keys; a question -> what it asks for
-    generator        a prompt         -> text
+    generator        a prompt         -> text; one for captions, another for answers where wanted
 
 A class that plays several parts returns itself for each; ``ComposedModel`` joins parts of several
 models, such as our perception and keys with a language model behind a server. No weights here.
@@ -60,6 +60,8 @@ class EvidenceItem(NamedTuple):
         caption: what was captioned of it, if anything.
         keyframes: pictures [H, W, 3] uint8 RGB of it, in time order.
         speech: what was heard meanwhile, if known.
+        score: in [0, 1], how likely it shows what is asked for; where there is no room for all, the
+            weakest is left out first.
     """
 
     start: float
@@ -68,6 +70,7 @@ class EvidenceItem(NamedTuple):
     caption: str | None = None
     keyframes: tuple[np.ndarray, ...] = ()
     speech: str | None = None
+    score: float = 1.0
 
 
 class Reads(NamedTuple):
@@ -240,6 +243,8 @@ class StreamModel(Protocol):
     Attributes:
         name: the preset or folder that it was loaded from.
         fingerprint: a checksum of what decides the meaning of a stored memory.
+        generator: writes captions.
+        answer_generator: writes answers; the same one unless another is wanted.
         confidence_model: how sure a caption of the generator is, from keys; None without a fit.
         reranker: how the best of its captions is chosen; None: the likeliest.
         session_options: fields of ``SessionConfig`` that its sessions have otherwise by default.
@@ -258,6 +263,8 @@ class StreamModel(Protocol):
     @property
     def generator(self) -> Generator: ...
     @property
+    def answer_generator(self) -> Generator: ...
+    @property
     def confidence_model(self) -> ConfidenceModel | None: ...
     @property
     def reranker(self) -> Reranker | None: ...
@@ -267,7 +274,11 @@ class StreamModel(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ComposedModel:
-    """A ``StreamModel`` of parts that come from one model or from several."""
+    """A ``StreamModel`` of parts that come from one model or from several.
+
+    Args:
+        answer_generator: None takes ``generator``.
+    """
 
     name: str
     fingerprint: str
@@ -278,16 +289,21 @@ class ComposedModel:
     confidence_model: ConfidenceModel | None = None
     reranker: Reranker | None = None
     session_options: Mapping[str, Any] = field(default_factory=dict)
+    answer_generator: Generator = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "answer_generator", self.answer_generator or self.generator)
 
 
 def readable(items: Sequence[EvidenceItem], reads: Reads) -> list[EvidenceItem]:
     """Leave out of evidence what a generator cannot read.
 
     Of more pictures than it reads each item keeps an equal share, first the items of which there
-    are few; pictures of an item that keeps fewer are spread evenly over it.
+    are few; pictures of an item that keeps fewer are spread evenly over it. Where there is not one
+    for each, the weakest items keep none.
     """
     left, shares = reads.pictures, dict[int, int]()
-    for place in sorted(range(len(items)), key=lambda i: len(items[i].keyframes)):
+    for place in sorted(range(len(items)), key=lambda i: (len(items[i].keyframes), items[i].score)):
         shares[place] = min(len(items[place].keyframes), left // (len(items) - len(shares)))
         left -= shares[place]
     return [

@@ -207,7 +207,7 @@ class Answerer:
         Raises:
             ConfigError: time words that name no time, or more pictures than the generator reads.
         """
-        most = self.model.generator.reads.pictures
+        most = self.model.answer_generator.reads.pictures
         if len(pictures) > most:
             raise ConfigError(f"{len(pictures)} pictures with a question; the model reads {most}")
         now = self._now(present)
@@ -410,8 +410,8 @@ class Answerer:
         hits = rate([self._row(hit.entry) for hit in hits], query, self.config.rankers)
         if self.config.context != "uniform":
             hits = sorted(hits, key=lambda hit: -hit.ranked)
-        in_order = sorted((hit.entry for hit in hits), key=lambda e: (e.start, e.segment))
-        items = self._items(in_order)
+        in_order = sorted(hits, key=lambda hit: (hit.entry.start, hit.entry.segment))
+        items = self._items([hit.entry for hit in in_order], [hit.score for hit in in_order])
         if shows_now:
             items.append(self._present_item(present))
         asked = _encodable(question.text[:MAX_PROMPTED])
@@ -460,17 +460,19 @@ class Answerer:
         chosen = [entries[i] for i in spread(len(entries), self.config.passages)]
         return rate(chosen, query, self.config.rankers)
 
-    def _items(self, entries: Sequence[Entry]) -> list[EvidenceItem]:
-        """Make evidence of rows, with what the generator reads of them."""
-        reads, shows = self.model.generator.reads, self.config.context != "captions"
+    def _items(self, entries: Sequence[Entry], scores: Sequence[float] = ()) -> list[EvidenceItem]:
+        """Make evidence of rows and their scores, with what the generator reads of them."""
+        reads, shows = self.model.answer_generator.reads, self.config.context != "captions"
         items = []
-        for entry in entries:
+        for entry, score in zip(entries, scores or [1.0] * len(entries), strict=True):
             tokens = self.memory.tokens(entry.segment) if reads.tokens and shows else None
             jpeg = self.memory.keyframe(entry.segment) if reads.pictures and shows else None
             keyframes = (decode_keyframe(jpeg),) if jpeg else ()
             speech = " ".join(note.text for note in entry.notes) or None
             caption = self._row(entry).caption
-            items.append(EvidenceItem(entry.start, entry.end, tokens, caption, keyframes, speech))
+            items.append(
+                EvidenceItem(entry.start, entry.end, tokens, caption, keyframes, speech, score)
+            )
         return items
 
     def _present_item(self, present: Present) -> EvidenceItem:
@@ -498,7 +500,7 @@ class Answerer:
         pictures: Sequence[np.ndarray] = (),
     ) -> str:
         """Let the generator answer from evidence; pass its pieces on, and return the whole."""
-        generator = self.model.generator
+        generator = self.model.answer_generator
         reads = generator.reads
         # The pictures of the question come first: evidence has what is left of the places.
         shown = readable(items, reads._replace(pictures=reads.pictures - len(pictures)))
