@@ -241,6 +241,19 @@ ANSWER_FLAGS = (  # of SessionConfig
         "what answers rest on",
         {"choices": ("memory", "now", "uniform", "captions")},
     ),
+    Flag(
+        "--steps",
+        "steps",
+        "times that the model is asked for one answer; above 1 it may look things up, if it can "
+        "call tools (default 1)",
+        _WHOLE,
+    ),
+    Flag(
+        "--verify",
+        "verify",
+        "what was not seen is checked by the model, which looks at the nearest scenes",
+        {"action": "store_true", "default": None},
+    ),
     Flag("--prompt", "instruction", "the instruction for captions, instead of the trained one"),
     Flag(
         "--candidates",

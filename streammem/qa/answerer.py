@@ -173,7 +173,7 @@ class Answerer:
     def __post_init__(self) -> None:
         if self.config.steps == 1 and not self.config.verify:
             return  # asked no more than this: what it reads may not be known before it is open
-        reads, name = self.model.generator.reads, self.model.name
+        reads, name = self.model.answer_generator.reads, self.model.name
         if self.config.steps > 1 and not reads.tools:
             raise ConfigError(
                 f"steps {self.config.steps}: {name} cannot call tools, so it answers in one step; "
@@ -334,7 +334,7 @@ class Answerer:
         """Let the generator look at rows; return those that it says show it, and who decided."""
         items = [item for item in self._items(entries) if item.keyframes]
         shown = [entry for entry in entries if self.memory.keyframe(entry.segment)]
-        verdicts = check(self.model.generator, items, anchor)
+        verdicts = check(self.model.answer_generator, items, anchor)
         yes = {e.segment for e, verdict in zip(shown, verdicts, strict=True) if verdict}
         decided = any(verdict is not None for verdict in verdicts)
         return frozenset(yes), "model" if decided else "keys"
@@ -396,6 +396,8 @@ class Answerer:
         # 1. The rows to read from; none of the past where the present is asked about.
         pointed = reading.anchor not in question.about  # "that" was replaced
         about = f"{reading.anchor}: {question.about}" if pointed else question.about
+        if computed:  # from the anchor, so that this is what it hands on
+            about = reading.anchor or question.about
         query = self._query(about, question.now, question.window)
         query = query._replace(words=content_words(reading.anchor or about))
         hits: Sequence[Hit] = ()
@@ -417,10 +419,10 @@ class Answerer:
         asked = _encodable(question.text[:MAX_PROMPTED])
         text, steps = "", tuple[Step, ...]()
         if self.config.steps > 1 and not pictures:
-            asked = _with_numbers(asked, in_order, computed)
+            asked = _with_numbers(asked, [hit.entry for hit in in_order], computed)
             lookups = self.lookups(present, question.within)
             text, steps = answer_in_steps(
-                self.model.generator,
+                self.model.answer_generator,
                 items,
                 asked,
                 lookups,
