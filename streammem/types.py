@@ -251,6 +251,8 @@ class Alert:
         score: how far it exceeds chance; see ``memory.retrieval.normalise``.
         segment: id of the scene that was open then.
         keyframe: path of the stored frame, if any.
+        confirmed: True where the model was asked and sees it in the frame; None where it was not
+            asked, or gave no answer. What it denies is not reported.
     """
 
     query: str
@@ -258,10 +260,30 @@ class Alert:
     score: float
     segment: int
     keyframe: str | None = None
+    confirmed: bool | None = None
 
     def __str__(self) -> str:
         shown = f" {self.keyframe}" if self.keyframe else ""
-        return f"[{clock(self.time)}] alert: {self.query} (score {self.score:.1f}){shown}"
+        score = f"score {self.score:.1f}{', confirmed' if self.confirmed else ''}"
+        return f"[{clock(self.time)}] alert: {self.query} ({score}){shown}"
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """The condition that a source was watched until holds now.
+
+    Attributes:
+        condition: in the user's words.
+        time: seconds; of the frame in which the model found it to hold.
+        segment: id of the scene that was open then.
+    """
+
+    condition: str
+    time: float
+    segment: int
+
+    def __str__(self) -> str:
+        return f"[{clock(self.time)}] it holds: {self.condition}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +308,7 @@ class Stats:
             caption's first word.
         candidates: captions generated of a scene, of which one is chosen; 0 without captions, and
             for a live source until it is known how many there is time for.
+        alerts_refused: alerts that the model was asked about and denied.
     """
 
     frames: int
@@ -303,6 +326,7 @@ class Stats:
     lag_s: float = 0.0
     caption_lag_s: float = 0.0
     candidates: int = 0
+    alerts_refused: int = 0
 
     def __str__(self) -> str:
         best_of = f", each the best of {self.candidates}" if self.candidates else ""
@@ -316,7 +340,7 @@ class Stats:
         )
 
 
-Event = Segment | Caption | Moment | Answer | Chapter | Note | Alert | Notice | Stats
+Event = Segment | Caption | Moment | Answer | Chapter | Note | Alert | Until | Notice | Stats
 
 
 def encodable(text: str) -> str:

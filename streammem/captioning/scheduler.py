@@ -185,6 +185,21 @@ class LanguageScheduler:
                 raise result
         return [result.replies for result in results if isinstance(result, Generated)]
 
+    def ask(
+        self,
+        prompt: Callable[[], Prompt],
+        decoding: GenerationConfig,
+        deliver: Callable[[Generated | BaseException], None],
+    ) -> None:
+        """Generate one reply soon, before captions that wait, and deliver it from the thread.
+
+        Args:
+            prompt: called in the thread, builds the prompt.
+            decoding: of the reply.
+            deliver: called in the thread, with the reply or with what was raised.
+        """
+        self.submit(_Job(prompt, decoding, partial(_same, 1), deliver, urgent=True))
+
     def _wait(self, box: "queue.Queue[T]") -> T:
         while True:
             with suppress(queue.Empty):

@@ -29,6 +29,7 @@ from streammem.types import (
     Segment,
     Stats,
     Step,
+    Until,
     encodable,
     wall_clock,
 )
@@ -46,13 +47,14 @@ EVENT_KEYS: dict[type, tuple[str, tuple[str, ...]]] = {
     Chapter: ("chapter", ("source", "start", "end", "segments", "captions")),
     Note: ("note", ("start", "end", "text")),
     Alert: ("alert", ("query", "time", "score", "segment", "keyframe")),
+    Until: ("until", ("condition", "time", "segment")),
     Notice: ("warning", ("message",)),
     Stats: (
         "stats",
         (
             *("frames", "segments", "captions", "perceive_s", "speak_s", "captured", "waiting"),
             *("dropped_full", "dropped_at_stop", "captions_skipped", "connections", "damaged"),
-            *("lag_s", "caption_lag_s", "candidates"),
+            *("lag_s", "caption_lag_s", "candidates", "alerts_refused"),
         ),
     ),
 }
@@ -157,8 +159,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
     Returns:
         ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
         ``confidence`` and ``reason``, an answer's ``remark``, ``looked_at``, ``steps`` and
-        ``decided_by``, a moment's, an evidence's and a chapter's ``wall_start`` where it has them,
-        then ``more``.
+        ``decided_by``, an alert's ``confirmed``, a moment's, an evidence's and a chapter's
+        ``wall_start`` where it has them, then ``more``.
         Times are rounded to milliseconds; any other number that is not finite becomes None.
 
     Raises:
@@ -171,6 +173,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
         keys = (*keys, "remark")
     if isinstance(event, Moment | Chapter) and event.wall_start is not None:
         keys = (*keys, "wall_start")
+    if isinstance(event, Alert) and event.confirmed is not None:
+        keys = (*keys, "confirmed")
     if isinstance(event, Answer):
         more_keys = ("looked_at", "steps", "decided_by")
         keys = (*keys, *(key for key in more_keys if getattr(event, key)))
@@ -186,7 +190,7 @@ def wall_start(event: Event, zero: float | None) -> dict[str, object]:
     """
     if zero is None or isinstance(event, Answer | Notice | Stats):  # these have no time
         return {}
-    time = event.time if isinstance(event, Alert) else event.start
+    time = event.time if isinstance(event, Alert | Until) else event.start
     return {"wall_start": wall_clock(zero + time)}
 
 
@@ -220,6 +224,7 @@ def prometheus(stats: Stats, source: str) -> str:
         ("segments_total", "counter", {"": stats.segments}),
         ("captions_total", "counter", {"": stats.captions}),
         ("captions_skipped_total", "counter", {"": stats.captions_skipped}),
+        ("alerts_refused_total", "counter", {"": stats.alerts_refused}),
         ("connections_total", "counter", {"": stats.connections}),
         ("perception_cpu_seconds_total", "counter", {"": stats.perceive_s}),
         ("speech_cpu_seconds_total", "counter", {"": stats.speak_s}),
