@@ -373,11 +373,15 @@ def load_model(arguments: argparse.Namespace) -> "StreamModel":
     Raises:
         StreammemError: one of them means nothing, or cannot be opened.
     """
+    from streammem.models.vlm.server import Spend
+
+    spend = Spend.read(arguments.spend) if arguments.spend is not None else None
     return load(
         arguments.model,
         device=arguments.device,
         caption_with=arguments.caption_with,
         answer_with=arguments.answer_with,
+        spend=spend,
     )
 
 
@@ -532,6 +536,8 @@ def _add_model(parser: Parser) -> None:
     )
     add("--caption-with", metavar="NAME", help="what captions instead, written likewise")
     add("--answer-with", metavar="NAME", help="what answers instead")
+    spend = "tokens, and requests after a comma, that servers are asked an hour at most"
+    add("--spend", metavar="N[,N]", help=spend)
     add("--config", type=Path, metavar="FILE", help="TOML file of options (see configs/)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=SET_HELP)
     add("--device", default="cpu", help="where the language model runs: cpu, cuda, cuda:1, mps")

@@ -19,8 +19,11 @@ from streammem.errors import ConfigError
 
 if TYPE_CHECKING:
     from streammem.models.protocols import Generator, StreamModel
+    from streammem.models.vlm.server import Spend
 
 DEFAULT = "streammem-tiny"
+# Of an answer: twice what a model of ours says, which stops by itself long before.
+ANSWER_TOKENS = 192
 WHOLE = "preset, checkpoint folder or TOML file"
 
 
@@ -35,23 +38,28 @@ class GeneratorKind:
             ``?key=value&...`` or from a TOML file, which the opener checks. It returns a
             ``Generator``, or raises ``StreammemError``.
         help: how a name is written.
+        served: whether a server runs it, which costs: the opener takes ``spend``, too.
     """
 
     scheme: str
     opener: str
     help: str
+    served: bool = False
 
-    def open(self, name: str, device: str, options: Mapping[str, Any]) -> "Generator":
+    def open(
+        self, name: str, device: str, options: Mapping[str, Any], spend: "Spend | None"
+    ) -> "Generator":
         """Open a generator of this kind."""
         module, _, function = self.opener.partition(":")
         opener = getattr(import_module(f"streammem.models.{module}"), function)
-        opened: Generator = opener(name, device=device, options=options)
+        budget = {"spend": spend} if self.served else {}
+        opened: Generator = opener(name, device=device, options=options, **budget)
         return opened
 
 
 GENERATORS: tuple[GeneratorKind, ...] = (
-    GeneratorKind("openai", "vlm.served:open_openai", "openai:URL#NAME"),
-    GeneratorKind("ollama", "vlm.served:open_ollama", "ollama:NAME"),
+    GeneratorKind("openai", "vlm.served:open_openai", "openai:URL#NAME", served=True),
+    GeneratorKind("ollama", "vlm.served:open_ollama", "ollama:NAME", served=True),
     GeneratorKind("hf", "vlm.transformers_model:open_generator", "hf:NAME_OR_PATH"),
 )
 
@@ -62,6 +70,7 @@ def load(
     device: str = "cpu",
     caption_with: str | None = None,
     answer_with: str | None = None,
+    spend: "Spend | None" = None,
 ) -> "StreamModel":
     """Load a model.
 
@@ -73,9 +82,10 @@ def load(
         device: where a language model of this process runs.
         caption_with: the generator that captions instead, written likewise.
         answer_with: the generator that answers instead.
+        spend: the budget of what servers are asked; None for none.
 
     Raises:
-        ConfigError: no such name, device or option.
+        ConfigError: no such name, device or option, or a budget without a served generator.
         CheckpointError: a folder whose files are corrupt or of another layout.
         BackboneError: weights or a package are missing; the message says how to get them.
         ServedModelError: a server that is not there, or has no such model.
@@ -87,17 +97,24 @@ def load(
     if find_generator(name):
         caption_with, answer_with = caption_with or str(name), answer_with or str(name)
         name = DEFAULT
+    wanted = [
+        found for one in (caption_with, answer_with) if one and (found := find_generator(one))
+    ]
+    if spend and not any(kind.served for kind, *_ in wanted):
+        raise ConfigError("--spend is for a model behind a server; leave it out")
     if not (caption_with or answer_with):
         return checkpoint.load(name, device=device)
     # Opened first: a wrong name or a server that is not there is known within a second.
     names = dict.fromkeys(name for name in (caption_with, answer_with) if name)
-    opened = {name: open_generator(name, device=device) for name in names}
+    opened = {name: open_generator(name, device=device, spend=spend) for name in names}
     base = checkpoint.load(name, device=device)
     options = dict(base.session_options)
     if caption_with:
         # How likely a caption must be was fitted to the captions of the model's own generator:
         # confidence in another's is given, and nothing of it is withheld.
         options["min_confidence"] = 0.0
+    if answer_with:
+        options["answer"] = {"max_new_tokens": ANSWER_TOKENS}
     return ComposedModel(
         name=base.name,
         fingerprint=base.fingerprint,
@@ -112,12 +129,15 @@ def load(
     )
 
 
-def open_generator(name: str | Path, *, device: str = "cpu") -> "Generator":
+def open_generator(
+    name: str | Path, *, device: str = "cpu", spend: "Spend | None" = None
+) -> "Generator":
     """Open a generator by its name.
 
     Args:
         name: as ``load`` takes it, of a generator.
         device: where it runs, if it runs in this process.
+        spend: the budget of what a server is asked.
 
     Raises:
         ConfigError: not the name of a generator, or an option that it does not have.
@@ -127,7 +147,7 @@ def open_generator(name: str | Path, *, device: str = "cpu") -> "Generator":
     if found is None:
         raise ConfigError(f"{name}: captions and answers are written with {generators_help()}")
     kind, rest, options = found
-    return kind.open(rest, device, options)
+    return kind.open(rest, device, options, spend)
 
 
 def find_generator(name: str | Path) -> tuple[GeneratorKind, str, dict[str, Any]] | None:

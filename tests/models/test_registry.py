@@ -11,6 +11,7 @@ from streammem.models import checkpoint
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.protocols import EvidenceItem, Reads, readable
 from streammem.models.registry import GENERATORS, find_generator, open_generator
+from streammem.models.vlm.server import Spend
 from tests.tiny import tiny_model
 
 
@@ -21,18 +22,24 @@ class Stub:
         self.name, self.device, self.options = name, device, options
 
 
+def opened(name, *, device, options, spend=None):
+    return Stub(name, device, options)
+
+
 @pytest.fixture(autouse=True)
 def stubs(monkeypatch):
     """Each row opens a stub, and the model that perceives is tiny."""
     for kind in GENERATORS:
         module, _, function = kind.opener.partition(":")
         stub = ModuleType(module)
-        setattr(stub, function, lambda name, *, device, options: Stub(name, device, options))
+        setattr(
+            stub, function, lambda name, *, device, options, spend=None: Stub(name, device, options)
+        )
         known = sys.modules.get(f"streammem.models.{module}")
         if known is None or not hasattr(known, function):
             monkeypatch.setitem(sys.modules, f"streammem.models.{module}", stub)
         else:
-            monkeypatch.setattr(known, function, getattr(stub, function))
+            monkeypatch.setattr(known, function, opened)
     monkeypatch.setattr(checkpoint, "load_own", lambda name="", device="cpu": tiny_model())
 
 
@@ -70,13 +77,16 @@ def test_captions_and_answers_may_come_from_two_generators():
     answering = load("any", answer_with="hf:b")
     assert answering.answer_generator.name == "b"
     assert answering.generator.reads.tokens, "our own captions"
-    assert answering.session_options == {}
+    assert "min_confidence" not in answering.session_options, "fitted to our own captions"
     captioning = load("any", caption_with="hf:a")
     assert captioning.generator.name == "a"
     assert captioning.answer_generator.reads.tokens
     both = load("hf:x", caption_with="hf:a", answer_with="ollama:b")
     assert (both.generator.name, both.answer_generator.name) == ("a", "b")
+    assert "answer" not in captioning.session_options
     own = load("any")
+    with pytest.raises(ConfigError, match="--spend is for a model behind a server"):
+        load("any", answer_with="hf:b", spend=Spend())
     assert own.generator is own.answer_generator
 
 
