@@ -58,9 +58,10 @@ class Scripted:
         step = self.script[len(turns)] if len(turns) < len(self.script) else None
         if callable(step):
             step = step(prompt, turns)
-        if step is not None:
-            return step
-        return self._words([*prompt, *(part for turn in turns for part in turn.result)])
+        yield None
+        if step is None:
+            step = self._words([*prompt, *(part for turn in turns for part in turn.result)])
+        yield step
 
     def _words(self, parts):
         colours = [named(picture) for picture in pictures_in(parts)]

@@ -209,12 +209,17 @@ class LanguageScheduler:
         """Yield an answer piece by piece, each in a turn of its own."""
         with self.lm_lock:
             pieces = self._generator.stream(prompt, decoding)
+        yield from self.in_turns(pieces)
+
+    def in_turns(self, steps: Iterator[T]) -> Iterator[T]:
+        """Take each step of a generation in a turn of its own."""
+        ended = object()
         while True:
             with self.lm_lock:
-                piece = next(pieces, None)
-            if piece is None:
+                step = next(steps, ended)
+            if step is ended:
                 return
-            yield piece
+            yield cast(T, step)
 
     def close(self) -> None:
         """End the thread, between two steps if it is generating; what waits fails. Idempotent."""
@@ -519,10 +524,10 @@ class ScheduledGenerator:
         turns: Sequence[ToolTurn],
         tools: Sequence[Tool],
         decoding: GenerationConfig,
-    ) -> str | ToolCall:
-        """Generate the next reply in a turn of its own; see ``ToolGenerator``."""
-        with self.scheduler.lm_lock:
-            return cast(ToolGenerator, self.generator).converse(prompt, turns, tools, decoding)
+    ) -> Iterator[str | ToolCall | None]:
+        """Generate between the steps of others; see ``ToolGenerator``."""
+        caller = cast(ToolGenerator, self.generator)
+        return self.scheduler.in_turns(caller.converse(prompt, turns, tools, decoding))
 
 
 def _same(value: T) -> T:

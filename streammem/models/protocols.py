@@ -221,8 +221,8 @@ class ToolGenerator(Generator, Protocol):
         turns: Sequence[ToolTurn],
         tools: Sequence[Tool],
         decoding: GenerationConfig,
-    ) -> str | ToolCall:
-        """Go on after a prompt and the calls made so far.
+    ) -> Iterator[str | ToolCall | None]:
+        """Go on after a prompt and the calls made so far; yield None after other steps.
 
         Args:
             prompt: of ``answer_prompt``.
@@ -231,8 +231,8 @@ class ToolGenerator(Generator, Protocol):
             tools: that may be called now; with none the reply must be text.
             decoding: of the text.
 
-        Returns:
-            The answer, or the one call that is wanted next; of several only the first.
+        Yields:
+            Last the answer, or the one call that is wanted next; of several only the first.
         """
         ...
 

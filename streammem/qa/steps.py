@@ -106,7 +106,8 @@ def answer_in_steps(
         )
         # 2. Ask; without tools where it must answer now.
         last = left == 0 or monotonic() >= until
-        reply = caller.converse(prompt, shown, () if last else tools, decoding)
+        replies = caller.converse(prompt, shown, () if last else tools, decoding)
+        reply = next(reply for reply in replies if reply is not None)
         if isinstance(reply, str):
             return Replied(reply.strip(), tuple(steps))
         if last:

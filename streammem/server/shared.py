@@ -133,9 +133,9 @@ class _LockedGenerator:
         turns: Sequence[ToolTurn],
         tools: Sequence[Tool],
         decoding: GenerationConfig,
-    ) -> str | ToolCall:
-        with self.lock:
-            return cast(ToolGenerator, self.inner).converse(prompt, turns, tools, decoding)
+    ) -> Iterator[str | ToolCall | None]:
+        caller = cast(ToolGenerator, self.inner)
+        return self._steps(caller.converse(prompt, turns, tools, decoding))
 
     def _steps(self, steps: Iterator[T]) -> Iterator[T]:
         ended = object()
