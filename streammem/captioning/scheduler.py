@@ -21,11 +21,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 from streammem.captioning.captioner import Captioner, CaptionRequest
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies, Reply
-from streammem.models.protocols import EvidenceItem, Generator, Reads
+from streammem.models.protocols import (
+    EvidenceItem,
+    Generator,
+    Reads,
+    Tool,
+    ToolCall,
+    ToolGenerator,
+    ToolTurn,
+)
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -177,6 +185,21 @@ class LanguageScheduler:
                 raise result
         return [result.replies for result in results if isinstance(result, Generated)]
 
+    def ask(
+        self,
+        prompt: Callable[[], Prompt],
+        decoding: GenerationConfig,
+        deliver: Callable[[Generated | BaseException], None],
+    ) -> None:
+        """Generate one reply soon, before captions that wait, and deliver it from the thread.
+
+        Args:
+            prompt: called in the thread, builds the prompt.
+            decoding: of the reply.
+            deliver: called in the thread, with the reply or with what was raised.
+        """
+        self.submit(_Job(prompt, decoding, partial(_same, 1), deliver, urgent=True))
+
     def _wait(self, box: "queue.Queue[T]") -> T:
         while True:
             with suppress(queue.Empty):
@@ -186,12 +209,17 @@ class LanguageScheduler:
         """Yield an answer piece by piece, each in a turn of its own."""
         with self.lm_lock:
             pieces = self._generator.stream(prompt, decoding)
+        yield from self.in_turns(pieces)
+
+    def in_turns(self, steps: Iterator[T]) -> Iterator[T]:
+        """Take each step of a generation in a turn of its own."""
+        ended = object()
         while True:
             with self.lm_lock:
-                piece = next(pieces, None)
-            if piece is None:
+                step = next(steps, ended)
+            if step is ended:
                 return
-            yield piece
+            yield cast(T, step)
 
     def close(self) -> None:
         """End the thread, between two steps if it is generating; what waits fails. Idempotent."""
@@ -489,6 +517,17 @@ class ScheduledGenerator:
     def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
         """Generate between the steps of others."""
         return self.scheduler.stream(prompt, decoding)
+
+    def converse(
+        self,
+        prompt: Prompt,
+        turns: Sequence[ToolTurn],
+        tools: Sequence[Tool],
+        decoding: GenerationConfig,
+    ) -> Iterator[str | ToolCall | None]:
+        """Generate between the steps of others; see ``ToolGenerator``."""
+        caller = cast(ToolGenerator, self.generator)
+        return self.scheduler.in_turns(caller.converse(prompt, turns, tools, decoding))
 
 
 def _same(value: T) -> T:

@@ -241,6 +241,18 @@ LIVE_FLAGS = (  # of WatchOptions
 )
 WATCH_FLAGS = (  # of WatchOptions
     Flag("--alert", "alerts", "told once each time that this appears; may be repeated", _TEXTS),
+    Flag(
+        "--confirm-alerts",
+        "confirm_alerts",
+        "ask the model of each alert whether it sees it, before it is told (default: it is told)",
+        {"action": "store_true", "default": None},
+    ),
+    Flag(
+        "--until",
+        "until",
+        'end, with exit code 0, once the model finds this to hold, as in "the parcel is gone"',
+        {"metavar": "TEXT"},
+    ),
     Flag("--stats", "stats_s", "counters so often, as in 60s, on stderr", _TIME),
 )
 ANSWER_FLAGS = (  # of SessionConfig
@@ -249,6 +261,19 @@ ANSWER_FLAGS = (  # of SessionConfig
         "context",
         "what answers rest on",
         {"choices": ("memory", "now", "uniform", "captions")},
+    ),
+    Flag(
+        "--steps",
+        "steps",
+        "times that the model is asked for one answer; above 1 it may look things up, if it can "
+        "call tools (default 1)",
+        _WHOLE,
+    ),
+    Flag(
+        "--verify",
+        "verify",
+        "what was not seen is checked by the model, which looks at the nearest scenes",
+        {"action": "store_true", "default": None},
     ),
     Flag("--prompt", "instruction", "the instruction for captions, instead of the trained one"),
     Flag(
