@@ -12,7 +12,7 @@ of every photo. With the teacher a wrong answer is always the fault of what it w
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -272,7 +272,7 @@ def ask_about(shown: Sequence[Photo], held: Sequence[Photo]) -> list[StreamQuest
     end = len(shown) * SCENE_S
     for photos, is_shown in ((shown, True), (held, False)):
         for scene, photo in enumerate(photos):
-            for subject, doing in _things(photo):
+            for subject, _ in _things(photo):
                 words = set(words_of(subject))
                 fitting = [i for i, each in enumerate(texts) if any(words <= own for own in each)]
                 if len(words) < LEAST_WORDS or fitting != ([scene] if is_shown else []):
@@ -283,7 +283,7 @@ def ask_about(shown: Sequence[Photo], held: Sequence[Photo]) -> list[StreamQuest
                 text, kind = f"What {verb} {subject} doing?", "absent"
                 if is_shown:
                     kind = "old" if end - (scene + 1) * SCENE_S >= OLD_S else "recent"
-                truths = tuple(frozenset(words_of(act)) for _, act in _things(photo)) or (doing,)
+                truths = tuple(frozenset(words_of(act)) for _, act in _things(photo))
                 question = StreamQuestion(text, kind, truths if is_shown else (), scene)
                 made[kind].append(question if is_shown else question._replace(scene=-1))
                 if is_shown and scene % NOW_EVERY == 0:
@@ -412,7 +412,7 @@ def _look(picture: np.ndarray) -> np.ndarray:
     return np.asarray(small, np.float32).reshape(-1)
 
 
-def _row(name: str, question: StreamQuestion, answer: Answer) -> Mapping[str, Any]:
+def _row(name: str, question: StreamQuestion, answer: Answer) -> dict[str, Any]:
     return {
         "from": name,
         "question": question.text,

@@ -158,9 +158,9 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
 
     Returns:
         ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
-        ``confidence`` and ``reason``, an answer's ``remark``, ``looked_at``, ``steps`` and
-        ``decided_by``, an alert's ``confirmed``, a moment's, an evidence's and a chapter's
-        ``wall_start`` where it has them, then ``more``.
+        ``confidence`` and ``reason``, an answer's ``remark``, ``looked_at``, ``left_out``,
+        ``steps`` and ``decided_by``, an alert's ``confirmed``, a moment's, an evidence's and a
+        chapter's ``wall_start`` where it has them, then ``more``.
         Times are rounded to milliseconds; any other number that is not finite becomes None.
 
     Raises:
@@ -176,7 +176,7 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
     if isinstance(event, Alert) and event.confirmed is not None:
         keys = (*keys, "confirmed")
     if isinstance(event, Answer):
-        more_keys = ("looked_at", "steps", "decided_by")
+        more_keys = ("looked_at", "left_out", "steps", "decided_by")
         keys = (*keys, *(key for key in more_keys if getattr(event, key)))
     return {"type": kind, **_values(event, keys), **more}
 

@@ -198,8 +198,9 @@ class Answerer:
         Args:
             text: the question.
             present: where the stream stands.
-            on_text: called with each piece of the answer as it comes; of a computed one with what
-                was computed as a whole, then with each piece of the model's remark.
+            on_text: called with each piece of the answer as it comes, and with empty ones while a
+                server is waited for; of a computed one with what was computed as a whole, then with
+                each piece of the model's remark.
             pictures: [H, W, 3] uint8 RGB each, which the question is about; the model then answers
                 in its own words, since nothing is computed from them.
             within: the part of the memory to answer from; times in the question narrow it.
@@ -299,7 +300,7 @@ class Answerer:
         checks = self.config.verify and not question.back and not question.reading.second
         if checks and not finding.appearances:
             nearest = self._search(query, question.window)
-            also, decided_by = self._checked([hit.entry for hit in nearest], anchor)
+            also, decided_by = self._checked([hit.entry for hit in nearest], anchor, on_text)
             finding = self._finding(question, query, also)
         captions = self._described(finding.answers[: self.config.passages])
         # 3. The value as data, then the model's sentence.
@@ -329,12 +330,13 @@ class Answerer:
         return Answer(question.text, NOTHING_SEEN, False, "computed", looked_at=question.looked_at)
 
     def _checked(
-        self, entries: Sequence[Entry], anchor: str
+        self, entries: Sequence[Entry], anchor: str, on_text: OnText | None
     ) -> tuple[frozenset[int], DecidedBy | None]:
         """Let the generator look at rows; return those that it says show it, and who decided."""
         items = [item for item in self._items(entries) if item.keyframes]
         shown = [entry for entry in entries if self.memory.keyframe(entry.segment)]
-        verdicts = check(self.model.answer_generator, items, anchor)
+        on_wait = (lambda: on_text("")) if on_text else None
+        verdicts = check(self.model.answer_generator, items, anchor, on_wait)
         yes = {e.segment for e, verdict in zip(shown, verdicts, strict=True) if verdict}
         decided = any(verdict is not None for verdict in verdicts)
         return frozenset(yes), "model" if decided else "keys"
@@ -380,7 +382,7 @@ class Answerer:
         asked = _encodable(question.text[:MAX_PROMPTED])
         if on_text:
             on_text("\n")
-        return self._generate(items, f"({text})\n{asked}", on_text)
+        return self._generate(items, f"({text})\n{asked}", on_text)[0]
 
     # -- in the model's words --
 
@@ -417,7 +419,7 @@ class Answerer:
         if shows_now:
             items.append(self._present_item(present))
         asked = _encodable(question.text[:MAX_PROMPTED])
-        text, steps = "", tuple[Step, ...]()
+        text, left_out, steps = "", 0, tuple[Step, ...]()
         if self.config.steps > 1 and not pictures:
             asked = _with_numbers(asked, [hit.entry for hit in in_order], computed)
             lookups = self.lookups(present, question.within)
@@ -428,10 +430,12 @@ class Answerer:
                 lookups,
                 self.config.decoding,
                 self.config.limits,
+                on_wait=(lambda: on_text("")) if on_text else None,
             )
             if text and on_text:
                 on_text(text)
-        text = text or self._generate(items, asked, on_text, pictures)
+        if not text:
+            text, left_out = self._generate(items, asked, on_text, pictures)
         # 3. Whether it was seen, and the evidence: what it looked up, too; the present where
         # nothing else was shown.
         known = {hit.entry.segment for hit in hits}
@@ -445,7 +449,7 @@ class Answerer:
         seen, decided_by = any(hit.seen for hit in hits), None
         if self.config.verify and hits and not seen and reading.anchor:
             nearest = [hit.entry for hit in hits[: self.config.passages]]
-            yes, decided_by = self._checked(nearest, reading.anchor)
+            yes, decided_by = self._checked(nearest, reading.anchor, on_text)
             seen = bool(yes)
         if not hits:
             evidence = [self._present_evidence(present, query)]
@@ -453,7 +457,8 @@ class Answerer:
         self.turns.append(PastTurn(reading.anchor, tuple(hit.entry.segment for hit in hits[:1])))
         return Answer(
             question.text, text, seen, "model", tuple(evidence),
-            looked_at=question.looked_at, steps=steps, decided_by=decided_by,
+            looked_at=question.looked_at, left_out=left_out, steps=steps,
+            decided_by=decided_by,
         )  # fmt: skip
 
     def _spread(self, query: Query, window: Window) -> Sequence[Hit]:
@@ -500,12 +505,18 @@ class Answerer:
         question: str,
         on_text: OnText | None,
         pictures: Sequence[np.ndarray] = (),
-    ) -> str:
-        """Let the generator answer from evidence; pass its pieces on, and return the whole."""
+    ) -> tuple[str, int]:
+        """Let the generator answer from evidence; pass its pieces on.
+
+        Returns:
+            The whole answer, and how many pictures of the evidence it had no room for.
+        """
         generator = self.model.answer_generator
         reads = generator.reads
         # The pictures of the question come first: evidence has what is left of the places.
         shown = readable(items, reads._replace(pictures=reads.pictures - len(pictures)))
+        left_out = sum(len(item.keyframes) for item in items) if reads.pictures else 0
+        left_out -= sum(len(item.keyframes) for item in shown)
         if pictures:
             end = max((item.end for item in items), default=0.0)
             shown.append(EvidenceItem(end, end, caption=GIVEN, keyframes=tuple(pictures)))
@@ -515,7 +526,7 @@ class Answerer:
             pieces.append(piece)
             if on_text:
                 on_text(piece)
-        return "".join(pieces).strip()
+        return "".join(pieces).strip(), left_out
 
     def _described(self, entries: Sequence[Entry]) -> dict[int, str]:
         """Caption what has none yet and can be, once; return captions by segment."""
