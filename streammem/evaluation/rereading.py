@@ -3,7 +3,7 @@
     report = evaluate_rereading(Path("flickr8k"), load(), None, EvaluationOptions())
     report.rows["memory"]["old"]   # share of right answers about what ended over 10 minutes ago
 
-A stream is made of captioned photos, ten seconds each, and watched by a session as any other. The
+A stream is made of captioned photos, half a minute each, and watched by a session as any other. The
 same questions are then answered from the memory and from each control, ``--context now``,
 ``uniform`` and ``captions``, with the same number of pictures in a prompt. What answers is a
 generator that reads pictures: one of the user's, or the ``Teacher``, which knows the true sentences
@@ -45,20 +45,20 @@ from streammem.models.protocols import (
 )
 from streammem.types import Answer, Frame, clock
 
-SCENE_S, FPS = 10.0, 0.5
+SCENE_S, FPS = 30.0, 0.2
 HOURS = 2.0
 PICTURES = 8  # in a prompt, whatever it is read from
 NOW_FRAMES = 4  # of them in the memory's prompt
 HELD_BACK = 0.2  # of the photos, which are asked about and not shown
-NOW_EVERY = 10  # scenes
-MOST_QUESTIONS = 200  # of a kind
-LEAST_WORDS = 3  # content words of what is asked about
+MOST_QUESTIONS = 100  # of a kind
+LEAST_WORDS = 2  # content words of what is asked about
 STEPS = 8
 NOT_SEEN = "I do not see that."
 _NO = re.compile(r"\b(?:no|not|cannot|nothing|none|nobody)\b|n't\b", re.IGNORECASE)
 _DOING = re.compile(
     r"^((?:an?|the|one|two|three|four|five|some|several) .*?) (is|are) (\w+ing\b.*)$"
 )
+_SEVERAL = re.compile(r"[,;:]| (?:is|are|while|as) ")  # things, or what they do
 _QUESTION = re.compile(r"What (?:is|are|was|were) (.*?) doing(?: now)?\?")
 _SHOWS = re.compile(r"Does the picture show (.*?)\?")
 CONTEXTS: dict[str, dict[str, Any]] = {
@@ -272,24 +272,21 @@ def ask_about(shown: Sequence[Photo], held: Sequence[Photo]) -> list[StreamQuest
     end = len(shown) * SCENE_S
     for photos, is_shown in ((shown, True), (held, False)):
         for scene, photo in enumerate(photos):
-            for subject, _ in _things(photo):
+            truths = tuple(frozenset(words_of(act)) for _, act in _things(photo))
+            for subject in list(dict.fromkeys(subject for subject, _ in _things(photo))):
                 words = set(words_of(subject))
                 fitting = [i for i, each in enumerate(texts) if any(words <= own for own in each)]
                 if len(words) < LEAST_WORDS or fitting != ([scene] if is_shown else []):
                     continue
-                verb = (
-                    "are" if re.match(r"(?:two|three|four|five|some|several)\b", subject) else "was"
-                )
-                text, kind = f"What {verb} {subject} doing?", "absent"
-                if is_shown:
-                    kind = "old" if end - (scene + 1) * SCENE_S >= OLD_S else "recent"
-                truths = tuple(frozenset(words_of(act)) for _, act in _things(photo))
-                question = StreamQuestion(text, kind, truths if is_shown else (), scene)
-                made[kind].append(question if is_shown else question._replace(scene=-1))
-                if is_shown and scene % NOW_EVERY == 0:
-                    now = f"What {'is' if verb == 'was' else 'are'} {subject} doing now?"
-                    made["now"].append(question._replace(text=now, kind="now"))
-                break
+                were = re.match(r"(?:two|three|four|five|some|several)\b", subject)
+                text = f"What {'were' if were else 'was'} {subject} doing?"
+                if not is_shown:
+                    made["absent"].append(StreamQuestion(text, "absent", (), -1))
+                    continue
+                kind = "old" if end - (scene + 1) * SCENE_S >= OLD_S else "recent"
+                made[kind].append(StreamQuestion(text, kind, truths, scene))
+                now = f"What {'are' if were else 'is'} {subject} doing now?"
+                made["now"].append(StreamQuestion(now, "now", truths, scene))
     rng = np.random.default_rng(1)
     return [
         questions[i]
@@ -336,7 +333,10 @@ def _answers(
         name: Answerer(composed, session.memory, config, _Nothing())
         for name, config in configs.items()
     }
-    asked_now = {question.scene: question for question in questions if question.kind == "now"}
+    asked_now = defaultdict(list)
+    for question in questions:
+        if question.kind == "now":
+            asked_now[question.scene].append(question)
 
     def ask(question: StreamQuestion) -> Iterator[tuple[int, str, StreamQuestion, Answer]]:
         for name, answerer in answerers.items():
@@ -356,7 +356,8 @@ def _answers(
             session.push(Frame(pixels, number / FPS, 1 / FPS, number))
         if scene in asked_now:
             described = _describe(session, captions, described)
-            yield from ask(asked_now[scene])
+            for question in asked_now[scene]:
+                yield from ask(question)
     session.flush()
     _describe(session, captions, described)
     for question in questions:
@@ -401,7 +402,8 @@ def _things(photo: Photo) -> list[tuple[str, str]]:
     for caption in photo.captions:
         text = " ".join(caption.split()).strip(" .!\"'")
         text = text[:1].lower() + text[1:]
-        if match := _DOING.match(text):
+        match = _DOING.match(text)
+        if match and not _SEVERAL.search(match[1]):
             found.append((match[1], match[3]))
     return found
 
