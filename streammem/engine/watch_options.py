@@ -7,14 +7,14 @@
 ``video.SourceOptions`` hold how the source itself is opened. Every option has a default.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from streammem.errors import ConfigError
 from streammem.memory.retrieval import threshold
-from streammem.types import Segment
+from streammem.types import Frame, Segment
 
 Drop = Literal["oldest", "newest", "never"]
 DROPS: tuple[Drop, ...] = get_args(Drop)
@@ -108,6 +108,8 @@ class WatchCallbacks:
         on_answer: called with each piece of an answer.
         on_idle: called between frames, and every 0.05 s while captions are awaited; it may use the
             session.
+        on_frame: called with each frame that was perceived, timed by the source's clock.
+        alerts: asked after each frame for what to wait for, in place of the option ``alerts``.
     """
 
     stop: Callable[[], bool] | None = None
@@ -115,3 +117,5 @@ class WatchCallbacks:
     question: Callable[[], str | None] | None = None
     on_answer: Callable[[str], None] | None = None
     on_idle: Callable[[], object] | None = None
+    on_frame: Callable[[Frame], object] | None = None
+    alerts: Callable[[], Sequence[str]] | None = None

@@ -24,13 +24,13 @@ from pydantic import Field
 
 from streammem import __version__
 from streammem.errors import StreammemError
-from streammem.output.render import to_json
 from streammem.perception.scene_buffer import JPEG_QUALITY
 from streammem.qa.lookups import LOOKUPS, Lookup
 from streammem.server.queries import check_question, evidence_text, rows
 from streammem.server.refused import Refused
 from streammem.server.session_host import SessionHost
 from streammem.server.sessions import Sessions
+from streammem.server.wire import event_json, memory_json
 from streammem.types import Segment, clock
 
 MAX_PICTURES = 8
@@ -87,12 +87,21 @@ def _add_tools(server: MCPServer, sessions: Sessions) -> None:
 
     @server.tool(name="list")
     async def listed() -> list[dict[str, Any]]:
-        """List the sessions and memories that can be asked."""
-        found = [
-            {"name": f"session:{name}", "source": host.plan.source, "state": host.state}
+        """List the sessions and memories that can be asked: span, sources, dates, size."""
+        found: list[dict[str, Any]] = [
+            {
+                "name": f"session:{name}",
+                "source": host.plan.source,
+                "state": host.state,
+                "time": host.watched.time,
+            }
             for name, host in sessions.hosts().items()
         ]
-        return [*found, *({"name": f"memory:{name}"} for name in sessions.memory_names())]
+        for name, summary in (await sessions.memory_summaries()).items():
+            known = memory_json(name, "", summary)
+            del known["id"], known["url"]  # of no use to an agent
+            found.append({"name": f"memory:{name}", **known})
+        return found
 
     @server.tool()
     async def ask(name: Name, question: str) -> str:
@@ -111,7 +120,7 @@ def _add_tools(server: MCPServer, sessions: Sessions) -> None:
             check_question(query, longest)
             host = await _host_of(sessions, name)
             moments = await host.do(lambda session: session.find(query, count))
-        return [{**to_json(moment), "keyframe": None} for moment in moments]
+        return [{**event_json(moment, ""), "keyframe": None} for moment in moments]
 
     @server.tool(structured_output=False)
     async def clip(name: Name, start: Seconds, end: Seconds, video: Video = "no") -> list[Any]:
@@ -175,7 +184,7 @@ def _jpeg(pixels: np.ndarray) -> bytes:
 
 async def _shown(host: SessionHost, span: tuple[float, float]) -> list[Any]:
     """Return a span's events as text, and keyframes with their times."""
-    kept = await host.do(lambda session: rows(session, span))
+    kept = [row.event for row in await host.do(lambda session: rows(session, span))]
     scenes = [event for event in kept if isinstance(event, Segment)]
     step = -(-len(scenes) // MAX_PICTURES) or 1
     shown: list[Any] = ["\n".join(map(str, kept)) or "nothing is kept of this span"]

@@ -47,6 +47,7 @@ SCALE = ".row_scale"
 VISION = "vision."  # what training added to the frame encoder's parameters
 # What older versions kept the recurrent memory by; it is not learned any more.
 RETIRED = ("bridge.remember.", "bridge.initial")
+WORDS = "words.txt"  # names of the words of ``evidence``, one a line; may be missing
 QUESTIONS = "questions"  # what reads questions; a checkpoint may lack it
 MIN_PACKED = 1 << 14  # values; below it the scales would not pay
 
@@ -92,6 +93,7 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         text_key = TextKey(TEXT_DIM, config.key_dim)
         if sizes := config.evidence:
             picture_key.evidence = PictureEvidence(config.key_dim, sizes)
+            picture_key.evidence.words.names = _read_words(folder / WORDS, sizes.words)
             text_key.evidence = SentenceEvidence(TEXT_DIM, config.key_dim, sizes.words)
     except (TypeError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: sizes that make no model ({error})") from error
@@ -182,6 +184,12 @@ def save(
     save_file(_packed(tensors), path)
     path.chmod(0o644)  # safetensors writes files that only their owner may read
     os.replace(path, folder / "model.safetensors")
+    if model.picture_key.evidence and (words := model.picture_key.evidence.words.names):
+        path = folder / f"{WORDS}.part"
+        path.write_text("".join(f"{word}\n" for word in words))
+        os.replace(path, folder / WORDS)
+    else:
+        (folder / WORDS).unlink(missing_ok=True)
     path = folder / "config.json.part"
     path.write_text(json.dumps(config, indent=1) + "\n")
     os.replace(path, folder / "config.json")
@@ -218,6 +226,19 @@ def _learned(
     bridge: nn.Module, picture_key: nn.Module, text_key: nn.Module
 ) -> dict[str, nn.Module]:
     return {"bridge": bridge, "picture_key": picture_key, "text_key": text_key}
+
+
+def _read_words(path: Path, count: int) -> tuple[str, ...]:
+    """Read the names of ``count`` words; empty where there is no such file."""
+    try:
+        words = tuple(path.read_text().split())
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: corrupt ({error}); get the model again") from error
+    if len(words) != count:
+        raise CheckpointError(f"{path}: {len(words)} words, but the checkpoint scores {count}")
+    return words
 
 
 def _question_head(tensors: dict[str, Tensor], folder: Path) -> QuestionHead | None:

@@ -11,6 +11,8 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime
 from types import MappingProxyType
 from typing import Protocol
 
@@ -192,6 +194,20 @@ def wall_start(event: Event, zero: float | None) -> dict[str, object]:
         return {}
     time = event.time if isinstance(event, Alert | Until) else event.start
     return {"wall_start": wall_clock(zero + time)}
+
+
+def stamped(event: Event, more: Mapping[str, object]) -> Event:
+    """Put the wall clock, to the second, before the words of a caption or note; for subtitles.
+
+    Args:
+        event: any; others stay as they are.
+        more: its further keys; ``wall_start`` is the wall clock.
+    """
+    at = more.get("wall_start")
+    if not isinstance(event, Caption | Note) or not isinstance(at, str) or not event.text:
+        return event
+    shown = datetime.fromisoformat(at).isoformat(" ", "seconds")
+    return replace(event, text=f"{shown}\n{event.text}")
 
 
 def to_line(event: Event, more: Mapping[str, object] = NOTHING) -> str:

@@ -4,6 +4,7 @@ Requests become jobs that run between two frames, or between two events while ca
 """
 
 import asyncio
+import io
 import logging
 import queue
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from streammem.captioning.scheduler import LanguageScheduler
 from streammem.engine.session import Session
@@ -28,13 +30,14 @@ from streammem.server.events import EventLog
 from streammem.server.inbox import Inbox
 from streammem.server.limits import Limits
 from streammem.server.refused import Refused
-from streammem.types import Answer, Event, Notice
+from streammem.types import Answer, Event, Frame, Notice
 from streammem.video import VideoSource
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 State = Literal["opening", "watching", "over", "failed", "closed"]
 MAX_SCORES = 4096
+JPEG_QUALITY = 80
 WATCHED = WatchOptions()
 
 
@@ -70,6 +73,23 @@ class Depth(NamedTuple):
     depth: float
 
 
+@dataclass(slots=True)
+class Watched:
+    """What the session's thread notes of its source, for others to read.
+
+    Attributes:
+        live: whether it is a live source.
+        duration: seconds; None where it is unknown.
+        time: seconds of the newest frame that was perceived, in the memory's time.
+        frame: that frame.
+    """
+
+    live: bool = False
+    duration: float | None = None
+    time: float | None = None
+    frame: Frame | None = None
+
+
 class _Job(NamedTuple):
     work: Callable[[Session], Any]
     done: asyncio.Future[Any]
@@ -92,6 +112,9 @@ class SessionHost:
         events: what it has told.
         depths: the newest depths, for plots.
         touched: monotonic second of the last request.
+        title: what its clients call it; its source's name at first.
+        alerts: what it waits for, from the next frame on.
+        watched: how far it is.
     """
 
     def __init__(self, path: str, plan: Plan, limits: Limits, counters: Counters) -> None:
@@ -100,6 +123,10 @@ class SessionHost:
         self.events = EventLog(limits.events)
         self.depths: deque[Depth] = deque(maxlen=MAX_SCORES)
         self.touched = time.monotonic()
+        self.title = plan.source
+        self.alerts: tuple[str, ...] = plan.options.alerts
+        self.watched = Watched()
+        self._picture: tuple[Frame, bytes] | None = None  # the newest that was asked for
         self._limits, self._counters = limits, counters
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -147,6 +174,15 @@ class SessionHost:
         finally:
             self._num_waiting -= 1
             self.touch()
+
+    async def picture(self) -> bytes | None:
+        """Return the newest frame as a JPEG; None before the first one."""
+        frame = self.watched.frame
+        if frame is None:
+            return None
+        if self._picture is None or self._picture[0] is not frame:
+            self._picture = (frame, await asyncio.to_thread(_jpeg, frame))
+        return self._picture[1]
 
     async def ask(
         self, question: str, pictures: Sequence[np.ndarray] = ()
@@ -228,7 +264,14 @@ class SessionHost:
                 while (job := self._jobs.get_nowait()) is not None:
                     self._serve(job, session)
 
-        callbacks = WatchCallbacks(stop=self._is_stopping, on_idle=between)
+        def note(frame: Frame) -> None:
+            self.watched.time = frame.time + session.time_offset
+            self.watched.frame = frame
+
+        self.watched.live, self.watched.duration = source.live, source.duration
+        callbacks = WatchCallbacks(
+            stop=self._is_stopping, on_idle=between, on_frame=note, alerts=lambda: self.alerts
+        )
         try:
             for event in watch(
                 session,
@@ -302,6 +345,12 @@ class SessionHost:
                 if job := self._jobs.get_nowait():
                     _settle(job.done, None, Refused(410, "the session was closed"))
         self.ended.set()
+
+
+def _jpeg(frame: Frame) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(frame.pixels).save(out, "JPEG", quality=JPEG_QUALITY)
+    return out.getvalue()
 
 
 def _settle(done: asyncio.Future[Any], result: object, error: Exception | None) -> None:

@@ -175,6 +175,24 @@ def test_the_evidence_of_words_is_kept_with_its_keys(original, language_folder, 
     assert model.fingerprint != original.fingerprint
 
 
+def test_words_are_named_likeliest_first_if_the_checkpoint_names_them(language_folder, tmp_path):
+    model, patches = tiny_model(seed=1), torch.rand(4, 12)
+    key_dim = model.background.shape[1]
+    assert model.likely_words(patches, 3) == []
+    model.picture_key.evidence = PictureEvidence(key_dim, EvidenceSizes(12, 3, 2))
+    model.text_key.evidence = SentenceEvidence(TEXT_DIM, key_dim, 3)
+    model.picture_key.evidence.words.up.bias.data = torch.tensor([-50.0, 50.0, 0.0])
+    assert model.likely_words(patches, 3) == []
+    model.picture_key.evidence.words.names = ("cup", "knife", "pan")
+    write(model, tmp_path / "named", language_folder)
+    loaded = load(tmp_path / "named")
+    assert loaded.likely_words(patches, 2) == ["knife", "pan"]
+    assert loaded.likely_words(patches, 9) == ["knife", "pan", "cup"]
+    (tmp_path / "named" / "words.txt").write_text("cup\nknife\n")
+    with pytest.raises(CheckpointError, match="2 words, but the checkpoint scores 3"):
+        load(tmp_path / "named")
+
+
 def test_a_question_head_is_kept_and_may_be_lacking(original, language_folder, tmp_path):
     head = QuestionHead()
     write(dataclasses.replace(original, questions=head), tmp_path / "reads", language_folder)

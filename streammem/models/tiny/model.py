@@ -129,6 +129,24 @@ class VideoModel:
         key = self.picture_key(features.patches)[0].float().cpu().numpy()
         return Perceived(embedding, features.patches[0].half(), key)
 
+    @torch.inference_mode()
+    def likely_words(self, patches: Tensor, count: int) -> list[str]:
+        """Name the words that a person would most likely use of a picture, the likeliest first.
+
+        Args:
+            patches: [P, V] of ``Perceived``.
+            count: words at most.
+
+        Returns:
+            Words; empty where the checkpoint does not name its words.
+        """
+        evidence = self.picture_key.evidence
+        if evidence is None or not evidence.words.names:
+            return []
+        scores = evidence.words(patches[None].float())[0]
+        best = scores.topk(min(count, len(scores))).indices.tolist()
+        return [evidence.words.names[i] for i in best]
+
     @property
     def token_shape(self) -> tuple[int, int]:
         """(M, D) of a segment's tokens."""
