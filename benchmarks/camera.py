@@ -86,7 +86,7 @@ def alerts(num_photos: int) -> int:
     photos = [known[i] for i in rng.permutation(len(known))[: num_photos // 2 * 3]]
     shown, absent = photos[:num_photos], photos[num_photos:]
     model = load()
-    keys = [model.perceive(picture).key for path, _ in shown for picture in panned(path)]
+    keys = [model.perceiver.perceive(picture).key for path, _ in shown for picture in panned(path)]
     asked = [captions for _, captions in [*shown[: num_photos // 2], *absent]]
     print(
         f"{num_photos} photos of {SHOWN_FRAMES} frames; {num_photos // 2} alerts about one of "
@@ -96,7 +96,7 @@ def alerts(num_photos: int) -> int:
     for phrases, rate in itertools.product((1, 2, 3), (0.003, 0.01, 0.03, 0.1)):
         queries = [" | ".join(captions[:phrases]) for captions in asked]
         truth = {query: k for k, query in enumerate(queries[: num_photos // 2])}
-        watched = Alerts(model, queries, AlertConfig(rate=rate))
+        watched = Alerts(model.text_encoder, queries, AlertConfig(rate=rate))
         right, wrong = set(), 0
         for number, key in enumerate(keys):
             for alert in watched.take(Frame(blank, number / 2, 0.5, number), key, 0):
@@ -120,7 +120,7 @@ def alerts(num_photos: int) -> int:
 
 def panned(path: Path) -> Iterator[np.ndarray]:
     """Give a photo's frames: parts of it, as a camera that turns slowly sees them."""
-    from streammem.video.pictures import read_photo
+    from streammem.evaluation.datasets import read_photo
 
     pixels = read_photo(path)
     height, width = (side * 10 // 11 for side in pixels.shape[:2])
