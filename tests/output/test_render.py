@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streammem.output.render import FORMATS, Srt, Text, WebVtt, prometheus, to_json, to_line
+from streammem.output.render import (
+    FORMATS,
+    Srt,
+    Text,
+    WebVtt,
+    prometheus,
+    stamped,
+    to_json,
+    to_line,
+)
 from streammem.types import (
     Answer,
     Caption,
@@ -332,3 +341,12 @@ def test_no_format_for_people_carries_control_characters(name):
     commands = "a\x1b[2J\x07\x9b1m\tb\r"
     events = [Note(0.0, 1.0, commands), Answer("?", commands, False, "model", (EVIDENCE,))]
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", rendered(name, events))
+
+
+@pytest.mark.parametrize("name", ["srt", "vtt"])
+def test_the_wall_clock_is_put_before_the_words_of_a_cue_where_it_is_known(name):
+    at = {"wall_start": "2026-05-03T16:40:00.250+02:00"}
+    caption = Caption(0, 0.0, 4.0, "a red room")
+    assert stamped(caption, {}) == caption and stamped(Segment(0, 0, 4, None, None), at).id == 0
+    cue = FORMATS[name]().write(stamped(caption, at))
+    assert "\n2026-05-03 16:40:00+02:00\na red room\n" in cue
