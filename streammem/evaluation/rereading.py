@@ -7,7 +7,8 @@ A stream is made of captioned photos, half a minute each, and watched by a sessi
 same questions are then answered from the memory and from each control, ``--context now``,
 ``uniform`` and ``captions``, with the same number of pictures in a prompt. What answers is a
 generator that reads pictures: one of the user's, or the ``Teacher``, which knows the true sentences
-of every photo. With the teacher a wrong answer is always the fault of what it was shown.
+of every photo, captions with one of them and answers from all. With the teacher a wrong answer is
+always the fault of what it was shown.
 """
 
 import re
@@ -217,7 +218,7 @@ def evaluate_rereading(
 
     Args:
         folder: see ``read_photos``; fewer photos make a shorter stream.
-        model: perceives, finds, and captions for the control ``captions``.
+        model: perceives, finds, and captions; for the teacher a person's sentence is the caption.
         generator: answers; None takes the teacher.
         options: ``controls`` adds what a generator that calls tools finds in ``STEPS`` steps;
             ``predictions`` gets a line an answer.
@@ -346,7 +347,10 @@ def _answers(
                 present = present._replace(now=present.now[-NOW_FRAMES:])
             yield session.next_segment, name, question, answerer.ask(question.text, present)
 
-    captions = _captions(shown, model, options)
+    taught = isinstance(generator, Teacher)
+    captions = _keyed(
+        [_sentence(p) for p in shown] if taught else _written(shown, model, options), model
+    )
     count = round(SCENE_S * FPS)
     described = 0
     for scene, photo in enumerate(shown):
@@ -372,16 +376,24 @@ class _Nothing:
         """Do nothing."""
 
 
-def _captions(
-    shown: Sequence[Photo], model: StreamModel, options: EvaluationOptions
-) -> list[tuple[str, np.ndarray]]:
-    """Caption the photos by the model itself, the likeliest words; return each with its key."""
+def _written(shown: Sequence[Photo], model: StreamModel, options: EvaluationOptions) -> list[str]:
+    """Caption the photos by the model itself, the likeliest words."""
     captions: list[str] = []
     writer = replace(cast(Any, model), reranker=None)
     with progress_bar(len(shown), options) as bar:
         for batch in batches(shown):
             captions += writer.caption_pictures([read_photo(p.path) for p in batch])
             bar.update(len(batch))
+    return captions
+
+
+def _sentence(photo: Photo) -> str:
+    """Return a person's sentence of which no question is made, if there is one."""
+    plain = [text for text in photo.captions if not _DOING.match(_lowered(text))]
+    return (plain or photo.captions)[-1]
+
+
+def _keyed(captions: Sequence[str], model: StreamModel) -> list[tuple[str, np.ndarray]]:
     keys = model.text_encoder.sentence_keys(captions)
     return list(zip(captions, keys, strict=True))
 
@@ -400,12 +412,15 @@ def _things(photo: Photo) -> list[tuple[str, str]]:
     """Return what is plainly named to do something in a photo's captions, and what it does."""
     found = []
     for caption in photo.captions:
-        text = " ".join(caption.split()).strip(" .!\"'")
-        text = text[:1].lower() + text[1:]
-        match = _DOING.match(text)
+        match = _DOING.match(_lowered(caption))
         if match and not _SEVERAL.search(match[1]):
             found.append((match[1], match[3]))
     return found
+
+
+def _lowered(caption: str) -> str:
+    text = " ".join(caption.split()).strip(" .!\"'")
+    return text[:1].lower() + text[1:]
 
 
 def _look(picture: np.ndarray) -> np.ndarray:
