@@ -26,6 +26,7 @@ from streammem.engine.reader import Reader
 from streammem.engine.session import Session
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.errors import ServedModelError, TruncatedError
+from streammem.models.vlm.server import ASKED
 from streammem.types import Alert, Caption, Event, Frame, Notice, Segment, Stats
 from streammem.video import SourceOptions, VideoSource, open_with
 
@@ -96,6 +97,7 @@ class _Watching:
         self._num_refused, self._holds = 0, False
         self._newest: Frame | None = None  # timed by the memory's clock
         self._late: list[Segment] = []  # closed while an answer was waited for
+        self._asked_before = ASKED.counts
         self._failure = ""  # of a model server, since the last caption
         self._stats_at = 0.0 if options.stats_s is None else time.monotonic() + options.stats_s
 
@@ -360,4 +362,5 @@ class _Watching:
             caption_lag_s=self._caption_lag_s if self._live else 0.0,
             candidates=captions.num_candidates if captions else 0,
             alerts_refused=self._num_refused,
+            **ASKED.counts.since(self._asked_before)._asdict(),
         )
