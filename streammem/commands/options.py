@@ -53,6 +53,11 @@ _TIME_OF_DAY = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?", re.ASCII
 LEAST_BUDGET_BYTES, LEAST_KEEP_S = 1_000_000, 3600.0
 TOKEN = "STREAMMEM_TOKEN"
 SPEND_HELP = "tokens, and requests after a comma, that servers are asked an hour at most"
+# Measured: docs/research/cameras.md, "How often an alert is right".
+ALERTS_ARE = (
+    "A hint, not an alarm: with streammem-tiny 6 of 10 alerts were false, and of 3 things that "
+    "came 1 was told"
+)
 SET_HELP = (
     "as in passages=6; of a VideoLLaMB cuts=top3 or threshold reads a file as a whole, so that "
     "captions come after its end, and cuts=streaming while it goes on"
@@ -240,7 +245,12 @@ LIVE_FLAGS = (  # of WatchOptions
     ),
 )
 WATCH_FLAGS = (  # of WatchOptions
-    Flag("--alert", "alerts", "told once each time that this appears; may be repeated", _TEXTS),
+    Flag(
+        "--alert",
+        "alerts",
+        f"told once each time that this appears; may be repeated. {ALERTS_ARE}",
+        _TEXTS,
+    ),
     Flag(
         "--confirm-alerts",
         "confirm_alerts",
@@ -509,7 +519,7 @@ def add_server_options(parser: Parser) -> None:
     add("--uploads", type=Path, metavar="DIR", help="folder for uploads (default: a temporary one)")
     about = "host (with *), address or network that clients may name in a source; may be repeated"
     add("--allow-source", action="append", default=[], metavar="HOST", help=about)
-    about = "told once each time that this appears in a SOURCE named here; may be repeated"
+    about = f"told once each time that this appears in a SOURCE; may be repeated. {ALERTS_ARE}"
     add("--alert", action="append", default=[], metavar="TEXT", help=about)
     add_flags(parser.add_argument_group("limits"), LIMIT_FLAGS)
     add_session_options(parser)

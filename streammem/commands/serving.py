@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from streammem.server.limits import ServerConfig
     from streammem.server.sessions import Sessions
 
-GRACE_S = 5  # for clients that are still connected when the server ends
+GRACE_S = 2  # for clients that are still connected when the sessions are closed
 
 
 def add_to(commands: Any) -> None:
@@ -87,7 +87,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
         if broker:
             sessions.outlet = outlets(broker, arguments.camera, config.alerts)
         app = add_watch(make_app(sessions, arguments.sources), sessions)
-        return _run(app, listening)
+        return _run(app, sessions, listening)
 
 
 def run_ui(arguments: argparse.Namespace) -> int:
@@ -101,7 +101,7 @@ def run_ui(arguments: argparse.Namespace) -> int:
     with closing(_bound(config)) as listening:
         sessions = open_sessions(arguments, config)
         app = add_page(make_app(sessions, arguments.sources), sessions)
-        return _run(app, listening, browse=arguments.open)
+        return _run(app, sessions, listening, browse=arguments.open)
 
 
 def run_mcp(arguments: argparse.Namespace) -> int:
@@ -195,7 +195,11 @@ def _bound(config: "ServerConfig") -> socket.socket:
     return listening
 
 
-def _run(app: "FastAPI", listening: socket.socket, *, browse: bool = False) -> int:
+def _run(
+    app: "FastAPI", sessions: "Sessions", listening: socket.socket, *, browse: bool = False
+) -> int:
+    import asyncio
+    import logging
     import webbrowser
 
     import uvicorn
@@ -203,7 +207,10 @@ def _run(app: "FastAPI", listening: socket.socket, *, browse: bool = False) -> i
     host, port = listening.getsockname()[:2]
 
     class Server(uvicorn.Server):
-        """Ends at once where a source of the command line cannot be opened."""
+        """Ends at once where a source of the command line cannot be opened.
+
+        Once it is to end it closes the sessions, which ends the streams of clients by itself.
+        """
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
@@ -213,6 +220,14 @@ def _run(app: "FastAPI", listening: socket.socket, *, browse: bool = False) -> i
                 if browse:
                     webbrowser.open(url)
             self.should_exit = self.should_exit or app.state.failed is not None
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            closing = asyncio.ensure_future(sessions.close())
+            while not (closing.done() or self.force_exit):  # a second interrupt waits for nothing
+                await asyncio.sleep(0.05)
+            # An open page holds connections of its own, whose end is no news.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            await super().shutdown(sockets)
 
     options = uvicorn.Config(
         app, log_level="warning", timeout_graceful_shutdown=GRACE_S, ws_max_size=1 << 16

@@ -143,10 +143,20 @@ class Alerts:
         return str(path)
 
 
-def _watched(encoder: TextEncoder, query: str, config: AlertConfig) -> _Watched:
+def phrases_of(query: str) -> list[str]:
+    """Return the phrasings of a description.
+
+    Raises:
+        ConfigError: one is empty.
+    """
     phrases = [phrase.strip() for phrase in query.split("|")]
     if not all(phrases):
         raise ConfigError("an alert is empty; describe what to wait for")
+    return phrases
+
+
+def _watched(encoder: TextEncoder, query: str, config: AlertConfig) -> _Watched:
+    phrases = phrases_of(query)
     key = unit_rows(encoder.sentence_keys(phrases).mean(0, keepdims=True))[0]
     background = encoder.background.numpy() @ key
     marks = np.array([0.0, 1.0, background.mean()])

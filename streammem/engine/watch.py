@@ -26,6 +26,7 @@ from streammem.engine.reader import Reader
 from streammem.engine.session import Session
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.errors import ServedModelError, TruncatedError
+from streammem.models.vlm.server import ASKED
 from streammem.types import Alert, Caption, Event, Frame, Notice, Segment, Stats
 from streammem.video import SourceOptions, VideoSource, open_with
 
@@ -93,9 +94,11 @@ class _Watching:
         self._as_generated = None if session.captioner.withholds else callbacks.on_text
         self._num_frames = self._num_segments = self._num_captions = 0
         self._perceive_s = self._perceived_until = self._caption_lag_s = 0.0
-        self._failure = ""  # of a model server, since the last caption
         self._num_refused, self._holds = 0, False
         self._newest: Frame | None = None  # timed by the memory's clock
+        self._late: list[Segment] = []  # closed while an answer was waited for
+        self._asked_before = ASKED.counts
+        self._failure = ""  # of a model server, since the last caption
         self._stats_at = 0.0 if options.stats_s is None else time.monotonic() + options.stats_s
 
     def events(self) -> Iterator[Event]:
@@ -105,6 +108,7 @@ class _Watching:
         self._captions = self._open_captions() if described else None
         self._checks = self._open_checks()
         self._reader = Reader(self._source, drop)
+        self._session.on_wait = self._keep_up
         try:
             yield from self._stream()
             self._reader.stop()
@@ -116,6 +120,7 @@ class _Watching:
             elif self._reader.broken:
                 raise self._reader.broken
         finally:
+            self._session.on_wait = None
             self._reader.stop()
             if self._checks:
                 self._checks.close()
@@ -156,7 +161,7 @@ class _Watching:
     def _stream(self) -> Iterator[Event]:
         for frame in self._reader.frames(self._callbacks.stop):
             closed = self._push(frame) if frame else ()
-            yield from self._due(closed)
+            yield from self._due((*self._closed_late(), *closed))
             if frame:
                 yield from self._alerted(frame)
             yield from self._asides()
@@ -168,7 +173,16 @@ class _Watching:
         end = None if self._reader.stopped else self._source.end
         closed = self._session.flush(end)
         self._num_segments += len(closed)
-        yield from self._due(closed, at_end=True)
+        yield from self._due((*self._closed_late(), *closed), at_end=True)
+
+    def _keep_up(self) -> None:
+        """Perceive the frames that came while an answer was waited for."""
+        while frame := self._reader.waiting_frame():
+            self._late.extend(self._push(frame))
+
+    def _closed_late(self) -> list[Segment]:
+        late, self._late = self._late, []
+        return late
 
     def _push(self, frame: Frame) -> tuple[Segment, ...]:
         began = time.thread_time()
@@ -311,26 +325,23 @@ class _Watching:
 
     def _answer(self, question: str) -> Iterator[Event]:
         """Answer while captions pause and frames are perceived between two words."""
-        closed: list[Segment] = []
 
         def on_text(piece: str) -> None:
-            if self._callbacks.on_answer and piece:
+            if self._callbacks.on_answer and piece:  # it is empty while a server is waited for
                 self._callbacks.on_answer(piece)
-            while frame := self._reader.waiting_frame():
-                closed.extend(self._push(frame))
 
         # A shared scheduler lets answers in between the steps of captions by itself.
         try:
             with ExitStack() as own:
                 if not self._shared:
-                    schedulers = [each.scheduler for each in (self._captions, self._checks) if each]
+                    schedulers = [s.scheduler for s in (self._captions, self._checks) if s]
                     for scheduler in dict.fromkeys(schedulers):
                         own.enter_context(scheduler.lm_lock)
                 answer = self._session.ask(question, on_text)
             yield answer
         except ServedModelError as error:
             yield Notice(str(error))
-        yield from self._due(tuple(closed))
+        yield from self._due(tuple(self._closed_late()))
 
     def _stats(self) -> Stats:
         reader, captions = self._reader, self._captions
@@ -351,4 +362,5 @@ class _Watching:
             caption_lag_s=self._caption_lag_s if self._live else 0.0,
             candidates=captions.num_candidates if captions else 0,
             alerts_refused=self._num_refused,
+            **ASKED.counts.since(self._asked_before)._asdict(),
         )

@@ -162,7 +162,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
         ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
         ``confidence`` and ``reason``, an answer's ``remark``, ``looked_at``, ``left_out``,
         ``steps`` and ``decided_by``, an alert's ``confirmed``, a moment's, an evidence's and a
-        chapter's ``wall_start`` where it has them, then ``more``.
+        chapter's ``wall_start`` where it has them, what model servers were
+        asked in a run, then ``more``.
         Times are rounded to milliseconds; any other number that is not finite becomes None.
 
     Raises:
@@ -180,6 +181,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
     if isinstance(event, Answer):
         more_keys = ("looked_at", "left_out", "steps", "decided_by")
         keys = (*keys, *(key for key in more_keys if getattr(event, key)))
+    if isinstance(event, Stats) and event.requests:
+        keys = (*keys, "requests", "retries", "failures", "tokens")
     return {"type": kind, **_values(event, keys), **more}
 
 
@@ -247,6 +250,10 @@ def prometheus(stats: Stats, source: str) -> str:
         ("lag_seconds", "gauge", {"": stats.lag_s}),
         ("caption_lag_seconds", "gauge", {"": stats.caption_lag_s}),
         ("caption_candidates", "gauge", {"": stats.candidates}),
+        ("model_server_requests_total", "counter", {"": stats.requests}),
+        ("model_server_retries_total", "counter", {"": stats.retries}),
+        ("model_server_failures_total", "counter", {"": stats.failures}),
+        ("model_server_tokens_total", "counter", {"": stats.tokens}),
     ):
         lines.append(f"# TYPE streammem_{name} {kind}")
         for label, value in values.items():

@@ -300,7 +300,7 @@ class Answerer:
         checks = self.config.verify and not question.back and not question.reading.second
         if checks and not finding.appearances:
             nearest = self._search(query, question.window)
-            also, decided_by = self._checked([hit.entry for hit in nearest], anchor)
+            also, decided_by = self._checked([hit.entry for hit in nearest], anchor, on_text)
             finding = self._finding(question, query, also)
         captions = self._described(finding.answers[: self.config.passages])
         # 3. The value as data, then the model's sentence.
@@ -330,12 +330,13 @@ class Answerer:
         return Answer(question.text, NOTHING_SEEN, False, "computed", looked_at=question.looked_at)
 
     def _checked(
-        self, entries: Sequence[Entry], anchor: str
+        self, entries: Sequence[Entry], anchor: str, on_text: OnText | None
     ) -> tuple[frozenset[int], DecidedBy | None]:
         """Let the generator look at rows; return those that it says show it, and who decided."""
         items = [item for item in self._items(entries) if item.keyframes]
         shown = [entry for entry in entries if self.memory.keyframe(entry.segment)]
-        verdicts = check(self.model.answer_generator, items, anchor)
+        on_wait = (lambda: on_text("")) if on_text else None
+        verdicts = check(self.model.answer_generator, items, anchor, on_wait)
         yes = {e.segment for e, verdict in zip(shown, verdicts, strict=True) if verdict}
         decided = any(verdict is not None for verdict in verdicts)
         return frozenset(yes), "model" if decided else "keys"
@@ -418,7 +419,7 @@ class Answerer:
         if shows_now:
             items.append(self._present_item(present))
         asked = _encodable(question.text[:MAX_PROMPTED])
-        text, steps, left_out = "", tuple[Step, ...](), 0
+        text, left_out, steps = "", 0, tuple[Step, ...]()
         if self.config.steps > 1 and not pictures:
             asked = _with_numbers(asked, [hit.entry for hit in in_order], computed)
             lookups = self.lookups(present, question.within)
@@ -429,6 +430,7 @@ class Answerer:
                 lookups,
                 self.config.decoding,
                 self.config.limits,
+                on_wait=(lambda: on_text("")) if on_text else None,
             )
             if text and on_text:
                 on_text(text)
@@ -447,7 +449,7 @@ class Answerer:
         seen, decided_by = any(hit.seen for hit in hits), None
         if self.config.verify and hits and not seen and reading.anchor:
             nearest = [hit.entry for hit in hits[: self.config.passages]]
-            yes, decided_by = self._checked(nearest, reading.anchor)
+            yes, decided_by = self._checked(nearest, reading.anchor, on_text)
             seen = bool(yes)
         if not hits:
             evidence = [self._present_evidence(present, query)]
@@ -455,7 +457,8 @@ class Answerer:
         self.turns.append(PastTurn(reading.anchor, tuple(hit.entry.segment for hit in hits[:1])))
         return Answer(
             question.text, text, seen, "model", tuple(evidence),
-            looked_at=question.looked_at, left_out=left_out, steps=steps, decided_by=decided_by,
+            looked_at=question.looked_at, left_out=left_out, steps=steps,
+            decided_by=decided_by,
         )  # fmt: skip
 
     def _spread(self, query: Query, window: Window) -> Sequence[Hit]:

@@ -7,7 +7,7 @@ One question a picture, all in one batch. What follows from a verdict is decided
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from streammem.models.backbones.language import GenerationConfig, Prompt
 from streammem.models.protocols import EvidenceItem, Generator, readable
@@ -39,12 +39,27 @@ def verdict(reply: str) -> bool | None:
 
 
 def check(
-    generator: Generator, items: Sequence[EvidenceItem], description: str
+    generator: Generator,
+    items: Sequence[EvidenceItem],
+    description: str,
+    on_wait: Callable[[], object] | None = None,
 ) -> list[bool | None]:
-    """Ask of each piece of evidence by itself whether it shows something."""
+    """Ask of each piece of evidence by itself whether it shows something.
+
+    Args:
+        generator: reads pictures.
+        items: each with a picture.
+        description: of what is looked for.
+        on_wait: called while replies are waited for.
+    """
     question = shows_question(description)
     prompts = [check_prompt(generator, [item], question) for item in items]
     if not prompts:
         return []
-    found = (replies for replies in generator.replies(prompts, DECODING) if replies is not None)
-    return [verdict(replies[0].text) for replies in found]
+    verdicts = []
+    for replies in generator.replies(prompts, DECODING):
+        if replies is not None:
+            verdicts.append(verdict(replies[0].text))
+        elif on_wait:
+            on_wait()
+    return verdicts

@@ -79,6 +79,7 @@ def answer_in_steps(
     limits: StepLimits,
     *,
     tools: Sequence[Tool] = TOOLS,
+    on_wait: Callable[[], object] | None = None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Replied:
     """Let a generator answer, and look things up before it does.
@@ -91,6 +92,7 @@ def answer_in_steps(
         decoding: of the answer.
         limits: of the search.
         tools: descriptions of what it may call.
+        on_wait: called while a reply is waited for.
         monotonic: a clock in seconds.
     """
     caller = cast(ToolGenerator, generator)
@@ -107,7 +109,9 @@ def answer_in_steps(
         # 2. Ask; without tools where it must answer now.
         last = left == 0 or monotonic() >= until
         replies = caller.converse(prompt, shown, () if last else tools, decoding)
-        reply = next(reply for reply in replies if reply is not None)
+        while (reply := next(replies)) is None:
+            if on_wait:
+                on_wait()
         if isinstance(reply, str):
             return Replied(reply.strip(), tuple(steps))
         if last:

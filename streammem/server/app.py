@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.websockets import WebSocketDisconnect
 
 from streammem import __version__
+from streammem.engine.alerts import phrases_of
 from streammem.errors import ServedModelError, StoreError, StreammemError
 from streammem.server.chat import chat_routes
 from streammem.server.guard import Guard, error_body
@@ -105,6 +106,7 @@ def make_app(sessions: Sessions, sources: Sequence[str] = ()) -> FastAPI:
         return sessions.host(name)
 
     app.include_router(_session_routes(sessions), prefix="/v1")
+    app.include_router(_frame_routes(sessions), prefix="/v1")
     app.include_router(_event_routes(sessions), prefix="/v1")
     app.include_router(query_routes(sessions, session), prefix="/v1/sessions/{name}")
     app.include_router(query_routes(sessions, memory), prefix="/v1/memories/{name}")
@@ -177,10 +179,12 @@ def _session_routes(sessions: Sessions) -> APIRouter:
     async def change_session(name: Id, change: SessionChange) -> dict[str, object]:
         """Give a session another title, or other alerts to wait for."""
         host = sessions.host(name)
+        if change.alerts is not None:
+            for query in change.alerts:
+                phrases_of(query)  # refused here: the session's thread would end of it
+            host.alerts = tuple(dict.fromkeys(change.alerts))
         if change.title is not None:
             host.title = change.title
-        if change.alerts is not None:
-            host.alerts = tuple(change.alerts)
         return described(name)
 
     @router.get(
@@ -200,6 +204,12 @@ def _session_routes(sessions: Sessions) -> APIRouter:
         """Close a session: its open segment is closed and its events are sent first."""
         await sessions.close_session(name)
 
+    return router
+
+
+def _frame_routes(sessions: Sessions) -> APIRouter:
+    """Make the routes of sessions whose pictures are pushed."""
+    router = APIRouter()
     kinds = dict.fromkeys((*MEDIA_TYPES, RAW), BINARY)
 
     def inbox_of(name: str) -> Inbox:
@@ -235,7 +245,7 @@ def _session_routes(sessions: Sessions) -> APIRouter:
     async def end_frames(name: Id) -> dict[str, object]:
         """End the stream of pushed pictures; the session stays open for questions."""
         inbox_of(name).stop()
-        return described(name)
+        return host_json(name, sessions.host(name))
 
     return router
 

@@ -8,7 +8,6 @@ import io
 import logging
 import queue
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -36,7 +35,6 @@ from streammem.video import VideoSource
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 State = Literal["opening", "watching", "over", "failed", "closed"]
-MAX_SCORES = 4096
 JPEG_QUALITY = 80
 WATCHED = WatchOptions()
 
@@ -64,13 +62,6 @@ class Plan:
     release: Callable[[], object] | None = None
     file: Path | None = None
     scheduler: LanguageScheduler | None = None
-
-
-class Depth(NamedTuple):
-    """A settled depth of SceneTilling, and its time in seconds."""
-
-    time: float
-    depth: float
 
 
 @dataclass(slots=True)
@@ -110,7 +101,6 @@ class SessionHost:
 
     Attributes:
         events: what it has told.
-        depths: the newest depths, for plots.
         touched: monotonic second of the last request.
         title: what its clients call it; its source's name at first.
         alerts: what it waits for, from the next frame on.
@@ -121,7 +111,6 @@ class SessionHost:
         self.path, self.plan = path, plan
         self.state: State = "opening"
         self.events = EventLog(limits.events)
-        self.depths: deque[Depth] = deque(maxlen=MAX_SCORES)
         self.touched = time.monotonic()
         self.title = plan.source
         self.alerts: tuple[str, ...] = plan.options.alerts
@@ -228,7 +217,6 @@ class SessionHost:
         state: State = "closed"
         try:
             with self.plan.open_session() as session:
-                session.on_score = self._score
                 session.answerer.file_of = self._file_of
                 self._converse(session)
         except (StreammemError, Refused) as error:
@@ -299,10 +287,6 @@ class SessionHost:
 
     def _is_stopping(self) -> bool:
         return self._stopping
-
-    def _score(self, at: float, score: Any) -> None:
-        if score.depth is not None:
-            self.depths.append(Depth(at, float(score.depth)))
 
     def _tell(self, call: Callable[..., object], *values: object) -> None:
         with suppress(RuntimeError):  # the loop has ended, and its clients with it

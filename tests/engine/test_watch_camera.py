@@ -268,6 +268,35 @@ def test_a_flicker_is_no_appearance_and_a_short_absence_is_no_leaving(model):
     assert fired == [6, len(shown) - 1]
 
 
+def test_what_is_waited_for_may_change_and_what_stays_is_not_told_anew(model):
+    alerts = Alerts(seeing(model), ["blue"], AlertConfig(confirm=1))
+    times = iter(range(100))
+
+    def fired(key):
+        return [a.query for a in alerts.take(replace(FILM[0], time=float(next(times))), key, 0)]
+
+    assert fired(BLUE_KEY) == ["blue"]
+    alerts.change(["blue", "something blue"])
+    assert fired(BLUE_KEY) == ["something blue"]
+    with pytest.raises(ConfigError, match="empty"):
+        alerts.change(["blue", " "])
+    assert alerts.queries == ("blue", "something blue")
+    alerts.change([])
+    assert fired(OTHER_KEY) == fired(BLUE_KEY) == []
+
+
+def test_alerts_are_asked_for_while_a_source_is_watched(model):
+    wanted = []
+    frames = film(("red", 20), ("blue", 20))
+    callbacks = WatchCallbacks(
+        alerts=lambda: wanted,
+        on_frame=lambda frame: wanted.append("blue") if frame.time == 5.0 else None,
+    )
+    options = WatchOptions(captions=False)
+    found = list(watch(Session(seeing(model)), iter(frames), options, callbacks=callbacks))
+    assert [e.query for e in found if isinstance(e, Alert)] == ["blue"]
+
+
 def test_pictures_of_alerts_are_bounded(model, tmp_path):
     config = AlertConfig(confirm=1, away_s=0.0, pictures=tmp_path, max_pictures=3)
     alerts = Alerts(seeing(model), ["blue"], config)

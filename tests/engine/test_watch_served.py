@@ -1,5 +1,7 @@
 """A source is perceived on while a model server fails or lets it wait."""
 
+import time
+
 import pytest
 
 from streammem.engine.session import Session
@@ -22,7 +24,7 @@ class Served:
 
     def __init__(self, failing=(), answers=True):
         self._failing, self._answers, self._number = failing, answers, -2  # the first warms up
-        self.waits = 0
+        self.waits_for = lambda: True
 
     def caption_prompt(self, item, instruction=None):
         return ["Describe."]
@@ -39,7 +41,8 @@ class Served:
             yield (Reply("A scene.", [], []),)
 
     def stream(self, prompt, decoding):
-        for _ in range(self.waits):
+        until = time.monotonic() + 60
+        while not self.waits_for() and time.monotonic() < until:
             yield ""
         if not self._answers:
             raise ServedModelError("the server: lost pictures")
@@ -82,15 +85,27 @@ def test_a_question_that_a_server_fails_on_ends_nothing():
     assert len(of(Segment, events)) == 4
 
 
-def test_frames_are_perceived_while_an_answer_is_waited_for():
+@pytest.mark.parametrize("asked_by", ["watch", "the server's session"])
+def test_frames_are_perceived_while_an_answer_is_waited_for(asked_by):
     served, perceived = Served(), []
-    served.waits = 400
-    asked = iter([None, "What is this?"])
     with Session(composed(served)) as session:
+        served.waits_for = lambda: session.num_frames == len(SCENES)
+        asked = iter([None, "What is this?"])
+
+        def question():
+            return next(asked, None)
+
+        def on_idle():
+            if question():
+                perceived.append((session.ask("What is this?").text, session.num_frames))
+
         callbacks = WatchCallbacks(
-            question=lambda: next(asked, None),
+            question=question,
             on_answer=lambda piece: perceived.append((piece, session.num_frames)),
         )
-        events = list(watch(session, Camera(SCENES), WatchOptions(), callbacks=callbacks))
-    assert [piece for piece, _ in perceived] == ["An answer."], "no empty piece is shown"
-    assert len(of(Answer, events)) == 1
+        if asked_by != "watch":
+            callbacks = WatchCallbacks(on_idle=on_idle)
+        options = WatchOptions(drop="never")
+        events = list(watch(session, Camera(SCENES), options, callbacks=callbacks))
+    assert perceived == [("An answer.", len(SCENES))], "no empty piece is shown"
+    assert [segment.id for segment in of(Segment, events)] == [0, 1, 2, 3]

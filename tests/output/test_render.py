@@ -16,6 +16,7 @@ from streammem.output.render import (
     Text,
     WebVtt,
     prometheus,
+    stamped,
     to_json,
     to_line,
     wall_start,
@@ -368,3 +369,12 @@ def test_what_was_looked_up_and_who_decided_are_added_where_they_are_known():
     until = Until("it is so", 2.0004, 1)
     assert to_json(until) == {"type": "until", "condition": "it is so", "time": 2.0, "segment": 1}
     assert "wall_start" in wall_start(until, 0.0)
+
+
+@pytest.mark.parametrize("name", ["srt", "vtt"])
+def test_the_wall_clock_is_put_before_the_words_of_a_cue_where_it_is_known(name):
+    at = {"wall_start": "2026-05-03T16:40:00.250+02:00"}
+    caption = Caption(0, 0.0, 4.0, "a red room")
+    assert stamped(caption, {}) == caption and stamped(Segment(0, 0, 4, None, None), at).id == 0
+    cue = FORMATS[name]().write(stamped(caption, at))
+    assert "\n2026-05-03 16:40:00+02:00\na red room\n" in cue

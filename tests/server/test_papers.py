@@ -192,7 +192,12 @@ async def test_a_session_is_renamed_waits_for_more_and_shows_its_newest_picture(
         path = await watched(client)
         changed = await client.patch(path, json={"title": "The door", "alerts": ["a dog"]})
         assert (changed.json()["title"], changed.json()["alerts"]) == ("The door", ["a dog"])
-        for wrong in ({"title": "\x1b[31m"}, {"alerts": [""]}, {"colour": "red"}):
+        for wrong in (
+            {"title": "\x1b[31m"},
+            {"alerts": [""]},
+            {"alerts": ["a | "]},
+            {"colour": "red"},
+        ):
             assert (await client.patch(path, json=wrong)).status_code == 422
         known = (await client.get(path)).json()
         assert (known["time"], known["duration"], known["live"]) == (9.5, 10.0, False)

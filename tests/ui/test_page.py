@@ -8,6 +8,7 @@ import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("fastapi", reason="needs streammem[serve]")
@@ -374,42 +375,42 @@ async def test_a_server_that_was_started_anew_is_come_back_to(model, video, memo
         await browser.close()
 
 
-def many_scenes(model, folder, count):
-    """Write a memory of ``count`` scenes of a camera, 10 s each."""
-    options = SessionConfig(max_segments=count + 1)
-    rng = np_random()
-    with Session(model, options, folder / "days", source="rtsp://camera/1") as session:
-        recurrent = session.recurrent
-        width = session.memory.config.key_dim
-        shape = session.memory.config.token_shape
-        for number in range(count):
-            keys = unit_rows(rng.standard_normal((1, width)).astype("float32"))
+@pytest.fixture(scope="module")
+def days(model, tmp_path_factory):
+    """A memory of 10,000 scenes of a camera, 10 s each."""
+    path = tmp_path_factory.mktemp("memories") / "days"
+    options, rng = SessionConfig(max_segments=10_001), np.random.default_rng(0)
+    with Session(model, options, path, source="rtsp://camera/1") as session:
+        session.memory._store.database.query("PRAGMA synchronous=OFF")
+        key_dim, shape = session.memory.config.key_dim, session.memory.config.token_shape
+        for number in range(10_000):
+            keys = unit_rows(rng.standard_normal((1, key_dim)).astype("float32"))
             session.memory.append(
                 Entry(
-                    segment=number, start=10.0 * number, end=10.0 * number + 10, frames=20,
-                    visual_keys=keys, caption_keys=keys[:0], note_keys=keys[:0],
-                    tokens=rng.standard_normal(shape).astype("float16"),
+                    segment=number,
+                    start=10.0 * number,
+                    end=10.0 * number + 10,
+                    frames=20,
+                    visual_keys=keys,
+                    caption_keys=keys[:0],
+                    note_keys=keys[:0],
+                    tokens=np.zeros(shape, "float16"),
                     caption=f"A person walks past door {number}.",
-                    source="rtsp://camera/1", wall_start=WALL + 10 * number,
+                    source="rtsp://camera/1",
+                    wall_start=WALL + 10 * number,
                 ),
-                recurrent,
-            )  # fmt: skip
-    return options
-
-
-def np_random():
-    import numpy as np
-
-    return np.random.default_rng(0)
+                session.recurrent,
+            )
+    return path
 
 
 @pytest.mark.heavy
 @pytest.mark.anyio
 @pytest.mark.parametrize("width", [1280, 390])
 async def test_ten_thousand_scenes_are_listed_scrolled_searched_and_on_the_timeline(
-    browsing, model, memories, width, record_property
+    browsing, days, memories, width, record_property
 ):
-    many_scenes(model, memories, 10_000)
+    shutil.copytree(days, memories / "days")
     async with browsing(width) as page:
         page.sessions._session = SessionConfig(max_segments=10_001, answer=SHORT, caption=SHORT)
         await page.get_by_role("link", name="days").wait_for()
