@@ -37,16 +37,14 @@ from streammem.models.backbones.sampling import pick
 from streammem.models.backbones.transformers_files import attention_implementation
 from streammem.models.backbones.weights import check_complete
 from streammem.models.once import once, opening
-from streammem.models.protocols import EvidenceItem, Reads, spread
+from streammem.models.protocols import EvidenceItem, Reads
 from streammem.models.vlm.chat_pictures import ChatPictures, PicturePrompt, open_processor
 from streammem.models.vlm.hub import local_folder
+from streammem.models.vlm.prompts import answer_parts, caption_parts
 from streammem.perception.scene_buffer import KEYFRAME_SIDE
-from streammem.types import clock
 
 log = logging.getLogger(__name__)
 
-CAPTION = "Describe what happens in this scene in one short sentence."
-ANSWER = "Answer in one or two sentences, from what is shown above."
 TEXT_TOKENS = 1024  # of a prompt, set aside beside its pictures
 
 
@@ -73,8 +71,7 @@ class TransformersOptions:
         cache: of transformers' generation, such as ``static`` or ``quantized``; empty takes the
             model's own.
         max_new_tokens: of a caption.
-        instruction: what a caption is asked by.
-        answer: what stands before a question.
+        instruction: what a caption is asked by; empty takes ``prompts.CAPTION_REQUEST``.
         image: options of the model's image processor, over those of its file.
     """
 
@@ -88,8 +85,7 @@ class TransformersOptions:
     batch: int = 0
     cache: str = ""
     max_new_tokens: int = 48
-    instruction: str = CAPTION
-    answer: str = ANSWER
+    instruction: str = ""
     image: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -148,30 +144,14 @@ class TransformersGenerator:
 
     def caption_prompt(self, item: EvidenceItem, instruction: str | None = None) -> Prompt:
         """Build the prompt that describes a scene from at most ``caption_pictures`` keyframes."""
-        shown = self._parts(item, self._options.caption_pictures)
-        return cast(Prompt, [*shown, instruction or self._options.instruction])
+        most = min(self._options.caption_pictures, self.reads.pictures)
+        return _on_lines(
+            caption_parts(item, instruction or self._options.instruction or None, most)
+        )
 
     def answer_prompt(self, items: Sequence[EvidenceItem], question: str) -> Prompt:
         """Build the prompt that answers from evidence, which comes in time order."""
-        shown = [part for item in items for part in self._parts(item, self.reads.pictures)]
-        return cast(Prompt, [*shown, f"{self._options.answer}\n{question}"])
-
-    def _parts(self, item: EvidenceItem, most: int) -> list[str | np.ndarray]:
-        """Return an item as it stands in a prompt; a time stands before each of its pictures.
-
-        Without text between them some servers and models fuse neighbours that look alike.
-        """
-        span = f"[{clock(item.start)}-{clock(item.end)}]"
-        parts: list[str | np.ndarray] = []
-        chosen = spread(len(item.keyframes), most)
-        for number, place in enumerate(chosen, start=1):
-            which = f" picture {number} of {len(chosen)}" if len(chosen) > 1 else ""
-            parts += [f"{span}{which}: ", item.keyframes[place], "\n"]
-        said = [item.caption or "", f'speech: "{item.speech}"' if item.speech else ""]
-        text = " ".join(filter(None, said)).replace("\n", " ")
-        if text:
-            parts.append(f"{span} {text}\n")
-        return parts
+        return _on_lines(answer_parts(items, question))
 
     @torch.inference_mode()
     def replies(
@@ -326,6 +306,17 @@ def open_generator(
     return TransformersGenerator(name, local_folder(name, made.revision), device, made)
 
 
+def _on_lines(parts: Sequence[str | np.ndarray]) -> Prompt:
+    """Put each part of a prompt on a line of its own, since templates join them as they are."""
+    lines: list[str | np.ndarray] = []
+    for number, part in enumerate(parts):
+        if isinstance(part, str):
+            begin = "\n" if number and not isinstance(parts[number - 1], str) else ""
+            part = f"{begin}{part}" + ("\n" if number < len(parts) - 1 else "")
+        lines.append(part)
+    return lines
+
+
 def _continue(
     model: Any, input_ids: Tensor, *, generation_config: Any, **kwargs: Any
 ) -> Steps[Tensor, Tensor, None]:
@@ -380,20 +371,19 @@ def _open_model(
         where["quantization_config"] = quantized[options.quantize]
         where.setdefault("device_map", {"": device})
     try:
-        with opening(name):
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=dtypes.get(options.dtype) or getattr(torch, options.dtype),
-                attn_implementation=attention,
-                output_loading_info=True,
-                **where,
-            )
-            model, info = loaded
-            check_complete(info, name)
-            if not where:
-                model.to(device)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=dtypes.get(options.dtype) or getattr(torch, options.dtype),
+            attn_implementation=attention,
+            output_loading_info=True,
+            **where,
+        )
+        model, info = loaded
+        check_complete(info, name)
+        if not where:
+            model.to(device)
     except BackboneError:
         raise
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
