@@ -140,6 +140,7 @@ class Answer:
             nothing.
         looked_at: the time that was asked about and on which clock it was taken; None where the
             question names no time.
+        left_out: pictures of the evidence that the model had no room for, the weakest first.
     """
 
     question: str
@@ -149,12 +150,22 @@ class Answer:
     evidence: tuple[Evidence, ...] = ()
     remark: str | None = None
     looked_at: str | None = None
+    left_out: int = 0
 
     def __str__(self) -> str:
         said = [self.text, *([self.remark] if self.remark else [])]
-        when = [f"  (looked at {self.looked_at})"] if self.looked_at else []
+        when = [f"  ({remark})" for remark in self.remarks]
         lines = [*said, *when, *(f"  {item}" for item in self.evidence)]
         return "\n".join(lines)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader should know of how it was made."""
+        when = [f"looked at {self.looked_at}"] if self.looked_at else []
+        if not self.left_out:
+            return when
+        pictures = "1 picture" if self.left_out == 1 else f"{self.left_out} pictures"
+        return [*when, f"no room for {pictures} of the weakest evidence"]
 
 
 @dataclass(frozen=True, slots=True)

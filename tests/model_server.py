@@ -10,6 +10,7 @@ It counts tokens as real servers do: a picture's depend on its size alone.
 import base64
 import io
 import json
+import re
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,10 +28,50 @@ FAULTS = (
     *("unauthorised", "blind", "no object", "other form", "ignores pictures"),
 )
 
+# What a fault is told by, behind the server's address; {} is a number.
+MESSAGES = {
+    "429": "HTTP 429: slow down, 2 tries; ask it less: ?concurrency=1, or --spend",
+    "500": "HTTP 500: out of memory, 2 tries; see the server's own log",
+    "malformed": "its reply is no JSON, 2 tries; correct the address, or see the server's own log",
+    "wrong model": f"other:1b answered instead of {NAME}; name a model that it serves behind the #",
+    "refuses pictures": f"{NAME} refuses pictures (image input is not supported); take a model "
+    "that sees, and start it with its vision part",
+    "ignores pictures": f"{NAME} reads no pictures: one changes its count by 0 tokens; take a "
+    "model that sees, and start it with its vision part",
+    "fuses all": "lost pictures or text: it read {} tokens, where 3 pictures and their text take "
+    "{}; its answer is not given; run streammem models check, and show it less (?pictures=1)",
+    "keeps the first": "lost pictures or text: it read {} tokens, where 3 pictures and their text "
+    "take {}; its answer is not given; run streammem models check, and show it less (?pictures=1)",
+    "drops the oldest": "lost pictures or text: it read {} tokens, where 3 pictures and their text "
+    "take {}; its answer is not given; run streammem models check, and show it less (?pictures=1)",
+    "small context": "the prompt does not fit into the context of 4096 tokens: it takes more ({} "
+    "tokens exceed the context size of 60); start the server with a larger one, or show it less "
+    "(?pictures=2)",
+    "reasons": f"{NAME} answered only in its reasoning, within {{}} tokens; turn its thinking off "
+    "on the server, or give a larger --max-new-tokens",
+    "uncounted": "does not count the tokens of prompts, so that lost pictures cannot be noticed; "
+    "give ?check=false once streammem models check has shown that it sees them all",
+    "no object": "its reply is no JSON object; correct the address, or see the server's own log",
+    "many bytes": "its reply is larger than 4 MiB; correct the address, or see the server's own "
+    "log",
+    "cut": "broke off in the middle of a reply ({said}), 2 tries; see the server's own log",
+    "other form": "its reply is of another form ({said}); correct the address, or see the "
+    "server's own log",
+}
+
+
+def message_of(fault, server) -> str:
+    """The pattern of the whole message of a fault at a ``streammem`` server."""
+    text = re.escape(f"{server.where}: {MESSAGES[fault]}")
+    for sign, stands_for in (("", r"\d+"), ("said", ".+")):
+        text = text.replace(re.escape(f"{{{sign}}}"), stands_for)
+    return text
+
 
 def colour_of(pixels) -> str:
     middle = np.median(np.asarray(pixels).reshape(-1, 3), axis=0)
-    return min(COLOURS, key=lambda name: np.abs(middle - COLOURS[name]).sum())
+    known = COLOURS | {"orange": (250, 140, 10), "purple": (130, 30, 170)}
+    return min(known, key=lambda name: np.abs(middle - known[name]).sum())
 
 
 def picture_tokens(picture: Image.Image) -> int:
@@ -66,8 +107,7 @@ class ModelServer:
         self.release = threading.Event()
         self.release.set()
         handler = type("Handler", (_Handler,), {"model": self})
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._http.daemon_threads = True
+        self._http = _Quiet(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
 
@@ -128,6 +168,13 @@ def parts_of(payload) -> list:
         assert len(images) <= 1, "Ollama's pictures head their message"
         parts += [Image.open(io.BytesIO(base64.b64decode(data))) for data in images]
     return parts
+
+
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_):
+        pass  # a client has left
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -523,6 +523,7 @@ def _whole_reply(
     pieces = []
     for piece in generator.stream(prompt, decoding):
         pieces.append(piece)
-        on_text(piece)
+        if piece:  # it is empty while a server is waited for
+            on_text(piece)
         yield None
     yield (Reply("".join(pieces).strip(), [], []),)

@@ -91,8 +91,7 @@ def run_ask(arguments: argparse.Namespace) -> int:
             lines = [" ".join(plain(str(item)).split()) for item in answer.evidence[:MAX_SHOWN]]
             if (more := len(answer.evidence) - MAX_SHOWN) > 0:
                 lines.append(f"and {more} more; --format jsonl lists them all")
-            if answer.looked_at:
-                lines.insert(0, f"looked at {answer.looked_at}")
+            lines = [*answer.remarks, *lines]
             if answer.evidence and not answer.seen:
                 lines.append("not seen with confidence; these are the nearest moments")
             results.put("\n" + "".join(f"  {line}\n" for line in lines))

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from streammem.commands.opening import quiet_libraries
-from streammem.commands.options import add_command, check_output
+from streammem.commands.options import SPEND_HELP, add_command, check_output
 from streammem.config import read_toml
 from streammem.errors import ConfigError
+from streammem.output.render import plain
 from streammem.output.terminal import note, write_line
 
 
@@ -17,7 +18,7 @@ def add_to(commands: Any) -> None:
     """Declare the commands."""
     about = "the models, and what they stand on"
     parser = add_command(commands, "models", list_models, about)
-    actions = parser.add_subparsers(metavar="list|pull")
+    actions = parser.add_subparsers(metavar="list|pull|check")
     add_command(actions, "list", list_models, "what there is, and what is here")
     pulled = add_command(
         actions,
@@ -30,6 +31,16 @@ def add_to(commands: Any) -> None:
     )
     which = "presets, backbones or hf:OWNER/NAME"
     pulled.add_argument("names", nargs="*", default=["streammem-tiny"], help=which)
+    checked = add_command(
+        actions,
+        "check",
+        check_model,
+        "ask a served model what it can do, and print the options to use it with",
+        "streammem models check ollama:qwen3-vl:4b",
+        "streammem models check http://localhost:8000/v1#NAME",
+    )
+    checked.add_argument("name", help="URL#NAME, openai:URL#NAME or ollama:NAME")
+    checked.add_argument("--spend", metavar="N[,N]", help=SPEND_HELP)
     shown = add_command(commands, "info", info, "versions, threads, weights and environment")
     shown.add_argument("--format", choices=("text", "jsonl"), default="text")
     _add_eval(commands)
@@ -127,6 +138,28 @@ def pull_models(arguments: argparse.Namespace) -> int:
                 note(f"{need}: fetching and converting, once ...")
             write_line(str(pull(need)))
     return 0
+
+
+def check_model(arguments: argparse.Namespace) -> int:
+    """Print what a served model can do, line by line; 1 where it cannot be used."""
+    from streammem.models.registry import open_generator
+    from streammem.models.vlm.check import Check
+    from streammem.models.vlm.served import ServedGenerator
+    from streammem.models.vlm.server import Spend
+
+    name = arguments.name
+    if name.startswith(("http://", "https://")):
+        name = f"openai:{name}"
+    spend = None if arguments.spend is None else Spend.read(arguments.spend)
+    generator = open_generator(name, spend=spend)
+    if not isinstance(generator, ServedGenerator):
+        raise ConfigError(f"{name}: check is for a model behind a server")
+    check = Check(generator)
+    for what, result, is_good in check.findings():
+        write_line(f"{'ok ' if is_good else '-- '} {what:20} {plain(result)}")
+    for line in check.advice():
+        write_line(f"=>  {line}")
+    return 0 if check.pictures else 1
 
 
 def info(arguments: argparse.Namespace) -> int:

@@ -52,6 +52,7 @@ _TIME_OF_DAY = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?", re.ASCII
 # written must not be pruned down to them.
 LEAST_BUDGET_BYTES, LEAST_KEEP_S = 1_000_000, 3600.0
 TOKEN = "STREAMMEM_TOKEN"
+SPEND_HELP = "tokens, and requests after a comma, that servers are asked an hour at most"
 SET_HELP = (
     "as in passages=6; of a VideoLLaMB cuts=top3 or threshold reads a file as a whole, so that "
     "captions come after its end, and cuts=streaming while it goes on"
@@ -514,8 +515,7 @@ def _add_model(parser: Parser) -> None:
     add("--answer-with", metavar="NAME", help="what answers instead")
     keys = "what makes the keys for search: own (default), or hf:NAME of a CLIP or SigLIP"
     add("--keys", metavar="NAME", help=keys)
-    spend = "tokens, and requests after a comma, that servers are asked an hour at most"
-    add("--spend", metavar="N[,N]", help=spend)
+    add("--spend", metavar="N[,N]", help=SPEND_HELP)
     add("--config", type=Path, metavar="FILE", help="TOML file of options (see configs/)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=SET_HELP)
     add("--device", default="cpu", help="where the language model runs: cpu, cuda, cuda:1, mps")

@@ -21,7 +21,7 @@ from streammem.commands.options import (
     watch_options,
 )
 from streammem.commands.publishing import broker_of, camera_name, publisher_to
-from streammem.errors import ConfigError
+from streammem.errors import ConfigError, ServedModelError
 from streammem.output.render import plain, prometheus, to_line, wall_start
 from streammem.output.rotation import RotatedFile, Rotation, naming
 from streammem.output.terminal import LiveText, Results, Sheet, note, output
@@ -195,7 +195,10 @@ def run_chat(arguments: argparse.Namespace) -> int:
                 results.write(event)
         if not stop():
             while question := questions.wait():  # the source has ended, the memory has not
-                results.put(_evidence(session.ask(question, results.write_piece)))
+                try:
+                    results.put(_evidence(session.ask(question, results.write_piece)))
+                except ServedModelError as error:
+                    note(f"streammem: {error}")
     return exit_code(arguments, broken)
 
 
@@ -323,6 +326,7 @@ def _rotation(arguments: argparse.Namespace) -> Rotation:
 
 def _evidence(answer: Answer) -> str:
     lines = [" ".join(plain(str(item)).split()) for item in answer.evidence]
+    lines = [*answer.remarks, *lines]
     if not answer.seen:
         lines.append("not seen with confidence; these are the nearest moments")
     return "\n" + "".join(f"  {line}\n" for line in lines)

@@ -103,6 +103,7 @@ class Session:
         time_offset: seconds that ``push`` and ``flush`` add to the times of the source to have
             those of the memory's timeline, which all that comes out of a session is timed by; see
             ``go_on``.
+        on_wait: called between the pieces of an answer; ``watch`` perceives then what has come.
     """
 
     whole = False
@@ -148,6 +149,7 @@ class Session:
         )
         self.next_segment = self.memory.next_segment
         self._time, self.time_offset = -math.inf, 0.0
+        self.on_wait: Callable[[], None] | None = None
         self._closed: dict[int, CaptionRequest] = {}  # by the last push or flush alone
         self.answerer = Answerer(self.model, self.memory, self.config.answering, self)
 
@@ -381,7 +383,8 @@ class Session:
 
         Args:
             question: free text.
-            on_text: called with each piece of the answer as it comes.
+            on_text: called with each piece of the answer as it comes; with empty ones while a
+                server is waited for.
             pictures: [H, W, 3] uint8 RGB each, which the question is about.
             between: [a, b) seconds, or a window of the wall clock; answer from this part alone.
 
@@ -391,8 +394,15 @@ class Session:
         """
         if not question.strip():
             raise ValueError("the question is empty")
+
+        def passed_on(piece: str) -> None:
+            if on_text:
+                on_text(piece)
+            if self.on_wait:
+                self.on_wait()
+
         return self.answerer.ask(
-            question, self._present(), on_text, pictures, within=_window(between)
+            question, self._present(), passed_on, pictures, within=_window(between)
         )
 
     def find(

@@ -23,7 +23,7 @@ from streammem.engine.long_scenes import LongScene
 from streammem.engine.reader import Reader
 from streammem.engine.session import Session
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
-from streammem.errors import TruncatedError
+from streammem.errors import ServedModelError, TruncatedError
 from streammem.types import Caption, Event, Frame, Notice, Segment, Stats
 from streammem.video import SourceOptions, VideoSource, open_with
 
@@ -89,6 +89,8 @@ class _Watching:
         self._as_generated = None if session.captioner.withholds else callbacks.on_text
         self._num_frames = self._num_segments = self._num_captions = 0
         self._perceive_s = self._perceived_until = self._caption_lag_s = 0.0
+        self._late: list[Segment] = []  # closed while an answer was waited for
+        self._failure = ""  # of a model server, since the last caption
         self._stats_at = 0.0 if options.stats_s is None else time.monotonic() + options.stats_s
 
     def events(self) -> Iterator[Event]:
@@ -97,6 +99,7 @@ class _Watching:
         described = options.captions and self._session.captioner.can_describe
         self._captions = self._open_captions() if described else None
         self._reader = Reader(self._source, drop)
+        self._session.on_wait = self._keep_up
         try:
             yield from self._stream()
             self._reader.stop()
@@ -108,6 +111,7 @@ class _Watching:
             elif self._reader.broken:
                 raise self._reader.broken
         finally:
+            self._session.on_wait = None
             self._reader.stop()
             if self._captions:
                 self._captions.close()
@@ -137,7 +141,7 @@ class _Watching:
     def _stream(self) -> Iterator[Event]:
         for frame in self._reader.frames(self._callbacks.stop):
             closed = self._push(frame) if frame else ()
-            yield from self._due(closed)
+            yield from self._due((*self._closed_late(), *closed))
             if frame:
                 yield from self._alerted(frame)
             yield from self._asides()
@@ -145,7 +149,16 @@ class _Watching:
         end = None if self._reader.stopped else self._source.end
         closed = self._session.flush(end)
         self._num_segments += len(closed)
-        yield from self._due(closed, at_end=True)
+        yield from self._due((*self._closed_late(), *closed), at_end=True)
+
+    def _keep_up(self) -> None:
+        """Perceive the frames that came while an answer was waited for."""
+        while frame := self._reader.waiting_frame():
+            self._late.extend(self._push(frame))
+
+    def _closed_late(self) -> list[Segment]:
+        late, self._late = self._late, []
+        return late
 
     def _push(self, frame: Frame) -> tuple[Segment, ...]:
         began = time.thread_time()
@@ -173,11 +186,32 @@ class _Watching:
                 self._scenes.begun(job)
                 self._captions.submit(job)
             ahead = max(SEGMENTS_AHEAD, 2 * self._captions.batch_size)
-            for result in self._captions.results(0 if at_end else None if self._live else ahead):
+            for result in self._results(0 if at_end else None if self._live else ahead):
                 if result is None:
                     yield from self._answered()
+                elif isinstance(result, Notice):
+                    yield result
                 else:
                     yield self._caption(self._captions.captioner, result)
+
+    def _results(self, max_pending: int | None) -> Iterator[CaptionResult | Notice | None]:
+        """Yield finished captions, as ``CaptionQueue.results`` does.
+
+        A model server that fails takes one caption from a live source, which is watched for days,
+        and is told of; of a file it is an error.
+        """
+        assert self._captions
+        while True:
+            try:
+                yield from self._captions.results(max_pending)
+                return
+            except ServedModelError as error:
+                if not self._live:
+                    raise
+                self._captions.num_skipped += 1
+                failure, self._failure = self._failure, str(error)
+                if self._failure != failure:
+                    yield Notice(self._failure)
 
     def _submit(self, captions: CaptionQueue, segment: Segment) -> None:
         if not self._scenes:
@@ -191,7 +225,7 @@ class _Watching:
 
     def _caption(self, captioner: Captioner, result: CaptionResult) -> Caption:
         request, segment = result.job.request, result.job.request.segment
-        self._num_captions += 1
+        self._num_captions, self._failure = self._num_captions + 1, ""
         self._caption_lag_s = result.began - result.job.shown_at
         scored = captioner.score(request, result.replies)
         caption = (self._scenes or self._session).keep(segment, scored)
@@ -228,20 +262,20 @@ class _Watching:
 
     def _answer(self, question: str) -> Iterator[Event]:
         """Answer while captions pause and frames are perceived between two words."""
-        closed: list[Segment] = []
 
         def on_text(piece: str) -> None:
-            if self._callbacks.on_answer:
+            if self._callbacks.on_answer and piece:  # it is empty while a server is waited for
                 self._callbacks.on_answer(piece)
-            while frame := self._reader.waiting_frame():
-                closed.extend(self._push(frame))
 
         # A shared scheduler lets answers in between the steps of captions by itself.
         own = self._captions.scheduler.lm_lock if self._captions and not self._shared else None
-        with own or nullcontext():
-            answer = self._session.ask(question, on_text)
-        yield answer
-        yield from self._due(tuple(closed))
+        try:
+            with own or nullcontext():
+                answer = self._session.ask(question, on_text)
+            yield answer
+        except ServedModelError as error:
+            yield Notice(str(error))
+        yield from self._due(tuple(self._closed_late()))
 
     def _stats(self) -> Stats:
         reader, captions = self._reader, self._captions

@@ -167,7 +167,7 @@ class Generator(Protocol):
         ...
 
     def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
-        """Yield a reply piece by piece; with beams as one piece."""
+        """Yield a reply piece by piece; with beams as one; empty pieces while it is waited for."""
         ...
 
 

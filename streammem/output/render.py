@@ -154,8 +154,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
 
     Returns:
         ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
-        ``confidence`` and ``reason``, an answer's ``remark`` and ``looked_at``, a moment's, an
-        evidence's and a chapter's ``wall_start`` where it has them, then ``more``.
+        ``confidence`` and ``reason``, an answer's ``remark``, ``looked_at`` and ``left_out``, a
+        moment's, an evidence's and a chapter's ``wall_start`` where it has them, then ``more``.
         Times are rounded to milliseconds; any other number that is not finite becomes None.
 
     Raises:
@@ -170,6 +170,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
         keys = (*keys, "wall_start")
     if isinstance(event, Answer) and event.looked_at is not None:
         keys = (*keys, "looked_at")
+    if isinstance(event, Answer) and event.left_out:
+        keys = (*keys, "left_out")
     return {"type": kind, **_values(event, keys), **more}
 
 

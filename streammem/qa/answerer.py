@@ -157,8 +157,9 @@ class Answerer:
         Args:
             text: the question.
             present: where the stream stands.
-            on_text: called with each piece of the answer as it comes; of a computed one with what
-                was computed as a whole, then with each piece of the model's remark.
+            on_text: called with each piece of the answer as it comes, and with empty ones while a
+                server is waited for; of a computed one with what was computed as a whole, then with
+                each piece of the model's remark.
             pictures: [H, W, 3] uint8 RGB each, which the question is about; the model then answers
                 in its own words, since nothing is computed from them.
             within: the part of the memory to answer from; times in the question narrow it.
@@ -300,7 +301,7 @@ class Answerer:
         asked = _encodable(question.text[:MAX_PROMPTED])
         if on_text:
             on_text("\n")
-        return self._generate(items, f"({text})\n{asked}", on_text)
+        return self._generate(items, f"({text})\n{asked}", on_text)[0]
 
     # -- in the model's words --
 
@@ -334,7 +335,7 @@ class Answerer:
         if shows_now:
             items.append(self._present_item(present))
         asked = _encodable(question.text[:MAX_PROMPTED])
-        text = self._generate(items, asked, on_text, pictures)
+        text, left_out = self._generate(items, asked, on_text, pictures)
         # 3. Whether it was seen, and the evidence: the present where nothing else was shown.
         evidence = [Evidence(**self._fields(hit)) for hit in hits]
         seen = any(hit.seen for hit in hits)
@@ -343,8 +344,9 @@ class Answerer:
             seen = not reading.anchor or evidence[0].score >= SEEN
         self.turns.append(PastTurn(reading.anchor, tuple(hit.entry.segment for hit in hits[:1])))
         return Answer(
-            question.text, text, seen, "model", tuple(evidence), looked_at=question.looked_at
-        )
+            question.text, text, seen, "model", tuple(evidence),
+            looked_at=question.looked_at, left_out=left_out,
+        )  # fmt: skip
 
     def _spread(self, query: Query, window: Window) -> Sequence[Hit]:
         """Return rows that lie evenly over the window, oldest first."""
@@ -390,12 +392,18 @@ class Answerer:
         question: str,
         on_text: OnText | None,
         pictures: Sequence[np.ndarray] = (),
-    ) -> str:
-        """Let the generator answer from evidence; pass its pieces on, and return the whole."""
+    ) -> tuple[str, int]:
+        """Let the generator answer from evidence; pass its pieces on.
+
+        Returns:
+            The whole answer, and how many pictures of the evidence it had no room for.
+        """
         generator = self.model.answer_generator
         reads = generator.reads
         # The pictures of the question come first: evidence has what is left of the places.
         shown = readable(items, reads._replace(pictures=reads.pictures - len(pictures)))
+        left_out = sum(len(item.keyframes) for item in items) if reads.pictures else 0
+        left_out -= sum(len(item.keyframes) for item in shown)
         if pictures:
             end = max((item.end for item in items), default=0.0)
             shown.append(EvidenceItem(end, end, caption=GIVEN, keyframes=tuple(pictures)))
@@ -405,7 +413,7 @@ class Answerer:
             pieces.append(piece)
             if on_text:
                 on_text(piece)
-        return "".join(pieces).strip()
+        return "".join(pieces).strip(), left_out
 
     def _described(self, entries: Sequence[Entry]) -> dict[int, str]:
         """Caption what has none yet and can be, once; return captions by segment."""

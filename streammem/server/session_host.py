@@ -157,7 +157,8 @@ class SessionHost:
         def on_text(piece: str) -> None:
             if abandoned:
                 raise _AbandonedError
-            self._tell(pieces.put_nowait, piece)
+            if piece:  # it is empty while a model server is waited for
+                self._tell(pieces.put_nowait, piece)
 
         began = time.monotonic()
         asked = asyncio.ensure_future(

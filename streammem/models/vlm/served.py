@@ -33,7 +33,8 @@ from streammem.models.vlm.dialects import (
     ServedReply,
 )
 from streammem.models.vlm.prompts import Part, answer_parts, caption_parts
-from streammem.models.vlm.server import Refused, Server, ServerOptions, Spend
+from streammem.models.vlm.server import SEE_LOG, WRONG, Refused, Server, ServerOptions, Spend
+from streammem.perception.scene_buffer import KEYFRAME_SIDE
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -85,7 +86,9 @@ class ServedGenerator:
         """As many pictures as are allowed and have room in the context."""
         most = self.server.options.pictures
         if self.context:
-            each = max(self._picture_tokens.values(), default=USUAL_TOKENS) or 1
+            # Evidence is of keyframes; a picture that comes with a question may be larger.
+            known = [n for size, n in self._picture_tokens.items() if max(size) <= KEYFRAME_SIDE]
+            each = max(known, default=USUAL_TOKENS)
             most = min(most, max(1, (self.context - RESERVED_TOKENS) // each))
         return Reads(pictures=most)
 
@@ -173,8 +176,7 @@ class ServedGenerator:
         try:
             reply = self._dialect.read(raw)
         except ValueError as error:
-            advice = "correct the address, or see the server's own log"
-            raise self.server.error(f"its reply is of another form ({error})", advice) from None
+            raise self.server.error(f"its reply is of another form ({error})", WRONG) from None
         self.server.spend.add(reply.prompt_tokens, reply.reply_tokens)
         return reply
 
@@ -257,7 +259,7 @@ class ServedGenerator:
             )
         if refused.status == 404:
             return self.server.error(f"has no model {name} ({said})", "name one that it serves")
-        return self.server.error(f"refuses the request ({refused})", "see the server's own log")
+        return self.server.error(f"refuses the request ({refused})", SEE_LOG)
 
     def _too_long(self, takes: str) -> ServedModelError:
         of = f" of {self.context} tokens" if self.context else ""

@@ -31,6 +31,8 @@ MAX_REPLY_BYTES = 4 << 20
 MAX_MESSAGE = 200  # characters of a server's message that are shown
 MAX_CONNECT_S = 10.0
 MAX_WAIT_S = 60.0  # that a server may ask for before the next try
+SEE_LOG = "see the server's own log"
+WRONG = f"correct the address, or {SEE_LOG}"
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -244,7 +246,7 @@ class Server:
         with self._slots:
             reply = self._tried("POST", self.url + path, json.dumps(payload).encode())
         if not isinstance(reply, dict):
-            raise self.error("its reply is no JSON object", self.advice)
+            raise self.error("its reply is no JSON object", WRONG)
         return reply
 
     def error(self, what: str, advice: str) -> ServedModelError:
@@ -263,7 +265,7 @@ class Server:
         """Ask until there is a reply, or no try is left."""
         import httpx
 
-        what, advice, wait_s = "", "see the server's own log", 0.0
+        what, advice, wait_s = "", SEE_LOG, 0.0
         for number in range(self.options.tries):
             if number:
                 asked = wait_s or self.options.backoff_s * 2 ** (number - 1)
@@ -290,7 +292,7 @@ class Server:
             self._reached = True
             if status in RETRIED:
                 what = f"HTTP {status}: {_message(body)}"
-                advice = "see the server's own log"
+                advice = SEE_LOG
                 if status == 429:
                     advice = "ask it less: ?concurrency=1, or --spend"
                     wait_s = retry_after(headers.get("Retry-After"))
@@ -303,7 +305,7 @@ class Server:
                 return json.loads(body)
             except (ValueError, RecursionError):
                 what = "its reply is no JSON"
-                advice = "correct the address, or see the server's own log"
+                advice = WRONG
         tries = self.options.tries
         raise self.error(f"{what}, {tries} {'try' if tries == 1 else 'tries'}", advice)
 
@@ -316,7 +318,7 @@ class Server:
                 body += chunk
                 if len(body) > MAX_REPLY_BYTES:
                     size = MAX_REPLY_BYTES >> 20
-                    raise self.error(f"its reply is larger than {size} MiB", self.advice)
+                    raise self.error(f"its reply is larger than {size} MiB", WRONG)
                 if time.monotonic() > until:
                     raise self._late()
             return response.status_code, response.headers, bytes(body)

@@ -11,7 +11,7 @@ from streammem.models.backbones.language import GenerationConfig
 from streammem.models.protocols import EvidenceItem, readable
 from streammem.models.registry import open_generator
 from streammem.models.vlm.server import KEY, Spend, retry_after
-from tests.model_server import NAME, ModelServer, parts_of, picture_tokens
+from tests.model_server import MESSAGES, NAME, ModelServer, message_of, parts_of, picture_tokens
 from tests.tiny import COLOURS
 
 NAMES = list(COLOURS)
@@ -167,32 +167,6 @@ def test_a_prompt_that_does_not_fit_is_an_error_before_it_is_sent(kind):
 
 # -- faults --
 
-MESSAGES = {
-    "429": "HTTP 429: slow down, 2 tries; ask it less: ?concurrency=1, or --spend",
-    "500": "HTTP 500: out of memory, 2 tries; see the server's own log",
-    "malformed": "its reply is no JSON, 2 tries; correct the address, or see the server's own log",
-    "wrong model": f"other:1b answered instead of {NAME}; name a model that it serves behind the #",
-    "refuses pictures": f"{NAME} refuses pictures (image input is not supported); take a model "
-    "that sees, and start it with its vision part",
-    "ignores pictures": f"{NAME} reads no pictures: one changes its count by 0 tokens; take a "
-    "model that sees, and start it with its vision part",
-    "fuses all": "lost pictures or text: it read {} tokens, where 3 pictures and their text take "
-    "{}; its answer is not given; run streammem models check, and show it less (?pictures=1)",
-    "keeps the first": "lost pictures or text: it read {} tokens, where 3 pictures and their text "
-    "take {}; its answer is not given; run streammem models check, and show it less (?pictures=1)",
-    "drops the oldest": "lost pictures or text: it read {} tokens, where 3 pictures and their text "
-    "take {}; its answer is not given; run streammem models check, and show it less (?pictures=1)",
-    "small context": "the prompt does not fit into the context of 4096 tokens: it takes more ({} "
-    "tokens exceed the context size of 60); start the server with a larger one, or show it less "
-    "(?pictures=2)",
-    "reasons": f"{NAME} answered only in its reasoning, within 24 tokens; turn its thinking off on "
-    "the server, or give a larger --max-new-tokens",
-    "uncounted": "does not count the tokens of prompts, so that lost pictures cannot be noticed; "
-    "give ?check=false once streammem models check has shown that it sees them all",
-    "no object": "its reply is no JSON object; ",
-    "many bytes": "its reply is larger than 4 MiB; ",
-}
-
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fault", MESSAGES)
@@ -204,12 +178,7 @@ def test_a_fault_of_the_server_is_an_error_and_never_an_answer(fault, kind):
             prompt = generator.answer_prompt(items("red", "blue", "green"), "Which colours?")
             pieces += generator.stream(prompt, WORDS)
         assert "".join(pieces) == ""
-        message = str(raised.value)
-        assert message.startswith(f"{generator.server.where}: ")
-        wanted = re.escape(MESSAGES[fault]).replace(r"\{\}", r"\d+")
-        assert re.match(wanted, message.removeprefix(f"{generator.server.where}: ")), message
-        if not MESSAGES[fault].endswith("; "):
-            assert re.fullmatch(wanted, message.removeprefix(f"{generator.server.where}: "))
+        assert re.fullmatch(message_of(fault, generator.server), str(raised.value))
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "malformed", "cut"])
