@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, cast, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, cast, get_args, get_type_hints
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers import GenerationConfig as TransformersDecoding
 
 from streammem.config import override
@@ -40,7 +40,7 @@ from streammem.models.once import once, opening
 from streammem.models.protocols import EvidenceItem, Reads
 from streammem.models.vlm.chat_pictures import ChatPictures, PicturePrompt, open_processor
 from streammem.models.vlm.hub import local_folder
-from streammem.models.vlm.prompts import answer_parts, caption_parts
+from streammem.models.vlm.prompts import Part, answer_parts, caption_parts
 from streammem.perception.scene_buffer import KEYFRAME_SIDE
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,8 @@ class TransformersGenerator:
         self._open_model = once(
             lambda: _open_model(name, folder, device, options, self._chat), name
         )
-        self.reads = Reads(pictures=_pictures(name, folder, self._chat, options))
+        self.context, pictures = _context(name, folder, self._chat, options)
+        self.reads = Reads(pictures=pictures)
         self.decoding = GenerationConfig(max_new_tokens=options.max_new_tokens)
         self._batch = options.batch or (1 if device == "cpu" else 8)
 
@@ -152,6 +153,44 @@ class TransformersGenerator:
     def answer_prompt(self, items: Sequence[EvidenceItem], question: str) -> Prompt:
         """Build the prompt that answers from evidence, which comes in time order."""
         return _on_lines(answer_parts(items, question))
+
+    # What a check asks besides, see check.py.
+    is_served = False
+
+    @property
+    def about(self) -> str:
+        """Which model it is, its size, and where it runs; opens it."""
+        model = self._open_model().model
+        size = sum(weight.numel() for weight in model.parameters()) / 1e6
+        dtype = str(model.dtype).removeprefix("torch.")
+        attention = model.config._attn_implementation
+        return f"{self.name} ({size:,.0f} M parameters, {dtype}, {attention}) on {model.device}"
+
+    @property
+    def most_pictures(self) -> int:
+        """Of a prompt, by its options and its context."""
+        return self.reads.pictures
+
+    @property
+    def caption_pictures(self) -> int:
+        """Of a caption, by its options."""
+        return self._options.caption_pictures
+
+    def count(self, parts: Sequence[Part]) -> tuple[int, int]:
+        """Return how many tokens a prompt takes, and its cheapest picture."""
+        bare = self._num_tokens([""])
+        each = [self._num_tokens(["", part]) - bare for part in parts if not isinstance(part, str)]
+        return self._num_tokens(_on_lines(parts)), min(each, default=0)
+
+    def ask(self, parts: Sequence[Part], decoding: GenerationConfig) -> "CountedText":
+        """Reply to a prompt as a whole."""
+        prompt = _on_lines(parts)
+        ((reply,),) = [each for each in self.replies([prompt], decoding) if each]
+        return CountedText(reply.text, self._num_tokens(prompt), len(reply.ids))
+
+    def _num_tokens(self, prompt: Prompt) -> int:
+        inputs = self._chat.inputs([cast(PicturePrompt, prompt)])
+        return int(inputs["input_ids"].shape[1])
 
     @torch.inference_mode()
     def replies(
@@ -261,6 +300,14 @@ class TransformersGenerator:
     def _text(self, ids: Sequence[int]) -> str:
         ended = bool(ids) and ids[-1] in self._stop_ids
         return self._chat.decoded(ids[:-1] if ended else ids).strip()
+
+
+class CountedText(NamedTuple):
+    """A reply, and how many tokens it and its prompt have."""
+
+    text: str
+    prompt_tokens: int
+    reply_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,10 +442,10 @@ def _open_model(
     return _Opened(model.eval().requires_grad_(False), frozenset(i for i in stop if i is not None))
 
 
-def _pictures(name: str, folder: Path, chat: ChatPictures, options: TransformersOptions) -> int:
-    """Return how many keyframes fit into a prompt, by the tokens that one takes."""
-    from transformers import AutoConfig
-
+def _context(
+    name: str, folder: Path, chat: ChatPictures, options: TransformersOptions
+) -> tuple[int | None, int]:
+    """Return the context, if it is known, and how many keyframes have room in a prompt."""
     blank = np.zeros((KEYFRAME_SIDE, KEYFRAME_SIDE, 3), np.uint8)
     try:
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -406,13 +453,14 @@ def _pictures(name: str, folder: Path, chat: ChatPictures, options: Transformers
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise _unusable(name, error) from error
     each = sizes[1] - sizes[0]
-    context = getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-    room = (context - min(TEXT_TOKENS, context // 4)) // max(1, each)
-    if room < 1:
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    count = options.pictures
+    if context:
+        count = min(count, (context - min(TEXT_TOKENS, context // 4)) // max(1, each))
+    if count < 1:
         raise BackboneError(f"{name}: a picture takes {each} tokens, its context is {context}")
-    count = min(options.pictures, room)
     log.info("%s: %d tokens a picture, %d pictures a prompt", name, each, count)
-    return count
+    return context, count
 
 
 def _check_quantize(name: str, options: TransformersOptions, device: str) -> None:

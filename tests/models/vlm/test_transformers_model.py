@@ -372,3 +372,15 @@ def test_a_folder_without_weights_or_template_says_what_it_lacks(tmp_path):
     (folder / "processor_config.json").unlink()
     with pytest.raises(BackboneError):
         open_generator(str(folder))
+
+
+def test_a_check_shows_what_it_costs_and_that_random_weights_see_nothing(folders, run):
+    code, out, _ = run("models", "check", f"hf:{folders('smolvlm')}?max_new_tokens=4")
+    lines = out.splitlines()
+    assert code == 1
+    assert "M parameters, float32, sdpa) on cpu" in lines[0]
+    assert "4096 tokens" in lines[1]
+    assert [line.split()[-1] for line in lines[2:5]] == ["tokens"] * 3
+    assert lines[5].startswith("--  1 colour") and "it says none of them" in lines[5]
+    assert any("caption" in line and " s (4 pictures, 4 tokens): " in line for line in lines)
+    assert lines[-1].startswith("=>  do not use it")
