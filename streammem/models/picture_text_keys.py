@@ -18,6 +18,7 @@ from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -330,7 +331,7 @@ def _calibrated(towers: Towers, photos: Sequence[Path], name: str, mark: str) ->
         with np.load(kept) as found:
             null = GumbelNull(*map(float, found["null"]))
             return Calibration(found["pictures"], found["sentences"], found["background"], null)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, BadZipFile):  # not there, or cut off
         log.info("%s: measuring its keys of %d pictures, once", name, BACKGROUND)
     # 1. The mean of either kind.
     shown = [_read(path) for path in photos] if photos else generated_pictures()

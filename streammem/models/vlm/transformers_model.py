@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, Cache
 from transformers import GenerationConfig as TransformersDecoding
 
 from streammem.config import override
@@ -250,7 +250,7 @@ class TransformersGenerator:
         rows: "Sequence[Row]",
     ) -> Iterator[None]:
         """Fill the rows, a token of each that is not whole a step; ``len(seeds)`` a prompt."""
-        steps = self._generate(self._inputs(prompts), decoding, custom_generate=_continue)
+        steps = self._logits(prompts, decoding)
         stop = self._stop_ids
         generators = [
             None if seed is None else torch.Generator().manual_seed(seed % (1 << 63))
@@ -270,6 +270,19 @@ class TransformersGenerator:
                 return
             yield None
             logits = steps.send(tokens)
+
+    def _logits(
+        self, prompts: Sequence[PicturePrompt], decoding: GenerationConfig
+    ) -> Steps[Tensor, Tensor, None]:
+        """Run ``_continue``; a prompt that the device has no room for is told as that."""
+        try:
+            inputs = self._inputs(prompts)
+            yield from self._generate(inputs, decoding, custom_generate=_continue)
+        except torch.OutOfMemoryError as error:
+            raise BackboneError(
+                f"{self.name}: {self._device} has no room for {len(prompts)} prompts at a time; "
+                "give it fewer: ?batch=1, ?pictures=4, or ?quantize=4bit"
+            ) from error
 
     def _searched(self, prompt: PicturePrompt, decoding: GenerationConfig) -> str:
         inputs = self._inputs([prompt])
@@ -380,17 +393,18 @@ def _continue(
         kwargs = model._update_model_kwargs_for_generation(outputs, kwargs)
         tokens = yield outputs.logits[:, -1].float()
         if (times := len(tokens) // len(input_ids)) > 1:
+            _repeat(kwargs, len(input_ids), times, input_ids.device)
             input_ids = input_ids.repeat_interleave(times, dim=0)
-            _repeat(kwargs, times)
         input_ids = torch.cat([input_ids, tokens.to(input_ids)[:, None]], dim=1)
         fed = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **kwargs)
 
 
-def _repeat(kwargs: dict[str, Any], times: int) -> None:
+def _repeat(kwargs: dict[str, Any], num_rows: int, times: int, device: torch.device) -> None:
     """Repeat each row of what is carried from step to step."""
     for name, value in kwargs.items():
-        if hasattr(value, "batch_repeat_interleave"):
-            value.batch_repeat_interleave(times)
+        if isinstance(value, Cache):
+            rows = torch.arange(num_rows, device=device).repeat_interleave(times)
+            value.reorder_cache(cast(torch.LongTensor, rows))  # every kind has it, for beams
         elif name == "position_ids" and value is not None:  # [B, T], or [axes, B, T]
             kwargs[name] = value.repeat_interleave(times, dim=-2)
         elif isinstance(value, Tensor) and name.endswith(("attention_mask", "token_type_ids")):
