@@ -265,6 +265,8 @@ class Stats:
             caption's first word.
         candidates: captions generated of a scene, of which one is chosen; 0 without captions, and
             for a live source until it is known how many there is time for.
+        requests: to model servers meanwhile, likewise ``retries``, ``failures`` and ``tokens`` of
+            prompts and replies; 0 without one.
     """
 
     frames: int
@@ -282,16 +284,22 @@ class Stats:
     lag_s: float = 0.0
     caption_lag_s: float = 0.0
     candidates: int = 0
+    requests: int = 0
+    retries: int = 0
+    failures: int = 0
+    tokens: int = 0
 
     def __str__(self) -> str:
         best_of = f", each the best of {self.candidates}" if self.candidates else ""
+        served = f", model server {self.requests} requests ({self.retries} again, {self.failures} "
+        served = f"{served}failed), {self.tokens} tokens" if self.requests else ""
         return (
             f"{self.frames} of {self.captured} frames ({self.dropped_full} dropped behind, "
             f"{self.dropped_at_stop} at the stop, {self.waiting} waiting), "
             f"{self.segments} segments, {self.captions} captions, "
             f"{self.captions_skipped} skipped, "
             f"perception {self.perceive_s:.1f} s, language model {self.speak_s:.1f} s of CPU, "
-            f"{self.lag_s:.1f} s behind, captions {self.caption_lag_s:.1f} s{best_of}"
+            f"{self.lag_s:.1f} s behind, captions {self.caption_lag_s:.1f} s{best_of}{served}"
         )
 
 

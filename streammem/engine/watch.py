@@ -24,6 +24,7 @@ from streammem.engine.reader import Reader
 from streammem.engine.session import Session
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.errors import ServedModelError, TruncatedError
+from streammem.models.vlm.server import ASKED
 from streammem.types import Caption, Event, Frame, Notice, Segment, Stats
 from streammem.video import SourceOptions, VideoSource, open_with
 
@@ -90,6 +91,7 @@ class _Watching:
         self._num_frames = self._num_segments = self._num_captions = 0
         self._perceive_s = self._perceived_until = self._caption_lag_s = 0.0
         self._late: list[Segment] = []  # closed while an answer was waited for
+        self._asked_before = ASKED.counts
         self._failure = ""  # of a model server, since the last caption
         self._stats_at = 0.0 if options.stats_s is None else time.monotonic() + options.stats_s
 
@@ -295,4 +297,5 @@ class _Watching:
             lag_s=max(0.0, reader.captured_until - self._perceived_until),
             caption_lag_s=self._caption_lag_s if self._live else 0.0,
             candidates=captions.num_candidates if captions else 0,
+            **ASKED.counts.since(self._asked_before)._asdict(),
         )

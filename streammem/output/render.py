@@ -155,7 +155,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
     Returns:
         ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
         ``confidence`` and ``reason``, an answer's ``remark``, ``looked_at`` and ``left_out``, a
-        moment's, an evidence's and a chapter's ``wall_start`` where it has them, then ``more``.
+        moment's, an evidence's and a chapter's ``wall_start``, what model servers were asked in a
+        run, where it has them, then ``more``.
         Times are rounded to milliseconds; any other number that is not finite becomes None.
 
     Raises:
@@ -170,6 +171,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
         keys = (*keys, "wall_start")
     if isinstance(event, Answer) and event.looked_at is not None:
         keys = (*keys, "looked_at")
+    if isinstance(event, Stats) and event.requests:
+        keys = (*keys, "requests", "retries", "failures", "tokens")
     if isinstance(event, Answer) and event.left_out:
         keys = (*keys, "left_out")
     return {"type": kind, **_values(event, keys), **more}
@@ -224,6 +227,10 @@ def prometheus(stats: Stats, source: str) -> str:
         ("lag_seconds", "gauge", {"": stats.lag_s}),
         ("caption_lag_seconds", "gauge", {"": stats.caption_lag_s}),
         ("caption_candidates", "gauge", {"": stats.candidates}),
+        ("model_server_requests_total", "counter", {"": stats.requests}),
+        ("model_server_retries_total", "counter", {"": stats.retries}),
+        ("model_server_failures_total", "counter", {"": stats.failures}),
+        ("model_server_tokens_total", "counter", {"": stats.tokens}),
     ):
         lines.append(f"# TYPE streammem_{name} {kind}")
         for label, value in values.items():

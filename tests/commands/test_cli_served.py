@@ -188,3 +188,18 @@ def test_check_ends_with_1_where_a_model_cannot_be_used(run, fault):
 def test_check_is_for_served_models(run):
     code, _, err = run("models", "check", "some-folder")
     assert code == 2 and "captions and answers are written with" in err
+
+
+def test_what_a_server_was_asked_is_counted(run, video, tmp_path):
+    metrics = tmp_path / "metrics"
+    with ModelServer("500", times=1, context=9000) as server:
+        given = ("--caption-with", server.openai + FAST, "--stats", "1h", "--format", "jsonl")
+        code, out, _ = run("watch", video, *given, "--metrics", metrics)
+        asked = len(server.requests)
+    assert code == 0
+    (stats,) = (event for event in events(out) if event["type"] == "stats")
+    counted = {key: stats[key] for key in ("requests", "retries", "failures")}
+    assert counted == {"requests": asked, "retries": 1, "failures": 0}
+    assert stats["tokens"] > 0
+    (line,) = re.findall(r"^streammem_model_server_requests_total.*", metrics.read_text(), re.M)
+    assert line.endswith(f" {asked}")

@@ -196,7 +196,7 @@ class ServedGenerator:
             reply = self._dialect.read(raw)
         except ValueError as error:
             raise self.server.error(f"its reply is of another form ({error})", WRONG) from None
-        self.server.spend.add(reply.prompt_tokens, reply.reply_tokens)
+        self.server.spent(reply.prompt_tokens + reply.reply_tokens)
         return reply
 
     def count(self, parts: Sequence[Part]) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from streammem.errors import ConfigError, ServedModelError
 from streammem.types import encodable
@@ -49,6 +49,41 @@ class Refused(Exception):
         self.status, self.message = status, message
 
 
+class Counts(NamedTuple):
+    """What model servers were asked.
+
+    Attributes:
+        requests: all of them; of these
+        retries: after one that failed.
+        failures: requests that were given up.
+        tokens: of prompts and replies, as the servers counted them.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    failures: int = 0
+    tokens: int = 0
+
+    def since(self, before: "Counts") -> "Counts":
+        """Return what was added to earlier counts."""
+        return Counts(*(now - then for now, then in zip(self, before, strict=True)))
+
+
+class Asked:
+    """What this process has asked of model servers so far."""
+
+    def __init__(self) -> None:
+        self._lock, self.counts = threading.Lock(), Counts()
+
+    def add(self, more: Counts) -> None:
+        """Count more."""
+        with self._lock:
+            self.counts = Counts(*map(sum, zip(self.counts, more, strict=True)))
+
+
+ASKED = Asked()
+
+
 class Spend:
     """A budget of tokens and requests an hour, shared by all that is asked of servers.
 
@@ -56,9 +91,6 @@ class Spend:
         tokens: of prompts and replies in any hour.
         requests: likewise; a retry counts.
         clock: seconds.
-
-    Attributes:
-        prompt_tokens: since the start, likewise ``reply_tokens``, ``requests`` and ``retries``.
     """
 
     def __init__(
@@ -70,7 +102,6 @@ class Spend:
         self._most = tokens, requests
         self._clock, self._lock = clock, threading.Lock()
         self._spent: deque[tuple[float, int, int]] = deque()  # time, tokens, requests
-        self.prompt_tokens = self.reply_tokens = self.requests = self.retries = 0
 
     @classmethod
     def read(cls, text: str) -> "Spend":
@@ -90,7 +121,7 @@ class Spend:
             ) from None
         return cls(most[0], most[1])
 
-    def begin(self, where: str, *, retry: bool = False) -> None:
+    def begin(self, where: str) -> None:
         """Count a request.
 
         Raises:
@@ -109,15 +140,11 @@ class Spend:
                         f"it goes on within {minutes} min, or give a larger --spend"
                     )
             self._add(now, 0, 1)
-            self.requests += 1
-            self.retries += retry
 
-    def add(self, prompt_tokens: int, reply_tokens: int) -> None:
+    def add(self, tokens: int) -> None:
         """Count what a reply has cost."""
         with self._lock:
-            self._add(self._clock(), prompt_tokens + reply_tokens, 0)
-            self.prompt_tokens += prompt_tokens
-            self.reply_tokens += reply_tokens
+            self._add(self._clock(), tokens, 0)
 
     def _add(self, now: float, tokens: int, requests: int) -> None:
         """Add to this second's row, so that there are 3600 at most."""
@@ -250,8 +277,14 @@ class Server:
         return reply
 
     def error(self, what: str, advice: str) -> ServedModelError:
-        """Return the error that names this server, what it did, and the way out."""
+        """Count and return the error that names this server, what it did, and the way out."""
+        ASKED.add(Counts(failures=1))
         return ServedModelError(self._without_key(f"{self.where}: {what}; {advice}"))
+
+    def spent(self, tokens: int) -> None:
+        """Count what a reply has cost."""
+        self.spend.add(tokens)
+        ASKED.add(Counts(tokens=tokens))
 
     def key_refused(self, refused: Refused) -> ServedModelError:
         """Return the error of a key that is missing or wrong."""
@@ -272,7 +305,8 @@ class Server:
                 shown = self._without_key(what)
                 log.info("%s: %s; asked again in %.1f s", self.where, shown, asked)
                 self.wait(asked)
-            self.spend.begin(self.where, retry=number > 0)
+            self.spend.begin(self.where)
+            ASKED.add(Counts(requests=1, retries=int(number > 0)))
             wait_s = 0.0
             try:
                 status, headers, body = self._asked(method, url, content)
