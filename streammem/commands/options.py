@@ -401,6 +401,7 @@ def load_model(arguments: argparse.Namespace) -> "StreamModel":
         caption_with=arguments.caption_with,
         answer_with=arguments.answer_with,
         spend=spend,
+        keys=arguments.keys,
     )
 
 
@@ -555,6 +556,8 @@ def _add_model(parser: Parser) -> None:
     )
     add("--caption-with", metavar="NAME", help="what captions instead, written likewise")
     add("--answer-with", metavar="NAME", help="what answers instead")
+    keys = "what makes the keys for search: own (default), or hf:NAME of a CLIP or SigLIP"
+    add("--keys", metavar="NAME", help=keys)
     add("--spend", metavar="N[,N]", help=SPEND_HELP)
     add("--config", type=Path, metavar="FILE", help="TOML file of options (see configs/)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=SET_HELP)
