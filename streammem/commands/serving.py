@@ -3,6 +3,7 @@
 import argparse
 import os
 import socket
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,9 +194,14 @@ def _bound(config: "ServerConfig") -> socket.socket:
     return listening
 
 
-def _run(app: "FastAPI", listening: socket.socket, *, browse: bool = False) -> int:
+def _browse(url: str) -> None:
     import webbrowser
 
+    if not webbrowser.open(url):
+        note(f"no browser is found here; open {url} in one")
+
+
+def _run(app: "FastAPI", listening: socket.socket, *, browse: bool = False) -> int:
     import uvicorn
 
     host, port = listening.getsockname()[:2]
@@ -208,8 +214,8 @@ def _run(app: "FastAPI", listening: socket.socket, *, browse: bool = False) -> i
             if app.state.failed is None:  # not before: a client would be refused a connection
                 url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
                 note(f"listening on {url}")
-                if browse:
-                    webbrowser.open(url)
+                if browse:  # a thread: a browser of the terminal returns when it is left
+                    threading.Thread(target=_browse, args=(url,), daemon=True).start()
             self.should_exit = self.should_exit or app.state.failed is not None
 
     options = uvicorn.Config(
