@@ -216,7 +216,7 @@ class Alert:
     Attributes:
         query: what was waited for, in the user's words.
         time: seconds; of the frame in which it was seen.
-        score: how far it exceeds chance; see ``memory.retrieval.normalise``.
+        score: in [0, 1], how likely the frame shows it; on the scale of evidence.
         segment: id of the scene that was open then.
         keyframe: path of the stored frame, if any.
     """
@@ -229,7 +229,7 @@ class Alert:
 
     def __str__(self) -> str:
         shown = f" {self.keyframe}" if self.keyframe else ""
-        return f"[{clock(self.time)}] alert: {self.query} (score {self.score:.1f}){shown}"
+        return f"[{clock(self.time)}] alert: {self.query} (score {self.score:.2f}){shown}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ LEAST_BUDGET_BYTES, LEAST_KEEP_S = 1_000_000, 3600.0
 TOKEN = "STREAMMEM_TOKEN"
 # Measured: docs/research/cameras.md, "How often an alert is right".
 ALERTS_ARE = (
-    "A hint, not an alarm: with streammem-tiny 6 of 10 alerts were false, and of 3 things that "
+    "A hint, not an alarm: with streammem-tiny 5 of 10 alerts were false, and of 3 things that "
     "came 1 was told"
 )
 SET_HELP = (
