@@ -55,7 +55,7 @@ TOKEN = "STREAMMEM_TOKEN"
 SPEND_HELP = "tokens, and requests after a comma, that servers are asked an hour at most"
 # Measured: docs/research/cameras.md, "How often an alert is right".
 ALERTS_ARE = (
-    "A hint, not an alarm: with streammem-tiny 6 of 10 alerts were false, and of 3 things that "
+    "A hint, not an alarm: with streammem-tiny 5 of 10 alerts were false, and of 3 things that "
     "came 1 was told"
 )
 SET_HELP = (
