@@ -102,7 +102,7 @@ class Alerts:
         """Take back an alert that is not to be reported; it may appear again in another scene."""
         for watched in self._watched:
             if watched.query == alert.query:
-                watched.last_seen, watched.scores, watched.denied_in = None, [], alert.segment
+                watched.last_seen, watched.cosines, watched.denied_in = None, [], alert.segment
         if alert.keyframe is not None:
             path = Path(alert.keyframe)
             self._pictures = [kept for kept in self._pictures if kept != path]
