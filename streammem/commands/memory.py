@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streammem.commands.options import (
+    TIMEZONE,
     Parser,
     Run,
     add_between,
     add_command,
+    add_flags,
     add_limits,
     add_output_options,
     between_of,
     check_output,
+    zone_of,
 )
 from streammem.errors import ConfigError, StoreError
 from streammem.models.registry import DEFAULT, load
-from streammem.output.render import Text, plain, to_line, wall_start
+from streammem.output.render import Text, plain, stamped, to_line, wall_start
 from streammem.output.terminal import note, output, write_line
 from streammem.types import Event, clock, wall_clock, with_wall_clock
 from streammem.video.address import public_name
@@ -68,6 +71,8 @@ def add_to(commands: Any) -> None:
     )
     exported.add_argument("--source", help="only what was seen there")
     add_output_options(exported)
+    stamps = "subtitles begin with the wall clock, where it is known"
+    exported.add_argument("--wall-clock", action="store_true", help=stamps)
     action(
         "compact",
         compact,
@@ -107,6 +112,7 @@ def _add_removals(action: Any) -> None:
         "streammem memory forget trips --between 1:02:00 1:05:30 --source holiday.mp4 --yes",
     )
     add_between(forgotten, "what reaches into A to B goes as a whole", required=True)
+    add_flags(forgotten, (TIMEZONE,))
     forgotten.add_argument("--source", help="only what was seen there, not in every source")
     sure = forgotten.add_mutually_exclusive_group()
     sure.add_argument("--yes", action="store_true", help="remove it; without, only show it")
@@ -180,7 +186,7 @@ def export(arguments: argparse.Namespace) -> int:
                 span, line = Text().write(event).split(" ", 1)
                 results.put(f"{with_wall_clock(span, str(at['wall_start']))} {line}")
             else:
-                results.write(event)
+                results.write(stamped(event, at) if arguments.wall_clock else event)
     return 0
 
 
@@ -243,7 +249,7 @@ def forget(arguments: argparse.Namespace) -> int:
     """Show what was seen in a span of time; remove it if that is confirmed."""
     from streammem.memory import upkeep
 
-    window = between_of(arguments)
+    window, zone = between_of(arguments), zone_of(arguments.timezone)
     assert window
     span, wall = window.wall or window.stream, window.wall is not None
     assert span
@@ -254,7 +260,7 @@ def forget(arguments: argparse.Namespace) -> int:
         if arguments.yes:
             gone = upkeep.forget(store, span, source=arguments.source, wall=wall)
     for run in runs:
-        at = None if run.wall_start is None else wall_clock(run.wall_start)
+        at = None if run.wall_start is None else wall_clock(run.wall_start, zone)
         shown = with_wall_clock(f"{clock(run.start)}-{clock(run.end)}", at)
         write_line(plain(f"{shown} {_counted(run.segments, 'segment')} {run.source}".rstrip()))
     ids = ", ".join([*map(str, gone[:MAX_LISTED]), *(["..."] if len(gone) > MAX_LISTED else [])])

@@ -70,6 +70,7 @@ def _add_eval(commands: Any) -> None:
         "measure a model on a data folder",
         "streammem eval captions flickr8k --split val --controls",
         "streammem eval retrieval flickr8k --limit 300 --json figures.json",
+        "streammem eval answers flickr8k --answer-with teacher --controls",
     )
     add = parser.add_argument
     add("suite", help="captions, retrieval, memory or answers")
@@ -84,6 +85,8 @@ def _add_eval(commands: Any) -> None:
     add("--num-beams", type=int)
     drawn = "captions drawn of a picture, of which the one that fits best counts (1: the likeliest)"
     add("--candidates", type=int, metavar="N", help=drawn)
+    again = "answers: what re-reads the evidence, as --answer-with of ask; teacher knows the photos"
+    add("--answer-with", metavar="NAME", help=again)
 
 
 def list_models(arguments: argparse.Namespace) -> int:
@@ -180,12 +183,16 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from streammem.captioning.captioner import Captioner
     from streammem.engine.session_config import SessionConfig
     from streammem.evaluation.datasets import EvaluationOptions
+    from streammem.evaluation.rereading import evaluate_rereading
     from streammem.evaluation.suites import SUITES, run_suite
     from streammem.models.checkpoint import load
+    from streammem.models.registry import open_generator
     from streammem.models.threads import limit_threads
 
     if arguments.suite not in SUITES:
         raise ConfigError(f"{arguments.suite}: no such suite; known: {', '.join(SUITES)}")
+    if arguments.answer_with is not None and arguments.suite != "answers":
+        raise ConfigError("--answer-with is for the suite answers")
     for path in (arguments.predictions, arguments.json):
         check_output(path)
     options = EvaluationOptions(
@@ -205,7 +212,17 @@ def evaluate(arguments: argparse.Namespace) -> int:
         count = Captioner(model, config).candidates
         choice = model.reranker and model.reranker._replace(candidates=count)
         model = replace(model, reranker=choice)  # type: ignore[type-var]
-    line = json.dumps(run_suite(arguments.suite, arguments.folder, model, options))
+    if arguments.answer_with is None:
+        figures = run_suite(arguments.suite, arguments.folder, model, options)
+    else:
+        generator = None
+        if arguments.answer_with != "teacher":
+            generator = open_generator(arguments.answer_with, device=arguments.device)
+        report = evaluate_rereading(arguments.folder, model, generator, options)
+        for row in str(report).splitlines():
+            write_line(row)
+        figures = report.to_json()
+    line = json.dumps(figures)
     if arguments.json:
         arguments.json.write_text(line + "\n")
     write_line(line)

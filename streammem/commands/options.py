@@ -53,6 +53,11 @@ _TIME_OF_DAY = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?", re.ASCII
 LEAST_BUDGET_BYTES, LEAST_KEEP_S = 1_000_000, 3600.0
 TOKEN = "STREAMMEM_TOKEN"
 SPEND_HELP = "tokens, and requests after a comma, that servers are asked an hour at most"
+# Measured: docs/research/cameras.md, "How often an alert is right".
+ALERTS_ARE = (
+    "A hint, not an alarm: with streammem-tiny 5 of 10 alerts were false, and of 3 things that "
+    "came 1 was told"
+)
 SET_HELP = (
     "as in passages=6; of a VideoLLaMB cuts=top3 or threshold reads a file as a whole, so that "
     "captions come after its end, and cuts=streaming while it goes on"
@@ -137,15 +142,23 @@ def between_of(arguments: argparse.Namespace) -> "Window | None":
     return Window(wall=span) if wall else Window(stream=span)
 
 
+def zone_of(timezone: str | None) -> ZoneInfo | None:
+    """Return the time zone that --timezone names; None for this computer's.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    try:
+        return None if timezone is None else ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        text = f"--timezone {timezone!r}: not known; give a name such as Europe/Berlin"
+        raise ConfigError(text) from error
+
+
 def _wall_time(text: str, timezone: str | None) -> datetime:
     moment(text)  # which refuses what is no time
     at = datetime.fromisoformat(text)
-    if at.tzinfo is None and timezone is not None:
-        try:
-            return at.replace(tzinfo=ZoneInfo(timezone))
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            return at  # refused where it is used
-    return at
+    return at.replace(tzinfo=zone_of(timezone)) if at.tzinfo is None else at
 
 
 def byte_size(text: str) -> int:
@@ -232,7 +245,24 @@ LIVE_FLAGS = (  # of WatchOptions
     ),
 )
 WATCH_FLAGS = (  # of WatchOptions
-    Flag("--alert", "alerts", "told once each time that this appears; may be repeated", _TEXTS),
+    Flag(
+        "--alert",
+        "alerts",
+        f"told once each time that this appears; may be repeated. {ALERTS_ARE}",
+        _TEXTS,
+    ),
+    Flag(
+        "--confirm-alerts",
+        "confirm_alerts",
+        "ask the model of each alert whether it sees it, before it is told (default: it is told)",
+        {"action": "store_true", "default": None},
+    ),
+    Flag(
+        "--until",
+        "until",
+        'end, with exit code 0, once the model finds this to hold, as in "the parcel is gone"',
+        {"metavar": "TEXT"},
+    ),
     Flag("--stats", "stats_s", "counters so often, as in 60s, on stderr", _TIME),
 )
 ANSWER_FLAGS = (  # of SessionConfig
@@ -241,6 +271,19 @@ ANSWER_FLAGS = (  # of SessionConfig
         "context",
         "what answers rest on",
         {"choices": ("memory", "now", "uniform", "captions")},
+    ),
+    Flag(
+        "--steps",
+        "steps",
+        "times that the model is asked for one answer; above 1 it may look things up, if it can "
+        "call tools (default 1)",
+        _WHOLE,
+    ),
+    Flag(
+        "--verify",
+        "verify",
+        "what was not seen is checked by the model, which looks at the nearest scenes",
+        {"action": "store_true", "default": None},
     ),
     Flag("--prompt", "instruction", "the instruction for captions, instead of the trained one"),
     Flag(
@@ -477,7 +520,7 @@ def add_server_options(parser: Parser) -> None:
     add("--uploads", type=Path, metavar="DIR", help="folder for uploads (default: a temporary one)")
     about = "host (with *), address or network that clients may name in a source; may be repeated"
     add("--allow-source", action="append", default=[], metavar="HOST", help=about)
-    about = "told once each time that this appears in a SOURCE named here; may be repeated"
+    about = f"told once each time that this appears in a SOURCE; may be repeated. {ALERTS_ARE}"
     add("--alert", action="append", default=[], metavar="TEXT", help=about)
     add_flags(parser.add_argument_group("limits"), LIMIT_FLAGS)
     add_session_options(parser)

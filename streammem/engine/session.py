@@ -35,6 +35,7 @@ from streammem.perception.scene_buffer import (
 )
 from streammem.perception.scenetilling import Pushed, SceneTilling, SceneTillingState, Score
 from streammem.qa.answerer import Answerer
+from streammem.qa.lookups import Lookups
 from streammem.qa.question import Present
 from streammem.types import (
     Answer,
@@ -91,7 +92,8 @@ class Session:
         on_score: called with the time (s) and each settled similarity and depth, for plots.
 
     Raises:
-        ConfigError: more candidates than the model can choose among.
+        ConfigError: more candidates than the model can choose among; steps of a model that calls no
+            tools, or ``verify`` of one that reads no pictures.
         StoreError: the memory cannot be opened, or was made by another model.
 
     Attributes:
@@ -402,7 +404,7 @@ class Session:
                 self.on_wait()
 
         return self.answerer.ask(
-            question, self._present(), passed_on, pictures, within=_window(between)
+            question, self.present(), passed_on, pictures, within=_window(between)
         )
 
     def find(
@@ -415,7 +417,15 @@ class Session:
             count: moments at most.
             between: as for ``ask``.
         """
-        return self.answerer.find(query, count, self._present(), _window(between))
+        return self.answerer.find(query, count, self.present(), _window(between))
+
+    def lookups(self, between: tuple[float, float] | Window | None = None) -> Lookups:
+        """Return the functions by which a model, or an agent, looks into the memory.
+
+        Args:
+            between: as for ``ask``; nothing else is found or shown.
+        """
+        return self.answerer.lookups(self.present(), _window(between))
 
     def chapters(
         self,
@@ -433,7 +443,8 @@ class Session:
         """
         return self.answerer.chapters(count, _window(between))
 
-    def _present(self) -> Present:
+    def present(self) -> Present:
+        """Return where the stream stands: its last frames, the open segment."""
         return Present(self._buffer.now, self.next_segment, self.recurrent, self.source)
 
     # -- closing --

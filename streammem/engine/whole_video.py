@@ -209,7 +209,7 @@ class WholeVideoSession(Session):
             pieces.append(piece)
             if on_text:
                 on_text(piece)
-        evidence, seen = self.answerer.evidence(question, self._present())
+        evidence, seen = self.answerer.evidence(question, self.present())
         own = tuple(item for item in evidence if item.segment in self._items)
         return Answer(question, "".join(pieces).strip(), seen, "model", own)
 

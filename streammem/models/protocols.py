@@ -79,10 +79,51 @@ class Reads(NamedTuple):
     Attributes:
         tokens: visual tokens of the segment encoder beside it.
         pictures: pictures in one prompt at most; 0 for none.
+        tools: whether it can call tools; it then is a ``ToolGenerator``.
     """
 
     tokens: bool = False
     pictures: int = 0
+    tools: bool = False
+
+
+class Tool(NamedTuple):
+    """A function that a generator may call.
+
+    Attributes:
+        name: of letters and underscores.
+        help: what it does, for the model.
+        parameters: JSON schema of its arguments, of type ``object``.
+    """
+
+    name: str
+    help: str
+    parameters: Mapping[str, Any]
+
+
+class ToolCall(NamedTuple):
+    """A call that a generator asks for. Nothing of it is trusted.
+
+    Attributes:
+        name: of the tool; perhaps of none that there is.
+        arguments: by name; or the text itself where the model wrote no JSON object.
+    """
+
+    name: str
+    arguments: Mapping[str, Any] | str
+
+
+class ToolTurn(NamedTuple):
+    """A call and what came of it.
+
+    Attributes:
+        call: as the generator asked.
+        result: text and pictures [H, W, 3] uint8 RGB, in order; a text with its time stands before
+            every picture.
+    """
+
+    call: ToolCall
+    result: Sequence[str | np.ndarray]
 
 
 class SegmentEncoder(Protocol):
@@ -168,6 +209,31 @@ class Generator(Protocol):
 
     def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
         """Yield a reply piece by piece; with beams as one; empty pieces while it is waited for."""
+        ...
+
+
+class ToolGenerator(Generator, Protocol):
+    """A generator that can call tools, as its ``reads.tools`` declares."""
+
+    def converse(
+        self,
+        prompt: Prompt,
+        turns: Sequence[ToolTurn],
+        tools: Sequence[Tool],
+        decoding: GenerationConfig,
+    ) -> Iterator[str | ToolCall | None]:
+        """Go on after a prompt and the calls made so far; yield None after other steps.
+
+        Args:
+            prompt: of ``answer_prompt``.
+            turns: calls and their results, oldest first; of their pictures and the prompt's
+                together at most ``reads.pictures``.
+            tools: that may be called now; with none the reply must be text.
+            decoding: of the text.
+
+        Yields:
+            Last the answer, or the one call that is wanted next; of several only the first.
+        """
         ...
 
 

@@ -24,6 +24,10 @@ from streammem.models.protocols import (
     SegmentFrames,
     StreamModel,
     TextEncoder,
+    Tool,
+    ToolCall,
+    ToolGenerator,
+    ToolTurn,
 )
 from streammem.models.tiny.questions import QuestionReading
 from streammem.perception.perceiver import Perceived, Perceiver
@@ -122,6 +126,16 @@ class _LockedGenerator:
 
     def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
         return self._steps(self.inner.stream(prompt, decoding))
+
+    def converse(
+        self,
+        prompt: Prompt,
+        turns: Sequence[ToolTurn],
+        tools: Sequence[Tool],
+        decoding: GenerationConfig,
+    ) -> Iterator[str | ToolCall | None]:
+        caller = cast(ToolGenerator, self.inner)
+        return self._steps(caller.converse(prompt, turns, tools, decoding))
 
     def _steps(self, steps: Iterator[T]) -> Iterator[T]:
         ended = object()
