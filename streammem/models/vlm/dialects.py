@@ -129,7 +129,7 @@ class OpenAIDialect:
         owner, context = str(row.get("owned_by")), _count(row.get("max_model_len"))
         root = server.url.removesuffix("/v1")
         if owner == "llamacpp":
-            props = server.get("/props", root)
+            props = server.get("/props", root, optional=True)
             if isinstance(props, dict):
                 settings = props.get("default_generation_settings")
                 context = _count(settings.get("n_ctx")) if isinstance(settings, dict) else 0
@@ -137,7 +137,7 @@ class OpenAIDialect:
                 if isinstance(modalities, dict) and modalities.get("vision") is False:
                     raise _blind(server, name, "start it with its vision part: --mmproj FILE")
         elif not context:
-            context = _lm_studio_context(server.get("/api/v0/models", root), name)
+            context = _lm_studio_context(server.get("/api/v0/models", root, optional=True), name)
         self.extra = {}
         if owner in ("llamacpp", "vllm"):  # others refuse what they do not know
             self.extra = {"chat_template_kwargs": {"enable_thinking": False}}
@@ -164,14 +164,14 @@ class OpenAIDialect:
         }
         if "max_tokens" in self.left_out:
             payload["max_completion_tokens"] = decoding.max_new_tokens
-        return {field: value for field, value in payload.items() if field not in self.left_out}
+        return {name: value for name, value in payload.items() if name not in self.left_out}
 
     def adapt(self, payload: Mapping[str, Any], message: str) -> bool:
         """See ``Dialect``: some models want max_completion_tokens, or their own temperature."""
         if "max_completion_tokens" in message and "max_tokens" in payload:
             self.left_out |= {"max_tokens"}
             return True
-        refused = {field for field in OPTIONAL if field in message and field in payload}
+        refused = {option for option in OPTIONAL if option in message and option in payload}
         self.left_out |= refused
         return bool(refused)
 
