@@ -32,7 +32,6 @@ from benchmarks.swapped import Photos, replies_to
 from streammem import load
 from streammem.evaluation.datasets import Photo, read_photo, read_photos
 from streammem.evaluation.metrics import CiderD, score_captions, tokenise
-from streammem.models.threads import limit_threads
 from streammem.training.questions import COLORS, QuestionRecord, TrialVariant
 from streammem.training.records import VALIDATION, checksum_split
 
@@ -231,7 +230,7 @@ def measure_kitchens(model: Any, folder: Path) -> dict[str, Any]:
             figures[f"{way}, another frame"] = share(other)
     figures["commonest"] = share([bool({n for n, _ in common} & truth) for truth in truths])
     if best["words"]:
-        known = {*model.picture_key.evidence.words.names}
+        known = {*model.words.names}
         figures["names known"] = share([bool(truth & known) for truth in truths])
     return figures
 
@@ -249,7 +248,6 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if "STREAMMEM_DATA" not in os.environ:
         parser.error("set STREAMMEM_DATA to the folder with coco_mini")
-    limit_threads(busy=1)
     folder, model = Path(os.environ["STREAMMEM_DATA"]), load(options.model)
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "captions": lambda: measure_captions(model, folder),

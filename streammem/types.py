@@ -259,7 +259,7 @@ class Alert:
     Attributes:
         query: what was waited for, in the user's words.
         time: seconds; of the frame in which it was seen.
-        score: how far it exceeds chance; see ``memory.retrieval.normalise``.
+        score: in [0, 1], how likely the frame shows it; on the scale of evidence.
         segment: id of the scene that was open then.
         keyframe: path of the stored frame, if any.
         confirmed: True where the model was asked and sees it in the frame; None where it was not
@@ -275,7 +275,7 @@ class Alert:
 
     def __str__(self) -> str:
         shown = f" {self.keyframe}" if self.keyframe else ""
-        score = f"score {self.score:.1f}{', confirmed' if self.confirmed else ''}"
+        score = f"score {self.score:.2f}{', confirmed' if self.confirmed else ''}"
         return f"[{clock(self.time)}] alert: {self.query} ({score}){shown}"
 
 

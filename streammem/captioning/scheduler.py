@@ -24,6 +24,7 @@ from statistics import median
 from typing import NamedTuple, TypeVar, cast
 
 from streammem.captioning.captioner import Captioner, CaptionRequest
+from streammem.errors import StreammemError
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies, Reply
 from streammem.models.protocols import (
     EvidenceItem,
@@ -68,6 +69,13 @@ def take(items: "queue.Queue[T]", thread: threading.Thread) -> T:
         if alive:
             raise
         raise RuntimeError(f"the thread {thread.name} died without an error") from None
+
+
+class ClosedError(StreammemError, RuntimeError):
+    """A job that was not done when the scheduler was closed."""
+
+    def __init__(self) -> None:
+        super().__init__("the language model was stopped before this was generated")
 
 
 class FairLock:
@@ -158,7 +166,7 @@ class LanguageScheduler:
                 self._pending.sort(key=lambda one: not one.urgent)
                 self._changed.notify_all()
                 return
-        job.deliver(RuntimeError("the language model's scheduler is closed"))
+        job.deliver(ClosedError())
 
     def withdraw(self, jobs: Sequence[_Job]) -> list[_Job]:
         """Take back jobs that are not begun, and return them."""
@@ -231,7 +239,7 @@ class LanguageScheduler:
     # -- the thread --
 
     def _run(self) -> None:
-        error: BaseException = RuntimeError("the language model's scheduler is closed")
+        error: BaseException = ClosedError()
         try:
             while batch := self._take_batch():
                 if self._generate(batch) and not self.batches:
@@ -290,6 +298,8 @@ class LanguageScheduler:
                     now = time.thread_time()
                     left.pop(0).deliver(Generated(replies, began, now - mark))
                     mark = now
+            if left and self._stopped.is_set():
+                raise ClosedError
         except BaseException as error:  # noqa: BLE001, carried to all that wait for the batch
             for job in left:
                 job.deliver(error)

@@ -4,7 +4,7 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from streammem.commands.opening import quiet_libraries
 from streammem.commands.options import SPEND_HELP, add_command, check_output
@@ -35,11 +35,13 @@ def add_to(commands: Any) -> None:
         actions,
         "check",
         check_model,
-        "ask a served model what it can do, and print the options to use it with",
+        "ask a model what it can do, and print the options to use it with",
         "streammem models check ollama:qwen3-vl:4b",
         "streammem models check http://localhost:8000/v1#NAME",
+        "streammem models check qwen3-vl-4b --device cuda",
     )
-    checked.add_argument("name", help="URL#NAME, openai:URL#NAME or ollama:NAME")
+    checked.add_argument("name", help="URL#NAME, openai:URL#NAME, ollama:NAME, hf:NAME or preset")
+    checked.add_argument("--device", default="cpu", help="where one of transformers runs")
     checked.add_argument("--spend", metavar="N[,N]", help=SPEND_HELP)
     shown = add_command(commands, "info", info, "versions, threads, weights and environment")
     shown.add_argument("--format", choices=("text", "jsonl"), default="text")
@@ -144,20 +146,18 @@ def pull_models(arguments: argparse.Namespace) -> int:
 
 
 def check_model(arguments: argparse.Namespace) -> int:
-    """Print what a served model can do, line by line; 1 where it cannot be used."""
+    """Print what a model can do, line by line; 1 where it cannot be used."""
     from streammem.models.registry import open_generator
-    from streammem.models.vlm.check import Check
-    from streammem.models.vlm.served import ServedGenerator
+    from streammem.models.vlm.check import Check, Checkable
     from streammem.models.vlm.server import Spend
 
+    quiet_libraries()
     name = arguments.name
     if name.startswith(("http://", "https://")):
         name = f"openai:{name}"
     spend = None if arguments.spend is None else Spend.read(arguments.spend)
-    generator = open_generator(name, spend=spend)
-    if not isinstance(generator, ServedGenerator):
-        raise ConfigError(f"{name}: check is for a model behind a server")
-    check = Check(generator)
+    generator = open_generator(name, device=arguments.device, spend=spend)
+    check = Check(cast(Checkable, generator))  # as every kind in the table is
     for what, result, is_good in check.findings():
         write_line(f"{'ok ' if is_good else '-- '} {what:20} {plain(result)}")
     for line in check.advice():

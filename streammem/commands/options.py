@@ -55,7 +55,7 @@ TOKEN = "STREAMMEM_TOKEN"
 SPEND_HELP = "tokens, and requests after a comma, that servers are asked an hour at most"
 # Measured: docs/research/cameras.md, "How often an alert is right".
 ALERTS_ARE = (
-    "A hint, not an alarm: with streammem-tiny 6 of 10 alerts were false, and of 3 things that "
+    "A hint, not an alarm: with streammem-tiny 5 of 10 alerts were false, and of 3 things that "
     "came 1 was told"
 )
 SET_HELP = (
@@ -401,6 +401,7 @@ def load_model(arguments: argparse.Namespace) -> "StreamModel":
         caption_with=arguments.caption_with,
         answer_with=arguments.answer_with,
         spend=spend,
+        keys=arguments.keys,
     )
 
 
@@ -555,6 +556,8 @@ def _add_model(parser: Parser) -> None:
     )
     add("--caption-with", metavar="NAME", help="what captions instead, written likewise")
     add("--answer-with", metavar="NAME", help="what answers instead")
+    keys = "what makes the keys for search: own (default), or hf:NAME of a CLIP or SigLIP"
+    add("--keys", metavar="NAME", help=keys)
     add("--spend", metavar="N[,N]", help=SPEND_HELP)
     add("--config", type=Path, metavar="FILE", help="TOML file of options (see configs/)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=SET_HELP)

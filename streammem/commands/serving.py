@@ -3,6 +3,7 @@
 import argparse
 import os
 import socket
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,12 +196,18 @@ def _bound(config: "ServerConfig") -> socket.socket:
     return listening
 
 
+def _browse(url: str) -> None:
+    import webbrowser
+
+    if not webbrowser.open(url):
+        note(f"no browser is found here; open {url} in one")
+
+
 def _run(
     app: "FastAPI", sessions: "Sessions", listening: socket.socket, *, browse: bool = False
 ) -> int:
     import asyncio
     import logging
-    import webbrowser
 
     import uvicorn
 
@@ -217,8 +224,8 @@ def _run(
             if app.state.failed is None:  # not before: a client would be refused a connection
                 url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
                 note(f"listening on {url}")
-                if browse:
-                    webbrowser.open(url)
+                if browse:  # a thread: a browser of the terminal returns when it is left
+                    threading.Thread(target=_browse, args=(url,), daemon=True).start()
             self.should_exit = self.should_exit or app.state.failed is not None
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

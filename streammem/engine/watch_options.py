@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from streammem.errors import ConfigError
-from streammem.memory.retrieval import threshold
 from streammem.types import Frame, Segment
 
 Drop = Literal["oldest", "newest", "never"]
@@ -26,18 +25,18 @@ class AlertConfig:
     """When something counts as there.
 
     Attributes:
-        rate: in (0, 1), chance that the best of ``frames`` unrelated frames sets an alert off.
-            Raising it finds more and is wrong more often.
+        min_score: in (0, 1), of a frame from which on it counts as there: how likely it shows it,
+            as the score of evidence. Raising it finds less and is wrong less often.
         frames: >= 2, unlike frames that an alert is to hold against.
-        leave: in [0, 1), the score below which it counts as gone, as a share of the deviations
-            above the background at which it counts as there.
+        leave: in [0, 1), where it counts as gone: the cosine that lies so far from the
+            background's mean to the one at which it counts as there.
         away_s: seconds below that before it may be reported again.
         confirm: frames in a row that must show it.
         pictures: folder for the frames of alerts; None keeps none.
         max_pictures: kept there; the oldest go.
     """
 
-    rate: float = 0.03
+    min_score: float = 0.55
     frames: int = 100
     leave: float = 0.7
     away_s: float = 5.0
@@ -46,7 +45,8 @@ class AlertConfig:
     max_pictures: int = 1000
 
     def __post_init__(self) -> None:
-        threshold(self.rate)
+        if not 0 < self.min_score < 1:
+            raise ConfigError(f"alerts: min_score is {self.min_score}; give one in (0, 1)")
         if self.frames < 2 or not 0 <= self.leave < 1 or self.away_s < 0 or self.confirm < 1:
             raise ConfigError("alerts: frames >= 2, leave in [0, 1), away_s >= 0, confirm >= 1")
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streammem.engine.alerts import AlertConfig, Alerts
+from streammem.engine.alerts import Alerts
+from streammem.engine.watch_options import AlertConfig
 from streammem.models.protocols import TextEncoder
 from streammem.types import Frame
 

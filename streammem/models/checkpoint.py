@@ -30,6 +30,7 @@ from streammem.models.tiny.keys import (
     PictureKey,
     SentenceEvidence,
     TextKey,
+    WordsOfCells,
 )
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionHead
@@ -47,7 +48,8 @@ SCALE = ".row_scale"
 VISION = "vision."  # what training added to the frame encoder's parameters
 # What older versions kept the recurrent memory by; it is not learned any more.
 RETIRED = ("bridge.remember.", "bridge.initial")
-WORDS = "words.txt"  # names of the words of ``evidence``, one a line; may be missing
+WORDS = "words"  # the head that names words; a checkpoint may lack it
+NAMES = "words.txt"  # its words, or those of ``evidence`` without such a head, one a line
 QUESTIONS = "questions"  # what reads questions; a checkpoint may lack it
 MIN_PACKED = 1 << 14  # values; below it the scales would not pay
 
@@ -93,7 +95,6 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         text_key = TextKey(TEXT_DIM, config.key_dim)
         if sizes := config.evidence:
             picture_key.evidence = PictureEvidence(config.key_dim, sizes)
-            picture_key.evidence.words.names = _read_words(folder / WORDS, sizes.words)
             text_key.evidence = SentenceEvidence(TEXT_DIM, config.key_dim, sizes.words)
     except (TypeError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: sizes that make no model ({error})") from error
@@ -126,6 +127,7 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         reranker=config.reranker,
         null=config.null,
         questions=_question_head(tensors, folder),
+        words=_word_head(tensors, folder, picture_key),
     )
 
 
@@ -165,6 +167,9 @@ def save(
     tensors |= {f"lora.{key}": value for key, value in lora.items()}
     if model.questions is not None:
         tensors |= {f"{QUESTIONS}.{k}": v for k, v in model.questions.state_dict().items()}
+    evidence = model.picture_key.evidence
+    if model.words is not None and model.words is not (evidence and evidence.words):
+        tensors |= {f"{WORDS}.{k}": v for k, v in model.words.state_dict().items()}
     config = {
         "format": FORMAT,
         **backbones,
@@ -184,12 +189,12 @@ def save(
     save_file(_packed(tensors), path)
     path.chmod(0o644)  # safetensors writes files that only their owner may read
     os.replace(path, folder / "model.safetensors")
-    if model.picture_key.evidence and (words := model.picture_key.evidence.words.names):
-        path = folder / f"{WORDS}.part"
-        path.write_text("".join(f"{word}\n" for word in words))
-        os.replace(path, folder / WORDS)
+    if model.words:
+        path = folder / f"{NAMES}.part"
+        path.write_text("".join(f"{word}\n" for word in model.words.names))
+        os.replace(path, folder / NAMES)
     else:
-        (folder / WORDS).unlink(missing_ok=True)
+        (folder / NAMES).unlink(missing_ok=True)
     path = folder / "config.json.part"
     path.write_text(json.dumps(config, indent=1) + "\n")
     os.replace(path, folder / "config.json")
@@ -228,17 +233,30 @@ def _learned(
     return {"bridge": bridge, "picture_key": picture_key, "text_key": text_key}
 
 
-def _read_words(path: Path, count: int) -> tuple[str, ...]:
-    """Read the names of ``count`` words; empty where there is no such file."""
+def _word_head(
+    tensors: dict[str, Tensor], folder: Path, picture_key: PictureKey
+) -> WordsOfCells | None:
+    """Return the head that names words: its own, else that of the keys; None without names."""
+    path = folder / NAMES
     try:
-        words = tuple(path.read_text().split())
+        names = tuple(path.read_text().split())
     except FileNotFoundError:
-        return ()
+        return None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: corrupt ({error}); get the model again") from error
-    if len(words) != count:
-        raise CheckpointError(f"{path}: {len(words)} words, but the checkpoint scores {count}")
-    return words
+    down = tensors.get(f"{WORDS}.down.weight")
+    if down is not None and down.ndim == 2:
+        head = WordsOfCells(down.shape[1], len(names), down.shape[0])
+        _fill(head, tensors, WORDS, folder)
+    elif picture_key.evidence:
+        head = picture_key.evidence.words
+    else:
+        raise CheckpointError(f"{path}: names words, but the checkpoint scores none")
+    if len(names) != head.up.out_features:
+        scored = head.up.out_features
+        raise CheckpointError(f"{path}: {len(names)} words, but the checkpoint scores {scored}")
+    head.names = names
+    return head
 
 
 def _question_head(tensors: dict[str, Tensor], folder: Path) -> QuestionHead | None:

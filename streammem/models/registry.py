@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DEFAULT = "streammem-tiny"
 # Of an answer: twice what a model of ours says, which stops by itself long before.
 ANSWER_TOKENS = 192
+OWN_KEYS = "own"  # as --keys names them
 WHOLE = "preset, checkpoint folder or TOML file"
 
 
@@ -71,6 +72,7 @@ def load(
     caption_with: str | None = None,
     answer_with: str | None = None,
     spend: "Spend | None" = None,
+    keys: str | None = None,
 ) -> "StreamModel":
     """Load a model.
 
@@ -83,6 +85,9 @@ def load(
         caption_with: the generator that captions instead, written likewise.
         answer_with: the generator that answers instead.
         spend: the budget of what servers are asked; None for none.
+        keys: what makes the keys for search: ``own`` or None for the model's, ``hf:NAME_OR_PATH``
+            for a CLIP, a SigLIP or a multimodal model of sentence-transformers, with
+            ``?option=value&...`` where wanted.
 
     Raises:
         ConfigError: no such name, device or option, or a budget without a served generator.
@@ -94,6 +99,17 @@ def load(
     from streammem.models.protocols import ComposedModel
 
     checkpoint.check_device(device)
+    if keys not in (None, OWN_KEYS):
+        from streammem.models.picture_text_keys import open_keys, with_keys
+
+        scheme, rest, options = _split(str(keys))
+        if scheme != "hf":
+            raise ConfigError(f"--keys {keys}: give hf:NAME_OR_PATH")
+        found_by = open_keys(rest, device=device, options=options)
+        model = load(
+            name, device=device, caption_with=caption_with, answer_with=answer_with, spend=spend
+        )
+        return with_keys(model, found_by)
     if find_generator(name):
         caption_with, answer_with = caption_with or str(name), answer_with or str(name)
         name = DEFAULT
@@ -171,20 +187,25 @@ def find_generator(name: str | Path) -> tuple[GeneratorKind, str, dict[str, Any]
         if unknown := said.keys() - {"generator", "options", "about"}:
             raise ConfigError(f"{name}: {', '.join(sorted(unknown))}: no such key")
         text, options = str(said["generator"]), dict(said.get("options", {}))
-    scheme, _, rest = text.partition(":")
+    scheme, rest, stated = _split(text)
     kind = next((kind for kind in GENERATORS if kind.scheme == scheme), None)
     if kind is None:
         raise ConfigError(f"{name}: generator {text!r}: give {generators_help()}")
-    # A question mark before the # belongs to a URL.
-    url, sharp, last = rest.rpartition("#")
-    last, _, query = last.partition("?")
-    options |= parse_assignments([part for part in query.split("&") if part])
-    return kind, url + sharp + last, options
+    return kind, rest, options | stated
 
 
 def generators_help() -> str:
     """List how generators are written, for ``--help``."""
     return ", ".join(kind.help for kind in GENERATORS)
+
+
+def _split(text: str) -> tuple[str, str, dict[str, Any]]:
+    """Split ``SCHEME:REST?key=value&...`` into its three parts."""
+    scheme, _, rest = text.partition(":")
+    # A question mark before the # belongs to a URL.
+    url, sharp, last = rest.rpartition("#")
+    last, _, query = last.partition("?")
+    return scheme, url + sharp + last, parse_assignments([p for p in query.split("&") if p])
 
 
 def _toml(name: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ STATS_S = 10.0
 # Measured: docs/research/captions.md and docs/research/cameras.md.
 WORDS_TINY = "Words are often wrong: of 10 nouns in captions, about 4. Look before you rely on one."
 ALERTS_TINY = (
-    "An alert is a hint to look at, not an alarm: measured, about 6 of 10 were false, and about 1 "
+    "An alert is a hint to look at, not an alarm: measured, about 5 of 10 were false, and about 1 "
     "of 3 things that came was reported."
 )
 UNMEASURED = "How often this model is wrong was not measured here. Look before you rely on it."

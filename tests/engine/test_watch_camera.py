@@ -251,6 +251,7 @@ def test_an_alert_fires_once_per_appearance(model, tmp_path):
         e for e in watch(Session(seeing(model)), iter(frames), options) if isinstance(e, Alert)
     ]
     assert [a.query for a in alerts] == ["something blue"] * 2
+    assert all(AlertConfig().min_score <= a.score <= 1 for a in alerts)
     assert [10.0 <= alerts[0].time < 12.0, 30.0 <= alerts[1].time < 32.0] == [True, True]
     assert all((tmp_path / "seen").joinpath(a.keyframe).exists() for a in alerts)
     assert len({a.keyframe for a in alerts}) == 2
@@ -320,7 +321,7 @@ def test_an_alert_said_in_several_ways_waits_for_what_they_have_in_common(model)
     )
 
     def shown(query, key):
-        alerts = Alerts(seer, [query], AlertConfig(confirm=1, rate=0.05))
+        alerts = Alerts(seer, [query], AlertConfig(confirm=1))
         return bool(alerts.take(FILM[0], key, 0))
 
     for key, alone, together in ((basis["sofa"], True, False), (basis["dog"], True, True)):

@@ -40,7 +40,7 @@ def stream():
 
     def row(**options):
         return evaluate_alerts(
-            encoder, keys.repeat(FRAMES, 0), queries, truth, AlertConfig(rate=0.5, away_s=1.0),
+            encoder, keys.repeat(FRAMES, 0), queries, truth, AlertConfig(min_score=0.5, away_s=1.0),
             scene_frames=FRAMES, **options,
         )  # fmt: skip
 

@@ -408,7 +408,7 @@ def days(model, tmp_path_factory):
 @pytest.mark.anyio
 @pytest.mark.parametrize("width", [1280, 390])
 async def test_ten_thousand_scenes_are_listed_scrolled_searched_and_on_the_timeline(
-    browsing, days, memories, width, record_property
+    browsing, days, memories, width, record_testsuite_property
 ):
     shutil.copytree(days, memories / "days")
     async with browsing(width) as page:
@@ -436,8 +436,8 @@ async def test_ten_thousand_scenes_are_listed_scrolled_searched_and_on_the_timel
               return times.sort((a, b) => a - b);
             }"""
         )
-        record_property("first_and_all_s", [round(first_s, 2), round(all_s, 2)])
-        record_property("scroll_ms", [round(frames[30]), round(frames[57])])
+        record_testsuite_property("first_and_all_s", [round(first_s, 2), round(all_s, 2)])
+        record_testsuite_property("scroll_ms", [round(frames[30]), round(frames[57])])
         assert frames[30] < 200
         await page.fill("#search", "door 9876.")
         await until(page, f"{LINES} === 1")

@@ -1,4 +1,4 @@
-"""What a served model can do, found out by asking it; the first thing to run with a new server.
+"""What a model can do, found out by asking it; the first thing to run with a new server or model.
 
     for finding in check(generator):
         print(finding.what, finding.result)
@@ -9,16 +9,16 @@ what a session does: it prints what to write behind the model's name.
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from streammem.errors import ServedModelError
+from streammem.errors import StreammemError
+from streammem.models.backbones.language import GenerationConfig, Prompt
 from streammem.models.protocols import EvidenceItem
 from streammem.models.vlm.prompts import Part
-from streammem.models.vlm.served import ServedGenerator
 
 COLOURS = {
     "red": (220, 20, 20),
@@ -40,6 +40,54 @@ SLOW_S = 2.5  # for a caption of a camera's scenes, which follow each other ever
 USUAL_TIMEOUT_S, LONG_TIMEOUT_S = 120, 300
 
 
+class CountedReply(Protocol):
+    """A reply, and what it took."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def reply_tokens(self) -> int: ...
+
+
+class Checkable(Protocol):
+    """What is asked of a generator to check it.
+
+    Attributes:
+        about: which model it is, and where it runs.
+        context: tokens of a prompt and its reply at most; None where it is not known.
+        is_served: whether a server runs it, so that it may be waited for in vain.
+        most_pictures: that its options allow in a prompt.
+        caption_pictures: that its options allow in a caption.
+    """
+
+    @property
+    def about(self) -> str: ...
+    @property
+    def context(self) -> int | None: ...
+    @property
+    def is_served(self) -> bool: ...
+    @property
+    def most_pictures(self) -> int: ...
+    @property
+    def caption_pictures(self) -> int: ...
+    @property
+    def decoding(self) -> GenerationConfig: ...
+
+    def caption_prompt(self, item: EvidenceItem, instruction: str | None = None) -> Prompt:
+        """Build the prompt of a caption."""
+        ...
+
+    def count(self, parts: Sequence[Part]) -> tuple[int, int]:
+        """Return how many tokens a prompt takes, and its cheapest picture."""
+        ...
+
+    def ask(self, parts: Sequence[Part], decoding: GenerationConfig) -> CountedReply:
+        """Reply to a prompt as a whole."""
+        ...
+
+
 class Finding(NamedTuple):
     """One line of the table.
 
@@ -56,7 +104,7 @@ class Finding(NamedTuple):
 
 @dataclass(eq=False)
 class Check:
-    """Asks a served model step by step.
+    """Asks a model step by step.
 
     Args:
         generator: that is checked.
@@ -66,17 +114,16 @@ class Check:
         caption_s: seconds of a caption; likewise.
     """
 
-    generator: ServedGenerator
+    generator: Checkable
     pictures: int = 0
     caption_s: float = 0.0
 
     def findings(self) -> Iterator[Finding]:
         """Yield what is found, step by step; a step may take a minute."""
-        model, server = self.generator.model, self.generator.server
-        about = f" ({model.about})" if model.about else ""
-        yield Finding("model", f"{model.name}{about} at {server.where}")
-        tokens = f"{model.context} tokens" if model.context else "the server does not say"
-        yield Finding("context", tokens, is_good=bool(model.context))
+        yield Finding("model", self.generator.about)
+        context = self.generator.context
+        tokens = f"{context} tokens" if context else "the server does not say"
+        yield Finding("context", tokens, is_good=bool(context))
         for height, width in SIZES:
             yield self._size(height, width)
         for count in COUNTS:
@@ -92,11 +139,11 @@ class Check:
         if not self.pictures:
             return ["do not use it: it does not see, or does not say what it sees"]
         options, lines = list[str](), list[str]()
-        if self.pictures < self.generator.server.options.pictures:
+        if self.pictures < self.generator.most_pictures:
             options.append(f"pictures={self.pictures}")
         if not self.generator.context:
             lines.append("give its context, as in ?context=8192: without it nothing is fitted")
-        if self.caption_s > USUAL_TIMEOUT_S / 4:
+        if self.generator.is_served and self.caption_s > USUAL_TIMEOUT_S / 4:
             options.append(f"timeout_s={LONG_TIMEOUT_S}")
         if options:
             lines.append(f"write ?{'&'.join(options)} behind its name")
@@ -110,7 +157,7 @@ class Check:
         what = f"picture of {width}x{height}"
         try:
             _, tokens = self.generator.count(["A picture:", _flat("red", height, width)])
-        except ServedModelError as error:
+        except StreammemError as error:
             return Finding(what, str(error), is_good=False)
         return Finding(what, f"{tokens} tokens")
 
@@ -124,7 +171,7 @@ class Check:
         decoding = replace(self.generator.decoding, max_new_tokens=128)
         try:
             reply = self.generator.ask(parts, decoding)
-        except ServedModelError as error:
+        except StreammemError as error:
             return Finding(what, str(error), is_good=False)
         said = [word for word in re.findall(r"[a-z]+", reply.text.lower()) if word in COLOURS]
         if said == names:
@@ -135,7 +182,7 @@ class Check:
         )
 
     def _caption(self) -> Finding:
-        names = list(COLOURS)[: min(self.generator.server.options.caption_pictures, 4)]
+        names = list(COLOURS)[: min(self.generator.caption_pictures, 4)]
         frames = tuple(_flat(name, *SIZES[0]) for name in names)
         prompt = self.generator.caption_prompt(EvidenceItem(0.0, 4.0, keyframes=frames))
         parts = [part for part in prompt if isinstance(part, str | np.ndarray)]
@@ -143,7 +190,7 @@ class Check:
             self.generator.count(parts)  # which opens nothing while the clock runs
             began = time.monotonic()
             reply = self.generator.ask(parts, self.generator.decoding)
-        except ServedModelError as error:
+        except StreammemError as error:
             return Finding("caption", str(error), is_good=False)
         self.caption_s = time.monotonic() - began
         shown = f"{len(frames)} pictures, {reply.reply_tokens} tokens"

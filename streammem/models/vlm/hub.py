@@ -35,7 +35,11 @@ def local_folder(name: str, revision: str = "") -> Path:
     from huggingface_hub import try_to_load_from_cache
 
     # Not a snapshot as a whole: others may have fetched fewer files than `pull` does.
-    found = try_to_load_from_cache(name, "config.json", revision=revision or None)
+    kept = (
+        try_to_load_from_cache(name, file, revision=revision or None)
+        for file in ("modules.json", "config.json")  # the first of sentence-transformers
+    )
+    found = next(filter(lambda path: isinstance(path, str), kept), None)
     advice = f"run: streammem models pull hf:{name}"
     if not isinstance(found, str):
         raise BackboneError(f"{name}: not on this computer; {advice}")
@@ -90,6 +94,8 @@ def pull(name: str, revision: str = "") -> Path:
 
 def _missing_weights(folder: Path) -> str | None:
     """Return the first file of weights that is not there, as after a fetch that broke off."""
+    if (folder / "modules.json").is_file():  # each part has a folder of its own
+        return None
     index = folder / "model.safetensors.index.json"
     wanted = {"model.safetensors"}
     if index.is_file():

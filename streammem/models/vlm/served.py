@@ -82,6 +82,25 @@ class ServedGenerator:
         known = f"context {self.context} tokens" if self.context else "context not known"
         log.info("%s: %s, %s", server.where, self.model.name, known)
 
+    # What a check asks besides, see check.py.
+    is_served = True
+
+    @property
+    def about(self) -> str:
+        """Which model it is, and at which server."""
+        known = f" ({self.model.about})" if self.model.about else ""
+        return f"{self.model.name}{known} at {self.server.where}"
+
+    @property
+    def most_pictures(self) -> int:
+        """Of a prompt, by its options."""
+        return self.server.options.pictures
+
+    @property
+    def caption_pictures(self) -> int:
+        """Of a caption, by its options."""
+        return self.server.options.caption_pictures
+
     @property
     def reads(self) -> Reads:
         """As many pictures as are allowed and have room in the context."""

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, cast, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, cast, get_args, get_type_hints
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, Cache
 from transformers import GenerationConfig as TransformersDecoding
 
 from streammem.config import override
@@ -37,16 +37,14 @@ from streammem.models.backbones.sampling import pick
 from streammem.models.backbones.transformers_files import attention_implementation
 from streammem.models.backbones.weights import check_complete
 from streammem.models.once import once, opening
-from streammem.models.protocols import EvidenceItem, Reads, spread
+from streammem.models.protocols import EvidenceItem, Reads
 from streammem.models.vlm.chat_pictures import ChatPictures, PicturePrompt, open_processor
 from streammem.models.vlm.hub import local_folder
+from streammem.models.vlm.prompts import Part, answer_parts, caption_parts
 from streammem.perception.scene_buffer import KEYFRAME_SIDE
-from streammem.types import clock
 
 log = logging.getLogger(__name__)
 
-CAPTION = "Describe what happens in this scene in one short sentence."
-ANSWER = "Answer in one or two sentences, from what is shown above."
 TEXT_TOKENS = 1024  # of a prompt, set aside beside its pictures
 
 
@@ -73,8 +71,7 @@ class TransformersOptions:
         cache: of transformers' generation, such as ``static`` or ``quantized``; empty takes the
             model's own.
         max_new_tokens: of a caption.
-        instruction: what a caption is asked by.
-        answer: what stands before a question.
+        instruction: what a caption is asked by; empty takes ``prompts.CAPTION_REQUEST``.
         image: options of the model's image processor, over those of its file.
     """
 
@@ -88,8 +85,7 @@ class TransformersOptions:
     batch: int = 0
     cache: str = ""
     max_new_tokens: int = 48
-    instruction: str = CAPTION
-    answer: str = ANSWER
+    instruction: str = ""
     image: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -137,7 +133,8 @@ class TransformersGenerator:
         self._open_model = once(
             lambda: _open_model(name, folder, device, options, self._chat), name
         )
-        self.reads = Reads(pictures=_pictures(name, folder, self._chat, options))
+        self.context, pictures = _context(name, folder, self._chat, options)
+        self.reads = Reads(pictures=pictures)
         self.decoding = GenerationConfig(max_new_tokens=options.max_new_tokens)
         self._batch = options.batch or (1 if device == "cpu" else 8)
 
@@ -148,30 +145,52 @@ class TransformersGenerator:
 
     def caption_prompt(self, item: EvidenceItem, instruction: str | None = None) -> Prompt:
         """Build the prompt that describes a scene from at most ``caption_pictures`` keyframes."""
-        shown = self._parts(item, self._options.caption_pictures)
-        return cast(Prompt, [*shown, instruction or self._options.instruction])
+        most = min(self._options.caption_pictures, self.reads.pictures)
+        return _on_lines(
+            caption_parts(item, instruction or self._options.instruction or None, most)
+        )
 
     def answer_prompt(self, items: Sequence[EvidenceItem], question: str) -> Prompt:
         """Build the prompt that answers from evidence, which comes in time order."""
-        shown = [part for item in items for part in self._parts(item, self.reads.pictures)]
-        return cast(Prompt, [*shown, f"{self._options.answer}\n{question}"])
+        return _on_lines(answer_parts(items, question))
 
-    def _parts(self, item: EvidenceItem, most: int) -> list[str | np.ndarray]:
-        """Return an item as it stands in a prompt; a time stands before each of its pictures.
+    # What a check asks besides, see check.py.
+    is_served = False
 
-        Without text between them some servers and models fuse neighbours that look alike.
-        """
-        span = f"[{clock(item.start)}-{clock(item.end)}]"
-        parts: list[str | np.ndarray] = []
-        chosen = spread(len(item.keyframes), most)
-        for number, place in enumerate(chosen, start=1):
-            which = f" picture {number} of {len(chosen)}" if len(chosen) > 1 else ""
-            parts += [f"{span}{which}: ", item.keyframes[place], "\n"]
-        said = [item.caption or "", f'speech: "{item.speech}"' if item.speech else ""]
-        text = " ".join(filter(None, said)).replace("\n", " ")
-        if text:
-            parts.append(f"{span} {text}\n")
-        return parts
+    @property
+    def about(self) -> str:
+        """Which model it is, its size, and where it runs; opens it."""
+        model = self._open_model().model
+        size = sum(weight.numel() for weight in model.parameters()) / 1e6
+        dtype = str(model.dtype).removeprefix("torch.")
+        attention = model.config._attn_implementation
+        return f"{self.name} ({size:,.0f} M parameters, {dtype}, {attention}) on {model.device}"
+
+    @property
+    def most_pictures(self) -> int:
+        """Of a prompt, by its options and its context."""
+        return self.reads.pictures
+
+    @property
+    def caption_pictures(self) -> int:
+        """Of a caption, by its options."""
+        return self._options.caption_pictures
+
+    def count(self, parts: Sequence[Part]) -> tuple[int, int]:
+        """Return how many tokens a prompt takes, and its cheapest picture."""
+        bare = self._num_tokens([""])
+        each = [self._num_tokens(["", part]) - bare for part in parts if not isinstance(part, str)]
+        return self._num_tokens(_on_lines(parts)), min(each, default=0)
+
+    def ask(self, parts: Sequence[Part], decoding: GenerationConfig) -> "CountedText":
+        """Reply to a prompt as a whole."""
+        prompt = _on_lines(parts)
+        ((reply,),) = [each for each in self.replies([prompt], decoding) if each]
+        return CountedText(reply.text, self._num_tokens(prompt), len(reply.ids))
+
+    def _num_tokens(self, prompt: Prompt) -> int:
+        inputs = self._chat.inputs([cast(PicturePrompt, prompt)])
+        return int(inputs["input_ids"].shape[1])
 
     @torch.inference_mode()
     def replies(
@@ -231,7 +250,7 @@ class TransformersGenerator:
         rows: "Sequence[Row]",
     ) -> Iterator[None]:
         """Fill the rows, a token of each that is not whole a step; ``len(seeds)`` a prompt."""
-        steps = self._generate(self._inputs(prompts), decoding, custom_generate=_continue)
+        steps = self._logits(prompts, decoding)
         stop = self._stop_ids
         generators = [
             None if seed is None else torch.Generator().manual_seed(seed % (1 << 63))
@@ -251,6 +270,19 @@ class TransformersGenerator:
                 return
             yield None
             logits = steps.send(tokens)
+
+    def _logits(
+        self, prompts: Sequence[PicturePrompt], decoding: GenerationConfig
+    ) -> Steps[Tensor, Tensor, None]:
+        """Run ``_continue``; a prompt that the device has no room for is told as that."""
+        try:
+            inputs = self._inputs(prompts)
+            yield from self._generate(inputs, decoding, custom_generate=_continue)
+        except torch.OutOfMemoryError as error:
+            raise BackboneError(
+                f"{self.name}: {self._device} has no room for {len(prompts)} prompts at a time; "
+                "give it fewer: ?batch=1, ?pictures=4, or ?quantize=4bit"
+            ) from error
 
     def _searched(self, prompt: PicturePrompt, decoding: GenerationConfig) -> str:
         inputs = self._inputs([prompt])
@@ -281,6 +313,14 @@ class TransformersGenerator:
     def _text(self, ids: Sequence[int]) -> str:
         ended = bool(ids) and ids[-1] in self._stop_ids
         return self._chat.decoded(ids[:-1] if ended else ids).strip()
+
+
+class CountedText(NamedTuple):
+    """A reply, and how many tokens it and its prompt have."""
+
+    text: str
+    prompt_tokens: int
+    reply_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +366,17 @@ def open_generator(
     return TransformersGenerator(name, local_folder(name, made.revision), device, made)
 
 
+def _on_lines(parts: Sequence[str | np.ndarray]) -> Prompt:
+    """Put each part of a prompt on a line of its own, since templates join them as they are."""
+    lines: list[str | np.ndarray] = []
+    for number, part in enumerate(parts):
+        if isinstance(part, str):
+            begin = "\n" if number and not isinstance(parts[number - 1], str) else ""
+            part = f"{begin}{part}" + ("\n" if number < len(parts) - 1 else "")
+        lines.append(part)
+    return lines
+
+
 def _continue(
     model: Any, input_ids: Tensor, *, generation_config: Any, **kwargs: Any
 ) -> Steps[Tensor, Tensor, None]:
@@ -342,17 +393,18 @@ def _continue(
         kwargs = model._update_model_kwargs_for_generation(outputs, kwargs)
         tokens = yield outputs.logits[:, -1].float()
         if (times := len(tokens) // len(input_ids)) > 1:
+            _repeat(kwargs, len(input_ids), times, input_ids.device)
             input_ids = input_ids.repeat_interleave(times, dim=0)
-            _repeat(kwargs, times)
         input_ids = torch.cat([input_ids, tokens.to(input_ids)[:, None]], dim=1)
         fed = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **kwargs)
 
 
-def _repeat(kwargs: dict[str, Any], times: int) -> None:
+def _repeat(kwargs: dict[str, Any], num_rows: int, times: int, device: torch.device) -> None:
     """Repeat each row of what is carried from step to step."""
     for name, value in kwargs.items():
-        if hasattr(value, "batch_repeat_interleave"):
-            value.batch_repeat_interleave(times)
+        if isinstance(value, Cache):
+            rows = torch.arange(num_rows, device=device).repeat_interleave(times)
+            value.reorder_cache(cast(torch.LongTensor, rows))  # every kind has it, for beams
         elif name == "position_ids" and value is not None:  # [B, T], or [axes, B, T]
             kwargs[name] = value.repeat_interleave(times, dim=-2)
         elif isinstance(value, Tensor) and name.endswith(("attention_mask", "token_type_ids")):
@@ -380,20 +432,19 @@ def _open_model(
         where["quantization_config"] = quantized[options.quantize]
         where.setdefault("device_map", {"": device})
     try:
-        with opening(name):
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=dtypes.get(options.dtype) or getattr(torch, options.dtype),
-                attn_implementation=attention,
-                output_loading_info=True,
-                **where,
-            )
-            model, info = loaded
-            check_complete(info, name)
-            if not where:
-                model.to(device)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=dtypes.get(options.dtype) or getattr(torch, options.dtype),
+            attn_implementation=attention,
+            output_loading_info=True,
+            **where,
+        )
+        model, info = loaded
+        check_complete(info, name)
+        if not where:
+            model.to(device)
     except BackboneError:
         raise
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
@@ -405,10 +456,10 @@ def _open_model(
     return _Opened(model.eval().requires_grad_(False), frozenset(i for i in stop if i is not None))
 
 
-def _pictures(name: str, folder: Path, chat: ChatPictures, options: TransformersOptions) -> int:
-    """Return how many keyframes fit into a prompt, by the tokens that one takes."""
-    from transformers import AutoConfig
-
+def _context(
+    name: str, folder: Path, chat: ChatPictures, options: TransformersOptions
+) -> tuple[int | None, int]:
+    """Return the context, if it is known, and how many keyframes have room in a prompt."""
     blank = np.zeros((KEYFRAME_SIDE, KEYFRAME_SIDE, 3), np.uint8)
     try:
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -416,13 +467,14 @@ def _pictures(name: str, folder: Path, chat: ChatPictures, options: Transformers
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise _unusable(name, error) from error
     each = sizes[1] - sizes[0]
-    context = getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-    room = (context - min(TEXT_TOKENS, context // 4)) // max(1, each)
-    if room < 1:
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    count = options.pictures
+    if context:
+        count = min(count, (context - min(TEXT_TOKENS, context // 4)) // max(1, each))
+    if count < 1:
         raise BackboneError(f"{name}: a picture takes {each} tokens, its context is {context}")
-    count = min(options.pictures, room)
     log.info("%s: %d tokens a picture, %d pictures a prompt", name, each, count)
-    return count
+    return context, count
 
 
 def _check_quantize(name: str, options: TransformersOptions, device: str) -> None:

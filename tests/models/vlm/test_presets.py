@@ -31,6 +31,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def test_there_is_one_for_a_cpu_and_two_sizes_of_each_line():
     assert {"smolvlm2-256m", "smolvlm2-500m", "qwen3-vl-4b", "qwen3-vl-8b"} < set(PRESETS)
     assert {"internvl3.5-4b", "internvl3.5-8b", "llava-onevision-7b"} < set(PRESETS)
+    assert {"qwen3.5-4b", "qwen3.5-9b"} < set(PRESETS)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

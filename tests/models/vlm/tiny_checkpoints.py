@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2Config,
+    Qwen3_5Config,
     Qwen3VLConfig,
     SiglipVisionConfig,
     SmolVLMConfig,
@@ -208,6 +209,46 @@ def _qwen3_vl(folder):
         **_qwen_ids(tokenizer),
     )
     _model(folder, config, tokenizer)
+    _qwen3_image_processor(folder)
+
+
+def _qwen3_5(folder):
+    """Of its layers three in four attend linearly: their state is no cache of keys and values."""
+    tokenizer = _qwen_tokenizer(folder)
+    config = Qwen3_5Config(
+        text_config={
+            **TEXT,
+            "num_hidden_layers": 4,
+            "vocab_size": len(tokenizer),
+            "head_dim": 16,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [1, 1, 0],
+                "mrope_interleaved": True,
+                "partial_rotary_factor": 0.25,
+            },
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 4,
+            "out_hidden_size": 32,
+            "patch_size": 16,
+            "num_position_embeddings": 16,
+        },
+        **_qwen_ids(tokenizer),
+    )
+    _model(folder, config, tokenizer)
+    _qwen3_image_processor(folder)
+
+
+def _qwen3_image_processor(folder):
     _image_processor(
         folder,
         "Qwen2VLImageProcessorFast",
@@ -289,6 +330,7 @@ FAMILIES = {
     "idefics3": _idefics3,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
+    "qwen3_5": _qwen3_5,
     "internvl": _internvl,
     "llava_onevision": _llava_onevision,
 }
