@@ -113,7 +113,7 @@ async def test_behind_a_proxy_under_a_prefix_a_visitor_does_the_same(
 
 
 @pytest.mark.skipif(bool(MISSING), reason=f"not pulled: {' '.join(MISSING)}")
-@pytest.mark.parametrize("has_browser", [True, False])
+@pytest.mark.parametrize("has_browser", [True, pytest.param(False, marks=pytest.mark.heavy)])
 def test_the_command_opens_the_page_that_answers_and_ctrl_c_ends_it(tmp_path, has_browser):
     record(tmp_path / "film.mp4")
     browser = tmp_path / "browser"
