@@ -41,6 +41,7 @@ def add_to(commands: Any) -> None:
         'streammem ask trips "How often does the dog swim in the first ten minutes?"',
         'streammem ask door "Who came yesterday at 3 pm?" --timezone Europe/Berlin',
         'streammem ask trips "Who swims?" --context captions    from captions alone',
+        'streammem ask trips "Who swims?" --answer-with ollama:qwen3-vl:4b --steps 6 -v',
     )
     add_source_options(parser, asks=True)
     parser.add_argument("question", help="the question, in quotes")
@@ -94,10 +95,12 @@ def run_ask(arguments: argparse.Namespace) -> int:
             lines = [" ".join(plain(str(item)).split()) for item in answer.evidence[:MAX_SHOWN]]
             if (more := len(answer.evidence) - MAX_SHOWN) > 0:
                 lines.append(f"and {more} more; --format jsonl lists them all")
-            if answer.looked_at:
-                lines.insert(0, f"looked at {answer.looked_at}")
+            lines = [*answer.remarks, *lines]
             if answer.evidence and not answer.seen:
                 lines.append("not seen with confidence; these are the nearest moments")
+            if answer.decided_by == "model":
+                found = "shows" if answer.seen else "does not show"
+                lines.append(f"the model looked at the nearest moments: it {found} there")
             results.put("\n" + "".join(f"  {line}\n" for line in lines))
         else:
             results.write(answer)

@@ -1,4 +1,4 @@
-"""`memory`: a look into a memory that lasts, and its care. No model is needed for it."""
+"""`memory`: a look into a memory that lasts, and its care; new keys alone need a model."""
 
 import argparse
 import json
@@ -21,6 +21,7 @@ from streammem.commands.options import (
     zone_of,
 )
 from streammem.errors import ConfigError, StoreError
+from streammem.models.registry import DEFAULT, load
 from streammem.output.render import Text, plain, stamped, to_line, wall_start
 from streammem.output.terminal import note, output, write_line
 from streammem.types import Event, clock, wall_clock, with_wall_clock
@@ -78,6 +79,17 @@ def add_to(commands: Any) -> None:
         "give unused space back to the file system",
         "streammem memory compact trips",
     )
+    remade = action(
+        "reindex",
+        reindex,
+        "make new keys for search, from its keyframes and captions; goes on after a stop",
+        "streammem memory reindex trips --keys hf:google/siglip2-base-patch16-224",
+        "streammem memory reindex trips --keys own                   the model's own again",
+    )
+    keys = "own, or hf:NAME of a CLIP or SigLIP, as for watch"
+    remade.add_argument("--keys", required=True, metavar="NAME", help=keys)
+    remade.add_argument("--model", default=DEFAULT, help="that the memory was made by")
+    remade.add_argument("--device", default="cpu", help="where the new keys are made")
     _add_removals(action)
 
 
@@ -188,6 +200,32 @@ def compact(arguments: argparse.Namespace) -> int:
         upkeep.compact(store)
         after = (store.path / DATABASE).stat().st_size
     note(f"{arguments.memory}: {before / 1e6:.2f} MB before, {after / 1e6:.2f} MB now")
+    return 0
+
+
+def reindex(arguments: argparse.Namespace) -> int:
+    """Make new keys; the old ones are in force until all are there."""
+    from tqdm import tqdm
+
+    from streammem.commands.opening import quiet_libraries
+    from streammem.memory.reindex import reindex as make_keys
+
+    quiet_libraries()
+    with _opened(arguments, "rw") as store:
+        model = load(arguments.model, device=arguments.device, keys=arguments.keys)
+        done = make_keys(
+            store,
+            model.fingerprint,
+            model.text_encoder.background.shape[1],
+            lambda picture: model.perceiver.perceive(picture).key,
+            model.text_encoder.sentence_keys,
+            lambda rows: tqdm(rows, unit="rows", leave=False, disable=None),
+        )
+    resumed = f", {done.resumed} of them before" if done.resumed else ""
+    note(f"{arguments.memory}: {_counted(done.rows, 'row')} with new keys{resumed}")
+    if done.without_picture:
+        counted = _counted(done.without_picture, "row")
+        note(f"{arguments.memory}: {counted} without a keyframe, found by words alone now")
     return 0
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from streammem.errors import BackboneError, ConfigError, install_command
+from streammem.models.registry import DEFAULT, WHOLE, generators_help, load
 from streammem.output.render import FORMATS, plain
 from streammem.types import TimeSpan
 from streammem.video import SourceOptions
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from streammem.engine.session_config import SessionConfig
     from streammem.engine.watch_options import WatchOptions
     from streammem.memory.retrieval import Window
+    from streammem.models.protocols import StreamModel
     from streammem.server.limits import Limits
 
 Run = Callable[[argparse.Namespace], int]
@@ -50,6 +52,7 @@ _TIME_OF_DAY = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?", re.ASCII
 # written must not be pruned down to them.
 LEAST_BUDGET_BYTES, LEAST_KEEP_S = 1_000_000, 3600.0
 TOKEN = "STREAMMEM_TOKEN"
+SPEND_HELP = "tokens, and requests after a comma, that servers are asked an hour at most"
 # Measured: docs/research/cameras.md, "How often an alert is right".
 ALERTS_ARE = (
     "A hint, not an alarm: with streammem-tiny 5 of 10 alerts were false, and of 3 things that "
@@ -248,6 +251,18 @@ WATCH_FLAGS = (  # of WatchOptions
         f"told once each time that this appears; may be repeated. {ALERTS_ARE}",
         _TEXTS,
     ),
+    Flag(
+        "--confirm-alerts",
+        "confirm_alerts",
+        "ask the model of each alert whether it sees it, before it is told (default: it is told)",
+        {"action": "store_true", "default": None},
+    ),
+    Flag(
+        "--until",
+        "until",
+        'end, with exit code 0, once the model finds this to hold, as in "the parcel is gone"',
+        {"metavar": "TEXT"},
+    ),
     Flag("--stats", "stats_s", "counters so often, as in 60s, on stderr", _TIME),
 )
 ANSWER_FLAGS = (  # of SessionConfig
@@ -256,6 +271,19 @@ ANSWER_FLAGS = (  # of SessionConfig
         "context",
         "what answers rest on",
         {"choices": ("memory", "now", "uniform", "captions")},
+    ),
+    Flag(
+        "--steps",
+        "steps",
+        "times that the model is asked for one answer; above 1 it may look things up, if it can "
+        "call tools (default 1)",
+        _WHOLE,
+    ),
+    Flag(
+        "--verify",
+        "verify",
+        "what was not seen is checked by the model, which looks at the nearest scenes",
+        {"action": "store_true", "default": None},
     ),
     Flag("--prompt", "instruction", "the instruction for captions, instead of the trained one"),
     Flag(
@@ -356,6 +384,25 @@ def configured(config: "SessionConfig", arguments: argparse.Namespace) -> "Sessi
     if decoding := given(DECODING_FLAGS, arguments):
         flags |= {"caption": decoding, "answer": decoding}
     return override(config, flags, "--")
+
+
+def load_model(arguments: argparse.Namespace) -> "StreamModel":
+    """Load the model that --model, --caption-with and --answer-with name.
+
+    Raises:
+        StreammemError: one of them means nothing, or cannot be opened.
+    """
+    from streammem.models.vlm.server import Spend
+
+    spend = Spend.read(arguments.spend) if arguments.spend is not None else None
+    return load(
+        arguments.model,
+        device=arguments.device,
+        caption_with=arguments.caption_with,
+        answer_with=arguments.answer_with,
+        spend=spend,
+        keys=arguments.keys,
+    )
 
 
 def server_limits(arguments: argparse.Namespace) -> "Limits":
@@ -502,7 +549,16 @@ def add_limits(parser: argparse._ActionsContainer) -> None:
 
 def _add_model(parser: Parser) -> None:
     add = parser.add_argument
-    add("--model", default="streammem-tiny", help="preset or checkpoint folder")
+    add(
+        "--model",
+        default=DEFAULT,
+        help=f"{WHOLE}, or what captions and answers: {generators_help()}",
+    )
+    add("--caption-with", metavar="NAME", help="what captions instead, written likewise")
+    add("--answer-with", metavar="NAME", help="what answers instead")
+    keys = "what makes the keys for search: own (default), or hf:NAME of a CLIP or SigLIP"
+    add("--keys", metavar="NAME", help=keys)
+    add("--spend", metavar="N[,N]", help=SPEND_HELP)
     add("--config", type=Path, metavar="FILE", help="TOML file of options (see configs/)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=SET_HELP)
     add("--device", default="cpu", help="where the language model runs: cpu, cuda, cuda:1, mps")

@@ -3,6 +3,7 @@
 import argparse
 import os
 import socket
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from streammem.commands.options import (
     add_server_options,
     add_session_options,
     configured,
+    load_model,
     require,
     server_limits,
 )
@@ -151,7 +153,6 @@ def open_sessions(arguments: argparse.Namespace, config: "ServerConfig") -> "Ses
     from streammem.commands.opening import quiet_libraries
     from streammem.engine.session_config import SessionConfig, defaults_of
     from streammem.engine.whole_video import whole_video_model
-    from streammem.models.checkpoint import load
     from streammem.models.threads import limit_threads
     from streammem.server.sessions import Sessions
     from streammem.video import kind_of, open_source
@@ -163,7 +164,7 @@ def open_sessions(arguments: argparse.Namespace, config: "ServerConfig") -> "Ses
             open_source(source).close()
     quiet_libraries()
     limit_threads(busy=2)
-    model = load(arguments.model, device=arguments.device)
+    model = load_model(arguments)
     options = configured(defaults_of(model), arguments)
     if whole := whole_video_model(model, options.cuts):
         raise ConfigError(
@@ -195,12 +196,18 @@ def _bound(config: "ServerConfig") -> socket.socket:
     return listening
 
 
+def _browse(url: str) -> None:
+    import webbrowser
+
+    if not webbrowser.open(url):
+        note(f"no browser is found here; open {url} in one")
+
+
 def _run(
     app: "FastAPI", sessions: "Sessions", listening: socket.socket, *, browse: bool = False
 ) -> int:
     import asyncio
     import logging
-    import webbrowser
 
     import uvicorn
 
@@ -217,8 +224,8 @@ def _run(
             if app.state.failed is None:  # not before: a client would be refused a connection
                 url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
                 note(f"listening on {url}")
-                if browse:
-                    webbrowser.open(url)
+                if browse:  # a thread: a browser of the terminal returns when it is left
+                    threading.Thread(target=_browse, args=(url,), daemon=True).start()
             self.should_exit = self.should_exit or app.state.failed is not None
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

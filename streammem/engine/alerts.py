@@ -30,6 +30,7 @@ class _Watched:
     gone: float  # the cosine below which it is away
     cosines: list[float] = field(default_factory=list)  # of frames in a row that show it
     last_seen: float | None = None  # seconds; None while it is away
+    denied_in: int | None = None  # the scene in which the model denied it
 
 
 class Alerts:
@@ -91,13 +92,25 @@ class Alerts:
             return ()
         found = []
         for watched, cosine in zip(self._watched, (self._keys @ key).tolist(), strict=True):
-            score = self._appeared(watched, frame.time, cosine)
+            score = self._appeared(watched, frame.time, cosine, segment)
             if score is not None:
                 path = self._keep(frame)
                 found.append(Alert(watched.query, frame.time, score, segment, path))
         return tuple(found)
 
-    def _appeared(self, watched: _Watched, time: float, cosine: float) -> float | None:
+    def deny(self, alert: Alert) -> None:
+        """Take back an alert that is not to be reported; it may appear again in another scene."""
+        for watched in self._watched:
+            if watched.query == alert.query:
+                watched.last_seen, watched.cosines, watched.denied_in = None, [], alert.segment
+        if alert.keyframe is not None:
+            path = Path(alert.keyframe)
+            self._pictures = [kept for kept in self._pictures if kept != path]
+            path.unlink(missing_ok=True)
+
+    def _appeared(
+        self, watched: _Watched, time: float, cosine: float, segment: int
+    ) -> float | None:
         """Follow one description; return the score with which it appears now, if it does."""
         config = self._config
         there = cosine >= watched.there
@@ -108,6 +121,8 @@ class Alerts:
                 watched.last_seen = None
         watched.cosines = [*watched.cosines, cosine][-config.confirm :] if there else []
         if watched.last_seen is not None or len(watched.cosines) < config.confirm:
+            return None
+        if watched.denied_in == segment:
             return None
         watched.last_seen = time
         return float(watched.scale.probability(np.array(max(watched.cosines))))

@@ -67,6 +67,10 @@ class WatchOptions:
         stats_s: seconds between ``Stats``, >= 0, one more at the end; None for none.
         alerts: descriptions to wait for.
         alerting: how they are.
+        confirm_alerts: ask the model whether it sees an alert in its frame before it is reported.
+            Off by default: it takes a reply an alert, of a model that reads pictures.
+        until: a condition such as ``the parcel is gone``; once the model finds it to hold the
+            stream ends with an ``Until``.
 
     Raises:
         ConfigError: a value outside its range.
@@ -78,12 +82,16 @@ class WatchOptions:
     stats_s: float | None = None
     alerts: tuple[str, ...] = ()
     alerting: AlertConfig = ALERTING
+    confirm_alerts: bool = False
+    until: str | None = None
 
     def __post_init__(self) -> None:
         if self.drop not in (None, *DROPS):
             raise ConfigError(f"drop {self.drop!r}: give one of {', '.join(DROPS)}")
         if not self.refresh_s > 0 or (self.stats_s is not None and not self.stats_s >= 0):
             raise ConfigError("refresh_s must be above 0, stats_s 0 or more")
+        if self.until is not None and not self.until.strip():
+            raise ConfigError("until is empty; give a condition, such as: the parcel is gone")
 
 
 @dataclass(frozen=True, slots=True)

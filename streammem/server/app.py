@@ -24,7 +24,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from streammem import __version__
 from streammem.engine.alerts import phrases_of
-from streammem.errors import StoreError, StreammemError
+from streammem.errors import ServedModelError, StoreError, StreammemError
 from streammem.server.chat import chat_routes
 from streammem.server.guard import Guard, error_body
 from streammem.server.inbox import MEDIA_TYPES, RAW, Inbox, decode
@@ -401,7 +401,8 @@ def _add_refusals(app: FastAPI, sessions: Sessions) -> None:
 
     @app.exception_handler(StreammemError)
     async def unusable(request: Request, error: StreammemError) -> JSONResponse:
-        return reply(422, _without_folder(str(error), sessions))
+        status = 502 if isinstance(error, ServedModelError) else 422
+        return reply(status, _without_folder(str(error), sessions))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

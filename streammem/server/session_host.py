@@ -22,6 +22,7 @@ from streammem.engine.session import Session
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.errors import StreammemError
+from streammem.memory.entry import Entry
 from streammem.output.render import NOTHING, wall_start
 from streammem.server.counters import Counters
 from streammem.server.events import EventLog
@@ -183,7 +184,8 @@ class SessionHost:
         def on_text(piece: str) -> None:
             if abandoned:
                 raise _AbandonedError
-            self._tell(pieces.put_nowait, piece)
+            if piece:  # it is empty while a model server is waited for
+                self._tell(pieces.put_nowait, piece)
 
         def answered(session: Session) -> Answer:
             names = private_sources(session.memory)
@@ -221,6 +223,7 @@ class SessionHost:
         state: State = "closed"
         try:
             with self.plan.open_session() as session:
+                session.answerer.file_of = self._file_of
                 self._converse(session)
         except (StreammemError, Refused) as error:
             state = "failed"
@@ -231,6 +234,11 @@ class SessionHost:
             self._tell(self._fail, RuntimeError(f"internal error: {type(error).__name__}"))
         finally:
             self._tell(self._end, state)
+
+    def _file_of(self, entry: Entry) -> Path | None:
+        # Only the file that was opened: other sources in a memory may have names of clients.
+        file = self.plan.file if entry.source == self.plan.source else None
+        return file if file and file.is_file() else None
 
     def _converse(self, session: Session) -> None:
         opener = self.plan.open_source

@@ -148,8 +148,7 @@ class Sessions:
         """
         self._check_place()
         if source is None:
-            limits = self.config.limits
-            inbox = Inbox(source_options.fps, limits.frames_waiting, source_options.max_side)
+            inbox = Inbox(source_options, self.config.limits.frames_waiting)
             pushed = _WatchedSource(inbox.name, lambda _: inbox, inbox=inbox)
             return await self._start(pushed, options, memory)
         return await self._start(await self._named(source, source_options), options, memory)
