@@ -18,6 +18,7 @@ BENCHMARKS = {
     "rooms": "benchmarks.rooms",
     "said": "benchmarks.said",
     "scenes": "benchmarks.scenes",
+    "see": "benchmarks.see",
     "server": "benchmarks.server",
     "stream": "benchmarks.stream",
     "swapped": "benchmarks.swapped",

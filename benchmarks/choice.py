@@ -24,6 +24,7 @@ from streammem import load
 from streammem.evaluation.datasets import Photo, read_photo, read_photos
 from streammem.evaluation.metrics import CiderD, score_captions, tokenise
 from streammem.models.backbones.language import Replies
+from streammem.models.protocols import EvidenceItem
 from streammem.models.reranking import fit_reranker, reranking_features
 
 AT_ONCE = 4  # photos described in one batch
@@ -60,10 +61,16 @@ def draw(model: Any, photos: list[Photo], count: int) -> list[Drawn]:
         batch = photos[begin : begin + AT_ONCE]
         seen = [model.perceive(read_photo(photo.path)) for photo in batch]
         tokens = [model.encode_frames([each.patches], [0.5]) for each in seen]
-        all_replies = model.captions(tokens, candidates=count)
+        all_replies = draw_replies(model, tokens, count)
         for photo, perceived, replies in zip(batch, seen, all_replies, strict=True):
             drawn.append(_weighed(model, photo, perceived.key, replies, cider))
     return drawn
+
+
+def draw_replies(model: Any, tokens: list[Tensor], count: int) -> list[Replies]:
+    """Draw ``count`` captions of each segment's tokens, the likeliest first."""
+    prompts = [model.caption_prompt(EvidenceItem(0, 0, each)) for each in tokens]
+    return model.language.candidates(prompts, model.decoding, count)
 
 
 def _weighed(model: Any, photo: Photo, key: np.ndarray, replies: Replies, cider: CiderD) -> Drawn:
@@ -94,7 +101,7 @@ def seconds(model: Any, tokens: list[Tensor], count: int) -> float:
     taken = []
     for each in tokens:
         began = time.process_time()
-        (replies,) = model.captions([each], candidates=count)
+        (replies,) = draw_replies(model, [each], count)
         if count > 1:
             model.sentence_keys([reply.text for reply in replies])
         taken.append(time.process_time() - began)
@@ -135,7 +142,7 @@ def _table(
         model.encode_frames([model.perceive(read_photo(photo.path)).patches], [0.5])
         for photo in photos[:TIMED]
     ]
-    model.captions(tokens[:1])  # the first takes longer
+    draw_replies(model, tokens[:1], 1)  # the first takes longer
     likeliest = np.array([each.worth[0] for each in drawn])
     rows = {}
     print("drawn  BLEU-1  BLEU-4  ROUGE-L  CIDEr  gained         different  best there was  ms")

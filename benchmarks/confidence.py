@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 
 from benchmarks.fitted import keep
 from benchmarks.machine import machine
-from benchmarks.texts import kinds, nouns, rubbish
+from benchmarks.said import kinds, nouns, rubbish
 from streammem import load
 from streammem.evaluation.datasets import Photo, read_photos
 from streammem.models.confidence import confidence_features, fit_confidence

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.choice import draw_replies
 from benchmarks.machine import machine
 from streammem.evaluation.datasets import Photo, read_photo, read_photos
 from streammem.models.tiny.model import VideoModel
@@ -313,7 +314,7 @@ def own_captions(
         caption_of = {row["image"]: row["caption"] for row in rows}
         return [caption_of[photo.name] for photo in photos]
     blocks = [list(tokens[i : i + 16]) for i in range(0, len(tokens), 16)]
-    all_replies = [replies for block in blocks for replies in model.captions(block, model.decoding)]
+    all_replies = [replies for block in blocks for replies in draw_replies(model, block, 1)]
     return [replies[0].text for replies in all_replies]
 
 

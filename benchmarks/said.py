@@ -114,7 +114,7 @@ def main(arguments: list[str]) -> int:
             segments += session.push(Frame(picture, i / 2, 0.5, i))
         segments += session.flush()
         longest = max(segments, key=lambda segment: segment.end - segment.start)
-        return session.captions([longest])[0]
+        return session.caption(longest)
 
     captioned, shown, spoiled = [], [], {"noise": [], "black": [], "blurred": []}
     for row in rows:

@@ -30,6 +30,7 @@ from streammem.models.tiny.keys import (
     PictureKey,
     SentenceEvidence,
     TextKey,
+    WordsOfCells,
 )
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionHead
@@ -47,6 +48,8 @@ SCALE = ".row_scale"
 VISION = "vision."  # what training added to the frame encoder's parameters
 # What older versions kept the recurrent memory by; it is not learned any more.
 RETIRED = ("bridge.remember.", "bridge.initial")
+WORDS = "words"  # the head that names words; a checkpoint may lack it
+NAMES = "words.txt"  # its words, or those of ``evidence`` without such a head, one a line
 QUESTIONS = "questions"  # what reads questions; a checkpoint may lack it
 MIN_PACKED = 1 << 14  # values; below it the scales would not pay
 
@@ -124,6 +127,7 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         reranker=config.reranker,
         null=config.null,
         questions=_question_head(tensors, folder),
+        words=_word_head(tensors, folder, picture_key),
     )
 
 
@@ -163,6 +167,9 @@ def save(
     tensors |= {f"lora.{key}": value for key, value in lora.items()}
     if model.questions is not None:
         tensors |= {f"{QUESTIONS}.{k}": v for k, v in model.questions.state_dict().items()}
+    evidence = model.picture_key.evidence
+    if model.words is not None and model.words is not (evidence and evidence.words):
+        tensors |= {f"{WORDS}.{k}": v for k, v in model.words.state_dict().items()}
     config = {
         "format": FORMAT,
         **backbones,
@@ -182,6 +189,12 @@ def save(
     save_file(_packed(tensors), path)
     path.chmod(0o644)  # safetensors writes files that only their owner may read
     os.replace(path, folder / "model.safetensors")
+    if model.words:
+        path = folder / f"{NAMES}.part"
+        path.write_text("".join(f"{word}\n" for word in model.words.names))
+        os.replace(path, folder / NAMES)
+    else:
+        (folder / NAMES).unlink(missing_ok=True)
     path = folder / "config.json.part"
     path.write_text(json.dumps(config, indent=1) + "\n")
     os.replace(path, folder / "config.json")
@@ -218,6 +231,32 @@ def _learned(
     bridge: nn.Module, picture_key: nn.Module, text_key: nn.Module
 ) -> dict[str, nn.Module]:
     return {"bridge": bridge, "picture_key": picture_key, "text_key": text_key}
+
+
+def _word_head(
+    tensors: dict[str, Tensor], folder: Path, picture_key: PictureKey
+) -> WordsOfCells | None:
+    """Return the head that names words: its own, else that of the keys; None without names."""
+    path = folder / NAMES
+    try:
+        names = tuple(path.read_text().split())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: corrupt ({error}); get the model again") from error
+    down = tensors.get(f"{WORDS}.down.weight")
+    if down is not None and down.ndim == 2:
+        head = WordsOfCells(down.shape[1], len(names), down.shape[0])
+        _fill(head, tensors, WORDS, folder)
+    elif picture_key.evidence:
+        head = picture_key.evidence.words
+    else:
+        raise CheckpointError(f"{path}: names words, but the checkpoint scores none")
+    if len(names) != head.up.out_features:
+        scored = head.up.out_features
+        raise CheckpointError(f"{path}: {len(names)} words, but the checkpoint scores {scored}")
+    head.names = names
+    return head
 
 
 def _question_head(tensors: dict[str, Tensor], folder: Path) -> QuestionHead | None:

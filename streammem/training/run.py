@@ -305,6 +305,7 @@ def _save_checkpoint(context: TrainingContext) -> None:
         reranker=start.reranker if start else None,
         null=start.null if start else DEFAULT_NULL,
         questions=questions,
+        words=_named_words(context),
     )
     save(
         model,
@@ -317,6 +318,15 @@ def _save_checkpoint(context: TrainingContext) -> None:
         lora=learner.lora,
         lora_scale=learner.lora_scale,
     )
+
+
+def _named_words(context: TrainingContext) -> WordsOfCells | None:
+    """Return the head that names words: the start's while it fits, or else that of the keys."""
+    start, kinds = context.learner.start, {options.kind for options in context.recipe.stages}
+    if start and start.words and not kinds & {"vision", "evidence"}:
+        return start.words
+    evidence = context.learner.picture_key.evidence
+    return evidence.words if evidence and evidence.words.names else None
 
 
 def _figures(context: TrainingContext) -> dict[str, Any]:

@@ -16,7 +16,12 @@ from streammem.models.backbones.weights import SOURCES
 from streammem.models.checkpoint import PRESETS, backbones_of, load, merge_lora, save
 from streammem.models.confidence import ConfidenceModel
 from streammem.models.reranking import Reranker
-from streammem.models.tiny.keys import EvidenceSizes, PictureEvidence, SentenceEvidence
+from streammem.models.tiny.keys import (
+    EvidenceSizes,
+    PictureEvidence,
+    SentenceEvidence,
+    WordsOfCells,
+)
 from streammem.models.tiny.questions import QuestionHead
 from tests.tiny import TinyVision, moving_square, tiny_language, tiny_model
 
@@ -173,6 +178,30 @@ def test_the_evidence_of_words_is_kept_with_its_keys(original, language_folder, 
     sentence = torch.nn.functional.normalize(torch.randn(1, TEXT_DIM), dim=-1)
     assert (loaded.text_key(sentence) * model.text_key.eval()(sentence)).sum() > 1 - 1e-3
     assert model.fingerprint != original.fingerprint
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_words_are_named_likeliest_first_by_a_head_or_by_the_keys(own, language_folder, tmp_path):
+    model, patches = tiny_model(seed=1), torch.rand(4, 12)
+    key_dim = model.background.shape[1]
+    assert model.likely_words(patches, 3) == []
+    model.picture_key.evidence = PictureEvidence(key_dim, EvidenceSizes(12, 3, 2))
+    model.text_key.evidence = SentenceEvidence(TEXT_DIM, key_dim, 3)
+    head = WordsOfCells(12, 3, 5) if own else model.picture_key.evidence.words
+    head.up.bias.data, head.names = torch.tensor([-50.0, 50.0, 0.0]), ("cup", "knife", "pan")
+    write(model, tmp_path / "plain", language_folder)
+    assert load(tmp_path / "plain").likely_words(patches, 3) == []
+    write(dataclasses.replace(model, words=head), tmp_path / "named", language_folder)
+    loaded = load(tmp_path / "named")
+    assert loaded.likely_words(patches, 2) == ["knife", "pan"]
+    assert loaded.likely_words(patches, 9) == ["knife", "pan", "cup"]
+    assert (loaded.words is loaded.picture_key.evidence.words) == (not own)
+    assert loaded.fingerprint == load(tmp_path / "plain").fingerprint
+    write(loaded, tmp_path / "again", language_folder)
+    assert load(tmp_path / "again").likely_words(patches, 9) == ["knife", "pan", "cup"]
+    (tmp_path / "named" / "words.txt").write_text("cup\nknife\n")
+    with pytest.raises(CheckpointError, match="words"):
+        load(tmp_path / "named")
 
 
 def test_a_question_head_is_kept_and_may_be_lacking(original, language_folder, tmp_path):

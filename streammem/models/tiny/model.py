@@ -26,7 +26,7 @@ from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads, Segm
 from streammem.models.reranking import Reranker, best_reply
 from streammem.models.tiny import recurrent
 from streammem.models.tiny.bridge import MemoryBridge
-from streammem.models.tiny.keys import PictureKey, TextKey
+from streammem.models.tiny.keys import PictureKey, TextKey, WordsOfCells
 from streammem.models.tiny.questions import QuestionHead, QuestionReading
 from streammem.perception.perceiver import Perceived
 from streammem.perception.scenetilling import SceneTillingConfig
@@ -57,6 +57,8 @@ class VideoModel:
         reranker: how the best of several captions is chosen; likewise.
         null: how far the best of many unrelated pictures' keys reaches; for "not seen".
         questions: reads operator and anchor off a question; without it, every one is free.
+        words: scores the words of a picture, apart from the keys' own, so that it can learn more
+            words while keys, and what is chosen and found by them, stay as they are.
     """
 
     name: str
@@ -74,6 +76,7 @@ class VideoModel:
     reranker: Reranker | None = None
     null: GumbelNull = DEFAULT_NULL
     questions: QuestionHead | None = None
+    words: WordsOfCells | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(
@@ -90,7 +93,7 @@ class VideoModel:
         """Itself."""
         return self
 
-    segment_encoder = text_encoder = generator = perceiver
+    segment_encoder = text_encoder = generator = answer_generator = perceiver
 
     @property
     def session_options(self) -> dict[str, Any]:
@@ -128,6 +131,23 @@ class VideoModel:
         embedding = (features.frame[0] - self.center).float().cpu().numpy()
         key = self.picture_key(features.patches)[0].float().cpu().numpy()
         return Perceived(embedding, features.patches[0].half(), key)
+
+    @torch.inference_mode()
+    def likely_words(self, patches: Tensor, count: int) -> list[str]:
+        """Name the words that a person would most likely use of a picture, the likeliest first.
+
+        Args:
+            patches: [P, V] of ``Perceived``.
+            count: words at most.
+
+        Returns:
+            Words; none where the checkpoint has no names for any.
+        """
+        if self.words is None:
+            return []
+        scores = self.words(patches[None].float())[0]
+        best = scores.topk(min(count, len(scores))).indices.tolist()
+        return [self.words.names[i] for i in best]
 
     @property
     def token_shape(self) -> tuple[int, int]:
