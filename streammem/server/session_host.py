@@ -192,7 +192,9 @@ class SessionHost:
             answer = session.ask(
                 question, lambda piece: on_text(without_folders(piece, names)), pictures
             )
-            return replace(answer, text=without_folders(answer.text, names))
+            steps = (replace(s, text=without_folders(s.text, names)) for s in answer.steps)
+            text = without_folders(answer.text, names)
+            return replace(answer, text=text, steps=tuple(steps))
 
         began = time.monotonic()
         asked = asyncio.ensure_future(self.do(answered))
