@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from streammem.engine.session_config import SessionConfig
     from streammem.engine.watch import watch
     from streammem.engine.watch_options import WatchCallbacks, WatchOptions
-    from streammem.models.checkpoint import load
+    from streammem.models.registry import load
     from streammem.video import SourceOptions, open_source
 
 __version__ = "0.1.0"
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "load": "streammem.models.checkpoint",
+    "load": "streammem.models.registry",
     "watch": "streammem.engine.watch",
     "WatchCallbacks": "streammem.engine.watch_options",
     "WatchOptions": "streammem.engine.watch_options",

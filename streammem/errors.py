@@ -35,6 +35,10 @@ class BackboneError(StreammemError, RuntimeError):
     """A backbone whose weights or package are missing, or do not fit."""
 
 
+class ServedModelError(StreammemError, OSError):
+    """A model server that cannot be reached, refuses, or gave what is no answer."""
+
+
 class CheckpointError(StreammemError, ValueError):
     """A checkpoint that is corrupt, incomplete, or of another layout."""
 

@@ -3,6 +3,7 @@
 No behaviour beyond printing lives here, and nothing that needs torch.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from typing import Literal, NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 Reason = Literal["cut", "max", "end"]
 Method = Literal["model", "computed"]
 Matched = Literal["picture", "caption", "speech"]
+DecidedBy = Literal["keys", "model"]
 
 
 class TimeSpan(NamedTuple):
@@ -130,6 +132,31 @@ class Moment(Evidence):
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """A function of the memory that the model called while it looked for an answer.
+
+    Attributes:
+        call: name of the function; see ``qa.lookups.LOOKUPS``.
+        arguments: as the model gave them; text that is no JSON object stands under ``text``.
+        text: of the result, as the model read it.
+        segments: ids of the scenes that the result shows.
+        pictures: that it has.
+        failed: whether the call could not be meant; ``text`` says why.
+    """
+
+    call: str
+    arguments: Mapping[str, object]
+    text: str
+    segments: tuple[int, ...] = ()
+    pictures: int = 0
+    failed: bool = False
+
+    def __str__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return f"{self.call}({given}): {' | '.join(self.text.splitlines())}"
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """The reply to a question.
 
@@ -140,6 +167,10 @@ class Answer:
             nothing.
         looked_at: the time that was asked about and on which clock it was taken; None where the
             question names no time.
+        left_out: pictures of the evidence that the model had no room for, the weakest first.
+        steps: what the model looked up on the way, in order; see ``AnswerConfig.steps``.
+        decided_by: of an answer that was checked: whether the keys or the model decided ``seen``;
+            None where nothing was checked. See ``AnswerConfig.verify``.
     """
 
     question: str
@@ -149,12 +180,24 @@ class Answer:
     evidence: tuple[Evidence, ...] = ()
     remark: str | None = None
     looked_at: str | None = None
+    left_out: int = 0
+    steps: tuple[Step, ...] = ()
+    decided_by: DecidedBy | None = None
 
     def __str__(self) -> str:
         said = [self.text, *([self.remark] if self.remark else [])]
-        when = [f"  (looked at {self.looked_at})"] if self.looked_at else []
+        when = [f"  ({remark})" for remark in self.remarks]
         lines = [*said, *when, *(f"  {item}" for item in self.evidence)]
         return "\n".join(lines)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader should know of how it was made."""
+        when = [f"looked at {self.looked_at}"] if self.looked_at else []
+        if not self.left_out:
+            return when
+        pictures = "1 picture" if self.left_out == 1 else f"{self.left_out} pictures"
+        return [*when, f"no room for {pictures} of the weakest evidence"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +259,11 @@ class Alert:
     Attributes:
         query: what was waited for, in the user's words.
         time: seconds; of the frame in which it was seen.
-        score: how far it exceeds chance; see ``memory.retrieval.normalise``.
+        score: in [0, 1], how likely the frame shows it; on the scale of evidence.
         segment: id of the scene that was open then.
         keyframe: path of the stored frame, if any.
+        confirmed: True where the model was asked and sees it in the frame; None where it was not
+            asked, or gave no answer. What it denies is not reported.
     """
 
     query: str
@@ -226,10 +271,30 @@ class Alert:
     score: float
     segment: int
     keyframe: str | None = None
+    confirmed: bool | None = None
 
     def __str__(self) -> str:
         shown = f" {self.keyframe}" if self.keyframe else ""
-        return f"[{clock(self.time)}] alert: {self.query} (score {self.score:.1f}){shown}"
+        score = f"score {self.score:.2f}{', confirmed' if self.confirmed else ''}"
+        return f"[{clock(self.time)}] alert: {self.query} ({score}){shown}"
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """The condition that a source was watched until holds now.
+
+    Attributes:
+        condition: in the user's words.
+        time: seconds; of the frame in which the model found it to hold.
+        segment: id of the scene that was open then.
+    """
+
+    condition: str
+    time: float
+    segment: int
+
+    def __str__(self) -> str:
+        return f"[{clock(self.time)}] it holds: {self.condition}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +319,9 @@ class Stats:
             caption's first word.
         candidates: captions generated of a scene, of which one is chosen; 0 without captions, and
             for a live source until it is known how many there is time for.
+        alerts_refused: alerts that the model was asked about and denied.
+        requests: to model servers meanwhile, likewise ``retries``, ``failures`` and ``tokens`` of
+            prompts and replies; 0 without one.
     """
 
     frames: int
@@ -271,20 +339,27 @@ class Stats:
     lag_s: float = 0.0
     caption_lag_s: float = 0.0
     candidates: int = 0
+    alerts_refused: int = 0
+    requests: int = 0
+    retries: int = 0
+    failures: int = 0
+    tokens: int = 0
 
     def __str__(self) -> str:
         best_of = f", each the best of {self.candidates}" if self.candidates else ""
+        served = f", model server {self.requests} requests ({self.retries} again, {self.failures} "
+        served = f"{served}failed), {self.tokens} tokens" if self.requests else ""
         return (
             f"{self.frames} of {self.captured} frames ({self.dropped_full} dropped behind, "
             f"{self.dropped_at_stop} at the stop, {self.waiting} waiting), "
             f"{self.segments} segments, {self.captions} captions, "
             f"{self.captions_skipped} skipped, "
             f"perception {self.perceive_s:.1f} s, language model {self.speak_s:.1f} s of CPU, "
-            f"{self.lag_s:.1f} s behind, captions {self.caption_lag_s:.1f} s{best_of}"
+            f"{self.lag_s:.1f} s behind, captions {self.caption_lag_s:.1f} s{best_of}{served}"
         )
 
 
-Event = Segment | Caption | Moment | Answer | Chapter | Note | Alert | Notice | Stats
+Event = Segment | Caption | Moment | Answer | Chapter | Note | Alert | Until | Notice | Stats
 
 
 def encodable(text: str) -> str:

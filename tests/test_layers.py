@@ -107,11 +107,13 @@ def test_importing_streammem_does_not_import_torch():
 def test_threads_live_in_workers_only(path):
     own = {name for name in imported(path.read_text()) if name.startswith(tuple(THREADS))}
     # The server's locks stand around the one model that its sessions share; a broker is spoken to
-    # in a thread of its own, so that nobody waits for it.
+    # in a thread of its own, so that nobody waits for it, as a model server is.
     others = (
         "engine/reader.py",
         "captioning/scheduler.py",
         "models/once.py",
+        "models/vlm/served.py",
+        "models/vlm/server.py",
         "server/shared.py",
         "integrations/mqtt/link.py",
         "integrations/mqtt/publisher.py",

@@ -160,7 +160,8 @@ class Captioner:
         pieces = []
         for piece in self._model.generator.stream(self.prompt(request), self.decoding):
             pieces.append(piece)
-            on_text(piece)
+            if piece:  # it is empty while a server is waited for
+                on_text(piece)
         return self.score(request, (Reply("".join(pieces).strip(), [], []),))
 
     def score(self, request: CaptionRequest, replies: Replies) -> ScoredCaption:

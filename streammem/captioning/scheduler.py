@@ -21,11 +21,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 from streammem.captioning.captioner import Captioner, CaptionRequest
+from streammem.errors import StreammemError
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies, Reply
-from streammem.models.protocols import EvidenceItem, Generator, Reads
+from streammem.models.protocols import (
+    EvidenceItem,
+    Generator,
+    Reads,
+    Tool,
+    ToolCall,
+    ToolGenerator,
+    ToolTurn,
+)
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -60,6 +69,13 @@ def take(items: "queue.Queue[T]", thread: threading.Thread) -> T:
         if alive:
             raise
         raise RuntimeError(f"the thread {thread.name} died without an error") from None
+
+
+class ClosedError(StreammemError, RuntimeError):
+    """A job that was not done when the scheduler was closed."""
+
+    def __init__(self) -> None:
+        super().__init__("the language model was stopped before this was generated")
 
 
 class FairLock:
@@ -150,7 +166,7 @@ class LanguageScheduler:
                 self._pending.sort(key=lambda one: not one.urgent)
                 self._changed.notify_all()
                 return
-        job.deliver(RuntimeError("the language model's scheduler is closed"))
+        job.deliver(ClosedError())
 
     def withdraw(self, jobs: Sequence[_Job]) -> list[_Job]:
         """Take back jobs that are not begun, and return them."""
@@ -177,6 +193,21 @@ class LanguageScheduler:
                 raise result
         return [result.replies for result in results if isinstance(result, Generated)]
 
+    def ask(
+        self,
+        prompt: Callable[[], Prompt],
+        decoding: GenerationConfig,
+        deliver: Callable[[Generated | BaseException], None],
+    ) -> None:
+        """Generate one reply soon, before captions that wait, and deliver it from the thread.
+
+        Args:
+            prompt: called in the thread, builds the prompt.
+            decoding: of the reply.
+            deliver: called in the thread, with the reply or with what was raised.
+        """
+        self.submit(_Job(prompt, decoding, partial(_same, 1), deliver, urgent=True))
+
     def _wait(self, box: "queue.Queue[T]") -> T:
         while True:
             with suppress(queue.Empty):
@@ -186,12 +217,17 @@ class LanguageScheduler:
         """Yield an answer piece by piece, each in a turn of its own."""
         with self.lm_lock:
             pieces = self._generator.stream(prompt, decoding)
+        yield from self.in_turns(pieces)
+
+    def in_turns(self, steps: Iterator[T]) -> Iterator[T]:
+        """Take each step of a generation in a turn of its own."""
+        ended = object()
         while True:
             with self.lm_lock:
-                piece = next(pieces, None)
-            if piece is None:
+                step = next(steps, ended)
+            if step is ended:
                 return
-            yield piece
+            yield cast(T, step)
 
     def close(self) -> None:
         """End the thread, between two steps if it is generating; what waits fails. Idempotent."""
@@ -203,7 +239,7 @@ class LanguageScheduler:
     # -- the thread --
 
     def _run(self) -> None:
-        error: BaseException = RuntimeError("the language model's scheduler is closed")
+        error: BaseException = ClosedError()
         try:
             while batch := self._take_batch():
                 if self._generate(batch) and not self.batches:
@@ -262,6 +298,8 @@ class LanguageScheduler:
                     now = time.thread_time()
                     left.pop(0).deliver(Generated(replies, began, now - mark))
                     mark = now
+            if left and self._stopped.is_set():
+                raise ClosedError
         except BaseException as error:  # noqa: BLE001, carried to all that wait for the batch
             for job in left:
                 job.deliver(error)
@@ -490,6 +528,17 @@ class ScheduledGenerator:
         """Generate between the steps of others."""
         return self.scheduler.stream(prompt, decoding)
 
+    def converse(
+        self,
+        prompt: Prompt,
+        turns: Sequence[ToolTurn],
+        tools: Sequence[Tool],
+        decoding: GenerationConfig,
+    ) -> Iterator[str | ToolCall | None]:
+        """Generate between the steps of others; see ``ToolGenerator``."""
+        caller = cast(ToolGenerator, self.generator)
+        return self.scheduler.in_turns(caller.converse(prompt, turns, tools, decoding))
+
 
 def _same(value: T) -> T:
     return value
@@ -523,6 +572,7 @@ def _whole_reply(
     pieces = []
     for piece in generator.stream(prompt, decoding):
         pieces.append(piece)
-        on_text(piece)
+        if piece:  # it is empty while a server is waited for
+            on_text(piece)
         yield None
     yield (Reply("".join(pieces).strip(), [], []),)

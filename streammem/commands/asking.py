@@ -41,6 +41,7 @@ def add_to(commands: Any) -> None:
         'streammem ask trips "How often does the dog swim in the first ten minutes?"',
         'streammem ask door "Who came yesterday at 3 pm?" --timezone Europe/Berlin',
         'streammem ask trips "Who swims?" --context captions    from captions alone',
+        'streammem ask trips "Who swims?" --answer-with ollama:qwen3-vl:4b --steps 6 -v',
     )
     add_source_options(parser, asks=True)
     parser.add_argument("question", help="the question, in quotes")
@@ -58,6 +59,7 @@ def add_to(commands: Any) -> None:
     add_source_options(parser, asks=True)
     parser.add_argument("query", help='for example "a man in a red hat"')
     add_between(parser, "only what overlaps A to B")
+    add_flags(parser, (TIMEZONE,))
     parser.add_argument("--count", type=int, default=5, help="moments at most (default 5)")
     sheet = "also draw their keyframes, in time order"
     parser.add_argument("--sheet", type=Path, metavar="PNG", help=sheet)
@@ -68,9 +70,11 @@ def add_to(commands: Any) -> None:
         "list chapters, each with captions of its most central scenes",
         "streammem summary holiday.mp4",
         "streammem summary trips --between 1:00:00 2:00:00 --chapters 6",
+        "streammem summary door --between 2026-05-03T16:00 18:00 --timezone Europe/Berlin",
     )
     add_source_options(parser, asks=True)
     add_between(parser, "only what overlaps A to B")
+    add_flags(parser, (TIMEZONE,))
     about = "chapters at most (default: square root of the number of scenes, 24 at most)"
     parser.add_argument("--chapters", type=int, metavar="N", help=about)
 
@@ -91,10 +95,12 @@ def run_ask(arguments: argparse.Namespace) -> int:
             lines = [" ".join(plain(str(item)).split()) for item in answer.evidence[:MAX_SHOWN]]
             if (more := len(answer.evidence) - MAX_SHOWN) > 0:
                 lines.append(f"and {more} more; --format jsonl lists them all")
-            if answer.looked_at:
-                lines.insert(0, f"looked at {answer.looked_at}")
+            lines = [*answer.remarks, *lines]
             if answer.evidence and not answer.seen:
                 lines.append("not seen with confidence; these are the nearest moments")
+            if answer.decided_by == "model":
+                found = "shows" if answer.seen else "does not show"
+                lines.append(f"the model looked at the nearest moments: it {found} there")
             results.put("\n" + "".join(f"  {line}\n" for line in lines))
         else:
             results.write(answer)

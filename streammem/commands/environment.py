@@ -30,6 +30,7 @@ VARIABLES = {
     "STREAMMEM_HOME": "folder of pulled weights",
     "STREAMMEM_DATA": "folder of training and test data",
     "STREAMMEM_TOKEN": "what clients of `streammem serve` must present; its value is not shown",
+    "STREAMMEM_API_KEY": "what model servers are shown; its value is not shown",
     "STREAMMEM_MQTT_PASSWORD": "of the user that --mqtt names; its value is not shown",
 }
 
@@ -62,7 +63,7 @@ def describe() -> dict[str, str]:
     except BackboneError as error:
         facts["weights"] = str(error)
     for name, about in VARIABLES.items():
-        secret = name.endswith(("TOKEN", "PASSWORD")) and name in os.environ
+        secret = name.endswith(("TOKEN", "PASSWORD", "KEY")) and name in os.environ
         shown = "set" if secret else os.environ.get(name)
         facts[name] = shown or f"not set ({about})"
     return facts

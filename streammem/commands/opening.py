@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streammem.commands.options import (
@@ -19,6 +20,7 @@ from streammem.commands.options import (
     check_output,
     check_speech,
     configured,
+    load_model,
     source_options,
     watch_options,
 )
@@ -32,6 +34,7 @@ from streammem.video.address import public_name
 if TYPE_CHECKING:
     from streammem.engine.session import Session
     from streammem.engine.watch_options import WatchCallbacks, WatchOptions
+    from streammem.memory.entry import Entry
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +53,12 @@ def open_session(arguments: argparse.Namespace) -> "Session":
     from streammem.engine.session import Session
     from streammem.engine.session_config import defaults_of
     from streammem.engine.whole_video import open_session as open_by_cuts
-    from streammem.models.checkpoint import load
     from streammem.models.threads import limit_threads
     from streammem.perception.scenes import for_keyframes
 
     quiet_libraries()
     limit_threads(busy=2)
-    model = load(arguments.model, device=arguments.device)
+    model = load_model(arguments)
     # Once more on the model's own options: what is not stated stays as the model has it.
     own = defaults_of(model)
     if arguments.sparse:
@@ -68,10 +70,17 @@ def open_session(arguments: argparse.Namespace) -> "Session":
         finite = kind_of(arguments.source).finite
         session = open_by_cuts(model, config, arguments.memory, finite=finite)
     session.wall_zero = arguments.recorded
+    session.answerer.file_of = _file_of
     if remembered and not len(session.memory):
         session.close()
         raise StoreError(f"{arguments.source}: nothing is in this memory yet")
     return session
+
+
+def _file_of(entry: "Entry") -> Path | None:
+    """Return the video file that a row was seen in, if it is still there."""
+    path = Path(entry.source)
+    return path if entry.source and path.is_file() and kind_of(path).name == "file" else None
 
 
 def _checked(arguments: argparse.Namespace) -> bool:

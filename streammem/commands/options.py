@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from streammem.errors import BackboneError, ConfigError, install_command
+from streammem.models.registry import DEFAULT, WHOLE, generators_help, load
 from streammem.output.render import FORMATS, plain
 from streammem.types import TimeSpan
 from streammem.video import SourceOptions
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from streammem.engine.session_config import SessionConfig
     from streammem.engine.watch_options import WatchOptions
     from streammem.memory.retrieval import Window
+    from streammem.models.protocols import StreamModel
     from streammem.server.limits import Limits
 
 Run = Callable[[argparse.Namespace], int]
@@ -50,6 +52,12 @@ _TIME_OF_DAY = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?", re.ASCII
 # written must not be pruned down to them.
 LEAST_BUDGET_BYTES, LEAST_KEEP_S = 1_000_000, 3600.0
 TOKEN = "STREAMMEM_TOKEN"
+SPEND_HELP = "tokens, and requests after a comma, that servers are asked an hour at most"
+# Measured: docs/research/cameras.md, "How often an alert is right".
+ALERTS_ARE = (
+    "A hint, not an alarm: with streammem-tiny 5 of 10 alerts were false, and of 3 things that "
+    "came 1 was told"
+)
 SET_HELP = (
     "as in passages=6; of a VideoLLaMB cuts=top3 or threshold reads a file as a whole, so that "
     "captions come after its end, and cuts=streaming while it goes on"
@@ -134,15 +142,23 @@ def between_of(arguments: argparse.Namespace) -> "Window | None":
     return Window(wall=span) if wall else Window(stream=span)
 
 
+def zone_of(timezone: str | None) -> ZoneInfo | None:
+    """Return the time zone that --timezone names; None for this computer's.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    try:
+        return None if timezone is None else ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        text = f"--timezone {timezone!r}: not known; give a name such as Europe/Berlin"
+        raise ConfigError(text) from error
+
+
 def _wall_time(text: str, timezone: str | None) -> datetime:
     moment(text)  # which refuses what is no time
     at = datetime.fromisoformat(text)
-    if at.tzinfo is None and timezone is not None:
-        try:
-            return at.replace(tzinfo=ZoneInfo(timezone))
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            return at  # refused where it is used
-    return at
+    return at.replace(tzinfo=zone_of(timezone)) if at.tzinfo is None else at
 
 
 def byte_size(text: str) -> int:
@@ -229,7 +245,24 @@ LIVE_FLAGS = (  # of WatchOptions
     ),
 )
 WATCH_FLAGS = (  # of WatchOptions
-    Flag("--alert", "alerts", "told once each time that this appears; may be repeated", _TEXTS),
+    Flag(
+        "--alert",
+        "alerts",
+        f"told once each time that this appears; may be repeated. {ALERTS_ARE}",
+        _TEXTS,
+    ),
+    Flag(
+        "--confirm-alerts",
+        "confirm_alerts",
+        "ask the model of each alert whether it sees it, before it is told (default: it is told)",
+        {"action": "store_true", "default": None},
+    ),
+    Flag(
+        "--until",
+        "until",
+        'end, with exit code 0, once the model finds this to hold, as in "the parcel is gone"',
+        {"metavar": "TEXT"},
+    ),
     Flag("--stats", "stats_s", "counters so often, as in 60s, on stderr", _TIME),
 )
 ANSWER_FLAGS = (  # of SessionConfig
@@ -238,6 +271,19 @@ ANSWER_FLAGS = (  # of SessionConfig
         "context",
         "what answers rest on",
         {"choices": ("memory", "now", "uniform", "captions")},
+    ),
+    Flag(
+        "--steps",
+        "steps",
+        "times that the model is asked for one answer; above 1 it may look things up, if it can "
+        "call tools (default 1)",
+        _WHOLE,
+    ),
+    Flag(
+        "--verify",
+        "verify",
+        "what was not seen is checked by the model, which looks at the nearest scenes",
+        {"action": "store_true", "default": None},
     ),
     Flag("--prompt", "instruction", "the instruction for captions, instead of the trained one"),
     Flag(
@@ -338,6 +384,25 @@ def configured(config: "SessionConfig", arguments: argparse.Namespace) -> "Sessi
     if decoding := given(DECODING_FLAGS, arguments):
         flags |= {"caption": decoding, "answer": decoding}
     return override(config, flags, "--")
+
+
+def load_model(arguments: argparse.Namespace) -> "StreamModel":
+    """Load the model that --model, --caption-with and --answer-with name.
+
+    Raises:
+        StreammemError: one of them means nothing, or cannot be opened.
+    """
+    from streammem.models.vlm.server import Spend
+
+    spend = Spend.read(arguments.spend) if arguments.spend is not None else None
+    return load(
+        arguments.model,
+        device=arguments.device,
+        caption_with=arguments.caption_with,
+        answer_with=arguments.answer_with,
+        spend=spend,
+        keys=arguments.keys,
+    )
 
 
 def server_limits(arguments: argparse.Namespace) -> "Limits":
@@ -455,7 +520,7 @@ def add_server_options(parser: Parser) -> None:
     add("--uploads", type=Path, metavar="DIR", help="folder for uploads (default: a temporary one)")
     about = "host (with *), address or network that clients may name in a source; may be repeated"
     add("--allow-source", action="append", default=[], metavar="HOST", help=about)
-    about = "told once each time that this appears in a SOURCE named here; may be repeated"
+    about = f"told once each time that this appears in a SOURCE; may be repeated. {ALERTS_ARE}"
     add("--alert", action="append", default=[], metavar="TEXT", help=about)
     add_flags(parser.add_argument_group("limits"), LIMIT_FLAGS)
     add_session_options(parser)
@@ -484,7 +549,16 @@ def add_limits(parser: argparse._ActionsContainer) -> None:
 
 def _add_model(parser: Parser) -> None:
     add = parser.add_argument
-    add("--model", default="streammem-tiny", help="preset or checkpoint folder")
+    add(
+        "--model",
+        default=DEFAULT,
+        help=f"{WHOLE}, or what captions and answers: {generators_help()}",
+    )
+    add("--caption-with", metavar="NAME", help="what captions instead, written likewise")
+    add("--answer-with", metavar="NAME", help="what answers instead")
+    keys = "what makes the keys for search: own (default), or hf:NAME of a CLIP or SigLIP"
+    add("--keys", metavar="NAME", help=keys)
+    add("--spend", metavar="N[,N]", help=SPEND_HELP)
     add("--config", type=Path, metavar="FILE", help="TOML file of options (see configs/)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=SET_HELP)
     add("--device", default="cpu", help="where the language model runs: cpu, cuda, cuda:1, mps")

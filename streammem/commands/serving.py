@@ -3,6 +3,7 @@
 import argparse
 import os
 import socket
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from streammem.commands.options import (
     add_server_options,
     add_session_options,
     configured,
+    load_model,
     require,
     server_limits,
 )
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from streammem.server.limits import ServerConfig
     from streammem.server.sessions import Sessions
 
-GRACE_S = 5  # for clients that are still connected when the server ends
+GRACE_S = 2  # for clients that are still connected when the sessions are closed
 
 
 def add_to(commands: Any) -> None:
@@ -52,6 +54,7 @@ def add_to(commands: Any) -> None:
         "streammem ui",
         "streammem ui --memories memories --port 7860",
         "streammem ui holiday.mp4 --open                        watched at once, in a browser",
+        "streammem ui rtsp://camera/1 rtsp://camera/2           opens on the first camera",
     )
     add_server_options(parser)
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
@@ -78,12 +81,14 @@ def run_serve(arguments: argparse.Namespace) -> int:
     config = server_config(arguments)
 
     from streammem.server.app import make_app
+    from streammem.ui import add_watch
 
     with closing(_bound(config)) as listening:
         sessions = open_sessions(arguments, config)
         if broker:
             sessions.outlet = outlets(broker, arguments.camera, config.alerts)
-        return _run(make_app(sessions, arguments.sources), listening)
+        app = add_watch(make_app(sessions, arguments.sources), sessions)
+        return _run(app, sessions, listening)
 
 
 def run_ui(arguments: argparse.Namespace) -> int:
@@ -92,13 +97,12 @@ def run_ui(arguments: argparse.Namespace) -> int:
     config = server_config(arguments)
 
     from streammem.server.app import make_app
-    from streammem.ui import add_page
+    from streammem.ui.page import add_page
 
-    files = [Path(source) for source in arguments.sources if Path(source).is_file()]
     with closing(_bound(config)) as listening:
         sessions = open_sessions(arguments, config)
-        app = add_page(make_app(sessions, arguments.sources), sessions, files)
-        return _run(app, listening, browse=arguments.open)
+        app = add_page(make_app(sessions, arguments.sources), sessions)
+        return _run(app, sessions, listening, browse=arguments.open)
 
 
 def run_mcp(arguments: argparse.Namespace) -> int:
@@ -149,7 +153,6 @@ def open_sessions(arguments: argparse.Namespace, config: "ServerConfig") -> "Ses
     from streammem.commands.opening import quiet_libraries
     from streammem.engine.session_config import SessionConfig, defaults_of
     from streammem.engine.whole_video import whole_video_model
-    from streammem.models.checkpoint import load
     from streammem.models.threads import limit_threads
     from streammem.server.sessions import Sessions
     from streammem.video import kind_of, open_source
@@ -161,7 +164,7 @@ def open_sessions(arguments: argparse.Namespace, config: "ServerConfig") -> "Ses
             open_source(source).close()
     quiet_libraries()
     limit_threads(busy=2)
-    model = load(arguments.model, device=arguments.device)
+    model = load_model(arguments)
     options = configured(defaults_of(model), arguments)
     if whole := whole_video_model(model, options.cuts):
         raise ConfigError(
@@ -193,24 +196,45 @@ def _bound(config: "ServerConfig") -> socket.socket:
     return listening
 
 
-def _run(app: "FastAPI", listening: socket.socket, *, browse: bool = False) -> int:
+def _browse(url: str) -> None:
     import webbrowser
+
+    if not webbrowser.open(url):
+        note(f"no browser is found here; open {url} in one")
+
+
+def _run(
+    app: "FastAPI", sessions: "Sessions", listening: socket.socket, *, browse: bool = False
+) -> int:
+    import asyncio
+    import logging
 
     import uvicorn
 
     host, port = listening.getsockname()[:2]
 
     class Server(uvicorn.Server):
-        """Ends at once where a source of the command line cannot be opened."""
+        """Ends at once where a source of the command line cannot be opened.
+
+        Once it is to end it closes the sessions, which ends the streams of clients by itself.
+        """
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if app.state.failed is None:  # not before: a client would be refused a connection
                 url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
                 note(f"listening on {url}")
-                if browse:
-                    webbrowser.open(url)
+                if browse:  # a thread: a browser of the terminal returns when it is left
+                    threading.Thread(target=_browse, args=(url,), daemon=True).start()
             self.should_exit = self.should_exit or app.state.failed is not None
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            closing = asyncio.ensure_future(sessions.close())
+            while not (closing.done() or self.force_exit):  # a second interrupt waits for nothing
+                await asyncio.sleep(0.05)
+            # An open page holds connections of its own, whose end is no news.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            await super().shutdown(sockets)
 
     options = uvicorn.Config(
         app, log_level="warning", timeout_graceful_shutdown=GRACE_S, ws_max_size=1 << 16

@@ -21,11 +21,11 @@ from streammem.commands.options import (
     watch_options,
 )
 from streammem.commands.publishing import broker_of, camera_name, publisher_to
-from streammem.errors import ConfigError
+from streammem.errors import ConfigError, ServedModelError
 from streammem.output.render import plain, prometheus, to_line, wall_start
 from streammem.output.rotation import RotatedFile, Rotation, naming
 from streammem.output.terminal import LiveText, Results, Sheet, note, output
-from streammem.types import Answer, Caption, Event, Notice, Segment, Stats
+from streammem.types import Answer, Caption, Event, Notice, Segment, Stats, Until
 from streammem.video.address import public_name
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def add_to(commands: Any) -> None:
         "streammem watch screen: -o day.jsonl --format jsonl --rotate-every 1d --rotate-keep 7",
         "ffmpeg -i rtmp://... -c copy -f mpegts - | streammem watch -",
         'streammem watch rtsp://camera/1 --alert "a dog" --mqtt mqtt://user:password@broker',
+        'streammem watch rtsp://camera/1 --until "the parcel is gone" --answer-with ollama:NAME',
     )
     add_source_options(parser, reconnects=True)
     add_live_options(parser)
@@ -155,18 +156,25 @@ def run_watch(arguments: argparse.Namespace) -> int:
             options = replace(options, stats_s=METRICS_EVERY_S)
         callbacks = WatchCallbacks(lambda: arguments.interrupted() or signalled.terminated)
         name, broken = arguments.camera or camera_name(arguments.source, arguments.memory), False
+        holds = options.until is None
         with (
             publisher_to(broker, name, options.alerts) as mqtt,
             closing(_Output(arguments, rotation)) as out,
         ):
             for event, wall_zero in watch_source(session, arguments, options, callbacks):
                 broken |= isinstance(event, Notice) and event.is_failure
+                holds |= isinstance(event, Until)
                 if signalled.reopen:
                     signalled.reopen = False
                     out.reopen()
                 out.show(event, wall_zero, session.source)
                 if mqtt:
                     mqtt.send(event, wall_start(event, wall_zero))
+    if options.until is not None and holds:
+        return 0
+    if not holds and not arguments.interrupted() and not signalled.terminated:
+        note(f"the source has ended, and this did not hold: {options.until}")
+        return 1
     return exit_code(arguments, broken)
 
 
@@ -195,7 +203,10 @@ def run_chat(arguments: argparse.Namespace) -> int:
                 results.write(event)
         if not stop():
             while question := questions.wait():  # the source has ended, the memory has not
-                results.put(_evidence(session.ask(question, results.write_piece)))
+                try:
+                    results.put(_evidence(session.ask(question, results.write_piece)))
+                except ServedModelError as error:
+                    note(f"streammem: {error}")
     return exit_code(arguments, broken)
 
 
@@ -323,6 +334,7 @@ def _rotation(arguments: argparse.Namespace) -> Rotation:
 
 def _evidence(answer: Answer) -> str:
     lines = [" ".join(plain(str(item)).split()) for item in answer.evidence]
+    lines = [*answer.remarks, *lines]
     if not answer.seen:
         lines.append("not seen with confidence; these are the nearest moments")
     return "\n" + "".join(f"  {line}\n" for line in lines)

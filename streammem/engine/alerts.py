@@ -13,7 +13,7 @@ from PIL import Image
 from streammem.engine.watch_options import ALERTING, AlertConfig
 from streammem.errors import ConfigError
 from streammem.memory.entry import unit_rows
-from streammem.memory.retrieval import normalise, threshold
+from streammem.memory.retrieval import Query, Scale, scale_of
 from streammem.models.protocols import TextEncoder
 from streammem.types import Alert, Frame
 from streammem.video.pixels import fitted_pixels
@@ -25,11 +25,12 @@ PICTURE_SIDE, JPEG_QUALITY = 640, 85
 class _Watched:
     query: str
     key: np.ndarray
-    offset: float  # score = offset + slope * cosine
-    slope: float
-    gone: float  # the score below which it is away
-    scores: list[float] = field(default_factory=list)  # of frames in a row above the threshold
+    scale: Scale  # of its cosines
+    there: float  # the cosine from which on it is there
+    gone: float  # the cosine below which it is away
+    cosines: list[float] = field(default_factory=list)  # of frames in a row that show it
     last_seen: float | None = None  # seconds; None while it is away
+    denied_in: int | None = None  # the scene in which the model denied it
 
 
 class Alerts:
@@ -48,14 +49,33 @@ class Alerts:
     def __init__(
         self, encoder: TextEncoder, queries: Sequence[str], config: AlertConfig = ALERTING
     ) -> None:
-        self._config = config
-        self._threshold = threshold(config.rate)
-        self._watched = [_watched(encoder, query, config) for query in queries]
-        self._keys = np.array([watched.key for watched in self._watched])  # [Q, D_key]
+        self._encoder, self._config = encoder, config
+        self._watched: list[_Watched] = []
+        self._keys = np.empty((0, 0))
         self._pictures: list[Path] = []
         if config.pictures and queries:
             config.pictures.mkdir(parents=True, exist_ok=True)
             self._pictures = sorted(config.pictures.glob("alert-*.jpg"))
+        self.change(queries)
+
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """What is waited for."""
+        return tuple(watched.query for watched in self._watched)
+
+    def change(self, queries: Sequence[str]) -> None:
+        """Wait for other descriptions from now on; one that stays is not reported anew.
+
+        Raises:
+            ConfigError: an empty description.
+        """
+        if self.queries == tuple(queries):
+            return
+        known = {watched.query: watched for watched in self._watched}
+        self._watched = [
+            known.get(query) or _watched(self._encoder, query, self._config) for query in queries
+        ]
+        self._keys = np.array([watched.key for watched in self._watched])  # [Q, D_key]
 
     def take(self, frame: Frame, key: np.ndarray, segment: int) -> tuple[Alert, ...]:
         """Look at the next frame.
@@ -72,27 +92,40 @@ class Alerts:
             return ()
         found = []
         for watched, cosine in zip(self._watched, (self._keys @ key).tolist(), strict=True):
-            score = self._appeared(watched, frame.time, cosine)
+            score = self._appeared(watched, frame.time, cosine, segment)
             if score is not None:
                 path = self._keep(frame)
                 found.append(Alert(watched.query, frame.time, score, segment, path))
         return tuple(found)
 
-    def _appeared(self, watched: _Watched, time: float, cosine: float) -> float | None:
+    def deny(self, alert: Alert) -> None:
+        """Take back an alert that is not to be reported; it may appear again in another scene."""
+        for watched in self._watched:
+            if watched.query == alert.query:
+                watched.last_seen, watched.cosines, watched.denied_in = None, [], alert.segment
+        if alert.keyframe is not None:
+            path = Path(alert.keyframe)
+            self._pictures = [kept for kept in self._pictures if kept != path]
+            path.unlink(missing_ok=True)
+
+    def _appeared(
+        self, watched: _Watched, time: float, cosine: float, segment: int
+    ) -> float | None:
         """Follow one description; return the score with which it appears now, if it does."""
         config = self._config
-        score = watched.offset + watched.slope * cosine
-        there = score > self._threshold
+        there = cosine >= watched.there
         if watched.last_seen is not None:
-            if score >= watched.gone:
+            if cosine >= watched.gone:
                 watched.last_seen = time
             elif time - watched.last_seen >= config.away_s:
                 watched.last_seen = None
-        watched.scores = [*watched.scores, score][-config.confirm :] if there else []
-        if watched.last_seen is not None or len(watched.scores) < config.confirm:
+        watched.cosines = [*watched.cosines, cosine][-config.confirm :] if there else []
+        if watched.last_seen is not None or len(watched.cosines) < config.confirm:
+            return None
+        if watched.denied_in == segment:
             return None
         watched.last_seen = time
-        return max(watched.scores)
+        return float(watched.scale.probability(np.array(max(watched.cosines))))
 
     def _keep(self, frame: Frame) -> str | None:
         folder = self._config.pictures
@@ -108,13 +141,22 @@ class Alerts:
         return str(path)
 
 
-def _watched(encoder: TextEncoder, query: str, config: AlertConfig) -> _Watched:
+def phrases_of(query: str) -> list[str]:
+    """Return the phrasings of a description.
+
+    Raises:
+        ConfigError: one is empty.
+    """
     phrases = [phrase.strip() for phrase in query.split("|")]
     if not all(phrases):
         raise ConfigError("an alert is empty; describe what to wait for")
+    return phrases
+
+
+def _watched(encoder: TextEncoder, query: str, config: AlertConfig) -> _Watched:
+    phrases = phrases_of(query)
     key = unit_rows(encoder.sentence_keys(phrases).mean(0, keepdims=True))[0]
     background = encoder.background.numpy() @ key
-    marks = np.array([0.0, 1.0, background.mean()])
-    at_0, at_1, usual = map(float, normalise(marks, background, config.frames, encoder.null))
-    gone = usual + config.leave * (threshold(config.rate) - usual)
-    return _Watched(query, key, at_0, at_1 - at_0, gone)
+    scale = scale_of(Query(key, background=background, null=encoder.null, num_keys=config.frames))
+    there, usual = scale.score_at(config.min_score), float(background.mean())
+    return _Watched(query, key, scale, there, usual + config.leave * (there - usual))

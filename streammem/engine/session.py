@@ -35,6 +35,7 @@ from streammem.perception.scene_buffer import (
 )
 from streammem.perception.scenetilling import Pushed, SceneTilling, SceneTillingState, Score
 from streammem.qa.answerer import Answerer
+from streammem.qa.lookups import Lookups
 from streammem.qa.question import Present
 from streammem.types import (
     Answer,
@@ -91,7 +92,8 @@ class Session:
         on_score: called with the time (s) and each settled similarity and depth, for plots.
 
     Raises:
-        ConfigError: more candidates than the model can choose among.
+        ConfigError: more candidates than the model can choose among; steps of a model that calls no
+            tools, or ``verify`` of one that reads no pictures.
         StoreError: the memory cannot be opened, or was made by another model.
 
     Attributes:
@@ -103,6 +105,7 @@ class Session:
         time_offset: seconds that ``push`` and ``flush`` add to the times of the source to have
             those of the memory's timeline, which all that comes out of a session is timed by; see
             ``go_on``.
+        on_wait: called between the pieces of an answer; ``watch`` perceives then what has come.
     """
 
     whole = False
@@ -148,6 +151,7 @@ class Session:
         )
         self.next_segment = self.memory.next_segment
         self._time, self.time_offset = -math.inf, 0.0
+        self.on_wait: Callable[[], None] | None = None
         self._closed: dict[int, CaptionRequest] = {}  # by the last push or flush alone
         self.answerer = Answerer(self.model, self.memory, self.config.answering, self)
 
@@ -381,7 +385,8 @@ class Session:
 
         Args:
             question: free text.
-            on_text: called with each piece of the answer as it comes.
+            on_text: called with each piece of the answer as it comes; with empty ones while a
+                server is waited for.
             pictures: [H, W, 3] uint8 RGB each, which the question is about.
             between: [a, b) seconds, or a window of the wall clock; answer from this part alone.
 
@@ -391,8 +396,15 @@ class Session:
         """
         if not question.strip():
             raise ValueError("the question is empty")
+
+        def passed_on(piece: str) -> None:
+            if on_text:
+                on_text(piece)
+            if self.on_wait:
+                self.on_wait()
+
         return self.answerer.ask(
-            question, self._present(), on_text, pictures, within=_window(between)
+            question, self.present(), passed_on, pictures, within=_window(between)
         )
 
     def find(
@@ -405,7 +417,15 @@ class Session:
             count: moments at most.
             between: as for ``ask``.
         """
-        return self.answerer.find(query, count, self._present(), _window(between))
+        return self.answerer.find(query, count, self.present(), _window(between))
+
+    def lookups(self, between: tuple[float, float] | Window | None = None) -> Lookups:
+        """Return the functions by which a model, or an agent, looks into the memory.
+
+        Args:
+            between: as for ``ask``; nothing else is found or shown.
+        """
+        return self.answerer.lookups(self.present(), _window(between))
 
     def chapters(
         self,
@@ -423,7 +443,8 @@ class Session:
         """
         return self.answerer.chapters(count, _window(between))
 
-    def _present(self) -> Present:
+    def present(self) -> Present:
+        """Return where the stream stands: its last frames, the open segment."""
         return Present(self._buffer.now, self.next_segment, self.recurrent, self.source)
 
     # -- closing --

@@ -40,6 +40,11 @@ class SessionConfig:
         context: what an answer is read from: ``memory``, or a control: the last frames only
             (``now``), segments spread evenly (``uniform``), captions without tokens (``captions``).
         remark: let the model say a sentence of its own after an answer that was computed.
+        steps: times that the model is asked for one answer, in [1, 32]; above 1 it may look things
+            up in the memory before it answers, if it can call tools.
+        steps_s: seconds after which it must answer, > 0.
+        verify: where the keys say "not seen", a model that reads pictures looks at the nearest
+            scenes and decides. Off by default: it costs a reply a scene.
         timezone: name in the time zone database, as in ``Europe/Berlin``, that wall-clock words
             are read in; None takes this computer's.
         rankers: rules that rank what is found and decide what counts as seen, applied in this
@@ -66,6 +71,9 @@ class SessionConfig:
     fixed: bool = False
     context: Context = "memory"
     remark: bool = False
+    steps: int = 1
+    steps_s: float = 300.0
+    verify: bool = False
     timezone: str | None = None
     rankers: tuple[str, ...] = DEFAULT_RANKERS
     caption: GenerationConfig | None = None
@@ -102,8 +110,9 @@ class SessionConfig:
     def answering(self) -> AnswerConfig:
         """The options of answers."""
         return AnswerConfig(
-            self.passages, self.context, self.remark, self.timezone, self.rankers, self.answer
-        )
+            self.passages, self.context, self.remark, self.timezone, self.rankers, self.answer,
+            self.steps, self.steps_s, self.verify,
+        )  # fmt: skip
 
 
 def defaults_of(model: StreamModel) -> SessionConfig:

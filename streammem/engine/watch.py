@@ -4,9 +4,10 @@ Frames come from the reader's thread (`reader.py`), captions from the thread of 
 scheduler (`captioning/scheduler.py`). The session is touched by the caller's thread alone.
 """
 
+import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -19,12 +20,14 @@ from streammem.captioning.scheduler import (
     LanguageScheduler,
 )
 from streammem.engine.alerts import Alerts
+from streammem.engine.checks import STOP_S, Checks, check_reads
 from streammem.engine.long_scenes import LongScene
 from streammem.engine.reader import Reader
 from streammem.engine.session import Session
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
-from streammem.errors import TruncatedError
-from streammem.types import Caption, Event, Frame, Notice, Segment, Stats
+from streammem.errors import ServedModelError, TruncatedError
+from streammem.models.vlm.server import ASKED
+from streammem.types import Alert, Caption, Event, Frame, Notice, Segment, Stats
 from streammem.video import SourceOptions, VideoSource, open_with
 
 SEGMENTS_AHEAD = 4  # captions that may be pending before a file's perception waits, at least
@@ -66,6 +69,8 @@ def watch(
     if not session.source:
         session.source = opened.name
     alerts = Alerts(session.model.text_encoder, options.alerts, options.alerting)
+    if options.confirm_alerts or options.until is not None:
+        check_reads(session)
     return _Watching(session, opened, options, callbacks, alerts, scheduler).events()
 
 
@@ -89,6 +94,11 @@ class _Watching:
         self._as_generated = None if session.captioner.withholds else callbacks.on_text
         self._num_frames = self._num_segments = self._num_captions = 0
         self._perceive_s = self._perceived_until = self._caption_lag_s = 0.0
+        self._num_refused, self._holds = 0, False
+        self._newest: Frame | None = None  # timed by the memory's clock
+        self._late: list[Segment] = []  # closed while an answer was waited for
+        self._asked_before = ASKED.counts
+        self._failure = ""  # of a model server, since the last caption
         self._stats_at = 0.0 if options.stats_s is None else time.monotonic() + options.stats_s
 
     def events(self) -> Iterator[Event]:
@@ -96,7 +106,9 @@ class _Watching:
         drop = options.drop or ("oldest" if self._live else "never")
         described = options.captions and self._session.captioner.can_describe
         self._captions = self._open_captions() if described else None
+        self._checks = self._open_checks()
         self._reader = Reader(self._source, drop)
+        self._session.on_wait = self._keep_up
         try:
             yield from self._stream()
             self._reader.stop()
@@ -108,7 +120,10 @@ class _Watching:
             elif self._reader.broken:
                 raise self._reader.broken
         finally:
+            self._session.on_wait = None
             self._reader.stop()
+            if self._checks:
+                self._checks.close()
             if self._captions:
                 self._captions.close()
                 if not self._shared:
@@ -134,18 +149,40 @@ class _Watching:
             captions.warm_up(session.blank_request())
         return captions
 
+    def _open_checks(self) -> Checks | None:
+        options, model = self._options, self._session.model
+        if not options.confirm_alerts and options.until is None:
+            return None
+        # One generator is used by one thread: where it captions, too, it has a scheduler.
+        captions = model.answer_generator is model.generator
+        scheduler = self._captions.scheduler if self._captions and captions else None
+        return Checks(self._session, options.until, options.refresh_s, scheduler)
+
     def _stream(self) -> Iterator[Event]:
         for frame in self._reader.frames(self._callbacks.stop):
             closed = self._push(frame) if frame else ()
-            yield from self._due(closed)
+            yield from self._due((*self._closed_late(), *closed))
             if frame:
                 yield from self._alerted(frame)
             yield from self._asides()
+            if self._holds:
+                self._reader.stopped = True
+                break
         self._reader.halt()
+        yield from self._checked_at_end()
         end = None if self._reader.stopped else self._source.end
         closed = self._session.flush(end)
         self._num_segments += len(closed)
-        yield from self._due(closed, at_end=True)
+        yield from self._due((*self._closed_late(), *closed), at_end=True)
+
+    def _keep_up(self) -> None:
+        """Perceive the frames that came while an answer was waited for."""
+        while frame := self._reader.waiting_frame():
+            self._late.extend(self._push(frame))
+
+    def _closed_late(self) -> list[Segment]:
+        late, self._late = self._late, []
+        return late
 
     def _push(self, frame: Frame) -> tuple[Segment, ...]:
         began = time.thread_time()
@@ -160,6 +197,8 @@ class _Watching:
         self._num_frames += 1
         self._num_segments += len(closed)
         self._perceived_until = frame.time
+        if self._callbacks.on_frame:
+            self._callbacks.on_frame(frame)
         return closed
 
     def _due(self, closed: tuple[Segment, ...], *, at_end: bool = False) -> Iterator[Event]:
@@ -173,11 +212,32 @@ class _Watching:
                 self._scenes.begun(job)
                 self._captions.submit(job)
             ahead = max(SEGMENTS_AHEAD, 2 * self._captions.batch_size)
-            for result in self._captions.results(0 if at_end else None if self._live else ahead):
+            for result in self._results(0 if at_end else None if self._live else ahead):
                 if result is None:
                     yield from self._answered()
+                elif isinstance(result, Notice):
+                    yield result
                 else:
                     yield self._caption(self._captions.captioner, result)
+
+    def _results(self, max_pending: int | None) -> Iterator[CaptionResult | Notice | None]:
+        """Yield finished captions, as ``CaptionQueue.results`` does.
+
+        A model server that fails takes one caption from a live source, which is watched for days,
+        and is told of; of a file it is an error.
+        """
+        assert self._captions
+        while True:
+            try:
+                yield from self._captions.results(max_pending)
+                return
+            except ServedModelError as error:
+                if not self._live:
+                    raise
+                self._captions.num_skipped += 1
+                failure, self._failure = self._failure, str(error)
+                if self._failure != failure:
+                    yield Notice(self._failure)
 
     def _submit(self, captions: CaptionQueue, segment: Segment) -> None:
         if not self._scenes:
@@ -191,7 +251,7 @@ class _Watching:
 
     def _caption(self, captioner: Captioner, result: CaptionResult) -> Caption:
         request, segment = result.job.request, result.job.request.segment
-        self._num_captions += 1
+        self._num_captions, self._failure = self._num_captions + 1, ""
         self._caption_lag_s = result.began - result.job.shown_at
         scored = captioner.score(request, result.replies)
         caption = (self._scenes or self._session).keep(segment, scored)
@@ -200,10 +260,46 @@ class _Watching:
         return caption
 
     def _alerted(self, frame: Frame) -> Iterator[Event]:
+        if self._callbacks.alerts:
+            self._alerts.change(self._callbacks.alerts())
         newest = self._session.newest
-        if self._options.alerts and newest is not None:
-            frame = replace(frame, time=frame.time + self._session.time_offset)
-            yield from self._alerts.take(frame, newest.key, self._session.next_segment)
+        if newest is None:
+            return
+        frame = self._newest = replace(frame, time=frame.time + self._session.time_offset)
+        for alert in self._alerts.take(frame, newest.key, self._session.next_segment):
+            asks = self._checks is not None and self._options.confirm_alerts
+            if not (asks and self._checks and self._checks.confirm(alert, frame)):
+                yield alert
+        if self._checks:
+            self._checks.look(frame)
+
+    def _checked(self, wait_s: float, *, at_end: bool = False) -> Iterator[Event]:
+        """Yield what the model has been asked about and has not denied."""
+        checks = self._checks
+        for result in checks.results(wait_s) if checks else ():
+            if isinstance(result, Notice):
+                yield result
+                continue
+            asked, verdict = result
+            if isinstance(asked, Alert) and verdict is False:
+                self._alerts.deny(asked)
+                self._num_refused += 1
+            elif isinstance(asked, Alert):
+                yield replace(asked, confirmed=verdict)
+            elif checks and not self._holds and checks.holds(verdict, at_end=at_end):
+                self._holds = True
+                yield asked
+
+    def _checked_at_end(self) -> Iterator[Event]:
+        """Look a last time, and yield what is left; unconfirmed what would have to be awaited."""
+        if not self._checks:
+            return
+        stopped = self._reader.stopped
+        if self._newest is not None and not stopped:
+            yield from self._checked(math.inf)
+            self._checks.look(self._newest, at_end=True)
+        yield from self._checked(STOP_S if stopped else math.inf, at_end=not stopped)
+        yield from (asked for asked in self._checks.unanswered() if isinstance(asked, Alert))
 
     def _asides(self) -> Iterator[Event]:
         """Yield what does not come from frames: notices, counters, answers."""
@@ -212,6 +308,7 @@ class _Watching:
         if every_s is not None and time.monotonic() >= self._stats_at:
             self._stats_at = time.monotonic() + every_s
             yield self._stats()
+        yield from self._checked(0.0 if self._live else math.inf)
         yield from self._answered()
 
     def _answered(self) -> Iterator[Event]:
@@ -228,20 +325,23 @@ class _Watching:
 
     def _answer(self, question: str) -> Iterator[Event]:
         """Answer while captions pause and frames are perceived between two words."""
-        closed: list[Segment] = []
 
         def on_text(piece: str) -> None:
-            if self._callbacks.on_answer:
+            if self._callbacks.on_answer and piece:  # it is empty while a server is waited for
                 self._callbacks.on_answer(piece)
-            while frame := self._reader.waiting_frame():
-                closed.extend(self._push(frame))
 
         # A shared scheduler lets answers in between the steps of captions by itself.
-        own = self._captions.scheduler.lm_lock if self._captions and not self._shared else None
-        with own or nullcontext():
-            answer = self._session.ask(question, on_text)
-        yield answer
-        yield from self._due(tuple(closed))
+        try:
+            with ExitStack() as own:
+                if not self._shared:
+                    schedulers = [s.scheduler for s in (self._captions, self._checks) if s]
+                    for scheduler in dict.fromkeys(schedulers):
+                        own.enter_context(scheduler.lm_lock)
+                answer = self._session.ask(question, on_text)
+            yield answer
+        except ServedModelError as error:
+            yield Notice(str(error))
+        yield from self._due(tuple(self._closed_late()))
 
     def _stats(self) -> Stats:
         reader, captions = self._reader, self._captions
@@ -261,4 +361,6 @@ class _Watching:
             lag_s=max(0.0, reader.captured_until - self._perceived_until),
             caption_lag_s=self._caption_lag_s if self._live else 0.0,
             candidates=captions.num_candidates if captions else 0,
+            alerts_refused=self._num_refused,
+            **ASKED.counts.since(self._asked_before)._asdict(),
         )

@@ -7,14 +7,13 @@
 ``video.SourceOptions`` hold how the source itself is opened. Every option has a default.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from streammem.errors import ConfigError
-from streammem.memory.retrieval import threshold
-from streammem.types import Segment
+from streammem.types import Frame, Segment
 
 Drop = Literal["oldest", "newest", "never"]
 DROPS: tuple[Drop, ...] = get_args(Drop)
@@ -26,18 +25,18 @@ class AlertConfig:
     """When something counts as there.
 
     Attributes:
-        rate: in (0, 1), chance that the best of ``frames`` unrelated frames sets an alert off.
-            Raising it finds more and is wrong more often.
+        min_score: in (0, 1), of a frame from which on it counts as there: how likely it shows it,
+            as the score of evidence. Raising it finds less and is wrong less often.
         frames: >= 2, unlike frames that an alert is to hold against.
-        leave: in [0, 1), the score below which it counts as gone, as a share of the deviations
-            above the background at which it counts as there.
+        leave: in [0, 1), where it counts as gone: the cosine that lies so far from the
+            background's mean to the one at which it counts as there.
         away_s: seconds below that before it may be reported again.
         confirm: frames in a row that must show it.
         pictures: folder for the frames of alerts; None keeps none.
         max_pictures: kept there; the oldest go.
     """
 
-    rate: float = 0.03
+    min_score: float = 0.55
     frames: int = 100
     leave: float = 0.7
     away_s: float = 5.0
@@ -46,7 +45,8 @@ class AlertConfig:
     max_pictures: int = 1000
 
     def __post_init__(self) -> None:
-        threshold(self.rate)
+        if not 0 < self.min_score < 1:
+            raise ConfigError(f"alerts: min_score is {self.min_score}; give one in (0, 1)")
         if self.frames < 2 or not 0 <= self.leave < 1 or self.away_s < 0 or self.confirm < 1:
             raise ConfigError("alerts: frames >= 2, leave in [0, 1), away_s >= 0, confirm >= 1")
 
@@ -67,6 +67,10 @@ class WatchOptions:
         stats_s: seconds between ``Stats``, >= 0, one more at the end; None for none.
         alerts: descriptions to wait for.
         alerting: how they are.
+        confirm_alerts: ask the model whether it sees an alert in its frame before it is reported.
+            Off by default: it takes a reply an alert, of a model that reads pictures.
+        until: a condition such as ``the parcel is gone``; once the model finds it to hold the
+            stream ends with an ``Until``.
 
     Raises:
         ConfigError: a value outside its range.
@@ -78,12 +82,16 @@ class WatchOptions:
     stats_s: float | None = None
     alerts: tuple[str, ...] = ()
     alerting: AlertConfig = ALERTING
+    confirm_alerts: bool = False
+    until: str | None = None
 
     def __post_init__(self) -> None:
         if self.drop not in (None, *DROPS):
             raise ConfigError(f"drop {self.drop!r}: give one of {', '.join(DROPS)}")
         if not self.refresh_s > 0 or (self.stats_s is not None and not self.stats_s >= 0):
             raise ConfigError("refresh_s must be above 0, stats_s 0 or more")
+        if self.until is not None and not self.until.strip():
+            raise ConfigError("until is empty; give a condition, such as: the parcel is gone")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +108,8 @@ class WatchCallbacks:
         on_answer: called with each piece of an answer.
         on_idle: called between frames, and every 0.05 s while captions are awaited; it may use the
             session.
+        on_frame: called with each frame that was perceived, timed by the source's clock.
+        alerts: asked after each frame for what to wait for, in place of the option ``alerts``.
     """
 
     stop: Callable[[], bool] | None = None
@@ -107,3 +117,5 @@ class WatchCallbacks:
     question: Callable[[], str | None] | None = None
     on_answer: Callable[[str], None] | None = None
     on_idle: Callable[[], object] | None = None
+    on_frame: Callable[[Frame], object] | None = None
+    alerts: Callable[[], Sequence[str]] | None = None

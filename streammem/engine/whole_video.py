@@ -203,13 +203,13 @@ class WholeVideoSession(Session):
             return super().ask(question, on_text, pictures, between)
         if not question.strip():
             raise ValueError("the question is empty")
-        generator, pieces = self.model.generator, []
+        generator, pieces = self.model.answer_generator, []
         prompt = generator.answer_prompt(list(self._items.values()), question)
         for piece in generator.stream(prompt, self.config.answer):
             pieces.append(piece)
             if on_text:
                 on_text(piece)
-        evidence, seen = self.answerer.evidence(question, self._present())
+        evidence, seen = self.answerer.evidence(question, self.present())
         own = tuple(item for item in evidence if item.segment in self._items)
         return Answer(question, "".join(pieces).strip(), seen, "model", own)
 

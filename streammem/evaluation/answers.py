@@ -294,7 +294,7 @@ class _QuestionReader:
         from streammem.models.protocols import Reads
 
         self._model, self.reads = model, Reads()
-        self.text_encoder = self.generator = self
+        self.text_encoder = self.generator = self.answer_generator = self
         self.background, self.null = model.background, model.null
         self._keys: dict[str, np.ndarray] = {}
         self._readings: dict[str, Any] = {}

@@ -7,24 +7,30 @@ The tools read; they write only clips, if an agent asks for a file.
 """
 
 import base64
+import io
 import shutil
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from mcp.server.mcpserver import Image, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import BlobResourceContents, EmbeddedResource
+from PIL import Image as PillowImage
 from pydantic import Field
 
 from streammem import __version__
 from streammem.errors import StreammemError
-from streammem.output.render import to_json
+from streammem.perception.scene_buffer import JPEG_QUALITY
+from streammem.qa.lookups import LOOKUPS, Lookup
 from streammem.server.queries import check_question, evidence_text, rows
 from streammem.server.refused import Refused
 from streammem.server.session_host import SessionHost
 from streammem.server.sessions import Sessions
+from streammem.server.wire import event_json, memory_json
 from streammem.types import Segment, clock
 
 MAX_PICTURES = 8
@@ -32,8 +38,9 @@ MAX_INLINE_BYTES = 8 << 20
 CLIPS, MAX_CLIPS = "clips", 100  # files below the memories' folder; the oldest are removed
 ABOUT = (
     "Video that was watched, or is being watched now. `list` lists it; `ask` answers a "
-    "question about it, `find` finds moments, `clip` shows a span in pictures. Times are seconds "
-    "from the start of each video."
+    "question about it, `find` finds moments, `clip` shows a span in pictures. `search`, `at`, "
+    "`before`, `after`, `count` and `look` go from scene to scene. Times are seconds from "
+    "the start of each video."
 )
 Name = Annotated[str, Field(description="session:ID or memory:NAME, as `list` gives them")]
 Seconds = Annotated[float, Field(ge=0, le=1e8, description="seconds")]
@@ -80,12 +87,21 @@ def _add_tools(server: MCPServer, sessions: Sessions) -> None:
 
     @server.tool(name="list")
     async def listed() -> list[dict[str, Any]]:
-        """List the sessions and memories that can be asked."""
-        found = [
-            {"name": f"session:{name}", "source": host.plan.source, "state": host.state}
+        """List the sessions and memories that can be asked: span, sources, dates, size."""
+        found: list[dict[str, Any]] = [
+            {
+                "name": f"session:{name}",
+                "source": host.plan.source,
+                "state": host.state,
+                "time": host.watched.time,
+            }
             for name, host in sessions.hosts().items()
         ]
-        return [*found, *({"name": f"memory:{name}"} for name in sessions.memory_names())]
+        for name, summary in (await sessions.memory_summaries()).items():
+            known = memory_json(name, "", summary)
+            del known["id"], known["url"]  # of no use to an agent
+            found.append({"name": f"memory:{name}", **known})
+        return found
 
     @server.tool()
     async def ask(name: Name, question: str) -> str:
@@ -104,7 +120,7 @@ def _add_tools(server: MCPServer, sessions: Sessions) -> None:
             check_question(query, longest)
             host = await _host_of(sessions, name)
             moments = await host.do(lambda session: session.find(query, count))
-        return [{**to_json(moment), "keyframe": None} for moment in moments]
+        return [{**event_json(moment, ""), "keyframe": None} for moment in moments]
 
     @server.tool(structured_output=False)
     async def clip(name: Name, start: Seconds, end: Seconds, video: Video = "no") -> list[Any]:
@@ -118,10 +134,57 @@ def _add_tools(server: MCPServer, sessions: Sessions) -> None:
                 shown.append(await _video(sessions, name, host, (start, end), video))
             return shown
 
+    for lookup in LOOKUPS:
+        server.add_tool(
+            _called(sessions, lookup), lookup.name, description=lookup.help, structured_output=False
+        )
+
+
+def _called(sessions: Sessions, lookup: Lookup) -> Callable[..., Any]:
+    """Make the tool of a lookup: its arguments behind the name of a session or memory."""
+
+    async def call(name: str, **arguments: Any) -> list[Any]:
+        with _refusals():
+            host = await _host_of(sessions, name)
+            looked = await host.do(lambda session: session.lookups().call(lookup.name, arguments))
+        if looked.failed:
+            raise ToolError(looked.text)
+        shown: list[Any] = [looked.text]
+        for picture in looked.pictures:
+            shown += [
+                f"picture of {clock(picture.time)}",
+                Image(data=_jpeg(picture.pixels), format="jpeg"),
+            ]
+        return shown
+
+    # The SDK reads a tool's arguments from the signature of its function.
+    kinds: dict[str, Any] = {"string": str, "integer": int}
+    limits = {
+        "minimum": "ge",
+        "maximum": "le",
+        "minLength": "min_length",
+        "maxLength": "max_length",
+    }
+    parameters = [Parameter("name", Parameter.KEYWORD_ONLY, annotation=Name)]
+    for name, schema in lookup.arguments.items():
+        bounds = {limits[key]: value for key, value in schema.items() if key in limits}
+        about = Field(description=schema["description"], **bounds)
+        kind: Any = Annotated[kinds[schema["type"]], about]
+        default = schema.get("default", Parameter.empty)
+        parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, annotation=kind, default=default))
+    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return call
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    PillowImage.fromarray(pixels).save(out, "JPEG", quality=JPEG_QUALITY)
+    return out.getvalue()
+
 
 async def _shown(host: SessionHost, span: tuple[float, float]) -> list[Any]:
     """Return a span's events as text, and keyframes with their times."""
-    kept = await host.do(lambda session: rows(session, span))
+    kept = [row.event for row in await host.do(lambda session: rows(session, span))]
     scenes = [event for event in kept if isinstance(event, Segment)]
     step = -(-len(scenes) // MAX_PICTURES) or 1
     shown: list[Any] = ["\n".join(map(str, kept)) or "nothing is kept of this span"]

@@ -194,6 +194,26 @@ def create_database(path: Path) -> None:
             database.close()
 
 
+def left_in_state(path: Path, name: str) -> bytes | None:
+    """Return a block of `state` before a memory is opened; None where it is not there.
+
+    What is wrong with the database is told by opening it.
+    """
+    if not (path / DATABASE).is_file():
+        return None
+    connection = None
+    try:
+        connection = _connect(path, "r")
+        query = "SELECT block, checksum FROM state WHERE name = ?"
+        found = connection.execute(query, (name,)).fetchall()
+    except sqlite3.Error:
+        return None
+    finally:
+        if connection is not None:
+            connection.close()
+    return found[0][0] if found and rows.checksum(found[0][0]) == found[0][1] else None
+
+
 def _connect(path: Path, mode: Mode) -> sqlite3.Connection:
     options = f"mode={'rw' if mode == 'rw' else 'ro'}"
     wal = path / f"{DATABASE}-wal"

@@ -61,6 +61,38 @@ def remove_empty(path: Path) -> None:
             (path / name).unlink(missing_ok=True)
 
 
+def remove(path: Path) -> None:
+    """Remove a memory for good; files that are none of its own stay.
+
+    Raises:
+        StoreError: it is no memory, or is being written.
+    """
+    if not is_memory(path):
+        raise StoreError(f"{path} is not a memory")
+    with WriterLock(path):
+        (path / HEADER).unlink()  # first: what a crash leaves is no memory any more
+        for file in [*(path / KEYFRAMES).glob("*.jpg"), *(path / KEYFRAMES).glob("*.partial")]:
+            file.unlink(missing_ok=True)
+        remove_empty(path)
+    with suppress(OSError):
+        path.rmdir()
+
+
+def rename(path: Path, name: str) -> None:
+    """Give a memory's folder another name beside it.
+
+    Raises:
+        StoreError: it is being written, or there is something of that name.
+    """
+    with WriterLock(path):
+        if os.path.lexists(path.with_name(name)):
+            raise StoreError(f"there is a {name} already; choose another name")
+        try:
+            path.rename(path.with_name(name))
+        except OSError as error:
+            raise StoreError(f"{path} cannot be renamed: {error.strerror}") from error
+
+
 def read_header(path: Path) -> Header:
     """Read and check a memory's header.
 

@@ -120,6 +120,11 @@ class Scale(NamedTuple):
         odds = beyond / np.where(beyond < 0, BELOW, ABOVE)
         return np.asarray(1 / (1 + np.exp(-np.clip(odds, -50, 50))))
 
+    def score_at(self, probability: float) -> float:
+        """Return the score whose probability, in (0, 1), this is."""
+        odds = math.log(probability / (1 - probability))
+        return self.level + odds * (BELOW if odds < 0 else ABOVE)
+
 
 def scale_of(query: Query) -> Scale:
     """Return the scale of a query's scores.

@@ -4,6 +4,7 @@ Written by one process, read by many. Checking, pruning and forgetting are in `u
 in RAM and how it is found, in `cache.py`.
 """
 
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import numpy as np
 
 from streammem.errors import StoreError
 from streammem.memory import rows
-from streammem.memory.database import Database, Mode, create_database
+from streammem.memory.database import Database, Mode, create_database, left_in_state
 from streammem.memory.entry import UNKNOWN, Entry, Sureness, with_text
 from streammem.memory.folder import (
     DATABASE,
@@ -49,6 +50,43 @@ _OURS = {
     "memory.partial",
     "lost+found",
 }
+
+
+# In `state`: the header since keys were made anew, for a crash before its file says the same.
+HEADER_STATE = "header"
+
+
+def current_header(path: Path) -> Header:
+    """Read a memory's header.
+
+    New keys come into force with the transaction that writes them, which brings the header that
+    goes with them: what it left in the database goes before the file.
+
+    Raises:
+        StoreError: see ``read_header``.
+    """
+    header = read_header(path)
+    left = left_in_state(path, HEADER_STATE)
+    if left is None:
+        return header
+    fields = json.loads(left)
+    return replace(header, fingerprint=fields["fingerprint"], key_dim=fields["key_dim"])
+
+
+def _other(made_by: str, wanted: str) -> str:
+    """Say why a memory is refused: whose it is, and what helps."""
+    base, _, keys = made_by.partition("+")
+    if base != wanted.partition("+")[0]:
+        return (
+            f"was made by another model ({made_by}, not {wanted}); use that model, or index the "
+            "source again into a new memory"
+        )
+    theirs = (
+        f"keys of {keys}: give the same --keys"
+        if keys
+        else "its model's own keys: leave --keys out"
+    )
+    return f"has {theirs}; or make new ones with streammem memory reindex"
 
 
 class Store:
@@ -133,12 +171,9 @@ class Store:
                 being written by another process or not writable.
         """
         path = Path(path)
-        header = read_header(path)
+        header = current_header(path)
         if fingerprint is not None and fingerprint != header.fingerprint:
-            raise StoreError(
-                f"{path} was made by another model ({header.fingerprint}, not {fingerprint}); "
-                "use that model, or index the source again into a new memory"
-            )
+            raise StoreError(f"{path} {_other(header.fingerprint, fingerprint)}")
         if not (path / DATABASE).is_file():
             raise StoreError(f"{path} lacks {DATABASE}; restore it from a backup")
         if header.format < OLDEST_READ and mode == "r":
@@ -339,7 +374,7 @@ class Store:
     # -- private --
 
     def _recover(self) -> None:
-        if self.header.format < FORMAT:
+        if self.header.format < FORMAT or self.header != read_header(self.path):
             self.header = replace(self.header, format=FORMAT)
             write_header(self.path, self.header)
         self.database.checkpoint()

@@ -416,6 +416,9 @@ def _keyframe(store: Store, segment: int) -> str | None:
 
 def _delete(store: Store, segments: Sequence[int]) -> None:
     store.keep_ids_given()  # no later segment takes the name of one that is gone
+    if store.database.query("SELECT 1 FROM sqlite_master WHERE name = 'rekeyed'"):
+        for segment in segments:  # new keys that a reindex has made so far
+            store.database.query("DELETE FROM rekeyed WHERE segment = ?", segment)
     for segment in segments:
         store.database.query("DELETE FROM tokens WHERE segment = ?", segment)
         store.database.query("DELETE FROM segments WHERE segment = ?", segment)

@@ -3,7 +3,7 @@
     perceiver        a frame          -> embedding, key, patches     (perception/perceiver.py)
     segment_encoder  frames, memory   -> tokens, memory              optional
     text_encoder     sentences        -> keys; a question -> what it asks for
-    generator        a prompt         -> text
+    generator        a prompt         -> text; one for captions, another for answers where wanted
 
 A class that plays several parts returns itself for each; ``ComposedModel`` joins parts of several
 models, such as our perception and keys with a language model behind a server. No weights here.
@@ -60,6 +60,8 @@ class EvidenceItem(NamedTuple):
         caption: what was captioned of it, if anything.
         keyframes: pictures [H, W, 3] uint8 RGB of it, in time order.
         speech: what was heard meanwhile, if known.
+        score: in [0, 1], how likely it shows what is asked for; where there is no room for all, the
+            weakest is left out first.
     """
 
     start: float
@@ -68,6 +70,7 @@ class EvidenceItem(NamedTuple):
     caption: str | None = None
     keyframes: tuple[np.ndarray, ...] = ()
     speech: str | None = None
+    score: float = 1.0
 
 
 class Reads(NamedTuple):
@@ -76,10 +79,51 @@ class Reads(NamedTuple):
     Attributes:
         tokens: visual tokens of the segment encoder beside it.
         pictures: pictures in one prompt at most; 0 for none.
+        tools: whether it can call tools; it then is a ``ToolGenerator``.
     """
 
     tokens: bool = False
     pictures: int = 0
+    tools: bool = False
+
+
+class Tool(NamedTuple):
+    """A function that a generator may call.
+
+    Attributes:
+        name: of letters and underscores.
+        help: what it does, for the model.
+        parameters: JSON schema of its arguments, of type ``object``.
+    """
+
+    name: str
+    help: str
+    parameters: Mapping[str, Any]
+
+
+class ToolCall(NamedTuple):
+    """A call that a generator asks for. Nothing of it is trusted.
+
+    Attributes:
+        name: of the tool; perhaps of none that there is.
+        arguments: by name; or the text itself where the model wrote no JSON object.
+    """
+
+    name: str
+    arguments: Mapping[str, Any] | str
+
+
+class ToolTurn(NamedTuple):
+    """A call and what came of it.
+
+    Attributes:
+        call: as the generator asked.
+        result: text and pictures [H, W, 3] uint8 RGB, in order; a text with its time stands before
+            every picture.
+    """
+
+    call: ToolCall
+    result: Sequence[str | np.ndarray]
 
 
 class SegmentEncoder(Protocol):
@@ -164,7 +208,32 @@ class Generator(Protocol):
         ...
 
     def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
-        """Yield a reply piece by piece; with beams as one piece."""
+        """Yield a reply piece by piece; with beams as one; empty pieces while it is waited for."""
+        ...
+
+
+class ToolGenerator(Generator, Protocol):
+    """A generator that can call tools, as its ``reads.tools`` declares."""
+
+    def converse(
+        self,
+        prompt: Prompt,
+        turns: Sequence[ToolTurn],
+        tools: Sequence[Tool],
+        decoding: GenerationConfig,
+    ) -> Iterator[str | ToolCall | None]:
+        """Go on after a prompt and the calls made so far; yield None after other steps.
+
+        Args:
+            prompt: of ``answer_prompt``.
+            turns: calls and their results, oldest first; of their pictures and the prompt's
+                together at most ``reads.pictures``.
+            tools: that may be called now; with none the reply must be text.
+            decoding: of the text.
+
+        Yields:
+            Last the answer, or the one call that is wanted next; of several only the first.
+        """
         ...
 
 
@@ -174,6 +243,8 @@ class StreamModel(Protocol):
     Attributes:
         name: the preset or folder that it was loaded from.
         fingerprint: a checksum of what decides the meaning of a stored memory.
+        generator: writes captions.
+        answer_generator: writes answers; the same one unless another is wanted.
         confidence_model: how sure a caption of the generator is, from keys; None without a fit.
         reranker: how the best of its captions is chosen; None: the likeliest.
         session_options: fields of ``SessionConfig`` that its sessions have otherwise by default.
@@ -192,6 +263,8 @@ class StreamModel(Protocol):
     @property
     def generator(self) -> Generator: ...
     @property
+    def answer_generator(self) -> Generator: ...
+    @property
     def confidence_model(self) -> ConfidenceModel | None: ...
     @property
     def reranker(self) -> Reranker | None: ...
@@ -201,7 +274,11 @@ class StreamModel(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ComposedModel:
-    """A ``StreamModel`` of parts that come from one model or from several."""
+    """A ``StreamModel`` of parts that come from one model or from several.
+
+    Args:
+        answer_generator: None takes ``generator``.
+    """
 
     name: str
     fingerprint: str
@@ -212,16 +289,21 @@ class ComposedModel:
     confidence_model: ConfidenceModel | None = None
     reranker: Reranker | None = None
     session_options: Mapping[str, Any] = field(default_factory=dict)
+    answer_generator: Generator = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "answer_generator", self.answer_generator or self.generator)
 
 
 def readable(items: Sequence[EvidenceItem], reads: Reads) -> list[EvidenceItem]:
     """Leave out of evidence what a generator cannot read.
 
     Of more pictures than it reads each item keeps an equal share, first the items of which there
-    are few; pictures of an item that keeps fewer are spread evenly over it.
+    are few; pictures of an item that keeps fewer are spread evenly over it. Where there is not one
+    for each, the weakest items keep none.
     """
     left, shares = reads.pictures, dict[int, int]()
-    for place in sorted(range(len(items)), key=lambda i: len(items[i].keyframes)):
+    for place in sorted(range(len(items)), key=lambda i: (len(items[i].keyframes), items[i].score)):
         shares[place] = min(len(items[place].keyframes), left // (len(items) - len(shares)))
         left -= shares[place]
     return [

@@ -11,6 +11,8 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime
 from types import MappingProxyType
 from typing import Protocol
 
@@ -28,6 +30,8 @@ from streammem.types import (
     Notice,
     Segment,
     Stats,
+    Step,
+    Until,
     encodable,
     wall_clock,
 )
@@ -36,6 +40,7 @@ from streammem.types import (
 _FIRST_KEYS = ("source", "segment", "start", "end", "score", "keyframe", "caption", "speech")
 _MATCH_KEYS = ("matched", "cosine")
 EVIDENCE_KEYS = (*_FIRST_KEYS, *_MATCH_KEYS)
+STEP_KEYS = ("call", "arguments", "text", "segments", "pictures", "failed")
 EVENT_KEYS: dict[type, tuple[str, tuple[str, ...]]] = {
     Segment: ("segment", ("id", "start", "end", "depth", "reason")),
     Caption: ("caption", ("segment", "start", "end", "text")),
@@ -44,13 +49,14 @@ EVENT_KEYS: dict[type, tuple[str, tuple[str, ...]]] = {
     Chapter: ("chapter", ("source", "start", "end", "segments", "captions")),
     Note: ("note", ("start", "end", "text")),
     Alert: ("alert", ("query", "time", "score", "segment", "keyframe")),
+    Until: ("until", ("condition", "time", "segment")),
     Notice: ("warning", ("message",)),
     Stats: (
         "stats",
         (
             *("frames", "segments", "captions", "perceive_s", "speak_s", "captured", "waiting"),
             *("dropped_full", "dropped_at_stop", "captions_skipped", "connections", "damaged"),
-            *("lag_s", "caption_lag_s", "candidates"),
+            *("lag_s", "caption_lag_s", "candidates", "alerts_refused"),
         ),
     ),
 }
@@ -154,8 +160,10 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
 
     Returns:
         ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
-        ``confidence`` and ``reason``, an answer's ``remark`` and ``looked_at``, a moment's, an
-        evidence's and a chapter's ``wall_start`` where it has them, then ``more``.
+        ``confidence`` and ``reason``, an answer's ``remark``, ``looked_at``, ``left_out``,
+        ``steps`` and ``decided_by``, an alert's ``confirmed``, a moment's, an evidence's and a
+        chapter's ``wall_start`` where it has them, what model servers were
+        asked in a run, then ``more``.
         Times are rounded to milliseconds; any other number that is not finite becomes None.
 
     Raises:
@@ -168,8 +176,13 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
         keys = (*keys, "remark")
     if isinstance(event, Moment | Chapter) and event.wall_start is not None:
         keys = (*keys, "wall_start")
-    if isinstance(event, Answer) and event.looked_at is not None:
-        keys = (*keys, "looked_at")
+    if isinstance(event, Alert) and event.confirmed is not None:
+        keys = (*keys, "confirmed")
+    if isinstance(event, Answer):
+        more_keys = ("looked_at", "left_out", "steps", "decided_by")
+        keys = (*keys, *(key for key in more_keys if getattr(event, key)))
+    if isinstance(event, Stats) and event.requests:
+        keys = (*keys, "requests", "retries", "failures", "tokens")
     return {"type": kind, **_values(event, keys), **more}
 
 
@@ -182,8 +195,22 @@ def wall_start(event: Event, zero: float | None) -> dict[str, object]:
     """
     if zero is None or isinstance(event, Answer | Notice | Stats):  # these have no time
         return {}
-    time = event.time if isinstance(event, Alert) else event.start
+    time = event.time if isinstance(event, Alert | Until) else event.start
     return {"wall_start": wall_clock(zero + time)}
+
+
+def stamped(event: Event, more: Mapping[str, object]) -> Event:
+    """Put the wall clock, to the second, before the words of a caption or note; for subtitles.
+
+    Args:
+        event: any; others stay as they are.
+        more: its further keys; ``wall_start`` is the wall clock.
+    """
+    at = more.get("wall_start")
+    if not isinstance(event, Caption | Note) or not isinstance(at, str) or not event.text:
+        return event
+    shown = datetime.fromisoformat(at).isoformat(" ", "seconds")
+    return replace(event, text=f"{shown}\n{event.text}")
 
 
 def to_line(event: Event, more: Mapping[str, object] = NOTHING) -> str:
@@ -216,12 +243,17 @@ def prometheus(stats: Stats, source: str) -> str:
         ("segments_total", "counter", {"": stats.segments}),
         ("captions_total", "counter", {"": stats.captions}),
         ("captions_skipped_total", "counter", {"": stats.captions_skipped}),
+        ("alerts_refused_total", "counter", {"": stats.alerts_refused}),
         ("connections_total", "counter", {"": stats.connections}),
         ("perception_cpu_seconds_total", "counter", {"": stats.perceive_s}),
         ("speech_cpu_seconds_total", "counter", {"": stats.speak_s}),
         ("lag_seconds", "gauge", {"": stats.lag_s}),
         ("caption_lag_seconds", "gauge", {"": stats.caption_lag_s}),
         ("caption_candidates", "gauge", {"": stats.candidates}),
+        ("model_server_requests_total", "counter", {"": stats.requests}),
+        ("model_server_retries_total", "counter", {"": stats.retries}),
+        ("model_server_failures_total", "counter", {"": stats.failures}),
+        ("model_server_tokens_total", "counter", {"": stats.tokens}),
     ):
         lines.append(f"# TYPE streammem_{name} {kind}")
         for label, value in values.items():
@@ -250,7 +282,9 @@ def _values(record: object, keys: tuple[str, ...]) -> dict[str, object]:
 
 
 def _value(key: str, value: object) -> object:
-    if isinstance(value, tuple | list):  # evidence, or a chapter's captions
+    if key == "segments" and isinstance(value, tuple):  # of a step: ids
+        return list(value)
+    if isinstance(value, tuple | list):  # evidence, steps, or a chapter's captions
         return [_values(item, _item_keys(item)) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
@@ -269,6 +303,8 @@ def _caption_keys(caption: Caption) -> tuple[str, ...]:
 def _item_keys(item: object) -> tuple[str, ...]:
     if isinstance(item, Caption):
         return _caption_keys(item)
+    if isinstance(item, Step):
+        return STEP_KEYS
     known = isinstance(item, Evidence) and item.wall_start is not None
     return (*EVIDENCE_KEYS, "wall_start") if known else EVIDENCE_KEYS
 

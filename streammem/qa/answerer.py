@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import tzinfo
+from pathlib import Path
 from typing import Any, Literal, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -49,6 +50,8 @@ from streammem.models.protocols import (
 )
 from streammem.models.tiny.model import ANSWER_DECODING
 from streammem.perception.scene_buffer import places
+from streammem.qa.checking import check
+from streammem.qa.lookups import Lookups
 from streammem.qa.question import (
     AskedQuestion,
     PastTurn,
@@ -59,9 +62,10 @@ from streammem.qa.question import (
     wall_end,
     window_of,
 )
+from streammem.qa.steps import StepLimits, answer_in_steps
 from streammem.qa.time_expressions import find_time
 from streammem.qa.timeline import Appearance, Finding, compute, find_appearances, value
-from streammem.types import Answer, Chapter, Evidence, Moment, wall_clock
+from streammem.types import Answer, Chapter, DecidedBy, Evidence, Moment, Step, wall_clock
 
 MAX_TURNS = 4
 NOTHING_SEEN = "nothing was seen then"
@@ -86,6 +90,12 @@ class AnswerConfig:
             are read in; None takes this computer's.
         rankers: ranking rules by name, applied in this order; see ``memory.retrieval.RANKERS``.
         decoding: of answers; ``SessionConfig.answer``.
+        steps: times that the generator is asked for one answer, in [1, 32]. Above 1 it may look
+            things up before it answers, see ``lookups.py``, and every question is answered in its
+            words; what is computed is handed to it.
+        steps_s: seconds after which it must answer, > 0.
+        verify: let a generator that reads pictures look at the nearest scenes where the keys say
+            "not seen": its yes overrules them.
 
     Raises:
         ConfigError: a value that cannot be meant.
@@ -97,8 +107,12 @@ class AnswerConfig:
     timezone: str | None = None
     rankers: tuple[str, ...] = DEFAULT_RANKERS
     decoding: GenerationConfig = ANSWER_DECODING
+    steps: int = 1
+    steps_s: float = 300.0
+    verify: bool = False
 
     def __post_init__(self) -> None:
+        _ = self.limits  # refuses steps that cannot be meant
         if self.context not in CONTEXTS:
             raise ConfigError(f"context {self.context!r}: give one of {', '.join(CONTEXTS)}")
         if self.passages < 1:
@@ -109,6 +123,11 @@ class AnswerConfig:
         except (ZoneInfoNotFoundError, ValueError, OSError) as error:
             known = "give one such as Europe/Berlin"
             raise ConfigError(f"timezone {self.timezone!r}: not known; {known}") from error
+
+    @property
+    def limits(self) -> StepLimits:
+        """How long the generator may look."""
+        return StepLimits(self.steps, self.steps_s)
 
     def zone(self) -> tzinfo | None:
         """Return the time zone; None is this computer's."""
@@ -133,6 +152,12 @@ class Answerer:
         config: options.
         describer: captions the rows that an answer rests on.
         wall_clock: returns the present in Unix seconds, for "yesterday" and the age of rows.
+        file_of: returns the video file that a row was seen in, where it is at hand, for pictures
+            that were never stored.
+
+    Raises:
+        ConfigError: steps of a generator that calls no tools, ``verify`` of one that reads no
+            pictures.
     """
 
     model: StreamModel
@@ -140,9 +165,25 @@ class Answerer:
     config: AnswerConfig
     describer: Describer
     wall_clock: Callable[[], float] = time.time
+    file_of: Callable[[Entry], Path | None] = field(default=lambda entry: None)
     turns: deque[PastTurn] = field(default_factory=lambda: deque(maxlen=MAX_TURNS))
     # Rows, by first and last segment, that were described in vain: nothing of them was sure.
     _unsure: frozenset[tuple[int, int]] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.config.steps == 1 and not self.config.verify:
+            return  # asked no more than this: what it reads may not be known before it is open
+        reads, name = self.model.answer_generator.reads, self.model.name
+        if self.config.steps > 1 and not reads.tools:
+            raise ConfigError(
+                f"steps {self.config.steps}: {name} cannot call tools, so it answers in one step; "
+                "leave steps out, or answer with a model that calls tools"
+            )
+        if self.config.verify and not reads.pictures:
+            raise ConfigError(
+                f"verify: {name} reads no pictures, so it cannot check what was not seen; leave "
+                "verify out, or answer with a model that reads pictures"
+            )
 
     def ask(
         self,
@@ -157,8 +198,9 @@ class Answerer:
         Args:
             text: the question.
             present: where the stream stands.
-            on_text: called with each piece of the answer as it comes; of a computed one with what
-                was computed as a whole, then with each piece of the model's remark.
+            on_text: called with each piece of the answer as it comes, and with empty ones while a
+                server is waited for; of a computed one with what was computed as a whole, then with
+                each piece of the model's remark.
             pictures: [H, W, 3] uint8 RGB each, which the question is about; the model then answers
                 in its own words, since nothing is computed from them.
             within: the part of the memory to answer from; times in the question narrow it.
@@ -166,7 +208,7 @@ class Answerer:
         Raises:
             ConfigError: time words that name no time, or more pictures than the generator reads.
         """
-        most = self.model.generator.reads.pictures
+        most = self.model.answer_generator.reads.pictures
         if len(pictures) > most:
             raise ConfigError(f"{len(pictures)} pictures with a question; the model reads {most}")
         now = self._now(present)
@@ -176,13 +218,33 @@ class Answerer:
         about = words.text if words and words.text else clean
         reading, back = resolved(self.model.text_encoder.read_question(about), self.turns)
         window = narrowed(window_of(words, newest, now), within)
-        question = AskedQuestion(text, about, reading, window, now, back, looked_at(window, zone))
+        question = AskedQuestion(
+            text, about, reading, window, now, back, looked_at(window, zone), within
+        )
         computes = self.config.context in ("memory", "captions")
+        computed = ""
         if computes and not pictures and reading.operator not in ("describe", "now"):
-            return self._computed(question, on_text)
+            if self.config.steps == 1:
+                return self._computed(question, on_text)
+            computed = self._computed(question, None).text
+            self.turns.pop()  # this turn is noted once more
         if within != EVERYTHING or (words and not words.from_end):
             present = present._replace(now=())  # it is not what was asked about
-        return self._in_words(question, present, on_text, pictures)
+        return self._in_words(question, present, on_text, pictures, computed)
+
+    def lookups(self, present: Present, within: Window = EVERYTHING) -> Lookups:
+        """Return the functions by which a model, or an agent, looks into the memory."""
+        now = self._now(present)
+        return Lookups(
+            memory=self.memory,
+            query_of=lambda text: self._query(_encodable(text), now, within),
+            describe=self._described,
+            now=now,
+            rankers=self.config.rankers,
+            zone=self.config.zone(),
+            within=within,
+            file_of=self.file_of,
+        )
 
     def find(
         self, query: str, count: int, present: Present, within: Window = EVERYTHING
@@ -234,7 +296,12 @@ class Answerer:
         if question.reading.anchor and not question.back:
             self._described([hit.entry for hit in self._search(query, question.window)])
         # 2. What matches, and what the operator makes of it.
-        finding = self._finding(question, query)
+        finding, decided_by = self._finding(question, query), None
+        checks = self.config.verify and not question.back and not question.reading.second
+        if checks and not finding.appearances:
+            nearest = self._search(query, question.window)
+            also, decided_by = self._checked([hit.entry for hit in nearest], anchor, on_text)
+            finding = self._finding(question, query, also)
         captions = self._described(finding.answers[: self.config.passages])
         # 3. The value as data, then the model's sentence.
         named = len({entry.source for entry in self.memory.entries()}) > 1
@@ -252,7 +319,7 @@ class Answerer:
         return Answer(
             question.text, text, bool(finding.appearances), "computed",
             tuple(Evidence(**self._fields(hit)) for hit in hits),
-            remark=remark, looked_at=question.looked_at,
+            remark=remark, looked_at=question.looked_at, decided_by=decided_by,
         )  # fmt: skip
 
     def _nothing_seen(self, question: AskedQuestion, anchor: str, on_text: OnText | None) -> Answer:
@@ -262,7 +329,22 @@ class Answerer:
         self.turns.append(PastTurn(anchor, ()))
         return Answer(question.text, NOTHING_SEEN, False, "computed", looked_at=question.looked_at)
 
-    def _finding(self, question: AskedQuestion, query: Query) -> Finding:
+    def _checked(
+        self, entries: Sequence[Entry], anchor: str, on_text: OnText | None
+    ) -> tuple[frozenset[int], DecidedBy | None]:
+        """Let the generator look at rows; return those that it says show it, and who decided."""
+        items = [item for item in self._items(entries) if item.keyframes]
+        shown = [entry for entry in entries if self.memory.keyframe(entry.segment)]
+        on_wait = (lambda: on_text("")) if on_text else None
+        verdicts = check(self.model.answer_generator, items, anchor, on_wait)
+        yes = {e.segment for e, verdict in zip(shown, verdicts, strict=True) if verdict}
+        decided = any(verdict is not None for verdict in verdicts)
+        return frozenset(yes), "model" if decided else "keys"
+
+    def _finding(
+        self, question: AskedQuestion, query: Query, also: frozenset[int] = frozenset()
+    ) -> Finding:
+        """Compute what a question asks; ``also`` are rows that match whatever their keys say."""
         reading, count = question.reading, self.config.passages
         operator = reading.operator
         clips = self._clips(question.window)
@@ -275,7 +357,7 @@ class Answerer:
         if not reading.anchor and operator in ("first", "last"):
             one = clips[0 if operator == "first" else -1]
             return compute(operator, clips, (Appearance((one,)),), (), {}, 1)
-        scores = self._matching(query, question.window)
+        scores = self._matching(query, question.window) | dict.fromkeys(also, SEEN)
         found = find_appearances(clips, lambda entry: entry.segment in scores)
         seconds: tuple[Appearance, ...] = ()
         if reading.second:
@@ -300,7 +382,7 @@ class Answerer:
         asked = _encodable(question.text[:MAX_PROMPTED])
         if on_text:
             on_text("\n")
-        return self._generate(items, f"({text})\n{asked}", on_text)
+        return self._generate(items, f"({text})\n{asked}", on_text)[0]
 
     # -- in the model's words --
 
@@ -310,11 +392,14 @@ class Answerer:
         present: Present,
         on_text: OnText | None,
         pictures: Sequence[np.ndarray],
+        computed: str = "",
     ) -> Answer:
         reading, now = question.reading, present.now
         # 1. The rows to read from; none of the past where the present is asked about.
         pointed = reading.anchor not in question.about  # "that" was replaced
         about = f"{reading.anchor}: {question.about}" if pointed else question.about
+        if computed:  # from the anchor, so that this is what it hands on
+            about = reading.anchor or question.about
         query = self._query(about, question.now, question.window)
         query = query._replace(words=content_words(reading.anchor or about))
         hits: Sequence[Hit] = ()
@@ -329,22 +414,52 @@ class Answerer:
         hits = rate([self._row(hit.entry) for hit in hits], query, self.config.rankers)
         if self.config.context != "uniform":
             hits = sorted(hits, key=lambda hit: -hit.ranked)
-        in_order = sorted((hit.entry for hit in hits), key=lambda e: (e.start, e.segment))
-        items = self._items(in_order)
+        in_order = sorted(hits, key=lambda hit: (hit.entry.start, hit.entry.segment))
+        items = self._items([hit.entry for hit in in_order], [hit.score for hit in in_order])
         if shows_now:
             items.append(self._present_item(present))
         asked = _encodable(question.text[:MAX_PROMPTED])
-        text = self._generate(items, asked, on_text, pictures)
-        # 3. Whether it was seen, and the evidence: the present where nothing else was shown.
+        text, left_out, steps = "", 0, tuple[Step, ...]()
+        if self.config.steps > 1 and not pictures:
+            asked = _with_numbers(asked, [hit.entry for hit in in_order], computed)
+            lookups = self.lookups(present, question.within)
+            text, steps = answer_in_steps(
+                self.model.answer_generator,
+                items,
+                asked,
+                lookups,
+                self.config.decoding,
+                self.config.limits,
+                on_wait=(lambda: on_text("")) if on_text else None,
+            )
+            if text and on_text:
+                on_text(text)
+        if not text:
+            text, left_out = self._generate(items, asked, on_text, pictures)
+        # 3. Whether it was seen, and the evidence: what it looked up, too; the present where
+        # nothing else was shown.
+        known = {hit.entry.segment for hit in hits}
+        looked = dict.fromkeys(s for step in steps for s in step.segments if s not in known)
+        rows = [row for row in map(self.memory.get, looked) if row is not None]
+        if rows:
+            hits = sorted(
+                (*hits, *rate(rows, query, self.config.rankers)), key=lambda hit: -hit.ranked
+            )
         evidence = [Evidence(**self._fields(hit)) for hit in hits]
-        seen = any(hit.seen for hit in hits)
+        seen, decided_by = any(hit.seen for hit in hits), None
+        if self.config.verify and hits and not seen and reading.anchor:
+            nearest = [hit.entry for hit in hits[: self.config.passages]]
+            yes, decided_by = self._checked(nearest, reading.anchor, on_text)
+            seen = bool(yes)
         if not hits:
             evidence = [self._present_evidence(present, query)]
             seen = not reading.anchor or evidence[0].score >= SEEN
         self.turns.append(PastTurn(reading.anchor, tuple(hit.entry.segment for hit in hits[:1])))
         return Answer(
-            question.text, text, seen, "model", tuple(evidence), looked_at=question.looked_at
-        )
+            question.text, text, seen, "model", tuple(evidence),
+            looked_at=question.looked_at, left_out=left_out, steps=steps,
+            decided_by=decided_by,
+        )  # fmt: skip
 
     def _spread(self, query: Query, window: Window) -> Sequence[Hit]:
         """Return rows that lie evenly over the window, oldest first."""
@@ -352,17 +467,19 @@ class Answerer:
         chosen = [entries[i] for i in spread(len(entries), self.config.passages)]
         return rate(chosen, query, self.config.rankers)
 
-    def _items(self, entries: Sequence[Entry]) -> list[EvidenceItem]:
-        """Make evidence of rows, with what the generator reads of them."""
-        reads, shows = self.model.generator.reads, self.config.context != "captions"
+    def _items(self, entries: Sequence[Entry], scores: Sequence[float] = ()) -> list[EvidenceItem]:
+        """Make evidence of rows and their scores, with what the generator reads of them."""
+        reads, shows = self.model.answer_generator.reads, self.config.context != "captions"
         items = []
-        for entry in entries:
+        for entry, score in zip(entries, scores or [1.0] * len(entries), strict=True):
             tokens = self.memory.tokens(entry.segment) if reads.tokens and shows else None
             jpeg = self.memory.keyframe(entry.segment) if reads.pictures and shows else None
             keyframes = (decode_keyframe(jpeg),) if jpeg else ()
             speech = " ".join(note.text for note in entry.notes) or None
             caption = self._row(entry).caption
-            items.append(EvidenceItem(entry.start, entry.end, tokens, caption, keyframes, speech))
+            items.append(
+                EvidenceItem(entry.start, entry.end, tokens, caption, keyframes, speech, score)
+            )
         return items
 
     def _present_item(self, present: Present) -> EvidenceItem:
@@ -388,12 +505,18 @@ class Answerer:
         question: str,
         on_text: OnText | None,
         pictures: Sequence[np.ndarray] = (),
-    ) -> str:
-        """Let the generator answer from evidence; pass its pieces on, and return the whole."""
-        generator = self.model.generator
+    ) -> tuple[str, int]:
+        """Let the generator answer from evidence; pass its pieces on.
+
+        Returns:
+            The whole answer, and how many pictures of the evidence it had no room for.
+        """
+        generator = self.model.answer_generator
         reads = generator.reads
         # The pictures of the question come first: evidence has what is left of the places.
         shown = readable(items, reads._replace(pictures=reads.pictures - len(pictures)))
+        left_out = sum(len(item.keyframes) for item in items) if reads.pictures else 0
+        left_out -= sum(len(item.keyframes) for item in shown)
         if pictures:
             end = max((item.end for item in items), default=0.0)
             shown.append(EvidenceItem(end, end, caption=GIVEN, keyframes=tuple(pictures)))
@@ -403,7 +526,7 @@ class Answerer:
             pieces.append(piece)
             if on_text:
                 on_text(piece)
-        return "".join(pieces).strip()
+        return "".join(pieces).strip(), left_out
 
     def _described(self, entries: Sequence[Entry]) -> dict[int, str]:
         """Caption what has none yet and can be, once; return captions by segment."""
@@ -474,6 +597,17 @@ class Answerer:
 def _encodable(text: str) -> str:
     """Replace what no tokenizer takes: halves of a surrogate pair, as a shell may pass them on."""
     return text.encode("utf-8", "replace").decode()
+
+
+def _with_numbers(question: str, entries: Sequence[Entry], computed: str) -> str:
+    """Add to a question what a model needs to look further: the numbers of what it is shown."""
+    lines = [question]
+    if computed:
+        lines.append(f"(Computed from what was seen, perhaps wrong: {computed})")
+    if entries:
+        numbers = ", ".join(str(entry.segment) for entry in entries)
+        lines.append(f"(The scenes shown are, in this order, numbers {numbers}.)")
+    return "\n".join(lines)
 
 
 def _ids(entry: Entry) -> tuple[int, int]:

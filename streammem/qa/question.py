@@ -50,6 +50,7 @@ class AskedQuestion(NamedTuple):
         now: when it was asked.
         back: segments that "before that" or "after that" points to; often none.
         looked_at: which time the window is, in words; None where it is everything.
+        within: the part of the memory that may be looked at at all.
     """
 
     text: str
@@ -59,6 +60,7 @@ class AskedQuestion(NamedTuple):
     now: Now
     back: tuple[int, ...] = ()
     looked_at: str | None = None
+    within: Window = EVERYTHING
 
 
 class PastTurn(NamedTuple):

@@ -6,32 +6,59 @@ uvicorn.run(app)
 """
 
 import asyncio
+import importlib.util
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Header, Query, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.websockets import WebSocketDisconnect
 
 from streammem import __version__
-from streammem.errors import StoreError, StreammemError
+from streammem.engine.alerts import phrases_of
+from streammem.errors import ServedModelError, StoreError, StreammemError
 from streammem.server.chat import chat_routes
 from streammem.server.guard import Guard, error_body
 from streammem.server.inbox import MEDIA_TYPES, RAW, Inbox, decode
 from streammem.server.query_routes import Id, Seconds, query_routes
 from streammem.server.refused import Refused
+from streammem.server.schemas import (
+    EVENTS_TEXT,
+    WEBSOCKET,
+    Error,
+    MemoryInfo,
+    MemoryList,
+    Pushed,
+    SessionInfo,
+    SessionList,
+    Uploaded,
+    replies,
+)
 from streammem.server.sessions import Sessions
-from streammem.server.wire import NewSession, follow_events, host_json, sse
+from streammem.server.wire import (
+    MemoryChange,
+    NewSession,
+    SessionChange,
+    follow_events,
+    host_json,
+    memory_json,
+    sse,
+)
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 15.0  # between comments on a stream without events, so that proxies keep it open
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+EVENT_STREAM = {"text/event-stream": {"schema": {"$ref": "#/components/schemas/Event"}}}
+DOCS_FILES = "/docs/files"
 # Titles are printed in terminals, which would execute control characters.
 Title = Annotated[str, Query(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Pixels = Annotated[int | None, Query(ge=1, le=16384)]
@@ -62,58 +89,127 @@ def make_app(sessions: Sessions, sources: Sequence[str] = ()) -> FastAPI:
     app = FastAPI(
         title="streammem",
         version=__version__,
-        description="Watches video and answers questions about it, with times.",
+        description=EVENTS_TEXT,
         lifespan=lifespan,
-        responses={"4XX": {"description": "refused, with the reason"}},
+        docs_url=None,
+        redoc_url=None,
+        responses={"4XX": {"model": Error, "description": "refused, with the reason"}},
     )
     app.state.failed = None
     app.add_middleware(Guard, config=sessions.config, counters=sessions.counters)
 
     async def memory(name: str) -> Any:
-        try:
+        with _conflict(sessions):
             return await sessions.memory(name)
-        except StoreError as error:
-            raise Refused(409, _without_folder(str(error), sessions)) from error
 
     async def session(name: str) -> Any:
         return sessions.host(name)
 
     app.include_router(_session_routes(sessions), prefix="/v1")
+    app.include_router(_frame_routes(sessions), prefix="/v1")
     app.include_router(_event_routes(sessions), prefix="/v1")
     app.include_router(query_routes(sessions, session), prefix="/v1/sessions/{name}")
     app.include_router(query_routes(sessions, memory), prefix="/v1/memories/{name}")
     app.include_router(_other_routes(sessions))
     app.include_router(chat_routes(sessions, session, memory), prefix="/v1")
+    _add_docs(app)
     _add_refusals(app, sessions)
     return app
+
+
+def _add_docs(app: FastAPI) -> None:
+    """Serve Swagger UI from the files of a package, so that it needs no other server."""
+    found = importlib.util.find_spec("fastapi_offline")
+    if found is None or found.origin is None:
+
+        @app.get("/docs", include_in_schema=False)
+        async def no_docs() -> None:
+            raise Refused(404, "its pages are missing here: pip install fastapi-offline")
+
+        return
+    files = Path(found.origin).parent / "static"
+    app.mount(DOCS_FILES, StaticFiles(directory=files))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        prefix = request.scope.get("root_path", "")
+        page = get_swagger_ui_html(
+            openapi_url=f"{prefix}{app.openapi_url}",
+            title="streammem",
+            swagger_js_url=f"{prefix}{DOCS_FILES}/swagger-ui-bundle.js",
+            swagger_css_url=f"{prefix}{DOCS_FILES}/swagger-ui.css",
+            swagger_favicon_url="data:,",
+        )
+        page.headers["content-security-policy"] = (
+            "default-src 'self'; script-src 'self' 'unsafe-inline'; "
+            "style-src 'self' 'unsafe-inline'; img-src 'self' data:"
+        )
+        return page
 
 
 def _session_routes(sessions: Sessions) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/sessions", status_code=201)
+    def described(name: str) -> dict[str, object]:
+        return host_json(name, sessions.host(name), permanent=name in sessions.own())
+
+    @router.post(
+        "/sessions", status_code=201, response_model=None, responses=replies(SessionInfo, 201)
+    )
     async def open_session(wanted: NewSession) -> dict[str, object]:
         """Open a session on a source, or for pictures that are pushed."""
         name = await sessions.open(
             wanted.source, wanted.options(), wanted.memory, source_options=wanted.source_options()
         )
-        return host_json(name, sessions.host(name))
+        return described(name)
 
-    @router.get("/sessions")
+    @router.get("/sessions", response_model=None, responses=replies(SessionList))
     async def list_sessions() -> dict[str, object]:
         """List open sessions."""
-        return {"sessions": [host_json(name, host) for name, host in sessions.hosts().items()]}
+        own = sessions.own()
+        hosts = sessions.hosts().items()
+        return {"sessions": [host_json(n, host, permanent=n in own) for n, host in hosts]}
 
-    @router.get("/sessions/{name}")
+    @router.get("/sessions/{name}", response_model=None, responses=replies(SessionInfo))
     async def describe_session(name: Id) -> dict[str, object]:
         """Describe a session."""
-        return host_json(name, sessions.host(name))
+        return described(name)
+
+    @router.patch("/sessions/{name}", response_model=None, responses=replies(SessionInfo))
+    async def change_session(name: Id, change: SessionChange) -> dict[str, object]:
+        """Give a session another title, or other alerts to wait for."""
+        host = sessions.host(name)
+        if change.alerts is not None:
+            for query in change.alerts:
+                phrases_of(query)  # refused here: the session's thread would end of it
+            host.alerts = tuple(dict.fromkeys(change.alerts))
+        if change.title is not None:
+            host.title = change.title
+        return described(name)
+
+    @router.get(
+        "/sessions/{name}/picture",
+        response_class=Response,
+        responses={200: {"content": {"image/jpeg": BINARY}}},
+    )
+    async def picture(name: Id) -> Response:
+        """Return the newest picture that was perceived, as a JPEG."""
+        jpeg = await sessions.host(name).picture()
+        if jpeg is None:
+            raise Refused(404, "there is no picture yet")
+        return Response(jpeg, media_type="image/jpeg", headers={"cache-control": "no-store"})
 
     @router.delete("/sessions/{name}", status_code=204)
     async def close_session(name: Id) -> None:
         """Close a session: its open segment is closed and its events are sent first."""
         await sessions.close_session(name)
 
+    return router
+
+
+def _frame_routes(sessions: Sessions) -> APIRouter:
+    """Make the routes of sessions whose pictures are pushed."""
+    router = APIRouter()
     kinds = dict.fromkeys((*MEDIA_TYPES, RAW), BINARY)
 
     def inbox_of(name: str) -> Inbox:
@@ -123,7 +219,12 @@ def _session_routes(sessions: Sessions) -> APIRouter:
             raise Refused(409, text)
         return inbox
 
-    @router.post("/sessions/{name}/frames", openapi_extra={"requestBody": {"content": kinds}})
+    @router.post(
+        "/sessions/{name}/frames",
+        response_model=None,
+        responses=replies(Pushed),
+        openapi_extra={"requestBody": {"content": kinds}},
+    )
     async def push_frame(
         name: Id,
         request: Request,
@@ -140,7 +241,7 @@ def _session_routes(sessions: Sessions) -> APIRouter:
         sessions.counters.add("frames_pushed_total")
         return {"taken": taken, "waiting": inbox.waiting}
 
-    @router.post("/sessions/{name}/end")
+    @router.post("/sessions/{name}/end", response_model=None, responses=replies(SessionInfo))
     async def end_frames(name: Id) -> dict[str, object]:
         """End the stream of pushed pictures; the session stays open for questions."""
         inbox_of(name).stop()
@@ -155,7 +256,8 @@ def _event_routes(sessions: Sessions) -> APIRouter:
     @router.get(
         "/sessions/{name}/events",
         response_class=StreamingResponse,
-        responses={200: {"content": {"text/event-stream": {}}}, 204: {"description": "no more"}},
+        responses={200: {"content": EVENT_STREAM}, 204: {"description": "no more"}},
+        openapi_extra=WEBSOCKET,
     )
     async def events(
         name: Id,
@@ -184,7 +286,10 @@ def _event_routes(sessions: Sessions) -> APIRouter:
         try:
             host = sessions.host(name)
         except Refused as refused:
-            await socket.close(1008, refused.message)
+            # A browser shows its page no reason of a connection that is refused at once.
+            await socket.accept()
+            await socket.send_json(error_body(refused.status, refused.message))
+            await socket.close(4000 + refused.status, refused.message)
             return
         await socket.accept()
 
@@ -208,14 +313,44 @@ def _event_routes(sessions: Sessions) -> APIRouter:
 def _other_routes(sessions: Sessions) -> APIRouter:
     router = APIRouter()
 
-    @router.get("/v1/memories")
+    async def described(name: str) -> dict[str, object]:
+        found = await sessions.memory_summary(name)
+        return memory_json(name, f"{sessions.config.prefix}/v1/memories/{name}", found)
+
+    @router.get("/v1/memories", response_model=None, responses=replies(MemoryList))
     async def list_memories() -> dict[str, object]:
         """List the memories that can be asked."""
-        return {"memories": [{"id": name} for name in sessions.memory_names()]}
+        return {"memories": [await described(name) for name in sessions.memory_names()]}
+
+    @router.get("/v1/memories/{name}", response_model=None, responses=replies(MemoryInfo))
+    async def describe_memory(name: Id) -> dict[str, object]:
+        """Describe a memory."""
+        if name not in sessions.memory_names():
+            raise Refused(404, "no such memory")
+        return await described(name)
+
+    @router.patch("/v1/memories/{name}", response_model=None, responses=replies(MemoryInfo))
+    async def rename_memory(name: Id, change: MemoryChange) -> dict[str, object]:
+        """Give a memory another name; refused while it is written."""
+        with _conflict(sessions):
+            await sessions.rename_memory(name, change.name)
+        return await described(change.name)
+
+    @router.delete("/v1/memories/{name}", status_code=204)
+    async def remove_memory(name: Id) -> None:
+        """Remove a memory for good; refused while it is written."""
+        with _conflict(sessions):
+            await sessions.remove_memory(name)
 
     body = {"requestBody": {"content": {RAW: BINARY}, "required": True}}
 
-    @router.post("/v1/uploads", status_code=201, openapi_extra=body)
+    @router.post(
+        "/v1/uploads",
+        status_code=201,
+        response_model=None,
+        responses=replies(Uploaded, 201),
+        openapi_extra=body,
+    )
     async def upload(
         request: Request, name: Title = "", content_type: Annotated[str, Header()] = ""
     ) -> dict[str, object]:
@@ -266,7 +401,8 @@ def _add_refusals(app: FastAPI, sessions: Sessions) -> None:
 
     @app.exception_handler(StreammemError)
     async def unusable(request: Request, error: StreammemError) -> JSONResponse:
-        return reply(422, _without_folder(str(error), sessions))
+        status = 502 if isinstance(error, ServedModelError) else 422
+        return reply(status, _without_folder(str(error), sessions))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -290,6 +426,15 @@ def _add_refusals(app: FastAPI, sessions: Sessions) -> None:
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return reply(500, f"internal error: {type(error).__name__}")
+
+
+@contextmanager
+def _conflict(sessions: Sessions) -> Iterator[None]:
+    """Refuse with a 409 where a memory is not fit for what is asked."""
+    try:
+        yield
+    except StoreError as error:
+        raise Refused(409, _without_folder(str(error), sessions)) from error
 
 
 def _without_folder(message: str, sessions: Sessions) -> str:

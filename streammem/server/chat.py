@@ -54,7 +54,7 @@ def chat_routes(sessions: Sessions, session: FindHost, memory: FindHost) -> APIR
         asked = [m for m in chat.messages if m.role == "user"]
         question = asked[-1].text() if asked else ""
         shown = [url for message in chat.messages for url in message.pictures()]
-        _check_pictures(len(shown), sessions.model.generator.reads.pictures)
+        _check_pictures(len(shown), sessions.model.answer_generator.reads.pictures)
         if not question:
             raise Refused(422, "the messages hold no text of a user")
         check_question(question, sessions.config.limits.question_chars)

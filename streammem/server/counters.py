@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from streammem.models.vlm.server import ASKED
 from streammem.types import Alert, Caption, Event, Segment
 
 PREFIX = "streammem_"
@@ -16,6 +17,10 @@ _HELP = {
     "batched_captions_total": "Captions in these batches.",
     "answers_total": "Questions answered.",
     "answer_seconds_total": "Seconds from question to full answer.",
+    "model_server_requests_total": "Requests to model servers.",
+    "model_server_retries_total": "Of these, after one that failed.",
+    "model_server_failures_total": "Requests to model servers that were given up.",
+    "model_server_tokens_total": "Tokens of prompts and replies of model servers.",
     "requests_total": "Requests by status class.",
     "refused_total": "Requests refused before they reached a route, by status.",
 }
@@ -48,6 +53,8 @@ class Counters:
 
     def text(self, gauges: dict[str, float]) -> str:
         """Return all counters, and these gauges, in the exposition format 0.0.4."""
+        for name, count in ASKED.counts._asdict().items():
+            self._counts[f"model_server_{name}_total", ""] = count
         lines = []
         for name, about in _HELP.items():
             lines += [f"# HELP {PREFIX}{name} {about}", f"# TYPE {PREFIX}{name} counter"]

@@ -1,9 +1,11 @@
 """Frames that clients push, as a source that a session can watch."""
 
 import io
+import math
 import queue
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -12,7 +14,7 @@ from streammem.errors import SourceError
 from streammem.server.refused import Refused
 from streammem.types import Frame
 from streammem.video.pixels import check_size, fitted_pixels
-from streammem.video.source import Grid, Sampling, VideoSource
+from streammem.video.source import DEFAULT_FPS, FrameSampler, Sampling, VideoSource
 
 MEDIA_TYPES = {"image/jpeg": "JPEG", "image/png": "PNG"}
 RAW = "application/octet-stream"
@@ -22,15 +24,14 @@ class Inbox(VideoSource):
     """Pushed pictures. Pictures come from the event loop, in one thread.
 
     Args:
-        fps: pictures a second to keep; the others are dropped.
+        sampling: which pictures are kept, of what size; the others are dropped.
         waiting: pictures at most that wait for perception.
-        max_side: pixels; a picture with a longer side is shrunk to it.
     """
 
-    def __init__(self, fps: float | None, waiting: int, max_side: int | None) -> None:
-        super().__init__("frames")
-        self._grid, self._shown_s = Grid(Sampling(fps=fps)), 1 / (fps or 2.0)
-        self._most, self._max_side = waiting, max_side
+    def __init__(self, sampling: Sampling, waiting: int) -> None:
+        super().__init__("frames", sampling)
+        self._sampler, self._shown_s = FrameSampler(sampling), 1 / (sampling.fps or DEFAULT_FPS)
+        self._most = waiting
         self._queue: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         self._began: float | None = None
         self._newest, self._number, self._open = 0.0, 0, True
@@ -48,7 +49,8 @@ class Inbox(VideoSource):
             at: seconds in the stream, not before the last one's; None is now.
 
         Returns:
-            Whether it will be perceived; False if ``fps`` drops it.
+            Whether it will be perceived; False if the sampling drops it, or may do so: before
+            ``start``, the last one is perceived where none follows soon.
 
         Raises:
             Refused: too many wait, the stream has ended, or time runs backward.
@@ -67,12 +69,8 @@ class Inbox(VideoSource):
             raise Refused(409, text)
         self._newest = moment
         self._number += 1
-        if not self._grid.takes(moment):
-            return False
-        self.end = moment + self._shown_s
-        shown = fitted_pixels(pixels, self._max_side)
-        self._queue.put(Frame(shown, moment, self._shown_s, self._number - 1))
-        return True
+        shown = Frame(pixels, moment, self._shown_s, self._number - 1)
+        return self._put(self._sampler.push(shown), shown)
 
     def stop(self) -> None:
         """End the stream after the pictures that wait; thread-safe."""
@@ -80,9 +78,20 @@ class Inbox(VideoSource):
         self._open = False
         self._queue.put(None)
 
+    def _put(self, frames: list[Frame], last: Frame) -> bool:
+        """Let frames wait for perception; return whether the last one that came is among them."""
+        for frame in frames:
+            fitted = fitted_pixels(frame.pixels, self._sampling.max_side)
+            self.end = min(frame.time + frame.duration, self._sampling.end or math.inf)
+            self._queue.put(replace(frame, pixels=fitted))
+        return any(frame is last for frame in frames)
+
     def _frames(self) -> Iterator[Frame]:
         while (frame := self._queue.get()) is not None:
             yield frame
+        for frame in self._sampler.flush():
+            self.end = frame.time + frame.duration
+            yield replace(frame, pixels=fitted_pixels(frame.pixels, self._sampling.max_side))
 
     def _release(self) -> None:
         self._open = False

@@ -1,27 +1,57 @@
 """Queries that the HTTP routes, the page and the agents' tools share."""
 
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
 from streammem.engine.session import Session
 from streammem.memory.upkeep import events_of
+from streammem.output.render import wall_start
 from streammem.server.refused import Refused
 from streammem.types import Answer, Event, clock, with_wall_clock
 
 MAX_SEGMENTS = 1000
+_FOLDERS = re.compile(r"(^|[:,|])[^:,|]*[/\\]")
+
+
+class Row(NamedTuple):
+    """An event in a memory, and what else is known of it: ``source``, and ``wall_start``."""
+
+    event: Event
+    more: Mapping[str, object]
 
 
 def rows(
-    session: Session, between: tuple[float, float] | None, most: int = MAX_SEGMENTS
-) -> list[Event]:
+    session: Session,
+    between: tuple[float, float] | None,
+    most: int = MAX_SEGMENTS,
+    before: int | None = None,
+) -> list[Row]:
     """Return the events in a session's memory, oldest first.
 
     Args:
         session: whose memory.
         between: [a, b) seconds; segments that overlap it. None for all.
         most: segments at most, the newest.
+        before: only segments of lower ids.
     """
     kept = session.memory.entries()
     if between:
         kept = tuple(e for e in kept if e.start < between[1] and e.end > between[0])
-    return [event for entry in kept[-most:] for event in events_of(entry)]
+    if before is not None:
+        kept = tuple(e for e in kept if e.segment < before)
+    found = []
+    for entry in kept[-most:]:
+        zero = None if entry.wall_start is None else entry.wall_start - entry.start
+        source = public_source(entry.source)
+        for event in events_of(entry):
+            found.append(Row(event, {"source": source, **wall_start(event, zero)}))
+    return found
+
+
+def public_source(name: str) -> str:
+    """Return what clients may read of a source's name: a URL, or a path without its folders."""
+    return name if "://" in name else _FOLDERS.sub(r"\1", name)
 
 
 def check_question(text: str, longest: int) -> None:

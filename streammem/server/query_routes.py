@@ -1,15 +1,19 @@
 """The routes that sessions and memories share: questions, search, chapters, segments, export."""
 
+import mimetypes
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Query, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import FileResponse, StreamingResponse
 
 from streammem.errors import StreammemError
-from streammem.output.render import FORMATS
-from streammem.server.queries import check_question, rows
+from streammem.output.render import FORMATS, stamped, to_line
+from streammem.server.queries import MAX_SEGMENTS, check_question, rows
 from streammem.server.refused import Refused
+from streammem.server.schemas import AnswerEvent, Chapters, Events, Moments, replies
 from streammem.server.session_host import SessionHost
 from streammem.server.sessions import Sessions
 from streammem.server.wire import MAX_S, QuestionRequest, SearchRequest, event_json, sse
@@ -38,7 +42,11 @@ def query_routes(sessions: Sessions, find_host: FindHost) -> APIRouter:
     router = APIRouter()
     longest = sessions.config.limits.question_chars
 
-    @router.post("/questions", response_model=None)
+    streamed = {"text/event-stream": {"schema": {"$ref": "#/components/schemas/AnswerEvent"}}}
+
+    @router.post(
+        "/questions", response_model=None, responses=replies(AnswerEvent, content=streamed)
+    )
     async def ask(name: Id, asked: QuestionRequest) -> Response | dict[str, object]:
         """Answer a question; with ``stream`` piece by piece, the whole answer last."""
         check_question(asked.question, longest)
@@ -47,7 +55,7 @@ def query_routes(sessions: Sessions, find_host: FindHost) -> APIRouter:
             return event_json(await host.answer(asked.question), host.path)
         return await stream_answer(host, host.ask(asked.question), as_event)
 
-    @router.post("/find")
+    @router.post("/find", response_model=None, responses=replies(Moments))
     async def find(name: Id, wanted: SearchRequest) -> dict[str, object]:
         """Find the moments that fit a description best."""
         check_question(wanted.query, longest)
@@ -55,7 +63,7 @@ def query_routes(sessions: Sessions, find_host: FindHost) -> APIRouter:
         moments = await host.do(lambda session: session.find(wanted.query, wanted.count))
         return {"moments": [event_json(moment, host.path) for moment in moments]}
 
-    @router.get("/summary")
+    @router.get("/summary", response_model=None, responses=replies(Chapters))
     async def summary(
         name: Id,
         chapters: Annotated[int | None, Query(ge=1, le=100)] = None,
@@ -68,22 +76,43 @@ def query_routes(sessions: Sessions, find_host: FindHost) -> APIRouter:
         found = await host.do(lambda session: session.chapters(chapters, between))
         return {"chapters": [event_json(chapter, host.path) for chapter in found]}
 
-    @router.get("/segments")
-    async def segments(name: Id, start: Seconds = None, end: Seconds = None) -> dict[str, object]:
-        """List segments, captions and speech in memory; only the newest if there are too many."""
+    @router.get("/segments", response_model=None, responses=replies(Events))
+    async def segments(
+        name: Id,
+        start: Seconds = None,
+        end: Seconds = None,
+        before: Annotated[int | None, Query(ge=0, le=2**53, description="segment id")] = None,
+        count: Annotated[int, Query(ge=1, le=MAX_SEGMENTS)] = MAX_SEGMENTS,
+    ) -> dict[str, object]:
+        """List segments, captions and speech in memory: the newest ``count`` segments.
+
+        Older ones: ask again with ``before``, the lowest id that came.
+        """
         between = _span(start, end)
         host = await find_host(name)
-        kept = await host.do(lambda session: rows(session, between))
-        return {"events": [event_json(event, host.path) for event in kept]}
+        kept = await host.do(lambda session: rows(session, between, count, before))
+        return {"events": [event_json(row.event, host.path, row.more) for row in kept]}
 
     @router.get("/export", responses={200: {"content": {kind: {} for kind in EXPORTS.values()}}})
-    async def export(name: Id, format: Form = "jsonl") -> Response:
+    async def export(
+        name: Id,
+        format: Form = "jsonl",
+        wall_clock: Annotated[
+            bool, Query(description="put the wall clock before the words, where it is known")
+        ] = False,
+    ) -> Response:
         """Download the whole memory as a file: JSON Lines, SubRip, WebVTT or plain text."""
         host = await find_host(name)
         kept = await host.do(lambda session: rows(session, None, len(session.memory) + 1))
-        renderer = FORMATS[format]()
-        text = "".join([*map(renderer.write, kept), renderer.close()])
-        headers = {"content-disposition": f'attachment; filename="streammem.{format}"'}
+        if format == "jsonl":
+            text = "".join(to_line(row.event, row.more) + "\n" for row in kept)
+        else:
+            renderer = FORMATS[format]()
+            shown = (stamped(*row) if wall_clock else row.event for row in kept)
+            text = "".join([*map(renderer.write, shown), renderer.close()])
+        stem = PurePath(host.title).stem or "streammem"
+        file = f"attachment; filename*=UTF-8''{quote(f'{stem}.{format}', safe='')}"
+        headers = {"content-disposition": file}
         return Response(text, media_type=EXPORTS[format], headers=headers)
 
     @router.get("/keyframes/{segment}", responses={200: {"content": {"image/jpeg": {}}}})
@@ -102,6 +131,17 @@ def query_routes(sessions: Sessions, find_host: FindHost) -> APIRouter:
     async def clip(name: Id, start: At, end: At) -> Response:
         """Return a part of the video as MP4, if the source is a file that still exists."""
         return await sessions.clips.reply(await find_host(name), start, end)
+
+    @router.get("/video", responses={200: {"content": {"video/mp4": {}}}})
+    async def video(name: Id) -> FileResponse:
+        """Return the video itself, or a range of it, if the source is a file that still exists."""
+        host = await find_host(name)
+        file = host.plan.file
+        if file is None or not file.is_file():
+            raise Refused(404, "no video is at hand here, only captions and keyframes")
+        kind = mimetypes.guess_type(host.plan.source)[0] or "video/mp4"
+        kind = kind if kind.startswith("video/") else "video/mp4"
+        return FileResponse(file, media_type=kind, headers={"x-content-type-options": "nosniff"})
 
     return router
 

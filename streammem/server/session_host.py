@@ -4,10 +4,10 @@ Requests become jobs that run between two frames, or between two events while ca
 """
 
 import asyncio
+import io
 import logging
 import queue
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -15,25 +15,27 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from streammem.captioning.scheduler import LanguageScheduler
 from streammem.engine.session import Session
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.errors import StreammemError
+from streammem.memory.entry import Entry
 from streammem.output.render import NOTHING, wall_start
 from streammem.server.counters import Counters
 from streammem.server.events import EventLog
 from streammem.server.inbox import Inbox
 from streammem.server.limits import Limits
 from streammem.server.refused import Refused
-from streammem.types import Answer, Event, Notice
+from streammem.types import Answer, Event, Frame, Notice
 from streammem.video import VideoSource
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 State = Literal["opening", "watching", "over", "failed", "closed"]
-MAX_SCORES = 4096
+JPEG_QUALITY = 80
 WATCHED = WatchOptions()
 
 
@@ -62,11 +64,21 @@ class Plan:
     scheduler: LanguageScheduler | None = None
 
 
-class Depth(NamedTuple):
-    """A settled depth of SceneTilling, and its time in seconds."""
+@dataclass(slots=True)
+class Watched:
+    """What the session's thread notes of its source, for others to read.
 
-    time: float
-    depth: float
+    Attributes:
+        live: whether it is a live source.
+        duration: seconds; None where it is unknown.
+        time: seconds of the newest frame that was perceived, in the memory's time.
+        frame: that frame.
+    """
+
+    live: bool = False
+    duration: float | None = None
+    time: float | None = None
+    frame: Frame | None = None
 
 
 class _Job(NamedTuple):
@@ -89,16 +101,21 @@ class SessionHost:
 
     Attributes:
         events: what it has told.
-        depths: the newest depths, for plots.
         touched: monotonic second of the last request.
+        title: what its clients call it; its source's name at first.
+        alerts: what it waits for, from the next frame on.
+        watched: how far it is.
     """
 
     def __init__(self, path: str, plan: Plan, limits: Limits, counters: Counters) -> None:
         self.path, self.plan = path, plan
         self.state: State = "opening"
         self.events = EventLog(limits.events)
-        self.depths: deque[Depth] = deque(maxlen=MAX_SCORES)
         self.touched = time.monotonic()
+        self.title = plan.source
+        self.alerts: tuple[str, ...] = plan.options.alerts
+        self.watched = Watched()
+        self._picture: tuple[Frame, bytes] | None = None  # the newest that was asked for
         self._limits, self._counters = limits, counters
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -147,6 +164,15 @@ class SessionHost:
             self._num_waiting -= 1
             self.touch()
 
+    async def picture(self) -> bytes | None:
+        """Return the newest frame as a JPEG; None before the first one."""
+        frame = self.watched.frame
+        if frame is None:
+            return None
+        if self._picture is None or self._picture[0] is not frame:
+            self._picture = (frame, await asyncio.to_thread(_jpeg, frame))
+        return self._picture[1]
+
     async def ask(
         self, question: str, pictures: Sequence[np.ndarray] = ()
     ) -> AsyncGenerator[str | Answer]:
@@ -157,7 +183,8 @@ class SessionHost:
         def on_text(piece: str) -> None:
             if abandoned:
                 raise _AbandonedError
-            self._tell(pieces.put_nowait, piece)
+            if piece:  # it is empty while a model server is waited for
+                self._tell(pieces.put_nowait, piece)
 
         began = time.monotonic()
         asked = asyncio.ensure_future(
@@ -190,7 +217,7 @@ class SessionHost:
         state: State = "closed"
         try:
             with self.plan.open_session() as session:
-                session.on_score = self._score
+                session.answerer.file_of = self._file_of
                 self._converse(session)
         except (StreammemError, Refused) as error:
             state = "failed"
@@ -201,6 +228,11 @@ class SessionHost:
             self._tell(self._fail, RuntimeError(f"internal error: {type(error).__name__}"))
         finally:
             self._tell(self._end, state)
+
+    def _file_of(self, entry: Entry) -> Path | None:
+        # Only the file that was opened: other sources in a memory may have names of clients.
+        file = self.plan.file if entry.source == self.plan.source else None
+        return file if file and file.is_file() else None
 
     def _converse(self, session: Session) -> None:
         opener = self.plan.open_source
@@ -220,7 +252,14 @@ class SessionHost:
                 while (job := self._jobs.get_nowait()) is not None:
                     self._serve(job, session)
 
-        callbacks = WatchCallbacks(stop=self._is_stopping, on_idle=between)
+        def note(frame: Frame) -> None:
+            self.watched.time = frame.time + session.time_offset
+            self.watched.frame = frame
+
+        self.watched.live, self.watched.duration = source.live, source.duration
+        callbacks = WatchCallbacks(
+            stop=self._is_stopping, on_idle=between, on_frame=note, alerts=lambda: self.alerts
+        )
         try:
             for event in watch(
                 session,
@@ -248,10 +287,6 @@ class SessionHost:
 
     def _is_stopping(self) -> bool:
         return self._stopping
-
-    def _score(self, at: float, score: Any) -> None:
-        if score.depth is not None:
-            self.depths.append(Depth(at, float(score.depth)))
 
     def _tell(self, call: Callable[..., object], *values: object) -> None:
         with suppress(RuntimeError):  # the loop has ended, and its clients with it
@@ -294,6 +329,12 @@ class SessionHost:
                 if job := self._jobs.get_nowait():
                     _settle(job.done, None, Refused(410, "the session was closed"))
         self.ended.set()
+
+
+def _jpeg(frame: Frame) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(frame.pixels).save(out, "JPEG", quality=JPEG_QUALITY)
+    return out.getvalue()
 
 
 def _settle(done: asyncio.Future[Any], result: object, error: Exception | None) -> None:

@@ -8,6 +8,7 @@ await sessions.close()
 """
 
 import asyncio
+import hashlib
 import logging
 import re
 import secrets
@@ -25,7 +26,10 @@ import anyio.to_thread
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch_options import WatchOptions
-from streammem.memory.folder import DATABASE, is_memory
+from streammem.errors import StoreError
+from streammem.memory.folder import DATABASE, is_memory, remove, rename
+from streammem.memory.store import Store
+from streammem.memory.upkeep import MemorySummary, info
 from streammem.models.protocols import StreamModel
 from streammem.server import addresses
 from streammem.server.clips import Clips
@@ -38,7 +42,7 @@ from streammem.server.shared import share
 from streammem.server.uploads import Uploads, check_video
 from streammem.types import Event, encodable
 from streammem.video import SourceOptions, VideoSource, open_with
-from streammem.video.address import public_url
+from streammem.video.address import public_name, public_url
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +120,7 @@ class Sessions:
         self._session = session
         self._sessions: dict[str, _Opened] = {}
         self._memories: dict[str, _Opened] = {}
+        self._summaries: dict[str, tuple[tuple[float, ...], MemorySummary | str]] = {}
         places = config.limits.sessions + config.limits.memories
         self._opening = asyncio.Lock()
         self._threads = anyio.CapacityLimiter(2 * places)  # twice: ending sessions hold theirs
@@ -143,8 +148,7 @@ class Sessions:
         """
         self._check_place()
         if source is None:
-            limits = self.config.limits
-            inbox = Inbox(source_options.fps, limits.frames_waiting, source_options.max_side)
+            inbox = Inbox(source_options, self.config.limits.frames_waiting)
             pushed = _WatchedSource(inbox.name, lambda _: inbox, inbox=inbox)
             return await self._start(pushed, options, memory)
         return await self._start(await self._named(source, source_options), options, memory)
@@ -156,6 +160,7 @@ class Sessions:
         *,
         source_options: SourceOptions = RECONNECTING,
         name: str | None = None,
+        id_: str | None = None,
     ) -> str:
         """Open a session on a source named by the operator, who may name any.
 
@@ -164,18 +169,23 @@ class Sessions:
             options: how it is watched.
             source_options: how it is opened.
             name: shown to clients; None shows the source without folders and credentials.
+            id_: of the session; None makes one that cannot be guessed.
         """
         shown = name or (public_url(source) if "://" in source else Path(source).name or source)
         shown = encodable(shown)
         file = Path(source) if "://" not in source and Path(source).is_file() else None
         opened = _WatchedSource(shown, lambda _: open_with(source, source_options), file)
-        return await self._start(opened, options, None)
+        return await self._start(opened, options, None, id_)
 
     async def open_own(self, sources: Sequence[str]) -> None:
-        """Open sessions on the operator's sources; they are never closed as idle."""
+        """Open sessions on the operator's sources; they are never closed as idle.
+
+        Their ids are made of their names, so that their addresses outlive a restart.
+        """
         options = replace(TRUSTED, alerts=self.config.alerts)
-        for source in sources:
-            opened = self._sessions[await self.open_trusted(source, options)]
+        for number, source in enumerate(sources):
+            stable = _stable_id(source, sources[:number].count(source))
+            opened = self._sessions[await self.open_trusted(source, options, id_=stable)]
             opened.permanent = True
             if self.outlet:
                 forwarding = _forward_events(opened.host, self.outlet(source))
@@ -219,6 +229,53 @@ class Sessions:
         if folder is None:
             return []
         return sorted(p.name for p in folder.iterdir() if NAME.fullmatch(p.name) and is_memory(p))
+
+    async def memory_summaries(self) -> dict[str, MemorySummary | str]:
+        """Return what is in each memory, or why it cannot be read, by name."""
+        return {name: await self.memory_summary(name) for name in self.memory_names()}
+
+    async def memory_summary(self, name: str) -> MemorySummary | str:
+        """Return what is in a memory, or why it cannot be read.
+
+        Raises:
+            Refused: the name is not allowed.
+        """
+        path = self._memory_path(name)
+        stamp = _last_written(path)
+        known = self._summaries.get(name)
+        if known is None or known[0] != stamp:
+            found = await anyio.to_thread.run_sync(_summary_of, path)
+            known = self._summaries[name] = (stamp, found)
+        return known[1]
+
+    async def rename_memory(self, name: str, new: str) -> None:
+        """Give a memory another name.
+
+        Raises:
+            Refused: there is none of that name, or the new one is not allowed.
+            StoreError: see ``folder.rename``.
+        """
+        self._memory_path(new)
+        await self._change_memory(name, lambda path: rename(path, new))
+
+    async def remove_memory(self, name: str) -> None:
+        """Remove a memory for good.
+
+        Raises:
+            Refused: there is none of that name.
+            StoreError: it is being written.
+        """
+        await self._change_memory(name, remove)
+
+    async def _change_memory(self, name: str, change: Callable[[Path], None]) -> None:
+        path = self._memory_path(name)
+        if not is_memory(path):
+            raise Refused(404, "no such memory")
+        async with self._opening:
+            await anyio.to_thread.run_sync(change, path)
+            if opened := self._memories.pop(name, None):
+                opened.host.retire()
+            self._summaries.pop(name, None)
 
     async def memory(self, name: str) -> SessionHost:
         """Return the host of a memory, opened read-only; reopened if it was written since.
@@ -290,7 +347,11 @@ class Sessions:
             raise Refused(429, text, retry_s=30)
 
     async def _start(
-        self, source: _WatchedSource, options: WatchOptions, memory: str | None
+        self,
+        source: _WatchedSource,
+        options: WatchOptions,
+        memory: str | None,
+        id_: str | None = None,
     ) -> str:
         try:
             self._check_place()  # again: preparing the source may have waited
@@ -301,7 +362,7 @@ class Sessions:
             raise
 
         open_session = partial(Session, self.model, self._session, memory=path, source=source.name)
-        id_ = secrets.token_urlsafe(12)
+        id_ = id_ or secrets.token_urlsafe(12)
         plan = Plan(
             source.name,
             open_session,
@@ -390,6 +451,26 @@ async def _forward_events(host: SessionHost, outlet: Outlet) -> None:
     finally:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(outlet.close)
+
+
+def _stable_id(source: str, earlier: int) -> str:
+    """Return the id of one of the operator's sources, of which ``earlier`` were named before."""
+    shown = public_name(source)
+    tail = shown.rstrip("/").rpartition("/")[2].partition(".")[0]
+    slug = "-".join(re.findall(r"[A-Za-z0-9]+", tail)).lower()[:32]
+    digest = hashlib.blake2b(f"{shown} {earlier}".encode(), digest_size=4).hexdigest()
+    return f"{slug or 'source'}-{digest}"
+
+
+def _summary_of(path: Path) -> MemorySummary | str:
+    try:
+        store = Store.open(path, None, "r")
+        try:
+            return info(store)
+        finally:
+            store.close()
+    except StoreError as error:
+        return str(error).replace(f"{path}", path.name)
 
 
 def _last_written(path: Path) -> tuple[float, ...]:

@@ -4,26 +4,36 @@ One frame is computed at a time; what the language model computes goes through i
 """
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 from torch import Tensor
 
-from streammem.captioning.scheduler import LanguageScheduler, ScheduledGenerator
+from streammem.captioning.scheduler import FairLock, LanguageScheduler, ScheduledGenerator
 from streammem.memory.retrieval import GumbelNull
+from streammem.models.backbones.language import GenerationConfig, Prompt, Replies
 from streammem.models.protocols import (
     ComposedModel,
     EncodedSegment,
+    EvidenceItem,
+    Generator,
+    Reads,
     SegmentEncoder,
     SegmentFrames,
     StreamModel,
     TextEncoder,
+    Tool,
+    ToolCall,
+    ToolGenerator,
+    ToolTurn,
 )
 from streammem.models.tiny.questions import QuestionReading
 from streammem.perception.perceiver import Perceived, Perceiver
 from streammem.perception.scenetilling import SceneTillingConfig
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +95,58 @@ class _LockedTextEncoder:
             return self.inner.read_question(question)
 
 
+@dataclass(frozen=True, eq=False)
+class _LockedGenerator:
+    """Writes answers beside the generator of captions, so its steps have a lock of their own."""
+
+    inner: Generator
+    lock: FairLock = field(default_factory=FairLock)
+    batches = False
+
+    @property
+    def reads(self) -> Reads:
+        return self.inner.reads
+
+    @property
+    def decoding(self) -> GenerationConfig:
+        return self.inner.decoding
+
+    def caption_prompt(self, item: EvidenceItem, instruction: str | None = None) -> Prompt:
+        with self.lock:
+            return self.inner.caption_prompt(item, instruction)
+
+    def answer_prompt(self, items: Sequence[EvidenceItem], question: str) -> Prompt:
+        with self.lock:
+            return self.inner.answer_prompt(items, question)
+
+    def replies(
+        self, prompts: Sequence[Prompt], decoding: GenerationConfig, candidates: int = 1
+    ) -> Iterator[Replies | None]:
+        return self._steps(self.inner.replies(prompts, decoding, candidates))
+
+    def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
+        return self._steps(self.inner.stream(prompt, decoding))
+
+    def converse(
+        self,
+        prompt: Prompt,
+        turns: Sequence[ToolTurn],
+        tools: Sequence[Tool],
+        decoding: GenerationConfig,
+    ) -> Iterator[str | ToolCall | None]:
+        caller = cast(ToolGenerator, self.inner)
+        return self._steps(caller.converse(prompt, turns, tools, decoding))
+
+    def _steps(self, steps: Iterator[T]) -> Iterator[T]:
+        ended = object()
+        while True:
+            with self.lock:
+                step = next(steps, ended)
+            if step is ended:
+                return
+            yield cast(T, step)
+
+
 class SharedModel(NamedTuple):
     """A model that many threads may use, and the scheduler of its language model.
 
@@ -106,7 +168,7 @@ def share(model: StreamModel, on_batch: Callable[[int], None] | None = None) -> 
     """
     vision_lock = threading.Lock()
     scheduler = LanguageScheduler(model.generator, on_batch)
-    encoder = model.segment_encoder
+    encoder, answers = model.segment_encoder, model.answer_generator
     shared = ComposedModel(
         name=model.name,
         fingerprint=model.fingerprint,
@@ -116,5 +178,8 @@ def share(model: StreamModel, on_batch: Callable[[int], None] | None = None) -> 
         segment_encoder=_LockedSegmentEncoder(encoder, vision_lock) if encoder else None,
         confidence_model=model.confidence_model,
         reranker=model.reranker,
+        answer_generator=(
+            _LockedGenerator(answers) if answers is not model.generator else None  # type: ignore
+        ),
     )
     return SharedModel(shared, scheduler)

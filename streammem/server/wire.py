@@ -7,9 +7,11 @@ from typing import Annotated, Literal, cast
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 from streammem.engine.watch_options import WatchOptions
+from streammem.memory.upkeep import MemorySummary
 from streammem.output.render import NOTHING, to_json
+from streammem.server.queries import public_source
 from streammem.server.session_host import SessionHost
-from streammem.types import Alert, Event, Moment
+from streammem.types import Alert, Answer, Event, Moment, Segment, wall_clock
 from streammem.video.source import DEFAULT_FPS, SourceOptions
 
 MAX_FPS = 30.0
@@ -23,6 +25,22 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
+AlertTexts = Annotated[list[Annotated[Str, Field(max_length=200)]], Field(max_length=8)]
+
+
+class SessionChange(Strict):
+    """What is to change of an open session; what is left out stays."""
+
+    title: Annotated[Str | None, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")] = None
+    alerts: Annotated[AlertTexts | None, Field(description="to wait for from now on")] = None
+
+
+class MemoryChange(Strict):
+    """A new name for a memory."""
+
+    name: Str
+
+
 class NewSession(Strict):
     """A request to open a session."""
 
@@ -32,7 +50,7 @@ class NewSession(Strict):
     start: Annotated[float, Field(ge=0, le=MAX_S)] = 0.0
     end: Annotated[float | None, Field(gt=0, le=MAX_S)] = None
     captions: Annotated[bool, Field(description="describe each scene")] = True
-    alerts: Annotated[list[Annotated[Str, Field(max_length=200)]], Field(max_length=8)] = []
+    alerts: AlertTexts = []
 
     def options(self) -> WatchOptions:
         """Return how it is watched."""
@@ -144,24 +162,63 @@ def event_json(event: Event, path: str, more: Mapping[str, object] = NOTHING) ->
         more: further keys, such as ``wall_start``.
     """
     found = to_json(event, more)
-    shown = found.get("evidence", [found] if isinstance(event, Moment) else [])
-    for item in cast(list[dict[str, object]], shown):
-        item["keyframe"] = f"{path}/keyframes/{item['segment']}"
+    for item in cast(list[dict[str, object]], found.get("evidence", [found])):
+        if isinstance(source := item.get("source"), str):
+            item["source"] = public_source(source)
+        if isinstance(event, Answer | Moment):
+            item["keyframe"] = f"{path}/keyframes/{item['segment']}"
+    if isinstance(event, Segment):
+        found["keyframe"] = f"{path}/keyframes/{event.id}"
     if isinstance(event, Alert):
         found["keyframe"] = None
     return found
 
 
-def host_json(name: str, host: SessionHost) -> dict[str, object]:
-    """Describe a session or memory."""
-    inbox = host.plan.inbox
+def host_json(name: str, host: SessionHost, *, permanent: bool = False) -> dict[str, object]:
+    """Describe a session; the keys are those of ``schemas.SessionInfo``."""
+    inbox, watched = host.plan.inbox, host.watched
     return {
         "id": name,
+        "title": host.title,
         "source": host.plan.source,
         "state": host.state,
+        "live": watched.live,
+        "time": watched.time,
+        "duration": watched.duration,
         "events": host.events.count,
         "waiting": inbox.waiting if inbox else 0,
+        "alerts": list(host.alerts),
         "url": host.path,
+        "video": f"{host.path}/video" if host.plan.file else None,
+        "picture": f"{host.path}/picture" if watched.frame is not None else None,
+        "permanent": permanent,
+    }
+
+
+def memory_json(name: str, url: str, found: MemorySummary | str) -> dict[str, object]:
+    """Describe a memory; the keys are those of ``schemas.MemoryInfo``.
+
+    Args:
+        name: of the memory.
+        url: its path.
+        found: what is in it, or why that cannot be read.
+    """
+    summary = found if isinstance(found, MemorySummary) else None
+    walls = (summary.wall_start, summary.wall_end) if summary else (None, None)
+    first, last = (None if wall is None else wall_clock(wall) for wall in walls)
+    return {
+        "id": name,
+        "url": url,
+        "sources": [public_source(source) for source in summary.sources] if summary else [],
+        "segments": summary.segments if summary else 0,
+        "captions": summary.captions if summary else 0,
+        "start": summary.start if summary else None,
+        "end": summary.end if summary else None,
+        "wall_start": first,
+        "wall_end": last,
+        "created": summary.created if summary else None,
+        "bytes": summary.database_bytes + summary.keyframe_bytes if summary else 0,
+        **({} if summary else {"error": found}),
     }
 
 

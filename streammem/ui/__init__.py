@@ -1,5 +1,5 @@
-"""The web page: a video beside its captions, and questions with their evidence."""
+"""The page in the browser: a door made with Gradio, and the watch page that it shows."""
 
-from streammem.ui.page import add_page
+from streammem.ui.watch import add_watch
 
-__all__ = ["add_page"]
+__all__ = ["add_watch"]

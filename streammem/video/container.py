@@ -27,7 +27,7 @@ REMOTE_OPTIONS = {
     "reconnect": "1",  # a dropped connection goes on where it broke
     "reconnect_delay_max": "4",
 }
-_LOCAL_OPTIONS = {"protocol_whitelist": "file"}
+_LOCAL_OPTIONS = {"protocol_whitelist": "file,subfile"}
 # Streams that lie beside the video: a cover, previews of its chapters, parts of a picture.
 _BESIDE = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 _VARIANT = "variant_bitrate"  # in an HLS stream's metadata: bits/s of the variant that holds it
@@ -39,13 +39,16 @@ class NoVideoError(SourceError):
     """Something is there, but nothing that FFmpeg takes for a video."""
 
 
-def open_container(spec: str, name: str, *, remote: bool) -> tuple[InputContainer, VideoStream]:
+def open_container(
+    spec: str, name: str, *, remote: bool, span: tuple[int, int] | None = None
+) -> tuple[InputContainer, VideoStream]:
     """Open a file or URL and choose its video stream.
 
     Args:
         spec: a path or URL, as FFmpeg is to see it.
         name: what messages call it: without credentials.
         remote: whether ``spec`` is a URL.
+        span: the bytes [start, stop) of a file that are meant; None for all.
 
     Returns:
         The container and its video stream, whose decoder is set to DECODE_THREADS.
@@ -59,10 +62,11 @@ def open_container(spec: str, name: str, *, remote: bool) -> tuple[InputContaine
             container = av.open(spec, options=dict(REMOTE_OPTIONS), timeout=timeout)
         else:
             # The prefix keeps a name such as "concat:a|b" or "-" from meaning anything else.
-            container = av.open(f"file:{spec}", options=dict(_LOCAL_OPTIONS))
+            part = "subfile,,start,{},end,{},,:".format(*span) if span else ""
+            container = av.open(f"{part}file:{spec}", options=dict(_LOCAL_OPTIONS))
     except (av.FFmpegError, ValueError) as error:
         kind = NoVideoError if isinstance(error, av.error.InvalidDataError) else SourceError
-        raise kind(f"{name}: {_reason(error, None if remote else spec)}") from None
+        raise kind(f"{name}: {_reason(error, None if remote or span else spec)}") from None
     return container, choose_stream(container, name)
 
 

@@ -18,7 +18,8 @@ from av.video.stream import VideoStream
 
 from streammem.errors import ConfigError, SourceError, TruncatedError
 from streammem.video.container import DECODE_THREADS, error_text, open_container
-from streammem.video.file import FileSource
+from streammem.video.file import open_recordings
+from streammem.video.joins import DOUBTFUL_S, StampCheck, recordings
 from streammem.video.packets import PacketReader
 from streammem.video.source import Sampling
 
@@ -56,12 +57,13 @@ def cut(path: Path, start: float, end: float, out: IO[bytes], name: str | None =
         raise ConfigError(f"{shown}: a clip must start at 0 s or later and end after that")
     if end - start > MAX_COPIED_S:
         raise ConfigError(f"{shown}: a clip may last {MAX_COPIED_S:g} s; ask for several")
-    with suppress(_NotCopiedError):
+    try:
         _copy(path, start, end, out, shown)
         return "copied"
-    if end - start > MAX_ENCODED_S:
-        text = f"its codec must be changed for a clip, which may last {MAX_ENCODED_S:g} s then"
-        raise ConfigError(f"{shown}: {text}; ask for several")
+    except _NotCopiedError as error:
+        if end - start > MAX_ENCODED_S:
+            text = f"{error}, so that a clip is encoded and may last {MAX_ENCODED_S:g} s"
+            raise ConfigError(f"{shown}: {text}; ask for several") from None
     out.seek(0)
     out.truncate()
     _encode(path, start, end, out, shown)
@@ -69,19 +71,19 @@ def cut(path: Path, start: float, end: float, out: IO[bytes], name: str | None =
 
 
 class _NotCopiedError(Exception):
-    """The packets are not for an MP4 as they are."""
+    """The packets are not for an MP4 as they are; the message says why."""
 
 
 def _copy(path: Path, start: float, end: float, out: IO[bytes], name: str) -> None:
     reader = PacketReader(str(path), name)
     zero_s, is_continuous = reader.zero * reader.tick, reader.is_continuous()
     reader.close()
-    if not is_continuous:  # several recordings in one file cannot be one stream of packets
-        raise _NotCopiedError
+    if not is_continuous or len(recordings(str(path))) > 1:  # cannot be one stream of packets
+        raise _NotCopiedError("it may hold several recordings")
     container, video = open_container(str(path), name, remote=False)
     with container:
         if video.codec.canonical_name not in _COPIED:
-            raise _NotCopiedError
+            raise _NotCopiedError(f"its codec ({video.codec.canonical_name}) does not go into MP4")
         sounds = [s for s in container.streams.audio if s.codec.canonical_name in _COPIED_SOUND]
         streams = [video, *sounds[:1]]
         # Rounded: 0.4 as a float lies above two fifths, and would let one more picture in.
@@ -92,7 +94,7 @@ def _copy(path: Path, start: float, end: float, out: IO[bytes], name: str) -> No
                 packets = _from_keyframe(container, streams, begin)
                 num_shown = _write(packets, copies, written, (begin, until))
         except (av.FFmpegError, ValueError) as error:
-            raise _NotCopiedError from error
+            raise _NotCopiedError("its packets do not go into MP4") from error
     if not num_shown:
         raise _nothing(name, start, end)
 
@@ -105,11 +107,12 @@ def _from_keyframe(
     for back_s in _BACK_OFF_S:
         container.seek(int((begin - Fraction(back_s)) / video.time_base), stream=video)
         packets = _with_dts((p for p in container.demux(*streams) if p.size), video)
+        packets = _checked(packets, video)
         keyframe = next((p for p in packets if p.stream is video and p.is_keyframe), None)
         # Containers index by decoding time, so the landing may be shown after the target.
         if keyframe and keyframe.pts is not None and keyframe.pts * video.time_base <= begin:
             return chain([keyframe], packets)
-    raise _NotCopiedError
+    raise _NotCopiedError("it cannot be sought in")
 
 
 def _with_dts(packets: Iterable[Packet], video: Any) -> Iterator[Packet]:
@@ -125,6 +128,19 @@ def _with_dts(packets: Iterable[Packet], video: Any) -> Iterator[Packet]:
                 yield early
             held.clear()
         yield packet
+
+
+def _checked(packets: Iterable[Packet], video: VideoStream) -> Iterator[Packet]:
+    """Give packets as they are, up to a picture whose time stamp is wrong."""
+    tick = video.time_base or Fraction(1, av.time_base)
+    stamps = StampCheck(tick, joins_ahead=False)
+    for packet in packets:
+        for sure in stamps.push(packet) if packet.stream is video else [packet]:
+            pts, dts, is_picture = sure.pts, sure.dts, sure.stream is video
+            if dts is None or (is_picture and pts is not None and (pts - dts) * tick > DOUBTFUL_S):
+                raise _NotCopiedError("a time stamp in it is wrong")
+            yield sure
+    yield from stamps.flush()
 
 
 def _write(
@@ -160,7 +176,7 @@ def _encode(path: Path, start: float, end: float, out: IO[bytes], name: str) -> 
     stream = None
     try:
         with (
-            FileSource(str(path), name, sampling) as source,
+            open_recordings(str(path), name, sampling) as source,
             av.open(out, "w", format="mp4") as written,
         ):
             with suppress(TruncatedError):  # what came before it is good

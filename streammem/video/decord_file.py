@@ -3,6 +3,7 @@
 PyAV reads the times, since decord rounds them to float32; decord decodes, one frame at a time.
 """
 
+import math
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,7 @@ from streammem.errors import BackboneError, SourceError, install_command
 from streammem.types import Frame
 from streammem.video.packets import PacketReader
 from streammem.video.pixels import RgbConverter, fitted_pixels
-from streammem.video.source import Grid, Sampling, VideoSource
+from streammem.video.source import HELD_S, Grid, Sampling, VideoSource
 
 # Mean difference of the first picture, of 255: conversions round differently, faults are far off.
 _SAME_PICTURE = 4.0
@@ -67,9 +68,12 @@ class DecordSource(VideoSource):
         missing = self._missing
         for index, (time, duration) in enumerate(zip(self._times, self._durations, strict=True)):
             if grid.is_past(time):
-                missing = None
+                missing, self.was_cut = None, True
                 break
             shown_until = max(shown_until, time + duration)
+            held_until = self._held_until(index)
+            if held_until is not None:
+                time, duration = self._sampling.start, held_until - self._sampling.start
             if (self._sampling.sparse and not self._is_key[index]) or not grid.takes(time):
                 continue
             try:
@@ -81,6 +85,17 @@ class DecordSource(VideoSource):
             num_given += 1
             yield Frame(pixels, float(time), float(duration), index)
         self._finish(float(shown_until), num_given, missing)
+
+    def _held_until(self, index: int) -> float | None:
+        """Return how long a picture is shown that is given at the start, as none follows there."""
+        start, end = self._sampling.start, self._sampling.end or math.inf
+        if self._times[index] >= start - self._tick / 2:
+            return None
+        if index + 1 == len(self._times):
+            until = float(self._times[index] + self._durations[index])
+            return until if until > start else None
+        until = float(self._times[index + 1])
+        return until if until > min(start + HELD_S, end - 1e-6) else None
 
     def _pixels(self, index: int) -> np.ndarray:
         """Return [H, W, 3] of a frame that was not read yet, or of the first."""

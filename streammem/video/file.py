@@ -4,8 +4,11 @@ Live sources are not read here.
 """
 
 import heapq
+import logging
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 
 import av
@@ -13,13 +16,16 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from streammem.errors import SourceError, TruncatedError
 from streammem.types import Frame
 from streammem.video.container import check_file
 from streammem.video.heif import is_still
-from streammem.video.joins import DOUBTFUL_S
+from streammem.video.joins import DOUBTFUL_S, ByteSpan, recordings
 from streammem.video.packets import PacketReader, needed_parts
 from streammem.video.pixels import RgbConverter, check_size
 from streammem.video.source import HELD_S, Grid, Sampling, SourceOptions, VideoSource
+
+log = logging.getLogger(__name__)
 
 HOP_S = 5.0  # a sample further ahead than this is sought, not read up to
 _REORDERED = 32  # what is remembered while packets come out of order; codecs reorder <= 16
@@ -48,6 +54,7 @@ class FileSource(VideoSource):
         name: path or URL without credentials.
         sampling: what is wanted; ``sparse`` takes keyframes only.
         remote: whether ``spec`` is a URL.
+        span: the part of the file that is read; None for all of it.
         opened: what ``open_container`` gave for it, if it is open already.
 
     Raises:
@@ -61,10 +68,11 @@ class FileSource(VideoSource):
         sampling: Sampling,
         *,
         remote: bool = False,
+        span: ByteSpan | None = None,
         opened: tuple[InputContainer, VideoStream] | None = None,
     ) -> None:
-        self._spec, self._remote = spec, remote
-        self._reader = PacketReader(spec, name, remote=remote, opened=opened)
+        self._open = partial(PacketReader, spec, name, remote=remote, span=span)
+        self._reader = self._open(opened=opened)
         super().__init__(name, sampling, duration=self._reader.duration())
         self.start_time = self._reader.seconds(self._reader.origin)
         self._grid = Grid(sampling, tick=self._reader.length(1))
@@ -89,7 +97,7 @@ class FileSource(VideoSource):
         self._slot_firsts: dict[int, int] = {}  # slot -> smallest pts seen in it
         self._read_until = 0.0
         self._hopped_to = 0.0
-        self._at_end = False  # whether the sampling's end was reached
+        self.was_cut = False
         self._num_damaged = 0
         self._jumped = False  # whether the next packet follows a jump
         self._first_pts = self._reader.origin  # nothing before it can be shown
@@ -107,7 +115,7 @@ class FileSource(VideoSource):
                     num_taken += 1
                     yield frame
             if self._grid.is_past(time):
-                self._at_end = True
+                self.was_cut = True
                 break
             self._shown_until = max(self._shown_until, time + duration)
             if self._sampling.sparse and not self._is_key(picture):
@@ -117,7 +125,7 @@ class FileSource(VideoSource):
                 check_size(self.name, picture.width, picture.height)
                 yield Frame(self._to_rgb(picture), time, duration, index)
         # Where a picture follows after the end, it does not matter what duration the last states.
-        if is_held and (self._at_end or self._shown_until > self._sampling.start):
+        if is_held and (self.was_cut or self._shown_until > self._sampling.start):
             for frame in self._held_at_start(until=self._shown_until):
                 num_taken += 1
                 yield frame
@@ -126,7 +134,7 @@ class FileSource(VideoSource):
     def _held_at_start(self, *, until: float) -> Iterator[Frame]:
         """Give the picture that is on screen at the sampling's start, if it is wanted."""
         start, held = float(self._sampling.start), None
-        reader = PacketReader(self._spec, self.name, remote=self._remote)
+        reader = self._open()
         try:
             packets = reader.packets_from(start)
             if packets is None:
@@ -150,7 +158,7 @@ class FileSource(VideoSource):
             )
 
     def _missing(self) -> str | None:
-        missing = None if self._at_end else self._reader.shortfall()
+        missing = None if self.was_cut else self._reader.shortfall()
         if missing is None and self._num_damaged:
             missing = f"has damaged frames ({self._num_damaged}), which were left out"
         return missing and f"{missing}; fetch or record it again"
@@ -229,8 +237,8 @@ class FileSource(VideoSource):
     def _is_before_end(self, packet: Packet) -> bool:
         """Return whether pictures before the sampling's end may still come."""
         if packet.dts is not None and self._grid.is_past(self._reader.seconds(packet.dts)):
-            self._at_end = True  # no later packet is shown before its decoding time
-        return not self._at_end
+            self.was_cut = True  # no later packet is shown before its decoding time
+        return not self.was_cut
 
     def _wants(self, packet: Packet) -> bool:
         """Note a packet's place, and return whether its picture may be a sample."""
@@ -339,6 +347,69 @@ class FileSource(VideoSource):
         return self._index
 
 
+class PartsSource(VideoSource):
+    """One pass over several videos; each begins at the end of the one before.
+
+    After a video that breaks off the next one follows its last good frame, and the pass ends with
+    ``TruncatedError``. ``Frame.index`` is estimated where frames are left out.
+
+    Args:
+        name: what evidence calls the whole.
+        sampling: what is wanted of the whole.
+        parts: how each is opened, with what is wanted of it, by what a message calls it.
+        duration: seconds of the whole, if known.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sampling: Sampling,
+        parts: Mapping[str, Callable[[Sampling], VideoSource]],
+        duration: float | None = None,
+    ) -> None:
+        super().__init__(name, sampling, duration)
+        self._parts = parts
+        self._video: VideoSource | None = None  # that is played
+
+    def _release(self) -> None:
+        if self._video:
+            self._video.close()
+
+    def _frames(self) -> Iterator[Frame]:
+        # The tick is the coarsest that a grid forgives: containers differ in theirs.
+        grid, start, num_given = Grid(self._sampling, tick=1e-3), 0.0, 0
+        next_time, next_index = 0.0, 0  # after the last given frame
+        broken: list[str] = []
+        for label, open_part in self._parts.items():
+            video: VideoSource | None = None
+            shift: int | None = None  # frames of the videos before
+            try:
+                video = self._video = open_part(self._sampling.after(start))
+                for frame in video:
+                    time, is_first = start + frame.time, shift is None
+                    if shift is None:
+                        shift = next_index + round((start - next_time) / frame.duration)
+                    # A video does not know that the slot in which it begins may be taken.
+                    if grid.takes(time) or not is_first:
+                        num_given += 1
+                        next_time, next_index = time + frame.duration, shift + frame.index + 1
+                        yield replace(frame, time=time, index=next_index - 1)
+            except SourceError as error:
+                is_before = video is not None and video.end is not None  # the wanted span
+                if isinstance(error, TruncatedError) or not is_before:
+                    broken.append(f"{label}: {error}")
+            self._release()
+            if video is not None:
+                start += video.end or 0.0
+                self.was_cut = video.was_cut or grid.is_past(start)
+                if self.was_cut:
+                    break
+        missing = None
+        if broken:
+            missing = f"{len(broken)} of {len(self._parts)} videos incomplete; {broken[0]}"
+        self._finish(start, num_given, missing)
+
+
 def open_file(path: str, options: SourceOptions) -> VideoSource:
     """Open a video file with the decoder that the options name; a still picture in HEIF as one.
 
@@ -354,5 +425,34 @@ def open_file(path: str, options: SourceOptions) -> VideoSource:
     if options.reader == "decord":
         from streammem.video.decord_file import DecordSource
 
+        if len(recordings(path)) > 1:
+            raise SourceError(f"{path}: holds several recordings; use reader='pyav'")
         return DecordSource(path, path, options)
-    return FileSource(path, path, options)
+    return open_recordings(path, path, options)
+
+
+def open_recordings(path: str, name: str, sampling: Sampling) -> VideoSource:
+    """Open a video file with PyAV: all the recordings in it, where several were joined.
+
+    Raises:
+        SourceError: no video.
+    """
+    spans = recordings(path)
+    if len(spans) == 1:
+        return FileSource(path, name, sampling)
+    parts, durations, errors = {}, [], []
+    for number, span in enumerate(spans, 1):
+        open_part = partial(FileSource, path, name, span=span)
+        parts[f"recording {number}"] = open_part
+        try:
+            with open_part(sampling) as video:
+                durations.append(video.duration)
+        except SourceError as error:
+            errors.append(error)
+    if not durations:
+        raise errors[0]
+    log.info("%s: holds %d recordings, which are read one after another", name, len(spans))
+    is_known = not errors and None not in durations
+    return PartsSource(
+        name, sampling, parts, sum(d or 0.0 for d in durations) if is_known else None
+    )

@@ -8,7 +8,7 @@ import numpy as np
 from streammem.errors import ConfigError
 from streammem.types import Frame
 from streammem.video.pixels import check_size, fitted_pixels
-from streammem.video.source import Grid, Sampling, VideoSource
+from streammem.video.source import FrameSampler, Sampling, VideoSource
 
 NAME = "frames"
 
@@ -21,7 +21,8 @@ class PushedSource(VideoSource):
             that their buffer may be used again.
         sampling: for arrays, ``fps`` is their own rate, none is left out for it, and it must be
             given. `Frame`s have their own times, and ``fps`` samples them; a time before its
-            predecessor's is raised to it. ``sparse`` changes nothing.
+            predecessor's is raised to it. ``sparse`` changes nothing. Where none comes within
+            HELD_S after ``start``, the one before is given, from there on.
 
     Raises:
         ConfigError: at the first item, arrays without ``fps``; at any, one of another kind.
@@ -35,23 +36,27 @@ class PushedSource(VideoSource):
         self._items = ()
 
     def _frames(self) -> Iterator[Frame]:
-        grid: Grid | None = None
+        sampler: FrameSampler | None = None
         num_given, shown_until, time = 0, 0.0, 0.0
         for number, item in enumerate(self._items):
             frame = item if isinstance(item, Frame) else self._timed(item, number)
             _check_pixels(frame.pixels, number)
-            grid = grid or self._grid(item)
+            sampler = sampler or self._sampler(item)
             time = max(time, frame.time)
-            if grid.is_past(time):
+            pixels = frame.pixels.copy() if frame.pixels is item else frame.pixels
+            for taken in sampler.push(replace(frame, pixels=pixels, time=time)):
+                num_given += 1
+                yield self._fitted(taken)
+            if sampler.is_past(time):
                 break
             shown_until = time + frame.duration
-            if grid.takes(time):
-                num_given += 1
-                pixels = fitted_pixels(frame.pixels, self._sampling.max_side)
-                if pixels is item:
-                    pixels = pixels.copy()
-                yield replace(frame, pixels=pixels, time=time)
+        for taken in sampler.flush() if sampler else ():
+            num_given += 1
+            yield self._fitted(taken)
         self._finish(shown_until, num_given)
+
+    def _fitted(self, frame: Frame) -> Frame:
+        return replace(frame, pixels=fitted_pixels(frame.pixels, self._sampling.max_side))
 
     def _timed(self, item: object, number: int) -> Frame:
         if not isinstance(item, np.ndarray):
@@ -62,10 +67,10 @@ class PushedSource(VideoSource):
             raise ConfigError("numpy frames have no times; give their rate, for example fps=25")
         return Frame(item, number / fps, 1 / fps, number)
 
-    def _grid(self, first: object) -> Grid:
+    def _sampler(self, first: object) -> FrameSampler:
         if isinstance(first, Frame):
-            return Grid(self._sampling)
-        return Grid(replace(self._sampling, fps=None))
+            return FrameSampler(self._sampling)
+        return FrameSampler(replace(self._sampling, fps=None))
 
 
 def _check_pixels(pixels: np.ndarray, number: int) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from streammem.errors import SourceError
 from streammem.types import Frame
-from streammem.video.file import FileSource
+from streammem.video.file import open_recordings
 from streammem.video.live_source import REAL_TIME, WAIT_SLICE_S, Time
 from streammem.video.pictures import STILL_S, read_picture
 from streammem.video.pixels import fitted_pixels
@@ -206,7 +206,7 @@ class GrowingFolder(VideoSource):
             return
         file = self._known[arrival.path]
         inner = replace(self._sampling, start=file.until, end=None, origin=0.0)
-        with FileSource(str(arrival.path), str(arrival.path), inner) as video:
+        with open_recordings(str(arrival.path), str(arrival.path), inner) as video:
             start = file.start
             if not file.until:
                 start = self._since_first(changed - (video.duration or 0.0))

@@ -7,6 +7,7 @@ stand above.
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -31,6 +32,7 @@ NO_PICTURE_S = 60.0  # data, but nothing that can be decoded
 # Keyframes without a good picture, after which the decoder is taken to be the wrong one: a stream
 # that changes its codec goes on under the old one's name until it is opened again.
 LOST_KEYFRAMES = 6
+DAMAGED_OF, DAMAGED_SHARE = 50, 0.2  # of so many pictures in a row; above that share it is reported
 BACK_OFF_S = (0.5, 30.0)  # before the first and, doubling, before any later attempt
 WAIT_SLICE_S = 0.05
 # After so many bits the stamps of a container begin again.
@@ -129,6 +131,8 @@ class LiveSource(VideoSource):
         self._index, self._num_given = -1, 0
         self._grid: Grid | None = None
         self._unreadable = False  # whether the last connection gave data that mean nothing
+        self._recent: deque[bool] = deque(maxlen=DAMAGED_OF)  # whether pictures were damaged
+        self._damage_reported = False
         self._told = ""  # why it could not be opened again, as it was reported
         self._opened: Connection | None = opened or feed.open(self._is_stopping)
 
@@ -257,11 +261,23 @@ class LiveSource(VideoSource):
             # An empty packet ends the data, and gets the last pictures out of the decoder.
             pictures = stream.codec_context.decode(packet if packet.size else None)
         except av.FFmpegError as error:
-            self.num_damaged += not isinstance(error, EOFError)
+            self._count(damaged=[True] * (not isinstance(error, EOFError)))
             return []
-        good = [picture for picture in pictures if not picture.is_corrupt]
-        self.num_damaged += len(pictures) - len(good)
-        return good
+        self._count(damaged=[picture.is_corrupt for picture in pictures])
+        return [picture for picture in pictures if not picture.is_corrupt]
+
+    def _count(self, damaged: list[bool]) -> None:
+        """Count damaged pictures, and report once each time that many of the newest are."""
+        self.num_damaged += sum(damaged)
+        self._recent.extend(damaged)
+        most = DAMAGED_SHARE * DAMAGED_OF
+        if not self._damage_reported and sum(self._recent) > most:
+            self._damage_reported = True
+            text = f"{sum(self._recent)} of the last {len(self._recent)} pictures are damaged"
+            self.notices.append(f"{self.name}: {text} and were left out; is the connection good?")
+            log.info("%s", self.notices[-1])
+        elif sum(self._recent) <= most / 2:
+            self._damage_reported = False
 
     def _reconnect(self, lost: str, *, patient: bool) -> None:
         """Connect again, however long that takes, unless the source is to stop."""

@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 
 from streammem.errors import SourceError
 from streammem.video.container import error_text, open_container
-from streammem.video.joins import StampCheck, has_joins
+from streammem.video.joins import ByteSpan, StampCheck, has_joins
 
 # How much earlier to seek when the landing was too late.
 _BACK_OFF_S = (0.0, 3.0, 12.0, 60.0, 300.0)
@@ -46,6 +46,7 @@ class PacketReader:
         spec: path or URL as FFmpeg is to see it.
         name: what messages call it: without credentials.
         remote: whether ``spec`` is a URL.
+        span: the part of the file that is read; None for all of it.
         opened: what ``open_container`` gave for it, if it is open already.
 
     Attributes:
@@ -67,9 +68,10 @@ class PacketReader:
         name: str,
         *,
         remote: bool = False,
+        span: ByteSpan | None = None,
         opened: tuple[InputContainer, VideoStream] | None = None,
     ) -> None:
-        self._spec, self._name, self._remote = spec, name, remote
+        self._spec, self._name, self._remote, self._span = spec, name, remote, span
         self._is_continuous: bool | None = None  # of MPEG-TS, once it was looked at
         self._open(opened)
         self.can_jump = self.can_seek = True  # until it turns out otherwise
@@ -81,7 +83,7 @@ class PacketReader:
 
     def _open(self, opened: tuple[InputContainer, VideoStream] | None = None) -> None:
         self._container, self.stream = opened or open_container(
-            self._spec, self._name, remote=self._remote
+            self._spec, self._name, remote=self._remote, span=self._span
         )
         self.tick = self.stream.time_base or Fraction(1, av.time_base)
         self._format = self._container.format.name.split(",")[0]
@@ -127,7 +129,7 @@ class PacketReader:
         if self._format != "mpegts":
             return True
         if self._is_continuous is None:
-            self._is_continuous = not (self._remote or has_joins(self._spec))
+            self._is_continuous = not (self._remote or has_joins(self._spec, self._span))
         return self._is_continuous
 
     def _zero(self) -> int:

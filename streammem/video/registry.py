@@ -45,6 +45,7 @@ class SourceKind:
         schemes: a spec that begins with one of them and a colon is of this kind.
         reads: whether another spec is of this kind.
         decoders: of its video.
+        remarks: for the docs' table.
     """
 
     name: str
@@ -54,6 +55,7 @@ class SourceKind:
     schemes: tuple[str, ...] = ()
     reads: Callable[[Any], bool] = lambda spec: False
     decoders: tuple[Decoder, ...] = ("pyav",)
+    remarks: str = ""
 
     def open(self, spec: str | Iterable[Any], options: SourceOptions) -> VideoSource:
         """Open a spec of this kind.
@@ -96,21 +98,53 @@ SOURCES: tuple[SourceKind, ...] = (
         finite=True,
         reads=lambda path: True,
         decoders=("pyav", "decord"),
+        remarks="recordings pasted into one file are all read",
     ),
     SourceKind("picture", "pictures:open_picture", "picture", finite=True, reads=_is_picture),
     SourceKind(
-        "folder", "pictures:open_folder", "folder of pictures", finite=True, reads=os.path.isdir
+        "folder",
+        "pictures:open_folder",
+        "folder of pictures",
+        finite=True,
+        reads=os.path.isdir,
+        remarks="in natural order, one a second or `--fps`",
     ),
-    SourceKind("http", "cameras:open_url", "URL (http, https)", schemes=("http", "https")),
+    SourceKind(
+        "http",
+        "cameras:open_url",
+        "URL (http, https)",
+        schemes=("http", "https"),
+        remarks="motion JPEG, HLS, MPEG-TS, FLV, or a file; see below",
+    ),
     SourceKind(
         "rtsp",
         "cameras:open_rtsp",
         "camera (rtsp, rtsps, rtsp+udp)",
         schemes=("rtsp", "rtsps", "rtsp+udp"),
+        remarks="over TCP; `rtsp+udp` only where you have a reason",
     ),
-    SourceKind("webcam", "cameras:open_webcam", "webcam:N", schemes=("webcam",)),
-    SourceKind("screen", "cameras:open_screen", "screen:", schemes=("screen",)),
-    SourceKind("growing", "growing:open_growing", "growing:FOLDER", schemes=("growing",)),
+    SourceKind(
+        "webcam",
+        "cameras:open_webcam",
+        "webcam:N",
+        schemes=("webcam",),
+        remarks="or `webcam:NAME`; V4L2 on Linux, AVFoundation on macOS, DirectShow on Windows",
+    ),
+    SourceKind(
+        "screen",
+        "cameras:open_screen",
+        "screen:",
+        schemes=("screen",),
+        remarks="or `screen::0.1`; X11, AVFoundation, GDI",
+    ),
+    SourceKind(
+        "growing",
+        "growing:open_growing",
+        "growing:FOLDER",
+        schemes=("growing",),
+        remarks="pictures or videos, each read once, when it was not written to for 2 s, whatever "
+        "its date; what is added later is read on",
+    ),
     SourceKind(
         "concat",
         "concat:ConcatSource",
@@ -118,9 +152,23 @@ SOURCES: tuple[SourceKind, ...] = (
         finite=True,
         schemes=("concat",),
         decoders=("pyav", "decord"),
+        remarks="video files, one path a line, played as one film",
     ),
-    SourceKind("pipe", "cameras:open_pipe", "a FIFO, or - for standard input", reads=_is_pipe),
-    SourceKind("frames", "frames:PushedSource", "", finite=True, reads=_is_object),
+    SourceKind(
+        "pipe",
+        "cameras:open_pipe",
+        "a FIFO, or - for standard input",
+        reads=_is_pipe,
+        remarks="MPEG-TS or Matroska; read without loss",
+    ),
+    SourceKind(
+        "frames",
+        "frames:PushedSource",
+        "",
+        finite=True,
+        reads=_is_object,
+        remarks="any iterable of arrays or `Frame`s",
+    ),
 )
 
 
@@ -214,8 +262,10 @@ def sources_help() -> str:
 
 def sources_table() -> str:
     """Return the docs' table of sources, in Markdown."""
-    rows = ["| source | kind | what breaks off |", "| --- | --- | --- |"]
+    rows = ["| source | kind | what breaks off | remarks |", "| --- | --- | --- | --- |"]
     for kind in SOURCES:
         end = "fails (exit code 1)" if kind.finite else "is reported"
-        rows.append(f"| {kind.help or 'frames, from Python'} | {kind.name} | {end} |")
+        rows.append(
+            f"| {kind.help or 'frames, from Python'} | {kind.name} | {end} | {kind.remarks} |"
+        )
     return "\n".join(rows) + "\n"

@@ -33,9 +33,9 @@ class Sampling:
 
     Attributes:
         fps: samples a second; None takes every frame.
-        start: seconds, >= 0; frames before it are left out. Of files and pictures, the one that is
-            on screen then is given, with ``start`` as its time, where none follows within HELD_S
-            and before ``end``.
+        start: seconds, >= 0; frames before it are left out. Of files, pictures and pushed
+            frames, the one that is on screen then is given, with ``start`` as its time, where none
+            follows within HELD_S and before ``end``.
         end: seconds, > start; frames at or after it are left out. None reads to the end.
         max_side: the longer side is shrunk to this many pixels, never enlarged.
         sparse: keyframes only.
@@ -149,6 +149,45 @@ class Grid:
         return True
 
 
+class FrameSampler:
+    """Chooses of frames that are pushed, in order of time, those that are wanted.
+
+    Where none comes within HELD_S after the sampling's start, the one that is on screen then is
+    chosen, from there on.
+
+    Args:
+        sampling: what was asked for.
+    """
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._grid, self._start = Grid(sampling), sampling.start
+        self._held: Frame | None = None  # the last one before the start
+
+    def is_past(self, time: float) -> bool:
+        """Return whether a time lies at or after the sampling's end."""
+        return self._grid.is_past(time)
+
+    def push(self, frame: Frame) -> list[Frame]:
+        """Return those of the frames so far that are chosen by now, the held one first."""
+        time, chosen = frame.time, list[Frame]()
+        if self.is_past(time) or time > self._start + HELD_S:
+            chosen = self._chosen(until=time)
+        is_before = not self.is_past(time) and self._grid.slot(time) is None
+        self._held = frame if is_before else None
+        return [*chosen, frame] if self._grid.takes(time) else chosen
+
+    def flush(self) -> list[Frame]:
+        """Return the frame that stays on screen at the start, if none came after it."""
+        held = self._held
+        return self._chosen(until=held.time + held.duration) if held else []
+
+    def _chosen(self, until: float) -> list[Frame]:
+        held, self._held = self._held, None
+        if held is None or until <= self._start or not self._grid.takes(self._start):
+            return []
+        return [replace(held, time=float(self._start), duration=until - self._start)]
+
+
 class VideoSource(ABC):
     """One pass over the frames of a video: sampled, in order, once. A context manager.
 
@@ -163,6 +202,8 @@ class VideoSource(ABC):
             as players show them. ``frame.time - start_time`` counts from the first picture.
         end: seconds; None until all frames were given, then the last decoded frame's time + its
             duration, at most the sampling's end. It is set where no frame was wanted, too.
+        was_cut: whether a picture of a file or of several comes at or after the sampling's end; set
+            with ``end``.
         live: whether a frame that is not taken when it comes is lost.
         finite: whether its end is known from the start, so that one that comes before is a failure.
         reconnect: whether a live source that is lost is opened again; set before it is read.
@@ -179,6 +220,7 @@ class VideoSource(ABC):
     finite = True
     reconnect = False
     start_time = 0.0
+    was_cut = False
     wall_zero: float | None = None
     num_connections = 0
     num_damaged = 0

@@ -21,6 +21,7 @@ from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import SEGMENTS_AHEAD, watch
 from streammem.engine.watch_options import WatchCallbacks
+from streammem.errors import StreammemError
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.backbones.products import has_half
 from streammem.models.confidence import ConfidenceModel
@@ -194,6 +195,8 @@ def test_closing_ends_a_batch_between_two_steps():
     stopping.set()
     closer.join(120)
     assert len(steps) == 2
+    with pytest.raises(StreammemError, match="stopped before"):  # those that were in it know
+        results_of(captions)
 
 
 def test_an_error_comes_after_what_was_whole_and_reaches_the_caller():
@@ -213,7 +216,7 @@ def test_what_is_submitted_after_the_end_fails_at_once():
     results_of(captions)
     captions.scheduler.close()
     captions.submit(CaptionJob(wanted[0], 0.0))
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(RuntimeError, match="stopped before"):
         results_of(captions)
 
 

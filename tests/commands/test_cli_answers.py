@@ -10,6 +10,7 @@ from streammem.memory.store import Store
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionReading
 from tests.command_line import QUICK, events
+from tests.looking import Scripted, calling, model_of
 
 KEYS = ["type", "source", "start", "end", "segments", "captions"]
 
@@ -110,3 +111,61 @@ def test_find_draws_its_moments(run, memory, tmp_path):
     code, out, err = run("find", memory, "something blue", "--count", "2", "--sheet", sheet)
     assert code == 0 and len(out.splitlines()) == 2 and f"wrote {sheet}" in err
     assert Image.open(sheet).width == 1200
+
+
+# -- looking again --
+
+
+def _answers_by(monkeypatch, generator):
+    """Every model's answers come from a generator."""
+    model = model_of(generator)
+    monkeypatch.setattr("streammem.commands.opening.load_model", lambda arguments: model)
+
+
+def test_steps_are_shown_with_v_and_kept_in_the_answer(run, video, monkeypatch, caplog):
+    script = [calling("search", text="red"), calling("look", segment=1, frames=2)]
+    _answers_by(monkeypatch, Scripted(script=script))
+    code, out, _ = run("ask", video, "What is it?", "--steps", "4", "--format", "jsonl")
+    (answer,) = events(out)
+    assert code == 0 and answer["method"] == "model"
+    assert list(answer)[-1] == "steps"
+    assert [step["call"] for step in answer["steps"]] == ["search", "look"]
+    assert list(answer["steps"][1]) == [
+        "call", "arguments", "text", "segments", "pictures", "failed",
+    ]  # fmt: skip
+    assert answer["steps"][1]["arguments"] == {"segment": 1, "frames": 2}
+    assert answer["steps"][1]["pictures"] == 2  # of the file: one alone is stored
+    with caplog.at_level("INFO", "streammem"):
+        code, out, _ = run("ask", video, "What is it?", "--steps", "4", "-v")
+    assert code == 0 and "blue" in out
+    assert [r.getMessage() for r in caplog.records if r.getMessage().startswith("step ")][1:] == [
+        "step 2: look(segment=1, frames=2): scene 1, 00:03.0-00:07.0"
+    ]
+
+
+def test_steps_of_a_model_without_tools_are_an_error_that_says_so(run, video):
+    code, out, err = run("ask", video, "What is it?", "--steps", "3")
+    assert (code, out) == (2, "")
+    assert "steps 3" in err and "cannot call tools" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("steps", ["0", "33"])
+def test_steps_out_of_range_are_refused(run, video, steps):
+    code, _, err = run("ask", video, "What is it?", "--steps", steps)
+    assert code == 2 and f"steps {steps}" in err
+
+
+def test_verify_says_who_decided(run, video, monkeypatch):
+    monkeypatch.setattr(
+        VideoModel, "read_question", lambda self, q: QuestionReading("when", "black")
+    )
+    monkeypatch.setattr(
+        "streammem.memory.retrieval.Scale.probability",
+        lambda scale, cosines: 0.1 * np.ones(len(cosines)),
+    )
+    _answers_by(monkeypatch, Scripted())
+    code, out, _ = run("ask", video, "When?", "--verify", "--format", "jsonl")
+    (answer,) = events(out)
+    assert code == 0 and (answer["seen"], answer["decided_by"]) == (False, "model")
+    code, out, _ = run("ask", video, "When?", "--verify")
+    assert code == 0 and "it does not show there" in out

@@ -127,6 +127,17 @@ def test_notes_are_exported_too_with_the_wall_clock(run, tmp_path):
     assert re.fullmatch(r"2023-11-1\dT.+\.500[+-]\d\d:\d\d", segment["wall_start"])
 
 
+def test_subtitles_begin_with_the_wall_clock_where_it_is_asked_for(run, tmp_path):
+    path = tmp_path / "a.mem"
+    with Store.create(path, "tiny", key_dim=DIM, token_shape=TOKENS) as store:
+        store.append(make(0, caption="A dog.", wall_start=1_700_000_000.5), b"")
+    asked = ("memory", "export", path, "--format", "srt")
+    assert "\nA dog.\n" in run(*asked)[1] and "2023-" not in run(*asked)[1]
+    assert re.search(
+        r"\n2023-11-1\d [\d:]{8}[+-]\d\d:\d\d\nA dog.\n", run(*asked, "--wall-clock")[1]
+    )
+
+
 def test_a_sound_memory_verifies_and_a_damaged_one_is_1(run, memory):
     code, out, err = run("memory", "verify", memory)
     assert (code, out) == (0, "") and err == f"{memory}: sound\n"
@@ -173,6 +184,21 @@ def test_forgetting_shows_a_stretch_and_removes_it_only_with_yes(run, memory, vi
     assert segments(memory) == [2, 3]
     run("memory", "forget", memory, "--between", "0", "9", "--yes")
     assert segments(memory) == []
+
+
+def test_forgetting_takes_and_shows_the_wall_clock_of_a_time_zone(run, tmp_path):
+    path = tmp_path / "a.mem"
+    with Store.create(path, "tiny", key_dim=DIM, token_shape=TOKENS) as store:
+        for number in range(3):  # 22:13:20 UTC and the two hours after it
+            start = 3600.0 * number
+            wall = 1_700_000_000.0 + start
+            store.append(make(number, start=start, end=start + 60, wall_start=wall), b"")
+    between = ("memory", "forget", path, "--between", "2023-11-15T08:13", "08:14")
+    code, out, err = run(*between, "--timezone", "Asia/Tokyo")
+    assert code == 0 and "(2023-11-15 08:13:20+09:00) 1 segment" in out and "(1)" in err
+    code, _, err = run(*between, "--timezone", "Nowhere")
+    assert code == 2 and "Nowhere" in err and len(err.splitlines()) == 1
+    assert segments(path) == [0, 1, 2]
 
 
 def test_pruning_by_size_says_what_went(run, memory):

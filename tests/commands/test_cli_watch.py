@@ -14,6 +14,7 @@ from streammem.commands.watching import Lines
 from streammem.types import Caption, Notice, Stats
 from streammem.video import live_source
 from tests.command_line import QUICK, SRT_CUE, events
+from tests.looking import Scripted, model_of
 from tests.tiny import film
 
 PICTURES = [frame.pixels for frame in film(("red", 50), ("blue", 50), ("green", 50))]
@@ -169,3 +170,23 @@ def test_lines_are_given_whole_and_never_waited_for():
     os.close(writing)
     assert [lines.wait(), lines.wait()] == ["last", None]
     os.close(reading)
+
+
+# -- until --
+
+
+def test_watching_until_something_holds_ends_with_0_and_says_so(run, video, monkeypatch):
+    monkeypatch.setattr(
+        "streammem.commands.opening.load_model", lambda arguments: model_of(Scripted())
+    )
+    code, out, err = run("watch", video, "--until", "all is blue", "--format", "jsonl")
+    last = events(out)[-2:]
+    assert code == 0 and {"type": "until", "condition": "all is blue"}.items() <= last[0].items()
+    assert 3 <= last[0]["time"] < 7 and err == ""
+    code, out, err = run("watch", video, "--until", "all is black")
+    assert code == 1 and "all is black" in err and "Traceback" not in err
+
+
+def test_until_of_a_model_that_reads_no_pictures_is_an_error(run, video):
+    code, out, err = run("watch", video, "--until", "all is blue")
+    assert (code, out) == (2, "") and "reads no pictures" in err

@@ -251,6 +251,7 @@ def test_an_alert_fires_once_per_appearance(model, tmp_path):
         e for e in watch(Session(seeing(model)), iter(frames), options) if isinstance(e, Alert)
     ]
     assert [a.query for a in alerts] == ["something blue"] * 2
+    assert all(AlertConfig().min_score <= a.score <= 1 for a in alerts)
     assert [10.0 <= alerts[0].time < 12.0, 30.0 <= alerts[1].time < 32.0] == [True, True]
     assert all((tmp_path / "seen").joinpath(a.keyframe).exists() for a in alerts)
     assert len({a.keyframe for a in alerts}) == 2
@@ -266,6 +267,35 @@ def test_a_flicker_is_no_appearance_and_a_short_absence_is_no_leaving(model):
         if alerts.take(replace(FILM[0], time=k / 2), keys[which], 0)
     ]
     assert fired == [6, len(shown) - 1]
+
+
+def test_what_is_waited_for_may_change_and_what_stays_is_not_told_anew(model):
+    alerts = Alerts(seeing(model), ["blue"], AlertConfig(confirm=1))
+    times = iter(range(100))
+
+    def fired(key):
+        return [a.query for a in alerts.take(replace(FILM[0], time=float(next(times))), key, 0)]
+
+    assert fired(BLUE_KEY) == ["blue"]
+    alerts.change(["blue", "something blue"])
+    assert fired(BLUE_KEY) == ["something blue"]
+    with pytest.raises(ConfigError, match="empty"):
+        alerts.change(["blue", " "])
+    assert alerts.queries == ("blue", "something blue")
+    alerts.change([])
+    assert fired(OTHER_KEY) == fired(BLUE_KEY) == []
+
+
+def test_alerts_are_asked_for_while_a_source_is_watched(model):
+    wanted = []
+    frames = film(("red", 20), ("blue", 20))
+    callbacks = WatchCallbacks(
+        alerts=lambda: wanted,
+        on_frame=lambda frame: wanted.append("blue") if frame.time == 5.0 else None,
+    )
+    options = WatchOptions(captions=False)
+    found = list(watch(Session(seeing(model)), iter(frames), options, callbacks=callbacks))
+    assert [e.query for e in found if isinstance(e, Alert)] == ["blue"]
 
 
 def test_pictures_of_alerts_are_bounded(model, tmp_path):
@@ -291,7 +321,7 @@ def test_an_alert_said_in_several_ways_waits_for_what_they_have_in_common(model)
     )
 
     def shown(query, key):
-        alerts = Alerts(seer, [query], AlertConfig(confirm=1, rate=0.05))
+        alerts = Alerts(seer, [query], AlertConfig(confirm=1))
         return bool(alerts.take(FILM[0], key, 0))
 
     for key, alone, together in ((basis["sofa"], True, False), (basis["dog"], True, True)):

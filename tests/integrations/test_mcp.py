@@ -12,6 +12,7 @@ mcp = pytest.importorskip("mcp", reason="needs streammem[mcp]")
 
 from streammem.engine.session_config import SessionConfig  # noqa: E402
 from streammem.integrations.mcp import make_server  # noqa: E402
+from streammem.qa.lookups import LOOKUPS, TOOLS  # noqa: E402
 from streammem.server.limits import ServerConfig  # noqa: E402
 from streammem.server.sessions import Sessions  # noqa: E402
 from tests.sessions import SHORT  # noqa: E402
@@ -37,6 +38,7 @@ async def test_an_agent_lists_asks_finds_and_is_shown(tools):
             "ask",
             "find",
             "clip",
+            *(lookup.name for lookup in LOOKUPS),
         }
         listed = text(await client.call_tool("list", {}))
         assert "memory:trips" in listed and "three scenes.mp4" in listed and "/" not in listed
@@ -129,3 +131,47 @@ async def test_what_cannot_be_asked_is_refused_in_one_line(tools, arguments):
         result = await client.call_tool("ask", arguments)
     assert result.is_error
     assert "Traceback" not in result.content[0].text
+
+
+async def test_an_agent_has_the_functions_that_a_model_has(tools):
+    async with mcp.Client(tools) as client:
+        offered = {tool.name: tool for tool in (await client.list_tools()).tools}
+    for tool in TOOLS:
+        schema = offered[tool.name].input_schema
+        assert offered[tool.name].description == tool.help
+        assert set(schema["required"]) == {"name", *tool.parameters["required"]}
+        assert set(schema["properties"]) == {"name", *tool.parameters["properties"]}
+        for name, argument in tool.parameters["properties"].items():
+            assert argument.items() <= schema["properties"][name].items()
+
+
+async def test_an_agent_goes_from_scene_to_scene(tools):
+    trips = {"name": "memory:trips"}
+    async with mcp.Client(tools) as client:
+        assert "scene 2" in text(await client.call_tool("at", trips | {"time": "0:10"}))
+        after = text(await client.call_tool("after", trips | {"segment": 2}))
+        assert "scene 3" in after and "scene 4" in after and "scene 2" not in after
+        assert "scene" in text(await client.call_tool("search", trips | {"text": "red"}))
+        assert "times" in text(await client.call_tool("count", trips | {"text": "red"}))
+        shown = await client.call_tool("look", trips | {"segment": 1})
+        assert [part.type for part in shown.content] == ["text", "text", "image"]
+        film = {"name": await watched(client)}
+        shown = await client.call_tool("look", film | {"segment": 1, "frames": 4})
+        assert [part.type for part in shown.content].count("image") == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("look", {"segment": 99}),
+        ("look", {"segment": 1, "frames": 99}),
+        ("look", {"segment": -1}),
+        ("search", {"text": "x" * 400}),
+        ("search", {"text": " "}),
+        ("at", {"time": "never"}),
+    ],
+)
+async def test_a_call_that_cannot_be_meant_is_an_error_in_few_words(tools, name, arguments):
+    async with mcp.Client(tools) as client:
+        result = await client.call_tool(name, {"name": "memory:trips"} | arguments)
+    assert result.is_error and "Traceback" not in result.content[0].text

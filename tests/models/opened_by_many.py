@@ -4,15 +4,20 @@
     python -m tests.models.opened_by_many FOLDER 3            tiny ones: FOLDER/llama, FOLDER/bert
 
 The number decides who comes first. It prints what each thread was given, as one line of JSON.
+
+Each test that starts fresh processes starts NUM_PROCESSES of them in `make test-all`, so that
+each thread asks each question first; STREAMMEM_FRESH_PROCESSES=50 starts more.
 """
 
 import faulthandler
 import json
+import os
 import sys
 import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from streammem.models.backbones.language import CausalLanguageModel, GenerationConfig
@@ -26,6 +31,13 @@ from tests.tiny import tiny_model
 FEW = GenerationConfig(max_new_tokens=4)
 BEAMS = GenerationConfig(max_new_tokens=4, num_beams=2)
 NUM_THREADS = 8
+NUM_PROCESSES = int(os.environ.get("STREAMMEM_FRESH_PROCESSES", NUM_THREADS))
+
+
+def fresh_processes(num_quick: int) -> list[object]:
+    """Return the numbers of a test's processes; those after the first few are heavy."""
+    heavy = range(num_quick, NUM_PROCESSES)
+    return [*range(num_quick), *(pytest.param(n, marks=pytest.mark.heavy) for n in heavy)]
 
 
 def open_model(name: str) -> VideoModel:

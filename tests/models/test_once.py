@@ -15,12 +15,11 @@ from streammem.models.backbones.text import TEXT_DIM, SentenceEncoder
 from streammem.models.backbones.weights import is_pulled
 from streammem.models.checkpoint import DEFAULT, PRESETS, backbones_of
 from streammem.models.once import once, opening
-from tests.models.opened_by_many import asked, open_model
+from tests.models.opened_by_many import asked, fresh_processes, open_model
 from tests.tiny import tiny_language
 
 FEW = GenerationConfig(max_new_tokens=6)
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "cat", "runs", "on", "grass"]
-PROCESSES = [*range(3), *(pytest.param(n, marks=pytest.mark.heavy) for n in range(3, 50))]
 
 
 @pytest.fixture(scope="module")
@@ -208,11 +207,11 @@ def expected():
     return as_json([call() for call in asked(open_model(DEFAULT))])
 
 
-@pytest.mark.parametrize("number", PROCESSES)
+@pytest.mark.parametrize("number", fresh_processes(3))
 def test_eight_threads_that_open_a_tiny_model_get_what_one_gets(folder, expected_tiny, number):
     assert opened_by_many(folder, number) == expected_tiny
 
 
-@pytest.mark.parametrize("number", PROCESSES)
+@pytest.mark.parametrize("number", fresh_processes(3))
 def test_eight_threads_that_open_the_default_model_get_what_one_gets(expected, number):
     assert opened_by_many(DEFAULT, number) == expected

@@ -10,8 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streammem.output.render import FORMATS, Srt, Text, WebVtt, prometheus, to_json, to_line
+from streammem.output.render import (
+    FORMATS,
+    Srt,
+    Text,
+    WebVtt,
+    prometheus,
+    stamped,
+    to_json,
+    to_line,
+    wall_start,
+)
 from streammem.types import (
+    Alert,
     Answer,
     Caption,
     Chapter,
@@ -21,6 +32,8 @@ from streammem.types import (
     Notice,
     Segment,
     Stats,
+    Step,
+    Until,
 )
 
 EVIDENCE = Evidence("a.mp4", 3, 1.0, 2.5, 0.25, "k/3.jpg", "a dog", "woof")
@@ -166,6 +179,7 @@ def words(text):
                 "lag_s": 0.0,
                 "caption_lag_s": 0.0,
                 "candidates": 0,
+                "alerts_refused": 0,
             },
         ),
     ],
@@ -332,3 +346,35 @@ def test_no_format_for_people_carries_control_characters(name):
     commands = "a\x1b[2J\x07\x9b1m\tb\r"
     events = [Note(0.0, 1.0, commands), Answer("?", commands, False, "model", (EVIDENCE,))]
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", rendered(name, events))
+
+
+def test_what_was_looked_up_and_who_decided_are_added_where_they_are_known():
+    step = Step("look", {"segment": 3, "frames": 2}, "scene 3", (3,), 2)
+    answer = Answer("q", "a", True, "model", steps=(step,), decided_by="model")
+    keys = ["type", "question", "text", "seen", "method", "evidence", "steps", "decided_by"]
+    found = json.loads(to_line(answer))
+    assert list(found) == keys
+    assert found["steps"] == [
+        {
+            "call": "look",
+            "arguments": {"segment": 3, "frames": 2},
+            "text": "scene 3",
+            "segments": [3],
+            "pictures": 2,
+            "failed": False,
+        }
+    ]
+    alert = to_json(Alert("a dog", 1.0, 4.0, 2, confirmed=True))
+    assert list(alert)[-1] == "confirmed" and alert["confirmed"] is True
+    until = Until("it is so", 2.0004, 1)
+    assert to_json(until) == {"type": "until", "condition": "it is so", "time": 2.0, "segment": 1}
+    assert "wall_start" in wall_start(until, 0.0)
+
+
+@pytest.mark.parametrize("name", ["srt", "vtt"])
+def test_the_wall_clock_is_put_before_the_words_of_a_cue_where_it_is_known(name):
+    at = {"wall_start": "2026-05-03T16:40:00.250+02:00"}
+    caption = Caption(0, 0.0, 4.0, "a red room")
+    assert stamped(caption, {}) == caption and stamped(Segment(0, 0, 4, None, None), at).id == 0
+    cue = FORMATS[name]().write(stamped(caption, at))
+    assert "\n2026-05-03 16:40:00+02:00\na red room\n" in cue

@@ -52,7 +52,7 @@ async def refused(client, wanted):
 async def test_a_picture_is_read_where_the_model_reads_pictures(serving, watched, model):
     sighted = Sighted(model.generator)
     parts = {f.name: getattr(model, f.name) for f in dataclasses.fields(ComposedModel)}
-    async with serving(model=ComposedModel(**parts | {"generator": sighted})) as client:
+    async with serving(model=ComposedModel(**parts | {"answer_generator": sighted})) as client:
         path = await watched(client)
         for stream in (False, True):
             # "How often" would be computed, and what is computed looks at no picture.

@@ -13,6 +13,7 @@ import pytest
 from streammem.models.backbones.weights import is_pulled
 from streammem.models.checkpoint import DEFAULT, PRESETS, backbones_of
 from tests.command_line import record
+from tests.models.opened_by_many import fresh_processes
 
 MISSING = [name for name in backbones_of(PRESETS[DEFAULT]) if not is_pulled(name)]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not pulled: {' '.join(MISSING)}")
@@ -40,9 +41,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "number", [0, *(pytest.param(n, marks=pytest.mark.heavy) for n in range(1, 6))]
-)
+@pytest.mark.parametrize("number", fresh_processes(1))
 def test_questions_of_many_the_moment_a_server_is_healthy_are_all_answered(folder, number):
     arguments = ["serve", "--port", "0", "--memories", folder / "memories", folder / "film.mp4"]
     command = [sys.executable, "-X", "faulthandler", "-m", "streammem", *map(str, arguments)]

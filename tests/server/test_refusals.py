@@ -174,6 +174,23 @@ async def test_a_body_without_a_length_is_counted_as_it_comes(serving):
         assert client.sessions.uploads.used_bytes == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("length", [1, 1 << 16, None])  # it shows when it is written, or at the end
+async def test_a_full_disk_refuses_an_upload_and_leaves_nothing(
+    serving, video, monkeypatch, length
+):
+    body = Path(video).read_bytes()
+    async with serving() as client:
+        uploads = client.sessions.uploads
+        (uploads.folder / "streammem-full").symlink_to("/dev/full")
+        with monkeypatch.context() as patched:
+            patched.setattr("streammem.server.uploads.secrets.token_urlsafe", lambda _: "full")
+            message = refused(await client.post("/v1/uploads", content=body[:length]), 507)
+        assert "disk is full" in message and str(uploads.folder) not in message
+        assert uploads.used_bytes == 0 and list(uploads.folder.iterdir()) == []
+        assert (await client.post("/v1/uploads", content=body)).status_code == 201
+
+
 async def test_uploads_have_a_quota(serving, video):
     body = Path(video).read_bytes()
     async with serving(limits=Limits(quota_bytes=int(1.5 * len(body)))) as client:

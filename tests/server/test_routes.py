@@ -92,7 +92,7 @@ async def test_of_too_many_rows_the_newest_are_listed(serving, watched):
     async with serving() as client:
         host = client.sessions.host((await watched(client)).rpartition("/")[2])
         found = await host.do(lambda session: rows(session, None, 1))
-    assert (found[0].start, found[0].end) == (7.0, 10.0)
+    assert (found[0].event.start, found[0].event.end) == (7.0, 10.0)
 
 
 async def test_an_answer_is_an_event_for_all(serving, watched):
@@ -201,7 +201,9 @@ async def test_pictures_beyond_the_rate_are_left_out(serving):
 async def test_a_memory_is_listed_asked_and_never_written(serving, memories):
     before = (memories / "trips" / "memory.sqlite").read_bytes()
     async with serving(memories=memories) as client:
-        assert (await client.get("/v1/memories")).json() == {"memories": [{"id": "trips"}]}
+        (listed,) = (await client.get("/v1/memories")).json()["memories"]
+        assert (listed["id"], listed["sources"], listed["segments"]) == ("trips", ["a.mp4"], 5)
+        assert listed["bytes"] > 0 and (listed["start"], listed["end"]) == (0.0, 21.0)
         answer = await client.post("/v1/memories/trips/questions", json={"question": "What?"})
         shown = answer.json()["evidence"][0]["keyframe"]
         assert (await client.get(shown)).headers["content-type"] == "image/jpeg"

@@ -21,6 +21,7 @@ from streammem.server.uploads import Uploads
 from streammem.server.wire import event_json
 from streammem.types import Alert, Notice
 from streammem.video import VideoSource
+from streammem.video.source import Sampling
 from tests.server.test_routes import sse
 from tests.sessions import FILM, SHORT
 from tests.tiny import film
@@ -275,7 +276,7 @@ async def test_events_of_a_live_source_have_its_wall_clock_for_clients_and_outle
 
 
 def test_pictures_without_times_of_their_own_have_the_wall_clocks():
-    own, given = (Inbox(None, 8, 64) for _ in range(2))
+    own, given = (Inbox(Sampling(max_side=64), 8) for _ in range(2))
     picture = film(("red", 1))[0].pixels
     for _ in range(2):
         own.push(picture, None)

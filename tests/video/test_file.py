@@ -1,6 +1,7 @@
 """Laws of files that no other source shares: cost, odd times, turning, damage."""
 
 import gc
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from streammem.errors import SourceError, TruncatedError
+from streammem.types import Frame
 from streammem.video import file, open_source
 from streammem.video.packets import PacketReader
 from tests.video.clips import (
@@ -347,8 +349,12 @@ def test_a_start_within_a_still_picture_gives_that_picture(
         frames=4,
     )
     slides = plainly_decoded(path)
-    for fps in (None, 2):
-        source = open_source(path, fps=fps, **options)
+    pushed = [Frame(s.pixels, s.time, s.duration, k) for k, s in enumerate(slides)]
+    sources = [open_source(path, fps=fps, **options) for fps in (None, 2)]
+    sources += [open_source(pushed, fps=fps, **options) for fps in (None, 2)]
+    if find_spec("decord"):
+        sources += [open_source(path, fps=fps, reader="decord", **options) for fps in (None, 2)]
+    for source in sources:
         frames = list(source)
         assert [f.time for f in frames] == [time for time, _ in expected]
         for frame, (_, number) in zip(frames, expected, strict=True):

@@ -93,6 +93,23 @@ def test_the_picture_comes_over_either_transport(scheme):
     assert source.live and source.name.startswith(scheme + "://")
 
 
+def test_much_damage_is_reported_once_and_half_decoded_pictures_are_left_out():
+    def damaged(unit):  # the second half of every slice is noise
+        units = [u if (u[0] & 31) > 5 else u[: len(u) // 2] + b"\x5a" * len(u) for u in unit.nals]
+        return replace(unit, nals=units)
+
+    units = encode([moving_square("red", k % 30, 64, 48) for k in range(150)])
+    sent = [damaged(unit) if k >= 60 and k % 2 else unit for k, unit in enumerate(units)]
+    with RtspCamera(sent, speed=None, loop=False) as camera, open_source(camera.url) as source:
+        frames = list(source)
+    told = [notice for notice in source.notices if "damaged" in notice]
+    assert len(told) == 1 and "of the last" in told[0]
+    assert source.num_damaged > 10 and len(frames) <= 150 - source.num_damaged
+    whole = frames[0].pixels.astype(int)
+    for frame in frames:  # never a grey half, nor a smear of the noise
+        assert abs(frame.pixels.astype(int).mean((0, 1)) - whole.mean((0, 1))).max() < 25
+
+
 def test_a_camera_that_breaks_off_comes_back_in_the_same_stream(camera):
     passing = Passing()
     source = watched(camera, passing)

@@ -2,6 +2,7 @@
 
 import re
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +82,13 @@ def test_a_new_kind_is_one_class_and_one_row(monkeypatch):
     assert "countdown:N" in sources_help() and "countdown:N" in sources_table()
     with pytest.raises(ConfigError, match="countdown:"):
         open_source("gopher://host/x")
+
+
+def test_the_docs_list_these_kinds():
+    guide = Path(__file__).parents[2] / "docs" / "guide" / "cameras.md"
+    begin = "<!-- sources: made by streammem.video.registry.sources_table -->\n"
+    listed = guide.read_text().partition(begin)[2].partition("<!-- end of sources -->")[0]
+    assert listed == sources_table(), f"put this between the markers:\n{sources_table()}"
 
 
 @given(

@@ -15,11 +15,11 @@ from streammem.integrations.mqtt.broker import Broker, Camera
 from streammem.integrations.mqtt.discovery import SEEN, configs, owned
 from streammem.integrations.mqtt.link import RETRY_S, WAITING, Link, Message, Outbox
 from streammem.output.render import NOTHING, to_json
-from streammem.types import Alert, Caption, Event, Note, Notice, Segment, Stats
+from streammem.types import Alert, Caption, Event, Note, Notice, Segment, Stats, Until
 
 log = logging.getLogger(__name__)
 
-KINDS = (Segment, Caption, Note, Alert, Notice, Stats)  # an answer goes to its client only
+KINDS = (Segment, Caption, Note, Alert, Until, Notice, Stats)  # an answer goes to its client only
 RETAINED = (Caption, Stats)
 POLL_S = 0.1  # longest delay from an event to its sending
 CLOSE_S = 5.0

@@ -13,6 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -30,7 +31,8 @@ from streammem.models.once import PartLock, opening
 
 log = logging.getLogger(__name__)
 
-Prompt = Sequence[str | Tensor]
+# Text, visual tokens [N, L], and pictures [H, W, 3] uint8 RGB for models that read these.
+Prompt = Sequence[str | Tensor | np.ndarray]
 Seeds = Sequence[int | None]  # of the replies to one prompt; None takes the likeliest words
 Decoding = Literal["auto", "exact", "half", "bfloat16"]
 CANDIDATE_TEMPERATURE = 0.5  # colder they are too alike, warmer too often wrong
@@ -184,7 +186,7 @@ class CausalLanguageModel:
         with self._lock:
             return self.tokenizer(text, add_special_tokens=False).input_ids
 
-    def chat(self, content: Prompt) -> list[str | Tensor]:
+    def chat(self, content: Prompt) -> Prompt:
         """Frame content as one user turn that waits for the reply."""
         before, after = map(self._vectors, self._frame_ids)
         return [before, *content, after]
@@ -198,6 +200,9 @@ class CausalLanguageModel:
 
         Returns:
             [T, L] in the model's dtype, on its device.
+
+        Raises:
+            TypeError: a picture, which no language model reads as it is.
         """
         parts = []
         for part in prompt:
@@ -205,8 +210,10 @@ class CausalLanguageModel:
                 with self._lock:
                     text = self.tokenizer(part, add_special_tokens=False, split_special_tokens=True)
                 parts.append(self._vectors(text.input_ids))
-            else:
+            elif isinstance(part, Tensor):
                 parts.append(part.to(self._embed.weight))
+            else:
+                raise TypeError(f"a prompt of text and tokens, not of {type(part).__name__}")
         return torch.cat(parts)
 
     def _vectors(self, ids: list[int]) -> Tensor:

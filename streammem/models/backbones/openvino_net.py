@@ -20,6 +20,7 @@ from streammem.models.backbones.efficientnet import (
     InvertedResidual,
     SameConv,
 )
+from streammem.models.once import once
 
 TELEMETRY = "openvino_telemetry"
 # The first convolutions stay in float32: they have few channels, so that 8 bits save little there
@@ -57,7 +58,7 @@ class OpenVinoNet:
         }
         ranges = input_ranges(net, size) if int8 else {}
         graph = _Graph(openvino.opset13, ranges).model(openvino, net, size)
-        self._compiled = openvino.Core().compile_model(graph, "CPU", options)
+        self._compiled = runtime().compile_model(graph, "CPU", options)
 
     def __call__(self, x: Tensor) -> Features:
         """Compute features of [1, 3, size, size] float32, best with channels-last strides."""
@@ -139,6 +140,23 @@ def input_ranges(net: EfficientNetLite, size: int) -> Ranges:
         hook.remove()
     # What follows a ReLU6 spans [0, 6]; -128 has no positive twin in 8 bits.
     return {m: (-largest[m] * 128 / 127, largest[m]) if m in largest else (0, 6) for m in convs}
+
+
+def open_runtime() -> Any:
+    """Open OpenVINO's runtime with its CPU plugin; ``runtime`` does so once in a process.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+    """
+    core = import_openvino().Core()
+    core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin
+    return core
+
+
+# Never closed: the plugin gives the thread that loads it another stack for signal handlers, and
+# unmaps that stack when its last user goes. If that happens in another thread, the first one keeps
+# an address where nothing is mapped: its next signal, such as Ctrl-C, kills the process (SIGSEGV).
+runtime = once(open_runtime, "OpenVINO")
 
 
 def import_openvino() -> ModuleType:

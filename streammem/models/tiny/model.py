@@ -93,7 +93,7 @@ class VideoModel:
         """Itself."""
         return self
 
-    segment_encoder = text_encoder = generator = perceiver
+    segment_encoder = text_encoder = generator = answer_generator = perceiver
 
     @property
     def session_options(self) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class VideoLLaMB:
         """Itself."""
         return self
 
-    segment_encoder = generator = perceiver
+    segment_encoder = generator = answer_generator = perceiver
 
     @property
     def text_encoder(self) -> VideoModel:

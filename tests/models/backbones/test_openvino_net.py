@@ -134,3 +134,23 @@ def test_importing_openvino_tells_nobody_and_leaves_nothing(tmp_path):
         subprocess.run([sys.executable, "-c", QUIET], env=environment, check=False).returncode == 0
     )
     assert list(tmp_path.iterdir()) == []
+
+
+INTERRUPTED = """
+import signal, sys, threading
+from streammem.models.backbones.efficientnet import EfficientNetLite
+from streammem.models.backbones.openvino_net import OpenVinoNet
+
+signal.signal(signal.SIGINT, lambda *_: print("interrupted"))
+nets = [OpenVinoNet(EfficientNetLite("lite0"), 64)]
+last = threading.Thread(target=nets.clear)  # another thread lets the last one go
+last.start()
+last.join(60)
+signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_a_signal_after_the_last_network_went_in_another_thread_is_handled():
+    command = [sys.executable, "-X", "faulthandler", "-c", INTERRUPTED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr

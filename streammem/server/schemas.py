@@ -1,0 +1,280 @@
+"""What replies and events look like, for the OpenAPI description; nothing is validated with it.
+
+    @router.get("/sessions", response_model=None, responses=replies(SessionList))
+
+The keys of events are those of ``output.render.EVENT_KEYS``; tests hold the two together, and hold
+real replies against these schemas.
+"""
+
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel, create_model
+
+from streammem.types import Stats
+
+EVENTS_TEXT = (
+    "Watches video and answers questions about it, with times in seconds.\n\n"
+    "**Events** come as Server-Sent Events from `GET /v1/sessions/{name}/events`, each with its "
+    "number as `id`, its type as `event` and one JSON object as `data` (schema `Event`); "
+    "`Last-Event-ID` or `?position=` goes on from there.\n\n"
+    "**WebSocket**: `ws://HOST/v1/sessions/{name}/events` sends the same objects, one a message, "
+    "from the first that is kept, and closes with code 1000 after the last one. What clients send "
+    "is ignored. For an unknown session it sends an `Error` and closes with code 4404."
+)
+WEBSOCKET = {
+    "x-websocket": {
+        "url": "/v1/sessions/{name}/events",
+        "receives": {"oneOf": [{"$ref": f"#/components/schemas/{x}"} for x in ("Event", "Error")]},
+        "sends": None,
+        "closeCodes": {"1000": "the source has ended", "4404": "no such session"},
+    }
+}
+
+
+class _Record(BaseModel):
+    """A reply; keys may be added to it."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class ErrorDetails(_Record):
+    """Why a request was refused."""
+
+    message: Annotated[str, Field(examples=["no such session"])]
+    type: Literal["invalid_request_error", "server_error"]
+    code: Annotated[int, Field(examples=[404])]
+    param: None = None
+
+
+class Error(_Record):
+    """The body of every refusal, in OpenAI's form."""
+
+    error: ErrorDetails
+
+
+Seconds = Annotated[float, Field(examples=[12.5])]
+WallClock = Annotated[
+    str | None,
+    Field(description="wall clock at `start`", examples=["2026-05-03T16:40:00.000+02:00"]),
+]
+KeyframeUrl = Annotated[str, Field(examples=["/v1/memories/door/keyframes/7"])]
+Confidence = Annotated[float | None, Field(ge=0, le=1, examples=[0.62])]
+
+
+class SegmentEvent(_Record):
+    """A scene has closed. A memory does not keep ``depth`` and ``reason``."""
+
+    type: Literal["segment"]
+    id: Annotated[int, Field(examples=[7])]
+    start: Seconds
+    end: Seconds
+    depth: float | None
+    reason: Literal["cut", "max", "end"] | None
+    keyframe: KeyframeUrl
+    wall_start: WallClock = None
+
+
+class CaptionText(_Record):
+    """What is said of a scene; ``reason`` is there where words are withheld."""
+
+    segment: int
+    start: Seconds
+    end: Seconds
+    text: Annotated[str, Field(examples=["A dog swims in a lake."])]
+    confidence: Confidence = None
+    reason: Literal["unsure"] | None = None
+
+
+class CaptionEvent(CaptionText):
+    """The caption of a scene."""
+
+    type: Literal["caption"]
+    wall_start: WallClock = None
+
+
+class NoteEvent(_Record):
+    """Speech or a subtitle."""
+
+    type: Literal["note"]
+    start: Seconds
+    end: Seconds
+    text: str
+    wall_start: WallClock = None
+
+
+class AlertEvent(_Record):
+    """Something that was waited for has appeared."""
+
+    type: Literal["alert"]
+    query: Annotated[str, Field(examples=["a dog on the sofa"])]
+    time: Seconds
+    score: float
+    segment: int
+    keyframe: str | None
+    wall_start: WallClock = None
+
+
+class WarningEvent(_Record):
+    """Something that did not stop the work; ``lost`` counts events that came too fast."""
+
+    type: Literal["warning"]
+    message: Annotated[str, Field(examples=["rtsp://camera/1: the picture is back"])]
+    lost: int | None = None
+
+
+class EvidenceItem(_Record):
+    """A scene that an answer rests on; from a score of 0.5 on it shows what was asked for."""
+
+    source: Annotated[str, Field(examples=["holiday.mp4"])]
+    segment: int
+    start: Seconds
+    end: Seconds
+    score: Annotated[float, Field(ge=0, le=1)]
+    keyframe: KeyframeUrl | None
+    caption: str | None
+    speech: str | None
+    matched: Literal["picture", "caption", "speech"]
+    cosine: float | None
+    wall_start: WallClock = None
+
+
+class MomentEvent(EvidenceItem):
+    """A moment that was found."""
+
+    type: Literal["moment"]
+    rank: Annotated[int, Field(ge=1)]
+
+
+class AnswerEvent(_Record):
+    """The answer to a question; not ``seen``: the evidence is the nearest there is."""
+
+    type: Literal["answer"]
+    question: Annotated[str, Field(examples=["When does the dog swim?"])]
+    text: str
+    seen: bool
+    method: Literal["model", "computed"]
+    evidence: list[EvidenceItem]
+    remark: str | None = None
+    looked_at: str | None = None
+
+
+class ChapterEvent(_Record):
+    """A stretch of scenes that are like each other."""
+
+    type: Literal["chapter"]
+    source: str
+    start: Seconds
+    end: Seconds
+    segments: int
+    captions: list[CaptionText]
+    wall_start: WallClock = None
+
+
+_FIELDS: dict[str, Any] = {name: (kind, ...) for name, kind in get_type_hints(Stats).items()}
+_FIELDS["type"] = (Literal["stats"], ...)
+_FIRST_LINE = (Stats.__doc__ or "").partition("\n\n")[0]
+StatsEvent: Any = create_model(
+    "StatsEvent",
+    __base__=_Record,
+    __doc__=f"{_FIRST_LINE} docs/guide/cameras.md has what each counts.",
+    **_FIELDS,
+)
+_ANY: Any = (
+    SegmentEvent | CaptionEvent | NoteEvent | AlertEvent | WarningEvent | AnswerEvent | StatsEvent
+)
+
+
+class Event(RootModel[Annotated[_ANY, Field(discriminator="type")]]):
+    """One event of a session."""
+
+
+class SessionInfo(_Record):
+    """A session. ``time`` is how far it has watched; a live source has no ``duration``."""
+
+    id: str
+    title: str
+    source: Annotated[str, Field(examples=["rtsp://camera/1"])]
+    state: Literal["opening", "watching", "over", "failed", "closed"]
+    live: bool
+    time: float | None
+    duration: float | None
+    events: int
+    waiting: int
+    alerts: list[str]
+    url: Annotated[str, Field(examples=["/v1/sessions/camera-1"])]
+    video: Annotated[str | None, Field(description="URL of the video, where it is a file")]
+    picture: Annotated[str | None, Field(description="URL of the newest picture, once there is")]
+    permanent: Annotated[bool, Field(description="of the operator: never closed as idle")]
+
+
+class SessionList(_Record):
+    """Open sessions."""
+
+    sessions: list[SessionInfo]
+
+
+class MemoryInfo(_Record):
+    """A memory; one that cannot be read has ``error`` and nothing else that is known of it."""
+
+    id: Annotated[str, Field(examples=["door"])]
+    url: Annotated[str, Field(examples=["/v1/memories/door"])]
+    sources: list[str]
+    segments: int
+    captions: int
+    start: float | None
+    end: float | None
+    wall_start: WallClock
+    wall_end: str | None
+    created: str | None
+    bytes: Annotated[int, Field(description="on disk: database and keyframes")]
+    error: str | None = None
+
+
+class MemoryList(_Record):
+    """The memories that can be asked."""
+
+    memories: list[MemoryInfo]
+
+
+class Moments(_Record):
+    """Moments, best first."""
+
+    moments: list[MomentEvent]
+
+
+class Chapters(_Record):
+    """Chapters, in time order."""
+
+    chapters: list[ChapterEvent]
+
+
+class Events(_Record):
+    """What is kept, oldest first; each with its ``source``."""
+
+    events: list[Event]
+
+
+class Pushed(_Record):
+    """Whether a picture will be perceived, and how many wait for that."""
+
+    taken: bool
+    waiting: int
+
+
+class Uploaded(_Record):
+    """A video that was uploaded, and how a session names it."""
+
+    id: str
+    source: Annotated[str, Field(examples=["upload:x7Jq"])]
+    bytes: int
+
+
+def replies(model: Any, status: int = 200, **other: Any) -> dict[int | str, dict[str, Any]]:
+    """Return ``responses`` for a route: its reply as JSON, and ``other`` media types with it.
+
+    Args:
+        model: of the JSON.
+        status: of success.
+        other: further keys of the description, such as ``content``.
+    """
+    return {status: {"model": model, **other}}

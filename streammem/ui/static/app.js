@@ -1,0 +1,29 @@
+// The addresses of the page: #/ lists sessions and memories, #/session/ID and #/memory/NAME show one.
+
+import { ask, banner, el } from "./api.js";
+import { home } from "./home.js";
+import { view } from "./view.js";
+
+const main = document.getElementById("main");
+let close = () => {};
+document.body.classList.toggle("embedded", window.parent !== window);
+
+async function show() {
+  close();
+  close = () => {};
+  banner();
+  main.replaceChildren(el("p", { class: "muted" }, "Loading…"));
+  const [, kind, name] = location.hash.replace(/^#/, "").split("/");
+  const about = await ask("watch/about").catch(() => ({ words: "", alerts: "", memories: false }));
+  const made = kind === "session" || kind === "memory"
+    ? view(main, kind, decodeURIComponent(name || ""), about)
+    : home(main, about);
+  close = made.close;
+}
+
+document.getElementById("skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  (document.querySelector("#question") || document.querySelector("#url"))?.focus();
+});
+window.addEventListener("hashchange", show);
+show();
