@@ -3,7 +3,7 @@
     report = evaluate_rereading(Path("flickr8k"), load(), None, EvaluationOptions())
     report.rows["memory"]["old"]   # share of right answers about what ended over 10 minutes ago
 
-A stream is made of captioned photos, half a minute each, and watched by a session as any other. The
+A stream is made of captioned photos, a minute each, and watched by a session as any other. The
 same questions are then answered from the memory and from each control, ``--context now``,
 ``uniform`` and ``captions``, with the same number of pictures in a prompt. What answers is a
 generator that reads pictures: one of the user's, or the ``Teacher``, which knows the true sentences
@@ -47,7 +47,7 @@ from streammem.models.protocols import (
 )
 from streammem.types import Answer, Frame, clock
 
-SCENE_S, FPS = 30.0, 0.2
+SCENE_S, FPS = 60.0, 0.1
 HOURS = 2.0
 PICTURES = 8  # in a prompt, whatever it is read from
 NOW_FRAMES = 4  # of them in the memory's prompt

@@ -46,8 +46,8 @@ def test_questions_have_one_true_scene_or_none(zoo):
     assert kinds == {"old", "recent", "now", "absent"}
     for question in questions:
         assert (question.scene == -1) == (question.kind == "absent") == (not question.doing)
-        if question.kind == "old":  # scenes last half a minute
-            assert question.scene < 50 - 20
+        if question.kind == "old":  # scenes last a minute
+            assert question.scene < 50 - 10
 
 
 def test_the_teacher_answers_from_what_it_is_shown_and_from_nothing_else(zoo):
