@@ -108,9 +108,7 @@ def test_threads_live_in_workers_only(path):
     own = {name for name in imported(path.read_text()) if name.startswith(tuple(THREADS))}
     # The server's locks stand around the one model that its sessions share; a broker is spoken to
     # in a thread of its own, so that nobody waits for it, as a model server is.
-    # A browser of the terminal returns when it is left: the command does not wait for it.
     others = (
-        "commands/serving.py",
         "engine/reader.py",
         "captioning/scheduler.py",
         "models/once.py",
