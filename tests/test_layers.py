@@ -95,7 +95,7 @@ def test_an_import_upward_or_sideways_is_noticed(source):
 def test_the_top_level_holds_packages_and_six_modules():
     assert {path.stem for path in PACKAGE.glob("*.py")} == TOP
     packages = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
-    assert packages == set(LAYER) - TOP - {"audio"}
+    assert packages == set(LAYER) - TOP
 
 
 def test_importing_streammem_does_not_import_torch():

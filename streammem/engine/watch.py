@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+from streammem.audio.track import SpeechTrack, open_track
 from streammem.captioning.captioner import Captioner
 from streammem.captioning.scheduler import (
     MAX_BATCH,
@@ -25,9 +26,9 @@ from streammem.engine.long_scenes import LongScene
 from streammem.engine.reader import Reader
 from streammem.engine.session import Session
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
-from streammem.errors import ServedModelError, TruncatedError
+from streammem.errors import ServedModelError, SourceError, TruncatedError
 from streammem.models.vlm.server import ASKED
-from streammem.types import Alert, Caption, Event, Frame, Notice, Segment, Stats
+from streammem.types import Alert, Caption, Event, Frame, Note, Notice, Segment, Stats
 from streammem.video import SourceOptions, VideoSource, open_with
 
 SEGMENTS_AHEAD = 4  # captions that may be pending before a file's perception waits, at least
@@ -68,10 +69,28 @@ def watch(
     opened = source if isinstance(source, VideoSource) else open_with(source, source_options)
     if not session.source:
         session.source = opened.name
+    try:
+        session.speech = _open_speech(opened, options)
+    except SourceError:
+        opened.close()
+        raise
     alerts = Alerts(session.model.text_encoder, options.alerts, options.alerting)
     if options.confirm_alerts or options.until is not None:
         check_reads(session)
     return _Watching(session, opened, options, callbacks, alerts, scheduler).events()
+
+
+def _open_speech(source: VideoSource, options: WatchOptions) -> SpeechTrack | None:
+    """Open what is said in a source.
+
+    Raises:
+        SourceError: it is asked for, and there is none.
+    """
+    if source.path is not None:
+        return open_track(source.path, options.speech)
+    if options.speech.speech == "on":
+        raise SourceError(f"{source.name}: speech is read from video files only; leave it out here")
+    return None
 
 
 class _Watching:
@@ -97,6 +116,7 @@ class _Watching:
         self._num_refused, self._holds = 0, False
         self._newest: Frame | None = None  # timed by the memory's clock
         self._late: list[Segment] = []  # closed while an answer was waited for
+        self._notes: dict[int, tuple[Note, ...]] = {}  # by segment, to be yielded
         self._asked_before = ASKED.counts
         self._failure = ""  # of a model server, since the last caption
         self._stats_at = 0.0 if options.stats_s is None else time.monotonic() + options.stats_s
@@ -172,8 +192,15 @@ class _Watching:
         yield from self._checked_at_end()
         end = None if self._reader.stopped else self._source.end
         closed = self._session.flush(end)
+        self._notes |= {segment.id: self._session.notes(segment) for segment in closed}
         self._num_segments += len(closed)
         yield from self._due((*self._closed_late(), *closed), at_end=True)
+        for segment in list(self._notes):
+            yield from self._notes.pop(segment)
+        speech, film_end = self._session.speech, self._source.end
+        if speech and film_end is not None and not (self._reader.stopped or self._source.was_cut):
+            beyond = speech.after(film_end)
+            yield from (beyond,) if beyond else ()
 
     def _keep_up(self) -> None:
         """Perceive the frames that came while an answer was waited for."""
@@ -194,6 +221,7 @@ class _Watching:
             self._session.wall_zero = wall_zero - self._session.time_offset
         closed = self._session.push(frame)
         self._perceive_s += time.thread_time() - began
+        self._notes |= {segment.id: self._session.notes(segment) for segment in closed}
         self._num_frames += 1
         self._num_segments += len(closed)
         self._perceived_until = frame.time
@@ -207,6 +235,8 @@ class _Watching:
             if self._captions:
                 self._submit(self._captions, segment)
             yield segment
+            if not self._captions or self._live:
+                yield from self._notes.pop(segment.id, ())
         if self._captions:
             if self._scenes and not self._captions.num_pending and (job := self._scenes.due()):
                 self._scenes.begun(job)
@@ -218,7 +248,10 @@ class _Watching:
                 elif isinstance(result, Notice):
                     yield result
                 else:
-                    yield self._caption(self._captions.captioner, result)
+                    caption = self._caption(self._captions.captioner, result)
+                    yield caption
+                    # After it, so that all cues of a subtitle file lie in order.
+                    yield from self._notes.pop(caption.segment, ())
 
     def _results(self, max_pending: int | None) -> Iterator[CaptionResult | Notice | None]:
         """Yield finished captions, as ``CaptionQueue.results`` does.
@@ -318,6 +351,8 @@ class _Watching:
             yield from self._answer(question)
 
     def _notices(self) -> Iterator[Event]:
+        while self._session.speech and self._session.speech.notices:
+            yield self._session.speech.notices.pop(0)
         while self._source.notices:
             # What a finite source lacks it raises; its notices tell what it was not meant to read.
             is_failure = self._live or not self._source.finite
