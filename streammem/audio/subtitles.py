@@ -24,6 +24,9 @@ from streammem.types import Note
 SUFFIXES = (".srt", ".vtt", ".ass", ".ssa")
 MAX_FILE_BYTES = 32 << 20
 MAX_NOTE_CHARS = 500  # a longer cue becomes several, so that a memory can hold each
+_VIDEO_SUFFIXES = frozenset(
+    ".mp4 .m4v .mov .mkv .webm .avi .wmv .flv .mpg .mpeg .ts .mts .m2ts .3gp .ogv".split()  # noqa: SIM905
+)
 _SAME_TEXT_GAP_S = 0.05  # equal cues this near are one: layers, and captions that roll up
 _ABOUT = {"forced", "sdh", "cc", "hi", "default", "full", "dubtitle"}  # suffixes beside a language
 
@@ -295,7 +298,7 @@ def _beside(path: Path) -> list[Track]:
         names = sorted(entry.name for entry in path.parent.iterdir())
     except OSError:
         return []
-    stems = {Path(name).stem for name in names if Path(name).suffix.lower() not in SUFFIXES}
+    stems = {Path(name).stem for name in names if Path(name).suffix.lower() in _VIDEO_SUFFIXES}
     for name in names:
         stem, suffix = Path(name).stem, Path(name).suffix.lower()
         if suffix not in SUFFIXES or not (stem == path.stem or stem.startswith(f"{path.stem}.")):
