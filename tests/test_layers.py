@@ -110,6 +110,7 @@ def test_threads_live_in_workers_only(path):
     # in a thread of its own, so that nobody waits for it, as a model server is.
     others = (
         "engine/reader.py",
+        "engine/listener.py",
         "captioning/scheduler.py",
         "models/once.py",
         "models/vlm/served.py",

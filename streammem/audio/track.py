@@ -13,6 +13,7 @@ from streammem.audio.subtitles import Track, language_of, tracks_of
 from streammem.errors import ConfigError, SourceError
 from streammem.types import Note, Notice, clock
 
+CHOICES = ("auto", "on", "off", "whisper-base")
 MAX_FAULTS = 3  # of one file that are told by themselves
 
 
@@ -21,10 +22,11 @@ class SpeechOptions:
     """Where words come from.
 
     Attributes:
-        speech: ``auto`` reads subtitles where a file has some; ``on`` the same, and it is an error
-            where there are none; ``off`` reads none.
-        language: of the subtitles, as in ``en`` or ``eng``; several after commas, the first that is
-            there counts. None takes the file's best track.
+        speech: ``auto`` reads subtitles where a file has some; ``on`` recognises the speech of
+            files without, by ``whisper-base``; ``off`` neither; ``whisper-base``, or the folder of
+            another model that faster-whisper reads, recognises and reads no subtitles.
+        language: of subtitles and speech, as in ``en`` or ``eng``; several after commas, the first
+            that is there counts. None takes the file's best track.
 
     Raises:
         ConfigError: another ``speech``, or an empty language.
@@ -34,12 +36,18 @@ class SpeechOptions:
     language: str | None = None
 
     def __post_init__(self) -> None:
-        if self.speech not in ("auto", "on", "off"):
+        if self.speech not in CHOICES and not (Path(self.speech) / "model.bin").is_file():
             raise ConfigError(
-                f"speech {self.speech}: this version has no speech recogniser; give auto, on or off"
+                f"speech {self.speech}: no such recogniser; give {', '.join(CHOICES)}, or the "
+                "folder of a model that faster-whisper reads"
             )
         if self.language is not None and not all(map(str.strip, self.language.split(","))):
             raise ConfigError("speech-language is empty; give one such as en, or en,de")
+
+    @property
+    def recogniser(self) -> str | None:
+        """The recogniser that is asked for by its name or folder; None for the other choices."""
+        return None if self.speech in ("auto", "on", "off") else self.speech
 
 
 class SpeechTrack:
@@ -94,36 +102,21 @@ def open_track(path: str | Path, options: SpeechOptions) -> SpeechTrack | None:
 
     Returns:
         None where there are none, or none are wanted.
-
-    Raises:
-        SourceError: ``on``, and there are none, or none that can be read.
     """
-    if options.speech == "off":
+    if options.speech not in ("auto", "on"):
         return None
     name, tracks = Path(path).name, tracks_of(path)
     chosen, notices = _chosen(tracks, options.language, name)
     if chosen is None:
-        if options.speech == "on":
-            raise SourceError(
-                notices[0].message
-                if notices
-                else f"{name}: has no subtitles, in it or beside it "
-                "(such as film.srt for film.mp4); leave out --speech on"
-            )
         return SpeechTrack(name, (), tuple(notices)) if notices else None
     try:
         cues = chosen.read()
     except SourceError as error:
-        if options.speech == "on":
-            raise
         return SpeechTrack(chosen.name, (), (Notice(str(error), is_failure=False),))
-    if not cues.notes and options.speech == "on":
-        raise SourceError(cues.faults[0])
     notices += [Notice(fault, is_failure=False) for fault in cues.faults[:MAX_FAULTS]]
     if (more := len(cues.faults) - MAX_FAULTS) > 0:
-        notices.append(
-            Notice(f"{chosen.name}: {more} more cues could not be read", is_failure=False)
-        )
+        text = f"{chosen.name}: {more} more cues could not be read"
+        notices.append(Notice(text, is_failure=False))
     return SpeechTrack(chosen.name, cues.notes, tuple(notices))
 
 

@@ -236,13 +236,14 @@ SPEECH_FLAGS = (  # of SpeechOptions
         "--speech",
         "speech",
         "what is said: auto (default) reads subtitles beside or in a video file, where there are "
-        "some; on refuses a file without; off reads none. There is no recogniser yet",
-        {"default": "auto", "metavar": "auto|on|off"},
+        "some, and recognises nothing; on recognises the speech of files without; off does "
+        "neither; MODEL recognises: whisper-base, or a folder (needs streammem[speech])",
+        {"default": "auto", "metavar": "auto|on|off|MODEL"},
     ),
     Flag(
         "--speech-language",
         "language",
-        "which subtitles are read, as in en; the first that is there of en,de",
+        "of subtitles, as in en, or the first that is there of en,de; of speech (default: found)",
         {"metavar": "LANG"},
     ),
 )

@@ -375,6 +375,19 @@ class Session:
         self.memory.set_caption(segment.id, scored.text, key, sureness)
         return caption
 
+    def add_notes(self, segment: int, notes: Sequence[Note]) -> None:
+        """Keep what was said in a segment and known only after it closed.
+
+        Args:
+            segment: any id that a row of the memory stands for.
+            notes: in order of time, by the memory's clock; at least one.
+
+        Raises:
+            KeyError: no such segment.
+        """
+        said = self.model.text_encoder.sentence_keys([note.text for note in notes])
+        self.memory.add_notes(segment, tuple(notes), visual_keys(said)[0])
+
     def describe(self, entries: Sequence[Entry]) -> None:
         """Caption rows of the memory in one batch, for an answer that rests on them."""
         segments = [Segment(e.segment, e.start, e.end, None, None) for e in entries]

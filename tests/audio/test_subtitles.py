@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from streammem.audio.subtitles import MAX_NOTE_CHARS, language_of, parse, tracks_of
 from streammem.audio.track import SpeechOptions, SpeechTrack, open_track
-from streammem.errors import ConfigError, SourceError
+from streammem.errors import ConfigError
 from streammem.types import Note
 from tests.audio.subtitled import CUES, ass, srt, vtt, with_tracks
 
@@ -162,18 +162,16 @@ def test_a_language_that_is_not_there_is_told_or_refused(tmp_path):
     track = open_track(path, SpeechOptions(language="fr"))
     assert track.notes == () and "there are: film.en.srt [en]" in track.notices[0].message
     assert open_track(path, SpeechOptions(language="fr,eng")).notes == NOTES
-    with pytest.raises(SourceError, match="no subtitles in fr"):
-        open_track(path, SpeechOptions("on", "fr"))
 
 
-def test_on_refuses_a_file_without_and_off_reads_none(tmp_path):
+def test_off_and_a_recogniser_read_no_subtitles(tmp_path):
     path = tmp_path / "film.mp4"
     assert open_track(path, SpeechOptions()) is None
-    with pytest.raises(SourceError, match="has no subtitles"):
-        open_track(path, SpeechOptions("on"))
     write(tmp_path, "film.srt")
+    assert open_track(path, SpeechOptions("on")).notes == NOTES
     assert open_track(path, SpeechOptions("off")) is None
-    with pytest.raises(ConfigError, match="no speech recogniser"):
+    assert open_track(path, SpeechOptions("whisper-base")) is None
+    with pytest.raises(ConfigError, match="no such recogniser"):
         SpeechOptions("whisper")
 
 

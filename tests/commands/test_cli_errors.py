@@ -111,7 +111,7 @@ def test_a_span_without_frames_is_told(run, video, command):
         (("--sheet", "a.png", "-o", "a.png"), "two files"),
         (
             ("--speech", "whisper-tiny"),
-            "speech whisper-tiny: this version has no speech recogniser",
+            "speech whisper-tiny: no such recogniser; give auto, on, off",
         ),
         (("--speech-language", ""), "speech-language is empty"),
         (("--budget", "5MB"), "--memory"),
