@@ -658,13 +658,14 @@ class Answerer:
         Args:
             hit: a row.
             words: of the question; of a row that was matched by speech the sentence that shares
-                most with them is quoted.
+                most with them is quoted, if any does.
         """
         entry = self._row(hit.entry)
         quote = None
         if hit.matched == "speech" and entry.notes:
             quotes = sentences([Clip(entry, -math.inf, math.inf)])
-            quote = max(quotes, key=lambda quote: len(words & content_words(quote.text)))
+            best = max(quotes, key=lambda quote: len(words & content_words(quote.text)))
+            quote = best if words & content_words(best.text) else None
         return {
             "source": entry.source,
             "segment": entry.segment,

@@ -13,11 +13,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from streammem.memory.entry import Entry
 from streammem.memory.retrieval import Clip
-from streammem.memory.words import content_words
+from streammem.memory.words import content_words, stem
 from streammem.types import Note, clock
 
 Kind = Literal["what", "when", "who", "whether", "count"]
@@ -151,7 +152,10 @@ def sentences(clips: Sequence[Clip]) -> list[Quote]:
 
 
 def ranked(quotes: Sequence[Quote], topic: str) -> list[Quote]:
-    """Return the sentences that share words with a topic, best first; of equals the earlier one."""
+    """Return the sentences that share words with a topic, best first.
+
+    Of equals the one that has more of its words side by side, then the earlier one.
+    """
     words = content_words(topic)
     found = [content_words(quote.text) for quote in quotes]
     frequency = Counter(word for each in found for word in each & words)
@@ -167,7 +171,10 @@ def ranked(quotes: Sequence[Quote], topic: str) -> list[Quote]:
             hits = [len(words & content_words(note.text)) for note in quote.notes]
             at = quote.notes[hits.index(max(hits))].start
             scored.append(Quote(quote.entry, quote.notes, score, at))
-    return sorted(scored, key=lambda quote: -quote.score)  # stable
+    pairs = set(pairwise(_stems(topic)))
+    return sorted(  # stable
+        scored, key=lambda quote: (-quote.score, -len(pairs & set(pairwise(_stems(quote.text)))))
+    )
 
 
 def by_speaker(quotes: Sequence[Quote], speaker: str) -> list[Quote]:
@@ -238,6 +245,10 @@ def _goes_on(before: Quote, note: Note) -> bool:
         or note.text.startswith(("-", "–", "—"))  # noqa: RUF001, marks of another speaker
         or _SPEAKER.match(note.text)
     )
+
+
+def _stems(text: str) -> list[str]:
+    return [stem(word) for word in _plain(text).split()]
 
 
 def _plain(text: str) -> str:

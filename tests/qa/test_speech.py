@@ -60,6 +60,12 @@ def test_a_sentence_over_cues_is_one_and_keeps_the_time_of_its_words():
     assert [q.text for q in sentences([clip._replace(start=8.0)])] == ["Fine."]
 
 
+def test_of_equal_words_those_side_by_side_count_more():
+    notes = [Note(1, 2, "The red piano needs a new roof."), Note(3, 4, "The new piano is ours.")]
+    quotes = sentences([Clip(entry_of(notes), 0, 9)])
+    assert ranked(quotes, "new pianos")[0].start == 3
+
+
 def test_speakers_do_not_share_a_sentence():
     notes = [Note(1, 2, "ANN: Where are you"), Note(2, 3, "BOB: Here")]
     assert [q.speaker for q in sentences([Clip(entry_of(notes), 0, 9)])] == ["ANN", "BOB"]
