@@ -78,7 +78,7 @@ def pictures(video: Path) -> list[np.ndarray]:
 
 def alerts(num_photos: int) -> int:
     """Show photos that the model was not trained on, and count how often alerts are right."""
-    from streammem.engine.alerts import AlertConfig
+    from streammem.engine.watch_options import AlertConfig
     from streammem.evaluation.alerts import evaluate_alerts
     from streammem.models.checkpoint import load
 

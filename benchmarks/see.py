@@ -39,10 +39,11 @@ BATCH = 16
 FIRST = 6  # words of a reply in which the answer must come
 BEST = 5  # words a frame
 HELD_OUT = ("ahmad", "shaghayegh", "yin")  # of the persons of kitchen_frames
-NUMBERS = dict(
-    zip("none zero one two three four five six seven eight nine ten".split(),  # noqa: SIM905
-        "0 0 1 2 3 4 5 6 7 8 9 10".split(), strict=True)  # noqa: SIM905
-)  # fmt: skip
+# Words that are read as others; of "yes" singular would make "ye".
+ALIKE = {
+    "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5",
+    "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10", "grey": "gray", "yes": "yes",
+}  # fmt: skip
 FILLERS = frozenset("a an the is are it its there they this that".split())  # noqa: SIM905
 # Words of a kind that exclude each other.
 RISKY = {
@@ -178,9 +179,9 @@ def guesser(records: Sequence[QuestionRecord]) -> Callable[[str], str]:
 
 
 def plain(text: str) -> list[str]:
-    """Return a text's words: numbers as digits, singular, "grey" as "gray", without articles."""
-    words = [singular(NUMBERS.get(word, word)) for word in tokenise(text)]
-    return ["gray" if word == "grey" else word for word in words if word not in FILLERS]
+    """Return a text's words: as ``ALIKE`` reads them, singular, without articles."""
+    words = [ALIKE.get(word) or singular(word) for word in tokenise(text)]
+    return [word for word in words if word not in FILLERS]
 
 
 def is_right(reply: str, answer: str) -> bool:

@@ -95,6 +95,8 @@ class ModelServer:
     Attributes:
         requests: each prompt's payload, in order.
         seen: colours of each prompt that was read, in order.
+        calls: tools that it calls where some are offered, each with its arguments, in order.
+        has_tools: whether it calls any.
     """
 
     def __init__(self, fault=None, *, times=None, context=4096, owner="vllm", retry_after=None):
@@ -103,6 +105,7 @@ class ModelServer:
         self.owner, self.retry_after = owner, retry_after
         self.requests, self.seen, self.headers, self.paths = [], [], [], []
         self.reply = None
+        self.calls, self.has_tools = [], True
         self.done = threading.Event()
         self.release = threading.Event()
         self.release.set()
@@ -228,7 +231,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif payload["model"] == NAME:
             sees = [] if self.model.fault == "blind" else ["vision"]
             info = {"seer.context_length": self.model.context}
-            self._send(200, {"capabilities": ["completion", *sees], "model_info": info})
+            calls = ["tools"] if self.model.has_tools else []
+            abilities = ["completion", *sees, *calls]
+            self._send(200, {"capabilities": abilities, "model_info": info})
         else:
             self._send(404, {"error": f"model '{payload['model']}' not found"})
 
@@ -262,6 +267,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "cut":
             self._raw(200, b'{"choices": [', length=1000)
             self.close_connection = True
+        elif payload.get("tools") and not self.model.has_tools:
+            self._send(400, {"error": {"message": "tools param requires --jinja flag"}})
         elif fault in refusals and refusals[fault][1] in json.dumps(payload):
             self._send(400, {"error": {"message": refusals[fault][0]}})
         else:
@@ -297,12 +304,19 @@ class _Handler(BaseHTTPRequestHandler):
             said = f"\x1b[31m{said}\x00\u202e \ud800"
         counted = 0 if fault == "uncounted" else took
         name = "other:1b" if fault == "wrong model" else payload["model"]
+        calls = []
+        if payload.get("tools") and self.model.calls and most_tokens(payload) > 1:
+            called, arguments = self.model.calls.pop(0)
+            said, written = "", arguments if ollama else json.dumps(arguments)
+            calls = [{"id": "x", "function": {"name": called, "arguments": written}}]
         if ollama:
             message = {"role": "assistant", "content": said, "thinking": thought}
+            message |= {"tool_calls": calls} if calls else {}
             counts = {"prompt_eval_count": counted, "eval_count": 3}
             self._send(200, {"model": name, "message": message, "done": True, **counts})
         else:
             message = {"role": "assistant", "content": said, "reasoning_content": thought}
+            message |= {"tool_calls": calls} if calls else {}
             usage = {"prompt_tokens": counted, "completion_tokens": 3}
             self._send(200, {"model": name, "choices": [{"message": message}], "usage": usage})
 

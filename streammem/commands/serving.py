@@ -3,7 +3,6 @@
 import argparse
 import os
 import socket
-import threading
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,8 +223,8 @@ def _run(
             if app.state.failed is None:  # not before: a client would be refused a connection
                 url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
                 note(f"listening on {url}")
-                if browse:  # a thread: a browser of the terminal returns when it is left
-                    threading.Thread(target=_browse, args=(url,), daemon=True).start()
+                if browse:  # beside the loop: a browser of the terminal returns when it is left
+                    asyncio.get_running_loop().run_in_executor(None, _browse, url)
             self.should_exit = self.should_exit or app.state.failed is not None
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

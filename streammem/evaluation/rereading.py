@@ -3,7 +3,7 @@
     report = evaluate_rereading(Path("flickr8k"), load(), None, EvaluationOptions())
     report.rows["memory"]["old"]   # share of right answers about what ended over 10 minutes ago
 
-A stream is made of captioned photos, half a minute each, and watched by a session as any other. The
+A stream is made of captioned photos, a minute each, and watched by a session as any other. The
 same questions are then answered from the memory and from each control, ``--context now``,
 ``uniform`` and ``captions``, with the same number of pictures in a prompt. What answers is a
 generator that reads pictures: one of the user's, or the ``Teacher``, which knows the true sentences
@@ -40,13 +40,14 @@ from streammem.models.protocols import (
     Generator,
     Reads,
     StreamModel,
+    TextEncoder,
     Tool,
     ToolCall,
     ToolTurn,
 )
 from streammem.types import Answer, Frame, clock
 
-SCENE_S, FPS = 30.0, 0.2
+SCENE_S, FPS = 60.0, 0.1
 HOURS = 2.0
 PICTURES = 8  # in a prompt, whatever it is read from
 NOW_FRAMES = 4  # of them in the memory's prompt
@@ -323,7 +324,7 @@ def _answers(
         name=model.name,
         fingerprint=model.fingerprint,
         perceiver=model.perceiver,
-        text_encoder=model.text_encoder,
+        text_encoder=_ReadOnce(model.text_encoder),
         generator=generator,
     )
     session = Session(composed, SessionConfig(now_frames=PICTURES), source="photos")
@@ -367,6 +368,26 @@ def _answers(
     for question in questions:
         if question.kind != "now":
             yield from ask(question)
+
+
+class _ReadOnce:
+    """A text encoder that reads each text once, however many answers need it."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self._encoder = encoder
+        self.background, self.null = encoder.background, encoder.null
+        self._keys: dict[str, np.ndarray] = {}
+        self._readings: dict[str, Any] = {}
+
+    def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
+        if new := [text for text in dict.fromkeys(sentences) if text not in self._keys]:
+            self._keys |= dict(zip(new, self._encoder.sentence_keys(new), strict=True))
+        return np.stack([self._keys[text] for text in sentences])
+
+    def read_question(self, question: str) -> Any:
+        if question not in self._readings:
+            self._readings[question] = self._encoder.read_question(question)
+        return self._readings[question]
 
 
 class _Nothing:

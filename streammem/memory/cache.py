@@ -258,7 +258,7 @@ class MemoryCache:
         return self._make_room() if len(self) > self.config.max_segments else None
 
     def _set(self, row: Entry) -> Entry:
-        if self.config.keys_only:
+        if self.config.keys_only and (row.tokens.size or row.keyframe is not None):
             row = replace(row, tokens=row.tokens[:0, :0], keyframe=None)
         self._rows[row.segment] = row
         labels = _labels(row)

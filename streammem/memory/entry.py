@@ -421,12 +421,24 @@ def with_text(
     in_order = sorted(entry.notes + notes, key=lambda note: note.start)
     added = () if caption is None or sureness == UNKNOWN else (sureness,)
     text, known = _captions((entry.caption, entry.sureness), (caption, added))
+    fitting = fitting_notes(in_order)
+    if (
+        caption_key is None
+        and note_key is None
+        and (text, known, fitting)
+        == (
+            entry.caption,
+            entry.sureness,
+            entry.notes,
+        )
+    ):
+        return entry  # as most rows of a memory that is opened; checking them anew takes longest
     return replace(
         entry,
         caption=text,
         sureness=known,
         caption_keys=_with_key(entry.caption_keys, caption_key),
-        notes=fitting_notes(in_order),
+        notes=fitting,
         note_keys=_with_key(entry.note_keys, note_key),
     )
 

@@ -29,7 +29,7 @@ ALLOWED_ORIGIN = [
 ]
 PREFLIGHT = [
     *ALLOWED_ORIGIN,
-    (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE"),
+    (b"access-control-allow-methods", b"GET, HEAD, POST, PATCH, DELETE"),
     (b"access-control-allow-headers", b"authorization, content-type, last-event-id, range"),
     (b"access-control-max-age", b"600"),
 ]

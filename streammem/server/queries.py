@@ -1,10 +1,11 @@
 """Queries that the HTTP routes, the page and the agents' tools share."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from streammem.engine.session import Session
+from streammem.memory.memory import Memory
 from streammem.memory.upkeep import events_of
 from streammem.output.render import wall_start
 from streammem.server.refused import Refused
@@ -52,6 +53,20 @@ def rows(
 def public_source(name: str) -> str:
     """Return what clients may read of a source's name: a URL, or a path without its folders."""
     return name if "://" in name else _FOLDERS.sub(r"\1", name)
+
+
+def private_sources(memory: Memory) -> tuple[str, ...]:
+    """Return the names of sources in a memory that clients may not read as they are."""
+    names = {entry.source for entry in memory.entries()}
+    # The longest first: one may begin as another does.
+    return tuple(sorted((n for n in names if public_source(n) != n), key=len, reverse=True))
+
+
+def without_folders(text: str, names: Sequence[str]) -> str:
+    """Replace these names of sources in a text by what clients may read of them."""
+    for name in names:
+        text = text.replace(name, public_source(name))
+    return text
 
 
 def check_question(text: str, longest: int) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, create_model
 
+from streammem.output.render import EVENT_KEYS
 from streammem.types import Stats
 
 EVENTS_TEXT = (
@@ -111,6 +112,17 @@ class AlertEvent(_Record):
     score: float
     segment: int
     keyframe: str | None
+    confirmed: Annotated[bool | None, Field(description="the model sees it, too")] = None
+    wall_start: WallClock = None
+
+
+class UntilEvent(_Record):
+    """The condition that a source was watched until holds now."""
+
+    type: Literal["until"]
+    condition: str
+    time: Seconds
+    segment: int
     wall_start: WallClock = None
 
 
@@ -147,6 +159,17 @@ class MomentEvent(EvidenceItem):
     rank: Annotated[int, Field(ge=1)]
 
 
+class StepItem(_Record):
+    """A function of the memory that the model called while it looked for an answer."""
+
+    call: str
+    arguments: dict[str, Any]
+    text: str
+    segments: list[int]
+    pictures: int
+    failed: bool
+
+
 class AnswerEvent(_Record):
     """The answer to a question; not ``seen``: the evidence is the nearest there is."""
 
@@ -158,6 +181,9 @@ class AnswerEvent(_Record):
     evidence: list[EvidenceItem]
     remark: str | None = None
     looked_at: str | None = None
+    left_out: Annotated[int, Field(description="pictures that the model had no room for")] = 0
+    steps: list[StepItem] = []
+    decided_by: str | None = None
 
 
 class ChapterEvent(_Record):
@@ -172,7 +198,11 @@ class ChapterEvent(_Record):
     wall_start: WallClock = None
 
 
-_FIELDS: dict[str, Any] = {name: (kind, ...) for name, kind in get_type_hints(Stats).items()}
+# What EVENT_KEYS does not name is there only where there is something to count.
+_FIELDS: dict[str, Any] = {
+    name: (kind, ... if name in EVENT_KEYS[Stats][1] else None)
+    for name, kind in get_type_hints(Stats).items()
+}
 _FIELDS["type"] = (Literal["stats"], ...)
 _FIRST_LINE = (Stats.__doc__ or "").partition("\n\n")[0]
 StatsEvent: Any = create_model(
@@ -182,7 +212,14 @@ StatsEvent: Any = create_model(
     **_FIELDS,
 )
 _ANY: Any = (
-    SegmentEvent | CaptionEvent | NoteEvent | AlertEvent | WarningEvent | AnswerEvent | StatsEvent
+    SegmentEvent
+    | CaptionEvent
+    | NoteEvent
+    | AlertEvent
+    | UntilEvent
+    | WarningEvent
+    | AnswerEvent
+    | StatsEvent
 )
 
 

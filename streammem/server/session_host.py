@@ -10,7 +10,7 @@ import queue
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -28,6 +28,7 @@ from streammem.server.counters import Counters
 from streammem.server.events import EventLog
 from streammem.server.inbox import Inbox
 from streammem.server.limits import Limits
+from streammem.server.queries import private_sources, without_folders
 from streammem.server.refused import Refused
 from streammem.types import Answer, Event, Frame, Notice
 from streammem.video import VideoSource
@@ -186,10 +187,17 @@ class SessionHost:
             if piece:  # it is empty while a model server is waited for
                 self._tell(pieces.put_nowait, piece)
 
+        def answered(session: Session) -> Answer:
+            names = private_sources(session.memory)
+            answer = session.ask(
+                question, lambda piece: on_text(without_folders(piece, names)), pictures
+            )
+            steps = (replace(s, text=without_folders(s.text, names)) for s in answer.steps)
+            text = without_folders(answer.text, names)
+            return replace(answer, text=text, steps=tuple(steps))
+
         began = time.monotonic()
-        asked = asyncio.ensure_future(
-            self.do(lambda session: session.ask(question, on_text, pictures))
-        )
+        asked = asyncio.ensure_future(self.do(answered))
         asked.add_done_callback(lambda _: pieces.put_nowait(None))
         try:
             while (piece := await pieces.get()) is not None:

@@ -14,6 +14,7 @@ from streammem.memory.entry import Sureness
 from streammem.memory.folder import WriterLock
 from streammem.output.render import EVENT_KEYS
 from streammem.server.queries import public_source
+from streammem.types import Answer
 from tests.sessions import SHORT, told
 from tests.tiny import film
 
@@ -122,6 +123,22 @@ async def test_what_is_kept_has_wall_clock_sureness_picture_and_no_folders(servi
     assert listed["sources"] == ["door.mp4"] and listed["wall_start"] == kept[0]["wall_start"]
     for text in (asked.text, chapters.text, exported):
         assert "private" not in text and "door.mp4" in text
+
+
+async def test_an_answer_in_words_names_no_folders_whole_or_piece_by_piece(
+    serving, door, monkeypatch
+):
+    def ask(session, question, on_text, pictures=()):
+        text = f"1 time: {session.memory.entries()[0].source} 00:00.0-00:04.5"
+        on_text(text)
+        return Answer(question, text, True, "computed")
+
+    monkeypatch.setattr(Session, "ask", ask)
+    async with serving(memories=door) as client:
+        for stream in (False, True):
+            asked = {"question": "How often?", "stream": stream}
+            reply = await client.post("/v1/memories/door/questions", json=asked)
+            assert "private" not in reply.text and "1 time: door.mp4 00:00.0" in reply.text
 
 
 @pytest.mark.parametrize(

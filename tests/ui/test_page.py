@@ -314,6 +314,34 @@ async def test_a_webcam_is_watched_with_alerts_set_meanwhile_and_stopped(browsin
 
 @pytest.mark.heavy
 @pytest.mark.anyio
+async def test_a_camera_is_shown_live_its_past_on_demand_and_alerts_are_listed(browsing):
+    from benchmarks.rtsp_server import RtspCamera, encode
+    from streammem.types import Alert
+    from tests.tiny import moving_square
+
+    pictures = [moving_square("red" if k < 50 else "blue", k, 96, 64) for k in range(100)]
+    with RtspCamera(encode(pictures), speed=1.0, loop=True) as camera:
+        async with browsing(390, "/watch/#/session/OWN", own=[camera.url]) as page:
+            await until(page, "document.querySelector('#picture')?.naturalWidth > 1")
+            await until(page, "document.querySelector('.now').textContent === 'live'")
+            first = await page.get_attribute("#picture", "src")
+            await until(page, f"document.querySelector('#picture').src !== {first!r}")
+            await until(page, f"{LINES} >= 1")
+            await page.locator("#transcript .line").first.click()
+            await page.wait_for_selector("#live")
+            assert "keyframes" in await page.get_attribute("#picture", "src")
+            await page.click("#live")
+            await until(page, "document.querySelector('.now').textContent === 'live'")
+            (host,) = page.sessions.hosts().values()
+            host._publish(Alert("a dog", 1.0, 0.8, 0), {"wall_start": "2026-05-03T16:40:00+02:00"})
+            await until(page, "document.querySelectorAll('#alerts li').length === 1")
+            assert "2026-05-03 16:40:00 a dog" in await page.text_content("#alerts")
+            await until(page, "document.querySelectorAll('#transcript .alert').length === 1")
+            await fits(page, 390)
+
+
+@pytest.mark.heavy
+@pytest.mark.anyio
 async def test_what_comes_from_outside_is_never_markup(browsing, model, memories):
     options = SessionConfig(answer=SHORT, caption=SHORT)
     with Session(model, options, memories / "evil", source=EVIL, wall_zero=WALL) as session:
@@ -420,6 +448,8 @@ async def test_ten_thousand_scenes_are_listed_scrolled_searched_and_on_the_timel
         first_s = time.monotonic() - began
         await until(page, "document.querySelector('#count').textContent === '10000 lines'")
         all_s = time.monotonic() - began
+        # It begins with the newest, and keeps its place while older ones come.
+        assert await page.locator("#transcript .line").get_by_text("door 9999.").count() == 1
         # However many there are, only what is visible exists.
         assert await page.evaluate(LINES) < 40
         assert await page.get_attribute("#timeline", "data-mode") == "density"

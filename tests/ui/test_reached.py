@@ -17,7 +17,7 @@ pytest.importorskip("gradio", reason="needs streammem[ui]")
 from streammem.models.backbones.weights import is_pulled
 from streammem.models.checkpoint import DEFAULT, PRESETS, backbones_of
 from tests.command_line import record
-from tests.ui.test_ui import CHROMIUM, FLAGS, NOW, PATIENCE_MS
+from tests.ui.test_page import CHROMIUM, FLAGS, PATIENCE_MS
 
 PREFIX = "/cameras"
 MISSING = [name for name in backbones_of(PRESETS[DEFAULT]) if not is_pulled(name)]
@@ -80,7 +80,7 @@ async def test_behind_a_proxy_under_a_prefix_a_visitor_does_the_same(
     if CHROMIUM is None:
         pytest.skip("there is no chromium here; install it, or set CHROMIUM to its path")
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    from streammem.ui import add_page
+    from streammem.ui.page import add_page
     from tests.serving import listening
 
     async with (
@@ -92,20 +92,24 @@ async def test_behind_a_proxy_under_a_prefix_a_visitor_does_the_same(
         page = await browser.new_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(PATIENCE_MS)
         await page.goto(shown)
-        await page.wait_for_selector("#captions")
-        await page.set_input_files("#player input[type=file]", video)
-        await page.wait_for_function("document.querySelectorAll('#captions button').length === 3")
-        loaded = "[...document.querySelectorAll('#timeline img')].map(i => i.naturalWidth > 0)"
-        await page.wait_for_function(f"{loaded}.filter(Boolean).length === 3")
-        await page.locator("#captions button").nth(1).click()
-        await page.wait_for_function(f"{NOW} >= 3")
-        await page.fill("#question textarea", "What is red?")
-        await page.click("#ask")
-        await page.wait_for_selector("#evidence button")
-        await page.get_by_role("tab", name="Download").click()
-        await page.click("#prepare")
+        frame = page.frame_locator("#watch")
+        await frame.get_by_text("Nothing is watched.").wait_for()
+        await page.set_input_files("#file input[type=file]", video)
+        await frame.locator("#transcript .line").nth(2).wait_for()
+        await frame.locator("#transcript .line").nth(1).click()
+        inside = page.frames[-1]
+        async with asyncio.timeout(PATIENCE_MS / 1000):
+            while not await inside.evaluate("document.querySelector('#player').currentTime >= 3"):
+                await asyncio.sleep(0.05)
+        await frame.locator("#question").fill("What is red?")
+        await frame.locator("#ask").click()
+        await frame.locator(".evidence img").first.wait_for()
+        loaded = "document.querySelector('.evidence img').naturalWidth > 0"
+        async with asyncio.timeout(PATIENCE_MS / 1000):
+            while not await inside.evaluate(loaded):
+                await asyncio.sleep(0.05)
         async with page.expect_download() as waiting:
-            await page.get_by_role("link", name="SRT").click()
+            await frame.get_by_role("link", name="SRT", exact=True).click()
         text = (await (await waiting.value).path()).read_text()
         assert text.startswith("1\n00:00:00,000 --> 00:00:03,000\n")
         await browser.close()
@@ -113,7 +117,7 @@ async def test_behind_a_proxy_under_a_prefix_a_visitor_does_the_same(
 
 
 @pytest.mark.skipif(bool(MISSING), reason=f"not pulled: {' '.join(MISSING)}")
-@pytest.mark.parametrize("has_browser", [True, False])
+@pytest.mark.parametrize("has_browser", [True, pytest.param(False, marks=pytest.mark.heavy)])
 def test_the_command_opens_the_page_that_answers_and_ctrl_c_ends_it(tmp_path, has_browser):
     record(tmp_path / "film.mp4")
     browser = tmp_path / "browser"

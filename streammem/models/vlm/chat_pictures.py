@@ -80,7 +80,8 @@ class ChatPictures:
             raise BackboneError(
                 f"{self._name}: its chat template does not take pictures ({reason})"
             ) from error
-        begin = next((i for i, (a, b) in enumerate(zip(bare, shown, strict=False)) if a != b), 0)
+        pairs = enumerate(zip(bare, shown, strict=False))
+        begin = next((place for place, (one, other) in pairs if one != other), len(bare))
         slot = shown[begin : len(shown) - (len(bare) - begin)]
         if not slot or not shown.endswith(bare[begin:]):
             raise BackboneError(f"{self._name}: its chat template shows no picture")

@@ -6,6 +6,7 @@ decides. Both put a text before every picture: see ``prompts.py``.
 
 import base64
 import io
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from PIL import Image
 
 from streammem.errors import ConfigError, ServedModelError
 from streammem.models.backbones.sampling import GenerationConfig
+from streammem.models.protocols import Tool, ToolCall, ToolTurn
 from streammem.models.vlm.prompts import Part
 from streammem.models.vlm.server import Refused, Server, printable
 
@@ -36,6 +38,7 @@ class ServedReply(NamedTuple):
         model: which one answered, if the server says so.
         prompt_tokens: as the server counted them; 0 where it does not count.
         reply_tokens: likewise.
+        call: the first tool that it wants called, if any.
     """
 
     text: str
@@ -43,6 +46,7 @@ class ServedReply(NamedTuple):
     model: str
     prompt_tokens: int
     reply_tokens: int
+    call: ToolCall | None = None
 
 
 class ServedModel(NamedTuple):
@@ -52,11 +56,13 @@ class ServedModel(NamedTuple):
         name: by which it is asked for.
         context: tokens of prompt and reply; None where the server does not say.
         about: what else is known, for people.
+        tools: whether it can call tools, as far as the server says.
     """
 
     name: str
     context: int | None
     about: str
+    tools: bool = True
 
 
 class Dialect(Protocol):
@@ -77,6 +83,16 @@ class Dialect(Protocol):
 
     def payload(self, parts: Sequence[Part], decoding: GenerationConfig) -> dict[str, Any]:
         """Return the request that generates from a prompt."""
+        ...
+
+    def continued(
+        self, payload: dict[str, Any], turns: Sequence[ToolTurn], tools: Sequence[Tool]
+    ) -> dict[str, Any]:
+        """Return a request that goes on after calls and their results, and offers tools.
+
+        A result's text goes back as the tool's; its pictures follow as the user's, since hardly any
+        server reads pictures of a tool.
+        """
         ...
 
     def adapt(self, payload: Mapping[str, Any], message: str) -> bool:
@@ -129,7 +145,7 @@ class OpenAIDialect:
         owner, context = str(row.get("owned_by")), _count(row.get("max_model_len"))
         root = server.url.removesuffix("/v1")
         if owner == "llamacpp":
-            props = server.get("/props", root)
+            props = server.get("/props", root, optional=True)
             if isinstance(props, dict):
                 settings = props.get("default_generation_settings")
                 context = _count(settings.get("n_ctx")) if isinstance(settings, dict) else 0
@@ -137,7 +153,7 @@ class OpenAIDialect:
                 if isinstance(modalities, dict) and modalities.get("vision") is False:
                     raise _blind(server, name, "start it with its vision part: --mmproj FILE")
         elif not context:
-            context = _lm_studio_context(server.get("/api/v0/models", root), name)
+            context = _lm_studio_context(server.get("/api/v0/models", root, optional=True), name)
         self.extra = {}
         if owner in ("llamacpp", "vllm"):  # others refuse what they do not know
             self.extra = {"chat_template_kwargs": {"enable_thinking": False}}
@@ -146,16 +162,9 @@ class OpenAIDialect:
 
     def payload(self, parts: Sequence[Part], decoding: GenerationConfig) -> dict[str, Any]:
         """See ``Dialect``."""
-        content: list[dict[str, Any]] = []
-        for part in parts:
-            if isinstance(part, str):
-                content.append({"type": "text", "text": part})
-            else:
-                url = f"data:image/jpeg;base64,{encoded(part)}"
-                content.append({"type": "image_url", "image_url": {"url": url}})
         payload = {
             "model": self.name,
-            "messages": [{"role": "user", "content": content}],
+            "messages": [{"role": "user", "content": _content(parts)}],
             "max_tokens": decoding.max_new_tokens,
             "temperature": decoding.temperature,
             "stream": False,
@@ -164,14 +173,31 @@ class OpenAIDialect:
         }
         if "max_tokens" in self.left_out:
             payload["max_completion_tokens"] = decoding.max_new_tokens
-        return {field: value for field, value in payload.items() if field not in self.left_out}
+        return {name: value for name, value in payload.items() if name not in self.left_out}
+
+    def continued(
+        self, payload: dict[str, Any], turns: Sequence[ToolTurn], tools: Sequence[Tool]
+    ) -> dict[str, Any]:
+        """See ``Dialect``."""
+        messages = list(payload["messages"])
+        for number, turn in enumerate(turns):
+            name, given = turn.call
+            written = given if isinstance(given, str) else json.dumps(given)
+            call = {"id": f"call_{number}", "type": "function"}
+            call_with = {**call, "function": {"name": name, "arguments": written}}
+            messages.append({"role": "assistant", "content": "", "tool_calls": [call_with]})
+            text, shown = _result(turn)
+            messages.append({"role": "tool", "tool_call_id": call["id"], "content": text})
+            if shown:
+                messages.append({"role": "user", "content": _content(shown)})
+        return payload | {"messages": messages} | _offered(tools)
 
     def adapt(self, payload: Mapping[str, Any], message: str) -> bool:
         """See ``Dialect``: some models want max_completion_tokens, or their own temperature."""
         if "max_completion_tokens" in message and "max_tokens" in payload:
             self.left_out |= {"max_tokens"}
             return True
-        refused = {field for field in OPTIONAL if field in message and field in payload}
+        refused = {option for option in OPTIONAL if option in message and option in payload}
         self.left_out |= refused
         return bool(refused)
 
@@ -193,6 +219,7 @@ class OpenAIDialect:
             reply.get("model"),
             usage.get("prompt_tokens"),
             usage.get("completion_tokens"),
+            message.get("tool_calls"),
         )
 
 
@@ -239,16 +266,11 @@ class OllamaDialect:
         )
         details = shown.get("details")
         size = details.get("parameter_size") if isinstance(details, dict) else None
-        return ServedModel(name, self.context, printable(size or ""))
+        tools = not isinstance(capabilities, list) or "tools" in capabilities
+        return ServedModel(name, self.context, printable(size or ""), tools)
 
     def payload(self, parts: Sequence[Part], decoding: GenerationConfig) -> dict[str, Any]:
         """See ``Dialect``."""
-        messages: list[dict[str, Any]] = []
-        for part in parts:
-            if isinstance(part, str):
-                messages.append({"role": "user", "content": part})
-            else:
-                messages.append({"role": "user", "content": "", "images": [encoded(part)]})
         options = {
             "num_ctx": self.context,
             "num_predict": decoding.max_new_tokens,
@@ -256,13 +278,28 @@ class OllamaDialect:
         }
         return ({"think": False} if self.thinks else {}) | {
             "model": self.name,
-            "messages": messages,
+            "messages": _messages(parts),
             "stream": False,
             "truncate": False,  # else the oldest messages, the evidence, go without an error
             "shift": False,
             "keep_alive": self.keep_alive,
             "options": options | _sampling(decoding),
         }
+
+    def continued(
+        self, payload: dict[str, Any], turns: Sequence[ToolTurn], tools: Sequence[Tool]
+    ) -> dict[str, Any]:
+        """See ``Dialect``."""
+        messages = list(payload["messages"])
+        for turn in turns:
+            name, given = turn.call
+            arguments = {"text": given} if isinstance(given, str) else dict(given)
+            call = {"function": {"name": name, "arguments": arguments}}
+            messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
+            text, shown = _result(turn)
+            messages.append({"role": "tool", "tool_name": name, "content": text})
+            messages += _messages(shown)
+        return payload | {"messages": messages} | _offered(tools)
 
     def adapt(self, payload: Mapping[str, Any], message: str) -> bool:
         """See ``Dialect``: a model that cannot think may refuse to be told not to."""
@@ -281,6 +318,7 @@ class OllamaDialect:
             reply.get("model"),
             reply.get("prompt_eval_count"),
             reply.get("eval_count"),
+            message.get("tool_calls"),
         )
 
 
@@ -289,6 +327,59 @@ def encoded(picture: Any) -> str:
     out = io.BytesIO()
     Image.fromarray(picture).save(out, "JPEG", quality=JPEG_QUALITY)
     return base64.b64encode(out.getvalue()).decode()
+
+
+def _content(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = []
+    for part in parts:
+        if isinstance(part, str):
+            content.append({"type": "text", "text": part})
+        else:
+            url = f"data:image/jpeg;base64,{encoded(part)}"
+            content.append({"type": "image_url", "image_url": {"url": url}})
+    return content
+
+
+def _messages(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    for part in parts:
+        if isinstance(part, str):
+            messages.append({"role": "user", "content": part})
+        else:
+            messages.append({"role": "user", "content": "", "images": [encoded(part)]})
+    return messages
+
+
+def _result(turn: ToolTurn) -> tuple[str, list[Part]]:
+    """Split a result into its text, and its pictures with their times."""
+    text, *shown = turn.result
+    return str(text), shown
+
+
+def _offered(tools: Sequence[Tool]) -> dict[str, Any]:
+    if not tools:
+        return {}
+    functions = [
+        {"name": tool.name, "description": tool.help, "parameters": dict(tool.parameters)}
+        for tool in tools
+    ]
+    return {"tools": [{"type": "function", "function": each} for each in functions]}
+
+
+def _call(calls: object) -> ToolCall | None:
+    """Read the first call of a reply; None where there is none that has a name."""
+    try:
+        function = calls[0]["function"]  # type: ignore[index]
+        name, arguments = str(function["name"]), function.get("arguments") or {}
+    except (TypeError, KeyError, IndexError, AttributeError):
+        return None
+    if isinstance(arguments, str):
+        text = arguments[:MAX_CHARACTERS]
+        try:
+            arguments = json.loads(text)
+        except (ValueError, RecursionError):
+            arguments = text
+    return ToolCall(name, arguments if isinstance(arguments, dict) else str(arguments))
 
 
 def _sampling(decoding: GenerationConfig) -> dict[str, Any]:
@@ -310,7 +401,12 @@ def _sampling(decoding: GenerationConfig) -> dict[str, Any]:
 
 
 def _reply(
-    content: object, thought: object, model: object, prompt_tokens: object, reply_tokens: object
+    content: object,
+    thought: object,
+    model: object,
+    prompt_tokens: object,
+    reply_tokens: object,
+    calls: object = None,
 ) -> ServedReply:
     text = str(content or "")[: 4 * MAX_CHARACTERS]
     bare = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)
@@ -321,6 +417,7 @@ def _reply(
         printable(model or ""),
         _count(prompt_tokens),
         _count(reply_tokens),
+        _call(calls),
     )
 
 

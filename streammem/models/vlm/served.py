@@ -23,7 +23,7 @@ import numpy as np
 from streammem.config import override
 from streammem.errors import ConfigError, ServedModelError
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies, Reply
-from streammem.models.protocols import EvidenceItem, Reads
+from streammem.models.protocols import EvidenceItem, Reads, Tool, ToolCall, ToolTurn
 from streammem.models.vlm.dialects import (
     OLLAMA,
     Dialect,
@@ -50,6 +50,7 @@ USUAL_TOKENS = 768
 MAX_TEXTS = 256  # prompts of text whose length is known
 
 _CONTEXT = re.compile(r"context|too long|too large|maximum.*tokens|exceed|input length", re.I)
+_TOOLS = re.compile(r"tool|function|jinja", re.I)
 _PICTURES = re.compile(r"imag|pictur|vision|multi-?modal|mmproj", re.I)
 
 
@@ -109,7 +110,7 @@ class ServedGenerator:
             known = [n for size, n in self._picture_tokens.items() if max(size) <= KEYFRAME_SIDE]
             each = max(known, default=USUAL_TOKENS)
             most = min(most, max(1, (self.context - RESERVED_TOKENS) // each))
-        return Reads(pictures=most)
+        return Reads(pictures=most, tools=self.model.tools)
 
     @property
     def batches(self) -> bool:
@@ -150,10 +151,38 @@ class ServedGenerator:
         for reply in _waited_for([partial(self.ask, _parts(prompt), decoding)], 1):
             yield "" if reply is None else reply.text
 
+    def converse(
+        self,
+        prompt: Prompt,
+        turns: Sequence[ToolTurn],
+        tools: Sequence[Tool],
+        decoding: GenerationConfig,
+    ) -> Iterator[str | ToolCall | None]:
+        """Yield None while a reply is waited for, then an answer or a call.
+
+        Raises:
+            ServedModelError: see ``replies``; or the server calls no tools.
+        """
+        ask = partial(self.ask, _parts(prompt), decoding, turns, tools)
+        for reply in _waited_for([ask], 1):
+            yield None if reply is None else reply.call or reply.text
+
     # -- one request --
 
-    def ask(self, parts: Sequence[Part], decoding: GenerationConfig) -> ServedReply:
+    def ask(
+        self,
+        parts: Sequence[Part],
+        decoding: GenerationConfig,
+        turns: Sequence[ToolTurn] = (),
+        tools: Sequence[Tool] = (),
+    ) -> ServedReply:
         """Return the reply to a prompt, once it is sure that all of the prompt was read.
+
+        Args:
+            parts: the prompt.
+            decoding: of the reply.
+            turns: calls of tools since then, with their results.
+            tools: that it may call.
 
         Raises:
             ServedModelError: it was not, or there is no reply.
@@ -161,15 +190,18 @@ class ServedGenerator:
         expected, least = 0, 0
         if self.server.options.check:
             # 1. What the prompt takes, by the server's own count.
-            expected, least = self.count(parts)
+            expected, least = self.count(parts, turns, tools)
             if self.context and expected + decoding.max_new_tokens > self.context:
                 raise self._too_long(f"{expected} tokens, and {decoding.max_new_tokens} to reply")
         # 2. The reply.
-        reply = self.send(parts, decoding)
+        reply = self.send(parts, decoding, turns, tools)
         # 3. Whether it is one: from this model, about all pictures, in words.
         if self.server.options.check:
             self._check_model(reply.model)
-            self._check_count(parts, reply, expected, least)
+            shown = [*parts, *(part for turn in turns for part in turn.result)]
+            self._check_count(shown, reply, expected, least)
+        if reply.call and tools:
+            return reply
         if not reply.text:
             what = "answered only in its reasoning" if reply.reasoning else "gave an empty answer"
             raise self.server.error(
@@ -178,7 +210,13 @@ class ServedGenerator:
             )
         return reply
 
-    def send(self, parts: Sequence[Part], decoding: GenerationConfig) -> ServedReply:
+    def send(
+        self,
+        parts: Sequence[Part],
+        decoding: GenerationConfig,
+        turns: Sequence[ToolTurn] = (),
+        tools: Sequence[Tool] = (),
+    ) -> ServedReply:
         """Send a prompt and return what comes, unchecked.
 
         Raises:
@@ -186,12 +224,14 @@ class ServedGenerator:
         """
         while True:
             payload = self._dialect.payload(parts, decoding)
+            if turns or tools:
+                payload = self._dialect.continued(payload, turns, tools)
             try:
                 raw = self.server.post(self._dialect.path, payload)
                 break
             except Refused as refused:
                 if not self._dialect.adapt(payload, refused.message):
-                    raise self._refusal(refused, parts) from None
+                    raise self._refusal(refused, parts, bool(tools)) from None
         try:
             reply = self._dialect.read(raw)
         except ValueError as error:
@@ -199,7 +239,9 @@ class ServedGenerator:
         self.server.spent(reply.prompt_tokens + reply.reply_tokens)
         return reply
 
-    def count(self, parts: Sequence[Part]) -> tuple[int, int]:
+    def count(
+        self, parts: Sequence[Part], turns: Sequence[ToolTurn] = (), tools: Sequence[Tool] = ()
+    ) -> tuple[int, int]:
         """Return how many tokens a prompt takes, and its cheapest picture, as the server counts.
 
         Each size of picture is measured once; text once for each prompt that differs by more than
@@ -208,10 +250,14 @@ class ServedGenerator:
         Raises:
             ServedModelError: the server does not count, or reads no pictures.
         """
-        pictures = [part for part in parts if isinstance(part, np.ndarray)]
+        shown = [*parts, *(part for turn in turns for part in turn.result)]
+        pictures = [part for part in shown if isinstance(part, np.ndarray)]
         texts = [part for part in parts if isinstance(part, str)]
         with self._probing:
             each = [self._picture_cost(picture) for picture in pictures]
+            if turns or tools:  # of each conversation: it differs by what was looked up
+                plain = [turn._replace(result=_texts(turn.result)) for turn in turns]
+                return self._prompt_tokens(texts, plain, tools) + sum(each), min(each, default=0)
             text = "\0".join(re.sub(r"\d", "0", part) for part in texts)
             if text not in self._text_tokens:
                 self._text_tokens[text] = self._prompt_tokens(texts)
@@ -234,8 +280,10 @@ class ServedGenerator:
             log.info("%s: a picture of %s takes %d tokens", self.server.where, shown, cost)
         return self._picture_tokens[size]
 
-    def _prompt_tokens(self, parts: Sequence[Part]) -> int:
-        tokens = self.send(parts, ONE_TOKEN).prompt_tokens
+    def _prompt_tokens(
+        self, parts: Sequence[Part], turns: Sequence[ToolTurn] = (), tools: Sequence[Tool] = ()
+    ) -> int:
+        tokens = self.send(parts, ONE_TOKEN, turns, tools).prompt_tokens
         if not tokens:
             raise self.server.error(
                 "does not count the tokens of prompts, so that lost pictures cannot be noticed",
@@ -264,11 +312,19 @@ class ServedGenerator:
                 "name a model that it serves behind the #",
             )
 
-    def _refusal(self, refused: Refused, parts: Sequence[Part]) -> ServedModelError:
+    def _refusal(
+        self, refused: Refused, parts: Sequence[Part], with_tools: bool
+    ) -> ServedModelError:
         seen = any(isinstance(part, np.ndarray) for part in parts)
         name, said = self.model.name, refused.message
         if refused.status in (401, 403):
             return self.server.key_refused(refused)
+        if with_tools and _TOOLS.search(said):
+            return self.server.error(
+                f"{name} calls no tools there ({said})",
+                "start the server with them (llama.cpp: --jinja; vLLM: --enable-auto-tool-choice "
+                "and its parser), or leave --steps out",
+            )
         if _CONTEXT.search(said):
             return self._too_long(f"more ({said})")
         if seen and _PICTURES.search(said):
@@ -342,6 +398,10 @@ def open_ollama(
 
 def _parts(prompt: Prompt) -> list[Part]:
     return [part for part in prompt if isinstance(part, str | np.ndarray)]
+
+
+def _texts(parts: Sequence[Part]) -> list[Part]:
+    return [part for part in parts if isinstance(part, str)]
 
 
 def _core(name: str) -> str:

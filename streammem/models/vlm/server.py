@@ -250,18 +250,27 @@ class Server:
         timeout = httpx.Timeout(limit_s, connect=min(limit_s, MAX_CONNECT_S))
         self._client = httpx.Client(headers=headers, timeout=timeout, trust_env=not near)
 
-    def get(self, path: str, base: str | None = None) -> Any:
-        """Return what JSON stands at a path of ``base`` or the URL; None where nothing does.
+    def get(self, path: str, base: str | None = None, *, optional: bool = False) -> Any:
+        """Return what JSON stands at a path; None where nothing does.
+
+        Args:
+            path: behind ``base`` or, without one, behind the URL.
+            base: another part of the server.
+            optional: any failure counts as nothing.
 
         Raises:
-            ServedModelError: the server cannot be reached, or refuses the key.
+            ServedModelError: the server cannot be reached, fails, or refuses the key.
         """
         try:
-            return self._tried("GET", (base or self.url) + path, None)
+            tries = 1 if optional else self.options.tries
+            return self._tried("GET", (base or self.url) + path, None, tries)
         except Refused as refused:
-            if refused.status in (401, 403):
+            if refused.status in (401, 403) and not optional:
                 raise self.key_refused(refused) from None
-            return None
+        except ServedModelError:
+            if not optional:
+                raise
+        return None
 
     def post(self, path: str, payload: Mapping[str, Any]) -> dict[str, Any]:
         """Return the JSON object that the server replies, within its budget and concurrency.
@@ -271,7 +280,8 @@ class Server:
             ServedModelError: the server cannot be reached, fails or sends what is no JSON.
         """
         with self._slots:
-            reply = self._tried("POST", self.url + path, json.dumps(payload).encode())
+            content = json.dumps(payload).encode()
+            reply = self._tried("POST", self.url + path, content, self.options.tries)
         if not isinstance(reply, dict):
             raise self.error("its reply is no JSON object", WRONG)
         return reply
@@ -294,12 +304,12 @@ class Server:
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "...") if self._key else text
 
-    def _tried(self, method: str, url: str, content: bytes | None) -> Any:
+    def _tried(self, method: str, url: str, content: bytes | None, tries: int) -> Any:
         """Ask until there is a reply, or no try is left."""
         import httpx
 
         what, advice, wait_s = "", SEE_LOG, 0.0
-        for number in range(self.options.tries):
+        for number in range(tries):
             if number:
                 asked = wait_s or self.options.backoff_s * 2 ** (number - 1)
                 shown = self._without_key(what)
@@ -340,7 +350,6 @@ class Server:
             except (ValueError, RecursionError):
                 what = "its reply is no JSON"
                 advice = WRONG
-        tries = self.options.tries
         raise self.error(f"{what}, {tries} {'try' if tries == 1 else 'tries'}", advice)
 
     def _asked(

@@ -420,16 +420,14 @@ def _open_model(
     attention = options.attention
     if attention == "auto":
         attention = attention_implementation() if "cuda" in device else "sdpa"
-    quantized = {
-        "none": None,
-        "8bit": BitsAndBytesConfig(load_in_8bit=True),
-        "4bit": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16),
-    }
     where: dict[str, Any] = {}
     if options.device_map:
         where["device_map"] = options.device_map
     if options.quantize != "none":
-        where["quantization_config"] = quantized[options.quantize]
+        how: dict[str, Any] = {f"load_in_{options.quantize}": True}
+        if options.quantize == "4bit":
+            how["bnb_4bit_compute_dtype"] = torch.bfloat16
+        where["quantization_config"] = BitsAndBytesConfig(**how)
         where.setdefault("device_map", {"": device})
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(

@@ -18,6 +18,7 @@ export class Transcript {
     this.chosen = -1;
     this.following = true;
     this.live = false;
+    this.fromEnd = false; // whether the newest lines are shown first
     this.space = el("div");
     this.box = el("div", {
       class: "lines", id: "transcript", tabindex: 0, role: "listbox", "aria-label": "Transcript",
@@ -49,14 +50,11 @@ export class Transcript {
   /** Show these lines, in order; `added` of them are new at the beginning, and keep their place. */
   set(lines, added = 0) {
     const top = this.box.scrollTop;
-    const kept = added && !this.following && !this.query;
+    const isFirst = !this.all.length && lines.length > 0;
     this.all = lines;
     this.filter(false);
-    if (kept || (added && !this.live && !this.query && top)) {
-      this.quietly(top + added * this.height);
-    } else if (this.following && this.live) {
-      this.toEnd();
-    }
+    if ((this.following && this.live) || (isFirst && this.fromEnd)) this.toEnd();
+    else if (!isFirst && added && top && !this.query) this.quietly(top + added * this.height);
     this.draw();
   }
 

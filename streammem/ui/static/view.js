@@ -232,6 +232,7 @@ export function view(main, kind, name, about) {
     made.screen = screen();
     made.timeline = new Timeline((seconds) => place({ start: seconds, source }));
     made.transcript = new Transcript((line) => place(line));
+    made.transcript.fromEnd = kind === "memory";
     made.talk = new Talk({ url: info.url, video: kind === "session" && info.video }, about, (item) => place(item));
     made.alerts = alertBox();
     made.notices = el("ul", { class: "plain", id: "notices" });

@@ -61,6 +61,8 @@ def generators(folders):
     return generator
 
 
+# What stands for a picture where a template puts all of them first.
+MOVES = {"llava": "<image>\n", "llava_onevision": "<image>"}
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -104,13 +106,13 @@ def test_a_prompt_has_the_tokens_of_the_models_own_processor(
     ]
     prompt = generator.answer_prompt(items, "What is there?")
     ours = generator._chat.inputs([prompt])
-    if family == "llava":  # its template would move the pictures away from their times
-        parts = [part if isinstance(part, str) else "<image>\n" for part in prompt]
+    if family in MOVES:  # its template would move the pictures away from their times
+        parts = [part if isinstance(part, str) else MOVES[family] for part in prompt]
         text = processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "text", "text": "".join(parts)}]}],
             add_generation_prompt=True,
         )
-        own = processor(text=text, images=NOISE, return_tensors="pt")
+        own = processor(text=[text], images=[NOISE], return_tensors="pt")
     else:
         content = [
             {"type": "text", "text": part} if isinstance(part, str) else
@@ -123,6 +125,7 @@ def test_a_prompt_has_the_tokens_of_the_models_own_processor(
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
+            **({"enable_thinking": False} if family == "qwen3_5" else {}),
         )
     assert ours["input_ids"].tolist() == own["input_ids"].tolist()
     assert set(ours) == set(own)
@@ -150,6 +153,11 @@ def test_pictures_stand_in_their_order_each_after_its_time(generators, family):
     halves = [each.chunk(2) for each in rows]
     assert torch.equal(halves[0][0], halves[1][1]) and torch.equal(halves[0][1], halves[1][0])
     assert not torch.equal(*halves[0])
+
+
+def test_a_model_that_thinks_by_its_template_is_told_not_to(generators):
+    chat = generators("qwen3_5")._chat
+    assert chat.text(["Why?"]).endswith("<think>\n\n</think>\n\n")
 
 
 @each_family

@@ -53,6 +53,15 @@ PICTURES_FIRST = (
     "{% for part in m.content if part.type == 'text' %}{{ part.text }} {% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
+# Likewise, as LLaVA-OneVision's has it.
+ONEVISION = (
+    "{% for m in messages %}<|im_start|>{{ m.role }} "
+    "{% for part in m.content if part.type == 'image' %}<image>{% endfor %}"
+    "{% for part in m.content if part.type == 'text' %}{{ '\\n' + part.text }}{% endfor %}"
+    "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# A model thinks unless its template is told otherwise.
+THINKING = "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}"
 SMOL = (
     "<|im_start|>{% for m in messages %}{{ m.role | capitalize }}"
     "{% if m.content[0].type == 'image' %}:{% else %}: {% endif %}"
@@ -100,7 +109,7 @@ def _llava(folder):
 
 
 def _llava_onevision(folder):
-    tokenizer = _tokenizer(folder, ["<image>", "<video>"], CHATML.format(picture="<image>"))
+    tokenizer = _tokenizer(folder, ["<image>", "<video>"], ONEVISION)
     vision = SiglipVisionConfig(**VISION, image_size=28, patch_size=14, vision_use_head=False)
     config = LlavaOnevisionConfig(
         vision_config=vision,
@@ -130,10 +139,10 @@ def _llava_onevision(folder):
     )
 
 
-def _qwen_tokenizer(folder):
+def _qwen_tokenizer(folder, ending=""):
     special = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     picture = "<|vision_start|><|image_pad|><|vision_end|>"
-    return _tokenizer(folder, special, CHATML.format(picture=picture), bos=None)
+    return _tokenizer(folder, special, CHATML.format(picture=picture) + ending, bos=None)
 
 
 def _qwen_ids(tokenizer):
@@ -214,7 +223,7 @@ def _qwen3_vl(folder):
 
 def _qwen3_5(folder):
     """Of its layers three in four attend linearly: their state is no cache of keys and values."""
-    tokenizer = _qwen_tokenizer(folder)
+    tokenizer = _qwen_tokenizer(folder, THINKING)
     config = Qwen3_5Config(
         text_config={
             **TEXT,
