@@ -144,7 +144,8 @@ def _scenes(session: "Session", arguments: argparse.Namespace) -> Iterator[Event
         return
     options = replace(watch_options(arguments), captions=False)
     for event, _ in watch_source(session, arguments, options, progress=True):
-        yield event
+        if not isinstance(event, Note):
+            yield event
 
 
 def run_watch(arguments: argparse.Namespace) -> int:

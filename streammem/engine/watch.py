@@ -228,9 +228,12 @@ class _Watching:
         yield from self._due((*self._closed_late(), *closed), at_end=True)
         for segment in list(self._notes):
             yield from self._notes.pop(segment)
-        while self._listener and not self._listener.finished and not self._is_stopping():
+        # What is recognised of the last scenes; not of the rest of a file that was cut.
+        while self._listener and self._ends:
+            if self._listener.finished or self._is_stopping():
+                break
             yield from self._recognised(0.2)
-        yield from self._recognised()
+        yield from self._recognised(last=True)
         speech, film_end = self._session.speech, self._source.end
         if speech and film_end is not None and not (self._reader.stopped or self._source.was_cut):
             beyond = speech.after(film_end)
@@ -391,8 +394,12 @@ class _Watching:
     def _is_stopping(self) -> bool:
         return self._reader.stopped or bool(self._callbacks.stop and self._callbacks.stop())
 
-    def _recognised(self, wait_s: float = 0.0) -> Iterator[Event]:
-        """Keep and yield what was recognised of closed scenes, in order of time."""
+    def _recognised(self, wait_s: float = 0.0, *, last: bool = False) -> Iterator[Event]:
+        """Keep and yield what was recognised of closed scenes, in order of time.
+
+        The notes of a scene are kept together once later ones have come, so that what is stored
+        does not depend on how fast they came; or, with ``last``, as they are.
+        """
         if not self._listener:
             return
         offset = self._session.time_offset
@@ -401,19 +408,15 @@ class _Watching:
                 yield item
             else:
                 self._heard.append(Note(item.start + offset, item.end + offset, item.text))
-        while self._ends and self._heard:
-            end, segment = self._ends[0]
-            found = []
+        while self._ends and self._heard and (last or self._heard[-1].start >= self._ends[0][0]):
+            (end, segment), found = self._ends.popleft(), list[Note]()
             while self._heard and self._heard[0].start < end:
-                found.append(self._heard.popleft())
+                note = self._heard.popleft()
+                if note.end > self._heard_from:
+                    found.append(note)
             if found:
-                found = [note for note in found if note.end > self._heard_from]
-                if found:
-                    self._session.add_notes(segment, found)
+                self._session.add_notes(segment, found)
                 yield from found
-            if not self._heard:
-                return
-            self._ends.popleft()  # notes come in order: none of it comes any more
 
     def _notices(self) -> Iterator[Event]:
         while self._session.speech and self._session.speech.notices:

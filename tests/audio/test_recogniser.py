@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import os
 import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,7 +24,12 @@ from tests.command_line import record
 from tests.sessions import session_of
 from tests.tiny import moving_square, tiny_model
 
-HEARD = [Note(0.5, 1.5, "Good morning."), Note(2.9, 4.0, "Over the cut."), Note(9.0, 9.5, "Bye.")]
+HEARD = [
+    Note(0.5, 1.5, "Good morning."),
+    Note(1.6, 2.0, "Come in."),
+    Note(2.9, 4.0, "Over the cut."),
+    Note(9.0, 9.5, "Bye."),
+]
 
 
 def with_sound(path, *, rate=16_000, layout="mono", late_s=0.0, seconds=6.0):
@@ -95,7 +101,7 @@ class Heard:
         self.language = language
 
     def notes(self, path, stopping):
-        for note in HEARD:
+        for note in (*HEARD, Note(99.0, 100.0, "After the end.")):
             while not self.allowed.wait(0.02):
                 if stopping():
                     return
@@ -110,6 +116,7 @@ def hears(monkeypatch):
     return Heard
 
 
+ready_at_once = listener.Listener.ready
 ON = WatchOptions(captions=False, speech=SpeechOptions("on"))
 
 
@@ -131,6 +138,25 @@ def test_what_is_recognised_is_kept_the_same_however_late_it_comes(film, hears, 
         assert list(entry.notes) == [n for n in HEARD if entry.start <= n.start < entry.end]
         assert len(entry.note_keys) == bool(entry.notes)
     assert not [t for t in threading.enumerate() if t.name == "streammem-listener"]
+
+
+def test_keys_do_not_depend_on_how_fast_words_come(film, hears, monkeypatch):
+    hears.allowed.set()
+    kept = []
+    for pause_s in (0.0, 0.05):
+
+        def ready(self, wait_s=0.0, pause_s=pause_s):
+            if pause_s:  # one by one
+                time.sleep(pause_s)
+                return [self._results.get()] if not self._results.empty() else []
+            return ready_at_once(self, wait_s)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(listener.Listener, "ready", ready)
+            session = session_of(tiny_model())
+            list(watch(session, str(film), ON))
+        kept.append([(e.notes, e.note_keys.tobytes()) for e in session.memory.entries()])
+    assert kept[0] == kept[1] and [n for notes, _ in kept[0] for n in notes] == HEARD
 
 
 def test_closing_does_not_wait_for_words(film, hears):
