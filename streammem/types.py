@@ -103,6 +103,8 @@ class Evidence:
         matched: what the score rests on most.
         cosine: similarity in [-1, 1] of the question and the segment's nearest key; None where
             it was not compared.
+        quote: the sentence that it rests on, where it was matched by speech.
+        said_at: seconds, when that was said.
     """
 
     source: str
@@ -116,10 +118,14 @@ class Evidence:
     wall_start: str | None = None
     matched: Matched = "picture"
     cosine: float | None = None
+    quote: str | None = None
+    said_at: float | None = None
 
     def __str__(self) -> str:
         by = "" if self.matched == "picture" else f" by {self.matched}"
         text = f" {self.caption}" if self.caption else ""
+        if self.quote is not None and self.said_at is not None:
+            text = f" “{self.quote}” (said at {clock(self.said_at)})"
         span = with_wall_clock(f"[{clock(self.start)}-{clock(self.end)}]", self.wall_start)
         return f"{span} score {self.score:.2f}{by}{text}"
 

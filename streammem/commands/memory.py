@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from streammem.errors import ConfigError, StoreError
 from streammem.models.registry import DEFAULT, load
 from streammem.output.render import Text, plain, stamped, to_line, wall_start
 from streammem.output.terminal import note, output, write_line
-from streammem.types import Event, clock, wall_clock, with_wall_clock
+from streammem.types import Event, Note, clock, wall_clock, with_wall_clock
 from streammem.video.address import public_name
 
 if TYPE_CHECKING:
@@ -71,6 +72,10 @@ def add_to(commands: Any) -> None:
     )
     exported.add_argument("--source", help="only what was seen there")
     add_output_options(exported)
+    speech = "what is said: among the captions (default), only, no, or tracks: FILE.speech.srt"
+    exported.add_argument(
+        "--with-speech", choices=("merged", "tracks", "only", "no"), default="merged", help=speech
+    )
     stamps = "subtitles begin with the wall clock, where it is known"
     exported.add_argument("--wall-clock", action="store_true", help=stamps)
     action(
@@ -168,16 +173,28 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Print every event."""
-    check_output(arguments.output, arguments.memory / "memory.json")
+    """Print every event; with ``tracks`` what is said goes to a second file."""
+    path, speech = arguments.output, arguments.with_speech
+    check_output(path, arguments.memory / "memory.json")
+    beside = None
+    if speech == "tracks":
+        if path is None:
+            raise ConfigError("--with-speech tracks: writes two files; give -o FILE too")
+        beside = path.with_name(f"{path.stem}.speech{path.suffix}")
+        check_output(beside, arguments.memory / "memory.json")
     with (
         _opened(arguments, "r") as store,
-        output(arguments.format, arguments.output) as results,
+        output(arguments.format, path) as captions,
+        output(arguments.format, beside) if beside else nullcontext(captions) as notes,
     ):
         sources = _sources(store, arguments.source)
         if len(sources) > 1 and arguments.format != "jsonl":
             note(f"{len(sources)} sources, each with its own time; --source NAME takes one of them")
         for entry, event in _events(store, arguments.source):
+            is_said = isinstance(event, Note)
+            if (speech == "only" and not is_said) or (speech == "no" and is_said):
+                continue
+            results = notes if is_said else captions
             zero = None if entry.wall_start is None else entry.wall_start - entry.start
             at = wall_start(event, zero)
             if arguments.format == "jsonl":

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from streammem.commands.options import (
     check_limits,
     check_output,
-    check_speech,
     configured,
     load_model,
     source_options,
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # A memory is pruned whenever it has grown by a 16th of its budget, or by about 2 MB.
+SPEECH = ("speech", "speech_language")
 BUDGET_SHARE, SEGMENT_BYTES, PRUNED_EVERY = 16, 32 << 10, 64
 
 
@@ -92,7 +92,6 @@ def _checked(arguments: argparse.Namespace) -> bool:
     configured(SessionConfig(), arguments)
     source_options(arguments)
     watch_options(arguments)
-    check_speech(arguments.speech)
     check_limits(arguments)
     if arguments.memory:
         check_path(arguments.memory)
@@ -114,9 +113,11 @@ def _check_asked(arguments: argparse.Namespace) -> None:
     if not arguments.asks:
         asking = "ask, find and summary look into it"
         raise ConfigError(f"{arguments.source}: is a memory, not a video; {asking}")
-    for name in ("memory", "fps", "start", "end", "sparse", "reader", "recorded"):
+    for name in ("memory", "fps", "start", "end", "sparse", "reader", "recorded", *SPEECH):
         if vars(arguments)[name] not in (None, False, "auto"):
-            raise ConfigError(f"--{name}: is for a video, and {arguments.source} is a memory")
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: is for a video, and {arguments.source} is a memory"
+            )
 
 
 def watch_source(

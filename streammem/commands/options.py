@@ -30,6 +30,7 @@ from streammem.video.registry import sources_help
 from streammem.video.source import DECODERS, DEFAULT_FPS
 
 if TYPE_CHECKING:
+    from streammem.audio.track import SpeechOptions
     from streammem.engine.session_config import SessionConfig
     from streammem.engine.watch_options import WatchOptions
     from streammem.memory.retrieval import Window
@@ -230,6 +231,22 @@ SOURCE_FLAGS = (  # of SourceOptions
         {"choices": ("auto", *DECODERS), "default": "auto"},
     ),
 )
+SPEECH_FLAGS = (  # of SpeechOptions
+    Flag(
+        "--speech",
+        "speech",
+        "what is said: auto (default) reads subtitles beside or in a video file, where there are "
+        "some, and recognises nothing; on recognises the speech of files without; off does "
+        "neither; MODEL recognises: whisper-base, or a folder (needs streammem[speech])",
+        {"default": "auto", "metavar": "auto|on|off|MODEL"},
+    ),
+    Flag(
+        "--speech-language",
+        "language",
+        "of subtitles, as in en, or the first that is there of en,de; of speech (default: found)",
+        {"metavar": "LANG"},
+    ),
+)
 LIVE_FLAGS = (  # of WatchOptions
     Flag(
         "--drop",
@@ -364,9 +381,23 @@ def watch_options(arguments: argparse.Namespace) -> "WatchOptions":
     """
     from streammem.engine.watch_options import WatchOptions
 
-    options = WatchOptions(**given((*LIVE_FLAGS, *WATCH_FLAGS), arguments))
+    options = WatchOptions(
+        **given((*LIVE_FLAGS, *WATCH_FLAGS), arguments), speech=speech_options(arguments)
+    )
     pictures = vars(arguments).get("pictures")
     return replace(options, alerting=replace(options.alerting, pictures=pictures))
+
+
+def speech_options(arguments: argparse.Namespace) -> "SpeechOptions":
+    """Return where words come from.
+
+    Raises:
+        ConfigError: a value that means nothing.
+    """
+    from streammem.audio.track import SpeechOptions
+
+    flags = {flag.option: vars(arguments).get(_dest(flag)) for flag in SPEECH_FLAGS}
+    return SpeechOptions(**{name: value for name, value in flags.items() if value is not None})
 
 
 def configured(config: "SessionConfig", arguments: argparse.Namespace) -> "SessionConfig":
@@ -468,13 +499,7 @@ def add_source_options(parser: Parser, *, asks: bool = False, reconnects: bool =
     add_flags(parser, SOURCE_FLAGS)
     recorded = "when the recording began, as in 2026-05-03T14:00, for questions such as "
     add("--recorded", type=moment, metavar="TIME", help=f'{recorded}"at 3 pm"; live ones know it')
-    add(
-        "--speech",
-        default="auto",
-        metavar="auto|on|off|MODEL",
-        help="what is said: auto, where it can be known. This version reads no subtitles and has "
-        "no recogniser, so auto and off do the same, and on or a MODEL is refused",
-    )
+    add_flags(parser, SPEECH_FLAGS)
     group = parser.add_argument_group("memory that lasts")
     about = "keep what is seen there, and go on from it"
     group.add_argument("--memory", type=Path, metavar="DIR", help=about)
@@ -596,18 +621,6 @@ def check_formats(arguments: argparse.Namespace, *forms: str) -> None:
     """
     if arguments.format not in forms:
         raise ConfigError(f"--format {arguments.format}: give one of {', '.join(forms)} here")
-
-
-def check_speech(choice: str) -> None:
-    """Refuse a recogniser, which this version lacks.
-
-    Raises:
-        ConfigError: --speech asks for one.
-    """
-    if choice not in ("auto", "off"):
-        raise ConfigError(
-            f"--speech {choice}: this version has no speech recogniser; leave it out, or give off"
-        )
 
 
 def check_limits(arguments: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ from streammem.errors import ConfigError, ServedModelError
 from streammem.output.render import plain, prometheus, to_line, wall_start
 from streammem.output.rotation import RotatedFile, Rotation, naming
 from streammem.output.terminal import LiveText, Results, Sheet, note, output
-from streammem.types import Answer, Caption, Event, Notice, Segment, Stats, Until
+from streammem.types import Answer, Caption, Event, Note, Notice, Segment, Stats, Until
 from streammem.video.address import public_name
 
 if TYPE_CHECKING:
@@ -114,6 +114,8 @@ def _caption(session: "Session", arguments: argparse.Namespace) -> int:
                 sheet.take(event)
             if isinstance(event, Caption) and streams:
                 live.end(event)
+            if isinstance(event, Note) and not arguments.output and streams:
+                live.line(event)
             if isinstance(event, Segment) or (not arguments.output and streams):
                 continue
             results.write(event)
@@ -142,7 +144,8 @@ def _scenes(session: "Session", arguments: argparse.Namespace) -> Iterator[Event
         return
     options = replace(watch_options(arguments), captions=False)
     for event, _ in watch_source(session, arguments, options, progress=True):
-        yield event
+        if not isinstance(event, Note):
+            yield event
 
 
 def run_watch(arguments: argparse.Namespace) -> int:
@@ -199,7 +202,7 @@ def run_chat(arguments: argparse.Namespace) -> int:
             broken |= isinstance(event, Notice) and event.is_failure
             if isinstance(event, Answer):
                 results.put(_evidence(event))
-            elif isinstance(event, Caption):
+            elif isinstance(event, Caption | Note):
                 results.write(event)
         if not stop():
             while question := questions.wait():  # the source has ended, the memory has not

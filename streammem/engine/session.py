@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streammem.audio.track import SpeechTrack
 from streammem.captioning.captioner import Captioner, CaptionRequest, ScoredCaption
 from streammem.engine.session_config import SessionConfig
 from streammem.memory.cache import CacheConfig
-from streammem.memory.entry import Entry, Sureness, decode_keyframe, visual_keys
+from streammem.memory.entry import Entry, Sureness, decode_keyframe, fitting_notes, visual_keys
 from streammem.memory.memory import Memory
 from streammem.memory.retrieval import EVERYTHING, Window
 from streammem.memory.timeline import offset_after
@@ -43,6 +44,7 @@ from streammem.types import (
     Chapter,
     Frame,
     Moment,
+    Note,
     Reason,
     Segment,
     TimeSpan,
@@ -105,6 +107,8 @@ class Session:
         time_offset: seconds that ``push`` and ``flush`` add to the times of the source to have
             those of the memory's timeline, which all that comes out of a session is timed by; see
             ``go_on``.
+        speech: what is said in the source, on its own clock: each segment that closes is kept with
+            the notes that begin in it. Set before the first frame; None without any.
         on_wait: called between the pieces of an answer; ``watch`` perceives then what has come.
     """
 
@@ -152,7 +156,9 @@ class Session:
         self.next_segment = self.memory.next_segment
         self._time, self.time_offset = -math.inf, 0.0
         self.on_wait: Callable[[], None] | None = None
+        self.speech: SpeechTrack | None = None
         self._closed: dict[int, CaptionRequest] = {}  # by the last push or flush alone
+        self._said: dict[int, tuple[Note, ...]] = {}  # likewise
         self.answerer = Answerer(self.model, self.memory, self.config.answering, self)
 
     @property
@@ -291,6 +297,10 @@ class Session:
         self.recurrent, self.next_segment = state.recurrent, state.next_segment
         self._time, self.time_offset = state.time, state.time_offset
 
+    def notes(self, segment: Segment) -> tuple[Note, ...]:
+        """Return the notes that a segment was kept with, of the last ``push`` or ``flush``."""
+        return self._said.get(segment.id, ())
+
     # -- the slow path --
 
     def tokens(self, segment: int) -> Tensor:
@@ -364,6 +374,19 @@ class Session:
         key = scored.key if scored.text else None
         self.memory.set_caption(segment.id, scored.text, key, sureness)
         return caption
+
+    def add_notes(self, segment: int, notes: Sequence[Note]) -> None:
+        """Keep what was said in a segment and known only after it closed.
+
+        Args:
+            segment: any id that a row of the memory stands for.
+            notes: in order of time, by the memory's clock; at least one.
+
+        Raises:
+            KeyError: no such segment.
+        """
+        said = self.model.text_encoder.sentence_keys([note.text for note in notes])
+        self.memory.add_notes(segment, tuple(notes), visual_keys(said)[0])
 
     def describe(self, entries: Sequence[Entry]) -> None:
         """Caption rows of the memory in one batch, for an answer that rests on them."""
@@ -455,7 +478,7 @@ class Session:
             frames = self._buffer.frames
             for score in pushed.scores:
                 self.on_score(frames[score.frame - frames[0].number].time, score)
-        self._closed = {}
+        self._closed, self._said = {}, {}
         closed = []
         for boundary in pushed.boundaries:
             frames = self._buffer.frames
@@ -476,8 +499,14 @@ class Session:
         pictures = tuple(f.picture for f in shown if f.picture is not None)
         # 2. Its tokens, which the recurrent memory takes in.
         tokens, recurrent = self._encode(full, clusters[0])
-        # 3. Store them; only then forget the frames: those whose segment cannot be written stay.
+        # 3. Store them with what is said meanwhile; only then forget the frames: those whose
+        # segment cannot be written stay.
         segment = Segment(self.next_segment, frames[0].time, end, depth, reason)
+        notes, note_keys = self._notes_within(segment), keys[:0]
+        if notes:
+            note_keys = visual_keys(
+                self.model.text_encoder.sentence_keys([note.text for note in notes])
+            )
         row = self.memory.append(
             Entry(
                 segment=segment.id,
@@ -486,14 +515,16 @@ class Session:
                 frames=len(frames),
                 visual_keys=clusters,
                 caption_keys=keys[:0],
-                note_keys=keys[:0],
+                note_keys=note_keys,
                 tokens=tokens.half().cpu().numpy(),
                 keyframe=jpeg,
                 source=self.source,
                 wall_start=None if self.wall_zero is None else self.wall_zero + segment.start,
+                notes=fitting_notes(notes),
             ),
             recurrent,
         )
+        self._said[segment.id] = notes
         self._buffer.drop(count)
         self.recurrent, self.next_segment = recurrent, segment.id + 1
         # 4. Hand on what a caption needs: of the row, whose tokens are rounded, so that a caption
@@ -501,6 +532,18 @@ class Session:
         seen = torch.from_numpy(row.tokens.astype(np.float32)) if row.tokens.size else None
         self._closed[segment.id] = CaptionRequest(segment, row.visual_keys, seen, pictures)
         return segment
+
+    def _notes_within(self, segment: Segment) -> tuple[Note, ...]:
+        """Return what is said in a closing segment, by the memory's clock."""
+        offset = self.time_offset
+        found = (
+            self.speech.within(segment.start - offset, segment.end - offset) if self.speech else ()
+        )
+        return (
+            tuple(Note(n.start + offset, n.end + offset, n.text) for n in found)
+            if offset
+            else found
+        )
 
     def _encode(self, frames: Sequence[BufferedFrame], key: np.ndarray) -> EncodedSegment:
         """Read the closing segment with what the memory has of its like."""

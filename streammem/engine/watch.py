@@ -6,11 +6,15 @@ scheduler (`captioning/scheduler.py`). The session is touched by the caller's th
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from streammem.audio.subtitles import language_of
+from streammem.audio.track import SpeechTrack, open_track
 from streammem.captioning.captioner import Captioner
 from streammem.captioning.scheduler import (
     MAX_BATCH,
@@ -21,13 +25,14 @@ from streammem.captioning.scheduler import (
 )
 from streammem.engine.alerts import Alerts
 from streammem.engine.checks import STOP_S, Checks, check_reads
+from streammem.engine.listener import WHISPER, Listener, model_folder
 from streammem.engine.long_scenes import LongScene
 from streammem.engine.reader import Reader
 from streammem.engine.session import Session
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
-from streammem.errors import ServedModelError, TruncatedError
+from streammem.errors import ServedModelError, SourceError, StreammemError, TruncatedError
 from streammem.models.vlm.server import ASKED
-from streammem.types import Alert, Caption, Event, Frame, Notice, Segment, Stats
+from streammem.types import Alert, Caption, Event, Frame, Note, Notice, Segment, Stats
 from streammem.video import SourceOptions, VideoSource, open_with
 
 SEGMENTS_AHEAD = 4  # captions that may be pending before a file's perception waits, at least
@@ -68,10 +73,43 @@ def watch(
     opened = source if isinstance(source, VideoSource) else open_with(source, source_options)
     if not session.source:
         session.source = opened.name
+    try:
+        session.speech = _open_speech(opened, options)
+        folder = _recogniser_of(opened, options, session.speech)
+    except StreammemError:
+        opened.close()
+        raise
     alerts = Alerts(session.model.text_encoder, options.alerts, options.alerting)
     if options.confirm_alerts or options.until is not None:
         check_reads(session)
-    return _Watching(session, opened, options, callbacks, alerts, scheduler).events()
+    return _Watching(session, opened, options, callbacks, alerts, scheduler, folder).events()
+
+
+def _open_speech(source: VideoSource, options: WatchOptions) -> SpeechTrack | None:
+    """Open what is said in a source.
+
+    Raises:
+        SourceError: it is asked for, and there is none.
+    """
+    if source.path is not None:
+        return open_track(source.path, options.speech)
+    if options.speech.speech not in ("auto", "off"):
+        raise SourceError(f"{source.name}: speech is read from video files only; leave it out here")
+    return None
+
+
+def _recogniser_of(
+    source: VideoSource, options: WatchOptions, subtitles: SpeechTrack | None
+) -> Path | None:
+    """Return the folder of the recogniser that a source is heard by; None without one.
+
+    Raises:
+        BackboneError: it is not installed, or not here.
+    """
+    wanted = options.speech.recogniser
+    if options.speech.speech == "on" and not (subtitles and subtitles.notes):
+        wanted = WHISPER
+    return model_folder(wanted) if wanted and source.path else None
 
 
 class _Watching:
@@ -85,6 +123,7 @@ class _Watching:
         callbacks: WatchCallbacks,
         alerts: Alerts,
         scheduler: LanguageScheduler | None,
+        recogniser: Path | None,
     ) -> None:
         self._session, self._source, self._options = session, source, options
         self._callbacks, self._alerts, self._shared = callbacks, alerts, scheduler
@@ -97,6 +136,12 @@ class _Watching:
         self._num_refused, self._holds = 0, False
         self._newest: Frame | None = None  # timed by the memory's clock
         self._late: list[Segment] = []  # closed while an answer was waited for
+        self._notes: dict[int, tuple[Note, ...]] = {}  # by segment, to be yielded
+        self._recogniser = recogniser
+        self._listener: Listener | None = None
+        self._heard_from = math.inf  # seconds, where the first segment begins
+        self._heard: deque[Note] = deque()  # recognised, of scenes that may still be open
+        self._ends: deque[tuple[float, int]] = deque()  # of closed segments, that may get notes
         self._asked_before = ASKED.counts
         self._failure = ""  # of a model server, since the last caption
         self._stats_at = 0.0 if options.stats_s is None else time.monotonic() + options.stats_s
@@ -109,6 +154,10 @@ class _Watching:
         self._checks = self._open_checks()
         self._reader = Reader(self._source, drop)
         self._session.on_wait = self._keep_up
+        if self._recogniser is not None and self._source.path is not None:
+            wanted = options.speech.language
+            language = language_of(wanted.split(",")[0]) if wanted else None
+            self._listener = Listener(self._source.path, self._recogniser, language)
         try:
             yield from self._stream()
             self._reader.stop()
@@ -122,6 +171,8 @@ class _Watching:
         finally:
             self._session.on_wait = None
             self._reader.stop()
+            if self._listener:
+                self._listener.close()
             if self._checks:
                 self._checks.close()
             if self._captions:
@@ -172,8 +223,21 @@ class _Watching:
         yield from self._checked_at_end()
         end = None if self._reader.stopped else self._source.end
         closed = self._session.flush(end)
+        self._notes |= {segment.id: self._session.notes(segment) for segment in closed}
         self._num_segments += len(closed)
         yield from self._due((*self._closed_late(), *closed), at_end=True)
+        for segment in list(self._notes):
+            yield from self._notes.pop(segment)
+        # What is recognised of the last scenes; not of the rest of a file that was cut.
+        while self._listener and self._ends:
+            if self._listener.finished or self._is_stopping():
+                break
+            yield from self._recognised(0.2)
+        yield from self._recognised(last=True)
+        speech, film_end = self._session.speech, self._source.end
+        if speech and film_end is not None and not (self._reader.stopped or self._source.was_cut):
+            beyond = speech.after(film_end)
+            yield from (beyond,) if beyond else ()
 
     def _keep_up(self) -> None:
         """Perceive the frames that came while an answer was waited for."""
@@ -194,6 +258,7 @@ class _Watching:
             self._session.wall_zero = wall_zero - self._session.time_offset
         closed = self._session.push(frame)
         self._perceive_s += time.thread_time() - began
+        self._notes |= {segment.id: self._session.notes(segment) for segment in closed}
         self._num_frames += 1
         self._num_segments += len(closed)
         self._perceived_until = frame.time
@@ -204,9 +269,14 @@ class _Watching:
     def _due(self, closed: tuple[Segment, ...], *, at_end: bool = False) -> Iterator[Event]:
         """Yield closed segments, and captions until few enough segments wait for theirs."""
         for segment in closed:
+            if self._listener:
+                self._heard_from = min(self._heard_from, segment.start)
+                self._ends.append((segment.end, segment.id))
             if self._captions:
                 self._submit(self._captions, segment)
             yield segment
+            if not self._captions or self._live:
+                yield from self._notes.pop(segment.id, ())
         if self._captions:
             if self._scenes and not self._captions.num_pending and (job := self._scenes.due()):
                 self._scenes.begun(job)
@@ -218,7 +288,10 @@ class _Watching:
                 elif isinstance(result, Notice):
                     yield result
                 else:
-                    yield self._caption(self._captions.captioner, result)
+                    caption = self._caption(self._captions.captioner, result)
+                    yield caption
+                    # After it, so that all cues of a subtitle file lie in order.
+                    yield from self._notes.pop(caption.segment, ())
 
     def _results(self, max_pending: int | None) -> Iterator[CaptionResult | Notice | None]:
         """Yield finished captions, as ``CaptionQueue.results`` does.
@@ -304,6 +377,7 @@ class _Watching:
     def _asides(self) -> Iterator[Event]:
         """Yield what does not come from frames: notices, counters, answers."""
         yield from self._notices()
+        yield from self._recognised()
         every_s = self._options.stats_s
         if every_s is not None and time.monotonic() >= self._stats_at:
             self._stats_at = time.monotonic() + every_s
@@ -317,7 +391,36 @@ class _Watching:
         if self._callbacks.question and (question := self._callbacks.question()):
             yield from self._answer(question)
 
+    def _is_stopping(self) -> bool:
+        return self._reader.stopped or bool(self._callbacks.stop and self._callbacks.stop())
+
+    def _recognised(self, wait_s: float = 0.0, *, last: bool = False) -> Iterator[Event]:
+        """Keep and yield what was recognised of closed scenes, in order of time.
+
+        The notes of a scene are kept together once later ones have come, so that what is stored
+        does not depend on how fast they came; or, with ``last``, as they are.
+        """
+        if not self._listener:
+            return
+        offset = self._session.time_offset
+        for item in self._listener.ready(wait_s):
+            if isinstance(item, Notice):
+                yield item
+            else:
+                self._heard.append(Note(item.start + offset, item.end + offset, item.text))
+        while self._ends and self._heard and (last or self._heard[-1].start >= self._ends[0][0]):
+            (end, segment), found = self._ends.popleft(), list[Note]()
+            while self._heard and self._heard[0].start < end:
+                note = self._heard.popleft()
+                if note.end > self._heard_from:
+                    found.append(note)
+            if found:
+                self._session.add_notes(segment, found)
+                yield from found
+
     def _notices(self) -> Iterator[Event]:
+        while self._session.speech and self._session.speech.notices:
+            yield self._session.speech.notices.pop(0)
         while self._source.notices:
             # What a finite source lacks it raises; its notices tell what it was not meant to read.
             is_failure = self._live or not self._source.finite

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from streammem.audio.track import SpeechOptions
 from streammem.errors import ConfigError
 from streammem.types import Frame, Segment
 
@@ -51,7 +52,7 @@ class AlertConfig:
             raise ConfigError("alerts: frames >= 2, leave in [0, 1), away_s >= 0, confirm >= 1")
 
 
-ALERTING = AlertConfig()
+ALERTING, SPEECH = AlertConfig(), SpeechOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class WatchOptions:
             Off by default: it takes a reply an alert, of a model that reads pictures.
         until: a condition such as ``the parcel is gone``; once the model finds it to hold the
             stream ends with an ``Until``.
+        speech: where the words of a file come from; other sources have none.
 
     Raises:
         ConfigError: a value outside its range.
@@ -84,6 +86,7 @@ class WatchOptions:
     alerting: AlertConfig = ALERTING
     confirm_alerts: bool = False
     until: str | None = None
+    speech: SpeechOptions = SPEECH
 
     def __post_init__(self) -> None:
         if self.drop not in (None, *DROPS):

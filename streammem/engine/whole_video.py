@@ -155,7 +155,7 @@ class WholeVideoSession(Session):
         Args:
             end: see ``Session.flush``.
         """
-        self._closed = {}
+        self._closed, self._said = {}, {}
         frames = self._buffer.frames
         if not frames:
             return ()

@@ -16,6 +16,7 @@ from streammem.memory.entry import (
     KINDS,
     MAX_KEYFRAME_BYTES,
     MAX_KEYS,
+    MAX_NOTES_BYTES,
     MAX_TEXT_BYTES,
     UNKNOWN,
     Entry,
@@ -67,12 +68,13 @@ class CacheConfig:
         """Return the most bytes that a cache can hold.
 
         (max_segments + 1) x (12 keys x (4 D_key in the entry + 4 D_key in the index, whose arrays
-        double as they grow, + 200) + 2 M D tokens + 32 KiB keyframe + 4,000 text + 3,000), the
+        double as they grow, + 200) + 2 M D tokens + 32 KiB keyframe + 26,000 text + 3,000), the
         tokens and keyframe only without `keys_only`.
         """
         payload = 0 if self.keys_only else 2 * int(np.prod(self.token_shape)) + MAX_KEYFRAME_BYTES
         keys = len(KINDS) * MAX_KEYS * (8 * self.key_dim + _KEY_OVERHEAD_BYTES)
-        return (self.max_segments + 1) * (keys + payload + 2 * MAX_TEXT_BYTES + _ROW_OVERHEAD_BYTES)
+        text = MAX_TEXT_BYTES + MAX_NOTES_BYTES
+        return (self.max_segments + 1) * (keys + payload + text + _ROW_OVERHEAD_BYTES)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,6 +15,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -30,7 +31,11 @@ KINDS = ("visual_keys", "caption_keys", "note_keys")
 """Kinds of keys, by their names in an entry."""
 
 MAX_TEXT_BYTES = 2_000
-"""Most UTF-8 bytes of an entry's caption; its notes get as much again."""
+"""Most UTF-8 bytes of an entry's caption."""
+
+MAX_NOTES_BYTES = 24_000
+"""Most bytes of an entry's notes, each with NOTE_BYTES: four minutes of quick dialogue, the longest
+scene, have 80 cues of 40 letters."""
 
 MAX_KEYFRAME_BYTES = 32_768
 """Most bytes of a keyframe: a JPEG of 320x180 has 5 to 20 KB."""
@@ -158,7 +163,7 @@ def decode_keyframe(jpeg: bytes) -> np.ndarray:
 
 
 def note_bytes(note: Note) -> int:
-    """What a note counts against MAX_TEXT_BYTES."""
+    """What a note counts against MAX_NOTES_BYTES."""
     return NOTE_BYTES + len(note.text.encode())
 
 
@@ -346,7 +351,7 @@ def merged(left: Entry, right: Entry) -> Entry:
         tokens=_mean_tokens(left, right),
         caption=caption,
         sureness=sureness,
-        notes=_fitting_notes(left.notes + right.notes),
+        notes=fitting_notes(left.notes + right.notes),
         keyframe=longer.keyframe or shorter.keyframe,
         merged=left.merged + right.merged,
         last=right.last,
@@ -367,7 +372,7 @@ def continues(row: Entry, entry: Entry, epsilon: float) -> bool:
         and _on_one_clock(row, entry)
         and len(row.caption_keys) + len(entry.caption_keys) <= MAX_KEYS
         and len(row.note_keys) + len(entry.note_keys) <= MAX_KEYS
-        and sum(map(note_bytes, row.notes + entry.notes)) <= MAX_TEXT_BYTES
+        and sum(map(note_bytes, row.notes + entry.notes)) <= MAX_NOTES_BYTES
         and coverage(row.visual_keys, entry.visual_keys) >= 1 - epsilon
     )
 
@@ -410,12 +415,13 @@ def with_text(
         note_key: [D_key] unit row.
 
     Returns:
-        The entry with it, cut to MAX_TEXT_BYTES from the middle out.
+        The entry with it: a caption cut to MAX_TEXT_BYTES from the middle out, notes as
+        ``fitting_notes`` cuts them.
     """
     in_order = sorted(entry.notes + notes, key=lambda note: note.start)
     added = () if caption is None or sureness == UNKNOWN else (sureness,)
     text, known = _captions((entry.caption, entry.sureness), (caption, added))
-    fitting = _fitting_notes(in_order)
+    fitting = fitting_notes(in_order)
     if (
         caption_key is None
         and note_key is None
@@ -435,6 +441,27 @@ def with_text(
         notes=fitting,
         note_keys=_with_key(entry.note_keys, note_key),
     )
+
+
+def fitting_notes(notes: Sequence[Note]) -> tuple[Note, ...]:
+    """Return notes as an entry can hold them, within MAX_NOTES_BYTES.
+
+    Of too many, neighbours become one; only where their words alone are too many do the middle
+    ones go.
+    """
+    kept = list(notes)
+    while kept and (total := sum(map(note_bytes, kept))) > MAX_NOTES_BYTES:
+        words = total - NOTE_BYTES * (len(kept) - 1)
+        if len(kept) == 1 or words > MAX_NOTES_BYTES:
+            kept.pop(len(kept) // 2)
+            continue
+        # Words outlive their exact times.
+        sizes = [len(a.text) + len(b.text) for a, b in pairwise(kept)]
+        at = sizes.index(min(sizes))
+        first, second = kept[at : at + 2]
+        joined = f"{first.text} {second.text}"
+        kept[at : at + 2] = [Note(first.start, max(first.end, second.end), joined)]
+    return tuple(kept)
 
 
 # -- private --
@@ -539,10 +566,3 @@ def _captions(
     if not lines:  # what was withheld is remembered as such
         known = next((sureness[:1] for _, sureness in parts if sureness), ())
     return caption or None, known if any(sure != UNKNOWN for sure in known) else ()
-
-
-def _fitting_notes(notes: Sequence[Note]) -> tuple[Note, ...]:
-    kept = list(notes)
-    while kept and sum(map(note_bytes, kept)) > MAX_TEXT_BYTES:
-        kept.pop(len(kept) // 2)
-    return tuple(kept)

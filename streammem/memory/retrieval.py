@@ -87,6 +87,7 @@ class Query(NamedTuple):
             them all names it.
         num_keys: visual keys that it is compared with, of the window; the more, the nearer the
             best chance match.
+        heard: whether what was said may show it; of what was seen, words spoken are no proof.
     """
 
     key: np.ndarray
@@ -95,6 +96,7 @@ class Query(NamedTuple):
     null: GumbelNull = DEFAULT_NULL
     words: frozenset[str] = frozenset()
     num_keys: int = 2
+    heard: bool = True
 
 
 class Scale(NamedTuple):
@@ -355,7 +357,9 @@ def rate(entries: Sequence[Entry], query: Query, rankers: Sequence[str] = DEFAUL
     named = {
         "visual_keys": np.zeros(len(entries), bool),
         "caption_keys": np.array([names(entry.caption, query.words) for entry in entries]),
-        "note_keys": np.array([names(_speech(entry), query.words) for entry in entries]),
+        "note_keys": np.array(
+            [query.heard and names(_speech(entry), query.words) for entry in entries]
+        ),
     }
     candidates = Candidates(entries, cosines, query.now, named, scale_of(query))
     visual = cosines["visual_keys"]

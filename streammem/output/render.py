@@ -61,7 +61,9 @@ EVENT_KEYS: dict[type, tuple[str, tuple[str, ...]]] = {
     ),
 }
 NOTHING: Mapping[str, object] = MappingProxyType({})
-TIME_KEYS = frozenset({"start", "end", "time", "perceive_s", "speak_s", "lag_s", "caption_lag_s"})
+TIME_KEYS = frozenset(
+    {"start", "end", "time", "perceive_s", "speak_s", "lag_s", "caption_lag_s", "said_at"}
+)
 
 # json.dumps leaves these as they are, but str.splitlines and some readers end a line at them.
 _LINE_ENDS_IN_JSON = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
@@ -161,7 +163,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
     Returns:
         ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
         ``confidence`` and ``reason``, an answer's ``remark``, ``looked_at``, ``left_out``,
-        ``steps`` and ``decided_by``, an alert's ``confirmed``, a moment's, an evidence's and a
+        ``steps`` and ``decided_by``, an alert's ``confirmed``, a moment's and an evidence's
+        ``quote`` and ``said_at``, a moment's, an evidence's and a
         chapter's ``wall_start`` where it has them, what model servers were
         asked in a run, then ``more``.
         Times are rounded to milliseconds; any other number that is not finite becomes None.
@@ -176,6 +179,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
         keys = (*keys, "remark")
     if isinstance(event, Moment | Chapter) and event.wall_start is not None:
         keys = (*keys, "wall_start")
+    if isinstance(event, Moment):
+        keys = (*keys, *_quote_keys(event))
     if isinstance(event, Alert) and event.confirmed is not None:
         keys = (*keys, "confirmed")
     if isinstance(event, Answer):
@@ -305,8 +310,14 @@ def _item_keys(item: object) -> tuple[str, ...]:
         return _caption_keys(item)
     if isinstance(item, Step):
         return STEP_KEYS
-    known = isinstance(item, Evidence) and item.wall_start is not None
-    return (*EVIDENCE_KEYS, "wall_start") if known else EVIDENCE_KEYS
+    if not isinstance(item, Evidence):
+        return EVIDENCE_KEYS
+    known = ("wall_start",) if item.wall_start is not None else ()
+    return (*EVIDENCE_KEYS, *known, *_quote_keys(item))
+
+
+def _quote_keys(item: Evidence) -> tuple[str, ...]:
+    return tuple(key for key in ("quote", "said_at") if getattr(item, key) is not None)
 
 
 def _cue(event: Event, mark: str, escape: Callable[[str], str]) -> str:

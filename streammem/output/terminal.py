@@ -135,6 +135,12 @@ class LiveText:
             self._out.flush()
         self._segment = None
 
+    def line(self, event: Event) -> None:
+        """Write an event as a line of its own, after the line that is open."""
+        self.close()
+        self._out.write(f"{plain(str(event))}\n")
+        self._out.flush()
+
     def close(self) -> None:
         """End the line that is open, if one is."""
         if self._segment is not None:

@@ -10,6 +10,7 @@ What is counted or measured is computed over the timeline and given as it is; se
 language model's own. Changes nothing in the memory but captions that it needs.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -62,6 +63,19 @@ from streammem.qa.question import (
     wall_end,
     window_of,
 )
+from streammem.qa.speech import (
+    NEAR_BEST,
+    NO_WORDS,
+    SAID,
+    Quote,
+    SaidQuestion,
+    by_speaker,
+    excerpt,
+    ranked,
+    read_said,
+    sentences,
+    text_of,
+)
 from streammem.qa.steps import StepLimits, answer_in_steps
 from streammem.qa.time_expressions import find_time
 from streammem.qa.timeline import Appearance, Finding, compute, find_appearances, value
@@ -69,6 +83,7 @@ from streammem.types import Answer, Chapter, DecidedBy, Evidence, Moment, Step, 
 
 MAX_TURNS = 4
 NOTHING_SEEN = "nothing was seen then"
+MAX_SPEECH = 600  # characters of what was said in a scene that a prompt shows
 MAX_PROMPTED = 600  # characters of a question; a longer one would crowd out what was seen
 GIVEN = "a picture that was given with the question"
 
@@ -222,6 +237,8 @@ class Answerer:
             text, about, reading, window, now, back, looked_at(window, zone), within
         )
         computes = self.config.context in ("memory", "captions")
+        if computes and not pictures and (said := read_said(about)):
+            return self._said(question, said, on_text)
         computed = ""
         if computes and not pictures and reading.operator not in ("describe", "now"):
             if self.config.steps == 1:
@@ -253,7 +270,8 @@ class Answerer:
         asked = self._query(_encodable(query), self._now(present), within)
         hits = self.memory.search(asked, within, count, self.config.rankers)
         return tuple(
-            Moment(**self._fields(hit), rank=rank) for rank, hit in enumerate(hits, start=1)
+            Moment(**self._fields(hit, asked.words), rank=rank)
+            for rank, hit in enumerate(hits, start=1)
         )
 
     def evidence(self, question: str, present: Present) -> tuple[tuple[Evidence, ...], bool]:
@@ -285,13 +303,60 @@ class Answerer:
         segments = sum(row.merged for row in rows)
         return Chapter(rows[0].source, rows[0].start, rows[-1].end, segments, said, wall)
 
+    # -- what was said --
+
+    def _said(self, question: AskedQuestion, asked: SaidQuestion, on_text: OnText | None) -> Answer:
+        """Answer with the sentences that were said, or that there was none."""
+        # 1. The sentences of the window, those of the speaker who is asked about first.
+        clips = self._clips(question.window)
+        heard = by_speaker(sentences(clips), asked.speaker)
+        anything = not asked.topic
+        near = [replace(q, score=1.0) for q in heard] if anything else ranked(heard, asked.topic)
+        least = max(SAID, near[0].score - NEAR_BEST) if near else SAID
+        found = [quote for quote in near if quote.score >= least]
+        # 2. The answer: quotes with their times.
+        shown = found if asked.kind == "count" else found[: self.config.passages]
+        named = len({quote.entry.source for quote in heard}) > 1
+        text = text_of(asked, shown, len(found) - len(shown), named=named)
+        if not heard:
+            text = NO_WORDS
+        if on_text:
+            on_text(text)
+        # 3. The evidence: what is quoted; the nearest there is where nothing is.
+        cited = shown or near[: self.config.passages]
+        self.turns.append(PastTurn(asked.topic, tuple(quote.entry.segment for quote in cited)))
+        return Answer(
+            question.text, text, bool(found), "computed",
+            tuple(self._quoted(quote) for quote in cited), looked_at=question.looked_at,
+        )  # fmt: skip
+
+    def _quoted(self, quote: Quote) -> Evidence:
+        entry, wall_start = self._row(quote.entry), None
+        if entry.wall_start is not None:
+            at = entry.wall_start + quote.start - entry.start
+            wall_start = wall_clock(at, self.config.zone())
+        return Evidence(
+            source=entry.source,
+            segment=entry.segment,
+            start=quote.start,
+            end=quote.end,
+            score=quote.score,
+            keyframe=self.memory.keyframe_path(entry.segment),
+            caption=entry.caption,
+            speech=quote.text,
+            wall_start=wall_start,
+            matched="speech",
+            quote=quote.text,
+            said_at=quote.at,
+        )
+
     # -- computed --
 
     def _computed(self, question: AskedQuestion, on_text: OnText | None) -> Answer:
         anchor = question.reading.anchor or question.about
         if not self._clips(question.window):
             return self._nothing_seen(question, anchor, on_text)
-        query = self._query(anchor, question.now, question.window)
+        query = self._query(anchor, question.now, question.window)._replace(heard=False)
         # 1. The words of the nearest scenes count too: they are what the answer would print.
         if question.reading.anchor and not question.back:
             self._described([hit.entry for hit in self._search(query, question.window)])
@@ -362,7 +427,8 @@ class Answerer:
         seconds: tuple[Appearance, ...] = ()
         if reading.second:
             later = self._matching(
-                self._query(reading.second, question.now, question.window), question.window
+                self._query(reading.second, question.now, question.window)._replace(heard=False),
+                question.window,
             )
             seconds = find_appearances(clips, lambda entry: entry.segment in later)
         return compute(operator, clips, found, seconds, scores, count)
@@ -415,7 +481,9 @@ class Answerer:
         if self.config.context != "uniform":
             hits = sorted(hits, key=lambda hit: -hit.ranked)
         in_order = sorted(hits, key=lambda hit: (hit.entry.start, hit.entry.segment))
-        items = self._items([hit.entry for hit in in_order], [hit.score for hit in in_order])
+        items = self._items(
+            [hit.entry for hit in in_order], [hit.score for hit in in_order], query.words
+        )
         if shows_now:
             items.append(self._present_item(present))
         asked = _encodable(question.text[:MAX_PROMPTED])
@@ -445,7 +513,7 @@ class Answerer:
             hits = sorted(
                 (*hits, *rate(rows, query, self.config.rankers)), key=lambda hit: -hit.ranked
             )
-        evidence = [Evidence(**self._fields(hit)) for hit in hits]
+        evidence = [Evidence(**self._fields(hit, query.words)) for hit in hits]
         seen, decided_by = any(hit.seen for hit in hits), None
         if self.config.verify and hits and not seen and reading.anchor:
             nearest = [hit.entry for hit in hits[: self.config.passages]]
@@ -467,15 +535,23 @@ class Answerer:
         chosen = [entries[i] for i in spread(len(entries), self.config.passages)]
         return rate(chosen, query, self.config.rankers)
 
-    def _items(self, entries: Sequence[Entry], scores: Sequence[float] = ()) -> list[EvidenceItem]:
-        """Make evidence of rows and their scores, with what the generator reads of them."""
+    def _items(
+        self,
+        entries: Sequence[Entry],
+        scores: Sequence[float] = (),
+        words: frozenset[str] = frozenset(),
+    ) -> list[EvidenceItem]:
+        """Make evidence of rows and their scores, with what the generator reads of them.
+
+        Of what was said it is shown MAX_SPEECH characters, those that share ``words`` first.
+        """
         reads, shows = self.model.answer_generator.reads, self.config.context != "captions"
         items = []
         for entry, score in zip(entries, scores or [1.0] * len(entries), strict=True):
             tokens = self.memory.tokens(entry.segment) if reads.tokens and shows else None
             jpeg = self.memory.keyframe(entry.segment) if reads.pictures and shows else None
             keyframes = (decode_keyframe(jpeg),) if jpeg else ()
-            speech = " ".join(note.text for note in entry.notes) or None
+            speech = excerpt(entry.notes, words, MAX_SPEECH) or None
             caption = self._row(entry).caption
             items.append(
                 EvidenceItem(entry.start, entry.end, tokens, caption, keyframes, speech, score)
@@ -576,9 +652,20 @@ class Answerer:
         """Return a row as it is now: captions and merges change it."""
         return self.memory.get(entry.segment) or entry
 
-    def _fields(self, hit: Hit) -> dict[str, Any]:
-        """Return the fields of a hit's ``Evidence``, with the row's text as it is now."""
+    def _fields(self, hit: Hit, words: frozenset[str] = frozenset()) -> dict[str, Any]:
+        """Return the fields of a hit's ``Evidence``, with the row's text as it is now.
+
+        Args:
+            hit: a row.
+            words: of the question; of a row that was matched by speech the sentence that shares
+                most with them is quoted, if any does.
+        """
         entry = self._row(hit.entry)
+        quote = None
+        if hit.matched == "speech" and entry.notes:
+            quotes = sentences([Clip(entry, -math.inf, math.inf)])
+            best = max(quotes, key=lambda quote: len(words & content_words(quote.text)))
+            quote = best if words & content_words(best.text) else None
         return {
             "source": entry.source,
             "segment": entry.segment,
@@ -591,6 +678,8 @@ class Answerer:
             "matched": hit.matched,
             "cosine": hit.cosine,
             "wall_start": _wall_start(entry, self.config.zone()),
+            "quote": quote and quote.text,
+            "said_at": quote and quote.at,
         }
 
 

@@ -148,6 +148,8 @@ class EvidenceItem(_Record):
     matched: Literal["picture", "caption", "speech"]
     cosine: float | None
     wall_start: WallClock = None
+    quote: str | None = None
+    said_at: Seconds | None = None
 
 
 class MomentEvent(EvidenceItem):

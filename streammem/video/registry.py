@@ -70,6 +70,7 @@ class SourceKind:
         opener = getattr(import_module(f"streammem.video.{module}"), name)
         opened: VideoSource = opener(spec, options)
         opened.finite, opened.reconnect = self.finite, options.reconnect
+        opened.path = str(spec) if self.name == "file" else None
         log.info("%s: opened (%s)", opened.name, self.name)
         return opened
 

@@ -204,6 +204,7 @@ class VideoSource(ABC):
             duration, at most the sampling's end. It is set where no frame was wanted, too.
         was_cut: whether a picture of a file or of several comes at or after the sampling's end; set
             with ``end``.
+        path: of the one video file on this computer that it reads; None of any other source.
         live: whether a frame that is not taken when it comes is lost.
         finite: whether its end is known from the start, so that one that comes before is a failure.
         reconnect: whether a live source that is lost is opened again; set before it is read.
@@ -216,6 +217,7 @@ class VideoSource(ABC):
         stopping: whether ``stop`` was called.
     """
 
+    path: str | None = None
     live = False
     finite = True
     reconnect = False

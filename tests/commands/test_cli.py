@@ -248,7 +248,7 @@ def test_every_reader_gives_the_same_scenes(run, video, reader):
 
 
 @pytest.mark.parametrize("choice", ["auto", "off"])
-def test_without_a_recogniser_captions_are_the_same(run, video, choice):
+def test_without_subtitles_captions_are_the_same(run, video, choice):
     plain = run("caption", video, "--format", "jsonl")
     assert run("caption", video, "--format", "jsonl", "--speech", choice) == plain
 

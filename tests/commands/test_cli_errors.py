@@ -109,8 +109,11 @@ def test_a_span_without_frames_is_told(run, video, command):
         (("-o", "."), "folder"),
         (("--sheet", "no/such/folder/a.png"), "no/such/folder"),
         (("--sheet", "a.png", "-o", "a.png"), "two files"),
-        (("--speech", "on"), "--speech on: this version has no speech recogniser"),
-        (("--speech", "whisper-tiny"), "no speech recogniser"),
+        (
+            ("--speech", "whisper-tiny"),
+            "speech whisper-tiny: no such recogniser; give auto, on, off",
+        ),
+        (("--speech-language", ""), "speech-language is empty"),
         (("--budget", "5MB"), "--memory"),
     ],
 )

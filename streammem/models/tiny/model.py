@@ -33,6 +33,7 @@ from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
 
 CAPTION_DECODING = GenerationConfig(max_new_tokens=32)
+MAX_SPEECH = 300  # characters of what was said in a scene that a prompt shows
 ANSWER_DECODING = GenerationConfig(max_new_tokens=64)
 
 
@@ -221,7 +222,9 @@ class VideoModel:
             content.append(f"[{clock(item.start)}-{clock(item.end)}] ")
             if item.tokens is not None:
                 content.append(self._visual(item.tokens))
-            content.append(f" {item.caption}\n" if item.caption else "\n")
+            words = [item.caption] if item.caption else []
+            words += [f"“{item.speech[:MAX_SPEECH]}”"] if item.speech else []
+            content.append(f" {' '.join(words)}\n" if words else "\n")
         return self.language.chat([*content, question])
 
     def replies(

@@ -1,0 +1,1 @@
+"""What is said: subtitles, and speech that is recognised."""

@@ -1,0 +1,142 @@
+"""What is said in a source, given to the scenes that it begins in.
+
+track = open_track("film.mp4", SpeechOptions(speech="on", language="en"))
+track.within(0.0, 12.5)      # the notes of the scene [0, 12.5)
+track.after(3600.0)          # a remark on notes that lie after the end of the film
+"""
+
+import bisect
+from dataclasses import dataclass
+from pathlib import Path
+
+from streammem.audio.subtitles import Track, language_of, tracks_of
+from streammem.errors import ConfigError, SourceError
+from streammem.types import Note, Notice, clock
+
+CHOICES = ("auto", "on", "off", "whisper-base")
+MAX_FAULTS = 3  # of one file that are told by themselves
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechOptions:
+    """Where words come from.
+
+    Attributes:
+        speech: ``auto`` reads subtitles where a file has some; ``on`` recognises the speech of
+            files without, by ``whisper-base``; ``off`` neither; ``whisper-base``, or the folder of
+            another model that faster-whisper reads, recognises and reads no subtitles.
+        language: of subtitles and speech, as in ``en`` or ``eng``; several after commas, the first
+            that is there counts. None takes the file's best track.
+
+    Raises:
+        ConfigError: another ``speech``, or an empty language.
+    """
+
+    speech: str = "auto"
+    language: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.speech not in CHOICES and not (Path(self.speech) / "model.bin").is_file():
+            raise ConfigError(
+                f"speech {self.speech}: no such recogniser; give {', '.join(CHOICES)}, or the "
+                "folder of a model that faster-whisper reads"
+            )
+        if self.language is not None and not all(map(str.strip, self.language.split(","))):
+            raise ConfigError("speech-language is empty; give one such as en, or en,de")
+
+    @property
+    def recogniser(self) -> str | None:
+        """The recogniser that is asked for by its name or folder; None for the other choices."""
+        return None if self.speech in ("auto", "on", "off") else self.speech
+
+
+class SpeechTrack:
+    """The notes of one file, in order of time, on the file's clock.
+
+    Args:
+        name: of the track.
+        notes: sorted by their start.
+        notices: what a user should know of it; any caller may take them out.
+    """
+
+    def __init__(
+        self, name: str, notes: tuple[Note, ...], notices: tuple[Notice, ...] = ()
+    ) -> None:
+        self.name, self.notes, self.notices = name, notes, list(notices)
+        self._starts = [note.start for note in notes]
+        self._first: float | None = None  # where the first scene begins
+
+    def within(self, start: float, end: float) -> tuple[Note, ...]:
+        """Return the notes that begin in the scene [start, end).
+
+        Those that are being said where the first scene begins are the first scene's. So each note
+        of contiguous scenes is given once.
+        """
+        if self._first is None or start < self._first:
+            self._first = start
+        first = bisect.bisect_left(self._starts, start)
+        found = self.notes[first : bisect.bisect_left(self._starts, end)]
+        if start > self._first:
+            return found
+        return (*(note for note in self.notes[:first] if note.end > start), *found)
+
+    def after(self, end: float) -> Notice | None:
+        """Remark on the notes that begin at or after the end of the film; None without any."""
+        num = len(self.notes) - bisect.bisect_left(self._starts, end)
+        if not num:
+            return None
+        last = clock(self._starts[-1])
+        return Notice(
+            f"{self.name}: {num} of {len(self.notes)} cues begin after the end of the film, the "
+            f"last at {last}; they are left out. Is it of another film?",
+            is_failure=False,
+        )
+
+
+def open_track(path: str | Path, options: SpeechOptions) -> SpeechTrack | None:
+    """Read the subtitles of a video file.
+
+    Args:
+        path: of the video.
+        options: see ``SpeechOptions``.
+
+    Returns:
+        None where there are none, or none are wanted.
+    """
+    if options.speech not in ("auto", "on"):
+        return None
+    name, tracks = Path(path).name, tracks_of(path)
+    chosen, notices = _chosen(tracks, options.language, name)
+    if chosen is None:
+        return SpeechTrack(name, (), tuple(notices)) if notices else None
+    try:
+        cues = chosen.read()
+    except SourceError as error:
+        return SpeechTrack(chosen.name, (), (Notice(str(error), is_failure=False),))
+    notices += [Notice(fault, is_failure=False) for fault in cues.faults[:MAX_FAULTS]]
+    if (more := len(cues.faults) - MAX_FAULTS) > 0:
+        text = f"{chosen.name}: {more} more cues could not be read"
+        notices.append(Notice(text, is_failure=False))
+    return SpeechTrack(chosen.name, cues.notes, tuple(notices))
+
+
+def _chosen(
+    tracks: list[Track], language: str | None, name: str
+) -> tuple[Track | None, list[Notice]]:
+    """Choose a track, and tell what else there is."""
+    there = ", ".join(
+        f"{track.name}{track.language and f' [{track.language}]'}" for track in tracks
+    )
+    if language is not None and tracks:
+        for wanted in map(language_of, language.split(",")):
+            if match := next((track for track in tracks if track.language == wanted), None):
+                return match, []
+        return None, [
+            Notice(f"{name}: no subtitles in {language}; there are: {there}", is_failure=False)
+        ]
+    if not tracks:
+        return None, []
+    if len(tracks) == 1:
+        return tracks[0], []
+    text = f"{name}: reads {tracks[0].name}, of {there}; --speech-language chooses another"
+    return tracks[0], [Notice(text, is_failure=False)]

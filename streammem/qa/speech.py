@@ -1,0 +1,262 @@
+"""Questions of what was said: which sentence answers, in whose words, and when.
+
+    asked = read_said("When did they mention the harbour?")       # kind "when", topic "the harbour"
+    quotes = ranked(sentences(clips), asked.topic)                # the best first
+    text_of(asked, quotes[:4], named=False)                       # 'at 12:04.0: “Sail for ...”'
+
+The answer is a sentence as it was said, found by the words that it shares with the question; the
+language model has no part in it.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+from streammem.memory.entry import Entry
+from streammem.memory.retrieval import Clip
+from streammem.memory.words import content_words, stem
+from streammem.types import Note, clock
+
+Kind = Literal["what", "when", "who", "whether", "count"]
+
+SAID = 0.5  # score of a sentence from which on it is about the topic
+NEAR_BEST = 0.2  # of the best one's score: further ones this close are quoted too
+MAX_GAP_S, MAX_CUES, MAX_CHARS = 1.5, 4, 300  # of a sentence that goes on over cues
+MAX_COUNTED = 20  # times that are listed
+NOT_SAID = "not said, as far as the words are known"
+NO_WORDS = "what was said is not known: no subtitles or speech were read"
+
+_SUBJECT = (
+    r"(?P<who>they|he|she|you|i|we|it|people|any ?one|anybody|some ?one|somebody|every(?:one|body)|"
+    r"the [\w'-]+(?: [\w'-]+)?|[\w'-]+(?: [\w'-]+)?)"
+)
+_ABOUT = r"(?:about|of|on|regarding|concerning)"
+# A verb and how its topic follows: "say X", "talk about X".
+_VERB = (
+    r"(?:(?:say|says|said|mention|mentions|mentioned|discuss|discusses|discussed)(?: " + _ABOUT
+    + r"| that)?|(?:talk|talks|talked|talking|speak|speaks|spoke|spoken|speaking|tell|tells|told)"
+    r"(?: \w+)? (?:about|of|that|regarding))"
+)  # fmt: skip
+_SAID_OF = r"(?:said|mentioned|discussed|talked about|spoken (?:of|about)|told(?: " + _ABOUT + "))"
+_BE, _DO = r"(?:is|was|were|are|been)", r"(?:did|do|does|has|have|had)"
+_ORDER = r"(?:ever |first |last |also )?"
+_TOPIC = r"(?P<topic>.+?)"
+_PATTERNS: tuple[tuple[Kind, str], ...] = (
+    ("count", rf"how (?:often|many times) {_DO} {_SUBJECT} {_ORDER}{_VERB} {_TOPIC}"),
+    ("count", rf"how (?:often|many times) {_BE} {_TOPIC} {_ORDER}{_SAID_OF}"),
+    ("when", rf"(?:when|at what time|where in the \w+) {_DO} {_SUBJECT} {_ORDER}{_VERB} {_TOPIC}"),
+    ("when", rf"(?:when|at what time|where in the \w+) {_BE} {_TOPIC} {_ORDER}{_SAID_OF}"),
+    ("who", rf"who (?:{_DO} )?{_ORDER}{_VERB} {_TOPIC}"),
+    ("what", rf"what {_DO} {_SUBJECT} (?:say|tell|mention|discuss)(?: \w+)? {_ABOUT} {_TOPIC}"),
+    ("what", rf"what (?:{_BE}|has been) {_SAID_OF} {_ABOUT} {_TOPIC}"),
+    ("what", rf"what {_DO} {_SUBJECT} (?:say|talk about|discuss|mention)"),
+    ("what", rf"what {_BE} {_SAID_OF}"),
+    ("what", rf"quote (?:what )?{_SUBJECT} (?:said|says|say) {_ABOUT} {_TOPIC}"),
+    ("whether", rf"{_DO} {_SUBJECT} {_ORDER}{_VERB} {_TOPIC}"),
+    ("whether", rf"{_BE} {_TOPIC} {_ORDER}{_SAID_OF}"),
+)  # fmt: skip
+_MARKS = " \"'“”‘’,"  # noqa: RUF001, as they are written
+_READERS = tuple((kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in _PATTERNS)
+# What shows text and does not speak.
+_SILENT = frozenset("sign label poster board screen text caption title note".split())  # noqa: SIM905
+_NOBODY = frozenset(
+    "they he she you i we it people anyone anybody someone somebody everyone everybody".split()  # noqa: SIM905
+)
+_SPEAKER = re.compile(r"(?:-\s*)?(?:\[([^\]]{1,30})\]:?|([^\W\d_][^:!?.]{0,29}):)\s+\S")
+_ENDS = re.compile(r"[.!?…♪][\"'”’)\]]*$|[。！？]$")  # noqa: RUF001, as they are written
+
+
+class SaidQuestion(NamedTuple):
+    """A question of what was said.
+
+    Attributes:
+        kind: what is asked for.
+        topic: of what; empty where anything that was said is meant.
+        speaker: who is asked about, where it may be a name; empty otherwise.
+    """
+
+    kind: Kind
+    topic: str = ""
+    speaker: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A sentence that was said, over one cue or several.
+
+    Attributes:
+        entry: the row that its first cue belongs to.
+        notes: its cues, in time order.
+        score: in [0, 1], the share of the topic's words that it has, rare ones count more.
+        at: seconds; the start of the first cue that has one of them.
+    """
+
+    entry: Entry
+    notes: tuple[Note, ...]
+    score: float = 0.0
+    at: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """The words."""
+        return " ".join(note.text for note in self.notes)
+
+    @property
+    def start(self) -> float:
+        """Seconds."""
+        return self.notes[0].start
+
+    @property
+    def end(self) -> float:
+        """Seconds."""
+        return max(note.end for note in self.notes)
+
+    @property
+    def speaker(self) -> str | None:
+        """Who says it, as the subtitles name them (``ANN: Come in``, ``[Ann] Come in``)."""
+        found = _SPEAKER.match(self.text)
+        return (found[1] or found[2]).strip() if found else None
+
+
+def read_said(question: str) -> SaidQuestion | None:
+    """Return what a question asks of what was said; None where it asks something else."""
+    text = " ".join(question.split()).strip(" ?.!")
+    for kind, pattern in _READERS:
+        if found := pattern.fullmatch(text):
+            parts = found.groupdict(default="")
+            who = parts.get("who", "").lower()
+            if set(who.split()) & _SILENT:
+                return None
+            speaker = "" if who.replace(" ", "") in _NOBODY else who.removeprefix("the ")
+            return SaidQuestion(kind, parts.get("topic", "").strip(_MARKS), speaker)
+    return None
+
+
+def sentences(clips: Sequence[Clip]) -> list[Quote]:
+    """Return what was said within clips, sentence by sentence, each source in time order."""
+    quotes: list[Quote] = []
+    for clip in clips:
+        for note in clip.entry.notes:
+            if not (note.start < clip.end and (note.end > clip.start or note.start >= clip.start)):
+                continue
+            before = quotes[-1] if quotes else None
+            if before and before.entry.source == clip.entry.source and _goes_on(before, note):
+                quotes[-1] = Quote(before.entry, (*before.notes, note), at=before.at)
+            else:
+                quotes.append(Quote(clip.entry, (note,), at=note.start))
+    return quotes
+
+
+def ranked(quotes: Sequence[Quote], topic: str) -> list[Quote]:
+    """Return the sentences that share words with a topic, best first.
+
+    Of equals the one that has more of its words side by side, then the earlier one.
+    """
+    words = content_words(topic)
+    found = [content_words(quote.text) for quote in quotes]
+    frequency = Counter(word for each in found for word in each & words)
+    weight = {word: math.log(1 + len(quotes) / max(0.5, frequency[word])) for word in words}
+    total = sum(weight.values())
+    phrase = _plain(topic)
+    scored = []
+    for quote, own in zip(quotes, found, strict=True):
+        score = sum(weight[word] for word in words & own) / total if total else 0.0
+        if phrase and _has(_plain(quote.text), phrase):
+            score = 1.0
+        if score > 0:
+            hits = [len(words & content_words(note.text)) for note in quote.notes]
+            at = quote.notes[hits.index(max(hits))].start
+            scored.append(Quote(quote.entry, quote.notes, score, at))
+    pairs = set(pairwise(_stems(topic)))
+    return sorted(  # stable
+        scored, key=lambda quote: (-quote.score, -len(pairs & set(pairwise(_stems(quote.text)))))
+    )
+
+
+def by_speaker(quotes: Sequence[Quote], speaker: str) -> list[Quote]:
+    """Return what a speaker says, where the subtitles name them; otherwise everything."""
+    name = _plain(speaker)
+    own = [q for q in quotes if name and q.speaker and _has(_plain(q.speaker), name)]
+    return own or list(quotes)
+
+
+def text_of(asked: SaidQuestion, quotes: Sequence[Quote], more: int = 0, *, named: bool) -> str:
+    """Answer by quotes.
+
+    Args:
+        asked: the question.
+        quotes: of the answer, best first; none where it was not said.
+        more: further ones that are not shown.
+        named: name each quote's source.
+    """
+    if not quotes:
+        return "no: " + NOT_SAID if asked.kind == "whether" else NOT_SAID
+
+    def at(quote: Quote) -> str:
+        return clock(quote.at) + (f" in {quote.entry.source}" if named else "")
+
+    rest = f"; and {more} more" if more else ""
+    if asked.kind == "count":
+        num = len(quotes) + more
+        times = ", ".join(at(quote) for quote in quotes[:MAX_COUNTED])
+        return f"{'once' if num == 1 else f'{num} times'}: {times}{rest}"
+    if asked.kind == "when":
+        in_order = sorted(quotes, key=lambda quote: quote.at)
+        return "; ".join(f"at {at(quote)}: “{quote.text}”" for quote in in_order) + rest
+    if asked.kind == "who":
+        parts = [
+            f"{quote.speaker or 'the speaker is not named'}, at {at(quote)}: “{quote.text}”"
+            for quote in quotes
+        ]
+        return "; ".join(parts) + rest
+    said = "; ".join(f"“{quote.text}” (said at {at(quote)})" for quote in quotes) + rest
+    return f"yes: {said}" if asked.kind == "whether" else said
+
+
+def excerpt(notes: Sequence[Note], words: frozenset[str], most: int) -> str:
+    """Return what was said in at most ``most`` characters, in time order.
+
+    Whole notes; those that share words with a question are taken first.
+    """
+    order = sorted(range(len(notes)), key=lambda i: -len(words & content_words(notes[i].text)))
+    chosen, size = set[int](), 0
+    for i in order:
+        if size + len(notes[i].text) + 1 <= most or not chosen:
+            chosen.add(i)
+            size += len(notes[i].text) + 1
+    return " ".join(notes[i].text for i in sorted(chosen))[:most]
+
+
+# -- private --
+
+
+def _goes_on(before: Quote, note: Note) -> bool:
+    last = before.notes[-1]
+    return not (
+        _ENDS.search(last.text)
+        or note.start - last.end > MAX_GAP_S
+        or note.start < last.start
+        or len(before.notes) >= MAX_CUES
+        or len(before.text) + len(note.text) > MAX_CHARS
+        or note.text.startswith(("-", "–", "—"))  # noqa: RUF001, marks of another speaker
+        or _SPEAKER.match(note.text)
+    )
+
+
+def _stems(text: str) -> list[str]:
+    return [stem(word) for word in _plain(text).split()]
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"[^\W_]+", text.lower()))
+
+
+def _has(text: str, phrase: str) -> bool:
+    """Return whether a text holds a phrase: as whole words, in ASCII; otherwise anywhere."""
+    if phrase.isascii():
+        return f" {phrase} " in f" {text} "
+    return phrase in text

@@ -1,0 +1,125 @@
+"""What is said joins the timeline: events, memory, export."""
+
+import subprocess
+import sys
+
+import pytest
+
+from streammem.audio.track import SpeechOptions
+from streammem.engine.watch import watch
+from streammem.engine.watch_options import WatchOptions
+from streammem.errors import SourceError
+from streammem.types import Caption, Note, Notice, Segment
+from tests.audio.subtitled import CUES, srt
+from tests.command_line import events, record
+from tests.sessions import session_of
+from tests.tiny import tiny_model
+
+NOTES = [Note(*cue) for cue in CUES]
+
+
+@pytest.fixture
+def film(tmp_path):
+    path = record(tmp_path / "film.mp4")
+    path.with_suffix(".srt").write_text(srt())
+    return path
+
+
+def watched(session, path, **options):
+    return list(watch(session, str(path), WatchOptions(**options)))
+
+
+def test_notes_are_events_in_time_order_each_after_its_scene(film):
+    told = watched(session_of(tiny_model()), film)
+    assert [event for event in told if isinstance(event, Note)] == NOTES
+    spans = [event.start for event in told if isinstance(event, Caption | Note)]
+    assert spans == sorted(spans)
+    for note in NOTES:
+        before = [e for e in told[: told.index(note)] if isinstance(e, Segment)]
+        assert any(segment.start <= note.start < segment.end for segment in before)
+
+
+def test_one_frame_at_a_time_keeps_what_a_watched_file_keeps(film):
+    from streammem.audio.track import open_track
+    from streammem.video import open_source
+
+    whole, single = session_of(tiny_model()), session_of(tiny_model())
+    watched(whole, film, captions=False)
+    single.speech = open_track(film, SpeechOptions())
+    with open_source(str(film), fps=2.0, max_side=640) as source:
+        for frame in source:
+            single.push(frame)
+        single.flush(source.end)
+    rows = [(e.segment, e.notes, e.note_keys.tobytes()) for e in single.memory.entries()]
+    assert rows == [(e.segment, e.notes, e.note_keys.tobytes()) for e in whole.memory.entries()]
+    assert [note for _, notes, _ in rows for note in notes] == NOTES
+
+
+def test_cues_after_the_end_are_told_and_not_kept(film):
+    film.with_suffix(".srt").write_text(srt([*CUES, (99, 100, "Of another film.")]))
+    session = session_of(tiny_model())
+    told = watched(session, film)
+    (notice,) = (event for event in told if isinstance(event, Notice))
+    assert "1 of 3 cues begin after the end of the film" in notice.message
+    assert [n for e in session.memory.entries() for n in e.notes] == NOTES
+
+
+def test_off_reads_none_and_frames_have_none(film):
+    told = watched(session_of(tiny_model()), film, speech=SpeechOptions("off"))
+    assert not any(isinstance(event, Note | Notice) for event in told)
+    with pytest.raises(SourceError, match="video files only"):
+        watch(session_of(tiny_model()), [], WatchOptions(speech=SpeechOptions("on")))
+
+
+def test_a_still_picture_with_much_talk_loses_no_word(tmp_path):
+    """Scenes that look alike merge in the memory; what is said in them does not go."""
+    path = record(tmp_path / "slides.mp4", scenes=(("red", 60),))
+    cues = [(i / 4, i / 4 + 0.2, f"This is sentence number {i}.") for i in range(230)]
+    path.with_suffix(".srt").write_text(srt(cues))
+    session = session_of(tiny_model(), epsilon=0.02)
+    watched(session, path, captions=False)
+    words = " ".join(n.text for entry in session.memory.entries() for n in entry.notes)
+    assert words == " ".join(text for *_, text in cues)
+
+
+def test_the_command_writes_notes_and_the_memory_exports_them(film, run, tmp_path):
+    code, out, _ = run("caption", film, "--max-new-tokens", "4", "--memory", tmp_path / "m",
+                       "--format", "jsonl")  # fmt: skip
+    notes = [event for event in events(out) if event["type"] == "note"]
+    wanted = [{"type": "note", "start": a, "end": b, "text": text} for a, b, text in CUES]
+    assert code == 0 and notes == wanted
+    _, out, _ = run("memory", "export", tmp_path / "m", "--format", "srt", "--with-speech", "only")
+    assert "“We sail to Bergen at dawn.”" in out and out.count("-->") == 2
+    _, out, _ = run("memory", "export", tmp_path / "m", "--format", "srt", "--with-speech", "no")
+    assert "“" not in out and out.count("-->") == 3
+    files = tmp_path / "out.srt"
+    run("memory", "export", tmp_path / "m", "--format", "srt", "--with-speech", "tracks",
+        "-o", files)  # fmt: skip
+    assert files.read_text().count("-->") == 3
+    assert files.with_name("out.speech.srt").read_text().count("-->") == 2
+
+
+def test_a_kill_in_the_middle_leaves_whole_notes(film, tmp_path):
+    code = (
+        "import os, sys\n"
+        "from streammem.engine.watch import watch\n"
+        "from streammem.engine.session import Session\n"
+        "from streammem.types import Segment\n"
+        "from tests.tiny import tiny_model\n"
+        "session = Session(tiny_model(), memory=sys.argv[2])\n"
+        "for event in watch(session, sys.argv[1]):\n"
+        "    if isinstance(event, Segment) and event.id == 1: os._exit(9)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(film), str(tmp_path / "m")], check=False, timeout=240
+    )
+    assert done.returncode == 9
+    from streammem.memory import upkeep
+    from streammem.memory.store import Store
+
+    with Store.open(tmp_path / "m", None, "r") as store:
+        assert upkeep.verify(store) == ()
+        kept = list(upkeep.entries(store))
+    for entry in kept:
+        assert list(entry.notes) == [n for n in NOTES if entry.start <= n.start < entry.end]
+    assert sum(len(entry.notes) for entry in kept) == 2

@@ -1,0 +1,170 @@
+"""Questions of what was said: read, answered by quotes, apart from what was seen."""
+
+import random
+
+import numpy as np
+import pytest
+
+from streammem.memory.entry import Entry
+from streammem.memory.retrieval import Clip
+from streammem.qa.speech import excerpt, ranked, read_said, sentences
+from streammem.types import Note
+from tests.sessions import session_of
+from tests.tiny import film, tiny_model
+
+SPOKEN = (
+    ("When did they mention the harbour?", "when", "the harbour"),
+    ("When did she say that it rains?", "when", "it rains"),
+    ("When is Bergen first mentioned?", "when", "Bergen"),
+    ("What did they say about the ship?", "what", "the ship"),
+    ("What was said about money", "what", "money"),
+    ("What did they say?", "what", ""),
+    ("Who said 'we sail at dawn'?", "who", "we sail at dawn"),
+    ("Who talked about the cat?", "who", "the cat"),
+    ("Did anyone mention a dog?", "whether", "a dog"),
+    ("How often did they say hello?", "count", "hello"),
+)
+SEEN = (
+    "When does the dog swim?", "Did you see a dog?", "Who is talking?", "How often is a dog seen?",
+    "When does the woman talk on the phone?", "What does the sign say?", "What is the man doing?",
+    "Who wears a hat?", "Is a ship shown?", "When was the car first seen?",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("question", "kind", "topic"), SPOKEN)
+def test_questions_of_what_was_said_are_known(question, kind, topic):
+    asked = read_said(question)
+    assert (asked.kind, asked.topic) == (kind, topic)
+
+
+@pytest.mark.parametrize("question", SEEN)
+def test_questions_of_what_was_seen_are_left_alone(question):
+    assert read_said(question) is None
+
+
+def entry_of(notes, segment=0, start=0.0, end=100.0):
+    key, none = np.eye(4, dtype=np.float32)[:1], np.zeros((0, 4), np.float32)
+    return Entry(
+        segment=segment, start=start, end=end, frames=1, visual_keys=key, caption_keys=none,
+        note_keys=none, tokens=np.zeros((0, 0), np.float16), notes=tuple(notes), source="film.mp4",
+        keyframe=None, wall_start=None,
+    )  # fmt: skip
+
+
+def test_a_sentence_over_cues_is_one_and_keeps_the_time_of_its_words():
+    notes = [Note(1, 2, "We sail to the"), Note(2.1, 3, "old harbour."), Note(9, 10, "Fine.")]
+    clip = Clip(entry_of(notes), 0.0, 100.0)
+    assert [q.text for q in sentences([clip])] == ["We sail to the old harbour.", "Fine."]
+    (best,) = ranked(sentences([clip]), "the harbour")
+    assert (best.start, best.end, best.at) == (1, 3, 2.1)
+    assert [q.text for q in sentences([clip._replace(start=8.0)])] == ["Fine."]
+
+
+def test_of_equal_words_those_side_by_side_count_more():
+    notes = [Note(1, 2, "The red piano needs a new roof."), Note(3, 4, "The new piano is ours.")]
+    quotes = sentences([Clip(entry_of(notes), 0, 9)])
+    assert ranked(quotes, "new pianos")[0].start == 3
+
+
+def test_speakers_do_not_share_a_sentence():
+    notes = [Note(1, 2, "ANN: Where are you"), Note(2, 3, "BOB: Here")]
+    assert [q.speaker for q in sentences([Clip(entry_of(notes), 0, 9)])] == ["ANN", "BOB"]
+
+
+def test_an_excerpt_holds_what_the_question_names_and_stays_short():
+    notes = [Note(i, i + 1, f"Idle talk number {i}.") for i in range(50)]
+    notes[40] = Note(40, 41, "The harbour is closed.")
+    text = excerpt(notes, frozenset({"harbour"}), 200)
+    assert "The harbour is closed." in text and len(text) <= 200
+
+
+THINGS = "harbour bridge piano lantern doctor garden violin castle rocket island".split()  # noqa: SIM905
+DEEDS = (
+    "is closed until spring", "belongs to my brother", "was sold last year", "frightens the horses",
+    "needs a new roof", "stands behind the church", "will be painted green", "costs too much",
+    "smells of oranges", "reminds me of home",
+)  # fmt: skip
+
+
+def hour_of_talk():
+    """100 sentences among 900 idle ones over an hour: thing, deed, second."""
+    rng = random.Random(7)
+    facts = [(thing, deed) for thing in THINGS for deed in DEEDS]
+    places = sorted(rng.sample(range(1000), 100))
+    rng.shuffle(facts)
+    idle = ("Well, that is how it goes.", "I do not know what you mean.", "Come on, let us go now.")
+    notes, wanted = [], []
+    for number in range(1000):
+        at = number * 3.6
+        text = rng.choice(idle)
+        if number in places:
+            thing, deed = facts[places.index(number)]
+            text = f"The {thing} {deed}."
+            wanted.append((thing, deed, at))
+        notes.append(Note(at, at + 3.0, text))
+    return notes, wanted
+
+
+def test_the_right_sentence_of_an_hour_comes_first_and_within_a_second():
+    notes, wanted = hour_of_talk()
+    quotes = sentences([Clip(entry_of(notes, end=3600.0), 0.0, 3600.0)])
+    for thing, deed, at in wanted:
+        asked = read_said(f"When did they say that the {thing} {deed}?")
+        best = ranked(quotes, asked.topic)[0]
+        assert best.text == f"The {thing} {deed}." and abs(best.at - at) < 1
+
+
+@pytest.fixture(scope="module")
+def heard():
+    """A session that saw two scenes and heard of a dog in the second one."""
+    from streammem.audio.track import SpeechTrack
+
+    session = session_of(tiny_model())
+    session.speech = SpeechTrack("f", (Note(4.0, 5.0, "ANN: A dog swims in the river."),))
+    for frame in film(("red", 5), ("blue", 6)):
+        session.push(frame)
+    session.flush()
+    return session
+
+
+def test_quotes_are_computed_evidence_with_their_times(heard):
+    answer = heard.ask("What did they say about the dog?")
+    assert (answer.method, answer.seen) == ("computed", True)
+    assert answer.text == "“ANN: A dog swims in the river.” (said at 00:04.0)"
+    (evidence,) = answer.evidence
+    assert (evidence.matched, evidence.said_at, evidence.start) == ("speech", 4.0, 4.0)
+    assert evidence.quote == evidence.speech == "ANN: A dog swims in the river."
+    assert "ANN, at 00:04.0" in heard.ask("Who talked about a dog?").text
+    assert heard.ask("How often did they mention the river?").text == "once: 00:04.0"
+    assert heard.ask("Did they mention a cat?").text.startswith("no: not said")
+    assert not heard.ask("Did they mention a cat?").seen
+
+
+def test_without_words_it_says_so():
+    session = session_of(tiny_model())
+    for frame in film(("red", 5)):
+        session.push(frame)
+    session.flush()
+    answer = session.ask("What did they say about the dog?")
+    assert not answer.seen and "no subtitles or speech were read" in answer.text
+
+
+def test_words_are_found_and_quoted_by_find(heard):
+    best = heard.find("a dog swims in the river", 1)[0]
+    assert best.matched == "speech" and best.said_at == 4.0
+    assert "(said at 00:04.0)" in str(best)
+
+
+def test_what_was_said_does_not_show_what_was_seen(heard):
+    query = heard.answerer._query("a dog in the river", heard.memory.now(0.0), heard_window())
+    hits = {h.entry.segment: h for h in heard.memory.search(query)}
+    deaf = {h.entry.segment: h for h in heard.memory.search(query._replace(heard=False))}
+    said = next(s for s, h in hits.items() if h.entry.notes)
+    assert hits[said].seen and hits[said].matched == "speech"
+    assert deaf[said].score < hits[said].score
+
+
+def heard_window():
+    from streammem.memory.retrieval import EVERYTHING
+
+    return EVERYTHING
