@@ -3,8 +3,8 @@
     score[q, n] = scales[n] * sum_d questions[q, d] * keys[n, d]    for start[q] <= n < stop[q]
 
 One program takes 16 questions and a share of the rows. It keeps their k best rows in registers as
-64-bit numbers, the score's ordered bits above the inverted row, so that one sort orders by score
-and then by lower row. The shares' results are merged by `torch.topk`.
+64-bit numbers, the score's ordered bits above the inverted row, so that the greater number has the
+greater score or, of equal ones, the lower row. The shares' results are merged by `torch.topk`.
 
 float32 questions are split into three bfloat16 parts that add up to them. int8 and bfloat16 keys
 are exact in bfloat16, so that tensor cores form exact products and add them in float32.
@@ -52,7 +52,7 @@ def find_topk_kernel(
     low = own + (low - own) // BLOCK_N * BLOCK_N
     high = tl.minimum(tl.max(tl.where(is_asked, stop, 0)), tl.minimum(own + share, num_rows))
     worst = -9223372036854775808  # below every score
-    held = tl.full((BLOCK_Q, K), worst, tl.int64)
+    held = tl.full((BLOCK_Q, K), worst, tl.int64) + tl.arange(0, K)[None, :]  # all different
     # 2. Scores of a block of rows.
     for first in range(low, high, BLOCK_N):
         n = first + tl.arange(0, BLOCK_N)
@@ -61,14 +61,15 @@ def find_topk_kernel(
         for column in range(0, width, BLOCK_D):
             d = column + tl.arange(0, BLOCK_D)
             is_column = d < width
+            # Offsets of 32 bits take half the registers.
             key = tl.load(
-                keys + n[None, :] * width + d[:, None],
+                keys + first * width + (tl.arange(0, BLOCK_N)[None, :] * width + d[:, None]),
                 is_row[None, :] & is_column[:, None],
                 other=0,
             )
             for part in tl.static_range(PARTS):
                 question = tl.load(
-                    questions + (part * num_questions + q[:, None]).to(tl.int64) * width + d,
+                    questions + (part * num_questions + q[:, None]) * width + d[None, :],
                     is_question[:, None] & is_column[None, :],
                     other=0,
                 )
@@ -84,12 +85,16 @@ def find_topk_kernel(
         packed = (bits.to(tl.int64) << 32) | (0x7FFFFFFF - n)[None, :]
         is_inside = (n[None, :] >= start[:, None]) & (n[None, :] < stop[:, None])
         packed = tl.where(is_inside & is_row[None, :], packed, worst)
-        # 4. Sort only where a row is better than one that is held: seldom, after the first blocks.
-        better = packed > tl.min(held, 1)[:, None]
-        if tl.max(tl.max(better.to(tl.int32), 1), 0) > 0:
-            new = tl.topk(packed, K)
-            both = tl.reshape(tl.join(held, new), (BLOCK_Q, 2 * K))
-            held = tl.topk(both, K)
+        # 4. The best of the block takes the place of the worst held, while it is better: at most
+        # K times, and seldom after the first blocks. No two numbers are equal.
+        top = tl.max(packed, 1)
+        lowest = tl.min(held, 1)
+        while tl.max((top > lowest).to(tl.int32), 0) > 0:
+            is_replaced = (held == lowest[:, None]) & (top > lowest)[:, None]
+            held = tl.where(is_replaced, top[:, None], held)
+            packed = tl.where(packed == top[:, None], worst, packed)
+            top = tl.max(packed, 1)
+            lowest = tl.min(held, 1)
     at = (q.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * K
     tl.store(best + at[:, None] + tl.arange(0, K)[None, :], held, is_question[:, None])
 

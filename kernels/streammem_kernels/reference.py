@@ -35,7 +35,7 @@ def unpack(packed: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     best = torch.nn.functional.pad(best, (0, k - best.shape[1]), value=WORST)
     bits = (best >> 32).int()
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    is_none = best == WORST
+    is_none = best < WORST + 2**32  # below the number of any score
     rows = (0x7FFFFFFF - (best & 0xFFFFFFFF)).masked_fill(is_none, -1)
     return rows, bits.view(torch.float32).masked_fill(is_none, -math.inf)
 
