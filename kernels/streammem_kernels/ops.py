@@ -1,0 +1,150 @@
+"""The kernels by name: each call runs the Triton form or the torch reference, by what fits.
+
+    rows, scores = ops.find_topk(questions, keys, ranges, k=8, scales=scales)
+    print(ops.choose("find_topk", questions.device))  # ("torch", "the tensors are on the CPU")
+
+``STREAMMEM_KERNELS=auto`` (the default) takes Triton on a CUDA device where it is installed and
+the shapes fit, else torch. ``triton`` and ``torch`` force one.
+"""
+
+import os
+from importlib.util import find_spec
+
+import torch
+
+from streammem_kernels import reference
+from streammem_kernels.state import TillingOptions, TillingState
+
+__all__ = ["KernelError", "TillingOptions", "TillingState", "choose", "find_topk", "tilling_step"]
+
+KERNELS = ("find_topk", "tilling_step")
+MAX_K = 64  # numbers of 64 bits that a question holds in registers
+MAX_ROWS = 2**31 - 1  # a row is half of a number of 64 bits
+VARIABLE = "STREAMMEM_KERNELS"
+
+
+class KernelError(ValueError):
+    """`STREAMMEM_KERNELS` asks for what cannot run; the message says why and what can."""
+
+
+def choose(kernel: str, device: torch.device | str, unfit: str = "") -> tuple[str, str]:
+    """Return which form of a kernel runs, ``triton`` or ``torch``, and why.
+
+    Args:
+        kernel: one of ``KERNELS``.
+        device: where the tensors are.
+        unfit: why the shapes or types do not fit the Triton form; empty where they do.
+
+    Raises:
+        KernelError: ``STREAMMEM_KERNELS`` is unknown, or forces Triton where it cannot run.
+    """
+    forced = os.environ.get(VARIABLE) or "auto"
+    if forced not in ("auto", "triton", "torch"):
+        raise KernelError(f"{VARIABLE}={forced}: give auto, triton or torch")
+    if forced == "torch":
+        return "torch", f"{VARIABLE}=torch"
+    device = torch.device(device)
+    # The interpreter runs Triton on the CPU, thousands of times slower: for tests.
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    reason = unfit
+    if not find_spec("triton"):
+        reason = "Triton is not installed"
+    elif device.type == "cpu" and not (forced == "triton" and is_interpreted):
+        reason = "the tensors are on the CPU"
+    elif device.type not in ("cpu", "cuda"):
+        reason = f"Triton has no form for {device.type}"
+    if not reason:
+        return "triton", f"{VARIABLE}=triton" if forced == "triton" else "the tensors are on CUDA"
+    if forced == "triton":
+        raise KernelError(f"{VARIABLE}=triton: {kernel} cannot run in Triton: {reason}; use auto")
+    return "torch", reason
+
+
+def find_topk(
+    questions: torch.Tensor,
+    keys: torch.Tensor,
+    ranges: torch.Tensor,
+    k: int,
+    *,
+    scales: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the rows of greatest cosine for each question, within its own range of rows.
+
+    Args:
+        questions: [Q, D] float, Q >= 1; need not be normalised. A zero row scores 0.
+        keys: [N, D] int8, bfloat16 or float32, finite. Times their scales, of length 1.
+        ranges: [Q, 2] int64: first row and the row after the last; empty where not ascending.
+        k: >= 1; the Triton form takes at most 64.
+        scales: [N] float32 > 0, one a row; None for 1.
+
+    Returns:
+        Rows [Q, k] int64, best first, equal scores by lower row, -1 where the range has no more;
+        scores [Q, k] float32, minus infinity there.
+
+    Raises:
+        ValueError: shapes or types do not fit each other.
+        KernelError: see ``choose``.
+    """
+    if keys.dtype not in (torch.int8, torch.bfloat16, torch.float32):
+        raise ValueError(f"keys of {keys.dtype}: give int8, bfloat16 or float32")
+    if questions.ndim != 2 or keys.ndim != 2 or questions.shape[1] != keys.shape[1]:
+        raise ValueError(
+            f"questions {tuple(questions.shape)} and keys {tuple(keys.shape)}: give [Q, D], [N, D]"
+        )
+    if ranges.shape != (len(questions), 2) or ranges.dtype != torch.int64:
+        raise ValueError(f"ranges {tuple(ranges.shape)} {ranges.dtype}: give [Q, 2] int64")
+    if scales is not None and (scales.shape != keys.shape[:1] or scales.dtype != torch.float32):
+        raise ValueError(f"scales {tuple(scales.shape)} {scales.dtype}: give [N] float32")
+    if k < 1 or len(keys) > MAX_ROWS:
+        raise ValueError(f"{k=} of {len(keys)} rows: give k >= 1 and at most {MAX_ROWS} rows")
+    unit = torch.nn.functional.normalize(questions.float(), dim=1)
+    unfit = f"k={k} is above {MAX_K}" if k > MAX_K else ""
+    form, _ = choose("find_topk", keys.device, unfit)
+    # Nothing to launch for.
+    if form == "torch" or not len(keys) or not len(questions):
+        return reference.find_topk_reference(unit, keys, ranges, k, scales)
+    from streammem_kernels.find_topk import find_topk_triton
+
+    return find_topk_triton(
+        unit.contiguous(),
+        keys.contiguous(),
+        ranges.contiguous(),
+        k,
+        None if scales is None else scales.contiguous(),
+    )
+
+
+def tilling_step(
+    state: TillingState,
+    patches: torch.Tensor,
+    mean: torch.Tensor,
+    active: torch.Tensor | None = None,
+) -> None:
+    """Add one frame to each active stream; the state changes in place and holds what was found.
+
+    Args:
+        state: of S streams.
+        patches: [S, P, D] float, P >= 1: the frames' patch embeddings.
+        mean: [D] float32, the encoder's mean, which is subtracted.
+        active: [S] bool, streams that have a new frame; None for all.
+
+    Raises:
+        ValueError: shapes do not fit the state.
+        KernelError: see ``choose``.
+    """
+    streams, _, width = state.rows.shape
+    if patches.ndim != 3 or patches.shape[::2] != (streams, width) or not patches.shape[1]:
+        raise ValueError(f"patches {tuple(patches.shape)}: give [{streams}, P, {width}]")
+    if mean.shape != (width,) or mean.dtype != torch.float32:
+        raise ValueError(f"mean {tuple(mean.shape)} {mean.dtype}: give [{width}] float32")
+    if active is None:
+        active = torch.ones(streams, dtype=torch.bool, device=patches.device)
+    if active.shape != (streams,) or active.dtype != torch.bool:
+        raise ValueError(f"active {tuple(active.shape)} {active.dtype}: give [{streams}] bool")
+    form, _ = choose("tilling_step", patches.device)
+    if form == "torch":
+        reference.tilling_step_reference(state, patches, mean, active)
+        return
+    from streammem_kernels.tilling import tilling_step_triton
+
+    tilling_step_triton(state, patches.contiguous(), mean.contiguous(), active.contiguous())

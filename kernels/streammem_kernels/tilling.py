@@ -1,0 +1,238 @@
+"""K1: one new frame of many streams: pooling, cosines and SceneTilling's decisions, one launch.
+
+One program pools the patches of one stream over `BLOCK_D` columns. The last program of a stream
+to end (an atomic counter) takes the cosines with the frames before and runs the state machine of
+`streammem.perception.scenetilling`, whose steps have the same numbers there.
+
+Numbers of 64 bits and no fused multiply-add: given the same cosines, the state is Python's, bit
+for bit. Sums over columns are taken in another order than NumPy's, so that a cosine may differ in
+its last bits, and a picture that stands still may settle its gaps at another step.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from streammem_kernels.state import TillingState
+
+BLOCK_P = 32
+BLOCK_D = 128
+
+
+@triton.jit
+def tilling_step_kernel(
+    patches,  # [S, P, D]
+    center,  # [D] float32
+    active,  # [S] bool
+    rows,  # the state, as `TillingState` lays it out
+    norms,
+    cosines,
+    climb,
+    numbers,
+    learned,
+    count,
+    index,
+    depths,
+    arrived,
+    pooled,  # [S, D] float32, scratch
+    values,  # [6] float64: alpha, floor, decay, peak, OUTLASTING, infinity
+    num_patches,
+    width,
+    min_frames,
+    max_frames,
+    FLASH: tl.constexpr,
+    MAX_LAG: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    stream = tl.program_id(0).to(tl.int64)
+    RING: tl.constexpr = 2 * FLASH + 2
+    if tl.load(active + stream) == 0:
+        if tl.program_id(1) == 0:
+            tl.store(count + stream, 0)
+    else:
+        # Mean over the patches, of this program's columns.
+        d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+        total = tl.zeros((BLOCK_P, BLOCK_D), tl.float32)
+        for first_patch in range(0, num_patches, BLOCK_P):
+            p = first_patch + tl.arange(0, BLOCK_P)
+            is_inside = (p < num_patches)[:, None] & (d < width)[None, :]
+            at = (stream * num_patches + p)[:, None] * width + d[None, :]
+            total += tl.load(patches + at, is_inside, other=0).to(tl.float32)
+        embedding = tl.sum(total, 0) / num_patches - tl.load(center + d, d < width, other=0)
+        tl.store(pooled + stream * width + d, embedding, d < width)
+        tl.debug_barrier()  # all threads' stores come before the count
+        if tl.atomic_add(arrived + stream, 1, sem="acq_rel") == tl.num_programs(1) - 1:
+            tl.store(arrived + stream, 0)
+            alpha = tl.load(values)
+            floor = tl.load(values + 1)
+            decay = tl.load(values + 2)
+            peak = tl.load(values + 3)
+            outlasting = tl.load(values + 4)
+            infinity = tl.load(values + 5)
+            frames = tl.load(numbers + stream * 5)
+            start = tl.load(numbers + stream * 5 + 1)
+            scene = tl.load(numbers + stream * 5 + 2)
+            first = tl.load(numbers + stream * 5 + 3)
+            length = tl.load(numbers + stream * 5 + 4)
+            weight = tl.load(learned + stream * 3)
+            mean = tl.load(learned + stream * 3 + 1)
+            square = tl.load(learned + stream * 3 + 2)
+            # The new row's length, and its cosines with the rows that it may be compared with.
+            norm = tl.zeros((BLOCK_D,), tl.float64)
+            for column in range(0, width, BLOCK_D):
+                d = column + tl.arange(0, BLOCK_D)
+                x = tl.load(
+                    pooled + stream * width + d, d < width, other=0, cache_modifier=".cg"
+                ).to(tl.float64)
+                norm += x * x
+            norm_square = tl.sum(norm, 0)
+            if (norm_square < infinity) == 0:
+                tl.store(count + stream, -1)
+            else:
+                norm_new = tl.sqrt(norm_square)
+                place = stream * RING + frames % RING
+                tl.store(norms + place, norm_new)
+                for back in tl.static_range(1, FLASH + 2):
+                    if frames - back >= start:
+                        other = stream * RING + (frames - back) % RING
+                        dot = tl.zeros((BLOCK_D,), tl.float64)
+                        for column in range(0, width, BLOCK_D):
+                            d = column + tl.arange(0, BLOCK_D)
+                            x = tl.load(
+                                pooled + stream * width + d,
+                                d < width,
+                                other=0,
+                                cache_modifier=".cg",
+                            )
+                            y = tl.load(rows + other * width + d, d < width, other=0)
+                            dot += x.to(tl.float64) * y.to(tl.float64)
+                        product = norm_new * tl.load(norms + other)
+                        # A row of zeros has cosine 0 with every row.
+                        cosine = tl.sum(dot, 0) / tl.where(product > 0, product, 1.0)
+                        cosine = tl.minimum(tl.maximum(cosine, -1.0), 1.0)
+                        cosine = tl.where(product > 0, cosine, 0.0)
+                        tl.store(cosines + place * (FLASH + 1) + back - 1, cosine)
+                for column in range(0, width, BLOCK_D):
+                    d = column + tl.arange(0, BLOCK_D)
+                    x = tl.load(
+                        pooled + stream * width + d, d < width, other=0, cache_modifier=".cg"
+                    )
+                    tl.store(rows + place * width + d, x, d < width)
+                tl.debug_barrier()  # the cosines are read again below
+                frames += 1
+                found = tl.zeros((), tl.int32)
+                gap = frames - 1 - FLASH
+                if gap > start:
+                    # 1. Similarity, and the peak to its left; a fall ends the climb before.
+                    here = (stream * RING + gap % RING) * (FLASH + 1)
+                    similarity = tl.load(cosines + here)
+                    left = similarity
+                    right = similarity
+                    is_dip = similarity < peak
+                    settled = tl.zeros((), tl.int64)
+                    if length > 0:
+                        before_gap = climb + (stream * MAX_LAG + (gap - 1) % MAX_LAG) * 3
+                        last = tl.load(before_gap)
+                        if similarity <= last:
+                            left = tl.load(before_gap + 1)
+                        if similarity < last:
+                            is_dip = True
+                            settled = length
+                            right = last
+                        elif length == MAX_LAG:
+                            # 3. A climb that is too long settles at its lower end.
+                            settled = settled + 1
+                    left = tl.maximum(left, peak)
+                    right = tl.maximum(right, peak)
+                    for _ in range(settled):
+                        at_gap = climb + (stream * MAX_LAG + first % MAX_LAG) * 3
+                        low = tl.load(at_gap)
+                        peaks = tl.load(at_gap + 1) + right
+                        bridged_low = tl.load(at_gap + 2)
+                        depth = peaks - 2 * low
+                        deviation = tl.sqrt(square / tl.where(weight > 0, weight, 1.0))
+                        deviation = tl.where(weight > 0, deviation, 0.0)
+                        threshold = tl.maximum(floor, mean + alpha * deviation)
+                        least = tl.maximum(threshold, outlasting * depth)
+                        # Settling 1. Only a dip can cut, not a slope.
+                        is_cut = (right > low) & (peaks - 2 * bridged_low > least)
+                        # Settling 2. Boundaries teach nothing.
+                        value = tl.minimum(depth, threshold)
+                        new_weight = weight * decay + 1
+                        change = value - mean
+                        new_mean = mean + change / new_weight
+                        new_square = square * decay + change * (value - new_mean)
+                        weight = tl.where(is_cut, weight, new_weight)
+                        mean = tl.where(is_cut, mean, new_mean)
+                        square = tl.where(is_cut, square, new_square)
+                        # Settling 3. Scenes are neither too short nor too long.
+                        is_cut = is_cut & (first - scene >= min_frames)
+                        if is_cut | (first - scene >= max_frames):
+                            tl.store(index + stream * MAX_LAG + found, first)
+                            shown = tl.where(is_cut, depth, float("nan"))
+                            tl.store(depths + stream * MAX_LAG + found, shown)
+                            found += 1
+                            scene = first
+                        first += 1
+                        length -= 1
+                    # 2. Similarity across a flash.
+                    bridged = infinity
+                    if is_dip & (left + 1 - 2 * similarity > floor):
+                        bridged = -infinity
+                        for before in tl.static_range(FLASH + 1):
+                            if gap - 1 - before >= start:
+                                for after in tl.static_range(FLASH + 1 - before):
+                                    across = (stream * RING + (gap + after) % RING) * (FLASH + 1)
+                                    across_cosine = tl.load(cosines + across + before + after)
+                                    bridged = tl.maximum(bridged, across_cosine)
+                    if length == 0:
+                        first = gap
+                    tl.debug_barrier()  # the place may be that of a gap just settled
+                    new_gap = climb + (stream * MAX_LAG + gap % MAX_LAG) * 3
+                    tl.store(new_gap, similarity)
+                    tl.store(new_gap + 1, left)
+                    tl.store(new_gap + 2, bridged)
+                    length += 1
+                tl.store(numbers + stream * 5, frames)
+                tl.store(numbers + stream * 5 + 2, scene)
+                tl.store(numbers + stream * 5 + 3, first)
+                tl.store(numbers + stream * 5 + 4, length)
+                tl.store(learned + stream * 3, weight)
+                tl.store(learned + stream * 3 + 1, mean)
+                tl.store(learned + stream * 3 + 2, square)
+                tl.store(count + stream, found)
+
+
+def tilling_step_triton(
+    state: TillingState, patches: torch.Tensor, mean: torch.Tensor, active: torch.Tensor
+) -> None:
+    """Compute `ops.tilling_step` by the kernel."""
+    streams, num_patches, width = patches.shape
+    options = state.options
+    tilling_step_kernel[(streams, triton.cdiv(width, BLOCK_D))](
+        patches,
+        mean,
+        active,
+        state.rows,
+        state.norms,
+        state.cosines,
+        state.climb,
+        state.numbers,
+        state.learned,
+        state.count,
+        state.index,
+        state.depth,
+        state.arrived,
+        torch.empty(streams, width, device=patches.device),
+        state.values,
+        num_patches,
+        width,
+        options.min_frames,
+        options.max_frames,
+        FLASH=options.flash_frames,
+        MAX_LAG=options.max_lag,
+        BLOCK_P=BLOCK_P,
+        BLOCK_D=BLOCK_D,
+        enable_fp_fusion=False,
+    )
