@@ -19,6 +19,7 @@ from benchmarks.machine import machine
 from benchmarks.said import kinds, nouns, rubbish
 from streammem import load
 from streammem.evaluation.datasets import Photo, read_photos
+from streammem.evaluation.pictures import PictureModel
 from streammem.models.confidence import confidence_features, fit_confidence
 
 SPOILED_SHARE = 4  # every fourth photo is spoiled in each way
@@ -63,7 +64,7 @@ class Examples:
         self, pictures: list[np.ndarray], truths: list[set[str]], names: list[str]
     ) -> None:
         """Caption pictures; ``truths`` are the words that are right of each."""
-        texts = self._model.caption_pictures(pictures)
+        texts = PictureModel(self._model).caption_pictures(pictures)
         keys = self._model.sentence_keys(texts)
         for picture, text, key, truth in zip(pictures, texts, keys, truths, strict=True):
             own = self._model.perceive(picture).key[None]

@@ -16,6 +16,7 @@ import torch
 
 from streammem.engine.session_config import SessionConfig
 from streammem.evaluation.datasets import read_photo, read_photos
+from streammem.evaluation.pictures import PictureModel
 from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry
 from streammem.memory.memory import Memory
@@ -36,8 +37,8 @@ def haystack(model: VideoModel, plots: Path | None) -> dict[str, Any]:
     data = Path(os.environ["STREAMMEM_DATA"])
     photos = read_photos(data / "flickr8k", "val")  # which training has not seen
     hay, needles = photos[:HAY], photos[HAY : HAY + NEEDLES]
-    keys = model.picture_keys([read_photo(photo.path) for photo in hay])
-    shown = model.picture_keys([read_photo(photo.path) for photo in needles])
+    keys = PictureModel(model).picture_keys([read_photo(photo.path) for photo in hay])
+    shown = PictureModel(model).picture_keys([read_photo(photo.path) for photo in needles])
     asked = model.sentence_keys([photo.captions[0] for photo in needles])
     heard = model.sentence_keys([photo.captions[1] for photo in needles])
     found: dict[str, Any] = {}

@@ -13,6 +13,7 @@ import numpy as np
 
 from streammem.errors import DatasetError
 from streammem.evaluation.datasets import batches, read_photo, read_photos
+from streammem.evaluation.pictures import PictureModel
 from streammem.memory.retrieval import MARGINS
 from streammem.models.tiny.model import VideoModel
 
@@ -29,8 +30,8 @@ def measure(model: VideoModel) -> dict[str, Any]:
     keys, own_texts = [], []
     for batch in batches(photos):
         pictures = [read_photo(photo.path) for photo in batch]
-        keys.append(model.picture_keys(pictures))
-        own_texts += model.caption_pictures(pictures)
+        keys.append(PictureModel(model).picture_keys(pictures))
+        own_texts += PictureModel(model).caption_pictures(pictures)
     asked = [(i, text) for i, photo in enumerate(photos) for text in photo.captions[1:]]
     gold = np.array([i for i, _ in asked])
     questions = model.sentence_keys([text for _, text in asked])

@@ -12,6 +12,7 @@ import numpy as np
 
 from streammem.errors import DatasetError
 from streammem.evaluation.datasets import read_photo, read_photos
+from streammem.evaluation.pictures import PictureModel
 from streammem.memory.entry import coverage, visual_keys
 from streammem.models.tiny.model import VideoModel
 from streammem.video import open_source
@@ -31,7 +32,7 @@ def measure(model: VideoModel) -> dict[str, Any]:
     clips = {path.stem: _keys(model, path) for path in sorted((data / "clips").glob("*.mp4"))}
     clips = {name: keys for name, keys in clips.items() if len(keys) >= 4}
     photos = read_photos(data / "flickr8k", "val")[:PHOTOS]
-    pictures = model.picture_keys([read_photo(photo.path) for photo in photos])
+    pictures = PictureModel(model).picture_keys([read_photo(photo.path) for photo in photos])
     words = model.sentence_keys([photo.captions[0] for photo in photos])
     return {"epsilon": _epsilon(clips, pictures), "min_cosine": _keysets(clips, pictures, words)}
 

@@ -19,6 +19,7 @@ from PIL import Image
 from benchmarks import sheet
 from benchmarks.machine import machine
 from streammem.evaluation.metrics import tokenise
+from streammem.evaluation.pictures import PictureModel
 from streammem.training.records import VALIDATION, checksum_split
 
 
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
 
     from streammem.models.checkpoint import load
 
-    model = load(options.model)
+    model = PictureModel(load(options.model))
 
     def picture(row: dict) -> np.ndarray:
         return np.asarray(Image.open(folder / "images" / row["image"]).convert("RGB"))

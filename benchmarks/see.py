@@ -32,6 +32,7 @@ from benchmarks.swapped import Photos, replies_to
 from streammem import load
 from streammem.evaluation.datasets import Photo, read_photo, read_photos
 from streammem.evaluation.metrics import CiderD, score_captions, tokenise
+from streammem.evaluation.pictures import PictureModel
 from streammem.training.questions import COLORS, QuestionRecord, TrialVariant
 from streammem.training.records import VALIDATION, checksum_split
 
@@ -72,7 +73,7 @@ def measure_captions(model: Any, folder: Path) -> dict[str, Any]:
     texts = list[str]()
     for begin in range(0, len(photos), BATCH):
         batch = [read_photo(photo.path) for photo in photos[begin : begin + BATCH]]
-        texts += model.caption_pictures(batch)
+        texts += PictureModel(model).caption_pictures(batch)
     held = [i for i, photo in enumerate(photos) if checksum_split(photo.name) == VALIDATION]
     people = [captions[0] for captions in references], [c[1:] for c in references]
     sets = {

@@ -23,6 +23,7 @@ from benchmarks.machine import machine
 from streammem import load
 from streammem.errors import DatasetError
 from streammem.evaluation.datasets import Photo, read_photo, read_photos
+from streammem.evaluation.pictures import PictureModel
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.protocols import EvidenceItem
 from streammem.models.threads import limit_threads
@@ -50,8 +51,9 @@ class Photos:
         ]
         texts: list[str | None] = [None] * len(new)
         if self._described:
+            asked = PictureModel(self._model)
             for at in range(0, len(new), AT_ONCE):
-                texts[at : at + AT_ONCE] = self._model.caption_pictures(pictures[at : at + AT_ONCE])
+                texts[at : at + AT_ONCE] = asked.caption_pictures(pictures[at : at + AT_ONCE])
         self._seen |= dict(zip(new, zip(tokens, texts, strict=True), strict=True))
 
     def passages(self, chosen: Sequence[int]) -> list[EvidenceItem]:

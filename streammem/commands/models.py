@@ -183,6 +183,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from streammem.captioning.captioner import Captioner
     from streammem.engine.session_config import SessionConfig
     from streammem.evaluation.datasets import EvaluationOptions
+    from streammem.evaluation.pictures import PictureModel
     from streammem.evaluation.rereading import evaluate_rereading
     from streammem.evaluation.suites import SUITES, run_suite
     from streammem.models.checkpoint import load
@@ -213,7 +214,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
         choice = model.reranker and model.reranker._replace(candidates=count)
         model = replace(model, reranker=choice)  # type: ignore[type-var]
     if arguments.answer_with is None:
-        figures = run_suite(arguments.suite, arguments.folder, model, options)
+        figures = run_suite(
+            arguments.suite, arguments.folder, PictureModel(cast(Any, model)), options
+        )
     else:
         generator = None
         if arguments.answer_with != "teacher":

@@ -1,6 +1,6 @@
 """The suite ``answers``: are questions of known truth answered right, and by the right scenes?
 
-    report = evaluate_answers(Path("flickr8k"), load("streammem-tiny"), EvaluationOptions())
+    report = evaluate_answers(Path("flickr8k"), PictureModel(load("streammem-tiny")), options)
     report.operators["all"]["right"]  # share of right answers
 
 Streams of photos, as the model's keys, are asked through the answerer that sessions use. The

@@ -1,6 +1,6 @@
 """The suite ``captions``: how good a model's captions of photos are, and how good without sight.
 
-    report = evaluate_captions(Path("flickr8k"), load("streammem-tiny"), EvaluationOptions())
+    report = evaluate_captions(Path("flickr8k"), PictureModel(load("streammem-tiny")), options)
     report.own.scores.cider
 
 Each control is the same model without sight of the photo, except ``human``, a human caption.

@@ -1,6 +1,6 @@
 """The suite ``memory``: is a scene found among ten thousand, and what never was, refused?
 
-    report = evaluate_memory(Path("flickr8k"), load("streammem-tiny"), EvaluationOptions())
+    report = evaluate_memory(Path("flickr8k"), PictureModel(load("streammem-tiny")), options)
     report.sizes["1000"]["recall@1"]
 
 Scenes are photos as the model's keys and captions, in the cache that a session uses. The language

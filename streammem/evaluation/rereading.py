@@ -31,6 +31,7 @@ from streammem.evaluation.datasets import (
     read_photo,
     read_photos,
 )
+from streammem.evaluation.pictures import PictureModel
 from streammem.evaluation.streams import words_of
 from streammem.evaluation.timelines import OLD_S
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies, Reply
@@ -400,7 +401,7 @@ class _Nothing:
 def _written(shown: Sequence[Photo], model: StreamModel, options: EvaluationOptions) -> list[str]:
     """Caption the photos by the model itself, the likeliest words."""
     captions: list[str] = []
-    writer = replace(cast(Any, model), reranker=None)
+    writer = PictureModel(replace(cast(Any, model), reranker=None))
     with progress_bar(len(shown), options) as bar:
         for batch in batches(shown):
             captions += writer.caption_pictures([read_photo(p.path) for p in batch])

@@ -1,6 +1,6 @@
 """The suite ``retrieval``: can a model find the photo that a sentence was written about?
 
-    report = evaluate_retrieval(Path("flickr8k"), load("streammem-tiny"), EvaluationOptions())
+    report = evaluate_retrieval(Path("flickr8k"), PictureModel(load("streammem-tiny")), options)
     report.recalls  # at 1, 5 and 10
 
 Keys are compared by exact cosine; the approximate index of a memory is not tested here.

@@ -1,6 +1,6 @@
 """The evaluation suites by name, as on the command line.
 
-run_suite("captions", Path("flickr8k"), load("streammem-tiny"), EvaluationOptions())
+run_suite("captions", Path("flickr8k"), PictureModel(load("streammem-tiny")), options)
 """
 
 from pathlib import Path

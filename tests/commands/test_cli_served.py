@@ -148,6 +148,7 @@ def test_the_models_fingerprint_is_ours(run, video, monkeypatch, model):
 
 def test_check_prints_a_table_and_what_to_use(run):
     with ModelServer(context=20_000) as server:
+        server.calls.append(("look", {"seconds": 12}))
         code, out, err = run("models", "check", f"{server.url}/v1#{NAME}")
     assert (code, err) == (0, "")
     assert re.sub(r"\d+\.\d s", "0.0 s", out.replace(server.url, "URL")).splitlines() == [
@@ -161,6 +162,7 @@ def test_check_prints_a_table_and_what_to_use(run):
         "ok  order of 4 colours   right, 3721 tokens",
         "ok  order of 8 colours   right, 7417 tokens",
         "ok  caption              0.0 s (4 pictures, 3 tokens): I see red, blue, yellow, black.",
+        "ok  tools                yes",
         "=>  it is fast enough for captions of a camera: --model",
     ]
 
@@ -183,6 +185,27 @@ def test_check_ends_with_1_where_a_model_cannot_be_used(run, fault):
     assert out.splitlines()[-1] == (
         "=>  do not use it: it does not see, or does not say what it sees"
     )
+
+
+@pytest.mark.parametrize(
+    ("calls", "has_tools", "said"),
+    [
+        ([("look", {"seconds": 12})], True, "ok  tools                yes"),
+        ([("look", {"seconds": 3})], True, "--  tools                no: it called look("),
+        ([("search", {"text": "a"})], True, "--  tools                no: it called search("),
+        ([], True, "--  tools                no: instead of a call it says 'I see nothing.'"),
+        ([], False, "--  tools                no: "),
+    ],
+)
+@pytest.mark.parametrize("form", ["openai", "ollama"])
+def test_check_tells_whether_it_calls_a_tool(run, form, calls, has_tools, said):
+    with ModelServer(context=20_000) as server:
+        server.calls, server.has_tools = [*calls], has_tools
+        code, out, err = run("models", "check", getattr(server, form))
+    assert (code, err) == (0, "")
+    (line,) = [line for line in out.splitlines() if line[4:].startswith("tools ")]
+    assert line.startswith(said)
+    assert out.splitlines()[-1].startswith("=>  it is fast enough")  # no tools, and still of use
 
 
 def test_check_is_for_served_models(run):

@@ -23,7 +23,7 @@ from streammem.models.confidence import ConfidenceModel
 from streammem.models.once import once
 from streammem.models.prompts import CAPTION_INSTRUCTION
 from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads, SegmentFrames
-from streammem.models.reranking import Reranker, best_reply
+from streammem.models.reranking import Reranker
 from streammem.models.tiny import recurrent
 from streammem.models.tiny.bridge import MemoryBridge
 from streammem.models.tiny.keys import PictureKey, TextKey, WordsOfCells
@@ -236,34 +236,6 @@ class VideoModel:
     def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
         """Yield a reply piece by piece, with beams as one piece."""
         return self.language.pieces(prompt, decoding)
-
-    # What the evaluation suites ask of a model (see evaluation/).
-
-    def caption_pictures(
-        self, pictures: Sequence[np.ndarray], *, features: str = "own"
-    ) -> list[str]:
-        """Describe still pictures; the controls see blank features, or another picture's."""
-        seen = [self.perceive(picture) for picture in pictures]
-        if features == "blank":
-            mean = self.bridge.patch_mean
-            blank = mean.expand(self.vision.patches, -1)
-            key = self.picture_key(blank[None])[0].numpy()
-            seen = [Perceived(each.embedding, blank.half(), key) for each in seen]
-        elif features == "other":
-            seen = seen[1:] + seen[:1]
-        greedy = self.decoding.num_beams == 1 and self.decoding.temperature == 0
-        count = self.reranker.candidates if self.reranker and greedy else 1
-        tokens = [self.encode_frames([each.patches], [0.5]) for each in seen]
-        prompts = [self.caption_prompt(EvidenceItem(0, 0, each)) for each in tokens]
-        replies = self.language.candidates(prompts, self.decoding, count)
-        return [
-            best_reply(self.reranker, self.sentence_keys, of_one, each.key[None])[0].text
-            for of_one, each in zip(replies, seen, strict=True)
-        ]
-
-    def picture_keys(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """Map still pictures to unit keys [N, K] float32."""
-        return np.stack([self.perceive(picture).key for picture in pictures])
 
     @torch.inference_mode()
     def _visual(self, tokens: Tensor) -> Tensor:

@@ -41,7 +41,6 @@ from streammem.types import clock
 # Legend: T frames, S side in pixels, P = pool^2 tokens a frame, M memory tokens, D width.
 
 CAPTION_REQUEST = "Describe what happens in this video in one sentence."
-PICTURE_REQUEST = "Describe this image in one sentence."
 PERSON = {"vicuna_v1": "user", "llava_v1": "human"}
 DECODING = GenerationConfig(max_new_tokens=64)
 SESSION = SessionDefaults()
@@ -262,23 +261,6 @@ class VideoLLaMB:
     def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
         """Yield a reply piece by piece, with beams as one piece."""
         return self.language.pieces(prompt, decoding)
-
-    # -- what the evaluation suites ask of a model --
-
-    def caption_pictures(
-        self, pictures: Sequence[np.ndarray], *, features: str = "own"
-    ) -> list[str]:
-        """Describe still pictures by the image tower; the controls see grey, or another's."""
-        if features == "blank":
-            pictures = [np.full_like(picture, 127) for picture in pictures]
-        elif features == "other":
-            pictures = [*pictures[1:], *pictures[:1]]
-        prompts = [self.prompt([self.see(picture)], PICTURE_REQUEST) for picture in pictures]
-        return self.language.generate(prompts, self.decoding)
-
-    def picture_keys(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """Map still pictures to unit keys [N, K] float32."""
-        return self.keys.picture_keys(pictures)
 
     @torch.inference_mode()
     def see(self, picture: np.ndarray) -> Tensor:

@@ -11,13 +11,13 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 
 from streammem.errors import StreammemError
 from streammem.models.backbones.language import GenerationConfig, Prompt
-from streammem.models.protocols import EvidenceItem
+from streammem.models.protocols import EvidenceItem, Reads, Tool, ToolCall, ToolGenerator
 from streammem.models.vlm.prompts import Part
 
 COLOURS = {
@@ -36,6 +36,16 @@ ORDER = (
     "Each picture above is one plain colour. Name the colours in order, one word for each picture, "
     "with commas between them and nothing else."
 )
+TOOL = Tool(
+    "look",
+    "Show the picture that was taken at a time.",
+    {
+        "type": "object",
+        "properties": {"seconds": {"type": "number", "description": "from the beginning"}},
+        "required": ["seconds"],
+    },
+)
+TOOL_REQUEST = "Call the tool look with 12 seconds. Do not answer in words."
 SLOW_S = 2.5  # for a caption of a camera's scenes, which follow each other every ten seconds
 USUAL_TIMEOUT_S, LONG_TIMEOUT_S = 120, 300
 
@@ -56,6 +66,7 @@ class Checkable(Protocol):
 
     Attributes:
         about: which model it is, and where it runs.
+        reads: pictures at most; whether it can call tools, as far as is known without asking.
         context: tokens of a prompt and its reply at most; None where it is not known.
         is_served: whether a server runs it, so that it may be waited for in vain.
         most_pictures: that its options allow in a prompt.
@@ -66,6 +77,8 @@ class Checkable(Protocol):
     def about(self) -> str: ...
     @property
     def context(self) -> int | None: ...
+    @property
+    def reads(self) -> Reads: ...
     @property
     def is_served(self) -> bool: ...
     @property
@@ -133,6 +146,7 @@ class Check:
             if not finding.is_good and count > 1:
                 break
         yield self._caption()
+        yield self._tool()
 
     def advice(self) -> list[str]:
         """Return what to write, once ``findings`` has ended."""
@@ -195,6 +209,25 @@ class Check:
         self.caption_s = time.monotonic() - began
         shown = f"{len(frames)} pictures, {reply.reply_tokens} tokens"
         return Finding("caption", f"{self.caption_s:.1f} s ({shown}): {reply.text[:120]}")
+
+    def _tool(self) -> Finding:
+        """Ask for one call of one tool, which ``--steps`` needs."""
+        if not self.generator.reads.tools:
+            return Finding("tools", "no: it is offered none here", is_good=False)
+        talk = cast(ToolGenerator, self.generator).converse  # as reads.tools declares
+        decoding = replace(self.generator.decoding, max_new_tokens=128)
+        try:
+            replies = [r for r in talk([TOOL_REQUEST], (), (TOOL,), decoding) if r is not None]
+        except StreammemError as error:
+            return Finding("tools", f"no: {error}", is_good=False)
+        match replies[-1] if replies else "":
+            case ToolCall(TOOL.name, {"seconds": 12}):
+                return Finding("tools", "yes")
+            case ToolCall(called, arguments):
+                return Finding("tools", f"no: it called {called}({arguments})"[:120], is_good=False)
+            case said:
+                shown = f"no: instead of a call it says {str(said)[:60]!r}"
+                return Finding("tools", shown, is_good=False)
 
 
 def _flat(name: str, height: int, width: int) -> np.ndarray:

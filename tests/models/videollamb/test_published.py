@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from streammem.errors import BackboneError, CheckpointError, ConfigError
+from streammem.evaluation.pictures import PictureModel
 from streammem.models import checkpoint
 from streammem.models.videollamb.options import PUBLISHED, ParentOptions
 from streammem.models.videollamb.published import ParentFile, find, open_model
@@ -28,7 +29,7 @@ def answer_to(model, seed=0):
     """What bridge, image tower and language model make of a picture: its tokens and its words."""
     shape = (40, 60, 3)
     picture = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
-    return model.see(picture), model.caption_pictures([picture])
+    return model.see(picture), PictureModel(model).caption_pictures([picture])
 
 
 def test_every_tensor_ends_up_where_its_name_says(model, tensors):
