@@ -192,7 +192,10 @@ def test_check_compares_our_own_language_model_with_the_served_one(run, monkeypa
     with ModelServer(fault, language=language) as server:
         result, out, err = run("models", "check", server.vllm)
     lines = out.splitlines()
-    assert (result, lines[0]) == (code, f"ok  model                {NAME} at vLLM at {server.url}/v1")
+    assert (result, lines[0]) == (
+        code,
+        f"ok  model                {NAME} at vLLM at {server.url}/v1",
+    )
     if fault:
         assert "did not read the prompt as it was sent" in err
     else:
