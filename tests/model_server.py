@@ -16,8 +16,10 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
+import torch
 from PIL import Image
 
+from streammem.models.backbones.language import GenerationConfig
 from tests.tiny import COLOURS
 
 NAME = "seer:4b"
@@ -26,6 +28,7 @@ FAULTS = (
     *("fuses all", "drops the oldest", "keeps the first", "small context", "reasons", "uncounted"),
     *("no list", "many bytes", "dirty", "wants max_completion_tokens", "wants no temperature"),
     *("unauthorised", "blind", "no object", "other form", "ignores pictures"),
+    *("drops a token", "refuses embeddings", "another width"),
 )
 
 # What a fault is told by, behind the server's address; {} is a number.
@@ -91,6 +94,7 @@ class ModelServer:
         context: tokens, stated where servers state theirs.
         owner: what made it, as its list of models says.
         retry_after: of 429.
+        language: the language model that completes prompts of embeddings.
 
     Attributes:
         requests: each prompt's payload, in order.
@@ -99,12 +103,21 @@ class ModelServer:
         has_tools: whether it calls any.
     """
 
-    def __init__(self, fault=None, *, times=None, context=4096, owner="vllm", retry_after=None):
+    def __init__(
+        self,
+        fault=None,
+        *,
+        times=None,
+        context=4096,
+        owner="vllm",
+        retry_after=None,
+        language=None,
+    ):
         assert fault is None or fault in FAULTS, fault
         self.fault, self.times, self.context = fault, times, context
         self.owner, self.retry_after = owner, retry_after
         self.requests, self.seen, self.headers, self.paths = [], [], [], []
-        self.reply = None
+        self.reply, self.language = None, language
         self.calls, self.has_tools = [], True
         self.done = threading.Event()
         self.release = threading.Event()
@@ -121,6 +134,10 @@ class ModelServer:
     @property
     def ollama(self) -> str:
         return f"ollama:{self.url}#{NAME}"
+
+    @property
+    def vllm(self) -> str:
+        return f"vllm:{self.url}/v1#{NAME}"
 
     def __enter__(self):
         self._thread.start()
@@ -215,7 +232,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._show(payload)
             return
         ollama = self.path == "/api/chat"
-        assert ollama or self.path == "/v1/chat/completions", self.path
+        completes = self.path == "/v1/completions"
+        assert ollama or completes or self.path == "/v1/chat/completions", self.path
         model.requests.append(payload)
         model.release.wait(5)
         fault = model.fault if model.fault and model.failing() else None
@@ -223,7 +241,10 @@ class _Handler(BaseHTTPRequestHandler):
             message = f"model '{payload['model']}' not found"
             self._send(404, {"error": message if ollama else {"message": message}})
         elif not self._failed(fault, payload):
-            self._answer(fault, payload, ollama)
+            if completes:
+                self._complete(fault, payload)
+            else:
+                self._answer(fault, payload, ollama)
 
     def _show(self, payload):
         if self.model.fault == "unauthorised":
@@ -274,6 +295,29 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             return False
         return True
+
+    def _complete(self, fault, payload):
+        """Go on after embeddings as vLLM does, which refuses them unless it is started so."""
+        language, wrong = self.model.language, None
+        rows = torch.load(io.BytesIO(base64.b64decode(payload["prompt_embeds"], validate=True)))
+        assert rows.dtype == torch.float32 and rows.ndim == 2 and "prompt" not in payload
+        assert rows.untyped_storage().nbytes() == 4 * rows.numel(), "nothing else is sent"
+        assert payload["stop_token_ids"] == [language.stop_id] and not payload["stream"]
+        width = language.width + 1 if fault == "another width" else rows.shape[1]
+        if fault == "refuses embeddings":
+            wrong = "You must set `--enable-prompt-embeds` to input `prompt_embeds`."
+        elif width != rows.shape[1]:
+            wrong = f"`prompt_embeds` hidden_size {rows.shape[1]} does not match {width}."
+        if wrong:
+            self._send(400, {"error": {"message": wrong}})
+            return
+        if fault == "drops a token":
+            rows = rows[1:]
+        config = GenerationConfig(payload["max_tokens"], temperature=payload["temperature"])
+        said = "".join(language.stream([rows], config))
+        usage = {"prompt_tokens": len(rows), "completion_tokens": 3}
+        name = "other:1b" if fault == "wrong model" else payload["model"]
+        self._send(200, {"model": name, "choices": [{"text": said}], "usage": usage})
 
     def _answer(self, fault, payload, ollama):
         parts = parts_of(payload)

@@ -2,23 +2,29 @@
 
 import argparse
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from streammem.commands.opening import quiet_libraries
 from streammem.commands.options import SPEND_HELP, add_command, check_output
 from streammem.config import read_toml
 from streammem.errors import ConfigError
+from streammem.models.registry import generators_help
 from streammem.output.render import plain
 from streammem.output.terminal import note, write_line
+
+if TYPE_CHECKING:
+    from streammem.models.tiny.model import VideoModel
+    from streammem.models.vlm.embedded import EmbeddedGenerator
 
 
 def add_to(commands: Any) -> None:
     """Declare the commands."""
     about = "the models, and what they stand on"
     parser = add_command(commands, "models", list_models, about)
-    actions = parser.add_subparsers(metavar="list|pull|check")
+    actions = parser.add_subparsers(metavar="list|pull|check|export")
     add_command(actions, "list", list_models, "what there is, and what is here")
     pulled = add_command(
         actions,
@@ -38,11 +44,21 @@ def add_to(commands: Any) -> None:
         "ask a model what it can do, and print the options to use it with",
         "streammem models check ollama:qwen3-vl:4b",
         "streammem models check http://localhost:8000/v1#NAME",
+        "streammem models check vllm:http://localhost:8000/v1",
         "streammem models check qwen3-vl-4b --device cuda",
     )
-    checked.add_argument("name", help="URL#NAME, openai:URL#NAME, ollama:NAME, hf:NAME or preset")
+    checked.add_argument("name", help=f"URL#NAME, {generators_help()} or preset")
     checked.add_argument("--device", default="cpu", help="where one of transformers runs")
     checked.add_argument("--spend", metavar="N[,N]", help=SPEND_HELP)
+    exported = add_command(
+        actions,
+        "export",
+        export_model,
+        "write a model's language model as a folder that vLLM serves, see docs/guide/served.md",
+        "streammem models export streammem-tiny spoken",
+    )
+    exported.add_argument("name", help="a preset or checkpoint folder")
+    exported.add_argument("folder", type=Path, help="a new one")
     shown = add_command(commands, "info", info, "versions, threads, weights and environment")
     shown.add_argument("--format", choices=("text", "jsonl"), default="text")
     _add_eval(commands)
@@ -157,12 +173,34 @@ def check_model(arguments: argparse.Namespace) -> int:
         name = f"openai:{name}"
     spend = None if arguments.spend is None else Spend.read(arguments.spend)
     generator = open_generator(name, device=arguments.device, spend=spend)
+    if generator.reads.tokens:  # of our own model
+        return _check_embedded(cast("EmbeddedGenerator", generator))
     check = Check(cast(Checkable, generator))  # as every kind in the table is
     for what, result, is_good in check.findings():
         write_line(f"{'ok ' if is_good else '-- '} {what:20} {plain(result)}")
     for line in check.advice():
         write_line(f"=>  {line}")
     return 0 if check.pictures else 1
+
+
+def _check_embedded(generator: "EmbeddedGenerator") -> int:
+    from streammem.models import checkpoint
+
+    own = cast("VideoModel", checkpoint.load())  # with its layers; the generator goes without
+    is_good = True
+    for what, result, is_good in generator.findings(own):
+        write_line(f"{'ok ' if is_good else '-- '} {what:20} {plain(result)}")
+    return 0 if is_good else 1
+
+
+def export_model(arguments: argparse.Namespace) -> int:
+    """Write a language model for a server, and print the command that serves it."""
+    from streammem.models.checkpoint import export_language
+
+    quiet_libraries()
+    export_language(arguments.name, arguments.folder)
+    write_line(f"vllm serve {shlex.quote(str(arguments.folder))} --enable-prompt-embeds")
+    return 0
 
 
 def info(arguments: argparse.Namespace) -> int:
@@ -220,7 +258,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
     else:
         generator = None
         if arguments.answer_with != "teacher":
-            generator = open_generator(arguments.answer_with, device=arguments.device)
+            generator = open_generator(
+                arguments.answer_with, device=arguments.device, base=lambda: model
+            )
         report = evaluate_rereading(arguments.folder, model, generator, options)
         for row in str(report).splitlines():
             write_line(row)

@@ -21,7 +21,7 @@ from streammem.models.backbones.vision import (
     VisionEncoder,
 )
 from streammem.models.backbones.weights import SOURCES, weights_path
-from streammem.models.checkpoint_config import FORMAT, read_config
+from streammem.models.checkpoint_config import FORMAT, CheckpointConfig, read_config
 from streammem.models.once import opening
 from streammem.models.protocols import StreamModel
 from streammem.models.tiny.bridge import MemoryBridge
@@ -100,18 +100,7 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         raise CheckpointError(f"{folder}: sizes that make no model ({error})") from error
     for prefix, module in _learned(bridge, picture_key, text_key).items():
         _fill(module, tensors, prefix, folder)
-    lora = {k.removeprefix("lora."): v for k, v in tensors.items() if k.startswith("lora.")}
-
-    def open_language() -> CausalLanguageModel:
-        language = CausalLanguageModel.open(backbone_path(config.language), device=device)
-        if language.width != config.bridge.language_dim:
-            raise CheckpointError(
-                f"{folder}: speaks to a language model of width {config.bridge.language_dim}, "
-                f"but that of {config.language} is {language.width}"
-            )
-        language.edit(lambda llama: merge_lora(llama, lora, config.lora_scale))
-        return language
-
+    lora = _lora(tensors)
     return VideoModel(
         name=str(name),
         vision=vision,
@@ -121,7 +110,7 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         text_key=text_key,
         background=_shaped(tensors, "background", (-1, config.key_dim), folder),
         open_sentences=lambda: SentenceEncoder(backbone_path(config.sentences)),
-        open_language=open_language,
+        open_language=lambda: _open_language(folder, config, lora, device),
         scenes=config.scenes,
         confidence_model=config.confidence_model,
         reranker=config.reranker,
@@ -129,6 +118,45 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         questions=_question_head(tensors, folder),
         words=_word_head(tensors, folder, picture_key),
     )
+
+
+def open_embeddings(name: str | Path) -> CausalLanguageModel:
+    """Open of a model's language model what makes prompts: its tokenizer and its embeddings.
+
+    Returns:
+        One that embeds prompts, on the CPU in float32; its replies mean nothing, as it has no
+        layers.
+
+    Raises:
+        StreammemError: as ``load_own``.
+    """
+    folder = PRESETS.get(str(name), Path(name))
+    config = read_config(folder)
+    lora = _lora(read_tensors(folder))
+    return _open_language(folder, config, lora, "cpu", without_layers=True)
+
+
+def export_language(name: str | Path, folder: Path) -> None:
+    """Write a model's language model, with its LoRA merged, as a folder of transformers.
+
+    Args:
+        name: a preset or a checkpoint folder.
+        folder: made; float32 weights and the tokenizer, as a model server opens them.
+
+    Raises:
+        ConfigError: the folder has files already, or no such model.
+        StreammemError: as ``load_own``.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ConfigError(f"{folder}: is there already; give a new folder")
+    language = load_own(name).language
+    model = language.model
+    # A server ends replies where we do, and takes no other options of sampling from it.
+    model.generation_config.eos_token_id = sorted(language.stop_ids)
+    model.save_pretrained(folder)
+    language.tokenizer.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)  # safetensors writes files that only their owner may read
 
 
 def backbones_of(folder: Path) -> tuple[str, ...]:
@@ -198,6 +226,31 @@ def save(
     path = folder / "config.json.part"
     path.write_text(json.dumps(config, indent=1) + "\n")
     os.replace(path, folder / "config.json")
+
+
+def _lora(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix("lora."): v for k, v in tensors.items() if k.startswith("lora.")}
+
+
+def _open_language(
+    folder: Path,
+    config: CheckpointConfig,
+    lora: dict[str, Tensor],
+    device: str,
+    *,
+    without_layers: bool = False,
+) -> CausalLanguageModel:
+    path = backbone_path(config.language)
+    language = CausalLanguageModel.open(path, device=device, without_layers=without_layers)
+    if language.width != config.bridge.language_dim:
+        raise CheckpointError(
+            f"{folder}: speaks to a language model of width {config.bridge.language_dim}, "
+            f"but that of {config.language} is {language.width}"
+        )
+    if without_layers:
+        lora = {key: value for key, value in lora.items() if ".layers." not in key}
+    language.edit(lambda llama: merge_lora(llama, lora, config.lora_scale))
+    return language
 
 
 @torch.no_grad()

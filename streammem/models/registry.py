@@ -8,8 +8,9 @@ A row of the table opens a *generator*: what perceives, finds and judges comes f
 so that a memory stays readable whichever generator writes. Nothing is imported before it is opened.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,27 +41,39 @@ class GeneratorKind:
             ``Generator``, or raises ``StreammemError``.
         help: how a name is written.
         served: whether a server runs it, which costs: the opener takes ``spend``, too.
+        reads_tokens: whether it reads the tokens of a model of ours: the opener takes ``base``,
+            too, a callable that gives this model.
     """
 
     scheme: str
     opener: str
     help: str
     served: bool = False
+    reads_tokens: bool = False
 
     def open(
-        self, name: str, device: str, options: Mapping[str, Any], spend: "Spend | None"
+        self,
+        name: str,
+        device: str,
+        options: Mapping[str, Any],
+        spend: "Spend | None",
+        base: "Callable[[], StreamModel]",
     ) -> "Generator":
         """Open a generator of this kind."""
         module, _, function = self.opener.partition(":")
         opener = getattr(import_module(f"streammem.models.{module}"), function)
-        budget = {"spend": spend} if self.served else {}
-        opened: Generator = opener(name, device=device, options=options, **budget)
+        more: dict[str, Any] = {"spend": spend} if self.served else {}
+        more |= {"base": base} if self.reads_tokens else {}
+        opened: Generator = opener(name, device=device, options=options, **more)
         return opened
 
 
 GENERATORS: tuple[GeneratorKind, ...] = (
     GeneratorKind("openai", "vlm.served:open_openai", "openai:URL#NAME", served=True),
     GeneratorKind("ollama", "vlm.served:open_ollama", "ollama:NAME", served=True),
+    GeneratorKind(
+        "vllm", "vlm.embedded:open_vllm", "vllm:URL#NAME", served=True, reads_tokens=True
+    ),
     GeneratorKind("hf", "vlm.transformers_model:open_generator", "hf:NAME_OR_PATH"),
 )
 
@@ -78,9 +91,9 @@ def load(
 
     Args:
         name: a preset, a checkpoint folder, a TOML file or its name in configs/, or a generator:
-            ``openai:URL#NAME``, ``ollama:NAME``, ``ollama:URL#NAME`` or ``hf:NAME_OR_PATH``, each
-            with ``?option=value&...`` where wanted. A generator captions and answers, and
-            streammem-tiny does the rest.
+            ``openai:URL#NAME``, ``ollama:NAME``, ``ollama:URL#NAME``, ``vllm:URL#NAME`` or
+            ``hf:NAME_OR_PATH``, each with ``?option=value&...`` where wanted. A generator captions
+            and answers, and streammem-tiny does the rest.
         device: where a language model of this process runs.
         caption_with: the generator that captions instead, written likewise.
         answer_with: the generator that answers instead.
@@ -96,6 +109,7 @@ def load(
         ServedModelError: a server that is not there, or has no such model.
     """
     from streammem.models import checkpoint
+    from streammem.models.once import once
     from streammem.models.protocols import ComposedModel
 
     checkpoint.check_device(device)
@@ -122,14 +136,18 @@ def load(
         return checkpoint.load(name, device=device)
     # Opened first: a wrong name or a server that is not there is known within a second.
     names = dict.fromkeys(name for name in (caption_with, answer_with) if name)
-    opened = {name: open_generator(name, device=device, spend=spend) for name in names}
-    base = checkpoint.load(name, device=device)
+    open_base = once(partial(checkpoint.load, name, device=device), str(name))
+    opened = {
+        name: open_generator(name, device=device, spend=spend, base=open_base) for name in names
+    }
+    base = open_base()
     options = dict(base.session_options)
     if caption_with:
         # How likely a caption must be was fitted to the captions of the model's own generator:
         # confidence in another's is given, and nothing of it is withheld.
         options["min_confidence"] = 0.0
-    if answer_with:
+    answering = find_generator(answer_with) if answer_with else None
+    if answering and not answering[0].reads_tokens:
         options["answer"] = {"max_new_tokens": ANSWER_TOKENS}
     return ComposedModel(
         name=base.name,
@@ -146,7 +164,11 @@ def load(
 
 
 def open_generator(
-    name: str | Path, *, device: str = "cpu", spend: "Spend | None" = None
+    name: str | Path,
+    *,
+    device: str = "cpu",
+    spend: "Spend | None" = None,
+    base: "Callable[[], StreamModel] | None" = None,
 ) -> "Generator":
     """Open a generator by its name.
 
@@ -154,6 +176,7 @@ def open_generator(
         name: as ``load`` takes it, of a generator.
         device: where it runs, if it runs in this process.
         spend: the budget of what a server is asked.
+        base: gives the model whose tokens it reads, if it reads any; None for streammem-tiny.
 
     Raises:
         ConfigError: not the name of a generator, or an option that it does not have.
@@ -163,7 +186,11 @@ def open_generator(
     if found is None:
         raise ConfigError(f"{name}: captions and answers are written with {generators_help()}")
     kind, rest, options = found
-    return kind.open(rest, device, options, spend)
+    if base is None:
+        from streammem.models import checkpoint
+
+        base = partial(checkpoint.load, DEFAULT, device=device)
+    return kind.open(rest, device, options, spend, base)
 
 
 def find_generator(name: str | Path) -> tuple[GeneratorKind, str, dict[str, Any]] | None:

@@ -208,6 +208,29 @@ def test_check_tells_whether_it_calls_a_tool(run, form, calls, has_tools, said):
     assert out.splitlines()[-1].startswith("=>  it is fast enough")  # no tools, and still of use
 
 
+@pytest.mark.parametrize("fault, code", [(None, 0), ("drops a token", 1)])
+def test_check_compares_our_own_language_model_with_the_served_one(run, monkeypatch, fault, code):
+    language = checkpoint.load().language
+    monkeypatch.setattr(checkpoint, "open_embeddings", lambda name: language)
+    with ModelServer(fault, language=language) as server:
+        result, out, err = run("models", "check", server.vllm)
+    lines = out.splitlines()
+    assert (result, lines[0]) == (
+        code,
+        f"ok  model                {NAME} at vLLM at {server.url}/v1",
+    )
+    if fault:
+        assert "did not read the prompt as it was sent" in err
+    else:
+        assert [line[:3] for line in lines] == ["ok "] * 4
+
+
+def test_an_exported_language_model_comes_with_the_command_that_serves_it(run, monkeypatch):
+    monkeypatch.setattr(checkpoint, "export_language", lambda name, folder: None)
+    code, out, _ = run("models", "export", "streammem-tiny", "my folder")
+    assert (code, out) == (0, "vllm serve 'my folder' --enable-prompt-embeds\n")
+
+
 def test_check_is_for_served_models(run):
     code, _, err = run("models", "check", "some-folder")
     assert code == 2 and "captions and answers are written with" in err

@@ -491,3 +491,24 @@ def test_a_failing_save_keeps_the_old_checkpoint(folder, language_folder, monkey
         write(tiny_model(seed=5), folder, language_folder)
     for name, content in before.items():
         assert (folder / name).read_bytes() == content
+
+
+def test_its_language_model_is_written_for_a_server_with_what_was_learned(saved, tmp_path):
+    checkpoint.export_language(saved, tmp_path / "spoken")
+    own, spoken = load(saved).language, CausalLanguageModel.open(tmp_path / "spoken")
+    for name, weight in own.model.state_dict().items():
+        assert torch.equal(weight, spoken.model.state_dict()[name]), name
+    config = json.loads((tmp_path / "spoken/generation_config.json").read_text())
+    assert config["eos_token_id"] == sorted(own.stop_ids)
+    assert not {"repetition_penalty", "temperature", "top_p"} & config.keys()
+    assert spoken.ids("Hello there") == own.ids("Hello there")
+    with pytest.raises(ConfigError, match="is there already; give a new folder"):
+        checkpoint.export_language(saved, tmp_path / "spoken")
+
+
+def test_prompts_are_embedded_without_the_layers(saved):
+    whole, only = load(saved).language, checkpoint.open_embeddings(saved)
+    prompt = ["Hello ", torch.ones(2, 32), "there"]
+    assert torch.equal(whole.embed(whole.chat(prompt)), only.embed(only.chat(prompt)))
+    assert only.stop_ids == whole.stop_ids
+    assert not any(".layers." in name for name, _ in only.model.named_parameters())

@@ -98,7 +98,12 @@ class CausalLanguageModel:
 
     @classmethod
     def open(
-        cls, folder: str | Path, *, device: str = "cpu", decoding: Decoding = "auto"
+        cls,
+        folder: str | Path,
+        *,
+        device: str = "cpu",
+        decoding: Decoding = "auto",
+        without_layers: bool = False,
     ) -> "CausalLanguageModel":
         """Open a model folder (never the network).
 
@@ -107,6 +112,7 @@ class CausalLanguageModel:
             device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. float32 on CPU (there bfloat16 is
                 slower without hardware for it), bfloat16 elsewhere.
             decoding: see the class.
+            without_layers: read the embeddings only; it then embeds prompts for another process.
 
         Raises:
             ConfigError: as the class.
@@ -117,7 +123,7 @@ class CausalLanguageModel:
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             raise unusable(folder, error) from error
-        reopen = partial(open_causal, folder, device)
+        reopen = partial(open_causal, folder, device, without_layers=without_layers)
         return cls(reopen(), tokenizer, decoding=decoding, reopen=reopen)
 
     @property
@@ -177,6 +183,11 @@ class CausalLanguageModel:
     def stop_id(self) -> int:
         """The token that ends a reply."""
         return self.tokenizer.eos_token_id
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The tokens that end a reply; ``stop_id`` is among them."""
+        return self._stop_ids
 
     def ids(self, text: str) -> list[int]:
         """Tokenise text of our own without adding a beginning or an end.

@@ -15,8 +15,13 @@ from streammem.models.backbones.weights import check_complete
 from streammem.models.once import opening
 
 
-def open_causal(folder: str | Path, device: str) -> Any:
+def open_causal(folder: str | Path, device: str, *, without_layers: bool = False) -> Any:
     """Open a causal language model, in evaluation mode, its weights frozen.
+
+    Args:
+        folder: config.json, safetensors.
+        device: of torch.
+        without_layers: leave out all layers, so that only embeddings and head are read.
 
     Raises:
         BackboneError: missing or unreadable files.
@@ -30,6 +35,7 @@ def open_causal(folder: str | Path, device: str) -> Any:
                 dtype=torch.float32 if device == "cpu" else torch.bfloat16,
                 attn_implementation=attention_implementation() if "cuda" in device else "sdpa",
                 output_loading_info=True,
+                **({"num_hidden_layers": 0} if without_layers else {}),
             )
         model, info = loaded
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:

@@ -8,17 +8,20 @@ import base64
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from streammem.errors import ConfigError, ServedModelError
 from streammem.models.backbones.sampling import GenerationConfig
 from streammem.models.protocols import Tool, ToolCall, ToolTurn
 from streammem.models.vlm.prompts import Part
 from streammem.models.vlm.server import Refused, Server, printable
+from streammem.types import encodable
 
 JPEG_QUALITY = 90
 OLLAMA = "http://localhost:11434"
@@ -319,6 +322,58 @@ class OllamaDialect:
             reply.get("prompt_eval_count"),
             reply.get("eval_count"),
             message.get("tool_calls"),
+        )
+
+
+@dataclass(eq=False)
+class EmbeddingsDialect:
+    """vLLM's completions of a prompt that is given by its embeddings.
+
+    Attributes:
+        name: of the model; ``find`` sets it.
+    """
+
+    name: str = ""
+    path = "/completions"
+
+    def find(self, server: Server, name: str) -> ServedModel:
+        """See ``Dialect``; whether it takes embeddings shows at the first prompt."""
+        found = OpenAIDialect().find(server, name)
+        self.name = found.name
+        return found
+
+    def payload(
+        self, embeddings: Tensor, stop_ids: Collection[int], decoding: GenerationConfig
+    ) -> dict[str, Any]:
+        """Return the request that generates from embeddings [T, L] until one of ``stop_ids``."""
+        # A view would be saved with all that it is a view of.
+        whole, out = embeddings.detach().cpu().clone(), io.BytesIO()
+        torch.save(whole, out)
+        return {
+            "model": self.name,
+            "prompt_embeds": base64.b64encode(out.getvalue()).decode(),
+            "max_tokens": decoding.max_new_tokens,
+            "temperature": decoding.temperature,
+            "stop_token_ids": sorted(stop_ids),
+            "stream": False,
+            **_sampling(decoding),
+        }
+
+    def read(self, reply: Mapping[str, Any]) -> ServedReply:
+        """See ``Dialect``; spaces and line ends stay as the model wrote them."""
+        try:
+            text = reply["choices"][0]["text"]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError("no choices[0].text") from error
+        written = encodable(str(text or "")[:MAX_CHARACTERS])
+        usage = reply.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        return ServedReply(
+            "".join(sign if sign.isprintable() or sign == "\n" else " " for sign in written),
+            False,
+            printable(reply.get("model") or ""),
+            _count(usage.get("prompt_tokens")),
+            _count(usage.get("completion_tokens")),
         )
 
 

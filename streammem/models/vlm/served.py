@@ -135,7 +135,7 @@ class ServedGenerator:
             ServedModelError: a server failed, or its reply is none.
         """
         calls = [partial(self.ask, _parts(prompt), decoding) for prompt in prompts]
-        for reply in _waited_for(calls, self.server.options.concurrency):
+        for reply in waited_for(calls, self.server.options.concurrency):
             if reply is None:
                 yield None
             else:
@@ -148,7 +148,7 @@ class ServedGenerator:
         Raises:
             ServedModelError: see ``replies``.
         """
-        for reply in _waited_for([partial(self.ask, _parts(prompt), decoding)], 1):
+        for reply in waited_for([partial(self.ask, _parts(prompt), decoding)], 1):
             yield "" if reply is None else reply.text
 
     def converse(
@@ -164,7 +164,7 @@ class ServedGenerator:
             ServedModelError: see ``replies``; or the server calls no tools.
         """
         ask = partial(self.ask, _parts(prompt), decoding, turns, tools)
-        for reply in _waited_for([ask], 1):
+        for reply in waited_for([ask], 1):
             yield None if reply is None else reply.call or reply.text
 
     # -- one request --
@@ -197,7 +197,7 @@ class ServedGenerator:
         reply = self.send(parts, decoding, turns, tools)
         # 3. Whether it is one: from this model, about all pictures, in words.
         if self.server.options.check:
-            self._check_model(reply.model)
+            check_model(self.server, self.model.name, reply.model)
             shown = [*parts, *(part for turn in turns for part in turn.result)]
             self._check_count(shown, reply, expected, least)
         if reply.call and tools:
@@ -303,15 +303,6 @@ class ServedGenerator:
                 "run streammem models check, and show it less (?pictures=1)",
             )
 
-    def _check_model(self, answered: str) -> None:
-        """Refuse another model's reply; hosted ones are answered for by dated versions."""
-        asked, other = (_core(name) for name in (self.model.name, answered))
-        if answered and asked not in other and other not in asked:
-            raise self.server.error(
-                f"{answered} answered instead of {self.model.name}",
-                "name a model that it serves behind the #",
-            )
-
     def _refusal(
         self, refused: Refused, parts: Sequence[Part], with_tools: bool
     ) -> ServedModelError:
@@ -359,17 +350,26 @@ def open_openai(
         ConfigError: no address, or no such option.
         ServedModelError: see ``ServedGenerator``.
     """
-    url, _, model = name.partition("#")
-    if "://" not in url:
-        raise ConfigError(
-            f"openai:{name}: give openai:URL#NAME, as in openai:http://localhost:8000/v1#NAME"
-        )
-    if not url.split("://", 1)[1].rstrip("/").partition("/")[2]:
-        url = f"{url.rstrip('/')}/v1"
+    url, model = openai_address("openai", name)
     advice = "start the server, or correct the address; it ends in /v1 mostly"
     checked = override(ServerOptions(), options, f"openai:{model}: ")
     server = Server(url, "the model server", advice, checked, spend or Spend())
     return ServedGenerator(server, OpenAIDialect(), model)
+
+
+def openai_address(scheme: str, name: str) -> tuple[str, str]:
+    """Split ``URL#NAME`` into the URL, with its /v1, and the model's name, which may be empty.
+
+    Raises:
+        ConfigError: no address.
+    """
+    url, _, model = name.partition("#")
+    if "://" not in url:
+        usual = f"{scheme}:http://localhost:8000/v1#NAME"
+        raise ConfigError(f"{scheme}:{name}: give {scheme}:URL#NAME, as in {usual}")
+    if not url.split("://", 1)[1].rstrip("/").partition("/")[2]:
+        url = f"{url.rstrip('/')}/v1"
+    return url, model
 
 
 def open_ollama(
@@ -396,6 +396,19 @@ def open_ollama(
     return ServedGenerator(server, OllamaDialect(), model)
 
 
+def check_model(server: Server, asked: str, answered: str) -> None:
+    """Refuse another model's reply; hosted ones are answered for by dated versions.
+
+    Raises:
+        ServedModelError: another model wrote it.
+    """
+    one, other = _core(asked), _core(answered)
+    if answered and one not in other and other not in one:
+        raise server.error(
+            f"{answered} answered instead of {asked}", "name a model that it serves behind the #"
+        )
+
+
 def _parts(prompt: Prompt) -> list[Part]:
     return [part for part in prompt if isinstance(part, str | np.ndarray)]
 
@@ -410,7 +423,7 @@ def _core(name: str) -> str:
     return last.removesuffix(":latest").removesuffix(".gguf")
 
 
-def _waited_for(calls: Sequence[Callable[[], T]], at_a_time: int) -> Iterator[T | None]:
+def waited_for(calls: Sequence[Callable[[], T]], at_a_time: int) -> Iterator[T | None]:
     """Yield what calls return, in order, and None every ``POLL_S`` seconds until they have.
 
     Each runs in a thread that is not waited for at the end: a server may take minutes.
