@@ -2,8 +2,8 @@
 
     python -m benchmarks kernels [--arch 80 90 100]
 
-Prints registers, spilled bytes, shared memory and matrix instructions of each kernel at real shapes,
-the least time that the bytes take, and the time measured, or why there is none.
+Prints registers, spilled bytes, shared memory and matrix instructions of each kernel at real
+shapes, the least time that the bytes take, and the time measured, or why there is none.
 """
 
 import argparse

@@ -1,4 +1,6 @@
-"""Laws of the kernels in Triton's interpreter: ``TRITON_INTERPRET=1 python -m tests.kernels.laws NAME``.
+"""Laws of the kernels in Triton's interpreter.
+
+    TRITON_INTERPRET=1 python -m tests.kernels.laws NAME
 
 A process of its own, as Triton reads the variable once, when it is imported.
 """
