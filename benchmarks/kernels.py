@@ -2,8 +2,8 @@
 
     python -m benchmarks kernels [--arch 80 90 100]
 
-Prints registers, spilled bytes, shared memory and matrix instructions of each kernel at real shapes,
-the least time that the bytes take, and the time measured, or why there is none.
+Prints registers, spilled bytes, shared memory and matrix instructions of each kernel at real
+shapes, the least time that the bytes take, and the time measured, or why there is none.
 """
 
 import argparse
@@ -46,7 +46,11 @@ def sources():
         }
         return ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
 
-    for name, keys, parts in (("int8", "*i8", 3), ("bfloat16", "*bf16", 3), ("float32", "*fp32", 1)):
+    for name, keys, parts in (
+        ("int8", "*i8", 3),
+        ("bfloat16", "*bf16", 3),
+        ("float32", "*fp32", 1),
+    ):
         types = {
             "questions": "*bf16" if parts == 3 else "*fp32",
             "keys": keys,
@@ -67,7 +71,8 @@ def sources():
             "BLOCK_N": find_topk.BLOCK_N,
             "BLOCK_D": find_topk.BLOCK_D,
         }
-        yield f"find_topk {name}", source(find_topk.find_topk_kernel, types, constants), {}
+        settings = {"num_warps": find_topk.WARPS}
+        yield f"find_topk {name}", source(find_topk.find_topk_kernel, types, constants), settings
     doubles = dict.fromkeys(("norms", "cosines", "climb", "learned", "depths", "values"), "*fp64")
     types = doubles | {
         "patches": "*bf16",
@@ -117,8 +122,17 @@ def resources(ptx: str, arch: int) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx)
-        command = [get_ptxas(arch).path, "-v", f"-arch={target}", path, "-o", Path(folder) / "cubin"]
-        log = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stderr
+        command = [
+            get_ptxas(arch).path,
+            "-v",
+            f"-arch={target}",
+            path,
+            "-o",
+            Path(folder) / "cubin",
+        ]
+        log = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=120
+        ).stderr
     return {
         "registers": int(re.search(r"Used (\d+) registers", log)[1]),
         "spilled": sum(map(int, re.findall(r"(\d+) bytes spill", log))),

@@ -193,4 +193,5 @@ def test_the_wheel_runs_alone_in_an_empty_folder(installed, tmp_path, arguments)
 def test_the_wheel_carries_weights_terms_and_the_typing_marker(installed):
     for name in ("py.typed", "weights/WEIGHTS-LICENSE", "weights/streammem-tiny/config.json"):
         assert (installed / "streammem" / name).is_file()
+    assert (installed / "streammem_kernels" / "ops.py").is_file()
     assert not (installed / "tests").exists()

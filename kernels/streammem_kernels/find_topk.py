@@ -19,6 +19,7 @@ from streammem_kernels.reference import unpack
 QUESTIONS = 16  # rows of the smallest matrix product
 BLOCK_N = 128
 BLOCK_D = 64
+WARPS = 8  # four would need twice the registers, and spill some
 SHARES = 264  # programs that fill an H100's 132 multiprocessors twice
 
 
@@ -139,5 +140,6 @@ def find_topk_triton(
         BLOCK_Q=QUESTIONS,
         BLOCK_N=BLOCK_N,
         BLOCK_D=BLOCK_D,
+        num_warps=WARPS,
     )
     return unpack(best.flatten(1), k)

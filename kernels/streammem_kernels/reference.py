@@ -123,7 +123,9 @@ def _push(state: TillingState, stream: int, row: torch.Tensor) -> None:
             )
         if not length:
             first = gap
-        climb[gap % options.max_lag] = torch.tensor([similarity, left, bridged], dtype=torch.float64)
+        climb[gap % options.max_lag] = torch.tensor(
+            [similarity, left, bridged], dtype=torch.float64
+        )
         length += 1
     state.numbers[stream] = torch.tensor([frames, start, scene, first, length])
     state.learned[stream] = torch.tensor([weight, mean, square], dtype=torch.float64)

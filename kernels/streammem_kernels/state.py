@@ -41,7 +41,8 @@ class TillingState:
         norms: [S, 2 flash_frames + 2] float64, their lengths.
         cosines: [S, 2 flash_frames + 2, flash_frames + 1] float64: of frame t and frame t - 1 - i.
         climb: [S, max_lag, 3] float64, a ring by gap: similarity, left peak, bridged.
-        numbers: [S, 5] int64: frames, start, start of the scene, first gap of the climb, its length.
+        numbers: [S, 5] int64: frames, start, start of the scene, first gap of the climb, and
+            the climb's length.
         learned: [S, 3] float64: weight, mean, square.
         count: [S] int32, boundaries that the last step found; -1 for an embedding that is not
             finite, which changed nothing.
@@ -78,5 +79,5 @@ class TillingState:
     def boundaries(self, stream: int) -> list[tuple[int, float]]:
         """Return what the last step found in one stream: (first frame of the scene, depth)."""
         count = max(0, int(self.count[stream]))
-        pairs = zip(self.index[stream, :count].tolist(), self.depth[stream, :count].tolist())
-        return list(pairs)
+        indices, depths = self.index[stream, :count], self.depth[stream, :count]
+        return list(zip(indices.tolist(), depths.tolist(), strict=True))

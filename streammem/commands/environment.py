@@ -25,10 +25,12 @@ PACKAGES = (
     "numpy",
     "decord2",
     "flash-attn",
+    "triton",
 )
 VARIABLES = {
     "STREAMMEM_HOME": "folder of pulled weights",
     "STREAMMEM_DATA": "folder of training and test data",
+    "STREAMMEM_KERNELS": "auto, triton or torch: which form of the kernels runs",
     "STREAMMEM_TOKEN": "what clients of `streammem serve` must present; its value is not shown",
     "STREAMMEM_API_KEY": "what model servers are shown; its value is not shown",
     "STREAMMEM_MQTT_PASSWORD": "of the user that --mqtt names; its value is not shown",
@@ -56,6 +58,7 @@ def describe() -> dict[str, str]:
         f"{LIVE_CAPTION_S:g} s here, measured when a source is opened; of files always 8"
     )
     facts["attention"] = "flash-attn on CUDA if installed, else SDPA"
+    facts["kernels"] = _kernels()
     try:
         facts["home"] = str(home())
         for name in SOURCES:
@@ -67,6 +70,19 @@ def describe() -> dict[str, str]:
         shown = "set" if secret else os.environ.get(name)
         facts[name] = shown or f"not set ({about})"
     return facts
+
+
+def _kernels() -> str:
+    try:
+        from streammem_kernels import ops
+    except ImportError:
+        return "not in this installation: install streammem again"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        form, reason = ops.choose("find_topk", device)
+    except ops.KernelError as error:
+        return str(error)
+    return f"{form}: {reason}; called by no command yet"
 
 
 def _version(package: str) -> str:

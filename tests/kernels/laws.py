@@ -1,0 +1,183 @@
+"""Laws of the kernels in Triton's interpreter.
+
+    TRITON_INTERPRET=1 python -m tests.kernels.laws NAME
+
+A process of its own, as Triton reads the variable once, when it is imported.
+"""
+
+import os
+import sys
+
+import numpy as np
+import torch
+from streammem_kernels import ops
+from streammem_kernels.reference import find_topk_reference
+
+from streammem.perception.scenetilling import SceneTilling, SceneTillingConfig, SceneTillingState
+
+
+def forced(form, call, *arguments, **named):
+    os.environ["STREAMMEM_KERNELS"] = form
+    return call(*arguments, **named)
+
+
+def exact_case(num_questions, num_rows, width, dtype, seed):
+    """Questions of length 1 and small keys, so that any order of sums gives the same, with ties."""
+    generator = torch.Generator().manual_seed(seed)
+    questions = torch.zeros(num_questions, width)
+    for row in questions:
+        row[torch.randperm(width, generator=generator)[: 4 if width >= 4 else 1]] = 0.5
+    keys = torch.randint(-5, 6, (num_rows, width), generator=generator).to(dtype)
+    ranges = torch.randint(0, num_rows + 1, (num_questions, 2), generator=generator)
+    ranges = ranges.sort(1).values
+    ranges[0] = torch.tensor([0, num_rows])
+    scales = 2.0 ** torch.randint(-3, 3, (num_rows,), generator=generator).float()
+    return questions, keys, ranges, scales
+
+
+def check_exact(num_questions, num_rows, width, k, dtype, has_scales=True):
+    questions, keys, ranges, scales = exact_case(num_questions, num_rows, width, dtype, num_rows)
+    if num_questions > 2:
+        ranges[1] = torch.tensor([5, 5])
+        ranges[2] = torch.tensor([7, 2])
+    scales = scales if has_scales else None
+    rows, scores = forced("triton", ops.find_topk, questions, keys, ranges, k, scales=scales)
+    unit = torch.nn.functional.normalize(questions, dim=1)
+    wanted = find_topk_reference(unit, keys, ranges, k, scales)
+    assert torch.equal(rows, wanted[0]) and torch.equal(scores, wanted[1])
+    # The reference itself, by a stable sort.
+    exact = unit @ keys.float().T * (1 if scales is None else scales)
+    for question, (start, stop) in enumerate(ranges.tolist()):
+        best = start + (-exact[question, start:stop]).argsort(stable=True)[:k]
+        filled = torch.full((k,), -1)
+        filled[: len(best)] = best
+        assert torch.equal(rows[question], filled)
+
+
+def topk():
+    check_exact(3, 300, 40, 5, torch.int8)
+    check_exact(17, 130, 70, 8, torch.bfloat16, has_scales=False)
+
+
+def topk_more():
+    for dtype in (torch.int8, torch.bfloat16, torch.float32):
+        check_exact(1, 1, 1, 1, dtype)
+        check_exact(1, 5, 3, 8, dtype)  # more than there are rows
+        check_exact(16, 128, 64, 1, dtype)
+        check_exact(33, 1037, 129, 64, dtype)
+        check_exact(5, 40_000, 8, 7, dtype, has_scales=False)
+    topk_of_real_numbers()
+
+
+def topk_of_real_numbers():
+    """Scores within 1e-6 of float64's, for types that are exact in bfloat16 and for float32."""
+    generator = torch.Generator().manual_seed(0)
+    questions = torch.randn(9, 256, generator=generator)
+    keys = torch.nn.functional.normalize(torch.randn(500, 256, generator=generator), dim=1)
+    scales = keys.abs().amax(1) / 127
+    ranges = torch.tensor([[0, 500]] * 9)
+    for held, by in (
+        ((keys / scales[:, None]).round().to(torch.int8), scales),
+        (keys.bfloat16(), None),
+        (keys, None),
+    ):
+        rows, scores = forced("triton", ops.find_topk, questions, held, ranges, 500 // 8, scales=by)
+        unit = torch.nn.functional.normalize(questions.double(), dim=1)
+        exact = unit @ held.double().T * (1 if by is None else by.double())
+        assert (scores - exact.topk(500 // 8).values).abs().max() < 1e-6
+        assert (scores - exact.gather(1, rows)).abs().max() < 1e-6
+
+
+def random_options(rng):
+    least = int(rng.integers(1, 4))
+    return {
+        "alpha": float(rng.uniform(0, 2)),
+        "floor": float(rng.uniform(0, 0.8)),
+        "half_life": float(rng.uniform(2, 60)),
+        "min_frames": least,
+        "max_frames": least + int(rng.integers(1, 25)),
+        "max_lag": int(rng.integers(1, 7)),
+        "flash_frames": int(rng.integers(0, 3)),
+        "peak": float(rng.choice([-1.0, 0.3])),
+    }
+
+
+def check_tilling(form, runs, steps=40):
+    """Boundaries at every step, and the state after the last, equal `SceneTilling`'s."""
+    found = 0
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        streams, patches, width = 3, int(rng.integers(1, 40)), int(rng.integers(4, 140))
+        options = random_options(rng)
+        state = ops.TillingState(streams, width, ops.TillingOptions(**options))
+        python = [SceneTilling(SceneTillingConfig(**options)) for _ in range(streams)]
+        center = torch.tensor(rng.normal(size=width), dtype=torch.float32)
+        scene = rng.normal(size=(streams, 1, width))
+        for _ in range(steps):
+            changes = rng.random(streams) < 0.15
+            scene[changes] = rng.normal(size=(changes.sum(), 1, width))
+            noise = 0.3 * rng.normal(size=(streams, patches, width))
+            frames = torch.tensor(scene + noise, dtype=torch.float32)
+            active = torch.tensor(rng.random(streams) < 0.85)
+            frames[~active] = np.nan  # is not read
+            forced(form, ops.tilling_step, state, frames, center, active)
+            pooled = (frames.mean(1) - center).numpy()
+            for stream, tilling in enumerate(python):
+                wanted = tilling.push(pooled[stream]).boundaries if active[stream] else ()
+                got = state.boundaries(stream)
+                assert [index for index, _ in got] == [boundary.index for boundary in wanted]
+                depths = [np.nan if b.depth is None else b.depth for b in wanted]
+                assert np.allclose([depth for _, depth in got], depths, atol=1e-5, equal_nan=True)
+                found += len(got)
+        for stream, tilling in enumerate(python):
+            wanted = tilling.snapshot()
+            check_state(state, stream, wanted)
+    assert found >= 5 * runs, found
+
+
+def check_state(state: ops.TillingState, stream: int, wanted: SceneTillingState) -> None:
+    frames, start, scene, first, length = state.numbers[stream].tolist()
+    assert (frames, start, scene) == (wanted.frames, wanted.start, wanted.scene_start)
+    assert length == len(wanted.climb)
+    assert not length or first == wanted.climb[0].frame
+    learned = [wanted.weight, wanted.mean, wanted.square]
+    assert np.allclose(state.learned[stream], learned, atol=1e-4)
+    for gap in wanted.climb:
+        held = state.climb[stream, gap.frame % state.options.max_lag]
+        assert np.allclose(held, [gap.similarity, gap.left_peak, gap.bridged], atol=1e-5)
+
+
+def tilling():
+    check_tilling("torch", 12)
+    check_tilling("triton", 1)
+
+
+def tilling_some():
+    check_tilling("triton", 3)
+
+
+def tilling_more():
+    check_tilling("torch", 300)
+    check_tilling("triton", 40)
+
+
+def tilling_of_bad_frames():
+    """A frame that is not finite is refused by its own stream and changes nothing there."""
+    for form in ("torch", "triton"):
+        state = ops.TillingState(2, 5)
+        patches = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+        forced(form, ops.tilling_step, state, patches, torch.zeros(5))
+        patches[1, 0, 0] = np.inf
+        before = state.rows[1].clone()
+        forced(form, ops.tilling_step, state, patches, torch.zeros(5))
+        assert state.count.tolist() == [0, -1]
+        assert state.numbers[:, 0].tolist() == [2, 1]
+        assert torch.equal(state.rows[1], before)
+        patches[1, 0, 0] = 1  # and goes on
+        forced(form, ops.tilling_step, state, patches, torch.zeros(5))
+        assert state.numbers[:, 0].tolist() == [3, 2]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    globals()[sys.argv[1]]()
