@@ -547,6 +547,8 @@ def add_server_options(parser: Parser) -> None:
     add("--allow-source", action="append", default=[], metavar="HOST", help=about)
     about = f"told once each time that this appears in a SOURCE; may be repeated. {ALERTS_ARE}"
     add("--alert", action="append", default=[], metavar="TEXT", help=about)
+    confirm = next(flag for flag in WATCH_FLAGS if flag.name == "--confirm-alerts")
+    add_flags(parser, (confirm,))
     add_flags(parser.add_argument_group("limits"), LIMIT_FLAGS)
     add_session_options(parser)
 

@@ -139,6 +139,7 @@ def server_config(arguments: argparse.Namespace) -> "ServerConfig":
         uploads=arguments.uploads,
         allowed=Allowed.of(arguments.allow_source),
         alerts=tuple(arguments.alert),
+        confirm_alerts=bool(arguments.confirm_alerts),
         prefix=arguments.prefix.rstrip("/"),
         limits=server_limits(arguments),
     )
@@ -150,6 +151,7 @@ def open_sessions(arguments: argparse.Namespace, config: "ServerConfig") -> "Ses
 
     return_freed_memory()  # first: importing torch may start threads
     from streammem.commands.opening import quiet_libraries
+    from streammem.engine.checks import check_reads
     from streammem.engine.session_config import SessionConfig, defaults_of
     from streammem.engine.whole_video import whole_video_model
     from streammem.models.threads import limit_threads
@@ -164,6 +166,8 @@ def open_sessions(arguments: argparse.Namespace, config: "ServerConfig") -> "Ses
     quiet_libraries()
     limit_threads(busy=2)
     model = load_model(arguments)
+    if config.confirm_alerts:
+        check_reads(model)
     options = configured(defaults_of(model), arguments)
     if whole := whole_video_model(model, options.cuts):
         raise ConfigError(

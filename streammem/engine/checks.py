@@ -21,7 +21,7 @@ from streammem.captioning.scheduler import Generated, LanguageScheduler, take
 from streammem.engine.session import Session
 from streammem.errors import ConfigError, StreammemError
 from streammem.memory.entry import decode_keyframe
-from streammem.models.protocols import EvidenceItem
+from streammem.models.protocols import EvidenceItem, StreamModel
 from streammem.qa.checking import (
     DECODING,
     check_prompt,
@@ -66,7 +66,7 @@ class Checks:
     ) -> None:
         self._session, self._until, self._refresh_s = session, until, refresh_s
         self._generator = session.model.answer_generator
-        check_reads(session)
+        check_reads(session.model)
         self._own = scheduler is None
         self.scheduler = scheduler or LanguageScheduler(self._generator)
         self._verdicts: queue.Queue[Generated | BaseException] = queue.Queue()
@@ -176,15 +176,15 @@ class Checks:
         )
 
 
-def check_reads(session: Session) -> None:
+def check_reads(model: StreamModel) -> None:
     """Refuse to check anything by a model that reads no pictures.
 
     Raises:
         ConfigError: it reads none.
     """
-    if not session.model.answer_generator.reads.pictures:
+    if not model.answer_generator.reads.pictures:
         raise ConfigError(
-            f"{session.model.name} reads no pictures, so it can neither confirm alerts nor watch "
+            f"{model.name} reads no pictures, so it can neither confirm alerts nor watch "
             "until something holds; answer with a model that does (--answer-with)"
         )
 

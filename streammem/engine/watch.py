@@ -81,7 +81,7 @@ def watch(
         raise
     alerts = Alerts(session.model.text_encoder, options.alerts, options.alerting)
     if options.confirm_alerts or options.until is not None:
-        check_reads(session)
+        check_reads(session.model)
     return _Watching(session, opened, options, callbacks, alerts, scheduler, folder).events()
 
 

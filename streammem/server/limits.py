@@ -63,6 +63,7 @@ class ServerConfig:
         prefix: path of the server behind a proxy, as in ``/cameras``; the proxy may remove it from
             requests or leave it there. Empty for none.
         alerts: descriptions to look for in the operator's sources.
+        confirm_alerts: of these sources, ask the model of each alert before it is reported.
         limits: bounds on what clients may send and open.
 
     Raises:
@@ -76,6 +77,7 @@ class ServerConfig:
     uploads: Path | None = None
     allowed: Allowed = field(default_factory=Allowed)
     alerts: tuple[str, ...] = ()
+    confirm_alerts: bool = False
     prefix: str = ""
     limits: Limits = field(default_factory=Limits)
 

@@ -182,7 +182,8 @@ class Sessions:
 
         Their ids are made of their names, so that their addresses outlive a restart.
         """
-        options = replace(TRUSTED, alerts=self.config.alerts)
+        confirm = self.config.confirm_alerts
+        options = replace(TRUSTED, alerts=self.config.alerts, confirm_alerts=confirm)
         for number, source in enumerate(sources):
             stable = _stable_id(source, sources[:number].count(source))
             opened = self._sessions[await self.open_trusted(source, options, id_=stable)]

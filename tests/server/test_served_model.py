@@ -5,9 +5,15 @@ import dataclasses
 import anyio
 import pytest
 
+from streammem.engine.checks import check_reads
+from streammem.errors import ConfigError
 from streammem.models.protocols import ComposedModel
 from streammem.models.registry import open_generator
+from streammem.types import Alert
+from tests.engine.test_watch_camera import seeing
+from tests.looking import Scripted, model_of
 from tests.model_server import ModelServer
+from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.anyio
 
@@ -66,3 +72,24 @@ async def test_two_clients_are_answered_at_the_same_time(serving, watched, model
                         await anyio.sleep(0.01)
                 server.release.set()
     assert codes == [200, 200]
+
+
+@pytest.mark.parametrize(("alert", "confirmed"), [("blue", [True]), ("purple", [])])
+async def test_alerts_of_the_operators_sources_are_confirmed_where_asked(
+    serving, video, alert, confirmed
+):
+    """Every sentence means blue to its keys; the model that answers names what it sees."""
+    seer = model_of(Scripted(), seeing(tiny_model()))
+    async with serving(model=seer, alerts=(alert,), confirm_alerts=True) as client:
+        await client.sessions.open_own([video])
+        (host,) = client.sessions.hosts().values()
+        with anyio.fail_after(60):
+            while host.state in ("opening", "watching"):
+                await anyio.sleep(0.02)
+        told = [event for event in host.events.kept() if isinstance(event, Alert)]
+    assert [event.confirmed for event in told] == confirmed
+
+
+def test_confirming_needs_a_model_that_reads_pictures():
+    with pytest.raises(ConfigError, match="reads no pictures"):
+        check_reads(tiny_model())
