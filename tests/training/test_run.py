@@ -37,7 +37,7 @@ def openable(monkeypatch):
     monkeypatch.setattr(checkpoint, "open_vision", lambda name, changes: TinyVision())
     monkeypatch.setattr(checkpoint, "backbone_path", lambda name: name)
     monkeypatch.setattr(checkpoint, "SentenceEncoder", lambda path: TinySentences())
-    opened = type("Opened", (), {"open": staticmethod(lambda path, device: tiny_language())})
+    opened = type("Opened", (), {"open": staticmethod(lambda path, **_: tiny_language())})
     monkeypatch.setattr(checkpoint, "CausalLanguageModel", opened)
 
 
