@@ -207,11 +207,11 @@ def expected():
     return as_json([call() for call in asked(open_model(DEFAULT))])
 
 
-@pytest.mark.parametrize("number", fresh_processes(3))
+@pytest.mark.parametrize("number", fresh_processes(1))
 def test_eight_threads_that_open_a_tiny_model_get_what_one_gets(folder, expected_tiny, number):
     assert opened_by_many(folder, number) == expected_tiny
 
 
-@pytest.mark.parametrize("number", fresh_processes(3))
+@pytest.mark.parametrize("number", fresh_processes(1))
 def test_eight_threads_that_open_the_default_model_get_what_one_gets(expected, number):
     assert opened_by_many(DEFAULT, number) == expected
