@@ -336,7 +336,7 @@ class _Watching:
         if self._callbacks.alerts:
             self._alerts.change(self._callbacks.alerts())
         newest = self._session.newest
-        if newest is None:
+        if newest is None or not (self._alerts.queries or self._checks):
             return
         frame = self._newest = replace(frame, time=frame.time + self._session.time_offset)
         for alert in self._alerts.take(frame, newest.key, self._session.next_segment):

@@ -73,7 +73,7 @@ CONTEXTS: dict[str, dict[str, Any]] = {
 
 
 class StreamQuestion(NamedTuple):
-    """A question about what somebody or something does.
+    """A question about what a person or a thing does.
 
     Attributes:
         text: as it is asked.
