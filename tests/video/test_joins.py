@@ -203,12 +203,13 @@ def test_a_file_that_starts_inside_a_group_of_pictures_keeps_the_containers_cloc
 
 # -- recordings that are opened one by one --
 
+# x265 writes beyond its memory at some sizes below a block of 64, such as 48 x 64.
 X265 = {"preset": "ultrafast", "x265-params": "keyint=12:bframes=2:log-level=0"}
 MPEG2 = {"g": "12", "bf": "2"}
 WRITTEN = {  # what was joined: file, codec, options, size of each
     "codecs.ts": [("libx264", X264), ("libx265", X265), ("mpeg2video", MPEG2), ("libx264", X264)],
     "codecs.m2ts": [("mpeg2video", MPEG2), ("libx264", X264)],
-    "sizes.ts": [("libx264", X264), ("libx264", X264, (96, 64)), ("libx265", X265, (48, 64))],
+    "sizes.ts": [("libx264", X264), ("libx264", X264, (96, 64)), ("libx265", X265, (64, 96))],
     "a.flv": [("libx264", X264), ("flv", {"g": "12"}), ("libx264", X264)],
     "a.mkv": [("libx264", X264), ("libx265", X265, (96, 64)), ("mpeg4", {"g": "12"})],
     "a.webm": [("libvpx", {"g": "12"}), ("libvpx", {"g": "12"})],
