@@ -326,6 +326,9 @@ class Stats:
         candidates: captions generated of a scene, of which one is chosen; 0 without captions, and
             for a live source until it is known how many there is time for.
         alerts_refused: alerts that the model was asked about and denied.
+        sound_s: seconds of sound that came beside the pictures of a live source, with speech on.
+        sound_skipped_s: of these, seconds that were not recognised, as recognition fell behind.
+        note_lag_s: seconds of sound that had come after the end of the last note when it was final.
         requests: to model servers meanwhile, likewise ``retries``, ``failures`` and ``tokens`` of
             prompts and replies; 0 without one.
     """
@@ -346,6 +349,9 @@ class Stats:
     caption_lag_s: float = 0.0
     candidates: int = 0
     alerts_refused: int = 0
+    sound_s: float = 0.0
+    sound_skipped_s: float = 0.0
+    note_lag_s: float = 0.0
     requests: int = 0
     retries: int = 0
     failures: int = 0
@@ -355,13 +361,16 @@ class Stats:
         best_of = f", each the best of {self.candidates}" if self.candidates else ""
         served = f", model server {self.requests} requests ({self.retries} again, {self.failures} "
         served = f"{served}failed), {self.tokens} tokens" if self.requests else ""
+        heard = f", {self.sound_s:.0f} s of sound ({self.sound_skipped_s:.0f} skipped), words "
+        heard = f"{heard}{self.note_lag_s:.1f} s behind" if self.sound_s else ""
         return (
             f"{self.frames} of {self.captured} frames ({self.dropped_full} dropped behind, "
             f"{self.dropped_at_stop} at the stop, {self.waiting} waiting), "
             f"{self.segments} segments, {self.captions} captions, "
             f"{self.captions_skipped} skipped, "
             f"perception {self.perceive_s:.1f} s, language model {self.speak_s:.1f} s of CPU, "
-            f"{self.lag_s:.1f} s behind, captions {self.caption_lag_s:.1f} s{best_of}{served}"
+            f"{self.lag_s:.1f} s behind, captions {self.caption_lag_s:.1f} s"
+            f"{best_of}{heard}{served}"
         )
 
 

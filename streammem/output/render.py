@@ -57,12 +57,16 @@ EVENT_KEYS: dict[type, tuple[str, tuple[str, ...]]] = {
             *("frames", "segments", "captions", "perceive_s", "speak_s", "captured", "waiting"),
             *("dropped_full", "dropped_at_stop", "captions_skipped", "connections", "damaged"),
             *("lag_s", "caption_lag_s", "candidates", "alerts_refused"),
+            *("sound_s", "sound_skipped_s", "note_lag_s"),
         ),
     ),
 }
 NOTHING: Mapping[str, object] = MappingProxyType({})
 TIME_KEYS = frozenset(
-    {"start", "end", "time", "perceive_s", "speak_s", "lag_s", "caption_lag_s", "said_at"}
+    {
+        *("start", "end", "time", "perceive_s", "speak_s", "lag_s", "caption_lag_s", "said_at"),
+        *("sound_s", "sound_skipped_s", "note_lag_s"),
+    }
 )
 
 # json.dumps leaves these as they are, but str.splitlines and some readers end a line at them.
@@ -249,6 +253,9 @@ def prometheus(stats: Stats, source: str) -> str:
         ("captions_total", "counter", {"": stats.captions}),
         ("captions_skipped_total", "counter", {"": stats.captions_skipped}),
         ("alerts_refused_total", "counter", {"": stats.alerts_refused}),
+        ("sound_seconds_total", "counter", {"": stats.sound_s}),
+        ("sound_skipped_seconds_total", "counter", {"": stats.sound_skipped_s}),
+        ("note_lag_seconds", "gauge", {"": stats.note_lag_s}),
         ("connections_total", "counter", {"": stats.connections}),
         ("perception_cpu_seconds_total", "counter", {"": stats.perceive_s}),
         ("speech_cpu_seconds_total", "counter", {"": stats.speak_s}),
