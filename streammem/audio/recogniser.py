@@ -7,7 +7,7 @@
 The sound is decoded piece by piece, so memory does not grow with the file.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -59,7 +59,7 @@ class Recogniser:
                 return
             segments, info = self._model.transcribe(
                 samples, language=self.language, vad_filter=True, beam_size=1,
-                condition_on_previous_text=False, word_timestamps=False,
+                condition_on_previous_text=False, word_timestamps=True,
             )  # fmt: skip
             for segment in segments:
                 if stopping():
@@ -68,7 +68,26 @@ class Recogniser:
                 made_up = segment.no_speech_prob > _NO_SPEECH and segment.avg_logprob < _UNLIKELY
                 if text and not made_up:
                     self.language = self.language or info.language
-                    yield Note(start + segment.start, start + segment.end, text)
+                    spoken = [(word.word, start + word.start) for word in segment.words or ()]
+                    yield Note(
+                        start + segment.start, start + segment.end, text, word_starts(text, spoken)
+                    )
+
+
+def word_starts(text: str, spoken: Sequence[tuple[str, float]]) -> tuple[float, ...]:
+    """Return when each word of ``text.split()`` begins; empty where the words do not give it.
+
+    Args:
+        text: of a note.
+        spoken: words as a recogniser cuts them, each with its start in seconds; one without a
+            space before it, as of Chinese or after a hyphen, belongs to the word before.
+    """
+    starts, joined = list[float](), ""
+    for piece, at in spoken:
+        if not joined or joined[-1].isspace() or piece[:1].isspace():
+            starts.append(max([round(at, 3), *starts[-1:]]))
+        joined += piece
+    return tuple(starts) if joined.split() == text.split() else ()
 
 
 def pieces(path: str | Path, piece_s: float = PIECE_S) -> Iterator[tuple[float, np.ndarray]]:

@@ -407,7 +407,7 @@ class _Watching:
             if isinstance(item, Notice):
                 yield item
             else:
-                self._heard.append(Note(item.start + offset, item.end + offset, item.text))
+                self._heard.append(item.shifted(offset))
         while self._ends and self._heard and (last or self._heard[-1].start >= self._ends[0][0]):
             (end, segment), found = self._ends.popleft(), list[Note]()
             while self._heard and self._heard[0].start < end:

@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from streammem.audio.recogniser import RATE, pieces
+from streammem.audio.recogniser import RATE, pieces, word_starts
 from streammem.audio.track import SpeechOptions
 from streammem.engine import listener
 from streammem.engine import watch as watching
@@ -85,6 +85,13 @@ def test_a_file_without_sound_is_told(tmp_path):
     path = record(tmp_path / "mute.mp4")
     with pytest.raises(SourceError, match="has no sound"):
         list(pieces(path))
+
+
+def test_words_have_times_as_a_note_divides_them_or_none():
+    spoken = [(" Good", 1.0), (" mor", 1.5), ("ning,", 1.75), (" Ann.", 1.7)]
+    assert word_starts("Good morning, Ann.", spoken) == (1.0, 1.5, 1.7)
+    assert word_starts("Good evening, Ann.", spoken) == () == word_starts("Good", ())
+    assert word_starts("你好", [("你", 1.0), ("好", 1.2)]) == (1.0,)
 
 
 @pytest.fixture
