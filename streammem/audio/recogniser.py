@@ -13,15 +13,15 @@ from pathlib import Path
 import av
 import numpy as np
 
-from streammem.errors import SourceError
-from streammem.types import Note
+from streammem.errors import ServedModelError, SourceError
+from streammem.types import Note, Notice, clock
 
 RATE = 16_000  # samples a second, Whisper's
 PIECE_S = 60.0  # sound that is recognised at a time; it ends where the last seconds are quietest
 _SEEK_S, _QUIET_S = 8.0, 0.2
 _JITTER_S = 0.1  # a stamp this far from where its sound should be is a gap
 MAX_GAP_S = 6 * 3600.0  # a longer one is a broken stamp
-_NO_SPEECH, _UNLIKELY = 0.6, -1.0  # Whisper's own bounds: such text is made up
+MADE_UP_SPEECH, MADE_UP_LOGPROB = 0.6, -1.0  # Whisper's own bounds: such text is made up
 
 
 class Recogniser:
@@ -44,7 +44,7 @@ class Recogniser:
 
     def notes(
         self, path: str | Path, stopping: Callable[[], bool] = lambda: False
-    ) -> Iterator[Note]:
+    ) -> Iterator[Note | Notice]:
         """Give what is said in a file, sentence by sentence, in order of time.
 
         Args:
@@ -54,40 +54,82 @@ class Recogniser:
         Raises:
             SourceError: the file has no sound, or it cannot be decoded.
         """
-        for start, samples in pieces(path):
+        return notes_of(path, self.transcribe, stopping, PIECE_S)
+
+    def transcribe(
+        self, samples: np.ndarray, stopping: Callable[[], bool] = lambda: False
+    ) -> Iterator[Note]:
+        """Give what is said in a piece of sound, in seconds from its start.
+
+        Args:
+            samples: [N] float32 at RATE, in [-1, 1].
+            stopping: asked between sentences; ends the pass.
+        """
+        segments, info = self._model.transcribe(
+            samples, language=self.language, vad_filter=True, beam_size=1,
+            condition_on_previous_text=False, word_timestamps=True,
+        )  # fmt: skip
+        for segment in segments:
             if stopping():
                 return
-            segments, info = self._model.transcribe(
-                samples, language=self.language, vad_filter=True, beam_size=1,
-                condition_on_previous_text=False, word_timestamps=True,
-            )  # fmt: skip
-            for segment in segments:
-                if stopping():
-                    return
-                text = " ".join(segment.text.split())
-                made_up = segment.no_speech_prob > _NO_SPEECH and segment.avg_logprob < _UNLIKELY
-                if text and not made_up:
-                    self.language = self.language or info.language
-                    spoken = [(word.word, start + word.start) for word in segment.words or ()]
-                    yield Note(
-                        start + segment.start, start + segment.end, text, word_starts(text, spoken)
-                    )
+            text = " ".join(segment.text.split())
+            silent = segment.no_speech_prob > MADE_UP_SPEECH
+            if text and not (silent and segment.avg_logprob < MADE_UP_LOGPROB):
+                self.language = self.language or info.language
+                spoken = [(word.word, word.start) for word in segment.words or ()]
+                start, end = float(segment.start), float(segment.end)
+                yield Note(start, end, text, word_starts(text, spoken))
+
+
+def notes_of(
+    path: str | Path,
+    transcribe: Callable[[np.ndarray, Callable[[], bool]], Iterator[Note | Notice]],
+    stopping: Callable[[], bool],
+    piece_s: float,
+) -> Iterator[Note | Notice]:
+    """Give what is said in a file, piece by piece of its sound.
+
+    Args:
+        path: of the file.
+        transcribe: gives what is said in samples, in seconds from their start.
+        stopping: asked between pieces; ends the pass.
+        piece_s: seconds of a piece at most.
+
+    Raises:
+        SourceError: the file has no sound, or it cannot be decoded.
+        ServedModelError: of ``transcribe``; from when on there are no words is added.
+    """
+    for start, samples in pieces(path, piece_s):
+        if stopping():
+            return
+        try:
+            for item in transcribe(samples, stopping):
+                yield item.shifted(start) if isinstance(item, Note) else item
+        except ServedModelError as error:
+            raise ServedModelError(f"{error}; no words from {clock(start)} on") from error
 
 
 def word_starts(text: str, spoken: Sequence[tuple[str, float]]) -> tuple[float, ...]:
-    """Return when each word of ``text.split()`` begins; empty where the words do not give it.
+    """Return when each word of ``text.split()`` begins; empty where other words were spoken.
 
     Args:
-        text: of a note.
-        spoken: words as a recogniser cuts them, each with its start in seconds; one without a
-            space before it, as of Chinese or after a hyphen, belongs to the word before.
+        text: of a note, or of several.
+        spoken: words as a recogniser cuts them, with or without spaces and marks, each with its
+            start in seconds. They are compared with the text letter by letter.
     """
-    starts, joined = list[float](), ""
-    for piece, at in spoken:
-        if not joined or joined[-1].isspace() or piece[:1].isspace():
-            starts.append(max([round(at, 3), *starts[-1:]]))
-        joined += piece
-    return tuple(starts) if joined.split() == text.split() else ()
+    letters = [(letter, at) for word, at in spoken for letter in _letters(word)]
+    if not letters or "".join(letter for letter, _ in letters) != _letters(text):
+        return ()
+    starts, place = list[float](), 0
+    for word in text.split():
+        at = letters[min(place, len(letters) - 1)][1]
+        starts.append(max([round(float(at), 3), *starts[-1:]]))
+        place += len(_letters(word))
+    return tuple(starts)
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.casefold()))
 
 
 def pieces(path: str | Path, piece_s: float = PIECE_S) -> Iterator[tuple[float, np.ndarray]]:

@@ -1,38 +1,21 @@
 """The listener's thread: it recognises the speech of a file beside its perception.
 
-    listener = Listener(path, folder, language=None)
+    listener = Listener(path, recogniser("whisper-base"))
     listener.ready()          # notes that are final by now; never waits
     listener.close()
 
 Perception never waits for it: a note joins its scene when it is there.
 """
 
-import importlib.util
 import queue
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from streammem.audio.recogniser import Recogniser
-from streammem.errors import BackboneError, StreammemError, install_command
-from streammem.models.backbones.weights import weights_path
+from streammem.errors import ServedModelError, StreammemError
+from streammem.models.transcription import Recognises
 from streammem.types import Note, Notice
-
-WHISPER = "whisper-base"
-
-
-def model_folder(name: str) -> Path:
-    """Return the folder of a recogniser's weights.
-
-    Args:
-        name: ``whisper-base``, or a folder.
-
-    Raises:
-        BackboneError: faster-whisper is not installed, or the weights are not here.
-    """
-    if importlib.util.find_spec("faster_whisper") is None:
-        raise BackboneError(f"faster-whisper is not installed; run: {install_command('speech')}")
-    return weights_path(WHISPER) if name == WHISPER else Path(name)
 
 
 class Listener:
@@ -40,12 +23,11 @@ class Listener:
 
     Args:
         path: of the file.
-        folder: of the recogniser's weights, which are opened in the thread.
-        language: ISO 639-1, or None to find it.
+        opener: opens the recogniser, in the thread.
     """
 
-    def __init__(self, path: str, folder: Path, language: str | None) -> None:
-        self._path, self._folder, self._language = path, folder, language
+    def __init__(self, path: str, opener: Callable[[], Recognises]) -> None:
+        self._path, self._opener = path, opener
         self._results: queue.Queue[Note | Notice] = queue.Queue()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="streammem-listener", daemon=True)
@@ -73,11 +55,11 @@ class Listener:
 
     def _run(self) -> None:
         try:
-            recogniser = Recogniser(self._folder, self._language)
-            for note in recogniser.notes(self._path, self._stop.is_set):
-                self._results.put(note)
+            for item in self._opener().notes(self._path, self._stop.is_set):
+                self._results.put(item)
         except StreammemError as error:
-            self._results.put(Notice(str(error), is_failure=False))
+            is_failure = isinstance(error, ServedModelError)
+            self._results.put(Notice(str(error), is_failure=is_failure))
         except Exception as error:  # noqa: BLE001, speech that fails must not end the watching
             text = f"{Path(self._path).name}: speech is not recognised any more"
             self._results.put(Notice(f"{text} ({type(error).__name__}: {error})"))

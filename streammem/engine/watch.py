@@ -7,14 +7,13 @@ scheduler (`captioning/scheduler.py`). The session is touched by the caller's th
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from streammem.audio.subtitles import language_of
-from streammem.audio.track import SpeechTrack, open_track
+from streammem.audio.track import WHISPER, SpeechTrack, open_track
 from streammem.captioning.captioner import Captioner
 from streammem.captioning.scheduler import (
     MAX_BATCH,
@@ -25,12 +24,13 @@ from streammem.captioning.scheduler import (
 )
 from streammem.engine.alerts import Alerts
 from streammem.engine.checks import STOP_S, Checks, check_reads
-from streammem.engine.listener import WHISPER, Listener, model_folder
+from streammem.engine.listener import Listener
 from streammem.engine.long_scenes import LongScene
 from streammem.engine.reader import Reader
 from streammem.engine.session import Session
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.errors import ServedModelError, SourceError, StreammemError, TruncatedError
+from streammem.models.transcription import Recognises, recogniser
 from streammem.models.vlm.server import ASKED
 from streammem.types import Alert, Caption, Event, Frame, Note, Notice, Segment, Stats
 from streammem.video import SourceOptions, VideoSource, open_with
@@ -75,14 +75,14 @@ def watch(
         session.source = opened.name
     try:
         session.speech = _open_speech(opened, options)
-        folder = _recogniser_of(opened, options, session.speech)
+        hears = _recogniser_of(opened, options, session.speech)
     except StreammemError:
         opened.close()
         raise
     alerts = Alerts(session.model.text_encoder, options.alerts, options.alerting)
     if options.confirm_alerts or options.until is not None:
         check_reads(session.model)
-    return _Watching(session, opened, options, callbacks, alerts, scheduler, folder).events()
+    return _Watching(session, opened, options, callbacks, alerts, scheduler, hears).events()
 
 
 def _open_speech(source: VideoSource, options: WatchOptions) -> SpeechTrack | None:
@@ -100,16 +100,21 @@ def _open_speech(source: VideoSource, options: WatchOptions) -> SpeechTrack | No
 
 def _recogniser_of(
     source: VideoSource, options: WatchOptions, subtitles: SpeechTrack | None
-) -> Path | None:
-    """Return the folder of the recogniser that a source is heard by; None without one.
+) -> Callable[[], Recognises] | None:
+    """Return what opens the recogniser that a source is heard by; None without one.
 
     Raises:
         BackboneError: it is not installed, or not here.
+        ServedModelError: its server is not there.
     """
     wanted = options.speech.recogniser
     if options.speech.speech == "on" and not (subtitles and subtitles.notes):
         wanted = WHISPER
-    return model_folder(wanted) if wanted and source.path else None
+    if not (wanted and source.path):
+        return None
+    languages = options.speech.language
+    language = language_of(languages.split(",")[0]) if languages else None
+    return recogniser(wanted, language)
 
 
 class _Watching:
@@ -123,7 +128,7 @@ class _Watching:
         callbacks: WatchCallbacks,
         alerts: Alerts,
         scheduler: LanguageScheduler | None,
-        recogniser: Path | None,
+        hears: Callable[[], Recognises] | None,
     ) -> None:
         self._session, self._source, self._options = session, source, options
         self._callbacks, self._alerts, self._shared = callbacks, alerts, scheduler
@@ -137,7 +142,7 @@ class _Watching:
         self._newest: Frame | None = None  # timed by the memory's clock
         self._late: list[Segment] = []  # closed while an answer was waited for
         self._notes: dict[int, tuple[Note, ...]] = {}  # by segment, to be yielded
-        self._recogniser = recogniser
+        self._hears = hears
         self._listener: Listener | None = None
         self._heard_from = math.inf  # seconds, where the first segment begins
         self._heard: deque[Note] = deque()  # recognised, of scenes that may still be open
@@ -154,10 +159,8 @@ class _Watching:
         self._checks = self._open_checks()
         self._reader = Reader(self._source, drop)
         self._session.on_wait = self._keep_up
-        if self._recogniser is not None and self._source.path is not None:
-            wanted = options.speech.language
-            language = language_of(wanted.split(",")[0]) if wanted else None
-            self._listener = Listener(self._source.path, self._recogniser, language)
+        if self._hears is not None and self._source.path is not None:
+            self._listener = Listener(self._source.path, self._hears)
         try:
             yield from self._stream()
             self._reader.stop()
