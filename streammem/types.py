@@ -233,14 +233,27 @@ class Chapter:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A piece of speech or subtitle on the same timeline."""
+    """A piece of speech or subtitle on the same timeline.
+
+    Attributes:
+        word_starts: seconds at which each word of ``text.split()`` begins, rising; empty where
+            that is not known.
+    """
 
     start: float
     end: float
     text: str
+    word_starts: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         return f"[{clock(self.start)}-{clock(self.end)}] “{self.text}”"
+
+    def shifted(self, offset: float) -> "Note":
+        """Return the note as it is on a clock that is ahead by so many seconds."""
+        if not offset:
+            return self
+        starts = tuple(at + offset for at in self.word_starts)
+        return Note(self.start + offset, self.end + offset, self.text, starts)
 
 
 @dataclass(frozen=True, slots=True)

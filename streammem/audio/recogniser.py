@@ -8,7 +8,7 @@
 What is recognised comes piece by piece, so memory does not grow with the source.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -22,7 +22,7 @@ PAUSE_S = 1.0  # without sound: what was said before it is a piece of its own
 PIECE_S = 60.0  # sound of a file that is recognised at a time; it ends where it is quietest
 _SEEK_S, _QUIET_S = 8.0, 0.2
 _JITTER_S = 0.1  # a stamp this far from where its sound should be is a gap, or an overlap
-_NO_SPEECH, _UNLIKELY = 0.6, -1.0  # Whisper's own bounds: such text is made up
+MADE_UP_SPEECH, MADE_UP_LOGPROB = 0.6, -1.0  # Whisper's own bounds: such text is made up
 _OPEN: "WeakValueDictionary[tuple[str, int], Any]" = WeakValueDictionary()  # models in use
 
 
@@ -63,16 +63,41 @@ class Recogniser:
         """
         segments, info = self._model.transcribe(
             samples, language=self.language, vad_filter=True, beam_size=1,
-            condition_on_previous_text=False, word_timestamps=False,
+            condition_on_previous_text=False, word_timestamps=True,
         )  # fmt: skip
         for segment in segments:
             if stopping():
                 return
             text = " ".join(segment.text.split())
-            made_up = segment.no_speech_prob > _NO_SPEECH and segment.avg_logprob < _UNLIKELY
-            if text and not made_up:
+            silent = segment.no_speech_prob > MADE_UP_SPEECH
+            if text and not (silent and segment.avg_logprob < MADE_UP_LOGPROB):
                 self.language = self.language or info.language
-                yield Note(float(segment.start), float(segment.end), text)
+                spoken = [(word.word, word.start) for word in segment.words or ()]
+                start, end = float(segment.start), float(segment.end)
+                yield Note(start, end, text, word_starts(text, spoken))
+
+
+def word_starts(text: str, spoken: Sequence[tuple[str, float]]) -> tuple[float, ...]:
+    """Return when each word of ``text.split()`` begins; empty where other words were spoken.
+
+    Args:
+        text: of a note, or of several.
+        spoken: words as a recogniser cuts them, with or without spaces and marks, each with its
+            start in seconds. They are compared with the text letter by letter.
+    """
+    letters = [(letter, at) for word, at in spoken for letter in _letters(word)]
+    if not letters or "".join(letter for letter, _ in letters) != _letters(text):
+        return ()
+    starts, place = list[float](), 0
+    for word in text.split():
+        at = letters[min(place, len(letters) - 1)][1]
+        starts.append(max([round(float(at), 3), *starts[-1:]]))
+        place += len(_letters(word))
+    return tuple(starts)
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.casefold()))
 
 
 class SoundLine:

@@ -1,64 +1,36 @@
 """The listener's thread: it recognises the speech of a source beside its perception.
 
-    listener = Listener("film.mp4", lambda: Recogniser(folder), sound)
-    listener.ready()          # notes that are final by now; never waits
+    listener = Listener("film.mp4", recogniser("whisper-base"), sound)
+    listener.ready()          # notes that are final by now, and how far it is; never waits
     listener.close()
 
 Perception never waits for it: a note joins its scene when it is there. Sound that comes beside the
 pictures of a live source is taken by ``push``; what cannot keep up with it is skipped and counted.
 """
 
-import importlib.util
 import logging
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from streammem.audio.recogniser import RATE, pieces
 from streammem.audio.utterances import Utterances, silero
-from streammem.errors import BackboneError, StreammemError, install_command
-from streammem.models.backbones.weights import weights_path
-from streammem.types import Note, Notice
+from streammem.errors import ServedModelError, StreammemError
+from streammem.models.transcription import Recognises
+from streammem.types import Note, Notice, clock
 
 log = logging.getLogger(__name__)
 
-WHISPER = "whisper-base"
 BEHIND_S = 30.0  # sound of a live source that may wait; beyond that it is skipped
 KEPT_S = 4.0  # but for its newest
 PIPE_BEHIND_S = 600.0  # of a pipe, where only the oldest goes: 38 MB
 TAKEN_S = 24.0  # of what waits, at a time: Whisper reads half a minute at the price of a second
 IDLE_S = 3.0  # without sound, after which what is said counts as ended
 _WAIT_S = 0.2
-
-
-def model_folder(name: str) -> Path:
-    """Return the folder of a recogniser's weights.
-
-    Args:
-        name: ``whisper-base``, or a folder.
-
-    Raises:
-        BackboneError: faster-whisper is not installed, or the weights are not here.
-    """
-    if importlib.util.find_spec("faster_whisper") is None:
-        raise BackboneError(f"faster-whisper is not installed; run: {install_command('speech')}")
-    return weights_path(WHISPER) if name == WHISPER else Path(name)
-
-
-class Recognises(Protocol):
-    """What turns sound into notes; see ``audio.recogniser.Recogniser``."""
-
-    piece_s: float
-
-    def transcribe(
-        self, samples: np.ndarray, stopping: Callable[[], bool] = ...
-    ) -> Iterator[Note | Notice]: ...
 
 
 class Listener:
@@ -72,7 +44,6 @@ class Listener:
         kept_s: of these, the newest that stay where more would wait; None drops the oldest only.
 
     Attributes:
-        until: seconds on the source's clock before which all was recognised; notes of it are ready.
         sound_s: seconds of sound that were pushed.
         skipped_s: of these, seconds that were not recognised, as recognition had fallen behind.
         lag_s: seconds of sound that had come after the end of the last note of pushed sound.
@@ -88,9 +59,9 @@ class Listener:
     ) -> None:
         self._name, self._opener, self._sound = name, opener, sound
         self._behind_s, self._kept_s = behind_s, behind_s if kept_s is None else kept_s
-        self.until = self.sound_s = self.skipped_s = self.lag_s = 0.0
-        self._results: queue.Queue[Note | Notice] = queue.Queue()
-        self._stop = False
+        self.sound_s = self.skipped_s = self.lag_s = 0.0
+        self._results: queue.Queue[Note | Notice | float] = queue.Queue()
+        self._stop, self._failure = False, ""  # of a transcription server, since the last note
         self._came = threading.Condition()  # guards the next four
         self._waiting: deque[tuple[float, np.ndarray]] = deque()
         self._waiting_s = self._newest = 0.0
@@ -127,9 +98,13 @@ class Listener:
             self._ended = True
             self._came.notify()
 
-    def ready(self, wait_s: float = 0.0) -> list[Note | Notice]:
-        """Return what has come, in order of time; wait for the first of it at most ``wait_s``."""
-        found = list[Note | Notice]()
+    def ready(self, wait_s: float = 0.0) -> list[Note | Notice | float]:
+        """Return what has come, in order of time; wait for the first of it at most ``wait_s``.
+
+        Returns:
+            Notes, notices, and seconds: no note that begins before them comes any more.
+        """
+        found = list[Note | Notice | float]()
         with suppress(queue.Empty):
             if wait_s:
                 found.append(self._results.get(timeout=wait_s))
@@ -161,13 +136,13 @@ class Listener:
             sound = self._sound
             cut = self._utterances() if sound is None else pieces(sound, recogniser.piece_s)
             for start, samples in cut:
-                for item in recogniser.transcribe(samples, lambda: self._stop):
-                    self._give(item, start)
+                self._recognise(recogniser, start, samples)
                 if self._stop:
                     return
-                self.until = start + len(samples) / RATE
+                self._results.put(start + len(samples) / RATE)
         except StreammemError as error:
-            self._results.put(Notice(str(error), is_failure=False))
+            is_failure = isinstance(error, ServedModelError)
+            self._results.put(Notice(str(error), is_failure=is_failure))
         except Exception as error:  # noqa: BLE001, speech that fails must not end the watching
             text = f"{self._name}: speech is not recognised any more"
             self._results.put(Notice(f"{text} ({type(error).__name__}: {error})"))
@@ -175,16 +150,29 @@ class Listener:
             self.end()
             self._waiting.clear()
 
-    def _give(self, item: Note | Notice, start: float) -> None:
-        """Hand on what was recognised in a piece, by the source's clock."""
-        if isinstance(item, Note):
-            item = Note(item.start + start, item.end + start, item.text)
-            self.lag_s = max(0.0, self._newest - item.end)
-        self._results.put(item)
+    def _recognise(self, recogniser: Recognises, start: float, samples: np.ndarray) -> None:
+        """Hand on what is recognised in a piece, by the source's clock.
+
+        A server that fails takes an utterance from a live source, which is watched for days, and
+        is told of once; of a file it is an error.
+        """
+        try:
+            for item in recogniser.transcribe(samples, lambda: self._stop):
+                if isinstance(item, Note):
+                    item = item.shifted(start)
+                    self.lag_s = max(0.0, self._newest - item.end)
+                self._results.put(item)
+            self._failure = ""
+        except ServedModelError as error:
+            if self._sound is not None:
+                raise ServedModelError(f"{error}; no words from {clock(start)} on") from error
+            failure, self._failure = self._failure, str(error)
+            if self._failure != failure:
+                self._results.put(Notice(self._failure))
 
     def _utterances(self) -> Iterator[tuple[float, np.ndarray]]:
         """Give what was pushed, utterance by utterance, until no more comes."""
-        utterances, idle_s = Utterances(silero()), 0.0
+        utterances, idle_s, until = Utterances(silero()), 0.0, 0.0
         while not self._stop:
             taken, ended = self._take()
             for time, samples in taken:
@@ -193,7 +181,9 @@ class Listener:
             if idle_s >= IDLE_S or (ended and not taken):
                 utterances.flush()
             yield from utterances.ready()
-            self.until = max(self.until, utterances.until)
+            if utterances.until >= until + 1:
+                until = utterances.until
+                self._results.put(until)
             if ended and not taken:
                 return
 

@@ -11,20 +11,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from streammem.audio.recogniser import Recogniser
 from streammem.audio.subtitles import language_of
-from streammem.audio.track import SpeechOptions, SpeechTrack, open_track
-from streammem.engine.listener import (
-    BEHIND_S,
-    KEPT_S,
-    PIPE_BEHIND_S,
-    WHISPER,
-    Listener,
-    Recognises,
-    model_folder,
-)
+from streammem.audio.track import WHISPER, SpeechOptions, SpeechTrack, open_track
+from streammem.engine.listener import BEHIND_S, KEPT_S, PIPE_BEHIND_S, Listener
 from streammem.engine.session import Session
 from streammem.errors import SourceError
+from streammem.models.transcription import Recognises, recogniser
 from streammem.types import Note, Notice, Segment
 from streammem.video import VideoSource
 
@@ -51,6 +43,7 @@ def open_speech(source: VideoSource, options: SpeechOptions) -> Speech:
     Raises:
         SourceError: speech is asked for, and it cannot have sound.
         BackboneError: the recogniser is not installed, or not here.
+        ServedModelError: its server is not there.
     """
     subtitles = open_track(source.path, options) if source.path is not None else None
     wanted = options.recogniser
@@ -61,8 +54,7 @@ def open_speech(source: VideoSource, options: SpeechOptions) -> Speech:
     if not (source.sound_beside or source.sound_apart):
         raise SourceError(f"{source.name}: has no sound to be recognised; leave out --speech")
     language = language_of(options.language.split(",")[0]) if options.language else None
-    folder = model_folder(wanted)
-    return Speech(subtitles, lambda: Recogniser(folder, language))
+    return Speech(subtitles, recogniser(wanted, language))
 
 
 class SceneNotes:
@@ -82,7 +74,7 @@ class SceneNotes:
         self, session: Session, source: VideoSource, opener: Callable[[], Recognises]
     ) -> None:
         self._session, self._at_once = session, source.sound_beside
-        self._late_s = math.inf
+        self._until, self._late_s = 0.0, math.inf
         self._begin = math.inf  # seconds, where the first scene begins
         self._heard: deque[Note] = deque(maxlen=MAX_HEARD)
         self._ends: deque[tuple[float, int]] = deque()  # of closed scenes, that may get notes
@@ -113,15 +105,16 @@ class SceneNotes:
         """
         offset = self._session.time_offset
         last |= self.listener.finished
-        until = math.inf if last else self.listener.until + offset  # read before what is ready
         for item in self.listener.ready(wait_s):
-            if isinstance(item, Notice):
+            if isinstance(item, Note):
+                self._heard.append(item.shifted(offset))
+                if self._at_once:
+                    yield self._heard[-1]
+            elif isinstance(item, Notice):
                 yield item
-                continue
-            note = Note(item.start + offset, item.end + offset, item.text)
-            self._heard.append(note)
-            if self._at_once:
-                yield note
+            else:
+                self._until = item + offset
+        until = math.inf if last else self._until
         while self._ends and self._ends[0][0] <= max(until, self._ends[-1][0] - self._late_s):
             (end, segment), found = self._ends.popleft(), list[Note]()
             while self._heard and self._heard[0].start < end:

@@ -167,10 +167,10 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
     Returns:
         ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
         ``confidence`` and ``reason``, an answer's ``remark``, ``looked_at``, ``left_out``,
-        ``steps`` and ``decided_by``, an alert's ``confirmed``, a moment's and an evidence's
-        ``quote`` and ``said_at``, a moment's, an evidence's and a
-        chapter's ``wall_start`` where it has them, what model servers were
-        asked in a run, then ``more``.
+        ``steps`` and ``decided_by``, a note's ``word_starts``, an alert's ``confirmed``, a
+        moment's and an evidence's ``quote`` and ``said_at``, a moment's, an evidence's and a
+        chapter's ``wall_start`` where it has them, what model servers were asked in a run, then
+        ``more``.
         Times are rounded to milliseconds; any other number that is not finite becomes None.
 
     Raises:
@@ -185,6 +185,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
         keys = (*keys, "wall_start")
     if isinstance(event, Moment):
         keys = (*keys, *_quote_keys(event))
+    if isinstance(event, Note) and event.word_starts:
+        keys = (*keys, "word_starts")
     if isinstance(event, Alert) and event.confirmed is not None:
         keys = (*keys, "confirmed")
     if isinstance(event, Answer):
@@ -296,6 +298,8 @@ def _values(record: object, keys: tuple[str, ...]) -> dict[str, object]:
 def _value(key: str, value: object) -> object:
     if key == "segments" and isinstance(value, tuple):  # of a step: ids
         return list(value)
+    if key == "word_starts" and isinstance(value, tuple):
+        return [milliseconds(at) / 1000 for at in value]
     if isinstance(value, tuple | list):  # evidence, steps, or a chapter's captions
         return [_values(item, _item_keys(item)) for item in value]
     if isinstance(value, np.generic):

@@ -6,19 +6,20 @@ import os
 import threading
 import time
 from fractions import Fraction
-from pathlib import Path
+from functools import partial
 
 import av
 import numpy as np
 import pytest
 
-from streammem.audio.recogniser import PIECE_S, RATE, pieces
+from streammem.audio.recogniser import PIECE_S, RATE, pieces, word_starts
 from streammem.audio.track import SpeechOptions
 from streammem.engine import listener
 from streammem.engine import speech as speaking
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
-from streammem.errors import BackboneError, SourceError
+from streammem.errors import BackboneError, ConfigError, SourceError
+from streammem.models.transcription import model_folder
 from streammem.types import Note, Notice
 from streammem.video import VideoSource
 from streammem.video.sound import file_sound
@@ -89,6 +90,13 @@ def test_a_file_without_sound_is_told(tmp_path):
         list(file_sound(path, path.name))
 
 
+def test_words_have_times_as_a_note_divides_them_or_none():
+    spoken = [(" Good", 1.0), (" mor", 1.5), ("ning", 1.75), ("Ann", 1.7)]
+    assert word_starts("Good morning, Ann.", spoken) == (1.0, 1.5, 1.7)
+    assert word_starts("Good evening, Ann.", spoken) == () == word_starts("Good", ())
+    assert word_starts("你好 - 吗", [("你", 1.0), ("好", 1.2), ("吗", 1.5)]) == (1.0, 1.5, 1.5)
+
+
 @pytest.fixture
 def film(tmp_path):
     return record(tmp_path / "film.mp4")
@@ -118,8 +126,7 @@ def hears(monkeypatch):
 
     monkeypatch.setattr(VideoSource, "sound_pass", quiet)
     monkeypatch.setattr("streammem.video.file.FileSource.sound_pass", quiet)
-    monkeypatch.setattr(speaking, "Recogniser", Heard)
-    monkeypatch.setattr(speaking, "model_folder", lambda name: Path(name))
+    monkeypatch.setattr(speaking, "recogniser", lambda name, lang: partial(Heard, name, lang))
     Heard.allowed.clear()
     return Heard
 
@@ -200,3 +207,25 @@ def test_what_is_missing_is_told_before_anything_is_watched(film, monkeypatch, t
     monkeypatch.setitem(os.environ, "STREAMMEM_HOME", str(tmp_path))
     with pytest.raises(BackboneError, match="models pull whisper-base"):
         watch(session_of(tiny_model()), str(film), ON)
+    for name, short in (("small", "small"), ("faster-whisper:o/n", "o/n")):
+        on = WatchOptions(speech=SpeechOptions(name))
+        with pytest.raises(BackboneError, match=f"{short}: not on .* pull faster-whisper:{short},"):
+            watch(session_of(tiny_model()), str(film), on)
+
+
+def test_a_model_of_the_hub_is_opened_from_its_cache_without_the_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    kept = tmp_path / "models--Systran--faster-whisper-small"
+    folder = kept / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("abc")
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(BackboneError, match="not on this computer"):
+        model_folder("small")
+    (folder / "model.bin").write_bytes(b"x")
+    assert model_folder("small") == model_folder("faster-whisper:small") == folder
+    assert model_folder(str(folder)) == folder
+    with pytest.raises(ConfigError, match=r"holds no model\.bin"):
+        SpeechOptions(str(kept))
