@@ -109,11 +109,13 @@ class StreamClock:
         """
         if self._pts is None or not self._wrap_bits:
             return None
-        near = BESIDE_S + max(0.0, arrived - self._arrival)
-        near = near if self._real_time else LOSSLESS_BESIDE_S
+        near = since_jump = BESIDE_S if self._real_time else LOSSLESS_BESIDE_S
+        if self._real_time:
+            near += max(0.0, arrived - self._arrival)
         around = float((1 << self._wrap_bits) * self._tick)
         known = [(float(self._pts * self._tick), self._followed())]
-        known += [self._before] if self._before else []
+        if self._before and self._followed() - self._anchor_s <= since_jump:
+            known.append(self._before)
         apart = [(stamp - at - round((stamp - at) / around) * around, time) for at, time in known]
         distance, time = min(apart, key=lambda pair: abs(pair[0]))
         return time + distance if abs(distance) <= near else None
