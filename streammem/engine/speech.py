@@ -119,7 +119,7 @@ class SceneNotes:
             (end, segment), found = self._ends.popleft(), list[Note]()
             while self._heard and self._heard[0].start < end:
                 note = self._heard.popleft()
-                if note.end > self._begin:
+                if self._at_once or note.end > self._begin:
                     found.append(note)
             if found and self._session.memory.get(segment):  # it may have been pruned
                 self._session.add_notes(segment, found)
