@@ -255,7 +255,7 @@ SPOKEN = (1.0, 5.0, 7.0, 13.0)
 SPEECH = np.zeros(18 * RATE, np.float32)
 for _at in SPOKEN:
     SPEECH[round(_at * RATE) : round((_at + 0.8) * RATE)] = 1
-ON = WatchOptions(captions=False, stats_s=1e9, speech=SpeechOptions("on"))
+ON = WatchOptions(captions=False, stats_s=1e9, drop="never", speech=SpeechOptions("on"))
 
 
 def watched(camera, options=ON, memory=None, **callbacks):
@@ -304,13 +304,12 @@ def test_perception_is_the_same_with_speech_on_off_slow_and_broken(words, monkey
         return frames, segments, keys, (stats.captured, stats.frames, stats.dropped_full)
 
     never = WatchOptions(captions=False, stats_s=1e9, drop="never")
-    on = WatchOptions(captions=False, stats_s=1e9, drop="never", speech=SpeechOptions("on"))
     without = seen(never)
-    assert seen(on) == without
+    assert seen(ON) == without
     words.transcribe = lambda samples, stopping: 1 / 0
-    assert seen(on) == without
+    assert seen(ON) == without
     monkeypatch.setattr(speaking, "recogniser", lambda name, language: lambda: 1 / 0)
-    assert seen(on) == without
+    assert seen(ON) == without
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -319,9 +318,8 @@ def test_a_recogniser_that_never_answers_holds_up_nothing(words, monkeypatch, st
     monkeypatch.setattr(f"streammem.engine.watch.{bound}", 0.05)
     words.free.clear()
     frames = []
-    options = WatchOptions(captions=False, drop="never", speech=SpeechOptions("on"))
     callbacks = {"stop": lambda: len(frames) == 20} if stopped else {}
-    _, events = watched(Camera(FILM, SPEECH), options, on_frame=frames.append, **callbacks)
+    _, events = watched(Camera(FILM, SPEECH), ON, on_frame=frames.append, **callbacks)
     told = list(events)
     assert len(frames) == (20 if stopped else len(FILM))
     assert not [event for event in told if isinstance(event, Note)]
@@ -348,6 +346,7 @@ here.speaking.recogniser = lambda name, language: lambda: words
 heard = words.transcribe
 def transcribe(samples, stopping):
     if len(words.heard) == 3:
+        here.wait_for(lambda: any(entry.notes for entry in session.memory.entries()))
         os.kill(os.getpid(), signal.SIGKILL)
     yield from heard(samples, stopping)
 words.transcribe = transcribe
