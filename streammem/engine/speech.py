@@ -52,9 +52,22 @@ def open_speech(source: VideoSource, options: SpeechOptions) -> Speech:
     if wanted is None:
         return Speech(subtitles, None)
     if not (source.sound_beside or source.sound_apart):
+        if options.where_possible:
+            return Speech(subtitles, None)
         raise SourceError(f"{source.name}: has no sound to be recognised; leave out --speech")
     language = language_of(options.language.split(",")[0]) if options.language else None
     return Speech(subtitles, recogniser(wanted, language))
+
+
+def check_recogniser(options: SpeechOptions) -> None:
+    """Check that what is asked for can be recognised, before any source is opened.
+
+    Raises:
+        BackboneError, ServedModelError: see ``open_speech``.
+    """
+    wanted = WHISPER if options.speech == "on" else options.recogniser
+    if wanted is not None:
+        recogniser(wanted)
 
 
 class SceneNotes:
