@@ -169,6 +169,8 @@ class Answerer:
         wall_clock: returns the present in Unix seconds, for "yesterday" and the age of rows.
         file_of: returns the video file that a row was seen in, where it is at hand, for pictures
             that were never stored.
+        keys_elsewhere: keys in other memories that a question is compared with as well: scores
+            are those of one memory that holds all.
 
     Raises:
         ConfigError: steps of a generator that calls no tools, ``verify`` of one that reads no
@@ -181,6 +183,7 @@ class Answerer:
     describer: Describer
     wall_clock: Callable[[], float] = time.time
     file_of: Callable[[Entry], Path | None] = field(default=lambda entry: None)
+    keys_elsewhere: int = 0
     turns: deque[PastTurn] = field(default_factory=lambda: deque(maxlen=MAX_TURNS))
     # Rows, by first and last segment, that were described in vain: nothing of them was sure.
     _unsure: frozenset[tuple[int, int]] = frozenset()
@@ -248,6 +251,12 @@ class Answerer:
         if within != EVERYTHING or (words and not words.from_end):
             present = present._replace(now=())  # it is not what was asked about
         return self._in_words(question, present, on_text, pictures, computed)
+
+    def thing_of(self, text: str) -> str:
+        """Return what a question asks about, without its time words; the question where unclear."""
+        words = find_time(_encodable(text), now=self.wall_clock(), zone=self.config.zone())
+        about = words.text if words and words.text else _encodable(text)
+        return self.model.text_encoder.read_question(about).anchor or about
 
     def lookups(self, present: Present, within: Window = EVERYTHING) -> Lookups:
         """Return the functions by which a model, or an agent, looks into the memory."""
@@ -640,6 +649,7 @@ class Answerer:
         key = encoder.sentence_keys([text])[0]
         background = encoder.background.numpy() @ key
         num_keys = sum(len(clip.entry.visual_keys) for clip in self._clips(window))
+        num_keys += self.keys_elsewhere
         return Query(key, now, background, encoder.null, content_words(text), num_keys)
 
     def _search(self, query: Query, window: Window) -> Sequence[Hit]:
