@@ -237,7 +237,8 @@ SPEECH_FLAGS = (  # of SpeechOptions
         "speech",
         "what is said: auto (default) reads subtitles beside or in a video file, where there are "
         "some, and recognises nothing; on recognises the speech of files without; off does "
-        "neither; MODEL recognises: whisper-base, or a folder (needs streammem[speech])",
+        "neither; MODEL recognises: whisper-base, faster-whisper:NAME, a folder (these need "
+        "streammem[speech]), or a server, openai:URL#NAME",
         {"default": "auto", "metavar": "auto|on|off|MODEL"},
     ),
     Flag(

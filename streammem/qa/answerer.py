@@ -71,6 +71,7 @@ from streammem.qa.speech import (
     SaidQuestion,
     by_speaker,
     excerpt,
+    first_said,
     ranked,
     read_said,
     sentences,
@@ -689,7 +690,7 @@ class Answerer:
             "cosine": hit.cosine,
             "wall_start": _wall_start(entry, self.config.zone()),
             "quote": quote and quote.text,
-            "said_at": quote and quote.at,
+            "said_at": quote and first_said(quote.notes, words),
         }
 
 

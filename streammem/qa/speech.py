@@ -92,7 +92,8 @@ class Quote:
         entry: the row that its first cue belongs to.
         notes: its cues, in time order.
         score: in [0, 1], the share of the topic's words that it has, rare ones count more.
-        at: seconds; the start of the first cue that has one of them.
+        at: seconds; the start of the first of these words in the cue that has most of them; of
+            that cue, where the times of words are not known.
     """
 
     entry: Entry
@@ -168,13 +169,21 @@ def ranked(quotes: Sequence[Quote], topic: str) -> list[Quote]:
         if phrase and _has(_plain(quote.text), phrase):
             score = 1.0
         if score > 0:
-            hits = [len(words & content_words(note.text)) for note in quote.notes]
-            at = quote.notes[hits.index(max(hits))].start
-            scored.append(Quote(quote.entry, quote.notes, score, at))
+            scored.append(Quote(quote.entry, quote.notes, score, first_said(quote.notes, words)))
     pairs = set(pairwise(_stems(topic)))
     return sorted(  # stable
         scored, key=lambda quote: (-quote.score, -len(pairs & set(pairwise(_stems(quote.text)))))
     )
+
+
+def first_said(notes: Sequence[Note], words: frozenset[str]) -> float:
+    """Return when the first of these words is said, in the cue that has most of them."""
+    note = max(notes, key=lambda note: len(words & content_words(note.text)))  # the first of equals
+    spoken = note.text.split()
+    if len(note.word_starts) != len(spoken):
+        return note.start
+    timed = zip(note.word_starts, spoken, strict=True)
+    return next((at for at, word in timed if words & content_words(word)), note.start)
 
 
 def by_speaker(quotes: Sequence[Quote], speaker: str) -> list[Quote]:

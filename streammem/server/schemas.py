@@ -100,6 +100,9 @@ class NoteEvent(_Record):
     start: Seconds
     end: Seconds
     text: str
+    word_starts: Annotated[
+        list[Seconds] | None, Field(description="of each word of the text, where it is known")
+    ] = None
     wall_start: WallClock = None
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from streammem.memory.entry import Entry
 from streammem.memory.retrieval import Clip
-from streammem.qa.speech import excerpt, ranked, read_said, sentences
-from streammem.types import Note
+from streammem.qa.speech import excerpt, ranked, read_said, sentences, text_of
+from streammem.types import Note, clock
 from tests.sessions import session_of
 from tests.tiny import film, tiny_model
 
@@ -58,6 +58,15 @@ def test_a_sentence_over_cues_is_one_and_keeps_the_time_of_its_words():
     (best,) = ranked(sentences([clip]), "the harbour")
     assert (best.start, best.end, best.at) == (1, 3, 2.1)
     assert [q.text for q in sentences([clip._replace(start=8.0)])] == ["Fine."]
+
+
+def test_a_quote_has_the_time_of_its_word_where_words_have_times():
+    timed = Note(1.0, 4.0, "Now we sail to the harbour.", (1.0, 1.2, 1.5, 2.0, 2.2, 2.75))
+    for note, at in ((timed, 2.75), (Note(1.0, 4.0, timed.text), 1.0)):
+        (best,) = ranked(sentences([Clip(entry_of([note]), 0.0, 9.0)]), "the harbours")
+        assert best.at == at
+        answer = text_of(read_said("When did they mention the harbour?"), [best], named=False)
+        assert answer.startswith(f"at {clock(at)}: “Now we")
 
 
 def test_of_equal_words_those_side_by_side_count_more():
