@@ -64,9 +64,13 @@ from streammem.qa.question import (
     window_of,
 )
 from streammem.qa.speech import (
+    ALL_WORDS,
     NEAR_BEST,
+    NEAR_MEANING,
     NO_WORDS,
+    NOTHING_SAID,
     SAID,
+    Meanings,
     Quote,
     SaidQuestion,
     by_speaker,
@@ -188,8 +192,10 @@ class Answerer:
     turns: deque[PastTurn] = field(default_factory=lambda: deque(maxlen=MAX_TURNS))
     # Rows, by first and last segment, that were described in vain: nothing of them was sure.
     _unsure: frozenset[tuple[int, int]] = frozenset()
+    _meanings: Meanings = field(init=False)
 
     def __post_init__(self) -> None:
+        self._meanings = Meanings(self.model.text_encoder)
         if self.config.steps == 1 and not self.config.verify:
             return  # asked no more than this: what it reads may not be known before it is open
         reads, name = self.model.answer_generator.reads, self.model.name
@@ -320,16 +326,29 @@ class Answerer:
         # 1. The sentences of the window, those of the speaker who is asked about first.
         clips = self._clips(question.window)
         heard = by_speaker(sentences(clips), asked.speaker)
+        looked, whole = question.looked_at, read_said(_encodable(question.text))
+        if not heard and asked.topic and whole and whole.topic != asked.topic:
+            # "What did they say about the car that comes on Monday?": the time is of the topic.
+            clips = self._clips(question.within)
+            heard, asked, looked = by_speaker(sentences(clips), whole.speaker), whole, None
         anything = not asked.topic
         near = [replace(q, score=1.0) for q in heard] if anything else ranked(heard, asked.topic)
-        least = max(SAID, near[0].score - NEAR_BEST) if near else SAID
+        margin = NEAR_BEST
+        # Whether, and how often, is told of words that were said, not of what is like them.
+        is_plain = asked.kind in ("whether", "count") or (near and near[0].score >= ALL_WORDS)
+        if heard and not is_plain:
+            alike = self._meanings.ranked(heard, asked.topic, _encodable(question.text))
+            if alike[0].score >= SAID or not near:
+                near, margin = alike, NEAR_MEANING
+        least = max(SAID, near[0].score - margin) if near else SAID
         found = [quote for quote in near if quote.score >= least]
         # 2. The answer: quotes with their times.
         shown = found if asked.kind == "count" else found[: self.config.passages]
         named = len({quote.entry.source for quote in heard}) > 1
         text = text_of(asked, shown, len(found) - len(shown), named=named)
         if not heard:
-            text = NO_WORDS
+            known = any(entry.notes for entry in self.memory.entries())
+            text = NOTHING_SAID if known else NO_WORDS
         if on_text:
             on_text(text)
         # 3. The evidence: what is quoted; the nearest there is where nothing is.
@@ -337,7 +356,7 @@ class Answerer:
         self.turns.append(PastTurn(asked.topic, tuple(quote.entry.segment for quote in cited)))
         return Answer(
             question.text, text, bool(found), "computed",
-            tuple(self._quoted(quote) for quote in cited), looked_at=question.looked_at,
+            tuple(self._quoted(quote) for quote in cited), looked_at=looked,
         )  # fmt: skip
 
     def _quoted(self, quote: Quote) -> Evidence:
