@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from streammem.audio.recogniser import pieces
+from streammem.audio.scene_sound import SoundWindow
 from streammem.audio.subtitles import language_of
 from streammem.audio.track import SpeechTrack, open_track
 from streammem.captioning.captioner import Captioner
@@ -36,6 +38,7 @@ from streammem.types import Alert, Caption, Event, Frame, Note, Notice, Segment,
 from streammem.video import SourceOptions, VideoSource, open_with
 
 SEGMENTS_AHEAD = 4  # captions that may be pending before a file's perception waits, at least
+SOUND_PIECE_S = 10.0  # of sound for a model that listens, decoded at a time
 LIVE_SEGMENTS_AHEAD = 1  # of a live source; beyond them the oldest stays without a caption
 DEFAULTS, NO_CALLBACKS, SOURCE = WatchOptions(), WatchCallbacks(), SourceOptions()
 
@@ -75,6 +78,7 @@ def watch(
         session.source = opened.name
     try:
         session.speech = _open_speech(opened, options)
+        session.sound = _open_sound(opened, session)
         folder = _recogniser_of(opened, options, session.speech)
     except StreammemError:
         opened.close()
@@ -96,6 +100,19 @@ def _open_speech(source: VideoSource, options: WatchOptions) -> SpeechTrack | No
     if options.speech.speech not in ("auto", "off"):
         raise SourceError(f"{source.name}: speech is read from video files only; leave it out here")
     return None
+
+
+def _open_sound(source: VideoSource, session: Session) -> SoundWindow | None:
+    """Open the sound of a file for a model that listens."""
+    wanted = session.config.sound
+    if wanted == "off" or source.path is None:
+        return None
+
+    def report(reason: str) -> None:
+        if wanted == "notice":
+            source.notices.append(f"{reason}: scenes are described without sound from here on")
+
+    return SoundWindow(pieces(source.path, SOUND_PIECE_S), report)
 
 
 def _recogniser_of(

@@ -55,8 +55,8 @@ def filter_bank(sound: Tensor, bins: int = BINS) -> Tensor:
 @cache
 def _mel_filters(bins: int) -> Tensor:
     """Triangles [bins, 256] float64 over the bins of the transform, evenly on the mel scale."""
-    ends = [1127.0 * math.log1p(hz / 700.0) for hz in (_LOWEST_HZ, RATE / 2)]
-    corners = torch.linspace(*ends, bins + 2, dtype=torch.float64)[:, None]
+    lowest, highest = (1127.0 * math.log1p(hz / 700.0) for hz in (_LOWEST_HZ, RATE / 2))
+    corners = torch.linspace(lowest, highest, bins + 2, dtype=torch.float64)[:, None]
     hz = torch.arange(_FFT // 2, dtype=torch.float64) * RATE / _FFT
     mel = 1127.0 * torch.log1p(hz / 700.0)
     left, middle, right = corners[:-2], corners[1:-1], corners[2:]
@@ -94,7 +94,7 @@ def clip_starts(samples: int, *, to_end: bool = True, count: int = CLIPS) -> lis
     """
     room = max(samples - round(CLIP_S * RATE), 0)
     parts = max(1, count - 1) if to_end else count
-    return [round(i * room / parts) for i in range(count)]
+    return [i * room // parts for i in range(count)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,13 +224,6 @@ class Scale(nn.Module):
         return x * self.log_logit_scale.exp().clamp(max=100)
 
 
-class Unit(nn.Module):
-    """Normalises vectors to length 1."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=-1)
-
-
 class ImageBindAudio(nn.Module):
     """Spectrograms to vectors of the space that pictures and sentences share.
 
@@ -248,7 +241,9 @@ class ImageBindAudio(nn.Module):
         self.modality_preprocessors = nn.ModuleDict({"audio": Preprocessor(config)})
         self.modality_trunks = nn.ModuleDict({"audio": Trunk(config)})
         self.modality_heads = nn.ModuleDict({"audio": head})
-        self.modality_postprocessors = nn.ModuleDict({"audio": nn.Sequential(Unit(), Scale())})
+        self.modality_postprocessors = nn.ModuleDict(
+            {"audio": nn.Sequential(nn.Identity(), Scale())}
+        )
 
     def forward(self, spectrograms: Tensor, *, scaled: bool = True) -> Tensor:
         """Map spectrograms [B, 1, 128, 204] to [B, out].
@@ -260,5 +255,10 @@ class ImageBindAudio(nn.Module):
         """
         x = self.modality_preprocessors["audio"](spectrograms)
         x = self.modality_heads["audio"](self.modality_trunks["audio"](x))
-        unit, scale = self.modality_postprocessors["audio"]  # type: ignore[misc]
-        return scale(unit(x)) if scaled else unit(x)
+        unit = F.normalize(x, dim=-1)
+        return self.scale(unit) if scaled else unit
+
+    def scale(self, unit: Tensor) -> Tensor:
+        """Multiply vectors by the scale that is stored for sound."""
+        scaled: Tensor = self.modality_postprocessors["audio"](unit)
+        return scaled
