@@ -1,5 +1,7 @@
 """Fixtures of Video-LLaMA's tests: the tiny checkpoint, its tensors, and the model on top of it."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -36,8 +38,9 @@ def keys():
 
 @pytest.fixture(scope="session")
 def opened(folder, keys, tmp_path_factory):
-    """Open the tiny checkpoint with options."""
+    """Open the tiny checkpoint with options; with the same ones it is the same model."""
 
+    @functools.cache
     def opened(*, listens=True, **options):
         path = tmp_path_factory.mktemp("toml") / "model.toml"
         said = find(published.toml(folder, path, listens=listens, **options), checkpoint.CONFIGS)
