@@ -11,6 +11,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+from streammem.audio.recogniser import pieces
+from streammem.audio.scene_sound import SoundWindow
 from streammem.captioning.captioner import Captioner
 from streammem.captioning.scheduler import (
     MAX_BATCH,
@@ -33,6 +35,7 @@ from streammem.types import Alert, Caption, Event, Frame, Note, Notice, Segment,
 from streammem.video import SourceOptions, VideoSource, open_with
 
 SEGMENTS_AHEAD = 4  # captions that may be pending before a file's perception waits, at least
+SOUND_PIECE_S = 10.0  # of sound for a model that listens, decoded at a time
 LIVE_SEGMENTS_AHEAD = 1  # of a live source; beyond them the oldest stays without a caption
 HEARD_AT_STOP_S = 5.0  # of a live source, for what was said last
 DEFAULTS, NO_CALLBACKS, SOURCE = WatchOptions(), WatchCallbacks(), SourceOptions()
@@ -74,6 +77,7 @@ def watch(
     try:
         speech = open_speech(opened, options.speech)
         session.speech = speech.subtitles
+        session.sound = _open_sound(opened, session)
     except StreammemError:
         opened.close()
         raise
@@ -81,6 +85,20 @@ def watch(
     if options.confirm_alerts or options.until is not None:
         check_reads(session.model)
     return _Watching(session, opened, options, callbacks, alerts, scheduler, speech).events()
+
+
+def _open_sound(source: VideoSource, session: Session) -> SoundWindow | None:
+    """Open the sound of a file for a model that listens."""
+    wanted = session.config.sound
+    sound = None if wanted == "off" else source.sound_pass()
+    if sound is None:
+        return None
+
+    def report(reason: str) -> None:
+        if wanted == "notice":
+            source.notices.append(f"{reason}: scenes are described without sound from here on")
+
+    return SoundWindow(pieces(sound, SOUND_PIECE_S), report)
 
 
 class _Watching:

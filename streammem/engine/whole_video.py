@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from streammem.audio.scene_sound import SceneSound
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.errors import ConfigError
@@ -213,7 +214,9 @@ class WholeVideoSession(Session):
         own = tuple(item for item in evidence if item.segment in self._items)
         return Answer(question, "".join(pieces).strip(), seen, "model", own)
 
-    def _encode(self, frames: Sequence[BufferedFrame], key: np.ndarray) -> EncodedSegment:
+    def _encode(
+        self, frames: Sequence[BufferedFrame], key: np.ndarray, sound: SceneSound | None
+    ) -> EncodedSegment:
         return self._waiting.pop(0)
 
 

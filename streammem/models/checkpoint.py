@@ -34,6 +34,7 @@ from streammem.models.tiny.keys import (
 )
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionHead
+from streammem.models.video_llama import published as video_llama
 from streammem.models.videollamb import published
 
 PACKAGED = Path(__file__).parents[1] / "weights"
@@ -58,8 +59,8 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
     """Load a model by the name of a preset, or from a checkpoint folder. Never the network.
 
     Args:
-        name: a key of ``PRESETS``, a folder that ``save`` wrote, or a VideoLLaMB: a TOML file's
-            name in configs/, a path to such a file, or a folder in its published layout.
+        name: a key of ``PRESETS``, a folder that ``save`` wrote, or a published model: a TOML
+            file's name in configs/, a path to such a file, or a folder in VideoLLaMB's layout.
         device: where the language model runs; perception runs on the CPU, a VideoLLaMB's there.
 
     Raises:
@@ -69,6 +70,9 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
     """
     check_device(device)
     with opening(str(name)):
+        # A file of another family is none that VideoLLaMB's, which has no name, can read.
+        if str(name) not in PRESETS and (own := video_llama.find(name, CONFIGS)):
+            return video_llama.open_model(str(name), own, load_own(own.keys), device=device)
         if str(name) not in PRESETS and (said := published.find(name, CONFIGS)):
             return published.open_model(str(name), said, load_own(said.keys), device=device)
         return load_own(name, device=device)

@@ -591,7 +591,8 @@ class Answerer:
         now, tokens = present.now, None
         if (encoder := self.model.segment_encoder) is not None:
             patches = [frame.patches for frame in now if frame.patches is not None]
-            frames = SegmentFrames(present.segment, patches, places(now))
+            times = [frame.time for frame in now]
+            frames = SegmentFrames(present.segment, patches, places(now), times)
             tokens = encoder.encode_segment(frames, present.memory, None).tokens
         keyframes = tuple(frame.picture for frame in now if frame.picture is not None)
         return EvidenceItem(now[0].time, now[-1].end, tokens, keyframes=keyframes)
