@@ -554,7 +554,9 @@ class Answerer:
             speech = excerpt(entry.notes, words, MAX_SPEECH) or None
             caption = self._row(entry).caption
             items.append(
-                EvidenceItem(entry.start, entry.end, tokens, caption, keyframes, speech, score)
+                EvidenceItem(
+                    entry.start, entry.end, tokens, caption, keyframes, speech, score, entry.notes
+                )
             )
         return items
 
