@@ -117,8 +117,9 @@ def attach_lora(
         except (AttributeError, KeyError) as error:
             raise CheckpointError(f"lora: {name}: no such layer, or half a pair") from error
         place = base.weight.device
-        low = (torch.as_tensor(part, device=place).float() for part in (a, b))
-        setattr(holder, own, LoraLinear(base, *low, scale, dropout))
+        setattr(
+            holder, own, LoraLinear(base, a.to(place).float(), b.to(place).float(), scale, dropout)
+        )
 
 
 def _open_quantised(folder: str | Path, config: Any, device: str) -> tuple[Any, Any]:

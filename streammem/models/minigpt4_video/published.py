@@ -129,7 +129,7 @@ def open_model(
     config = _tower_config(seen, options, vision)
     with torch.device("meta"):
         encoder = FrameEncoder(config, base.width)
-    norm = {
+    norm: dict[str, Tensor] = {
         key: tensors.pop(key) if key in tensors else seen.pop(key)
         for key in ("ln_vision.weight", "ln_vision.bias")
         if key in tensors or key in seen
