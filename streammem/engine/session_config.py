@@ -8,6 +8,7 @@ from streammem.errors import ConfigError
 from streammem.memory.cache import EPSILON, CacheConfig
 from streammem.memory.retrieval import DEFAULT_RANKERS
 from streammem.models.backbones.sampling import MOST_BEAMS, GenerationConfig
+from streammem.models.minigpt4_video.options import CUTS as CLIP_CUTS
 from streammem.models.protocols import StreamModel
 from streammem.models.tiny.model import ANSWER_DECODING
 from streammem.models.videollamb.options import CUTS
@@ -21,9 +22,10 @@ class SessionConfig:
 
     Attributes:
         scenes: SceneTilling's options; None takes the model's.
-        cuts: of a VideoLLaMB: where a video is cut; None takes the model's. ``streaming`` cuts
-            while frames come; ``threshold`` and ``top3`` cut once a source has ended, see
-            ``whole_video.py`` and ``ParentOptions.cuts``. Other models take ``streaming`` only.
+        cuts: where a video is cut; None takes the model's. ``streaming`` cuts while frames come,
+            as every model can. Of a VideoLLaMB ``threshold`` and ``top3`` cut once a source has
+            ended, see ``ParentOptions.cuts``; of a MiniGPT4-Video ``whole`` cuts nowhere and
+            ``clips`` at fixed lengths, see ``MiniGPT4Options.cuts``.
         max_segments: rows that the cache keeps, >= 4.
         epsilon: in [0, 1); a closing segment whose keys are this close (1 - cosine) to the row
             before it extends that row, whose tokens stay; 0 keeps every segment a row of its own.
@@ -85,8 +87,9 @@ class SessionConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.still <= 255:
             raise ConfigError(f"still={self.still}: give levels in [0, 255]")
-        if self.cuts not in (None, *CUTS):
-            raise ConfigError(f"cuts={self.cuts!r}: give one of {', '.join(CUTS)}")
+        if self.cuts not in (None, *CUTS, *CLIP_CUTS):
+            known = ", ".join(dict.fromkeys((*CUTS, *CLIP_CUTS)))
+            raise ConfigError(f"cuts={self.cuts!r}: give one of {known}")
         if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
             raise ConfigError(f"min-confidence {self.min_confidence}: give a number in [0, 1]")
         if self.candidates is not None and not 1 <= self.candidates <= MOST_BEAMS:

@@ -1,9 +1,9 @@
 r"""Which frames of a video are read, and beside which of them its subtitles stand.
 
-    shots = even_shots(times, notes, most=45, words=400)
-    shots[3]          # Shot(frame=60, caption="Good morning. ")
+    placed(times, notes, words=400)      # of each frame: ["", "Good morning. ", ...]
+    parents_shots("plain", cues, ...)    # [Shot(frame=0, caption=""), ...]
     texts(["", "Good morning. "], "What happens?", "trained")
-    # ['[INST] <Img>', '<Img>', '<Cap>Good morning. \nWhat happens?[/INST]'], frames between them
+    # ["[INST] <Img>", "<Img>", "<Cap>Good morning. \nWhat happens?[/INST]"], frames between them
 
 Three rules: ours, the parent's plain inference's, and Goldfish's. No pictures and no model here.
 """
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from streammem.models.minigpt4_video.options import PromptStyle
-from streammem.models.protocols import spread
 from streammem.types import Note
 
 
@@ -40,20 +39,6 @@ class Shot(NamedTuple):
 def cues_of(notes: Sequence[Note]) -> list[Cue]:
     """Return notes with times in whole milliseconds."""
     return [Cue(round(n.start * 1000), round(n.end * 1000), n.text) for n in notes]
-
-
-def even_shots(times: Sequence[float], notes: Sequence[Note], most: int, words: int) -> list[Shot]:
-    """Choose at most ``most`` frames evenly, and place every note beside one of them.
-
-    Args:
-        times: seconds of each frame, in order; at least one.
-        notes: in order of time.
-        most: frames, >= 1.
-        words: of all notes together, >= 0; see ``placed``.
-    """
-    chosen = spread(len(times), most)
-    captions = placed([times[i] for i in chosen], notes, words)
-    return [Shot(*pair) for pair in zip(chosen, captions, strict=True)]
 
 
 def placed(times: Sequence[float], notes: Sequence[Note], words: int) -> list[str]:

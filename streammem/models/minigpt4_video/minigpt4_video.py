@@ -45,6 +45,7 @@ from streammem.video.pixels import resize
 # frame, L width of the language model.
 
 JOINED = 4  # neighbouring patches that make one token
+FRAMING = 8  # tokens of text around a frame, about
 BATCH = 8  # frames that the tower reads at a time
 CAPTION_REQUEST = "Describe what happens in this video in one sentence."
 DECODING = GenerationConfig(max_new_tokens=64)
@@ -283,7 +284,8 @@ class MiniGPT4Video:
             over = length + len(chosen) * self.encoder.per_frame - room
             if over <= 0 or not chosen or self.options.fit == "front":
                 break
-            fewer = max(1, -(-over // self.encoder.per_frame))
+            # With a frame goes the text around it, so this many are too few rather than too many.
+            fewer = max(1, over // (self.encoder.per_frame + FRAMING))
             chosen = spread(count, max(0, len(chosen) - fewer))
         parts: list[str | Tensor] = [self._vectors(self._begin_ids()), pieces[0]]
         for place, piece in zip(chosen, pieces[1:], strict=True):

@@ -45,8 +45,8 @@ class MiniGPT4Options:
             have more than ``words``, the longest are shortened, wherever they stand. ``plain``:
             of subtitles that overlap one is found, equal texts count once, what begins after the
             last frame is lost, and after ``words`` all are left out. ``goldfish``: its other rules,
-            see ``interleaving.py``. The last two are of whole videos and clips.
-        repeat_last: fill a video of fewer frames up by repeating the last one, as Goldfish.
+            which also repeat the last frame until there are ``frames``; see ``interleaving.py``.
+            The last two are of whole videos and clips, and need ``sampling="floor"``.
         prompt: ``trained``: as in training, one beginning-of-sequence and no space before the end
             of the request; ``plain``: as the parent's inference, which reads ``<s>`` twice.
         fit: of a prompt that is longer than ``max_tokens``: ``frames``: as many frames as fit,
@@ -68,7 +68,6 @@ class MiniGPT4Options:
     kept_frames: int = 8
     sampling: Sampling = "even"
     subtitles: Subtitles = "each"
-    repeat_last: bool = False
     prompt: PromptStyle = "trained"
     fit: Fit = "frames"
     lora: Lora = "merged"
@@ -88,6 +87,8 @@ class MiniGPT4Options:
             raise ConfigError("kept_frames and heads must be >= 1")
         if not (0 < self.clip_s < float("inf") and 0 < self.lora_alpha < float("inf")):
             raise ConfigError("clip_s and lora_alpha must be numbers > 0")
+        if self.subtitles != "each" and self.sampling != "floor":
+            raise ConfigError(f"subtitles={self.subtitles}: give sampling=floor")
         if self.quantize != "none" and self.lora == "merged":
             raise ConfigError(f"quantize={self.quantize}: give lora=attached; nothing can be added")
 
@@ -103,7 +104,7 @@ PUBLISHED = MiniGPT4Options(
     cuts="whole", sampling="floor", subtitles="plain", prompt="plain", fit="front"
 )
 GOLDFISH = MiniGPT4Options(
-    cuts="clips", sampling="floor", subtitles="goldfish", repeat_last=True, prompt="plain",
+    cuts="clips", sampling="floor", subtitles="goldfish", prompt="plain",
     fit="front",
 )  # fmt: skip
 

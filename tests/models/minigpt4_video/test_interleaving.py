@@ -5,7 +5,6 @@ import pytest
 
 from streammem.models.minigpt4_video.interleaving import (
     Cue,
-    even_shots,
     parents_shots,
     placed,
     texts,
@@ -85,13 +84,6 @@ def test_three_hundred_random_videos_are_read_by_the_parents_rules(rule):
         assert len(shots) == sizes["most"] or rule == "plain"
         captioned += any(shot.caption for shot in shots)
     assert captioned > 150
-
-
-def test_the_parents_floor_never_sees_the_end_and_ours_does():
-    shots = parents_shots("plain", [], num_frames=89, total=89, fps=1.0, most=45, words=9)
-    assert [shot.frame for shot in shots] == list(range(45))
-    ours = even_shots([float(i) for i in range(89)], [], 45, 9)
-    assert len(ours) == 45 and ours[0].frame == 0 and ours[-1].frame == 88
 
 
 def test_every_subtitle_stands_once_in_order_beside_a_frame_not_before_it_begins():
