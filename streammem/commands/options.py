@@ -287,7 +287,7 @@ ANSWER_FLAGS = (  # of SessionConfig
         "--context",
         "context",
         "what answers rest on",
-        {"choices": ("memory", "now", "uniform", "captions")},
+        {"choices": ("memory", "now", "uniform", "captions", "goldfish", "goldfish-again")},
     ),
     Flag(
         "--steps",

@@ -40,7 +40,8 @@ class SessionConfig:
             shown for long, that part alone is looked at, so that small things make scenes of their
             own. Not for films, whose people would lose their surroundings.
         context: what an answer is read from: ``memory``, or a control: the last frames only
-            (``now``), segments spread evenly (``uniform``), captions without tokens (``captions``).
+            (``now``), segments spread evenly (``uniform``), captions without tokens (``captions``),
+            or as Goldfish (``goldfish``, ``goldfish-again``), see ``AnswerConfig``.
         remark: let the model say a sentence of its own after an answer that was computed.
         steps: times that the model is asked for one answer, in [1, 32]; above 1 it may look things
             up in the memory before it answers, if it can call tools.
