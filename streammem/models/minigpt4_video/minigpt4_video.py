@@ -209,10 +209,13 @@ class MiniGPT4Video:
         ``encode_segment`` encodes them: most frames of a scene never pass the tower.
         """
         lent = self.keys.perceive(picture)
+        return Perceived(lent.embedding, self.squashed(picture), lent.key)
+
+    def squashed(self, picture: np.ndarray) -> Tensor:
+        """Resize a picture [H, W, 3] uint8 to the tower's square, [S, S, 3] of its own memory."""
         side = self.encoder.visual_encoder.config.side
-        squashed = resize(picture, (side, side), "bicubic")
-        squashed = squashed.copy() if squashed is picture else squashed
-        return Perceived(lent.embedding, torch.from_numpy(squashed), lent.key)
+        pixels = resize(picture, (side, side), "bicubic")
+        return torch.from_numpy(pixels.copy() if pixels is picture else pixels)
 
     def encode_segment(
         self, frames: SegmentFrames, memory: Tensor, related: Tensor | None
@@ -287,7 +290,7 @@ class MiniGPT4Video:
             # With a frame goes the text around it, so this many are too few rather than too many.
             fewer = max(1, over // (self.encoder.per_frame + FRAMING))
             chosen = spread(count, max(0, len(chosen) - fewer))
-        parts: list[str | Tensor] = [self._vectors(self._begin_ids()), pieces[0]]
+        parts: list[str | Tensor] = [self.begin(), pieces[0]]
         for place, piece in zip(chosen, pieces[1:], strict=True):
             assert frames is not None
             parts += [frames[place], piece]
@@ -312,13 +315,14 @@ class MiniGPT4Video:
         each = item.tokens.unflatten(0, (-1, self.encoder.per_frame))
         return each[each.flatten(1).any(dim=1)]
 
+    def begin(self) -> Tensor:
+        """Return what a prompt begins with: beginnings of sequence, [1 or 2, L]."""
+        embed = self.language.model.get_input_embeddings()
+        return embed(self._begin_ids().to(embed.weight.device))
+
     def _begin_ids(self) -> Tensor:
         begin = self.language.tokenizer.bos_token_id
         return torch.tensor([begin] * (2 if self.options.prompt == "plain" else 1))
-
-    def _vectors(self, ids: Tensor) -> Tensor:
-        embed = self.language.model.get_input_embeddings()
-        return embed(ids.to(embed.weight.device))
 
 
 def _even(start: float, end: float, count: int) -> list[float]:

@@ -55,6 +55,7 @@ class MiniGPT4Options:
         lora: ``merged`` into the base, which then costs nothing; ``attached`` beside it, which is
             slower, and all that 8-bit weights allow.
         lora_alpha: the adapter's product is scaled by alpha / its rank; no file tells it.
+        lora_rank: of a fresh adapter, for training; that of a checkpoint is its own.
         quantize: of the language model, through bitsandbytes; needs CUDA. The parent's inference
             always takes ``8bit``.
         heads: of the tower, which no file tells.
@@ -72,6 +73,7 @@ class MiniGPT4Options:
     fit: Fit = "frames"
     lora: Lora = "merged"
     lora_alpha: float = 16.0
+    lora_rank: int = 64
     quantize: Quantize = "none"
     heads: int = 16
 
@@ -83,8 +85,8 @@ class MiniGPT4Options:
                 raise ConfigError(f"{name}={value!r}: give one of {choices}")
         if min(self.frames, self.words, self.max_tokens) < 0:
             raise ConfigError("frames, words and max_tokens must be >= 0; 0 takes the parent's")
-        if min(self.kept_frames, self.heads) < 1:
-            raise ConfigError("kept_frames and heads must be >= 1")
+        if min(self.kept_frames, self.heads, self.lora_rank) < 1:
+            raise ConfigError("kept_frames, heads and lora_rank must be >= 1")
         if not (0 < self.clip_s < float("inf") and 0 < self.lora_alpha < float("inf")):
             raise ConfigError("clip_s and lora_alpha must be numbers > 0")
         if self.subtitles != "each" and self.sampling != "floor":

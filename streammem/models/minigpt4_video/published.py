@@ -29,6 +29,7 @@ from streammem.models.tiny.model import VideoModel
 from streammem.models.vlm.hub import local_folder
 
 FAMILY = "minigpt4-video"
+FRESH = "fresh"  # in place of a checkpoint
 LLAMA = "llama_model.base_model.model."
 LAYERS_OF_WIDTH = {1408: 39}  # of the tower: the 40th of the published file is dropped
 # Buffers that the parent's checkpoints hold, and numbers of layers in 8 bits.
@@ -45,7 +46,8 @@ class MiniGPT4File:
     Attributes:
         family: ``minigpt4-video``, which tells it from files of other models.
         checkpoint: the parent's own, a ``.pth``: a path, relative to where the program runs, or
-            ``hf:OWNER/NAME/FILE`` from the local hub cache.
+            ``hf:OWNER/NAME/FILE`` from the local hub cache; ``fresh`` for an untrained projection
+            and adapter, with which training begins.
         vision: the tower's file, likewise.
         language: of the base: a folder, or ``hf:OWNER/NAME`` from the local hub cache.
         keys: preset or folder of the model that lends its key space.
@@ -122,11 +124,15 @@ def open_model(
     options = said.options
     quantization(options.quantize, device)  # refuses what cannot run before anything is read
     base = _base(said.language)
-    own, vision = _file(said.checkpoint), _file(said.vision)
-    tensors = {_plain_name(key): value for key, value in read_torch(own).items()}
+    vision = _file(said.vision)
     seen = {key.removeprefix("visual_encoder."): v for key, v in read_torch(vision).items()}
     # 1. Sizes come from the files; a small checkpoint opens as the published one does.
     config = _tower_config(seen, options, vision)
+    if said.checkpoint == FRESH:
+        own, tensors = Path(FRESH), _fresh(base, JOINED * config.width, options.lora_rank)
+    else:
+        own = _file(said.checkpoint)
+        tensors = {_plain_name(key): value for key, value in read_torch(own).items()}
     with torch.device("meta"):
         encoder = FrameEncoder(config, base.width)
     norm: dict[str, Tensor] = {
@@ -182,6 +188,23 @@ def open_model(
         ),
         session=said.session,
     )
+
+
+def _fresh(base: Base, width: int, rank: int) -> dict[str, Tensor]:
+    """Make an untrained projection, and adapters that change nothing yet."""
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(out: int, into: int, bound: float) -> Tensor:
+        return (2 * torch.rand(out, into, generator=generator) - 1) * bound
+
+    made = {
+        "llama_proj.weight": uniform(base.width, width, width**-0.5),
+        "llama_proj.bias": torch.zeros(base.width),
+    }
+    for module, (out, into) in base.shapes.items():
+        made[f"{LLAMA}{module}.lora_A.weight"] = uniform(rank, into, into**-0.5)
+        made[f"{LLAMA}{module}.lora_B.weight"] = torch.zeros(out, rank)
+    return made
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
