@@ -105,6 +105,7 @@ class Evidence:
             it was not compared.
         quote: the sentence that it rests on, where it was matched by speech.
         said_at: seconds, when that was said.
+        reason: ``unsure`` where the caption was cut, as a ``Caption``'s; it then names nothing.
     """
 
     source: str
@@ -120,10 +121,11 @@ class Evidence:
     cosine: float | None = None
     quote: str | None = None
     said_at: float | None = None
+    reason: Literal["unsure"] | None = None
 
     def __str__(self) -> str:
         by = "" if self.matched == "picture" else f" by {self.matched}"
-        text = f" {self.caption}" if self.caption else ""
+        text = f" {self.caption}{' … (unsure)' * bool(self.reason)}" if self.caption else ""
         if self.quote is not None and self.said_at is not None:
             text = f" “{self.quote}” (said at {clock(self.said_at)})"
         span = with_wall_clock(f"[{clock(self.start)}-{clock(self.end)}]", self.wall_start)

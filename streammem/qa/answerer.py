@@ -389,21 +389,30 @@ class Answerer:
         anchor = question.reading.anchor or question.about
         if not self._clips(question.window):
             return self._nothing_seen(question, anchor, on_text)
-        query = self._query(anchor, question.now, question.window)._replace(heard=False)
+        anchors = [anchor, *filter(None, [question.reading.second])]
+        queries = [
+            self._query(each, question.now, question.window)._replace(heard=False)
+            for each in anchors
+        ]
+        query = queries[0]
         # 1. The words of the nearest scenes count too: they are what the answer would print.
         if question.reading.anchor and not question.back:
-            self._described([hit.entry for hit in self._search(query, question.window)])
+            for each in queries:
+                self._described([hit.entry for hit in self._search(each, question.window)])
         # 2. What matches, and what the operator makes of it.
-        finding, decided_by = self._finding(question, query), None
+        finding, decided_by = self._finding(question, queries), None
         checks = self.config.verify and not question.back and not question.reading.second
         if checks and not finding.appearances:
             nearest = self._search(query, question.window)
             also, decided_by = self._checked([hit.entry for hit in nearest], anchor, on_text)
-            finding = self._finding(question, query, also)
+            finding = self._finding(question, queries, also)
         captions = self._described(finding.answers[: self.config.passages])
         # 3. The value as data, then the model's sentence.
         named = len({entry.source for entry in self.memory.entries()}) > 1
         text = value(finding, captions, named=named, zone=self.config.zone())
+        if finding.unseen:
+            text += f": {' and '.join(anchors[i] for i in finding.unseen)}"
+            query = queries[finding.unseen[0]]  # the evidence is what is nearest to that
         if on_text:
             on_text(text)
         remark = self._remark(question, finding, text, on_text)
@@ -440,11 +449,22 @@ class Answerer:
         return frozenset(yes), "model" if decided else "keys"
 
     def _finding(
-        self, question: AskedQuestion, query: Query, also: frozenset[int] = frozenset()
+        self,
+        question: AskedQuestion,
+        queries: Sequence[Query],
+        also: frozenset[int] = frozenset(),
     ) -> Finding:
-        """Compute what a question asks; ``also`` are rows that match whatever their keys say."""
+        """Compute what a question asks.
+
+        Args:
+            question: as it was read.
+            queries: of its anchor, and of the second one where it has one.
+            also: segments that match the anchor whatever their keys say.
+        """
         reading, count = question.reading, self.config.passages
         operator = reading.operator
+        if operator == "between" and not reading.second:
+            operator = "when"  # one thing has nothing between
         clips = self._clips(question.window)
         if question.back:  # what "that" was lies anywhere
             found = find_appearances(
@@ -455,16 +475,13 @@ class Answerer:
         if not reading.anchor and operator in ("first", "last"):
             one = clips[0 if operator == "first" else -1]
             return compute(operator, clips, (Appearance((one,)),), (), {}, 1)
-        scores = self._matching(query, question.window) | dict.fromkeys(also, SEEN)
-        found = find_appearances(clips, lambda entry: entry.segment in scores)
-        seconds: tuple[Appearance, ...] = ()
-        if reading.second:
-            later = self._matching(
-                self._query(reading.second, question.now, question.window)._replace(heard=False),
-                question.window,
-            )
-            seconds = find_appearances(clips, lambda entry: entry.segment in later)
-        return compute(operator, clips, found, seconds, scores, count)
+        matching = [self._matching(query, question.window) for query in queries]
+        matching[0] |= dict.fromkeys(also, SEEN)
+        found, *others = (
+            find_appearances(clips, lambda entry, scores=scores: entry.segment in scores)
+            for scores in matching
+        )
+        return compute(operator, clips, found, others[0] if others else (), matching[0], count)
 
     def _matching(self, query: Query, window: Window) -> dict[int, float]:
         """Return the score of every segment of the window that shows what is looked for."""
@@ -676,7 +693,9 @@ class Answerer:
         unsure = {_ids(e) for e in bare if self._row(e).caption is None}
         if unsure:  # no more of them than there are rows
             self._unsure = (self._unsure | unsure) & set(map(_ids, self.memory.entries()))
-        return {e.segment: e.caption or "" for e in map(self._row, entries)}
+        rows = map(self._row, entries)
+        cut = " … (unsure)"
+        return {e.segment: (e.caption or "") + cut * _is_cut(e) for e in rows}
 
     def _can_be_described(self, entry: Entry) -> bool:
         reads = self.model.generator.reads
@@ -744,6 +763,7 @@ class Answerer:
             "wall_start": _wall_start(entry, self.config.zone()),
             "quote": quote and quote.text,
             "said_at": quote and first_said(quote.notes, words),
+            "reason": "unsure" if _is_cut(entry) else None,
         }
 
 
@@ -765,6 +785,11 @@ def _with_numbers(question: str, entries: Sequence[Entry], computed: str) -> str
 
 def _ids(entry: Entry) -> tuple[int, int]:
     return entry.segment, entry.last
+
+
+def _is_cut(entry: Entry) -> bool:
+    """Return whether its caption, of which there is some, was cut as unsure."""
+    return bool(entry.caption and caption_of(entry).reason)
 
 
 def _wall_start(entry: Entry, zone: tzinfo | None) -> str | None:

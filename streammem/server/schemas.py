@@ -153,6 +153,7 @@ class EvidenceItem(_Record):
     wall_start: WallClock = None
     quote: str | None = None
     said_at: Seconds | None = None
+    reason: Literal["unsure"] | None = None
 
 
 class MomentEvent(EvidenceItem):
