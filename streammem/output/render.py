@@ -48,7 +48,7 @@ EVENT_KEYS: dict[type, tuple[str, tuple[str, ...]]] = {
     Moment: ("moment", (*_FIRST_KEYS, "rank", *_MATCH_KEYS)),
     Chapter: ("chapter", ("source", "start", "end", "segments", "captions")),
     Note: ("note", ("start", "end", "text")),
-    Alert: ("alert", ("query", "time", "score", "segment", "keyframe")),
+    Alert: ("alert", ("query", "time", "score", "segment", "keyframe", "matched")),
     Until: ("until", ("condition", "time", "segment")),
     Notice: ("warning", ("message",)),
     Stats: (

@@ -115,6 +115,10 @@ class AlertEvent(_Record):
     score: float
     segment: int
     keyframe: str | None
+    matched: Annotated[
+        Literal["picture", "caption"],
+        Field(description="what the score rests on; a caption's comes after its scene has closed"),
+    ] = "picture"
     confirmed: Annotated[bool | None, Field(description="the model sees it, too")] = None
     wall_start: WallClock = None
 
