@@ -420,7 +420,9 @@ class ClipSession(Session):
             fps=len(times) / length if length > 0 else 1.0,
         )  # fmt: skip
 
-    def _encode(self, frames: Sequence[BufferedFrame], key: np.ndarray) -> EncodedSegment:
+    def _encode(
+        self, frames: Sequence[BufferedFrame], key: np.ndarray, sound: SceneSound | None
+    ) -> EncodedSegment:
         self._tokens = self._video.pack([f.patches for f in self._chosen if f.patches is not None])
         return EncodedSegment(self._tokens, self.recurrent)
 

@@ -477,10 +477,11 @@ class Answerer:
             return compute(operator, clips, (Appearance((one,)),), (), {}, 1)
         matching = [self._matching(query, question.window) for query in queries]
         matching[0] |= dict.fromkeys(also, SEEN)
-        found, *others = (
-            find_appearances(clips, lambda entry, scores=scores: entry.segment in scores)
-            for scores in matching
-        )
+
+        def appearances(scores: dict[int, float]) -> tuple[Appearance, ...]:
+            return find_appearances(clips, lambda entry: entry.segment in scores)
+
+        found, *others = map(appearances, matching)
         return compute(operator, clips, found, others[0] if others else (), matching[0], count)
 
     def _matching(self, query: Query, window: Window) -> dict[int, float]:

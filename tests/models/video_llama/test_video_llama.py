@@ -331,9 +331,7 @@ def test_sound_of_every_kind_is_heard_scene_by_scene(model, tmp_path, kind):
     heard = [clip is not None for clip in clips]
     if kind == "missing":
         assert heard == [False, False]
-        assert notices == [
-            "film.mkv: has no sound: scenes are described without sound from here on"
-        ]
+        assert notices == [f"{path}: has no sound: scenes are described without sound from here on"]
         return
     assert notices == []
     assert heard == ([True, False] if kind == "shorter than 2 s" else [True, True])
