@@ -105,6 +105,7 @@ class Evidence:
             it was not compared.
         quote: the sentence that it rests on, where it was matched by speech.
         said_at: seconds, when that was said.
+        reason: ``unsure`` where the caption was cut, as a ``Caption``'s; it then names nothing.
     """
 
     source: str
@@ -120,10 +121,11 @@ class Evidence:
     cosine: float | None = None
     quote: str | None = None
     said_at: float | None = None
+    reason: Literal["unsure"] | None = None
 
     def __str__(self) -> str:
         by = "" if self.matched == "picture" else f" by {self.matched}"
-        text = f" {self.caption}" if self.caption else ""
+        text = f" {self.caption}{' … (unsure)' * bool(self.reason)}" if self.caption else ""
         if self.quote is not None and self.said_at is not None:
             text = f" “{self.quote}” (said at {clock(self.said_at)})"
         span = with_wall_clock(f"[{clock(self.start)}-{clock(self.end)}]", self.wall_start)
@@ -277,12 +279,14 @@ class Alert:
 
     Attributes:
         query: what was waited for, in the user's words.
-        time: seconds; of the frame in which it was seen.
-        score: in [0, 1], how likely the frame shows it; on the scale of evidence.
+        time: seconds; of the frame in which it was seen. Where it is the scene's caption that
+            names it, which comes later, of the scene's start.
+        score: in [0, 1], how likely the frame, or the scene, shows it; on the scale of evidence.
         segment: id of the scene that was open then.
         keyframe: path of the stored frame, if any.
         confirmed: True where the model was asked and sees it in the frame; None where it was not
             asked, or gave no answer. What it denies is not reported.
+        matched: what the score rests on.
     """
 
     query: str
@@ -291,10 +295,12 @@ class Alert:
     segment: int
     keyframe: str | None = None
     confirmed: bool | None = None
+    matched: Literal["picture", "caption"] = "picture"
 
     def __str__(self) -> str:
         shown = f" {self.keyframe}" if self.keyframe else ""
-        score = f"score {self.score:.2f}{', confirmed' if self.confirmed else ''}"
+        by = "" if self.matched == "picture" else f" by {self.matched}"
+        score = f"score {self.score:.2f}{by}{', confirmed' if self.confirmed else ''}"
         return f"[{clock(self.time)}] alert: {self.query} ({score}){shown}"
 
 

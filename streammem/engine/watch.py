@@ -9,9 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from streammem.captioning.captioner import Captioner
+import numpy as np
+
+from streammem.audio.recogniser import pieces
+from streammem.audio.scene_sound import SoundWindow
+from streammem.captioning.captioner import Captioner, CaptionRequest
 from streammem.captioning.scheduler import (
     MAX_BATCH,
     POLL_S,
@@ -33,6 +38,7 @@ from streammem.types import Alert, Caption, Event, Frame, Note, Notice, Segment,
 from streammem.video import SourceOptions, VideoSource, open_with
 
 SEGMENTS_AHEAD = 4  # captions that may be pending before a file's perception waits, at least
+SOUND_PIECE_S = 10.0  # of sound for a model that listens, decoded at a time
 LIVE_SEGMENTS_AHEAD = 1  # of a live source; beyond them the oldest stays without a caption
 HEARD_AT_STOP_S, HEARD_AT_END_S = 5.0, 60.0  # of a live source, for what was said last
 DEFAULTS, NO_CALLBACKS, SOURCE = WatchOptions(), WatchCallbacks(), SourceOptions()
@@ -74,6 +80,7 @@ def watch(
     try:
         speech = open_speech(opened, options.speech)
         session.speech = speech.subtitles
+        session.sound = _open_sound(opened, session)
     except StreammemError:
         opened.close()
         raise
@@ -81,6 +88,20 @@ def watch(
     if options.confirm_alerts or options.until is not None:
         check_reads(session.model)
     return _Watching(session, opened, options, callbacks, alerts, scheduler, speech).events()
+
+
+def _open_sound(source: VideoSource, session: Session) -> SoundWindow | None:
+    """Open the sound of a file for a model that listens."""
+    wanted = session.config.sound
+    sound = None if wanted == "off" or source.sound_waits else source.sound_pass()
+    if sound is None:
+        return None
+
+    def report(reason: str) -> None:
+        if wanted == "notice":
+            source.notices.append(f"{reason}: scenes are described without sound from here on")
+
+    return SoundWindow(pieces(sound, SOUND_PIECE_S), report)
 
 
 class _Watching:
@@ -192,6 +213,7 @@ class _Watching:
         self._notes |= {segment.id: self._session.notes(segment) for segment in closed}
         self._num_segments += len(closed)
         yield from self._due((*self._closed_late(), *closed), at_end=True)
+        yield from self._checked_rest()  # alerts of the last captions
         for segment in list(self._notes):
             yield from self._notes.pop(segment)
         yield from self._heard_at_end()
@@ -248,10 +270,11 @@ class _Watching:
                 elif isinstance(result, Notice):
                     yield result
                 else:
-                    caption = self._caption(self._captions.captioner, result)
+                    caption, alerts = self._caption(self._captions.captioner, result)
                     yield caption
                     # After it, so that all cues of a subtitle file lie in order.
                     yield from self._notes.pop(caption.segment, ())
+                    yield from alerts
 
     def _results(self, max_pending: int | None) -> Iterator[CaptionResult | Notice | None]:
         """Yield finished captions, as ``CaptionQueue.results`` does.
@@ -282,7 +305,10 @@ class _Watching:
             self._scenes.begun(rest)
             captions.submit(rest)
 
-    def _caption(self, captioner: Captioner, result: CaptionResult) -> Caption:
+    def _caption(
+        self, captioner: Captioner, result: CaptionResult
+    ) -> tuple[Caption, tuple[Alert, ...]]:
+        """Keep a finished caption; return it with the alerts that it raises."""
         request, segment = result.job.request, result.job.request.segment
         self._num_captions, self._failure = self._num_captions + 1, ""
         self._caption_lag_s = result.began - result.job.shown_at
@@ -290,7 +316,23 @@ class _Watching:
         caption = (self._scenes or self._session).keep(segment, scored)
         if self._callbacks.on_text and not self._as_generated and caption.text:
             self._callbacks.on_text(segment, caption.text)
-        return caption
+        if not self._alerts.queries:
+            return caption, ()
+        picture = partial(self._picture_of, request)
+        found = self._alerts.read(caption, request.keys, scored.key, picture)
+        return caption, tuple(alert for alert in found if self._is_told(alert, picture()))
+
+    def _picture_of(self, request: CaptionRequest) -> np.ndarray | None:
+        """Return a picture of a captioned scene: of one that is still open, the newest frame."""
+        if request.keyframes:
+            return request.keyframes[0]
+        number = request.segment.id
+        if number == self._session.next_segment and self._newest is not None:
+            return self._newest.pixels
+        try:
+            return self._session.keyframe(number)
+        except KeyError:  # it was dropped meanwhile
+            return None
 
     def _alerted(self, frame: Frame) -> Iterator[Event]:
         if self._callbacks.alerts:
@@ -300,11 +342,15 @@ class _Watching:
             return
         frame = self._newest = replace(frame, time=frame.time + self._session.time_offset)
         for alert in self._alerts.take(frame, newest.key, self._session.next_segment):
-            asks = self._checks is not None and self._options.confirm_alerts
-            if not (asks and self._checks and self._checks.confirm(alert, frame)):
+            if self._is_told(alert, frame.pixels):
                 yield alert
         if self._checks:
             self._checks.look(frame)
+
+    def _is_told(self, alert: Alert, picture: np.ndarray | None) -> bool:
+        """Ask the model to confirm an alert, if it is to; return whether it is told at once."""
+        checks = self._checks if self._options.confirm_alerts else None
+        return not (checks and picture is not None and checks.confirm(alert, picture))
 
     def _checked(self, wait_s: float, *, at_end: bool = False) -> Iterator[Event]:
         """Yield what the model has been asked about and has not denied."""
@@ -331,6 +377,13 @@ class _Watching:
         if self._newest is not None and not stopped:
             yield from self._checked(math.inf)
             self._checks.look(self._newest, at_end=True)
+        yield from self._checked_rest()
+
+    def _checked_rest(self) -> Iterator[Event]:
+        """Yield what the model has been asked; where the watching is stopped only a while."""
+        if not self._checks:
+            return
+        stopped = self._reader.stopped
         yield from self._checked(STOP_S if stopped else math.inf, at_end=not stopped)
         yield from (asked for asked in self._checks.unanswered() if isinstance(asked, Alert))
 

@@ -48,7 +48,7 @@ EVENT_KEYS: dict[type, tuple[str, tuple[str, ...]]] = {
     Moment: ("moment", (*_FIRST_KEYS, "rank", *_MATCH_KEYS)),
     Chapter: ("chapter", ("source", "start", "end", "segments", "captions")),
     Note: ("note", ("start", "end", "text")),
-    Alert: ("alert", ("query", "time", "score", "segment", "keyframe")),
+    Alert: ("alert", ("query", "time", "score", "segment", "keyframe", "matched")),
     Until: ("until", ("condition", "time", "segment")),
     Notice: ("warning", ("message",)),
     Stats: (
@@ -168,9 +168,9 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
         ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
         ``confidence`` and ``reason``, an answer's ``remark``, ``looked_at``, ``left_out``,
         ``steps`` and ``decided_by``, a note's ``word_starts``, an alert's ``confirmed``, a
-        moment's and an evidence's ``quote`` and ``said_at``, a moment's, an evidence's and a
-        chapter's ``wall_start`` where it has them, what model servers were asked in a run, then
-        ``more``.
+        moment's and an evidence's ``quote``, ``said_at`` and ``reason``, a moment's, an evidence's
+        and a chapter's ``wall_start`` where it has them, what model servers were asked in a run,
+        then ``more``.
         Times are rounded to milliseconds; any other number that is not finite becomes None.
 
     Raises:
@@ -328,7 +328,7 @@ def _item_keys(item: object) -> tuple[str, ...]:
 
 
 def _quote_keys(item: Evidence) -> tuple[str, ...]:
-    return tuple(key for key in ("quote", "said_at") if getattr(item, key) is not None)
+    return tuple(key for key in ("quote", "said_at", "reason") if getattr(item, key) is not None)
 
 
 def _cue(event: Event, mark: str, escape: Callable[[str], str]) -> str:

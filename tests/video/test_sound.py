@@ -184,9 +184,10 @@ def test_a_list_of_films_is_heard_on_the_clock_of_the_whole(tmp_path):
         clapper(tmp_path / f"{number}.mp4", seconds=3, **options)
     (tmp_path / "list.txt").write_text("0.mp4\n1.mp4\n2.mp4\n")
     with open_source(f"concat:{tmp_path / 'list.txt'}") as source:
-        sound = source.sound_pass()
+        sound, again = source.sound_pass(), source.sound_pass()
         flashes = [frame.time for frame in source if frame.pixels.mean() > 200]
         heard = clicks(list(sound))
+        assert clicks(list(again)) == heard and source.sound_waits
         assert any("1.mp4: has no sound" in notice for notice in source.notices)
     assert together([*flashes[1:3], *flashes[6:]], heard)
 
