@@ -22,6 +22,7 @@ from streammem.models.confidence import ConfidenceModel
 from streammem.models.reranking import Reranker
 from streammem.models.tiny.questions import QuestionReading
 from streammem.perception.perceiver import Perceiver
+from streammem.types import Note
 
 
 class SegmentFrames(NamedTuple):
@@ -59,7 +60,7 @@ class EvidenceItem(NamedTuple):
         tokens: [M, D] the segment encoder's tokens of it; None or [0, D] without.
         caption: what was captioned of it, if anything.
         keyframes: pictures [H, W, 3] uint8 RGB of it, in time order.
-        speech: what was heard meanwhile, if known.
+        notes: what was said meanwhile, as far as it is known, in time order.
         score: in [0, 1], how likely it shows what is asked for; where there is no room for all, the
             weakest is left out first.
     """
@@ -69,8 +70,13 @@ class EvidenceItem(NamedTuple):
     tokens: Tensor | None = None
     caption: str | None = None
     keyframes: tuple[np.ndarray, ...] = ()
-    speech: str | None = None
+    notes: tuple[Note, ...] = ()
     score: float = 1.0
+
+    @property
+    def speech(self) -> str | None:
+        """What was said meanwhile, as one text; None where nothing is known."""
+        return " ".join(note.text for note in self.notes) or None
 
 
 class Reads(NamedTuple):
