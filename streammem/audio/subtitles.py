@@ -10,7 +10,6 @@ many files carry another format's suffix.
 """
 
 import html
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -27,6 +26,9 @@ MAX_NOTE_CHARS = 500  # a longer cue becomes several, so that a memory can hold 
 _VIDEO_SUFFIXES = frozenset(
     ".mp4 .m4v .mov .mkv .webm .avi .wmv .flv .mpg .mpeg .ts .mts .m2ts .3gp .ogv".split()  # noqa: SIM905
 )
+CLOSED_CAPTIONS = "cc_dec"  # FFmpeg's decoder of EIA-608
+UNKNOWN_S = 2.0  # that a cue is shown whose end is not known
+MAX_CAPTION_S = 30.0  # a longer closed caption was never taken away
 _SAME_TEXT_GAP_S = 0.05  # equal cues this near are one: layers, and captions that roll up
 _ABOUT = {"forced", "sdh", "cc", "hi", "default", "full", "dubtitle"}  # suffixes beside a language
 
@@ -366,11 +368,9 @@ def _inside_reader(path: Path, index: int) -> Callable[[], Cues]:
                         other.discard = av.stream.Discard.all
                 # Time 0 is where players begin, as for pictures.
                 zero = max(0, container.start_time or 0) / av.time_base
+                rolled = list[str]()
                 for packet in container.demux(stream):
-                    if packet.pts is None or packet.time_base is None:
-                        continue  # the flush at the end
-                    start = float(packet.pts * packet.time_base) - zero
-                    notes += _decoded_packet(packet, start, faults)
+                    notes += _decoded_packet(packet, zero, faults, rolled)
         except (av.FFmpegError, OSError, ValueError) as error:
             faults.append(f"{path.name}: its subtitle track breaks off ({type(error).__name__})")
         if not notes and not faults:
@@ -380,21 +380,47 @@ def _inside_reader(path: Path, index: int) -> Callable[[], Cues]:
     return read
 
 
-def _decoded_packet(packet: av.Packet, start: float, faults: list[str]) -> list[Note]:
+def _decoded_packet(
+    packet: av.Packet, zero: float, faults: list[str], rolled: list[str]
+) -> list[Note]:
+    """Decode a packet of a text track.
+
+    Args:
+        packet: the last one is empty.
+        zero: seconds of the container's clock at which players begin.
+        faults: gets what is damaged.
+        rolled: lines of closed captions that were shown last, which roll up; changed in place.
+    """
+    context = packet.stream.codec_context
+    captions = context.name == CLOSED_CAPTIONS  # known when they end, which is in a later packet
+    if not captions and packet.pts is None:
+        return []
+    start = float((packet.pts or 0) * packet.time_base) - zero if packet.time_base else 0.0
     try:
-        sets = packet.stream.codec_context.decode2(packet) or ()
-        subtitles = list(sets)
+        sets = context.decode2(packet)
+        subtitles = list(sets or ())
     except av.FFmpegError:
         faults.append(f"subtitles at {start:.1f} s: damaged; the cue is left out")
         return []
-    length = float(packet.duration * packet.time_base) if packet.duration else math.nan
+    shown_s = float(packet.duration * packet.time_base) if packet.duration else UNKNOWN_S
+    if captions and sets:
+        start, shown_s = sets.pts / 1e6 - zero, sets.end_display_time / 1e3
+        shown_s = shown_s if 0 < shown_s < MAX_CAPTION_S else UNKNOWN_S
     notes = []
     for subtitle in subtitles:
         if getattr(subtitle, "type", b"") != b"ass":
             continue
         # FFmpeg gives "ReadOrder,Layer,Style,Name,MarginL,MarginR,MarginV,Effect,Text".
         parts = subtitle.ass.decode("utf-8", "replace").split(",", 8)
-        if len(parts) == 9 and (said := _ass_text(parts[8], parts[3])):
-            shown_s = length if length > 0 else 2.0
+        if len(parts) < 9:
+            continue
+        text = parts[8]
+        if captions:
+            lines = text.split("\\N")
+            bare = [_ass_text(line) for line in lines]
+            # Lines that stay while a new one comes are given once.
+            stay = next((n for n in range(len(bare), 0, -1) if rolled[-n:] == bare[:n]), 0)
+            text, rolled[:] = "\\N".join(lines[stay:]), bare
+        if said := _ass_text(text, parts[3]):
             notes += split_long(max(0.0, start), max(0.0, start + shown_s), said)
     return notes
