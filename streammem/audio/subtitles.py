@@ -13,6 +13,7 @@ import html
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import av
@@ -26,6 +27,7 @@ MAX_NOTE_CHARS = 500  # a longer cue becomes several, so that a memory can hold 
 _VIDEO_SUFFIXES = frozenset(
     ".mp4 .m4v .mov .mkv .webm .avi .wmv .flv .mpg .mpeg .ts .mts .m2ts .3gp .ogv".split()  # noqa: SIM905
 )
+_PICTURES = frozenset({"dvbsub", "dvdsub", "pgssub", "xsub"})
 CLOSED_CAPTIONS = "cc_dec"  # FFmpeg's decoder of EIA-608
 UNKNOWN_S = 2.0  # that a cue is shown whose end is not known
 MAX_CAPTION_S = 30.0  # a longer closed caption was never taken away
@@ -89,12 +91,14 @@ class Track:
         language: ISO 639-1 where it is known, as it stands there otherwise; empty without one.
         forced: whether it holds only what is said in a foreign language.
         read: reads it; raises ``SourceError`` where it cannot be opened.
+        is_text: whether it can be read; pictures of text, and teletext, cannot.
     """
 
     name: str
     language: str
     forced: bool
     read: Callable[[], Cues]
+    is_text: bool = True
 
 
 def parse(data: bytes, name: str, language: str = "") -> Cues:
@@ -136,14 +140,14 @@ def tracks_of(path: str | Path) -> list[Track]:
     """Return the subtitle tracks of a video file, the best first: beside it, then in it.
 
     Of each kind the one without a language comes first, then the default one; forced ones, which
-    hold only a part of what is said, come last.
+    hold only a part of what is said, come last, and then those that cannot be read.
 
     Args:
         path: of the video.
     """
     path = Path(path)
     tracks = [*_beside(path), *_inside(path)]
-    return sorted(tracks, key=lambda track: track.forced)  # stable
+    return sorted(tracks, key=lambda track: (not track.is_text, track.forced))  # stable
 
 
 # -- files --
@@ -340,20 +344,23 @@ def _inside(path: Path) -> list[Track]:
         with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
             for number, stream in enumerate(container.streams.subtitles, start=1):
                 context = stream.codec_context
-                codec = context.name if context else "unknown"
+                codec = context.name if context else "of a kind without decoder, as teletext"
+                is_text = context is not None and context.name not in _PICTURES
                 flags = av.stream.Disposition(stream.disposition)
                 language = language_of(stream.language or "")
                 language = "" if language == "und" else language
-                track = Track(
-                    f"subtitle track {number} of {path.name} ({codec})",
-                    language,
-                    bool(flags & av.stream.Disposition.forced),
-                    _inside_reader(path, stream.index),
-                )
+                name = f"subtitle track {number} of {path.name} ({codec})"
+                read = _inside_reader(path, stream.index) if is_text else partial(_no_text, name)
+                forced = bool(flags & av.stream.Disposition.forced)
+                track = Track(name, language, forced, read, is_text)
                 tracks.append((not flags & av.stream.Disposition.default, number, track))
     except (av.FFmpegError, OSError, ValueError):
         return []  # that it is no video is reported by what opens it as one
     return [track for *_, track in sorted(tracks, key=lambda item: item[:2])]
+
+
+def _no_text(name: str) -> Cues:
+    return Cues((), (f"{name}: is no text that can be read here; pictures and teletext are not",))
 
 
 def _inside_reader(path: Path, index: int) -> Callable[[], Cues]:
