@@ -56,8 +56,9 @@ TOKEN = "STREAMMEM_TOKEN"
 SPEND_HELP = "tokens, and requests after a comma, that servers are asked an hour at most"
 # Measured: docs/research/cameras.md, "How often an alert is right".
 ALERTS_ARE = (
-    "A hint, not an alarm: with streammem-tiny 5 of 10 alerts were false, and of 3 things that "
-    "came 1 was told"
+    "A hint, not an alarm. With streammem-tiny, of alerts such as 'a dog' 3 of 10 were false, and "
+    "of 2 that came 1 was told, mostly once the scene had its caption; of whole sentences 5 of 10 "
+    "were false, and of 3 that came 1 was told"
 )
 SET_HELP = (
     "as in passages=6; of a VideoLLaMB cuts=top3 or threshold reads a file as a whole, so that "
@@ -288,7 +289,7 @@ ANSWER_FLAGS = (  # of SessionConfig
         "--context",
         "context",
         "what answers rest on",
-        {"choices": ("memory", "now", "uniform", "captions")},
+        {"choices": ("memory", "now", "uniform", "captions", "goldfish", "goldfish-again")},
     ),
     Flag(
         "--steps",
@@ -328,6 +329,12 @@ DECODING_FLAGS = (  # of GenerationConfig, for captions and answers
     Flag("--temperature", "temperature", "0 is greedy (default)", {"type": float}),
     Flag("--top-k", "top_k", "sample of so many likeliest tokens (default 0: all)", _WHOLE),
     Flag("--top-p", "top_p", None, {"type": float}),
+    Flag(
+        "--repetition-penalty",
+        "repetition_penalty",
+        "of words that a reply has already (default 1: none)",
+        {"type": float},
+    ),
     Flag("--num-beams", "num_beams", None, {"type": int}),
     Flag("--seed", "seed", None, {"type": int}),
 )

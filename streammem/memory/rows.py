@@ -197,8 +197,10 @@ def _notes_text(notes: Iterable[Note]) -> str:
 
 
 def _notes(text: str) -> tuple[Note, ...]:
-    rows = json.loads(text)
-    return tuple(Note(*row[:3], tuple(row[3]) if len(row) > 3 else ()) for row in rows)
+    return tuple(
+        Note(start, end, said, tuple(starts[0]) if starts else ())
+        for start, end, said, *starts in json.loads(text)
+    )
 
 
 def _text_block(entry: Entry) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
+from streammem.audio.scene_sound import SceneSound
 from streammem.memory.retrieval import GumbelNull
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies
 from streammem.models.confidence import ConfidenceModel
@@ -32,11 +33,15 @@ class SegmentFrames(NamedTuple):
         number: of the segment in its stream, from 0.
         patches: of each frame, as the perceiver gave them.
         places: of each frame, in [0, 1] between the first and the last.
+        times: of each frame, in seconds; empty where they are not known.
+        sound: of the segment, where a session gives it, see ``SessionConfig.sound``.
     """
 
     number: int
     patches: Sequence[Tensor]
     places: Sequence[float]
+    times: Sequence[float] = ()
+    sound: SceneSound | None = None
 
 
 class EncodedSegment(NamedTuple):
@@ -60,9 +65,12 @@ class EvidenceItem(NamedTuple):
         tokens: [M, D] the segment encoder's tokens of it; None or [0, D] without.
         caption: what was captioned of it, if anything.
         keyframes: pictures [H, W, 3] uint8 RGB of it, in time order.
-        notes: what was said meanwhile, as far as it is known, in time order.
+        speech: what was heard meanwhile, if known.
         score: in [0, 1], how likely it shows what is asked for; where there is no room for all, the
             weakest is left out first.
+        notes: all that was said meanwhile, for a generator that places words beside frames.
+        times: seconds of the frames that ``tokens`` are of, where they are known.
+        heard: the notes that ``speech`` is made of, for a generator that reads their times.
     """
 
     start: float
@@ -70,13 +78,11 @@ class EvidenceItem(NamedTuple):
     tokens: Tensor | None = None
     caption: str | None = None
     keyframes: tuple[np.ndarray, ...] = ()
-    notes: tuple[Note, ...] = ()
+    speech: str | None = None
     score: float = 1.0
-
-    @property
-    def speech(self) -> str | None:
-        """What was said meanwhile, as one text; None where nothing is known."""
-        return " ".join(note.text for note in self.notes) or None
+    notes: tuple[Note, ...] = ()
+    times: tuple[float, ...] = ()
+    heard: tuple[Note, ...] = ()
 
 
 class Reads(NamedTuple):

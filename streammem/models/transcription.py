@@ -3,7 +3,7 @@
     open_recogniser = recogniser("whisper-base", language="en")      # what is missing is told now
     recogniser("faster-whisper:small")                               # of the hub, fetched before
     recogniser("openai:http://localhost:8000/v1#whisper-1")          # a server
-    for note in open_recogniser().notes("film.mp4"):                 # in the thread that uses it
+    for note in open_recogniser().transcribe(samples):               # in the thread that uses it
         print(note)
 
 A server's replies are not trusted: their size, their times and their letters are checked.
@@ -24,7 +24,6 @@ from streammem.audio.recogniser import (
     MADE_UP_SPEECH,
     RATE,
     Recogniser,
-    notes_of,
     word_starts,
 )
 from streammem.audio.subtitles import split_long
@@ -58,12 +57,27 @@ _FORMATS = (
 
 
 class Recognises(Protocol):
-    """What turns sound into notes."""
+    """What turns the sound of one source into notes.
 
-    def notes(
-        self, path: str | Path, stopping: Callable[[], bool] = ...
+    Attributes:
+        piece_s: seconds of a file that are best recognised at a time.
+    """
+
+    @property
+    def piece_s(self) -> float: ...
+
+    def transcribe(
+        self, samples: np.ndarray, stopping: Callable[[], bool] = ...
     ) -> Iterator[Note | Notice]:
-        """Give what is said in a file, in order of time."""
+        """Give what is said in a piece of sound, in seconds from its start; final text.
+
+        Args:
+            samples: [N] float32 at RATE, in [-1, 1]; at most ``piece_s``.
+            stopping: asked meanwhile; ends the pass.
+
+        Raises:
+            ServedModelError: a server fails.
+        """
         ...
 
 
@@ -136,6 +150,8 @@ class ServedRecogniser:
         ConfigError, ServedModelError: see ``recogniser``.
     """
 
+    piece_s = SERVED_PIECE_S
+
     def __init__(self, name: str, language: str | None = None) -> None:
         from streammem.models.registry import split_name
 
@@ -162,17 +178,6 @@ class ServedRecogniser:
                 f"name one behind a #{some and f', of {some}'}",
             )
         return names[0]
-
-    def notes(
-        self, path: str | Path, stopping: Callable[[], bool] = lambda: False
-    ) -> Iterator[Note | Notice]:
-        """Give what is said in a file, in order of time; see ``Recogniser.notes``.
-
-        Raises:
-            SourceError: the file has no sound, or it cannot be decoded.
-            ServedModelError: the server fails; the message tells from when on there are no words.
-        """
-        return notes_of(path, self.transcribe, stopping, SERVED_PIECE_S)
 
     def transcribe(
         self, samples: np.ndarray, stopping: Callable[[], bool] = lambda: False

@@ -16,7 +16,7 @@ from streammem.audio.track import SpeechOptions
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchOptions
 from streammem.errors import ConfigError, ServedModelError
-from streammem.models.transcription import MAX_CHARS, MAX_CHARS_S, ServedRecogniser, recogniser
+from streammem.models.transcription import MAX_CHARS, MAX_CHARS_S, recogniser
 from streammem.models.vlm.server import KEY, SPEECH_KEY
 from streammem.types import Note, Notice
 from tests.audio.test_recogniser import with_sound
@@ -235,6 +235,8 @@ def test_the_notes_of_a_file_come_by_its_clock_and_a_failure_tells_from_when_on(
     assert [event for event in told if isinstance(event, Note)] == wanted
     assert [note for e in session.memory.entries() for note in e.notes] == wanted
     with Transcriber((500, "broken", {})) as server:
-        hears = ServedRecogniser(f"{server.url.removeprefix('openai:')}#whisper-1{FAST}")
-        with pytest.raises(ServedModelError, match=r"broken.*; no words from 00:01\.0 on"):
-            list(hears.notes(film))
+        speech = SpeechOptions(f"{server.url}#whisper-1{FAST}")
+        options = WatchOptions(captions=False, speech=speech)
+        told = list(watch(session_of(tiny_model()), str(film), options))
+    (failure,) = [event for event in told if isinstance(event, Notice)]
+    assert re.search(r"broken.*; no words from 00:01\.0 on", str(failure)) and failure.is_failure

@@ -127,7 +127,7 @@ def test_an_excerpt_holds_what_the_question_names_and_stays_short():
 def test_prompts_of_pictures_show_speech_with_its_times_between_them_and_captions_do_not():
     picture = np.zeros((2, 2, 3), np.uint8)
     notes = (Note(61.5, 62, "Hello."), Note(63, 64, "x" * 700), Note(65, 66, "Gone."))
-    items = [EvidenceItem(60.0, 70.0, None, "A dog.", (picture,), notes),
+    items = [EvidenceItem(60.0, 70.0, None, "A dog.", (picture,), heard=notes),
              EvidenceItem(70.0, 80.0, keyframes=(picture,))]  # fmt: skip
     parts = answer_parts(items, "Who speaks?")
     shown = [part for part in parts if isinstance(part, str)]
@@ -135,7 +135,7 @@ def test_prompts_of_pictures_show_speech_with_its_times_between_them_and_caption
     assert shown[1] == "A dog. Heard: [01:01.5] “Hello.”"
     assert "it need not be seen" in shown[-1]
     assert "heard" not in answer_parts(items[1:], "Who speaks?")[-1]
-    assert caption_parts(items[0], None, 4) == caption_parts(items[0]._replace(notes=()), None, 4)
+    assert caption_parts(items[0], None, 4) == caption_parts(items[0]._replace(heard=()), None, 4)
 
 
 THINGS = "harbour bridge piano lantern doctor garden violin castle rocket island".split()  # noqa: SIM905

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from streammem.models.protocols import EvidenceItem, spread
-from streammem.types import Note, clock
+from streammem.types import clock
 
 Part = str | np.ndarray
 CAPTION_REQUEST = (
@@ -39,11 +39,11 @@ def answer_parts(items: Sequence[EvidenceItem], question: str) -> list[Part]:
     for item in items:
         parts += _pictures(item)
         words = [item.caption or ""]
-        if heard := _heard(item.notes):
+        if heard := _heard(item):
             words.append(f"Heard: {heard}")
         if text := " ".join(word for word in words if word):
             parts.append(text if item.keyframes else f"{_span(item)}: {text}")
-    heard = f" {HEARD_REQUEST}" if any(item.notes for item in items) else ""
+    heard = f" {HEARD_REQUEST}" if any(map(_heard, items)) else ""
     return [*parts, f"{ANSWER_REQUEST}{heard}\nQuestion: {question}"]
 
 
@@ -55,10 +55,12 @@ def _pictures(item: EvidenceItem) -> list[Part]:
     return parts
 
 
-def _heard(notes: Sequence[Note]) -> str:
-    """Return each note with the time at which it is said, as long as there is room."""
+def _heard(item: EvidenceItem) -> str:
+    """Return what was said, each note with its time where that is known, if there is room."""
+    if not item.heard:
+        return (item.speech or "")[:MAX_SPEECH]
     lines, size = list[str](), 0
-    for note in notes:
+    for note in item.heard:
         size += len(note.text)
         if size > MAX_SPEECH and lines:
             break
