@@ -1,6 +1,7 @@
 """How a session remembers, speaks and answers; every option has a default that holds."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from streammem.captioning.captioner import CaptionConfig
 from streammem.config import override
@@ -36,6 +37,8 @@ class SessionConfig:
             colour by so many of 255 levels since the last encoded one; 0 encodes every frame.
             The default lies above what H.264 leaves of sensor noise of a standard deviation of
             10 levels.
+        sound: whether a model that listens hears each scene: ``notice`` reports a source whose
+            sound is missing or fails, ``silent`` does not; ``off`` for other models.
         fixed: the camera stands still: while some part of the picture differs from what it has
             shown for long, that part alone is looked at, so that small things make scenes of their
             own. Not for films, whose people would lose their surroundings.
@@ -71,6 +74,7 @@ class SessionConfig:
     passages: int = 4
     now_frames: int = 4
     still: float = 6.0
+    sound: Literal["off", "notice", "silent"] = "off"
     fixed: bool = False
     context: Context = "memory"
     remark: bool = False
@@ -88,6 +92,8 @@ class SessionConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.still <= 255:
             raise ConfigError(f"still={self.still}: give levels in [0, 255]")
+        if self.sound not in ("off", "notice", "silent"):
+            raise ConfigError(f"sound={self.sound!r}: give off, notice or silent")
         if self.cuts not in (None, *CUTS, *CLIP_CUTS):
             known = ", ".join(dict.fromkeys((*CUTS, *CLIP_CUTS)))
             raise ConfigError(f"cuts={self.cuts!r}: give one of {known}")

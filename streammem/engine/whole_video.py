@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streammem.audio.scene_sound import SceneSound
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.errors import ConfigError
@@ -253,7 +254,9 @@ class WholeVideoSession(Session):
         own = tuple(item for item in evidence if item.segment in self._items)
         return Answer(question, "".join(pieces).strip(), seen, "model", own)
 
-    def _encode(self, frames: Sequence[BufferedFrame], key: np.ndarray) -> EncodedSegment:
+    def _encode(
+        self, frames: Sequence[BufferedFrame], key: np.ndarray, sound: SceneSound | None
+    ) -> EncodedSegment:
         return self._waiting.pop(0)
 
 
@@ -417,7 +420,9 @@ class ClipSession(Session):
             fps=len(times) / length if length > 0 else 1.0,
         )  # fmt: skip
 
-    def _encode(self, frames: Sequence[BufferedFrame], key: np.ndarray) -> EncodedSegment:
+    def _encode(
+        self, frames: Sequence[BufferedFrame], key: np.ndarray, sound: SceneSound | None
+    ) -> EncodedSegment:
         self._tokens = self._video.pack([f.patches for f in self._chosen if f.patches is not None])
         return EncodedSegment(self._tokens, self.recurrent)
 

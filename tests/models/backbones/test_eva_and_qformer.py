@@ -161,7 +161,7 @@ def test_at_full_size_names_and_parameters_are_as_many_as_published(config, tens
         reader = QFormer(config)
     names = reader.published("Qformer", "query_tokens")
     own = sum(value.numel() for value in reader.parameters())
-    # The published count of tensors has one buffer and the queries apart.
+    # The published counts have a buffer more, and the queries apart.
     assert (len(names) - 1 + 1, own - reader.queries.numel()) == (tensors, parameters)
 
 
