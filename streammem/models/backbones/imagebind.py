@@ -47,7 +47,8 @@ def filter_bank(sound: Tensor, bins: int = BINS) -> Tensor:
     before = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
     window = torch.hann_window(_WINDOW, periodic=False, dtype=torch.float64).to(frames)
     frames = (frames - _PREEMPHASIS * before) * window
-    power = torch.fft.rfft(frames, n=_FFT).abs() ** 2  # [F, 257]
+    transform = torch.view_as_real(torch.fft.rfft(frames, n=_FFT))
+    power = transform.square_().sum(-1)  # [F, 257]
     energies = power[:, : _FFT // 2] @ _mel_filters(bins).to(frames).T
     return energies.clamp(min=torch.finfo(torch.float32).eps).log()
 
