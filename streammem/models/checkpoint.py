@@ -190,9 +190,7 @@ def save(
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"center": model.center, "background": model.background}
-    tensors |= {
-        f"{VISION}{key}": value for key, value in getattr(model.vision, "changes", {}).items()
-    }
+    tensors |= {f"{VISION}{key}": value for key, value in model.vision.changes.items()}
     learned = _learned(model.bridge, model.picture_key, model.text_key)
     for prefix, module in learned.items():
         tensors |= {f"{prefix}.{key}": value for key, value in module.state_dict().items()}

@@ -116,7 +116,7 @@ class VideoModel:
         """A checksum of the weights that decide what a stored memory means."""
         digest = hashlib.sha256()
         learned = [m.state_dict() for m in (self.bridge, self.picture_key, self.text_key)]
-        for tensors in (*learned, getattr(self.vision, "changes", {})):
+        for tensors in (*learned, self.vision.changes):
             for name, value in sorted(tensors.items()):
                 digest.update(name.encode() + value.float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
