@@ -287,7 +287,7 @@ ANSWER_FLAGS = (  # of SessionConfig
         "--context",
         "context",
         "what answers rest on",
-        {"choices": ("memory", "now", "uniform", "captions")},
+        {"choices": ("memory", "now", "uniform", "captions", "goldfish", "goldfish-again")},
     ),
     Flag(
         "--steps",
@@ -327,6 +327,12 @@ DECODING_FLAGS = (  # of GenerationConfig, for captions and answers
     Flag("--temperature", "temperature", "0 is greedy (default)", {"type": float}),
     Flag("--top-k", "top_k", "sample of so many likeliest tokens (default 0: all)", _WHOLE),
     Flag("--top-p", "top_p", None, {"type": float}),
+    Flag(
+        "--repetition-penalty",
+        "repetition_penalty",
+        "of words that a reply has already (default 1: none)",
+        {"type": float},
+    ),
     Flag("--num-beams", "num_beams", None, {"type": int}),
     Flag("--seed", "seed", None, {"type": int}),
 )

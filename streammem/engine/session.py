@@ -360,7 +360,7 @@ class Session:
         tokens = self.tokens(segment.id) if reads.tokens else None
         jpeg = self.memory.keyframe(segment.id) if reads.pictures else None
         keyframes = (self.keyframe(segment.id),) if jpeg else ()
-        return CaptionRequest(segment, entry.visual_keys, tokens, keyframes)
+        return CaptionRequest(segment, entry.visual_keys, tokens, keyframes, entry.notes)
 
     def blank_request(self) -> CaptionRequest:
         """Return a request that shows nothing, to open the language model with."""
@@ -536,7 +536,7 @@ class Session:
         # 4. Hand on what a caption needs: of the row, whose tokens are rounded, so that a caption
         # made later from disk is the same.
         seen = torch.from_numpy(row.tokens.astype(np.float32)) if row.tokens.size else None
-        self._closed[segment.id] = CaptionRequest(segment, row.visual_keys, seen, pictures)
+        self._closed[segment.id] = CaptionRequest(segment, row.visual_keys, seen, pictures, notes)
         return segment
 
     def _notes_within(self, segment: Segment) -> tuple[Note, ...]:

@@ -23,6 +23,7 @@ from streammem.models.confidence import ConfidenceModel
 from streammem.models.reranking import Reranker
 from streammem.models.tiny.questions import QuestionReading
 from streammem.perception.perceiver import Perceiver
+from streammem.types import Note
 
 
 class SegmentFrames(NamedTuple):
@@ -67,6 +68,9 @@ class EvidenceItem(NamedTuple):
         speech: what was heard meanwhile, if known.
         score: in [0, 1], how likely it shows what is asked for; where there is no room for all, the
             weakest is left out first.
+        notes: what was said meanwhile, each with its times, for a generator that places words
+            beside frames.
+        times: seconds of the frames that ``tokens`` are of, where they are known.
     """
 
     start: float
@@ -76,6 +80,8 @@ class EvidenceItem(NamedTuple):
     keyframes: tuple[np.ndarray, ...] = ()
     speech: str | None = None
     score: float = 1.0
+    notes: tuple[Note, ...] = ()
+    times: tuple[float, ...] = ()
 
 
 class Reads(NamedTuple):

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import tzinfo
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
@@ -52,6 +52,7 @@ from streammem.models.protocols import (
 from streammem.models.tiny.model import ANSWER_DECODING
 from streammem.perception.scene_buffer import places
 from streammem.qa.checking import check
+from streammem.qa.goldfish import as_text, nearest_documents, within_limit
 from streammem.qa.lookups import Lookups
 from streammem.qa.question import (
     AskedQuestion,
@@ -87,8 +88,8 @@ MAX_SPEECH = 600  # characters of what was said in a scene that a prompt shows
 MAX_PROMPTED = 600  # characters of a question; a longer one would crowd out what was seen
 GIVEN = "a picture that was given with the question"
 
-Context = Literal["memory", "now", "uniform", "captions"]
-CONTEXTS: tuple[Context, ...] = ("memory", "now", "uniform", "captions")
+Context = Literal["memory", "now", "uniform", "captions", "goldfish", "goldfish-again"]
+CONTEXTS: tuple[Context, ...] = get_args(Context)
 OnText = Callable[[str], None]
 
 
@@ -99,7 +100,10 @@ class AnswerConfig:
     Attributes:
         passages: segments shown to the language model for an answer, >= 1.
         context: what an answer is read from: ``memory``, or a control: the last frames only
-            (``now``), segments spread evenly (``uniform``), captions without tokens (``captions``).
+            (``now``), segments spread evenly (``uniform``), captions without tokens (``captions``),
+            or Goldfish's way: the text alone of the segments that the ``passages`` nearest captions
+            and transcripts are of (``goldfish``), or besides what the model says when it sees each
+            of them again with the question (``goldfish-again``).
         remark: let the model add a sentence of its own to an answer that was computed.
         timezone: name in the time zone database, as in ``Europe/Berlin``, that wall-clock words
             are read in; None takes this computer's.
@@ -469,7 +473,10 @@ class Answerer:
         query = self._query(about, question.now, question.window)
         query = query._replace(words=content_words(reading.anchor or about))
         hits: Sequence[Hit] = ()
-        if self.config.context != "now" and not (reading.operator == "now" and now):
+        as_goldfish = self.config.context in ("goldfish", "goldfish-again")
+        if as_goldfish:
+            hits = self._documents(question, query)
+        elif self.config.context != "now" and not (reading.operator == "now" and now):
             choose = self._spread if self.config.context == "uniform" else self._search
             hits = choose(query, question.window)
         shows_now = now if self.config.context in ("memory", "now") else ()
@@ -487,6 +494,8 @@ class Answerer:
         if shows_now:
             items.append(self._present_item(present))
         asked = _encodable(question.text[:MAX_PROMPTED])
+        if as_goldfish:
+            items = self._texts(items, [hit.entry for hit in in_order], asked)
         text, left_out, steps = "", 0, tuple[Step, ...]()
         if self.config.steps > 1 and not pictures:
             asked = _with_numbers(asked, [hit.entry for hit in in_order], computed)
@@ -535,6 +544,25 @@ class Answerer:
         chosen = [entries[i] for i in spread(len(entries), self.config.passages)]
         return rate(chosen, query, self.config.rankers)
 
+    def _documents(self, question: AskedQuestion, query: Query) -> Sequence[Hit]:
+        """Return the rows whose caption or transcript is nearest to the bare question."""
+        rows = [clip.entry for clip in self._clips(question.window)]
+        self._described(rows)  # a caption is a document, so each row needs one
+        key = self.model.text_encoder.sentence_keys([_encodable(question.text)])[0]
+        chosen = nearest_documents([self._row(row) for row in rows], key, self.config.passages)
+        return rate(chosen, query, self.config.rankers)
+
+    def _texts(
+        self, items: Sequence[EvidenceItem], entries: Sequence[Entry], question: str
+    ) -> list[EvidenceItem]:
+        """Turn evidence into text; first ask of each row again, where the context says so."""
+        again = self.config.context == "goldfish-again"
+        texts = []
+        for item, entry in zip(items, entries, strict=True):
+            reply = self._generate([item], question, None)[0] if again else ""
+            texts.append(as_text(item, entry.notes, reply))
+        return within_limit(texts)
+
     def _items(
         self,
         entries: Sequence[Entry],
@@ -545,7 +573,10 @@ class Answerer:
 
         Of what was said it is shown MAX_SPEECH characters, those that share ``words`` first.
         """
-        reads, shows = self.model.answer_generator.reads, self.config.context != "captions"
+        reads, shows = (
+            self.model.answer_generator.reads,
+            self.config.context not in ("captions", "goldfish"),
+        )
         items = []
         for entry, score in zip(entries, scores or [1.0] * len(entries), strict=True):
             tokens = self.memory.tokens(entry.segment) if reads.tokens and shows else None
@@ -554,7 +585,9 @@ class Answerer:
             speech = excerpt(entry.notes, words, MAX_SPEECH) or None
             caption = self._row(entry).caption
             items.append(
-                EvidenceItem(entry.start, entry.end, tokens, caption, keyframes, speech, score)
+                EvidenceItem(
+                    entry.start, entry.end, tokens, caption, keyframes, speech, score, entry.notes
+                )
             )
         return items
 

@@ -24,7 +24,7 @@ from streammem.errors import ConfigError
 from streammem.models.backbones.chat_frame import chat_frame
 from streammem.models.backbones.decoding import LlamaDecoder, Run, is_plain_llama, weights_version
 from streammem.models.backbones.products import Route, has_bfloat16, has_half
-from streammem.models.backbones.sampling import GenerationConfig, pick
+from streammem.models.backbones.sampling import GenerationConfig, penalised, pick
 from streammem.models.backbones.transformers_decoding import TransformersRun, search
 from streammem.models.backbones.transformers_files import open_causal, unusable
 from streammem.models.once import PartLock, opening
@@ -257,7 +257,8 @@ class CausalLanguageModel:
         ids: list[int] = []
         said = ""
         while True:
-            token = int(pick(run.logits, config, [generator])[0])
+            logits = penalised(run.logits, [ids], config.repetition_penalty)
+            token = int(pick(logits, config, [generator])[0])
             if token in self._stop_ids:
                 if rest := self._text(ids)[len(said) :]:
                     yield rest  # it might have begun a stop
@@ -436,7 +437,9 @@ class CausalLanguageModel:
             run.take(torch.arange(len(rows)).repeat_interleave(count))
         going = list(range(len(said)))  # the reply that each row of the run belongs to
         for left in reversed(range(config.max_new_tokens)):
-            tokens, log_probs = pick(run.logits, config, [generators[i] for i in going])
+            before = [said[i][0] for i in going]
+            logits = penalised(run.logits, before, config.repetition_penalty)
+            tokens, log_probs = pick(logits, config, [generators[i] for i in going])
             for i, token, log_prob in zip(going, tokens.tolist(), log_probs.tolist(), strict=True):
                 if replies[i] is None:
                     said[i][0].append(token)

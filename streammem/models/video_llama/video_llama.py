@@ -209,6 +209,13 @@ class VideoLlama:
         side = self.pictures.sizes.tower.side
         return np.array(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
 
+    def choose(self, count: int) -> list[int]:
+        """Choose the frames that are read, of so many."""
+        most = min(count, self.options.frames)
+        if self.options.reach == "end":
+            return spread(count, most)
+        return [i * count // most for i in range(most)]
+
     @torch.inference_mode()
     def encode_segment(
         self, frames: SegmentFrames, memory: Tensor, related: Tensor | None
@@ -220,11 +227,7 @@ class VideoLlama:
             memory: [0, 0].
             related: None.
         """
-        count, most = len(frames.patches), self.options.frames
-        if self.options.reach == "end":
-            chosen = spread(count, most)
-        else:
-            chosen = [i * count // min(count, most) for i in range(min(count, most))]
+        chosen = self.choose(len(frames.patches))
         kept = [chosen[i] for i in spread(len(chosen), self.options.kept_frames)]
         read = self.pictures.frames(torch.stack([frames.patches[i] for i in kept])).cpu()
         after = [frames.times[i] - frames.times[0] for i in kept] if frames.times else []

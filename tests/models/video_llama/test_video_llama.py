@@ -15,6 +15,7 @@ from streammem.audio.scene_sound import SoundWindow
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig, defaults_of
 from streammem.engine.watch import watch
+from streammem.engine.whole_video import open_session
 from streammem.errors import ConfigError, StoreError
 from streammem.models.backbones.imagebind import RATE, clip_starts, spectrogram
 from streammem.models.backbones.language import GenerationConfig
@@ -396,6 +397,36 @@ def test_a_memory_goes_on_after_it_was_closed_and_is_refused_to_other_options(op
     assert [caption.text for caption in said] == texts
     with pytest.raises(StoreError, match="another model"):
         session_of(opened(kept_frames=2), path)
+
+
+def test_a_whole_video_is_one_prompt_of_eight_frames_by_the_parents_rule(opened, w):
+    session = open_session(
+        opened(cuts="whole", reach="floor"), SessionConfig(caption=SHORT, answer=SHORT), finite=True
+    )
+    frames = film(("red", 40), ("blue", 37), ("green", 23))
+    assert not [segment for frame in frames for segment in session.push(frame)]
+    (segment,) = session.flush()
+    read = [frames[i] for i in (0, 12, 25, 37, 50, 62, 75, 87)]  # floor(i * 100 / 8)
+    prompt = session.captioner.prompt(session.request(segment))
+    (shown,) = tensors_of(prompt)
+    expected = reference.video([reference.frame(squeezed(f.pixels), w) for f in read], w)
+    np.testing.assert_allclose(shown, expected, atol=2e-3)
+    times = ", ".join(str(round(frame.time, 1)) for frame in read)
+    assert f"contains 8 frames sampled at {times} seconds. " in texts_of(prompt)[1]
+    assert session.caption(segment).text and session.ask("What is red?").text
+
+
+def test_a_whole_video_is_read_of_what_ends_and_streaming_can_be_asked_for(opened, heard_film):
+    model = opened(cuts="whole")
+    config = SessionConfig(caption=SHORT, sound="notice")
+    with pytest.raises(ConfigError, match="no end that is known"):
+        open_session(model, config, finite=False)
+    session = open_session(model, config, finite=True)
+    given = [e for e in watch(session, str(heard_film)) if isinstance(e, Segment)]
+    assert [(s.start, s.end) for s in given] == [(0.0, 4.0)]
+    assert model.unpack(session.tokens(0)).clips is not None
+    streaming = SessionConfig(caption=SHORT, cuts="streaming")
+    assert type(open_session(model, streaming, finite=False)) is Session
 
 
 # -- the command line --
