@@ -133,6 +133,21 @@ def test_rows_keep_frames_clips_and_times_through_a_memory(model, count):
     torch.testing.assert_close(kept.clips, clips, atol=1e-2, rtol=0)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_times_of_neighbours_that_a_memory_merged_are_not_made_up(model, seed):
+    draw = np.random.default_rng(seed)
+    frames = torch.randn(4, Q, W)
+    rows = [
+        model.pack(Kept(frames, [0.0, *np.sort(draw.uniform(0, 60, 3)).round(1)], None))
+        for _ in range(2)
+    ]
+    merged = model.unpack((rows[0] + rows[1]) / 2)
+    assert merged.after == [] and len(merged.frames) == 4
+    item = EvidenceItem(10.0, 18.0, (rows[0] + rows[1]) / 2)
+    text = texts_of(model.answer_prompt([item], "Why?"))[1]
+    assert "4 frames sampled at 11.0, 13.0, 15.0, 17.0 seconds. " in text
+
+
 def test_a_segment_without_sound_keeps_none_and_pruned_rows_leave_a_prompt_of_text(model):
     assert model.unpack(model.pack(Kept(torch.randn(2, Q, W), [], None))).clips is None
     items = [EvidenceItem(0, 1, torch.zeros(0, W), "a red square")]
