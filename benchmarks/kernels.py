@@ -56,22 +56,30 @@ def sources():
     for name, keys, parts in (
         ("int8", "*i8", 3),
         ("bfloat16", "*bf16", 3),
+        ("float16", "*fp16", 3),
         ("float32", "*fp32", 1),
     ):
         types = {
-            "questions": "*bf16" if parts == 3 else "*fp32",
+            "questions": "*bf16" if name == "int8" else keys,
             "keys": keys,
             "scales": "*fp32",
             "ranges": "*i64",
+            "mask": "*i1",
+            "tenants": "*i32",
+            "groups": "*i32",
             "best": "*i64",
             "num_questions": "i32",
             "num_rows": "i32",
+            "num_tenants": "i32",
             "width": "i32",
             "share": "i32",
         }
         constants = {
             "PARTS": parts,
             "HAS_SCALES": name == "int8",
+            "HAS_MASK": name in ("int8", "float16"),
+            "HAS_TENANTS": name == "int8",
+            "HAS_GROUPS": name in ("int8", "float16"),
             "AS_FLOAT32": False,
             "K": BEST,
             "BLOCK_Q": find_topk.QUESTIONS,

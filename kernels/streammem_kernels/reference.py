@@ -16,6 +16,9 @@ def find_topk_reference(
     ranges: torch.Tensor,
     k: int,
     scales: torch.Tensor | None,
+    mask: torch.Tensor | None = None,
+    tenants: torch.Tensor | None = None,
+    groups: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute `ops.find_topk` of unit questions: all scores, then the best of them."""
     scores = questions @ keys.float().T
@@ -25,13 +28,23 @@ def find_topk_reference(
     scores = torch.where(scores == 0, 0.0, scores)  # both zeros are one score
     bits = scores.view(torch.int32)
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    packed = (bits.long() << 32) | (0x7FFFFFFF - rows)
+    packed = (bits.long() << 32) | (0x7FFFFFFF - (rows if groups is None else groups.long()))
     inside = (rows >= ranges[:, :1]) & (rows < ranges[:, 1:])
-    return unpack(torch.where(inside, packed, WORST), k)
+    if mask is not None:
+        inside &= mask if tenants is None else mask[:, tenants.long()]
+    return unpack(torch.where(inside, packed, WORST), k, has_groups=groups is not None)
 
 
-def unpack(packed: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return rows and scores [Q, k] of the greatest numbers in [Q, M] int64, best first."""
+def unpack(packed: torch.Tensor, k: int, *, has_groups: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows and scores [Q, k] of the greatest numbers in [Q, M] int64, best first.
+
+    With groups, numbers of the same low half are one, and the greatest of them counts.
+    """
+    if has_groups and packed.shape[1]:
+        packed = packed.sort(1, descending=True).values
+        low, order = (packed & 0xFFFFFFFF).sort(dim=1, stable=True)
+        packed = packed.gather(1, order)
+        packed[:, 1:].masked_fill_(low[:, 1:] == low[:, :-1], WORST)
     best = packed.topk(min(k, packed.shape[1])).values
     best = torch.nn.functional.pad(best, (0, k - best.shape[1]), value=WORST)
     bits = (best >> 32).int()

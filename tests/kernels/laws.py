@@ -48,6 +48,8 @@ def check_exact(num_questions, num_rows, width, k, dtype, has_scales=True):
     unit = torch.nn.functional.normalize(questions, dim=1)
     wanted = find_topk_reference(unit, keys, ranges, k, scales)
     assert torch.equal(rows, wanted[0]) and torch.equal(scores, wanted[1])
+    if num_rows < 2000:  # Python's dictionaries are slow
+        check_groups(unit, keys, ranges, k, scales)
     # The reference itself, by a stable sort.
     exact = unit @ keys.float().T * (1 if scales is None else scales)
     for question, (start, stop) in enumerate(ranges.tolist()):
@@ -57,13 +59,46 @@ def check_exact(num_questions, num_rows, width, k, dtype, has_scales=True):
         assert torch.equal(rows[question], filled)
 
 
+def check_groups(questions, keys, ranges, k, scales):
+    """Groups and masks of tenants, in both forms, against a dictionary."""
+    generator = torch.Generator().manual_seed(len(keys))
+    num_rows, num_tenants = len(keys), 5
+    shape = (len(questions), num_tenants)
+    mask = torch.rand(shape, generator=generator) < 0.6
+    mask[-1] = len(questions) == 1  # one may see none, unless it is alone
+    tenants = torch.randint(0, num_tenants, (num_rows,), generator=generator).int()
+    # Rows of one group lie near each other and far apart.
+    groups = torch.randint(0, num_rows // 3 + 1, (num_rows,), generator=generator).int() + 7
+    # A mask of rows instead of tenants, and neither, take the same path of the reference.
+    for held_mask, held_tenants in ((mask, tenants), (mask[:, tenants.long()], None), (None, None)):
+        results = [
+            forced(
+                form, ops.find_topk, questions, keys, ranges, k, scales=scales, mask=held_mask,
+                tenants=held_tenants, groups=groups,
+            )
+            for form in ("triton", "torch")
+        ]  # fmt: skip
+        assert all(map(torch.equal, *results))
+        exact = questions @ keys.float().T * (1 if scales is None else scales)
+        for question, (start, stop) in enumerate(ranges.tolist()):
+            best: dict[int, float] = {}
+            for row in range(start, stop):
+                if held_mask is None or mask[question, tenants[row]]:
+                    group, score = int(groups[row]), float(exact[question, row])
+                    best[group] = max(score, best.get(group, score))
+            wanted = sorted(best, key=lambda group: (-best[group], group))[:k]
+            found = results[0][0][question]
+            assert found.tolist() == wanted + [-1] * (k - len(wanted))
+            assert results[0][1][question, : len(wanted)].tolist() == [best[g] for g in wanted]
+
+
 def topk():
     check_exact(3, 300, 40, 5, torch.int8)
     check_exact(17, 129, 70, 8, torch.bfloat16, has_scales=False)
 
 
 def topk_more():
-    for dtype in (torch.int8, torch.bfloat16, torch.float32):
+    for dtype in (torch.int8, torch.float16, torch.bfloat16, torch.float32):
         check_exact(1, 1, 1, 1, dtype)
         check_exact(1, 5, 3, 8, dtype)  # more than there are rows
         check_exact(16, 128, 64, 1, dtype)
@@ -82,6 +117,7 @@ def topk_of_real_numbers():
     for held, by in (
         ((keys / scales[:, None]).round().to(torch.int8), scales),
         (keys.bfloat16(), None),
+        (keys.half(), None),
         (keys, None),
     ):
         rows, scores = forced("triton", ops.find_topk, questions, held, ranges, 500 // 8, scales=by)

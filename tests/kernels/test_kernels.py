@@ -53,8 +53,15 @@ def test_the_triton_form_equals_the_reference(law):
 TOPK, TILLING = ("topk", "find_topk.py"), ("tilling_some", "tilling.py")
 READ = ("read", "memory_read.py")
 MUTANTS = [
-    (*TOPK, "(0x7FFFFFFF - n)[None, :]", "n[None, :]"),  # ties by higher row
+    (*TOPK, "(0x7FFFFFFF - group)[None, :]", "group[None, :]"),  # ties by higher row
     (*TOPK, "n[None, :] >= start", "n[None, :] > start"),
+    (*TOPK, "place = tl.maximum(lowest, of_group)", "place = lowest"),
+    (
+        *TOPK,
+        "packed = tl.where(packed.to(tl.int32) == number",
+        "packed = tl.where(packed == top[:, None]",
+    ),
+    (*TOPK, "mask + at, is_inside", "mask + tenant[None, :], is_inside"),
     (*TOPK, "stop, 0)), tl.minimum", "stop - 1, 0)), tl.minimum"),
     (*READ, "is_key = is_key & (row >= 0)", "row = tl.maximum(row, 0)"),
     (*READ, "(products - own_shift[:, None])", "products"),
@@ -160,8 +167,17 @@ def test_shapes_that_do_not_fit_are_errors():
     ):
         with pytest.raises(ValueError, match="give"):
             ops.find_topk(*wrong)
-    with pytest.raises(ValueError, match="give"):
-        ops.find_topk(questions, keys, ranges, 1, scales=torch.ones(4))
+    mask, tenants = torch.ones(2, 5, dtype=torch.bool), torch.zeros(3).int()
+    for named in (
+        {"scales": torch.ones(4)},
+        {"groups": torch.zeros(3).long()},
+        {"mask": mask},
+        {"tenants": tenants},
+        {"mask": mask.int(), "tenants": tenants},
+        {"mask": mask[:1], "tenants": tenants},
+    ):
+        with pytest.raises(ValueError, match="give"):
+            ops.find_topk(questions, keys, ranges, 1, **named)
     state = ops.TillingState(2, 4)
     for patches, mean, active in (
         (torch.ones(2, 0, 4), torch.zeros(4), None),
