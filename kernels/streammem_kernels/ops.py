@@ -22,6 +22,7 @@ __all__ = [
     "choose",
     "find_topk",
     "memory_read",
+    "tilling_flush",
     "tilling_step",
 ]
 
@@ -222,32 +223,72 @@ def tilling_step(
     patches: torch.Tensor,
     mean: torch.Tensor,
     active: torch.Tensor | None = None,
+    *,
+    offsets: torch.Tensor | None = None,
 ) -> None:
     """Add one frame to each active stream; the state changes in place and holds what was found.
 
     Args:
         state: of S streams.
-        patches: [S, P, D] float, P >= 1: the frames' patch embeddings.
+        patches: [S, P, D] float, P >= 1: the frames' patch embeddings; with offsets [N, D].
         mean: [D] float32, the encoder's mean, which is subtracted.
-        active: [S] bool, streams that have a new frame; None for all.
+        active: [S] bool, streams that have a new frame; None for all that have patches.
+        offsets: [S + 1] int64, ascending from 0 to N: where each stream's patches start. A stream
+            without patches is not active.
 
     Raises:
         ValueError: shapes do not fit the state.
         KernelError: see ``choose``.
     """
     streams, _, width = state.rows.shape
-    if patches.ndim != 3 or patches.shape[::2] != (streams, width) or not patches.shape[1]:
+    if offsets is not None:
+        if patches.ndim != 2 or patches.shape[1] != width:
+            raise ValueError(f"patches {tuple(patches.shape)} with offsets: give [N, {width}]")
+        if offsets.shape != (streams + 1,) or offsets.dtype != torch.int64:
+            given = f"offsets {tuple(offsets.shape)} {offsets.dtype}"
+            raise ValueError(f"{given}: give [{streams + 1}] int64")
+        has_patches = offsets.diff() > 0
+        active = has_patches if active is None else active & has_patches
+    elif patches.ndim != 3 or patches.shape[::2] != (streams, width) or not patches.shape[1]:
         raise ValueError(f"patches {tuple(patches.shape)}: give [{streams}, P, {width}]")
     if mean.shape != (width,) or mean.dtype != torch.float32:
         raise ValueError(f"mean {tuple(mean.shape)} {mean.dtype}: give [{width}] float32")
-    if active is None:
-        active = torch.ones(streams, dtype=torch.bool, device=patches.device)
-    if active.shape != (streams,) or active.dtype != torch.bool:
-        raise ValueError(f"active {tuple(active.shape)} {active.dtype}: give [{streams}] bool")
+    active = _active(state, active)
     form, _ = choose("tilling_step", patches.device)
     if form == "torch":
-        reference.tilling_step_reference(state, patches, mean, active)
+        reference.tilling_step_reference(state, patches, mean, active, offsets)
         return
     from streammem_kernels.tilling import tilling_step_triton
 
-    tilling_step_triton(state, patches.contiguous(), mean.contiguous(), active.contiguous())
+    offsets = None if offsets is None else offsets.contiguous()
+    tilling_step_triton(state, patches.contiguous(), mean.contiguous(), active, offsets)
+
+
+def tilling_flush(state: TillingState, active: torch.Tensor | None = None) -> None:
+    """End streams: settle what is still open; frames pushed later start a new scene.
+
+    Args:
+        state: of S streams; it changes in place and holds what was found.
+        active: [S] bool, streams that end; None for all.
+
+    Raises:
+        ValueError: ``active`` does not fit the state.
+        KernelError: see ``choose``.
+    """
+    active = _active(state, active)
+    form, _ = choose("tilling_step", state.rows.device)
+    if form == "torch":
+        reference.tilling_flush_reference(state, active)
+        return
+    from streammem_kernels.tilling import tilling_flush_triton
+
+    tilling_flush_triton(state, active)
+
+
+def _active(state: TillingState, active: torch.Tensor | None) -> torch.Tensor:
+    streams = len(state.rows)
+    if active is None:
+        return torch.ones(streams, dtype=torch.bool, device=state.rows.device)
+    if active.shape != (streams,) or active.dtype != torch.bool:
+        raise ValueError(f"active {tuple(active.shape)} {active.dtype}: give [{streams}] bool")
+    return active.contiguous()
