@@ -550,6 +550,11 @@ def add_server_options(parser: Parser) -> None:
     add("--port", type=int, default=8080, help="default 8080; 0 is a free one")
     add("--prefix", default="", metavar="PATH", help="of this server behind a proxy: /cameras")
     add("--memories", type=Path, metavar="DIR", help="folder whose memories may be asked, by name")
+    kept = (
+        "keep what cameras of the command line show in RAM alone (default: on disk in --memories; "
+        "of `ui` without it, in ~/.local/share/streammem/memories; at most 2 GiB a camera)"
+    )
+    add("--no-memory", action="store_true", help=kept)
     add("--uploads", type=Path, metavar="DIR", help="folder for uploads (default: a temporary one)")
     about = "host (with *), address or network that clients may name in a source; may be repeated"
     add("--allow-source", action="append", default=[], metavar="HOST", help=about)

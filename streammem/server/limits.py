@@ -28,6 +28,7 @@ class Limits:
         idle_s: seconds without a request after which a session or upload is closed and removed;
             infinite for never.
         events: of a session that are kept for clients that are slow or connect later.
+        kept_bytes: on disk, of each memory in ``ServerConfig.keep_in``.
     """
 
     sessions: int = 16
@@ -43,6 +44,7 @@ class Limits:
     burst: int = 200
     idle_s: float = 3600.0
     events: int = 4096
+    kept_bytes: int = 2 << 30
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -66,6 +68,8 @@ class ServerConfig:
         alerts: descriptions to look for in the operator's sources.
         speech: where the words of all sources come from, unless a client wants none of it.
         confirm_alerts: of these sources, ask the model of each alert before it is reported.
+        keep_in: folder in which each of the operator's cameras has a memory, so that its past
+            survives a restart; None keeps it in RAM.
         limits: bounds on what clients may send and open.
 
     Raises:
@@ -81,6 +85,7 @@ class ServerConfig:
     alerts: tuple[str, ...] = ()
     confirm_alerts: bool = False
     speech: SpeechOptions = field(default_factory=SpeechOptions)
+    keep_in: Path | None = None
     prefix: str = ""
     limits: Limits = field(default_factory=Limits)
 
