@@ -233,10 +233,12 @@ def confusion(model: Any, data: Path) -> dict[str, Any]:
                 kind = "misled" if at == said_at else "other scene"
                 kind = {None: "not seen", seen_at: "right"}.get(at, kind)
                 count(f"When is X seen? X seen, {talk}", kind)
-                moment = session.find(name, 1)[0]
-                kind = "the words" if moment.segment == said_at else "other scene"
-                kind = "the picture" if moment.segment == seen_at else kind
+                found = [moment.segment for moment in session.find(name, 4)]
+                kind = "the words first" if found[0] == said_at else "other scene first"
+                kind = "the picture first" if found[0] == seen_at else kind
                 count(f"find X: X seen, {talk}", kind)
+                kind = "the picture" if seen_at in found else "not the picture"
+                count(f"find X, 4 moments: X seen, {talk}", kind)
                 session = stream(absent, spoken, said_at)
                 answer = session.ask(f"Is {name} seen?")
                 where = answer.evidence[0].segment if answer.evidence else None
