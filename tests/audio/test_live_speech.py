@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -290,6 +291,22 @@ def test_words_of_a_live_source_come_at_once_and_join_their_scenes(words):
     assert isinstance(stats, Stats) and stats.sound_s == pytest.approx(18, abs=0.01)
     assert stats.sound_skipped_s == 0
     assert not [t for t in threading.enumerate() if t.name.startswith("streammem-")]
+
+
+def test_a_scene_gets_its_words_once_all_of_it_was_recognised(words, monkeypatch):
+    session, kept = Session(tiny_model()), []
+    monkeypatch.setattr(session, "add_notes", lambda scene, notes: kept.append((scene, notes)))
+    monkeypatch.setattr(session.memory, "get", lambda scene: scene)
+    notes = speaking.SceneNotes(session, Camera([], SPEECH), lambda: words)
+    notes.close()
+    first, second, third = Note(1, 2, "one"), Note(5, 7, "two"), Note(7, 8, "three")
+    steps = [[first, 3.0], [second, third, 8.5], [12.0]]
+    notes.listener = SimpleNamespace(finished=False, ready=lambda wait_s: steps.pop(0))
+    notes.closed(Segment(0, 0.0, 6.0, None, None))
+    notes.closed(Segment(1, 6.0, 12.0, None, None))
+    assert list(notes.due()) == [first] and kept == []
+    assert list(notes.due()) == [second, third] and kept == [(0, [first, second])]
+    assert list(notes.due()) == [] and kept[1:] == [(1, [third])] and not notes.awaits
 
 
 def test_perception_is_the_same_with_speech_on_off_slow_and_broken(words, monkeypatch):
