@@ -134,7 +134,7 @@ class SceneNotes:
                 note = self._heard.popleft()
                 if self._at_once or note.end > self._begin:
                     found.append(note)
-            if found and self._session.memory.get(segment):  # it may have been pruned
+            if found and self._session.memory.get(segment) is not None:  # it may be pruned
                 self._session.add_notes(segment, found)
             if not self._at_once:
                 yield from found
