@@ -232,7 +232,8 @@ class Chapter:
         scenes = "1 scene" if self.segments == 1 else f"{self.segments} scenes"
         span = with_wall_clock(f"{clock(self.start)}-{clock(self.end)}", self.wall_start)
         heading = f"{span} {self.source} ({scenes})"
-        lines = sorted([*self.captions, *self.quotes], key=lambda item: item.start)  # stable
+        said: list[Caption | Note] = [*self.captions, *self.quotes]
+        lines = sorted(said, key=lambda item: item.start)  # stable
         return "\n".join([" ".join(heading.split()), *(f"  {item}" for item in lines)])
 
 
