@@ -84,10 +84,10 @@ def test_the_loss_is_of_the_answer_and_its_end_after_frames_and_subtitles(place)
     item = Item(place / VIDEO[0], *VIDEO[1:])
     with torch.no_grad():
         loss = stage.loss_of(item, 0)
-        pixels, times, notes = stage._read(item)
-        assert len(pixels) == 16 and [n.text for n in notes] == ["ab"]
+        pixels, captions = stage._read(item)
+        assert len(pixels) == 16 and captions == [*[""] * 4, "ab ", *[""] * 11]
         language, total = model.language, 0.0
-        x = language.embed(model.prompt(model.encoder(pixels), times, notes, "What?"))
+        x = language.embed(model.prompt(model.encoder(pixels), captions, "What?"))
         answer = [*language.ids("Red."), 2]
         for token in answer:
             logits = language.model(inputs_embeds=x[None]).logits[0, -1]
@@ -163,7 +163,7 @@ def test_a_run_learns_continues_when_killed_and_the_next_stage_opens_it(place, m
     model = checkpoint.load(place / "out" / "checkpoint.toml")
     assert torch.equal(model.encoder.llama_proj.weight, once["llama_proj.weight"])
     assert all(value.any() for value in model.lora.values())
-    assert model.language.generate([model.prompt(None, [], [], "Hello.")], model.decoding)
+    assert model.language.generate([model.prompt(None, [], "Hello.")], model.decoding)
 
 
 def test_the_pace_is_linear_at_first_then_a_cosine_that_began_at_zero():
