@@ -97,7 +97,7 @@ def cuts_of(model: StreamModel, cuts: str | None = None) -> str:
     if video is None:
         if cuts in (None, "streaming"):
             return "streaming"
-        raise ConfigError(f"cuts={cuts}: only a VideoLLaMB reads whole videos, not {model.name}")
+        raise ConfigError(f"cuts={cuts}: {model.name} reads no whole videos; leave cuts out")
     chosen, known = cuts or video.options.cuts, CUTS_OF[type(video)]
     if chosen not in known:
         raise ConfigError(f"cuts={chosen}: {model.name} takes {', '.join(known)}")

@@ -38,7 +38,6 @@ from streammem.models.protocols import (
 from streammem.models.tiny.model import VideoModel
 from streammem.perception.perceiver import Perceived
 from streammem.perception.scenetilling import SceneTillingConfig
-from streammem.types import Note
 from streammem.video.pixels import resize
 
 # Legend: T frames, S side in pixels, N patches a frame, D width of the tower, P = N / 4 tokens a
@@ -256,11 +255,11 @@ class MiniGPT4Video:
                 lines += [line for line in (item.caption, item.speech) if line]
                 continue
             frames.append(own)
-            if item.times:  # what is said was placed where frames were chosen
-                captions += _as_timed(item.times, item.notes)
-            else:
-                captions += placed(_even(item.start, item.end, len(own)), item.notes)
-                as_placed = False
+            # With times each note begins at a frame: it was placed, and shortened, when these were
+            # chosen, see `ClipSession`.
+            times = item.times or _even(item.start, item.end, len(own))
+            captions += placed(times, item.notes)
+            as_placed &= bool(item.times)
         if not as_placed:
             captions = shortened(captions, self.limits[1])
         request = "\n".join([*lines, question])
@@ -323,11 +322,3 @@ class MiniGPT4Video:
 def _even(start: float, end: float, count: int) -> list[float]:
     """Lay ``count`` frames evenly over a segment, the first and the last at its ends."""
     return np.linspace(start, end, count).tolist() if count > 1 else [end] * count
-
-
-def _as_timed(times: Sequence[float], notes: Sequence[Note]) -> list[str]:
-    """Take captions that were placed already: each begins when a frame, the first such, is shown."""
-    captions, first = [""] * len(times), {time: i for i, time in reversed([*enumerate(times)])}
-    for note in notes:
-        captions[first[note.start]] += note.text
-    return captions
