@@ -1,6 +1,6 @@
 """The sound of scenes, read once and in order of time, for models that listen.
 
-    window = SoundWindow(pieces("film.mp4"), report)     # (second, samples) in order of time
+    window = SoundWindow(pieces(source.sound_pass()), report)  # (second, samples), in time order
     scene = window.scene(12.0, 20.0)
     scene.read(0.0, 2.0)                                 # [32000] float32
 

@@ -56,8 +56,9 @@ TOKEN = "STREAMMEM_TOKEN"
 SPEND_HELP = "tokens, and requests after a comma, that servers are asked an hour at most"
 # Measured: docs/research/cameras.md, "How often an alert is right".
 ALERTS_ARE = (
-    "A hint, not an alarm: with streammem-tiny 5 of 10 alerts were false, and of 3 things that "
-    "came 1 was told"
+    "A hint, not an alarm. With streammem-tiny, of alerts such as 'a dog' 3 of 10 were false, and "
+    "of 2 that came 1 was told, mostly once the scene had its caption; of whole sentences 5 of 10 "
+    "were false, and of 3 that came 1 was told"
 )
 SET_HELP = (
     "as in passages=6; of a VideoLLaMB cuts=top3 or threshold reads a file as a whole, so that "
@@ -237,7 +238,8 @@ SPEECH_FLAGS = (  # of SpeechOptions
         "speech",
         "what is said: auto (default) reads subtitles beside or in a video file, where there are "
         "some, and recognises nothing; on recognises the speech of files without; off does "
-        "neither; MODEL recognises: whisper-base, or a folder (needs streammem[speech])",
+        "neither; MODEL recognises: whisper-base, faster-whisper:NAME, a folder (these need "
+        "streammem[speech]), or a server, openai:URL#NAME",
         {"default": "auto", "metavar": "auto|on|off|MODEL"},
     ),
     Flag(

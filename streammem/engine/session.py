@@ -545,11 +545,7 @@ class Session:
         found = (
             self.speech.within(segment.start - offset, segment.end - offset) if self.speech else ()
         )
-        return (
-            tuple(Note(n.start + offset, n.end + offset, n.text) for n in found)
-            if offset
-            else found
-        )
+        return tuple(note.shifted(offset) for note in found)
 
     def _encode(
         self, frames: Sequence[BufferedFrame], key: np.ndarray, sound: SceneSound | None

@@ -389,6 +389,9 @@ class _ReadOnce:
             self._keys |= dict(zip(new, self._encoder.sentence_keys(new), strict=True))
         return np.stack([self._keys[text] for text in sentences])
 
+    def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
+        return self._encoder.sentence_meanings(sentences)
+
     def read_question(self, question: str) -> Any:
         if question not in self._readings:
             self._readings[question] = self._encoder.read_question(question)

@@ -178,6 +178,13 @@ class TextEncoder(Protocol):
         """Map sentences to unit keys [N, K] float32."""
         ...
 
+    def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
+        """Map sentences to unit rows [N, M] float32, near where sentences mean the like.
+
+        They are compared with each other alone; keys of pictures lie elsewhere.
+        """
+        ...
+
     def read_question(self, question: str) -> QuestionReading:
         """Read what is asked for, and of what."""
         ...

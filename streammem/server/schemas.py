@@ -100,6 +100,9 @@ class NoteEvent(_Record):
     start: Seconds
     end: Seconds
     text: str
+    word_starts: Annotated[
+        list[Seconds] | None, Field(description="of each word of the text, where it is known")
+    ] = None
     wall_start: WallClock = None
 
 
@@ -112,6 +115,10 @@ class AlertEvent(_Record):
     score: float
     segment: int
     keyframe: str | None
+    matched: Annotated[
+        Literal["picture", "caption"],
+        Field(description="what the score rests on; a caption's comes after its scene has closed"),
+    ] = "picture"
     confirmed: Annotated[bool | None, Field(description="the model sees it, too")] = None
     wall_start: WallClock = None
 
@@ -150,6 +157,7 @@ class EvidenceItem(_Record):
     wall_start: WallClock = None
     quote: str | None = None
     said_at: Seconds | None = None
+    reason: Literal["unsure"] | None = None
 
 
 class MomentEvent(EvidenceItem):

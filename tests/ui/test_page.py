@@ -340,6 +340,59 @@ async def test_a_camera_is_shown_live_its_past_on_demand_and_alerts_are_listed(b
             await fits(page, 390)
 
 
+NOTIFICATION = """
+window.made = [];
+window.Notification = class {
+  static permission = "default";
+  static async requestPermission() { return (this.permission = "granted"); }
+  constructor(title, options) { window.made.push([title, options.body, options.tag]); }
+};
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.anyio
+async def test_the_browser_is_notified_of_new_alerts_once_it_may_be(browsing):
+    from benchmarks.rtsp_server import RtspCamera, encode
+    from streammem.types import Alert, Segment, wall_clock
+    from tests.tiny import moving_square
+
+    pictures = [moving_square("red" if k < 50 else "blue", k, 96, 64) for k in range(100)]
+    with RtspCamera(encode(pictures), speed=1.0, loop=True) as camera:
+        async with browsing(own=[camera.url]) as page:
+            ((name, host),) = page.sessions.hosts().items()
+            told = "document.querySelectorAll('#alerts li').length"
+
+            def publish(query, ago_s, **more):
+                at = {"wall_start": wall_clock(WALL - ago_s)}
+                host._publish(Alert(query, 1.0, 0.8, 0, **more), at)
+
+            await page.evaluate(f"{NOTIFICATION} Date.now = () => {1000 * WALL}; 0")
+            await page.evaluate("name => { location.hash = `#/session/${name}` }", name)
+            await until(page, f"{LINES} >= 1")
+            publish("a cat", 0)
+            await until(page, f"{told} === 1")
+            assert await page.evaluate("made") == []  # it was not allowed
+            await page.click("#notify")
+            await until(page, "Notification.permission === 'granted'")
+            assert not await page.is_visible("#notify")
+            publish("a bird", 60)  # as of a page that is opened again
+            publish("a dog", 0)
+            await until(page, f"{told} === 3")
+            title = await page.text_content("#title")
+            ((query, body, tag),) = await page.evaluate("made")
+            assert query == "a dog" and tag.endswith(f"{name} a dog")
+            assert re.fullmatch(re.escape(title) + r", \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", body)
+            # A caption's comes late, after the end of its scene.
+            segments = [event for event in host.events.kept() if isinstance(event, Segment)]
+            length_s = segments[0].end - segments[0].start
+            publish("a horse", 29 + length_s, matched="caption")
+            publish("a cow", 31 + length_s, matched="caption")
+            await until(page, f"{told} === 5")
+            assert [made[0] for made in await page.evaluate("made")] == ["a dog", "a horse"]
+            assert "a horse (by its caption)" in await page.text_content("#alerts")
+
+
 @pytest.mark.heavy
 @pytest.mark.anyio
 async def test_what_comes_from_outside_is_never_markup(browsing, model, memories):

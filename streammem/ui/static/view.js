@@ -381,9 +381,13 @@ export function view(main, kind, name, about) {
     function add(event) {
       node.open = true;
       const at = event.wall_start ? wall(event.wall_start) : clock(event.time, true);
-      list.prepend(el("li", {}, el("button", { class: "plain place", onclick: () => place({ start: event.time, source, id: event.segment }) }, at), ` ${event.query}`));
+      const by = event.matched === "caption" ? " (by its caption)" : "";
+      list.prepend(el("li", {}, el("button", { class: "plain place", onclick: () => place({ start: event.time, source, id: event.segment }) }, at), ` ${event.query}${by}`));
       while (list.childElementCount > 200) list.lastChild.remove();
-      const fresh = !event.wall_start || Date.now() - Date.parse(event.wall_start) < 30000;
+      // One by a caption is timed by its scene's start, and comes after its end.
+      const scene = by ? scenes.get(event.segment) : null;
+      const late = 30000 + 1000 * (scene ? scene.end - scene.start : 0);
+      const fresh = !event.wall_start || Date.now() - Date.parse(event.wall_start) < late;
       if (fresh && info.live && "Notification" in window && Notification.permission === "granted") {
         new Notification(event.query, { body: `${parts.title.textContent}, ${at}`, tag: `${info.url} ${event.query}` });
       }
