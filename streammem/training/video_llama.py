@@ -48,6 +48,7 @@ from streammem.training.processes import join_processes
 from streammem.training.recipe import resolve_data
 from streammem.training.videollamb import CHECKPOINT, HELD, Item, claim, read_items
 from streammem.video import SourceOptions, open_with
+from streammem.video.sound import file_sound
 
 STAGE = FAMILY
 LEARNED = {
@@ -256,7 +257,8 @@ class VideoLlamaStage:
             with torch.no_grad():
                 clips = self._eyes(pixels).float()
         else:
-            scene = SoundWindow(pieces(item.path), _raise).scene(0.0, times[-1])
+            sound = pieces(file_sound(item.path, item.path.name))
+            scene = SoundWindow(sound, _raise).scene(0.0, times[-1])
             heard = self._model.hear(scene)
             if heard is None:
                 raise SourceError(f"{item.path}: has no sound to learn from")

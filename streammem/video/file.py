@@ -366,6 +366,8 @@ class PartsSource(VideoSource):
         duration: seconds of the whole, if known.
     """
 
+    sound_waits = True
+
     def __init__(
         self,
         name: str,
