@@ -13,6 +13,7 @@ BENCHMARKS = {
     "films": "benchmarks.films",
     "gate": "benchmarks.gate",
     "kernels": "benchmarks.kernels",
+    "listen": "benchmarks.listen",
     "memory": "benchmarks.memory",
     "parents": "benchmarks.parents",
     "recurrent": "benchmarks.recurrent",

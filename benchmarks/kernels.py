@@ -46,8 +46,8 @@ def sources():
         signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
         # What a launch sees: addresses and sizes are multiples of 16, so that loads are wide.
         aligned = [name for name, type_ in types.items() if type_[0] == "*"]
-        sizes = {"num_rows", "share", "num_patches", "num_left", "num_columns"}
-        aligned += ["width", *(sizes & types.keys())]
+        sizes = {"width", "num_rows", "share", "num_patches", "num_left", "num_columns"}
+        aligned += sizes & types.keys()
         attributes = {
             (kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned
         }
@@ -56,22 +56,30 @@ def sources():
     for name, keys, parts in (
         ("int8", "*i8", 3),
         ("bfloat16", "*bf16", 3),
+        ("float16", "*fp16", 3),
         ("float32", "*fp32", 1),
     ):
         types = {
-            "questions": "*bf16" if parts == 3 else "*fp32",
+            "questions": "*bf16" if name == "int8" else keys,
             "keys": keys,
             "scales": "*fp32",
             "ranges": "*i64",
+            "mask": "*i1",
+            "tenants": "*i32",
+            "groups": "*i32",
             "best": "*i64",
             "num_questions": "i32",
             "num_rows": "i32",
+            "num_tenants": "i32",
             "width": "i32",
             "share": "i32",
         }
         constants = {
             "PARTS": parts,
             "HAS_SCALES": name == "int8",
+            "HAS_MASK": name in ("int8", "float16"),
+            "HAS_TENANTS": name == "int8",
+            "HAS_GROUPS": name in ("int8", "float16"),
             "AS_FLOAT32": False,
             "K": BEST,
             "BLOCK_Q": find_topk.QUESTIONS,
@@ -101,6 +109,7 @@ def sources():
     doubles = dict.fromkeys(("norms", "cosines", "climb", "learned", "depths", "values"), "*fp64")
     types = doubles | {
         "patches": "*bf16",
+        "offsets": "*i64",
         "center": "*fp32",
         "active": "*i1",
         "rows": "*fp32",
@@ -116,6 +125,7 @@ def sources():
     }
     options = ops.TillingOptions()
     constants = {
+        "HAS_OFFSETS": False,
         "FLASH": options.flash_frames,
         "MAX_LAG": options.max_lag,
         "BLOCK_P": tilling.BLOCK_P,
@@ -123,6 +133,14 @@ def sources():
     }
     kernel = source(tilling.tilling_step_kernel, types, constants)
     yield "tilling_step bfloat16", kernel, {"enable_fp_fusion": False}
+    flush = tilling.tilling_flush_kernel
+    types = {name: type_ for name, type_ in types.items() if name in flush.arg_names}
+    constants = {name: constants[name] for name in ("FLASH", "MAX_LAG")}
+    yield (
+        "tilling_step flush",
+        source(flush, types, constants),
+        {"enable_fp_fusion": False, "num_warps": 1},
+    )
 
 
 def compiled(source, options: dict, arch: int) -> dict[str, int | str]:

@@ -237,7 +237,7 @@ SPEECH_FLAGS = (  # of SpeechOptions
         "--speech",
         "speech",
         "what is said: auto (default) reads subtitles beside or in a video file, where there are "
-        "some, and recognises nothing; on recognises the speech of files without; off does "
+        "some, and recognises nothing; on recognises speech where there are none; off does "
         "neither; MODEL recognises: whisper-base, faster-whisper:NAME, a folder (these need "
         "streammem[speech]), or a server, openai:URL#NAME",
         {"default": "auto", "metavar": "auto|on|off|MODEL"},
@@ -550,6 +550,11 @@ def add_server_options(parser: Parser) -> None:
     add("--port", type=int, default=8080, help="default 8080; 0 is a free one")
     add("--prefix", default="", metavar="PATH", help="of this server behind a proxy: /cameras")
     add("--memories", type=Path, metavar="DIR", help="folder whose memories may be asked, by name")
+    kept = (
+        "keep what cameras of the command line show in RAM alone (default: on disk in --memories; "
+        "of `ui` without it, in ~/.local/share/streammem/memories; at most 2 GiB a camera)"
+    )
+    add("--no-memory", action="store_true", help=kept)
     add("--uploads", type=Path, metavar="DIR", help="folder for uploads (default: a temporary one)")
     about = "host (with *), address or network that clients may name in a source; may be repeated"
     add("--allow-source", action="append", default=[], metavar="HOST", help=about)
@@ -563,6 +568,7 @@ def add_server_options(parser: Parser) -> None:
 
 def add_session_options(parser: Parser) -> None:
     """Add the flags of commands that open sessions on sources which others name."""
+    add_flags(parser, SPEECH_FLAGS)
     _add_model(parser)
     _add_model_options(parser)
 

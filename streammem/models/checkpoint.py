@@ -74,12 +74,13 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
     with opening(str(name)):
         if str(name) in PRESETS:
             return load_own(name, device=device)
-        # VideoLLaMB comes last: its files do not say whose they are.
-        if minigpt := minigpt4_video.find(name, CONFIGS):
-            keys = load_own(minigpt.keys)
-            return minigpt4_video.open_model(str(name), minigpt, keys, device=device)
-        if llama := video_llama.find(name, CONFIGS):
-            return video_llama.open_model(str(name), llama, load_own(llama.keys), device=device)
+        # A file of another family is none that VideoLLaMB's, which has no name, can read.
+        if other := minigpt4_video.find(name, CONFIGS):
+            keys = load_own(other.keys)
+            return minigpt4_video.open_model(str(name), other, keys, device=device)
+        if listener := video_llama.find(name, CONFIGS):
+            keys = load_own(listener.keys)
+            return video_llama.open_model(str(name), listener, keys, device=device)
         if said := videollamb.find(name, CONFIGS):
             return videollamb.open_model(str(name), said, load_own(said.keys), device=device)
         return load_own(name, device=device)

@@ -68,9 +68,9 @@ class EvidenceItem(NamedTuple):
         speech: what was heard meanwhile, if known.
         score: in [0, 1], how likely it shows what is asked for; where there is no room for all, the
             weakest is left out first.
-        notes: what was said meanwhile, each with its times, for a generator that places words
-            beside frames.
+        notes: all that was said meanwhile, for a generator that places words beside frames.
         times: seconds of the frames that ``tokens`` are of, where they are known.
+        heard: the notes that ``speech`` is made of, for a generator that reads their times.
     """
 
     start: float
@@ -82,6 +82,7 @@ class EvidenceItem(NamedTuple):
     score: float = 1.0
     notes: tuple[Note, ...] = ()
     times: tuple[float, ...] = ()
+    heard: tuple[Note, ...] = ()
 
 
 class Reads(NamedTuple):

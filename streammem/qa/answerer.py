@@ -81,14 +81,16 @@ from streammem.qa.speech import (
     read_said,
     sentences,
     text_of,
+    typical,
 )
 from streammem.qa.steps import StepLimits, answer_in_steps
 from streammem.qa.time_expressions import find_time
 from streammem.qa.timeline import Appearance, Finding, compute, find_appearances, value
-from streammem.types import Answer, Chapter, DecidedBy, Evidence, Moment, Step, wall_clock
+from streammem.types import Answer, Chapter, DecidedBy, Evidence, Moment, Note, Step, wall_clock
 
 MAX_TURNS = 4
 NOTHING_SEEN = "nothing was seen then"
+MAX_QUOTES = 3  # of a chapter
 MAX_SPEECH = 600  # characters of what was said in a scene that a prompt shows
 MAX_PROMPTED = 600  # characters of a question; a longer one would crowd out what was seen
 GIVEN = "a picture that was given with the question"
@@ -306,6 +308,8 @@ class Answerer:
     def chapters(self, count: int | None, within: Window = EVERYTHING) -> tuple[Chapter, ...]:
         """Divide what was seen into chapters, each with the captions of its central scenes.
 
+        Each also quotes what is typical of what was said in it.
+
         Args:
             count: chapters at most; by default the square root of the number of rows, 24 at most.
             within: what overlaps it.
@@ -313,15 +317,20 @@ class Answerer:
         entries = [clip.entry for clip in self._clips(within)]
         parts = divide(entries, default_count(len(entries)) if count is None else count)
         captions = self._described([entry for part in parts for entry in part.central])
-        return tuple(self._chapter(part, captions) for part in parts)
+        said = [sentences([Clip(row, -math.inf, math.inf) for row in part.rows]) for part in parts]
+        return tuple(
+            self._chapter(part, captions, quotes)
+            for part, quotes in zip(parts, typical(said, MAX_QUOTES), strict=True)
+        )
 
-    def _chapter(self, part: Part, captions: Mapping[int, str]) -> Chapter:
+    def _chapter(self, part: Part, captions: Mapping[int, str], quotes: Sequence[Quote]) -> Chapter:
         rows = part.rows
         shown = [caption_of(self._row(entry)) for entry in part.central if captions[entry.segment]]
         said = tuple(replace(c, text=c.text.replace("\n", " / ")) for c in shown)
         wall = _wall_start(rows[0], self.config.zone())
         segments = sum(row.merged for row in rows)
-        return Chapter(rows[0].source, rows[0].start, rows[-1].end, segments, said, wall)
+        spoken = tuple(Note(quote.start, quote.end, quote.text) for quote in quotes)
+        return Chapter(rows[0].source, rows[0].start, rows[-1].end, segments, said, wall, spoken)
 
     # -- what was said --
 
@@ -629,11 +638,19 @@ class Answerer:
             tokens = self.memory.tokens(entry.segment) if reads.tokens and shows else None
             jpeg = self.memory.keyframe(entry.segment) if reads.pictures and shows else None
             keyframes = (decode_keyframe(jpeg),) if jpeg else ()
-            speech = excerpt(entry.notes, words, MAX_SPEECH) or None
+            heard = excerpt(entry.notes, words, MAX_SPEECH)
             caption = self._row(entry).caption
             items.append(
                 EvidenceItem(
-                    entry.start, entry.end, tokens, caption, keyframes, speech, score, entry.notes
+                    entry.start,
+                    entry.end,
+                    tokens,
+                    caption,
+                    keyframes,
+                    " ".join(note.text for note in heard) or None,
+                    score,
+                    entry.notes,
+                    heard=heard,
                 )
             )
         return items
