@@ -162,7 +162,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
 
     Returns:
         ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
-        ``confidence`` and ``reason``, an answer's ``remark``, ``looked_at``, ``left_out``,
+        ``confidence``, ``reason`` and ``likelihood``, an answer's ``remark``, ``looked_at``,
+        ``left_out``,
         ``steps`` and ``decided_by``, an alert's ``confirmed``, a moment's and an evidence's
         ``quote`` and ``said_at``, a moment's, an evidence's and a
         chapter's ``wall_start`` where it has them, what model servers were
@@ -301,7 +302,8 @@ def _value(key: str, value: object) -> object:
 
 
 def _caption_keys(caption: Caption) -> tuple[str, ...]:
-    known = [key for key in ("confidence", "reason") if getattr(caption, key) is not None]
+    more = ("confidence", "reason", "likelihood")
+    known = [key for key in more if getattr(caption, key) is not None]
     return (*EVENT_KEYS[Caption][1], *known)
 
 
