@@ -21,6 +21,7 @@ BENCHMARKS = {
     "scenes": "benchmarks.scenes",
     "see": "benchmarks.see",
     "server": "benchmarks.server",
+    "speech": "benchmarks.speech",
     "stream": "benchmarks.stream",
     "swapped": "benchmarks.swapped",
     "trace": "benchmarks.trace",

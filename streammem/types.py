@@ -110,6 +110,7 @@ class Evidence:
             it was not compared.
         quote: the sentence that it rests on, where it was matched by speech.
         said_at: seconds, when that was said.
+        reason: ``unsure`` where the caption was cut, as a ``Caption``'s; it then names nothing.
     """
 
     source: str
@@ -125,10 +126,11 @@ class Evidence:
     cosine: float | None = None
     quote: str | None = None
     said_at: float | None = None
+    reason: Literal["unsure"] | None = None
 
     def __str__(self) -> str:
         by = "" if self.matched == "picture" else f" by {self.matched}"
-        text = f" {self.caption}" if self.caption else ""
+        text = f" {self.caption}{' … (unsure)' * bool(self.reason)}" if self.caption else ""
         if self.quote is not None and self.said_at is not None:
             text = f" “{self.quote}” (said at {clock(self.said_at)})"
         span = with_wall_clock(f"[{clock(self.start)}-{clock(self.end)}]", self.wall_start)
@@ -238,14 +240,27 @@ class Chapter:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A piece of speech or subtitle on the same timeline."""
+    """A piece of speech or subtitle on the same timeline.
+
+    Attributes:
+        word_starts: seconds at which each word of ``text.split()`` begins, rising; empty where
+            that is not known.
+    """
 
     start: float
     end: float
     text: str
+    word_starts: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         return f"[{clock(self.start)}-{clock(self.end)}] “{self.text}”"
+
+    def shifted(self, offset: float) -> "Note":
+        """Return the note as it is on a clock that is ahead by so many seconds."""
+        if not offset:
+            return self
+        starts = tuple(at + offset for at in self.word_starts)
+        return Note(self.start + offset, self.end + offset, self.text, starts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +350,9 @@ class Stats:
         candidates: captions generated of a scene, of which one is chosen; 0 without captions, and
             for a live source until it is known how many there is time for.
         alerts_refused: alerts that the model was asked about and denied.
+        sound_s: seconds of sound that came beside the pictures of a live source, with speech on.
+        sound_skipped_s: of these, seconds that were not recognised, as recognition fell behind.
+        note_lag_s: seconds of sound that had come after the end of the last note when it was final.
         requests: to model servers meanwhile, likewise ``retries``, ``failures`` and ``tokens`` of
             prompts and replies; 0 without one.
     """
@@ -355,6 +373,9 @@ class Stats:
     caption_lag_s: float = 0.0
     candidates: int = 0
     alerts_refused: int = 0
+    sound_s: float = 0.0
+    sound_skipped_s: float = 0.0
+    note_lag_s: float = 0.0
     requests: int = 0
     retries: int = 0
     failures: int = 0
@@ -364,13 +385,16 @@ class Stats:
         best_of = f", each the best of {self.candidates}" if self.candidates else ""
         served = f", model server {self.requests} requests ({self.retries} again, {self.failures} "
         served = f"{served}failed), {self.tokens} tokens" if self.requests else ""
+        heard = f", {self.sound_s:.0f} s of sound ({self.sound_skipped_s:.0f} skipped), words "
+        heard = f"{heard}{self.note_lag_s:.1f} s behind" if self.sound_s else ""
         return (
             f"{self.frames} of {self.captured} frames ({self.dropped_full} dropped behind, "
             f"{self.dropped_at_stop} at the stop, {self.waiting} waiting), "
             f"{self.segments} segments, {self.captions} captions, "
             f"{self.captions_skipped} skipped, "
             f"perception {self.perceive_s:.1f} s, language model {self.speak_s:.1f} s of CPU, "
-            f"{self.lag_s:.1f} s behind, captions {self.caption_lag_s:.1f} s{best_of}{served}"
+            f"{self.lag_s:.1f} s behind, captions {self.caption_lag_s:.1f} s"
+            f"{best_of}{heard}{served}"
         )
 
 

@@ -15,10 +15,19 @@ import torch
 from streammem_kernels import reference
 from streammem_kernels.state import TillingOptions, TillingState
 
-__all__ = ["KernelError", "TillingOptions", "TillingState", "choose", "find_topk", "tilling_step"]
+__all__ = [
+    "KernelError",
+    "TillingOptions",
+    "TillingState",
+    "choose",
+    "find_topk",
+    "memory_read",
+    "tilling_step",
+]
 
-KERNELS = ("find_topk", "tilling_step")
+KERNELS = ("find_topk", "memory_read", "tilling_step")
 MAX_K = 64  # numbers of 64 bits that a question holds in registers
+MAX_SCORES = 2**31 - 1  # of memory_read in one call, at offsets of 32 bits
 MAX_ROWS = 2**31 - 1  # a row is half of a number of 64 bits
 VARIABLE = "STREAMMEM_KERNELS"
 
@@ -112,6 +121,81 @@ def find_topk(
         k,
         None if scales is None else scales.contiguous(),
     )
+
+
+def memory_read(
+    queries: torch.Tensor,
+    patches: torch.Tensor,
+    offsets: torch.Tensor,
+    *,
+    scale: float,
+    own: torch.Tensor | None = None,
+    store: torch.Tensor | None = None,
+    scales: torch.Tensor | None = None,
+    past: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Let each segment's queries read its own memory, its patches and past memories, as one.
+
+    Attention in the absorbed form: keys are also the values, and none is projected. Differentiable
+    in ``queries``, ``patches`` and ``own``.
+
+    Args:
+        queries: [S, M, H, D] float: M queries of H heads, the key projection applied.
+        patches: [N, D], the segments' patches one after another.
+        offsets: [S + 1] int64, ascending from 0 to N: where each segment's patches start.
+        scale: of the scores; 1 / sqrt(width of a head) before the projection.
+        own: [S, O, D], the memory before each segment; None for none.
+        store: [rows, D] int8, past memory tokens; None for none.
+        scales: [rows, G] float32; a row's D values lie in G groups of one scale each.
+        past: [S, T] int64, rows of ``store`` that a segment may read; -1 for none.
+
+    Returns:
+        What was read, [S, M, H, D] in the queries' type, zeros where there is no key; and the
+        logarithm of the sum of the scores' exponentials, [S, M, H], minus infinity there, without
+        a gradient.
+
+    Raises:
+        ValueError: shapes or types do not fit each other.
+        KernelError: see ``choose``.
+    """
+    if queries.ndim != 4 or not queries.is_floating_point():
+        raise ValueError(f"queries {tuple(queries.shape)} {queries.dtype}: give [S, M, H, D] float")
+    segments, _, _, width = queries.shape
+    own = queries.new_empty(segments, 0, width) if own is None else own
+    if (store is None) != (past is None) or (store is None) != (scales is None):
+        raise ValueError("of store, scales and past only some: give all three or none")
+    if store is None or scales is None or past is None:
+        store = torch.empty(0, width, dtype=torch.int8, device=queries.device)
+        scales = torch.empty(0, 1, device=queries.device)
+        past = torch.empty(segments, 0, dtype=torch.int64, device=queries.device)
+    groups = scales.shape[-1]
+    for name, tensor, shape, dtype in (
+        ("patches", patches, (len(patches), width), queries.dtype),
+        ("offsets", offsets, (segments + 1,), torch.int64),
+        ("own", own, (segments, own.shape[1], width), queries.dtype),
+        ("store", store, (len(store), width), torch.int8),
+        ("scales", scales, (len(store), groups), torch.float32),
+        ("past", past, (segments, past.shape[-1]), torch.int64),
+    ):
+        if tensor.shape != shape or tensor.dtype != dtype:
+            given = f"{name} {tuple(tensor.shape)} {tensor.dtype}"
+            raise ValueError(f"{given}: give {list(shape)} {dtype}")
+    if not groups or width % groups:
+        raise ValueError(f"{groups} scales a row of width {width}: give a divisor of the width")
+    rows = queries.flatten(1, 2)  # [S, M * H, D]
+    unfit = "the queries are of 64 bits" if queries.dtype == torch.float64 else ""
+    scores = rows.shape[1] * (segments * (own.shape[1] + past.shape[1]) + len(patches))
+    if scores > MAX_SCORES:
+        unfit = f"{scores} scores are above {MAX_SCORES}"
+    form, _ = choose("memory_read", queries.device, unfit)
+    given = (rows, own, patches, store, scales, past, offsets)
+    if form == "torch" or not rows.numel():
+        read, lse = reference.memory_read_reference(*given, scale)
+    else:
+        from streammem_kernels.memory_read import MemoryRead
+
+        read, lse = MemoryRead.apply(*(tensor.contiguous() for tensor in given), scale)
+    return read.view_as(queries), lse.view(queries.shape[:3])
 
 
 def tilling_step(

@@ -1,5 +1,6 @@
 """The kernels' laws in plain torch and Python: what they must equal, and what runs on a CPU."""
 
+import itertools
 import math
 
 import torch
@@ -38,6 +39,30 @@ def unpack(packed: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     is_none = best < WORST + 2**32  # below the number of any score
     rows = (0x7FFFFFFF - (best & 0xFFFFFFFF)).masked_fill(is_none, -1)
     return rows, bits.view(torch.float32).masked_fill(is_none, -math.inf)
+
+
+def memory_read_reference(
+    queries: torch.Tensor,
+    own: torch.Tensor,
+    patches: torch.Tensor,
+    store: torch.Tensor,
+    scales: torch.Tensor,
+    past: torch.Tensor,
+    offsets: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute `ops.memory_read` of rows [S, R, D], a segment at a time, in float32 or float64."""
+    dtype = torch.promote_types(queries.dtype, torch.float32)
+    reads, sums = [], []
+    for segment, (start, stop) in enumerate(itertools.pairwise(offsets.tolist())):
+        rows = past[segment][past[segment] >= 0]
+        by = scales[rows].repeat_interleave(store.shape[1] // scales.shape[1], dim=1)
+        recalled = store[rows].to(dtype) * by.to(dtype)
+        keys = torch.cat([own[segment].to(dtype), patches[start:stop].to(dtype), recalled])
+        scores = scale * queries[segment].to(dtype) @ keys.T
+        sums.append(scores.detach().logsumexp(1))
+        reads.append((scores.softmax(1) @ keys).to(queries.dtype))  # zeros where no key is
+    return torch.stack(reads), torch.stack(sums)
 
 
 def tilling_step_reference(

@@ -118,7 +118,7 @@ def parse(data: bytes, name: str, language: str = "") -> Cues:
         elif end < start:
             faults.append(f"{name}, line {line}: ends before it begins; the cue is left out")
         elif said:
-            notes += _pieces(start, end, said)
+            notes += split_long(start, end, said)
     if not notes and not faults:
         faults.append(f"{name}: has no cue in it; is it SubRip, WebVTT or ASS?")
     return Cues(_in_order(notes), tuple(faults))
@@ -258,7 +258,7 @@ def _seconds(parts: Iterable[str | None]) -> float:
     return int(hours or 0) * 3600 + int(minutes or 0) * 60 + int(seconds or 0) + decimals
 
 
-def _pieces(start: float, end: float, text: str) -> list[Note]:
+def split_long(start: float, end: float, text: str) -> list[Note]:
     """Split a text that is too long for a note at spaces, its time evenly."""
     if len(text) <= MAX_NOTE_CHARS:
         return [Note(start, end, text)]
@@ -396,5 +396,5 @@ def _decoded_packet(packet: av.Packet, start: float, faults: list[str]) -> list[
         parts = subtitle.ass.decode("utf-8", "replace").split(",", 8)
         if len(parts) == 9 and (said := _ass_text(parts[8], parts[3])):
             shown_s = length if length > 0 else 2.0
-            notes += _pieces(max(0.0, start), max(0.0, start + shown_s), said)
+            notes += split_long(max(0.0, start), max(0.0, start + shown_s), said)
     return notes

@@ -238,7 +238,8 @@ SPEECH_FLAGS = (  # of SpeechOptions
         "speech",
         "what is said: auto (default) reads subtitles beside or in a video file, where there are "
         "some, and recognises nothing; on recognises the speech of files without; off does "
-        "neither; MODEL recognises: whisper-base, or a folder (needs streammem[speech])",
+        "neither; MODEL recognises: whisper-base, faster-whisper:NAME, a folder (these need "
+        "streammem[speech]), or a server, openai:URL#NAME",
         {"default": "auto", "metavar": "auto|on|off|MODEL"},
     ),
     Flag(
@@ -288,7 +289,7 @@ ANSWER_FLAGS = (  # of SessionConfig
         "--context",
         "context",
         "what answers rest on",
-        {"choices": ("memory", "now", "uniform", "captions")},
+        {"choices": ("memory", "now", "uniform", "captions", "goldfish", "goldfish-again")},
     ),
     Flag(
         "--steps",
@@ -328,6 +329,12 @@ DECODING_FLAGS = (  # of GenerationConfig, for captions and answers
     Flag("--temperature", "temperature", "0 is greedy (default)", {"type": float}),
     Flag("--top-k", "top_k", "sample of so many likeliest tokens (default 0: all)", _WHOLE),
     Flag("--top-p", "top_p", None, {"type": float}),
+    Flag(
+        "--repetition-penalty",
+        "repetition_penalty",
+        "of words that a reply has already (default 1: none)",
+        {"type": float},
+    ),
     Flag("--num-beams", "num_beams", None, {"type": int}),
     Flag("--seed", "seed", None, {"type": int}),
 )

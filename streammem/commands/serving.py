@@ -203,7 +203,7 @@ def open_sessions(arguments: argparse.Namespace, config: "ServerConfig") -> "Ses
     from streammem.commands.opening import quiet_libraries
     from streammem.engine.checks import check_reads
     from streammem.engine.session_config import SessionConfig, defaults_of
-    from streammem.engine.whole_video import whole_video_model
+    from streammem.engine.whole_video import cuts_of, with_cuts
     from streammem.models.threads import limit_threads
     from streammem.server.sessions import Sessions
     from streammem.video import kind_of, open_source
@@ -219,12 +219,12 @@ def open_sessions(arguments: argparse.Namespace, config: "ServerConfig") -> "Ses
     if config.confirm_alerts:
         check_reads(model)
     options = configured(defaults_of(model), arguments)
-    if whole := whole_video_model(model, options.cuts):
+    if (cuts := cuts_of(model, options.cuts)) != "streaming":
         raise ConfigError(
-            f"cuts={whole.options.cuts} reads a video as a whole, and a server's sessions are "
+            f"cuts={cuts} reads a video as a whole, and a server's sessions are "
             "streams; give --set cuts=streaming"
         )
-    return Sessions(model, options, config)
+    return Sessions(with_cuts(model, cuts), options, config)
 
 
 def _known(group: ExceptionGroup) -> Exception:

@@ -6,21 +6,20 @@ scheduler (`captioning/scheduler.py`). The session is touched by the caller's th
 
 import math
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from streammem.audio.subtitles import language_of
-from streammem.audio.track import SpeechTrack, open_track
+from streammem.audio.recogniser import pieces
+from streammem.audio.scene_sound import SoundWindow
 from streammem.captioning.captioner import Captioner, CaptionRequest
 from streammem.captioning.scheduler import (
     MAX_BATCH,
+    POLL_S,
     CaptionJob,
     CaptionQueue,
     CaptionResult,
@@ -28,18 +27,20 @@ from streammem.captioning.scheduler import (
 )
 from streammem.engine.alerts import Alerts
 from streammem.engine.checks import STOP_S, Checks, check_reads
-from streammem.engine.listener import WHISPER, Listener, model_folder
 from streammem.engine.long_scenes import LongScene
 from streammem.engine.reader import Reader
 from streammem.engine.session import Session
+from streammem.engine.speech import SceneNotes, Speech, open_speech
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
-from streammem.errors import ServedModelError, SourceError, StreammemError, TruncatedError
+from streammem.errors import ServedModelError, StreammemError, TruncatedError
 from streammem.models.vlm.server import ASKED
 from streammem.types import Alert, Caption, Event, Frame, Note, Notice, Segment, Stats
 from streammem.video import SourceOptions, VideoSource, open_with
 
 SEGMENTS_AHEAD = 4  # captions that may be pending before a file's perception waits, at least
+SOUND_PIECE_S = 10.0  # of sound for a model that listens, decoded at a time
 LIVE_SEGMENTS_AHEAD = 1  # of a live source; beyond them the oldest stays without a caption
+HEARD_AT_STOP_S = 5.0  # of a live source, for what was said last
 DEFAULTS, NO_CALLBACKS, SOURCE = WatchOptions(), WatchCallbacks(), SourceOptions()
 
 
@@ -77,42 +78,30 @@ def watch(
     if not session.source:
         session.source = opened.name
     try:
-        session.speech = _open_speech(opened, options)
-        folder = _recogniser_of(opened, options, session.speech)
+        speech = open_speech(opened, options.speech)
+        session.speech = speech.subtitles
+        session.sound = _open_sound(opened, session)
     except StreammemError:
         opened.close()
         raise
     alerts = Alerts(session.model.text_encoder, options.alerts, options.alerting)
     if options.confirm_alerts or options.until is not None:
         check_reads(session.model)
-    return _Watching(session, opened, options, callbacks, alerts, scheduler, folder).events()
+    return _Watching(session, opened, options, callbacks, alerts, scheduler, speech).events()
 
 
-def _open_speech(source: VideoSource, options: WatchOptions) -> SpeechTrack | None:
-    """Open what is said in a source.
+def _open_sound(source: VideoSource, session: Session) -> SoundWindow | None:
+    """Open the sound of a file for a model that listens."""
+    wanted = session.config.sound
+    sound = None if wanted == "off" else source.sound_pass()
+    if sound is None:
+        return None
 
-    Raises:
-        SourceError: it is asked for, and there is none.
-    """
-    if source.path is not None:
-        return open_track(source.path, options.speech)
-    if options.speech.speech not in ("auto", "off"):
-        raise SourceError(f"{source.name}: speech is read from video files only; leave it out here")
-    return None
+    def report(reason: str) -> None:
+        if wanted == "notice":
+            source.notices.append(f"{reason}: scenes are described without sound from here on")
 
-
-def _recogniser_of(
-    source: VideoSource, options: WatchOptions, subtitles: SpeechTrack | None
-) -> Path | None:
-    """Return the folder of the recogniser that a source is heard by; None without one.
-
-    Raises:
-        BackboneError: it is not installed, or not here.
-    """
-    wanted = options.speech.recogniser
-    if options.speech.speech == "on" and not (subtitles and subtitles.notes):
-        wanted = WHISPER
-    return model_folder(wanted) if wanted and source.path else None
+    return SoundWindow(pieces(sound, SOUND_PIECE_S), report)
 
 
 class _Watching:
@@ -126,7 +115,7 @@ class _Watching:
         callbacks: WatchCallbacks,
         alerts: Alerts,
         scheduler: LanguageScheduler | None,
-        recogniser: Path | None,
+        speech: Speech,
     ) -> None:
         self._session, self._source, self._options = session, source, options
         self._callbacks, self._alerts, self._shared = callbacks, alerts, scheduler
@@ -140,11 +129,8 @@ class _Watching:
         self._newest: Frame | None = None  # timed by the memory's clock
         self._late: list[Segment] = []  # closed while an answer was waited for
         self._notes: dict[int, tuple[Note, ...]] = {}  # by segment, to be yielded
-        self._recogniser = recogniser
-        self._listener: Listener | None = None
-        self._heard_from = math.inf  # seconds, where the first segment begins
-        self._heard: deque[Note] = deque()  # recognised, of scenes that may still be open
-        self._ends: deque[tuple[float, int]] = deque()  # of closed segments, that may get notes
+        self._opener = speech.opener
+        self._recognised: SceneNotes | None = None
         self._asked_before = ASKED.counts
         self._failure = ""  # of a model server, since the last caption
         self._stats_at = 0.0 if options.stats_s is None else time.monotonic() + options.stats_s
@@ -155,12 +141,10 @@ class _Watching:
         described = options.captions and self._session.captioner.can_describe
         self._captions = self._open_captions() if described else None
         self._checks = self._open_checks()
+        if self._opener is not None:
+            self._recognised = SceneNotes(self._session, self._source, self._opener)
         self._reader = Reader(self._source, drop)
         self._session.on_wait = self._keep_up
-        if self._recogniser is not None and self._source.path is not None:
-            wanted = options.speech.language
-            language = language_of(wanted.split(",")[0]) if wanted else None
-            self._listener = Listener(self._source.path, self._recogniser, language)
         try:
             yield from self._stream()
             self._reader.stop()
@@ -174,8 +158,8 @@ class _Watching:
         finally:
             self._session.on_wait = None
             self._reader.stop()
-            if self._listener:
-                self._listener.close()
+            if self._recognised:
+                self._recognised.close()
             if self._checks:
                 self._checks.close()
             if self._captions:
@@ -232,12 +216,7 @@ class _Watching:
         yield from self._checked_rest()  # alerts of the last captions
         for segment in list(self._notes):
             yield from self._notes.pop(segment)
-        # What is recognised of the last scenes; not of the rest of a file that was cut.
-        while self._listener and self._ends:
-            if self._listener.finished or self._is_stopping():
-                break
-            yield from self._recognised(0.2)
-        yield from self._recognised(last=True)
+        yield from self._heard_at_end()
         speech, film_end = self._session.speech, self._source.end
         if speech and film_end is not None and not (self._reader.stopped or self._source.was_cut):
             beyond = speech.after(film_end)
@@ -273,9 +252,8 @@ class _Watching:
     def _due(self, closed: tuple[Segment, ...], *, at_end: bool = False) -> Iterator[Event]:
         """Yield closed segments, and captions until few enough segments wait for theirs."""
         for segment in closed:
-            if self._listener:
-                self._heard_from = min(self._heard_from, segment.start)
-                self._ends.append((segment.end, segment.id))
+            if self._recognised:
+                self._recognised.closed(segment)
             if self._captions:
                 self._submit(self._captions, segment)
             yield segment
@@ -412,7 +390,8 @@ class _Watching:
     def _asides(self) -> Iterator[Event]:
         """Yield what does not come from frames: notices, counters, answers."""
         yield from self._notices()
-        yield from self._recognised()
+        # Only once it is known where the memory's time stands.
+        yield from self._recognised.due() if self._recognised and self._num_frames else ()
         every_s = self._options.stats_s
         if every_s is not None and time.monotonic() >= self._stats_at:
             self._stats_at = time.monotonic() + every_s
@@ -429,29 +408,19 @@ class _Watching:
     def _is_stopping(self) -> bool:
         return self._reader.stopped or bool(self._callbacks.stop and self._callbacks.stop())
 
-    def _recognised(self, wait_s: float = 0.0, *, last: bool = False) -> Iterator[Event]:
-        """Keep and yield what was recognised of closed scenes, in order of time.
+    def _heard_at_end(self) -> Iterator[Event]:
+        """Yield what is recognised of the last scenes; not of the rest of a file that was cut.
 
-        The notes of a scene are kept together once later ones have come, so that what is stored
-        does not depend on how fast they came; or, with ``last``, as they are.
+        Of a source that was stopped, what was said last is waited for only where it comes now.
         """
-        if not self._listener:
+        notes = self._recognised
+        if not (notes and self._num_frames):
             return
-        offset = self._session.time_offset
-        for item in self._listener.ready(wait_s):
-            if isinstance(item, Notice):
-                yield item
-            else:
-                self._heard.append(Note(item.start + offset, item.end + offset, item.text))
-        while self._ends and self._heard and (last or self._heard[-1].start >= self._ends[0][0]):
-            (end, segment), found = self._ends.popleft(), list[Note]()
-            while self._heard and self._heard[0].start < end:
-                note = self._heard.popleft()
-                if note.end > self._heard_from:
-                    found.append(note)
-            if found:
-                self._session.add_notes(segment, found)
-                yield from found
+        notes.listener.end()
+        until = time.monotonic() + (HEARD_AT_STOP_S if self._live else 0.0)
+        while notes.awaits and not (self._is_stopping() and time.monotonic() >= until):
+            yield from notes.due(POLL_S)
+        yield from notes.due(last=True)
 
     def _notices(self) -> Iterator[Event]:
         while self._session.speech and self._session.speech.notices:
@@ -483,6 +452,7 @@ class _Watching:
 
     def _stats(self) -> Stats:
         reader, captions = self._reader, self._captions
+        listener = self._recognised.listener if self._recognised else None
         return Stats(
             frames=self._num_frames,
             segments=self._num_segments,
@@ -500,5 +470,8 @@ class _Watching:
             caption_lag_s=self._caption_lag_s if self._live else 0.0,
             candidates=captions.num_candidates if captions else 0,
             alerts_refused=self._num_refused,
+            sound_s=listener.sound_s if listener else 0.0,
+            sound_skipped_s=listener.skipped_s if listener else 0.0,
+            note_lag_s=listener.lag_s if listener else 0.0,
             **ASKED.counts.since(self._asked_before)._asdict(),
         )

@@ -104,6 +104,9 @@ class NoteEvent(_Record):
     start: Seconds
     end: Seconds
     text: str
+    word_starts: Annotated[
+        list[Seconds] | None, Field(description="of each word of the text, where it is known")
+    ] = None
     wall_start: WallClock = None
 
 
@@ -158,6 +161,7 @@ class EvidenceItem(_Record):
     wall_start: WallClock = None
     quote: str | None = None
     said_at: Seconds | None = None
+    reason: Literal["unsure"] | None = None
 
 
 class MomentEvent(EvidenceItem):

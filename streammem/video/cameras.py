@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, cast
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
@@ -36,6 +37,7 @@ from streammem.video.file import FileSource, LostPicturesError, open_recordings
 from streammem.video.live_source import STALL_S, WAIT_SLICE_S, Connection, Feed, LiveSource
 from streammem.video.motion_jpeg import open_by_content
 from streammem.video.packets import UnreadError
+from streammem.video.sound import file_sound
 from streammem.video.source import Sampling, VideoSource
 
 log = logging.getLogger(__name__)
@@ -91,12 +93,10 @@ def open_url(url: str, sampling: Sampling) -> VideoSource:
         return _open_motion_jpeg(url, name, sampling, error)
     if kind := endless_format(opened[0]):
         return open_stream(url, kind, sampling, Connection(*opened))
-    is_transport = opened[0].format.name == "mpegts"
-    remote = (
-        partial(TransportSource, url) if is_transport else partial(FileSource, url, remote=True)
-    )
     try:
-        return remote(name=name, sampling=sampling, opened=opened)
+        if opened[0].format.name == "mpegts":
+            return TransportSource(url, name, sampling, opened)
+        return FileSource(url, name, sampling, remote=True, opened=opened)
     except UnreadError as error:
         # An MP4 whose index stands at its end, from a server that sends files from their beginning
         # only; or a file that breaks off.
@@ -185,9 +185,17 @@ class FetchedSource(FileSource):
             self._copy.unlink(missing_ok=True)
             raise
 
+    def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
+        return _of_open_file(self._copy.open("rb"), self.name)
+
     def _release(self) -> None:
         super()._release()
         self._copy.unlink(missing_ok=True)
+
+
+def _of_open_file(file: IO[bytes], name: str) -> Iterator[tuple[float, np.ndarray]]:
+    with file:
+        yield from file_sound(file, name)
 
 
 def _fetch(url: str, name: str, path: Path, why: str) -> None:
@@ -250,7 +258,7 @@ def open_stream(url: str, kind: str, sampling: Sampling, first: Connection) -> L
     if kind in JPEG_FORMATS:
         by_content = partial(open_by_content, url, name)
         # FFmpeg's own way first: it is connected, and most cameras state their parts correctly.
-        feed = Feed(name, by_content, otherwise=by_content)
+        feed = Feed(name, by_content, has_sound=False, otherwise=by_content)
         return LiveSource(feed, sampling, opened=first)
     address = _Address(url, name, kind, REMOTE_OPTIONS, STALL_S)
     return LiveSource(Feed(name, address.open), sampling, opened=first)
@@ -259,7 +267,8 @@ def open_stream(url: str, kind: str, sampling: Sampling, first: Connection) -> L
 def _open_motion_jpeg(url: str, name: str, sampling: Sampling, refused: SourceError) -> LiveSource:
     """Open what FFmpeg takes for no video; it may be motion JPEG without the usual headers."""
     try:
-        return LiveSource(Feed(name, partial(open_by_content, url, name)), sampling)
+        feed = Feed(name, partial(open_by_content, url, name), has_sound=False)
+        return LiveSource(feed, sampling)
     except SourceError:
         raise refused from None
 
@@ -272,7 +281,8 @@ def open_webcam(spec: str, sampling: Sampling, platform: str = sys.platform) -> 
     """
     which = spec.partition(":")[2] or "0"
     kind, device = _webcam(which, platform)
-    return LiveSource(Feed(spec, _Address(device, spec, kind, {}, STALL_S).open), sampling)
+    opener = _Address(device, spec, kind, {}, STALL_S).open
+    return LiveSource(Feed(spec, opener, has_sound=False), sampling)
 
 
 def open_screen(spec: str, sampling: Sampling, platform: str = sys.platform) -> LiveSource:
@@ -283,7 +293,8 @@ def open_screen(spec: str, sampling: Sampling, platform: str = sys.platform) -> 
     """
     kind, device = _screen(spec.partition(":")[2], platform)
     options = {"framerate": str(DEVICE_FPS)}
-    return LiveSource(Feed(spec, _Address(device, spec, kind, options, STALL_S).open), sampling)
+    opener = _Address(device, spec, kind, options, STALL_S).open
+    return LiveSource(Feed(spec, opener, has_sound=False), sampling)
 
 
 def open_pipe(spec: str, sampling: Sampling) -> LiveSource:

@@ -181,6 +181,82 @@ def tilling_of_bad_frames():
         assert state.numbers[:, 0].tolist() == [3, 2]
 
 
+def read_case(generator, sizes, width, heads, num_own, num_past, groups, num_rows=9):
+    """Float64 tensors of `ops.memory_read`, segments of ``sizes`` patches, some past rows none."""
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    segments = len(sizes)
+    past = torch.randint(-1, num_rows, (segments, num_past), generator=generator)
+    if segments > 1:
+        past[1] = -1
+    return {
+        "queries": normal(segments, 3, heads, width),
+        "patches": normal(sum(sizes), width),
+        "offsets": torch.tensor([0, *sizes]).cumsum(0),
+        "own": normal(segments, num_own, width),
+        "store": torch.randint(-127, 128, (num_rows, width), generator=generator).to(torch.int8),
+        "scales": 0.02 * normal(num_rows, groups).abs().float(),
+        "past": past,
+    }
+
+
+def check_read(seed, sizes, width, heads, num_own, num_past, groups, dtype, atol):
+    """What is read, and the gradients, against float64's."""
+    generator = torch.Generator().manual_seed(seed)
+    case = read_case(generator, sizes, width, heads, num_own, num_past, groups)
+    learned = ("queries", "patches", "own")
+    for name in learned:
+        case[name] = case[name].to(dtype)
+    exact = case | {name: case[name].double().requires_grad_() for name in learned}
+    case |= {name: case[name].requires_grad_() for name in learned}
+    gradient = torch.randn(case["queries"].shape, generator=generator).to(dtype)
+    results = []
+    for form, tensors in (("torch", exact), ("triton", case)):
+        read, lse = forced(form, ops.memory_read, **tensors, scale=width**-0.5)
+        read.backward(gradient.to(read))
+        results.append([read, lse, *(tensors[name].grad for name in learned)])
+    assert not results[1][1].requires_grad
+    for wanted, got in zip(*results, strict=True):
+        assert torch.equal(wanted.isneginf(), got.isneginf())
+        difference = (wanted.nan_to_num(neginf=0) - got.double().nan_to_num(neginf=0)).abs()
+        assert difference.max() <= atol if difference.numel() else True, difference.max()
+    # By torch's own attention, of the whole of each segment's keys.
+    with torch.no_grad():
+        for segment, size in enumerate(sizes):
+            rows = case["past"][segment][case["past"][segment] >= 0]
+            repeated = case["scales"].repeat_interleave(width // groups, dim=1)
+            start = int(exact["offsets"][segment])
+            keys = [exact["own"][segment], exact["patches"][start : start + size]]
+            keys = torch.cat([*keys, case["store"][rows].double() * repeated[rows].double()])
+            queries = exact["queries"][segment].flatten(0, 1)
+            if len(keys):
+                wanted = torch.nn.functional.scaled_dot_product_attention(
+                    queries[None], keys[None], keys[None], scale=width**-0.5
+                )[0]
+                assert torch.allclose(results[0][0][segment].flatten(0, 1), wanted, atol=1e-9)
+
+
+# float32 sums of hundreds of products of size one; bfloat16 keeps 8 bits of each weight.
+FLOAT32, BFLOAT16 = (torch.float32, 2e-5), (torch.bfloat16, 0.06)
+
+
+def read():
+    check_read(0, [70, 0, 5], 72, 2, 3, 4, 9, *FLOAT32)
+    check_read(3, [0, 2], 16, 2, 0, 0, 1, *FLOAT32)
+
+
+def read_more():
+    # No key at all for a segment; one key; more than a block of everything.
+    check_read(1, [0, 0, 1], 33, 1, 0, 3, 1, *FLOAT32)
+    check_read(2, [1], 1, 1, 0, 0, 1, *FLOAT32)
+    check_read(4, [130, 64, 65], 160, 23, 66, 70, 5, *FLOAT32)
+    check_read(5, [129, 0, 64], 96, 5, 2, 7, 3, *BFLOAT16)
+    check_read(6, [7, 300], 130, 24, 1, 0, 1, *BFLOAT16)
+    check_read(7, [5], 64, 2, 0, 1, 2, *BFLOAT16)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     globals()[sys.argv[1]]()

@@ -66,6 +66,16 @@ def test_a_batch_of_different_lengths_equals_one_by_one(language, prompts):
     assert len(set(alone)) > 1
 
 
+def test_a_repetition_penalty_holds_in_streams_and_batches_and_lets_fewer_tokens_repeat(
+    language, prompts
+):
+    penalty = replace(GREEDY, max_new_tokens=24, repetition_penalty=3.0)
+    streamed = ["".join(language.stream(prompt, penalty)).strip() for prompt in prompts]
+    assert language.generate(prompts, penalty) == streamed
+    plain = language.generate(prompts, replace(penalty, repetition_penalty=1.0))
+    assert sum(map(len, map(set, streamed))) > sum(map(len, map(set, plain)))
+
+
 def test_replies_that_end_at_different_times_keep_nothing_of_their_neighbours():
     language = talkative_language(seed=1)
     language.model.lm_head.bias.data[2] = 3.0  # the stop token is likely now
