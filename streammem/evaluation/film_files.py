@@ -11,7 +11,6 @@ questions; their memories stay beside them.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -332,10 +331,11 @@ def evaluate_films(
     }
 
 
-def _few(asked: Sequence[TimedQuestion]) -> list[TimedQuestion]:
+def _few(asked: Sequence[TimedQuestion]) -> tuple[TimedQuestion, ...]:
     exist = [question for question in asked if question.operator == "exists"]
     there = [question for question in exist if question.gold]
-    return there[: 2 * FEW // 3] + [q for q in exist if not q.gold][: FEW // 3]
+    absent = [question for question in exist if not question.gold]
+    return (*there[: 2 * FEW // 3], *absent[: FEW // 3])
 
 
 def _watched(film: Path, model: Any, options: EvaluationOptions) -> Path:
@@ -348,8 +348,8 @@ def _watched(film: Path, model: Any, options: EvaluationOptions) -> Path:
     if done.exists():
         return memory
     bar = tqdm(desc=f"{film.name}: scenes", disable=None if options.progress else True)
-    with Session(model, memory=memory) as session, closing(watch(session, str(film))) as events:
-        for event in events:
+    with Session(model, memory=memory) as session:
+        for event in watch(session, str(film)):
             bar.update(isinstance(event, Segment))
     bar.close()
     done.touch()

@@ -447,11 +447,11 @@ class Answerer:
             return compute(operator, clips, (Appearance((one,)),), (), {}, 1)
         matching = [self._matching(query, question.window) for query in queries]
         matching[0] |= dict.fromkeys(also, SEEN)
-        found, *others = (
-            find_appearances(clips, lambda entry, scores=scores: entry.segment in scores)
-            for scores in matching
-        )
-        return compute(operator, clips, found, others[0] if others else (), matching[0], count)
+        found = find_appearances(clips, lambda entry: entry.segment in matching[0])
+        seconds: tuple[Appearance, ...] = ()
+        if reading.second:
+            seconds = find_appearances(clips, lambda entry: entry.segment in matching[1])
+        return compute(operator, clips, found, seconds, matching[0], count)
 
     def _matching(self, query: Query, window: Window) -> dict[int, float]:
         """Return the score of every segment of the window that shows what is looked for."""
