@@ -20,6 +20,8 @@ from streammem_kernels import ops
 BANDWIDTH = {"A100": 2.04e12, "H100": 3.35e12}
 ROWS, KEY_WIDTH, QUESTIONS, BEST = 1_000_000, 256, 16, 8
 STREAMS, PATCHES, WIDTH = 64, 256, 1024
+# Of memory_read: segments, patches of each, past tokens, own memory tokens = queries, heads.
+SEGMENTS, SEGMENT_PATCHES, PAST, MEMORY, HEADS = 64, 512, 128, 16, 16
 
 
 def bytes_read() -> dict[str, int]:
@@ -28,19 +30,24 @@ def bytes_read() -> dict[str, int]:
         "find_topk int8": ROWS * (KEY_WIDTH + 4),
         "find_topk bfloat16": ROWS * KEY_WIDTH * 2,
         "tilling_step bfloat16": STREAMS * PATCHES * WIDTH * 2,
+        # Keys, queries and what is read once, scores written and read once.
+        "memory_read bfloat16": SEGMENTS * WIDTH * (2 * SEGMENT_PATCHES + 2 * MEMORY + PAST)
+        + 2 * SEGMENTS * MEMORY * HEADS * WIDTH * 2
+        + 2 * SEGMENTS * MEMORY * HEADS * (SEGMENT_PATCHES + PAST + MEMORY) * 4,
     }
 
 
 def sources():
     """(name, kernel as Triton's source, options) of each kernel and type."""
-    from streammem_kernels import find_topk, tilling
+    from streammem_kernels import find_topk, memory_read, tilling
     from triton.compiler import ASTSource
 
     def source(kernel, types, constants):
         signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
         # What a launch sees: addresses and sizes are multiples of 16, so that loads are wide.
         aligned = [name for name, type_ in types.items() if type_[0] == "*"]
-        aligned += ["width", *({"num_rows", "share", "num_patches"} & types.keys())]
+        sizes = {"width", "num_rows", "share", "num_patches", "num_left", "num_columns"}
+        aligned += sizes & types.keys()
         attributes = {
             (kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned
         }
@@ -49,22 +56,30 @@ def sources():
     for name, keys, parts in (
         ("int8", "*i8", 3),
         ("bfloat16", "*bf16", 3),
+        ("float16", "*fp16", 3),
         ("float32", "*fp32", 1),
     ):
         types = {
-            "questions": "*bf16" if parts == 3 else "*fp32",
+            "questions": "*bf16" if name == "int8" else keys,
             "keys": keys,
             "scales": "*fp32",
             "ranges": "*i64",
+            "mask": "*i1",
+            "tenants": "*i32",
+            "groups": "*i32",
             "best": "*i64",
             "num_questions": "i32",
             "num_rows": "i32",
+            "num_tenants": "i32",
             "width": "i32",
             "share": "i32",
         }
         constants = {
             "PARTS": parts,
             "HAS_SCALES": name == "int8",
+            "HAS_MASK": name in ("int8", "float16"),
+            "HAS_TENANTS": name == "int8",
+            "HAS_GROUPS": name in ("int8", "float16"),
             "AS_FLOAT32": False,
             "K": BEST,
             "BLOCK_Q": find_topk.QUESTIONS,
@@ -73,9 +88,28 @@ def sources():
         }
         settings = {"num_warps": find_topk.WARPS}
         yield f"find_topk {name}", source(find_topk.find_topk_kernel, types, constants), settings
+    pointers = dict.fromkeys(("scores", "lse", "shift", "gradients", "scales", "weights"), "*fp32")
+    pointers |= {"past": "*i64", "offsets": "*i64", "store": "*i8"}
+    inputs = ("left", "own", "patches", "queries", "read_gradient")
+    pointers |= dict.fromkeys((*inputs, "out", "own_out", "patches_out"), "*bf16")
+    numbers = ("num_segments", "num_left", "num_own", "num_patches", "num_past", "num_columns")
+    types = pointers | dict.fromkeys((*numbers, "width", "groups"), "i32") | {"scale": "fp32"}
+    for name, kernel, blocks in (
+        ("scores", memory_read.scores_kernel, memory_read.SCORES),
+        ("weighted", memory_read.weighted_kernel, memory_read.WEIGHTED),
+        ("gradient", memory_read.keys_gradient_kernel, memory_read.KEYS_GRADIENT),
+    ):
+        own = {name: type_ for name, type_ in types.items() if name in kernel.arg_names}
+        for is_gradient in (False, True) if "IS_GRADIENT" in kernel.arg_names else (None,):
+            constants = blocks | {"AS_FLOAT32": False}
+            if is_gradient is not None:
+                constants["IS_GRADIENT"] = is_gradient
+            shown = f"memory_read {name}{'-back' if is_gradient else ''}"
+            yield shown, source(kernel, own, constants), {"num_warps": memory_read.WARPS}
     doubles = dict.fromkeys(("norms", "cosines", "climb", "learned", "depths", "values"), "*fp64")
     types = doubles | {
         "patches": "*bf16",
+        "offsets": "*i64",
         "center": "*fp32",
         "active": "*i1",
         "rows": "*fp32",
@@ -91,6 +125,7 @@ def sources():
     }
     options = ops.TillingOptions()
     constants = {
+        "HAS_OFFSETS": False,
         "FLASH": options.flash_frames,
         "MAX_LAG": options.max_lag,
         "BLOCK_P": tilling.BLOCK_P,
@@ -98,6 +133,14 @@ def sources():
     }
     kernel = source(tilling.tilling_step_kernel, types, constants)
     yield "tilling_step bfloat16", kernel, {"enable_fp_fusion": False}
+    flush = tilling.tilling_flush_kernel
+    types = {name: type_ for name, type_ in types.items() if name in flush.arg_names}
+    constants = {name: constants[name] for name in ("FLASH", "MAX_LAG")}
+    yield (
+        "tilling_step flush",
+        source(flush, types, constants),
+        {"enable_fp_fusion": False, "num_warps": 1},
+    )
 
 
 def compiled(source, options: dict, arch: int) -> dict[str, int | str]:
@@ -149,10 +192,31 @@ def calls():
     half = keys.bfloat16()
     yield "find_topk int8", lambda: ops.find_topk(questions, whole, ranges, BEST, scales=scales)
     yield "find_topk bfloat16", lambda: ops.find_topk(questions, half, ranges, BEST)
+    read = memory_read_case("cuda", torch.bfloat16)
+    yield "memory_read bfloat16", lambda: ops.memory_read(**read)
     state = ops.TillingState(STREAMS, WIDTH, device="cuda")
     patches = torch.randn(STREAMS, PATCHES, WIDTH, device="cuda").bfloat16()
     mean = torch.zeros(WIDTH, device="cuda")
     yield "tilling_step bfloat16", lambda: ops.tilling_step(state, patches, mean)
+
+
+def memory_read_case(device: str, dtype: torch.dtype) -> dict:
+    """Arguments of `ops.memory_read` at the shapes above."""
+
+    def normal(*shape):
+        return torch.randn(*shape, device=device).to(dtype)
+
+    store = torch.randint(-127, 128, (4096, WIDTH), device=device).to(torch.int8)
+    return {
+        "queries": normal(SEGMENTS, MEMORY, HEADS, WIDTH),
+        "patches": normal(SEGMENTS * SEGMENT_PATCHES, WIDTH),
+        "offsets": torch.arange(SEGMENTS + 1, device=device) * SEGMENT_PATCHES,
+        "own": normal(SEGMENTS, MEMORY, WIDTH),
+        "store": store,
+        "scales": torch.rand(len(store), WIDTH // 32, device=device) / 64,
+        "past": torch.randint(0, len(store), (SEGMENTS, PAST), device=device),
+        "scale": (WIDTH // HEADS) ** -0.5,
+    }
 
 
 def microseconds(call, count: int = 30) -> float:

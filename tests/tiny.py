@@ -66,6 +66,7 @@ class TinyVision:
     """Mean colours of a 3x3 grid through fixed random matrices; grey gives zeros."""
 
     frame_dim, patches, patch_dim = 24, 9, 8
+    changes = {}  # noqa: RUF012, as the protocol names it
 
     def __init__(self) -> None:
         rng = np.random.default_rng(7)

@@ -10,7 +10,8 @@ import torch
 
 from streammem import __version__
 from streammem.captioning.scheduler import LIVE_CAPTION_S
-from streammem.errors import BackboneError
+from streammem.errors import BackboneError, ConfigError
+from streammem.memory.index import LEAST_ON_GPU, index_choice
 from streammem.models.backbones.language import decoding_route
 from streammem.models.backbones.products import why_rows_are_apart
 from streammem.models.backbones.weights import SOURCES, home, is_pulled
@@ -33,6 +34,7 @@ VARIABLES = {
     "STREAMMEM_KERNELS": "auto, triton or torch: which form of the kernels runs",
     "STREAMMEM_TOKEN": "what clients of `streammem serve` must present; its value is not shown",
     "STREAMMEM_API_KEY": "what model servers are shown; its value is not shown",
+    "STREAMMEM_SPEECH_API_KEY": "what transcription servers are shown instead, where it is set",
     "STREAMMEM_MQTT_PASSWORD": "of the user that --mqtt names; its value is not shown",
 }
 
@@ -59,6 +61,7 @@ def describe() -> dict[str, str]:
     )
     facts["attention"] = "flash-attn on CUDA if installed, else SDPA"
     facts["kernels"] = _kernels()
+    facts["index"] = _index()
     try:
         facts["home"] = str(home())
         for name in SOURCES:
@@ -82,7 +85,17 @@ def _kernels() -> str:
         form, reason = ops.choose("find_topk", device)
     except ops.KernelError as error:
         return str(error)
-    return f"{form}: {reason}; called by no command yet"
+    return f"{form}: {reason}"
+
+
+def _index() -> str:
+    try:
+        (few, _), (many, why_many) = index_choice(1), index_choice(LEAST_ON_GPU)
+    except ConfigError as error:
+        return str(error)
+    if few == many:
+        return f"{few}: {why_many}"
+    return f"{few} up to {LEAST_ON_GPU:,} keys of a kind, above them {many}: {why_many}"
 
 
 def _version(package: str) -> str:

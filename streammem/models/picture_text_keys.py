@@ -222,6 +222,9 @@ class _KeyedTextEncoder:
     def word_readouts(self, stems: Iterable[str]) -> tuple[WordReadout, ...]:
         return ()  # those of the inner encoder read other keys
 
+    def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
+        return self.inner.sentence_meanings(sentences)
+
     def read_question(self, question: str) -> QuestionReading:
         return self.inner.read_question(question)
 

@@ -93,6 +93,10 @@ class _LockedTextEncoder:
     def word_readouts(self, stems: Iterable[str]) -> tuple[WordReadout, ...]:
         return self.inner.word_readouts(stems)
 
+    def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
+        with self.lock:
+            return self.inner.sentence_meanings(sentences)
+
     def read_question(self, question: str) -> QuestionReading:
         with self.lock:
             return self.inner.read_question(question)

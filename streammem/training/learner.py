@@ -18,7 +18,7 @@ from streammem.models.backbones.efficientnet import EfficientNetLite
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.products import has_bfloat16
 from streammem.models.backbones.text import TEXT_DIM, SentenceEncoder
-from streammem.models.backbones.vision import EfficientNetEncoder, VisionEncoder, open_net
+from streammem.models.backbones.vision import VisionEncoder, open_net
 from streammem.models.checkpoint import (
     PRESETS,
     backbone_path,
@@ -130,13 +130,13 @@ class Learner:
         name = self.recipe.backbones.vision
         if name != TRAINABLE:
             raise ConfigError(f"stage vision: trains {TRAINABLE} only, not {name}; leave it out")
-        changes = _changes_of(self.start.vision) if self.start else {}
+        changes = self.start.vision.changes if self.start else {}
         return open_net(Path(backbone_path(name)), changes).to(self.device)
 
     @property
     def encoder_changes(self) -> Mapping[str, Tensor]:
         """What training added to the frame encoder's parameters; empty for one not trained here."""
-        return _changes_of(self.vision)
+        return self.vision.changes
 
     def retune(self, tuned: Mapping[str, Tensor]) -> None:
         """Replace ``vision`` by an encoder with the trained parameters of ``net``."""
@@ -221,7 +221,3 @@ class Learner:
         for module in (self.bridge, self.picture_key):
             module.patch_mean.copy_(statistics.mean)
             module.patch_std.copy_(statistics.std)
-
-
-def _changes_of(vision: VisionEncoder) -> Mapping[str, Tensor]:
-    return vision.changes if isinstance(vision, EfficientNetEncoder) else {}

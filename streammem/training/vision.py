@@ -8,7 +8,7 @@ output is computed once; the learned changes are small enough for a checkpoint.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ class EarlyEncoder:
 
     def __init__(self, net: EfficientNetLite) -> None:
         self._net = net
+        self.changes: Mapping[str, Tensor] = {}
         self.frame_dim = net.early_channels
         self.patch_dim = 4 * net.early_channels + COLOR_CHANNELS
 

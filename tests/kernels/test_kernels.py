@@ -34,29 +34,42 @@ def python(*arguments, kernels=PACKAGE.parent, **environment):
 
 
 def interpreted(law, kernels=PACKAGE.parent):
-    return python("-m", "tests.kernels.laws", law, kernels=kernels, TRITON_INTERPRET="1")
+    return python("-m", "tests.kernels.laws", *law.split(), kernels=kernels, TRITON_INTERPRET="1")
 
 
+PARTS = [f"tilling_more {part}" for part in range(6)]  # 3,000 sequences
 HEAVY = [
     pytest.param(law, marks=pytest.mark.heavy)
-    for law in ("topk_more", "tilling_more", "tilling_of_bad_frames")
+    for law in ("topk_more", "read_more", *PARTS, "tilling_of_bad_frames")
 ]
 
 
 @needs_triton
-@pytest.mark.parametrize("law", ["topk", "tilling", *HEAVY])
+@pytest.mark.parametrize("law", ["topk", "read", "tilling", *HEAVY])
 def test_the_triton_form_equals_the_reference(law):
     done = interpreted(law)
     assert done.returncode == 0, done.stderr
 
 
 TOPK, TILLING = ("topk", "find_topk.py"), ("tilling_some", "tilling.py")
+READ = ("read", "memory_read.py")
 MUTANTS = [
-    (*TOPK, "(0x7FFFFFFF - n)[None, :]", "n[None, :]"),  # ties by higher row
+    (*TOPK, "(0x7FFFFFFF - group)[None, :]", "group[None, :]"),  # ties by higher row
     (*TOPK, "n[None, :] >= start", "n[None, :] > start"),
+    (*TOPK, "place = tl.maximum(lowest, of_group)", "place = lowest"),
+    (*TOPK, "mask + at, is_inside", "mask + tenant[None, :], is_inside"),
     (*TOPK, "stop, 0)), tl.minimum", "stop - 1, 0)), tl.minimum"),
+    (*READ, "is_key = is_key & (row >= 0)", "row = tl.maximum(row, 0)"),
+    (*READ, "(products - own_shift[:, None])", "products"),
+    (*READ, 'value = tl.where(total > 0, value, float("-inf"))  # no keys', ""),
+    (*READ, "total = total * tl.exp(peak - higher)", "total = total + 0"),
+    (*READ, "for source in tl.static_range(2):", "for source in tl.static_range(1):"),
     (*TILLING, "if similarity < last:", "if similarity <= last + 0.01:"),
     (*TILLING, "weight = tl.where(is_cut, weight, new_weight)", "weight = new_weight"),
+    (*TILLING, "(gap + FLASH < frames) & ", ""),
+    (*TILLING, "tl.store(numbers + stream * 5 + 1, frames)", ""),
+    (*TILLING, "(first + length - 1) % MAX_LAG", "first % MAX_LAG"),
+    (*TILLING, "base = tl.load(offsets + stream)", "base = tl.load(offsets + stream) * 0"),
     (*TILLING, "tl.store(arrived + stream, 0)", "tl.store(arrived + stream, 1)"),
 ]
 
@@ -89,7 +102,7 @@ def test_the_kernels_compile_for_gpus_that_are_not_here():
     assert names == set(ops.KERNELS) and {arch for _, _, arch in rows} == {80, 90, 100}
     for (name, dtype, _), (_, _, _, matrix) in rows.items():
         # float32 keys are not rounded for tensor cores.
-        assert (int(matrix) > 0) == (name == "find_topk" and dtype != "float32")
+        assert (int(matrix) > 0) == (name != "tilling_step" and dtype != "float32")
 
 
 def test_the_seam_and_the_command_line_do_without_triton():
@@ -154,17 +167,58 @@ def test_shapes_that_do_not_fit_are_errors():
     ):
         with pytest.raises(ValueError, match="give"):
             ops.find_topk(*wrong)
-    with pytest.raises(ValueError, match="give"):
-        ops.find_topk(questions, keys, ranges, 1, scales=torch.ones(4))
-    state = ops.TillingState(2, 4)
-    for patches, mean, active in (
-        (torch.ones(2, 0, 4), torch.zeros(4), None),
-        (torch.ones(3, 1, 4), torch.zeros(4), None),
-        (torch.ones(2, 1, 4), torch.zeros(5), None),
-        (torch.ones(2, 1, 4), torch.zeros(4), torch.ones(3, dtype=torch.bool)),
+    mask, tenants = torch.ones(2, 5, dtype=torch.bool), torch.zeros(3).int()
+    for named in (
+        {"scales": torch.ones(4)},
+        {"groups": torch.zeros(3).long()},
+        {"mask": mask},
+        {"tenants": tenants},
+        {"mask": mask.int(), "tenants": tenants},
+        {"mask": mask[:1], "tenants": tenants},
     ):
         with pytest.raises(ValueError, match="give"):
-            ops.tilling_step(state, patches, mean, active)
+            ops.find_topk(questions, keys, ranges, 1, **named)
+    state = ops.TillingState(2, 4)
+    whole, mean = torch.ones(2, 1, 4), torch.zeros(4)
+    for patches, center, active, offsets in (
+        (torch.ones(2, 0, 4), mean, None, None),
+        (torch.ones(3, 1, 4), mean, None, None),
+        (whole, torch.zeros(5), None, None),
+        (whole, mean, torch.ones(3, dtype=torch.bool), None),
+        (whole, mean, None, torch.tensor([0, 1, 2])),
+        (torch.ones(2, 4), mean, None, torch.tensor([0, 2])),
+    ):
+        with pytest.raises(ValueError, match="give"):
+            ops.tilling_step(state, patches, center, active, offsets=offsets)
+    with pytest.raises(ValueError, match="give"):
+        ops.tilling_flush(state, torch.ones(3, dtype=torch.bool))
+
+
+def test_reads_that_do_not_fit_are_errors():
+    right = {
+        "queries": torch.ones(2, 3, 2, 4),
+        "patches": torch.ones(5, 4),
+        "offsets": torch.tensor([0, 2, 5]),
+        "own": torch.ones(2, 1, 4),
+        "store": torch.ones(3, 4, dtype=torch.int8),
+        "scales": torch.ones(3, 2),
+        "past": torch.zeros(2, 1).long(),
+    }
+    read, lse = ops.memory_read(**right, scale=0.5)
+    # Every key is ones: what is read is ones, and the sum is of as many as there are.
+    assert torch.allclose(read, torch.ones(2, 3, 2, 4))
+    assert torch.allclose(lse[:, 0, 0], 2 + torch.tensor([4.0, 5.0]).log())
+    for name, wrong in (
+        ("queries", torch.ones(2, 6, 4)),
+        ("patches", torch.ones(5, 4).bfloat16()),
+        ("offsets", torch.tensor([0, 5])),
+        ("own", torch.ones(1, 1, 4)),
+        ("store", torch.ones(3, 4)),
+        ("scales", torch.ones(3, 3)),
+        ("past", None),
+    ):
+        with pytest.raises(ValueError, match="give"):
+            ops.memory_read(**right | {name: wrong}, scale=0.5)
 
 
 def test_no_rows_give_no_rows():

@@ -133,7 +133,7 @@ NAMES = st.sampled_from(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(
     name=NAMES | st.text(max_size=20),
     arguments=st.text(max_size=20)

@@ -69,7 +69,16 @@ def killed_at(monkeypatch, stage, step):
 STAGES = ("words", "keys", "evidence", "captions", "prefix", "text", "reward", "operators")
 
 
-@pytest.mark.parametrize(("stage", "step"), [(stage, i % 2) for i, stage in enumerate(STAGES)])
+FAST = ("words", "text")  # the others die in the same loop
+
+
+@pytest.mark.parametrize(
+    ("stage", "step"),
+    [
+        pytest.param(stage, i % 2, marks=() if stage in FAST else pytest.mark.heavy)
+        for i, stage in enumerate(STAGES)
+    ],
+)
 def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     recipe, tmp_path, monkeypatch, finished, stage, step
 ):

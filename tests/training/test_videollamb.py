@@ -278,6 +278,7 @@ def test_another_recipe_does_not_take_the_folder_of_a_run(place, finished, tmp_p
         run_recipe(tmp_path / "r.toml", finished[0])
 
 
+@pytest.mark.heavy
 def test_two_processes_train_and_one_writes(place, tmp_path):
     (tmp_path / "r.toml").write_text(
         (place / "r.toml").read_text().replace("steps = 6", "steps = 2")

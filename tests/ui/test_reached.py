@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from contextlib import asynccontextmanager, suppress
 
@@ -143,6 +144,7 @@ def test_the_command_opens_the_page_that_answers_and_ctrl_c_ends_it(tmp_path, ha
             if has_browser:
                 while not (tmp_path / "url").exists():
                     assert server.poll() is None
+                    time.sleep(0.05)
                 assert (tmp_path / "url").read_text().strip() == url
             else:
                 assert f"no browser is found here; open {url}" in next(lines)

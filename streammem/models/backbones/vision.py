@@ -43,8 +43,9 @@ class VisionFeatures(NamedTuple):
 
 
 class VisionEncoder(Protocol):
-    """What the engine needs of a vision encoder."""
+    """What the engine needs of a vision encoder; ``changes`` are what training added to it."""
 
+    changes: Mapping[str, Tensor]
     frame_dim: int
     patches: int
     patch_dim: int
@@ -83,7 +84,7 @@ class EfficientNetEncoder:
         *,
         runtime: Runtime = "auto",
     ) -> None:
-        self.changes = dict(changes or {})
+        self.changes: Mapping[str, Tensor] = dict(changes or {})
         net = open_net(folder, self.changes)
         net.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._net = _compiled(net, self.size, runtime)
@@ -184,6 +185,7 @@ class TransformersVisionEncoder:
         vision = getattr(config, "vision_config", config)
         # CLIP puts a class token before the patches; SigLIP has none.
         self._skip = int(vision.model_type.startswith("clip"))
+        self.changes: Mapping[str, Tensor] = {}
         self.frame_dim = self.patch_dim = vision.hidden_size
         self.patches = (vision.image_size // vision.patch_size) ** 2
 

@@ -119,7 +119,7 @@ class VideoModel:
         """A checksum of the weights that decide what a stored memory means."""
         digest = hashlib.sha256()
         learned = [m.state_dict() for m in (self.bridge, self.picture_key, self.text_key)]
-        for tensors in (*learned, getattr(self.vision, "changes", {})):
+        for tensors in (*learned, self.vision.changes):
             for name, value in sorted(tensors.items()):
                 digest.update(name.encode() + value.float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -204,6 +204,10 @@ class VideoModel:
         for row, name in enumerate(self.words.names if self.words else ()):
             rows.setdefault(stem(name), []).append(row)
         return rows
+
+    def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
+        """Map sentences to the sentence encoder's own unit rows [N, M] float32."""
+        return self.sentences.encode(sentences).cpu().numpy()
 
     def read_question(self, question: str) -> QuestionReading:
         """Read what is asked for, and of what."""

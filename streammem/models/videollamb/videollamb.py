@@ -157,7 +157,7 @@ class VideoLLaMB:
 
     @property
     def keeps_hidden(self) -> bool:
-        """Whether anybody reads the frames' hidden states later."""
+        """Whether anything reads the frames' hidden states later."""
         return self.options.sees != "memory" or self.options.cache == "hidden"
 
     def initial_memory(self) -> Tensor:

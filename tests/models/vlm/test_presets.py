@@ -108,9 +108,9 @@ def hub(folder):
         server.server_close()
 
 
-def python(code, **environment):
+def python(code, *arguments, **environment):
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *arguments],
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -124,9 +124,12 @@ OPEN = """
 from streammem.models.protocols import EvidenceItem
 from streammem.models.vlm.transformers_model import open_generator
 import numpy as np
+import os, sys
 generator = open_generator("hf:tiny/smol")
 prompt = generator.caption_prompt(EvidenceItem(0, 1, keyframes=(np.zeros((32, 32, 3), "uint8"),)))
-print("".join(generator.stream(prompt, generator.decoding)))
+print("".join(generator.stream(prompt, generator.decoding)), flush=True)
+os.unlink(sys.argv[1])  # as if the fetch had broken off
+open_generator("hf:tiny/smol")
 """
 
 
@@ -139,11 +142,10 @@ def test_what_was_fetched_once_opens_without_the_network(tmp_path):
     snapshot = fetched.stdout.strip()
     assert "model.safetensors" in os.listdir(snapshot)
     assert "pytorch_model.bin" not in os.listdir(snapshot)
-    opened = python(OPEN, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=cache)
-    assert opened.returncode == 0 and opened.stdout.strip(), opened.stderr
-    os.unlink(os.path.join(snapshot, "model.safetensors"))  # as if the fetch had broken off
-    broken = python(OPEN, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=cache)
-    last = broken.stderr.strip().splitlines()[-1]
+    weights = os.path.join(snapshot, "model.safetensors")
+    opened = python(OPEN, weights, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=cache)
+    assert opened.stdout.strip(), opened.stderr
+    last = opened.stderr.strip().splitlines()[-1]
     assert "model.safetensors is missing" in last and "models pull hf:tiny/smol" in last
 
 
