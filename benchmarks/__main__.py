@@ -12,6 +12,7 @@ BENCHMARKS = {
     "encoder": "benchmarks.encoder",
     "films": "benchmarks.films",
     "gate": "benchmarks.gate",
+    "gpu": "benchmarks.gpu",
     "kernels": "benchmarks.kernels",
     "memory": "benchmarks.memory",
     "parents": "benchmarks.parents",
