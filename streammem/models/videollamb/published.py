@@ -25,7 +25,7 @@ from streammem.config import override, read_toml
 from streammem.errors import BackboneError, CheckpointError, ConfigError
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.languagebind import Tower, TowerConfig
-from streammem.models.backbones.transformers_files import attention_implementation
+from streammem.models.backbones.transformers_files import attention_choice
 from streammem.models.backbones.weights import check_complete
 from streammem.models.tiny.model import VideoModel
 from streammem.models.videollamb.bridge import ParentBridge, ParentBridgeConfig
@@ -246,6 +246,7 @@ def _language(
     quantized = options.quantize != "none"
     # A map needs accelerate, so there is none where one device and plain weights will do.
     placed = "auto" if options.device_map == "auto" else {"": device} if quantized else None
+    dtype = _dtype(options, device)
     _check_tokenizer(shards.folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -255,10 +256,10 @@ def _language(
             None,
             config=config,
             state_dict=shards.tensors({name: name for name in names}, None),
-            dtype=_dtype(options, device),
+            dtype=dtype,
             device_map=placed,
             quantization_config=_quantization(options) if quantized else None,
-            attn_implementation=attention_implementation() if device != "cpu" else "sdpa",
+            attn_implementation=attention_choice(dtype)[0] if device != "cpu" else "sdpa",
             output_loading_info=True,
         )
         model, info = loaded
