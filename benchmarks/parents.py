@@ -1,13 +1,18 @@
-"""What streaming saves VideoLLaMB: its own way and ours, the same tiny model, scene by scene.
+"""What streaming saves the parents: their own way and ours, tiny models, scene by scene.
 
-Its way: for each caption all frames so far are encoded again, bridged from an empty memory, and
-the last segment is put into words. Ours: each frame is encoded once, each segment bridged once.
-Both are given the same cuts (finding them is not on its clock), and scenes of eight frames, as
-many as its video tower takes at a time, so both see the same frames and must give the same text.
+Their way: for each caption all frames so far are read again. VideoLLaMB encodes all of them,
+bridges them from an empty memory and puts the last segment into words; MiniGPT4-Video encodes at
+most 45 of them, evenly, and puts all into one prompt, so that what it sees of a scene thins out.
+Ours: each frame is encoded at most once, each segment read once.
+
+VideoLLaMB is given the same cuts both ways (finding them is not on its clock), and scenes of eight
+frames, as many as its video tower takes at a time, so both see the same frames and must give the
+same text. "same" counts captions whose words are equal, if the bridge reads all past segments as
+the parent does, and if it reads four, which bounds its cost. MiniGPT4-Video's own way sees other
+frames, so its words are compared for the first scene alone, of which both see all.
 
 The weights are random and tiny, so seconds mean nothing beside each other's ratio; the frames that
-a tower encodes are what a large model is paid in. "same" counts captions whose words are equal, if
-the bridge reads all past segments as the parent does, and if it reads four, which bounds its cost.
+a tower encodes are what a large model is paid in, and "tokens" of the last caption's prompt.
 """
 
 import argparse
@@ -16,6 +21,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -27,12 +33,17 @@ from streammem.commands.opening import quiet_libraries
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.models.backbones.language import GenerationConfig
+from streammem.models.minigpt4_video.minigpt4_video import CAPTION_REQUEST as MINIGPT4_REQUEST
+from streammem.models.minigpt4_video.published import find as find_minigpt4
+from streammem.models.minigpt4_video.published import open_model as open_minigpt4
+from streammem.models.protocols import StreamModel, spread
 from streammem.models.threads import limit_threads
 from streammem.models.videollamb.offline import content, read
 from streammem.models.videollamb.options import ParentOptions
 from streammem.models.videollamb.published import ParentFile, open_model
 from streammem.models.videollamb.videollamb import CAPTION_REQUEST, VideoLLaMB
 from streammem.types import Frame, Segment
+from tests.models.minigpt4_video import published as minigpt4_files
 from tests.models.videollamb import published
 from tests.tiny import film, tiny_model
 
@@ -53,6 +64,7 @@ class Run:
         last_s: of those, for the last caption.
         speak_s: CPU seconds of words.
         kept_bytes: held for the next caption: pixels, memory, keys.
+        tokens: of the last caption's prompt.
     """
 
     texts: dict[int, str] = field(default_factory=dict)
@@ -61,55 +73,120 @@ class Run:
     last_s: float = 0.0
     speak_s: float = 0.0
     kept_bytes: int = 0
+    tokens: int = 0
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks parents", description=__doc__)
     parser.add_argument("--frames", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--parent", choices=PARENTS, nargs="+", default=list(PARENTS))
     options = parser.parse_args(argv)
     quiet_libraries()
     limit_threads(busy=os.cpu_count() or 1)  # one thread
     rows = []
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = published.write(Path(scratch, "checkpoint"))
-        file = ParentFile(str(folder), options=ParentOptions(pool=3, sees="last"))
-        model = open_model("tiny", file, tiny_model())
-        model.language.generate([model.prompt([], "Hello.")], WORDS)  # opens it
-        print(f"{'frames':>7} {'captions':>8}  {'':8} {'encoded':>8} {'CPU s':>8} "
-              f"{'last s':>8} {'kept MB':>8}  same: all, four")  # fmt: skip
-        for count in options.frames:
-            rows.append(compared(model, count, Path(scratch, str(count))))
+    print(f"{'frames':>7} {'captions':>8}  {'':16} {'encoded':>8} {'CPU s':>8} "
+          f"{'last s':>8} {'kept MB':>8} {'tokens':>6}  same")  # fmt: skip
+    for name in options.parent:
+        with tempfile.TemporaryDirectory() as scratch:
+            compared = PARENTS[name](Path(scratch))
+            for count in options.frames:
+                frames = scenes_of(count)
+                parent, ours, same = compared(frames, Path(scratch, str(count)))
+                rows.append(row_of(name, count, parent, ours, same))
     print(json.dumps({"benchmark": "parents", "rows": rows, "machine": machine()}))
     return 0
 
 
-def compared(model: VideoLLaMB, count: int, scratch: Path) -> dict[str, object]:
-    """Print and return what both ways take for so many frames."""
+def scenes_of(count: int) -> list[Frame]:
     scenes = ((colour, SCENE) for colour in cycle(COLOURS))
-    frames = film(*islice(scenes, -(-count // SCENE)))[:count]
-    ours = streamed(model, frames, FOUR, scratch)
-    exact = streamed(model, frames, ALL, scratch.with_suffix(".all"))
-    parent = again_and_again(model, frames, sorted(exact.texts))
-    both = [end for end in parent.texts if end % SCENE == 0]
-    same = [sum(parent.texts[e] == run.texts.get(e) for e in both) for run in (exact, ours)]
-    for name, run in (("parent", parent), ("ours", ours)):
-        tail = f"{same[0]}/{len(both)}, {same[1]}/{len(both)}" if run is ours else ""
-        print(f"{count:7} {len(run.texts):8}  {name:8} {run.encoded:8} {run.perceive_s:8.2f} "
-              f"{run.last_s:8.4f} {run.kept_bytes / 1e6:8.2f}  {tail}")  # fmt: skip
+    return film(*islice(scenes, -(-count // SCENE)))[:count]
+
+
+def row_of(
+    name: str, count: int, parent: Run, ours: Run, same: dict[str, int]
+) -> dict[str, object]:
+    """Print and return what both ways take for so many frames."""
+    for who, run in ((f"{name[:11]} own", parent), ("ours", ours)):
+        tail = ", ".join(f"{value} {key}" for key, value in same.items()) if run is ours else ""
+        print(f"{count:7} {len(run.texts):8}  {who:16} {run.encoded:8} {run.perceive_s:8.2f} "
+              f"{run.last_s:8.4f} {run.kept_bytes / 1e6:8.2f} {run.tokens:6}  {tail}")  # fmt: skip
     sys.stdout.flush()
     return {
+        "parent": name,
         "frames": count,
         "captions": len(ours.texts),
         "time_ratio": round(parent.perceive_s / ours.perceive_s, 2),
         "time_ratio_last_caption": round(parent.last_s / ours.last_s, 2),
         "encoded_ratio": round(parent.encoded / ours.encoded, 2),
-        "both_see_the_same": len(both),
-        "same_text_whole_cache": same[0],
-        "same_text_four_retrieved": same[1],
-        "different_texts": len({parent.texts[e] for e in both}),
+        **{key.replace(" ", "_"): value for key, value in same.items()},
+        "different_texts": len(set(parent.texts.values())),
         **{f"parent_{k}": v for k, v in numbers(parent).items()},
         **{f"ours_{k}": v for k, v in numbers(ours).items()},
     }
+
+
+# -- the parents: each opens its model and returns what compares both ways on frames --
+
+Compare = Callable[[list[Frame], Path], tuple[Run, Run, dict[str, int]]]
+
+
+def videollamb(scratch: Path) -> Compare:
+    folder = published.write(scratch / "checkpoint")
+    file = ParentFile(str(folder), options=ParentOptions(pool=3, sees="last"))
+    model = open_model("tiny", file, tiny_model())
+    model.language.generate([model.prompt([], "Hello.")], WORDS)  # opens it
+
+    def compare(frames: list[Frame], place: Path) -> tuple[Run, Run, dict[str, int]]:
+        ours = streamed(model, model.video_tower, frames, place, FOUR)
+        exact = streamed(model, model.video_tower, frames, place.with_suffix(".all"), ALL)
+        parent = again_and_again(model, frames, sorted(exact.texts))
+        both = [end for end in parent.texts if end % SCENE == 0]
+        whole, four = (
+            sum(parent.texts[e] == run.texts.get(e) for e in both) for run in (exact, ours)
+        )
+        same = {"both see the same": len(both), "same text whole cache": whole}
+        return parent, ours, same | {"same text four retrieved": four}
+
+    return compare
+
+
+def minigpt4_video(scratch: Path) -> Compare:
+    said = find_minigpt4(minigpt4_files.write(scratch / "files"), scratch)
+    assert said is not None
+    model = open_minigpt4("tiny", said, tiny_model())
+    model.language.generate([model.prompt(None, [], [], "Hello.")], WORDS)  # opens it
+
+    def compare(frames: list[Frame], place: Path) -> tuple[Run, Run, dict[str, int]]:
+        tower = model.encoder.visual_encoder
+        ours = streamed(model, tower, frames, place, 0)
+        run, most = Run(), model.limits[0]
+        counter = tower.register_forward_pre_hook(lambda _, given: count(run, given[0]))
+        pixels = [model.perceive(frame.pixels).patches for frame in frames]
+        for end in sorted(ours.texts):
+            before = time.process_time()
+            chosen = spread(end, most)
+            with torch.inference_mode():
+                tokens = model.encoder(torch.stack([pixels[i] for i in chosen]))
+            run.last_s = time.process_time() - before
+            run.perceive_s += run.last_s
+            before = time.process_time()
+            times = [frames[i].time for i in chosen]
+            prompt = model.prompt(tokens, times, (), MINIGPT4_REQUEST)
+            run.texts[end] = model.language.generate([prompt], WORDS)[0]
+            run.speak_s += time.process_time() - before
+            run.tokens = len(model.language.embed(prompt))
+        counter.remove()
+        run.kept_bytes = sum(picture.nbytes for picture in pixels)
+        first = min(ours.texts)
+        return run, ours, {"same text first scene": int(run.texts[first] == ours.texts[first])}
+
+    return compare
+
+
+PARENTS: dict[str, Callable[[Path], Compare]] = {
+    "videollamb": videollamb,
+    "minigpt4-video": minigpt4_video,
+}
 
 
 def numbers(run: Run) -> dict[str, float]:
@@ -119,15 +196,20 @@ def numbers(run: Run) -> dict[str, float]:
         "last_caption_cpu_s": round(run.last_s, 5),
         "speak_cpu_s": round(run.speak_s, 3),
         "kept_bytes": run.kept_bytes,
+        "last_prompt_tokens": run.tokens,
     }
 
 
-def streamed(model: VideoLLaMB, frames: list[Frame], retrieved: int, scratch: Path) -> Run:
+def streamed(
+    model: StreamModel, tower: torch.nn.Module, frames: list[Frame], scratch: Path, retrieved: int
+) -> Run:
     """Push frame by frame; caption each scene when it closes."""
     run = Run()
-    scenes = replace(model.scenes, flash_frames=0)  # so that a rest of two frames is a scene too
+    scenes = replace(
+        model.perceiver.scenes, flash_frames=0
+    )  # so that a rest of two frames is a scene too
     config = SessionConfig(scenes=scenes, caption=WORDS, still=0.0, retrieved=retrieved)
-    counter = model.video_tower.register_forward_pre_hook(lambda _, given: count(run, given[0]))
+    counter = tower.register_forward_pre_hook(lambda _, given: count(run, given[0]))
     with Session(model, config, memory=scratch) as session:
         began, since = time.process_time(), 0.0
         for frame in [*frames, None]:
@@ -138,8 +220,9 @@ def streamed(model: VideoLLaMB, frames: list[Frame], retrieved: int, scratch: Pa
             run.perceive_s += run.last_s
             before = time.process_time()
             for segment in closed:
-                text = session.caption(segment).text
-                run.texts[end_of(segment, frames)] = text
+                run.texts[end_of(segment, frames)] = session.caption(segment).text
+                prompt = session.captioner.prompt(session.request(segment))
+                run.tokens = len(model.generator.language.embed(prompt))  # type: ignore[attr-defined]
             run.speak_s += time.process_time() - before
             since = time.process_time() - began
         held = session.open_frames + session.snapshot().buffer.now
@@ -167,6 +250,7 @@ def again_and_again(model: VideoLLaMB, frames: list[Frame], ends: list[int]) -> 
         prompt = parent.prompt(content(parent, reading), CAPTION_REQUEST)
         run.texts[end] = parent.language.generate([prompt], WORDS)[0]
         run.speak_s += time.process_time() - before
+        run.tokens = len(parent.language.embed(prompt))
     counter.remove()
     run.kept_bytes = kept.nbytes
     return run

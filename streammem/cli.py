@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from streammem import __version__
-from streammem.commands import asking, memory, models, serving, watching
+from streammem.commands import archiving, asking, memory, models, serving, watching
 from streammem.commands.options import Parser
 from streammem.errors import ConfigError, StreammemError
 from streammem.output.terminal import interrupts, note
@@ -22,6 +22,7 @@ examples:
   streammem ask trips "When does the dog swim?"          ask it later, without the video
   streammem memory export trips --format jsonl           all that it kept
   streammem find holiday.mp4 "a red car"                 the best moments for a description
+  streammem index films/ --memory archive                a memory a file; find archive --all "..."
   streammem watch rtsp://camera/1 --alert "a dog"        a camera, for days
   streammem chat webcam:0                                captions and questions on one screen
   streammem scenes holiday.mp4 --format jsonl            where scenes begin and end
@@ -70,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"streammem {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (watching, asking, memory, serving, models):
+    for module in (watching, asking, memory, archiving, serving, models):
         module.add_to(commands)
     return parser
 

@@ -105,6 +105,7 @@ class Evidence:
             it was not compared.
         quote: the sentence that it rests on, where it was matched by speech.
         said_at: seconds, when that was said.
+        reason: ``unsure`` where the caption was cut, as a ``Caption``'s; it then names nothing.
     """
 
     source: str
@@ -120,10 +121,11 @@ class Evidence:
     cosine: float | None = None
     quote: str | None = None
     said_at: float | None = None
+    reason: Literal["unsure"] | None = None
 
     def __str__(self) -> str:
         by = "" if self.matched == "picture" else f" by {self.matched}"
-        text = f" {self.caption}" if self.caption else ""
+        text = f" {self.caption}{' … (unsure)' * bool(self.reason)}" if self.caption else ""
         if self.quote is not None and self.said_at is not None:
             text = f" “{self.quote}” (said at {clock(self.said_at)})"
         span = with_wall_clock(f"[{clock(self.start)}-{clock(self.end)}]", self.wall_start)
@@ -215,6 +217,7 @@ class Chapter:
         segments: scenes in it.
         captions: of its most central scenes, in time order.
         wall_start: ISO 8601 with offset, the wall clock at ``start``, if known.
+        quotes: sentences that are typical of what is said in it, in time order.
     """
 
     source: str
@@ -223,24 +226,40 @@ class Chapter:
     segments: int
     captions: tuple[Caption, ...] = ()
     wall_start: str | None = None
+    quotes: tuple["Note", ...] = ()
 
     def __str__(self) -> str:
         scenes = "1 scene" if self.segments == 1 else f"{self.segments} scenes"
         span = with_wall_clock(f"{clock(self.start)}-{clock(self.end)}", self.wall_start)
         heading = f"{span} {self.source} ({scenes})"
-        return "\n".join([" ".join(heading.split()), *(f"  {item}" for item in self.captions)])
+        said: list[Caption | Note] = [*self.captions, *self.quotes]
+        lines = sorted(said, key=lambda item: item.start)  # stable
+        return "\n".join([" ".join(heading.split()), *(f"  {item}" for item in lines)])
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A piece of speech or subtitle on the same timeline."""
+    """A piece of speech or subtitle on the same timeline.
+
+    Attributes:
+        word_starts: seconds at which each word of ``text.split()`` begins, rising; empty where
+            that is not known.
+    """
 
     start: float
     end: float
     text: str
+    word_starts: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         return f"[{clock(self.start)}-{clock(self.end)}] “{self.text}”"
+
+    def shifted(self, offset: float) -> "Note":
+        """Return the note as it is on a clock that is ahead by so many seconds."""
+        if not offset:
+            return self
+        starts = tuple(at + offset for at in self.word_starts)
+        return Note(self.start + offset, self.end + offset, self.text, starts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,12 +283,14 @@ class Alert:
 
     Attributes:
         query: what was waited for, in the user's words.
-        time: seconds; of the frame in which it was seen.
-        score: in [0, 1], how likely the frame shows it; on the scale of evidence.
+        time: seconds; of the frame in which it was seen. Where it is the scene's caption that
+            names it, which comes later, of the scene's start.
+        score: in [0, 1], how likely the frame, or the scene, shows it; on the scale of evidence.
         segment: id of the scene that was open then.
         keyframe: path of the stored frame, if any.
         confirmed: True where the model was asked and sees it in the frame; None where it was not
             asked, or gave no answer. What it denies is not reported.
+        matched: what the score rests on.
     """
 
     query: str
@@ -278,10 +299,12 @@ class Alert:
     segment: int
     keyframe: str | None = None
     confirmed: bool | None = None
+    matched: Literal["picture", "caption"] = "picture"
 
     def __str__(self) -> str:
         shown = f" {self.keyframe}" if self.keyframe else ""
-        score = f"score {self.score:.2f}{', confirmed' if self.confirmed else ''}"
+        by = "" if self.matched == "picture" else f" by {self.matched}"
+        score = f"score {self.score:.2f}{by}{', confirmed' if self.confirmed else ''}"
         return f"[{clock(self.time)}] alert: {self.query} ({score}){shown}"
 
 
@@ -326,6 +349,9 @@ class Stats:
         candidates: captions generated of a scene, of which one is chosen; 0 without captions, and
             for a live source until it is known how many there is time for.
         alerts_refused: alerts that the model was asked about and denied.
+        sound_s: seconds of sound that came beside the pictures of a live source, with speech on.
+        sound_skipped_s: of these, seconds that were not recognised, as recognition fell behind.
+        note_lag_s: seconds of sound that had come after the end of the last note when it was final.
         requests: to model servers meanwhile, likewise ``retries``, ``failures`` and ``tokens`` of
             prompts and replies; 0 without one.
     """
@@ -346,6 +372,9 @@ class Stats:
     caption_lag_s: float = 0.0
     candidates: int = 0
     alerts_refused: int = 0
+    sound_s: float = 0.0
+    sound_skipped_s: float = 0.0
+    note_lag_s: float = 0.0
     requests: int = 0
     retries: int = 0
     failures: int = 0
@@ -355,13 +384,16 @@ class Stats:
         best_of = f", each the best of {self.candidates}" if self.candidates else ""
         served = f", model server {self.requests} requests ({self.retries} again, {self.failures} "
         served = f"{served}failed), {self.tokens} tokens" if self.requests else ""
+        heard = f", {self.sound_s:.0f} s of sound ({self.sound_skipped_s:.0f} skipped), words "
+        heard = f"{heard}{self.note_lag_s:.1f} s behind" if self.sound_s else ""
         return (
             f"{self.frames} of {self.captured} frames ({self.dropped_full} dropped behind, "
             f"{self.dropped_at_stop} at the stop, {self.waiting} waiting), "
             f"{self.segments} segments, {self.captions} captions, "
             f"{self.captions_skipped} skipped, "
             f"perception {self.perceive_s:.1f} s, language model {self.speak_s:.1f} s of CPU, "
-            f"{self.lag_s:.1f} s behind, captions {self.caption_lag_s:.1f} s{best_of}{served}"
+            f"{self.lag_s:.1f} s behind, captions {self.caption_lag_s:.1f} s"
+            f"{best_of}{heard}{served}"
         )
 
 

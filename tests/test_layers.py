@@ -24,7 +24,7 @@ LAYERS = (
     {"captioning", "qa"},
     {"engine"},
     {"output", "evaluation"},
-    {"training", "server"},
+    {"training", "server", "fleet"},
     {"integrations", "ui"},
     {"commands"},
     {"cli"},
@@ -111,6 +111,7 @@ def test_threads_live_in_workers_only(path):
     others = (
         "engine/reader.py",
         "engine/listener.py",
+        "fleet/pool.py",
         "captioning/scheduler.py",
         "models/once.py",
         "models/vlm/served.py",

@@ -1,142 +1,195 @@
-"""Recognises speech in the sound of a video file, with faster-whisper. No threads live here.
+"""Turns sound into notes: faster-whisper, and how sound is cut for it. No threads live here.
 
     recogniser = Recogniser(folder)                       # of a CTranslate2 Whisper model
-    for note in recogniser.notes("film.mp4"):             # in order of time, on the file's clock
-        print(note)
+    for start, samples in pieces(sound):                  # in order of time, on the source's clock
+        for note in recogniser.transcribe(samples):       # in seconds from the piece's start
+            print(note)
 
-The sound is decoded piece by piece, so memory does not grow with the file.
+What is recognised comes piece by piece, so memory does not grow with the source.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
 
-import av
 import numpy as np
 
-from streammem.errors import SourceError
 from streammem.types import Note
 
 RATE = 16_000  # samples a second, Whisper's
-PIECE_S = 60.0  # sound that is recognised at a time; it ends where the last seconds are quietest
+PAUSE_S = 1.0  # without sound: what was said before it is a piece of its own
+PIECE_S = 60.0  # sound of a file that is recognised at a time; it ends where it is quietest
 _SEEK_S, _QUIET_S = 8.0, 0.2
-_JITTER_S = 0.1  # a stamp this far from where its sound should be is a gap
-MAX_GAP_S = 6 * 3600.0  # a longer one is a broken stamp
-_NO_SPEECH, _UNLIKELY = 0.6, -1.0  # Whisper's own bounds: such text is made up
+_JITTER_S = 0.1  # a stamp this far from where its sound should be is a gap, or an overlap
+MADE_UP_SPEECH, MADE_UP_LOGPROB = 0.6, -1.0  # Whisper's own bounds: such text is made up
+_OPEN: "WeakValueDictionary[tuple[str, int], Any]" = WeakValueDictionary()  # models in use
 
 
 class Recogniser:
-    """A Whisper model that turns sound into notes.
+    """A Whisper model that turns the sound of one source into notes.
+
+    Those of one folder share its weights, as the sessions of a server do.
 
     Args:
         folder: of a model that CTranslate2 reads.
         language: ISO 639-1; None lets the model find it, in the first piece with speech.
         threads: of the CPU.
+
+    Attributes:
+        piece_s: seconds of a file that are best recognised at a time.
     """
+
+    piece_s = PIECE_S
 
     def __init__(self, folder: str | Path, language: str | None = None, threads: int = 1) -> None:
         from faster_whisper import WhisperModel
 
-        self._model = WhisperModel(
+        model = _OPEN.get((str(folder), threads)) or WhisperModel(
             str(folder), device="cpu", compute_type="int8", cpu_threads=threads,
             local_files_only=True,
         )  # fmt: skip
-        self.language = language
+        self._model, self.language = model, language
+        _OPEN[str(folder), threads] = model
 
-    def notes(
-        self, path: str | Path, stopping: Callable[[], bool] = lambda: False
+    def transcribe(
+        self, samples: np.ndarray, stopping: Callable[[], bool] = lambda: False
     ) -> Iterator[Note]:
-        """Give what is said in a file, sentence by sentence, in order of time.
+        """Give what is said in a piece of sound, in seconds from its start; final text.
 
         Args:
-            path: of the file.
+            samples: [N] float32 at RATE, in [-1, 1].
             stopping: asked between sentences; ends the pass.
-
-        Raises:
-            SourceError: the file has no sound, or it cannot be decoded.
         """
-        for start, samples in pieces(path):
+        segments, info = self._model.transcribe(
+            samples, language=self.language, vad_filter=True, beam_size=1,
+            condition_on_previous_text=False, word_timestamps=True,
+        )  # fmt: skip
+        for segment in segments:
             if stopping():
                 return
-            segments, info = self._model.transcribe(
-                samples, language=self.language, vad_filter=True, beam_size=1,
-                condition_on_previous_text=False, word_timestamps=False,
-            )  # fmt: skip
-            for segment in segments:
-                if stopping():
-                    return
-                text = " ".join(segment.text.split())
-                made_up = segment.no_speech_prob > _NO_SPEECH and segment.avg_logprob < _UNLIKELY
-                if text and not made_up:
-                    self.language = self.language or info.language
-                    yield Note(start + segment.start, start + segment.end, text)
+            text = " ".join(segment.text.split())
+            silent = segment.no_speech_prob > MADE_UP_SPEECH
+            if text and not (silent and segment.avg_logprob < MADE_UP_LOGPROB):
+                self.language = self.language or info.language
+                spoken = [(word.word, word.start) for word in segment.words or ()]
+                start, end = float(segment.start), float(segment.end)
+                yield Note(start, end, text, word_starts(text, spoken))
 
 
-def pieces(path: str | Path, piece_s: float = PIECE_S) -> Iterator[tuple[float, np.ndarray]]:
-    """Give the sound of a file in pieces.
+def word_starts(text: str, spoken: Sequence[tuple[str, float]]) -> tuple[float, ...]:
+    """Return when each word of ``text.split()`` begins; empty where other words were spoken.
 
     Args:
-        path: of the file.
+        text: of a note, or of several.
+        spoken: words as a recogniser cuts them, with or without spaces and marks, each with its
+            start in seconds. They are compared with the text letter by letter.
+    """
+    letters = [(letter, at) for word, at in spoken for letter in _letters(word)]
+    if not letters or "".join(letter for letter, _ in letters) != _letters(text):
+        return ()
+    starts, place = list[float](), 0
+    for word in text.split():
+        at = letters[min(place, len(letters) - 1)][1]
+        starts.append(max([round(float(at), 3), *starts[-1:]]))
+        place += len(_letters(word))
+    return tuple(starts)
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.casefold()))
+
+
+class SoundLine:
+    """Sound in order of time, without a break: silence where none came, none of it twice.
+
+    What lies up to 0.1 s beside its place is jitter. Beyond that the stamps are followed, so that
+    a sound card that is too fast or too slow never takes sound away from the pictures.
+
+    Attributes:
+        start: seconds at which it begins.
+    """
+
+    def __init__(self) -> None:
+        self.start = 0.0
+        self._chunks: list[np.ndarray] = []
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def end(self) -> float:
+        """Seconds at which it ends."""
+        return self.start + self._length / RATE
+
+    @property
+    def samples(self) -> np.ndarray:
+        """All of it, [N] float32."""
+        self._chunks = [np.concatenate([np.zeros(0, np.float32), *self._chunks])]
+        return self._chunks[0]
+
+    def gap(self, time: float) -> float:
+        """Return the seconds from the end to a time; 0 where there is nothing yet."""
+        return time - self.end if self._length else 0.0
+
+    def push(self, time: float, samples: np.ndarray) -> None:
+        """Append samples that begin at a time; what lies before the end of the last ones goes."""
+        if not self._length:
+            self.start = max(time, self.start)
+        gap_s = time - self.end
+        if gap_s > _JITTER_S:
+            self._append(np.zeros(round(gap_s * RATE), np.float32))
+        elif gap_s < -_JITTER_S:
+            samples = samples[round(-gap_s * RATE) :]
+        self._append(samples)
+
+    def take(self, count: int) -> tuple[float, np.ndarray]:
+        """Take the first ``count`` samples; return when they begin, and them."""
+        start, samples = self.start, self.samples
+        self._chunks, self._length = [samples[count:]], len(samples[count:])
+        self.start += len(samples[:count]) / RATE
+        return start, samples[:count]
+
+    def _append(self, samples: np.ndarray) -> None:
+        self._chunks.append(samples)
+        self._length += len(samples)
+
+
+def pieces(
+    sound: Iterable[tuple[float, np.ndarray]], piece_s: float = PIECE_S
+) -> Iterator[tuple[float, np.ndarray]]:
+    """Cut the sound of a file into pieces.
+
+    Args:
+        sound: the second at which samples begin, and the samples, in order of time.
         piece_s: seconds of a piece at most.
 
     Yields:
-        The second at which a piece begins, on the clock that players show, and its samples [N]
-        float32 at RATE, mono. Where sound is missing there is silence.
-
-    Raises:
-        SourceError: no sound, or it cannot be decoded.
+        The second at which a piece begins, and its samples [N] float32 at RATE, mono. Where less
+        than PAUSE_S is missing there is silence.
     """
-    name, most = Path(path).name, int(piece_s * RATE)
-    waiting, start, length = list[np.ndarray](), 0.0, 0
-    for at, samples in _decoded(path, name):
-        if not length:
-            start = at
-        gap = round((at - start) * RATE) - length
-        if gap > _JITTER_S * RATE:
-            if length and gap >= RATE:  # a pause: what was said before it is a piece
-                yield start, np.concatenate(waiting)
-                waiting, start, length = [], at, 0
-            else:
-                waiting.append(np.zeros(gap, np.float32))
-                length += gap
-        waiting.append(samples)
-        length += len(samples)
-        while length >= most:
-            joined = np.concatenate(waiting)
-            cut = _quietest(joined[:most])
-            yield start, joined[:cut]
-            waiting, start, length = [joined[cut:]], start + cut / RATE, len(joined) - cut
-    if length:
-        yield start, np.concatenate(waiting)
+    line, most = SoundLine(), int(piece_s * RATE)
+    for time, samples in sound:
+        if line.gap(time) >= PAUSE_S:
+            yield line.take(len(line))
+        line.push(time, samples)
+        while len(line) >= most:
+            yield line.take(quietest(line.samples[:most]))
+    if len(line):
+        yield line.take(len(line))
 
 
-def _decoded(path: str | Path, name: str) -> Iterator[tuple[float, np.ndarray]]:
-    try:
-        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
-            if not container.streams.audio:
-                raise SourceError(f"{name}: has no sound; leave out --speech")
-            stream = container.streams.audio[0]
-            zero = max(0, container.start_time or 0) / av.time_base
-            resampler = av.AudioResampler(format="flt", layout="mono", rate=RATE)
-            for packet in container.demux(stream):
-                try:
-                    frames = packet.decode()
-                except av.error.InvalidDataError:
-                    continue  # the gap that it leaves becomes silence
-                for frame in frames:
-                    at = frame.time - zero if frame.time is not None else None
-                    for out in resampler.resample(frame):
-                        samples = out.to_ndarray().reshape(-1)
-                        if at is not None and -1 < at < MAX_GAP_S * 100 and len(samples):
-                            yield at, samples
-                            at += len(samples) / RATE
-    except av.FFmpegError as error:
-        raise SourceError(f"{name}: its sound cannot be read ({type(error).__name__})") from error
+def quietest(samples: np.ndarray, seek_s: float = _SEEK_S, moment_s: float = _QUIET_S) -> int:
+    """Return the sample at the quietest moment of the last seconds, where sound may be cut.
 
-
-def _quietest(samples: np.ndarray) -> int:
-    """Return where the quietest moment of the last seconds is; sound is cut there."""
-    size = int(_QUIET_S * RATE)
-    tail = samples[-int(min(_SEEK_S * RATE, len(samples) / 2)) :]
+    Args:
+        samples: [N] float32 at RATE.
+        seek_s: seconds of its end, and at most its second half.
+        moment_s: seconds of a moment.
+    """
+    size = int(moment_s * RATE)
+    tail = samples[-int(min(seek_s * RATE, len(samples) / 2)) :]
     count = len(tail) // size
     if not count:
         return len(samples)

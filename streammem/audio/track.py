@@ -6,6 +6,7 @@ track.after(3600.0)          # a remark on notes that lie after the end of the f
 """
 
 import bisect
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,19 @@ from streammem.audio.subtitles import Track, language_of, tracks_of
 from streammem.errors import ConfigError, SourceError
 from streammem.types import Note, Notice, clock
 
-CHOICES = ("auto", "on", "off", "whisper-base")
+WHISPER, HUB, OPENAI = "whisper-base", "faster-whisper:", "openai:"
+CHOICES = ("auto", "on", "off", WHISPER)
+# Names that faster-whisper has for models of the hub.
+_SIZES = (
+    *("tiny", "tiny.en", "base", "base.en", "small", "small.en", "medium", "medium.en"),
+    *("large-v1", "large-v2", "large-v3"),
+)
+_DISTILLED = ("large-v2", "large-v3", "medium.en", "small.en")
+MODELS = (
+    {size: f"Systran/faster-whisper-{size}" for size in _SIZES}
+    | {f"distil-{size}": f"Systran/faster-distil-whisper-{size}" for size in _DISTILLED}
+    | {"turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo"}
+)
 MAX_FAULTS = 3  # of one file that are told by themselves
 
 
@@ -23,10 +36,14 @@ class SpeechOptions:
 
     Attributes:
         speech: ``auto`` reads subtitles where a file has some; ``on`` recognises the speech of
-            files without, by ``whisper-base``; ``off`` neither; ``whisper-base``, or the folder of
-            another model that faster-whisper reads, recognises and reads no subtitles.
+            files without, by ``whisper-base``; ``off`` neither; another one recognises and reads
+            no subtitles: ``whisper-base``, a model of the hub that faster-whisper reads
+            (``faster-whisper:small``, ``small``, ``OWNER/NAME``), the folder of one, or a
+            transcription server, ``openai:URL#NAME``.
         language: of subtitles and speech, as in ``en`` or ``eng``; several after commas, the first
             that is there counts. None takes the file's best track.
+        where_possible: watch a source that can have no sound without its words; it is refused
+            otherwise, where they are asked for.
 
     Raises:
         ConfigError: another ``speech``, or an empty language.
@@ -34,13 +51,17 @@ class SpeechOptions:
 
     speech: str = "auto"
     language: str | None = None
+    where_possible: bool = False
 
     def __post_init__(self) -> None:
-        if self.speech not in CHOICES and not (Path(self.speech) / "model.bin").is_file():
-            raise ConfigError(
-                f"speech {self.speech}: no such recogniser; give {', '.join(CHOICES)}, or the "
-                "folder of a model that faster-whisper reads"
-            )
+        if self.speech not in CHOICES and not self.speech.startswith(OPENAI):
+            if Path(self.speech).is_dir():
+                if not (Path(self.speech) / "model.bin").is_file():
+                    raise ConfigError(
+                        f"speech {self.speech}: holds no model.bin, which faster-whisper reads"
+                    )
+            else:
+                repository(self.speech)
         if self.language is not None and not all(map(str.strip, self.language.split(","))):
             raise ConfigError("speech-language is empty; give one such as en, or en,de")
 
@@ -48,6 +69,26 @@ class SpeechOptions:
     def recogniser(self) -> str | None:
         """The recogniser that is asked for by its name or folder; None for the other choices."""
         return None if self.speech in ("auto", "on", "off") else self.speech
+
+
+def repository(name: str) -> str:
+    """Return where a model that faster-whisper reads lies on the hub, OWNER/NAME.
+
+    Args:
+        name: ``small``, or another of MODELS, or OWNER/NAME; ``faster-whisper:`` may stand before.
+
+    Raises:
+        ConfigError: neither.
+    """
+    short = name.removeprefix(HUB)
+    if short in MODELS:
+        return MODELS[short]
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", short, re.ASCII) and not short.startswith("."):
+        return short
+    raise ConfigError(
+        f"speech {name}: no such recogniser; give {', '.join(CHOICES)}, {HUB}NAME (such as small, "
+        "or OWNER/NAME on the hub), the folder of such a model, or openai:URL#NAME"
+    )
 
 
 class SpeechTrack:

@@ -21,7 +21,7 @@ from streammem.models.backbones.language import GenerationConfig, Prompt, Replie
 from streammem.models.confidence import confidence_features, first_phrase
 from streammem.models.protocols import EvidenceItem, StreamModel, readable
 from streammem.models.reranking import best_reply
-from streammem.types import Caption, Segment
+from streammem.types import Caption, Note, Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,16 @@ class CaptionRequest(NamedTuple):
         keys: [V, K] unit visual keys of it, V >= 1.
         tokens: [M, D] what the segment encoder made of it; None without one.
         keyframes: pictures [H, W, 3] uint8 RGB of it, for a generator that reads pictures.
+        notes: what is said in it, as far as it is known.
+        times: seconds of the frames that ``tokens`` are of, where they are known.
     """
 
     segment: Segment
     keys: np.ndarray
     tokens: Tensor | None = None
     keyframes: tuple[np.ndarray, ...] = ()
+    notes: tuple[Note, ...] = ()
+    times: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,7 +138,10 @@ class Captioner:
     def prompt(self, request: CaptionRequest) -> Prompt:
         """Build the prompt that describes a segment, of what the generator can read."""
         span = request.segment
-        item = EvidenceItem(span.start, span.end, request.tokens, keyframes=request.keyframes)
+        item = EvidenceItem(
+            span.start, span.end, request.tokens, keyframes=request.keyframes,
+            notes=request.notes, times=request.times,
+        )  # fmt: skip
         (item,) = readable([item], self._model.generator.reads)
         return self._model.generator.caption_prompt(item, self._config.instruction)
 

@@ -4,11 +4,12 @@ Chapters of a summary are found by the likeness of neighbouring scenes; nothing 
 """
 
 import argparse
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streammem.commands.opening import exit_code, open_session, perceive
+from streammem.commands.opening import exit_code, open_session, perceive, quiet_libraries
 from streammem.commands.options import (
     TIMEZONE,
     add_between,
@@ -17,15 +18,20 @@ from streammem.commands.options import (
     add_source_options,
     between_of,
     check_formats,
+    configured,
+    load_model,
 )
 from streammem.errors import ConfigError
-from streammem.output.render import plain
+from streammem.output.render import FORMATS, plain, to_line
 from streammem.output.terminal import note, output
-from streammem.types import Moment, Segment
+from streammem.types import Answer, Moment, Segment
 
 if TYPE_CHECKING:
     from streammem.engine.session import Session
+    from streammem.fleet.asking import Memories
+    from streammem.memory.retrieval import Window
 
+ALL_HELP = "SOURCE is a folder of memories, and all of them are asked"
 MAX_SHOWN = 12  # pieces of evidence under an answer, in text
 
 
@@ -42,8 +48,10 @@ def add_to(commands: Any) -> None:
         'streammem ask door "Who came yesterday at 3 pm?" --timezone Europe/Berlin',
         'streammem ask trips "Who swims?" --context captions    from captions alone',
         'streammem ask trips "Who swims?" --answer-with ollama:qwen3-vl:4b --steps 6 -v',
+        'streammem ask archive --all "When does a dog swim?"     of all memories in a folder',
     )
     add_source_options(parser, asks=True)
+    parser.add_argument("--all", action="store_true", help=ALL_HELP)
     parser.add_argument("question", help="the question, in quotes")
     add_between(parser, "only from what overlaps A to B")
     add_flags(parser, (TIMEZONE,))
@@ -55,8 +63,10 @@ def add_to(commands: Any) -> None:
         'streammem find holiday.mp4 "a red car" --count 3',
         'streammem find trips "a man in a red hat" --format jsonl',
         'streammem find trips "a red car" --count 12 --sheet cars.png',
+        'streammem find archive --all "a red car"               in all memories of a folder',
     )
     add_source_options(parser, asks=True)
+    parser.add_argument("--all", action="store_true", help=ALL_HELP)
     parser.add_argument("query", help='for example "a man in a red hat"')
     add_between(parser, "only what overlaps A to B")
     add_flags(parser, (TIMEZONE,))
@@ -85,6 +95,8 @@ def run_ask(arguments: argparse.Namespace) -> int:
         raise ConfigError("the question is empty")
     between = between_of(arguments)
     check_formats(arguments, "text", "jsonl")
+    if arguments.all:
+        return _ask_all(arguments, between)
     with open_session(arguments) as session, output(arguments.format, arguments.output) as results:
         broken = perceive(session, arguments)
         streams = arguments.format == "text"
@@ -92,19 +104,78 @@ def run_ask(arguments: argparse.Namespace) -> int:
             arguments.question, results.write_piece if streams else None, between=between
         )
         if streams:
-            lines = [" ".join(plain(str(item)).split()) for item in answer.evidence[:MAX_SHOWN]]
-            if (more := len(answer.evidence) - MAX_SHOWN) > 0:
-                lines.append(f"and {more} more; --format jsonl lists them all")
-            lines = [*answer.remarks, *lines]
-            if answer.evidence and not answer.seen:
-                lines.append("not seen with confidence; these are the nearest moments")
-            if answer.decided_by == "model":
-                found = "shows" if answer.seen else "does not show"
-                lines.append(f"the model looked at the nearest moments: it {found} there")
-            results.put("\n" + "".join(f"  {line}\n" for line in lines))
+            results.put(_rests_on(answer))
         else:
             results.write(answer)
     return exit_code(arguments, broken)
+
+
+def _rests_on(answer: Answer) -> str:
+    """Return what stands below an answer: its remarks and its evidence."""
+    lines = [" ".join(plain(str(item)).split()) for item in answer.evidence[:MAX_SHOWN]]
+    if (more := len(answer.evidence) - MAX_SHOWN) > 0:
+        lines.append(f"and {more} more; --format jsonl lists them all")
+    lines = [*answer.remarks, *lines]
+    if answer.evidence and not answer.seen:
+        lines.append("not seen with confidence; these are the nearest moments")
+    if answer.decided_by == "model":
+        found = "shows" if answer.seen else "does not show"
+        lines.append(f"the model looked at the nearest moments: it {found} there")
+    return "\n" + "".join(f"  {line}\n" for line in lines)
+
+
+def _ask_all(arguments: argparse.Namespace, between: "Window | None") -> int:
+    """Print the answer of each memory of a folder in which something was seen that fits."""
+    from streammem.fleet.asking import ask_all
+
+    with _opened(arguments) as memories, output(arguments.format, arguments.output) as results:
+        answers = ask_all(memories, arguments.question, between)
+        for name, answer in answers:
+            if arguments.format == "jsonl":
+                results.put(to_line(answer, {"memory": name}) + "\n")
+            else:
+                text = " ".join(plain(answer.text).split())
+                results.put(f"{plain(name)}: {text}{_rests_on(answer)}")
+        num_others = len(memories.sessions) - len(answers)
+        if arguments.format == "text" and num_others:
+            results.put(f"({num_others} more memories were asked)\n")
+        return int(bool(memories.failed))
+
+
+def _find_all(arguments: argparse.Namespace, between: "Window | None") -> int:
+    """Print the best moments of all memories of a folder, best first."""
+    from streammem.fleet.asking import find_all
+
+    if arguments.sheet:
+        raise ConfigError("--sheet: is drawn of one memory; leave out --all, or --sheet")
+    with _opened(arguments) as memories, output(arguments.format, arguments.output) as results:
+        for name, moment in find_all(memories, arguments.query, arguments.count, between):
+            if arguments.format == "jsonl":
+                results.put(to_line(moment, {"memory": name}) + "\n")
+            else:
+                results.put(f"{plain(name)} {FORMATS['text']().write(moment)}")
+        return int(bool(memories.failed))
+
+
+@contextmanager
+def _opened(arguments: argparse.Namespace) -> "Iterator[Memories]":
+    """Open all memories of a folder; note those that cannot be opened."""
+    from streammem.engine.session_config import SessionConfig, defaults_of
+    from streammem.fleet.asking import open_all
+    from streammem.memory.folder import is_memory
+    from streammem.models.threads import limit_threads
+
+    if is_memory(arguments.source):
+        raise ConfigError(f"{arguments.source}: is one memory; leave out --all")
+    configured(SessionConfig(), arguments)
+    quiet_libraries()
+    limit_threads(busy=2)
+    model = load_model(arguments)
+    config = configured(defaults_of(model), arguments)
+    with open_all(arguments.source, model, config) as memories:
+        for name, reason in memories.failed.items():
+            note(f"{plain(name)}: {plain(reason)}")
+        yield memories
 
 
 def run_find(arguments: argparse.Namespace) -> int:
@@ -115,6 +186,8 @@ def run_find(arguments: argparse.Namespace) -> int:
     if not arguments.query.strip():
         raise ConfigError("the description is empty")
     between = between_of(arguments)
+    if arguments.all:
+        return _find_all(arguments, between)
     with open_session(arguments) as session, output(arguments.format, arguments.output) as results:
         broken = perceive(session, arguments)
         moments = session.find(arguments.query, arguments.count, between)

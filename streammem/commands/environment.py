@@ -35,6 +35,7 @@ VARIABLES = {
     "STREAMMEM_KERNELS": "auto, triton or torch: which form of the kernels runs",
     "STREAMMEM_TOKEN": "what clients of `streammem serve` must present; its value is not shown",
     "STREAMMEM_API_KEY": "what model servers are shown; its value is not shown",
+    "STREAMMEM_SPEECH_API_KEY": "what transcription servers are shown instead, where it is set",
     "STREAMMEM_MQTT_PASSWORD": "of the user that --mqtt names; its value is not shown",
 }
 

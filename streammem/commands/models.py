@@ -34,8 +34,9 @@ def add_to(commands: Any) -> None:
         "streammem models pull streammem-tiny",
         "streammem models pull smolvlm2-256m       from the hub, see docs/guide/transformers.md",
         "streammem models pull hf:OWNER/NAME",
+        "streammem models pull faster-whisper:small",
     )
-    which = "presets, backbones or hf:OWNER/NAME"
+    which = "presets, backbones, hf:OWNER/NAME or faster-whisper:NAME"
     pulled.add_argument("names", nargs="*", default=["streammem-tiny"], help=which)
     checked = add_command(
         actions,
@@ -131,6 +132,8 @@ def list_models(arguments: argparse.Namespace) -> int:
 
 def pull_models(arguments: argparse.Namespace) -> int:
     """Fetch what is missing, and print where it lies."""
+    from streammem.audio import track
+    from streammem.models import transcription
     from streammem.models.backbones.weights import SOURCES, is_pulled, pull
     from streammem.models.checkpoint import PRESETS, backbones_of
     from streammem.models.registry import DEFAULT, find_generator
@@ -144,11 +147,19 @@ def pull_models(arguments: argparse.Namespace) -> int:
     }
     known = (*PRESETS, *SOURCES, *generators)
     for name in arguments.names:
-        if name not in known:
+        if name.startswith(track.HUB):
+            track.repository(name)
+        elif name not in known:
             listed = ", ".join((*PRESETS, *SOURCES))
-            raise ConfigError(f"{name}: no such weights; known: {listed}, hf:OWNER/NAME")
+            raise ConfigError(
+                f"{name}: no such weights; known: {listed}, hf:OWNER/NAME, {track.HUB}NAME"
+            )
     quiet_libraries()
     for name in arguments.names:
+        if name.startswith(track.HUB):
+            note(f"{track.repository(name)}: fetching, once ...")
+            write_line(str(transcription.pull(name)))
+            continue
         if found := generators.get(name):
             _, repository, options = found
             note(f"{repository}: fetching, once ...")

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from streammem.engine.session import Session
     from streammem.engine.watch_options import WatchCallbacks, WatchOptions
     from streammem.memory.entry import Entry
+    from streammem.models.protocols import StreamModel
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,8 @@ SPEECH = ("speech", "speech_language")
 BUDGET_SHARE, SEGMENT_BYTES, PRUNED_EVERY = 16, 32 << 10, 64
 
 
-def open_session(arguments: argparse.Namespace) -> "Session":
-    """Check every option, then load the model.
+def open_session(arguments: argparse.Namespace, model: "StreamModel | None" = None) -> "Session":
+    """Check every option, then load the model, unless it is given.
 
     Raises:
         StreammemError: an option is out of its range, or something cannot be opened.
@@ -56,9 +57,10 @@ def open_session(arguments: argparse.Namespace) -> "Session":
     from streammem.models.threads import limit_threads
     from streammem.perception.scenes import for_keyframes
 
-    quiet_libraries()
-    limit_threads(busy=2)
-    model = load_model(arguments)
+    if model is None:
+        quiet_libraries()
+        limit_threads(busy=2)
+        model = load_model(arguments)
     # Once more on the model's own options: what is not stated stays as the model has it.
     own = defaults_of(model)
     if arguments.sparse:

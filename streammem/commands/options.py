@@ -56,8 +56,9 @@ TOKEN = "STREAMMEM_TOKEN"
 SPEND_HELP = "tokens, and requests after a comma, that servers are asked an hour at most"
 # Measured: docs/research/cameras.md, "How often an alert is right".
 ALERTS_ARE = (
-    "A hint, not an alarm: with streammem-tiny 5 of 10 alerts were false, and of 3 things that "
-    "came 1 was told"
+    "A hint, not an alarm. With streammem-tiny, of alerts such as 'a dog' 3 of 10 were false, and "
+    "of 2 that came 1 was told, mostly once the scene had its caption; of whole sentences 5 of 10 "
+    "were false, and of 3 that came 1 was told"
 )
 SET_HELP = (
     "as in passages=6; of a VideoLLaMB cuts=top3 or threshold reads a file as a whole, so that "
@@ -236,8 +237,9 @@ SPEECH_FLAGS = (  # of SpeechOptions
         "--speech",
         "speech",
         "what is said: auto (default) reads subtitles beside or in a video file, where there are "
-        "some, and recognises nothing; on recognises the speech of files without; off does "
-        "neither; MODEL recognises: whisper-base, or a folder (needs streammem[speech])",
+        "some, and recognises nothing; on recognises speech where there are none; off does "
+        "neither; MODEL recognises: whisper-base, faster-whisper:NAME, a folder (these need "
+        "streammem[speech]), or a server, openai:URL#NAME",
         {"default": "auto", "metavar": "auto|on|off|MODEL"},
     ),
     Flag(
@@ -287,7 +289,7 @@ ANSWER_FLAGS = (  # of SessionConfig
         "--context",
         "context",
         "what answers rest on",
-        {"choices": ("memory", "now", "uniform", "captions")},
+        {"choices": ("memory", "now", "uniform", "captions", "goldfish", "goldfish-again")},
     ),
     Flag(
         "--steps",
@@ -327,6 +329,12 @@ DECODING_FLAGS = (  # of GenerationConfig, for captions and answers
     Flag("--temperature", "temperature", "0 is greedy (default)", {"type": float}),
     Flag("--top-k", "top_k", "sample of so many likeliest tokens (default 0: all)", _WHOLE),
     Flag("--top-p", "top_p", None, {"type": float}),
+    Flag(
+        "--repetition-penalty",
+        "repetition_penalty",
+        "of words that a reply has already (default 1: none)",
+        {"type": float},
+    ),
     Flag("--num-beams", "num_beams", None, {"type": int}),
     Flag("--seed", "seed", None, {"type": int}),
 )
@@ -542,6 +550,11 @@ def add_server_options(parser: Parser) -> None:
     add("--port", type=int, default=8080, help="default 8080; 0 is a free one")
     add("--prefix", default="", metavar="PATH", help="of this server behind a proxy: /cameras")
     add("--memories", type=Path, metavar="DIR", help="folder whose memories may be asked, by name")
+    kept = (
+        "keep what cameras of the command line show in RAM alone (default: on disk in --memories; "
+        "of `ui` without it, in ~/.local/share/streammem/memories; at most 2 GiB a camera)"
+    )
+    add("--no-memory", action="store_true", help=kept)
     add("--uploads", type=Path, metavar="DIR", help="folder for uploads (default: a temporary one)")
     about = "host (with *), address or network that clients may name in a source; may be repeated"
     add("--allow-source", action="append", default=[], metavar="HOST", help=about)
@@ -555,6 +568,7 @@ def add_server_options(parser: Parser) -> None:
 
 def add_session_options(parser: Parser) -> None:
     """Add the flags of commands that open sessions on sources which others name."""
+    add_flags(parser, SPEECH_FLAGS)
     _add_model(parser)
     _add_model_options(parser)
 

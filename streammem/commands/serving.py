@@ -17,6 +17,7 @@ from streammem.commands.options import (
     load_model,
     require,
     server_limits,
+    speech_options,
 )
 from streammem.commands.publishing import broker_of, outlets
 from streammem.errors import ConfigError, StreammemError
@@ -93,7 +94,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
 def run_ui(arguments: argparse.Namespace) -> int:
     """Serve the page, and the HTTP interface beside it, until interrupted."""
     require("ui", "fastapi", "uvicorn", "gradio")
-    config = server_config(arguments)
+    config = server_config(arguments, by_default=True)  # people come back to a camera
 
     from streammem.server.app import make_app
     from streammem.ui.page import add_page
@@ -112,7 +113,8 @@ def run_mcp(arguments: argparse.Namespace) -> int:
     from streammem.integrations.mcp import make_server
     from streammem.server.limits import ServerConfig
 
-    sessions = open_sessions(arguments, ServerConfig(memories=arguments.memories))
+    config = ServerConfig(memories=arguments.memories, speech=speech_options(arguments))
+    sessions = open_sessions(arguments, config)
     try:
         asyncio.run(make_server(sessions, arguments.sources).run_stdio_async())
     except ExceptionGroup as group:
@@ -120,8 +122,12 @@ def run_mcp(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def server_config(arguments: argparse.Namespace) -> "ServerConfig":
+def server_config(arguments: argparse.Namespace, *, by_default: bool = False) -> "ServerConfig":
     """Turn flags and the environment into a server's options.
+
+    Args:
+        arguments: with the flags of ``add_server_options``.
+        by_default: whether what cameras show is kept on disk where no folder is named, too.
 
     Raises:
         ConfigError: open to others without a token, or a value that cannot be meant.
@@ -131,18 +137,65 @@ def server_config(arguments: argparse.Namespace) -> "ServerConfig":
 
     if not 0 <= arguments.port < 65536:
         raise ConfigError(f"--port {arguments.port}: give 0 to 65535")
+    keep_in = _keep_in(arguments, by_default=by_default)
     return ServerConfig(
         host=arguments.host,
         port=arguments.port,
         token=os.environ.get(TOKEN) or None,
-        memories=arguments.memories,
+        memories=arguments.memories or keep_in,
         uploads=arguments.uploads,
         allowed=Allowed.of(arguments.allow_source),
         alerts=tuple(arguments.alert),
+        keep_in=keep_in,
         confirm_alerts=bool(arguments.confirm_alerts),
+        speech=speech_options(arguments),
         prefix=arguments.prefix.rstrip("/"),
         limits=server_limits(arguments),
     )
+
+
+def _keep_in(arguments: argparse.Namespace, *, by_default: bool) -> Path | None:
+    """Return the folder in which cameras of the command line have a memory each; None for RAM."""
+    from streammem.server.limits import Limits
+    from streammem.server.sessions import is_camera
+
+    if arguments.no_memory or not any(is_camera(source) for source in arguments.sources):
+        return None
+    folder: Path | None = arguments.memories
+    if folder is None and by_default:
+        folder = data_folder() / "memories"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{folder}: cannot keep what cameras show there ({error.strerror}); give "
+                "--memories DIR, or --no-memory"
+            ) from None
+    if folder is None:
+        note("what cameras show is kept until the server ends; --memories DIR keeps it")
+    else:
+        most = Limits().kept_bytes >> 30
+        note(
+            f"what cameras show is kept in {folder}, {most} GiB each at most; --no-memory keeps it "
+            "in RAM alone"
+        )
+    return folder
+
+
+def data_folder() -> Path:
+    """Return the folder of this user's data: ``$XDG_DATA_HOME/streammem``, or the usual one.
+
+    Raises:
+        ConfigError: there is no home directory.
+    """
+    if stated := os.environ.get("XDG_DATA_HOME"):
+        return Path(stated) / "streammem"
+    try:
+        return Path.home() / ".local" / "share" / "streammem"
+    except RuntimeError:
+        raise ConfigError(
+            "this user has no home directory: give --memories DIR, or --no-memory"
+        ) from None
 
 
 def open_sessions(arguments: argparse.Namespace, config: "ServerConfig") -> "Sessions":
@@ -153,12 +206,14 @@ def open_sessions(arguments: argparse.Namespace, config: "ServerConfig") -> "Ses
     from streammem.commands.opening import quiet_libraries
     from streammem.engine.checks import check_reads
     from streammem.engine.session_config import SessionConfig, defaults_of
-    from streammem.engine.whole_video import whole_video_model
+    from streammem.engine.speech import check_recogniser
+    from streammem.engine.whole_video import cuts_of, with_cuts
     from streammem.models.threads import limit_threads
     from streammem.server.sessions import Sessions
     from streammem.video import kind_of, open_source
 
     configured(SessionConfig(), arguments)
+    check_recogniser(config.speech)
     for source in arguments.sources:
         # Before the tasks of a server run: one that reads its input would wait for more of it.
         if kind_of(source).name == "file":
@@ -169,12 +224,12 @@ def open_sessions(arguments: argparse.Namespace, config: "ServerConfig") -> "Ses
     if config.confirm_alerts:
         check_reads(model)
     options = configured(defaults_of(model), arguments)
-    if whole := whole_video_model(model, options.cuts):
+    if (cuts := cuts_of(model, options.cuts)) != "streaming":
         raise ConfigError(
-            f"cuts={whole.options.cuts} reads a video as a whole, and a server's sessions are "
+            f"cuts={cuts} reads a video as a whole, and a server's sessions are "
             "streams; give --set cuts=streaming"
         )
-    return Sessions(model, options, config)
+    return Sessions(with_cuts(model, cuts), options, config)
 
 
 def _known(group: ExceptionGroup) -> Exception:

@@ -1,7 +1,7 @@
 """What a model is asked while a source is watched: is an alert true, does a condition hold?
 
     checks = Checks(session, until="the parcel is gone")
-    checks.confirm(alert, picture)              # asked in the language model's thread
+    checks.confirm(alert, frame.pixels)         # asked in the language model's thread
     for event in checks.look(frame): ...        # the condition, where the scene has changed
     for asked, verdict in checks.results(): ...
 
@@ -79,11 +79,12 @@ class Checks:
         """Questions without a verdict."""
         return len(self._asked)
 
-    def confirm(self, alert: Alert, frame: Frame) -> bool:
-        """Ask whether a frame shows an alert; return False where too many wait already."""
+    def confirm(self, alert: Alert, picture: np.ndarray) -> bool:
+        """Ask whether a picture [H, W, 3] shows an alert; return False where too many wait."""
         if len(self._asked) >= MAX_WAITING:
             return False
-        item = EvidenceItem(frame.time, frame.time, keyframes=(_small(frame),))
+        shown = fitted_pixels(picture, PICTURE_SIDE)
+        item = EvidenceItem(alert.time, alert.time, keyframes=(shown,))
         self._ask(alert, [item], shows_question(alert.query))
         return True
 

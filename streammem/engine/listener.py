@@ -1,53 +1,71 @@
-"""The listener's thread: it recognises the speech of a file beside its perception.
+"""The listener's thread: it recognises the speech of a source beside its perception.
 
-    listener = Listener(path, folder, language=None)
-    listener.ready()          # notes that are final by now; never waits
+    listener = Listener("film.mp4", recogniser("whisper-base"), sound)
+    listener.ready()          # notes that are final by now, and how far it is; never waits
     listener.close()
 
-Perception never waits for it: a note joins its scene when it is there.
+Perception never waits for it: a note joins its scene when it is there. Sound that comes beside the
+pictures of a live source is taken by ``push``; what cannot keep up with it is skipped and counted.
 """
 
-import importlib.util
+import logging
 import queue
 import threading
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
-from streammem.audio.recogniser import Recogniser
-from streammem.errors import BackboneError, StreammemError, install_command
-from streammem.models.backbones.weights import weights_path
-from streammem.types import Note, Notice
+import numpy as np
 
-WHISPER = "whisper-base"
+from streammem.audio.recogniser import RATE, pieces
+from streammem.audio.utterances import Utterances, silero
+from streammem.errors import ServedModelError, StreammemError
+from streammem.models.transcription import Recognises
+from streammem.types import Note, Notice, clock
 
+log = logging.getLogger(__name__)
 
-def model_folder(name: str) -> Path:
-    """Return the folder of a recogniser's weights.
-
-    Args:
-        name: ``whisper-base``, or a folder.
-
-    Raises:
-        BackboneError: faster-whisper is not installed, or the weights are not here.
-    """
-    if importlib.util.find_spec("faster_whisper") is None:
-        raise BackboneError(f"faster-whisper is not installed; run: {install_command('speech')}")
-    return weights_path(WHISPER) if name == WHISPER else Path(name)
+BEHIND_S = 30.0  # sound of a live source that may wait; beyond that it is skipped
+KEPT_S = 4.0  # but for its newest
+PIPE_BEHIND_S = 600.0  # of a pipe, where only the oldest goes: 38 MB
+TAKEN_S = 24.0  # of what waits, at a time: Whisper reads half a minute at the price of a second
+IDLE_S = 3.0  # without sound, after which what is said counts as ended
+_WAIT_S = 0.2
 
 
 class Listener:
-    """Recognises what is said in a file, in a thread of its own.
+    """Recognises what is said in a source, in a thread of its own.
 
     Args:
-        path: of the file.
-        folder: of the recogniser's weights, which are opened in the thread.
-        language: ISO 639-1, or None to find it.
+        name: of the source, for messages.
+        opener: opens the recogniser, in the thread.
+        sound: see ``VideoSource.sound_pass``; None where it is pushed.
+        behind_s: seconds of pushed sound that may wait.
+        kept_s: of these, the newest that stay where more would wait; None drops the oldest only.
+
+    Attributes:
+        sound_s: seconds of sound that were pushed.
+        skipped_s: of these, seconds that were not recognised, as recognition had fallen behind.
+        lag_s: seconds of sound that had come after the end of the last note of pushed sound.
     """
 
-    def __init__(self, path: str, folder: Path, language: str | None) -> None:
-        self._path, self._folder, self._language = path, folder, language
-        self._results: queue.Queue[Note | Notice] = queue.Queue()
-        self._stop = threading.Event()
+    def __init__(
+        self,
+        name: str,
+        opener: Callable[[], Recognises],
+        sound: Iterator[tuple[float, np.ndarray]] | None = None,
+        behind_s: float = BEHIND_S,
+        kept_s: float | None = KEPT_S,
+    ) -> None:
+        self._name, self._opener, self._sound = name, opener, sound
+        self._behind_s, self._kept_s = behind_s, behind_s if kept_s is None else kept_s
+        self.sound_s = self.skipped_s = self.lag_s = 0.0
+        self._results: queue.Queue[Note | Notice | float] = queue.Queue()
+        self._stop, self._failure = False, ""  # of a transcription server, since the last note
+        self._came = threading.Condition()  # guards the next four
+        self._waiting: deque[tuple[float, np.ndarray]] = deque()
+        self._waiting_s = self._newest = 0.0
+        self._ended = False
         self._thread = threading.Thread(target=self._run, name="streammem-listener", daemon=True)
         self._thread.start()
 
@@ -56,9 +74,37 @@ class Listener:
         """Whether nothing comes any more."""
         return not self._thread.is_alive() and self._results.empty()
 
-    def ready(self, wait_s: float = 0.0) -> list[Note | Notice]:
-        """Return what has come, in order of time; wait for the first of it at most ``wait_s``."""
-        found = list[Note | Notice]()
+    def push(self, time: float, samples: np.ndarray) -> None:
+        """Take the sound that came beside the pictures; any thread may. It never blocks for long.
+
+        Args:
+            time: seconds on the source's clock at which it begins.
+            samples: [N] float32 at RATE, mono.
+        """
+        with self._came:
+            if self._ended or self._stop:
+                return
+            self._waiting.append((time, samples))
+            self._waiting_s += len(samples) / RATE
+            self.sound_s += len(samples) / RATE
+            self._newest = time + len(samples) / RATE
+            if self._waiting_s > self._behind_s:
+                self._skip()
+            self._came.notify()
+
+    def end(self) -> None:
+        """Note that no more sound comes; what waits is still recognised."""
+        with self._came:
+            self._ended = True
+            self._came.notify()
+
+    def ready(self, wait_s: float = 0.0) -> list[Note | Notice | float]:
+        """Return what has come, in order of time; wait for the first of it at most ``wait_s``.
+
+        Returns:
+            Notes, notices, and seconds: no note that begins before them comes any more.
+        """
+        found = list[Note | Notice | float]()
         with suppress(queue.Empty):
             if wait_s:
                 found.append(self._results.get(timeout=wait_s))
@@ -68,16 +114,87 @@ class Listener:
 
     def close(self) -> None:
         """End the thread; it may take as long as the sentence that is recognised."""
-        self._stop.set()
+        with self._came:
+            self._stop = True
+            self._waiting.clear()
+            self._came.notify()
         self._thread.join(5.0)
+
+    def _skip(self) -> None:
+        if not self.skipped_s:
+            text = "speech is recognised too slowly here; some of it is skipped, see stats"
+            self._results.put(Notice(f"{self._name}: {text}", is_failure=False))
+            log.info("%s: %s", self._name, text)
+        while self._waiting and self._waiting_s > self._kept_s:
+            skipped_s = len(self._waiting.popleft()[1]) / RATE
+            self._waiting_s -= skipped_s
+            self.skipped_s += skipped_s
 
     def _run(self) -> None:
         try:
-            recogniser = Recogniser(self._folder, self._language)
-            for note in recogniser.notes(self._path, self._stop.is_set):
-                self._results.put(note)
+            recogniser = self._opener()
+            sound = self._sound
+            cut = self._utterances() if sound is None else pieces(sound, recogniser.piece_s)
+            for start, samples in cut:
+                self._recognise(recogniser, start, samples)
+                if self._stop:
+                    return
+                self._results.put(start + len(samples) / RATE)
         except StreammemError as error:
-            self._results.put(Notice(str(error), is_failure=False))
+            is_failure = isinstance(error, ServedModelError)
+            self._results.put(Notice(str(error), is_failure=is_failure))
         except Exception as error:  # noqa: BLE001, speech that fails must not end the watching
-            text = f"{Path(self._path).name}: speech is not recognised any more"
+            text = f"{self._name}: speech is not recognised any more"
             self._results.put(Notice(f"{text} ({type(error).__name__}: {error})"))
+        finally:
+            self.end()
+            self._waiting.clear()
+
+    def _recognise(self, recogniser: Recognises, start: float, samples: np.ndarray) -> None:
+        """Hand on what is recognised in a piece, by the source's clock.
+
+        A server that fails takes an utterance from a live source, which is watched for days, and
+        is told of once; of a file it is an error.
+        """
+        try:
+            for item in recogniser.transcribe(samples, lambda: self._stop):
+                if isinstance(item, Note):
+                    item = item.shifted(start)
+                    self.lag_s = max(0.0, self._newest - item.end)
+                self._results.put(item)
+            self._failure = ""
+        except ServedModelError as error:
+            if self._sound is not None:
+                raise ServedModelError(f"{error}; no words from {clock(start)} on") from error
+            failure, self._failure = self._failure, str(error)
+            if self._failure != failure:
+                self._results.put(Notice(self._failure))
+
+    def _utterances(self) -> Iterator[tuple[float, np.ndarray]]:
+        """Give what was pushed, utterance by utterance, until no more comes."""
+        utterances, idle_s, until = Utterances(silero()), 0.0, 0.0
+        while not self._stop:
+            taken, ended = self._take()
+            for time, samples in taken:
+                utterances.push(time, samples)
+            idle_s = 0.0 if taken else idle_s + _WAIT_S
+            if idle_s >= IDLE_S or (ended and not taken):
+                utterances.flush()
+            yield from utterances.ready()
+            if utterances.until >= until + 1:
+                until = utterances.until
+                self._results.put(until)
+            if ended and not taken:
+                return
+
+    def _take(self) -> tuple[list[tuple[float, np.ndarray]], bool]:
+        """Take the oldest of what waits, and whether no more comes; wait a moment for some."""
+        taken, taken_s = list[tuple[float, np.ndarray]](), 0.0
+        with self._came:
+            if not self._waiting and not self._ended:
+                self._came.wait(_WAIT_S)
+            while self._waiting and taken_s < TAKEN_S:
+                taken.append(self._waiting.popleft())
+                taken_s += len(taken[-1][1]) / RATE
+            self._waiting_s = max(0.0, self._waiting_s - taken_s)
+            return taken, self._ended

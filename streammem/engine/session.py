@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streammem.audio.scene_sound import SceneSound, SoundWindow
 from streammem.audio.track import SpeechTrack
 from streammem.captioning.captioner import Captioner, CaptionRequest, ScoredCaption
 from streammem.engine.session_config import SessionConfig
@@ -109,6 +110,7 @@ class Session:
             ``go_on``.
         speech: what is said in the source, on its own clock: each segment that closes is kept with
             the notes that begin in it. Set before the first frame; None without any.
+        sound: of the source, on its own clock, for a model that listens; likewise.
         on_wait: called between the pieces of an answer; ``watch`` perceives then what has come.
     """
 
@@ -157,6 +159,7 @@ class Session:
         self._time, self.time_offset = -math.inf, 0.0
         self.on_wait: Callable[[], None] | None = None
         self.speech: SpeechTrack | None = None
+        self.sound: SoundWindow | None = None
         self._closed: dict[int, CaptionRequest] = {}  # by the last push or flush alone
         self._said: dict[int, tuple[Note, ...]] = {}  # likewise
         self.answerer = Answerer(self.model, self.memory, self.config.answering, self)
@@ -357,7 +360,7 @@ class Session:
         tokens = self.tokens(segment.id) if reads.tokens else None
         jpeg = self.memory.keyframe(segment.id) if reads.pictures else None
         keyframes = (self.keyframe(segment.id),) if jpeg else ()
-        return CaptionRequest(segment, entry.visual_keys, tokens, keyframes)
+        return CaptionRequest(segment, entry.visual_keys, tokens, keyframes, entry.notes)
 
     def blank_request(self) -> CaptionRequest:
         """Return a request that shows nothing, to open the language model with."""
@@ -498,7 +501,10 @@ class Session:
         shown = [full[i] for i in spread(len(full), self.model.generator.reads.pictures)]
         pictures = tuple(f.picture for f in shown if f.picture is not None)
         # 2. Its tokens, which the recurrent memory takes in.
-        tokens, recurrent = self._encode(full, clusters[0])
+        offset, sound = self.time_offset, None
+        if self.sound:
+            sound = self.sound.scene(frames[0].time - offset, end - offset)
+        tokens, recurrent = self._encode(full, clusters[0], sound)
         # 3. Store them with what is said meanwhile; only then forget the frames: those whose
         # segment cannot be written stay.
         segment = Segment(self.next_segment, frames[0].time, end, depth, reason)
@@ -530,7 +536,7 @@ class Session:
         # 4. Hand on what a caption needs: of the row, whose tokens are rounded, so that a caption
         # made later from disk is the same.
         seen = torch.from_numpy(row.tokens.astype(np.float32)) if row.tokens.size else None
-        self._closed[segment.id] = CaptionRequest(segment, row.visual_keys, seen, pictures)
+        self._closed[segment.id] = CaptionRequest(segment, row.visual_keys, seen, pictures, notes)
         return segment
 
     def _notes_within(self, segment: Segment) -> tuple[Note, ...]:
@@ -539,20 +545,18 @@ class Session:
         found = (
             self.speech.within(segment.start - offset, segment.end - offset) if self.speech else ()
         )
-        return (
-            tuple(Note(n.start + offset, n.end + offset, n.text) for n in found)
-            if offset
-            else found
-        )
+        return tuple(note.shifted(offset) for note in found)
 
-    def _encode(self, frames: Sequence[BufferedFrame], key: np.ndarray) -> EncodedSegment:
+    def _encode(
+        self, frames: Sequence[BufferedFrame], key: np.ndarray, sound: SceneSound | None
+    ) -> EncodedSegment:
         """Read the closing segment with what the memory has of its like."""
         encoder, related = self.model.segment_encoder, None
         if encoder is None:
             return EncodedSegment(torch.zeros(0, 0), self.recurrent)
         if encoder.reads_related:
             related = self.memory.related_tokens(key, self.config.retrieved)
-        read = segment_frames(self.next_segment, frames)
+        read = segment_frames(self.next_segment, frames)._replace(sound=sound)
         return encoder.encode_segment(read, self.recurrent, related)
 
 
@@ -566,4 +570,4 @@ def segment_frames(number: int, frames: Sequence[BufferedFrame]) -> SegmentFrame
     """Choose the frames that a segment encoder reads, of those that kept their patches."""
     shown = [frames[i] for i in spread(len(frames), BRIDGE_FRAMES)]
     patches = [frame.patches for frame in shown if frame.patches is not None]
-    return SegmentFrames(number, patches, places(shown))
+    return SegmentFrames(number, patches, places(shown), [frame.time for frame in shown])

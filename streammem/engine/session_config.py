@@ -1,6 +1,7 @@
 """How a session remembers, speaks and answers; every option has a default that holds."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from streammem.captioning.captioner import CaptionConfig
 from streammem.config import override
@@ -8,6 +9,7 @@ from streammem.errors import ConfigError
 from streammem.memory.cache import EPSILON, CacheConfig
 from streammem.memory.retrieval import DEFAULT_RANKERS
 from streammem.models.backbones.sampling import MOST_BEAMS, GenerationConfig
+from streammem.models.minigpt4_video.options import CUTS as CLIP_CUTS
 from streammem.models.protocols import StreamModel
 from streammem.models.tiny.model import ANSWER_DECODING
 from streammem.models.videollamb.options import CUTS
@@ -21,9 +23,10 @@ class SessionConfig:
 
     Attributes:
         scenes: SceneTilling's options; None takes the model's.
-        cuts: of a VideoLLaMB: where a video is cut; None takes the model's. ``streaming`` cuts
-            while frames come; ``threshold`` and ``top3`` cut once a source has ended, see
-            ``whole_video.py`` and ``ParentOptions.cuts``. Other models take ``streaming`` only.
+        cuts: where a video is cut; None takes the model's. ``streaming`` cuts while frames come,
+            as every model can. Of a VideoLLaMB ``threshold`` and ``top3`` cut once a source has
+            ended, see ``ParentOptions.cuts``; of a MiniGPT4-Video ``whole`` cuts nowhere and
+            ``clips`` at fixed lengths, see ``MiniGPT4Options.cuts``.
         max_segments: rows that the cache keeps, >= 4.
         epsilon: in [0, 1); a closing segment whose keys are this close (1 - cosine) to the row
             before it extends that row, whose tokens stay; 0 keeps every segment a row of its own.
@@ -34,11 +37,14 @@ class SessionConfig:
             colour by so many of 255 levels since the last encoded one; 0 encodes every frame.
             The default lies above what H.264 leaves of sensor noise of a standard deviation of
             10 levels.
+        sound: whether a model that listens hears each scene: ``notice`` reports a source whose
+            sound is missing or fails, ``silent`` does not; ``off`` for other models.
         fixed: the camera stands still: while some part of the picture differs from what it has
             shown for long, that part alone is looked at, so that small things make scenes of their
             own. Not for films, whose people would lose their surroundings.
         context: what an answer is read from: ``memory``, or a control: the last frames only
-            (``now``), segments spread evenly (``uniform``), captions without tokens (``captions``).
+            (``now``), segments spread evenly (``uniform``), captions without tokens (``captions``),
+            or as Goldfish (``goldfish``, ``goldfish-again``), see ``AnswerConfig``.
         remark: let the model say a sentence of its own after an answer that was computed.
         steps: times that the model is asked for one answer, in [1, 32]; above 1 it may look things
             up in the memory before it answers, if it can call tools.
@@ -68,6 +74,7 @@ class SessionConfig:
     passages: int = 4
     now_frames: int = 4
     still: float = 6.0
+    sound: Literal["off", "notice", "silent"] = "off"
     fixed: bool = False
     context: Context = "memory"
     remark: bool = False
@@ -85,8 +92,11 @@ class SessionConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.still <= 255:
             raise ConfigError(f"still={self.still}: give levels in [0, 255]")
-        if self.cuts not in (None, *CUTS):
-            raise ConfigError(f"cuts={self.cuts!r}: give one of {', '.join(CUTS)}")
+        if self.sound not in ("off", "notice", "silent"):
+            raise ConfigError(f"sound={self.sound!r}: give off, notice or silent")
+        if self.cuts not in (None, *CUTS, *CLIP_CUTS):
+            known = ", ".join(dict.fromkeys((*CUTS, *CLIP_CUTS)))
+            raise ConfigError(f"cuts={self.cuts!r}: give one of {known}")
         if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
             raise ConfigError(f"min-confidence {self.min_confidence}: give a number in [0, 1]")
         if self.candidates is not None and not 1 <= self.candidates <= MOST_BEAMS:

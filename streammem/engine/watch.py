@@ -6,18 +6,20 @@ scheduler (`captioning/scheduler.py`). The session is touched by the caller's th
 
 import math
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from streammem.audio.subtitles import language_of
-from streammem.audio.track import SpeechTrack, open_track
-from streammem.captioning.captioner import Captioner
+import numpy as np
+
+from streammem.audio.recogniser import pieces
+from streammem.audio.scene_sound import SoundWindow
+from streammem.captioning.captioner import Captioner, CaptionRequest
 from streammem.captioning.scheduler import (
     MAX_BATCH,
+    POLL_S,
     CaptionJob,
     CaptionQueue,
     CaptionResult,
@@ -25,18 +27,20 @@ from streammem.captioning.scheduler import (
 )
 from streammem.engine.alerts import Alerts
 from streammem.engine.checks import STOP_S, Checks, check_reads
-from streammem.engine.listener import WHISPER, Listener, model_folder
 from streammem.engine.long_scenes import LongScene
 from streammem.engine.reader import Reader
 from streammem.engine.session import Session
+from streammem.engine.speech import SceneNotes, Speech, open_speech
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
-from streammem.errors import ServedModelError, SourceError, StreammemError, TruncatedError
+from streammem.errors import ServedModelError, StreammemError, TruncatedError
 from streammem.models.vlm.server import ASKED
 from streammem.types import Alert, Caption, Event, Frame, Note, Notice, Segment, Stats
 from streammem.video import SourceOptions, VideoSource, open_with
 
 SEGMENTS_AHEAD = 4  # captions that may be pending before a file's perception waits, at least
+SOUND_PIECE_S = 10.0  # of sound for a model that listens, decoded at a time
 LIVE_SEGMENTS_AHEAD = 1  # of a live source; beyond them the oldest stays without a caption
+HEARD_AT_STOP_S, HEARD_AT_END_S = 5.0, 60.0  # of a live source, for what was said last
 DEFAULTS, NO_CALLBACKS, SOURCE = WatchOptions(), WatchCallbacks(), SourceOptions()
 
 
@@ -74,42 +78,30 @@ def watch(
     if not session.source:
         session.source = opened.name
     try:
-        session.speech = _open_speech(opened, options)
-        folder = _recogniser_of(opened, options, session.speech)
+        speech = open_speech(opened, options.speech)
+        session.speech = speech.subtitles
+        session.sound = _open_sound(opened, session)
     except StreammemError:
         opened.close()
         raise
     alerts = Alerts(session.model.text_encoder, options.alerts, options.alerting)
     if options.confirm_alerts or options.until is not None:
         check_reads(session.model)
-    return _Watching(session, opened, options, callbacks, alerts, scheduler, folder).events()
+    return _Watching(session, opened, options, callbacks, alerts, scheduler, speech).events()
 
 
-def _open_speech(source: VideoSource, options: WatchOptions) -> SpeechTrack | None:
-    """Open what is said in a source.
+def _open_sound(source: VideoSource, session: Session) -> SoundWindow | None:
+    """Open the sound of a file for a model that listens."""
+    wanted = session.config.sound
+    sound = None if wanted == "off" else source.sound_pass()
+    if sound is None:
+        return None
 
-    Raises:
-        SourceError: it is asked for, and there is none.
-    """
-    if source.path is not None:
-        return open_track(source.path, options.speech)
-    if options.speech.speech not in ("auto", "off"):
-        raise SourceError(f"{source.name}: speech is read from video files only; leave it out here")
-    return None
+    def report(reason: str) -> None:
+        if wanted == "notice":
+            source.notices.append(f"{reason}: scenes are described without sound from here on")
 
-
-def _recogniser_of(
-    source: VideoSource, options: WatchOptions, subtitles: SpeechTrack | None
-) -> Path | None:
-    """Return the folder of the recogniser that a source is heard by; None without one.
-
-    Raises:
-        BackboneError: it is not installed, or not here.
-    """
-    wanted = options.speech.recogniser
-    if options.speech.speech == "on" and not (subtitles and subtitles.notes):
-        wanted = WHISPER
-    return model_folder(wanted) if wanted and source.path else None
+    return SoundWindow(pieces(sound, SOUND_PIECE_S), report)
 
 
 class _Watching:
@@ -123,7 +115,7 @@ class _Watching:
         callbacks: WatchCallbacks,
         alerts: Alerts,
         scheduler: LanguageScheduler | None,
-        recogniser: Path | None,
+        speech: Speech,
     ) -> None:
         self._session, self._source, self._options = session, source, options
         self._callbacks, self._alerts, self._shared = callbacks, alerts, scheduler
@@ -137,11 +129,8 @@ class _Watching:
         self._newest: Frame | None = None  # timed by the memory's clock
         self._late: list[Segment] = []  # closed while an answer was waited for
         self._notes: dict[int, tuple[Note, ...]] = {}  # by segment, to be yielded
-        self._recogniser = recogniser
-        self._listener: Listener | None = None
-        self._heard_from = math.inf  # seconds, where the first segment begins
-        self._heard: deque[Note] = deque()  # recognised, of scenes that may still be open
-        self._ends: deque[tuple[float, int]] = deque()  # of closed segments, that may get notes
+        self._opener = speech.opener
+        self._recognised: SceneNotes | None = None
         self._asked_before = ASKED.counts
         self._failure = ""  # of a model server, since the last caption
         self._stats_at = 0.0 if options.stats_s is None else time.monotonic() + options.stats_s
@@ -152,12 +141,10 @@ class _Watching:
         described = options.captions and self._session.captioner.can_describe
         self._captions = self._open_captions() if described else None
         self._checks = self._open_checks()
+        if self._opener is not None:
+            self._recognised = SceneNotes(self._session, self._source, self._opener)
         self._reader = Reader(self._source, drop)
         self._session.on_wait = self._keep_up
-        if self._recogniser is not None and self._source.path is not None:
-            wanted = options.speech.language
-            language = language_of(wanted.split(",")[0]) if wanted else None
-            self._listener = Listener(self._source.path, self._recogniser, language)
         try:
             yield from self._stream()
             self._reader.stop()
@@ -171,8 +158,8 @@ class _Watching:
         finally:
             self._session.on_wait = None
             self._reader.stop()
-            if self._listener:
-                self._listener.close()
+            if self._recognised:
+                self._recognised.close()
             if self._checks:
                 self._checks.close()
             if self._captions:
@@ -226,14 +213,10 @@ class _Watching:
         self._notes |= {segment.id: self._session.notes(segment) for segment in closed}
         self._num_segments += len(closed)
         yield from self._due((*self._closed_late(), *closed), at_end=True)
+        yield from self._checked_rest()  # alerts of the last captions
         for segment in list(self._notes):
             yield from self._notes.pop(segment)
-        # What is recognised of the last scenes; not of the rest of a file that was cut.
-        while self._listener and self._ends:
-            if self._listener.finished or self._is_stopping():
-                break
-            yield from self._recognised(0.2)
-        yield from self._recognised(last=True)
+        yield from self._heard_at_end()
         speech, film_end = self._session.speech, self._source.end
         if speech and film_end is not None and not (self._reader.stopped or self._source.was_cut):
             beyond = speech.after(film_end)
@@ -269,9 +252,8 @@ class _Watching:
     def _due(self, closed: tuple[Segment, ...], *, at_end: bool = False) -> Iterator[Event]:
         """Yield closed segments, and captions until few enough segments wait for theirs."""
         for segment in closed:
-            if self._listener:
-                self._heard_from = min(self._heard_from, segment.start)
-                self._ends.append((segment.end, segment.id))
+            if self._recognised:
+                self._recognised.closed(segment)
             if self._captions:
                 self._submit(self._captions, segment)
             yield segment
@@ -288,10 +270,11 @@ class _Watching:
                 elif isinstance(result, Notice):
                     yield result
                 else:
-                    caption = self._caption(self._captions.captioner, result)
+                    caption, alerts = self._caption(self._captions.captioner, result)
                     yield caption
                     # After it, so that all cues of a subtitle file lie in order.
                     yield from self._notes.pop(caption.segment, ())
+                    yield from alerts
 
     def _results(self, max_pending: int | None) -> Iterator[CaptionResult | Notice | None]:
         """Yield finished captions, as ``CaptionQueue.results`` does.
@@ -322,7 +305,10 @@ class _Watching:
             self._scenes.begun(rest)
             captions.submit(rest)
 
-    def _caption(self, captioner: Captioner, result: CaptionResult) -> Caption:
+    def _caption(
+        self, captioner: Captioner, result: CaptionResult
+    ) -> tuple[Caption, tuple[Alert, ...]]:
+        """Keep a finished caption; return it with the alerts that it raises."""
         request, segment = result.job.request, result.job.request.segment
         self._num_captions, self._failure = self._num_captions + 1, ""
         self._caption_lag_s = result.began - result.job.shown_at
@@ -330,7 +316,23 @@ class _Watching:
         caption = (self._scenes or self._session).keep(segment, scored)
         if self._callbacks.on_text and not self._as_generated and caption.text:
             self._callbacks.on_text(segment, caption.text)
-        return caption
+        if not self._alerts.queries:
+            return caption, ()
+        picture = partial(self._picture_of, request)
+        found = self._alerts.read(caption, request.keys, scored.key, picture)
+        return caption, tuple(alert for alert in found if self._is_told(alert, picture()))
+
+    def _picture_of(self, request: CaptionRequest) -> np.ndarray | None:
+        """Return a picture of a captioned scene: of one that is still open, the newest frame."""
+        if request.keyframes:
+            return request.keyframes[0]
+        number = request.segment.id
+        if number == self._session.next_segment and self._newest is not None:
+            return self._newest.pixels
+        try:
+            return self._session.keyframe(number)
+        except KeyError:  # it was dropped meanwhile
+            return None
 
     def _alerted(self, frame: Frame) -> Iterator[Event]:
         if self._callbacks.alerts:
@@ -340,11 +342,15 @@ class _Watching:
             return
         frame = self._newest = replace(frame, time=frame.time + self._session.time_offset)
         for alert in self._alerts.take(frame, newest.key, self._session.next_segment):
-            asks = self._checks is not None and self._options.confirm_alerts
-            if not (asks and self._checks and self._checks.confirm(alert, frame)):
+            if self._is_told(alert, frame.pixels):
                 yield alert
         if self._checks:
             self._checks.look(frame)
+
+    def _is_told(self, alert: Alert, picture: np.ndarray | None) -> bool:
+        """Ask the model to confirm an alert, if it is to; return whether it is told at once."""
+        checks = self._checks if self._options.confirm_alerts else None
+        return not (checks and picture is not None and checks.confirm(alert, picture))
 
     def _checked(self, wait_s: float, *, at_end: bool = False) -> Iterator[Event]:
         """Yield what the model has been asked about and has not denied."""
@@ -371,13 +377,21 @@ class _Watching:
         if self._newest is not None and not stopped:
             yield from self._checked(math.inf)
             self._checks.look(self._newest, at_end=True)
+        yield from self._checked_rest()
+
+    def _checked_rest(self) -> Iterator[Event]:
+        """Yield what the model has been asked; where the watching is stopped only a while."""
+        if not self._checks:
+            return
+        stopped = self._reader.stopped
         yield from self._checked(STOP_S if stopped else math.inf, at_end=not stopped)
         yield from (asked for asked in self._checks.unanswered() if isinstance(asked, Alert))
 
     def _asides(self) -> Iterator[Event]:
         """Yield what does not come from frames: notices, counters, answers."""
         yield from self._notices()
-        yield from self._recognised()
+        # Only once it is known where the memory's time stands.
+        yield from self._recognised.due() if self._recognised and self._num_frames else ()
         every_s = self._options.stats_s
         if every_s is not None and time.monotonic() >= self._stats_at:
             self._stats_at = time.monotonic() + every_s
@@ -394,29 +408,24 @@ class _Watching:
     def _is_stopping(self) -> bool:
         return self._reader.stopped or bool(self._callbacks.stop and self._callbacks.stop())
 
-    def _recognised(self, wait_s: float = 0.0, *, last: bool = False) -> Iterator[Event]:
-        """Keep and yield what was recognised of closed scenes, in order of time.
+    def _heard_at_end(self) -> Iterator[Event]:
+        """Yield what is recognised of the last scenes; not of the rest of a file that was cut.
 
-        The notes of a scene are kept together once later ones have come, so that what is stored
-        does not depend on how fast they came; or, with ``last``, as they are.
+        Of a source that was stopped, what was said last is waited for only where it comes now.
         """
-        if not self._listener:
+        notes = self._recognised
+        if not (notes and self._num_frames):
             return
-        offset = self._session.time_offset
-        for item in self._listener.ready(wait_s):
-            if isinstance(item, Notice):
-                yield item
-            else:
-                self._heard.append(Note(item.start + offset, item.end + offset, item.text))
-        while self._ends and self._heard and (last or self._heard[-1].start >= self._ends[0][0]):
-            (end, segment), found = self._ends.popleft(), list[Note]()
-            while self._heard and self._heard[0].start < end:
-                note = self._heard.popleft()
-                if note.end > self._heard_from:
-                    found.append(note)
-            if found:
-                self._session.add_notes(segment, found)
-                yield from found
+        notes.listener.end()
+        began, at_stop, at_end = time.monotonic(), 0.0, math.inf
+        if self._live:
+            at_stop, at_end = HEARD_AT_STOP_S, HEARD_AT_END_S
+        while notes.awaits:
+            waited_s = time.monotonic() - began
+            if waited_s >= (at_stop if self._is_stopping() else at_end):
+                break
+            yield from notes.due(POLL_S)
+        yield from notes.due(last=True)
 
     def _notices(self) -> Iterator[Event]:
         while self._session.speech and self._session.speech.notices:
@@ -448,6 +457,7 @@ class _Watching:
 
     def _stats(self) -> Stats:
         reader, captions = self._reader, self._captions
+        listener = self._recognised.listener if self._recognised else None
         return Stats(
             frames=self._num_frames,
             segments=self._num_segments,
@@ -465,5 +475,8 @@ class _Watching:
             caption_lag_s=self._caption_lag_s if self._live else 0.0,
             candidates=captions.num_candidates if captions else 0,
             alerts_refused=self._num_refused,
+            sound_s=listener.sound_s if listener else 0.0,
+            sound_skipped_s=listener.skipped_s if listener else 0.0,
+            note_lag_s=listener.lag_s if listener else 0.0,
             **ASKED.counts.since(self._asked_before)._asdict(),
         )

@@ -1,33 +1,53 @@
-"""Sessions that read a video as a whole once its source has ended, as VideoLLaMB's own code does.
+"""Sessions that read a video as a whole, or clip by clip, as the code of published models does.
 
     session = open_session(model, config, finite=True)   # or a plain one, by ``cuts``
     for event in watch(session, "holiday.mp4"):          # captions come after the last frame
         ...
     session.ask("Who enters last?").text                 # from what the model's ``sees`` shows
 
-Frames, keys, memory, captions and commands are those of any session; where segments begin and what
-the bridge makes of them comes from ``models/videollamb/offline.py``.
+Frames, keys, memory, captions and commands are those of any session. Where a VideoLLaMB's segments
+begin and what its bridge makes of them comes from ``models/videollamb/offline.py``; which frames
+and subtitles of a clip a MiniGPT4-Video reads, from ``models/minigpt4_video/interleaving.py``; a
+Video-LLaMA reads eight frames and eight clips of sound of a whole video.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from streammem.engine.session import Session
+from streammem.audio.scene_sound import SceneSound
+from streammem.engine.session import Session, segment_frames
 from streammem.engine.session_config import SessionConfig
 from streammem.errors import ConfigError
 from streammem.memory.retrieval import Window
-from streammem.models.protocols import EncodedSegment, EvidenceItem, StreamModel
+from streammem.models.minigpt4_video.interleaving import Shot, cues_of, parents_shots, placed
+from streammem.models.minigpt4_video.minigpt4_video import MiniGPT4Video
+from streammem.models.minigpt4_video.options import CUTS as CLIP_CUTS
+from streammem.models.protocols import (
+    ComposedModel,
+    EncodedSegment,
+    EvidenceItem,
+    StreamModel,
+    spread,
+)
+from streammem.models.video_llama.video_llama import VideoLlama
 from streammem.models.videollamb.offline import choose, read
+from streammem.models.videollamb.options import CUTS
 from streammem.models.videollamb.videollamb import VideoLLaMB
 from streammem.perception.perceiver import Perceived
 from streammem.perception.scene_buffer import BufferedFrame, SceneBuffer
-from streammem.types import Answer, Frame, Segment
+from streammem.types import Answer, Frame, Note, Reason, Segment
 
+CUTS_OF: dict[type, tuple[str, ...]] = {
+    VideoLLaMB: CUTS, MiniGPT4Video: CLIP_CUTS, VideoLlama: ("streaming", "whole")
+}  # fmt: skip
 HELD = 1024  # frames; at full size one takes 0.3 MB: 224 x 224 pixels and a picture for keyframes
 UNBOUNDED = 1 << 62  # the lag of a buffer that thins no scene
 
@@ -51,32 +71,59 @@ def open_session(
         ConfigError: a whole video is asked for of another model, or of a source without end.
         StoreError: see ``Session``.
     """
-    whole = whole_video_model(model, config.cuts)
-    if whole is None:
+    cuts = cuts_of(model, config.cuts)
+    model = with_cuts(model, cuts)
+    if cuts == "streaming":
         return Session(model, config, memory=memory)
     if not finite:
         raise ConfigError(
-            f"cuts={whole.options.cuts} reads a video as a whole, and this source has no end that "
-            "is known; give --set cuts=streaming"
+            f"cuts={cuts} reads a video as a whole, and this source has no end that is known; "
+            "give --set cuts=streaming"
         )
-    return WholeVideoSession(whole, config, memory=memory)
+    if isinstance(model, VideoLLaMB):
+        return WholeVideoSession(model, config, memory=memory)
+    if isinstance(model.segment_encoder, VideoLlama):
+        return OneVideoSession(model, config, memory=memory)
+    return ClipSession(model, config, memory=memory)
 
 
-def whole_video_model(model: StreamModel, cuts: str | None = None) -> VideoLLaMB | None:
-    """Return the model that reads whole videos, with ``cuts`` in place of its own; None if none.
+def cuts_of(model: StreamModel, cuts: str | None = None) -> str:
+    """Return where sessions of a model cut a video: ``cuts``, or its own where that is None.
 
     Raises:
-        ConfigError: ``cuts`` that need a VideoLLaMB, and this is none.
+        ConfigError: ``cuts`` that this model does not have.
     """
-    if not isinstance(model, VideoLLaMB):
+    video = _video_model(model)
+    if video is None:
         if cuts in (None, "streaming"):
-            return None
+            return "streaming"
         raise ConfigError(f"cuts={cuts}: only a VideoLLaMB reads whole videos, not {model.name}")
-    chosen = cuts or model.options.cuts
-    if chosen == "streaming":
-        return None
-    options = dataclasses.replace(model.options, cuts=chosen)  # type: ignore[arg-type]
-    return dataclasses.replace(model, options=options)
+    chosen, known = cuts or video.options.cuts, CUTS_OF[type(video)]
+    if chosen not in known:
+        raise ConfigError(f"cuts={chosen}: {model.name} takes {', '.join(known)}")
+    return chosen
+
+
+def with_cuts(model: StreamModel, cuts: str) -> StreamModel:
+    """Return the model with these ``cuts`` in place of its own; all of its parts keep theirs."""
+    video = _video_model(model)
+    if video is None or video.options.cuts == cuts:
+        return model
+    options: Any = dataclasses.replace(video.options, cuts=cuts)  # type: ignore[arg-type]
+    changed: Any = dataclasses.replace(video, options=options)
+    if model is video:
+        return cast(StreamModel, changed)
+    parts = ("perceiver", "segment_encoder", "generator", "answer_generator")
+    swapped = {part: changed for part in parts if getattr(model, part) is video}
+    return dataclasses.replace(cast(ComposedModel, model), **swapped)
+
+
+def _video_model(model: StreamModel) -> VideoLLaMB | MiniGPT4Video | VideoLlama | None:
+    """Return the model that reads whole videos, if one does; others may write in its place."""
+    if isinstance(model, VideoLLaMB):
+        return model
+    encoder = model.segment_encoder
+    return encoder if isinstance(encoder, MiniGPT4Video | VideoLlama) else None
 
 
 class VideoBuffer(SceneBuffer):
@@ -213,8 +260,202 @@ class WholeVideoSession(Session):
         own = tuple(item for item in evidence if item.segment in self._items)
         return Answer(question, "".join(pieces).strip(), seen, "model", own)
 
-    def _encode(self, frames: Sequence[BufferedFrame], key: np.ndarray) -> EncodedSegment:
+    def _encode(
+        self, frames: Sequence[BufferedFrame], key: np.ndarray, sound: SceneSound | None
+    ) -> EncodedSegment:
         return self._waiting.pop(0)
+
+
+class Clip(NamedTuple):
+    """A closed clip.
+
+    Attributes:
+        segment: its span.
+        times: seconds of all of its frames that were held.
+        tokens: of those that were read, not rounded.
+        said: in it, as far as it was known when it closed.
+    """
+
+    segment: Segment
+    times: tuple[float, ...]
+    tokens: Tensor
+    said: tuple[Note, ...]
+
+
+class ClipSession(Session):
+    """A session whose segments are whole videos, or clips of ``clip_s`` seconds: MiniGPT4-Video's.
+
+    A whole video is asked in one prompt of all its frames and subtitles, as MiniGPT4-Video is;
+    clips are captioned one by one and found again, as Goldfish does it. There is no ``snapshot``
+    within a clip. Every frame is perceived anew, no clip goes on over the next, and frames are
+    held as in a ``WholeVideoSession``.
+
+    Args:
+        model: whose segment encoder is a MiniGPT4-Video with ``cuts`` other than ``streaming``.
+        config: see ``Session``.
+        memory: see ``Session``.
+        on_score: never called: there are no scores.
+    """
+
+    def __init__(
+        self,
+        model: StreamModel,
+        config: SessionConfig | None = None,
+        memory: str | Path | None = None,
+        on_score: Callable[..., None] | None = None,
+    ) -> None:
+        config = dataclasses.replace(
+            config or SessionConfig(), still=0.0, epsilon=0.0, now_frames=0
+        )
+        super().__init__(model, config, memory=memory, on_score=on_score)
+        video: Any = model.segment_encoder
+        self._video, self.whole = video, video.options.cuts == "whole"
+        self._buffer = VideoBuffer(HELD)
+        self._clip: Clip | None = None  # the last one
+
+    def push(self, frame: Frame) -> tuple[Segment, ...]:
+        """Perceive the next frame; closes the clip before it, if it is full.
+
+        Raises:
+            ValueError: time runs backward.
+        """
+        if self.time_offset:
+            frame = dataclasses.replace(frame, time=frame.time + self.time_offset)
+        if not self._time <= frame.time < math.inf:
+            raise ValueError(f"frame at {frame.time:.3f} s: the stream is at {self._time:.3f} s")
+        closed: list[Segment] = []
+        self._closed, self._said = {}, {}
+        held = self._buffer.frames
+        if not self.whole and held and frame.time >= held[0].time + self._video.options.clip_s:
+            closed.append(self._close_clip(frame.time, "max"))
+        self._buffer.push(frame, self.model.perceiver.perceive(frame.pixels))
+        self._time = frame.time
+        return tuple(closed)
+
+    def flush(self, end: float | None = None) -> tuple[Segment, ...]:
+        """Close the video, or the open clip. Idempotent.
+
+        Args:
+            end: see ``Session.flush``.
+        """
+        self._closed, self._said = {}, {}
+        frames = self._buffer.frames
+        if not frames:
+            return ()
+        until = frames[-1].end if end is None else max(end + self.time_offset, frames[-1].time)
+        segment = self._close_clip(until, "end")
+        self._time = until
+        return (segment,)
+
+    def ask(
+        self,
+        question: str,
+        on_text: Callable[[str], None] | None = None,
+        pictures: Sequence[np.ndarray] = (),
+        between: tuple[float, float] | Window | None = None,
+    ) -> Answer:
+        """Answer; of a whole video in the model's own words, nothing chosen by the question.
+
+        Evidence and ``seen`` come from the keys, as in any session, and do not change the words.
+        With pictures, about a part of the video, or of clips, it answers as any session does.
+        """
+        clip = self._clip
+        if not self.whole or clip is None or len(pictures) or between is not None:
+            return super().ask(question, on_text, pictures, between)
+        if not question.strip():
+            raise ValueError("the question is empty")
+        # What was recognised since the video ended stands beside its frames, too.
+        row = self.memory.get(clip.segment.id)
+        item = self._item(clip, row.notes if row and row.notes else clip.said)
+        generator, pieces = self.model.answer_generator, []
+        for piece in generator.stream(
+            generator.answer_prompt([item], question), self.config.answer
+        ):
+            pieces.append(piece)
+            if on_text:
+                on_text(piece)
+        evidence, seen = self.answerer.evidence(question, self.present())
+        return Answer(question, "".join(pieces).strip(), seen, "model", evidence)
+
+    def _close_clip(self, until: float, reason: Reason) -> Segment:
+        """Close the frames held as one segment that ends at ``until``."""
+        # 1. Which frames are read: what is said does not change it.
+        frames = self._buffer.frames
+        times = tuple(frame.time for frame in frames)
+        self._chosen = [frames[shot.frame] for shot in self._shots(times, until, ())]
+        # 2. Close the segment: `_encode` reads them.
+        segment = self._close(len(frames), until, None, reason)
+        said = self.notes(segment)
+        # 3. What is generated now is of the tokens as they are, beside captions placed by rule.
+        self._clip = Clip(segment, times, self._tokens, said)
+        item = self._item(self._clip, said)
+        request = self._closed[segment.id]
+        self._closed[segment.id] = request._replace(
+            tokens=item.tokens, notes=item.notes, times=item.times
+        )
+        return segment
+
+    def _item(self, clip: Clip, said: Sequence[Note]) -> EvidenceItem:
+        """Return the evidence of a clip, with each caption timed as its frame is."""
+        shots = self._shots(clip.times, clip.segment.end, said)
+        shown = tuple(clip.times[shot.frame] for shot in shots)
+        notes = tuple(
+            Note(time, time, shot.caption)
+            for time, shot in zip(shown, shots, strict=True)
+            if shot.caption
+        )
+        start, end = clip.segment.start, clip.segment.end
+        return EvidenceItem(start, end, clip.tokens, notes=notes, times=shown)
+
+    def _shots(self, times: Sequence[float], until: float, said: Sequence[Note]) -> list[Shot]:
+        """Choose of frames shown at ``times``, and place what is said beside them."""
+        options, (most, words, _) = self._video.options, self._video.limits
+        if options.subtitles == "each":
+            step = max(1, len(times) // most)
+            floor = range(0, len(times), step)[:most]
+            chosen = spread(len(times), most) if options.sampling == "even" else floor
+            captions = placed([times[i] for i in chosen], said, words)
+            return [Shot(*pair) for pair in zip(chosen, captions, strict=True)]
+        start, length = times[0], until - times[0]
+        return parents_shots(
+            options.subtitles,
+            cues_of([Note(n.start - start, n.end - start, n.text) for n in said]),
+            num_frames=len(times), total=len(times), most=most, words=words,
+            fps=len(times) / length if length > 0 else 1.0,
+        )  # fmt: skip
+
+    def _encode(
+        self, frames: Sequence[BufferedFrame], key: np.ndarray, sound: SceneSound | None
+    ) -> EncodedSegment:
+        self._tokens = self._video.pack([f.patches for f in self._chosen if f.patches is not None])
+        return EncodedSegment(self._tokens, self.recurrent)
+
+
+class OneVideoSession(ClipSession):
+    """A session whose one segment is the whole video, with its sound: Video-LLaMA's.
+
+    Captions and answers are of the frames that ``VideoLlama.choose`` chooses of the whole.
+    """
+
+    def _close_clip(self, until: float, reason: Reason) -> Segment:
+        frames = self._buffer.frames
+        self._chosen = [frames[place] for place in self._video.choose(len(frames))]
+        segment = self._close(len(frames), until, None, reason)
+        self._clip = Clip(segment, (), self._tokens, ())
+        # What is generated now is of the tokens as they are.
+        self._closed[segment.id] = self._closed[segment.id]._replace(tokens=self._tokens)
+        return segment
+
+    def _item(self, clip: Clip, said: Sequence[Note]) -> EvidenceItem:
+        return EvidenceItem(clip.segment.start, clip.segment.end, clip.tokens)
+
+    def _encode(
+        self, frames: Sequence[BufferedFrame], key: np.ndarray, sound: SceneSound | None
+    ) -> EncodedSegment:
+        read = segment_frames(self.next_segment, self._chosen)._replace(sound=sound)
+        encoded: EncodedSegment = self._video.encode_segment(read, self.recurrent, None)
+        self._tokens = encoded.tokens
+        return encoded
 
 
 def _repeated(

@@ -4,11 +4,12 @@
     report.rows["memory"]["old"]   # share of right answers about what ended over 10 minutes ago
 
 A stream is made of captioned photos, a minute each, and watched by a session as any other. The
-same questions are then answered from the memory and from each control, ``--context now``,
-``uniform`` and ``captions``, with the same number of pictures in a prompt. What answers is a
-generator that reads pictures: one of the user's, or the ``Teacher``, which knows the true sentences
-of every photo, captions with one of them and answers from all. With the teacher a wrong answer is
-always the fault of what it was shown.
+same questions are then answered from the memory and from each control: ``--context now``,
+``uniform`` and ``captions``, with the same number of pictures in a prompt, and Goldfish's way, from
+text alone and after each clip was seen again. What answers is a generator that reads pictures: one
+of the user's, or the ``Teacher``, which knows the true sentences of every photo, captions with one
+of them and answers from all. With the teacher a wrong answer is always the fault of what it was
+shown.
 """
 
 import re
@@ -51,6 +52,7 @@ from streammem.types import Answer, Frame, clock
 SCENE_S, FPS = 60.0, 0.1
 HOURS = 2.0
 PICTURES = 8  # in a prompt, whatever it is read from
+DOCUMENTS = 3  # captions and transcripts that Goldfish reads
 NOW_FRAMES = 4  # of them in the memory's prompt
 HELD_BACK = 0.2  # of the photos, which are asked about and not shown
 MOST_QUESTIONS = 100  # of a kind
@@ -69,6 +71,8 @@ CONTEXTS: dict[str, dict[str, Any]] = {
     "now": {"context": "now"},
     "uniform": {"context": "uniform", "passages": PICTURES},
     "captions": {"context": "captions", "passages": PICTURES},
+    "goldfish": {"context": "goldfish", "passages": DOCUMENTS},
+    "goldfish-again": {"context": "goldfish-again", "passages": DOCUMENTS},
 }
 
 
@@ -384,6 +388,9 @@ class _ReadOnce:
         if new := [text for text in dict.fromkeys(sentences) if text not in self._keys]:
             self._keys |= dict(zip(new, self._encoder.sentence_keys(new), strict=True))
         return np.stack([self._keys[text] for text in sentences])
+
+    def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
+        return self._encoder.sentence_meanings(sentences)
 
     def read_question(self, question: str) -> Any:
         if question not in self._readings:

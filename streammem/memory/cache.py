@@ -26,6 +26,7 @@ from streammem.memory.entry import (
     extended,
     merged,
     with_text,
+    word_bytes,
 )
 from streammem.memory.index import index_for
 from streammem.memory.retrieval import Hit
@@ -233,7 +234,7 @@ class MemoryCache:
         arrays = sum(
             sum(getattr(row, kind).nbytes for kind in KINDS) + row.tokens.nbytes
             + len(row.keyframe or b"") + len((row.caption or "").encode())
-            + sum(len(note.text.encode()) for note in row.notes)
+            + sum(len(note.text.encode()) + word_bytes(note) for note in row.notes)
             for row in self._rows.values()
         )  # fmt: skip
         return arrays + sum(index.num_bytes() for index in self._indexes.values())

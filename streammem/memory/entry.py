@@ -34,14 +34,17 @@ MAX_TEXT_BYTES = 2_000
 """Most UTF-8 bytes of an entry's caption."""
 
 MAX_NOTES_BYTES = 24_000
-"""Most bytes of an entry's notes, each with NOTE_BYTES: four minutes of quick dialogue, the longest
-scene, have 80 cues of 40 letters."""
+"""Most bytes of an entry's notes, each with NOTE_BYTES, and of the times of their words: four
+minutes of quick dialogue, the longest scene, have 80 cues of 40 letters."""
 
 MAX_KEYFRAME_BYTES = 32_768
 """Most bytes of a keyframe: a JPEG of 320x180 has 5 to 20 KB."""
 
 NOTE_BYTES = 200
 """What a note counts besides its text, so that many tiny notes are bounded too."""
+
+WORD_BYTES = 32
+"""What the time of a word takes."""
 
 _GROUP = 32  # token values that share a scale
 _LEVELS = 127
@@ -165,6 +168,11 @@ def decode_keyframe(jpeg: bytes) -> np.ndarray:
 def note_bytes(note: Note) -> int:
     """What a note counts against MAX_NOTES_BYTES."""
     return NOTE_BYTES + len(note.text.encode())
+
+
+def word_bytes(note: Note) -> int:
+    """What the times of a note's words count against MAX_NOTES_BYTES, as long as there is room."""
+    return WORD_BYTES * len(note.word_starts)
 
 
 def to_eight_bits(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -388,7 +396,7 @@ def extended(row: Entry, entry: Entry) -> Entry:
         note_keys=np.concatenate([row.note_keys, entry.note_keys]),
         caption=caption,
         sureness=sureness,
-        notes=row.notes + entry.notes,
+        notes=fitting_notes(row.notes + entry.notes),
         keyframe=entry.keyframe or row.keyframe,
         merged=row.merged + entry.merged,
         last=entry.last,
@@ -446,10 +454,14 @@ def with_text(
 def fitting_notes(notes: Sequence[Note]) -> tuple[Note, ...]:
     """Return notes as an entry can hold them, within MAX_NOTES_BYTES.
 
-    Of too many, neighbours become one; only where their words alone are too many do the middle
-    ones go.
+    Of too many, the times of words go first, those of the oldest notes before others. Then
+    neighbours become one; only where their words alone are too many do the middle ones go.
     """
     kept = list(notes)
+    over = sum(note_bytes(note) + word_bytes(note) for note in kept) - MAX_NOTES_BYTES
+    for i, note in enumerate(kept):
+        if over > 0 and note.word_starts:
+            kept[i], over = replace(note, word_starts=()), over - word_bytes(note)
     while kept and (total := sum(map(note_bytes, kept))) > MAX_NOTES_BYTES:
         words = total - NOTE_BYTES * (len(kept) - 1)
         if len(kept) == 1 or words > MAX_NOTES_BYTES:

@@ -20,7 +20,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = 4
+FORMAT = 5
 OLDEST_READ = 1  # formats from here on are read as they are; older ones need their writer first
 HEADER, DATABASE, KEYFRAMES, LOCK = "memory.json", "memory.sqlite", "keyframes", "writer.lock"
 

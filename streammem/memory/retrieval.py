@@ -356,7 +356,7 @@ def rate(entries: Sequence[Entry], query: Query, rankers: Sequence[str] = DEFAUL
     cosines = {kind: _best_cosines(entries, kind, query.key) for kind in KINDS}
     named = {
         "visual_keys": np.zeros(len(entries), bool),
-        "caption_keys": np.array([names(entry.caption, query.words) for entry in entries]),
+        "caption_keys": np.array([names(_sure_caption(entry), query.words) for entry in entries]),
         "note_keys": np.array(
             [query.heard and names(_speech(entry), query.words) for entry in entries]
         ),
@@ -476,7 +476,17 @@ def _by_kind(candidates: Candidates) -> dict[str, np.ndarray]:
 
 
 def _names(entry: Entry, words: frozenset[str]) -> bool:
-    return names(entry.caption, words) or names(_speech(entry), words)
+    return names(_sure_caption(entry), words) or names(_speech(entry), words)
+
+
+def _sure_caption(entry: Entry) -> str:
+    """Return the lines of a caption that were not cut as unsure: only these name anything."""
+    lines = [line for line in (entry.caption or "").splitlines() if line]
+    if len(lines) != len(entry.sureness):  # the bound on a caption's length cut a line
+        return "" if any(sure.unsure for sure in entry.sureness) else "\n".join(lines)
+    return "\n".join(
+        line for line, sure in zip(lines, entry.sureness, strict=True) if not sure.unsure
+    )
 
 
 def _speech(entry: Entry) -> str:

@@ -5,7 +5,7 @@ Opening, writing and closing are `store.py`'s business.
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any
 
@@ -49,7 +49,9 @@ SELECT = f"SELECT {_NAMES} FROM segments"
 INSERT = f"INSERT INTO segments ({_NAMES}) VALUES ({_MARKS})"
 UPDATE = f"UPDATE segments SET ({_NAMES}) = ({_MARKS}) WHERE segment = ?"
 
-MIGRATIONS: dict[int, str] = {1: "", 2: "", 3: "ALTER TABLE segments ADD COLUMN sureness TEXT"}
+MIGRATIONS: dict[int, str] = {
+    1: "", 2: "", 3: "ALTER TABLE segments ADD COLUMN sureness TEXT", 4: "",
+}  # fmt: skip
 """SQL that turns a database of format N into one of format N + 1. Format 1 is the first.
 
 Since format 2 token blocks have 8 bits a value; those of format 1 stay as they are, and `to_tokens`
@@ -57,7 +59,8 @@ tells them by their length. Since format 3 keys of notes stand before those of c
 `text_keys`, told by the length too; before, no keys of notes were written. Since format 4 a live
 source has one timeline; before, each of its runs began at 0, see `timeline.py` and `Database`. And
 rows have `sureness`: JSON, [confidence, unsure] for each line of the caption; NULL where it is not
-known, which checksums leave out, so that those of older rows hold.
+known, which checksums leave out, so that those of older rows hold. Since format 5 a note may have a
+fourth value, the times at which its words begin.
 """
 
 ONE_TIMELINE = 4
@@ -90,12 +93,11 @@ def to_row(entry: Entry, *, keyframe: str | None, keyframe_bytes: int, written: 
         keyframe_bytes: size of that file.
         written: Unix seconds when the entry was first kept.
     """
-    notes = [[note.start, note.end, note.text] for note in entry.notes]
     values: Row = (
         entry.segment, entry.last, float(entry.start), float(entry.end),
         entry.frames, entry.merged, entry.source,
         None if entry.wall_start is None else float(entry.wall_start),
-        entry.caption, json.dumps(notes, ensure_ascii=False),
+        entry.caption, _notes_text(entry.notes),
         _bytes(entry.visual_keys), _text_block(entry),
         keyframe, keyframe_bytes, int(entry.tokens.size > 0), written,
         json.dumps(entry.sureness) if entry.sureness else None,
@@ -115,12 +117,12 @@ def is_sound(row: Row) -> bool:
 
 def shifted(row: Row, offset: float) -> Row:
     """Return a row whose times are later by so many seconds; its wall clock stays."""
-    notes = [[a + offset, b + offset, text] for a, b, text in json.loads(column(row, "notes"))]
+    notes = [note.shifted(offset) for note in _notes(column(row, "notes"))]
     return changed(
         row,
         start=column(row, "start") + offset,
         end=column(row, "end") + offset,
-        notes=json.dumps(notes, ensure_ascii=False),
+        notes=_notes_text(notes),
     )
 
 
@@ -136,7 +138,7 @@ def to_entry(row: Row, key_dim: int) -> Entry:
     note_keys, caption_keys = _text_keys(field["text_keys"], key_dim)
     return Entry(
         **{name: field[name] for name in _PLAIN},
-        notes=tuple(Note(*note) for note in json.loads(field["notes"])),
+        notes=_notes(field["notes"]),
         sureness=tuple(Sureness(*each) for each in json.loads(field["sureness"] or "[]")),
         visual_keys=_array(field["visual_keys"], key_dim),
         caption_keys=caption_keys,
@@ -186,6 +188,19 @@ def _checked(values: Row) -> Row:
     """Return values with their checksum; the last of them is the sureness."""
     kept = values if values[-1] is not None else values[:-1]
     return (*values, checksum(*kept))
+
+
+def _notes_text(notes: Iterable[Note]) -> str:
+    """Return notes as JSON: [start, end, text], and the times of words where they are known."""
+    rows = [[n.start, n.end, n.text, *([n.word_starts] if n.word_starts else [])] for n in notes]
+    return json.dumps(rows, ensure_ascii=False)
+
+
+def _notes(text: str) -> tuple[Note, ...]:
+    return tuple(
+        Note(start, end, said, tuple(starts[0]) if starts else ())
+        for start, end, said, *starts in json.loads(text)
+    )
 
 
 def _text_block(entry: Entry) -> bytes:

@@ -22,6 +22,7 @@ from streammem.models.backbones.vision import (
 )
 from streammem.models.backbones.weights import SOURCES, weights_path
 from streammem.models.checkpoint_config import FORMAT, CheckpointConfig, read_config
+from streammem.models.minigpt4_video import published as minigpt4_video
 from streammem.models.once import opening
 from streammem.models.protocols import StreamModel
 from streammem.models.tiny.bridge import MemoryBridge
@@ -34,7 +35,8 @@ from streammem.models.tiny.keys import (
 )
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionHead
-from streammem.models.videollamb import published
+from streammem.models.video_llama import published as video_llama
+from streammem.models.videollamb import published as videollamb
 
 PACKAGED = Path(__file__).parents[1] / "weights"
 PRESETS = {"streammem-tiny": PACKAGED / "streammem-tiny"}
@@ -58,9 +60,10 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
     """Load a model by the name of a preset, or from a checkpoint folder. Never the network.
 
     Args:
-        name: a key of ``PRESETS``, a folder that ``save`` wrote, or a VideoLLaMB: a TOML file's
-            name in configs/, a path to such a file, or a folder in its published layout.
-        device: where the language model runs; perception runs on the CPU, a VideoLLaMB's there.
+        name: a key of ``PRESETS``, a folder that ``save`` wrote, or a published model: a TOML
+            file's name in configs/, a path to such a file, or a folder in VideoLLaMB's layout.
+        device: where the language model runs; perception runs on the CPU, a published model's
+            there.
 
     Raises:
         ConfigError: neither a preset nor a folder, or no such device.
@@ -69,8 +72,17 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
     """
     check_device(device)
     with opening(str(name)):
-        if str(name) not in PRESETS and (said := published.find(name, CONFIGS)):
-            return published.open_model(str(name), said, load_own(said.keys), device=device)
+        if str(name) in PRESETS:
+            return load_own(name, device=device)
+        # A file of another family is none that VideoLLaMB's, which has no name, can read.
+        if other := minigpt4_video.find(name, CONFIGS):
+            keys = load_own(other.keys)
+            return minigpt4_video.open_model(str(name), other, keys, device=device)
+        if listener := video_llama.find(name, CONFIGS):
+            keys = load_own(listener.keys)
+            return video_llama.open_model(str(name), listener, keys, device=device)
+        if said := videollamb.find(name, CONFIGS):
+            return videollamb.open_model(str(name), said, load_own(said.keys), device=device)
         return load_own(name, device=device)
 
 

@@ -219,6 +219,9 @@ class _KeyedTextEncoder:
     def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
         return self.keys.sentence_keys(sentences)
 
+    def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
+        return self.inner.sentence_meanings(sentences)
+
     def read_question(self, question: str) -> QuestionReading:
         return self.inner.read_question(question)
 

@@ -16,12 +16,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
+from streammem.audio.scene_sound import SceneSound
 from streammem.memory.retrieval import GumbelNull
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies
 from streammem.models.confidence import ConfidenceModel
 from streammem.models.reranking import Reranker
 from streammem.models.tiny.questions import QuestionReading
 from streammem.perception.perceiver import Perceiver
+from streammem.types import Note
 
 
 class SegmentFrames(NamedTuple):
@@ -31,11 +33,15 @@ class SegmentFrames(NamedTuple):
         number: of the segment in its stream, from 0.
         patches: of each frame, as the perceiver gave them.
         places: of each frame, in [0, 1] between the first and the last.
+        times: of each frame, in seconds; empty where they are not known.
+        sound: of the segment, where a session gives it, see ``SessionConfig.sound``.
     """
 
     number: int
     patches: Sequence[Tensor]
     places: Sequence[float]
+    times: Sequence[float] = ()
+    sound: SceneSound | None = None
 
 
 class EncodedSegment(NamedTuple):
@@ -62,6 +68,9 @@ class EvidenceItem(NamedTuple):
         speech: what was heard meanwhile, if known.
         score: in [0, 1], how likely it shows what is asked for; where there is no room for all, the
             weakest is left out first.
+        notes: all that was said meanwhile, for a generator that places words beside frames.
+        times: seconds of the frames that ``tokens`` are of, where they are known.
+        heard: the notes that ``speech`` is made of, for a generator that reads their times.
     """
 
     start: float
@@ -71,6 +80,9 @@ class EvidenceItem(NamedTuple):
     keyframes: tuple[np.ndarray, ...] = ()
     speech: str | None = None
     score: float = 1.0
+    notes: tuple[Note, ...] = ()
+    times: tuple[float, ...] = ()
+    heard: tuple[Note, ...] = ()
 
 
 class Reads(NamedTuple):
@@ -165,6 +177,13 @@ class TextEncoder(Protocol):
 
     def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
         """Map sentences to unit keys [N, K] float32."""
+        ...
+
+    def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
+        """Map sentences to unit rows [N, M] float32, near where sentences mean the like.
+
+        They are compared with each other alone; keys of pictures lie elsewhere.
+        """
         ...
 
     def read_question(self, question: str) -> QuestionReading:

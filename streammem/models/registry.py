@@ -116,7 +116,7 @@ def load(
     if keys not in (None, OWN_KEYS):
         from streammem.models.picture_text_keys import open_keys, with_keys
 
-        scheme, rest, options = _split(str(keys))
+        scheme, rest, options = split_name(str(keys))
         if scheme != "hf":
             raise ConfigError(f"--keys {keys}: give hf:NAME_OR_PATH")
         found_by = open_keys(rest, device=device, options=options)
@@ -214,7 +214,7 @@ def find_generator(name: str | Path) -> tuple[GeneratorKind, str, dict[str, Any]
         if unknown := said.keys() - {"generator", "options", "about"}:
             raise ConfigError(f"{name}: {', '.join(sorted(unknown))}: no such key")
         text, options = str(said["generator"]), dict(said.get("options", {}))
-    scheme, rest, stated = _split(text)
+    scheme, rest, stated = split_name(text)
     kind = next((kind for kind in GENERATORS if kind.scheme == scheme), None)
     if kind is None:
         raise ConfigError(f"{name}: generator {text!r}: give {generators_help()}")
@@ -226,7 +226,7 @@ def generators_help() -> str:
     return ", ".join(kind.help for kind in GENERATORS)
 
 
-def _split(text: str) -> tuple[str, str, dict[str, Any]]:
+def split_name(text: str) -> tuple[str, str, dict[str, Any]]:
     """Split ``SCHEME:REST?key=value&...`` into its three parts."""
     scheme, _, rest = text.partition(":")
     # A question mark before the # belongs to a URL.

@@ -48,7 +48,7 @@ EVENT_KEYS: dict[type, tuple[str, tuple[str, ...]]] = {
     Moment: ("moment", (*_FIRST_KEYS, "rank", *_MATCH_KEYS)),
     Chapter: ("chapter", ("source", "start", "end", "segments", "captions")),
     Note: ("note", ("start", "end", "text")),
-    Alert: ("alert", ("query", "time", "score", "segment", "keyframe")),
+    Alert: ("alert", ("query", "time", "score", "segment", "keyframe", "matched")),
     Until: ("until", ("condition", "time", "segment")),
     Notice: ("warning", ("message",)),
     Stats: (
@@ -57,12 +57,16 @@ EVENT_KEYS: dict[type, tuple[str, tuple[str, ...]]] = {
             *("frames", "segments", "captions", "perceive_s", "speak_s", "captured", "waiting"),
             *("dropped_full", "dropped_at_stop", "captions_skipped", "connections", "damaged"),
             *("lag_s", "caption_lag_s", "candidates", "alerts_refused"),
+            *("sound_s", "sound_skipped_s", "note_lag_s"),
         ),
     ),
 }
 NOTHING: Mapping[str, object] = MappingProxyType({})
 TIME_KEYS = frozenset(
-    {"start", "end", "time", "perceive_s", "speak_s", "lag_s", "caption_lag_s", "said_at"}
+    {
+        *("start", "end", "time", "perceive_s", "speak_s", "lag_s", "caption_lag_s", "said_at"),
+        *("sound_s", "sound_skipped_s", "note_lag_s"),
+    }
 )
 
 # json.dumps leaves these as they are, but str.splitlines and some readers end a line at them.
@@ -163,10 +167,10 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
     Returns:
         ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
         ``confidence`` and ``reason``, an answer's ``remark``, ``looked_at``, ``left_out``,
-        ``steps`` and ``decided_by``, an alert's ``confirmed``, a moment's and an evidence's
-        ``quote`` and ``said_at``, a moment's, an evidence's and a
-        chapter's ``wall_start`` where it has them, what model servers were
-        asked in a run, then ``more``.
+        ``steps`` and ``decided_by``, a note's ``word_starts``, an alert's ``confirmed``, a
+        moment's and an evidence's ``quote``, ``said_at`` and ``reason``, a moment's, an evidence's
+        and a chapter's ``wall_start`` where it has them, a chapter's ``quotes``, what model servers
+        were asked in a run, then ``more``.
         Times are rounded to milliseconds; any other number that is not finite becomes None.
 
     Raises:
@@ -181,6 +185,10 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
         keys = (*keys, "wall_start")
     if isinstance(event, Moment):
         keys = (*keys, *_quote_keys(event))
+    if isinstance(event, Chapter) and event.quotes:
+        keys = (*keys, "quotes")
+    if isinstance(event, Note) and event.word_starts:
+        keys = (*keys, "word_starts")
     if isinstance(event, Alert) and event.confirmed is not None:
         keys = (*keys, "confirmed")
     if isinstance(event, Answer):
@@ -249,6 +257,9 @@ def prometheus(stats: Stats, source: str) -> str:
         ("captions_total", "counter", {"": stats.captions}),
         ("captions_skipped_total", "counter", {"": stats.captions_skipped}),
         ("alerts_refused_total", "counter", {"": stats.alerts_refused}),
+        ("sound_seconds_total", "counter", {"": stats.sound_s}),
+        ("sound_skipped_seconds_total", "counter", {"": stats.sound_skipped_s}),
+        ("note_lag_seconds", "gauge", {"": stats.note_lag_s}),
         ("connections_total", "counter", {"": stats.connections}),
         ("perception_cpu_seconds_total", "counter", {"": stats.perceive_s}),
         ("speech_cpu_seconds_total", "counter", {"": stats.speak_s}),
@@ -289,6 +300,8 @@ def _values(record: object, keys: tuple[str, ...]) -> dict[str, object]:
 def _value(key: str, value: object) -> object:
     if key == "segments" and isinstance(value, tuple):  # of a step: ids
         return list(value)
+    if key == "word_starts" and isinstance(value, tuple):
+        return [milliseconds(at) / 1000 for at in value]
     if isinstance(value, tuple | list):  # evidence, steps, or a chapter's captions
         return [_values(item, _item_keys(item)) for item in value]
     if isinstance(value, np.generic):
@@ -310,6 +323,8 @@ def _item_keys(item: object) -> tuple[str, ...]:
         return _caption_keys(item)
     if isinstance(item, Step):
         return STEP_KEYS
+    if isinstance(item, Note):
+        return EVENT_KEYS[Note][1]
     if not isinstance(item, Evidence):
         return EVIDENCE_KEYS
     known = ("wall_start",) if item.wall_start is not None else ()
@@ -317,7 +332,7 @@ def _item_keys(item: object) -> tuple[str, ...]:
 
 
 def _quote_keys(item: Evidence) -> tuple[str, ...]:
-    return tuple(key for key in ("quote", "said_at") if getattr(item, key) is not None)
+    return tuple(key for key in ("quote", "said_at", "reason") if getattr(item, key) is not None)
 
 
 def _cue(event: Event, mark: str, escape: Callable[[str], str]) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import tzinfo
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
@@ -52,6 +52,7 @@ from streammem.models.protocols import (
 from streammem.models.tiny.model import ANSWER_DECODING
 from streammem.perception.scene_buffer import places
 from streammem.qa.checking import check
+from streammem.qa.goldfish import as_text, nearest_documents, within_limit
 from streammem.qa.lookups import Lookups
 from streammem.qa.question import (
     AskedQuestion,
@@ -64,31 +65,38 @@ from streammem.qa.question import (
     window_of,
 )
 from streammem.qa.speech import (
+    ALL_WORDS,
     NEAR_BEST,
+    NEAR_MEANING,
     NO_WORDS,
+    NOTHING_SAID,
     SAID,
+    Meanings,
     Quote,
     SaidQuestion,
     by_speaker,
     excerpt,
+    first_said,
     ranked,
     read_said,
     sentences,
     text_of,
+    typical,
 )
 from streammem.qa.steps import StepLimits, answer_in_steps
 from streammem.qa.time_expressions import find_time
 from streammem.qa.timeline import Appearance, Finding, compute, find_appearances, value
-from streammem.types import Answer, Chapter, DecidedBy, Evidence, Moment, Step, wall_clock
+from streammem.types import Answer, Chapter, DecidedBy, Evidence, Moment, Note, Step, wall_clock
 
 MAX_TURNS = 4
 NOTHING_SEEN = "nothing was seen then"
+MAX_QUOTES = 3  # of a chapter
 MAX_SPEECH = 600  # characters of what was said in a scene that a prompt shows
 MAX_PROMPTED = 600  # characters of a question; a longer one would crowd out what was seen
 GIVEN = "a picture that was given with the question"
 
-Context = Literal["memory", "now", "uniform", "captions"]
-CONTEXTS: tuple[Context, ...] = ("memory", "now", "uniform", "captions")
+Context = Literal["memory", "now", "uniform", "captions", "goldfish", "goldfish-again"]
+CONTEXTS: tuple[Context, ...] = get_args(Context)
 OnText = Callable[[str], None]
 
 
@@ -99,7 +107,10 @@ class AnswerConfig:
     Attributes:
         passages: segments shown to the language model for an answer, >= 1.
         context: what an answer is read from: ``memory``, or a control: the last frames only
-            (``now``), segments spread evenly (``uniform``), captions without tokens (``captions``).
+            (``now``), segments spread evenly (``uniform``), captions without tokens (``captions``),
+            or Goldfish's way: the text alone of the segments that the ``passages`` nearest captions
+            and transcripts are of (``goldfish``), or besides what the model says when it sees each
+            of them again with the question (``goldfish-again``).
         remark: let the model add a sentence of its own to an answer that was computed.
         timezone: name in the time zone database, as in ``Europe/Berlin``, that wall-clock words
             are read in; None takes this computer's.
@@ -169,6 +180,8 @@ class Answerer:
         wall_clock: returns the present in Unix seconds, for "yesterday" and the age of rows.
         file_of: returns the video file that a row was seen in, where it is at hand, for pictures
             that were never stored.
+        keys_elsewhere: keys in other memories that a question is compared with as well: scores
+            are those of one memory that holds all.
 
     Raises:
         ConfigError: steps of a generator that calls no tools, ``verify`` of one that reads no
@@ -181,11 +194,14 @@ class Answerer:
     describer: Describer
     wall_clock: Callable[[], float] = time.time
     file_of: Callable[[Entry], Path | None] = field(default=lambda entry: None)
+    keys_elsewhere: int = 0
     turns: deque[PastTurn] = field(default_factory=lambda: deque(maxlen=MAX_TURNS))
     # Rows, by first and last segment, that were described in vain: nothing of them was sure.
     _unsure: frozenset[tuple[int, int]] = frozenset()
+    _meanings: Meanings = field(init=False)
 
     def __post_init__(self) -> None:
+        self._meanings = Meanings(self.model.text_encoder)
         if self.config.steps == 1 and not self.config.verify:
             return  # asked no more than this: what it reads may not be known before it is open
         reads, name = self.model.answer_generator.reads, self.model.name
@@ -249,6 +265,12 @@ class Answerer:
             present = present._replace(now=())  # it is not what was asked about
         return self._in_words(question, present, on_text, pictures, computed)
 
+    def thing_of(self, text: str) -> str:
+        """Return what a question asks about, without its time words; the question where unclear."""
+        words = find_time(_encodable(text), now=self.wall_clock(), zone=self.config.zone())
+        about = words.text if words and words.text else _encodable(text)
+        return self.model.text_encoder.read_question(about).anchor or about
+
     def lookups(self, present: Present, within: Window = EVERYTHING) -> Lookups:
         """Return the functions by which a model, or an agent, looks into the memory."""
         now = self._now(present)
@@ -286,6 +308,8 @@ class Answerer:
     def chapters(self, count: int | None, within: Window = EVERYTHING) -> tuple[Chapter, ...]:
         """Divide what was seen into chapters, each with the captions of its central scenes.
 
+        Each also quotes what is typical of what was said in it.
+
         Args:
             count: chapters at most; by default the square root of the number of rows, 24 at most.
             within: what overlaps it.
@@ -293,15 +317,20 @@ class Answerer:
         entries = [clip.entry for clip in self._clips(within)]
         parts = divide(entries, default_count(len(entries)) if count is None else count)
         captions = self._described([entry for part in parts for entry in part.central])
-        return tuple(self._chapter(part, captions) for part in parts)
+        said = [sentences([Clip(row, -math.inf, math.inf) for row in part.rows]) for part in parts]
+        return tuple(
+            self._chapter(part, captions, quotes)
+            for part, quotes in zip(parts, typical(said, MAX_QUOTES), strict=True)
+        )
 
-    def _chapter(self, part: Part, captions: Mapping[int, str]) -> Chapter:
+    def _chapter(self, part: Part, captions: Mapping[int, str], quotes: Sequence[Quote]) -> Chapter:
         rows = part.rows
         shown = [caption_of(self._row(entry)) for entry in part.central if captions[entry.segment]]
         said = tuple(replace(c, text=c.text.replace("\n", " / ")) for c in shown)
         wall = _wall_start(rows[0], self.config.zone())
         segments = sum(row.merged for row in rows)
-        return Chapter(rows[0].source, rows[0].start, rows[-1].end, segments, said, wall)
+        spoken = tuple(Note(quote.start, quote.end, quote.text) for quote in quotes)
+        return Chapter(rows[0].source, rows[0].start, rows[-1].end, segments, said, wall, spoken)
 
     # -- what was said --
 
@@ -310,16 +339,29 @@ class Answerer:
         # 1. The sentences of the window, those of the speaker who is asked about first.
         clips = self._clips(question.window)
         heard = by_speaker(sentences(clips), asked.speaker)
+        looked, whole = question.looked_at, read_said(_encodable(question.text))
+        if not heard and asked.topic and whole and whole.topic != asked.topic:
+            # "What did they say about the car that comes on Monday?": the time is of the topic.
+            clips = self._clips(question.within)
+            heard, asked, looked = by_speaker(sentences(clips), whole.speaker), whole, None
         anything = not asked.topic
         near = [replace(q, score=1.0) for q in heard] if anything else ranked(heard, asked.topic)
-        least = max(SAID, near[0].score - NEAR_BEST) if near else SAID
+        margin = NEAR_BEST
+        # Whether, and how often, is told of words that were said, not of what is like them.
+        is_plain = asked.kind in ("whether", "count") or (near and near[0].score >= ALL_WORDS)
+        if heard and not is_plain:
+            alike = self._meanings.ranked(heard, asked.topic, _encodable(question.text))
+            if alike[0].score >= SAID or not near:
+                near, margin = alike, NEAR_MEANING
+        least = max(SAID, near[0].score - margin) if near else SAID
         found = [quote for quote in near if quote.score >= least]
         # 2. The answer: quotes with their times.
         shown = found if asked.kind == "count" else found[: self.config.passages]
         named = len({quote.entry.source for quote in heard}) > 1
         text = text_of(asked, shown, len(found) - len(shown), named=named)
         if not heard:
-            text = NO_WORDS
+            known = any(entry.notes for entry in self.memory.entries())
+            text = NOTHING_SAID if known else NO_WORDS
         if on_text:
             on_text(text)
         # 3. The evidence: what is quoted; the nearest there is where nothing is.
@@ -327,7 +369,7 @@ class Answerer:
         self.turns.append(PastTurn(asked.topic, tuple(quote.entry.segment for quote in cited)))
         return Answer(
             question.text, text, bool(found), "computed",
-            tuple(self._quoted(quote) for quote in cited), looked_at=question.looked_at,
+            tuple(self._quoted(quote) for quote in cited), looked_at=looked,
         )  # fmt: skip
 
     def _quoted(self, quote: Quote) -> Evidence:
@@ -356,21 +398,30 @@ class Answerer:
         anchor = question.reading.anchor or question.about
         if not self._clips(question.window):
             return self._nothing_seen(question, anchor, on_text)
-        query = self._query(anchor, question.now, question.window)._replace(heard=False)
+        anchors = [anchor, *filter(None, [question.reading.second])]
+        queries = [
+            self._query(each, question.now, question.window)._replace(heard=False)
+            for each in anchors
+        ]
+        query = queries[0]
         # 1. The words of the nearest scenes count too: they are what the answer would print.
         if question.reading.anchor and not question.back:
-            self._described([hit.entry for hit in self._search(query, question.window)])
+            for each in queries:
+                self._described([hit.entry for hit in self._search(each, question.window)])
         # 2. What matches, and what the operator makes of it.
-        finding, decided_by = self._finding(question, query), None
+        finding, decided_by = self._finding(question, queries), None
         checks = self.config.verify and not question.back and not question.reading.second
         if checks and not finding.appearances:
             nearest = self._search(query, question.window)
             also, decided_by = self._checked([hit.entry for hit in nearest], anchor, on_text)
-            finding = self._finding(question, query, also)
+            finding = self._finding(question, queries, also)
         captions = self._described(finding.answers[: self.config.passages])
         # 3. The value as data, then the model's sentence.
         named = len({entry.source for entry in self.memory.entries()}) > 1
         text = value(finding, captions, named=named, zone=self.config.zone())
+        if finding.unseen:
+            text += f": {' and '.join(anchors[i] for i in finding.unseen)}"
+            query = queries[finding.unseen[0]]  # the evidence is what is nearest to that
         if on_text:
             on_text(text)
         remark = self._remark(question, finding, text, on_text)
@@ -407,11 +458,22 @@ class Answerer:
         return frozenset(yes), "model" if decided else "keys"
 
     def _finding(
-        self, question: AskedQuestion, query: Query, also: frozenset[int] = frozenset()
+        self,
+        question: AskedQuestion,
+        queries: Sequence[Query],
+        also: frozenset[int] = frozenset(),
     ) -> Finding:
-        """Compute what a question asks; ``also`` are rows that match whatever their keys say."""
+        """Compute what a question asks.
+
+        Args:
+            question: as it was read.
+            queries: of its anchor, and of the second one where it has one.
+            also: segments that match the anchor whatever their keys say.
+        """
         reading, count = question.reading, self.config.passages
         operator = reading.operator
+        if operator == "between" and not reading.second:
+            operator = "when"  # one thing has nothing between
         clips = self._clips(question.window)
         if question.back:  # what "that" was lies anywhere
             found = find_appearances(
@@ -422,16 +484,14 @@ class Answerer:
         if not reading.anchor and operator in ("first", "last"):
             one = clips[0 if operator == "first" else -1]
             return compute(operator, clips, (Appearance((one,)),), (), {}, 1)
-        scores = self._matching(query, question.window) | dict.fromkeys(also, SEEN)
-        found = find_appearances(clips, lambda entry: entry.segment in scores)
-        seconds: tuple[Appearance, ...] = ()
-        if reading.second:
-            later = self._matching(
-                self._query(reading.second, question.now, question.window)._replace(heard=False),
-                question.window,
-            )
-            seconds = find_appearances(clips, lambda entry: entry.segment in later)
-        return compute(operator, clips, found, seconds, scores, count)
+        matching = [self._matching(query, question.window) for query in queries]
+        matching[0] |= dict.fromkeys(also, SEEN)
+
+        def appearances(scores: dict[int, float]) -> tuple[Appearance, ...]:
+            return find_appearances(clips, lambda entry: entry.segment in scores)
+
+        found, *others = map(appearances, matching)
+        return compute(operator, clips, found, others[0] if others else (), matching[0], count)
 
     def _matching(self, query: Query, window: Window) -> dict[int, float]:
         """Return the score of every segment of the window that shows what is looked for."""
@@ -469,7 +529,10 @@ class Answerer:
         query = self._query(about, question.now, question.window)
         query = query._replace(words=content_words(reading.anchor or about))
         hits: Sequence[Hit] = ()
-        if self.config.context != "now" and not (reading.operator == "now" and now):
+        as_goldfish = self.config.context in ("goldfish", "goldfish-again")
+        if as_goldfish:
+            hits = self._documents(question, query)
+        elif self.config.context != "now" and not (reading.operator == "now" and now):
             choose = self._spread if self.config.context == "uniform" else self._search
             hits = choose(query, question.window)
         shows_now = now if self.config.context in ("memory", "now") else ()
@@ -487,6 +550,8 @@ class Answerer:
         if shows_now:
             items.append(self._present_item(present))
         asked = _encodable(question.text[:MAX_PROMPTED])
+        if as_goldfish:
+            items = self._texts(items, [hit.entry for hit in in_order], asked)
         text, left_out, steps = "", 0, tuple[Step, ...]()
         if self.config.steps > 1 and not pictures:
             asked = _with_numbers(asked, [hit.entry for hit in in_order], computed)
@@ -535,6 +600,25 @@ class Answerer:
         chosen = [entries[i] for i in spread(len(entries), self.config.passages)]
         return rate(chosen, query, self.config.rankers)
 
+    def _documents(self, question: AskedQuestion, query: Query) -> Sequence[Hit]:
+        """Return the rows whose caption or transcript is nearest to the bare question."""
+        rows = [clip.entry for clip in self._clips(question.window)]
+        self._described(rows)  # a caption is a document, so each row needs one
+        key = self.model.text_encoder.sentence_keys([_encodable(question.text)])[0]
+        chosen = nearest_documents([self._row(row) for row in rows], key, self.config.passages)
+        return rate(chosen, query, self.config.rankers)
+
+    def _texts(
+        self, items: Sequence[EvidenceItem], entries: Sequence[Entry], question: str
+    ) -> list[EvidenceItem]:
+        """Turn evidence into text; first ask of each row again, where the context says so."""
+        again = self.config.context == "goldfish-again"
+        texts = []
+        for item, entry in zip(items, entries, strict=True):
+            reply = self._generate([item], question, None)[0] if again else ""
+            texts.append(as_text(item, entry.notes, reply))
+        return within_limit(texts)
+
     def _items(
         self,
         entries: Sequence[Entry],
@@ -545,16 +629,29 @@ class Answerer:
 
         Of what was said it is shown MAX_SPEECH characters, those that share ``words`` first.
         """
-        reads, shows = self.model.answer_generator.reads, self.config.context != "captions"
+        reads, shows = (
+            self.model.answer_generator.reads,
+            self.config.context not in ("captions", "goldfish"),
+        )
         items = []
         for entry, score in zip(entries, scores or [1.0] * len(entries), strict=True):
             tokens = self.memory.tokens(entry.segment) if reads.tokens and shows else None
             jpeg = self.memory.keyframe(entry.segment) if reads.pictures and shows else None
             keyframes = (decode_keyframe(jpeg),) if jpeg else ()
-            speech = excerpt(entry.notes, words, MAX_SPEECH) or None
+            heard = excerpt(entry.notes, words, MAX_SPEECH)
             caption = self._row(entry).caption
             items.append(
-                EvidenceItem(entry.start, entry.end, tokens, caption, keyframes, speech, score)
+                EvidenceItem(
+                    entry.start,
+                    entry.end,
+                    tokens,
+                    caption,
+                    keyframes,
+                    " ".join(note.text for note in heard) or None,
+                    score,
+                    entry.notes,
+                    heard=heard,
+                )
             )
         return items
 
@@ -562,7 +659,8 @@ class Answerer:
         now, tokens = present.now, None
         if (encoder := self.model.segment_encoder) is not None:
             patches = [frame.patches for frame in now if frame.patches is not None]
-            frames = SegmentFrames(present.segment, patches, places(now))
+            times = [frame.time for frame in now]
+            frames = SegmentFrames(present.segment, patches, places(now), times)
             tokens = encoder.encode_segment(frames, present.memory, None).tokens
         keyframes = tuple(frame.picture for frame in now if frame.picture is not None)
         return EvidenceItem(now[0].time, now[-1].end, tokens, keyframes=keyframes)
@@ -613,7 +711,9 @@ class Answerer:
         unsure = {_ids(e) for e in bare if self._row(e).caption is None}
         if unsure:  # no more of them than there are rows
             self._unsure = (self._unsure | unsure) & set(map(_ids, self.memory.entries()))
-        return {e.segment: e.caption or "" for e in map(self._row, entries)}
+        rows = map(self._row, entries)
+        cut = " … (unsure)"
+        return {e.segment: (e.caption or "") + cut * _is_cut(e) for e in rows}
 
     def _can_be_described(self, entry: Entry) -> bool:
         reads = self.model.generator.reads
@@ -640,6 +740,7 @@ class Answerer:
         key = encoder.sentence_keys([text])[0]
         background = encoder.background.numpy() @ key
         num_keys = sum(len(clip.entry.visual_keys) for clip in self._clips(window))
+        num_keys += self.keys_elsewhere
         return Query(key, now, background, encoder.null, content_words(text), num_keys)
 
     def _search(self, query: Query, window: Window) -> Sequence[Hit]:
@@ -679,7 +780,8 @@ class Answerer:
             "cosine": hit.cosine,
             "wall_start": _wall_start(entry, self.config.zone()),
             "quote": quote and quote.text,
-            "said_at": quote and quote.at,
+            "said_at": quote and first_said(quote.notes, words),
+            "reason": "unsure" if _is_cut(entry) else None,
         }
 
 
@@ -701,6 +803,11 @@ def _with_numbers(question: str, entries: Sequence[Entry], computed: str) -> str
 
 def _ids(entry: Entry) -> tuple[int, int]:
     return entry.segment, entry.last
+
+
+def _is_cut(entry: Entry) -> bool:
+    """Return whether its caption, of which there is some, was cut as unsure."""
+    return bool(entry.caption and caption_of(entry).reason)
 
 
 def _wall_start(entry: Entry, zone: tzinfo | None) -> str | None:

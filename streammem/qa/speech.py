@@ -4,30 +4,39 @@
     quotes = ranked(sentences(clips), asked.topic)                # the best first
     text_of(asked, quotes[:4], named=False)                       # 'at 12:04.0: “Sail for ...”'
 
-The answer is a sentence as it was said, found by the words that it shares with the question; the
-language model has no part in it.
+The answer is a sentence as it was said, found by the words that it shares with the question, or by
+its meaning where none has them all; the language model has no part in it.
 """
 
 import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from streammem.memory.entry import Entry
 from streammem.memory.retrieval import Clip
 from streammem.memory.words import content_words, stem
+from streammem.models.protocols import TextEncoder
 from streammem.types import Note, clock
 
 Kind = Literal["what", "when", "who", "whether", "count"]
 
 SAID = 0.5  # score of a sentence from which on it is about the topic
+ALL_WORDS = 0.95  # score from which on words alone decide
 NEAR_BEST = 0.2  # of the best one's score: further ones this close are quoted too
+NEAR_MEANING = 0.05  # likewise of scores by meaning, which lie closer together
+# Cosine of a question and a sentence from which on they mean the like; see docs/research/speech.md.
+LIKE = 0.45
+MOST_COMPARED = 2000  # sentences whose meanings are compared for a question; one takes 3 ms, once
 MAX_GAP_S, MAX_CUES, MAX_CHARS = 1.5, 4, 300  # of a sentence that goes on over cues
 MAX_COUNTED = 20  # times that are listed
 NOT_SAID = "not said, as far as the words are known"
+NOTHING_SAID = "nothing was said then, as far as the words are known"
 NO_WORDS = "what was said is not known: no subtitles or speech were read"
 
 _SUBJECT = (
@@ -91,8 +100,10 @@ class Quote:
     Attributes:
         entry: the row that its first cue belongs to.
         notes: its cues, in time order.
-        score: in [0, 1], the share of the topic's words that it has, rare ones count more.
-        at: seconds; the start of the first cue that has one of them.
+        score: in [0, 1], the share of the topic's words that it has, rare ones count more; or how
+            near its meaning is.
+        at: seconds; the start of the first of these words in the cue that has most of them; of
+            that cue, where the times of words are not known.
     """
 
     entry: Entry
@@ -168,13 +179,68 @@ def ranked(quotes: Sequence[Quote], topic: str) -> list[Quote]:
         if phrase and _has(_plain(quote.text), phrase):
             score = 1.0
         if score > 0:
-            hits = [len(words & content_words(note.text)) for note in quote.notes]
-            at = quote.notes[hits.index(max(hits))].start
-            scored.append(Quote(quote.entry, quote.notes, score, at))
+            scored.append(Quote(quote.entry, quote.notes, score, first_said(quote.notes, words)))
     pairs = set(pairwise(_stems(topic)))
     return sorted(  # stable
         scored, key=lambda quote: (-quote.score, -len(pairs & set(pairwise(_stems(quote.text)))))
     )
+
+
+class Meanings:
+    """Ranks sentences by their meaning; those of the last questions are kept, which saves time.
+
+    Args:
+        encoder: maps sentences to meanings.
+    """
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self._encoder = encoder
+        self._rows: dict[str, np.ndarray] = {}  # by sentence, at most 2 x MOST_COMPARED
+
+    def ranked(self, quotes: Sequence[Quote], topic: str, question: str) -> list[Quote]:
+        """Return the sentences, nearest in meaning first; of more than MOST_COMPARED some.
+
+        Args:
+            quotes: at least one.
+            topic: of the question; not empty.
+            question: the whole of it, which tells what "it" is in "about the car and its colour".
+
+        Returns:
+            With scores from SAID on at a cosine of LIKE.
+        """
+        # 1. Of many, those of the rows whose keys are nearest.
+        if len(quotes) > MOST_COMPARED:
+            key = self._encoder.sentence_keys([topic])[0]
+            near = {q.entry.segment: (q.entry.note_keys @ key).max(initial=-1) for q in quotes}
+            quotes = sorted(quotes, key=lambda quote: -near[quote.entry.segment])[:MOST_COMPARED]
+        # 2. Meanings that are not known yet.
+        texts = [quote.text for quote in quotes]
+        new = [text for text in dict.fromkeys(texts) if text not in self._rows]
+        if len(self._rows) + len(new) > 2 * MOST_COMPARED:
+            self._rows = {text: self._rows[text] for text in texts if text in self._rows}
+        if new:
+            rows = self._encoder.sentence_meanings(new).astype(np.float16)
+            self._rows |= dict(zip(new, rows, strict=True))
+        # 3. Their cosines with topic and question, as scores.
+        asked = self._encoder.sentence_meanings([topic, question]).sum(axis=0)
+        asked /= max(1e-9, float(np.linalg.norm(asked)))
+        cosines = np.stack([self._rows[text] for text in texts]) @ asked
+        scores = np.interp(cosines, [0.0, LIKE, 1.0], [0.0, SAID, 1.0])
+        words = content_words(topic)
+        return [
+            replace(quotes[i], score=float(scores[i]), at=first_said(quotes[i].notes, words))
+            for i in np.argsort(-scores, kind="stable").tolist()
+        ]
+
+
+def first_said(notes: Sequence[Note], words: frozenset[str]) -> float:
+    """Return when the first of these words is said, in the cue that has most of them."""
+    note = max(notes, key=lambda note: len(words & content_words(note.text)))  # the first of equals
+    spoken = note.text.split()
+    if len(note.word_starts) != len(spoken):
+        return note.start
+    timed = zip(note.word_starts, spoken, strict=True)
+    return next((at for at, word in timed if words & content_words(word)), note.start)
 
 
 def by_speaker(quotes: Sequence[Quote], speaker: str) -> list[Quote]:
@@ -217,10 +283,49 @@ def text_of(asked: SaidQuestion, quotes: Sequence[Quote], more: int = 0, *, name
     return f"yes: {said}" if asked.kind == "whether" else said
 
 
-def excerpt(notes: Sequence[Note], words: frozenset[str], most: int) -> str:
-    """Return what was said in at most ``most`` characters, in time order.
+def typical(parts: Sequence[Sequence[Quote]], most: int) -> list[list[Quote]]:
+    """Choose of what is said in each part the sentences that are typical of it.
 
-    Whole notes; those that share words with a question are taken first.
+    A word weighs by how many different sentences of the part have it, and by how few parts do; a
+    sentence by its words, less where it is long, and by none that a chosen one has.
+
+    Args:
+        parts: sentences of each, in time order.
+        most: of each.
+
+    Returns:
+        For each part at most so many, in time order; none that only repeats others.
+    """
+    words = [[content_words(quote.text) for quote in part] for part in parts]
+    spread = Counter(word for part in words for word in frozenset().union(*part))
+    chosen = []
+    for part, own in zip(parts, words, strict=True):
+        counts = Counter(word for each in set(own) for word in each)
+        weight = {
+            word: (1 + math.log(count)) * (0.01 + math.log(len(parts) / spread[word]))
+            for word, count in counts.items()
+        }
+        places, new = list[int](), [set(each) for each in own]
+        for _ in range(min(most, len(part))):
+            scores = [
+                sum(weight[word] for word in left) / math.sqrt(4 + len(each))
+                for left, each in zip(new, own, strict=True)
+            ]
+            best = max(range(len(part)), key=scores.__getitem__)
+            if scores[best] <= 0:
+                break
+            places.append(best)
+            for left in new:
+                left -= own[best]
+        chosen.append([part[place] for place in sorted(places)])
+    return chosen
+
+
+def excerpt(notes: Sequence[Note], words: frozenset[str], most: int) -> tuple[Note, ...]:
+    """Return notes of at most ``most`` characters together, in time order.
+
+    Whole ones, unless the first that is taken is longer; those that share words with a question
+    are taken first.
     """
     order = sorted(range(len(notes)), key=lambda i: -len(words & content_words(notes[i].text)))
     chosen, size = set[int](), 0
@@ -228,7 +333,9 @@ def excerpt(notes: Sequence[Note], words: frozenset[str], most: int) -> str:
         if size + len(notes[i].text) + 1 <= most or not chosen:
             chosen.add(i)
             size += len(notes[i].text) + 1
-    return " ".join(notes[i].text for i in sorted(chosen))[:most]
+    if size > most + 1:  # a single one
+        return tuple(replace(notes[i], text=notes[i].text[:most], word_starts=()) for i in chosen)
+    return tuple(notes[i] for i in sorted(chosen))
 
 
 # -- private --

@@ -113,12 +113,14 @@ class Finding(NamedTuple):
             ``before``, ``after`` and ``between`` what they point to. None: not seen.
         around: what lies before, after or between, in time order.
         total: appearances that match, in all.
+        unseen: of ``between``, which of its two anchors was not seen, 0 or 1.
     """
 
     operator: Operator
     appearances: tuple[Appearance, ...]
     around: tuple[Clip, ...] = ()
     total: int = 0
+    unseen: tuple[int, ...] = ()
 
     @property
     def used(self) -> tuple[Entry, ...]:
@@ -154,6 +156,9 @@ def compute(
             to the appearance of the best one.
         count: scenes that ``before`` and ``after`` give at most.
     """
+    if operator == "between" and not (appearances and seconds):
+        found = (appearances, seconds)
+        return Finding(operator, (), unseen=tuple(i for i in (0, 1) if not found[i]))
     if not appearances:
         return Finding(operator, ())
     if operator in ("first", "last"):
@@ -162,11 +167,12 @@ def compute(
         )
     if operator not in ("before", "after", "between"):
         return Finding(operator, appearances, total=len(appearances))
-    pointed = max(
-        appearances, key=lambda e: max(scores.get(clip.entry.segment, 0) for clip in e.clips)
+    best_first = sorted(
+        appearances, key=lambda e: -max(scores.get(clip.entry.segment, 0) for clip in e.clips)
     )
+    pointed = best_first[0]
     if operator == "between":
-        return _between(clips, pointed, seconds)
+        return _between(clips, best_first, seconds)
     side = before if operator == "before" else after
     return Finding(operator, (pointed,), side(clips, pointed, count), len(appearances))
 
@@ -210,11 +216,15 @@ def _touches(left: Clip, right: Clip) -> bool:
 
 
 def _between(
-    clips: Sequence[Clip], appearance: Appearance, others: tuple[Appearance, ...]
+    clips: Sequence[Clip], best_first: Sequence[Appearance], others: tuple[Appearance, ...]
 ) -> Finding:
-    other = partner(appearance, others)
-    if other is None:
-        return Finding("between", ())
+    """Find what lies between the best appearance that has a partner, and that."""
+    pairs = ((each, partner(each, others)) for each in best_first)
+    appearance, other = next((pair for pair in pairs if pair[1]), (best_first[0], None))
+    if other is None:  # both in the same scenes, or each in a source of its own
+        apart = [each for each in others if each.source != appearance.source]
+        same = [e for e in best_first for o in others if e.source == o.source]
+        return Finding("between", (same[0],) if same else (appearance, apart[0]), total=1)
     left, right = sorted((appearance, other), key=lambda e: e.clips[0].entry.segment)
     rows = after(clips, left, len(clips))
     end = right.clips[0].entry.segment
@@ -225,7 +235,11 @@ def _between(
 
 def _heading(finding: Finding, spans: list[str]) -> str:
     if finding.operator == "between":
+        if len(finding.appearances) == 1:
+            return f"both at {spans[0]}, nothing between"
         left, right = finding.appearances
+        if left.source != right.source:
+            return f"{spans[0]} and {spans[1]}: in different sources, nothing between"
         gap = _length(max(0.0, right.start - left.end))
         return f"between {spans[0]} and {spans[1]}, {gap}:" + ("" if finding.around else " nothing")
     return f"{finding.operator} {spans[0]}:" + ("" if finding.around else " nothing")

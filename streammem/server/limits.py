@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from streammem.audio.track import SpeechOptions
 from streammem.errors import ConfigError
 from streammem.server.addresses import Allowed, is_loopback
 
@@ -27,6 +28,7 @@ class Limits:
         idle_s: seconds without a request after which a session or upload is closed and removed;
             infinite for never.
         events: of a session that are kept for clients that are slow or connect later.
+        kept_bytes: on disk, of each memory in ``ServerConfig.keep_in``.
     """
 
     sessions: int = 16
@@ -42,6 +44,7 @@ class Limits:
     burst: int = 200
     idle_s: float = 3600.0
     events: int = 4096
+    kept_bytes: int = 2 << 30
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -63,7 +66,10 @@ class ServerConfig:
         prefix: path of the server behind a proxy, as in ``/cameras``; the proxy may remove it from
             requests or leave it there. Empty for none.
         alerts: descriptions to look for in the operator's sources.
+        speech: where the words of all sources come from, unless a client wants none of it.
         confirm_alerts: of these sources, ask the model of each alert before it is reported.
+        keep_in: folder in which each of the operator's cameras has a memory, so that its past
+            survives a restart; None keeps it in RAM.
         limits: bounds on what clients may send and open.
 
     Raises:
@@ -78,6 +84,8 @@ class ServerConfig:
     allowed: Allowed = field(default_factory=Allowed)
     alerts: tuple[str, ...] = ()
     confirm_alerts: bool = False
+    speech: SpeechOptions = field(default_factory=SpeechOptions)
+    keep_in: Path | None = None
     prefix: str = ""
     limits: Limits = field(default_factory=Limits)
 

@@ -100,6 +100,9 @@ class NoteEvent(_Record):
     start: Seconds
     end: Seconds
     text: str
+    word_starts: Annotated[
+        list[Seconds] | None, Field(description="of each word of the text, where it is known")
+    ] = None
     wall_start: WallClock = None
 
 
@@ -112,6 +115,10 @@ class AlertEvent(_Record):
     score: float
     segment: int
     keyframe: str | None
+    matched: Annotated[
+        Literal["picture", "caption"],
+        Field(description="what the score rests on; a caption's comes after its scene has closed"),
+    ] = "picture"
     confirmed: Annotated[bool | None, Field(description="the model sees it, too")] = None
     wall_start: WallClock = None
 
@@ -150,6 +157,7 @@ class EvidenceItem(_Record):
     wall_start: WallClock = None
     quote: str | None = None
     said_at: Seconds | None = None
+    reason: Literal["unsure"] | None = None
 
 
 class MomentEvent(EvidenceItem):
@@ -186,6 +194,14 @@ class AnswerEvent(_Record):
     decided_by: str | None = None
 
 
+class QuoteText(_Record):
+    """A sentence as it was said."""
+
+    start: Seconds
+    end: Seconds
+    text: str
+
+
 class ChapterEvent(_Record):
     """A stretch of scenes that are like each other."""
 
@@ -196,6 +212,9 @@ class ChapterEvent(_Record):
     segments: int
     captions: list[CaptionText]
     wall_start: WallClock = None
+    quotes: Annotated[
+        list[QuoteText] | None, Field(description="typical of what is said in it")
+    ] = None
 
 
 # What EVENT_KEYS does not name is there only where there is something to count.

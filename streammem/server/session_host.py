@@ -30,7 +30,7 @@ from streammem.server.inbox import Inbox
 from streammem.server.limits import Limits
 from streammem.server.queries import private_sources, without_folders
 from streammem.server.refused import Refused
-from streammem.types import Answer, Event, Frame, Notice
+from streammem.types import Answer, Event, Frame, Notice, Segment
 from streammem.video import VideoSource
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ T = TypeVar("T")
 State = Literal["opening", "watching", "over", "failed", "closed"]
 JPEG_QUALITY = 80
 WATCHED = WatchOptions()
+PRUNED_EVERY = 64  # segments, about 2 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Plan:
         inbox: the source, if pictures are pushed.
         release: called in the event loop once the source is not needed any more.
         file: the source, if it is one video file.
+        kept_bytes: on disk, that its memory may take; None for any number.
     """
 
     source: str
@@ -63,6 +65,7 @@ class Plan:
     release: Callable[[], object] | None = None
     file: Path | None = None
     scheduler: LanguageScheduler | None = None
+    kept_bytes: int | None = None
 
 
 @dataclass(slots=True)
@@ -133,6 +136,10 @@ class SessionHost:
     def lost(self, count: int) -> None:
         """Count events that a client lost."""
         self._counters.add("events_lost_total", count)
+
+    def warn(self, text: str) -> None:
+        """Tell those who follow the session what they should know."""
+        self._publish(Notice(text))
 
     def retire(self) -> None:
         """Ask the thread of a memory to end once it has done what waits."""
@@ -264,6 +271,7 @@ class SessionHost:
             self.watched.time = frame.time + session.time_offset
             self.watched.frame = frame
 
+        kept_bytes = self.plan.kept_bytes
         self.watched.live, self.watched.duration = source.live, source.duration
         callbacks = WatchCallbacks(
             stop=self._is_stopping, on_idle=between, on_frame=note, alerts=lambda: self.alerts
@@ -277,6 +285,8 @@ class SessionHost:
                 scheduler=self.plan.scheduler,
             ):
                 self._tell(self._publish, event, wall_start(event, session.wall_zero))
+                if kept_bytes and isinstance(event, Segment) and event.id % PRUNED_EVERY == 0:
+                    session.memory.prune(budget_bytes=kept_bytes)
                 between()
         except StreammemError as error:
             self._tell(self._publish, Notice(str(error)))

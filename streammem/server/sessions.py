@@ -19,10 +19,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
 
+from streammem.audio.track import SpeechOptions
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch_options import WatchOptions
@@ -41,7 +43,7 @@ from streammem.server.session_host import Plan, SessionHost
 from streammem.server.shared import share
 from streammem.server.uploads import Uploads, check_video
 from streammem.types import Event, encodable
-from streammem.video import SourceOptions, VideoSource, open_with
+from streammem.video import SourceOptions, VideoSource, kind_of, open_with
 from streammem.video.address import public_name, public_url
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,11 @@ STOP_S = 20.0  # for a session to close its open segment and send the last event
 SWEEP_S = 5.0
 TRUSTED = WatchOptions(stats_s=10.0)
 RECONNECTING = SourceOptions(reconnect=True)
+
+CAMERAS = ("rtsp", "webcam", "screen", "http")
+VIDEO_FILES = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mpg", ".mpeg", ".wmv",
+)  # fmt: skip
 
 Opener = Callable[[Callable[[], bool]], VideoSource]
 
@@ -134,6 +141,7 @@ class Sessions:
         memory: str | None = None,
         *,
         source_options: SourceOptions = RECONNECTING,
+        speech: SpeechOptions | None = None,
     ) -> str:
         """Open a session on a source named by a client, and return its id.
 
@@ -142,11 +150,13 @@ class Sessions:
             options: how it is watched.
             memory: name of the memory to write to; None for none.
             source_options: how it is opened.
+            speech: where its words come from; None takes the server's.
 
         Raises:
             Refused, ConfigError, SourceError, StoreError: it cannot be opened.
         """
         self._check_place()
+        options = replace(options, speech=speech or self.config.speech)
         if source is None:
             inbox = Inbox(source_options, self.config.limits.frames_waiting)
             pushed = _WatchedSource(inbox.name, lambda _: inbox, inbox=inbox)
@@ -161,6 +171,7 @@ class Sessions:
         source_options: SourceOptions = RECONNECTING,
         name: str | None = None,
         id_: str | None = None,
+        keep_in: Path | None = None,
     ) -> str:
         """Open a session on a source named by the operator, who may name any.
 
@@ -170,23 +181,41 @@ class Sessions:
             source_options: how it is opened.
             name: shown to clients; None shows the source without folders and credentials.
             id_: of the session; None makes one that cannot be guessed.
+            keep_in: folder of the memory that it goes on from; None keeps it in RAM.
+
+        Raises:
+            ConfigError, SourceError, StoreError: it cannot be opened.
         """
         shown = name or (public_url(source) if "://" in source else Path(source).name or source)
         shown = encodable(shown)
         file = Path(source) if "://" not in source and Path(source).is_file() else None
         opened = _WatchedSource(shown, lambda _: open_with(source, source_options), file)
-        return await self._start(opened, options, None, id_)
+        options = replace(options, speech=self.config.speech)
+        return await self._start(opened, options, keep_in, id_)
 
     async def open_own(self, sources: Sequence[str]) -> None:
         """Open sessions on the operator's sources; they are never closed as idle.
 
-        Their ids are made of their names, so that their addresses outlive a restart.
+        Their ids are made of their names, so that their addresses outlive a restart. So does the
+        past of cameras where there is a folder for it; one whose memory cannot be written, as
+        another process writes it, is kept in RAM and says so.
         """
         confirm = self.config.confirm_alerts
         options = replace(TRUSTED, alerts=self.config.alerts, confirm_alerts=confirm)
         for number, source in enumerate(sources):
             stable = _stable_id(source, sources[:number].count(source))
-            opened = self._sessions[await self.open_trusted(source, options, id_=stable)]
+            keep_in = self.config.keep_in if is_camera(source) else None
+            memory = keep_in / stable if keep_in else None
+            unkept: StoreError | None = None
+            try:
+                await self.open_trusted(source, options, id_=stable, keep_in=memory)
+            except StoreError as error:
+                unkept = error
+                await self.open_trusted(source, options, id_=stable)
+            opened = self._sessions[stable]
+            if unkept:
+                text = f"what is seen is kept until the server ends, no longer: {unkept}"
+                opened.host.warn(text.replace(f"{memory}", stable))
             opened.permanent = True
             if self.outlet:
                 forwarding = _forward_events(opened.host, self.outlet(source))
@@ -351,12 +380,12 @@ class Sessions:
         self,
         source: _WatchedSource,
         options: WatchOptions,
-        memory: str | None,
+        memory: str | Path | None,
         id_: str | None = None,
     ) -> str:
         try:
             self._check_place()  # again: preparing the source may have waited
-            path = None if memory is None else self._memory_path(memory)
+            path = self._memory_path(memory) if isinstance(memory, str) else memory
         except Refused:
             if source.release:
                 source.release()
@@ -364,6 +393,7 @@ class Sessions:
 
         open_session = partial(Session, self.model, self._session, memory=path, source=source.name)
         id_ = id_ or secrets.token_urlsafe(12)
+        options = replace(options, speech=replace(options.speech, where_possible=True))
         plan = Plan(
             source.name,
             open_session,
@@ -373,6 +403,7 @@ class Sessions:
             source.release,
             source.file,
             self.scheduler,
+            self.config.limits.kept_bytes if isinstance(memory, Path) else None,
         )
         url = f"{self.config.prefix}/v1/sessions/{id_}"
         host = SessionHost(url, plan, self.config.limits, self.counters)
@@ -452,6 +483,16 @@ async def _forward_events(host: SessionHost, outlet: Outlet) -> None:
     finally:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(outlet.close)
+
+
+def is_camera(source: str) -> bool:
+    """Return whether a source surely goes on, so that a memory of it may go on, too.
+
+    A file would be seen again from its beginning, also one of the web.
+    """
+    kind = kind_of(source).name
+    path = urlsplit(source).path if kind == "http" else ""
+    return kind in CAMERAS and not path.lower().endswith(VIDEO_FILES)
 
 
 def _stable_id(source: str, earlier: int) -> str:

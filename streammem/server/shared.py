@@ -90,6 +90,10 @@ class _LockedTextEncoder:
         with self.lock:
             return self.inner.sentence_keys(sentences)
 
+    def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
+        with self.lock:
+            return self.inner.sentence_meanings(sentences)
+
     def read_question(self, question: str) -> QuestionReading:
         with self.lock:
             return self.inner.read_question(question)

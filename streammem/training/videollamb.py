@@ -360,7 +360,7 @@ def run_recipe(recipe_path: Path, out: Path, device: str | None = None) -> dict[
         raise ConfigError(f"{recipe_path}: model {recipe.model}: is no VideoLLaMB")
     with join_processes(device) as (group, own_device):
         with group.first_process_first():
-            _claim(out, text)
+            claim(out, text)
         model = open_model(recipe.model, said, checkpoint.load_own(said.keys), device=own_device)
         # 2. Train.
         stage = VideoLLaMBStage(model, recipe, items, validation)
@@ -389,7 +389,12 @@ def run_recipe(recipe_path: Path, out: Path, device: str | None = None) -> dict[
     return figures
 
 
-def _claim(out: Path, text: str) -> None:
+def claim(out: Path, text: str) -> None:
+    """Make an output folder and note the recipe in it.
+
+    Raises:
+        ConfigError: it holds a run of another recipe.
+    """
     out.mkdir(parents=True, exist_ok=True)
     path = out / "recipe.toml"
     if path.exists() and path.read_text() != text:

@@ -9,12 +9,13 @@ import os
 import select
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
 import av
+import numpy as np
 from av.container import InputContainer
 
 from streammem.errors import SourceError
@@ -32,6 +33,7 @@ from streammem.video.file import FileSource
 from streammem.video.live_source import STALL_S, WAIT_SLICE_S, Connection, Feed, LiveSource
 from streammem.video.motion_jpeg import open_by_content
 from streammem.video.packets import UnreadError
+from streammem.video.sound import file_sound
 from streammem.video.source import Sampling, VideoSource
 
 log = logging.getLogger(__name__)
@@ -110,9 +112,17 @@ class FetchedSource(FileSource):
             self._copy.unlink(missing_ok=True)
             raise
 
+    def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
+        return _of_open_file(self._copy.open("rb"), self.name)
+
     def _release(self) -> None:
         super()._release()
         self._copy.unlink(missing_ok=True)
+
+
+def _of_open_file(file: IO[bytes], name: str) -> Iterator[tuple[float, np.ndarray]]:
+    with file:
+        yield from file_sound(file, name)
 
 
 def _fetch(url: str, name: str, path: Path) -> None:
@@ -171,7 +181,7 @@ def open_stream(url: str, kind: str, sampling: Sampling, first: Connection) -> L
     if kind in JPEG_FORMATS:
         by_content = partial(open_by_content, url, name)
         # FFmpeg's own way first: it is connected, and most cameras state their parts correctly.
-        feed = Feed(name, by_content, otherwise=by_content)
+        feed = Feed(name, by_content, has_sound=False, otherwise=by_content)
         return LiveSource(feed, sampling, opened=first)
     address = _Address(url, name, kind, REMOTE_OPTIONS, STALL_S)
     return LiveSource(Feed(name, address.open), sampling, opened=first)
@@ -180,7 +190,8 @@ def open_stream(url: str, kind: str, sampling: Sampling, first: Connection) -> L
 def _open_motion_jpeg(url: str, name: str, sampling: Sampling, refused: SourceError) -> LiveSource:
     """Open what FFmpeg takes for no video; it may be motion JPEG without the usual headers."""
     try:
-        return LiveSource(Feed(name, partial(open_by_content, url, name)), sampling)
+        feed = Feed(name, partial(open_by_content, url, name), has_sound=False)
+        return LiveSource(feed, sampling)
     except SourceError:
         raise refused from None
 
@@ -193,7 +204,8 @@ def open_webcam(spec: str, sampling: Sampling, platform: str = sys.platform) -> 
     """
     which = spec.partition(":")[2] or "0"
     kind, device = _webcam(which, platform)
-    return LiveSource(Feed(spec, _Address(device, spec, kind, {}, STALL_S).open), sampling)
+    opener = _Address(device, spec, kind, {}, STALL_S).open
+    return LiveSource(Feed(spec, opener, has_sound=False), sampling)
 
 
 def open_screen(spec: str, sampling: Sampling, platform: str = sys.platform) -> LiveSource:
@@ -204,7 +216,8 @@ def open_screen(spec: str, sampling: Sampling, platform: str = sys.platform) -> 
     """
     kind, device = _screen(spec.partition(":")[2], platform)
     options = {"framerate": str(DEVICE_FPS)}
-    return LiveSource(Feed(spec, _Address(device, spec, kind, options, STALL_S).open), sampling)
+    opener = _Address(device, spec, kind, options, STALL_S).open
+    return LiveSource(Feed(spec, opener, has_sound=False), sampling)
 
 
 def open_pipe(spec: str, sampling: Sampling) -> LiveSource:

@@ -9,6 +9,8 @@ TRACKED_PICTURES = 32  # that are remembered until they are shown; codecs reorde
 JUMP_BACK_S = 0.5  # time stamps of decoded pictures rise; one so much earlier is another clock's
 JUMP_AHEAD_S = 10.0  # beyond what really passed
 LOSSLESS_JUMP_AHEAD_S = 3600.0  # where nothing passes in real time, as in a pipe
+# Sound comes so near the newest picture, or as much later as no picture has come.
+BESIDE_S, LOSSLESS_BESIDE_S = 3.0, 30.0
 
 
 class StreamClock:
@@ -28,6 +30,8 @@ class StreamClock:
         self._arrival = self._time = self._end = 0.0
         self._anchor_s, self._ticks = 0.0, 0  # time = anchor + ticks; exact, however long
         self._pts: int | None = None  # of the last picture that had one
+        self._tick = Fraction(1)
+        self._before: tuple[float, float] | None = None  # stamp and time before the last jump
         self._tracked: dict[int | None, float] = {}  # pts -> time
 
     @property
@@ -42,7 +46,7 @@ class StreamClock:
             wrap_bits: after 2 ** wrap_bits ticks they begin again at 0. 0: they mean nothing, as
                 the frame counter of a motion JPEG, and pictures are shown when they arrive.
         """
-        self._pts, self._wrap_bits = None, wrap_bits
+        self._pts, self._before, self._wrap_bits = None, None, wrap_bits
         self._tracked.clear()
 
     def track(
@@ -87,6 +91,35 @@ class StreamClock:
         self._end, self._arrival = self._time + duration, arrived
         return self._time
 
+    @property
+    def has_stamps(self) -> bool:
+        """Whether a picture of this connection has come with a stamp."""
+        return self._pts is not None
+
+    def beside(self, stamp: float, arrived: float) -> float | None:
+        """Return the time of what comes beside the pictures, such as sound.
+
+        Args:
+            stamp: seconds on the container's clock.
+            arrived: as for ``place``.
+
+        Returns:
+            Seconds since the first picture, below 0 before it; None where no picture near it has
+            come in this connection, so that the stamp means nothing (yet).
+        """
+        if self._pts is None or not self._wrap_bits:
+            return None
+        near = since_jump = BESIDE_S if self._real_time else LOSSLESS_BESIDE_S
+        if self._real_time:
+            near += max(0.0, arrived - self._arrival)
+        around = float((1 << self._wrap_bits) * self._tick)
+        known = [(float(self._pts * self._tick), self._followed())]
+        if self._before and self._followed() - self._anchor_s <= since_jump:
+            known.append(self._before)
+        apart = [(stamp - at - round((stamp - at) / around) * around, time) for at, time in known]
+        distance, time = min(apart, key=lambda pair: abs(pair[0]))
+        return time + distance if abs(distance) <= near else None
+
     def _following(self, pts: int | None, tick: Fraction, arrived: float) -> float:
         if self._first_arrival is None:
             self._first_arrival = self._arrival = arrived
@@ -100,14 +133,19 @@ class StreamClock:
 
     def _follow(self, pts: int, tick: Fraction, arrived: float) -> float:
         step = None if self._pts is None else self._unwrapped(pts - self._pts)
-        self._pts = pts
+        last, self._pts, self._tick = self._pts, pts, tick
         if step is None or self._is_jump(float(step * tick), arrived):
             assert self._first_arrival is not None
+            self._before = None if last is None else (float(last * tick), self._followed())
             since = arrived - self._first_arrival if self._real_time else 0.0
             self._anchor_s, self._ticks = max(self._end, since), 0
         else:
             self._ticks += step
-        return self._anchor_s + self._ticks * tick.numerator / tick.denominator
+        return self._followed()
+
+    def _followed(self) -> float:
+        """Return the time of the last stamp."""
+        return self._anchor_s + self._ticks * self._tick.numerator / self._tick.denominator
 
     def _unwrapped(self, step: int) -> int:
         half = 1 << (self._wrap_bits - 1)

@@ -27,7 +27,7 @@ REMOTE_OPTIONS = {
     "reconnect": "1",  # a dropped connection goes on where it broke
     "reconnect_delay_max": "4",
 }
-_LOCAL_OPTIONS = {"protocol_whitelist": "file,subfile"}
+LOCAL_OPTIONS = {"protocol_whitelist": "file,subfile"}
 # Streams that lie beside the video: a cover, previews of its chapters, parts of a picture.
 _BESIDE = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 _VARIANT = "variant_bitrate"  # in an HLS stream's metadata: bits/s of the variant that holds it
@@ -61,13 +61,18 @@ def open_container(
             timeout = (OPEN_TIMEOUT_S, READ_TIMEOUT_S)
             container = av.open(spec, options=dict(REMOTE_OPTIONS), timeout=timeout)
         else:
-            # The prefix keeps a name such as "concat:a|b" or "-" from meaning anything else.
-            part = "subfile,,start,{},end,{},,:".format(*span) if span else ""
-            container = av.open(f"{part}file:{spec}", options=dict(_LOCAL_OPTIONS))
+            container = av.open(local_url(spec, span), options=dict(LOCAL_OPTIONS))
     except (av.FFmpegError, ValueError) as error:
         kind = NoVideoError if isinstance(error, av.error.InvalidDataError) else SourceError
         raise kind(f"{name}: {_reason(error, None if remote or span else spec)}") from None
     return container, choose_stream(container, name)
+
+
+def local_url(path: str | os.PathLike[str], span: tuple[int, int] | None = None) -> str:
+    """Return how FFmpeg is to be given a local file, or the bytes [start, stop) of it."""
+    # The prefix keeps a name such as "concat:a|b" or "-" from meaning anything else.
+    part = "subfile,,start,{},end,{},,:".format(*span) if span else ""
+    return f"{part}file:{os.fspath(path)}"
 
 
 def choose_stream(container: InputContainer, name: str) -> VideoStream:

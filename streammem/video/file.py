@@ -12,6 +12,7 @@ from functools import partial
 from itertools import takewhile
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
@@ -23,6 +24,7 @@ from streammem.video.heif import is_still
 from streammem.video.joins import DOUBTFUL_S, ByteSpan, recordings
 from streammem.video.packets import PacketReader, needed_parts
 from streammem.video.pixels import RgbConverter, check_size
+from streammem.video.sound import SoundOfParts, file_sound
 from streammem.video.source import HELD_S, Grid, Sampling, SourceOptions, VideoSource
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,7 @@ class FileSource(VideoSource):
         span: ByteSpan | None = None,
         opened: tuple[InputContainer, VideoStream] | None = None,
     ) -> None:
+        self._spec, self._remote, self._part = spec, remote, span
         self._open = partial(PacketReader, spec, name, remote=remote, span=span)
         self._reader = self._open(opened=opened)
         super().__init__(name, sampling, duration=self._reader.duration())
@@ -85,6 +88,9 @@ class FileSource(VideoSource):
 
     def _release(self) -> None:
         self._reader.close()
+
+    def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
+        return file_sound(self._spec, self.name, remote=self._remote, span=self._part)
 
     def _rewind(self) -> None:
         """Set the state of a pass from the beginning; what was given already stays in the grid."""
@@ -370,10 +376,15 @@ class PartsSource(VideoSource):
         super().__init__(name, sampling, duration)
         self._parts = parts
         self._video: VideoSource | None = None  # that is played
+        self._sound: SoundOfParts | None = None
 
     def _release(self) -> None:
         if self._video:
             self._video.close()
+
+    def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
+        self._sound = SoundOfParts(self)
+        return self._sound.sound()
 
     def _frames(self) -> Iterator[Frame]:
         # The tick is the coarsest that a grid forgives: containers differ in theirs.
@@ -385,6 +396,8 @@ class PartsSource(VideoSource):
             shift: int | None = None  # frames of the videos before
             try:
                 video = self._video = open_part(self._sampling.after(start))
+                if self._sound:
+                    self._sound.add(start, video.sound_pass())
                 for frame in video:
                     time, is_first = start + frame.time, shift is None
                     if shift is None:

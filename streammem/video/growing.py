@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from streammem.errors import SourceError
 from streammem.types import Frame
 from streammem.video.file import open_recordings
@@ -17,6 +19,7 @@ from streammem.video.live_source import REAL_TIME, WAIT_SLICE_S, Time
 from streammem.video.pictures import STILL_S, read_picture
 from streammem.video.pixels import fitted_pixels
 from streammem.video.registry import PICTURE_SUFFIXES
+from streammem.video.sound import SoundOfParts
 from streammem.video.source import Grid, Sampling, VideoSource
 
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".ts", ".avi", ".mov", ".webm", ".flv"}
@@ -85,6 +88,11 @@ class GrowingFolder(VideoSource):
         self._known: dict[Path, ReadFile] = {}
         self._seen: dict[Path, tuple[Stamp, float]] = {}  # what is not complete, and since when
         self._failure = ""  # of listing the folder, as it was reported
+        self._sound: SoundOfParts | None = None
+
+    def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
+        self._sound = SoundOfParts(self)
+        return self._sound.sound()
 
     def _frames(self) -> Iterator[Frame]:
         num_given = 0
@@ -213,6 +221,8 @@ class GrowingFolder(VideoSource):
             if start + file.until < self._end + GAP_S:
                 start = self._end - file.until
             file.start = start
+            if self._sound:
+                self._sound.add(start, video.sound_pass(), after=file.until)
             for frame in video:
                 file.until = frame.time + frame.duration
                 yield replace(frame, time=start + frame.time, index=self._num_frames)

@@ -14,6 +14,8 @@ from fractions import Fraction
 from io import IOBase
 
 import av
+import numpy as np
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
@@ -23,6 +25,7 @@ from streammem.types import Frame
 from streammem.video.clock import StreamClock
 from streammem.video.container import READ_TIMEOUT_S, error_text
 from streammem.video.pixels import RgbConverter, check_size
+from streammem.video.sound import SoundBeside, choose_sound
 from streammem.video.source import Grid, Sampling, VideoSource
 
 log = logging.getLogger(__name__)
@@ -88,6 +91,7 @@ class Feed:
         live: pictures come when they are taken; one that is not taken then is lost.
         resumes: reading goes on after a time-out, which comes every second or so.
         again: it can be opened again, as standard input cannot.
+        has_sound: it may have sound, as a screen never has.
         otherwise: connects in another way, at once where the data of a connection cannot be read;
             from then on instead of ``open``. None where there is no other way.
     """
@@ -97,6 +101,7 @@ class Feed:
     live: bool = True
     resumes: bool = False
     again: bool = True
+    has_sound: bool = True
     otherwise: Callable[[Callable[[], bool]], Connection] | None = None
 
 
@@ -125,7 +130,7 @@ class LiveSource(VideoSource):
         opened: Connection | None = None,
     ) -> None:
         super().__init__(feed.name, sampling, duration=None)
-        self.live = feed.live
+        self.live, self.sound_beside = feed.live, feed.has_sound
         self._feed, self._passing = feed, passing
         self._clock = StreamClock(real_time=feed.live)
         self._index, self._num_given = -1, 0
@@ -133,6 +138,9 @@ class LiveSource(VideoSource):
         self._unreadable = False  # whether the last connection gave data that mean nothing
         self._recent: deque[bool] = deque(maxlen=DAMAGED_OF)  # whether pictures were damaged
         self._damage_reported = False
+        self._sound: SoundBeside | None = None
+        self._sound_stream: AudioStream | None = None  # of the connection
+        self._is_mute = False  # whether it was reported that there is no sound
         self._told = ""  # why it could not be opened again, as it was reported
         self._opened: Connection | None = opened or feed.open(self._is_stopping)
 
@@ -182,6 +190,7 @@ class LiveSource(VideoSource):
         form = self._opened.container.format.name.split(",")[0]
         is_counter = form == "mpjpeg" and self.live
         self._clock.connect(0 if is_counter else _WRAP_BITS.get(form, 64))
+        self._listen(self._opened.container, stream)
         to_rgb: RgbConverter | None = None
         pictures = self._pictures(self._opened.container, stream)
         while True:
@@ -198,6 +207,21 @@ class LiveSource(VideoSource):
                 check_size(self.name, picture.width, picture.height)
                 self._num_given += 1
                 yield Frame(to_rgb(picture), time, duration, self._index)
+
+    def _listen(self, container: InputContainer, stream: VideoStream) -> None:
+        """Read the sound of a connection, too, where it is wanted and there is some."""
+        self._sound_stream = choose_sound(container, stream) if self.on_sound else None
+        if self._sound_stream:
+            self._sound = self._sound or SoundBeside(self._clock, self._hear)
+            self._sound.connect(self._sound_stream)
+            self._is_mute = False
+        elif self.on_sound and not self._is_mute:
+            self._is_mute = True
+            self.notices.append(f"{self.name}: has no sound; no speech is recognised")
+
+    def _hear(self, time: float, samples: np.ndarray) -> None:
+        if self.on_sound:
+            self.on_sound(time, samples)
 
     def _connected(self, picture: av.VideoFrame, stream: VideoStream) -> RgbConverter:
         if self.num_connections:
@@ -223,16 +247,21 @@ class LiveSource(VideoSource):
         """Give the good pictures until data ends (None) or is lost (why)."""
         last_data = last_picture = self._passing.now()
         num_lost, self._unreadable = 0, False
+        read = [stream, self._sound_stream] if self._sound_stream else [stream]
         while not self.stopping:
             try:
-                for packet in container.demux(stream):
+                for packet in container.demux(*read):
                     last_data = self._passing.now()
-                    if self._sampling.sparse and packet.size:
-                        self._track(packet, stream, last_data)
-                    pictures = self._decoded(stream, packet)
-                    yield from pictures
-                    last_picture = last_data if pictures else last_picture
-                    num_lost = 0 if pictures else num_lost + packet.is_keyframe
+                    if packet.stream_index != stream.index:
+                        if self._sound and packet.size:
+                            self._sound.push(packet, last_data)
+                    else:
+                        if self._sampling.sparse and packet.size:
+                            self._track(packet, stream, last_data)
+                        pictures = self._decoded(stream, packet)
+                        yield from pictures
+                        last_picture = last_data if pictures else last_picture
+                        num_lost = 0 if pictures else num_lost + packet.is_keyframe
                     blank_s = last_data - last_picture
                     if blank_s > NO_PICTURE_S or num_lost >= LOST_KEYFRAMES:
                         return f"no picture for {blank_s:.0f} s"

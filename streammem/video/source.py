@@ -12,9 +12,11 @@ A new source is one class and one row in `registry.py`:
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, Self, get_args
+
+import numpy as np
 
 from streammem.errors import ConfigError, SourceError, TruncatedError
 from streammem.types import Frame, encodable
@@ -215,6 +217,10 @@ class VideoSource(ABC):
         num_connections: times that a live source was connected and gave a picture.
         num_damaged: pictures of a live source that were left out.
         stopping: whether ``stop`` was called.
+        sound_beside: whether sound may come beside the pictures, by ``on_sound``.
+        on_sound: called by the thread that reads, with the second on the stream's clock at which
+            samples begin and the samples, [N] float32 at ``sound.SOUND_RATE``, mono; it must not
+            block. Set before the source is read; frames are the same with and without it.
     """
 
     path: str | None = None
@@ -227,6 +233,8 @@ class VideoSource(ABC):
     num_connections = 0
     num_damaged = 0
     stopping = False
+    sound_beside = False
+    on_sound: Callable[[float, np.ndarray], object] | None = None
 
     def __init__(
         self, name: str, sampling: Sampling | None = None, duration: float | None = None
@@ -236,6 +244,16 @@ class VideoSource(ABC):
         self.end: float | None = None
         self.notices: deque[str] = deque(maxlen=MAX_NOTICES)
         self._state = "fresh"
+
+    @property
+    def sound_apart(self) -> bool:
+        """Whether ``sound_pass`` gives its sound, if it has any."""
+        return self.path is not None or type(self).sound_pass is not VideoSource.sound_pass
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._state == "closed"
 
     @abstractmethod
     def _frames(self) -> Iterator[Frame]:
@@ -264,6 +282,21 @@ class VideoSource(ABC):
             if frame is None:
                 return
             yield frame
+
+    def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
+        """Return the sound of what can be read in a pass of its own, by another thread.
+
+        Returns:
+            An iterator that opens it with its first step, and gives the second on the source's
+            clock at which samples begin, and the samples, as ``on_sound`` takes them; it may wait
+            for the pass over the pictures, until that ends or ``stop`` is called. None where there
+            is no such pass. It raises ``SourceError`` where there is no sound, or it breaks off.
+        """
+        if self.path is None:
+            return None
+        from streammem.video.sound import file_sound
+
+        return file_sound(self.path, self.name)
 
     def stop(self) -> None:
         """Ask a pass that waits for something to end soon; any thread may."""

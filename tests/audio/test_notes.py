@@ -67,7 +67,7 @@ def test_cues_after_the_end_are_told_and_not_kept(film):
 def test_off_reads_none_and_frames_have_none(film):
     told = watched(session_of(tiny_model()), film, speech=SpeechOptions("off"))
     assert not any(isinstance(event, Note | Notice) for event in told)
-    with pytest.raises(SourceError, match="video files only"):
+    with pytest.raises(SourceError, match="has no sound"):
         watch(session_of(tiny_model()), [], WatchOptions(speech=SpeechOptions("on")))
 
 

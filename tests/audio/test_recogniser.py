@@ -6,20 +6,23 @@ import os
 import threading
 import time
 from fractions import Fraction
-from pathlib import Path
+from functools import partial
 
 import av
 import numpy as np
 import pytest
 
-from streammem.audio.recogniser import RATE, pieces
+from streammem.audio.recogniser import PIECE_S, RATE, pieces, word_starts
 from streammem.audio.track import SpeechOptions
 from streammem.engine import listener
-from streammem.engine import watch as watching
+from streammem.engine import speech as speaking
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
-from streammem.errors import BackboneError, SourceError
+from streammem.errors import BackboneError, ConfigError, SourceError
+from streammem.models.transcription import model_folder
 from streammem.types import Note, Notice
+from streammem.video import VideoSource
+from streammem.video.sound import file_sound
 from tests.command_line import record
 from tests.sessions import session_of
 from tests.tiny import moving_square, tiny_model
@@ -56,7 +59,7 @@ def with_sound(path, *, rate=16_000, layout="mono", late_s=0.0, seconds=6.0):
 
 def clicks(path, piece_s):
     found = []
-    for start, samples in pieces(path, piece_s):
+    for start, samples in pieces(file_sound(path, "clicks"), piece_s):
         loud = np.flatnonzero(np.abs(samples) > 0.2)
         found += [start + at / RATE for at in loud]
     return sorted({round(at) for at in found if abs(at - round(at)) < 0.05})
@@ -74,7 +77,7 @@ def test_sound_keeps_the_clock_of_the_file(tmp_path, piece_s, sound):
 
 def test_pieces_are_whole_and_end_before_their_bound(tmp_path):
     path = with_sound(tmp_path / "clicks.mkv")
-    given = list(pieces(path, 2.5))
+    given = list(pieces(file_sound(path, "clicks"), 2.5))
     assert sum(len(samples) for _, samples in given) == pytest.approx(6 * RATE, abs=RATE / 50)
     assert max(len(samples) for _, samples in given) <= 2.5 * RATE
     for (start, samples), (after, _) in itertools.pairwise(given):
@@ -84,7 +87,14 @@ def test_pieces_are_whole_and_end_before_their_bound(tmp_path):
 def test_a_file_without_sound_is_told(tmp_path):
     path = record(tmp_path / "mute.mp4")
     with pytest.raises(SourceError, match="has no sound"):
-        list(pieces(path))
+        list(file_sound(path, path.name))
+
+
+def test_words_have_times_as_a_note_divides_them_or_none():
+    spoken = [(" Good", 1.0), (" mor", 1.5), ("ning", 1.75), ("Ann", 1.7)]
+    assert word_starts("Good morning, Ann.", spoken) == (1.0, 1.5, 1.7)
+    assert word_starts("Good evening, Ann.", spoken) == () == word_starts("Good", ())
+    assert word_starts("你好 - 吗", [("你", 1.0), ("好", 1.2), ("吗", 1.5)]) == (1.0, 1.5, 1.5)
 
 
 @pytest.fixture
@@ -96,11 +106,12 @@ class Heard:
     """A recogniser that gives HEARD, once ``allowed``."""
 
     allowed = threading.Event()
+    piece_s = PIECE_S
 
     def __init__(self, folder, language=None):
         self.language = language
 
-    def notes(self, path, stopping):
+    def transcribe(self, samples, stopping):
         for note in (*HEARD, Note(99.0, 100.0, "After the end.")):
             while not self.allowed.wait(0.02):
                 if stopping():
@@ -110,8 +121,12 @@ class Heard:
 
 @pytest.fixture
 def hears(monkeypatch):
-    monkeypatch.setattr(listener, "Recogniser", Heard)
-    monkeypatch.setattr(watching, "model_folder", lambda name: Path(name))
+    def quiet(self):
+        yield 0.0, np.zeros(10 * RATE, np.float32)
+
+    monkeypatch.setattr(VideoSource, "sound_pass", quiet)
+    monkeypatch.setattr("streammem.video.file.FileSource.sound_pass", quiet)
+    monkeypatch.setattr(speaking, "recogniser", lambda name, lang: partial(Heard, name, lang))
     Heard.allowed.clear()
     return Heard
 
@@ -167,11 +182,11 @@ def test_closing_does_not_wait_for_words(film, hears):
 
 
 def test_a_recogniser_that_fails_is_a_warning(film, hears, monkeypatch):
-    def fails(self, path, stopping):
+    def fails(self, samples, stopping):
         raise RuntimeError("broken")
         yield
 
-    monkeypatch.setattr(Heard, "notes", fails)
+    monkeypatch.setattr(Heard, "transcribe", fails)
     told = list(watch(session_of(tiny_model()), str(film), ON))
     assert any(isinstance(e, Notice) and "RuntimeError: broken" in e.message for e in told)
 
@@ -192,3 +207,25 @@ def test_what_is_missing_is_told_before_anything_is_watched(film, monkeypatch, t
     monkeypatch.setitem(os.environ, "STREAMMEM_HOME", str(tmp_path))
     with pytest.raises(BackboneError, match="models pull whisper-base"):
         watch(session_of(tiny_model()), str(film), ON)
+    for name, short in (("small", "small"), ("faster-whisper:o/n", "o/n")):
+        on = WatchOptions(speech=SpeechOptions(name))
+        with pytest.raises(BackboneError, match=f"{short}: not on .* pull faster-whisper:{short},"):
+            watch(session_of(tiny_model()), str(film), on)
+
+
+def test_a_model_of_the_hub_is_opened_from_its_cache_without_the_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    kept = tmp_path / "models--Systran--faster-whisper-small"
+    folder = kept / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("abc")
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(BackboneError, match="not on this computer"):
+        model_folder("small")
+    (folder / "model.bin").write_bytes(b"x")
+    assert model_folder("small") == model_folder("faster-whisper:small") == folder
+    assert model_folder(str(folder)) == folder
+    with pytest.raises(ConfigError, match=r"holds no model\.bin"):
+        SpeechOptions(str(kept))

@@ -62,6 +62,24 @@ def test_what_the_model_denies_is_counted_and_not_told(seer, tmp_path):
     assert [alert.confirmed for alert in only(Alert, told)] == [None, None]
 
 
+@pytest.mark.parametrize("sees", [True, False])
+def test_an_alert_by_a_caption_is_confirmed_too_even_of_the_last_scene(seer, monkeypatch, sees):
+    words = Scripted._words
+
+    def scripted(self, parts):
+        asks = any(isinstance(part, str) and "yes or no" in part for part in parts)
+        return ("Yes." if sees else "No.") if asks else words(self, parts)
+
+    monkeypatch.setattr(Scripted, "_words", scripted)
+    frames = film(("red", 20), ("yellow", 20))
+    found = events_of(
+        seer, Scripted(), iter(frames), alerts=("yellow",), confirm_alerts=True, captions=True
+    )
+    told = [(alert.matched, alert.segment, alert.confirmed) for alert in only(Alert, found)]
+    assert told == ([("caption", 1, True)] if sees else [])
+    assert only(Stats, found)[-1].alerts_refused == (not sees)
+
+
 def test_what_was_denied_is_asked_again_in_another_scene_only(seer):
     generator = Scripted()
     events_of(seer, generator, iter(TWICE), alerts=("green",), confirm_alerts=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from streammem.captioning.captioner import CaptionRequest
 from streammem.engine.alerts import AlertConfig, Alerts
@@ -23,6 +24,7 @@ from streammem.models.confidence import ConfidenceModel, confidence_features
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import Alert, Answer, Caption, Frame, Notice, Segment, Stats
 from streammem.video import VideoSource
+from tests.looking import Scripted, model_of, named
 from tests.sessions import SHORT
 from tests.tiny import film, moving_square, talkative_language, tiny_model
 
@@ -370,3 +372,69 @@ def test_a_caption_of_an_open_scene_is_as_sure_as_one_of_a_closed_scene(model):
 def test_options_that_cannot_be_meant_are_refused(options):
     with pytest.raises(ConfigError):
         WatchOptions(**options)
+
+
+def read(alerts, segment, text):
+    caption = Caption(segment, segment * 10.0, segment * 10.0 + 10, text)
+    return [(a.query, a.segment) for a in alerts.read(caption, OTHER_KEY[None], OTHER_KEY)]
+
+
+def test_a_caption_raises_what_it_names_once_while_it_goes_on(model):
+    alerts = Alerts(seeing(model), ["a red dog | two cats", "snow"])
+    told = [
+        read(alerts, segment, text)
+        for segment, text in enumerate(
+            [
+                "",
+                "A dog.",
+                "A dog is red",
+                "Red dogs run.",
+                "A man.",
+                "A red dog.",
+                "Cats, snow.",
+            ]
+        )
+    ]
+    dog, snow = alerts.queries
+    assert told == [[], [], [(dog, 2)], [], [], [(dog, 5)], [(snow, 6)]]
+    assert read(alerts, 5, "A red dog in snow.") == []  # a scene is told of once
+
+
+def test_a_sentence_that_is_merely_near_raises_no_alert(model):
+    alerts = Alerts(seeing(model), ["a red dog"])
+    caption = Caption(0, 0.0, 1.0, "A cat sleeps.")
+    assert alerts.read(caption, OTHER_KEY[None], BLUE_KEY) == ()
+    # Nor does a picture that frames did not show twice in a row.
+    assert alerts.read(caption, BLUE_KEY[None], BLUE_KEY) == ()
+
+
+def test_what_a_frame_has_shown_no_caption_tells_again(model):
+    alerts = Alerts(seeing(model), ["blue"], AlertConfig(confirm=1))
+    (told,) = alerts.take(FILM[0], BLUE_KEY, 5)
+    assert told.matched == "picture"
+    # The boundary settles late: a frame may be counted to the scene before its own.
+    assert [read(alerts, n, "It is blue.") for n in (4, 5, 6, 8)] == [[], [], [], [("blue", 8)]]
+
+
+def test_what_was_denied_in_a_scene_its_caption_does_not_raise(model):
+    alerts = Alerts(seeing(model), ["blue"], AlertConfig(confirm=1))
+    (told,) = alerts.take(FILM[0], BLUE_KEY, 5)
+    alerts.deny(told)
+    assert [read(alerts, n, "It is blue.") for n in (5, 6)] == [[], [("blue", 6)]]
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_an_alert_by_a_caption_comes_after_it_with_the_scenes_picture(model, tmp_path, live):
+    """No frame is near enough; the caption names it."""
+    frames = film(("red", 20), ("yellow", 20), ("red", 20))
+    options = WatchOptions(
+        alerts=("something yellow",), alerting=AlertConfig(pictures=tmp_path), drop="never"
+    )
+    session = Session(model_of(Scripted(), seeing(model)))
+    events = list(watch(session, Camera(frames) if live else iter(frames), options))
+    (number,) = [n for n, event in enumerate(events) if isinstance(event, Alert)]
+    alert, segment = events[number], next(e for e in events if isinstance(e, Segment) and e.id == 1)
+    assert (alert.matched, alert.segment, alert.time) == ("caption", 1, segment.start)
+    assert AlertConfig().min_score <= alert.score < 1
+    assert any(isinstance(e, Caption) and e.segment == 1 for e in events[:number])
+    assert named(np.asarray(Image.open(alert.keyframe))) == "yellow"

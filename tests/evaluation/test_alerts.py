@@ -1,10 +1,10 @@
-"""Alerts counted against the truth: a model that confirms them costs recall and buys precision."""
+"""Alerts counted against the truth: with captions, and with a model that confirms them."""
 
 import numpy as np
 import pytest
 
 from streammem.engine.watch_options import AlertConfig
-from streammem.evaluation.alerts import evaluate_alerts
+from streammem.evaluation.alerts import CaptionedScene, evaluate_alerts
 from streammem.memory.retrieval import DEFAULT_NULL
 
 FRAMES, SCENES, QUERIES = 4, 120, 60
@@ -36,12 +36,12 @@ def stream():
     keys[:QUERIES:2] += 1.2 * encoder.directions[::2]  # every other query comes
     keys /= np.linalg.norm(keys, axis=1, keepdims=True)
     queries = [str(i) for i in range(QUERIES)]
-    truth = {str(i): i for i in range(0, QUERIES, 2)}
+    truth = {str(i): (i,) for i in range(0, QUERIES, 2)}
 
-    def row(**options):
+    def row(pictures=keys, **options):
         return evaluate_alerts(
-            encoder, keys.repeat(FRAMES, 0), queries, truth, AlertConfig(min_score=0.5, away_s=1.0),
-            scene_frames=FRAMES, **options,
+            encoder, pictures.repeat(FRAMES, 0), queries, truth,
+            AlertConfig(min_score=0.5, away_s=1.0), scene_frames=FRAMES, **options,
         )  # fmt: skip
 
     return row
@@ -69,3 +69,27 @@ def test_equal_seeds_give_equal_rows(stream):
 def test_a_model_that_is_always_wrong_tells_what_is_wrong_alone(stream):
     row = stream(accuracy=0.0)
     assert (row.precision, row.recall) == (0.0, 0.0) and row.false_per_query > 0
+
+
+def test_captions_that_name_what_comes_find_more_and_false_ones_are_counted(stream):
+    blank = np.eye(32, dtype=np.float32)[0]
+    blind = {"pictures": np.tile(blank, (SCENES, 1))}  # they show nothing that is waited for
+    names = [str(i) if i % 2 == 0 else "nothing" for i in range(SCENES)]  # what truly comes
+    right = stream(**blind, captions=[CaptionedScene(name, blank[None], blank) for name in names])
+    assert (stream(**blind).recall, right.recall, right.precision) == (0.0, 1.0, 1.0)
+    assert right.by_caption == right.by_caption_right == QUERIES / 2
+    wrong = stream(**blind, captions=[CaptionedScene("59", blank[None], blank)] * SCENES)
+    assert (wrong.by_caption, wrong.by_caption_right) == (1, 0)  # it goes on through all scenes
+    assert (wrong.recall, wrong.precision) == (0.0, 0.0)
+
+
+def test_what_is_shown_in_scenes_in_a_row_comes_once():
+    encoder, caption = Encoder(), np.eye(32, dtype=np.float32)[0]
+    scenes = [
+        CaptionedScene("7" if k in (1, 2, 5) else "", caption[None], caption) for k in range(8)
+    ]
+    row = evaluate_alerts(
+        encoder, np.repeat(-encoder.directions[7:8], 8 * FRAMES, 0), ["7"], {"7": {1, 2, 5, 7}},
+        AlertConfig(), scene_frames=FRAMES, captions=scenes,
+    )  # fmt: skip
+    assert (row.recall, row.precision, row.by_caption_right) == (2 / 3, 1.0, 2)

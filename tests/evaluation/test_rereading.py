@@ -79,7 +79,9 @@ def test_every_context_is_asked_the_same_with_no_more_pictures(zoo, tmp_path, mo
     monkeypatch.setattr(rereading, "MOST_QUESTIONS", 5)
     options = EvaluationOptions(controls=True, predictions=tmp_path / "p", progress=False)
     report = evaluate_rereading(zoo, tiny_model(), None, options)
-    assert list(report.rows) == ["memory", "now", "uniform", "captions", "memory, 8 steps"]
+    assert list(report.rows) == [
+        "memory", "now", "uniform", "captions", "goldfish", "goldfish-again", "memory, 8 steps"
+    ]  # fmt: skip
     for name, row in report.rows.items():
         assert 0 <= row["pictures"] <= PICTURES
         assert row["absent"] == 1.0  # the teacher says nothing that it is not shown

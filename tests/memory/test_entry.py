@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,18 +7,24 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from streammem.memory.entry import (
+    MAX_NOTES_BYTES,
     MAX_TEXT_BYTES,
     Sureness,
+    continues,
     coverage,
     extended,
+    fitting_notes,
     from_eight_bits,
     merged,
+    note_bytes,
     num_groups,
     similarity,
     to_eight_bits,
     visual_keys,
     with_text,
+    word_bytes,
 )
+from streammem.types import Note
 from tests.memory.entries import DIM, make, unit
 
 HALF = hnp.arrays(
@@ -188,3 +196,19 @@ def test_lines_that_go_take_their_sureness_along():
     ]
     assert len(entry.caption) <= MAX_TEXT_BYTES and len(kept) < 60
     assert kept == [line for line in lines if line in kept]
+
+
+def test_times_of_words_go_before_any_word_does_and_make_no_rows_apart():
+    texts = [f"word {i} " * 20 for i in range(40)]
+    timed = [Note(i, i + 1, text, tuple(i + n / 60 for n in range(40)))
+             for i, text in enumerate(texts)]  # fmt: skip
+    kept = fitting_notes(timed)
+    assert [note.text for note in kept] == texts
+    assert sum(note_bytes(note) + word_bytes(note) for note in kept) <= MAX_NOTES_BYTES
+    assert kept[0].word_starts == () and kept[-1] == timed[-1]
+    bare = tuple(replace(note, word_starts=()) for note in timed)
+    for notes in (tuple(timed), bare):
+        left = make(0, unit(1), notes=fitting_notes(notes[:30]))
+        right = make(1, unit(1), notes=notes[30:])
+        assert continues(left, right, epsilon=0.02)
+        assert extended(left, right).notes == fitting_notes(notes)

@@ -293,6 +293,24 @@ def test_a_memory_of_format_1_is_read_written_checked_and_compacted(tmp_path):
         assert same(memory.read(3), make(3))
 
 
+def test_times_of_words_are_kept_to_the_bit_and_a_memory_of_format_4_gains_them(tmp_path):
+    path, plain = tmp_path / "a.mem", Note(0.0, 0.9, "good dog")
+    timed = Note(0.1, 1.0 / 3, "gute Katze", (0.1, 0.123456))
+    with create(path) as memory:
+        memory.append(make(0, notes=(plain,)), b"")
+    connection = sqlite3.connect(path / DATABASE)
+    connection.execute("PRAGMA user_version = 4")
+    connection.close()
+    (path / HEADER).write_text((path / HEADER).read_text().replace(
+        f'"format": {FORMAT}', '"format": 4'))  # fmt: skip
+    with Store.open(path, MODEL, "r") as memory:
+        assert memory.read(0).notes == (plain,)
+    with Store.open(path, MODEL, "rw") as memory:
+        memory.add_notes(0, (timed,), None)
+    with Store.open(path, MODEL, "r") as memory:
+        assert memory.read(0).notes == (plain, timed) and verify(memory) == ()
+
+
 def test_an_upgrade_that_was_cut_off_before_the_header_is_finished(tmp_path):
     path = tmp_path / "a.mem"
     entries = fill(path, 2)

@@ -180,6 +180,9 @@ def words(text):
                 "caption_lag_s": 0.0,
                 "candidates": 0,
                 "alerts_refused": 0,
+                "sound_s": 0.0,
+                "sound_skipped_s": 0.0,
+                "note_lag_s": 0.0,
             },
         ),
     ],
@@ -224,6 +227,14 @@ def test_jsonl_is_one_line_an_event_and_reads_back(text):
 
 def test_json_does_not_escape_utf8():
     assert "Zwiebeln für 3 €" in to_line(Note(0.0, 1.0, "Zwiebeln für 3 €"))
+
+
+def test_a_note_tells_when_its_words_begin_where_that_is_known():
+    timed = Note(1.0, 2.0, "Good morning", (1.0, 1.50049))
+    assert json.loads(to_line(timed)) == {
+        "type": "note", "start": 1.0, "end": 2.0, "text": "Good morning", "word_starts": [1.0, 1.5],
+    }  # fmt: skip
+    assert "word_starts" not in json.loads(to_line(Note(1.0, 2.0, "Good morning")))
 
 
 def test_a_file_name_that_is_not_utf8_survives_in_json():

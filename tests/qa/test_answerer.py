@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streammem.engine.session import Session
+from streammem.memory.entry import Sureness
 from streammem.memory.retrieval import RANKERS, SEEN
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionReading
@@ -345,17 +346,27 @@ captions = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
-@given(captions, st.sampled_from(WORDS), st.sampled_from(("when", "how often", "exists", "last")))
-def test_an_answer_never_contradicts_a_caption_that_it_prints(said, word, operator):
+def captioned(said, cut=(False,) * 5):
+    """A session whose five scenes have captions of these words, some of them cut as unsure."""
     session = session_of(READER)
     told(session, film(*FILM))
-    for entry, words in zip(session.memory.entries(), said, strict=True):
+    for entry, words, unsure in zip(session.memory.entries(), said, cut, strict=True):
         text = "Some " + " and ".join(FORMS.get(each, f"{each}s") for each in words) + " are there."
         key = session.model.sentence_keys([text])[0]
-        session.memory.set_caption(entry.segment, text, key)
-    answer = session.ask(f"{operator}: a {word}")
-    named = [i for i, words in enumerate(said) if word in words]
+        session.memory.set_caption(entry.segment, text, key, Sureness(0.5, unsure))
+    return session
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    captions,
+    st.lists(st.booleans(), min_size=5, max_size=5),
+    st.sampled_from(WORDS),
+    st.sampled_from(("when", "how often", "exists", "last")),
+)
+def test_an_answer_never_contradicts_a_caption_that_it_prints(said, cut, word, operator):
+    answer = captioned(said, cut).ask(f"{operator}: a {word}")
+    named = [i for i, words in enumerate(said) if word in words and not cut[i]]
     if named:
         assert answer.seen and answer.text not in ("not seen", "0 times")
     shown = {item.segment: item for item in answer.evidence}
@@ -365,6 +376,42 @@ def test_an_answer_never_contradicts_a_caption_that_it_prints(said, word, operat
         if item.segment in named:
             assert item.score >= SEEN
             assert item.matched in ("caption", "picture")
+        if cut[item.segment]:
+            by_caption = item.matched == "caption"
+            assert not (by_caption and item.score >= SEEN), "what was cut as unsure names nothing"
+            assert item.reason == "unsure" and str(item).endswith(" … (unsure)"), "and says so"
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_caption_that_was_cut_as_unsure_names_nothing(cut):
+    said = (("dog",), ("man",), ("man",), ("man",), ("man",))
+    answer = captioned(said, (cut,) * 5).ask("when: a dog")
+    assert answer.seen == (not cut)
+
+
+@settings(max_examples=40, deadline=None)
+@given(captions, st.sampled_from(WORDS), st.sampled_from(WORDS))
+def test_between_says_which_of_two_things_was_not_seen(said, first, second):
+    answer = captioned(said).ask(f"between: a {first}/a {second}")
+    with_first, with_second = ({i for i, w in enumerate(said) if x in w} for x in (first, second))
+    assert answer.seen == bool(with_first and with_second)
+    if not answer.seen:
+        unseen = [f"a {x}" for x, w in ((first, with_first), (second, with_second)) if not w]
+        assert answer.text == f"not seen: {' and '.join(unseen)}"
+        assert not any(item.score >= SEEN for item in answer.evidence), "nothing shows it"
+    elif "nothing between" in answer.text:
+        assert {item.segment for item in answer.evidence} & with_first & with_second
+    else:
+        ids = sorted(item.segment for item in answer.evidence)
+        assert (ids[0] in with_first and ids[-1] in with_second) or (
+            ids[0] in with_second and ids[-1] in with_first
+        )
+
+
+def test_between_of_one_thing_asks_when_it_was():
+    said = (("dog",), ("man",), ("dog",), ("man",), ("man",))
+    session = captioned(said)
+    assert session.ask("between: a dog").text == session.ask("when: a dog").text
 
 
 @pytest.mark.parametrize("context", ["now", "uniform"])

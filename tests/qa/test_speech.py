@@ -1,14 +1,30 @@
 """Questions of what was said: read, answered by quotes, apart from what was seen."""
 
+import json
 import random
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from streammem.memory.entry import Entry
 from streammem.memory.retrieval import Clip
-from streammem.qa.speech import excerpt, ranked, read_said, sentences
-from streammem.types import Note
+from streammem.models.protocols import EvidenceItem
+from streammem.models.vlm.prompts import answer_parts, caption_parts
+from streammem.output.render import to_line
+from streammem.qa import speech
+from streammem.qa.speech import (
+    SAID,
+    Meanings,
+    excerpt,
+    ranked,
+    read_said,
+    sentences,
+    text_of,
+    typical,
+)
+from streammem.types import Note, clock
 from tests.sessions import session_of
 from tests.tiny import film, tiny_model
 
@@ -60,6 +76,15 @@ def test_a_sentence_over_cues_is_one_and_keeps_the_time_of_its_words():
     assert [q.text for q in sentences([clip._replace(start=8.0)])] == ["Fine."]
 
 
+def test_a_quote_has_the_time_of_its_word_where_words_have_times():
+    timed = Note(1.0, 4.0, "Now we sail to the harbour.", (1.0, 1.2, 1.5, 2.0, 2.2, 2.75))
+    for note, at in ((timed, 2.75), (Note(1.0, 4.0, timed.text), 1.0)):
+        (best,) = ranked(sentences([Clip(entry_of([note]), 0.0, 9.0)]), "the harbours")
+        assert best.at == at
+        answer = text_of(read_said("When did they mention the harbour?"), [best], named=False)
+        assert answer.startswith(f"at {clock(at)}: “Now we")
+
+
 def test_of_equal_words_those_side_by_side_count_more():
     notes = [Note(1, 2, "The red piano needs a new roof."), Note(3, 4, "The new piano is ours.")]
     quotes = sentences([Clip(entry_of(notes), 0, 9)])
@@ -71,11 +96,46 @@ def test_speakers_do_not_share_a_sentence():
     assert [q.speaker for q in sentences([Clip(entry_of(notes), 0, 9)])] == ["ANN", "BOB"]
 
 
+def test_a_chapter_quotes_what_is_said_in_it_and_hardly_elsewhere():
+    def part(*texts):
+        notes = [Note(i, i + 1, text) for i, text in enumerate(texts)]
+        return sentences([Clip(entry_of(notes), 0, 99)])
+
+    idle = "Well, let us go now."
+    parts = [
+        part(idle, "The ship leaves the harbour.", idle, "The harbour is old.", idle),
+        part("Boil the soup.", idle, "Well, boil the soup."),
+        part(idle, idle),
+        part(),
+    ]
+    found = [[quote.text for quote in quotes] for quotes in typical(parts, 2)]
+    assert found[0] == ["The ship leaves the harbour.", "The harbour is old."]
+    assert "soup" in typical(parts, 1)[1][0].text
+    assert found[2] == [idle] and found[3] == []
+
+
 def test_an_excerpt_holds_what_the_question_names_and_stays_short():
     notes = [Note(i, i + 1, f"Idle talk number {i}.") for i in range(50)]
     notes[40] = Note(40, 41, "The harbour is closed.")
-    text = excerpt(notes, frozenset({"harbour"}), 200)
-    assert "The harbour is closed." in text and len(text) <= 200
+    found = excerpt(notes, frozenset({"harbour"}), 200)
+    assert notes[40] in found and sum(len(note.text) + 1 for note in found) <= 201
+    assert list(found) == sorted(found, key=lambda note: note.start)
+    (cut,) = excerpt([Note(1, 2, "word " * 99)], frozenset(), 200)
+    assert len(cut.text) == 200
+
+
+def test_prompts_of_pictures_show_speech_with_its_times_between_them_and_captions_do_not():
+    picture = np.zeros((2, 2, 3), np.uint8)
+    notes = (Note(61.5, 62, "Hello."), Note(63, 64, "x" * 700), Note(65, 66, "Gone."))
+    items = [EvidenceItem(60.0, 70.0, None, "A dog.", (picture,), heard=notes),
+             EvidenceItem(70.0, 80.0, keyframes=(picture,))]  # fmt: skip
+    parts = answer_parts(items, "Who speaks?")
+    shown = [part for part in parts if isinstance(part, str)]
+    assert [isinstance(part, str) for part in parts] == [True, False, True, True, False, True]
+    assert shown[1] == "A dog. Heard: [01:01.5] “Hello.”"
+    assert "it need not be seen" in shown[-1]
+    assert "heard" not in answer_parts(items[1:], "Who speaks?")[-1]
+    assert caption_parts(items[0], None, 4) == caption_parts(items[0]._replace(heard=()), None, 4)
 
 
 THINGS = "harbour bridge piano lantern doctor garden violin castle rocket island".split()  # noqa: SIM905
@@ -112,6 +172,56 @@ def test_the_right_sentence_of_an_hour_comes_first_and_within_a_second():
         asked = read_said(f"When did they say that the {thing} {deed}?")
         best = ranked(quotes, asked.topic)[0]
         assert best.text == f"The {thing} {deed}." and abs(best.at - at) < 1
+
+
+class Meant:
+    """A text encoder for which words of one kind mean the same."""
+
+    kinds = ({"harbour", "port"}, {"closed", "shut"}, {"dog"}, {"sings"})
+
+    def __init__(self):
+        self.encoded = []
+
+    def sentence_keys(self, sentences):
+        return np.ones((len(sentences), 4), np.float32) / 2
+
+    def sentence_meanings(self, sentences):
+        self.encoded += sentences
+        rows = np.array(
+            [[bool(kind & set(re.findall(r"\w+", s))) for kind in self.kinds] for s in sentences]
+        )
+        return rows / np.maximum(1, np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def test_a_sentence_without_a_common_word_is_found_by_its_meaning_and_meanings_are_made_once():
+    texts = ("The dog sings.", "The harbour sings.", "The harbour is closed.", "It sings.")
+    notes = [Note(i, i + 1, text) for i, text in enumerate(texts)]
+    quotes, encoder = sentences([Clip(entry_of(notes), 0, 9)]), Meant()
+    meanings = Meanings(encoder)
+    found = meanings.ranked(quotes, "the port being shut", "about the port being shut?")
+    assert found[0].text == "The harbour is closed."
+    assert found[0].score == pytest.approx(1, abs=0.01)
+    assert found[1].text == "The harbour sings." and SAID < found[1].score < 1
+    assert [quote.score for quote in found[2:]] == [0, 0]
+    before = len(encoder.encoded)
+    meanings.ranked(quotes, "the dog", "about the dog?")
+    assert len(encoder.encoded) == before + 2, "the question alone is new"
+
+
+def test_of_too_many_sentences_the_rows_with_the_nearest_keys_are_compared(monkeypatch):
+    monkeypatch.setattr(speech, "MOST_COMPARED", 3)
+    key = np.ones((1, 4), np.float32) / 2
+    rows = [entry_of([Note(i, i + 1, f"Number {i}.") for i in range(4 * n, 4 * n + 4)], segment=n)
+            for n in range(2)]  # fmt: skip
+    rows[1] = replace(rows[1], note_keys=key)
+    quotes, encoder = sentences([Clip(row, 0, 99) for row in rows]), Meant()
+    meanings = Meanings(encoder)
+    found = meanings.ranked(quotes, "the port", "?")
+    assert {quote.text for quote in found} == {"Number 4.", "Number 5.", "Number 6."}
+    for number in range(20):  # bounded, whatever is asked
+        more = sentences([Clip(entry_of([Note(1, 2, f"Other {number}.")]), 0, 9)])
+        meanings.ranked(more, "the port", "?")
+    assert len(meanings._rows) <= 6
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +278,39 @@ def heard_window():
     from streammem.memory.retrieval import EVERYTHING
 
     return EVERYTHING
+
+
+def test_a_time_within_what_was_said_is_no_time_to_look_at(heard):
+    answer = heard.ask("What did they say about the dog that swims in the river on Monday?")
+    assert answer.seen and answer.evidence[0].said_at == 4.0 and answer.looked_at is None
+    assert "nothing was said then" in heard.ask("What did they say on Monday?").text
+
+
+def test_other_words_of_the_same_meaning_answer_what_when_and_who_and_are_not_counted(heard):
+    asked = (
+        "What did they say about a puppy?",
+        "When did they mention a puppy?",
+        "Who talked about a puppy?",
+    )
+    answerer = heard.answerer
+    meanings = Meanings(Meant())
+    Meant.kinds, kinds = ({"dog", "puppy"},), Meant.kinds
+    try:
+        answerer._meanings, before = meanings, answerer._meanings
+        for question in asked:
+            answer = heard.ask(question)
+            assert answer.seen and answer.evidence[0].quote == "ANN: A dog swims in the river."
+        for question in ("Did they mention a puppy?", "How often did they mention a puppy?"):
+            assert not heard.ask(question).seen
+        assert not heard.ask("What did they say about the weather?").seen
+    finally:
+        Meant.kinds, answerer._meanings = kinds, before
+
+
+def test_a_summary_quotes_what_was_said_in_time_order_among_captions(heard):
+    (chapter,) = heard.chapters(1)
+    assert [quote.text for quote in chapter.quotes] == ["ANN: A dog swims in the river."]
+    assert "  [00:04.0-00:05.0] “ANN: A dog swims in the river.”" in str(chapter)
+    quotes = json.loads(to_line(chapter))["quotes"]
+    assert quotes == [{"start": 4.0, "end": 5.0, "text": "ANN: A dog swims in the river."}]
+    assert "quotes" not in json.loads(to_line(replace(chapter, quotes=())))

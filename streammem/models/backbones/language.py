@@ -24,7 +24,7 @@ from streammem.errors import ConfigError
 from streammem.models.backbones.chat_frame import chat_frame
 from streammem.models.backbones.decoding import LlamaDecoder, Run, is_plain_llama, weights_version
 from streammem.models.backbones.products import Route, has_bfloat16, has_half
-from streammem.models.backbones.sampling import GenerationConfig, pick
+from streammem.models.backbones.sampling import GenerationConfig, penalised, pick
 from streammem.models.backbones.transformers_decoding import TransformersRun, search
 from streammem.models.backbones.transformers_files import open_causal, unusable
 from streammem.models.once import PartLock, opening
@@ -70,6 +70,9 @@ class CausalLanguageModel:
         reopen: opens the same model again. With it, ``half`` does not hold the float32 weights
             beside its own, and beams and ``model`` read them again; without it they stay.
 
+    Attributes:
+        stops: texts at which a reply ends before them, besides the model's own tokens.
+
     Raises:
         ConfigError: ``half`` or ``bfloat16``, but it cannot run here.
     """
@@ -91,6 +94,7 @@ class CausalLanguageModel:
         self._prepared: tuple[tuple[int, ...], LlamaDecoder] | None = None
         self._embed = model.get_input_embeddings()
         self._stop_ids = _stop_ids(model, tokenizer)
+        self.stops: tuple[str, ...] = ()
         # Penalties that come with a model would make a batch say other things than a stream.
         model.generation_config = TransformersDecoding()
         self.chat_prefix, self.chat_suffix = chat_frame(tokenizer)
@@ -253,15 +257,21 @@ class CausalLanguageModel:
         ids: list[int] = []
         said = ""
         while True:
-            token = int(pick(run.logits, config, [generator])[0])
+            logits = penalised(run.logits, [ids], config.repetition_penalty)
+            token = int(pick(logits, config, [generator])[0])
             if token in self._stop_ids:
+                if rest := self._text(ids)[len(said) :]:
+                    yield rest  # it might have begun a stop
                 return
             ids.append(token)
-            text = self._text(ids)
+            whole = self._text(ids)
+            text, ended = self._before_stops(whole)
+            last = len(ids) == config.max_new_tokens
+            text = whole if last and not ended else text  # no stop will come any more
             if len(text) > len(said):
                 yield text[len(said) :]
                 said = text
-            if len(ids) == config.max_new_tokens:
+            if ended or last:
                 return
             run.feed(torch.tensor([token], device=embeddings.device))
 
@@ -290,7 +300,7 @@ class CausalLanguageModel:
             return []
         with self._lock:  # another thread might arrange the same weights for the decoder
             said = search(self.model, rows, config, self._stop_ids)
-        return [self._text(ids).strip() for ids in said]
+        return [self._reply_text(ids) if ids else "" for ids in said]
 
     @torch.inference_mode()
     def candidates(
@@ -427,12 +437,14 @@ class CausalLanguageModel:
             run.take(torch.arange(len(rows)).repeat_interleave(count))
         going = list(range(len(said)))  # the reply that each row of the run belongs to
         for left in reversed(range(config.max_new_tokens)):
-            tokens, log_probs = pick(run.logits, config, [generators[i] for i in going])
+            before = [said[i][0] for i in going]
+            logits = penalised(run.logits, before, config.repetition_penalty)
+            tokens, log_probs = pick(logits, config, [generators[i] for i in going])
             for i, token, log_prob in zip(going, tokens.tolist(), log_probs.tolist(), strict=True):
                 if replies[i] is None:
                     said[i][0].append(token)
                     said[i][1].append(log_prob)
-                    if not left or token in self._stop_ids:
+                    if not left or self._is_end(said[i][0]):
                         replies[i] = Reply(self._reply_text(said[i][0]), *said[i])
             yield replies
             open_rows = [n for n, i in enumerate(going) if replies[i] is None]
@@ -446,7 +458,28 @@ class CausalLanguageModel:
             run.feed(tokens)
 
     def _reply_text(self, ids: list[int]) -> str:
-        return self._text(ids[:-1] if ids[-1] in self._stop_ids else ids).strip()
+        whole = self._text(ids[:-1] if ids[-1] in self._stop_ids else ids)
+        text, ended = self._before_stops(whole)
+        return (text if ended else whole).strip()
+
+    def _is_end(self, ids: list[int]) -> bool:
+        """Whether the last token ends a reply, or completes one of ``stops``."""
+        if ids[-1] in self._stop_ids:
+            return True
+        return bool(self.stops) and self._before_stops(self._text(ids))[1]
+
+    def _before_stops(self, text: str) -> tuple[str, bool]:
+        """Return what stands before a stop, and whether one is whole; the start of one waits."""
+        found = [text.find(stop) for stop in self.stops if stop in text]
+        if found:
+            return text[: min(found)], True
+        begun = [
+            size
+            for stop in self.stops
+            for size in range(1, len(stop))
+            if text.endswith(stop[:size])
+        ]
+        return text[: len(text) - max(begun, default=0)], False
 
     def _start(self, rows: list[Tensor], config: GenerationConfig) -> "Run | TransformersRun":
         decoder = self.decoder()

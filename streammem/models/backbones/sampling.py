@@ -29,6 +29,8 @@ class GenerationConfig:
         max_new_tokens: upper bound of generated tokens, in [1, 4096].
         temperature: >= 0, finite; 0 decodes greedily, higher values flatten the distribution.
         top_k: likeliest tokens that are sampled, >= 0; 0 samples all.
+        repetition_penalty: >= 1; what a token that the reply has already is made less likely by,
+            see ``penalised``; 1 changes nothing. Of language models in this process.
         top_p: nucleus of the distribution that is sampled, in (0, 1]; of what ``top_k`` leaves.
         num_beams: beams kept, in [1, 32]; > 1 needs temperature 0 and cannot be streamed.
         length_penalty: exponent of the length norm of a beam's score; higher favours long text.
@@ -42,6 +44,7 @@ class GenerationConfig:
     length_penalty: float = 1.0
     seed: int = 0
     top_k: int = 0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_new_tokens <= MOST_TOKENS or not 1 <= self.num_beams <= MOST_BEAMS:
@@ -52,10 +55,32 @@ class GenerationConfig:
             raise ConfigError("temperature must be a number >= 0 and top-p in (0, 1]")
         if self.top_k < 0:
             raise ConfigError(f"top-k {self.top_k}: give a number of tokens, or 0 for all")
+        if not 1 <= self.repetition_penalty < math.inf:
+            raise ConfigError("repetition-penalty must be a number >= 1")
         if not math.isfinite(self.length_penalty) or not 0 <= self.seed < 1 << 63:
             raise ConfigError("length-penalty must be a number, and seed in [0, 2^63)")
         if self.num_beams > 1 and self.temperature > 0:
             raise ConfigError("num-beams > 1 decodes by score: it needs temperature 0")
+
+
+def penalised(logits: Tensor, replies: Sequence[Sequence[int]], penalty: float) -> Tensor:
+    """Make the tokens of each reply so far less likely.
+
+    Args:
+        logits: [B, V]; they stay as they are.
+        replies: tokens of each row; those of its prompt do not count.
+        penalty: positive logits are divided by it, others multiplied.
+
+    Source: CTRL (arXiv 1909.05858), section 4.1, with the sign that transformers gives it.
+    """
+    if penalty == 1:
+        return logits
+    logits = logits.clone()
+    for row, ids in zip(logits, replies, strict=True):
+        places = torch.tensor(sorted(set(ids)), dtype=torch.long, device=logits.device)
+        said = row[places]
+        row[places] = torch.where(said > 0, said / penalty, said * penalty)
+    return logits
 
 
 def pick(

@@ -61,6 +61,7 @@ def search(
         max_new_tokens=config.max_new_tokens,
         num_beams=config.num_beams,
         length_penalty=config.length_penalty,
+        repetition_penalty=config.repetition_penalty,
         do_sample=False,
         eos_token_id=sorted(stop_ids) or None,
         pad_token_id=min(stop_ids, default=0),

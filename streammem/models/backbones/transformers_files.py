@@ -3,15 +3,16 @@
 What is said with them stands in ``language.py``.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from streammem.errors import BackboneError
+from streammem.errors import BackboneError, ConfigError
 from streammem.models.backbones.weights import check_complete
 from streammem.models.once import opening
 
@@ -73,3 +74,43 @@ def has_flash_attention(number: int) -> bool:
     """Tell whether transformers can use an installed flash-attn 2, 3 or 4; it fetches none."""
     is_available = getattr(transformers.utils, f"is_flash_attn_{number}_available", None)
     return is_available is not None and is_available()
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Name the packages that a SentencePiece file needs; transformers' own error names others.
+
+    Raises:
+        BackboneError: the folder has such a file alone, and they are missing.
+    """
+    if (folder / "tokenizer.json").is_file() or not (folder / "tokenizer.model").is_file():
+        return
+    # The second is a part of the namespace `google`, without which looking for it would raise.
+    here = find_spec("sentencepiece") and find_spec("google") and find_spec("google.protobuf")
+    if not here:
+        raise BackboneError(
+            f"{folder}/tokenizer.model: is a SentencePiece file, which needs sentencepiece and "
+            "protobuf; run: pip install 'streammem[parents]'"
+        )
+
+
+def quantization(kind: str, device: str) -> BitsAndBytesConfig | None:
+    """Return how bitsandbytes makes weights smaller: ``8bit`` or ``4bit``; None for ``none``.
+
+    Raises:
+        ConfigError: another device than CUDA.
+        BackboneError: bitsandbytes is missing.
+    """
+    if kind == "none":
+        return None
+    if not device.startswith("cuda"):
+        raise ConfigError(f"quantize={kind}: needs CUDA, not {device}; leave it out")
+    from transformers.utils import is_bitsandbytes_available
+
+    if not is_bitsandbytes_available():
+        raise BackboneError(f"quantize={kind}: pip install bitsandbytes")
+    return BitsAndBytesConfig(
+        load_in_8bit=kind == "8bit",
+        load_in_4bit=kind == "4bit",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )

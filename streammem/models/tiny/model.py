@@ -187,6 +187,10 @@ class VideoModel:
         """Map sentences to unit keys [N, K] float32."""
         return self.text_key(self.sentences.encode(sentences)).cpu().numpy()
 
+    def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
+        """Map sentences to the sentence encoder's own unit rows [N, M] float32."""
+        return self.sentences.encode(sentences).cpu().numpy()
+
     def read_question(self, question: str) -> QuestionReading:
         """Read what is asked for, and of what."""
         return self.read_questions([question])[0]

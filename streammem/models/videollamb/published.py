@@ -7,7 +7,6 @@ the same layout opens as the published one does. Nothing is downloaded.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoTokenizer,
-    BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
 )
@@ -25,7 +23,11 @@ from streammem.config import override, read_toml
 from streammem.errors import BackboneError, CheckpointError, ConfigError
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.languagebind import Tower, TowerConfig
-from streammem.models.backbones.transformers_files import attention_choice
+from streammem.models.backbones.transformers_files import (
+    attention_choice,
+    check_tokenizer,
+    quantization,
+)
 from streammem.models.backbones.weights import check_complete
 from streammem.models.tiny.model import VideoModel
 from streammem.models.videollamb.bridge import ParentBridge, ParentBridgeConfig
@@ -117,7 +119,7 @@ def open_model(name: str, said: ParentFile, keys: VideoModel, *, device: str = "
         BackboneError: a package or the checkpoint is not here.
     """
     folder, options = weights_folder(said.weights), said.options
-    _check_quantize(options, device)
+    quantization(options.quantize, device)  # refuses what cannot run before anything is read
     config = read_config(folder, said.ignored_keys)
     shards = open_shards(folder)
     with torch.device("meta"):
@@ -243,11 +245,11 @@ def _language(
     shards: Shards, config: LlamaConfig, names: set[str], options: ParentOptions, device: str
 ) -> CausalLanguageModel:
     """Open the language model of the shards through transformers."""
-    quantized = options.quantize != "none"
+    quantized = quantization(options.quantize, device)
     # A map needs accelerate, so there is none where one device and plain weights will do.
     placed = "auto" if options.device_map == "auto" else {"": device} if quantized else None
     dtype = _dtype(options, device)
-    _check_tokenizer(shards.folder)
+    check_tokenizer(shards.folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             shards.folder, config=config, local_files_only=True
@@ -258,7 +260,7 @@ def _language(
             state_dict=shards.tensors({name: name for name in names}, None),
             dtype=dtype,
             device_map=placed,
-            quantization_config=_quantization(options) if quantized else None,
+            quantization_config=quantized,
             attn_implementation=attention_choice(dtype)[0] if device != "cpu" else "sdpa",
             output_loading_info=True,
         )
@@ -270,39 +272,6 @@ def _language(
     if placed is None:
         model.to(device)
     return CausalLanguageModel(model.eval().requires_grad_(False), tokenizer)
-
-
-def _check_tokenizer(folder: Path) -> None:
-    """Name the packages that a SentencePiece file needs; transformers' own error names others."""
-    if (folder / "tokenizer.json").is_file():
-        return
-    # The second is a part of the namespace `google`, without which looking for it would raise.
-    here = find_spec("sentencepiece") and find_spec("google") and find_spec("google.protobuf")
-    if not here:
-        raise BackboneError(
-            f"{folder}/tokenizer.model: is a SentencePiece file, which needs sentencepiece and "
-            "protobuf; run: pip install 'streammem[parents]'"
-        )
-
-
-def _quantization(options: ParentOptions) -> BitsAndBytesConfig:
-    return BitsAndBytesConfig(
-        load_in_8bit=options.quantize == "8bit",
-        load_in_4bit=options.quantize == "4bit",
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-
-
-def _check_quantize(options: ParentOptions, device: str) -> None:
-    if options.quantize == "none":
-        return
-    if not device.startswith("cuda"):
-        raise ConfigError(f"quantize={options.quantize}: needs CUDA, not {device}; leave it out")
-    from transformers.utils import is_bitsandbytes_available
-
-    if not is_bitsandbytes_available():
-        raise BackboneError(f"quantize={options.quantize}: pip install bitsandbytes")
 
 
 def _dtype(options: ParentOptions, device: str) -> torch.dtype:

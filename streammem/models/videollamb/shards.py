@@ -16,11 +16,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from streammem.errors import CheckpointError
+from streammem.models.backbones.torch_files import misfits
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_INDEX_BYTES = 16 << 20
-NAMED = 12  # tensors that an error names, of each kind
 PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
@@ -92,26 +92,11 @@ def check_fit(
     Raises:
         CheckpointError: tensors are missing, of another shape, or unknown.
     """
-    missing = sorted(set(wanted) - set(shards.shapes))
-    extra = sorted(n for n in set(shards.shapes) - set(wanted) if not ignored.fullmatch(n))
-    shaped = [
-        f"{name} {shards.shapes[name]} for {shape}"
-        for name, shape in sorted(wanted.items())
-        if shards.shapes.get(name, shape) != shape
-    ]
-    kinds = {"missing": missing, "of another shape": shaped, "unknown": extra}
-    wrong = "; ".join(
-        f"{len(names)} {kind}: {_some(names)}" for kind, names in kinds.items() if names
-    )
+    wrong = misfits(shards.shapes, wanted, ignored)
     if wrong:
         raise CheckpointError(
             f"{shards.folder}: not a whole VideoLLaMB checkpoint ({wrong}); get it again"
         )
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
 
 
 def _read_index(path: Path) -> set[str]:

@@ -441,10 +441,12 @@ def _sampling(decoding: GenerationConfig) -> dict[str, Any]:
     """Return the options of sampling that are not at their defaults.
 
     Raises:
-        ConfigError: beams, which no server searches for us.
+        ConfigError: beams, which no server searches for us, or a penalty, which some ignore.
     """
     if decoding.num_beams > 1:
         raise ConfigError("num-beams: a served model searches no beams; leave it out")
+    if decoding.repetition_penalty != 1:
+        raise ConfigError("repetition-penalty: a served model takes none; leave it out")
     options: dict[str, Any] = {}
     if decoding.temperature > 0:
         options["seed"] = decoding.seed

@@ -8,6 +8,7 @@ Only ``pull`` uses the network.
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from streammem.errors import BackboneError
@@ -58,12 +59,13 @@ def is_here(name: str, revision: str = "") -> bool:
     return True
 
 
-def pull(name: str, revision: str = "") -> Path:
+def pull(name: str, revision: str = "", files: Sequence[str] = FILES) -> Path:
     """Fetch a model's files into the hub's cache, where it opens without the network from then on.
 
     Args:
         name: OWNER/NAME on the hub, or a folder, which is returned as it is.
         revision: as for ``local_folder``.
+        files: patterns of what is fetched.
 
     Raises:
         BackboneError: no network, no such model, or one that needs a login.
@@ -77,7 +79,7 @@ def pull(name: str, revision: str = "") -> Path:
 
     log.info("fetching %s from %s", name, constants.ENDPOINT)
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(FILES)))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(files)))
     except GatedRepoError as error:
         raise BackboneError(
             f"{name}: its owner asks for a login; accept the terms on its page, then: hf auth login"

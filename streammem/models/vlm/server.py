@@ -11,10 +11,11 @@ import json
 import logging
 import math
 import os
+import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
@@ -26,11 +27,13 @@ from streammem.video.address import public_url, split_address
 log = logging.getLogger(__name__)
 
 KEY = "STREAMMEM_API_KEY"
+SPEECH_KEY = "STREAMMEM_SPEECH_API_KEY"
 HOUR_S = 3600.0
 MAX_REPLY_BYTES = 4 << 20
 MAX_MESSAGE = 200  # characters of a server's message that are shown
 MAX_CONNECT_S = 10.0
 MAX_WAIT_S = 60.0  # that a server may ask for before the next try
+JSON = "application/json"
 SEE_LOG = "see the server's own log"
 WRONG = f"correct the address, or {SEE_LOG}"
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
@@ -195,9 +198,12 @@ class ServerOptions:
             raise ConfigError(f"context={self.context}: give 512 tokens or more")
 
 
-def api_key() -> str | None:
-    """Return the key that is presented to a server, from the environment."""
-    return os.environ.get(KEY) or None
+def speech_key_name() -> str:
+    """Return the name of the environment variable with a transcription server's key.
+
+    One of its own, so that a model server's key need not be sent to another server.
+    """
+    return SPEECH_KEY if SPEECH_KEY in os.environ else KEY
 
 
 def printable(text: object, most: int = MAX_MESSAGE) -> str:
@@ -216,6 +222,8 @@ class Server:
         advice: how one starts it.
         options: how it is asked.
         spend: the budget that its requests count against.
+        key_name: of the environment variable that holds its key.
+        less: how it is given less to do; empty where that cannot be said.
 
     Raises:
         ConfigError: no such address.
@@ -227,6 +235,8 @@ class Server:
     options: ServerOptions
     spend: Spend = field(default_factory=Spend)
     wait: Callable[[float], None] = time.sleep
+    key_name: str = KEY
+    less: str = "show it less (?pictures=4)"
 
     def __post_init__(self) -> None:
         import httpx
@@ -235,13 +245,15 @@ class Server:
         if parts.scheme not in ("http", "https"):
             raise ConfigError(f"{parts.scheme}: a model server has an http or https address")
         if parts.username or parts.password:
-            raise ConfigError(f"a model server's key is given in {KEY}, not in its address")
+            raise ConfigError(
+                f"a model server's key is given in {self.key_name}, not in its address"
+            )
         self.url = self.url.rstrip("/")
         self.where = f"{self.kind} at {public_url(self.url)}"
-        self._key = api_key()
+        self._key = os.environ.get(self.key_name) or None
         self._reached = False
         self._slots = threading.BoundedSemaphore(self.options.concurrency)
-        headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+        headers = {"Accept-Encoding": "identity", "Content-Type": JSON}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         near = parts.hostname in ("localhost", "127.0.0.1", "::1")
@@ -279,9 +291,31 @@ class Server:
             Refused: the server does not want it.
             ServedModelError: the server cannot be reached, fails or sends what is no JSON.
         """
+        return self._posted(path, json.dumps(payload).encode(), JSON)
+
+    def post_file(
+        self, path: str, fields: Iterable[tuple[str, str]], name: str, content: bytes
+    ) -> dict[str, Any]:
+        """Return the JSON object that the server replies to a form with a file; as ``post``.
+
+        Args:
+            path: behind the URL.
+            fields: names and values of the form; a name may come twice.
+            name: of the file, which is the field ``file``.
+            content: of the file.
+
+        Source: RFC 7578, multipart/form-data.
+        """
+        boundary = secrets.token_hex(16)
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n'
+        form = "".join(f"{head % (field, '')}{value}\r\n" for field, value in fields)
+        form += head % ("file", f'; filename="{name}"')
+        body = form.encode() + content + f"\r\n--{boundary}--\r\n".encode()
+        return self._posted(path, body, f"multipart/form-data; boundary={boundary}")
+
+    def _posted(self, path: str, content: bytes, kind: str) -> dict[str, Any]:
         with self._slots:
-            content = json.dumps(payload).encode()
-            reply = self._tried("POST", self.url + path, content, self.options.tries)
+            reply = self._tried("POST", self.url + path, content, self.options.tries, kind)
         if not isinstance(reply, dict):
             raise self.error("its reply is no JSON object", WRONG)
         return reply
@@ -299,12 +333,16 @@ class Server:
     def key_refused(self, refused: Refused) -> ServedModelError:
         """Return the error of a key that is missing or wrong."""
         state = "another key" if self._key else "its key"
-        return self.error(f"refuses access (HTTP {refused.status})", f"set {KEY} to {state}")
+        return self.error(
+            f"refuses access (HTTP {refused.status})", f"set {self.key_name} to {state}"
+        )
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "...") if self._key else text
 
-    def _tried(self, method: str, url: str, content: bytes | None, tries: int) -> Any:
+    def _tried(
+        self, method: str, url: str, content: bytes | None, tries: int, kind: str = JSON
+    ) -> Any:
         """Ask until there is a reply, or no try is left."""
         import httpx
 
@@ -319,7 +357,7 @@ class Server:
             ASKED.add(Counts(requests=1, retries=int(number > 0)))
             wait_s = 0.0
             try:
-                status, headers, body = self._asked(method, url, content)
+                status, headers, body = self._asked(method, url, content, kind)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 what = f"cannot be reached ({printable(error) or 'no connection'})"
                 advice = self.advice
@@ -353,10 +391,12 @@ class Server:
         raise self.error(f"{what}, {tries} {'try' if tries == 1 else 'tries'}", advice)
 
     def _asked(
-        self, method: str, url: str, content: bytes | None
+        self, method: str, url: str, content: bytes | None, kind: str
     ) -> tuple[int, Mapping[str, str], bytes]:
         until, body = time.monotonic() + self.options.timeout_s, bytearray()
-        with self._client.stream(method, url, content=content) as response:
+        with self._client.stream(
+            method, url, content=content, headers={"Content-Type": kind}
+        ) as response:
             for chunk in response.iter_raw():
                 body += chunk
                 if len(body) > MAX_REPLY_BYTES:
@@ -368,7 +408,7 @@ class Server:
 
     def _late(self) -> ServedModelError:
         took = f"{self.options.timeout_s:g} s"
-        advice = "show it less (?pictures=4), or wait longer (?timeout_s=300)"
+        advice = f"{self.less}{self.less and ', or '}wait longer (?timeout_s=300)"
         return self.error(f"no whole reply within {took}", advice)
 
 

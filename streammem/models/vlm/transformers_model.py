@@ -33,7 +33,7 @@ from streammem.models.backbones.language import (
     Replies,
     Reply,
 )
-from streammem.models.backbones.sampling import pick
+from streammem.models.backbones.sampling import penalised, pick
 from streammem.models.backbones.transformers_files import attention_choice
 from streammem.models.backbones.weights import check_complete
 from streammem.models.once import once, opening
@@ -261,6 +261,7 @@ class TransformersGenerator:
         going = set(range(len(rows)))
         logits = next(steps).repeat_interleave(len(seeds), dim=0)
         for left in reversed(range(decoding.max_new_tokens)):
+            logits = penalised(logits, [row.ids for row in rows], decoding.repetition_penalty)
             tokens, log_probs = pick(logits, decoding, generators)
             for i in sorted(going):
                 rows[i].ids.append(int(tokens[i]))
@@ -296,6 +297,8 @@ class TransformersGenerator:
             max_new_tokens=decoding.max_new_tokens,
             num_beams=decoding.num_beams,
             length_penalty=decoding.length_penalty if decoding.num_beams > 1 else None,
+            # Of what is sampled here `_steps` takes care, before each draw.
+            repetition_penalty=decoding.repetition_penalty if decoding.num_beams > 1 else None,
             do_sample=False,
             eos_token_id=stop or None,
             pad_token_id=self._chat.processor.tokenizer.pad_token_id,

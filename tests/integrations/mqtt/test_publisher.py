@@ -98,7 +98,7 @@ def test_an_alert_has_a_topic_of_its_own_and_the_type_that_discovery_names(broke
     assert (topic, qos, retained) == ("home/hall/alert/a-dog", 1, False)
     assert json.loads(payload) == {
         **{"type": "alert", "query": "a dog", "time": 3.5, "score": 4.0, "segment": 1},
-        **{"keyframe": None, "event_type": "seen"},
+        **{"keyframe": None, "matched": "picture", "event_type": "seen"},
     }
 
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from streammem.models.backbones.sampling import LIKELY, GenerationConfig, pick
+from streammem.errors import ConfigError
+from streammem.models.backbones.sampling import LIKELY, GenerationConfig, penalised, pick
 
 
 def generators(*seeds):
@@ -96,3 +97,19 @@ def test_the_nucleus_is_cut_out_of_what_top_k_leaves():
     assert len(pick(logits, wide, generators(*range(500)))[0].unique()) == 4
     with pytest.raises(ValueError, match="top-k -1"):
         GenerationConfig(top_k=-1)
+
+
+def test_a_penalty_is_that_of_transformers_and_changes_nothing_at_one():
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
+    before, replies = logits.clone(), [[3, 3, 7], [], [49, 0]]
+    found = penalised(logits, replies, 1.5)
+    for row, ids in enumerate(replies):
+        expected = logits[row : row + 1]
+        if ids:
+            expected = RepetitionPenaltyLogitsProcessor(1.5)(torch.tensor([ids]), expected.clone())
+        assert torch.equal(found[row], expected[0])
+    assert torch.equal(logits, before) and penalised(logits, replies, 1.0) is logits
+    with pytest.raises(ConfigError, match="repetition-penalty"):
+        GenerationConfig(repetition_penalty=0.5)

@@ -194,7 +194,8 @@ def test_a_published_tokenizer_names_the_packages_that_it_needs(
     (tmp_path / "tokenizer.json").rename(tmp_path / "tokenizer.model")
     for missing in ("sentencepiece", "google", "google.protobuf"):
         monkeypatch.setattr(
-            "streammem.models.videollamb.published.find_spec", lambda name, m=missing: name != m
+            "streammem.models.backbones.transformers_files.find_spec",
+            lambda name, m=missing: name != m,
         )
         model = open_model("x", options_of(tmp_path), keys)
         with pytest.raises(BackboneError, match=r"protobuf; run: pip install 'streammem\[parents"):

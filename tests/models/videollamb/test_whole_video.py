@@ -14,8 +14,8 @@ from streammem.engine.watch import watch
 from streammem.engine.whole_video import (
     VideoBuffer,
     WholeVideoSession,
+    cuts_of,
     open_session,
-    whole_video_model,
 )
 from streammem.errors import ConfigError
 from streammem.models import checkpoint
@@ -179,7 +179,7 @@ def test_cuts_of_a_session_go_before_the_models(opened, keys):
     whole = session_of(model, cuts="top3")
     assert isinstance(whole, WholeVideoSession) and whole.model.options.cuts == "top3"
     assert type(session_of(opened(cuts="top3"), cuts="streaming")) is Session
-    assert whole_video_model(keys) is None
+    assert cuts_of(keys) == "streaming"
     with pytest.raises(ConfigError, match="only a VideoLLaMB"):
         session_of(keys, cuts="top3")
     with pytest.raises(ConfigError, match="cuts='top4'"):

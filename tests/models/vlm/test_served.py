@@ -345,9 +345,11 @@ def test_a_name_that_means_nothing_is_refused(name, message):
     assert "secret" not in str(raised.value)
 
 
-def test_beams_are_refused():
-    with ModelServer() as server, pytest.raises(ConfigError, match="num-beams"):
-        answer(opened(server), "red", decoding=GenerationConfig(num_beams=2))
+@pytest.mark.parametrize("option", ["num_beams", "repetition_penalty"])
+def test_beams_and_penalties_are_refused(option):
+    named = option.replace("_", "-")
+    with ModelServer() as server, pytest.raises(ConfigError, match=named):
+        answer(opened(server), "red", decoding=GenerationConfig(**{option: 2}))
 
 
 # -- the budget --

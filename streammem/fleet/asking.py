@@ -1,0 +1,123 @@
+"""Many memories asked at once: they are read, never written, and share one model.
+
+    with open_all("archive", model, config) as memories:
+        found = find_all(memories, "a red car", 5)      # [(name, Moment)], best first
+        answers = ask_all(memories, "When does a red car pass?")
+
+A description is compared with the keys of all memories together, so that a chance likeness in one
+of many is not taken for a sighting: scores are those of one memory that holds everything.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from streammem.engine.session import Session
+from streammem.engine.session_config import SessionConfig
+from streammem.errors import ConfigError, StoreError, StreammemError
+from streammem.memory.folder import is_memory
+from streammem.memory.retrieval import Window
+from streammem.models.protocols import StreamModel
+from streammem.types import Answer, Moment
+
+MAX_ANSWERS = 5
+SEEN = 0.5  # of a score, from which on a moment is seen
+
+
+@dataclass(frozen=True)
+class Memories:
+    """Open memories by name, and those that could not be opened, with the reason."""
+
+    sessions: dict[str, Session]
+    failed: dict[str, str]
+
+
+@contextmanager
+def open_all(folder: str | Path, model: StreamModel, config: SessionConfig) -> Iterator[Memories]:
+    """Open each memory of a folder for reading.
+
+    Args:
+        folder: holds memories, each a folder of its own.
+        model: asked about all of them.
+        config: of each session.
+
+    Raises:
+        ConfigError: there is none in it.
+        StoreError: none can be opened; the message is the first one's.
+    """
+    paths = memories_in(folder)
+    if not paths:
+        raise ConfigError(f"{folder}: holds no memories; streammem index makes some of videos")
+    sessions, failed = dict[str, Session](), dict[str, str]()
+    with ExitStack() as stack:
+        for path in paths:
+            try:
+                session = Session(model, config, memory=path, read_only=True)
+            except StreammemError as error:
+                failed[path.name] = str(error)
+            else:
+                sessions[path.name] = stack.enter_context(session)
+        if not sessions:
+            raise StoreError(f"{folder}: none can be opened; {next(iter(failed.values()))}")
+        total = sum(session.memory.num_keys for session in sessions.values())
+        for session in sessions.values():
+            session.answerer.keys_elsewhere = total - session.memory.num_keys
+        yield Memories(sessions, failed)
+
+
+def memories_in(folder: str | Path) -> list[Path]:
+    """Return the memories of a folder, by name; one that is being made is none yet."""
+    path = Path(folder)
+    if not path.is_dir():
+        return []
+    return sorted(p for p in path.iterdir() if not p.name.startswith(".") and is_memory(p))
+
+
+def find_all(
+    memories: Memories, query: str, count: int, between: Window | None = None
+) -> list[tuple[str, Moment]]:
+    """Return the moments that a description fits best, with their memories' names, best first.
+
+    Args:
+        memories: open.
+        query: for example ``a man in a red hat``.
+        count: moments at most, over all.
+        between: what overlaps it; of a wall-clock window where each memory knows its clock.
+    """
+    found = [
+        (name, moment)
+        for name, session in memories.sessions.items()
+        for moment in session.find(query, count, between)
+    ]
+    found.sort(key=lambda each: -each[1].score)
+    return [(name, replace(m, rank=rank)) for rank, (name, m) in enumerate(found[:count], 1)]
+
+
+def ask_all(
+    memories: Memories, question: str, between: Window | None = None
+) -> list[tuple[str, Answer]]:
+    """Answer a question from each memory in which something is seen that fits it, best first.
+
+    Args:
+        memories: open.
+        question: as for one memory.
+        between: see ``find_all``.
+
+    Returns:
+        Names and answers, ``MAX_ANSWERS`` at most. Where nothing is seen in any, the answer of
+        the memory that comes nearest.
+    """
+    nearest = list[tuple[float, str]]()
+    thing = next(iter(memories.sessions.values())).answerer.thing_of(question)
+    for name, session in memories.sessions.items():
+        best = session.find(thing, 1, between)
+        nearest.append((best[0].score if best else -1.0, name))
+    nearest.sort(key=lambda each: -each[0])
+    asked = [name for score, name in nearest if score >= SEEN] or [nearest[0][1]]
+    answers = [
+        (name, memories.sessions[name].ask(question, between=between))
+        for name in asked[:MAX_ANSWERS]
+    ]
+    seen = [(name, answer) for name, answer in answers if answer.seen]
+    return seen or answers[:1]

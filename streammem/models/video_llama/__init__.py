@@ -1,0 +1,1 @@
+"""Video-LLaMA behind our sessions, from its own weights, with its audio branch or without."""

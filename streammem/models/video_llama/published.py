@@ -1,0 +1,312 @@
+"""Video-LLaMA's published files: what lies in which, what may lack, and opening them.
+
+    said = find("video-llama-7b", CONFIGS)      # the TOML file of a model
+    model = open_model("video-llama-7b", said, keys)
+
+Up to five torch files (of which tensors and plain values alone are read) and the folder of the
+language model. Sizes come from the files, so that a small checkpoint in the same layout opens as
+the published one does. Nothing is downloaded.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from streammem.config import override, read_toml
+from streammem.errors import BackboneError, CheckpointError, ConfigError
+from streammem.models.backbones.eva import EVA_UNREAD, EvaConfig
+from streammem.models.backbones.imagebind import BINS, FRAMES, IMAGEBIND_UNREAD, ImageBindConfig
+from streammem.models.backbones.language import CausalLanguageModel
+from streammem.models.backbones.qformer import QFORMER_UNREAD, QFormerConfig
+from streammem.models.backbones.torch_files import misfits, read_torch
+from streammem.models.tiny.model import VideoModel
+from streammem.models.video_llama.branches import (
+    EARS,
+    FRAME_READER,
+    SOUND_READER,
+    TOWER,
+    VIDEO_READER,
+    BranchSizes,
+    PictureBranch,
+    SoundBranch,
+    SoundSizes,
+)
+from streammem.models.video_llama.options import VideoLlamaOptions
+from streammem.models.video_llama.video_llama import VideoLlama
+from streammem.models.videollamb.options import SessionDefaults
+
+FAMILY = "video-llama"
+IMAGEBIND_FILE = "imagebind_huge.pth"  # of the folder that the parent's configuration names
+TOWER_LAYERS = {1408: TOWER.layers}  # by width: the 40th block of the published tower is dropped
+# What the files may hold and no pass reads: buffers, the projection of BLIP-2's language model, and
+# the text half of its Q-Former.
+UNREAD = re.compile(
+    rf"(\w+_)?Qformer\.{QFORMER_UNREAD}"
+    r"|llama_model\..*rotary_emb\.inv_freq"
+    r"|(t5|opt)_proj\.(weight|bias)"
+    r"|Qformer\.(cls\..*|bert\.embeddings\.(word|position)_embeddings\..*)"
+    r"|Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\..*"
+    rf"|visual_encoder\.{EVA_UNREAD}"
+    rf"|audio_encoder\.{IMAGEBIND_UNREAD}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class VideoLlamaFile:
+    """What a TOML file of a model says.
+
+    Paths are relative to where the program runs; ``hf:OWNER/NAME/FILE`` is a file of the local hub
+    cache.
+
+    Attributes:
+        family: ``video-llama``, which tells it from files of other models.
+        tower: EVA ViT-G/14's file.
+        reader: BLIP-2's, with the Q-Former of one frame and the norm before it.
+        pictures: the parent's checkpoint of the pictures' branch.
+        sound: the parent's checkpoint of the sound's branch; empty: the model does not listen.
+        imagebind: ImageBind's file, or the folder that holds it; needed beside ``sound``.
+        language: folder of the language model, or ``hf:OWNER/NAME`` from the local hub cache.
+        keys: preset or folder of the model that lends its key space.
+        about: one line for people.
+        options: see ``VideoLlamaOptions``.
+        session: what sessions of it do otherwise unless they are told.
+    """
+
+    family: str = ""
+    tower: str = "eva_vit_g.pth"
+    reader: str = "blip2_pretrained_flant5xxl.pth"
+    pictures: str = ""
+    sound: str = ""
+    imagebind: str = IMAGEBIND_FILE
+    language: str = ""
+    keys: str = "streammem-tiny"
+    about: str = ""
+    options: VideoLlamaOptions = field(default_factory=VideoLlamaOptions)
+    session: SessionDefaults = field(default_factory=SessionDefaults)
+
+
+def find(name: str | Path, presets: Path) -> VideoLlamaFile | None:
+    """Find the model that a name means: a TOML file whose ``family`` is Video-LLaMA's.
+
+    Args:
+        name: as ``--model`` takes it.
+        presets: folder of the TOML files that come with streammem.
+
+    Returns:
+        None for another model.
+
+    Raises:
+        ConfigError: such a file that cannot be meant.
+    """
+    path = Path(name)
+    file = path if path.suffix == ".toml" else presets / f"{name}.toml"
+    if not file.is_file():
+        return None
+    tables = read_toml(file)
+    if tables.get("family") != FAMILY:
+        return None
+    said = override(VideoLlamaFile(), tables, f"{file}: ")
+    if not said.pictures or not said.language:
+        raise ConfigError(
+            f"{file}: name pictures, the parent's checkpoint, and language, the model beneath it"
+        )
+    return said
+
+
+def open_model(
+    name: str, said: VideoLlamaFile, keys: VideoModel, *, device: str = "cpu"
+) -> VideoLlama:
+    """Open a checkpoint; the language model follows when first needed.
+
+    Args:
+        name: of the model, for messages and memories.
+        said: where its weights are, and how it is run.
+        keys: lends its key space, and what scenes are cut by.
+        device: where all of it runs.
+
+    Raises:
+        ConfigError: options that cannot be met here.
+        CheckpointError: a file is corrupt, or tensors are missing, unknown or of another shape.
+        BackboneError: a file is not here.
+    """
+    options = said.options
+    # 1. All tensors by the parent's names; the second checkpoint goes over the first, as there.
+    tensors = _named(said)
+    # 2. Sizes off the files, and one error that names all that is wrong.
+    pictures_sizes, sound_sizes = sizes_of(tensors, options, listens=bool(said.sound))
+    with torch.device("meta"):
+        pictures = PictureBranch(pictures_sizes)
+        sound = SoundBranch(sound_sizes) if sound_sizes else None
+    branches: list[PictureBranch | SoundBranch] = [pictures, *([sound] if sound else [])]
+    wanted = {
+        published: tuple(branch.state_dict()[own].shape)
+        for branch in branches
+        for published, own in branch.published().items()
+    }
+    found = {key: tuple(value.shape) for key, value in tensors.items()}
+    if not sound:  # a checkpoint of both branches may be used for its pictures
+        found = {key: shape for key, shape in found.items() if not key.startswith("audio_")}
+    if wrong := misfits(found, wanted, UNREAD):
+        files = [said.tower, said.reader, said.pictures]
+        files += [said.sound, said.imagebind] if said.sound else []
+        raise CheckpointError(
+            f"{name}: not a whole Video-LLaMA ({wrong}); it was read from {', '.join(files)}"
+        )
+    # 3. Fill them: towers as small as asked for, the rest in float32.
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    if options.dtype != "auto":
+        dtype = getattr(torch, options.dtype)
+    for branch in branches:
+        state = {
+            own: tensors[published].to(
+                device, dtype if own.startswith(("tower.", "ears.")) else torch.float32
+            )
+            for published, own in branch.published().items()
+        }
+        branch.load_state_dict(state, assign=True)
+        branch.eval().requires_grad_(False)
+    width = pictures_sizes.language
+
+    def open_language() -> CausalLanguageModel:
+        from streammem.models.checkpoint import backbone_path
+
+        language = CausalLanguageModel.open(backbone_path(said.language), device=device)
+        if language.width != width:
+            raise CheckpointError(
+                f"{name}: its tokens have width {width}, but {said.language} has {language.width}"
+            )
+        return language
+
+    return VideoLlama(
+        name=name,
+        options=options,
+        keys=keys,
+        pictures=pictures,
+        sound=sound,
+        open_language=open_language,
+        session=said.session,
+    )
+
+
+def _named(said: VideoLlamaFile) -> dict[str, Tensor]:
+    """Read all files; tensors bear the names that they have in the parent's whole model."""
+    tower = _file(said.tower)
+    tensors = {f"visual_encoder.{key}": value for key, value in read_torch(tower).items()}
+    tensors |= read_torch(_file(said.reader))
+    own = read_torch(_file(said.pictures))
+    if said.sound:
+        own |= read_torch(_file(said.sound))
+        folder = Path(said.imagebind)
+        ears = folder / IMAGEBIND_FILE if folder.is_dir() else _file(said.imagebind)
+        tensors |= {f"audio_encoder.{key}": value for key, value in read_torch(ears).items()}
+    return tensors | own
+
+
+def _file(name: str) -> Path:
+    """Find a file of ``VideoLlamaFile``; ``read_torch`` refuses one that is not there."""
+    if not name.startswith("hf:"):
+        return Path(name)
+    from huggingface_hub import try_to_load_from_cache
+
+    owner, repository, file = (*name.removeprefix("hf:").split("/", 2), "", "")[:3]
+    found = try_to_load_from_cache(f"{owner}/{repository}", file) if file else None
+    if not isinstance(found, str):
+        raise BackboneError(f"{name}: is not here; run: hf download {owner}/{repository} {file}")
+    return Path(found)
+
+
+def sizes_of(
+    tensors: Mapping[str, Tensor], options: VideoLlamaOptions, *, listens: bool
+) -> tuple[BranchSizes, SoundSizes | None]:
+    """Read sizes off tensors by the parent's names; what is missing has the published size.
+
+    Raises:
+        ConfigError: numbers of heads that do not divide a width.
+    """
+
+    def size(name: str, axis: int, default: int) -> int:
+        value = tensors.get(name)
+        return value.shape[axis] if value is not None and value.ndim > axis else default
+
+    def layers(prefix: str, default: int) -> int:
+        found = re.compile(rf"{re.escape(prefix)}(\d+)\..*")
+        numbers = [int(match[1]) for key in tensors if (match := found.fullmatch(key))]
+        return max(numbers) + 1 if numbers else default
+
+    def reader(module: str, queries: str, published: QFormerConfig) -> QFormerConfig:
+        at = f"{module}.bert.encoder.layer."
+        return QFormerConfig(
+            layers=layers(at, published.layers),
+            every=published.every,
+            queries=size(queries, 1, published.queries),
+            reads=size(f"{at}0.crossattention.self.key.weight", 1, published.reads),
+            width=size(queries, 2, published.width),
+            heads=options.reader_heads,
+            mlp=size(f"{at}0.intermediate_query.dense.weight", 0, published.mlp),
+        )
+
+    # 1. Pictures.
+    at = "visual_encoder."
+    width = size(f"{at}pos_embed", 2, TOWER.width)
+    patch = size(f"{at}patch_embed.proj.weight", 2, TOWER.patch)
+    places = size(f"{at}pos_embed", 1, 1 + (TOWER.side // TOWER.patch) ** 2)
+    tower = EvaConfig(
+        width=width,
+        layers=TOWER_LAYERS.get(width, layers(f"{at}blocks.", TOWER.layers)),
+        heads=options.heads,
+        mlp=size(f"{at}blocks.0.mlp.fc1.weight", 0, TOWER.mlp),
+        side=patch * round(max(1, places - 1) ** 0.5),
+        patch=patch,
+    )
+    pictures = BranchSizes(
+        tower=tower,
+        reader=reader("Qformer", "query_tokens", FRAME_READER),
+        video=reader("video_Qformer", "video_query_tokens", VIDEO_READER),
+        positions=size("video_frame_position_embedding.weight", 0, 32),
+        language=size("llama_proj.weight", 0, 4096),
+    )
+    _check_heads(
+        heads=(options.heads, width), reader_heads=(options.reader_heads, pictures.reader.width)
+    )
+    if not listens:
+        return pictures, None
+    # 2. Sound.
+    at = "audio_encoder.modality_"
+    stem = f"{at}preprocessors.audio."
+    kernel = size(f"{stem}rgbt_stem.proj.weight", 2, EARS.kernel)
+    patches = size(f"{stem}pos_embedding_helper.pos_embed", 1, 1 + EARS.patches) - 1
+    ears = ImageBindConfig(
+        width=size(f"{stem}cls_token", 2, EARS.width),
+        layers=layers(f"{at}trunks.audio.blocks.", EARS.layers),
+        heads=options.sound_heads,
+        mlp=size(f"{at}trunks.audio.blocks.0.mlp.fc1.weight", 0, EARS.mlp),
+        out=size(f"{at}heads.audio.2.weight", 0, EARS.out),
+        kernel=kernel,
+        stride=_stride(kernel, patches),
+    )
+    _check_heads(sound_heads=(options.sound_heads, ears.width))
+    return pictures, SoundSizes(
+        ears=ears,
+        reader=reader("audio_Qformer", "audio_query_tokens", SOUND_READER),
+        positions=size("audio_position_embedding.weight", 0, 8),
+        language=size("audio_llama_proj.weight", 0, 4096),
+    )
+
+
+def _stride(kernel: int, patches: int) -> int:
+    """Find the step of patches that gives as many of them; that of the published file if none."""
+    for stride in range(1, BINS):
+        down, along = ((max(0, size - kernel)) // stride + 1 for size in (BINS, FRAMES))
+        if down * along == patches:
+            return stride
+    return EARS.stride
+
+
+def _check_heads(**heads: tuple[int, int]) -> None:
+    for name, (count, width) in heads.items():
+        if width % count:
+            raise ConfigError(f"{name}={count}: do not divide a width of {width}")

@@ -1,0 +1,415 @@
+"""Video-LLaMA behind our sessions: weights only, no stream state.
+
+Its towers, Q-Formers and language model are its own. Scenes and keys are lent by one of our models.
+A memory keeps of a segment what its frames and clips gave each by itself; which of them the video
+Q-Former reads together is decided when a caption or an answer is written. Where weights come from
+is ``published.py``'s business.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from streammem.audio.scene_sound import SceneSound
+from streammem.models.backbones.imagebind import CLIP_S, RATE, clip_starts, spectrogram
+from streammem.models.backbones.language import (
+    CausalLanguageModel,
+    GenerationConfig,
+    Prompt,
+    Replies,
+)
+from streammem.models.confidence import ConfidenceModel
+from streammem.models.once import once
+from streammem.models.protocols import (
+    EncodedSegment,
+    EvidenceItem,
+    Reads,
+    SegmentFrames,
+    spread,
+)
+from streammem.models.tiny.model import VideoModel
+from streammem.models.video_llama.branches import PictureBranch, SoundBranch
+from streammem.models.video_llama.options import VideoLlamaOptions
+from streammem.models.video_llama.prompts import (
+    FRAMING,
+    OWN_SOUND,
+    STOPS,
+    SYSTEM,
+    Parts,
+    Slot,
+    picture_prompt,
+    published_text,
+    sound_prompt,
+    text_prompt,
+    time_line,
+    video_prompt,
+)
+from streammem.models.videollamb.options import SessionDefaults
+from streammem.perception.perceiver import Perceived
+from streammem.perception.scenetilling import SceneTillingConfig
+from streammem.types import clock
+
+# Legend: T frames, S side in pixels, Q queries a frame, W width of the Q-Formers, L width of the
+# language model, C clips, E width of a clip's vector.
+
+CAPTION_REQUEST = "Describe what happens in this video in one sentence."
+DECODING = GenerationConfig(max_new_tokens=64)
+SESSION = SessionDefaults()
+MIN_CLIP = 400  # samples: below 25 ms there is nothing to hear
+MOST = 8  # frames of a segment
+BASE = 127  # of the digits of a time: the levels of a value with 8 bits
+
+
+class Kept(NamedTuple):
+    """What a memory keeps of a segment, packed into rows of width W; zeros at the end.
+
+    Attributes:
+        frames: [T, Q, W] each read by itself.
+        after: seconds of each behind the segment's start; empty where they are not known, also of
+            neighbours that a memory has merged.
+        clips: [C, E] of its sound, each heard by itself; None without sound.
+    """
+
+    frames: Tensor
+    after: list[float]
+    clips: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class VideoLlama:
+    """A Video-LLaMA checkpoint, in evaluation mode.
+
+    Attributes:
+        name: the preset or file it was loaded from.
+        options: how it is run.
+        keys: lends its key space and what scenes are cut by.
+        pictures: its own branch.
+        sound: likewise; None without the weights of one.
+        open_language: opens the language model; called at most once, when first needed.
+        decoding: how captions are decoded unless a session says otherwise.
+        session: what its sessions do otherwise than those of other models.
+    """
+
+    name: str
+    options: VideoLlamaOptions
+    keys: VideoModel
+    pictures: PictureBranch
+    sound: SoundBranch | None
+    open_language: Callable[[], CausalLanguageModel]
+    decoding: GenerationConfig = DECODING
+    session: SessionDefaults = SESSION
+
+    def __post_init__(self) -> None:
+        opened = self.open_language
+
+        def with_stops() -> CausalLanguageModel:
+            language = opened()
+            language.stops = STOPS[self.options.chat]
+            return language
+
+        object.__setattr__(self, "open_language", once(with_stops, f"{self.name}: language model"))
+
+    @property
+    def perceiver(self) -> Self:
+        """Itself."""
+        return self
+
+    segment_encoder = generator = answer_generator = perceiver
+
+    @property
+    def text_encoder(self) -> VideoModel:
+        """The model that lends its key space."""
+        return self.keys
+
+    @property
+    def scenes(self) -> SceneTillingConfig:
+        """Those of the model that lends its keys."""
+        return self.keys.scenes
+
+    @property
+    def language(self) -> CausalLanguageModel:
+        """The language model, opened when first used."""
+        return self.open_language()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A checksum of the weights and options that decide what a stored memory means."""
+        kept = f"{self.token_shape} {self.options.clip_means}"
+        digest = hashlib.sha256(f"{self.keys.fingerprint} {kept}".encode())
+        weights = [self.pictures.tower.patch_embed.proj.weight, *self.pictures.reader.parameters()]
+        if self.sound:
+            weights += self.sound.ears.modality_heads.parameters()
+        for value in weights:
+            digest.update(value.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def session_options(self) -> dict[str, Any]:
+        """Options of ``SessionConfig`` that it has otherwise."""
+        stated = {name: value for name, value in asdict(self.session).items() if value is not None}
+        return stated | ({"sound": self.options.without_sound} if self.sound else {})
+
+    @property
+    def reranker(self) -> None:
+        """None: the likeliest caption is taken."""
+        return None
+
+    @property
+    def confidence_model(self) -> ConfidenceModel | None:
+        """None: that of ``keys`` was fitted to words of another model."""
+        return None
+
+    @property
+    def reads(self) -> Reads:
+        """Rows of its own; no pictures."""
+        return Reads(tokens=True)
+
+    @property
+    def batches(self) -> bool:
+        """False: scenes are captioned one by one, so that a caption depends on no other."""
+        return False
+
+    @property
+    def reads_related(self) -> bool:
+        """False: a segment is read by itself."""
+        return False
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """Rows and width of what a memory keeps of a segment, see ``Kept``."""
+        sizes = self.pictures.sizes.reader
+        return self.options.kept_frames * sizes.queries + 1 + self._clip_rows, sizes.width
+
+    @property
+    def _clip_rows(self) -> int:
+        if not self.sound:
+            return 0
+        values = self.sound.sizes.positions * self.sound.sizes.reader.reads
+        return -(-values // self.pictures.sizes.reader.width)
+
+    def initial_memory(self) -> Tensor:
+        """Return [0, 0]: nothing is carried from segment to segment."""
+        return torch.zeros(0, 0)
+
+    # -- the frame-rate path --
+
+    def perceive(self, picture: np.ndarray) -> Perceived:
+        """See one frame, [H, W, 3] uint8 RGB; its patches are pixels, which are encoded later."""
+        lent = self.keys.perceive(picture)
+        return Perceived(lent.embedding, torch.from_numpy(self._squeezed(picture)), lent.key)
+
+    def _squeezed(self, picture: np.ndarray) -> np.ndarray:
+        """Shrink a picture to the tower's square; its aspect is not kept, as in training."""
+        side = self.pictures.sizes.tower.side
+        return np.array(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
+
+    def choose(self, count: int) -> list[int]:
+        """Choose the frames that are read, of so many."""
+        most = min(count, self.options.frames)
+        if self.options.reach == "end":
+            return spread(count, most)
+        return [i * count // most for i in range(most)]
+
+    @torch.inference_mode()
+    def encode_segment(
+        self, frames: SegmentFrames, memory: Tensor, related: Tensor | None
+    ) -> EncodedSegment:
+        """Read a segment's frames and clips, each by itself.
+
+        Args:
+            frames: their patches are pixels [S, S, 3]; more than ``frames`` are thinned.
+            memory: [0, 0].
+            related: None.
+        """
+        chosen = self.choose(len(frames.patches))
+        kept = [chosen[i] for i in spread(len(chosen), self.options.kept_frames)]
+        read = self.pictures.frames(torch.stack([frames.patches[i] for i in kept])).cpu()
+        after = [frames.times[i] - frames.times[0] for i in kept] if frames.times else []
+        clips = self.hear(frames.sound) if self.sound and frames.sound else None
+        return EncodedSegment(self.pack(Kept(read, after, clips)), memory)
+
+    @torch.inference_mode()
+    def hear(self, sound: SceneSound) -> Tensor | None:
+        """Read clips of a scene's sound, evenly over it: [C, E]; None where there is none.
+
+        A clip that lies behind the end of the sound is the one before it.
+        """
+        assert self.sound
+        samples = round(sound.duration * RATE)
+        count = self.sound.sizes.positions
+        starts = clip_starts(samples, to_end=self.options.clip_reach == "end", count=count)
+        if self.options.clip_means == "own":
+            clips = [torch.from_numpy(sound.read(start / RATE, CLIP_S)) for start in starts]
+            made = [spectrogram(clip) for clip in clips if len(clip) >= MIN_CLIP]
+        else:
+            whole, made = torch.from_numpy(sound.read(0.0, sound.duration)), []
+            for start in starts:
+                clip = whole[start : start + round(CLIP_S * RATE)]
+                if len(clip) >= MIN_CLIP:
+                    clip -= clip.mean()  # also in those that overlap it and come later
+                    made.append(spectrogram(clip, mean=0.0))
+        made += made[-1:] * (count - len(made))
+        return self.sound.clips(made).cpu() if made else None
+
+    # -- the slow path --
+
+    def caption_prompt(self, item: EvidenceItem, instruction: str | None = None) -> Prompt:
+        """Build the prompt that describes a segment; its frames are timed from its start."""
+        return self._prompt([item], instruction or CAPTION_REQUEST, zero=item.start)
+
+    def answer_prompt(self, items: Sequence[EvidenceItem], question: str) -> Prompt:
+        """Build the prompt that answers from evidence, which comes in time order.
+
+        With ``answers="reread"`` frames of all items are one video, as many as there are positions,
+        with ``apart`` each item is a video of its own. Clips of all items are one sound.
+        """
+        return self._prompt(items, question, zero=0.0)
+
+    @torch.inference_mode()
+    def _prompt(self, items: Sequence[EvidenceItem], request: str, *, zero: float) -> Prompt:
+        # 1. What is shown: each item's frames; captions of those that have none any more.
+        shown, told = list[tuple[EvidenceItem, Kept]](), ""
+        for item in items:
+            if item.tokens is not None and len(item.tokens):
+                segment = self.unpack(item.tokens)
+                if not segment.after:  # evenly over the segment
+                    step = (item.end - item.start) / len(segment.frames)
+                    evenly = [(i + 0.5) * step for i in range(len(segment.frames))]
+                    segment = segment._replace(after=evenly)
+                shown.append((item, segment))
+            elif item.caption:
+                told += f"[{clock(item.start)}-{clock(item.end)}] {item.caption}\n"
+        request = told + request
+        # 2. No more frames together than there are positions; the weakest items go first.
+        positions = self.pictures.sizes.positions
+        strongest = sorted(range(len(shown)), key=lambda i: -shown[i][0].score)[:positions]
+        kept = [(shown[i][0].start - zero, shown[i][1]) for i in sorted(strongest)]
+        share = positions // max(1, len(kept))
+        videos: list[tuple[Tensor, list[float]]] = []
+        for start, segment in kept:
+            chosen = spread(len(segment.frames), share)
+            videos.append((segment.frames[chosen], [start + segment.after[i] for i in chosen]))
+        if self.options.answers == "reread" and videos:
+            whole = [time for _, times in videos for time in times]
+            videos = [(torch.cat([frames for frames, _ in videos]), whole)]
+        # 3. Sound of all of them.
+        heard = [segment.clips for _, segment in kept if segment.clips is not None]
+        clips = torch.cat(heard) if heard and self.sound else None
+        # 4. Words around them, and their tokens between.
+        parts = self._parts(videos, request, listens=clips is not None)
+        device = self.pictures.positions.weight.device
+        pictures = iter(videos)
+        prompt: list[str | Tensor] = [self._begin()]
+        for part in parts:
+            if part is Slot.PICTURES:
+                prompt.append(self.pictures.read(next(pictures)[0].to(device)))
+            elif part is Slot.SOUND:
+                assert self.sound and clips is not None
+                chosen = spread(len(clips), self.sound.sizes.positions)
+                scaled = self.options.sound_scale == "used"
+                prompt.append(self.sound.read(clips[chosen].to(device), scaled=scaled))
+            else:
+                prompt.append(part)
+        return prompt
+
+    def _parts(
+        self, videos: Sequence[tuple[Tensor, list[float]]], request: str, *, listens: bool
+    ) -> Parts:
+        chat, theirs = self.options.chat, self.options.words == "published"
+        lines = [time_line(times) for _, times in videos]
+        if not videos:
+            return text_prompt(chat, self._system(), request)
+        if listens and theirs:  # which states no times
+            return sound_prompt(chat, self._published(FRAMING), [""] * len(lines), request)
+        if listens:
+            return sound_prompt(chat, OWN_SOUND, lines, request)
+        return video_prompt(chat, self._system(), lines, request)
+
+    def _system(self) -> str:
+        """Return the system's sentence for videos; the parent's demo with sound has none."""
+        if self.options.words == "ours" or self.sound:
+            return ""
+        return self._published(SYSTEM)
+
+    def _published(self, where: tuple[str, str]) -> str:
+        return published_text(Path(self.options.parent), where)
+
+    def _begin(self) -> Tensor:
+        """Embed the beginning-of-sequence token."""
+        embed = self.language.model.get_input_embeddings()
+        begin = torch.tensor([self.language.tokenizer.bos_token_id], device=embed.weight.device)
+        return embed(begin)
+
+    @torch.inference_mode()
+    def see(self, picture: np.ndarray, question: str) -> Prompt:
+        """Build the prompt that asks about a still picture, [H, W, 3] uint8 RGB."""
+        pixels = torch.from_numpy(self._squeezed(picture))[None]
+        system = self._published(SYSTEM) if self.options.words == "published" else ""
+        before, _, after = picture_prompt(self.options.chat, system, question)
+        assert isinstance(before, str) and isinstance(after, str)
+        return [self._begin(), before, self.pictures.read(self.pictures.frames(pixels)), after]
+
+    def replies(
+        self, prompts: Sequence[Prompt], decoding: GenerationConfig, candidates: int = 1
+    ) -> Iterator[Replies | None]:
+        """Yield replies in order, None after other steps; see ``protocols.Generator``."""
+        return self.language.replies(prompts, decoding, candidates)
+
+    def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
+        """Yield a reply piece by piece, with beams as one piece."""
+        return self.language.pieces(prompt, decoding)
+
+    # -- rows --
+
+    def pack(self, kept: Kept) -> Tensor:
+        """Join what a memory keeps of a segment: ``token_shape``, float32.
+
+        Times are whole tenths of a second in three digits, which 8-bit rows keep exactly. A sum
+        behind them no longer fits where a memory has averaged rows of neighbours.
+        """
+        rows, width = self.token_shape
+        packed = torch.zeros(rows, width)
+        frames = kept.frames.flatten(0, 1)
+        packed[: len(frames)] = frames
+        line = packed[self.options.kept_frames * self.pictures.sizes.reader.queries]
+        if kept.after:
+            line[0] = BASE  # the greatest of its group, so that a step is 1
+            for place, time in enumerate(kept.after):
+                tenths = min(round(time * 10), BASE**3 - 1)
+                for digit in range(3):
+                    line[1 + 3 * place + digit] = tenths // BASE**digit % BASE
+            line[1 + 3 * MOST] = _sum_of(line[1 : 1 + 3 * MOST].tolist())
+        if kept.clips is not None:
+            flat = packed[rows - self._clip_rows :].view(-1)
+            flat[: kept.clips.numel()] = kept.clips.flatten()
+        return packed
+
+    def unpack(self, rows: Tensor) -> Kept:
+        """Take the rows of a segment apart."""
+        sizes = self.pictures.sizes.reader
+        end = self.options.kept_frames * sizes.queries
+        frames = rows[:end].float().unflatten(0, (-1, sizes.queries))
+        frames = frames[frames.flatten(1).any(dim=1)]
+        line, after = rows[end].float().tolist(), list[float]()
+        if line[0] == BASE and line[1 + 3 * MOST] == _sum_of(line[1 : 1 + 3 * MOST]):
+            digits = [line[1 + 3 * place : 4 + 3 * place] for place in range(len(frames))]
+            after = [(a + b * BASE + c * BASE**2) / 10 for a, b, c in digits]
+        clips = None
+        if self.sound:
+            count, size = self.sound.sizes.positions, self.sound.sizes.reader.reads
+            flat = rows[end + 1 :].float().flatten()[: count * size].view(count, size)
+            clips = flat if bool(flat.any()) else None
+        return Kept(frames, after, clips)
+
+
+def _sum_of(digits: Sequence[float]) -> float:
+    """Check digits of times; no average of two lines has the average of their sums."""
+    return sum((place + 1) * digit**2 for place, digit in enumerate(digits)) % BASE

@@ -1,0 +1,277 @@
+"""An archive knows a file by its content, and holds whole memories only."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from streammem.commands import archiving
+from streammem.errors import ConfigError, SourceError, StoreError
+from streammem.fleet import pool
+from streammem.fleet.index import LIST, Archive, File, content_of, find_files
+from streammem.models import checkpoint
+from tests.command_line import QUICK, events, record
+from tests.qa.test_answerer import Reader
+from tests.sessions import as_kind
+
+
+def file_of(path, made_with="options"):
+    return File(str(path), content_of(path), made_with)
+
+
+def make(archive, file, state="whole"):
+    """What a worker leaves."""
+    folder = archive.unfinished(file)
+    folder.mkdir()
+    (folder / "memory.json").write_text("{}")
+    archive.keep(File(file.path, file.content, file.made_with, state))
+
+
+@pytest.fixture
+def films(tmp_path):
+    folder = tmp_path / "films"
+    (folder / "deep").mkdir(parents=True)
+    for number, name in enumerate(["a.mp4", "b.MOV", "deep/a.mp4"]):
+        (folder / name).write_bytes(bytes([number]) * 3_000_000)
+    (folder / "notes.txt").write_text("no video")
+    return folder
+
+
+def memories(folder):
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+
+
+def test_folders_are_searched_for_videos_and_files_are_taken_as_they_are(films):
+    found = [films / name for name in ("a.mp4", "b.MOV", "deep/a.mp4")]
+    assert find_files([films]) == find_files([films, films / "a.mp4"]) == found
+    assert find_files([films / "notes.txt"]) == [films / "notes.txt"]
+    with pytest.raises(SourceError, match=r"gone: no such file or folder"):
+        find_files([films / "gone"])
+    (films / "empty").mkdir()
+    with pytest.raises(SourceError, match="no video files there"):
+        find_files([films / "empty"])
+
+
+def test_a_second_run_makes_only_what_is_new_or_changed_or_made_otherwise(films, tmp_path):
+    with Archive.open(tmp_path / "archive") as archive:
+        files = [file_of(path) for path in find_files([films])]
+        assert list(archive.missing(files)) == files
+        for file in files:
+            make(archive, file)
+    names = memories(tmp_path / "archive")
+    assert len(names) == 3  # two files are called a.mp4
+    os.utime(films / "a.mp4", (1, 1))  # touched
+    (films / "b.MOV").rename(films / "c.mov")  # renamed
+    with Archive.open(tmp_path / "archive") as archive:
+        files = [file_of(path) for path in find_files([films])]
+        assert list(archive.missing(files)) == []
+        assert set(archive.files) == {file.path for file in files}
+        otherwise = file_of(films / "a.mp4", "others")
+        assert list(archive.missing([otherwise])) == [otherwise]
+    (films / "deep" / "a.mp4").write_bytes(b"changed")
+    changed = file_of(films / "deep" / "a.mp4")
+    with Archive.open(tmp_path / "archive") as archive:
+        assert list(archive.missing([changed])) == [changed]
+        make(archive, changed)
+    assert len(memories(tmp_path / "archive")) == 3  # the earlier one has gone
+    shutil.rmtree(tmp_path / "archive" / changed_name(tmp_path, changed))
+    with Archive.open(tmp_path / "archive") as archive:
+        assert list(archive.missing([changed])) == [changed]
+
+
+def changed_name(tmp_path, file):
+    with Archive.open(tmp_path / "archive") as archive:
+        return archive.files[file.path].memory
+
+
+def test_a_copy_shares_the_memory_of_its_original(films, tmp_path):
+    shutil.copy(films / "a.mp4", films / "z.mp4")
+    original, copy = file_of(films / "a.mp4"), file_of(films / "z.mp4")
+    with Archive.open(tmp_path / "archive") as archive:
+        make(archive, original)
+        assert list(archive.missing([original, copy])) == []
+        (films / "a.mp4").write_bytes(b"changed")
+        make(archive, file_of(films / "a.mp4"))
+        assert list(archive.missing([copy])) == []
+
+
+def test_what_failed_is_tried_again_and_what_is_no_video_is_not(films, tmp_path):
+    whole, broken, unreadable, failed = (
+        File(str(films / name), name, "options") for name in ("1", "2", "3", "4")
+    )
+    with Archive.open(tmp_path / "archive") as archive:
+        make(archive, whole)
+        make(archive, broken, "broken")
+        archive.fail(unreadable, "no video", "unreadable")
+        archive.unfinished(failed).mkdir()
+        archive.fail(failed, "the disk is full")
+        assert not archive.unfinished(failed).exists()
+    with Archive.open(tmp_path / "archive") as archive:
+        assert list(archive.missing([whole, broken, unreadable, failed])) == [failed]
+        assert archive.files[failed.path].reason == "the disk is full"
+
+
+def test_a_file_that_fails_when_it_has_changed_keeps_its_earlier_memory(films, tmp_path):
+    before, after = (File(str(films / "a.mp4"), content, "options") for content in ("1", "2"))
+    with Archive.open(tmp_path / "archive") as archive:
+        make(archive, before)
+        archive.fail(after, "the disk is full")
+        assert list(archive.missing([after])) == [after]
+        assert memories(tmp_path / "archive") == [archive.files[after.path].memory]
+
+
+def test_what_a_kill_leaves_is_made_anew(films, tmp_path):
+    file, other = file_of(films / "a.mp4"), file_of(films / "b.MOV")
+    with Archive.open(tmp_path / "archive") as archive:
+        make(archive, file)
+        archive.unfinished(other).mkdir()
+    with (tmp_path / "archive" / LIST).open("ab") as rows:
+        rows.write(b'{"path": "/torn')
+    with Archive.open(tmp_path / "archive") as archive:
+        assert not archive.unfinished(other).exists()
+        assert list(archive.missing([file, other])) == [other]
+        make(archive, other)
+    with Archive.open(tmp_path / "archive") as archive:
+        assert list(archive.missing([file, other])) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["no json", '{"path": 1}', json.dumps({"path": "a", "content": "", "memory": "../b"})]
+)
+def test_a_damaged_list_is_refused(tmp_path, line):
+    (tmp_path / LIST).write_text(f"{line}\n")
+    with pytest.raises(StoreError, match=r"archive\.jsonl"):
+        Archive.open(tmp_path)
+
+
+def test_one_process_at_a_time_writes_and_a_memory_is_no_archive(memories_of_one, tmp_path):
+    with (
+        Archive.open(tmp_path / "archive"),
+        pytest.raises(StoreError, match="being written by process"),
+    ):
+        Archive.open(tmp_path / "archive")
+    with pytest.raises(ConfigError, match="is a memory; give a folder for many"):
+        Archive.open(memories_of_one)
+
+
+@pytest.fixture
+def memories_of_one(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "memory.json").write_text("{}")
+    return tmp_path / "one"
+
+
+# -- the command --
+
+
+def clearly(scale, cosines):
+    """Probabilities that tell colours apart."""
+    return 1.0 * (np.asarray(cosines) > 0.99)
+
+
+class InThisProcess:
+    """Stands in for processes, which would open the real model."""
+
+    def __init__(self, open_worker, num_workers):
+        self._worker = open_worker()
+
+    def run(self, jobs, stop):
+        for job in jobs:
+            yield pool.Progress(job, 0.5)
+            yield pool.Done(job, self._worker(job, lambda share: None))
+
+
+@pytest.fixture
+def two_films(tmp_path):
+    folder = tmp_path / "films"
+    folder.mkdir()
+    record(folder / "one.mp4")
+    record(folder / "two.mp4", (("white", 2), ("green", 2)))
+    whole = (folder / "one.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(whole[:100])
+    return folder
+
+
+def test_index_makes_one_memory_a_file_and_names_what_failed(run, two_films, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "Pool", InThisProcess)
+    command = ("index", two_films, "--memory", tmp_path / "archive", *QUICK)
+    code, out, err = run(*command, "--format", "jsonl")
+    made = {os.path.basename(row["path"]): row for row in events(out)}
+    assert code == 1
+    assert (made["one.mp4"]["segments"], made["one.mp4"]["seconds"]) == (3, 10.0)
+    assert (made["two.mp4"]["segments"], made["two.mp4"]["state"]) == (2, "whole")
+    assert (made["cut.mp4"]["state"], made["cut.mp4"]["memory"]) == ("unreadable", None)
+    assert "3 files: 0 known before, 2 made, 1 not whole" in err and "cut.mp4: unreadable" in err
+    code, out, err = run(*command)
+    assert (code, out) == (1, "") and "3 files: 3 known before, 0 made, 1 not whole" in err
+    code, out, _ = run("caption", two_films / "one.mp4", *QUICK, "--format", "jsonl")
+    alone = [(row["start"], row["end"], row["text"]) for row in events(out)]
+    _, out, _ = run("memory", "export", made["one.mp4"]["memory"], "--format", "jsonl")
+    kept = [(row["start"], row["end"], row["text"]) for row in events(out) if "text" in row]
+    assert kept == alone
+    code, _, err = run(*command[:2], "--memory", tmp_path / "archive", "--fps", "-1")
+    assert code == 2 and "fps" in err
+    code, _, err = run(*command, "--workers", "0")
+    assert code == 2 and "--workers 0" in err
+
+
+def test_find_and_ask_name_the_memory(run, model, two_films, tmp_path, monkeypatch):
+    reader = as_kind(Reader, model)
+    monkeypatch.setattr(checkpoint, "load", lambda name="", *, device="cpu": reader)
+    monkeypatch.setattr("streammem.memory.retrieval.Scale.probability", clearly)
+    monkeypatch.setattr(pool, "Pool", InThisProcess)
+    (two_films / "cut.mp4").unlink()
+    assert run("index", two_films, "--memory", tmp_path / "archive", *QUICK)[0] == 0
+    code, out, _ = run("find", tmp_path / "archive", "--all", "red", "--format", "jsonl")
+    best = events(out)[0]
+    assert code == 0 and best["memory"].startswith("one-") and best["rank"] == 1
+    assert (best["start"], best["end"]) == (0.0, 3.0)
+    code, out, _ = run("ask", tmp_path / "archive", "--all", "when: red", *QUICK)
+    assert code == 0 and out.startswith("one-") and "[00:00.0-00:03.0]" in out
+    (tmp_path / "archive" / best["memory"] / "memory.sqlite").write_bytes(b"damaged")
+    code, out, err = run("find", tmp_path / "archive", "--all", "red")
+    assert code == 1 and best["memory"] in err and out.splitlines()[0].startswith("two-")
+    code, _, err = run("find", two_films, "--all", "red")
+    assert code == 2 and "holds no memories" in err
+
+
+@pytest.mark.heavy
+def test_processes_make_what_one_makes_and_one_that_is_killed_is_replaced(tmp_path):
+    films = tmp_path / "films"
+    films.mkdir()
+    for number, colours in enumerate(["red", "blue", "green", "white"]):
+        record(films / f"{number}.mp4", ((colours, 3), ("red", 2 + number)))
+
+    def index(folder, workers):
+        command = ["index", films, "--memory", folder, "--workers", workers, "--format", "jsonl"]
+        return [sys.executable, "-m", "streammem", *map(str, [*command, *QUICK])]
+
+    serial = subprocess.run(index(tmp_path / "serial", 1), capture_output=True, timeout=300)
+    assert serial.returncode == 0, serial.stderr
+    with subprocess.Popen(
+        index(tmp_path / "parallel", 2), stdout=subprocess.PIPE, text=True
+    ) as running:
+        first = running.stdout.readline()
+        assert json.loads(first)["state"] == "whole"
+        workers = subprocess.run(
+            ["pgrep", "-P", str(running.pid), "-f", "spawn_main"], capture_output=True, text=True
+        ).stdout.split()
+        os.kill(int(workers[0]), 9)
+        running.stdout.read()
+        assert running.wait(300) == 0
+
+    def captions(folder):
+        with Archive.open(folder) as archive:
+            made = {os.path.basename(f.path): f.memory for f in archive.files.values()}
+        export = [sys.executable, "-m", "streammem", "memory", "export", "--format", "srt"]
+        return {
+            name: subprocess.run([*export, folder / memory], capture_output=True).stdout
+            for name, memory in sorted(made.items())
+        }
+
+    assert captions(tmp_path / "parallel") == captions(tmp_path / "serial")
+    assert len(archiving.DECIDING) == len(set(archiving.DECIDING))
