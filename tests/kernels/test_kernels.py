@@ -37,7 +37,7 @@ def interpreted(law, kernels=PACKAGE.parent):
     return python("-m", "tests.kernels.laws", *law.split(), kernels=kernels, TRITON_INTERPRET="1")
 
 
-PARTS = [f"tilling_more {part}" for part in range(6)]  # 3,000 sequences
+PARTS = [f"tilling_more {part}" for part in range(12)]  # 3,000 sequences
 HEAVY = [
     pytest.param(law, marks=pytest.mark.heavy)
     for law in ("topk_more", "read_more", *PARTS, "tilling_of_bad_frames")
