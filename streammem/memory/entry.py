@@ -75,10 +75,12 @@ class Sureness(NamedTuple):
     Attributes:
         confidence: in [0, 1], as in a ``Caption``; None where it is not known.
         unsure: whether the model had more words, and was not sure enough of them.
+        likelihood: in (0, 1], as in a ``Caption``; None where it is not known.
     """
 
     confidence: float | None = None
     unsure: bool = False
+    likelihood: float | None = None
 
 
 UNKNOWN = Sureness()
