@@ -158,7 +158,7 @@ def minigpt4_video(scratch: Path) -> Compare:
     said = find_minigpt4(minigpt4_files.write(scratch / "files"), scratch)
     assert said is not None
     model = open_minigpt4("tiny", said, tiny_model())
-    model.language.generate([model.prompt(None, [], [], "Hello.")], WORDS)  # opens it
+    model.language.generate([model.prompt(None, [], "Hello.")], WORDS)  # opens it
 
     def compare(frames: list[Frame], place: Path) -> tuple[Run, Run, dict[str, int]]:
         tower = model.encoder.visual_encoder
@@ -174,8 +174,7 @@ def minigpt4_video(scratch: Path) -> Compare:
             run.last_s = time.process_time() - before
             run.perceive_s += run.last_s
             before = time.process_time()
-            times = [frames[i].time for i in chosen]
-            prompt = model.prompt(tokens, times, (), MINIGPT4_REQUEST)
+            prompt = model.prompt(tokens, [""] * len(chosen), MINIGPT4_REQUEST)
             run.texts[end] = model.language.generate([prompt], WORDS)[0]
             run.speak_s += time.process_time() - before
             run.tokens = len(model.language.embed(prompt))
