@@ -235,6 +235,7 @@ def test_the_last_frame_is_read_unless_the_published_rule_is_asked_for(opened):
     assert times == {"end": [0.0, 4.0, 7.0], "floor": [0.0, 2.0, 5.0]}
 
 
+@pytest.mark.heavy
 def test_clips_reach_the_end_unless_the_published_rule_is_asked_for(opened):
     samples = np.zeros(10 * RATE, np.float32)
     samples[-RATE:] = noise(1.0)[0]  # something in the last second alone
