@@ -60,8 +60,8 @@ tells them by their length. Since format 3 keys of notes stand before those of c
 source has one timeline; before, each of its runs began at 0, see `timeline.py` and `Database`. And
 rows have `sureness`: JSON, [confidence, unsure] for each line of the caption, with its likelihood
 behind them where that is known; NULL where it is not known, which checksums leave out, so that
-those of older rows hold. Since format 5 a note may have a fourth value, the times at which its words
-begin.
+those of older rows hold. Since format 5 a note may have a fourth value, the times at which its
+words begin.
 """
 
 ONE_TIMELINE = 4
