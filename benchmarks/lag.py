@@ -76,22 +76,27 @@ def lag(num_cameras: int, minutes: float) -> int:
 
 def film(seed: int, seconds: float = FILM_S) -> list[Unit]:
     """Encode photos that go by, each panned so that no two frames are alike."""
+    return encode(pictures(seed, seconds), fps=FPS, gop=GOP)
+
+
+def pictures(seed: int, seconds: float) -> list[np.ndarray]:
+    """Return pictures [H, W, 3] of photos that go by."""
     folder = Path(os.environ["STREAMMEM_DATA"]) / "flickr8k"
     rows = [json.loads(line) for line in (folder / "captions.jsonl").open()]
     names = [row["image"] for row in rows if row["split"] == "val"]
     rng = np.random.default_rng(seed)
     width, height = SIZE
-    pictures: list[np.ndarray] = []
+    shown: list[np.ndarray] = []
     for number in rng.permutation(len(names)):
-        if len(pictures) >= seconds * FPS:
+        if len(shown) >= seconds * FPS:
             break
         photo = Image.open(folder / "images" / names[number]).convert("RGB")
         large = np.asarray(photo.resize((width * 11 // 10, height * 11 // 10)))
         count = int(rng.integers(*SCENE_S)) * FPS
         for k in range(count):
             x, y = (round(k / count * room) for room in (width // 10, height // 10))
-            pictures.append(np.ascontiguousarray(large[y : y + height, x : x + width]))
-    return encode(pictures, fps=FPS, gop=GOP)
+            shown.append(np.ascontiguousarray(large[y : y + height, x : x + width]))
+    return shown
 
 
 @contextmanager

@@ -222,6 +222,7 @@ class Chapter:
         segments: scenes in it.
         captions: of its most central scenes, in time order.
         wall_start: ISO 8601 with offset, the wall clock at ``start``, if known.
+        quotes: sentences that are typical of what is said in it, in time order.
     """
 
     source: str
@@ -230,12 +231,15 @@ class Chapter:
     segments: int
     captions: tuple[Caption, ...] = ()
     wall_start: str | None = None
+    quotes: tuple["Note", ...] = ()
 
     def __str__(self) -> str:
         scenes = "1 scene" if self.segments == 1 else f"{self.segments} scenes"
         span = with_wall_clock(f"{clock(self.start)}-{clock(self.end)}", self.wall_start)
         heading = f"{span} {self.source} ({scenes})"
-        return "\n".join([" ".join(heading.split()), *(f"  {item}" for item in self.captions)])
+        said: list[Caption | Note] = [*self.captions, *self.quotes]
+        lines = sorted(said, key=lambda item: item.start)  # stable
+        return "\n".join([" ".join(heading.split()), *(f"  {item}" for item in lines)])
 
 
 @dataclass(frozen=True, slots=True)

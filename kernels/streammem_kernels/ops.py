@@ -22,13 +22,14 @@ __all__ = [
     "choose",
     "find_topk",
     "memory_read",
+    "tilling_flush",
     "tilling_step",
 ]
 
 KERNELS = ("find_topk", "memory_read", "tilling_step")
 MAX_K = 64  # numbers of 64 bits that a question holds in registers
 MAX_SCORES = 2**31 - 1  # of memory_read in one call, at offsets of 32 bits
-MAX_ROWS = 2**31 - 1  # a row is half of a number of 64 bits
+MAX_ROWS = 2**31 - 1 - 64  # a row or group is half of a number of 64 bits
 VARIABLE = "STREAMMEM_KERNELS"
 
 
@@ -76,34 +77,53 @@ def find_topk(
     k: int,
     *,
     scales: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    tenants: torch.Tensor | None = None,
+    groups: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the rows of greatest cosine for each question, within its own range of rows.
+    """Find the rows of greatest cosine for each question, among those that it may see.
 
     Args:
         questions: [Q, D] float, Q >= 1; need not be normalised. A zero row scores 0.
-        keys: [N, D] int8, bfloat16 or float32, finite. Times their scales, of length 1.
+        keys: [N, D] int8, float16, bfloat16 or float32, finite. Times their scales, of length 1.
         ranges: [Q, 2] int64: first row and the row after the last; empty where not ascending.
         k: >= 1; the Triton form takes at most 64.
         scales: [N] float32 > 0, one a row; None for 1.
+        mask: [Q, T] bool, tenants that a question may see; None for all.
+        tenants: [N] int32 in [0, T), of each row; None where each row is a tenant, T = N.
+        groups: [N] int32 in [0, 2^31 - 65], of each row, as a segment's several keys; a group's
+            best row counts. None where each row is a group.
 
     Returns:
-        Rows [Q, k] int64, best first, equal scores by lower row, -1 where the range has no more;
-        scores [Q, k] float32, minus infinity there.
+        Rows, or groups, [Q, k] int64, best first, equal scores by lower number, -1 where there
+        are no more; scores [Q, k] float32, minus infinity there.
 
     Raises:
         ValueError: shapes or types do not fit each other.
         KernelError: see ``choose``.
     """
-    if keys.dtype not in (torch.int8, torch.bfloat16, torch.float32):
-        raise ValueError(f"keys of {keys.dtype}: give int8, bfloat16 or float32")
+    if keys.dtype not in (torch.int8, torch.float16, torch.bfloat16, torch.float32):
+        raise ValueError(f"keys of {keys.dtype}: give int8, float16, bfloat16 or float32")
     if questions.ndim != 2 or keys.ndim != 2 or questions.shape[1] != keys.shape[1]:
         raise ValueError(
             f"questions {tuple(questions.shape)} and keys {tuple(keys.shape)}: give [Q, D], [N, D]"
         )
     if ranges.shape != (len(questions), 2) or ranges.dtype != torch.int64:
         raise ValueError(f"ranges {tuple(ranges.shape)} {ranges.dtype}: give [Q, 2] int64")
-    if scales is not None and (scales.shape != keys.shape[:1] or scales.dtype != torch.float32):
-        raise ValueError(f"scales {tuple(scales.shape)} {scales.dtype}: give [N] float32")
+    for name, tensor, dtype in (
+        ("scales", scales, torch.float32),
+        ("tenants", tenants, torch.int32),
+        ("groups", groups, torch.int32),
+    ):
+        if tensor is not None and (tensor.shape != keys.shape[:1] or tensor.dtype != dtype):
+            given = f"{name} {tuple(tensor.shape)} {tensor.dtype}"
+            raise ValueError(f"{given}: give [{len(keys)}] {dtype}")
+    if tenants is not None and mask is None:
+        raise ValueError("tenants without a mask: give [Q, T] bool")
+    if mask is not None:
+        width = len(keys) if tenants is None else mask.shape[-1]
+        if mask.shape != (len(questions), width) or mask.dtype != torch.bool:
+            raise ValueError(f"mask {tuple(mask.shape)} {mask.dtype}: give [Q, T] bool")
     if k < 1 or len(keys) > MAX_ROWS:
         raise ValueError(f"{k=} of {len(keys)} rows: give k >= 1 and at most {MAX_ROWS} rows")
     unit = torch.nn.functional.normalize(questions.float(), dim=1)
@@ -111,15 +131,15 @@ def find_topk(
     form, _ = choose("find_topk", keys.device, unfit)
     # Nothing to launch for.
     if form == "torch" or not len(keys) or not len(questions):
-        return reference.find_topk_reference(unit, keys, ranges, k, scales)
+        return reference.find_topk_reference(unit, keys, ranges, k, scales, mask, tenants, groups)
     from streammem_kernels.find_topk import find_topk_triton
 
+    given = (unit, keys, ranges)
+    options = (scales, mask, tenants, groups)
     return find_topk_triton(
-        unit.contiguous(),
-        keys.contiguous(),
-        ranges.contiguous(),
+        *(tensor.contiguous() for tensor in given),
         k,
-        None if scales is None else scales.contiguous(),
+        *(None if tensor is None else tensor.contiguous() for tensor in options),
     )
 
 
@@ -203,32 +223,72 @@ def tilling_step(
     patches: torch.Tensor,
     mean: torch.Tensor,
     active: torch.Tensor | None = None,
+    *,
+    offsets: torch.Tensor | None = None,
 ) -> None:
     """Add one frame to each active stream; the state changes in place and holds what was found.
 
     Args:
         state: of S streams.
-        patches: [S, P, D] float, P >= 1: the frames' patch embeddings.
+        patches: [S, P, D] float, P >= 1: the frames' patch embeddings; with offsets [N, D].
         mean: [D] float32, the encoder's mean, which is subtracted.
-        active: [S] bool, streams that have a new frame; None for all.
+        active: [S] bool, streams that have a new frame; None for all that have patches.
+        offsets: [S + 1] int64, ascending from 0 to N: where each stream's patches start. A stream
+            without patches is not active.
 
     Raises:
         ValueError: shapes do not fit the state.
         KernelError: see ``choose``.
     """
     streams, _, width = state.rows.shape
-    if patches.ndim != 3 or patches.shape[::2] != (streams, width) or not patches.shape[1]:
+    if offsets is not None:
+        if patches.ndim != 2 or patches.shape[1] != width:
+            raise ValueError(f"patches {tuple(patches.shape)} with offsets: give [N, {width}]")
+        if offsets.shape != (streams + 1,) or offsets.dtype != torch.int64:
+            given = f"offsets {tuple(offsets.shape)} {offsets.dtype}"
+            raise ValueError(f"{given}: give [{streams + 1}] int64")
+        has_patches = offsets.diff() > 0
+        active = has_patches if active is None else active & has_patches
+    elif patches.ndim != 3 or patches.shape[::2] != (streams, width) or not patches.shape[1]:
         raise ValueError(f"patches {tuple(patches.shape)}: give [{streams}, P, {width}]")
     if mean.shape != (width,) or mean.dtype != torch.float32:
         raise ValueError(f"mean {tuple(mean.shape)} {mean.dtype}: give [{width}] float32")
-    if active is None:
-        active = torch.ones(streams, dtype=torch.bool, device=patches.device)
-    if active.shape != (streams,) or active.dtype != torch.bool:
-        raise ValueError(f"active {tuple(active.shape)} {active.dtype}: give [{streams}] bool")
+    active = _active(state, active)
     form, _ = choose("tilling_step", patches.device)
     if form == "torch":
-        reference.tilling_step_reference(state, patches, mean, active)
+        reference.tilling_step_reference(state, patches, mean, active, offsets)
         return
     from streammem_kernels.tilling import tilling_step_triton
 
-    tilling_step_triton(state, patches.contiguous(), mean.contiguous(), active.contiguous())
+    offsets = None if offsets is None else offsets.contiguous()
+    tilling_step_triton(state, patches.contiguous(), mean.contiguous(), active, offsets)
+
+
+def tilling_flush(state: TillingState, active: torch.Tensor | None = None) -> None:
+    """End streams: settle what is still open; frames pushed later start a new scene.
+
+    Args:
+        state: of S streams; it changes in place and holds what was found.
+        active: [S] bool, streams that end; None for all.
+
+    Raises:
+        ValueError: ``active`` does not fit the state.
+        KernelError: see ``choose``.
+    """
+    active = _active(state, active)
+    form, _ = choose("tilling_step", state.rows.device)
+    if form == "torch":
+        reference.tilling_flush_reference(state, active)
+        return
+    from streammem_kernels.tilling import tilling_flush_triton
+
+    tilling_flush_triton(state, active)
+
+
+def _active(state: TillingState, active: torch.Tensor | None) -> torch.Tensor:
+    streams = len(state.rows)
+    if active is None:
+        return torch.ones(streams, dtype=torch.bool, device=state.rows.device)
+    if active.shape != (streams,) or active.dtype != torch.bool:
+        raise ValueError(f"active {tuple(active.shape)} {active.dtype}: give [{streams}] bool")
+    return active.contiguous()

@@ -16,6 +16,9 @@ def find_topk_reference(
     ranges: torch.Tensor,
     k: int,
     scales: torch.Tensor | None,
+    mask: torch.Tensor | None = None,
+    tenants: torch.Tensor | None = None,
+    groups: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute `ops.find_topk` of unit questions: all scores, then the best of them."""
     scores = questions @ keys.float().T
@@ -25,13 +28,23 @@ def find_topk_reference(
     scores = torch.where(scores == 0, 0.0, scores)  # both zeros are one score
     bits = scores.view(torch.int32)
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    packed = (bits.long() << 32) | (0x7FFFFFFF - rows)
+    packed = (bits.long() << 32) | (0x7FFFFFFF - (rows if groups is None else groups.long()))
     inside = (rows >= ranges[:, :1]) & (rows < ranges[:, 1:])
-    return unpack(torch.where(inside, packed, WORST), k)
+    if mask is not None:
+        inside &= mask if tenants is None else mask[:, tenants.long()]
+    return unpack(torch.where(inside, packed, WORST), k, has_groups=groups is not None)
 
 
-def unpack(packed: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return rows and scores [Q, k] of the greatest numbers in [Q, M] int64, best first."""
+def unpack(packed: torch.Tensor, k: int, *, has_groups: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows and scores [Q, k] of the greatest numbers in [Q, M] int64, best first.
+
+    With groups, numbers of the same low half are one, and the greatest of them counts.
+    """
+    if has_groups and packed.shape[1]:
+        packed = packed.sort(1, descending=True).values
+        low, order = (packed & 0xFFFFFFFF).sort(dim=1, stable=True)
+        packed = packed.gather(1, order)
+        packed[:, 1:].masked_fill_(low[:, 1:] == low[:, :-1], WORST)
     best = packed.topk(min(k, packed.shape[1])).values
     best = torch.nn.functional.pad(best, (0, k - best.shape[1]), value=WORST)
     bits = (best >> 32).int()
@@ -66,39 +79,53 @@ def memory_read_reference(
 
 
 def tilling_step_reference(
-    state: TillingState, patches: torch.Tensor, mean: torch.Tensor, active: torch.Tensor
+    state: TillingState,
+    patches: torch.Tensor,
+    mean: torch.Tensor,
+    active: torch.Tensor,
+    offsets: torch.Tensor | None,
 ) -> None:
     """Compute `ops.tilling_step`, a stream at a time."""
-    pooled = patches.float().mean(1) - mean
-    for stream in range(len(patches)):
+    frames = patches if offsets is None else patches.tensor_split(offsets[1:-1].tolist())
+    for stream, frame in enumerate(frames):
         if active[stream]:
-            _push(state, stream, pooled[stream])
+            _step(state, stream, frame.float().mean(0) - mean)
         else:
             state.count[stream] = 0
 
 
-def _push(state: TillingState, stream: int, row: torch.Tensor) -> None:
-    """Add one frame's embedding [D] to one stream."""
+def tilling_flush_reference(state: TillingState, active: torch.Tensor) -> None:
+    """Compute `ops.tilling_flush`, a stream at a time."""
+    for stream in range(len(active)):
+        if active[stream]:
+            _step(state, stream, None)
+        else:
+            state.count[stream] = 0
+
+
+def _step(state: TillingState, stream: int, row: torch.Tensor | None) -> None:  # noqa: C901
+    """Add one frame's embedding [D] to one stream; None ends it. One function, as the kernel."""
     options = state.options
     flash, ring = options.flash_frames, 2 * options.flash_frames + 2
     frames, start, scene, first, length = state.numbers[stream].tolist()
     weight, mean, square = state.learned[stream].tolist()
     climb = state.climb[stream]
     found: list[tuple[int, float]] = []
-    norm = float(row.double().square().sum())
-    if not math.isfinite(norm):
-        state.count[stream] = -1
-        return
-    norm = math.sqrt(norm)
-    state.rows[stream, frames % ring] = row
-    state.norms[stream, frames % ring] = norm
-    for back in range(1, min(flash + 1, frames - start) + 1):
-        other = (frames - back) % ring
-        dot = float(row.double().dot(state.rows[stream, other].double()))
-        product = norm * float(state.norms[stream, other])
-        cosine = max(-1.0, min(1.0, dot / product)) if product else 0.0
-        state.cosines[stream, frames % ring, back - 1] = cosine
-    frames += 1
+    if row is not None:
+        norm = float(row.double().square().sum())
+        if not math.isfinite(norm):
+            state.count[stream] = -1
+            return
+        norm = math.sqrt(norm)
+        state.rows[stream, frames % ring] = row
+        state.norms[stream, frames % ring] = norm
+        for back in range(1, min(flash + 1, frames - start) + 1):
+            other = (frames - back) % ring
+            dot = float(row.double().dot(state.rows[stream, other].double()))
+            product = norm * float(state.norms[stream, other])
+            cosine = max(-1.0, min(1.0, dot / product)) if product else 0.0
+            state.cosines[stream, frames % ring, back - 1] = cosine
+        frames += 1
 
     def settle(count: int, right: float) -> None:
         nonlocal scene, weight, mean, square, first, length
@@ -124,8 +151,11 @@ def _push(state: TillingState, stream: int, row: torch.Tensor) -> None:
             first += 1
             length -= 1
 
-    gap = frames - 1 - flash
-    if gap > start:
+    # The end measures the gaps that a flash would still have been waited for.
+    gaps = range(frames - 1 - flash, frames - flash)
+    if row is None:
+        gaps = range(frames - flash, frames)
+    for gap in range(max(gaps.start, start + 1), gaps.stop):
         similarity = float(state.cosines[stream, gap % ring, 0])
         left, dips = similarity, similarity < options.peak
         if length:
@@ -140,7 +170,7 @@ def _push(state: TillingState, stream: int, row: torch.Tensor) -> None:
             settle(1, similarity)
         left = max(left, options.peak)
         bridged = math.inf
-        if dips and left + 1 - 2 * similarity > options.floor:
+        if dips and gap + flash < frames and left + 1 - 2 * similarity > options.floor:
             bridged = max(
                 float(state.cosines[stream, (gap + after) % ring, before + after])
                 for before in range(min(flash, gap - 1 - start) + 1)
@@ -152,6 +182,10 @@ def _push(state: TillingState, stream: int, row: torch.Tensor) -> None:
             [similarity, left, bridged], dtype=torch.float64
         )
         length += 1
+    if row is None:
+        if length:
+            settle(length, float(climb[(first + length - 1) % options.max_lag, 0]))
+        start = scene = frames
     state.numbers[stream] = torch.tensor([frames, start, scene, first, length])
     state.learned[stream] = torch.tensor([weight, mean, square], dtype=torch.float64)
     state.count[stream] = len(found)

@@ -46,8 +46,10 @@ class TillingState:
         learned: [S, 3] float64: weight, mean, square.
         count: [S] int32, boundaries that the last step found; -1 for an embedding that is not
             finite, which changed nothing.
-        index: [S, max_lag] int64: the first ``count`` are the boundaries' frames, ascending.
-        depth: [S, max_lag] float64: their depths; NaN for a scene that reached ``max_frames``.
+        index: [S, max_lag + flash_frames] int64: the first ``count`` are the boundaries' frames,
+            ascending.
+        depth: [S, max_lag + flash_frames] float64: their depths; NaN for a scene that reached
+            ``max_frames``.
     """
 
     def __init__(
@@ -70,8 +72,9 @@ class TillingState:
         self.numbers = zeros(5, dtype=torch.int64)
         self.learned = zeros(3)
         self.count = zeros(dtype=torch.int32)
-        self.index = zeros(lag, dtype=torch.int64)
-        self.depth = zeros(lag)
+        most = lag + options.flash_frames  # that the end of a stream settles
+        self.index = zeros(most, dtype=torch.int64)
+        self.depth = zeros(most)
         self.arrived = zeros(dtype=torch.int32)  # the kernel's count of tiles; 0 between steps
         values = [options.alpha, options.floor, options.decay, options.peak, OUTLASTING, math.inf]
         self.values = torch.tensor(values, dtype=torch.float64, device=device)

@@ -180,14 +180,15 @@ def pieces(
         yield line.take(len(line))
 
 
-def quietest(samples: np.ndarray, seek_s: float = _SEEK_S) -> int:
+def quietest(samples: np.ndarray, seek_s: float = _SEEK_S, moment_s: float = _QUIET_S) -> int:
     """Return the sample at the quietest moment of the last seconds, where sound may be cut.
 
     Args:
         samples: [N] float32 at RATE.
         seek_s: seconds of its end, and at most its second half.
+        moment_s: seconds of a moment.
     """
-    size = int(_QUIET_S * RATE)
+    size = int(moment_s * RATE)
     tail = samples[-int(min(seek_s * RATE, len(samples) / 2)) :]
     count = len(tail) // size
     if not count:

@@ -10,10 +10,10 @@ many files carry another format's suffix.
 """
 
 import html
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import av
@@ -27,6 +27,10 @@ MAX_NOTE_CHARS = 500  # a longer cue becomes several, so that a memory can hold 
 _VIDEO_SUFFIXES = frozenset(
     ".mp4 .m4v .mov .mkv .webm .avi .wmv .flv .mpg .mpeg .ts .mts .m2ts .3gp .ogv".split()  # noqa: SIM905
 )
+_PICTURES = frozenset({"dvbsub", "dvdsub", "pgssub", "xsub"})
+CLOSED_CAPTIONS = "cc_dec"  # FFmpeg's decoder of EIA-608
+UNKNOWN_S = 2.0  # that a cue is shown whose end is not known
+MAX_CAPTION_S = 30.0  # a longer closed caption was never taken away
 _SAME_TEXT_GAP_S = 0.05  # equal cues this near are one: layers, and captions that roll up
 _ABOUT = {"forced", "sdh", "cc", "hi", "default", "full", "dubtitle"}  # suffixes beside a language
 
@@ -87,12 +91,14 @@ class Track:
         language: ISO 639-1 where it is known, as it stands there otherwise; empty without one.
         forced: whether it holds only what is said in a foreign language.
         read: reads it; raises ``SourceError`` where it cannot be opened.
+        is_text: whether it can be read; pictures of text, and teletext, cannot.
     """
 
     name: str
     language: str
     forced: bool
     read: Callable[[], Cues]
+    is_text: bool = True
 
 
 def parse(data: bytes, name: str, language: str = "") -> Cues:
@@ -134,14 +140,14 @@ def tracks_of(path: str | Path) -> list[Track]:
     """Return the subtitle tracks of a video file, the best first: beside it, then in it.
 
     Of each kind the one without a language comes first, then the default one; forced ones, which
-    hold only a part of what is said, come last.
+    hold only a part of what is said, come last, and then those that cannot be read.
 
     Args:
         path: of the video.
     """
     path = Path(path)
     tracks = [*_beside(path), *_inside(path)]
-    return sorted(tracks, key=lambda track: track.forced)  # stable
+    return sorted(tracks, key=lambda track: (not track.is_text, track.forced))  # stable
 
 
 # -- files --
@@ -338,20 +344,23 @@ def _inside(path: Path) -> list[Track]:
         with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
             for number, stream in enumerate(container.streams.subtitles, start=1):
                 context = stream.codec_context
-                codec = context.name if context else "unknown"
+                codec = context.name if context else "of a kind without decoder, as teletext"
+                is_text = context is not None and context.name not in _PICTURES
                 flags = av.stream.Disposition(stream.disposition)
                 language = language_of(stream.language or "")
                 language = "" if language == "und" else language
-                track = Track(
-                    f"subtitle track {number} of {path.name} ({codec})",
-                    language,
-                    bool(flags & av.stream.Disposition.forced),
-                    _inside_reader(path, stream.index),
-                )
+                name = f"subtitle track {number} of {path.name} ({codec})"
+                read = _inside_reader(path, stream.index) if is_text else partial(_no_text, name)
+                forced = bool(flags & av.stream.Disposition.forced)
+                track = Track(name, language, forced, read, is_text)
                 tracks.append((not flags & av.stream.Disposition.default, number, track))
     except (av.FFmpegError, OSError, ValueError):
         return []  # that it is no video is reported by what opens it as one
     return [track for *_, track in sorted(tracks, key=lambda item: item[:2])]
+
+
+def _no_text(name: str) -> Cues:
+    return Cues((), (f"{name}: is no text that can be read here; pictures and teletext are not",))
 
 
 def _inside_reader(path: Path, index: int) -> Callable[[], Cues]:
@@ -366,11 +375,9 @@ def _inside_reader(path: Path, index: int) -> Callable[[], Cues]:
                         other.discard = av.stream.Discard.all
                 # Time 0 is where players begin, as for pictures.
                 zero = max(0, container.start_time or 0) / av.time_base
+                rolled = list[str]()
                 for packet in container.demux(stream):
-                    if packet.pts is None or packet.time_base is None:
-                        continue  # the flush at the end
-                    start = float(packet.pts * packet.time_base) - zero
-                    notes += _decoded_packet(packet, start, faults)
+                    notes += _decoded_packet(packet, zero, faults, rolled)
         except (av.FFmpegError, OSError, ValueError) as error:
             faults.append(f"{path.name}: its subtitle track breaks off ({type(error).__name__})")
         if not notes and not faults:
@@ -380,21 +387,47 @@ def _inside_reader(path: Path, index: int) -> Callable[[], Cues]:
     return read
 
 
-def _decoded_packet(packet: av.Packet, start: float, faults: list[str]) -> list[Note]:
+def _decoded_packet(
+    packet: av.Packet, zero: float, faults: list[str], rolled: list[str]
+) -> list[Note]:
+    """Decode a packet of a text track.
+
+    Args:
+        packet: the last one is empty.
+        zero: seconds of the container's clock at which players begin.
+        faults: gets what is damaged.
+        rolled: lines of closed captions that were shown last, which roll up; changed in place.
+    """
+    context = packet.stream.codec_context
+    captions = context.name == CLOSED_CAPTIONS  # known when they end, which is in a later packet
+    if not captions and packet.pts is None:
+        return []
+    start = float((packet.pts or 0) * packet.time_base) - zero if packet.time_base else 0.0
     try:
-        sets = packet.stream.codec_context.decode2(packet) or ()
-        subtitles = list(sets)
+        sets = context.decode2(packet)
+        subtitles = list(sets or ())
     except av.FFmpegError:
         faults.append(f"subtitles at {start:.1f} s: damaged; the cue is left out")
         return []
-    length = float(packet.duration * packet.time_base) if packet.duration else math.nan
+    shown_s = float(packet.duration * packet.time_base) if packet.duration else UNKNOWN_S
+    if captions and sets:
+        start, shown_s = sets.pts / 1e6 - zero, sets.end_display_time / 1e3
+        shown_s = shown_s if 0 < shown_s < MAX_CAPTION_S else UNKNOWN_S
     notes = []
     for subtitle in subtitles:
         if getattr(subtitle, "type", b"") != b"ass":
             continue
         # FFmpeg gives "ReadOrder,Layer,Style,Name,MarginL,MarginR,MarginV,Effect,Text".
         parts = subtitle.ass.decode("utf-8", "replace").split(",", 8)
-        if len(parts) == 9 and (said := _ass_text(parts[8], parts[3])):
-            shown_s = length if length > 0 else 2.0
+        if len(parts) < 9:
+            continue
+        text = parts[8]
+        if captions:
+            lines = text.split("\\N")
+            bare = [_ass_text(line) for line in lines]
+            # Lines that stay while a new one comes are given once.
+            stay = next((n for n in range(len(bare), 0, -1) if rolled[-n:] == bare[:n]), 0)
+            text, rolled[:] = "\\N".join(lines[stay:]), bare
+        if said := _ass_text(text, parts[3]):
             notes += split_long(max(0.0, start), max(0.0, start + shown_s), said)
     return notes

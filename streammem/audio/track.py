@@ -42,6 +42,8 @@ class SpeechOptions:
             transcription server, ``openai:URL#NAME``.
         language: of subtitles and speech, as in ``en`` or ``eng``; several after commas, the first
             that is there counts. None takes the file's best track.
+        where_possible: watch a source that can have no sound without its words; it is refused
+            otherwise, where they are asked for.
 
     Raises:
         ConfigError: another ``speech``, or an empty language.
@@ -49,6 +51,7 @@ class SpeechOptions:
 
     speech: str = "auto"
     language: str | None = None
+    where_possible: bool = False
 
     def __post_init__(self) -> None:
         if self.speech not in CHOICES and not self.speech.startswith(OPENAI):

@@ -22,7 +22,7 @@ _ENTER, _LEAVE = 0.5, 0.35  # probabilities of speech; Silero's own
 _FEWEST = 3  # windows of speech in an utterance; fewer are a click
 _BEFORE, _AFTER = 10, 6  # windows beside the speech that belong to an utterance
 _CONTEXT = 16  # windows that the detector hears again before new ones
-_CUT_S = 1.0  # the last of a long utterance, in which it is cut
+_CUT_S, _MOMENT_S = 1.0, 0.1  # the last of a long utterance, and how much of it is compared
 
 Detector = Callable[[np.ndarray], np.ndarray]
 
@@ -87,7 +87,9 @@ class Utterances:
                 stop = (last + 1 + _AFTER) * WINDOW
             elif (count - first) * WINDOW >= MAX_UTTERANCE_S * RATE:
                 begin = first * WINDOW
-                stop = begin + quietest(self._line.samples[begin : count * WINDOW], _CUT_S)
+                stop = begin + quietest(
+                    self._line.samples[begin : count * WINDOW], _CUT_S, _MOMENT_S
+                )
                 stop -= stop % WINDOW
             else:
                 return

@@ -10,9 +10,11 @@ import torch
 
 from streammem import __version__
 from streammem.captioning.scheduler import LIVE_CAPTION_S
-from streammem.errors import BackboneError
+from streammem.errors import BackboneError, ConfigError
+from streammem.memory.index import LEAST_ON_GPU, index_choice
 from streammem.models.backbones.language import decoding_route
 from streammem.models.backbones.products import why_rows_are_apart
+from streammem.models.backbones.transformers_files import attention_choice
 from streammem.models.backbones.weights import SOURCES, home, is_pulled
 from streammem.models.threads import cores
 
@@ -58,8 +60,11 @@ def describe() -> dict[str, str]:
         "the best of as many candidates, by default 8, 4, 2 or 1, as take at most "
         f"{LIVE_CAPTION_S:g} s here, measured when a source is opened; of files always 8"
     )
-    facts["attention"] = "flash-attn on CUDA if installed, else SDPA"
+    attention, reason = attention_choice()
+    facts["attention"] = f"{attention}: {reason}; where a model's options do not name one"
+    facts["float32 on CUDA"] = "products in full, convolutions as TF32, as torch has it"
     facts["kernels"] = _kernels()
+    facts["index"] = _index()
     try:
         facts["home"] = str(home())
         for name in SOURCES:
@@ -83,7 +88,17 @@ def _kernels() -> str:
         form, reason = ops.choose("find_topk", device)
     except ops.KernelError as error:
         return str(error)
-    return f"{form}: {reason}; called by no command yet"
+    return f"{form}: {reason}"
+
+
+def _index() -> str:
+    try:
+        (few, _), (many, why_many) = index_choice(1), index_choice(LEAST_ON_GPU)
+    except ConfigError as error:
+        return str(error)
+    if few == many:
+        return f"{few}: {why_many}"
+    return f"{few} up to {LEAST_ON_GPU:,} keys of a kind, above them {many}: {why_many}"
 
 
 def _version(package: str) -> str:

@@ -23,7 +23,7 @@ from streammem.commands.options import (
 )
 from streammem.errors import ConfigError, StoreError
 from streammem.models.registry import DEFAULT, load
-from streammem.output.render import Text, plain, stamped, to_line, wall_start
+from streammem.output.render import FORMATS, Text, plain, stamped, to_line, wall_start
 from streammem.output.terminal import note, output, write_line
 from streammem.types import Event, Note, clock, wall_clock, with_wall_clock
 from streammem.video.address import public_name
@@ -69,9 +69,10 @@ def add_to(commands: Any) -> None:
         "every event that it keeps: segments, captions, speech",
         "streammem memory export trips --format jsonl > trips.jsonl",
         "streammem memory export trips --format srt --source holiday.mp4 -o holiday.srt",
+        "streammem memory export trips --format parquet -o trips.parquet     vectors, keyframes",
     )
     exported.add_argument("--source", help="only what was seen there")
-    add_output_options(exported)
+    add_output_options(exported, *FORMATS, "parquet")
     speech = "what is said: among the captions (default), only, no, or tracks: FILE.speech.srt"
     exported.add_argument(
         "--with-speech", choices=("merged", "tracks", "only", "no"), default="merged", help=speech
@@ -176,6 +177,8 @@ def export(arguments: argparse.Namespace) -> int:
     """Print every event; with ``tracks`` what is said goes to a second file."""
     path, speech = arguments.output, arguments.with_speech
     check_output(path, arguments.memory / "memory.json")
+    if arguments.format == "parquet":
+        return _export_table(arguments)
     beside = None
     if speech == "tracks":
         if path is None:
@@ -204,6 +207,25 @@ def export(arguments: argparse.Namespace) -> int:
                 results.put(f"{with_wall_clock(span, str(at['wall_start']))} {line}")
             else:
                 results.write(stamped(event, at) if arguments.wall_clock else event)
+    return 0
+
+
+def _export_table(arguments: argparse.Namespace) -> int:
+    """Write one row a segment, with its keys and its keyframe."""
+    from streammem.output.parquet import write_parquet
+
+    if arguments.output is None:
+        raise ConfigError("--format parquet: is no text; give -o FILE too")
+    if arguments.with_speech != "merged" or arguments.wall_clock:
+        raise ConfigError("--format parquet: holds speech and wall clock anyway; leave them out")
+    with _opened(arguments, "r") as store:
+        sources, header = _sources(store, arguments.source), store.header
+        named = (entry for entry in store.export() if entry.source in sources)
+        num_rows = write_parquet(
+            arguments.output, named, memory=arguments.memory.resolve().name,
+            fingerprint=header.fingerprint, key_dim=header.key_dim,
+        )  # fmt: skip
+    note(f"wrote {arguments.output}: {_counted(num_rows, 'row')}")
     return 0
 
 

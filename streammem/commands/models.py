@@ -88,10 +88,20 @@ def _add_eval(commands: Any) -> None:
         "streammem eval captions flickr8k --split val --controls",
         "streammem eval retrieval flickr8k --limit 300 --json figures.json",
         "streammem eval answers flickr8k --answer-with teacher --controls",
+        "streammem eval make clips films --photos flickr8k --films 2 --minutes 10",
+        "streammem eval answers films --context blind --curve risk.png",
     )
     add = parser.add_argument
-    add("suite", help="captions, retrieval, memory or answers")
-    add("folder", type=Path, help="data folder: images/ and captions.jsonl")
+    add("suite", help="captions, retrieval, memory or answers; make makes films with questions")
+    folder = "data folder: images/ and captions.jsonl; of answers also films that make made; of "
+    add("folder", type=Path, help=folder + "make clips with manifest.jsonl")
+    add("out", type=Path, nargs="?", help="make: folder of the films")
+    add("--photos", type=Path, metavar="DIR", help="make: whose photos come between the clips")
+    add("--films", type=int, default=1, help="make: films of each half of the clips")
+    add("--minutes", type=float, default=5.0, help="make: length of a film")
+    add("--seed", type=int, default=0, help="make: equal seeds make equal films")
+    add("--context", default="memory", help="films: captions, uniform, now or blind, as controls")
+    add("--curve", type=Path, metavar="PNG", help="films: draw how many of the surest are wrong")
     add("--split", default="val")
     add("--model", default="streammem-tiny")
     add("--device", default="cpu")
@@ -231,6 +241,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Print the figures of a suite as one JSON object, the last line."""
     from streammem.captioning.captioner import Captioner
     from streammem.engine.session_config import SessionConfig
+    from streammem.evaluation import film_files
     from streammem.evaluation.datasets import EvaluationOptions
     from streammem.evaluation.pictures import PictureModel
     from streammem.evaluation.rereading import evaluate_rereading
@@ -239,11 +250,16 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from streammem.models.registry import open_generator
     from streammem.models.threads import limit_threads
 
+    if (arguments.out is None) == (arguments.suite == "make"):
+        raise ConfigError("eval make takes a folder of clips and one for the films; others do not")
+    if arguments.suite == "make":
+        return _make_films(arguments)
     if arguments.suite not in SUITES:
         raise ConfigError(f"{arguments.suite}: no such suite; known: {', '.join(SUITES)}")
     if arguments.answer_with is not None and arguments.suite != "answers":
         raise ConfigError("--answer-with is for the suite answers")
-    for path in (arguments.predictions, arguments.json):
+    on_films = _asks_films(arguments)
+    for path in (arguments.predictions, arguments.json, arguments.curve):
         check_output(path)
     options = EvaluationOptions(
         split=arguments.split,
@@ -262,7 +278,15 @@ def evaluate(arguments: argparse.Namespace) -> int:
         count = Captioner(model, config).candidates
         choice = model.reranker and model.reranker._replace(candidates=count)
         model = replace(model, reranker=choice)  # type: ignore[type-var]
-    if arguments.answer_with is None:
+    if on_films:
+        figures = film_files.evaluate_films(
+            arguments.folder, model, options, context=arguments.context
+        )
+        for row in film_files.rows_of(figures):
+            write_line(row)
+        if arguments.curve:
+            film_files.draw_curves(figures, arguments.curve)
+    elif arguments.answer_with is None:
         figures = run_suite(
             arguments.suite, arguments.folder, PictureModel(cast(Any, model)), options
         )
@@ -281,6 +305,36 @@ def evaluate(arguments: argparse.Namespace) -> int:
         arguments.json.write_text(line + "\n")
     write_line(line)
     return 0
+
+
+def _make_films(arguments: argparse.Namespace) -> int:
+    """Make films with questions, and print their files."""
+    from streammem.evaluation.film_files import MAX_PHOTOS, MakeOptions, make_films
+
+    options = MakeOptions(
+        arguments.photos,
+        arguments.films,
+        arguments.minutes,
+        arguments.limit or MAX_PHOTOS,
+        arguments.seed,
+    )
+    for film in make_films(arguments.folder, arguments.out, options):
+        write_line(str(film))
+    return 0
+
+
+def _asks_films(arguments: argparse.Namespace) -> bool:
+    """Return whether films are asked; refuse options that do not go together."""
+    from streammem.evaluation.film_files import CONTEXTS, is_films
+
+    if arguments.context not in CONTEXTS:
+        raise ConfigError(f"--context: give one of {', '.join(CONTEXTS)}")
+    films = arguments.suite == "answers" and is_films(arguments.folder)
+    if not films and (arguments.context != "memory" or arguments.curve):
+        raise ConfigError("--context and --curve are for eval answers of films that make made")
+    if films and (arguments.answer_with is not None or arguments.controls):
+        raise ConfigError("--answer-with and --controls are for streams of photos; see --context")
+    return films
 
 
 def train(arguments: argparse.Namespace) -> int:

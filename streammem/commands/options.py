@@ -237,7 +237,7 @@ SPEECH_FLAGS = (  # of SpeechOptions
         "--speech",
         "speech",
         "what is said: auto (default) reads subtitles beside or in a video file, where there are "
-        "some, and recognises nothing; on recognises the speech of files without; off does "
+        "some, and recognises nothing; on recognises speech where there are none; off does "
         "neither; MODEL recognises: whisper-base, faster-whisper:NAME, a folder (these need "
         "streammem[speech]), or a server, openai:URL#NAME",
         {"default": "auto", "metavar": "auto|on|off|MODEL"},
@@ -563,6 +563,7 @@ def add_server_options(parser: Parser) -> None:
     confirm = next(flag for flag in WATCH_FLAGS if flag.name == "--confirm-alerts")
     add_flags(parser, (confirm,))
     add_flags(parser.add_argument_group("limits"), LIMIT_FLAGS)
+    add_flags(parser, SPEECH_FLAGS)
     add_session_options(parser)
 
 

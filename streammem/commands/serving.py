@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streammem.commands.options import (
+    SPEECH_FLAGS,
     TOKEN,
     add_command,
+    add_flags,
     add_mqtt_options,
     add_server_options,
     add_session_options,
@@ -17,6 +19,7 @@ from streammem.commands.options import (
     load_model,
     require,
     server_limits,
+    speech_options,
 )
 from streammem.commands.publishing import broker_of, outlets
 from streammem.errors import ConfigError, StreammemError
@@ -68,6 +71,7 @@ def add_to(commands: Any) -> None:
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCE", help="watched meanwhile; see caption --help")
     add("--memories", type=Path, metavar="DIR", help="folder whose memories may be asked")
+    add_flags(parser, SPEECH_FLAGS)
     add_session_options(parser)
 
 
@@ -112,7 +116,8 @@ def run_mcp(arguments: argparse.Namespace) -> int:
     from streammem.integrations.mcp import make_server
     from streammem.server.limits import ServerConfig
 
-    sessions = open_sessions(arguments, ServerConfig(memories=arguments.memories))
+    config = ServerConfig(memories=arguments.memories, speech=speech_options(arguments))
+    sessions = open_sessions(arguments, config)
     try:
         asyncio.run(make_server(sessions, arguments.sources).run_stdio_async())
     except ExceptionGroup as group:
@@ -146,6 +151,7 @@ def server_config(arguments: argparse.Namespace, *, by_default: bool = False) ->
         alerts=tuple(arguments.alert),
         keep_in=keep_in,
         confirm_alerts=bool(arguments.confirm_alerts),
+        speech=speech_options(arguments),
         prefix=arguments.prefix.rstrip("/"),
         limits=server_limits(arguments),
     )
@@ -203,12 +209,14 @@ def open_sessions(arguments: argparse.Namespace, config: "ServerConfig") -> "Ses
     from streammem.commands.opening import quiet_libraries
     from streammem.engine.checks import check_reads
     from streammem.engine.session_config import SessionConfig, defaults_of
+    from streammem.engine.speech import check_recogniser
     from streammem.engine.whole_video import cuts_of, with_cuts
     from streammem.models.threads import limit_threads
     from streammem.server.sessions import Sessions
     from streammem.video import kind_of, open_source
 
     configured(SessionConfig(), arguments)
+    check_recogniser(config.speech)
     for source in arguments.sources:
         # Before the tasks of a server run: one that reads its input would wait for more of it.
         if kind_of(source).name == "file":

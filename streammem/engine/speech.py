@@ -52,9 +52,22 @@ def open_speech(source: VideoSource, options: SpeechOptions) -> Speech:
     if wanted is None:
         return Speech(subtitles, None)
     if not (source.sound_beside or source.sound_apart):
+        if options.where_possible:
+            return Speech(subtitles, None)
         raise SourceError(f"{source.name}: has no sound to be recognised; leave out --speech")
     language = language_of(options.language.split(",")[0]) if options.language else None
     return Speech(subtitles, recogniser(wanted, language))
+
+
+def check_recogniser(options: SpeechOptions) -> None:
+    """Check that what is asked for can be recognised, before any source is opened.
+
+    Raises:
+        BackboneError, ServedModelError: see ``open_speech``.
+    """
+    wanted = WHISPER if options.speech == "on" else options.recogniser
+    if wanted is not None:
+        recogniser(wanted)
 
 
 class SceneNotes:
@@ -119,7 +132,7 @@ class SceneNotes:
             (end, segment), found = self._ends.popleft(), list[Note]()
             while self._heard and self._heard[0].start < end:
                 note = self._heard.popleft()
-                if note.end > self._begin:
+                if self._at_once or note.end > self._begin:
                     found.append(note)
             if found and self._session.memory.get(segment):  # it may have been pruned
                 self._session.add_notes(segment, found)

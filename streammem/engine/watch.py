@@ -40,7 +40,7 @@ from streammem.video import SourceOptions, VideoSource, open_with
 SEGMENTS_AHEAD = 4  # captions that may be pending before a file's perception waits, at least
 SOUND_PIECE_S = 10.0  # of sound for a model that listens, decoded at a time
 LIVE_SEGMENTS_AHEAD = 1  # of a live source; beyond them the oldest stays without a caption
-HEARD_AT_STOP_S = 5.0  # of a live source, for what was said last
+HEARD_AT_STOP_S, HEARD_AT_END_S = 5.0, 60.0  # of a live source, for what was said last
 DEFAULTS, NO_CALLBACKS, SOURCE = WatchOptions(), WatchCallbacks(), SourceOptions()
 
 
@@ -91,17 +91,19 @@ def watch(
 
 
 def _open_sound(source: VideoSource, session: Session) -> SoundWindow | None:
-    """Open the sound of a file for a model that listens."""
+    """Open the sound of a file for a model that listens; live and joined sources are not heard."""
     wanted = session.config.sound
-    sound = None if wanted == "off" else source.sound_pass()
-    if sound is None:
-        return None
 
     def report(reason: str) -> None:
         if wanted == "notice":
             source.notices.append(f"{reason}: scenes are described without sound from here on")
 
-    return SoundWindow(pieces(sound, SOUND_PIECE_S), report)
+    if wanted == "off" or source.live or source.sound_waits:
+        if wanted != "off":
+            report(f"{source.name}: only the sound of single files is heard")
+        return None
+    sound = source.sound_pass()
+    return None if sound is None else SoundWindow(pieces(sound, SOUND_PIECE_S), report)
 
 
 class _Watching:
@@ -417,8 +419,13 @@ class _Watching:
         if not (notes and self._num_frames):
             return
         notes.listener.end()
-        until = time.monotonic() + (HEARD_AT_STOP_S if self._live else 0.0)
-        while notes.awaits and not (self._is_stopping() and time.monotonic() >= until):
+        began, at_stop, at_end = time.monotonic(), 0.0, math.inf
+        if self._live:
+            at_stop, at_end = HEARD_AT_STOP_S, HEARD_AT_END_S
+        while notes.awaits:
+            waited_s = time.monotonic() - began
+            if waited_s >= (at_stop if self._is_stopping() else at_end):
+                break
             yield from notes.due(POLL_S)
         yield from notes.due(last=True)
 

@@ -7,7 +7,8 @@
 
 Frames, keys, memory, captions and commands are those of any session. Where a VideoLLaMB's segments
 begin and what its bridge makes of them comes from ``models/videollamb/offline.py``; which frames
-and subtitles of a clip a MiniGPT4-Video reads, from ``models/minigpt4_video/interleaving.py``.
+and subtitles of a clip a MiniGPT4-Video reads, from ``models/minigpt4_video/interleaving.py``; a
+Video-LLaMA reads eight frames and eight clips of sound of a whole video.
 """
 
 import dataclasses
@@ -22,11 +23,17 @@ import torch
 from torch import Tensor
 
 from streammem.audio.scene_sound import SceneSound
-from streammem.engine.session import Session
+from streammem.engine.session import Session, segment_frames
 from streammem.engine.session_config import SessionConfig
 from streammem.errors import ConfigError
 from streammem.memory.retrieval import Window
-from streammem.models.minigpt4_video.interleaving import Shot, cues_of, parents_shots, placed
+from streammem.models.minigpt4_video.interleaving import (
+    Shot,
+    cues_of,
+    parents_shots,
+    placed,
+    shortened,
+)
 from streammem.models.minigpt4_video.minigpt4_video import MiniGPT4Video
 from streammem.models.minigpt4_video.options import CUTS as CLIP_CUTS
 from streammem.models.protocols import (
@@ -36,6 +43,7 @@ from streammem.models.protocols import (
     StreamModel,
     spread,
 )
+from streammem.models.video_llama.video_llama import VideoLlama
 from streammem.models.videollamb.offline import choose, read
 from streammem.models.videollamb.options import CUTS
 from streammem.models.videollamb.videollamb import VideoLLaMB
@@ -43,7 +51,9 @@ from streammem.perception.perceiver import Perceived
 from streammem.perception.scene_buffer import BufferedFrame, SceneBuffer
 from streammem.types import Answer, Frame, Note, Reason, Segment
 
-CUTS_OF: dict[type, tuple[str, ...]] = {VideoLLaMB: CUTS, MiniGPT4Video: CLIP_CUTS}
+CUTS_OF: dict[type, tuple[str, ...]] = {
+    VideoLLaMB: CUTS, MiniGPT4Video: CLIP_CUTS, VideoLlama: ("streaming", "whole")
+}  # fmt: skip
 HELD = 1024  # frames; at full size one takes 0.3 MB: 224 x 224 pixels and a picture for keyframes
 UNBOUNDED = 1 << 62  # the lag of a buffer that thins no scene
 
@@ -78,6 +88,8 @@ def open_session(
         )
     if isinstance(model, VideoLLaMB):
         return WholeVideoSession(model, config, memory=memory)
+    if isinstance(model.segment_encoder, VideoLlama):
+        return OneVideoSession(model, config, memory=memory)
     return ClipSession(model, config, memory=memory)
 
 
@@ -91,7 +103,7 @@ def cuts_of(model: StreamModel, cuts: str | None = None) -> str:
     if video is None:
         if cuts in (None, "streaming"):
             return "streaming"
-        raise ConfigError(f"cuts={cuts}: only a VideoLLaMB reads whole videos, not {model.name}")
+        raise ConfigError(f"cuts={cuts}: {model.name} reads no whole videos; leave cuts out")
     chosen, known = cuts or video.options.cuts, CUTS_OF[type(video)]
     if chosen not in known:
         raise ConfigError(f"cuts={chosen}: {model.name} takes {', '.join(known)}")
@@ -112,12 +124,12 @@ def with_cuts(model: StreamModel, cuts: str) -> StreamModel:
     return dataclasses.replace(cast(ComposedModel, model), **swapped)
 
 
-def _video_model(model: StreamModel) -> VideoLLaMB | MiniGPT4Video | None:
+def _video_model(model: StreamModel) -> VideoLLaMB | MiniGPT4Video | VideoLlama | None:
     """Return the model that reads whole videos, if one does; others may write in its place."""
     if isinstance(model, VideoLLaMB):
         return model
     encoder = model.segment_encoder
-    return encoder if isinstance(encoder, MiniGPT4Video) else None
+    return encoder if isinstance(encoder, MiniGPT4Video | VideoLlama) else None
 
 
 class VideoBuffer(SceneBuffer):
@@ -302,10 +314,8 @@ class ClipSession(Session):
             config or SessionConfig(), still=0.0, epsilon=0.0, now_frames=0
         )
         super().__init__(model, config, memory=memory, on_score=on_score)
-        video = model.segment_encoder
-        assert isinstance(video, MiniGPT4Video)
-        self._video = video
-        self.whole = video.options.cuts == "whole"
+        video: Any = model.segment_encoder
+        self._video, self.whole = video, video.options.cuts == "whole"
         self._buffer = VideoBuffer(HELD)
         self._clip: Clip | None = None  # the last one
 
@@ -410,7 +420,7 @@ class ClipSession(Session):
             step = max(1, len(times) // most)
             floor = range(0, len(times), step)[:most]
             chosen = spread(len(times), most) if options.sampling == "even" else floor
-            captions = placed([times[i] for i in chosen], said, words)
+            captions = shortened(placed([times[i] for i in chosen], said), words)
             return [Shot(*pair) for pair in zip(chosen, captions, strict=True)]
         start, length = times[0], until - times[0]
         return parents_shots(
@@ -425,6 +435,33 @@ class ClipSession(Session):
     ) -> EncodedSegment:
         self._tokens = self._video.pack([f.patches for f in self._chosen if f.patches is not None])
         return EncodedSegment(self._tokens, self.recurrent)
+
+
+class OneVideoSession(ClipSession):
+    """A session whose one segment is the whole video, with its sound: Video-LLaMA's.
+
+    Captions and answers are of the frames that ``VideoLlama.choose`` chooses of the whole.
+    """
+
+    def _close_clip(self, until: float, reason: Reason) -> Segment:
+        frames = self._buffer.frames
+        self._chosen = [frames[place] for place in self._video.choose(len(frames))]
+        segment = self._close(len(frames), until, None, reason)
+        self._clip = Clip(segment, (), self._tokens, ())
+        # What is generated now is of the tokens as they are.
+        self._closed[segment.id] = self._closed[segment.id]._replace(tokens=self._tokens)
+        return segment
+
+    def _item(self, clip: Clip, said: Sequence[Note]) -> EvidenceItem:
+        return EvidenceItem(clip.segment.start, clip.segment.end, clip.tokens)
+
+    def _encode(
+        self, frames: Sequence[BufferedFrame], key: np.ndarray, sound: SceneSound | None
+    ) -> EncodedSegment:
+        read = segment_frames(self.next_segment, self._chosen)._replace(sound=sound)
+        encoded: EncodedSegment = self._video.encode_segment(read, self.recurrent, None)
+        self._tokens = encoded.tokens
+        return encoded
 
 
 def _repeated(

@@ -44,6 +44,10 @@ class AnsweringModel(MemoryModel, Protocol):
         """Return operator and anchors of each, see ``questions.QuestionReading``."""
         ...
 
+    def word_readouts(self, stems: Iterable[str]) -> tuple[Any, ...]:
+        """Return what reads words off keys, see ``protocols.TextEncoder``."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -57,6 +61,7 @@ class Outcome:
         cited: scenes of the evidence, best first.
         old: whether its evidence is old, see ``Timeline.is_old``.
         text: of the answer.
+        score: of its best evidence, in [0, 1].
     """
 
     question: TimedQuestion
@@ -66,6 +71,7 @@ class Outcome:
     cited: tuple[int, ...]
     old: bool
     text: str
+    score: float = 0.0
 
     @property
     def name(self) -> str:
@@ -313,6 +319,9 @@ class _QuestionReader:
         if new:
             self._keys |= dict(zip(new, self._model.sentence_keys(new), strict=True))
         return np.stack([self._keys[sentence] for sentence in sentences])
+
+    def word_readouts(self, stems: Iterable[str]) -> tuple[Any, ...]:
+        return self._model.word_readouts(stems)
 
     def read_question(self, question: str) -> Any:
         if question not in self._readings:  # one without its time words

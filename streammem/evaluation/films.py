@@ -1,85 +1,118 @@
-"""Films of joined real clips, and questions of known truth about them.
+"""Films of joined clips and photos, and questions of known truth about them.
 
-    film = plan(clips, seconds=300, seed=0)          # which clip is shown when
-    questions = ask_about(film, [clip.sentence for clip in clips])
+    film = plan(clips, seconds=300, seed=0)          # which clip or photo is shown when
+    questions = ask_about(film, clips, seed=0)
     questions[0].text, questions[0].gold             # 'When was there a dog?', (4, 17)
 
-A film shows clips again and again, cut to other lengths. What is true of a scene is what its
-clip's one sentence says, so a thing that is visible and not in the sentence counts as absent: the
-figures are lower bounds. Nothing is decoded here; `benchmarks/films.py` makes and watches films.
+A film shows clips again and again, cut to other lengths and mirrored, with photos between them
+that are panned, zoomed or held still. What is true of a scene is what its sentences say, so a thing
+that is visible and in no sentence counts as absent: the figures are lower bounds. Nothing is
+decoded here; `film_files.py` makes and watches films.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from streammem.evaluation.answers import CITED, Outcome
-from streammem.evaluation.timelines import PHRASINGS, TimedQuestion
+from streammem.evaluation.timelines import PHRASINGS, TimedQuestion, thing_of
 from streammem.memory.words import content_words, stem
 
-SCENE_S = (2.0, 12.0)
-OPERATORS = ("exists", "when", "first", "last", "how often", "how long", "before", "after")
+SCENE_S = (2.0, 30.0)  # log-uniform between them
+OPERATORS = (
+    "exists", "when", "first", "last", "how often", "how long", "before", "after", "between",
+)  # fmt: skip
 ABSENT_SHARE = 1 / 3  # of questions
+PHOTO_SHARE = 0.4  # of scenes, where there are photos
+STILL_SHARE = 0.2  # of photos, which are held still as a fixed camera sees them
+MIRRORED_SHARE = 0.25  # of repeats
+MOST_ASKED = 24  # things of a film, and descriptions of it
 
-# Concrete things that a sentence names where they are the matter, and seldom names where they are
-# not: whether "a street", "a man" or "water" is there does not follow from one sentence.
-ASKED = frozenset(
-    map(
-        stem,
-        "ball basketball bat bicycle bike bmx bottle bowl bus camel car cart cat cow cup dog "  # noqa: SIM905
-        "dress duck goat horse kettle kite lift mirror mixer motorcycle mug paraglider rabbit "
-        "railing scooter swan taxi telescope watermelon".split(),
-    )
-)
 VERBS = frozenset(
     "shuffle pour jump place walk inspect swing eat wrestle apply play mix do knead rotate "  # noqa: SIM905
     "stretch swim ride breakdance drive turn dance drift stand surf run take snowboard".split()
 )
-# Words of one kind are true of one another's scenes.
-KINDS = tuple(
-    frozenset(map(stem, kind.split()))
-    for kind in ("car taxi", "bike bicycle bmx motocross", "cup mug", "scooter motorcycle")
-)
-# Everyday things, near ones among them: an elephant for a camel, a cat for a dog.
-EVERYDAY = (  # noqa: SIM905
-    "an elephant|a cat|a sheep|a pig|a zebra|a giraffe|a lion|a bear|a monkey|a parrot|an owl|"
-    "a penguin|a fish|a turtle|a snake|a butterfly|a train|a bus|a tram|an airplane|a helicopter|"
-    "a boat|a canoe|a tractor|a fire engine|an ambulance|a police car|a guitar|a piano|a violin|"
-    "a drum|a trumpet|a laptop|a keyboard|a television|a telephone|a printer|a refrigerator|"
-    "a washing machine|a vacuum cleaner|a toothbrush|an umbrella|a suitcase|a wheelchair|"
-    "a pizza|a hamburger|a banana|an apple|a sandwich|a birthday cake|an ice cream|a wine glass|"
-    "a candle|a clock|a sofa|a bathtub|a toilet|a ladder|a hammer|scissors|a sewing machine|"
-    "a swimming pool|a football match|a tennis player|a golfer|a boxing match|an ice hockey player|"
-    "a skateboard|a wedding|a christmas tree|fireworks|a snowman|a lighthouse|a windmill|a bridge|"
-    "a castle|a waterfall|a volcano|a rainbow|a desert|a campfire|a tent|a fishing rod|a rifle|"
-    "a soldier|a policeman|a firefighter|a doctor|a nurse|a chef|a clown|a baby in a cradle|"
-    "a woman playing the violin|a man mowing the lawn|a dog in a boat|a child blowing out candles|"
-    "a man shaving his beard|a woman washing dishes|a boy reading a book|a girl painting a picture"
-).split("|")
+# Everyday things; after the colon, further words of sentences that show one. Each is asked for
+# where a sentence of a film names it, and as absent where none does: near ones among them, a cat
+# for a dog, an elephant for a camel.
+_THINGS = """
+a dog:puppy,greyhound,retriever,poodle,terrier,hound | a cat:kitten | a sheep:lamb | a goat |
+a horse:pony,stallion,bronco | a cow:calf,bull,cattle | a pig:piglet | a rabbit:bunny | a camel |
+an elephant | a giraffe | a zebra | a lion | a tiger | a bear | a monkey:ape | a squirrel |
+a bird:duck,swan,goose,pigeon,seagull,gull,parrot,eagle,hawk,owl,penguin | a duck:mallard | a swan |
+a chicken:hen,rooster | an owl | a penguin | a parrot | a fish | a shark | a turtle:tortoise |
+a snake | a frog | a butterfly | a spider | a dinosaur |
+a car:taxi,cab,suv,minivan,automobile,sedan,truck,jeep,van | a taxi:cab | a bus | a van | a tram |
+a truck:lorry,pickup | a train:locomotive | an airplane:plane,jet,aircraft | a helicopter |
+a boat:canoe,kayak,ship,sailboat,raft,yacht,ferry | a canoe:kayak | a sailboat |
+a motorcycle:motorbike,motocross,scooter,dirtbike,moped,motorcyclist | a scooter:moped |
+a bicycle:bike,cyclist,bicyclist,bmx,biker,biking | a skateboard:skateboarder,skateboarding,skater |
+a surfboard:surfer,surf,surfing,kitesurfer | a snowboard:snowboarder,snowboarding |
+skis:ski,skier,skiing | a sled:sledding,sledge,toboggan | a wheelchair | a tractor |
+an ambulance | a fire engine:firetruck |
+a stroller:pram,carriage | a wagon:cart | a cart:wagon,soapbox | a rocket |
+a ball:basketball,football,soccer,baseball,tennis,volleyball,beachball | a basketball |
+a baseball bat:bat | a tennis racket:racket,racquet,tennis | a frisbee:disc | a kite:kitesurf |
+a golf club:golf,golfer | a hockey stick:hockey | a trampoline | a swing:swinging,swingset |
+a slide:waterslide | a balloon | a parachute:paraglider,paragliding,parasail |
+a bow and arrow:archer,archery | boxing gloves:boxer,boxing | a guitar:guitarist | a flute |
+a piano:keyboard,pianist | a violin:violinist,fiddle | a drum:drummer,drums | a trumpet |
+a saxophone | a microphone | a camera:photographer,camcorder | a laptop:computer |
+a computer:laptop,desktop | a telephone:phone,cellphone | a television:tv,screen | a radio |
+a remote control:remote | a book:novel,textbook,reading | a newspaper | a map | a flag | a clock |
+a pencil:pen,crayon | a paintbrush | a watch:wristwatch | a lamp | a candle | a mirror | a bed |
+a chair:armchair,stool | a sofa:couch | a table:desk | a bench | a desk | a bookshelf |
+a carpet:rug | a curtain:drape | a pillow:cushion | a blanket | a bathtub:tub | a toilet | a sink |
+a refrigerator:fridge | an oven:stove | a microwave | a toaster | a kettle:teapot |
+a frying pan:pan,pot | a washing machine | a vacuum cleaner:vacuum | a knife | a fork | a spoon |
+a plate | a bowl | a cup:mug | a mug | a bottle | a glass of wine:wine | a pizza |
+a hamburger:burger | a sandwich | a cake | a doughnut:donut | bread:loaf,toast,baguette | dough |
+an ice cream:cone,popsicle | cheese | soup | an apple | a banana | an orange | a watermelon |
+a lemon | grapes | a strawberry | a carrot | a tomato | broccoli | corn | sunglasses | a helmet |
+a hat:cap,helmet,beanie,sombrero | glasses:eyeglasses,sunglasses,goggles | a tie:necktie |
+a suit:tuxedo | a dress:gown | a skirt | a scarf | gloves:mitten | boots | an umbrella | a wig |
+a backpack:rucksack | a handbag:purse | a suitcase:luggage | a costume:costumed | a mask:masked |
+a necklace | a swimsuit:bikini | a tent:camping | a campfire:bonfire | a ladder | a hammer |
+scissors | a rope | a bucket:pail | a shovel | a broom | a hose | a rifle:gun | a sword |
+a fishing rod:fishing,fisherman | a tree:palm,pine,forest,wood | a flower:rose,tulip | a cactus |
+a waterfall | a mountain:hill,cliff | a beach:shore,seashore | a river:stream,creek |
+snow:snowy,snowboard,snowboarder,ski,skier | a lake:pond | a pool:swimming | a fountain |
+a bridge | a castle | a church | a lighthouse | a windmill | a tower | a fence | a tunnel |
+a staircase:stair,step | a statue:sculpture | a snowman | a rainbow | a volcano | fireworks |
+a traffic light | a telescope
+"""
+THINGS: dict[str, frozenset[str]] = {
+    thing.strip(): frozenset(stem(word) for word in more.split(",") if word)
+    for thing, _, more in (item.partition(":") for item in " ".join(_THINGS.split()).split("|"))
+}
+
+Move = Literal["plain", "mirrored", "pan", "still"]
 
 
 class Clip(NamedTuple):
-    """A piece of video that one sentence describes.
+    """A piece of video, or a photo, that sentences describe.
 
     Attributes:
         name: of its file.
-        sentence: for example ``a camel walks in a fenced pen``.
-        seconds: its length.
+        sentences: for example ``a camel walks in a fenced pen``.
+        seconds: its length; 0 of a photo.
     """
 
     name: str
-    sentence: str
-    seconds: float
+    sentences: tuple[str, ...]
+    seconds: float = 0.0
 
 
 class FilmScene(NamedTuple):
-    """A clip as it is shown in a film: its number, and which seconds of it."""
+    """A clip as it is shown in a film: its number, which seconds of it, and how."""
 
     clip: int
     start: float
     end: float
+    move: Move = "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,99 +128,127 @@ class Film:
 
 
 def plan(clips: Sequence[Clip], seconds: float, *, seed: int) -> Film:
-    """Order clips into a film: every clip once, then repeats, never one clip twice in a row.
+    """Order clips and photos into a film, never one twice in a row.
+
+    All clips come before one comes again, likewise photos.
 
     Args:
-        clips: at least two.
+        clips: at least two, of which one is no photo.
         seconds: length; the film ends with the first scene that reaches it.
         seed: equal seeds make equal films.
     """
     rng = np.random.default_rng(seed)
+    kinds = [[i for i, clip in enumerate(clips) if bool(clip.seconds) == video] for video in (1, 0)]
+    decks: list[list[int]] = [[], []]
     scenes: list[FilmScene] = []
-    deck: list[int] = []
     total = 0.0
     while total < seconds:
-        if not deck:
-            deck = rng.permutation(len(clips)).tolist()
-        number = deck.pop(-2 if scenes and deck[-1] == scenes[-1].clip and len(deck) > 1 else -1)
+        kind = int(bool(kinds[1]) and rng.random() < PHOTO_SHARE)
+        if not decks[kind]:
+            decks[kind] = [kinds[kind][i] for i in rng.permutation(len(kinds[kind]))]
+        number = decks[kind].pop()
         if scenes and number == scenes[-1].clip:
             continue
-        length = min(clips[number].seconds, float(rng.uniform(*SCENE_S)))
-        start = float(rng.uniform(0, clips[number].seconds - length))
-        scenes.append(FilmScene(number, start, start + length))
+        length = float(np.exp(rng.uniform(*np.log(SCENE_S))))
+        if kind:
+            start, move = 0.0, "still" if rng.random() < STILL_SHARE else "pan"
+        else:
+            length = min(clips[number].seconds, length)
+            start = float(rng.uniform(0, clips[number].seconds - length))
+            again = any(scene.clip == number for scene in scenes)
+            move = "mirrored" if again and rng.random() < MIRRORED_SHARE else "plain"
+        scenes.append(FilmScene(number, start, start + length, move))  # type: ignore[arg-type]
         total += length
     return Film(tuple(scenes))
 
 
-def things_of(sentence: str) -> tuple[str, ...]:
-    """Return what one can ask for of a sentence: its things, and itself as a description.
+def description_of(clip: Clip) -> str | None:
+    """Return what one can ask for that describes a clip or photo as a whole, if there is anything.
 
-    For example ``a yellow dog walks on dry grass`` gives ``a dog`` and
-    ``a yellow dog walking on dry grass``.
+    For example ``a yellow dog walking on dry grass`` of ``a yellow dog walks on dry grass``.
     """
-    words = sentence.split()
-    named = [w if w.endswith("s") and w != "dress" else f"a {w}" for w in words if stem(w) in ASKED]
-    # The first verb becomes a participle; the sentence may have none.
-    for at, word in enumerate(words[1:], 1):
+    if not clip.seconds:  # people's captions of photos
+        texts = (re.sub(r"\s+([.,;!?])", r"\1", text).strip(" .!") for text in clip.sentences)
+        return next(filter(None, (thing_of(text[:1].lower() + text[1:]) for text in texts)), None)
+    words = clip.sentences[0].split()
+    for at, word in enumerate(words[1:], 1):  # the first verb becomes a participle, if there is one
         forms = (word, word.removesuffix("s"), word.removesuffix("es"))
         verb = next((form for form in forms if form in VERBS), None)
         if verb and words[at - 1] not in ("a", "an", "the"):
             base = verb[:-1] if verb[-1] == "e" else verb
             words[at] = {"run": "running", "swim": "swimming"}.get(verb, f"{base}ing")
             break
-    return (*dict.fromkeys(named), " ".join(words))
+    return " ".join(words)
 
 
-def ask_about(film: Film, sentences: Sequence[str], *, seed: int) -> tuple[TimedQuestion, ...]:
+def shows(sentences: Sequence[str], thing: str) -> bool:
+    """Return whether one of the sentences names a thing, or what is one."""
+    words, kin = content_words(thing), THINGS.get(thing, frozenset())
+    said = [content_words(sentence) for sentence in sentences]
+    return any(words <= each or bool(kin & each) for each in said)
+
+
+def ask_about(film: Film, clips: Sequence[Clip], *, seed: int) -> tuple[TimedQuestion, ...]:
     """Make questions by operator, a third of them about things that never come.
 
     Args:
         film: what is asked about.
-        sentences: of all its clips.
-        seed: of the phrasings, and of which absent things are asked for.
+        clips: that it was made of.
+        seed: of the phrasings, and of what is asked for.
 
     Returns:
         Questions with the scenes that answer them: of ``first`` and ``last`` those of one
         appearance, of ``how often`` the first scene of each appearance, neighbours being one.
-        ``before`` and ``after`` only where a thing is seen once, with the scene that they point
-        to and its neighbour.
+        ``before``, ``after`` and ``between`` only of what is seen once, with the scenes that they
+        point to and the neighbour. ``common`` are those about one of ``THINGS``.
     """
     rng = np.random.default_rng(seed)
-    shown = [sentences[scene.clip] for scene in film.scenes]
+    shown = [clips[scene.clip] for scene in film.scenes]
     questions = []
 
-    def ask(operator: str, thing: str, gold: tuple[int, ...]) -> None:
+    def ask(operator: str, things: Sequence[str], gold: tuple[int, ...]) -> None:
         phrasings = PHRASINGS[operator]
-        text = phrasings[int(rng.integers(len(phrasings)))].format(thing)
-        questions.append(TimedQuestion(text, operator, gold))
+        text = phrasings[int(rng.integers(len(phrasings)))].format(*things)
+        common = all(thing in THINGS for thing in things)
+        questions.append(TimedQuestion(text, operator, gold, common))
 
-    for thing in dict.fromkeys(t for s in dict.fromkeys(shown) for t in things_of(s)):
-        runs = _runs([i for i, sentence in enumerate(shown) if _shows(sentence, thing)])
-        whole = tuple(i for run in runs for i in run)
+    # 1. What is there: things, and descriptions of whole scenes.
+    there = [thing for thing in THINGS if any(shows(clip.sentences, thing) for clip in shown)]
+    described = {description_of(clip): clip for clip in dict.fromkeys(shown)}
+    wholes = [text for text in described if text]
+    chosen = [there[i] for i in rng.permutation(len(there))[:MOST_ASKED]]
+    chosen += [wholes[i] for i in rng.permutation(len(wholes))[:MOST_ASKED]]
+    once: list[tuple[int, str]] = []
+    for thing in chosen:
+        scenes = [
+            i
+            for i, clip in enumerate(shown)
+            if shows(clip.sentences, thing) or described.get(thing) == clip
+        ]
+        runs = _runs(scenes)
         for operator in ("exists", "when", "how long"):
-            ask(operator, thing, whole)
-        ask("first", thing, runs[0])
-        ask("last", thing, runs[-1])
-        ask("how often", thing, tuple(run[0] for run in runs))
-        if len(whole) == 1 and 0 < whole[0] < len(shown) - 1:
-            ask("before", thing, (whole[0] - 1, whole[0]))
-            ask("after", thing, (whole[0], whole[0] + 1))
-    words = frozenset().union(*map(content_words, sentences))
-    absent = [thing for thing in EVERYDAY if not content_words(thing) <= words]
+            ask(operator, [thing], tuple(scenes))
+        ask("first", [thing], runs[0])
+        ask("last", [thing], runs[-1])
+        ask("how often", [thing], tuple(run[0] for run in runs))
+        if len(scenes) == 1 and 0 < scenes[0] < len(shown) - 1:
+            ask("before", [thing], (scenes[0] - 1, scenes[0]))
+            ask("after", [thing], (scenes[0], scenes[0] + 1))
+        if len(scenes) == 1 and " and " not in thing:
+            once.append((scenes[0], thing))
+    for (left, one), (right, other) in zip(sorted(once), sorted(once)[1:], strict=False):
+        if right - left > 1:
+            ask("between", [one, other], (left, right))
+    # 2. What never comes; of ``between`` one of two.
+    absent = [thing for thing in THINGS if not any(shows(clip.sentences, thing) for clip in shown)]
     wanted = round(len(questions) * ABSENT_SHARE / (1 - ABSENT_SHARE))
-    order = rng.permutation(len(absent)).tolist()
+    order = [absent[i] for i in rng.permutation(len(absent))]
     for number in range(wanted):
-        thing = absent[order[number % len(order)]]
-        ask(OPERATORS[number % len(OPERATORS)], thing, ())
+        operator, things = OPERATORS[number % len(OPERATORS)], [order[number % len(order)]]
+        if operator == "between":
+            things.insert(number % 2, there[number % len(there)])
+        ask(operator, things, ())
     return tuple(questions)
-
-
-def _shows(sentence: str, thing: str) -> bool:
-    words = content_words(thing)
-    if thing == things_of(sentence)[-1] or len(words) > 1:
-        return thing == things_of(sentence)[-1]
-    kinds = words.union(*(kind for kind in KINDS if words & kind))
-    return bool(kinds & content_words(sentence))
 
 
 def _runs(scenes: Sequence[int]) -> list[tuple[int, ...]]:
@@ -219,30 +280,49 @@ def scenes_cited(edges: np.ndarray, spans: Sequence[tuple[float, float]]) -> lis
 
 
 def table(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
-    """Sum up by operator, and of ``all``.
+    """Sum up by operator, of ``common`` things, and of ``all``.
 
     Returns:
-        ``questions``; ``right``; ``refused``: of what is there, answered as not seen; ``claimed``:
-        of what is absent, answered as seen; ``evidence``: of what is there, a true scene is among
-        the best ``CITED`` pieces of evidence.
+        ``questions``; ``right``; of what is there ``right, present``, and ``refused``, answered as
+        not seen; ``claimed``: of what is absent, answered as seen; of what is there ``evidence``, a
+        true scene is among the best ``CITED`` pieces of evidence, and ``evidence, wrong``, likewise
+        of those that were answered wrong.
     """
-    groups: dict[str, list[Outcome]] = {}
+    groups: dict[str, list[Outcome]] = {name: [] for name in OPERATORS}
     for outcome in outcomes:
         groups.setdefault(outcome.question.operator, []).append(outcome)
+    groups["common"] = [outcome for outcome in outcomes if outcome.question.common]
     groups["all"] = list(outcomes)
 
-    def share(found: list[bool]) -> float:
-        return round(float(np.mean(found)), 3) if found else float("nan")
+    def share(found: list[bool]) -> float | None:
+        return round(float(np.mean(found)), 3) if found else None
+
+    def evident(outcome: Outcome) -> bool:
+        return bool({*outcome.cited[:CITED]} & {*outcome.question.gold})
 
     def of(found: list[Outcome]) -> dict[str, float]:
         present = [o for o in found if o.question.gold]
-        return {
-            "questions": len(found),
+        figures = {
             "right": share([o.right for o in found]),
             "right, present": share([o.right for o in present]),
             "refused": share([not o.seen for o in present]),
             "claimed": share([o.seen for o in found if not o.question.gold]),
-            "evidence": share([bool({*o.cited[:CITED]} & {*o.question.gold}) for o in present]),
+            "evidence": share([evident(o) for o in present]),
+            "evidence, wrong": share([evident(o) for o in present if not o.right]),
         }
+        known = {name: value for name, value in figures.items() if value is not None}
+        return {"questions": len(found), **known}
 
-    return {name: of(found) for name, found in groups.items()}
+    return {name: of(found) for name, found in groups.items() if found}
+
+
+def risk_coverage(outcomes: Sequence[Outcome]) -> list[tuple[float, float]]:
+    """Return how many answers are wrong if only the surest are given.
+
+    Returns:
+        (coverage, risk), both in [0, 1], from the surest answer to all; an answer is as sure as its
+        best evidence is likely, a refusal as it is not.
+    """
+    order = sorted(outcomes, key=lambda o: -(o.score if o.seen else 1 - o.score))
+    wrong = np.cumsum([not o.right for o in order])
+    return [(n / len(order), float(wrong[n - 1]) / n) for n in range(1, len(order) + 1)]

@@ -62,11 +62,13 @@ class TimedQuestion:
         gold: scenes of the right answer, rising: of ``first`` and ``last`` that one, of
             ``before`` and ``after`` the scene asked about and its neighbour, of ``between`` the
             two asked about, else every scene that shows it. Empty: none does, or ``now``.
+        common: whether it is about an everyday thing, see ``films.THINGS``.
     """
 
     text: str
     operator: str
     gold: tuple[int, ...]
+    common: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -28,7 +28,7 @@ from streammem.memory.entry import (
     with_text,
     word_bytes,
 )
-from streammem.memory.index import FaissIndex
+from streammem.memory.index import index_for
 from streammem.memory.retrieval import Hit
 from streammem.types import Note
 
@@ -110,7 +110,9 @@ class MemoryCache:
         self._rows: dict[int, Entry] = {}
         self._ids: list[int] = []  # ids of the rows, rising
         self._queue = MergeQueue()
-        self._indexes = {kind: FaissIndex(config.key_dim) for kind in KINDS}
+        self._indexes = {
+            kind: index_for(config.key_dim, config.max_segments * MAX_KEYS) for kind in KINDS
+        }
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -309,11 +311,11 @@ class MemoryCache:
         self, kind: str, key: np.ndarray, depth: int, allowed: np.ndarray | None = None
     ) -> list[tuple[float, int]]:
         """Return (cosine, id) of the best rows; their best key decides."""
-        labels, scores = self._indexes[kind].search(key, depth * MAX_KEYS, allowed=allowed)
-        best: dict[int, float] = {}
-        for id_, score in zip((labels // MAX_KEYS).tolist(), scores.tolist(), strict=True):
-            best.setdefault(id_, min(score, 1.0))  # half precision makes some rows a little longer
-        return [(score, id_) for id_, score in best.items()][:depth]
+        ids, scores = self._indexes[kind].search(key, depth, allowed=allowed, group=MAX_KEYS)
+        # Half precision makes some rows a little longer than 1.
+        return [
+            (min(score, 1.0), id_) for score, id_ in zip(scores.tolist(), ids.tolist(), strict=True)
+        ]
 
 
 def _labels(row: Entry) -> np.ndarray:

@@ -1,12 +1,20 @@
 """Vector indexes: the nearest keys by inner product, behind one protocol.
 
-An index knows ids and vectors, nothing of segments.
+An index knows ids and vectors, nothing of segments. `index_for` chooses one.
 """
 
+import os
+from collections.abc import Iterator
 from typing import Protocol
 
 import faiss
 import numpy as np
+import torch
+from streammem_kernels import ops
+
+from streammem.errors import ConfigError
+
+LEAST_ON_GPU = 100_000  # keys; estimated: below, a launch takes longer than the read
 
 
 class VectorIndex(Protocol):
@@ -34,7 +42,7 @@ class VectorIndex(Protocol):
         ...
 
     def search(
-        self, query: np.ndarray, k: int, *, allowed: np.ndarray | None = None
+        self, query: np.ndarray, k: int, *, allowed: np.ndarray | None = None, group: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         """Find the vectors of greatest inner product.
 
@@ -42,9 +50,11 @@ class VectorIndex(Protocol):
             query: [D] float32.
             k: >= 1.
             allowed: [A] int64 ids to choose from; None for all.
+            group: >= 1, vectors that one thing has at most. Ids of the same quotient by it are
+                one thing, and its best vector counts.
 
         Returns:
-            ids [<= k] int64 and scores [<= k] float32, best first; equal scores by id.
+            ids // group [<= k] int64 and scores [<= k] float32, best first; equal scores by id.
 
         Raises:
             ValueError: a query of another width, or not finite.
@@ -79,14 +89,14 @@ class NumpyIndex:
             self._rows.pop(id_, None)
 
     def search(
-        self, query: np.ndarray, k: int, *, allowed: np.ndarray | None = None
+        self, query: np.ndarray, k: int, *, allowed: np.ndarray | None = None, group: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         query = _checked_query(query, self.dim)
         ids, vectors = self.to_arrays()
         if allowed is not None:
             keep = np.isin(ids, allowed)
             ids, vectors = ids[keep], vectors[keep]
-        return _best_first(ids, vectors @ query, k)
+        return _best_first(ids // group, vectors @ query, k)
 
     def to_arrays(self) -> tuple[np.ndarray, np.ndarray]:
         ids = np.array(sorted(self._rows), np.int64)
@@ -117,41 +127,30 @@ class FaissIndex:
         self._faiss = faiss.IndexScalarQuantizer(
             dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
         )
-        self._ids = np.empty(0, np.int64)  # [capacity]; id of each row
-        self._row: dict[int, int] = {}
+        self._rows = _DenseRows()
 
     def __len__(self) -> int:
-        return len(self._row)
+        return len(self._rows)
 
     def add(self, ids: np.ndarray, vectors: np.ndarray) -> None:
         ids, vectors = _checked(ids, vectors, self.dim)
         self.remove(ids)
-        start, end = len(self), len(self) + len(ids)
-        if end > len(self._ids):
-            self._ids = np.resize(self._ids, 2 * end)
-        self._ids[start:end] = ids
-        self._row.update(zip(ids.tolist(), range(start, end), strict=True))
+        self._rows.append(ids)
         if len(ids):
             self._faiss.add(vectors)
 
     def remove(self, ids: np.ndarray) -> None:
-        present = [id_ for id_ in np.asarray(ids).tolist() if id_ in self._row]
-        if not present:
+        if not (codes := self._codes()).size:
             return
-        codes = self._codes()
-        for id_ in present:
-            hole, last = self._row.pop(id_), len(self._row)
-            if hole != last:
-                codes[hole] = codes[last]
-                moved = self._ids[hole] = self._ids[last]
-                self._row[int(moved)] = hole
-        self._faiss.ntotal = len(self._row)
+        for hole, last in self._rows.remove(ids):
+            codes[hole] = codes[last]
+        self._faiss.ntotal = len(self._rows)
 
     def search(
-        self, query: np.ndarray, k: int, *, allowed: np.ndarray | None = None
+        self, query: np.ndarray, k: int, *, allowed: np.ndarray | None = None, group: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         query = _checked_query(query, self.dim)
-        ids = self._ids[: len(self)]
+        ids = self._rows.ids
         if not len(ids):
             return _best_first(ids, np.empty(0, np.float32), k)
         chosen = None
@@ -159,18 +158,18 @@ class FaissIndex:
             bits = np.packbits(np.isin(ids, allowed), bitorder="little")
             selector = faiss.IDSelectorBitmap(len(ids), faiss.swig_ptr(bits))
             chosen = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-        scores, rows = self._faiss.search(query[None], min(k, len(ids)), params=chosen)
+        scores, rows = self._faiss.search(query[None], min(k * group, len(ids)), params=chosen)
         found = rows[0] >= 0
-        return _best_first(ids[rows[0][found]], scores[0][found], k)
+        return _best_first(ids[rows[0][found]] // group, scores[0][found], k)
 
     def to_arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        ids = self._ids[: len(self)]
+        ids = self._rows.ids
         order = np.argsort(ids)
         vectors = self._codes().view(np.float16)[order]
         return ids[order], vectors.astype(np.float32)
 
     def num_bytes(self) -> int:
-        return int(self._faiss.codes.size()) + self._ids.nbytes
+        return int(self._faiss.codes.size()) + self._rows.num_bytes()
 
     def _codes(self) -> np.ndarray:
         """Return FAISS's own rows [N, 2 D] uint8, writable, valid until the next `add`."""
@@ -178,6 +177,130 @@ class FaissIndex:
             return np.empty((0, 2 * self.dim), np.uint8)
         size = len(self) * 2 * self.dim
         return faiss.rev_swig_ptr(self._faiss.codes.data(), size).reshape(-1, 2 * self.dim)
+
+
+class TorchIndex:
+    """The vectors on a GPU, in half precision, every one compared by `find_topk` in one read.
+
+    Args:
+        dim: D.
+        device: of torch. On ``cpu`` it is for tests: FAISS is faster there.
+    """
+
+    def __init__(self, dim: int, device: str = "cuda") -> None:
+        self.dim = dim
+        self._rows = _DenseRows()
+        self._keys = torch.empty(0, dim, dtype=torch.float16, device=device)  # [capacity, D]
+        self._ids = torch.empty(0, dtype=torch.int64, device=device)  # [capacity]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, ids: np.ndarray, vectors: np.ndarray) -> None:
+        ids, vectors = _checked(ids, vectors, self.dim)
+        if len(ids) and ids.max() > ops.MAX_ROWS:
+            raise ValueError(f"index: an id is above {ops.MAX_ROWS}")
+        self.remove(ids)
+        start, end = len(self), len(self) + len(ids)
+        self._rows.append(ids)
+        if end > len(self._ids):
+            keys, labels = self._keys, self._ids
+            self._keys = keys.new_empty(2 * end, self.dim)
+            self._ids = labels.new_empty(2 * end)
+            self._keys[:start], self._ids[:start] = keys[:start], labels[:start]
+        self._keys[start:end] = torch.from_numpy(vectors).to(self._keys)
+        self._ids[start:end] = torch.from_numpy(ids)
+
+    def remove(self, ids: np.ndarray) -> None:
+        for hole, last in self._rows.remove(ids):
+            self._keys[hole], self._ids[hole] = self._keys[last], self._ids[last]
+
+    def search(
+        self, query: np.ndarray, k: int, *, allowed: np.ndarray | None = None, group: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        query = _checked_query(query, self.dim)
+        ids, keys = self._ids[: len(self)], self._keys[: len(self)]
+        mask = None
+        if allowed is not None:
+            mask = torch.isin(ids, torch.from_numpy(np.asarray(allowed, np.int64)).to(ids))[None]
+        # A question has no length there: the scores are cosines, and are given theirs again.
+        found, cosines = ops.find_topk(
+            torch.from_numpy(query)[None].to(keys.device),
+            keys,
+            torch.tensor([[0, len(self)]], device=keys.device),
+            min(k, max(1, len(self))),
+            mask=mask,
+            groups=(ids // group).int(),
+        )
+        things, scores = found[0].cpu().numpy(), cosines[0].cpu().numpy()
+        is_found = things >= 0
+        length = np.float32(np.linalg.norm(query))
+        return _best_first(things[is_found], scores[is_found] * length, k)
+
+    def to_arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        order = np.argsort(self._rows.ids)
+        return self._rows.ids[order], self._keys[: len(self)].float().cpu().numpy()[order]
+
+    def num_bytes(self) -> int:
+        return self._keys.nbytes + self._ids.nbytes + self._rows.num_bytes()
+
+
+def index_for(dim: int, most: int) -> VectorIndex:
+    """Make the index that is fastest here for at most ``most`` vectors; see ``index_choice``."""
+    return TorchIndex(dim) if index_choice(most)[0] == "find_topk" else FaissIndex(dim)
+
+
+def index_choice(most: int) -> tuple[str, str]:
+    """Return which index ``most`` vectors get, ``find_topk`` or ``FAISS``, and why.
+
+    Raises:
+        ConfigError: ``STREAMMEM_KERNELS`` is unknown, or forces Triton where there is none.
+    """
+    try:
+        form, reason = ops.choose("find_topk", "cuda" if torch.cuda.is_available() else "cpu")
+    except ops.KernelError as error:
+        raise ConfigError(str(error)) from error
+    if form == "torch":
+        return "FAISS", reason
+    if most < LEAST_ON_GPU and os.environ.get(ops.VARIABLE) != "triton":
+        return "FAISS", f"{most:,} keys are fewer than {LEAST_ON_GPU:,}: a launch would cost more"
+    return "find_topk", reason
+
+
+class _DenseRows:
+    """Which id lies in which row; the last row fills the hole of a removed one."""
+
+    def __init__(self) -> None:
+        self._ids = np.empty(0, np.int64)  # [capacity]; id of each row
+        self._row: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The id of each row, [N] int64."""
+        return self._ids[: len(self)]
+
+    def append(self, ids: np.ndarray) -> None:
+        start, end = len(self), len(self) + len(ids)
+        if end > len(self._ids):
+            self._ids = np.resize(self._ids, 2 * end)
+        self._ids[start:end] = ids
+        self._row.update(zip(ids.tolist(), range(start, end), strict=True))
+
+    def remove(self, ids: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Remove ids; yield (hole, last row) for each row that must move before the next."""
+        for id_ in np.asarray(ids).tolist():
+            if id_ in self._row:
+                hole, last = self._row.pop(id_), len(self._row)
+                if hole != last:
+                    moved = self._ids[hole] = self._ids[last]
+                    self._row[int(moved)] = hole
+                    yield hole, last
+
+    def num_bytes(self) -> int:
+        return self._ids.nbytes
 
 
 def _checked(ids: np.ndarray, vectors: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray]:
@@ -202,5 +325,9 @@ def _checked_query(query: np.ndarray, dim: int) -> np.ndarray:
 
 
 def _best_first(ids: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    order = np.lexsort((ids, -scores))[:k]
-    return ids[order], scores[order].astype(np.float32)
+    order = np.lexsort((ids, -scores))
+    ids, scores = ids[order], scores[order]
+    if len(first := np.unique(ids, return_index=True)[1]) < len(ids):  # the best of each
+        first.sort()
+        ids, scores = ids[first], scores[first]
+    return ids[:k], scores[:k].astype(np.float32)

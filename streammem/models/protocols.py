@@ -9,7 +9,7 @@ A class that plays several parts returns itself for each; ``ComposedModel`` join
 models, such as our perception and keys with a language model behind a server. No weights here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from streammem.audio.scene_sound import SceneSound
-from streammem.memory.retrieval import GumbelNull
+from streammem.memory.retrieval import GumbelNull, WordReadout
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies
 from streammem.models.confidence import ConfidenceModel
 from streammem.models.reranking import Reranker
@@ -68,9 +68,9 @@ class EvidenceItem(NamedTuple):
         speech: what was heard meanwhile, if known.
         score: in [0, 1], how likely it shows what is asked for; where there is no room for all, the
             weakest is left out first.
-        notes: what was said meanwhile, each with its times, for a generator that places words
-            beside frames.
+        notes: all that was said meanwhile, for a generator that places words beside frames.
         times: seconds of the frames that ``tokens`` are of, where they are known.
+        heard: the notes that ``speech`` is made of, for a generator that reads their times.
     """
 
     start: float
@@ -82,6 +82,7 @@ class EvidenceItem(NamedTuple):
     score: float = 1.0
     notes: tuple[Note, ...] = ()
     times: tuple[float, ...] = ()
+    heard: tuple[Note, ...] = ()
 
 
 class Reads(NamedTuple):
@@ -176,6 +177,14 @@ class TextEncoder(Protocol):
 
     def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
         """Map sentences to unit keys [N, K] float32."""
+        ...
+
+    def word_readouts(self, stems: Iterable[str]) -> tuple[WordReadout, ...]:
+        """Return what reads each of these words off keys; nothing where one is not known.
+
+        Args:
+            stems: see ``words.stem``.
+        """
         ...
 
     def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:

@@ -169,8 +169,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
         ``confidence``, ``reason`` and ``likelihood``, an answer's ``remark``, ``looked_at``,
         ``left_out``, ``steps`` and ``decided_by``, a note's ``word_starts``, an alert's
         ``confirmed``, a moment's and an evidence's ``quote``, ``said_at`` and ``reason``, a
-        moment's, an evidence's and a chapter's ``wall_start`` where it has them, what model
-        servers were asked in a run, then ``more``.
+        moment's, an evidence's and a chapter's ``wall_start`` where it has them, a chapter's
+        ``quotes``, what model servers were asked in a run, then ``more``.
         Times are rounded to milliseconds; any other number that is not finite becomes None.
 
     Raises:
@@ -185,6 +185,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
         keys = (*keys, "wall_start")
     if isinstance(event, Moment):
         keys = (*keys, *_quote_keys(event))
+    if isinstance(event, Chapter) and event.quotes:
+        keys = (*keys, "quotes")
     if isinstance(event, Note) and event.word_starts:
         keys = (*keys, "word_starts")
     if isinstance(event, Alert) and event.confirmed is not None:
@@ -322,6 +324,8 @@ def _item_keys(item: object) -> tuple[str, ...]:
         return _caption_keys(item)
     if isinstance(item, Step):
         return STEP_KEYS
+    if isinstance(item, Note):
+        return EVENT_KEYS[Note][1]
     if not isinstance(item, Evidence):
         return EVIDENCE_KEYS
     known = ("wall_start",) if item.wall_start is not None else ()

@@ -38,6 +38,8 @@ from streammem.memory.retrieval import (
     clipped,
     rate,
     scale_of,
+    shown,
+    word_score,
 )
 from streammem.memory.upkeep import caption_of
 from streammem.memory.words import content_words
@@ -81,14 +83,17 @@ from streammem.qa.speech import (
     read_said,
     sentences,
     text_of,
+    typical,
 )
 from streammem.qa.steps import StepLimits, answer_in_steps
 from streammem.qa.time_expressions import find_time
 from streammem.qa.timeline import Appearance, Finding, compute, find_appearances, value
-from streammem.types import Answer, Chapter, DecidedBy, Evidence, Moment, Step, wall_clock
+from streammem.types import Answer, Chapter, DecidedBy, Evidence, Moment, Note, Step, wall_clock
 
 MAX_TURNS = 4
 NOTHING_SEEN = "nothing was seen then"
+MAX_THING_WORDS = 2  # content words of a single thing; more are a description, for the sentence key
+MAX_QUOTES = 3  # of a chapter
 MAX_SPEECH = 600  # characters of what was said in a scene that a prompt shows
 MAX_PROMPTED = 600  # characters of a question; a longer one would crowd out what was seen
 GIVEN = "a picture that was given with the question"
@@ -306,6 +311,8 @@ class Answerer:
     def chapters(self, count: int | None, within: Window = EVERYTHING) -> tuple[Chapter, ...]:
         """Divide what was seen into chapters, each with the captions of its central scenes.
 
+        Each also quotes what is typical of what was said in it.
+
         Args:
             count: chapters at most; by default the square root of the number of rows, 24 at most.
             within: what overlaps it.
@@ -313,15 +320,20 @@ class Answerer:
         entries = [clip.entry for clip in self._clips(within)]
         parts = divide(entries, default_count(len(entries)) if count is None else count)
         captions = self._described([entry for part in parts for entry in part.central])
-        return tuple(self._chapter(part, captions) for part in parts)
+        said = [sentences([Clip(row, -math.inf, math.inf) for row in part.rows]) for part in parts]
+        return tuple(
+            self._chapter(part, captions, quotes)
+            for part, quotes in zip(parts, typical(said, MAX_QUOTES), strict=True)
+        )
 
-    def _chapter(self, part: Part, captions: Mapping[int, str]) -> Chapter:
+    def _chapter(self, part: Part, captions: Mapping[int, str], quotes: Sequence[Quote]) -> Chapter:
         rows = part.rows
         shown = [caption_of(self._row(entry)) for entry in part.central if captions[entry.segment]]
         said = tuple(replace(c, text=c.text.replace("\n", " / ")) for c in shown)
         wall = _wall_start(rows[0], self.config.zone())
         segments = sum(row.merged for row in rows)
-        return Chapter(rows[0].source, rows[0].start, rows[-1].end, segments, said, wall)
+        spoken = tuple(Note(quote.start, quote.end, quote.text) for quote in quotes)
+        return Chapter(rows[0].source, rows[0].start, rows[-1].end, segments, said, wall, spoken)
 
     # -- what was said --
 
@@ -486,8 +498,8 @@ class Answerer:
 
     def _matching(self, query: Query, window: Window) -> dict[int, float]:
         """Return the score of every segment of the window that shows what is looked for."""
-        hits = self.memory.search(query, window, rankers=self.config.rankers)
-        return {hit.entry.segment: hit.ranked for hit in hits if hit.seen}
+        hits = shown(self.memory.search(query, window, rankers=self.config.rankers), query)
+        return {hit.entry.segment: hit.ranked for hit in hits}
 
     def _remark(
         self, question: AskedQuestion, finding: Finding, text: str, on_text: OnText | None
@@ -518,7 +530,7 @@ class Answerer:
         if computed:  # from the anchor, so that this is what it hands on
             about = reading.anchor or question.about
         query = self._query(about, question.now, question.window)
-        query = query._replace(words=content_words(reading.anchor or about))
+        query = query._replace(words=content_words(reading.anchor or about), readouts=())
         hits: Sequence[Hit] = ()
         as_goldfish = self.config.context in ("goldfish", "goldfish-again")
         if as_goldfish:
@@ -629,11 +641,19 @@ class Answerer:
             tokens = self.memory.tokens(entry.segment) if reads.tokens and shows else None
             jpeg = self.memory.keyframe(entry.segment) if reads.pictures and shows else None
             keyframes = (decode_keyframe(jpeg),) if jpeg else ()
-            speech = excerpt(entry.notes, words, MAX_SPEECH) or None
+            heard = excerpt(entry.notes, words, MAX_SPEECH)
             caption = self._row(entry).caption
             items.append(
                 EvidenceItem(
-                    entry.start, entry.end, tokens, caption, keyframes, speech, score, entry.notes
+                    entry.start,
+                    entry.end,
+                    tokens,
+                    caption,
+                    keyframes,
+                    " ".join(note.text for note in heard) or None,
+                    score,
+                    entry.notes,
+                    heard=heard,
                 )
             )
         return items
@@ -650,8 +670,10 @@ class Answerer:
 
     def _present_evidence(self, present: Present, query: Query) -> Evidence:
         now = present.now
-        cosine = max(float(frame.key @ query.key) for frame in now)
-        (score,) = scale_of(query).probability(np.array([cosine])).tolist()
+        keys = np.stack([frame.key for frame in now])
+        cosine = float((keys @ query.key).max())
+        ranked = cosine + word_score(query, keys)
+        (score,) = scale_of(query).probability(np.array([ranked])).tolist()
         return Evidence(
             present.source, present.segment, now[0].time, now[-1].end, score, cosine=cosine
         )
@@ -724,7 +746,9 @@ class Answerer:
         background = encoder.background.numpy() @ key
         num_keys = sum(len(clip.entry.visual_keys) for clip in self._clips(window))
         num_keys += self.keys_elsewhere
-        return Query(key, now, background, encoder.null, content_words(text), num_keys)
+        words = content_words(text)
+        readouts = encoder.word_readouts(sorted(words)) if len(words) <= MAX_THING_WORDS else ()
+        return Query(key, now, background, encoder.null, words, num_keys, readouts=readouts)
 
     def _search(self, query: Query, window: Window) -> Sequence[Hit]:
         return self.memory.search(query, window, self.config.passages, self.config.rankers)

@@ -51,7 +51,12 @@ def as_text(item: EvidenceItem, notes: Sequence[Note], reply: str = "") -> Evide
     caption = "\n".join(part for part in (item.caption, reply) if part)
     speech = " ".join(note.text for note in notes)
     return item._replace(
-        tokens=None, keyframes=(), notes=(), caption=caption or None, speech=speech or None
+        tokens=None,
+        keyframes=(),
+        notes=(),
+        heard=(),
+        caption=caption or None,
+        speech=speech or None,
     )
 
 
@@ -65,5 +70,5 @@ def within_limit(items: Sequence[EvidenceItem], most: int = MAX_WORDS) -> list[E
             most -= len(words)
             parts.append(" ".join(words) or None)
         if any(parts):
-            kept.append(item._replace(caption=parts[0], speech=parts[1]))
+            kept.append(item._replace(caption=parts[0], speech=parts[1], heard=()))
     return kept

@@ -25,8 +25,10 @@ from streammem.errors import ConfigError, StreammemError
 from streammem.memory.entry import Entry, Now, decode_keyframe
 from streammem.memory.memory import Memory
 from streammem.memory.retrieval import EVERYTHING, Clip, Query, Window, clipped
+from streammem.memory.words import content_words
 from streammem.models.protocols import Tool
 from streammem.qa.question import narrowed, wall_end, window_of
+from streammem.qa.speech import excerpt
 from streammem.qa.time_expressions import find_time
 from streammem.qa.timeline import find_appearances, total_s
 from streammem.types import TimeSpan, clock, wall_clock, with_wall_clock
@@ -191,7 +193,8 @@ class Lookups:
         """Find the scenes that fit a description best."""
         hits = self.memory.search(self.query_of(text), self.within, FOUND, self.rankers)
         self.describe([hit.entry for hit in hits])
-        lines = [self._line(hit.entry, f", score {hit.score:.2f}") for hit in hits]
+        words = content_words(text)
+        lines = [self._line(hit.entry, f", score {hit.score:.2f}", words) for hit in hits]
         return Looked("\n".join(lines) or "nothing was seen", _ids([hit.entry for hit in hits]))
 
     def at(self, time: str) -> Looked:
@@ -305,13 +308,14 @@ class Lookups:
         lines = [self._line(entry) for entry in entries]
         return Looked(heading + ("\n".join(lines) or "no scene"), _ids(entries))
 
-    def _line(self, entry: Entry, more: str = "") -> str:
+    def _line(self, entry: Entry, more: str = "", words: frozenset[str] = frozenset()) -> str:
         entry = self.memory.get(entry.segment) or entry  # with the caption that it has now
         text = f"{self._span(entry, entry.start, entry.end)}{more}"
         if entry.caption:
             text += f": {' / '.join(entry.caption.splitlines())[:MAX_CAPTION]}"
-        speech = " ".join(note.text for note in entry.notes)[:MAX_CAPTION]
-        return f"{text} “{' '.join(speech.split())}”" if speech else text
+        said = excerpt(entry.notes, words, MAX_CAPTION)
+        spoken = " ".join(f"{clock(n.start)} “{' '.join(n.text.split())}”" for n in said)
+        return f"{text}; said: {spoken}" if spoken else text
 
     def _span(self, entry: Entry, start: float, end: float) -> str:
         wall = None

@@ -283,10 +283,49 @@ def text_of(asked: SaidQuestion, quotes: Sequence[Quote], more: int = 0, *, name
     return f"yes: {said}" if asked.kind == "whether" else said
 
 
-def excerpt(notes: Sequence[Note], words: frozenset[str], most: int) -> str:
-    """Return what was said in at most ``most`` characters, in time order.
+def typical(parts: Sequence[Sequence[Quote]], most: int) -> list[list[Quote]]:
+    """Choose of what is said in each part the sentences that are typical of it.
 
-    Whole notes; those that share words with a question are taken first.
+    A word weighs by how many different sentences of the part have it, and by how few parts do; a
+    sentence by its words, less where it is long, and by none that a chosen one has.
+
+    Args:
+        parts: sentences of each, in time order.
+        most: of each.
+
+    Returns:
+        For each part at most so many, in time order; none that only repeats others.
+    """
+    words = [[content_words(quote.text) for quote in part] for part in parts]
+    spread = Counter(word for part in words for word in frozenset().union(*part))
+    chosen = []
+    for part, own in zip(parts, words, strict=True):
+        counts = Counter(word for each in set(own) for word in each)
+        weight = {
+            word: (1 + math.log(count)) * (0.01 + math.log(len(parts) / spread[word]))
+            for word, count in counts.items()
+        }
+        places, new = list[int](), [set(each) for each in own]
+        for _ in range(min(most, len(part))):
+            scores = [
+                sum(weight[word] for word in left) / math.sqrt(4 + len(each))
+                for left, each in zip(new, own, strict=True)
+            ]
+            best = max(range(len(part)), key=scores.__getitem__)
+            if scores[best] <= 0:
+                break
+            places.append(best)
+            for left in new:
+                left -= own[best]
+        chosen.append([part[place] for place in sorted(places)])
+    return chosen
+
+
+def excerpt(notes: Sequence[Note], words: frozenset[str], most: int) -> tuple[Note, ...]:
+    """Return notes of at most ``most`` characters together, in time order.
+
+    Whole ones, unless the first that is taken is longer; those that share words with a question
+    are taken first.
     """
     order = sorted(range(len(notes)), key=lambda i: -len(words & content_words(notes[i].text)))
     chosen, size = set[int](), 0
@@ -294,7 +333,9 @@ def excerpt(notes: Sequence[Note], words: frozenset[str], most: int) -> str:
         if size + len(notes[i].text) + 1 <= most or not chosen:
             chosen.add(i)
             size += len(notes[i].text) + 1
-    return " ".join(notes[i].text for i in sorted(chosen))[:most]
+    if size > most + 1:  # a single one
+        return tuple(replace(notes[i], text=notes[i].text[:most], word_starts=()) for i in chosen)
+    return tuple(notes[i] for i in sorted(chosen))
 
 
 # -- private --

@@ -159,7 +159,11 @@ def _session_routes(sessions: Sessions) -> APIRouter:
     async def open_session(wanted: NewSession) -> dict[str, object]:
         """Open a session on a source, or for pictures that are pushed."""
         name = await sessions.open(
-            wanted.source, wanted.options(), wanted.memory, source_options=wanted.source_options()
+            wanted.source,
+            wanted.options(),
+            wanted.memory,
+            source_options=wanted.source_options(),
+            speech=wanted.speech_options(sessions.config.speech),
         )
         return described(name)
 

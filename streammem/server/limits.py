@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from streammem.audio.track import SpeechOptions
 from streammem.errors import ConfigError
 from streammem.server.addresses import Allowed, is_loopback
 
@@ -65,6 +66,7 @@ class ServerConfig:
         prefix: path of the server behind a proxy, as in ``/cameras``; the proxy may remove it from
             requests or leave it there. Empty for none.
         alerts: descriptions to look for in the operator's sources.
+        speech: where the words of all sources come from, unless a client wants none of it.
         confirm_alerts: of these sources, ask the model of each alert before it is reported.
         keep_in: folder in which each of the operator's cameras has a memory, so that its past
             survives a restart; None keeps it in RAM.
@@ -82,6 +84,7 @@ class ServerConfig:
     allowed: Allowed = field(default_factory=Allowed)
     alerts: tuple[str, ...] = ()
     confirm_alerts: bool = False
+    speech: SpeechOptions = field(default_factory=SpeechOptions)
     keep_in: Path | None = None
     prefix: str = ""
     limits: Limits = field(default_factory=Limits)

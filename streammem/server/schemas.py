@@ -198,6 +198,14 @@ class AnswerEvent(_Record):
     decided_by: str | None = None
 
 
+class QuoteText(_Record):
+    """A sentence as it was said."""
+
+    start: Seconds
+    end: Seconds
+    text: str
+
+
 class ChapterEvent(_Record):
     """A stretch of scenes that are like each other."""
 
@@ -208,6 +216,9 @@ class ChapterEvent(_Record):
     segments: int
     captions: list[CaptionText]
     wall_start: WallClock = None
+    quotes: Annotated[
+        list[QuoteText] | None, Field(description="typical of what is said in it")
+    ] = None
 
 
 # What EVENT_KEYS does not name is there only where there is something to count.

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.to_thread
 
+from streammem.audio.track import SpeechOptions
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch_options import WatchOptions
@@ -140,6 +141,7 @@ class Sessions:
         memory: str | None = None,
         *,
         source_options: SourceOptions = RECONNECTING,
+        speech: SpeechOptions | None = None,
     ) -> str:
         """Open a session on a source named by a client, and return its id.
 
@@ -148,11 +150,13 @@ class Sessions:
             options: how it is watched.
             memory: name of the memory to write to; None for none.
             source_options: how it is opened.
+            speech: where its words come from; None takes the server's.
 
         Raises:
             Refused, ConfigError, SourceError, StoreError: it cannot be opened.
         """
         self._check_place()
+        options = replace(options, speech=speech or self.config.speech)
         if source is None:
             inbox = Inbox(source_options, self.config.limits.frames_waiting)
             pushed = _WatchedSource(inbox.name, lambda _: inbox, inbox=inbox)
@@ -186,6 +190,7 @@ class Sessions:
         shown = encodable(shown)
         file = Path(source) if "://" not in source and Path(source).is_file() else None
         opened = _WatchedSource(shown, lambda _: open_with(source, source_options), file)
+        options = replace(options, speech=self.config.speech)
         return await self._start(opened, options, keep_in, id_)
 
     async def open_own(self, sources: Sequence[str]) -> None:
@@ -388,6 +393,7 @@ class Sessions:
 
         open_session = partial(Session, self.model, self._session, memory=path, source=source.name)
         id_ = id_ or secrets.token_urlsafe(12)
+        options = replace(options, speech=replace(options.speech, where_possible=True))
         plan = Plan(
             source.name,
             open_session,

@@ -6,10 +6,12 @@ from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
+from streammem.audio.track import SpeechOptions
 from streammem.engine.watch_options import WatchOptions
 from streammem.memory.upkeep import MemorySummary
 from streammem.output.render import NOTHING, to_json
 from streammem.server.queries import public_source
+from streammem.server.refused import Refused
 from streammem.server.session_host import SessionHost
 from streammem.types import Alert, Answer, Event, Moment, Segment, wall_clock
 from streammem.video.source import DEFAULT_FPS, SourceOptions
@@ -51,6 +53,28 @@ class NewSession(Strict):
     end: Annotated[float | None, Field(gt=0, le=MAX_S)] = None
     captions: Annotated[bool, Field(description="describe each scene")] = True
     alerts: AlertTexts = []
+    speech: Annotated[
+        Literal["auto", "on", "off"] | None,
+        Field(description="what is said: auto reads subtitles; on recognises; none: the server's"),
+    ] = None
+    speech_language: Annotated[
+        str | None, Field(max_length=60, pattern=r"^[A-Za-z]{2,3}( *, *[A-Za-z]{2,3})*$")
+    ] = None
+
+    def speech_options(self, own: SpeechOptions) -> SpeechOptions:
+        """Return where its words come from.
+
+        Args:
+            own: the server's.
+
+        Raises:
+            Refused: speech is to be recognised, and the server does not.
+        """
+        recognises = own.recogniser is not None or own.speech == "on"
+        if self.speech == "on" and not recognises:
+            raise Refused(422, "this server recognises no speech; start it with --speech on")
+        speech = own.speech if self.speech in (None, "on") else self.speech
+        return SpeechOptions(speech, self.speech_language or own.language)
 
     def options(self) -> WatchOptions:
         """Return how it is watched."""

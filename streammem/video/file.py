@@ -387,6 +387,8 @@ class PartsSource(VideoSource):
         duration: seconds of the whole, if known.
     """
 
+    sound_waits = True
+
     def __init__(
         self,
         name: str,
@@ -397,15 +399,15 @@ class PartsSource(VideoSource):
         super().__init__(name, sampling, duration)
         self._parts = parts
         self._video: VideoSource | None = None  # that is played
-        self._sound: SoundOfParts | None = None
+        self._sounds: list[SoundOfParts] = []
 
     def _release(self) -> None:
         if self._video:
             self._video.close()
 
     def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
-        self._sound = SoundOfParts(self)
-        return self._sound.sound()
+        self._sounds.append(SoundOfParts(self))
+        return self._sounds[-1].sound()
 
     def _frames(self) -> Iterator[Frame]:
         # The tick is the coarsest that a grid forgives: containers differ in theirs.
@@ -417,8 +419,8 @@ class PartsSource(VideoSource):
             shift: int | None = None  # frames of the videos before
             try:
                 video = self._video = open_part(self._sampling.after(start))
-                if self._sound:
-                    self._sound.add(start, video.sound_pass())
+                for sound in self._sounds:
+                    sound.add(start, video.sound_pass())
                 for frame in video:
                     time, is_first = start + frame.time, shift is None
                     if shift is None:

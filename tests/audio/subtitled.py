@@ -69,3 +69,38 @@ def with_tracks(path, tracks, seconds=10, codec="subrip"):
                 packet.duration = round((end - start) * 1000)
                 container.mux(packet)
     return path
+
+
+def with_captions(path, cues, *, rolls=False):
+    """Write a video with a track of closed captions (EIA-608), as cameras and editors write it."""
+
+    def pair(first, second):
+        odd = (byte | 0x80 * (bin(byte).count("1") % 2 == 0) for byte in (first, second))
+        return bytes([0xFC, *odd])
+
+    def commands(text):
+        letters = [ord(letter) for letter in text] + [0] * (len(text) % 2)
+        begins = [(0x14, 0x25), (0x14, 0x2D)] if rolls else [(0x14, 0x20), (0x14, 0x2E)]
+        shows = [] if rolls else [(0x14, 0x2F)]
+        pairs = [*begins, (0x14, 0x70), *zip(letters[::2], letters[1::2], strict=True), *shows]
+        return b"".join(pair(*each) for each in pairs)
+
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=4, options={"preset": "ultrafast"})
+        video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+        text = container.add_mux_stream("eia_608")
+        text.time_base = Fraction(1, 1000)
+        for number in range(40):
+            pixels = moving_square("red", number, 64, 64)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(video.encode())
+        ends = [start for start, *_ in cues[1:]] + [cues[-1][1]]
+        packets = [(start, commands(words)) for start, _, words in cues]
+        packets += [(end, pair(0x14, 0x2C)) for _, end, _ in cues if not rolls and end not in ends]
+        for start, content in sorted([*packets, (cues[-1][1], pair(0x14, 0x2C))]):
+            packet = av.Packet(content)
+            packet.stream, packet.time_base = text, Fraction(1, 1000)
+            packet.pts = packet.dts = round(start * 1000)
+            packet.duration = 100
+            container.mux(packet)
+    return path

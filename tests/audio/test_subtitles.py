@@ -1,15 +1,18 @@
 import itertools
 import random
+from fractions import Fraction
 
+import av
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streammem.audio.subtitles import MAX_NOTE_CHARS, language_of, parse, tracks_of
+from streammem.audio.subtitles import MAX_NOTE_CHARS, Cues, language_of, parse, tracks_of
 from streammem.audio.track import SpeechOptions, SpeechTrack, open_track
 from streammem.errors import ConfigError
 from streammem.types import Note
-from tests.audio.subtitled import CUES, ass, srt, vtt, with_tracks
+from tests.audio.subtitled import CUES, ass, srt, vtt, with_captions, with_tracks
+from tests.tiny import moving_square
 
 NOTES = tuple(Note(*cue) for cue in CUES)
 FORMS = {"srt": srt, "vtt": vtt, "ass": ass}
@@ -132,7 +135,14 @@ def test_files_beside_a_video_are_found_by_their_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "codec"), [(".mp4", "mov_text"), (".mkv", "subrip"), (".mkv", "ass")]
+    ("suffix", "codec"),
+    [
+        (".mp4", "mov_text"),
+        (".mkv", "subrip"),
+        (".mkv", "ass"),
+        (".mkv", "webvtt"),
+        (".mkv", "text"),
+    ],
 )
 def test_tracks_inside_a_video_are_read(tmp_path, suffix, codec):
     german = ((1.0, 2.0, "Guten Morgen."),)
@@ -140,6 +150,43 @@ def test_tracks_inside_a_video_are_read(tmp_path, suffix, codec):
     assert [track.language for track in tracks_of(path)] == ["en", "de"]
     assert open_track(path, SpeechOptions()).notes == NOTES
     assert open_track(path, SpeechOptions(language="ger")).notes == (Note(*german[0]),)
+
+
+def test_closed_captions_have_the_time_at_which_they_are_shown(tmp_path):
+    path = with_captions(tmp_path / "film.mov", CUES)
+    (track,) = tracks_of(path)
+    assert track.read() == Cues(tuple(Note(*cue) for cue in CUES))
+
+
+def test_captions_that_roll_up_give_each_line_once(tmp_path):
+    cues = [(0.5, 2.0, "We sail"), (2.0, 4.0, "to Bergen"), (4.0, 6.0, "at dawn.")]
+    (track,) = tracks_of(with_captions(tmp_path / "film.mov", cues, rolls=True))
+    notes = track.read().notes
+    assert [note.text for note in notes] == [text for *_, text in cues]
+    assert [note.start for note in notes] == [start for start, *_ in cues]
+
+
+@pytest.mark.parametrize("codec", ["dvb_teletext", "dvb_subtitle"])
+def test_teletext_and_pictures_are_told_and_stand_behind_every_text(tmp_path, codec):
+    path = tmp_path / "film.ts"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=4, options={"preset": "ultrafast"})
+        video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+        text = container.add_mux_stream(codec)
+        text.time_base = Fraction(1, 1000)
+        for number in range(4):
+            pixels = moving_square("red", number, 64, 64)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(video.encode())
+        packet = av.Packet(b"\x10\x02\x2c" + bytes(44))
+        packet.stream, packet.time_base = text, Fraction(1, 1000)
+        packet.pts = packet.dts = 500
+        container.mux(packet)
+    track = open_track(path, SpeechOptions())
+    assert track.notes == () and "is no text that can be read" in track.notices[0].message
+    path.with_suffix(".forced.srt").write_text(srt())
+    assert [track.is_text for track in tracks_of(path)] == [True, False]
+    assert open_track(path, SpeechOptions()).notes == NOTES
 
 
 def test_a_file_beside_goes_before_a_track_inside(tmp_path):

@@ -3,10 +3,16 @@
 import numpy as np
 import pytest
 
-from streammem.memory.index import FaissIndex, NumpyIndex
+import streammem.memory.index as index_module
+from streammem.errors import ConfigError
+from streammem.memory.index import FaissIndex, NumpyIndex, TorchIndex, index_choice, index_for
 
 DIM = 24
-INDEXES = [NumpyIndex, FaissIndex]
+INDEXES = {
+    "NumpyIndex": NumpyIndex,
+    "FaissIndex": FaissIndex,
+    "TorchIndex": lambda dim: TorchIndex(dim, "cpu"),
+}
 # Unit rows in half precision: 2^-11 relative a component.
 TOLERANCE = 1e-3
 
@@ -16,9 +22,14 @@ def unit(num, seed=0, dim=DIM):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-@pytest.fixture(params=INDEXES, ids=lambda cls: cls.__name__)
-def empty(request):
-    return request.param(DIM)
+@pytest.fixture(params=INDEXES)
+def make(request):
+    return INDEXES[request.param]
+
+
+@pytest.fixture
+def empty(make):
+    return make(DIM)
 
 
 @pytest.fixture
@@ -82,9 +93,23 @@ def test_equal_scores_come_by_id(empty):
     assert empty.search(unit(1)[0], 3)[0].tolist() == [3, 5, 9]
 
 
-def test_arrays_make_an_equal_index(full):
+def test_of_one_thing_its_best_vector_counts(empty):
+    vectors = unit(200)
+    empty.add(np.arange(200), vectors)
+    query = unit(1, seed=1)[0]
+    allowed = np.arange(3, 190)
+    things, scores = empty.search(query, 6, allowed=allowed, group=4)
+    best = np.full(50, -np.inf)
+    np.maximum.at(best, allowed // 4, (vectors @ query)[allowed])
+    np.testing.assert_allclose(scores, np.sort(best)[::-1][:6], atol=TOLERANCE)
+    np.testing.assert_allclose(scores, best[things], atol=TOLERANCE)
+    assert len(set(things.tolist())) == 6
+    assert len(empty.search(query, 1_000, group=4)[0]) == 50
+
+
+def test_arrays_make_an_equal_index(make, full):
     full.remove(np.array([0, 77]))
-    copy = type(full)(DIM)
+    copy = make(DIM)
     copy.add(*full.to_arrays())
     for seed in range(5):
         for ours, theirs in zip(
@@ -122,9 +147,9 @@ def test_a_query_that_does_not_fit_is_refused(full, query):
         full.search(query, 1)
 
 
-def test_faiss_agrees_with_the_reference_through_random_edits():
+def test_an_index_agrees_with_the_reference_through_random_edits(make):
     rng = np.random.default_rng(4)
-    reference, index = NumpyIndex(DIM), FaissIndex(DIM)
+    reference, index = NumpyIndex(DIM), make(DIM)
     for _ in range(60):
         ids = rng.choice(300, size=12, replace=False)
         rows = unit(12, seed=int(rng.integers(1 << 30))).astype(np.float16).astype(np.float32)
@@ -138,9 +163,29 @@ def test_faiss_agrees_with_the_reference_through_random_edits():
         )
 
 
-def test_bytes_stay_within_a_constant_of_the_vectors_through_endless_replacing():
-    index = FaissIndex(DIM)
+@pytest.mark.parametrize("name", ["FaissIndex", "TorchIndex"])
+def test_bytes_stay_within_a_constant_of_the_vectors_through_endless_replacing(name):
+    index = INDEXES[name](DIM)
     for turn in range(400):
         index.remove(np.arange(turn, turn + 10))
         index.add(np.arange(turn + 100, turn + 110), unit(10, seed=turn))
     assert index.num_bytes() <= len(index) * (2 * DIM + 8) * 2 + 10 * (2 * DIM + 16)
+
+
+def test_many_keys_lie_on_the_gpu_where_there_is_one(monkeypatch):
+    monkeypatch.delenv("STREAMMEM_KERNELS", raising=False)
+    monkeypatch.setattr(index_module.ops, "find_spec", lambda name: True)
+    monkeypatch.setattr(index_module.torch.cuda, "is_available", lambda: False)
+    assert index_choice(10**6) == ("FAISS", "the tensors are on the CPU")
+    assert isinstance(index_for(DIM, 10**6), FaissIndex)
+    monkeypatch.setattr(index_module.torch.cuda, "is_available", lambda: True)
+    assert index_choice(10**6) == ("find_topk", "the tensors are on CUDA")
+    assert index_choice(1000)[0] == "FAISS" and "fewer than" in index_choice(1000)[1]
+    monkeypatch.setenv("STREAMMEM_KERNELS", "triton")
+    assert index_choice(1000)[0] == "find_topk"
+    monkeypatch.setenv("STREAMMEM_KERNELS", "torch")
+    assert index_choice(10**6) == ("FAISS", "STREAMMEM_KERNELS=torch")
+    monkeypatch.setenv("STREAMMEM_KERNELS", "triton")
+    monkeypatch.setattr(index_module.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="cannot run in Triton"):
+        index_choice(10**6)

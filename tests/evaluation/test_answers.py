@@ -33,6 +33,9 @@ class Oracle(Rememberer):
     def read_questions(self, questions):
         return [read(question) for question in questions]
 
+    def word_readouts(self, stems):
+        return ()
+
 
 def read(question):
     for operator, pattern in PATTERNS:

@@ -34,12 +34,13 @@ def python(*arguments, kernels=PACKAGE.parent, **environment):
 
 
 def interpreted(law, kernels=PACKAGE.parent):
-    return python("-m", "tests.kernels.laws", law, kernels=kernels, TRITON_INTERPRET="1")
+    return python("-m", "tests.kernels.laws", *law.split(), kernels=kernels, TRITON_INTERPRET="1")
 
 
+PARTS = [f"tilling_more {part}" for part in range(12)]  # 3,000 sequences
 HEAVY = [
     pytest.param(law, marks=pytest.mark.heavy)
-    for law in ("topk_more", "read_more", "tilling_more", "tilling_of_bad_frames")
+    for law in ("topk_more", "read_more", *PARTS, "tilling_of_bad_frames")
 ]
 
 
@@ -53,8 +54,10 @@ def test_the_triton_form_equals_the_reference(law):
 TOPK, TILLING = ("topk", "find_topk.py"), ("tilling_some", "tilling.py")
 READ = ("read", "memory_read.py")
 MUTANTS = [
-    (*TOPK, "(0x7FFFFFFF - n)[None, :]", "n[None, :]"),  # ties by higher row
+    (*TOPK, "(0x7FFFFFFF - group)[None, :]", "group[None, :]"),  # ties by higher row
     (*TOPK, "n[None, :] >= start", "n[None, :] > start"),
+    (*TOPK, "place = tl.maximum(lowest, of_group)", "place = lowest"),
+    (*TOPK, "mask + at, is_inside", "mask + tenant[None, :], is_inside"),
     (*TOPK, "stop, 0)), tl.minimum", "stop - 1, 0)), tl.minimum"),
     (*READ, "is_key = is_key & (row >= 0)", "row = tl.maximum(row, 0)"),
     (*READ, "(products - own_shift[:, None])", "products"),
@@ -63,6 +66,10 @@ MUTANTS = [
     (*READ, "for source in tl.static_range(2):", "for source in tl.static_range(1):"),
     (*TILLING, "if similarity < last:", "if similarity <= last + 0.01:"),
     (*TILLING, "weight = tl.where(is_cut, weight, new_weight)", "weight = new_weight"),
+    (*TILLING, "(gap + FLASH < frames) & ", ""),
+    (*TILLING, "tl.store(numbers + stream * 5 + 1, frames)", ""),
+    (*TILLING, "(first + length - 1) % MAX_LAG", "first % MAX_LAG"),
+    (*TILLING, "base = tl.load(offsets + stream)", "base = tl.load(offsets + stream) * 0"),
     (*TILLING, "tl.store(arrived + stream, 0)", "tl.store(arrived + stream, 1)"),
 ]
 
@@ -160,17 +167,31 @@ def test_shapes_that_do_not_fit_are_errors():
     ):
         with pytest.raises(ValueError, match="give"):
             ops.find_topk(*wrong)
-    with pytest.raises(ValueError, match="give"):
-        ops.find_topk(questions, keys, ranges, 1, scales=torch.ones(4))
-    state = ops.TillingState(2, 4)
-    for patches, mean, active in (
-        (torch.ones(2, 0, 4), torch.zeros(4), None),
-        (torch.ones(3, 1, 4), torch.zeros(4), None),
-        (torch.ones(2, 1, 4), torch.zeros(5), None),
-        (torch.ones(2, 1, 4), torch.zeros(4), torch.ones(3, dtype=torch.bool)),
+    mask, tenants = torch.ones(2, 5, dtype=torch.bool), torch.zeros(3).int()
+    for named in (
+        {"scales": torch.ones(4)},
+        {"groups": torch.zeros(3).long()},
+        {"mask": mask},
+        {"tenants": tenants},
+        {"mask": mask.int(), "tenants": tenants},
+        {"mask": mask[:1], "tenants": tenants},
     ):
         with pytest.raises(ValueError, match="give"):
-            ops.tilling_step(state, patches, mean, active)
+            ops.find_topk(questions, keys, ranges, 1, **named)
+    state = ops.TillingState(2, 4)
+    whole, mean = torch.ones(2, 1, 4), torch.zeros(4)
+    for patches, center, active, offsets in (
+        (torch.ones(2, 0, 4), mean, None, None),
+        (torch.ones(3, 1, 4), mean, None, None),
+        (whole, torch.zeros(5), None, None),
+        (whole, mean, torch.ones(3, dtype=torch.bool), None),
+        (whole, mean, None, torch.tensor([0, 1, 2])),
+        (torch.ones(2, 4), mean, None, torch.tensor([0, 2])),
+    ):
+        with pytest.raises(ValueError, match="give"):
+            ops.tilling_step(state, patches, center, active, offsets=offsets)
+    with pytest.raises(ValueError, match="give"):
+        ops.tilling_flush(state, torch.ones(3, dtype=torch.bool))
 
 
 def test_reads_that_do_not_fit_are_errors():

@@ -1,5 +1,6 @@
 """Questions of what was said: read, answered by quotes, apart from what was seen."""
 
+import json
 import random
 import re
 from dataclasses import replace
@@ -9,8 +10,20 @@ import pytest
 
 from streammem.memory.entry import Entry
 from streammem.memory.retrieval import Clip
+from streammem.models.protocols import EvidenceItem
+from streammem.models.vlm.prompts import answer_parts, caption_parts
+from streammem.output.render import to_line
 from streammem.qa import speech
-from streammem.qa.speech import SAID, Meanings, excerpt, ranked, read_said, sentences, text_of
+from streammem.qa.speech import (
+    SAID,
+    Meanings,
+    excerpt,
+    ranked,
+    read_said,
+    sentences,
+    text_of,
+    typical,
+)
 from streammem.types import Note, clock
 from tests.sessions import session_of
 from tests.tiny import film, tiny_model
@@ -83,11 +96,46 @@ def test_speakers_do_not_share_a_sentence():
     assert [q.speaker for q in sentences([Clip(entry_of(notes), 0, 9)])] == ["ANN", "BOB"]
 
 
+def test_a_chapter_quotes_what_is_said_in_it_and_hardly_elsewhere():
+    def part(*texts):
+        notes = [Note(i, i + 1, text) for i, text in enumerate(texts)]
+        return sentences([Clip(entry_of(notes), 0, 99)])
+
+    idle = "Well, let us go now."
+    parts = [
+        part(idle, "The ship leaves the harbour.", idle, "The harbour is old.", idle),
+        part("Boil the soup.", idle, "Well, boil the soup."),
+        part(idle, idle),
+        part(),
+    ]
+    found = [[quote.text for quote in quotes] for quotes in typical(parts, 2)]
+    assert found[0] == ["The ship leaves the harbour.", "The harbour is old."]
+    assert "soup" in typical(parts, 1)[1][0].text
+    assert found[2] == [idle] and found[3] == []
+
+
 def test_an_excerpt_holds_what_the_question_names_and_stays_short():
     notes = [Note(i, i + 1, f"Idle talk number {i}.") for i in range(50)]
     notes[40] = Note(40, 41, "The harbour is closed.")
-    text = excerpt(notes, frozenset({"harbour"}), 200)
-    assert "The harbour is closed." in text and len(text) <= 200
+    found = excerpt(notes, frozenset({"harbour"}), 200)
+    assert notes[40] in found and sum(len(note.text) + 1 for note in found) <= 201
+    assert list(found) == sorted(found, key=lambda note: note.start)
+    (cut,) = excerpt([Note(1, 2, "word " * 99)], frozenset(), 200)
+    assert len(cut.text) == 200
+
+
+def test_prompts_of_pictures_show_speech_with_its_times_between_them_and_captions_do_not():
+    picture = np.zeros((2, 2, 3), np.uint8)
+    notes = (Note(61.5, 62, "Hello."), Note(63, 64, "x" * 700), Note(65, 66, "Gone."))
+    items = [EvidenceItem(60.0, 70.0, None, "A dog.", (picture,), heard=notes),
+             EvidenceItem(70.0, 80.0, keyframes=(picture,))]  # fmt: skip
+    parts = answer_parts(items, "Who speaks?")
+    shown = [part for part in parts if isinstance(part, str)]
+    assert [isinstance(part, str) for part in parts] == [True, False, True, True, False, True]
+    assert shown[1] == "A dog. Heard: [01:01.5] “Hello.”"
+    assert "it need not be seen" in shown[-1]
+    assert "heard" not in answer_parts(items[1:], "Who speaks?")[-1]
+    assert caption_parts(items[0], None, 4) == caption_parts(items[0]._replace(heard=()), None, 4)
 
 
 THINGS = "harbour bridge piano lantern doctor garden violin castle rocket island".split()  # noqa: SIM905
@@ -257,3 +305,12 @@ def test_other_words_of_the_same_meaning_answer_what_when_and_who_and_are_not_co
         assert not heard.ask("What did they say about the weather?").seen
     finally:
         Meant.kinds, answerer._meanings = kinds, before
+
+
+def test_a_summary_quotes_what_was_said_in_time_order_among_captions(heard):
+    (chapter,) = heard.chapters(1)
+    assert [quote.text for quote in chapter.quotes] == ["ANN: A dog swims in the river."]
+    assert "  [00:04.0-00:05.0] “ANN: A dog swims in the river.”" in str(chapter)
+    quotes = json.loads(to_line(chapter))["quotes"]
+    assert quotes == [{"start": 4.0, "end": 5.0, "text": "ANN: A dog swims in the river."}]
+    assert "quotes" not in json.loads(to_line(replace(chapter, quotes=())))

@@ -13,10 +13,13 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs streammem[serve]")
 
+from streammem.audio.track import SpeechTrack
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.memory.entry import Entry, unit_rows
+from streammem.types import Note
 from streammem.ui.watch import STATIC, add_watch
+from tests.audio.subtitled import srt
 from tests.sessions import SHORT, told
 from tests.tiny import film
 
@@ -104,6 +107,29 @@ async def test_with_a_token_the_page_opens_what_is_allowed_alone(model):
         client.headers["authorization"] = f"Bearer {token}"
         refused = await client.post("/watch/open", json=asked)
         assert refused.status_code >= 400 and "allow" in refused.text
+
+
+@pytest.mark.anyio
+async def test_the_page_gets_what_was_said_from_sessions_and_memories(model, tmp_path):
+    timed = Note(1.0, 2.0, "A dog barks.", (1.0, 1.25, 1.5))
+    plain = Note(4.0, 5.0, "Where is it?")
+    folder = tmp_path / "memories"
+    folder.mkdir()
+    with Session(model, memory=folder / "talk", source="a.mp4") as session:
+        session.speech = SpeechTrack("a.srt", (timed, plain))
+        for frame in film(("red", 5), ("blue", 5)):
+            session.push(frame)
+        session.flush()
+    async with served(model, memories=folder) as client:
+        events = (await client.get("/v1/memories/talk/segments")).json()["events"]
+        said = [event for event in events if event["type"] == "note"]
+        assert said == [
+            {"type": "note", "start": 1.0, "end": 2.0, "text": "A dog barks.",
+             "word_starts": [1.0, 1.25, 1.5], "source": "a.mp4"},
+            {"type": "note", "start": 4.0, "end": 5.0, "text": "Where is it?", "source": "a.mp4"},
+        ]  # fmt: skip
+        chapters = (await client.get("/v1/memories/talk/summary?chapters=1")).json()["chapters"]
+        assert [quote["text"] for quote in chapters[0]["quotes"]] == [timed.text]
 
 
 # -- in a browser --
@@ -572,3 +598,37 @@ async def test_the_description_of_the_server_works_without_a_network(browsing):
     async with browsing(path="/docs") as page:
         await page.wait_for_selector(".opblock")
         assert await page.locator(".opblock").count() > 20
+
+
+@pytest.mark.heavy
+@pytest.mark.anyio
+async def test_what_is_said_stands_beside_captions_in_another_colour_and_is_searched(
+    browsing, video, tmp_path
+):
+    spoken = tmp_path / "spoken.mp4"
+    spoken.write_bytes(Path(video).read_bytes())
+    spoken.with_suffix(".srt").write_text(
+        srt([(0.5, 2.0, "We sail at dawn."), (4.0, 5.0, EVIL.replace("\n", " "))])
+    )
+    async with browsing(1280, "/watch/#/session/OWN", own=[str(spoken)]) as page:
+        await until(page, f"{LINES} === 5")
+        colour = "getComputedStyle(document.querySelector('#transcript .line.{} .words')).color"
+        assert await page.evaluate(f"{colour.format('note')} !== {colour.format('scene')}")
+        # Not by the colour alone.
+        note = page.locator("#transcript .line.note").first
+        assert await note.locator(".sure").text_content() == "said"
+        assert await page.evaluate("document.querySelector('#timeline').dataset.said") == "2"
+        await page.select_option("#show", "note")
+        await until(page, f"{LINES} === 2")
+        assert (await page.locator("#count").text_content()).startswith("2 of 5")
+        await page.fill("#search", "dawn")
+        await until(page, f"{LINES} === 1")
+        await page.select_option("#show", "scene")
+        await until(page, f"{LINES} === 0")
+        await page.select_option("#show", "")
+        await note.click()
+        await until(page, f"{NOW} >= 0.5")
+        await page.evaluate("document.querySelector('#player').pause()")
+        await page.evaluate("document.querySelector('#player').currentTime = 1")
+        await until(page, "document.querySelector('#heard').textContent === '“We sail at dawn.”'")
+        assert "hit" not in await page.title()

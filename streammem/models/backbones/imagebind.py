@@ -1,7 +1,8 @@
-"""ImageBind's audio branch: sound to spectrograms, these to vectors of a space of all senses.
+"""ImageBind's branches of sound and pictures: vectors of a space of all senses.
 
     clips = [sound[start : start + 2 * RATE] for start in clip_starts(len(sound))]
     vectors = ears(torch.stack([spectrogram(clip) for clip in clips]))     # [8, 1024]
+    vectors = eyes(pixels)                                                 # [T, 1024]
 
 Modules bear the published names. Sound is decoded elsewhere, and no weights are looked for here.
 """
@@ -14,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streammem.models.backbones.languagebind import PIXEL_MEAN, PIXEL_STD
+
 # Legend: B clips, F frames of a spectrogram, N = 1 + P tokens a clip, D width.
 
 RATE = 16_000  # samples a second
@@ -23,7 +26,7 @@ BINS, FRAMES = 128, 204
 MEAN, STD = -4.268, 9.138  # of the filter bank's values, over AudioSet
 _WINDOW, _SHIFT, _FFT = 400, 160, 512  # samples: 25 ms every 10 ms, padded to a power of two
 _LOWEST_HZ, _PREEMPHASIS = 20.0, 0.97
-# Of the file of all modalities, what is not of sound, and a number that is computed with training.
+# Of the file of all modalities, what is not of sound.
 IMAGEBIND_UNREAD = r"modality_\w+\.(vision|text|depth|thermal|imu)\..*"
 
 
@@ -42,14 +45,16 @@ def filter_bank(sound: Tensor, bins: int = BINS) -> Tensor:
     """
     if len(sound) < _WINDOW:
         return sound.new_zeros(0, bins)
-    frames = sound.unfold(0, _WINDOW, _SHIFT)  # [F, 400]
-    frames = frames - frames.mean(dim=1, keepdim=True)
-    before = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
-    window = torch.hann_window(_WINDOW, periodic=False, dtype=torch.float64).to(frames)
-    frames = (frames - _PREEMPHASIS * before) * window
-    power = torch.fft.rfft(frames, n=_FFT).abs() ** 2  # [F, 257]
+    frames = sound.unfold(0, _WINDOW, _SHIFT).clone()  # [F, 400]
+    frames -= frames.mean(dim=1, keepdim=True)
+    before = frames[:, :-1] * _PREEMPHASIS
+    frames[:, 1:] -= before
+    frames[:, 0] *= 1 - _PREEMPHASIS  # nothing stands before the first sample but itself
+    frames *= torch.hann_window(_WINDOW, periodic=False, dtype=torch.float64).to(frames)
+    transform = torch.view_as_real(torch.fft.rfft(frames, n=_FFT))
+    power = transform.square_().sum(-1)  # [F, 257]
     energies = power[:, : _FFT // 2] @ _mel_filters(bins).to(frames).T
-    return energies.clamp(min=torch.finfo(torch.float32).eps).log()
+    return energies.clamp_(min=torch.finfo(torch.float32).eps).log_()
 
 
 @cache
@@ -141,7 +146,7 @@ class Stem(nn.Module):
 class Positions(nn.Module):
     """A container for the published name of the position table."""
 
-    def __init__(self, config: ImageBindConfig) -> None:
+    def __init__(self, config: "ImageBindConfig | ImageBindVisionConfig") -> None:
         super().__init__()
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.patches, config.width))
 
@@ -164,7 +169,7 @@ class Preprocessor(nn.Module):
 class Mlp(nn.Module):
     """Two products with an exact GELU between them."""
 
-    def __init__(self, config: ImageBindConfig) -> None:
+    def __init__(self, config: "ImageBindConfig | ImageBindVisionConfig") -> None:
         super().__init__()
         self.fc1 = nn.Linear(config.width, config.mlp)
         self.fc2 = nn.Linear(config.mlp, config.width)
@@ -174,12 +179,13 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm block; keys and values get one more row, which is learned."""
+    """A pre-norm block; of sound, keys and values get one more row, which is learned."""
 
-    def __init__(self, config: ImageBindConfig) -> None:
+    def __init__(self, config: "ImageBindConfig | ImageBindVisionConfig") -> None:
         super().__init__()
+        more = isinstance(config, ImageBindConfig)
         self.attn = nn.MultiheadAttention(
-            config.width, config.heads, add_bias_kv=True, batch_first=True
+            config.width, config.heads, add_bias_kv=more, batch_first=True
         )
         self.norm_1 = nn.LayerNorm(config.width, eps=1e-6)
         self.mlp = Mlp(config)
@@ -262,3 +268,103 @@ class ImageBindAudio(nn.Module):
         """Multiply vectors by the scale that is stored for sound."""
         scaled: Tensor = self.modality_postprocessors["audio"](unit)
         return scaled
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBindVisionConfig:
+    """Sizes of the pictures' branch.
+
+    Attributes:
+        width: D.
+        layers: blocks.
+        heads: attention heads; they divide D.
+        mlp: width between the two products of an MLP.
+        out: width of the shared space.
+        side: pixels of the square input.
+        patch: pixels of a square patch; divides ``side``.
+    """
+
+    width: int = 1280
+    layers: int = 32
+    heads: int = 16
+    mlp: int = 5120
+    out: int = 1024
+    side: int = 224
+    patch: int = 14
+
+    @property
+    def patches(self) -> int:
+        """P."""
+        return (self.side // self.patch) ** 2
+
+
+class PictureStem(nn.Module):
+    """Patches of two equal frames through one convolution; a container for its name."""
+
+    def __init__(self, config: ImageBindVisionConfig) -> None:
+        super().__init__()
+        size = (2, config.patch, config.patch)
+        self.proj = nn.Sequential(nn.Identity(), nn.Conv3d(3, config.width, size, size, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x.unsqueeze(2).expand(-1, -1, 2, -1, -1)).flatten(2).transpose(1, 2)
+
+
+class PicturePreprocessor(nn.Module):
+    """Pixels to tokens, the class token first, positions added."""
+
+    def __init__(self, config: ImageBindVisionConfig) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.rgbt_stem = PictureStem(config)
+        self.pos_embedding_helper = Positions(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.rgbt_stem(x)
+        tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        return tokens + self.pos_embedding_helper.pos_embed
+
+
+class PictureTrunk(nn.Module):
+    """A norm, then the blocks; a container for their published names."""
+
+    def __init__(self, config: ImageBindVisionConfig) -> None:
+        super().__init__()
+        self.pre_transformer_layer = nn.Sequential(nn.LayerNorm(config.width, eps=1e-6))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pre_transformer_layer(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class ImageBindVision(nn.Module):
+    """Pictures to vectors of length 1, in the space that sound shares.
+
+    Source: ImageBind (arXiv 2305.05665), section 3.
+    """
+
+    def __init__(self, config: ImageBindVisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        head = nn.Sequential(
+            nn.LayerNorm(config.width, eps=1e-6),
+            FirstToken(),
+            nn.Linear(config.width, config.out, bias=False),
+        )
+        self.modality_preprocessors = nn.ModuleDict({"vision": PicturePreprocessor(config)})
+        self.modality_trunks = nn.ModuleDict({"vision": PictureTrunk(config)})
+        self.modality_heads = nn.ModuleDict({"vision": head})
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map pixels [T, side, side, 3], levels of 255, to [T, out]."""
+        weight = next(self.parameters())
+        mean, std = (
+            torch.tensor(values, device=weight.device) for values in (PIXEL_MEAN, PIXEL_STD)
+        )
+        x = ((pixels.to(weight.device) / 255 - mean) / std).permute(0, 3, 1, 2).to(weight.dtype)
+        x = self.modality_preprocessors["vision"](x)
+        x = self.modality_heads["vision"](self.modality_trunks["vision"](x))
+        return F.normalize(x, dim=-1)

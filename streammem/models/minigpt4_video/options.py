@@ -117,7 +117,7 @@ class SessionDefaults:
 
     Attributes:
         passages, now_frames, epsilon, still: see ``SessionConfig``.
-        context: likewise.
+        context, instruction: likewise.
     """
 
     passages: int | None = None
@@ -125,3 +125,4 @@ class SessionDefaults:
     epsilon: float | None = None
     still: float | None = None
     context: str | None = None
+    instruction: str | None = None

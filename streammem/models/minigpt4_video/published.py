@@ -7,9 +7,11 @@ Three parts: its own checkpoint (a pickle, of which tensors and plain values alo
 vision tower's file, and the folder of the language model. Nothing is downloaded.
 """
 
+import ast
+import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,7 @@ FAMILY = "minigpt4-video"
 FRESH = "fresh"  # in place of a checkpoint
 LLAMA = "llama_model.base_model.model."
 LAYERS_OF_WIDTH = {1408: 39}  # of the tower: the 40th of the published file is dropped
+SUMMARY_SHA256 = "326d9ce8867ad931"  # of Goldfish's request for summaries, its beginning
 # Buffers that the parent's checkpoints hold, and numbers of layers in 8 bits.
 UNREAD = re.compile(
     r"llama_model\..*(rotary_emb\.inv_freq|\.SCB|\.weight_format|\.quant_state\..*)"
@@ -51,6 +54,8 @@ class MiniGPT4File:
         vision: the tower's file, likewise.
         language: of the base: a folder, or ``hf:OWNER/NAME`` from the local hub cache.
         keys: preset or folder of the model that lends its key space.
+        prompts: the parent's ``goldfish_lv.py``, from which its request for summaries is taken; its
+            words are not ours to give. Empty asks for captions as every model is asked.
         about: one line for people.
         options: see ``MiniGPT4Options``.
         session: what sessions of it do otherwise unless they are told.
@@ -61,6 +66,7 @@ class MiniGPT4File:
     vision: str = "eva_vit_g.pth"
     language: str = ""
     keys: str = "streammem-tiny"
+    prompts: str = ""
     about: str = ""
     options: MiniGPT4Options = field(default_factory=MiniGPT4Options)
     session: SessionDefaults = field(default_factory=SessionDefaults)
@@ -186,7 +192,33 @@ def open_model(
         open_language=lambda: open_language(
             base.folder, lora, options.lora_alpha / max(1, rank), options, device
         ),
-        session=said.session,
+        session=replace(said.session, instruction=summary_request(Path(said.prompts)))
+        if said.prompts
+        else said.session,
+    )
+
+
+def summary_request(path: Path) -> str:
+    """Return the words that Goldfish asks for a summary with, from its own file, which is not run.
+
+    Args:
+        path: of ``goldfish_lv.py``.
+
+    Raises:
+        CheckpointError: no such file, or one in which the known words do not stand.
+    """
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            digest = hashlib.sha256(node.value.encode("utf-8", "replace")).hexdigest()
+            if digest.startswith(SUMMARY_SHA256):
+                return node.value
+    raise CheckpointError(
+        f"{path}: the request for summaries of Goldfish is not in it; take goldfish_lv.py of "
+        "Vision-CAIR/MiniGPT4-video as of August 2024"
     )
 
 

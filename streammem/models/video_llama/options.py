@@ -23,6 +23,8 @@ class VideoLlamaOptions:
             sentence and marks sound briefly; ``published`` takes both from ``parent``.
         parent: folder of the parent's source files, for ``words="published"``; none is run.
         frames: of a segment that are read, in [1, 8]; the parent reads 8 of a whole video.
+        cuts: where a video is cut. ``streaming``: by SceneTilling, while it comes, as every source
+            can be; ``whole``: nowhere, as the parent. ``SessionConfig.cuts`` overrides it.
         reach: which frames: ``end`` spreads them from the first to the last; with ``floor`` the
             video is divided into parts, each of which gives its first, so the last is never read.
         kept_frames: of those, how many a memory keeps for captions and answers; each takes
@@ -47,6 +49,7 @@ class VideoLlamaOptions:
     words: Words = "ours"
     parent: str = ""
     frames: int = 8
+    cuts: Literal["streaming", "whole"] = "streaming"
     reach: Reach = "end"
     kept_frames: int = 8
     answers: Literal["reread", "apart"] = "reread"
@@ -77,6 +80,6 @@ class VideoLlamaOptions:
 def published(parent: str, chat: Chat = "llama2") -> VideoLlamaOptions:
     """Return the options of the parent's demo; ``parent`` is the folder of its source files."""
     return VideoLlamaOptions(
-        chat=chat, words="published", parent=parent, reach="floor", clip_reach="floor",
-        clip_means="in_place", sound_scale="used", without_sound="silent",
+        chat=chat, words="published", parent=parent, cuts="whole", reach="floor",
+        clip_reach="floor", clip_means="in_place", sound_scale="used", without_sound="silent",
     )  # fmt: skip

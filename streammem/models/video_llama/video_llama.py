@@ -64,6 +64,7 @@ CAPTION_REQUEST = "Describe what happens in this video in one sentence."
 DECODING = GenerationConfig(max_new_tokens=64)
 SESSION = SessionDefaults()
 MIN_CLIP = 400  # samples: below 25 ms there is nothing to hear
+MOST = 8  # frames of a segment
 BASE = 127  # of the digits of a time: the levels of a value with 8 bits
 
 
@@ -72,7 +73,8 @@ class Kept(NamedTuple):
 
     Attributes:
         frames: [T, Q, W] each read by itself.
-        after: seconds of each behind the segment's start; empty where they are not known.
+        after: seconds of each behind the segment's start; empty where they are not known, also of
+            neighbours that a memory has merged.
         clips: [C, E] of its sound, each heard by itself; None without sound.
     """
 
@@ -209,6 +211,13 @@ class VideoLlama:
         side = self.pictures.sizes.tower.side
         return np.array(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
 
+    def choose(self, count: int) -> list[int]:
+        """Choose the frames that are read, of so many."""
+        most = min(count, self.options.frames)
+        if self.options.reach == "end":
+            return spread(count, most)
+        return [i * count // most for i in range(most)]
+
     @torch.inference_mode()
     def encode_segment(
         self, frames: SegmentFrames, memory: Tensor, related: Tensor | None
@@ -220,11 +229,7 @@ class VideoLlama:
             memory: [0, 0].
             related: None.
         """
-        count, most = len(frames.patches), self.options.frames
-        if self.options.reach == "end":
-            chosen = spread(count, most)
-        else:
-            chosen = [i * count // min(count, most) for i in range(min(count, most))]
+        chosen = self.choose(len(frames.patches))
         kept = [chosen[i] for i in spread(len(chosen), self.options.kept_frames)]
         read = self.pictures.frames(torch.stack([frames.patches[i] for i in kept])).cpu()
         after = [frames.times[i] - frames.times[0] for i in kept] if frames.times else []
@@ -274,7 +279,12 @@ class VideoLlama:
         shown, told = list[tuple[EvidenceItem, Kept]](), ""
         for item in items:
             if item.tokens is not None and len(item.tokens):
-                shown.append((item, self.unpack(item.tokens)))
+                segment = self.unpack(item.tokens)
+                if not segment.after:  # evenly over the segment
+                    step = (item.end - item.start) / len(segment.frames)
+                    evenly = [(i + 0.5) * step for i in range(len(segment.frames))]
+                    segment = segment._replace(after=evenly)
+                shown.append((item, segment))
             elif item.caption:
                 told += f"[{clock(item.start)}-{clock(item.end)}] {item.caption}\n"
         request = told + request
@@ -286,12 +296,10 @@ class VideoLlama:
         videos: list[tuple[Tensor, list[float]]] = []
         for start, segment in kept:
             chosen = spread(len(segment.frames), share)
-            times = [start + segment.after[i] for i in chosen] if segment.after else []
-            videos.append((segment.frames[chosen], times))
+            videos.append((segment.frames[chosen], [start + segment.after[i] for i in chosen]))
         if self.options.answers == "reread" and videos:
             whole = [time for _, times in videos for time in times]
-            known = all(times for _, times in videos)
-            videos = [(torch.cat([frames for frames, _ in videos]), whole if known else [])]
+            videos = [(torch.cat([frames for frames, _ in videos]), whole)]
         # 3. Sound of all of them.
         heard = [segment.clips for _, segment in kept if segment.clips is not None]
         clips = torch.cat(heard) if heard and self.sound else None
@@ -316,7 +324,7 @@ class VideoLlama:
         self, videos: Sequence[tuple[Tensor, list[float]]], request: str, *, listens: bool
     ) -> Parts:
         chat, theirs = self.options.chat, self.options.words == "published"
-        lines = [time_line(times) if times else "" for _, times in videos]
+        lines = [time_line(times) for _, times in videos]
         if not videos:
             return text_prompt(chat, self._system(), request)
         if listens and theirs:  # which states no times
@@ -364,7 +372,8 @@ class VideoLlama:
     def pack(self, kept: Kept) -> Tensor:
         """Join what a memory keeps of a segment: ``token_shape``, float32.
 
-        Times are whole tenths of a second in three digits, which 8-bit rows keep exactly.
+        Times are whole tenths of a second in three digits, which 8-bit rows keep exactly. A sum
+        behind them no longer fits where a memory has averaged rows of neighbours.
         """
         rows, width = self.token_shape
         packed = torch.zeros(rows, width)
@@ -377,6 +386,7 @@ class VideoLlama:
                 tenths = min(round(time * 10), BASE**3 - 1)
                 for digit in range(3):
                     line[1 + 3 * place + digit] = tenths // BASE**digit % BASE
+            line[1 + 3 * MOST] = _sum_of(line[1 : 1 + 3 * MOST].tolist())
         if kept.clips is not None:
             flat = packed[rows - self._clip_rows :].view(-1)
             flat[: kept.clips.numel()] = kept.clips.flatten()
@@ -388,8 +398,8 @@ class VideoLlama:
         end = self.options.kept_frames * sizes.queries
         frames = rows[:end].float().unflatten(0, (-1, sizes.queries))
         frames = frames[frames.flatten(1).any(dim=1)]
-        line, after = rows[end].float().round().int().tolist(), list[float]()
-        if line[0] == BASE:
+        line, after = rows[end].float().tolist(), list[float]()
+        if line[0] == BASE and line[1 + 3 * MOST] == _sum_of(line[1 : 1 + 3 * MOST]):
             digits = [line[1 + 3 * place : 4 + 3 * place] for place in range(len(frames))]
             after = [(a + b * BASE + c * BASE**2) / 10 for a, b, c in digits]
         clips = None
@@ -398,3 +408,8 @@ class VideoLlama:
             flat = rows[end + 1 :].float().flatten()[: count * size].view(count, size)
             clips = flat if bool(flat.any()) else None
         return Kept(frames, after, clips)
+
+
+def _sum_of(digits: Sequence[float]) -> float:
+    """Check digits of times; no average of two lines has the average of their sums."""
+    return sum((place + 1) * digit**2 for place, digit in enumerate(digits)) % BASE

@@ -23,6 +23,7 @@ ANSWER_REQUEST = (
     "Above are parts of a video in time order, each with its times as [minutes:seconds]. Answer "
     "the question from them alone, in one or two short sentences. If they do not show it, say so."
 )
+HEARD_REQUEST = "What is marked as heard was said then; it need not be seen."
 MAX_SPEECH = 600  # characters of what was heard in one part; more would crowd out the pictures
 
 
@@ -38,11 +39,12 @@ def answer_parts(items: Sequence[EvidenceItem], question: str) -> list[Part]:
     for item in items:
         parts += _pictures(item)
         words = [item.caption or ""]
-        if item.speech:
-            words.append(f"Heard: {item.speech[:MAX_SPEECH]}")
+        if heard := _heard(item):
+            words.append(f"Heard: {heard}")
         if text := " ".join(word for word in words if word):
             parts.append(text if item.keyframes else f"{_span(item)}: {text}")
-    return [*parts, f"{ANSWER_REQUEST}\nQuestion: {question}"]
+    heard = f" {HEARD_REQUEST}" if any(map(_heard, items)) else ""
+    return [*parts, f"{ANSWER_REQUEST}{heard}\nQuestion: {question}"]
 
 
 def _pictures(item: EvidenceItem) -> list[Part]:
@@ -51,6 +53,19 @@ def _pictures(item: EvidenceItem) -> list[Part]:
         of = f", picture {number} of {count}" if count > 1 else ""
         parts += [f"{_span(item)}{of}:", picture]
     return parts
+
+
+def _heard(item: EvidenceItem) -> str:
+    """Return what was said, each note with its time where that is known, if there is room."""
+    if not item.heard:
+        return (item.speech or "")[:MAX_SPEECH]
+    lines, size = list[str](), 0
+    for note in item.heard:
+        size += len(note.text)
+        if size > MAX_SPEECH and lines:
+            break
+        lines.append(f"[{clock(note.start)}] “{note.text[:MAX_SPEECH]}”")
+    return " ".join(lines)
 
 
 def _span(item: EvidenceItem) -> str:

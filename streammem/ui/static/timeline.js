@@ -13,6 +13,7 @@ export class Timeline {
     this.onPlace = onPlace;
     this.scenes = []; // { id, start, end, keyframe, wall, text }, by start
     this.alerts = [];
+    this.notes = [];
     this.range = [0, 60];
     this.whole = [0, 60];
     this.now = null;
@@ -33,9 +34,10 @@ export class Timeline {
     new ResizeObserver(() => this.plan()).observe(this.canvas);
   }
 
-  set(scenes, alerts) {
+  set(scenes, alerts, notes = []) {
     this.scenes = scenes;
     this.alerts = alerts;
+    this.notes = notes;
     if (scenes.length) {
       const end = scenes.reduce((most, scene) => Math.max(most, scene.end), 0);
       this.whole = [scenes[0].start, Math.max(end, scenes[0].start + LEAST_S)];
@@ -151,9 +153,14 @@ export class Timeline {
       context.moveTo(x(alert.start) - 5, 0); context.lineTo(x(alert.start) + 5, 0); context.lineTo(x(alert.start), 9);
       context.fill();
     }
-    // 3. Times.
+    // 3. Where words are said: a row of bars above the times.
+    context.fillStyle = style.getPropertyValue("--said").trim() || "#0b5fa5";
+    const spoken = this.notes.filter((note) => note.end >= a && note.start <= b);
+    for (const note of spoken) context.fillRect(x(note.start), bottom - 4, Math.max(1, x(note.end) - x(note.start)), 4);
+    this.canvas.dataset.said = spoken.length;
+    // 4. Times.
     this.times(context, x, width, height, bottom, ink);
-    // 4. The present.
+    // 5. The present.
     if (this.now !== null) {
       context.fillStyle = accent;
       context.fillRect(x(this.now) - 1, 0, 2, bottom);

@@ -14,6 +14,7 @@ export class Transcript {
     this.all = [];
     this.shown = [];
     this.query = "";
+    this.kind = ""; // of the lines that are shown; empty for all
     this.current = -1; // index in shown
     this.chosen = -1;
     this.following = true;
@@ -28,10 +29,14 @@ export class Transcript {
       type: "search", id: "search", placeholder: "Search the transcript", "aria-label": "Search the transcript",
       oninput: () => this.filter(),
     });
+    this.pick = el("select", {
+      class: "hidden", id: "show", "aria-label": "What the transcript shows",
+      onchange: () => { this.kind = this.pick.value; this.filter(); },
+    }, el("option", { value: "" }, "Seen and said"), el("option", { value: "scene" }, "Seen"), el("option", { value: "note" }, "Said"));
     this.count = el("span", { class: "muted", id: "count", "aria-live": "polite" });
     this.follow = el("button", { class: "hidden", id: "follow", onclick: () => this.goOn() }, "Follow ↓");
     this.node = el("div", { class: "side" },
-      el("div", { class: "row" }, this.search, this.count, this.follow), this.box);
+      el("div", { class: "row" }, this.search, this.pick, this.count, this.follow), this.box);
     this.resized = new ResizeObserver(() => this.draw());
     this.resized.observe(this.box);
     this.nodes = new Map();
@@ -52,21 +57,22 @@ export class Transcript {
     const top = this.box.scrollTop;
     const isFirst = !this.all.length && lines.length > 0;
     this.all = lines;
+    this.pick.classList.toggle("hidden", !lines.some((line) => line.kind === "note"));
     this.filter(false);
     if ((this.following && this.live) || (isFirst && this.fromEnd)) this.toEnd();
-    else if (!isFirst && added && top && !this.query) this.quietly(top + added * this.height);
+    else if (!isFirst && added && top && !this.query && !this.kind) this.quietly(top + added * this.height);
     this.draw();
   }
 
   filter(reset = true) {
     this.query = this.search.value.trim().toLowerCase();
     const chosen = this.shown[this.chosen], current = this.shown[this.current];
-    this.shown = this.query
-      ? this.all.filter((line) => line.text.toLowerCase().includes(this.query))
+    this.shown = this.query || this.kind
+      ? this.all.filter((line) => (!this.kind || line.kind === this.kind) && line.text.toLowerCase().includes(this.query))
       : this.all;
     this.chosen = chosen ? this.shown.findIndex((line) => line.key === chosen.key) : -1;
     this.current = current ? this.shown.findIndex((line) => line.key === current.key) : -1;
-    this.count.textContent = this.query ? `${this.shown.length} of ${this.all.length}` : `${this.all.length} lines`;
+    this.count.textContent = this.query || this.kind ? `${this.shown.length} of ${this.all.length}` : `${this.all.length} lines`;
     this.space.style.height = `${this.shown.length * this.height}px`;
     for (const node of this.nodes.values()) node.remove();
     this.nodes.clear();
@@ -168,7 +174,8 @@ export class Transcript {
       onclick: () => { this.chosen = index; this.draw(); this.onPlace(line); },
     },
     el("span", { class: "at" }, at), el("span", { class: "words" }, line.text),
-    el("span", { class: "sure", title: "how likely a noun of it is right" }, sure));
+    line.kind === "note" ? el("span", { class: "sure", title: "what was said, not seen" }, "said")
+      : el("span", { class: "sure", title: "how likely a noun of it is right" }, sure));
     node.style.top = `${index * this.height}px`;
     return node;
   }

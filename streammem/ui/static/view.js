@@ -14,7 +14,7 @@ export function view(main, kind, name, about) {
   let over = false, timer = 0, stream = null;
   let info = null, parts = null;
   // What is known, by id; events that come twice change nothing.
-  let scenes = new Map(), order = [], notes = [], alerts = [], counted = 0;
+  let scenes = new Map(), order = [], notes = new Map(), alerts = [], counted = 0;
   let source = null, planned = 0, added = 0;
 
   load();
@@ -23,7 +23,7 @@ export function view(main, kind, name, about) {
   // -- loading --
 
   async function load() {
-    scenes = new Map(); order = []; notes = []; alerts = []; source = null;
+    scenes = new Map(); order = []; notes = new Map(); alerts = []; source = null;
     stream?.close();
     try {
       info = await ask(url);
@@ -86,7 +86,7 @@ export function view(main, kind, name, about) {
       if (!scene) { ids.push(event.segment); scenes.set(event.segment, { id: event.segment, start: event.start, end: event.end, wall_start: event.wall_start, source: event.source }); }
       Object.assign(scenes.get(event.segment), { text: event.text, confidence: event.confidence, likelihood: event.likelihood, unsure: event.reason === "unsure" });
     } else if (event.type === "note") {
-      if (!notes.some((note) => note.start === event.start && note.text === event.text)) notes.push(event);
+      notes.set(`n${kind === "memory" ? event.source : ""}${event.start}${event.text}`, event);
     }
   }
 
@@ -146,9 +146,9 @@ export function view(main, kind, name, about) {
         unsure: scene.unsure, confidence: scene.confidence, likelihood: scene.likelihood, keyframe: scene.keyframe,
       });
     }
-    for (const note of notes) lines.push({ key: `n${note.start}${note.text}`, kind: "note", start: note.start, end: note.end, wall: note.wall_start, source: note.source, text: note.text });
+    for (const [key, note] of notes) lines.push({ key, kind: "note", start: note.start, end: note.end, wall: note.wall_start, source: note.source, text: note.text });
     for (const alert of alerts) lines.push({ key: `a${alert.start}${alert.text}`, kind: "alert", start: alert.start, end: alert.start, wall: alert.wall, source: last?.source, text: `Alert: ${alert.text}` });
-    if (notes.length || alerts.length) {
+    if (notes.size || alerts.length) {
       const places = new Map(order.map((id, i) => [scenes.get(id).source, i]));
       lines.sort((a, b) => (places.get(a.source) ?? 0) - (places.get(b.source) ?? 0) || a.start - b.start);
     }
@@ -157,7 +157,7 @@ export function view(main, kind, name, about) {
     sources();
     const mine = order.map((id) => scenes.get(id)).filter((scene) => scene.source === source);
     mine.sort((a, b) => a.start - b.start);
-    parts.timeline.set(mine.map((scene) => ({ id: scene.id, start: scene.start, end: scene.end, wall: scene.wall_start, text: scene.text, keyframe: `${info.url}/keyframes/${scene.id}` })), alerts);
+    parts.timeline.set(mine.map((scene) => ({ id: scene.id, start: scene.start, end: scene.end, wall: scene.wall_start, text: scene.text, keyframe: `${info.url}/keyframes/${scene.id}` })), alerts, [...notes.values()].filter((note) => note.source === source));
     if (!parts.screen.started && order.length) parts.screen.begin();
   }
 
@@ -270,6 +270,7 @@ export function view(main, kind, name, about) {
     parts.transcript.at(seconds, source);
     const scene = sceneAt(seconds);
     parts.screen.caption(scene);
+    parts.screen.heard(seconds);
   }
 
   function sceneAt(seconds) {
@@ -280,13 +281,14 @@ export function view(main, kind, name, about) {
 
   function screen() {
     const words = el("p", { class: "caption", id: "caption" });
+    const spoken = el("p", { class: "heard", id: "heard", "aria-label": "Said now" });
     const now = el("span", { class: "now hidden" });
     const picture = el("img", { id: "picture", alt: "", src: "data:,", class: "hidden" });
     const back = el("button", { id: "live", class: "hidden", onclick: () => { past = false; refresh(); } }, "Back to the live picture");
     const holder = el("div", { class: "screen" }, picture, now);
-    const node = el("div", {}, holder, el("div", { class: "row" }, back), words);
+    const node = el("div", {}, holder, el("div", { class: "row" }, back), words, spoken);
     let video = null, past = false, busy = false;
-    const made = { node, started: false, begin, show, refresh, caption };
+    const made = { node, started: false, begin, show, refresh, caption, heard };
 
     function begin() {
       made.started = true;
@@ -340,6 +342,12 @@ export function view(main, kind, name, about) {
 
     function caption(scene) {
       words.textContent = scene ? [scene.text, scene.unsure ? "(unsure)" : ""].filter(Boolean).join(" … ") : "";
+    }
+
+    /** Show what is said at a time. */
+    function heard(seconds) {
+      const said = [...notes.values()].filter((note) => note.source === source && note.start <= seconds + 0.05 && seconds < note.end);
+      spoken.textContent = said.map((note) => `“${note.text}”`).join(" ");
     }
     return made;
   }

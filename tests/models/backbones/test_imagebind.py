@@ -12,11 +12,15 @@ from streammem.models.backbones.imagebind import (
     RATE,
     ImageBindAudio,
     ImageBindConfig,
+    ImageBindVision,
+    ImageBindVisionConfig,
     clip_starts,
     filter_bank,
     spectrogram,
 )
 from tests.models.backbones.test_eva_and_qformer import attended, filled
+from tests.models.videollamb.reference import MEAN as MEAN_OF_PIXELS
+from tests.models.videollamb.reference import STD as STD_OF_PIXELS
 from tests.models.videollamb.reference import gelu, layer_norm, linear
 
 TINY = ImageBindConfig(width=24, layers=2, heads=2, mlp=32, out=12, kernel=40, stride=30)
@@ -170,3 +174,47 @@ def test_at_full_size_names_and_values_are_as_many_as_published():
     assert state["modality_preprocessors.audio.pos_embedding_helper.pos_embed"].shape == (
         1, 229, 768,
     )  # fmt: skip
+
+
+EYES = ImageBindVisionConfig(width=24, layers=2, heads=2, mlp=32, out=12, side=28, patch=14)
+
+
+def vision(picture, w, config=EYES):
+    """One picture through the branch, by the formula."""
+    at, size = "modality_preprocessors.vision.", config.patch
+    kernel = w[f"{at}rgbt_stem.proj.1.weight"].sum(2)  # both frames are the picture
+    pixels = (picture / 255 - MEAN_OF_PIXELS) / STD_OF_PIXELS
+    rows = range(0, config.side, size)
+    patches = [pixels[y : y + size, x : x + size] for y in rows for x in rows]
+    tokens = np.stack([np.einsum("yxc,dcyx->d", patch, kernel) for patch in patches])
+    x = np.concatenate([w[f"{at}cls_token"][0], tokens])
+    x = x + w[f"{at}pos_embedding_helper.pos_embed"][0]
+    x = layer_norm(x, w, "modality_trunks.vision.pre_transformer_layer.0", 1e-6)
+    for number in range(config.layers):
+        at = f"modality_trunks.vision.blocks.{number}."
+        normed = layer_norm(x, w, f"{at}norm_1", 1e-6)
+        joint = normed @ w[f"{at}attn.in_proj_weight"].T + w[f"{at}attn.in_proj_bias"]
+        added = attended(*np.split(joint, 3, axis=1), config.heads)
+        x = x + linear(added, w, f"{at}attn.out_proj")
+        inner = gelu(linear(layer_norm(x, w, f"{at}norm_2", 1e-6), w, f"{at}mlp.fc1"))
+        x = x + linear(inner, w, f"{at}mlp.fc2")
+    first = layer_norm(x[:1], w, "modality_heads.vision.0", 1e-6)[0]
+    vector = w["modality_heads.vision.2.weight"] @ first
+    return vector / np.linalg.norm(vector)
+
+
+def test_the_pictures_branch_is_the_formula():
+    eyes, w = filled(ImageBindVision(EYES))
+    pictures = np.random.default_rng(1).integers(0, 256, (2, 28, 28, 3)).astype(np.uint8)
+    read = eyes.double()(torch.from_numpy(pictures))
+    expected = np.stack([vision(picture, w) for picture in pictures])
+    np.testing.assert_allclose(read.numpy(), expected, atol=1e-5)
+
+
+def test_at_full_size_the_pictures_branch_has_a_huge_vits_parameters():
+    with torch.device("meta"):
+        state = ImageBindVision(ImageBindVisionConfig()).state_dict()
+    assert state["modality_preprocessors.vision.rgbt_stem.proj.1.weight"].shape == (
+        1280, 3, 2, 14, 14,
+    )  # fmt: skip
+    assert sum(name.count("in_proj_weight") for name in state) == 32

@@ -469,3 +469,35 @@ def test_a_model_that_lacks_weights_is_refused_not_made_up(folder):
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(BackboneError, match=r"1 weights are missing.*up_proj"):
         CausalLanguageModel.open(folder)
+
+
+STOPPED = {
+    "A dog ### Human: no": "A dog",
+    "A dog##### no": "A dog",
+    "A # dog ##": "A # dog ##",  # what only begins a stop is text
+    "A dog END no": "A dog",
+    "### no": "",
+}
+
+
+def stopped(text):
+    language = reciting(text)
+    language.stops = ("###", "END")
+    return language
+
+
+@pytest.mark.parametrize("said", STOPPED)
+def test_a_reply_ends_before_a_stop_streamed_or_not(said):
+    config = GenerationConfig(max_new_tokens=40)
+    assert "".join(stopped(said).stream(["Hi"], config)).strip() == STOPPED[said]
+    assert stopped(said).generate([["Hi"]], config) == [STOPPED[said]]
+    (reply,) = next(replies for replies in stopped(said).replies([["Hi"]], config) if replies)
+    assert reply.text == STOPPED[said]
+    at = said.find(" no")  # nothing is generated behind the stop
+    assert len(reply.ids) <= (at if at > 0 else len(said) + 1)
+
+
+def test_the_last_piece_is_given_where_the_tokens_run_out_inside_a_stop():
+    config = GenerationConfig(max_new_tokens=4)
+    assert "".join(stopped("Ab##").stream(["Hi"], config)) == "Ab##"
+    assert stopped("Ab##").generate([["Hi"]], config) == ["Ab##"]

@@ -1,5 +1,6 @@
 """The parent's files: what opens, what is refused, and what the tensors do."""
 
+import hashlib
 import math
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_lora_merged_attached_and_by_hand_are_one(opened):
     weight = merged.language.model.get_submodule(layer).weight
     torch.testing.assert_close(weight.double(), base + added, atol=1e-5, rtol=0)
     torch.testing.assert_close(logits_of(merged), logits_of(attached), atol=1e-4, rtol=0)
-    prompt = merged.prompt(None, [], [], "Hello.")
+    prompt = merged.prompt(None, [], "Hello.")
     assert merged.language.generate([prompt], merged.decoding) == attached.language.generate(
         [prompt], attached.decoding
     )
@@ -77,7 +78,7 @@ def test_a_mistral_base_has_narrow_values_and_twice_the_limits(keys, tmp_path):
     assert (model.kind, model.limits) == ("mistral", (90, 800, 7500))
     value = model.language.model.get_submodule("model.layers.1.self_attn.v_proj").weight
     assert value.shape == (L // 2, L)
-    assert model.language.generate([model.prompt(None, [], [], "Hello.")], model.decoding)[0]
+    assert model.language.generate([model.prompt(None, [], "Hello.")], model.decoding)[0]
 
 
 # -- what opens --
@@ -178,6 +179,23 @@ def test_every_preset_is_meant(tiny, monkeypatch):
 
 def test_a_toml_file_is_a_model_for_load(files, tiny):
     assert isinstance(checkpoint.load(files), MiniGPT4Video)
+
+
+def test_goldfishs_request_comes_from_the_users_file_and_is_never_run(
+    keys, files, tmp_path, monkeypatch, capsys
+):
+    theirs = tmp_path / "goldfish_lv.py"
+    theirs.write_text('print("ran")\nclass A:\n    x = "other"\n    y = "Say all."\n')
+    path = tmp_path / "m.toml"
+    path.write_text(f"prompts = '{theirs}'\n{files.read_text()}")
+    with pytest.raises(CheckpointError, match="is not in it"):
+        open_model("x", find(path, tmp_path), keys)
+    digest = hashlib.sha256(b"Say all.").hexdigest()
+    monkeypatch.setattr(loader, "SUMMARY_SHA256", digest[:16])
+    assert open_model("x", find(path, tmp_path), keys).session_options == {
+        "instruction": "Say all."
+    }
+    assert "ran" not in capsys.readouterr().out
 
 
 # -- at full size --

@@ -15,6 +15,7 @@ from streammem.audio.scene_sound import SoundWindow
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig, defaults_of
 from streammem.engine.watch import watch
+from streammem.engine.whole_video import open_session
 from streammem.errors import ConfigError, StoreError
 from streammem.models.backbones.imagebind import RATE, clip_starts, spectrogram
 from streammem.models.backbones.language import GenerationConfig
@@ -131,6 +132,21 @@ def test_rows_keep_frames_clips_and_times_through_a_memory(model, count):
     assert kept.after == after  # exactly
     torch.testing.assert_close(kept.frames, frames, atol=4e-2, rtol=0)
     torch.testing.assert_close(kept.clips, clips, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_times_of_neighbours_that_a_memory_merged_are_not_made_up(model, seed):
+    draw = np.random.default_rng(seed)
+    frames = torch.randn(4, Q, W)
+    rows = [
+        model.pack(Kept(frames, [0.0, *np.sort(draw.uniform(0, 60, 3)).round(1)], None))
+        for _ in range(2)
+    ]
+    merged = model.unpack((rows[0] + rows[1]) / 2)
+    assert merged.after == [] and len(merged.frames) == 4
+    item = EvidenceItem(10.0, 18.0, (rows[0] + rows[1]) / 2)
+    text = texts_of(model.answer_prompt([item], "Why?"))[1]
+    assert "4 frames sampled at 11.0, 13.0, 15.0, 17.0 seconds. " in text
 
 
 def test_a_segment_without_sound_keeps_none_and_pruned_rows_leave_a_prompt_of_text(model):
@@ -353,6 +369,19 @@ def test_a_source_without_sound_is_silent_about_it_where_asked(model, tmp_path):
         SessionConfig(sound="loud")
 
 
+def test_a_list_of_files_is_described_without_sound_and_a_notice_tells_it(model, tmp_path):
+    for name in ("a.mkv", "b.mkv"):
+        write_film(tmp_path / name, sound=noise(4.0))
+    listed = tmp_path / "all.txt"
+    listed.write_text("a.mkv\nb.mkv\n")
+    session = session_of(model, sound="notice")
+    given = list(watch(session, f"concat:{listed}"))
+    notices = [event.message for event in given if isinstance(event, Notice)]
+    assert len(notices) == 1 and "only the sound of single files is heard" in notices[0]
+    assert len(session.memory) == 4
+    assert all(model.unpack(session.tokens(i)).clips is None for i in range(4))
+
+
 @pytest.mark.heavy
 def test_sound_changes_what_is_said(model, tmp_path):
     texts = []
@@ -395,6 +424,36 @@ def test_a_memory_goes_on_after_it_was_closed_and_is_refused_to_other_options(op
     assert [caption.text for caption in said] == texts
     with pytest.raises(StoreError, match="another model"):
         session_of(opened(kept_frames=2), path)
+
+
+def test_a_whole_video_is_one_prompt_of_eight_frames_by_the_parents_rule(opened, w):
+    session = open_session(
+        opened(cuts="whole", reach="floor"), SessionConfig(caption=SHORT, answer=SHORT), finite=True
+    )
+    frames = film(("red", 40), ("blue", 37), ("green", 23))
+    assert not [segment for frame in frames for segment in session.push(frame)]
+    (segment,) = session.flush()
+    read = [frames[i] for i in (0, 12, 25, 37, 50, 62, 75, 87)]  # floor(i * 100 / 8)
+    prompt = session.captioner.prompt(session.request(segment))
+    (shown,) = tensors_of(prompt)
+    expected = reference.video([reference.frame(squeezed(f.pixels), w) for f in read], w)
+    np.testing.assert_allclose(shown, expected, atol=2e-3)
+    times = ", ".join(str(round(frame.time, 1)) for frame in read)
+    assert f"contains 8 frames sampled at {times} seconds. " in texts_of(prompt)[1]
+    assert session.caption(segment).text and session.ask("What is red?").text
+
+
+def test_a_whole_video_is_read_of_what_ends_and_streaming_can_be_asked_for(opened, heard_film):
+    model = opened(cuts="whole")
+    config = SessionConfig(caption=SHORT, sound="notice")
+    with pytest.raises(ConfigError, match="no end that is known"):
+        open_session(model, config, finite=False)
+    session = open_session(model, config, finite=True)
+    given = [e for e in watch(session, str(heard_film)) if isinstance(e, Segment)]
+    assert [(s.start, s.end) for s in given] == [(0.0, 4.0)]
+    assert model.unpack(session.tokens(0)).clips is not None
+    streaming = SessionConfig(caption=SHORT, cuts="streaming")
+    assert type(open_session(model, streaming, finite=False)) is Session
 
 
 # -- the command line --

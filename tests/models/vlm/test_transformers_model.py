@@ -18,7 +18,7 @@ from streammem.models.backbones.language import GenerationConfig
 from streammem.models.protocols import ComposedModel, EvidenceItem
 from streammem.models.vlm.chat_pictures import _processor_class
 from streammem.models.vlm.transformers_model import open_generator
-from streammem.types import Caption
+from streammem.types import Caption, Note
 from tests.models.vlm.tiny_checkpoints import FAMILIES, save
 from tests.tiny import film, tiny_model
 
@@ -102,7 +102,7 @@ def test_a_prompt_has_the_tokens_of_the_models_own_processor(
     generator, processor = generators(family), own_processor(folders(family), monkeypatch)
     items = [
         EvidenceItem(1.0, 2.0, keyframes=(NOISE[0],), caption="A dog."),
-        EvidenceItem(70.0, 72.5, keyframes=(NOISE[1], NOISE[2]), speech="sit"),
+        EvidenceItem(70.0, 72.5, keyframes=(NOISE[1], NOISE[2]), heard=(Note(71.0, 72.0, "sit"),)),
     ]
     prompt = generator.answer_prompt(items, "What is there?")
     ours = generator._chat.inputs([prompt])
