@@ -11,6 +11,7 @@ BENCHMARKS = {
     "demo": "benchmarks.demo",
     "encoder": "benchmarks.encoder",
     "gate": "benchmarks.gate",
+    "gpu": "benchmarks.gpu",
     "kernels": "benchmarks.kernels",
     "key_words": "benchmarks.key_words",
     "listen": "benchmarks.listen",

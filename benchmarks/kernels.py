@@ -1,6 +1,6 @@
 """The Triton kernels: compiled for GPUs that need not be there, and timed on the one that is.
 
-    python -m benchmarks kernels [--arch 80 90 100]
+    python -m benchmarks kernels [--arch 80 90 100] [--space]
 
 Prints registers, spilled bytes, shared memory and matrix instructions of each kernel at real
 shapes, the least time that the bytes take, and the time measured, or why there is none.
@@ -37,8 +37,11 @@ def bytes_read() -> dict[str, int]:
     }
 
 
-def sources():
-    """(name, kernel as Triton's source, options) of each kernel and type."""
+def sources(whole: bool = False):
+    """(name, kernel as Triton's source, options) of each kernel and type.
+
+    With ``whole``, of each choice that is compared on a GPU, else of the first.
+    """
     from streammem_kernels import find_topk, memory_read, tilling
     from triton.compiler import ASTSource
 
@@ -52,6 +55,10 @@ def sources():
             (kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned
         }
         return ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+
+    def choices(space):
+        for blocks, warps, stages in space if whole else space[:1]:
+            yield blocks, {"num_warps": warps, "num_stages": stages}
 
     for name, keys, parts in (
         ("int8", "*i8", 3),
@@ -83,29 +90,29 @@ def sources():
             "AS_FLOAT32": False,
             "K": BEST,
             "BLOCK_Q": find_topk.QUESTIONS,
-            "BLOCK_N": find_topk.BLOCK_N,
-            "BLOCK_D": find_topk.BLOCK_D,
         }
-        settings = {"num_warps": find_topk.WARPS}
-        yield f"find_topk {name}", source(find_topk.find_topk_kernel, types, constants), settings
+        for blocks, settings in choices(find_topk.SPACE):
+            kernel = source(find_topk.find_topk_kernel, types, constants | blocks)
+            yield f"find_topk {name}", kernel, settings
     pointers = dict.fromkeys(("scores", "lse", "shift", "gradients", "scales", "weights"), "*fp32")
     pointers |= {"past": "*i64", "offsets": "*i64", "store": "*i8"}
     inputs = ("left", "own", "patches", "queries", "read_gradient")
     pointers |= dict.fromkeys((*inputs, "out", "own_out", "patches_out"), "*bf16")
     numbers = ("num_segments", "num_left", "num_own", "num_patches", "num_past", "num_columns")
     types = pointers | dict.fromkeys((*numbers, "width", "groups"), "i32") | {"scale": "fp32"}
-    for name, kernel, blocks in (
+    for name, kernel, space in (
         ("scores", memory_read.scores_kernel, memory_read.SCORES),
         ("weighted", memory_read.weighted_kernel, memory_read.WEIGHTED),
         ("gradient", memory_read.keys_gradient_kernel, memory_read.KEYS_GRADIENT),
     ):
         own = {name: type_ for name, type_ in types.items() if name in kernel.arg_names}
         for is_gradient in (False, True) if "IS_GRADIENT" in kernel.arg_names else (None,):
-            constants = blocks | {"AS_FLOAT32": False}
+            constants = {"AS_FLOAT32": False}
             if is_gradient is not None:
                 constants["IS_GRADIENT"] = is_gradient
             shown = f"memory_read {name}{'-back' if is_gradient else ''}"
-            yield shown, source(kernel, own, constants), {"num_warps": memory_read.WARPS}
+            for blocks, settings in choices(space):
+                yield shown, source(kernel, own, constants | blocks), settings
     doubles = dict.fromkeys(("norms", "cosines", "climb", "learned", "depths", "values"), "*fp64")
     types = doubles | {
         "patches": "*bf16",
@@ -128,11 +135,10 @@ def sources():
         "HAS_OFFSETS": False,
         "FLASH": options.flash_frames,
         "MAX_LAG": options.max_lag,
-        "BLOCK_P": tilling.BLOCK_P,
-        "BLOCK_D": tilling.BLOCK_D,
     }
-    kernel = source(tilling.tilling_step_kernel, types, constants)
-    yield "tilling_step bfloat16", kernel, {"enable_fp_fusion": False}
+    for blocks, settings in choices(tilling.SPACE):
+        kernel = source(tilling.tilling_step_kernel, types, constants | blocks)
+        yield "tilling_step bfloat16", kernel, settings | {"enable_fp_fusion": False}
     flush = tilling.tilling_flush_kernel
     types = {name: type_ for name, type_ in types.items() if name in flush.arg_names}
     constants = {name: constants[name] for name in ("FLASH", "MAX_LAG")}
@@ -236,6 +242,7 @@ def microseconds(call, count: int = 30) -> float:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks kernels")
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100])
+    parser.add_argument("--space", action="store_true", help="all blocks that a GPU compares")
     options = parser.parse_args(arguments)
     for name in ops.KERNELS:
         form, reason = ops.choose(name, "cuda" if torch.cuda.is_available() else "cpu")
@@ -249,7 +256,7 @@ def main(arguments: list[str]) -> int:
         print("not compiled: TRITON_INTERPRET is set")
         return 1
     print(f"\n{'kernel':22} arch registers spilled shared matrix instructions")
-    for name, source, settings in sources():
+    for name, source, settings in sources(options.space):
         for arch in options.arch:
             used = compiled(source, settings, arch)
             columns = ("registers", "spilled", "shared", "matrix")

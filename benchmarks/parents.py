@@ -2,7 +2,8 @@
 
 Their way: for each caption all frames so far are read again. VideoLLaMB encodes all of them,
 bridges them from an empty memory and puts the last segment into words; MiniGPT4-Video encodes at
-most 45 of them, evenly, and puts all into one prompt, so that what it sees of a scene thins out.
+most 45 of them, evenly, and puts all into one prompt, so that what it sees of a scene thins out;
+Video-LLaMA encodes eight of them, evenly, into 32 tokens.
 Ours: each frame is encoded at most once, each segment read once.
 
 VideoLLaMB is given the same cuts both ways (finding them is not on its clock), and scenes of eight
@@ -36,14 +37,17 @@ from streammem.models.backbones.language import GenerationConfig
 from streammem.models.minigpt4_video.minigpt4_video import CAPTION_REQUEST as MINIGPT4_REQUEST
 from streammem.models.minigpt4_video.published import find as find_minigpt4
 from streammem.models.minigpt4_video.published import open_model as open_minigpt4
-from streammem.models.protocols import StreamModel, spread
+from streammem.models.protocols import EvidenceItem, SegmentFrames, StreamModel, spread
 from streammem.models.threads import limit_threads
+from streammem.models.video_llama.published import find as find_video_llama
+from streammem.models.video_llama.published import open_model as open_video_llama
 from streammem.models.videollamb.offline import content, read
 from streammem.models.videollamb.options import ParentOptions
 from streammem.models.videollamb.published import ParentFile, open_model
 from streammem.models.videollamb.videollamb import CAPTION_REQUEST, VideoLLaMB
 from streammem.types import Frame, Segment
 from tests.models.minigpt4_video import published as minigpt4_files
+from tests.models.video_llama import published as video_llama_files
 from tests.models.videollamb import published
 from tests.tiny import film, tiny_model
 
@@ -154,7 +158,7 @@ def minigpt4_video(scratch: Path) -> Compare:
     said = find_minigpt4(minigpt4_files.write(scratch / "files"), scratch)
     assert said is not None
     model = open_minigpt4("tiny", said, tiny_model())
-    model.language.generate([model.prompt(None, [], [], "Hello.")], WORDS)  # opens it
+    model.language.generate([model.prompt(None, [], "Hello.")], WORDS)  # opens it
 
     def compare(frames: list[Frame], place: Path) -> tuple[Run, Run, dict[str, int]]:
         tower = model.encoder.visual_encoder
@@ -170,8 +174,42 @@ def minigpt4_video(scratch: Path) -> Compare:
             run.last_s = time.process_time() - before
             run.perceive_s += run.last_s
             before = time.process_time()
-            times = [frames[i].time for i in chosen]
-            prompt = model.prompt(tokens, times, (), MINIGPT4_REQUEST)
+            prompt = model.prompt(tokens, [""] * len(chosen), MINIGPT4_REQUEST)
+            run.texts[end] = model.language.generate([prompt], WORDS)[0]
+            run.speak_s += time.process_time() - before
+            run.tokens = len(model.language.embed(prompt))
+        counter.remove()
+        run.kept_bytes = sum(picture.nbytes for picture in pixels)
+        first = min(ours.texts)
+        return run, ours, {"same text first scene": int(run.texts[first] == ours.texts[first])}
+
+    return compare
+
+
+def video_llama(scratch: Path) -> Compare:
+    said = find_video_llama(video_llama_files.toml(video_llama_files.write(scratch)), scratch)
+    assert said is not None
+    model = open_video_llama("tiny", said, tiny_model())
+    model.language.generate([["Hello."]], WORDS)  # opens it
+
+    def compare(frames: list[Frame], place: Path) -> tuple[Run, Run, dict[str, int]]:
+        ours = streamed(model, model.pictures.tower, frames, place, 0)
+        run = Run()
+        counter = model.pictures.tower.register_forward_pre_hook(
+            lambda _, given: count(run, given[0])
+        )
+        pixels = [model.perceive(frame.pixels).patches for frame in frames]
+        for end in sorted(ours.texts):
+            before = time.process_time()
+            chosen = model.choose(end)
+            patches, times = [pixels[i] for i in chosen], [frames[i].time for i in chosen]
+            whole = SegmentFrames(0, patches, [], times)
+            tokens = model.encode_segment(whole, model.initial_memory(), None).tokens
+            run.last_s = time.process_time() - before
+            run.perceive_s += run.last_s
+            before = time.process_time()
+            until = frames[end].time if end < len(frames) else frames[-1].time
+            prompt = model.caption_prompt(EvidenceItem(0.0, until, tokens))
             run.texts[end] = model.language.generate([prompt], WORDS)[0]
             run.speak_s += time.process_time() - before
             run.tokens = len(model.language.embed(prompt))
@@ -186,6 +224,7 @@ def minigpt4_video(scratch: Path) -> Compare:
 PARENTS: dict[str, Callable[[Path], Compare]] = {
     "videollamb": videollamb,
     "minigpt4-video": minigpt4_video,
+    "video-llama": video_llama,
 }
 
 

@@ -1,6 +1,7 @@
 """A small RTSP camera on loopback, for tests and `make demo-live`: H.264 over TCP or UDP.
 
-It is no general server: one stream, no sound, and switches that make it misbehave as cameras do.
+It is no general server: one stream, with G.711 sound if wanted, and switches that make it misbehave
+as cameras do.
 """
 
 import base64
@@ -22,6 +23,7 @@ import numpy as np
 CLOCK_HZ = 90_000
 PAYLOAD_BYTES = 1400
 PAYLOAD_TYPE = 96
+SOUND_HZ, SOUND_BLOCK = 8_000, 160  # samples a second, and in a packet
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class RtspCamera:
         speed: 1 shows them in real time, None as fast as they are taken.
         loop: begin again after the last one, instead of closing the connection.
         first_timestamp: RTP time of each connection's first picture; None draws one.
+        sound: [N] float32 at SOUND_HZ, from the first picture on, over and over; over TCP only.
         password: required ``user:password`` in the URL; None requires none.
         port: to listen on; 0 lets the system choose.
         stalled: while set, connections stay open and nothing is sent.
@@ -87,6 +90,7 @@ class RtspCamera:
     speed: float | None = 1.0
     loop: bool = True
     first_timestamp: int | None = None
+    sound: np.ndarray | None = None
     password: str | None = None
     port: int = 0
     stalled: threading.Event = field(default_factory=threading.Event)
@@ -162,7 +166,7 @@ class RtspCamera:
     def _answer(self, client: socket.socket, requests) -> None:
         target = Target(client)
         while request := _read(requests):
-            method, headers = request
+            method, uri, headers = request
             reply = {"CSeq": headers.get("cseq", "0"), "Session": "1"}
             if self.password and not self._allowed(headers):
                 reply["WWW-Authenticate"] = 'Basic realm="camera"'
@@ -173,13 +177,17 @@ class RtspCamera:
                 reply["Public"] = "OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN, GET_PARAMETER"
             elif method == "DESCRIBE":
                 reply["Content-Type"] = "application/sdp"
-                body = _description(self.units[0].nals)
+                body = _description(self.units[0].nals, sound=self.sound is not None)
             elif method == "SETUP":
-                reply["Transport"] = target.set_up(headers["transport"])
+                track = int(uri.endswith("track1"))
+                reply["Transport"] = target.set_up(headers["transport"], 2 * track)
             client.sendall(_reply("200 OK", reply, body))
             if method == "PLAY":
                 self.num_connections += 1
-                self._start(self._play, target)
+                began = time.monotonic()
+                self._start(self._play, target, began)
+                if self.sound is not None:
+                    self._start(self._play_sound, target, began)
             elif method == "TEARDOWN":
                 return
 
@@ -187,12 +195,27 @@ class RtspCamera:
         wanted = base64.b64encode(f"user:{self.password}".encode()).decode()
         return headers.get("authorization") == f"Basic {wanted}"
 
-    def _play(self, target: "Target") -> None:
+    def _play_sound(self, target: "Target", began: float) -> None:
+        coded = mu_law(self.sound)
+        first, sequence = self._random.randrange(1 << 32), itertools.count()
+        try:
+            for number in itertools.count():
+                self._wait(began, (number + 1) * SOUND_BLOCK / SOUND_HZ)
+                if self._closed.is_set():
+                    return
+                at = number * SOUND_BLOCK
+                payload = np.take(coded, range(at, at + SOUND_BLOCK), mode="wrap").tobytes()
+                stamp = (first + at) % (1 << 32)
+                header = struct.pack(">BBHII", 0x80, 0, next(sequence) % 65536, stamp, 8)
+                target.send(header + payload, 2)
+        except OSError:
+            pass  # the client left
+
+    def _play(self, target: "Target", began: float) -> None:
         stamp = self.first_timestamp
         if stamp is None:
             stamp = self._random.randrange(1 << 32)
         sequence = itertools.count()
-        began = time.monotonic()
         try:
             for shown, unit in self._shown():
                 self._wait(began, shown)
@@ -242,10 +265,11 @@ class Target:
     def __init__(self, client: socket.socket) -> None:
         self.client = client
         self._udp: socket.socket | None = None
+        self._sending = threading.Lock()  # sound and pictures come from threads of their own
 
-    def set_up(self, transport: str) -> str:
+    def set_up(self, transport: str, channel: int = 0) -> str:
         if "TCP" in transport:
-            return "RTP/AVP/TCP;unicast;interleaved=0-1"
+            return f"RTP/AVP/TCP;unicast;interleaved={channel}-{channel + 1}"
         ports = transport.split("client_port=")[1].split(";")[0]
         self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._udp.bind(("127.0.0.1", 0))
@@ -253,7 +277,7 @@ class Target:
         mine = self._udp.getsockname()[1]
         return f"RTP/AVP;unicast;client_port={ports};server_port={mine}-{mine + 1}"
 
-    def send(self, packet: bytes) -> None:
+    def send(self, packet: bytes, channel: int = 0) -> None:
         if self.client.fileno() < 0:
             if self._udp:
                 self._udp.close()
@@ -261,7 +285,8 @@ class Target:
         if self._udp:
             self._udp.send(packet)
         else:
-            self.client.sendall(struct.pack(">BBH", 0x24, 0, len(packet)) + packet)
+            with self._sending:
+                self.client.sendall(struct.pack(">BBH", 0x24, channel, len(packet)) + packet)
 
 
 def _payloads(nals: Sequence[bytes]) -> Iterator[tuple[bytes, bool]]:
@@ -278,7 +303,18 @@ def _payloads(nals: Sequence[bytes]) -> Iterator[tuple[bytes, bool]]:
             yield fragment + part, last_nal and at == len(parts) - 1
 
 
-def _read(requests) -> tuple[str, dict[str, str]] | None:
+def mu_law(samples: np.ndarray) -> np.ndarray:
+    """Code samples in [-1, 1] as G.711 does, [N] uint8."""
+    context = av.CodecContext.create("pcm_mulaw", "w")
+    context.sample_rate, context.layout, context.format = SOUND_HZ, "mono", "s16"
+    whole = (np.clip(samples, -1, 1) * 32767).astype(np.int16)[None]
+    frame = av.AudioFrame.from_ndarray(whole, format="s16", layout="mono")
+    frame.sample_rate = SOUND_HZ
+    packets = [*context.encode(frame), *context.encode(None)]
+    return np.frombuffer(b"".join(bytes(packet) for packet in packets), np.uint8)
+
+
+def _read(requests) -> tuple[str, str, dict[str, str]] | None:
     """Read the next request; skips what RTCP sends in between."""
     while first := requests.read(1):
         if first == b"$":
@@ -288,7 +324,8 @@ def _read(requests) -> tuple[str, dict[str, str]] | None:
         while (line := requests.readline().decode().strip()) != "":
             lines.append(line)
         pairs = (line.partition(":") for line in lines[1:])
-        return lines[0].split()[0], {k.lower(): v.strip() for k, _, v in pairs}
+        method, uri = lines[0].split()[:2]
+        return method, uri, {k.lower(): v.strip() for k, _, v in pairs}
     return None
 
 
@@ -299,13 +336,14 @@ def _reply(status: str, headers: dict[str, str], body: bytes = b"") -> bytes:
     return "\r\n".join(lines).encode() + body
 
 
-def _description(nals: Sequence[bytes]) -> bytes:
+def _description(nals: Sequence[bytes], *, sound: bool) -> bytes:
     sets = [base64.b64encode(nal).decode() for nal in nals if nal[0] & 0x1F in (7, 8)]
     lines = (
         "v=0", "o=- 0 0 IN IP4 127.0.0.1", "s=camera", "c=IN IP4 0.0.0.0", "t=0 0",
         f"m=video 0 RTP/AVP {PAYLOAD_TYPE}", f"a=rtpmap:{PAYLOAD_TYPE} H264/{CLOCK_HZ}",
         f"a=fmtp:{PAYLOAD_TYPE} packetization-mode=1;sprop-parameter-sets={','.join(sets)}",
-        "a=control:track0", "",
+        "a=control:track0",
+        *(("m=audio 0 RTP/AVP 0", "a=rtpmap:0 PCMU/8000", "a=control:track1") if sound else ()), "",
     )  # fmt: skip
     return "\r\n".join(lines).encode()
 

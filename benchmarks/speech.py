@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import random
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,6 +116,9 @@ def session_with(model: Any, notes: Sequence[Any]) -> Any:
     return session
 
 
+KEYS: dict[str, np.ndarray] = {}  # of sentences
+
+
 def add_scene(
     session: Any, number: int, length_s: float, keys: np.ndarray, notes: Sequence[Any]
 ) -> None:
@@ -122,7 +126,10 @@ def add_scene(
 
     heard = keys[:0]
     if notes:
-        heard = visual_keys(session.model.text_encoder.sentence_keys([n.text for n in notes]))
+        new = [note.text for note in notes if note.text not in KEYS]
+        if new:
+            KEYS.update(zip(new, session.model.text_encoder.sentence_keys(new), strict=True))
+        heard = visual_keys(np.stack([KEYS[note.text] for note in notes]))
     entry = Entry(
         number, number * length_s, (number + 1) * length_s, 1, keys, keys[:0], heard,
         np.zeros((0, 0), np.float16), notes=fitting_notes(notes), source="talk.mp4",
@@ -212,6 +219,7 @@ def confusion(model: Any, data: Path) -> dict[str, Any]:
         stem = next(iter(content_words(word)))
         with_it = [i for i, own in enumerate(words) if sum(stem in each for each in own) >= 4]
         without = [i for i, own in enumerate(words) if not any(stem in each for each in own)]
+        print(f"{name}: {len(with_it)} photos", file=sys.stderr)
         for trial in range(min(TRIALS, len(with_it))):
             shown = rng.sample(without, SCENES)
             seen_at, said_at = rng.sample(range(SCENES), 2)
@@ -225,6 +233,12 @@ def confusion(model: Any, data: Path) -> dict[str, Any]:
                 kind = "misled" if at == said_at else "other scene"
                 kind = {None: "not seen", seen_at: "right"}.get(at, kind)
                 count(f"When is X seen? X seen, {talk}", kind)
+                found = [moment.segment for moment in session.find(name, 4)]
+                kind = "the words first" if found[0] == said_at else "other scene first"
+                kind = "the picture first" if found[0] == seen_at else kind
+                count(f"find X: X seen, {talk}", kind)
+                kind = "the picture" if seen_at in found else "not the picture"
+                count(f"find X, 4 moments: X seen, {talk}", kind)
                 session = stream(absent, spoken, said_at)
                 answer = session.ask(f"Is {name} seen?")
                 where = answer.evidence[0].segment if answer.evidence else None

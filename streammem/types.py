@@ -72,6 +72,10 @@ class Caption:
         confidence: in [0, 1], how likely a noun of the text is right; None where no score exists.
         reason: ``unsure`` where the model would have said more, but is not sure enough of it; the
             text is then its first words, or empty.
+        likelihood: in (0, 1], the geometric mean of the probabilities that the model itself gave
+            the words' tokens. It was fitted to nothing: it ranks one model's captions, and is no
+            probability that they are right. None where the model states none, or ``confidence``
+            decides what is given.
     """
 
     segment: int
@@ -80,6 +84,7 @@ class Caption:
     text: str
     confidence: float | None = None
     reason: Literal["unsure"] | None = None
+    likelihood: float | None = None
 
     def __str__(self) -> str:
         said = [self.text] if self.text else []

@@ -27,6 +27,7 @@ FAULTS = (
     *("slow", "429", "500", "malformed", "cut", "wrong model", "refuses pictures", "fuses"),
     *("fuses all", "drops the oldest", "keeps the first", "small context", "reasons", "uncounted"),
     *("no list", "many bytes", "dirty", "wants max_completion_tokens", "wants no temperature"),
+    *("wants no logprobs",),
     *("unauthorised", "blind", "no object", "other form", "ignores pictures"),
     *("drops a token", "refuses embeddings", "another width"),
 )
@@ -101,6 +102,7 @@ class ModelServer:
         seen: colours of each prompt that was read, in order.
         calls: tools that it calls where some are offered, each with its arguments, in order.
         has_tools: whether it calls any.
+        log_probs: of each reply's tokens, as it states them where it is asked to; None for never.
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class ModelServer:
         self.owner, self.retry_after = owner, retry_after
         self.requests, self.seen, self.headers, self.paths = [], [], [], []
         self.reply, self.language = None, language
-        self.calls, self.has_tools = [], True
+        self.calls, self.has_tools, self.log_probs = [], True, None
         self.done = threading.Event()
         self.release = threading.Event()
         self.release.set()
@@ -266,6 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "'max_tokens' is not supported, use 'max_completion_tokens'",
                 "max_tokens",
             ),
+            "wants no logprobs": ("logprobs are not supported with reasoning models", "logprobs"),
             "wants no temperature": ("Unsupported value: 'temperature'", "temperature"),
         }
         if fault == "slow":
@@ -353,16 +356,20 @@ class _Handler(BaseHTTPRequestHandler):
             called, arguments = self.model.calls.pop(0)
             said, written = "", arguments if ollama else json.dumps(arguments)
             calls = [{"id": "x", "function": {"name": called, "arguments": written}}]
+        rows = self.model.log_probs if payload.get("logprobs") else None
+        rows = [{"token": "x", "logprob": value} for value in rows or ()]
         if ollama:
             message = {"role": "assistant", "content": said, "thinking": thought}
             message |= {"tool_calls": calls} if calls else {}
             counts = {"prompt_eval_count": counted, "eval_count": 3}
+            counts |= {"logprobs": rows} if rows else {}
             self._send(200, {"model": name, "message": message, "done": True, **counts})
         else:
             message = {"role": "assistant", "content": said, "reasoning_content": thought}
             message |= {"tool_calls": calls} if calls else {}
             usage = {"prompt_tokens": counted, "completion_tokens": 3}
-            self._send(200, {"model": name, "choices": [{"message": message}], "usage": usage})
+            choice = {"message": message} | ({"logprobs": {"content": rows}} if rows else {})
+            self._send(200, {"model": name, "choices": [choice], "usage": usage})
 
     def _send(self, status, value, headers=None):
         self._raw(status, json.dumps(value).encode(), headers)

@@ -19,11 +19,17 @@ import triton
 import triton.language as tl
 
 from streammem_kernels.reference import unpack
+from streammem_kernels.tuning import tuned
 
 QUESTIONS = 16  # rows of the smallest matrix product
-BLOCK_N = 128
-BLOCK_D = 64
-WARPS = 8  # four would need twice the registers, and spill some
+# Four warps of the first would need twice the registers, and spill some.
+SPACE = [
+    ({"BLOCK_N": 128, "BLOCK_D": 64}, 8, 3),
+    ({"BLOCK_N": 64, "BLOCK_D": 64}, 4, 3),
+    ({"BLOCK_N": 64, "BLOCK_D": 128}, 4, 3),
+    ({"BLOCK_N": 128, "BLOCK_D": 128}, 8, 2),
+]
+MAX_BLOCK_N = 128
 SHARES = 264  # programs that fill an H100's 132 multiprocessors twice
 
 
@@ -125,6 +131,9 @@ def find_topk_kernel(
     tl.store(best + at[:, None] + tl.arange(0, K)[None, :], held, is_question[:, None])
 
 
+find_topk_tuned = tuned(find_topk_kernel, SPACE, ("width", "K", "PARTS", "HAS_SCALES"))
+
+
 def split(questions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return parts [3, Q, D] whose sum is the unit float32 [Q, D] to 2^-25 and better."""
     high = questions.to(dtype)
@@ -146,14 +155,14 @@ def find_topk_triton(
     """Compute `ops.find_topk` of unit questions by the kernel."""
     num_questions, width = questions.shape
     blocks = triton.cdiv(num_questions, QUESTIONS)
-    share = triton.cdiv(triton.cdiv(len(keys), max(1, SHARES // blocks)), BLOCK_N) * BLOCK_N
+    share = triton.cdiv(triton.cdiv(len(keys), max(1, SHARES // blocks)), MAX_BLOCK_N) * MAX_BLOCK_N
     shares = triton.cdiv(len(keys), share)
     held = max(2, triton.next_power_of_2(k))
     parts_dtype = torch.float16 if keys.dtype == torch.float16 else torch.bfloat16
     is_float32 = keys.dtype == torch.float32
     parts = questions[None] if is_float32 else split(questions, parts_dtype)
     best = torch.empty(num_questions, shares, held, dtype=torch.int64, device=keys.device)
-    find_topk_kernel[(blocks, shares)](
+    find_topk_tuned[lambda _: (blocks, shares)](
         parts.contiguous(),
         keys,
         scales if scales is not None else keys,
@@ -175,8 +184,5 @@ def find_topk_triton(
         AS_FLOAT32=keys.device.type == "cpu",
         K=held,
         BLOCK_Q=QUESTIONS,
-        BLOCK_N=BLOCK_N,
-        BLOCK_D=BLOCK_D,
-        num_warps=WARPS,
     )
     return unpack(best.flatten(1), k, has_groups=groups is not None)

@@ -17,10 +17,24 @@ import torch
 import triton
 import triton.language as tl
 
-SCORES = {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_D": 64}
-WEIGHTED = {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_D": 128}
-KEYS_GRADIENT = {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_D": 64}
-WARPS = 8  # four spill hundreds of bytes
+from streammem_kernels.tuning import tuned
+
+# Four warps of blocks of 64 spill hundreds of bytes.
+SCORES = [
+    ({"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_D": 64}, 8, 3),
+    ({"BLOCK_R": 128, "BLOCK_N": 64, "BLOCK_D": 64}, 8, 3),
+    ({"BLOCK_R": 64, "BLOCK_N": 32, "BLOCK_D": 64}, 4, 3),
+]
+WEIGHTED = [
+    ({"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_D": 128}, 8, 3),
+    ({"BLOCK_R": 64, "BLOCK_N": 32, "BLOCK_D": 128}, 8, 3),
+    ({"BLOCK_R": 64, "BLOCK_N": 32, "BLOCK_D": 64}, 4, 3),
+]
+KEYS_GRADIENT = [
+    ({"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_D": 64}, 8, 3),
+    ({"BLOCK_R": 32, "BLOCK_N": 64, "BLOCK_D": 64}, 8, 2),
+    ({"BLOCK_R": 32, "BLOCK_N": 32, "BLOCK_D": 64}, 4, 2),
+]
 SHARES = 4  # programs that divide the keys of one segment in the gradient
 
 
@@ -276,6 +290,12 @@ def keys_gradient_kernel(
                 tl.store(patches_out + out, total, is_out)
 
 
+KEY = ("width", "num_left", "AS_FLOAT32")
+scores_tuned = tuned(scores_kernel, SCORES, (*KEY, "IS_GRADIENT"))
+weighted_tuned = tuned(weighted_kernel, WEIGHTED, (*KEY, "IS_GRADIENT"))
+keys_gradient_tuned = tuned(keys_gradient_kernel, KEYS_GRADIENT, KEY)
+
+
 class MemoryRead(torch.autograd.Function):
     """`ops.memory_read` of rows [S, R, D] by the kernels; its gradient has none of its own."""
 
@@ -312,27 +332,32 @@ class MemoryRead(torch.autograd.Function):
         if context.needs_input_grad[1] or context.needs_input_grad[2]:
             of_own, of_patches = torch.empty_like(own), torch.zeros_like(patches)
             segments, width = len(queries), queries.shape[2]
-            grid = (triton.cdiv(width, KEYS_GRADIENT["BLOCK_D"]), SHARES, segments)
-            keys_gradient_kernel[grid](
+            keys_gradient_tuned[
+                lambda blocks: (triton.cdiv(width, blocks["BLOCK_D"]), SHARES, segments)
+            ](
                 scores, gradients, lse, queries, gradient, *keys[4:], of_own, of_patches,
-                *context.sizes[:-1], AS_FLOAT32=queries.device.type == "cpu", **KEYS_GRADIENT,
-                num_warps=WARPS,
+                *context.sizes[:-1], AS_FLOAT32=queries.device.type == "cpu",
             )  # fmt: skip
         return of_queries, of_own, of_patches, None, None, None, None, None
 
 
 def launch_scores(left, keys, held, scale, sizes, *, is_gradient):
     segments, num_left = left.shape[:2]
-    scores_kernel[(triton.cdiv(num_left, SCORES["BLOCK_R"]), segments)](
+    scores_tuned[lambda blocks: (triton.cdiv(num_left, blocks["BLOCK_R"]), segments)](
         left, *keys, *held, scale, *sizes, IS_GRADIENT=is_gradient,
-        AS_FLOAT32=left.device.type == "cpu", **SCORES, num_warps=WARPS,
+        AS_FLOAT32=left.device.type == "cpu",
     )  # fmt: skip
 
 
 def launch_weighted(weights, lse, keys, out, sizes, *, is_gradient):
     segments, num_left, width = out.shape
-    rows, columns = WEIGHTED["BLOCK_R"], WEIGHTED["BLOCK_D"]
-    weighted_kernel[(triton.cdiv(num_left, rows), triton.cdiv(width, columns), segments)](
+    weighted_tuned[
+        lambda blocks: (
+            triton.cdiv(num_left, blocks["BLOCK_R"]),
+            triton.cdiv(width, blocks["BLOCK_D"]),
+            segments,
+        )
+    ](
         weights, lse, *keys, out, *sizes, IS_GRADIENT=is_gradient,
-        AS_FLOAT32=out.device.type == "cpu", **WEIGHTED, num_warps=WARPS,
+        AS_FLOAT32=out.device.type == "cpu",
     )  # fmt: skip

@@ -16,9 +16,18 @@ import triton
 import triton.language as tl
 
 from streammem_kernels.state import TillingState
+from streammem_kernels.tuning import tuned
 
-BLOCK_P = 32
-BLOCK_D = 128
+SPACE = [
+    ({"BLOCK_P": 32, "BLOCK_D": 128}, 4, 3),
+    ({"BLOCK_P": 64, "BLOCK_D": 64}, 4, 3),
+    ({"BLOCK_P": 16, "BLOCK_D": 256}, 4, 3),
+    ({"BLOCK_P": 64, "BLOCK_D": 128}, 8, 3),
+]
+STATE = (
+    "rows", "norms", "cosines", "climb", "numbers", "learned", "count", "index", "depths",
+    "arrived",
+)  # fmt: skip
 
 
 @triton.jit
@@ -292,6 +301,11 @@ def tilling_step_kernel(
                 tl.store(count + stream, found)
 
 
+tilling_step_tuned = tuned(
+    tilling_step_kernel, SPACE, ("width", "num_patches", "HAS_OFFSETS"), changed=STATE
+)
+
+
 def tilling_step_triton(
     state: TillingState,
     patches: torch.Tensor,
@@ -302,7 +316,7 @@ def tilling_step_triton(
     """Compute `ops.tilling_step` by the kernel."""
     streams, width = len(active), patches.shape[-1]
     options = state.options
-    tilling_step_kernel[(streams, triton.cdiv(width, BLOCK_D))](
+    tilling_step_tuned[lambda blocks: (streams, triton.cdiv(width, blocks["BLOCK_D"]))](
         patches,
         active if offsets is None else offsets,
         mean,
@@ -326,8 +340,6 @@ def tilling_step_triton(
         HAS_OFFSETS=offsets is not None,
         FLASH=options.flash_frames,
         MAX_LAG=options.max_lag,
-        BLOCK_P=BLOCK_P,
-        BLOCK_D=BLOCK_D,
         enable_fp_fusion=False,
     )
 

@@ -9,6 +9,7 @@ its confidence is computed from keys alone (``models/confidence.py``). No words 
 caption that is not sure enough ends after its first noun phrase, or is left out.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -70,17 +71,22 @@ class ScoredCaption:
         confidence: of the text; of the whole reply where nothing of it is sure.
         unsure: whether the reply had more words than are given.
         key: [K] unit key of the text, for the cache.
+        likelihood: see ``Caption``.
     """
 
     text: str
     confidence: float
     unsure: bool
     key: np.ndarray
+    likelihood: float | None = None
 
     def of(self, segment: Segment) -> Caption:
         """Return it as the caption of a segment."""
         reason: Literal["unsure"] | None = "unsure" if self.unsure else None
-        return Caption(segment.id, segment.start, segment.end, self.text, self.confidence, reason)
+        return Caption(
+            segment.id, segment.start, segment.end, self.text, self.confidence, reason,
+            self.likelihood,
+        )  # fmt: skip
 
 
 class Captioner:
@@ -179,7 +185,8 @@ class Captioner:
             (key,) = encoder.sentence_keys([reply.text])
         whole = self._confidence(request.keys, key)
         if whole >= level:
-            return ScoredCaption(reply.text, whole, unsure=False, key=key)
+            likelihood = None if level else likelihood_of(reply)
+            return ScoredCaption(reply.text, whole, unsure=False, key=key, likelihood=likelihood)
         assert self._model.confidence_model is not None  # else the level is 0
         if whole < min(level, self._model.confidence_model.least):
             return ScoredCaption("", whole, unsure=True, key=key)
@@ -193,3 +200,11 @@ class Captioner:
         seen = confidence_features(pictures, words, self._model.text_encoder.background.numpy())
         sure = self._model.confidence_model(seen) if self._model.confidence_model else seen[0]
         return round(float(min(1.0, max(0.0, sure))), 3)
+
+
+def likelihood_of(reply: Reply) -> float | None:
+    """Return the geometric mean of the probabilities of a reply's tokens; None without any."""
+    known = [value for value in reply.log_probs if math.isfinite(value)]
+    if not known or len(known) < len(reply.log_probs):
+        return None
+    return round(min(1.0, math.exp(sum(known) / len(known))), 3)

@@ -14,6 +14,7 @@ from streammem.errors import BackboneError, ConfigError
 from streammem.memory.index import LEAST_ON_GPU, index_choice
 from streammem.models.backbones.language import decoding_route
 from streammem.models.backbones.products import why_rows_are_apart
+from streammem.models.backbones.transformers_files import attention_choice
 from streammem.models.backbones.weights import SOURCES, home, is_pulled
 from streammem.models.threads import cores
 
@@ -59,7 +60,9 @@ def describe() -> dict[str, str]:
         "the best of as many candidates, by default 8, 4, 2 or 1, as take at most "
         f"{LIVE_CAPTION_S:g} s here, measured when a source is opened; of files always 8"
     )
-    facts["attention"] = "flash-attn on CUDA if installed, else SDPA"
+    attention, reason = attention_choice()
+    facts["attention"] = f"{attention}: {reason}; where a model's options do not name one"
+    facts["float32 on CUDA"] = "products in full, convolutions as TF32, as torch has it"
     facts["kernels"] = _kernels()
     facts["index"] = _index()
     try:

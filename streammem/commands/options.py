@@ -563,12 +563,12 @@ def add_server_options(parser: Parser) -> None:
     confirm = next(flag for flag in WATCH_FLAGS if flag.name == "--confirm-alerts")
     add_flags(parser, (confirm,))
     add_flags(parser.add_argument_group("limits"), LIMIT_FLAGS)
+    add_flags(parser, SPEECH_FLAGS)
     add_session_options(parser)
 
 
 def add_session_options(parser: Parser) -> None:
     """Add the flags of commands that open sessions on sources which others name."""
-    add_flags(parser, SPEECH_FLAGS)
     _add_model(parser)
     _add_model_options(parser)
 

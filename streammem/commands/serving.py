@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streammem.commands.options import (
+    SPEECH_FLAGS,
     TOKEN,
     add_command,
+    add_flags,
     add_mqtt_options,
     add_server_options,
     add_session_options,
@@ -69,6 +71,7 @@ def add_to(commands: Any) -> None:
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCE", help="watched meanwhile; see caption --help")
     add("--memories", type=Path, metavar="DIR", help="folder whose memories may be asked")
+    add_flags(parser, SPEECH_FLAGS)
     add_session_options(parser)
 
 

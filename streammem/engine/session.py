@@ -373,7 +373,7 @@ class Session:
     def keep(self, segment: Segment, scored: ScoredCaption) -> Caption:
         """Keep a segment's caption and how sure it is; that none was given where it is withheld."""
         caption = scored.of(segment)
-        sureness = Sureness(caption.confidence, caption.reason == "unsure")
+        sureness = Sureness(caption.confidence, caption.reason == "unsure", caption.likelihood)
         key = scored.key if scored.text else None
         self.memory.set_caption(segment.id, scored.text, key, sureness)
         return caption

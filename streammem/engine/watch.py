@@ -91,17 +91,19 @@ def watch(
 
 
 def _open_sound(source: VideoSource, session: Session) -> SoundWindow | None:
-    """Open the sound of a file for a model that listens."""
+    """Open the sound of a file for a model that listens; live and joined sources are not heard."""
     wanted = session.config.sound
-    sound = None if wanted == "off" else source.sound_pass()
-    if sound is None:
-        return None
 
     def report(reason: str) -> None:
         if wanted == "notice":
             source.notices.append(f"{reason}: scenes are described without sound from here on")
 
-    return SoundWindow(pieces(sound, SOUND_PIECE_S), report)
+    if wanted == "off" or source.live or source.sound_waits:
+        if wanted != "off":
+            report(f"{source.name}: only the sound of single files is heard")
+        return None
+    sound = source.sound_pass()
+    return None if sound is None else SoundWindow(pieces(sound, SOUND_PIECE_S), report)
 
 
 class _Watching:

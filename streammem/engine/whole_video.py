@@ -27,7 +27,13 @@ from streammem.engine.session import Session, segment_frames
 from streammem.engine.session_config import SessionConfig
 from streammem.errors import ConfigError
 from streammem.memory.retrieval import Window
-from streammem.models.minigpt4_video.interleaving import Shot, cues_of, parents_shots, placed
+from streammem.models.minigpt4_video.interleaving import (
+    Shot,
+    cues_of,
+    parents_shots,
+    placed,
+    shortened,
+)
 from streammem.models.minigpt4_video.minigpt4_video import MiniGPT4Video
 from streammem.models.minigpt4_video.options import CUTS as CLIP_CUTS
 from streammem.models.protocols import (
@@ -97,7 +103,7 @@ def cuts_of(model: StreamModel, cuts: str | None = None) -> str:
     if video is None:
         if cuts in (None, "streaming"):
             return "streaming"
-        raise ConfigError(f"cuts={cuts}: only a VideoLLaMB reads whole videos, not {model.name}")
+        raise ConfigError(f"cuts={cuts}: {model.name} reads no whole videos; leave cuts out")
     chosen, known = cuts or video.options.cuts, CUTS_OF[type(video)]
     if chosen not in known:
         raise ConfigError(f"cuts={chosen}: {model.name} takes {', '.join(known)}")
@@ -414,7 +420,7 @@ class ClipSession(Session):
             step = max(1, len(times) // most)
             floor = range(0, len(times), step)[:most]
             chosen = spread(len(times), most) if options.sampling == "even" else floor
-            captions = placed([times[i] for i in chosen], said, words)
+            captions = shortened(placed([times[i] for i in chosen], said), words)
             return [Shot(*pair) for pair in zip(chosen, captions, strict=True)]
         start, length = times[0], until - times[0]
         return parents_shots(

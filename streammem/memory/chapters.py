@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from streammem.errors import ConfigError
-from streammem.memory.entry import Entry, MergeQueue, merged
+from streammem.memory.entry import Entry, MergeQueue, merge_cost, merged, similarity
 
 MAX_CHAPTERS = 24
 CENTRAL = 3
@@ -34,11 +34,25 @@ def default_count(rows: int) -> int:
     return min(MAX_CHAPTERS, max(1, math.ceil(math.sqrt(rows))))
 
 
+def chapter_cost(left: Entry, right: Entry) -> float:
+    """How much two neighbours differ, in what is seen and, where both know it, in what is said.
+
+    Returns:
+        >= 0. The talk over one still picture is divided where its topic changes; keys of sentences
+        lie closer together than those of scenes, so that pictures decide where there are several.
+    """
+    cost = merge_cost(left, right)
+    if len(left.note_keys) and len(right.note_keys):
+        unlike = max(0.0, 1 - similarity(left.note_keys, right.note_keys))
+        cost += unlike * (left.merged + right.merged)
+    return cost
+
+
 def divide(entries: Sequence[Entry], count: int) -> tuple[Part, ...]:
     """Divide rows into chapters.
 
-    The two neighbours whose merge costs least (see ``merge_cost``) become one until ``count`` are
-    left. Sources never share a chapter, so with more sources than ``count`` each has one.
+    The two neighbours whose merge costs least (see ``chapter_cost``) become one until ``count``
+    are left. Sources never share a chapter, so with more sources than ``count`` each has one.
 
     Args:
         entries: oldest first.
@@ -55,7 +69,7 @@ def divide(entries: Sequence[Entry], count: int) -> tuple[Part, ...]:
     }
     parts = {entry.segment: [entry] for entry in entries}
     order = list(rows)  # ids of what is left, rising
-    queue = MergeQueue()
+    queue = MergeQueue(chapter_cost)
 
     def offer(at: int) -> None:
         if 0 <= at < len(order) - 1:

@@ -13,7 +13,7 @@ cache's business; where keys come from (the retrieval heads) is not known here.
 import heapq
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import MappingProxyType
@@ -75,10 +75,12 @@ class Sureness(NamedTuple):
     Attributes:
         confidence: in [0, 1], as in a ``Caption``; None where it is not known.
         unsure: whether the model had more words, and was not sure enough of them.
+        likelihood: in (0, 1], as in a ``Caption``; None where it is not known.
     """
 
     confidence: float | None = None
     unsure: bool = False
+    likelihood: float | None = None
 
 
 UNKNOWN = Sureness()
@@ -315,9 +317,13 @@ class MergeQueue:
 
     A pair is out of date once either of its rows has changed, which its ids tell; such pairs are
     skipped when they surface, and swept when they outnumber the rows by far.
+
+    Args:
+        cost: of a merge of two neighbours.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cost: Callable[[Entry, Entry], float] = merge_cost) -> None:
+        self._cost = cost
         self._pairs: list[tuple[float, int, int, int, int]] = []  # heap
 
     def __len__(self) -> int:
@@ -325,7 +331,7 @@ class MergeQueue:
 
     def offer(self, left: Entry, right: Entry, rows: Mapping[int, Entry]) -> None:
         """Add a pair of neighbours out of `rows`, which are keyed by segment."""
-        pair = (merge_cost(left, right), left.segment, left.last, right.segment, right.last)
+        pair = (self._cost(left, right), left.segment, left.last, right.segment, right.last)
         heapq.heappush(self._pairs, pair)
         if len(self._pairs) > 4 * len(rows) + 64:
             self._pairs = [pair for pair in self._pairs if _current(pair, rows)]

@@ -58,9 +58,10 @@ Since format 2 token blocks have 8 bits a value; those of format 1 stay as they 
 tells them by their length. Since format 3 keys of notes stand before those of captions in
 `text_keys`, told by the length too; before, no keys of notes were written. Since format 4 a live
 source has one timeline; before, each of its runs began at 0, see `timeline.py` and `Database`. And
-rows have `sureness`: JSON, [confidence, unsure] for each line of the caption; NULL where it is not
-known, which checksums leave out, so that those of older rows hold. Since format 5 a note may have a
-fourth value, the times at which its words begin.
+rows have `sureness`: JSON, [confidence, unsure] for each line of the caption, with its likelihood
+behind them where that is known; NULL where it is not known, which checksums leave out, so that
+those of older rows hold. Since format 5 a note may have a fourth value, the times at which its
+words begin.
 """
 
 ONE_TIMELINE = 4
@@ -100,7 +101,7 @@ def to_row(entry: Entry, *, keyframe: str | None, keyframe_bytes: int, written: 
         entry.caption, _notes_text(entry.notes),
         _bytes(entry.visual_keys), _text_block(entry),
         keyframe, keyframe_bytes, int(entry.tokens.size > 0), written,
-        json.dumps(entry.sureness) if entry.sureness else None,
+        _sureness(entry),
     )  # fmt: skip
     return _checked(values)
 
@@ -182,6 +183,11 @@ def migrations(old: int, new: int) -> Iterator[str]:
     for version in range(old, new):
         yield from filter(None, map(str.strip, MIGRATIONS[version].split(";")))
     yield f"PRAGMA user_version = {new}"
+
+
+def _sureness(entry: Entry) -> str | None:
+    lines = [sure[:2] if sure.likelihood is None else sure for sure in entry.sureness]
+    return json.dumps(lines) if lines else None
 
 
 def _checked(values: Row) -> Row:

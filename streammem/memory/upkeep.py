@@ -178,6 +178,7 @@ def events_of(entry: Entry) -> tuple[Event, ...]:
 
 def caption_of(entry: Entry) -> Caption:
     """Return an entry's caption as an event; its text is empty where it was withheld."""
+    likelihoods = [sure.likelihood for sure in entry.sureness if sure.likelihood is not None]
     confidences = [sure.confidence for sure in entry.sureness if sure.confidence is not None]
     reason: Literal["unsure"] | None = None
     if any(sure.unsure for sure in entry.sureness):
@@ -189,6 +190,7 @@ def caption_of(entry: Entry) -> Caption:
         entry.caption or "",
         min(confidences, default=None),
         reason,
+        min(likelihoods, default=None),
     )
 
 

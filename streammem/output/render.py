@@ -166,11 +166,11 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
 
     Returns:
         ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
-        ``confidence`` and ``reason``, an answer's ``remark``, ``looked_at``, ``left_out``,
-        ``steps`` and ``decided_by``, a note's ``word_starts``, an alert's ``confirmed``, a
-        moment's and an evidence's ``quote``, ``said_at`` and ``reason``, a moment's, an evidence's
-        and a chapter's ``wall_start`` where it has them, a chapter's ``quotes``, what model servers
-        were asked in a run, then ``more``.
+        ``confidence``, ``reason`` and ``likelihood``, an answer's ``remark``, ``looked_at``,
+        ``left_out``, ``steps`` and ``decided_by``, a note's ``word_starts``, an alert's
+        ``confirmed``, a moment's and an evidence's ``quote``, ``said_at`` and ``reason``, a
+        moment's, an evidence's and a chapter's ``wall_start`` where it has them, a chapter's
+        ``quotes``, what model servers were asked in a run, then ``more``.
         Times are rounded to milliseconds; any other number that is not finite becomes None.
 
     Raises:
@@ -314,7 +314,8 @@ def _value(key: str, value: object) -> object:
 
 
 def _caption_keys(caption: Caption) -> tuple[str, ...]:
-    known = [key for key in ("confidence", "reason") if getattr(caption, key) is not None]
+    more = ("confidence", "reason", "likelihood")
+    known = [key for key in more if getattr(caption, key) is not None]
     return (*EVENT_KEYS[Caption][1], *known)
 
 

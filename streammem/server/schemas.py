@@ -84,6 +84,10 @@ class CaptionText(_Record):
     text: Annotated[str, Field(examples=["A dog swims in a lake."])]
     confidence: Confidence = None
     reason: Literal["unsure"] | None = None
+    likelihood: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="by the model itself, fitted to nothing: no confidence"),
+    ] = None
 
 
 class CaptionEvent(CaptionText):

@@ -24,6 +24,7 @@ from streammem.audio.track import SpeechOptions, open_track
 from streammem.config import override, read_toml
 from streammem.errors import ConfigError, SourceError
 from streammem.models import checkpoint
+from streammem.models.minigpt4_video.interleaving import placed, shortened
 from streammem.models.minigpt4_video.language import LoraLinear
 from streammem.models.minigpt4_video.minigpt4_video import MiniGPT4Video
 from streammem.models.minigpt4_video.published import (
@@ -38,7 +39,6 @@ from streammem.training.loop import Schedule, check_matplotlib, draw_curves, tra
 from streammem.training.processes import join_processes
 from streammem.training.recipe import resolve_data
 from streammem.training.videollamb import CHECKPOINT, HELD, Item, claim, read_items
-from streammem.types import Note
 from streammem.video import SourceOptions, open_with
 
 STAGE = FAMILY
@@ -187,13 +187,13 @@ class MiniGPT4Stage:
         """Mean cross-entropy of the answer's tokens and of the end, after pictures and question."""
         language, (question, answer) = self._model.language, item.turns[turn]
         # 1. Frames: the tower is frozen, the projection learns.
-        pixels, times, notes = self._read(item)
+        pixels, captions = self._read(item)
         with torch.no_grad():
             features = self._model.encoder.features(pixels)
         frames = self.module.proj(features.float())
         # 2. The prompt, then the answer, of which the loss is.
         if self._recipe.template == "video":
-            prompt = self._model.prompt(frames, times, notes, question)
+            prompt = self._model.prompt(frames, captions, question)
         else:
             before, behind = TEMPLATES[self._recipe.template]
             begin = self._model.begin()
@@ -207,8 +207,8 @@ class MiniGPT4Stage:
         logits = language.model(inputs_embeds=x[None]).logits[0, -len(told) - 1 : -1]
         return F.cross_entropy(logits.float(), target)
 
-    def _read(self, item: Item) -> tuple[Tensor, list[float], tuple[Note, ...]]:
-        """Read an item's frames evenly, and what is said in it."""
+    def _read(self, item: Item) -> tuple[Tensor, list[str]]:
+        """Read an item's frames evenly, and what is said beside each."""
         source = open_with(str(item.path), SourceOptions(fps=None))
         kept, times, stride = list[Tensor](), list[float](), 1
         try:
@@ -223,10 +223,11 @@ class MiniGPT4Stage:
             source.close()
         if not kept:
             raise SourceError(f"{item.path}: has no frames")
-        chosen = spread(len(kept), self._model.limits[0] if item.is_video else 1)
+        most, words, _ = self._model.limits
+        chosen = spread(len(kept), most if item.is_video else 1)
         track = open_track(item.path, SpeechOptions()) if item.is_video else None
-        pixels = torch.stack([kept[i] for i in chosen])
-        return pixels, [times[i] for i in chosen], track.notes if track else ()
+        captions = placed([times[i] for i in chosen], track.notes if track else ())
+        return torch.stack([kept[i] for i in chosen]), shortened(captions, words)
 
 
 def is_recipe(path: Path) -> bool:

@@ -5,10 +5,12 @@ Nothing here decodes or waits; `live_source.py` does.
 
 import io
 import logging
+import math
 import os
 import select
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,8 +19,10 @@ from typing import IO, NamedTuple, cast
 import av
 import numpy as np
 from av.container import InputContainer
+from av.video.stream import VideoStream
 
-from streammem.errors import SourceError
+from streammem.errors import SourceError, TruncatedError
+from streammem.types import Frame
 from streammem.video.address import public_url
 from streammem.video.container import (
     OPEN_TIMEOUT_S,
@@ -29,7 +33,7 @@ from streammem.video.container import (
     error_text,
     open_container,
 )
-from streammem.video.file import FileSource
+from streammem.video.file import FileSource, LostPicturesError, open_recordings
 from streammem.video.live_source import STALL_S, WAIT_SLICE_S, Connection, Feed, LiveSource
 from streammem.video.motion_jpeg import open_by_content
 from streammem.video.packets import UnreadError
@@ -45,6 +49,8 @@ DEVICE_FPS = 15  # frames a second of a screen; web cameras choose theirs
 # What is watched over HTTP if it states no duration; anything else is a file.
 # A file whose server cannot send parts of it is fetched whole; a larger one is refused.
 FETCHED_BYTES, FETCHED_BLOCK = 1 << 30, 1 << 18
+# Where a codec changes FFmpeg loses the packet before the last; what refers to it looks wrong.
+HELD_BACK = 2
 JPEG_FORMATS = {"mpjpeg", "mjpeg", "jpeg_pipe"}
 ENDLESS_FORMATS = {*JPEG_FORMATS, "hls", "mpegts", "flv"}
 
@@ -88,12 +94,79 @@ def open_url(url: str, sampling: Sampling) -> VideoSource:
     if kind := endless_format(opened[0]):
         return open_stream(url, kind, sampling, Connection(*opened))
     try:
+        if opened[0].format.name == "mpegts":
+            return TransportSource(url, name, sampling, opened)
         return FileSource(url, name, sampling, remote=True, opened=opened)
     except UnreadError as error:
         # An MP4 whose index stands at its end, from a server that sends files from their beginning
         # only; or a file that breaks off.
         log.info("%s; fetching it whole", error)
         return FetchedSource(url, name, sampling)
+
+
+class TransportSource(FileSource):
+    """An MPEG-TS file of a server.
+
+    Where it cannot be decoded another codec may have taken over, which a demuxer does not notice:
+    the file is fetched whole, and read on as one of this computer.
+
+    Raises:
+        SourceError: it cannot be opened, or holds no picture.
+    """
+
+    gives_up = True
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        sampling: Sampling,
+        opened: tuple[InputContainer, VideoStream] | None = None,
+    ) -> None:
+        self._url = url
+        self._copy: Path | None = None
+        self._whole: VideoSource | None = None
+        super().__init__(url, name, sampling, remote=True, opened=opened)
+
+    def _frames(self) -> Iterator[Frame]:
+        given_until, damage, held = -math.inf, None, deque[Frame]()
+        try:
+            for frame in super()._frames():
+                held.append(frame)
+                if len(held) > HELD_BACK:
+                    given_until = held[0].time
+                    yield held.popleft()
+            yield from held
+            return
+        except LostPicturesError:
+            self.end = self._shown_until
+        except TruncatedError as error:
+            if self._reader.shortfall() is not None:  # the connection broke
+                yield from held
+                raise
+            damage = error
+        log.info("%s: not all of it can be decoded; fetching it whole", self.name)
+        self._copy = Path(tempfile.mkstemp(prefix="streammem-")[1])
+        try:
+            _fetch(self._url, self.name, self._copy, "its pictures may change their codec")
+            self._whole = open_recordings(str(self._copy), self.name, self._sampling)
+        except SourceError as error:
+            if damage:
+                yield from held
+            raise damage or TruncatedError(str(error)) from None
+        try:
+            for frame in self._whole:
+                if frame.time > given_until:
+                    yield frame
+        finally:
+            self.end, self.was_cut = self._whole.end, self._whole.was_cut
+
+    def _release(self) -> None:
+        super()._release()
+        if self._whole:
+            self._whole.close()
+        if self._copy:
+            self._copy.unlink(missing_ok=True)
 
 
 class FetchedSource(FileSource):
@@ -106,7 +179,7 @@ class FetchedSource(FileSource):
     def __init__(self, url: str, name: str, sampling: Sampling) -> None:
         self._copy = Path(tempfile.mkstemp(prefix="streammem-")[1])
         try:
-            _fetch(url, name, self._copy)
+            _fetch(url, name, self._copy, "its server sends no parts of files")
             super().__init__(str(self._copy), name, sampling)
         except BaseException:
             self._copy.unlink(missing_ok=True)
@@ -125,11 +198,15 @@ def _of_open_file(file: IO[bytes], name: str) -> Iterator[tuple[float, np.ndarra
         yield from file_sound(file, name)
 
 
-def _fetch(url: str, name: str, path: Path) -> None:
-    """Write what is behind a URL to a file; FFmpeg connects, as it knows how to log in."""
+def _fetch(url: str, name: str, path: Path, why: str) -> None:
+    """Write what is behind a URL to a file; FFmpeg connects, as it knows how to log in.
+
+    Raises:
+        SourceError: larger than FETCHED_BYTES, no room for it, or it breaks off.
+    """
     options = REMOTE_OPTIONS | {"raw_packet_size": str(FETCHED_BLOCK)}
     too_large = (
-        f"{name}: its server sends no parts of files, and it is larger than "
+        f"{name}: {why}, and it is larger than "
         f"{FETCHED_BYTES >> 20} MiB; fetch it first, and give the file"
     )
     left = FETCHED_BYTES
@@ -147,7 +224,7 @@ def _fetch(url: str, name: str, path: Path) -> None:
                     raise SourceError(too_large)
                 file.write(bytes(packet))
     except av.FFmpegError as error:
-        text = f"its server sends no parts of files, and broke off ({error_text(error)})"
+        text = f"{why}, and its server broke off ({error_text(error)})"
         raise SourceError(f"{name}: {text}") from None
     except OSError as error:
         if isinstance(error, SourceError):

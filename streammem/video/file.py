@@ -30,7 +30,13 @@ from streammem.video.source import HELD_S, Grid, Sampling, SourceOptions, VideoS
 log = logging.getLogger(__name__)
 
 HOP_S = 5.0  # a sample further ahead than this is sought, not read up to
+LOST_KEYFRAMES = 2  # without a picture of them
+_MOST_DELAY = 16  # packets that a decoder takes before the picture of one comes out
 _REORDERED = 32  # what is remembered while packets come out of order; codecs reorder <= 16
+
+
+class LostPicturesError(Exception):
+    """Something could not be decoded: another codec may have taken over."""
 
 
 class _StartOverError(Exception):
@@ -59,9 +65,15 @@ class FileSource(VideoSource):
         span: the part of the file that is read; None for all of it.
         opened: what ``open_container`` gave for it, if it is open already.
 
+    Attributes:
+        gives_up: whether a pass raises ``LostPicturesError`` where a packet cannot be decoded, or
+            pictures stop coming.
+
     Raises:
         SourceError: it cannot be opened, or holds no picture.
     """
+
+    gives_up = False
 
     def __init__(
         self,
@@ -105,6 +117,7 @@ class FileSource(VideoSource):
         self._hopped_to = 0.0
         self.was_cut = False
         self._num_damaged = 0
+        self._lost = self._lost_keyframes = 0  # packets since the last picture
         self._jumped = False  # whether the next packet follows a jump
         self._first_pts = self._reader.origin  # nothing before it can be shown
         self._sought = False  # whether the next packet's number must be estimated
@@ -287,11 +300,19 @@ class FileSource(VideoSource):
         context.skip_frame = "DEFAULT" if wanted else "NONREF"
         if self._jumped:
             self._jumped, self._keyframe_pts = False, packet.pts
+        self._lost, self._lost_keyframes = self._lost + 1, self._lost_keyframes + packet.is_keyframe
+        is_lost = self._lost > _MOST_DELAY and self._lost_keyframes >= LOST_KEYFRAMES
+        if self.gives_up and is_lost and self._index >= 0:
+            raise LostPicturesError
         try:
             pictures = context.decode(packet)
         except av.FFmpegError:
+            if self.gives_up and self._index >= 0:
+                raise LostPicturesError from None
             self._count_damage()
             return
+        if pictures:
+            self._lost = self._lost_keyframes = 0
         yield from self._checked(pictures)
 
     def _drain(self) -> Iterator[av.VideoFrame]:
@@ -366,6 +387,8 @@ class PartsSource(VideoSource):
         duration: seconds of the whole, if known.
     """
 
+    sound_waits = True
+
     def __init__(
         self,
         name: str,
@@ -376,15 +399,15 @@ class PartsSource(VideoSource):
         super().__init__(name, sampling, duration)
         self._parts = parts
         self._video: VideoSource | None = None  # that is played
-        self._sound: SoundOfParts | None = None
+        self._sounds: list[SoundOfParts] = []
 
     def _release(self) -> None:
         if self._video:
             self._video.close()
 
     def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
-        self._sound = SoundOfParts(self)
-        return self._sound.sound()
+        self._sounds.append(SoundOfParts(self))
+        return self._sounds[-1].sound()
 
     def _frames(self) -> Iterator[Frame]:
         # The tick is the coarsest that a grid forgives: containers differ in theirs.
@@ -396,8 +419,8 @@ class PartsSource(VideoSource):
             shift: int | None = None  # frames of the videos before
             try:
                 video = self._video = open_part(self._sampling.after(start))
-                if self._sound:
-                    self._sound.add(start, video.sound_pass())
+                for sound in self._sounds:
+                    sound.add(start, video.sound_pass())
                 for frame in video:
                     time, is_first = start + frame.time, shift is None
                     if shift is None:

@@ -77,6 +77,8 @@ class GrowingFolder(VideoSource):
         SourceError: no such folder.
     """
 
+    sound_waits = True
+
     def __init__(self, folder: Path, sampling: Sampling, passing: Time = REAL_TIME) -> None:
         super().__init__(str(folder), sampling, duration=None)
         if not folder.is_dir():
@@ -88,11 +90,11 @@ class GrowingFolder(VideoSource):
         self._known: dict[Path, ReadFile] = {}
         self._seen: dict[Path, tuple[Stamp, float]] = {}  # what is not complete, and since when
         self._failure = ""  # of listing the folder, as it was reported
-        self._sound: SoundOfParts | None = None
+        self._sounds: list[SoundOfParts] = []
 
     def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
-        self._sound = SoundOfParts(self)
-        return self._sound.sound()
+        self._sounds.append(SoundOfParts(self))
+        return self._sounds[-1].sound()
 
     def _frames(self) -> Iterator[Frame]:
         num_given = 0
@@ -221,8 +223,8 @@ class GrowingFolder(VideoSource):
             if start + file.until < self._end + GAP_S:
                 start = self._end - file.until
             file.start = start
-            if self._sound:
-                self._sound.add(start, video.sound_pass(), after=file.until)
+            for sound in self._sounds:
+                sound.add(start, video.sound_pass(), after=file.until)
             for frame in video:
                 file.until = frame.time + frame.duration
                 yield replace(frame, time=start + frame.time, index=self._num_frames)

@@ -217,6 +217,8 @@ class VideoSource(ABC):
         num_connections: times that a live source was connected and gave a picture.
         num_damaged: pictures of a live source that were left out.
         stopping: whether ``stop`` was called.
+        sound_waits: whether ``sound_pass`` waits for the pass over the pictures, so that a thread
+            must not ask for sound while that pass waits for it.
         sound_beside: whether sound may come beside the pictures, by ``on_sound``.
         on_sound: called by the thread that reads, with the second on the stream's clock at which
             samples begin and the samples, [N] float32 at ``sound.SOUND_RATE``, mono; it must not
@@ -233,6 +235,7 @@ class VideoSource(ABC):
     num_connections = 0
     num_damaged = 0
     stopping = False
+    sound_waits = False
     sound_beside = False
     on_sound: Callable[[float, np.ndarray], object] | None = None
 

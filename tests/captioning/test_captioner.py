@@ -45,6 +45,18 @@ def model(plain, monkeypatch):
     return speaking
 
 
+def test_words_are_as_likely_as_the_mean_of_their_tokens_where_nothing_is_withheld(plain):
+    said = (Reply(WORDS, [1, 2], [-0.2, -0.6]),)
+    request = CaptionRequest(SPAN, plain.background.numpy()[:2])
+    alone = Captioner(plain).score(request, said)
+    assert alone.likelihood == round(float(np.exp(-0.4)), 3)
+    assert alone.of(SPAN).likelihood == alone.likelihood
+    fitted = replace(plain, confidence_model=certain(WHOLE + 0.01))
+    assert Captioner(fitted).score(request, said).likelihood is None
+    broken = (Reply(WORDS, [1, 2], [-0.2, -np.inf]),)
+    assert Captioner(plain).score(request, broken).likelihood is None
+
+
 REPLIES = (Reply(WORDS, [], []),)
 SPAN = Segment(4, 1.0, 2.0, None, "cut")
 

@@ -142,7 +142,7 @@ def random_options(rng):
     }
 
 
-def check_tilling(form, seeds, streams, steps):
+def check_tilling(form, seeds, streams, steps, change=0.15, **fixed):
     """Boundaries at every step, and the state after the last, equal `SceneTilling`'s.
 
     Streams have patches of different numbers, rest now and then, and end and go on.
@@ -151,13 +151,13 @@ def check_tilling(form, seeds, streams, steps):
     for seed in seeds:
         rng = np.random.default_rng(seed)
         width = int(rng.integers(4, 140 if seed % 8 == 0 else 40))
-        options = random_options(rng)
+        options = random_options(rng) | fixed
         state = ops.TillingState(streams, width, ops.TillingOptions(**options))
         python = [SceneTilling(SceneTillingConfig(**options)) for _ in range(streams)]
         center = torch.tensor(rng.normal(size=width), dtype=torch.float32)
         scene = rng.normal(size=(streams, 1, width))
         for _ in range(steps):
-            changes = rng.random(streams) < 0.15
+            changes = rng.random(streams) < change
             scene[changes] = rng.normal(size=(changes.sum(), 1, width))
             active = rng.random(streams) < 0.85
             is_whole = rng.random() < 0.3
@@ -235,11 +235,14 @@ def tilling():
 
 def tilling_some():
     check_tilling("triton", range(8), 4, 16)
+    # No two frames alike: none of the last is a cut, as it may be a flash.
+    restless = {"alpha": 0.0, "floor": 0.05, "min_frames": 1, "flash_frames": 1, "peak": 0.3}
+    check_tilling("triton", range(2), 4, 8, change=1, **restless)
 
 
 def tilling_more(part):
-    """500 of 3,000 sequences; the interpreter takes 16 ms a frame."""
-    seeds = range(20 * int(part), 20 * int(part) + 20)
+    """250 of 3,000 sequences; the interpreter takes 16 ms a frame."""
+    seeds = range(10 * int(part), 10 * int(part) + 10)
     check_tilling("torch", seeds, 25, 40)
     check_tilling("triton", seeds, 25, 12)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import streammem_kernels
 import torch
-from streammem_kernels import ops
+from streammem_kernels import ops, state
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(streammem_kernels.__file__).parent
@@ -37,7 +37,7 @@ def interpreted(law, kernels=PACKAGE.parent):
     return python("-m", "tests.kernels.laws", *law.split(), kernels=kernels, TRITON_INTERPRET="1")
 
 
-PARTS = [f"tilling_more {part}" for part in range(6)]  # 3,000 sequences
+PARTS = [f"tilling_more {part}" for part in range(12)]  # 3,000 sequences
 HEAVY = [
     pytest.param(law, marks=pytest.mark.heavy)
     for law in ("topk_more", "read_more", *PARTS, "tilling_of_bad_frames")
@@ -224,3 +224,16 @@ def test_reads_that_do_not_fit_are_errors():
 def test_no_rows_give_no_rows():
     rows, scores = ops.find_topk(torch.ones(2, 4), torch.ones(0, 4), torch.zeros(2, 2).long(), 3)
     assert rows.tolist() == [[-1] * 3] * 2 and scores.isneginf().all()
+
+
+def test_the_options_are_those_of_scenetilling_by_name_default_and_effect():
+    """They are written twice, as the package runs without streammem."""
+    from dataclasses import fields
+
+    from streammem.perception import scenetilling
+
+    def listed(options):
+        return [(each.name, each.default) for each in fields(options)]
+
+    assert listed(state.TillingOptions) == listed(scenetilling.SceneTillingConfig)
+    assert state.OUTLASTING == scenetilling.OUTLASTING

@@ -49,3 +49,15 @@ def test_there_are_as_many_as_the_square_root_and_never_too_many():
     assert divide([], 3) == ()
     with pytest.raises(ConfigError, match="at least 1"):
         divide(scenes([1]), 0)
+
+
+def test_talk_over_one_picture_is_divided_where_its_topic_changes():
+    topics = [unit(1, seed=1)] * 3 + [unit(1, seed=2)] * 4
+    rows = [make(i, unit(1), note_keys=topic) for i, topic in enumerate(topics)]
+    assert [[row.segment for row in part.rows] for part in divide(rows, 2)] == [
+        [0, 1, 2],
+        [3, 4, 5, 6],
+    ]
+    # What is said in a part of it alone divides nothing.
+    some = [make(0, unit(1), note_keys=topics[0]), make(1, unit(1)), make(2, unit(1, seed=5))]
+    assert [len(part.rows) for part in divide(some, 2)] == [2, 1]

@@ -207,6 +207,7 @@ def test_a_creation_that_was_cut_off_can_be_repeated_and_a_lost_header_is_no_suc
 def test_how_sure_a_caption_is_survives_and_is_under_the_checksum(tmp_path):
     path = tmp_path / "a.mem"
     lines = (("a dog", Sureness(0.123456789, False)), ("a cat", Sureness(None, True)))
+    lines += (("a bird", Sureness(0.5, False, 0.75)),)
     with create(path) as memory:
         for segment in range(2):
             memory.append(make(segment), b"")

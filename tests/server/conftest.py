@@ -1,5 +1,6 @@
 """A server around the tiny model: in memory, and on a socket of this computer."""
 
+import threading
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -21,6 +22,21 @@ TOKEN = "a token of the tests"
 @pytest.fixture
 def anyio_backend():
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    """What a server starts ends with it: a thread that stays holds its model for ever."""
+    before = set(threading.enumerate())
+    yield
+    ours = [
+        thread
+        for thread in set(threading.enumerate()) - before
+        if thread.name.startswith("streammem-")
+    ]
+    for thread in ours:
+        thread.join(20)
+    assert [thread.name for thread in ours if thread.is_alive()] == []
 
 
 @pytest.fixture

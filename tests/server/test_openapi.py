@@ -1,5 +1,6 @@
 """The OpenAPI description, and whatever a generator makes of it: the server never fails."""
 
+import anyio
 import pytest
 
 pytest.importorskip("fastapi", reason="needs streammem[serve]")
@@ -17,15 +18,15 @@ def app_of(model, folder):
     # A generator asks quickly, and opens sessions that it never closes.
     limits = Limits(requests_per_s=1e6, burst=10**6, sessions=4)
     options = SessionConfig(answer=SHORT, caption=SHORT)
-    return make_app(
-        Sessions(
-            model, options, ServerConfig(memories=folder, uploads=folder.parent, limits=limits)
-        )
-    )
+    config = ServerConfig(memories=folder, uploads=folder.parent, limits=limits)
+    sessions = Sessions(model, options, config)
+    return make_app(sessions), sessions
 
 
 def test_the_contract_is_described(model, memories):
-    paths = app_of(model, memories).openapi()["paths"]
+    app, sessions = app_of(model, memories)
+    paths = app.openapi()["paths"]
+    anyio.run(sessions.close)  # no client has come that would end its thread
     contract = {
         "/v1/sessions": {"post", "get"},
         "/v1/sessions/{name}": {"get", "delete"},
@@ -51,7 +52,7 @@ def test_no_request_makes_the_server_fail(model, memories, mode):
     from hypothesis import strategies as st
     from starlette.testclient import TestClient
 
-    app = app_of(model, memories)
+    app, _ = app_of(model, memories)
     schema = schemathesis.openapi.from_dict(app.openapi())
     kind = schemathesis.GenerationMode(mode)
     # An endless stream is no request that a generator can wait for.

@@ -84,10 +84,10 @@ def test_the_loss_is_of_the_answer_and_its_end_after_frames_and_subtitles(place)
     item = Item(place / VIDEO[0], *VIDEO[1:])
     with torch.no_grad():
         loss = stage.loss_of(item, 0)
-        pixels, times, notes = stage._read(item)
-        assert len(pixels) == 16 and [n.text for n in notes] == ["ab"]
+        pixels, captions = stage._read(item)
+        assert len(pixels) == 16 and captions == [*[""] * 4, "ab ", *[""] * 11]
         language, total = model.language, 0.0
-        x = language.embed(model.prompt(model.encoder(pixels), times, notes, "What?"))
+        x = language.embed(model.prompt(model.encoder(pixels), captions, "What?"))
         answer = [*language.ids("Red."), 2]
         for token in answer:
             logits = language.model(inputs_embeds=x[None]).logits[0, -1]
@@ -133,11 +133,31 @@ def test_the_projection_and_every_adapter_learn_and_nothing_else(place):
     assert all(adapter.dropout.training for adapter in stage.module._adapters)
 
 
-def test_a_run_learns_continues_when_killed_and_the_next_stage_opens_it(place, monkeypatch):
-    figures = run_recipe(place / "r.toml", place / "out")
+@pytest.fixture(scope="module")
+def finished(place):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "load_own", lambda name="", *, device="cpu": tiny_model())
+        patch.setattr(minigpt4_video, "draw_curves", lambda stages, out: None)
+        return run_recipe(place / "r.toml", place / "out")
+
+
+def trained(place, out):
+    return torch.load(place / out / "checkpoint.pth", weights_only=True)["model"]
+
+
+def test_a_run_learns_and_the_next_stage_opens_what_it_leaves(place, finished):
     log = [json.loads(line) for line in (place / "out" / f"{minigpt4_video.STAGE}.jsonl").open()]
-    assert figures["val_loss"] < 0.9 * log[0]["loss"] and len(log) == 6
-    # The same run, killed after three steps.
+    assert finished["val_loss"] < 0.9 * log[0]["loss"] and len(log) == 6
+    tensors = trained(place, "out")
+    assert tensors.keys() == published.own().keys()
+    model = checkpoint.load(place / "out" / "checkpoint.toml")
+    assert torch.equal(model.encoder.llama_proj.weight, tensors["llama_proj.weight"])
+    assert all(value.any() for value in model.lora.values())
+    assert model.language.generate([model.prompt(None, [], "Hello.")], model.decoding)
+
+
+@pytest.mark.heavy
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(place, finished, monkeypatch):
     real, count = minigpt4_video.MiniGPT4Stage.loss, []
 
     def killed(self, rng):
@@ -153,17 +173,8 @@ def test_a_run_learns_continues_when_killed_and_the_next_stage_opens_it(place, m
         run_recipe(place / "r2.toml", place / "again")
     monkeypatch.setattr(MiniGPT4Stage, "loss", real)
     run_recipe(place / "r2.toml", place / "again")
-    once, twice = (
-        torch.load(place / out / "checkpoint.pth", weights_only=True)["model"]
-        for out in ("out", "again")
-    )
-    assert once.keys() == twice.keys() == published.own().keys()
+    once, twice = trained(place, "out"), trained(place, "again")
     assert all(torch.equal(once[name], twice[name]) for name in once)
-    # What was trained is a model, and where the next stage begins.
-    model = checkpoint.load(place / "out" / "checkpoint.toml")
-    assert torch.equal(model.encoder.llama_proj.weight, once["llama_proj.weight"])
-    assert all(value.any() for value in model.lora.values())
-    assert model.language.generate([model.prompt(None, [], [], "Hello.")], model.decoding)
 
 
 def test_the_pace_is_linear_at_first_then_a_cosine_that_began_at_zero():

@@ -13,6 +13,7 @@ from streammem.video.cut import cut
 from streammem.video.joins import has_joins, recordings
 from streammem.video.packets import PacketReader
 from tests.video.clips import X264, encode, make, plainly_decoded
+from tests.video.servers import serving
 
 # Three recordings of 6 s with 12 pictures a second would end in places that no GOP would share.
 LENGTHS = (150, 90, 120)  # pictures at 25 a second
@@ -259,6 +260,69 @@ def test_a_part_of_pasted_recordings_is_what_a_whole_pass_gives(pasted, options)
     if "fps" not in options:
         wanted = [t for t in whole if options["start"] <= t < options.get("end", 99) - 1e-6]
         assert [round(f.time, 3) for f in frames] == wanted
+
+
+REMOTE = {  # as above, of a server; the last of what is joined comes back to the first codec
+    "to MPEG-2": [("libx264", X264), ("mpeg2video", MPEG2), ("libx264", X264)],
+    "to H.264": [("mpeg2video", MPEG2), ("libx264", X264)],
+    "to H.265": [("mpeg2video", MPEG2), ("libx265", X265)],
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"fps": 1.3}, {"start": 2.0, "end": 3.4}])
+@pytest.mark.parametrize(
+    "joined", ["to MPEG-2", *(pytest.param(k, marks=pytest.mark.heavy) for k in [*REMOTE][1:])]
+)
+def test_a_change_of_codec_in_a_file_of_a_server_is_read_as_in_one_of_this_computer(
+    tmp_path, joined, options, monkeypatch
+):
+    path, copies = tmp_path / "joined.ts", tmp_path / "copies"
+    for number, (codec, coding) in enumerate(REMOTE[joined]):
+        part = encode(
+            tmp_path / "part.ts", codec, options=coding, size=(64, 64), first=200 * number
+        )
+        path.write_bytes(b"".join(p.read_bytes() for p in (path, part) if p.exists()))
+    copies.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(copies))
+    with serving(tmp_path) as url, open_source(f"{url}/joined.ts", **options) as source:
+        frames = list(source)
+    local = open_source(path, **options)
+    wanted = list(local)
+    assert [f.time for f in frames] == [f.time for f in wanted] and len(wanted) > 3
+    assert all(np.array_equal(f.pixels, w.pixels) for f, w in zip(frames, wanted, strict=True))
+    assert (source.end, source.was_cut) == (local.end, local.was_cut)
+    assert list(copies.iterdir()) == []
+
+
+def test_a_damaged_file_of_a_server_is_read_as_one_of_this_computer(tmp_path):
+    content = bytearray(encode(tmp_path / "a.ts", "mpeg2video", options=MPEG2).read_bytes())
+    rng = np.random.default_rng(0)
+    for packet in range(len(content) // 376 * 188, len(content) // 376 * 188 + 9 * 188, 188):
+        content[packet + 30 : packet + 188] = rng.bytes(158)
+    (tmp_path / "damaged.ts").write_bytes(content)
+    found = []
+    with serving(tmp_path) as url:
+        for spec in (tmp_path / "damaged.ts", f"{url}/damaged.ts"):
+            times, broken = [], ""
+            with open_source(spec) as source:
+                try:
+                    times.extend(frame.time for frame in source)
+                except TruncatedError as error:
+                    broken = str(error).split(": ")[-1]
+            found.append((times, source.end, broken))
+    assert found[0] == found[1]
+
+
+def test_where_such_a_file_is_too_large_to_fetch_its_first_part_is_read(tmp_path, monkeypatch):
+    first = encode(tmp_path / "a.ts", options=X264)
+    second = encode(tmp_path / "b.ts", "mpeg2video", options=MPEG2)
+    (tmp_path / "joined.ts").write_bytes(first.read_bytes() + second.read_bytes())
+    monkeypatch.setattr("streammem.video.cameras.FETCHED_BYTES", 1000)
+    frames = []
+    with serving(tmp_path) as url, open_source(f"{url}/joined.ts") as source:
+        with pytest.raises(TruncatedError, match="may change their codec, and it is larger"):
+            frames.extend(source)
+        assert 50 < len(frames) <= 60 and source.end >= frames[-1].time
 
 
 def test_a_clip_of_pasted_recordings_shows_that_part(pasted, tmp_path):

@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from benchmarks.rtsp_server import SOUND_HZ, RtspCamera, encode
 from streammem.audio.recogniser import SoundLine
 from streammem.errors import SourceError
 from streammem.video import open_source
@@ -51,6 +52,31 @@ def test_sound_beside_the_pictures_is_on_their_clock(tmp_path, made, sparse):
     flashes, heard, _ = seen_and_heard(live([path], Sampling(sparse=sparse)))
     # The first click may lie before the first picture, at which time begins.
     assert together(flashes[-len(heard) :], heard) and len(flashes) - len(heard) in (0, 1)
+
+
+@pytest.mark.heavy  # real time
+def test_a_camera_over_rtsp_is_heard_beside_its_pictures_again_after_it_was_lost():
+    level = [255 if number % 10 == 0 else 20 for number in range(20)]
+    units = encode([np.full((48, 64, 3), one, np.uint8) for one in level], fps=10)
+    sound = np.zeros(2 * SOUND_HZ, np.float32)
+    sound[:400] = sound[SOUND_HZ : SOUND_HZ + 400] = 0.6
+    heard, flashes = [], []
+    with RtspCamera(units, sound=sound, speed=2.0) as camera:
+        source = open_source(camera.url, reconnect=True)
+        source.on_sound = lambda time, samples: heard.append((time, samples))
+        with source:
+            for frame in source:
+                flashes += [frame.time] * bool(frame.pixels.mean() > 200)
+                if len(flashes) == 5 and camera.num_connections == 1:
+                    camera.drop()
+                if len(flashes) == 10:
+                    break
+            source.stop()
+    assert camera.num_connections == 2
+    found = clicks(heard)
+    assert len(found) >= 7
+    # Each is sent when its last sample is there; a picture when it is first shown.
+    assert max(min(abs(click - at) for at in flashes) for click in found[:-1]) < 0.15
 
 
 def test_late_sound_begins_where_it_comes(tmp_path):
@@ -184,9 +210,10 @@ def test_a_list_of_films_is_heard_on_the_clock_of_the_whole(tmp_path):
         clapper(tmp_path / f"{number}.mp4", seconds=3, **options)
     (tmp_path / "list.txt").write_text("0.mp4\n1.mp4\n2.mp4\n")
     with open_source(f"concat:{tmp_path / 'list.txt'}") as source:
-        sound = source.sound_pass()
+        sound, again = source.sound_pass(), source.sound_pass()
         flashes = [frame.time for frame in source if frame.pixels.mean() > 200]
         heard = clicks(list(sound))
+        assert clicks(list(again)) == heard and source.sound_waits
         assert any("1.mp4: has no sound" in notice for notice in source.notices)
     assert together([*flashes[1:3], *flashes[6:]], heard)
 

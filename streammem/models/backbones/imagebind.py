@@ -45,15 +45,16 @@ def filter_bank(sound: Tensor, bins: int = BINS) -> Tensor:
     """
     if len(sound) < _WINDOW:
         return sound.new_zeros(0, bins)
-    frames = sound.unfold(0, _WINDOW, _SHIFT)  # [F, 400]
-    frames = frames - frames.mean(dim=1, keepdim=True)
-    before = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
-    window = torch.hann_window(_WINDOW, periodic=False, dtype=torch.float64).to(frames)
-    frames = (frames - _PREEMPHASIS * before) * window
+    frames = sound.unfold(0, _WINDOW, _SHIFT).clone()  # [F, 400]
+    frames -= frames.mean(dim=1, keepdim=True)
+    before = frames[:, :-1] * _PREEMPHASIS
+    frames[:, 1:] -= before
+    frames[:, 0] *= 1 - _PREEMPHASIS  # nothing stands before the first sample but itself
+    frames *= torch.hann_window(_WINDOW, periodic=False, dtype=torch.float64).to(frames)
     transform = torch.view_as_real(torch.fft.rfft(frames, n=_FFT))
     power = transform.square_().sum(-1)  # [F, 257]
     energies = power[:, : _FFT // 2] @ _mel_filters(bins).to(frames).T
-    return energies.clamp(min=torch.finfo(torch.float32).eps).log()
+    return energies.clamp_(min=torch.finfo(torch.float32).eps).log_()
 
 
 @cache

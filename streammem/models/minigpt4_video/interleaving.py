@@ -1,6 +1,6 @@
 r"""Which frames of a video are read, and beside which of them its subtitles stand.
 
-    placed(times, notes, words=400)      # of each frame: ["", "Good morning. ", ...]
+    shortened(placed(times, notes), 400) # of each frame: ["", "Good morning. ", ...]
     parents_shots("plain", cues, ...)    # [Shot(frame=0, caption=""), ...]
     texts(["", "Good morning. "], "What happens?", "trained")
     # ["[INST] <Img>", "<Img>", "<Cap>Good morning. \nWhat happens?[/INST]"], frames between them
@@ -41,28 +41,55 @@ def cues_of(notes: Sequence[Note]) -> list[Cue]:
     return [Cue(round(n.start * 1000), round(n.end * 1000), n.text) for n in notes]
 
 
-def placed(times: Sequence[float], notes: Sequence[Note], words: int) -> list[str]:
+def placed(times: Sequence[float], notes: Sequence[Note]) -> list[str]:
     """Place each note beside the first frame at or after its beginning, else the last.
 
-    Where they have more than ``words`` words together, each frame keeps its first ones, as many
-    for all as there is room for: ::
-
-        words beside   3  9  0  5   (17)     with room for 12:   3  4  0  4
+    Args:
+        times: seconds of each frame, ascending; at least one.
+        notes: in order of time.
 
     Returns:
-        A caption a frame.
+        A caption a frame, with a space behind each word, as every caption had it in training.
     """
-    each: list[list[str]] = [[] for _ in times]
+    captions = [""] * len(times)
     for note in notes:
-        each[min(bisect.bisect_left(times, note.start), len(times) - 1)] += note.text.split()
+        place = min(bisect.bisect_left(times, note.start), len(times) - 1)
+        captions[place] += "".join(f"{word} " for word in note.text.split())
+    return captions
+
+
+def shortened(captions: Sequence[str], words: int) -> list[str]:
+    """Shorten the longest captions until all have at most ``words`` words together.
+
+    Each keeps its first ones, as many for all as there is room for::
+
+        words beside frames   3  9  0  5   (17)     with room for 12   3  4  0  4
+    """
+    each = [caption.split() for caption in captions]
     room, most = words, 0
     for rank, length in enumerate(sorted(map(len, each))):
         most = room // (len(each) - rank)  # for each of those that are as long
         if length > most:
             break
         room, most = room - length, length
-    # A space behind the last word, as every caption had it in training.
-    return ["".join(f"{word} " for word in own[:most]) for own in each]
+    return [
+        caption if len(own) <= most else "".join(f"{word} " for word in own[:most])
+        for caption, own in zip(captions, each, strict=True)
+    ]
+
+
+def moved(captions: Sequence[str], chosen: Sequence[int]) -> list[str]:
+    """Move captions of frames that are left out to the next that is ``chosen``, or the last.
+
+    Args:
+        captions: of each frame.
+        chosen: numbers of frames, ascending; without any the captions are dropped.
+    """
+    found = [""] * len(chosen)
+    for frame, caption in enumerate(captions):
+        if chosen:
+            found[min(bisect.bisect_left(chosen, frame), len(chosen) - 1)] += caption
+    return found
 
 
 def parents_shots(

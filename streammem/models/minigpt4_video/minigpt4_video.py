@@ -25,7 +25,7 @@ from streammem.models.backbones.language import (
     Replies,
 )
 from streammem.models.confidence import ConfidenceModel
-from streammem.models.minigpt4_video.interleaving import placed, texts
+from streammem.models.minigpt4_video.interleaving import moved, placed, shortened, texts
 from streammem.models.minigpt4_video.options import MiniGPT4Options, SessionDefaults
 from streammem.models.once import once
 from streammem.models.protocols import (
@@ -38,7 +38,6 @@ from streammem.models.protocols import (
 from streammem.models.tiny.model import VideoModel
 from streammem.perception.perceiver import Perceived
 from streammem.perception.scenetilling import SceneTillingConfig
-from streammem.types import Note
 from streammem.video.pixels import resize
 
 # Legend: T frames, S side in pixels, N patches a frame, D width of the tower, P = N / 4 tokens a
@@ -249,47 +248,42 @@ class MiniGPT4Video:
         Frames of all items stand in one row, each with its subtitles, as in training. Captions are
         read of items without frames only: the model was not trained to read them beside.
         """
-        frames, times, notes, lines = list[Tensor](), list[float](), list[Note](), list[str]()
+        frames, captions, lines, as_placed = list[Tensor](), list[str](), list[str](), True
         for item in items:
             own = self._frames(item)
             if own is None:
                 lines += [line for line in (item.caption, item.speech) if line]
                 continue
             frames.append(own)
-            times += item.times or _even(item.start, item.end, len(own))
-            notes += item.notes
+            # With times each note begins at a frame: it was placed, and shortened, when these were
+            # chosen, see `ClipSession`.
+            times = item.times or _even(item.start, item.end, len(own))
+            captions += placed(times, item.notes)
+            as_placed &= bool(item.times)
+        if not as_placed:
+            captions = shortened(captions, self.limits[1])
         request = "\n".join([*lines, question])
-        joined = torch.cat(frames) if frames else None
-        return self.prompt(joined, times, sorted(notes, key=lambda note: note.start), request)
+        return self.prompt(torch.cat(frames) if frames else None, captions, request)
 
-    def prompt(
-        self, frames: Tensor | None, times: Sequence[float], notes: Sequence[Note], request: str
-    ) -> Prompt:
-        """Interleave frames with notes, within the limits.
+    def prompt(self, frames: Tensor | None, captions: Sequence[str], request: str) -> Prompt:
+        """Interleave frames with their captions, within the limits of frames and tokens.
 
         Args:
             frames: [T, P, L], or None.
-            times: seconds of each frame, ascending.
-            notes: in order of time.
+            captions: of each frame; what stands beside a frame that is left out moves on.
             request: of the user.
         """
-        most, words, room = self.limits
-        if self.options.subtitles != "each":  # the budget was applied where frames were chosen
-            words = sum(len(note.text.split()) for note in notes)
-        count = len(times)
-        chosen = spread(count, min(count, most))
+        most, _, room = self.limits
+        chosen = spread(len(captions), most)
         while True:
-            captions = placed([times[i] for i in chosen], notes, words) if chosen else []
-            if self.options.subtitles != "each":
-                captions = _as_they_are([times[i] for i in chosen], notes)
-            pieces = texts(captions, request, self.options.prompt)
+            pieces = texts(moved(captions, chosen), request, self.options.prompt)
             length = self._begin_ids().numel() + sum(len(self.language.ids(p)) for p in pieces)
             over = length + len(chosen) * self.encoder.per_frame - room
             if over <= 0 or not chosen or self.options.fit == "front":
                 break
             # With a frame goes the text around it, so this many are too few rather than too many.
             fewer = max(1, over // (self.encoder.per_frame + FRAMING))
-            chosen = spread(count, max(0, len(chosen) - fewer))
+            chosen = spread(len(captions), max(0, len(chosen) - fewer))
         parts: list[str | Tensor] = [self.begin(), pieces[0]]
         for place, piece in zip(chosen, pieces[1:], strict=True):
             assert frames is not None
@@ -328,13 +322,3 @@ class MiniGPT4Video:
 def _even(start: float, end: float, count: int) -> list[float]:
     """Lay ``count`` frames evenly over a segment, the first and the last at its ends."""
     return np.linspace(start, end, count).tolist() if count > 1 else [end] * count
-
-
-def _as_they_are(times: Sequence[float], notes: Sequence[Note]) -> list[str]:
-    """Place captions that were made for their frames: each begins when its frame is shown."""
-    captions = [""] * len(times)
-    for note in notes:
-        at = min(range(len(times)), key=lambda i: (abs(times[i] - note.start), i), default=None)
-        if at is not None:
-            captions[at] += note.text
-    return captions

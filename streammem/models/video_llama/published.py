@@ -10,19 +10,28 @@ the published one does. Nothing is downloaded.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AutoConfig
 
 from streammem.config import override, read_toml
 from streammem.errors import BackboneError, CheckpointError, ConfigError
 from streammem.models.backbones.eva import EVA_UNREAD, EvaConfig
-from streammem.models.backbones.imagebind import BINS, FRAMES, IMAGEBIND_UNREAD, ImageBindConfig
+from streammem.models.backbones.imagebind import (
+    BINS,
+    FRAMES,
+    IMAGEBIND_UNREAD,
+    ImageBindConfig,
+    ImageBindVision,
+    ImageBindVisionConfig,
+)
 from streammem.models.backbones.language import CausalLanguageModel
-from streammem.models.backbones.qformer import QFORMER_UNREAD, QFormerConfig
+from streammem.models.backbones.qformer import QFORMER_UNREAD, QFormer, QFormerConfig
 from streammem.models.backbones.torch_files import misfits, read_torch
+from streammem.models.backbones.transformers_files import unusable
 from streammem.models.tiny.model import VideoModel
 from streammem.models.video_llama.branches import (
     EARS,
@@ -40,6 +49,8 @@ from streammem.models.video_llama.video_llama import VideoLlama
 from streammem.models.videollamb.options import SessionDefaults
 
 FAMILY = "video-llama"
+FRESH = "fresh"
+VISION = ImageBindVisionConfig()
 IMAGEBIND_FILE = "imagebind_huge.pth"  # of the folder that the parent's configuration names
 TOWER_LAYERS = {1408: TOWER.layers}  # by width: the 40th block of the published tower is dropped
 # What the files may hold and no pass reads: buffers, the projection of BLIP-2's language model, and
@@ -66,8 +77,8 @@ class VideoLlamaFile:
         family: ``video-llama``, which tells it from files of other models.
         tower: EVA ViT-G/14's file.
         reader: BLIP-2's, with the Q-Former of one frame and the norm before it.
-        pictures: the parent's checkpoint of the pictures' branch.
-        sound: the parent's checkpoint of the sound's branch; empty: the model does not listen.
+        pictures: the parent's checkpoint of the pictures' branch, or ``fresh``, to be trained.
+        sound: likewise of the sound's branch; empty: the model does not listen.
         imagebind: ImageBind's file, or the folder that holds it; needed beside ``sound``.
         language: folder of the language model, or ``hf:OWNER/NAME`` from the local hub cache.
         keys: preset or folder of the model that lends its key space.
@@ -136,6 +147,8 @@ def open_model(
     options = said.options
     # 1. All tensors by the parent's names; the second checkpoint goes over the first, as there.
     tensors = _named(said)
+    if FRESH in (said.pictures, said.sound):
+        tensors |= _fresh(tensors, said)
     # 2. Sizes off the files, and one error that names all that is wrong.
     pictures_sizes, sound_sizes = sizes_of(tensors, options, listens=bool(said.sound))
     with torch.device("meta"):
@@ -197,13 +210,80 @@ def _named(said: VideoLlamaFile) -> dict[str, Tensor]:
     tower = _file(said.tower)
     tensors = {f"visual_encoder.{key}": value for key, value in read_torch(tower).items()}
     tensors |= read_torch(_file(said.reader))
-    own = read_torch(_file(said.pictures))
+    own = read_torch(_file(said.pictures)) if said.pictures != FRESH else {}
     if said.sound:
-        own |= read_torch(_file(said.sound))
-        folder = Path(said.imagebind)
-        ears = folder / IMAGEBIND_FILE if folder.is_dir() else _file(said.imagebind)
+        own |= read_torch(_file(said.sound)) if said.sound != FRESH else {}
+        ears = _imagebind(said)
         tensors |= {f"audio_encoder.{key}": value for key, value in read_torch(ears).items()}
     return tensors | own
+
+
+def _imagebind(said: VideoLlamaFile) -> Path:
+    folder = Path(said.imagebind)
+    return folder / IMAGEBIND_FILE if folder.is_dir() else _file(said.imagebind)
+
+
+def _fresh(tensors: Mapping[str, Tensor], said: VideoLlamaFile) -> dict[str, Tensor]:
+    """Make untrained tensors of the branches that are ``fresh``, by the parent's names."""
+    from streammem.models.checkpoint import backbone_path
+
+    path = backbone_path(said.language)
+    try:
+        width = AutoConfig.from_pretrained(path, local_files_only=True).hidden_size
+    except (OSError, ValueError, AttributeError) as error:
+        raise unusable(path, error) from error
+    pictures, sound = sizes_of(tensors, said.options, listens=bool(said.sound))
+    frame, made = pictures.reader, dict[str, Tensor]()
+    sized = {"width": frame.width, "heads": frame.heads, "mlp": frame.mlp}
+    parts = []
+    if said.pictures == FRESH:
+        video = replace(VIDEO_READER, queries=frame.queries, reads=frame.width, **sized)
+        parts += [("video", "video_frame", "llama_proj", video, pictures.positions)]
+    if said.sound == FRESH and sound:
+        heard = replace(SOUND_READER, reads=sound.ears.out, **sized)
+        parts += [("audio", "audio", "audio_llama_proj", heard, sound.positions)]
+    for name, positions, projection, config, count in parts:
+        reader, linear = QFormer(config), nn.Linear(config.width, width)
+        own = reader.published(f"{name}_Qformer", f"{name}_query_tokens")
+        made |= {published: reader.state_dict()[key] for published, key in own.items()}
+        table = nn.Embedding(count, config.reads).weight
+        made[f"{positions}_position_embedding.weight"] = table.detach()
+        made |= {f"{projection}.{key}": value for key, value in linear.state_dict().items()}
+    return made
+
+
+def open_vision(said: VideoLlamaFile, *, device: str = "cpu") -> ImageBindVision:
+    """Open ImageBind's branch of pictures, through which sound learns from pictures.
+
+    Raises:
+        CheckpointError: tensors are missing or of another shape.
+        BackboneError: the file is not here.
+    """
+    path = _imagebind(said)
+    tensors = {name: v for name, v in read_torch(path).items() if ".vision." in name}
+    stem, first = "modality_preprocessors.vision.", "modality_trunks.vision.blocks."
+    try:
+        width, _, _, patch, _ = tensors[f"{stem}rgbt_stem.proj.1.weight"].shape
+        places = tensors[f"{stem}pos_embedding_helper.pos_embed"].shape[1] - 1
+        mlp = tensors[f"{first}0.mlp.fc1.weight"].shape[0]
+        out = tensors["modality_heads.vision.2.weight"].shape[0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{path}: has no branch of pictures ({error})") from error
+    blocks = {name[len(first) :].partition(".")[0] for name in tensors if name.startswith(first)}
+    heads = said.options.sound_heads if width != VISION.width else VISION.heads
+    config = ImageBindVisionConfig(
+        width, len(blocks), heads, mlp, out, patch * round(places**0.5), patch
+    )
+    with torch.device("meta"):
+        eyes = ImageBindVision(config)
+    state = eyes.state_dict()
+    wanted = {name: tuple(value.shape) for name, value in state.items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    if wrong := misfits(found, wanted, re.compile("modality_postprocessors.*")):
+        raise CheckpointError(f"{path}: not a whole branch of pictures ({wrong})")
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    eyes.load_state_dict({n: tensors[n].to(device, dtype) for n in wanted}, assign=True)
+    return eyes.eval().requires_grad_(False)
 
 
 def _file(name: str) -> Path:

@@ -24,7 +24,7 @@ from streammem.errors import BackboneError, CheckpointError, ConfigError
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.languagebind import Tower, TowerConfig
 from streammem.models.backbones.transformers_files import (
-    attention_implementation,
+    attention_choice,
     check_tokenizer,
     quantization,
 )
@@ -248,6 +248,7 @@ def _language(
     quantized = quantization(options.quantize, device)
     # A map needs accelerate, so there is none where one device and plain weights will do.
     placed = "auto" if options.device_map == "auto" else {"": device} if quantized else None
+    dtype = _dtype(options, device)
     check_tokenizer(shards.folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -257,10 +258,10 @@ def _language(
             None,
             config=config,
             state_dict=shards.tensors({name: name for name in names}, None),
-            dtype=_dtype(options, device),
+            dtype=dtype,
             device_map=placed,
             quantization_config=quantized,
-            attn_implementation=attention_implementation() if device != "cpu" else "sdpa",
+            attn_implementation=attention_choice(dtype)[0] if device != "cpu" else "sdpa",
             output_loading_info=True,
         )
         model, info = loaded

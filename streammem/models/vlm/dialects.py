@@ -7,6 +7,7 @@ decides. Both put a text before every picture: see ``prompts.py``.
 import base64
 import io
 import json
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ OLLAMA_CONTEXT = 16384  # its own 4096 drops evidence without an error
 MOST_CONTEXT = 1 << 20
 MAX_NAMES = 8  # of a server's models that a message lists
 MAX_CHARACTERS = 20_000  # of a reply
-OPTIONAL = ("temperature", "top_p", "top_k", "seed", "chat_template_kwargs")
+OPTIONAL = ("temperature", "top_p", "top_k", "seed", "chat_template_kwargs", "logprobs")
 
 
 class ServedReply(NamedTuple):
@@ -42,6 +43,7 @@ class ServedReply(NamedTuple):
         prompt_tokens: as the server counted them; 0 where it does not count.
         reply_tokens: likewise.
         call: the first tool that it wants called, if any.
+        log_probs: of the reply's tokens; empty where the server states none.
     """
 
     text: str
@@ -50,6 +52,7 @@ class ServedReply(NamedTuple):
     prompt_tokens: int
     reply_tokens: int
     call: ToolCall | None = None
+    log_probs: tuple[float, ...] = ()
 
 
 class ServedModel(NamedTuple):
@@ -159,7 +162,7 @@ class OpenAIDialect:
             context = _lm_studio_context(server.get("/api/v0/models", root, optional=True), name)
         self.extra = {}
         if owner in ("llamacpp", "vllm"):  # others refuse what they do not know
-            self.extra = {"chat_template_kwargs": {"enable_thinking": False}}
+            self.extra = {"chat_template_kwargs": {"enable_thinking": False}, "logprobs": True}
         known = server.options.context or context or None
         return ServedModel(name, known, printable(owner) if row else "")
 
@@ -223,7 +226,7 @@ class OpenAIDialect:
             usage.get("prompt_tokens"),
             usage.get("completion_tokens"),
             message.get("tool_calls"),
-        )
+        )._replace(log_probs=_log_probs(reply["choices"][0].get("logprobs")))
 
 
 @dataclass(eq=False)
@@ -286,6 +289,7 @@ class OllamaDialect:
             "truncate": False,  # else the oldest messages, the evidence, go without an error
             "shift": False,
             "keep_alive": self.keep_alive,
+            "logprobs": True,  # a server that does not know it lets it be
             "options": options | _sampling(decoding),
         }
 
@@ -322,7 +326,7 @@ class OllamaDialect:
             reply.get("prompt_eval_count"),
             reply.get("eval_count"),
             message.get("tool_calls"),
-        )
+        )._replace(log_probs=_log_probs({"content": reply.get("logprobs")}))
 
 
 @dataclass(eq=False)
@@ -476,6 +480,17 @@ def _reply(
         _count(reply_tokens),
         _call(calls),
     )
+
+
+def _log_probs(stated: object) -> tuple[float, ...]:
+    """Read the log-probabilities of a reply's tokens; none where one of them cannot be meant."""
+    rows = stated.get("content") if isinstance(stated, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return ()
+    values = [row.get("logprob") for row in rows]
+    if not all(type(value) in (int, float) and -math.inf < value <= 1e-3 for value in values):
+        return ()
+    return tuple(min(0.0, float(value)) for value in values)
 
 
 def _count(value: object) -> int:

@@ -140,7 +140,7 @@ class ServedGenerator:
                 yield None
             else:
                 line = " ".join(reply.text.split())
-                yield tuple(Reply(line, [], []) for _ in range(candidates))
+                yield tuple(Reply(line, [], list(reply.log_probs)) for _ in range(candidates))
 
     def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
         """Yield a reply as one piece; empty pieces while it is waited for.

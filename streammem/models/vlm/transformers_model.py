@@ -34,7 +34,7 @@ from streammem.models.backbones.language import (
     Reply,
 )
 from streammem.models.backbones.sampling import penalised, pick
-from streammem.models.backbones.transformers_files import attention_implementation
+from streammem.models.backbones.transformers_files import attention_choice
 from streammem.models.backbones.weights import check_complete
 from streammem.models.once import once, opening
 from streammem.models.protocols import EvidenceItem, Reads
@@ -58,7 +58,8 @@ class TransformersOptions:
             hardware for it) and bfloat16 elsewhere; ``checkpoint`` takes the files' own.
         device_map: of accelerate, such as ``auto``, which spreads the model over all GPUs; empty
             puts all of it on one device.
-        attention: ``auto`` is flash-attn on CUDA where it is installed and SDPA elsewhere;
+        attention: ``auto`` is flash-attn on CUDA where it is installed, 3 on Hopper, else 2, else
+            4, and SDPA elsewhere and for float32;
             anything else goes to transformers as ``attn_implementation``: ``sdpa``, ``eager``,
             ``flex_attention``, ``flash_attention_2``, ``_3`` or ``_4``.
         quantize: of the weights, through bitsandbytes; needs CUDA.
@@ -419,10 +420,11 @@ def _open_model(
 ) -> _Opened:
     """Read the weights, in evaluation mode."""
     auto = torch.float32 if device == "cpu" else torch.bfloat16
-    dtypes = {"auto": auto, "checkpoint": "auto"}
+    dtypes: dict[str, Any] = {"auto": auto, "checkpoint": "auto"}
+    dtype = dtypes.get(options.dtype) or getattr(torch, options.dtype)
     attention = options.attention
     if attention == "auto":
-        attention = attention_implementation() if "cuda" in device else "sdpa"
+        attention = attention_choice(dtype)[0] if "cuda" in device else "sdpa"
     where: dict[str, Any] = {}
     if options.device_map:
         where["device_map"] = options.device_map
@@ -437,7 +439,7 @@ def _open_model(
             folder,
             local_files_only=True,
             use_safetensors=True,
-            dtype=dtypes.get(options.dtype) or getattr(torch, options.dtype),
+            dtype=dtype,
             attn_implementation=attention,
             output_loading_info=True,
             **where,

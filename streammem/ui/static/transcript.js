@@ -166,7 +166,8 @@ export class Transcript {
   made(line, index) {
     const at = line.wall ? wall(line.wall, { date: false }) : clock(line.start);
     const sure = line.confidence === undefined || line.confidence === null ? "" : `${Math.round(line.confidence * 100)} %`;
-    const title = [line.text, line.wall ? wall(line.wall) : "", clock(line.start, true), line.source].filter(Boolean).join("\n");
+    const own = line.likelihood === undefined || line.likelihood === null ? "" : `the model's own likelihood ${Math.round(line.likelihood * 100)} %, fitted to nothing`;
+    const title = [line.text, own, line.wall ? wall(line.wall) : "", clock(line.start, true), line.source].filter(Boolean).join("\n");
     const node = el("div", {
       class: `line ${line.kind}${line.unsure ? " unsure" : ""}`, role: "option", id: `line-${index}`, title,
       "data-start": line.start, "aria-setsize": this.shown.length, "aria-posinset": index + 1,

@@ -84,7 +84,7 @@ export function view(main, kind, name, about) {
       const scene = scenes.get(event.segment);
       // A live scene is described before it ends.
       if (!scene) { ids.push(event.segment); scenes.set(event.segment, { id: event.segment, start: event.start, end: event.end, wall_start: event.wall_start, source: event.source }); }
-      Object.assign(scenes.get(event.segment), { text: event.text, confidence: event.confidence, unsure: event.reason === "unsure" });
+      Object.assign(scenes.get(event.segment), { text: event.text, confidence: event.confidence, likelihood: event.likelihood, unsure: event.reason === "unsure" });
     } else if (event.type === "note") {
       notes.set(`n${kind === "memory" ? event.source : ""}${event.start}${event.text}`, event);
     }
@@ -143,7 +143,7 @@ export function view(main, kind, name, about) {
       lines.push({
         key: `s${id}`, kind: "scene", id, start: scene.start, end: scene.end, wall: scene.wall_start, source: scene.source,
         text: scene.unsure ? (scene.text ? `${scene.text} … (unsure)` : "(unsure)") : scene.text ?? "…",
-        unsure: scene.unsure, confidence: scene.confidence, keyframe: scene.keyframe,
+        unsure: scene.unsure, confidence: scene.confidence, likelihood: scene.likelihood, keyframe: scene.keyframe,
       });
     }
     for (const [key, note] of notes) lines.push({ key, kind: "note", start: note.start, end: note.end, wall: note.wall_start, source: note.source, text: note.text });

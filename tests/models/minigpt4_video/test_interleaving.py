@@ -5,8 +5,10 @@ import pytest
 
 from streammem.models.minigpt4_video.interleaving import (
     Cue,
+    moved,
     parents_shots,
     placed,
+    shortened,
     texts,
 )
 from streammem.types import Note
@@ -92,7 +94,7 @@ def test_every_subtitle_stands_once_in_order_beside_a_frame_not_before_it_begins
         _, cues = random_video(seed)
         notes = [Note(c.start / 1000, c.end / 1000, c.text) for c in sorted(cues)]
         times = np.cumsum(np.random.default_rng(seed).uniform(0.1, 4, 20)).tolist()
-        captions = placed(times, notes, 10_000)
+        captions = placed(times, notes)
         assert "".join(captions) == "".join(f"{note.text} " for note in notes)
         for time, before, caption in zip(times, [-1, *times], captions, strict=False):
             due = [n.text for n in notes if before < n.start <= time]
@@ -104,12 +106,19 @@ def test_words_beyond_the_budget_leave_the_longest_captions_and_never_more():
     for _ in range(300):
         lengths, budget = rng.integers(0, 12, 9).tolist(), int(rng.integers(0, 60))
         notes = [Note(float(i), i + 1.0, "w " * n) for i, n in enumerate(lengths)]
-        kept = [len(c.split()) for c in placed([float(i) for i in range(9)], notes, budget)]
+        captions = placed([float(i) for i in range(9)], notes)
+        kept = [len(caption.split()) for caption in shortened(captions, budget)]
         most = max(kept)
         assert kept == [min(n, most) for n in lengths]
         assert sum(kept) <= budget
         one_more = sum(min(n, most + 1) for n in lengths)
         assert one_more > budget or most == max(lengths)
+
+
+def test_captions_of_frames_that_are_left_out_move_to_the_next_and_keep_their_order():
+    captions = ["a ", "", "b ", "c ", "d "]
+    assert moved(captions, [0, 3]) == ["a ", "b c d "]
+    assert moved(captions, range(5)) == captions and moved(captions, []) == []
 
 
 def test_the_text_of_training_has_one_space_less():

@@ -66,7 +66,7 @@ def test_lora_merged_attached_and_by_hand_are_one(opened):
     weight = merged.language.model.get_submodule(layer).weight
     torch.testing.assert_close(weight.double(), base + added, atol=1e-5, rtol=0)
     torch.testing.assert_close(logits_of(merged), logits_of(attached), atol=1e-4, rtol=0)
-    prompt = merged.prompt(None, [], [], "Hello.")
+    prompt = merged.prompt(None, [], "Hello.")
     assert merged.language.generate([prompt], merged.decoding) == attached.language.generate(
         [prompt], attached.decoding
     )
@@ -78,7 +78,7 @@ def test_a_mistral_base_has_narrow_values_and_twice_the_limits(keys, tmp_path):
     assert (model.kind, model.limits) == ("mistral", (90, 800, 7500))
     value = model.language.model.get_submodule("model.layers.1.self_attn.v_proj").weight
     assert value.shape == (L // 2, L)
-    assert model.language.generate([model.prompt(None, [], [], "Hello.")], model.decoding)[0]
+    assert model.language.generate([model.prompt(None, [], "Hello.")], model.decoding)[0]
 
 
 # -- what opens --

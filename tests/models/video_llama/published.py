@@ -84,17 +84,24 @@ def imagebind():
         f"{at}rgbt_stem.proj.weight": (EARS, 1, KERNEL, KERNEL),
         **norm(f"{at}rgbt_stem.norm_layer", EARS),
         f"{at}pos_embedding_helper.pos_embed": (1, 1 + patches, EARS),
-        "modality_trunks.vision.blocks.0.norm_1.weight": (9,),
+        "modality_trunks.text.blocks.0.norm_1.weight": (9,),
+        "modality_preprocessors.vision.cls_token": (1, 1, EARS),
+        "modality_preprocessors.vision.rgbt_stem.proj.1.weight": (EARS, 3, 2, 14, 14),
+        "modality_preprocessors.vision.pos_embedding_helper.pos_embed": (1, 5, EARS),
+        **norm("modality_trunks.vision.pre_transformer_layer.0", EARS),
+        **norm("modality_heads.vision.0", EARS),
+        "modality_heads.vision.2.weight": (OUT, EARS),
         **norm("modality_heads.audio.0", EARS),
         "modality_heads.audio.2.weight": (OUT, EARS),
         "modality_postprocessors.audio.1.log_logit_scale": (),
     }
-    for number in range(EAR_LAYERS):
-        to = f"modality_trunks.audio.blocks.{number}."
+    for kind, number in [(kind, n) for kind in ("audio", "vision") for n in range(EAR_LAYERS)]:
+        to = f"modality_trunks.{kind}.blocks.{number}."
         names |= {
             f"{to}attn.in_proj_weight": (3 * EARS, EARS), f"{to}attn.in_proj_bias": (3 * EARS,),
-            f"{to}attn.bias_k": (1, 1, EARS), f"{to}attn.bias_v": (1, 1, EARS),
         }  # fmt: skip
+        if kind == "audio":
+            names |= {f"{to}attn.bias_k": (1, 1, EARS), f"{to}attn.bias_v": (1, 1, EARS)}
         names |= linear(f"{to}attn.out_proj", EARS, EARS)
         names |= norm(f"{to}norm_1", EARS) | norm(f"{to}norm_2", EARS)
         names |= linear(f"{to}mlp.fc1", EARS, MLP) | linear(f"{to}mlp.fc2", MLP, EARS)

@@ -369,6 +369,19 @@ def test_a_source_without_sound_is_silent_about_it_where_asked(model, tmp_path):
         SessionConfig(sound="loud")
 
 
+def test_a_list_of_files_is_described_without_sound_and_a_notice_tells_it(model, tmp_path):
+    for name in ("a.mkv", "b.mkv"):
+        write_film(tmp_path / name, sound=noise(4.0))
+    listed = tmp_path / "all.txt"
+    listed.write_text("a.mkv\nb.mkv\n")
+    session = session_of(model, sound="notice")
+    given = list(watch(session, f"concat:{listed}"))
+    notices = [event.message for event in given if isinstance(event, Notice)]
+    assert len(notices) == 1 and "only the sound of single files is heard" in notices[0]
+    assert len(session.memory) == 4
+    assert all(model.unpack(session.tokens(i)).clips is None for i in range(4))
+
+
 @pytest.mark.heavy
 def test_sound_changes_what_is_said(model, tmp_path):
     texts = []

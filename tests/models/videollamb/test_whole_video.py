@@ -180,7 +180,7 @@ def test_cuts_of_a_session_go_before_the_models(opened, keys):
     assert isinstance(whole, WholeVideoSession) and whole.model.options.cuts == "top3"
     assert type(session_of(opened(cuts="top3"), cuts="streaming")) is Session
     assert cuts_of(keys) == "streaming"
-    with pytest.raises(ConfigError, match="only a VideoLLaMB"):
+    with pytest.raises(ConfigError, match="reads no whole videos"):
         session_of(keys, cuts="top3")
     with pytest.raises(ConfigError, match="cuts='top4'"):
         SessionConfig(cuts="top4")

@@ -1,18 +1,22 @@
 """A served model answers from all that it was shown, or there is an error that says what to do."""
 
+import math
 import re
 import time
 
 import numpy as np
 import pytest
 
+from streammem.captioning.captioner import Captioner, CaptionRequest
 from streammem.errors import ConfigError, ServedModelError
 from streammem.models.backbones.language import GenerationConfig
-from streammem.models.protocols import EvidenceItem, readable
+from streammem.models.protocols import ComposedModel, EvidenceItem, readable
 from streammem.models.registry import open_generator
 from streammem.models.vlm.server import ASKED, KEY, Spend, retry_after
+from streammem.output.render import to_json
+from streammem.types import Segment
 from tests.model_server import MESSAGES, NAME, ModelServer, message_of, parts_of, picture_tokens
-from tests.tiny import COLOURS
+from tests.tiny import COLOURS, tiny_model
 
 NAMES = list(COLOURS)
 FAST = "?tries=2&backoff_s=0.01"
@@ -398,3 +402,42 @@ def test_a_picture_costs_what_the_server_counts():
         answer(generator, "red")
         picture = next(p for p in parts_of(server.prompts[-1]) if not isinstance(p, str))
         assert generator.count(["At noon:", flat("red")])[1] == picture_tokens(picture)
+
+
+# -- how likely the words are --
+
+
+def caption_of(server, kind="openai", options=FAST):
+    generator = opened(server, kind, options)
+    model = ComposedModel("seer", "seer-1", tiny_model(), tiny_model(), generator)
+    request = CaptionRequest(
+        Segment(0, 0.0, 1.0, None, "cut"), np.eye(16)[:1], None, (flat("red"),)
+    )
+    (scored,) = Captioner(model).caption([request])
+    return scored.of(request.segment)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_caption_is_as_likely_as_the_server_states_its_words(kind):
+    with ModelServer() as server:
+        assert caption_of(server, kind).likelihood is None
+        server.log_probs = [-0.1, -0.5, 0.0]
+        caption = caption_of(server, kind)
+    assert caption.likelihood == round(math.exp(-0.2), 3)
+    assert list(to_json(caption))[-1] == "likelihood"
+
+
+@pytest.mark.parametrize("stated", [["-0.1"], [None], [-0.1, 7.0], [-0.1, float("-inf")], [True]])
+def test_what_cannot_be_a_log_probability_gives_no_likelihood(stated):
+    with ModelServer() as server:
+        server.log_probs = stated
+        assert caption_of(server).likelihood is None
+
+
+def test_only_servers_that_know_log_probabilities_are_asked_for_them():
+    for owner, is_asked in (("vllm", True), ("llamacpp", True), ("library", False)):
+        with ModelServer(owner=owner) as server:
+            caption_of(server)
+            assert ("logprobs" in server.prompts[-1]) is is_asked
+    with ModelServer("wants no logprobs") as server:
+        assert caption_of(server).text == "I see red."

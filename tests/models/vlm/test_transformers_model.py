@@ -295,12 +295,16 @@ def test_it_captions_answers_and_remembers(generators, family, tmp_path):
         events = list(watch(session, film(("red", 6), ("blue", 6), ("green", 6))))
         captions = [event.text for event in events if isinstance(event, Caption)]
         assert len(captions) == 3 and all(captions)
+        likely = [event.likelihood for event in events if isinstance(event, Caption)]
+        assert all(value and 0 < value <= 1 for value in likely)
         pieces: list[str] = []
         answer = session.ask("What is there?", pieces.append)
         assert answer.text and answer.method == "model" and "".join(pieces) == answer.text
         assert answer.evidence
     with Session(model(), memory=path) as later:
         assert [entry.caption for entry in later.memory.entries()] == captions
+        kept = [entry.sureness[0].likelihood for entry in later.memory.entries()]
+        assert kept == likely
         assert later.ask("What was there?").text
 
 
