@@ -115,10 +115,11 @@ def make_films(folder: Path, out: Path, options: MakeOptions) -> list[Path]:
         options: see ``MakeOptions``.
 
     Returns:
-        The files. A film is a whole file or none.
+        The files. A film is a whole file or none; after an interruption the same call goes on.
 
     Raises:
         DatasetError: a folder is malformed.
+        ConfigError: ``out`` holds films of other clips or options.
     """
     # 1. Clips and photos, each split in two.
     clips = read_clips(folder)
@@ -131,37 +132,37 @@ def make_films(folder: Path, out: Path, options: MakeOptions) -> list[Path]:
         order = np.random.default_rng(0).permutation(len(pool))
         for number, half in enumerate(HALVES):
             halves[half] += [pool[i] for i in sorted(order[number::2])]
-    # 2. Plans, questions and files.
-    out.mkdir(parents=True, exist_ok=True)
-    lines, paths = [], []
-    for half in HALVES:
+    # 2. Plans and questions; a folder holds what one list tells.
+    lines, plans = [], []
+    for half, own in halves.items():
         for number in range(options.films):
             seed = 1000 * options.seed + 2 * number + HALVES.index(half)
-            own = halves[half]
             film = films.plan(own, 60 * options.minutes, seed=seed)
             path = out / f"{half}-{number}.mp4"
-            asked = films.ask_about(film, own, seed=seed)
+            plans.append((path, film, own))
+            shown = [(own[scene.clip], scene) for scene in film.scenes]
             scenes = [
-                {"file": own[scene.clip].name, **scene._asdict(), "said": own[scene.clip].sentences}
-                for scene in film.scenes
+                {"file": Path(clip.name).name, **scene._asdict(), "said": clip.sentences}
+                for clip, scene in shown
             ]
             questions = [
                 {"text": q.text, "operator": q.operator, "gold": q.gold, "common": q.common}
-                for q in asked
+                for q in films.ask_about(film, own, seed=seed)
             ]
             row = {"film": path.name, "half": half, "scenes": scenes, "questions": questions}
-            lines.append(json.dumps(row))
-            paths.append(path)
-            if not path.exists():
-                bar = tqdm(film.scenes, path.name, disable=None if options.progress else True)
-                pictures = (
-                    picture
-                    for scene in bar
-                    for picture in _pictures(folder / own[scene.clip].name, scene)
-                )
-                write(path, pictures)
-    (out / LIST).write_text("".join(f"{line}\n" for line in lines))
-    return paths
+            lines.append(f"{json.dumps(row)}\n")
+    out.mkdir(parents=True, exist_ok=True)
+    if is_films(out) and (out / LIST).read_text() != "".join(lines):
+        raise ConfigError(f"{out}: holds films of other clips or options; give a new folder")
+    (out / LIST).write_text("".join(lines))
+    # 3. Files.
+    for path, film, own in plans:
+        if path.exists():
+            continue
+        bar = tqdm(film.scenes, path.name, disable=None if options.progress else True)
+        pictures = (p for scene in bar for p in _pictures(folder / own[scene.clip].name, scene))
+        write(path, pictures)
+    return [path for path, *_ in plans]
 
 
 def _pictures(path: Path, scene: films.FilmScene) -> Iterator[np.ndarray]:
@@ -347,6 +348,8 @@ def _watched(film: Path, model: Any, options: EvaluationOptions) -> Path:
     memory, done = film.with_suffix(".memory"), film.with_suffix(".watched")
     if done.exists():
         return memory
+    if not film.is_file():
+        raise DatasetError(f"{film}: is not made yet; run eval make again")
     bar = tqdm(desc=f"{film.name}: scenes", disable=None if options.progress else True)
     with Session(model, memory=memory) as session:
         for event in watch(session, str(film)):

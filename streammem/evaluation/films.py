@@ -248,7 +248,7 @@ def ask_about(film: Film, clips: Sequence[Clip], *, seed: int) -> tuple[TimedQue
         if operator == "between":
             things.insert(number % 2, there[number % len(there)])
         ask(operator, things, ())
-    return tuple(questions)
+    return tuple(questions[i] for i in rng.permutation(len(questions)))  # the first few: of all
 
 
 def _runs(scenes: Sequence[int]) -> list[tuple[int, ...]]:

@@ -169,6 +169,11 @@ def test_films_of_a_seed_have_the_same_scenes_and_no_clip_is_in_both_halves(tmp_
     make_films(tmp_path, out, options)
     assert (out / "films.jsonl").read_text() == listed, "the same by the same seed"
     assert written == made, "what is there stays"
+    with pytest.raises(ConfigError, match="a new folder"):
+        make_films(tmp_path, out, MakeOptions(minutes=1, seed=1, progress=False))
+    made[0].unlink()
+    with pytest.raises(DatasetError, match="not made yet"):
+        evaluate_films(out, None, EvaluationOptions(progress=False))
     files = [{s["file"] for s in json.loads(line)["scenes"]} for line in listed.splitlines()]
     assert not files[0] & files[1]
     films = read_films(out)
