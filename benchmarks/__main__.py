@@ -13,7 +13,6 @@ BENCHMARKS = {
     "gate": "benchmarks.gate",
     "gpu": "benchmarks.gpu",
     "kernels": "benchmarks.kernels",
-    "key_words": "benchmarks.key_words",
     "listen": "benchmarks.listen",
     "memory": "benchmarks.memory",
     "parents": "benchmarks.parents",

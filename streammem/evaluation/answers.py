@@ -44,10 +44,6 @@ class AnsweringModel(MemoryModel, Protocol):
         """Return operator and anchors of each, see ``questions.QuestionReading``."""
         ...
 
-    def word_readouts(self, stems: Iterable[str]) -> tuple[Any, ...]:
-        """Return what reads words off keys, see ``protocols.TextEncoder``."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -319,9 +315,6 @@ class _QuestionReader:
         if new:
             self._keys |= dict(zip(new, self._model.sentence_keys(new), strict=True))
         return np.stack([self._keys[sentence] for sentence in sentences])
-
-    def word_readouts(self, stems: Iterable[str]) -> tuple[Any, ...]:
-        return self._model.word_readouts(stems)
 
     def read_question(self, question: str) -> Any:
         if question not in self._readings:  # one without its time words

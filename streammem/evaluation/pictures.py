@@ -5,7 +5,7 @@ asked.caption_pictures(pictures)                      # one caption a picture
 asked.caption_pictures(pictures, features="other")    # a control: of another one's features
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from streammem.errors import BackboneError
 from streammem.evaluation.captions import ShownFeatures
-from streammem.memory.retrieval import GumbelNull, WordReadout
+from streammem.memory.retrieval import GumbelNull
 from streammem.models.backbones.text import SentenceEncoder
 from streammem.models.protocols import EvidenceItem
 from streammem.models.reranking import best_reply
@@ -69,10 +69,6 @@ class PictureModel:
     def read_questions(self, questions: Sequence[str]) -> list[QuestionReading]:
         """Read what is asked for, and of what."""
         return self.model.text_encoder.read_questions(questions)
-
-    def word_readouts(self, stems: Iterable[str]) -> tuple[WordReadout, ...]:
-        """Return what reads each of these words off keys; nothing where one is not known."""
-        return self.model.text_encoder.word_readouts(stems)
 
     @property
     def background(self) -> Tensor:

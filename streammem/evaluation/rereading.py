@@ -14,7 +14,7 @@ shown.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -35,7 +35,6 @@ from streammem.evaluation.datasets import (
 from streammem.evaluation.pictures import PictureModel
 from streammem.evaluation.streams import words_of
 from streammem.evaluation.timelines import OLD_S
-from streammem.memory.retrieval import WordReadout
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies, Reply
 from streammem.models.protocols import (
     ComposedModel,
@@ -389,9 +388,6 @@ class _ReadOnce:
         if new := [text for text in dict.fromkeys(sentences) if text not in self._keys]:
             self._keys |= dict(zip(new, self._encoder.sentence_keys(new), strict=True))
         return np.stack([self._keys[text] for text in sentences])
-
-    def word_readouts(self, stems: Iterable[str]) -> tuple[WordReadout, ...]:
-        return self._encoder.word_readouts(stems)
 
     def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
         return self._encoder.sentence_meanings(sentences)

@@ -44,16 +44,6 @@ LEVEL, RAW = 4.7, 10.0  # see ``scale_of``
 BELOW, ABOVE = 0.03, 0.15  # cosine that changes the log-odds by one, see ``Scale``
 NAMED = 0.06  # cosine beyond the level that a text counts which names what is looked for
 
-# Of words that are read off keys, fitted to films of one half of the clips and reported on the
-# other; docs/research/answers.md, *Words read off keys*.
-WORD = 0.09  # cosines that a logit of the least likely word counts
-WORD_LOGITS = (-9.0, 4.0)  # beyond these they tell no more
-WORD_LEVEL = -0.351  # cosine plus words from which on a row is seen
-COSINE_LEVEL = 0.17  # about the level where no words are read
-# Of rows that are seen, those this near to the best one count: single rows a little beyond the
-# level are right in 0.33, of those near the best 0.45.
-NEAR_BEST = 0.067
-
 # Rate of false sightings aimed at: of questions about things that the memory lacks.
 FALSE_SIGHTINGS = 0.15
 
@@ -84,18 +74,6 @@ class GumbelNull(NamedTuple):
 DEFAULT_NULL = GumbelNull(location=-3.441, growth=0.879, scale=0.336)
 
 
-class WordReadout(NamedTuple):
-    """Reads one word off visual keys, linearly; each row is one of its forms.
-
-    Attributes:
-        weights: [F, D_key] float32.
-        offsets: [F] float32; ``keys @ weights.T + offsets`` are logits.
-    """
-
-    weights: np.ndarray
-    offsets: np.ndarray
-
-
 class Query(NamedTuple):
     """A description to look for.
 
@@ -110,8 +88,6 @@ class Query(NamedTuple):
         num_keys: visual keys that it is compared with, of the window; the more, the nearer the
             best chance match.
         heard: whether what was said may show it; of what was seen, words spoken are no proof.
-        readouts: of every one of ``words``; none where they are not to be read off keys. Keys of
-            whole sentences tell single things badly.
     """
 
     key: np.ndarray
@@ -121,7 +97,6 @@ class Query(NamedTuple):
     words: frozenset[str] = frozenset()
     num_keys: int = 2
     heard: bool = True
-    readouts: tuple[WordReadout, ...] = ()
 
 
 class Scale(NamedTuple):
@@ -137,11 +112,9 @@ class Scale(NamedTuple):
 
     Attributes:
         level: from which on a row counts as seen.
-        zero: what a cosine of 0 counts; other than 0 where words count too.
     """
 
     level: float
-    zero: float = 0.0
 
     def probability(self, scores: np.ndarray) -> np.ndarray:
         """Return how likely rows of these scores [N] show what is looked for, [N] in [0, 1]."""
@@ -160,13 +133,10 @@ def scale_of(query: Query) -> Scale:
 
     Its level is the cosine whose normalised score, see ``normalise``, and ``RAW`` times itself
     make ``LEVEL``: how it compares with the best chance match among ``num_keys``, and how near it
-    is at all. Without a background no cosine reaches it. Where words are read off keys the level is
-    ``WORD_LEVEL``.
+    is at all. Without a background no cosine reaches it.
     """
     if len(query.background) < 2:
         return Scale(1.0)
-    if query.readouts:
-        return Scale(WORD_LEVEL, WORD_LEVEL - COSINE_LEVEL)
     at_0, at_1 = normalise(
         np.array([0.0, 1.0]), query.background, max(2, query.num_keys), query.null
     ).tolist()
@@ -241,7 +211,6 @@ class Candidates(NamedTuple):
         named: by the same names, [N] bool: whether the row's caption, or its notes, name what is
             looked for.
         scale: of the query.
-        words: [N] float64, what the words read off the row's keys add to its visual cosine.
     """
 
     entries: Sequence[Entry]
@@ -249,7 +218,6 @@ class Candidates(NamedTuple):
     now: Now
     named: Mapping[str, np.ndarray]
     scale: Scale
-    words: np.ndarray
 
     def ages(self) -> np.ndarray:
         """Return [N] seconds since each row ended, >= 0; see ``Entry.age``."""
@@ -369,7 +337,7 @@ def retrieve(
     entries: Sequence[Entry] = (
         () if everywhere else [c.entry for c in clipped(memory.entries(), window)]
     )
-    if k is not None and tuple(rankers) == DEFAULT_RANKERS and not query.readouts:
+    if k is not None and tuple(rankers) == DEFAULT_RANKERS:
         # The index finds them sooner: the best k by nearest key are among the best k of each kind.
         near = memory.nearest(query.key, k, None if everywhere else entries)
         known = {entry.segment for entry in near}
@@ -393,51 +361,25 @@ def rate(entries: Sequence[Entry], query: Query, rankers: Sequence[str] = DEFAUL
             [query.heard and names(_speech(entry), query.words) for entry in entries]
         ),
     }
-    words = np.array([word_score(query, entry.visual_keys) for entry in entries])
-    candidates = Candidates(entries, cosines, query.now, named, scale_of(query), words)
+    candidates = Candidates(entries, cosines, query.now, named, scale_of(query))
     visual = cosines["visual_keys"]
-    told = np.maximum.reduce([each for kind, each in cosines.items() if kind != "visual_keys"])
-    ranked = np.maximum(visual + words, told + candidates.scale.zero)
+    text = np.maximum.reduce([each for kind, each in cosines.items() if kind != "visual_keys"])
+    ranked = np.maximum.reduce(list(cosines.values()))
     for name in rankers:
         ranked = np.asarray(RANKERS[name](candidates, ranked), np.float64)
     best = np.argmax(np.stack(list(_by_kind(candidates).values())), axis=0)
     columns = (
-        candidates.scale.probability(ranked), np.maximum(visual, told), visual, told, ranked, best
+        candidates.scale.probability(ranked), np.maximum(visual, text), visual, text, ranked, best
     )  # fmt: skip
     return tuple(
         Hit(
-            entry, score, cosine, seen, None if text == -math.inf else text, order,
+            entry, score, cosine, seen, None if words == -math.inf else words, order,
             MATCHED[tuple(cosines)[kind]],
         )
-        for entry, score, cosine, seen, text, order, kind in zip(
+        for entry, score, cosine, seen, words, order, kind in zip(
             entries, *(column.tolist() for column in columns), strict=True
         )
     )  # fmt: skip
-
-
-def word_score(query: Query, keys: np.ndarray) -> float:
-    """Return what the words of a query, read off visual keys [K, D_key], add to their cosine.
-
-    Of each word the best key and form count, and of the words the least likely one. 0 for a query
-    whose words are not read.
-    """
-    if not query.readouts:
-        return 0.0
-    logits = [float((keys @ each.weights.T + each.offsets).max()) for each in query.readouts]
-    return WORD * min(max(min(logits), WORD_LOGITS[0]), WORD_LOGITS[1])
-
-
-def shown(hits: Sequence[Hit], query: Query) -> tuple[Hit, ...]:
-    """Return the hits that count as showing what is looked for, in their order.
-
-    Those that are seen; where words are read off keys, of those by pictures only the ones near to
-    the best.
-    """
-    seen = [hit for hit in hits if hit.seen]
-    if not query.readouts or not seen:
-        return tuple(seen)
-    least = max(hit.ranked for hit in seen) - NEAR_BEST
-    return tuple(hit for hit in seen if hit.matched != "picture" or hit.ranked >= least)
 
 
 # -- not seen --
@@ -518,10 +460,10 @@ def fit_null(absent: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> GumbelNull
 
 def _by_kind(candidates: Candidates) -> dict[str, np.ndarray]:
     """Return what each kind of key, and the words it stands for, count on the visual scale."""
-    scale, visual = candidates.scale, candidates.cosines["visual_keys"] + candidates.words
+    scale, visual = candidates.scale, candidates.cosines["visual_keys"]
     counts = {}
     for kind, cosines in candidates.cosines.items():
-        scores = visual if kind == "visual_keys" else cosines - MARGINS[kind] + scale.zero
+        scores = cosines - MARGINS[kind]
         if kind != "visual_keys":
             # A sentence that is merely near orders rows and shows nothing: of scenes that only
             # such captions would have shown, 4 in 100 did. One that names what is looked for

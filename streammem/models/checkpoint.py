@@ -32,7 +32,6 @@ from streammem.models.tiny.keys import (
     SentenceEvidence,
     TextKey,
     WordsOfCells,
-    WordsOfKey,
 )
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionHead
@@ -53,7 +52,6 @@ VISION = "vision."  # what training added to the frame encoder's parameters
 RETIRED = ("bridge.remember.", "bridge.initial")
 WORDS = "words"  # the head that names words; a checkpoint may lack it
 NAMES = "words.txt"  # its words, or those of ``evidence`` without such a head, one a line
-KEY_WORDS = "key_words"  # what reads words off keys; a checkpoint may lack it
 QUESTIONS = "questions"  # what reads questions; a checkpoint may lack it
 MIN_PACKED = 1 << 14  # values; below it the scales would not pay
 
@@ -131,7 +129,6 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         null=config.null,
         questions=_question_head(tensors, folder),
         words=_word_head(tensors, folder, picture_key),
-        key_words=_key_words(tensors, folder, config.key_dim),
     )
 
 
@@ -211,8 +208,6 @@ def save(
     evidence = model.picture_key.evidence
     if model.words is not None and model.words is not (evidence and evidence.words):
         tensors |= {f"{WORDS}.{k}": v for k, v in model.words.state_dict().items()}
-    if model.key_words is not None:
-        tensors |= {f"{KEY_WORDS}.{k}": v for k, v in model.key_words.state_dict().items()}
     config = {
         "format": FORMAT,
         **backbones,
@@ -241,17 +236,6 @@ def save(
     path = folder / "config.json.part"
     path.write_text(json.dumps(config, indent=1) + "\n")
     os.replace(path, folder / "config.json")
-
-
-def add_key_words(folder: Path, head: WordsOfKey) -> None:
-    """Put what reads words off keys into a checkpoint folder; the rest stays to the bit."""
-    path = folder / "model.safetensors"
-    tensors = {k: v for k, v in load_file(path).items() if not k.startswith(f"{KEY_WORDS}.")}
-    tensors |= _packed({f"{KEY_WORDS}.{k}": v for k, v in head.state_dict().items()})
-    unfinished = path.with_suffix(".safetensors.part")
-    save_file(tensors, unfinished)
-    unfinished.chmod(0o644)  # safetensors writes files that only their owner may read
-    os.replace(unfinished, path)
 
 
 def _lora(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -335,15 +319,6 @@ def _word_head(
         scored = head.up.out_features
         raise CheckpointError(f"{path}: {len(names)} words, but the checkpoint scores {scored}")
     head.names = names
-    return head
-
-
-def _key_words(tensors: dict[str, Tensor], folder: Path, key_dim: int) -> WordsOfKey | None:
-    bias = tensors.get(f"{KEY_WORDS}.readout.bias")
-    if bias is None:
-        return None
-    head = WordsOfKey(key_dim, bias.numel())
-    _fill(head, tensors, KEY_WORDS, folder)
     return head
 
 

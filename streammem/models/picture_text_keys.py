@@ -12,7 +12,7 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from streammem.config import override
 from streammem.errors import BackboneError, ConfigError
-from streammem.memory.retrieval import GumbelNull, WordReadout, fit_null
+from streammem.memory.retrieval import GumbelNull, fit_null
 from streammem.models.backbones.weights import home
 from streammem.models.once import opening
 from streammem.models.protocols import ComposedModel, StreamModel, TextEncoder
@@ -218,9 +218,6 @@ class _KeyedTextEncoder:
 
     def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
         return self.keys.sentence_keys(sentences)
-
-    def word_readouts(self, stems: Iterable[str]) -> tuple[WordReadout, ...]:
-        return ()  # those of the inner encoder read other keys
 
     def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
         return self.inner.sentence_meanings(sentences)

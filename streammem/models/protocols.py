@@ -9,7 +9,7 @@ A class that plays several parts returns itself for each; ``ComposedModel`` join
 models, such as our perception and keys with a language model behind a server. No weights here.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from streammem.audio.scene_sound import SceneSound
-from streammem.memory.retrieval import GumbelNull, WordReadout
+from streammem.memory.retrieval import GumbelNull
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies
 from streammem.models.confidence import ConfidenceModel
 from streammem.models.reranking import Reranker
@@ -177,14 +177,6 @@ class TextEncoder(Protocol):
 
     def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
         """Map sentences to unit keys [N, K] float32."""
-        ...
-
-    def word_readouts(self, stems: Iterable[str]) -> tuple[WordReadout, ...]:
-        """Return what reads each of these words off keys; nothing where one is not known.
-
-        Args:
-            stems: see ``words.stem``.
-        """
         ...
 
     def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:

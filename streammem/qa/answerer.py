@@ -38,8 +38,6 @@ from streammem.memory.retrieval import (
     clipped,
     rate,
     scale_of,
-    shown,
-    word_score,
 )
 from streammem.memory.upkeep import caption_of
 from streammem.memory.words import content_words
@@ -92,7 +90,6 @@ from streammem.types import Answer, Chapter, DecidedBy, Evidence, Moment, Note, 
 
 MAX_TURNS = 4
 NOTHING_SEEN = "nothing was seen then"
-MAX_THING_WORDS = 2  # content words of a single thing; more are a description, for the sentence key
 MAX_QUOTES = 3  # of a chapter
 MAX_SPEECH = 600  # characters of what was said in a scene that a prompt shows
 MAX_PROMPTED = 600  # characters of a question; a longer one would crowd out what was seen
@@ -498,8 +495,8 @@ class Answerer:
 
     def _matching(self, query: Query, window: Window) -> dict[int, float]:
         """Return the score of every segment of the window that shows what is looked for."""
-        hits = shown(self.memory.search(query, window, rankers=self.config.rankers), query)
-        return {hit.entry.segment: hit.ranked for hit in hits}
+        hits = self.memory.search(query, window, rankers=self.config.rankers)
+        return {hit.entry.segment: hit.ranked for hit in hits if hit.seen}
 
     def _remark(
         self, question: AskedQuestion, finding: Finding, text: str, on_text: OnText | None
@@ -530,7 +527,7 @@ class Answerer:
         if computed:  # from the anchor, so that this is what it hands on
             about = reading.anchor or question.about
         query = self._query(about, question.now, question.window)
-        query = query._replace(words=content_words(reading.anchor or about), readouts=())
+        query = query._replace(words=content_words(reading.anchor or about))
         hits: Sequence[Hit] = ()
         as_goldfish = self.config.context in ("goldfish", "goldfish-again")
         if as_goldfish:
@@ -670,10 +667,8 @@ class Answerer:
 
     def _present_evidence(self, present: Present, query: Query) -> Evidence:
         now = present.now
-        keys = np.stack([frame.key for frame in now])
-        cosine = float((keys @ query.key).max())
-        ranked = cosine + word_score(query, keys)
-        (score,) = scale_of(query).probability(np.array([ranked])).tolist()
+        cosine = max(float(frame.key @ query.key) for frame in now)
+        (score,) = scale_of(query).probability(np.array([cosine])).tolist()
         return Evidence(
             present.source, present.segment, now[0].time, now[-1].end, score, cosine=cosine
         )
@@ -746,9 +741,7 @@ class Answerer:
         background = encoder.background.numpy() @ key
         num_keys = sum(len(clip.entry.visual_keys) for clip in self._clips(window))
         num_keys += self.keys_elsewhere
-        words = content_words(text)
-        readouts = encoder.word_readouts(sorted(words)) if len(words) <= MAX_THING_WORDS else ()
-        return Query(key, now, background, encoder.null, words, num_keys, readouts=readouts)
+        return Query(key, now, background, encoder.null, content_words(text), num_keys)
 
     def _search(self, query: Query, window: Window) -> Sequence[Hit]:
         return self.memory.search(query, window, self.config.passages, self.config.rankers)

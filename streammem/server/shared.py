@@ -4,7 +4,7 @@ One frame is computed at a time; what the language model computes goes through i
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar, cast
 
@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from streammem.captioning.scheduler import FairLock, LanguageScheduler, ScheduledGenerator
-from streammem.memory.retrieval import GumbelNull, WordReadout
+from streammem.memory.retrieval import GumbelNull
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies
 from streammem.models.protocols import (
     ComposedModel,
@@ -89,9 +89,6 @@ class _LockedTextEncoder:
     def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
         with self.lock:
             return self.inner.sentence_keys(sentences)
-
-    def word_readouts(self, stems: Iterable[str]) -> tuple[WordReadout, ...]:
-        return self.inner.word_readouts(stems)
 
     def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
         with self.lock:

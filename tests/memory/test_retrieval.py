@@ -4,7 +4,7 @@ import pytest
 from streammem.errors import ConfigError
 from streammem.memory import retrieval
 from streammem.memory.cache import MemoryCache
-from streammem.memory.entry import Now, unit_rows
+from streammem.memory.entry import Now
 from streammem.memory.retrieval import (
     DEFAULT_NULL,
     DEFAULT_RANKERS,
@@ -14,7 +14,6 @@ from streammem.memory.retrieval import (
     GumbelNull,
     Query,
     Window,
-    WordReadout,
     check_rankers,
     clipped,
     fit_null,
@@ -22,9 +21,7 @@ from streammem.memory.retrieval import (
     rate,
     retrieve,
     scale_of,
-    shown,
     threshold,
-    word_score,
 )
 from streammem.memory.words import content_words
 from streammem.types import Note, TimeSpan
@@ -389,68 +386,3 @@ def test_a_background_without_spread_gives_finite_scores():
 def test_too_little_to_judge_by_is_refused(call):
     with pytest.raises(ValueError):
         call()
-
-
-# -- words read off keys --
-
-
-def words_query(*readouts, num_words=1):
-    background = np.random.default_rng(0).normal(0, 0.4, 500)  # no cosine is beyond chance
-    words = content_words(" ".join(("dog", "grass")[:num_words]))
-    return Query(unit(1, seed=1234)[0], background=background, words=words, readouts=readouts)
-
-
-def readout(key, offset=0.0, slope=20.0):
-    """A word whose logit is ``offset`` plus ``slope`` times the cosine with a key."""
-    return WordReadout(slope * key[None], np.array([offset], np.float32))
-
-
-def test_a_thing_whose_word_is_read_off_a_key_is_seen_though_the_sentence_lies_far():
-    dog, question = unit(1, seed=777)[0], unit(1, seed=1234)[0]
-    query = words_query(readout(dog, -8.0))
-    rows = [make(0, near(dog, 0.5)[None]), make(1, near(dog, 0.0, 3)[None])]
-    there, not_there = rate(rows, query)
-    assert there.seen and not not_there.seen and there.matched == "picture"
-    assert not any(hit.seen for hit in rate(rows, query._replace(readouts=())))
-    assert there.cosine == pytest.approx(float(near(dog, 0.5) @ question), abs=2e-3)
-
-
-def test_of_two_words_both_must_be_there_and_of_the_forms_of_one_any():
-    dog, grass = unit(2, seed=777)
-    query = words_query(readout(dog, -8.0), readout(grass, -8.0), num_words=2)
-    both = unit_rows((dog + grass)[None])
-    alone = word_score(query, dog[None])
-    assert word_score(query, both) > alone == word_score(query, grass[None])
-    forms = WordReadout(20 * np.stack([dog, grass]), np.full(2, -8.0, np.float32))
-    assert word_score(words_query(forms), dog[None]) == pytest.approx(
-        word_score(words_query(readout(dog, -8.0)), dog[None]), abs=1e-6
-    )
-    keys = np.stack([grass, dog])  # two keys of a scene may show one word each
-    assert word_score(query, keys) > alone
-
-
-def test_of_rows_that_are_seen_those_near_the_best_count_and_all_that_captions_name():
-    dog = unit(1, seed=777)[0]
-    query = words_query(readout(dog, -8.0))
-    rows = [
-        make(0, near(dog, 0.9)[None]),
-        make(1, near(dog, 0.45, 3)[None]),
-        make(2, near(dog, 0.0, 4)[None], caption="A dog."),
-    ]
-    hits = rate(rows, query)
-    assert [hit.seen for hit in hits] == [True, True, True]
-    assert [hit.entry.segment for hit in shown(hits, query)] == [0, 2]
-    plain = query._replace(readouts=())
-    hits = rate(rows, plain)
-    assert shown(hits, plain) == tuple(hit for hit in hits if hit.seen)
-
-
-def test_words_are_found_by_every_row_and_not_by_the_index_of_sentences():
-    dog, question = unit(1, seed=777)[0], unit(1, seed=1234)[0]
-    cache = MemoryCache(config())
-    for segment in range(20):
-        cache.append(make(segment, near(question, 0.1 + segment / 100, segment)[None]))
-    cache.append(make(20, near(dog, 0.9)[None]))
-    query = words_query(readout(dog, -8.0))
-    assert retrieve(cache, query, k=1)[0].entry.segment == 20
-    assert retrieve(cache, query._replace(readouts=()), k=1)[0].entry.segment == 19

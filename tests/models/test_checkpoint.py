@@ -3,7 +3,6 @@ import json
 import os
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,7 +13,7 @@ from streammem.models import checkpoint, checkpoint_config
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.text import TEXT_DIM
 from streammem.models.backbones.weights import SOURCES
-from streammem.models.checkpoint import PRESETS, add_key_words, backbones_of, load, merge_lora, save
+from streammem.models.checkpoint import PRESETS, backbones_of, load, merge_lora, save
 from streammem.models.confidence import ConfidenceModel
 from streammem.models.reranking import Reranker
 from streammem.models.tiny.keys import (
@@ -22,7 +21,6 @@ from streammem.models.tiny.keys import (
     PictureEvidence,
     SentenceEvidence,
     WordsOfCells,
-    WordsOfKey,
 )
 from streammem.models.tiny.questions import QuestionHead
 from tests.tiny import TinyVision, moving_square, tiny_language, tiny_model
@@ -180,36 +178,6 @@ def test_the_evidence_of_words_is_kept_with_its_keys(original, language_folder, 
     sentence = torch.nn.functional.normalize(torch.randn(1, TEXT_DIM), dim=-1)
     assert (loaded.text_key(sentence) * model.text_key.eval()(sentence)).sum() > 1 - 1e-3
     assert model.fingerprint != original.fingerprint
-
-
-def test_what_reads_words_off_keys_is_kept_and_can_be_added(original, language_folder, tmp_path):
-    key_dim = original.background.shape[1]
-    words, head = WordsOfCells(12, 3, 5), WordsOfKey(key_dim, 3)
-    words.names = ("dog", "dogs", "cat")
-    assert original.word_readouts(["dog"]) == ()
-    named = dataclasses.replace(original, words=words)
-    write(named, tmp_path / "named", language_folder)
-    write(dataclasses.replace(named, key_words=head), tmp_path / "kept", language_folder)
-    before = load_file(tmp_path / "named" / "model.safetensors")
-    assert load(tmp_path / "named").word_readouts(["dog"]) == ()
-    add_key_words(tmp_path / "named", head)
-    after = load_file(tmp_path / "named" / "model.safetensors")
-    assert all(torch.equal(value, after[key]) for key, value in before.items())
-    for folder in ("named", "kept"):
-        loaded = load(tmp_path / folder)
-        assert loaded.fingerprint == load(tmp_path / "kept").fingerprint, "memories stay readable"
-        dog, cat = loaded.word_readouts(["dog", "cat"])
-        assert (len(dog.offsets), len(cat.offsets)) == (2, 1), "a word's forms are read together"
-        np.testing.assert_allclose(dog.weights, head.readout.weight[:2].detach(), atol=1e-2)
-        assert loaded.word_readouts(["dog", "unicorn"]) == loaded.word_readouts([]) == ()
-
-
-def test_a_readout_finds_the_words_that_its_keys_came_from():
-    rng = torch.Generator().manual_seed(0)
-    keys, weight = torch.randn(400, 8, generator=rng), torch.randn(3, 8, generator=rng)
-    head = WordsOfKey(8, 3)
-    head.fit(keys, keys @ weight.T + 2.0, ridge=1e-6)
-    torch.testing.assert_close(head(keys), keys @ weight.T + 2.0, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("own", [True, False])

@@ -50,35 +50,6 @@ class WordsOfCells(nn.Module):
         return scores - math.log(patches.shape[1]) + self.up.bias
 
 
-class WordsOfKey(nn.Module):
-    """Reads words off a picture's key, linearly: about the logits of ``WordsOfCells``.
-
-    So words are looked up in a memory, which keeps keys and no words.
-
-    Args:
-        key_dim: K, of a key.
-        words: W, those of ``WordsOfCells`` in the same order.
-    """
-
-    def __init__(self, key_dim: int, words: int) -> None:
-        super().__init__()
-        self.readout = nn.Linear(key_dim, words)
-
-    def forward(self, keys: Tensor) -> Tensor:
-        """Map keys [B, K] to logits [B, W]."""
-        return self.readout(keys)
-
-    @torch.no_grad()
-    def fit(self, keys: Tensor, logits: Tensor, ridge: float = 1.0) -> None:
-        """Fit the readout in closed form: ridge regression of logits [N, W] on keys [N, K]."""
-        keys, logits = keys.double(), logits.double()
-        centred = keys - keys.mean(0)
-        square = centred.T @ centred + ridge * torch.eye(keys.shape[1], dtype=torch.float64)
-        weight = torch.linalg.solve(square, centred.T @ (logits - logits.mean(0))).T
-        self.readout.weight.copy_(weight)
-        self.readout.bias.copy_(logits.mean(0) - weight @ keys.mean(0))
-
-
 class WordsOfSentence(nn.Module):
     """The words that a sentence would be told with, learned from sentences alone."""
 

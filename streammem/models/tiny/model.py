@@ -1,7 +1,7 @@
 """The model: encoder, bridge, key heads and language model; weights only, no stream state."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streammem.memory.retrieval import DEFAULT_NULL, GumbelNull, WordReadout
-from streammem.memory.words import stem
+from streammem.memory.retrieval import DEFAULT_NULL, GumbelNull
 from streammem.models.backbones.language import (
     CausalLanguageModel,
     GenerationConfig,
@@ -27,7 +26,7 @@ from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads, Segm
 from streammem.models.reranking import Reranker
 from streammem.models.tiny import recurrent
 from streammem.models.tiny.bridge import MemoryBridge
-from streammem.models.tiny.keys import PictureKey, TextKey, WordsOfCells, WordsOfKey
+from streammem.models.tiny.keys import PictureKey, TextKey, WordsOfCells
 from streammem.models.tiny.questions import QuestionHead, QuestionReading
 from streammem.perception.perceiver import Perceived
 from streammem.perception.scenetilling import SceneTillingConfig
@@ -61,7 +60,6 @@ class VideoModel:
         questions: reads operator and anchor off a question; without it, every one is free.
         words: scores the words of a picture, apart from the keys' own, so that it can learn more
             words while keys, and what is chosen and found by them, stay as they are.
-        key_words: reads these words off keys; None where that was not fitted.
     """
 
     name: str
@@ -80,7 +78,6 @@ class VideoModel:
     null: GumbelNull = DEFAULT_NULL
     questions: QuestionHead | None = None
     words: WordsOfCells | None = None
-    key_words: WordsOfKey | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(
@@ -189,21 +186,6 @@ class VideoModel:
     def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
         """Map sentences to unit keys [N, K] float32."""
         return self.text_key(self.sentences.encode(sentences)).cpu().numpy()
-
-    def word_readouts(self, stems: Iterable[str]) -> tuple[WordReadout, ...]:
-        """Return what reads each of these words off keys; nothing where one is not known."""
-        rows = [self._rows_of_stems.get(each, []) for each in stems]
-        if self.key_words is None or not rows or not all(rows):
-            return ()
-        readout = self.key_words.readout
-        return tuple(WordReadout(readout.weight[r].numpy(), readout.bias[r].numpy()) for r in rows)
-
-    @cached_property
-    def _rows_of_stems(self) -> dict[str, list[int]]:
-        rows: dict[str, list[int]] = {}
-        for row, name in enumerate(self.words.names if self.words else ()):
-            rows.setdefault(stem(name), []).append(row)
-        return rows
 
     def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
         """Map sentences to the sentence encoder's own unit rows [N, M] float32."""
