@@ -269,6 +269,9 @@ class _Watching:
             for result in self._results(0 if at_end else None if self._live else ahead):
                 if result is None:
                     yield from self._answered()
+                    # Words of a live source do not wait for captions.
+                    if self._live and self._recognised and self._num_frames:
+                        yield from self._recognised.due()
                 elif isinstance(result, Notice):
                     yield result
                 else:
