@@ -1,6 +1,6 @@
 """What a GPU should do with each preset, from counted bytes and flops; and what it does.
 
-    python -m benchmarks gpu --predict     # the tables of docs/guide/gpu.md; needs no GPU
+    python -m benchmarks gpu --predict     # the tables of docs/research/gpu.md; needs no GPU
     python -m benchmarks gpu               # also measures, in less than eight minutes
 
 Networks of the presets' sizes with random weights are timed, so that nothing is fetched: times do

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from streammem.commands.opening import open_session, quiet_libraries
 from streammem.commands.options import (
     SOURCE_FLAGS,
+    SPEECH_FLAGS,
     add_command,
     add_flags,
     add_session_options,
@@ -58,6 +59,7 @@ def add_to(commands: Any) -> None:
     add("--no-captions", action="store_true", help="scenes and keys for search alone: faster")
     add("--format", choices=("text", "jsonl"), default="text", help="of the lines, one a file")
     add_flags(parser, SOURCE_FLAGS)
+    add_flags(parser, SPEECH_FLAGS)
     add_session_options(parser)
 
 

@@ -1,6 +1,7 @@
 """Vector indexes: the nearest keys by inner product, behind one protocol.
 
-An index knows ids and vectors, nothing of segments. `index_for` chooses one.
+An index knows ids and vectors, nothing of segments. `index_for` chooses one. Torch is imported where
+it is used: a memory can be read without it.
 """
 
 import os
@@ -9,8 +10,6 @@ from typing import Protocol
 
 import faiss
 import numpy as np
-import torch
-from streammem_kernels import ops
 
 from streammem.errors import ConfigError
 
@@ -188,6 +187,8 @@ class TorchIndex:
     """
 
     def __init__(self, dim: int, device: str = "cuda") -> None:
+        import torch
+
         self.dim = dim
         self._rows = _DenseRows()
         self._keys = torch.empty(0, dim, dtype=torch.float16, device=device)  # [capacity, D]
@@ -197,6 +198,9 @@ class TorchIndex:
         return len(self._rows)
 
     def add(self, ids: np.ndarray, vectors: np.ndarray) -> None:
+        import torch
+        from streammem_kernels import ops
+
         ids, vectors = _checked(ids, vectors, self.dim)
         if len(ids) and ids.max() > ops.MAX_ROWS:
             raise ValueError(f"index: an id is above {ops.MAX_ROWS}")
@@ -218,6 +222,9 @@ class TorchIndex:
     def search(
         self, query: np.ndarray, k: int, *, allowed: np.ndarray | None = None, group: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
+        import torch
+        from streammem_kernels import ops
+
         query = _checked_query(query, self.dim)
         ids, keys = self._ids[: len(self)], self._keys[: len(self)]
         mask = None
@@ -256,6 +263,9 @@ def index_choice(most: int) -> tuple[str, str]:
     Raises:
         ConfigError: ``STREAMMEM_KERNELS`` is unknown, or forces Triton where there is none.
     """
+    import torch
+    from streammem_kernels import ops
+
     try:
         form, reason = ops.choose("find_topk", "cuda" if torch.cuda.is_available() else "cpu")
     except ops.KernelError as error:

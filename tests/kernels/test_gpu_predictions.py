@@ -1,4 +1,4 @@
-"""Laws of `python -m benchmarks gpu`: the guide shows what it prints, and its networks run."""
+"""Laws of `python -m benchmarks gpu`: a page shows what it prints, and its networks run."""
 
 from dataclasses import astuple
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from benchmarks import gpu
 from tests.kernels.test_kernels import ROOT
 
-GUIDE = Path(ROOT, "docs/guide/gpu.md")
+GUIDE = Path(ROOT, "docs/research/gpu.md")
 
 
 def test_the_guide_shows_the_predictions_that_the_benchmark_prints(capsys):
