@@ -16,10 +16,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Two busy OpenMP threads on two busy cores are many times slower than one.
 export OMP_NUM_THREADS ?= 1
-# Two processes run the tests, a file by one of them. In one process: make test WORKERS=
+# Three processes run the tests, a file by one of them, since a third of the time one waits for
+# others. In one process: make test WORKERS=
 # One that dies is not started again: its test is named, and the other goes on. Files come in their
 # own order: by number of tests, as is usual, the slowest, which hold few, would come last.
-WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+WORKERS ?= -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: demo demo-live ui test test-all test-cases setup lint wheel clean
 

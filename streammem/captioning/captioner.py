@@ -185,7 +185,8 @@ class Captioner:
             (key,) = encoder.sentence_keys([reply.text])
         whole = self._confidence(request.keys, key)
         if whole >= level:
-            likelihood = None if level else likelihood_of(reply)
+            own = self._model.generator.reads.pictures and not level  # of the model's own words
+            likelihood = likelihood_of(reply) if own else None
             return ScoredCaption(reply.text, whole, unsure=False, key=key, likelihood=likelihood)
         assert self._model.confidence_model is not None  # else the level is 0
         if whole < min(level, self._model.confidence_model.least):

@@ -1,7 +1,7 @@
 """Vector indexes: the nearest keys by inner product, behind one protocol.
 
-An index knows ids and vectors, nothing of segments. `index_for` chooses one. Torch is imported where
-it is used: a memory can be read without it.
+An index knows ids and vectors, nothing of segments. `index_for` chooses one. Torch is
+imported where it is used: a memory can be read without it.
 """
 
 import os

@@ -99,6 +99,7 @@ def test_the_command_writes_notes_and_the_memory_exports_them(film, run, tmp_pat
     assert files.with_name("out.speech.srt").read_text().count("-->") == 2
 
 
+@pytest.mark.heavy
 def test_a_kill_in_the_middle_leaves_whole_notes(film, tmp_path):
     code = (
         "import os, sys\n"

@@ -15,6 +15,7 @@ from streammem.engine.watch_options import WatchCallbacks
 from streammem.errors import ConfigError
 from streammem.models.backbones.language import Reply
 from streammem.models.confidence import WHOLE, ConfidenceModel, confidence_features
+from streammem.models.protocols import Reads
 from streammem.types import Caption, Segment
 from tests.tiny import film, tiny_model
 
@@ -45,9 +46,13 @@ def model(plain, monkeypatch):
     return speaking
 
 
-def test_words_are_as_likely_as_the_mean_of_their_tokens_where_nothing_is_withheld(plain):
+def test_words_are_as_likely_as_the_mean_of_their_tokens_where_nothing_is_withheld(
+    plain, monkeypatch
+):
     said = (Reply(WORDS, [1, 2], [-0.2, -0.6]),)
     request = CaptionRequest(SPAN, plain.background.numpy()[:2])
+    assert Captioner(plain).score(request, said).likelihood is None  # it reads no pictures
+    monkeypatch.setattr(type(plain), "reads", Reads(pictures=1))
     alone = Captioner(plain).score(request, said)
     assert alone.likelihood == round(float(np.exp(-0.4)), 3)
     assert alone.of(SPAN).likelihood == alone.likelihood

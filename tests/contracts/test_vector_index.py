@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
+from streammem_kernels import ops
 
-import streammem.memory.index as index_module
 from streammem.errors import ConfigError
 from streammem.memory.index import FaissIndex, NumpyIndex, TorchIndex, index_choice, index_for
 
@@ -174,11 +175,11 @@ def test_bytes_stay_within_a_constant_of_the_vectors_through_endless_replacing(n
 
 def test_many_keys_lie_on_the_gpu_where_there_is_one(monkeypatch):
     monkeypatch.delenv("STREAMMEM_KERNELS", raising=False)
-    monkeypatch.setattr(index_module.ops, "find_spec", lambda name: True)
-    monkeypatch.setattr(index_module.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(ops, "find_spec", lambda name: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert index_choice(10**6) == ("FAISS", "the tensors are on the CPU")
     assert isinstance(index_for(DIM, 10**6), FaissIndex)
-    monkeypatch.setattr(index_module.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert index_choice(10**6) == ("find_topk", "the tensors are on CUDA")
     assert index_choice(1000)[0] == "FAISS" and "fewer than" in index_choice(1000)[1]
     monkeypatch.setenv("STREAMMEM_KERNELS", "triton")
@@ -186,6 +187,6 @@ def test_many_keys_lie_on_the_gpu_where_there_is_one(monkeypatch):
     monkeypatch.setenv("STREAMMEM_KERNELS", "torch")
     assert index_choice(10**6) == ("FAISS", "STREAMMEM_KERNELS=torch")
     monkeypatch.setenv("STREAMMEM_KERNELS", "triton")
-    monkeypatch.setattr(index_module.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="cannot run in Triton"):
         index_choice(10**6)

@@ -69,6 +69,7 @@ def test_times_go_on_over_restarts_and_gaps_are_as_long_as_they_were(model, tmp_
         assert all(c.start < c.end for c in chapters)
 
 
+@pytest.mark.heavy
 def test_a_camera_over_rtsp_goes_on_by_the_wall_clock(model, tmp_path):
     pictures = [frame.pixels for frame in film(("red", 20), ("blue", 20), ("green", 20))]
     with RtspCamera(encode(pictures)) as camera:

@@ -135,6 +135,7 @@ def test_the_checkpoint_generates_what_the_trained_model_generates(finished, ope
     assert model.center.shape == (TinyVision.frame_dim,)
 
 
+@pytest.mark.heavy
 def test_a_run_may_start_from_a_checkpoint_and_then_trains_only_its_own_stages(
     recipe, tmp_path, finished, openable
 ):

@@ -95,7 +95,7 @@ def test_a_camera_of_one_frame_in_ten_seconds_keeps_its_times(monkeypatch):
                 passing[0] += 0.25
 
         camera._wait = wait
-        source = open_rtsp(camera.url, Sampling(fps=2.0))
+        source = open_rtsp(camera.url, Sampling())
         source._passing = Time(now=lambda: passing[0], wall=lambda: 1e9 + passing[0])
         frames = []
         for frame in source:
