@@ -60,6 +60,7 @@ class Day:
     def open(self, stopping):
         decoder = SimpleNamespace(decode=lambda packet: [packet.picture] if packet else [])
         stream = SimpleNamespace(
+            index=0,
             time_base=Fraction(1, 90_000), average_rate=None, guessed_rate=None,
             codec_context=decoder, sample_aspect_ratio=None,
         )  # fmt: skip
@@ -72,7 +73,7 @@ class Day:
         for k in range(HOUR_S // EVERY_S):
             picture = av.VideoFrame.from_ndarray(next(self.shown), "rgb24")
             picture.pts = (2**32 - HOUR_S // 2 * 90_000 + k * EVERY_S * 90_000) % 2**32
-            yield SimpleNamespace(size=1, is_keyframe=True, picture=picture)
+            yield SimpleNamespace(size=1, is_keyframe=True, stream_index=0, picture=picture)
             self.seconds += EVERY_S
         raise ConnectionResetError(104, "reset")
 
