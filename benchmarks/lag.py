@@ -52,20 +52,22 @@ class Watched:
 def lag(num_cameras: int, minutes: float) -> int:
     """Watch, and print how late captions came."""
     from streammem.models.checkpoint import load
-    from streammem.server.shared import SharedModel
+    from streammem.server.shared import share
 
     with _serving(film(seed=0), num_cameras) as urls:
         model = load()
-        shared = model if num_cameras == 1 else SharedModel(model)
+        shared, scheduler = (model, None) if num_cameras == 1 else share(model)
         before, began = os.getloadavg(), time.monotonic()
         cpu = time.process_time()
         with ThreadPoolExecutor(num_cameras) as pool:
             until = began + 60 * minutes
-            watched = list(pool.map(lambda url: _watch(shared, url, until), urls))
+            watched = list(pool.map(lambda url: _watch(shared, scheduler, url, until), urls))
         cpu = time.process_time() - cpu
         took_s = time.monotonic() - began
+        if scheduler:
+            scheduler.close()
     speech_s = ONE_S if num_cameras == 1 else MANY_S
-    found = figures(watched, model.scenes.max_lag + speech_s, speech_s) | {
+    found = figures(watched, model.perceiver.scenes.max_lag + speech_s, speech_s) | {
         "seconds": round(took_s), "cores": round(cpu / took_s, 2),
         "load": [round(load, 1) for load in (before[0], os.getloadavg()[0])],
     }  # fmt: skip
@@ -125,7 +127,7 @@ def _serve(units: Sequence[Unit], count: int, pipe) -> None:
         pipe.recv()
 
 
-def _watch(model, url: str, until: float) -> Watched:
+def _watch(model, scheduler, url: str, until: float) -> Watched:
     from streammem.engine.session import Session
     from streammem.engine.watch import watch
     from streammem.engine.watch_options import WatchCallbacks, WatchOptions
@@ -155,7 +157,7 @@ def _watch(model, url: str, until: float) -> Watched:
         return closed
 
     session.push = pushed
-    for event in watch(session, source, options, callbacks=callbacks):
+    for event in watch(session, source, options, callbacks=callbacks, scheduler=scheduler):
         if isinstance(event, Stats):
             watched.stats = event
     return watched
