@@ -17,12 +17,11 @@ from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.errors import ConfigError, StoreError, StreammemError
 from streammem.memory.folder import is_memory
-from streammem.memory.retrieval import Window
+from streammem.memory.retrieval import SEEN, Window
 from streammem.models.protocols import StreamModel
 from streammem.types import Answer, Moment
 
 MAX_ANSWERS = 5
-SEEN = 0.5  # of a score, from which on a moment is seen
 
 
 @dataclass(frozen=True)
