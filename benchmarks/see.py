@@ -34,7 +34,7 @@ from streammem.evaluation.datasets import Photo, read_photo, read_photos
 from streammem.evaluation.metrics import CiderD, score_captions, tokenise
 from streammem.evaluation.pictures import PictureModel
 from streammem.training.questions import COLORS, QuestionRecord, TrialVariant
-from streammem.training.records import HELD_OUT_PERSONS, VALIDATION, checksum_split
+from streammem.training.records import HELD_OUT_PERSONS, VALIDATION, checksum_split, thing_name
 
 BATCH = 16
 FIRST = 6  # words of a reply in which the answer must come
@@ -211,9 +211,9 @@ def measure_kitchens(model: Any, folder: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in table.read_text().splitlines()]
     held = [row for row in rows if person_of(row) in HELD_OUT_PERSONS]
     rest = [row for row in rows if person_of(row) not in HELD_OUT_PERSONS]
-    truths = [{name for name, _ in row["objects"]} for row in held]
-    names = sorted({name for row in rows for name, _ in row["objects"]})
-    common = Counter(name for row in rest for name, _ in row["objects"]).most_common(BEST)
+    truths = [names_of(row) for row in held]
+    names = sorted(set().union(*map(names_of, rows)))
+    common = Counter(name for row in rest for name in names_of(row)).most_common(BEST)
     best: dict[str, list[set[str]]] = {"words": [], "keys": []}
     sentences = model.sentence_keys([f"a {name}" for name in names])
     for row in held:
@@ -235,6 +235,10 @@ def measure_kitchens(model: Any, folder: Path) -> dict[str, Any]:
         known = {*model.words.names}
         figures["names known"] = share([bool(truth & known) for truth in truths])
     return figures
+
+
+def names_of(row: dict[str, Any]) -> set[str]:
+    return {thing_name(name) for name, _ in row["objects"]}
 
 
 def person_of(row: dict[str, Any]) -> str:
