@@ -36,11 +36,11 @@ from streammem.memory.retrieval import (
     Window,
     check_rankers,
     clipped,
+    content_words,
     rate,
     scale_of,
 )
 from streammem.memory.upkeep import caption_of
-from streammem.memory.words import content_words
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.protocols import (
     EvidenceItem,

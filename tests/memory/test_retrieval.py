@@ -16,6 +16,7 @@ from streammem.memory.retrieval import (
     Window,
     check_rankers,
     clipped,
+    content_words,
     fit_null,
     normalise,
     rate,
@@ -23,7 +24,6 @@ from streammem.memory.retrieval import (
     scale_of,
     threshold,
 )
-from streammem.memory.words import content_words
 from streammem.types import Note, TimeSpan
 from tests.memory.entries import config, filled, make, near, search, unit
 
