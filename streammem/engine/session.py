@@ -18,9 +18,8 @@ from streammem.audio.scene_sound import SceneSound, SoundWindow
 from streammem.audio.track import SpeechTrack
 from streammem.captioning.captioner import Captioner, CaptionRequest, ScoredCaption
 from streammem.engine.session_config import SessionConfig
-from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry, Sureness, decode_keyframe, fitting_notes, visual_keys
-from streammem.memory.memory import Memory
+from streammem.memory.memory import CacheConfig, Memory
 from streammem.memory.retrieval import EVERYTHING, Window
 from streammem.memory.timeline import offset_after
 from streammem.models.protocols import EncodedSegment, SegmentFrames, StreamModel, spread

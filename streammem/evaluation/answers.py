@@ -27,8 +27,8 @@ from streammem.evaluation.datasets import (
 from streammem.evaluation.memory import MemoryModel
 from streammem.evaluation.streams import bm25, check_enough
 from streammem.evaluation.timelines import TimedQuestion, Timeline, memories_of, timelines_of
-from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry
+from streammem.memory.memory import CacheConfig
 from streammem.types import Answer
 
 CITED = 4  # best pieces of evidence that count, as many as "last 4" has

@@ -1,7 +1,7 @@
 """The durable memory: a folder with one SQLite file and its keyframes.
 
 Written by one process, read by many. Checking, pruning and forgetting are in `upkeep.py`; what is
-in RAM and how it is found, in `cache.py`.
+in RAM and how it is found, in `memory.py`.
 """
 
 import json

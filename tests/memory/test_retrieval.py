@@ -3,8 +3,8 @@ import pytest
 
 from streammem.errors import ConfigError
 from streammem.memory import retrieval
-from streammem.memory.cache import MemoryCache
 from streammem.memory.entry import Now
+from streammem.memory.memory import MemoryCache
 from streammem.memory.retrieval import (
     DEFAULT_NULL,
     DEFAULT_RANKERS,

@@ -13,9 +13,9 @@ import pytest
 
 from streammem.errors import StoreError
 from streammem.memory import database, folder, store
-from streammem.memory.cache import CacheConfig, MemoryCache
 from streammem.memory.entry import Sureness
 from streammem.memory.folder import DATABASE, FORMAT, HEADER, KEYFRAMES
+from streammem.memory.memory import CacheConfig, MemoryCache
 from streammem.memory.store import Store
 from streammem.memory.upkeep import compact, verify
 from streammem.types import Note
