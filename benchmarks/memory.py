@@ -43,7 +43,7 @@ from streammem.models.checkpoint import load
 from streammem.models.protocols import EncodedSegment, SegmentFrames
 from streammem.models.threads import limit_threads
 from streammem.models.tiny.model import VideoModel
-from streammem.perception.perceiver import Perceived
+from streammem.perception.frames import Perceived
 from streammem.types import Frame
 
 FPS = 1.0

@@ -24,15 +24,17 @@ from streammem.memory.retrieval import EVERYTHING, Window
 from streammem.memory.timeline import offset_after
 from streammem.models.protocols import EncodedSegment, SegmentFrames, StreamModel, spread
 from streammem.perception.background import Background, BackgroundState
-from streammem.perception.gate import Encoded, PixelGate, thumbnail
-from streammem.perception.scene_buffer import (
+from streammem.perception.frames import (
     BRIDGE_FRAMES,
     KEYFRAME_SIDE,
     BufferedFrame,
+    Encoded,
+    PixelGate,
     SceneBuffer,
     SceneBufferState,
     keyframe,
     places,
+    thumbnail,
 )
 from streammem.perception.scenetilling import Pushed, SceneTilling, SceneTillingState, Score
 from streammem.qa.answerer import Answerer

@@ -333,7 +333,7 @@ class _QuestionReader:
 
 def _outcome(answerer: Any, question: TimedQuestion, timeline: Timeline) -> Outcome:
     """Ask a question and score the answer."""
-    from streammem.perception.scene_buffer import BufferedFrame
+    from streammem.perception.frames import BufferedFrame
     from streammem.qa.question import Present
 
     answerer.turns.clear()  # each question is asked alone

@@ -20,7 +20,7 @@ from streammem.models.reranking import best_reply
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionReading
 from streammem.models.videollamb.videollamb import VideoLLaMB
-from streammem.perception.perceiver import Perceived
+from streammem.perception.frames import Perceived
 
 PICTURE_REQUEST = "Describe this image in one sentence."  # of VideoLLaMB
 

@@ -1,6 +1,6 @@
 """What a session asks of a model: four parts, each of which may come from another model.
 
-    perceiver        a frame          -> embedding, key, patches     (perception/perceiver.py)
+    perceiver        a frame          -> embedding, key, patches     (perception/frames.py)
     segment_encoder  frames, memory   -> tokens, memory              optional
     text_encoder     sentences        -> keys; a question -> what it asks for
     generator        a prompt         -> text; one for captions, another for answers where wanted
@@ -22,7 +22,7 @@ from streammem.models.backbones.language import GenerationConfig, Prompt, Replie
 from streammem.models.confidence import ConfidenceModel
 from streammem.models.reranking import Reranker
 from streammem.models.tiny.questions import QuestionReading
-from streammem.perception.perceiver import Perceiver
+from streammem.perception.frames import Perceiver
 from streammem.types import Note
 
 

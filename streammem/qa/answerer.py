@@ -50,7 +50,7 @@ from streammem.models.protocols import (
     spread,
 )
 from streammem.models.tiny.model import ANSWER_DECODING
-from streammem.perception.scene_buffer import places
+from streammem.perception.frames import places
 from streammem.qa.checking import check
 from streammem.qa.goldfish import as_text, nearest_documents, within_limit
 from streammem.qa.lookups import Lookups

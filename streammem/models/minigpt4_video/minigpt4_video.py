@@ -36,7 +36,7 @@ from streammem.models.protocols import (
     spread,
 )
 from streammem.models.tiny.model import VideoModel
-from streammem.perception.perceiver import Perceived
+from streammem.perception.frames import Perceived
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.video.pixels import resize
 

@@ -28,7 +28,7 @@ from streammem.models.tiny import recurrent
 from streammem.models.tiny.bridge import MemoryBridge
 from streammem.models.tiny.keys import PictureKey, TextKey, WordsOfCells
 from streammem.models.tiny.questions import QuestionHead, QuestionReading
-from streammem.perception.perceiver import Perceived
+from streammem.perception.frames import Perceived
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
 
