@@ -19,8 +19,7 @@ from torch import Tensor
 from streammem.audio.scene_sound import SceneSound
 from streammem.memory.retrieval import GumbelNull
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies
-from streammem.models.confidence import ConfidenceModel
-from streammem.models.reranking import Reranker
+from streammem.models.caption_scores import ConfidenceModel, Reranker
 from streammem.models.tiny.questions import QuestionReading
 from streammem.perception.frames import Perceiver
 from streammem.types import Note

@@ -24,7 +24,7 @@ from streammem.models.backbones.language import (
     Prompt,
     Replies,
 )
-from streammem.models.confidence import ConfidenceModel
+from streammem.models.caption_scores import ConfidenceModel
 from streammem.models.minigpt4_video.interleaving import moved, placed, shortened, texts
 from streammem.models.minigpt4_video.options import MiniGPT4Options, SessionDefaults
 from streammem.models.once import once

@@ -26,7 +26,7 @@ from streammem.models.backbones.language import (
     Prompt,
     Replies,
 )
-from streammem.models.confidence import ConfidenceModel
+from streammem.models.caption_scores import ConfidenceModel
 from streammem.models.once import once
 from streammem.models.protocols import (
     EncodedSegment,

@@ -22,7 +22,7 @@ from streammem.models.backbones.language import (
     Replies,
 )
 from streammem.models.backbones.languagebind import Tower, crop, pad
-from streammem.models.confidence import ConfidenceModel
+from streammem.models.caption_scores import ConfidenceModel
 from streammem.models.once import once
 from streammem.models.protocols import (
     EncodedSegment,
