@@ -220,6 +220,9 @@ def test_words_are_in_prompts_that_answer_and_in_no_others(original):
     blank = item._replace(tokens=None)
     assert "cup" not in "".join(text(named.answer_prompt([blank], "What is it?")))
     assert text(named.caption_prompt(item)) == text(original.caption_prompt(item))
+    both = dataclasses.replace(named, open_answers=named.open_language)
+    assert "cup" not in "".join(text(both.answer_prompt([item], "What is it?")))
+    assert "cup" in "".join(text(both.answer_generator.answer_prompt([item], "What is it?")))
 
 
 def test_answers_have_an_adapter_of_their_own_and_captions_stay_to_the_letter(

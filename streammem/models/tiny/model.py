@@ -226,7 +226,8 @@ class VideoModel:
             if item.tokens is not None:
                 content.append(self._visual(item.tokens))
             words = [item.caption] if item.caption else []
-            if item.tokens is not None:
+            # Who captions beside one that answers has not learned to read names.
+            if item.tokens is not None and self.open_answers is None:
                 likely = self.likely_words(item.tokens, SHOWN, LEAST_SHOWN)
                 words += [f"({', '.join(likely)})"] if likely else []
             words += [f"“{item.speech[:MAX_SPEECH]}”"] if item.speech else []
