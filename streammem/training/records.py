@@ -29,7 +29,10 @@ LABELLED, NAMED, SURE, UNSURE = 0.95, 0.8, 0.85, 0.4  # shares of things, see ``
 PLURALS = ("skis", "scissors", "bus", "stairs", "glasses", "eyeglasses", "pants", "jeans")
 ALIASES = {
     "dining table": "table", "tv": "television", "potted plant": "plant", "couch": "sofa",
-    "cell phone": "phone", "sports ball": "ball", "bowk": "bowl",
+    "cell phone": "phone", "sports ball": "ball", "bowk": "bowl", "saladdressing": "salad dressing",
+    "excercise ball": "exercise ball", "excercise machine": "exercise machine",
+    "excercise equipment": "exercise equipment", "clothe": "clothes", "shelve": "shelf",
+    "refridgerator": "refrigerator",
 }  # fmt: skip
 OBJECT_FORMS = ("A room with {}.", "A room with {}.", "There is {} in the room.")
 OBJECTS_NAMED = (2, 4)  # in a sentence; a sentence with one object would fit any room
