@@ -56,7 +56,7 @@ FOREIGN_MODELS = ("models/backbones/", "training/")
 # There they are words of questions and of answers.
 WORD_LISTS = (
     "memory/retrieval.py",
-    "qa/speech.py",
+    "qa/question.py",
     "training/phrasings.py",
     "evaluation/rereading.py",
 )
