@@ -41,7 +41,7 @@ from benchmarks.clips import write
 from benchmarks.machine import machine
 from benchmarks.stream import patterns
 from streammem.commands.opening import quiet_libraries
-from streammem.output.terminal import Results
+from streammem.output.results import Results
 from streammem.types import Caption, Frame, Segment
 
 PACKAGE = Path(streammem.__file__).parent
