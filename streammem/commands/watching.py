@@ -23,8 +23,8 @@ from streammem.commands.options import (
 from streammem.commands.publishing import broker_of, camera_name, publisher_to
 from streammem.errors import ConfigError, ServedModelError
 from streammem.output.render import plain, prometheus, to_line, wall_start
-from streammem.output.rotation import RotatedFile, Rotation, naming
-from streammem.output.terminal import LiveText, Results, Sheet, note, output
+from streammem.output.results import Results, RotatedFile, Rotation, naming, output
+from streammem.output.terminal import LiveText, Sheet, note
 from streammem.types import Answer, Caption, Event, Note, Notice, Segment, Stats, Until
 from streammem.video.address import public_name
 

@@ -13,13 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from streammem.errors import BackboneError, CheckpointError, ConfigError
+from streammem.models.backbones.efficientnet import EfficientNetEncoder
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.text import TEXT_DIM, SentenceEncoder
-from streammem.models.backbones.vision import (
-    EfficientNetEncoder,
-    TransformersVisionEncoder,
-    VisionEncoder,
-)
+from streammem.models.backbones.vision import TransformersVisionEncoder, VisionEncoder
 from streammem.models.backbones.weights import SOURCES, weights_path
 from streammem.models.checkpoint_config import FORMAT, CheckpointConfig, read_config
 from streammem.models.minigpt4_video import published as minigpt4_video

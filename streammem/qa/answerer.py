@@ -58,8 +58,11 @@ from streammem.qa.question import (
     AskedQuestion,
     PastTurn,
     Present,
+    SaidQuestion,
+    find_time,
     looked_at,
     narrowed,
+    read_said,
     resolved,
     wall_end,
     window_of,
@@ -73,18 +76,15 @@ from streammem.qa.speech import (
     SAID,
     Meanings,
     Quote,
-    SaidQuestion,
     by_speaker,
     excerpt,
     first_said,
     ranked,
-    read_said,
     sentences,
     text_of,
     typical,
 )
 from streammem.qa.steps import StepLimits, answer_in_steps
-from streammem.qa.time_expressions import find_time
 from streammem.qa.timeline import Appearance, Finding, compute, find_appearances, value
 from streammem.types import Answer, Chapter, DecidedBy, Evidence, Moment, Note, Step, wall_clock
 

@@ -26,9 +26,8 @@ from streammem.memory.entry import Entry, Now, decode_keyframe
 from streammem.memory.memory import Memory
 from streammem.memory.retrieval import EVERYTHING, Clip, Query, Window, clipped, content_words
 from streammem.models.protocols import Tool
-from streammem.qa.question import narrowed, wall_end, window_of
+from streammem.qa.question import find_time, narrowed, wall_end, window_of
 from streammem.qa.speech import excerpt
-from streammem.qa.time_expressions import find_time
 from streammem.qa.timeline import find_appearances, total_s
 from streammem.types import TimeSpan, clock, wall_clock, with_wall_clock
 from streammem.video.registry import open_source

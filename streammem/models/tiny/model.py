@@ -23,8 +23,7 @@ from streammem.models.caption_scores import ConfidenceModel, Reranker
 from streammem.models.once import once
 from streammem.models.prompts import CAPTION_INSTRUCTION
 from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads, SegmentFrames
-from streammem.models.tiny import recurrent
-from streammem.models.tiny.bridge import MemoryBridge
+from streammem.models.tiny.bridge import MemoryBridge, empty_memory, update_memory
 from streammem.models.tiny.keys import PictureKey, TextKey, WordsOfCells
 from streammem.models.tiny.questions import QuestionHead, QuestionReading
 from streammem.perception.frames import Perceived
@@ -160,8 +159,8 @@ class VideoModel:
         return False
 
     def initial_memory(self) -> Tensor:
-        """Return the memory before the first segment, [M, D + 1]; see ``recurrent.update``."""
-        return recurrent.empty(*self.token_shape)
+        """Return the memory before the first segment, [M, D + 1]; see ``update_memory``."""
+        return empty_memory(*self.token_shape)
 
     def encode_segment(
         self, frames: SegmentFrames, memory: Tensor, related: Tensor | None
@@ -179,7 +178,7 @@ class VideoModel:
     @torch.inference_mode()
     def update_memory(self, memory: Tensor, tokens: Tensor) -> Tensor:
         """Fold a segment's tokens [M, D] into the memory [M, D + 1]."""
-        return recurrent.update(memory, tokens)
+        return update_memory(memory, tokens)
 
     @torch.inference_mode()
     def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
