@@ -11,7 +11,8 @@ from PIL import Image
 
 from streammem.errors import ConfigError
 from streammem.models import checkpoint
-from streammem.models.minigpt4_video.published import find, open_model
+from streammem.models.minigpt4_video.published import open_model
+from streammem.models.published import find
 from streammem.training import minigpt4_video
 from streammem.training.minigpt4_video import (
     MiniGPT4Recipe,

@@ -7,7 +7,8 @@ from PIL import Image
 
 from streammem.errors import CheckpointError, ConfigError
 from streammem.models import checkpoint
-from streammem.models.video_llama.published import find, open_model, open_vision
+from streammem.models.published import find
+from streammem.models.video_llama.published import open_model, open_vision
 from streammem.training.run import run_recipe
 from streammem.training.video_llama import (
     VideoLlamaRecipe,

@@ -9,8 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from streammem.errors import ConfigError, DatasetError
 from streammem.models import checkpoint
+from streammem.models.published import find
 from streammem.models.videollamb.bridge import ParentBridgeConfig, fresh
-from streammem.models.videollamb.published import find
 from streammem.training import loop
 from streammem.training.loop import Schedule, read_log
 from streammem.training.videollamb import (

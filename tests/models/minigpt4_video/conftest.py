@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from streammem.models import checkpoint
-from streammem.models.minigpt4_video.published import find, open_model
+from streammem.models.minigpt4_video.published import open_model
+from streammem.models.published import find
 from tests.audio.subtitled import srt
 from tests.models.minigpt4_video import published
 from tests.tiny import moving_square, tiny_model

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from streammem.models import checkpoint
-from streammem.models.video_llama.published import find, open_model
+from streammem.models.published import find
+from streammem.models.video_llama.published import open_model
 from tests.models.video_llama import published
 from tests.tiny import tiny_model
 

@@ -36,7 +36,7 @@ def opened(folder, keys):
     """Open the tiny checkpoint with options."""
 
     def opened(**options):
-        said = ParentFile(str(folder), options=ParentOptions(**published.OPTIONS | options))
+        said = ParentFile(weights=str(folder), options=ParentOptions(**published.OPTIONS | options))
         return open_model("tiny", said, keys)
 
     return opened
