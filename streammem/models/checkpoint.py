@@ -73,8 +73,7 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
         if str(name) in PRESETS:
             return load_own(name, device=device)
         if said := published.find(name, CONFIGS):
-            keys = load_own(said.keys)
-            return published.open_published(str(name), said, keys, device=device)
+            return published.open_published(str(name), said, load_own(said.keys), device=device)
         return load_own(name, device=device)
 
 
