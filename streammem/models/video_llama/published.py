@@ -17,12 +17,10 @@ from transformers import AutoConfig
 from streammem.errors import CheckpointError, ConfigError
 from streammem.models.backbones.eva import EVA_UNREAD, config_of
 from streammem.models.backbones.imagebind import (
-    BINS,
-    FRAMES,
     IMAGEBIND_UNREAD,
-    ImageBindConfig,
     ImageBindVision,
     ImageBindVisionConfig,
+    audio_config,
 )
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.qformer import QFORMER_UNREAD, QFormer, QFormerConfig
@@ -31,7 +29,6 @@ from streammem.models.backbones.transformers_files import unusable
 from streammem.models.published import FRESH, PublishedFile, dtype_of, local_file, shapes_of
 from streammem.models.tiny.model import VideoModel
 from streammem.models.video_llama.branches import (
-    EARS,
     FRAME_READER,
     SOUND_READER,
     VIDEO_READER,
@@ -278,19 +275,9 @@ def sizes_of(
     if not listens:
         return pictures, None
     # 2. Sound.
-    at = "audio_encoder.modality_"
-    stem = f"{at}preprocessors.audio."
-    kernel = size(f"{stem}rgbt_stem.proj.weight", 2, EARS.kernel)
-    patches = size(f"{stem}pos_embedding_helper.pos_embed", 1, 1 + EARS.patches) - 1
-    ears = ImageBindConfig(
-        width=size(f"{stem}cls_token", 2, EARS.width),
-        layers=layers(f"{at}trunks.audio.blocks.", EARS.layers),
-        heads=options.sound_heads,
-        mlp=size(f"{at}trunks.audio.blocks.0.mlp.fc1.weight", 0, EARS.mlp),
-        out=size(f"{at}heads.audio.2.weight", 0, EARS.out),
-        kernel=kernel,
-        stride=_stride(kernel, patches),
-    )
+    at = "audio_encoder."
+    heard = {key.removeprefix(at): v for key, v in tensors.items() if key.startswith(at)}
+    ears = audio_config(heard, options.sound_heads)
     _check_heads(sound_heads=(options.sound_heads, ears.width))
     return pictures, SoundSizes(
         ears=ears,
@@ -298,15 +285,6 @@ def sizes_of(
         positions=size("audio_position_embedding.weight", 0, 8),
         language=size("audio_llama_proj.weight", 0, 4096),
     )
-
-
-def _stride(kernel: int, patches: int) -> int:
-    """Find the step of patches that gives as many of them; that of the published file if none."""
-    for stride in range(1, BINS):
-        down, along = ((max(0, size - kernel)) // stride + 1 for size in (BINS, FRAMES))
-        if down * along == patches:
-            return stride
-    return EARS.stride
 
 
 def _check_heads(**heads: tuple[int, int]) -> None:
