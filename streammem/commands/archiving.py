@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 # What decides a memory besides the file; where and by how many it is made does not.
 DECIDING = (
     *("model", "caption_with", "keys", "set", "fps", "start", "end", "sparse", "reader"),
-    *("speech", "speech_language", "no_captions", "prompt", "candidates", "min_confidence"),
+    *("speech", "speech_language", "sounds", "no_captions", "prompt", "candidates"),
+    "min_confidence",
     *("max_new_tokens", "temperature", "top_k", "top_p", "num_beams", "seed"),
 )
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # A memory is pruned whenever it has grown by a 16th of its budget, or by about 2 MB.
-SPEECH = ("speech", "speech_language")
+SPEECH = ("speech", "speech_language", "sounds")
 BUDGET_SHARE, SEGMENT_BYTES, PRUNED_EVERY = 16, 32 << 10, 64
 
 

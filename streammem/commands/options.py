@@ -248,6 +248,13 @@ SPEECH_FLAGS = (  # of SpeechOptions
         "of subtitles, as in en, or the first that is there of en,de; of speech (default: found)",
         {"metavar": "LANG"},
     ),
+    Flag(
+        "--sounds",
+        "sounds",
+        "name sounds (applause, a dog barks): folder of ImageBind's imagebind_huge.pth and of its "
+        "bpe_simple_vocab_16e6.txt.gz",
+        {"metavar": "FOLDER"},
+    ),
 )
 LIVE_FLAGS = (  # of WatchOptions
     Flag(

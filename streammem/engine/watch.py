@@ -131,7 +131,7 @@ class _Watching:
         self._newest: Frame | None = None  # timed by the memory's clock
         self._late: list[Segment] = []  # closed while an answer was waited for
         self._notes: dict[int, tuple[Note, ...]] = {}  # by segment, to be yielded
-        self._opener = speech.opener
+        self._speech = speech
         self._recognised: SceneNotes | None = None
         self._asked_before = ASKED.counts
         self._failure = ""  # of a model server, since the last caption
@@ -143,8 +143,8 @@ class _Watching:
         described = options.captions and self._session.captioner.can_describe
         self._captions = self._open_captions() if described else None
         self._checks = self._open_checks()
-        if self._opener is not None:
-            self._recognised = SceneNotes(self._session, self._source, self._opener)
+        if self._speech.opener or self._speech.sounds:
+            self._recognised = SceneNotes(self._session, self._source, self._speech)
         self._reader = Reader(self._source, drop)
         self._session.on_wait = self._keep_up
         try:
@@ -421,7 +421,7 @@ class _Watching:
         notes = self._recognised
         if not (notes and self._num_frames):
             return
-        notes.listener.end()
+        notes.end()
         began, at_stop, at_end = time.monotonic(), 0.0, math.inf
         if self._live:
             at_stop, at_end = HEARD_AT_STOP_S, HEARD_AT_END_S
@@ -462,7 +462,7 @@ class _Watching:
 
     def _stats(self) -> Stats:
         reader, captions = self._reader, self._captions
-        listener = self._recognised.listener if self._recognised else None
+        listener = self._recognised.listeners[0] if self._recognised else None
         return Stats(
             frames=self._num_frames,
             segments=self._num_segments,

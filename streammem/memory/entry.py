@@ -477,8 +477,10 @@ def fitting_notes(notes: Sequence[Note]) -> tuple[Note, ...]:
         sizes = [len(a.text) + len(b.text) for a, b in pairwise(kept)]
         at = sizes.index(min(sizes))
         first, second = kept[at : at + 2]
-        joined = f"{first.text} {second.text}"
-        kept[at : at + 2] = [Note(first.start, max(first.end, second.end), joined)]
+        same = first.kind == second.kind
+        parts = (first.text, second.text) if same else (first.shown, second.shown)
+        joined, kind = " ".join(parts), first.kind if same else "speech"
+        kept[at : at + 2] = [Note(first.start, max(first.end, second.end), joined, kind=kind)]
     return tuple(kept)
 
 

@@ -189,6 +189,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
         keys = (*keys, "quotes")
     if isinstance(event, Note) and event.word_starts:
         keys = (*keys, "word_starts")
+    if isinstance(event, Note) and event.kind != "speech":
+        keys = (*keys, "kind")
     if isinstance(event, Alert) and event.confirmed is not None:
         keys = (*keys, "confirmed")
     if isinstance(event, Answer):
@@ -345,7 +347,8 @@ def _cue(event: Event, mark: str, escape: Callable[[str], str]) -> str:
     if not text:
         return ""
     if isinstance(event, Note):
-        text = f"“{text}”"  # as in the text format: speech, not a caption
+        # As in the text format: speech or a sound, not a caption.
+        text = f"“{text}”" if event.kind == "speech" else f"({text})"
     start = max(milliseconds(event.start), 0)
     # Players drop a cue whose end is not after its start, so the shortest cue lasts 1 ms.
     end = max(milliseconds(event.end), start + 1)

@@ -360,7 +360,9 @@ class Answerer:
         named = len({quote.entry.source for quote in heard}) > 1
         text = text_of(asked, shown, len(found) - len(shown), named=named)
         if not heard:
-            known = any(entry.notes for entry in self.memory.entries())
+            known = any(
+                note.kind == "speech" for entry in self.memory.entries() for note in entry.notes
+            )
             text = NOTHING_SAID if known else NO_WORDS
         if on_text:
             on_text(text)
@@ -647,7 +649,7 @@ class Answerer:
                     tokens,
                     caption,
                     keyframes,
-                    " ".join(note.text for note in heard) or None,
+                    " ".join(note.shown for note in heard) or None,
                     score,
                     entry.notes,
                     heard=heard,
@@ -765,8 +767,10 @@ class Answerer:
         quote = None
         if hit.matched == "speech" and entry.notes:
             quotes = sentences([Clip(entry, -math.inf, math.inf)])
-            best = max(quotes, key=lambda quote: len(words & content_words(quote.text)))
-            quote = best if words & content_words(best.text) else None
+            best = max(
+                quotes, key=lambda quote: len(words & content_words(quote.text)), default=None
+            )
+            quote = best if best and words & content_words(best.text) else None
         return {
             "source": entry.source,
             "segment": entry.segment,
@@ -775,7 +779,7 @@ class Answerer:
             "score": hit.score,
             "keyframe": self.memory.keyframe_path(entry.segment),
             "caption": entry.caption,
-            "speech": " ".join(note.text for note in entry.notes) or None,
+            "speech": " ".join(note.shown for note in entry.notes) or None,
             "matched": hit.matched,
             "cosine": hit.cosine,
             "wall_start": _wall_start(entry, self.config.zone()),

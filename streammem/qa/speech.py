@@ -85,6 +85,8 @@ def sentences(clips: Sequence[Clip]) -> list[Quote]:
     quotes: list[Quote] = []
     for clip in clips:
         for note in clip.entry.notes:
+            if note.kind != "speech":
+                continue
             if not (note.start < clip.end and (note.end > clip.start or note.start >= clip.start)):
                 continue
             before = quotes[-1] if quotes else None

@@ -64,7 +64,8 @@ def _heard(item: EvidenceItem) -> str:
         size += len(note.text)
         if size > MAX_SPEECH and lines:
             break
-        lines.append(f"[{clock(note.start)}] “{note.text[:MAX_SPEECH]}”")
+        text = f"“{note.text[:MAX_SPEECH]}”" if note.kind == "speech" else note.shown
+        lines.append(f"[{clock(note.start)}] {text}")
     return " ".join(lines)
 
 
