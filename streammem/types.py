@@ -111,6 +111,7 @@ class Evidence:
         quote: the sentence that it rests on, where it was matched by speech.
         said_at: seconds, when that was said.
         reason: ``unsure`` where the caption was cut, as a ``Caption``'s; it then names nothing.
+        names: of the taught things that the segment shows; see ``memory/named.py``.
     """
 
     source: str
@@ -127,6 +128,7 @@ class Evidence:
     quote: str | None = None
     said_at: float | None = None
     reason: Literal["unsure"] | None = None
+    names: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         by = "" if self.matched == "picture" else f" by {self.matched}"
@@ -134,7 +136,8 @@ class Evidence:
         if self.quote is not None and self.said_at is not None:
             text = f" “{self.quote}” (said at {clock(self.said_at)})"
         span = with_wall_clock(f"[{clock(self.start)}-{clock(self.end)}]", self.wall_start)
-        return f"{span} score {self.score:.2f}{by}{text}"
+        named = f" [{', '.join(self.names)}]" if self.names else ""
+        return f"{span} score {self.score:.2f}{by}{named}{text}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,14 +72,14 @@ def open_session(arguments: argparse.Namespace, model: "StreamModel | None" = No
         finite = kind_of(arguments.source).finite
         session = open_by_cuts(model, config, arguments.memory, finite=finite)
     session.wall_zero = arguments.recorded
-    session.answerer.file_of = _file_of
+    session.answerer.file_of = file_of
     if remembered and not len(session.memory):
         session.close()
         raise StoreError(f"{arguments.source}: nothing is in this memory yet")
     return session
 
 
-def _file_of(entry: "Entry") -> Path | None:
+def file_of(entry: "Entry") -> Path | None:
     """Return the video file that a row was seen in, if it is still there."""
     path = Path(entry.source)
     return path if entry.source and path.is_file() and kind_of(path).name == "file" else None

@@ -20,6 +20,7 @@ from streammem.captioning.captioner import Captioner, CaptionRequest, ScoredCapt
 from streammem.engine.session_config import SessionConfig
 from streammem.memory.entry import Entry, Sureness, decode_keyframe, fitting_notes, visual_keys
 from streammem.memory.memory import CacheConfig, Memory
+from streammem.memory.named import Taught
 from streammem.memory.retrieval import EVERYTHING, Window
 from streammem.memory.timeline import offset_after
 from streammem.models.protocols import EncodedSegment, SegmentFrames, StreamModel, spread
@@ -40,6 +41,7 @@ from streammem.perception.scenetilling import Pushed, SceneTilling, SceneTilling
 from streammem.qa.answerer import Answerer
 from streammem.qa.lookups import Lookups
 from streammem.qa.question import Present
+from streammem.qa.teaching import Box, picture_at, renewed, taught_with
 from streammem.types import (
     Answer,
     Caption,
@@ -164,6 +166,9 @@ class Session:
         self._closed: dict[int, CaptionRequest] = {}  # by the last push or flush alone
         self._said: dict[int, tuple[Note, ...]] = {}  # likewise
         self.answerer = Answerer(self.model, self.memory, self.config.answering, self)
+        for taught in self.memory.taught():  # whose keys a reindex makes another model's
+            if (now := renewed(self.model, taught)) is not taught:
+                self.memory.teach(now, renew=True)
 
     @property
     def num_frames(self) -> int:
@@ -469,6 +474,53 @@ class Session:
             ConfigError: count below 1.
         """
         return self.answerer.chapters(count, _window(between))
+
+    def teach(
+        self,
+        name: str,
+        pictures: Sequence[np.ndarray] = (),
+        *,
+        at: float | None = None,
+        box: Box | None = None,
+        source: str | None = None,
+        person: bool = False,
+    ) -> Taught:
+        """Give a thing a name, by which it is found and named in evidence from then on.
+
+        Args:
+            name: as questions will name it, such as ``my cup``.
+            pictures: [H, W, 3] uint8 RGB each; of a name that is known they are further ones.
+            at: seconds of a moment that was seen and shows it, besides.
+            box: where in that moment's picture; see ``qa.teaching.picture_at``.
+            source: that the moment is of.
+            person: it is a person. Off by default: see docs/guide/assistant.md.
+
+        Returns:
+            The thing with all its pictures.
+
+        Raises:
+            ConfigError: no picture, a name that cannot be asked for, or a picture that looks like
+                people without ``person``.
+            StoreError: the disk is full or fails.
+        """
+        given: list[tuple[np.ndarray, int | None]] = [(picture, None) for picture in pictures]
+        if at is not None:
+            given.append(picture_at(self.memory, self.answerer.file_of, at, box, source))
+        return self.memory.teach(taught_with(self.model, name, given, person=person))
+
+    def forget_name(self, name: str) -> None:
+        """Forget a name and its pictures, for good.
+
+        Raises:
+            KeyError: no such name.
+            StoreError: the memory is read-only, or the disk fails.
+        """
+        self.memory.forget_name(name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that were taught."""
+        return tuple(taught.name for taught in self.memory.taught())
 
     def present(self) -> Present:
         """Return where the stream stands: its last frames, the open segment."""

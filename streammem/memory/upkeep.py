@@ -14,6 +14,7 @@ from streammem.errors import StoreError
 from streammem.memory.database import SELECT, UPDATE, Row, column, to_entry, with_columns
 from streammem.memory.entry import Entry
 from streammem.memory.folder import remove_keyframes
+from streammem.memory.named import remove_taught_from
 from streammem.memory.store import Store
 from streammem.types import Caption, Event, Segment, TimeSpan
 
@@ -283,6 +284,7 @@ def forget(
         names = {name for segment in gone if (name := _keyframe(store, segment))}
         if gone:
             store.database.query("DELETE FROM state WHERE name = 'recurrent'")
+            remove_taught_from(store.database, gone)
             _delete(store, gone)
     if gone:
         remove_keyframes(store.path, names)

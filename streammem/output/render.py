@@ -168,9 +168,9 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
         ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
         ``confidence``, ``reason`` and ``likelihood``, an answer's ``remark``, ``looked_at``,
         ``left_out``, ``steps`` and ``decided_by``, a note's ``word_starts``, an alert's
-        ``confirmed``, a moment's and an evidence's ``quote``, ``said_at`` and ``reason``, a
-        moment's, an evidence's and a chapter's ``wall_start`` where it has them, a chapter's
-        ``quotes``, what model servers were asked in a run, then ``more``.
+        ``confirmed``, a moment's and an evidence's ``quote``, ``said_at``, ``reason`` and
+        ``names``, a moment's, an evidence's and a chapter's ``wall_start`` where it has them, a
+        chapter's ``quotes``, what model servers were asked in a run, then ``more``.
         Times are rounded to milliseconds; any other number that is not finite becomes None.
 
     Raises:
@@ -300,7 +300,7 @@ def _values(record: object, keys: tuple[str, ...]) -> dict[str, object]:
 
 
 def _value(key: str, value: object) -> object:
-    if key == "segments" and isinstance(value, tuple):  # of a step: ids
+    if key in ("segments", "names") and isinstance(value, tuple):  # of a step: ids
         return list(value)
     if key == "word_starts" and isinstance(value, tuple):
         return [milliseconds(at) / 1000 for at in value]
@@ -335,7 +335,8 @@ def _item_keys(item: object) -> tuple[str, ...]:
 
 
 def _quote_keys(item: Evidence) -> tuple[str, ...]:
-    return tuple(key for key in ("quote", "said_at", "reason") if getattr(item, key) is not None)
+    known = [key for key in ("quote", "said_at", "reason") if getattr(item, key) is not None]
+    return (*known, "names") if item.names else tuple(known)
 
 
 def _cue(event: Event, mark: str, escape: Callable[[str], str]) -> str:

@@ -237,7 +237,15 @@ def keyframe(frames: Sequence[BufferedFrame], key: np.ndarray) -> bytes:
     """
     best = max(frames, key=lambda f: float(f.key @ key))
     assert best.picture is not None
-    picture = Image.fromarray(best.picture)
+    return jpeg_of(best.picture)
+
+
+def jpeg_of(pixels: np.ndarray) -> bytes:
+    """Encode a picture [H, W, 3] uint8 RGB as a JPEG of the bytes that an entry may hold.
+
+    Its sides stay, unless that would take more.
+    """
+    picture = Image.fromarray(pixels)
     while True:
         out = io.BytesIO()
         picture.save(out, "JPEG", quality=JPEG_QUALITY)

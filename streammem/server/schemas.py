@@ -165,6 +165,7 @@ class EvidenceItem(_Record):
     quote: str | None = None
     said_at: Seconds | None = None
     reason: Literal["unsure"] | None = None
+    names: list[str] | None = None
 
 
 class MomentEvent(EvidenceItem):
