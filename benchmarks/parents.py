@@ -37,7 +37,7 @@ from streammem.models.backbones.language import GenerationConfig
 from streammem.models.minigpt4_video.minigpt4_video import CAPTION_REQUEST as MINIGPT4_REQUEST
 from streammem.models.minigpt4_video.published import find as find_minigpt4
 from streammem.models.minigpt4_video.published import open_model as open_minigpt4
-from streammem.models.protocols import EvidenceItem, SegmentFrames, StreamModel, spread
+from streammem.models.protocols import EvidenceItem, StreamModel
 from streammem.models.threads import limit_threads
 from streammem.models.video_llama.published import find as find_video_llama
 from streammem.models.video_llama.published import open_model as open_video_llama
@@ -45,6 +45,7 @@ from streammem.models.videollamb.offline import content, read
 from streammem.models.videollamb.options import ParentOptions
 from streammem.models.videollamb.published import ParentFile, open_model
 from streammem.models.videollamb.videollamb import CAPTION_REQUEST, VideoLLaMB
+from streammem.perception.frames import SegmentFrames, spread
 from streammem.types import Frame, Segment
 from tests.models.minigpt4_video import published as minigpt4_files
 from tests.models.video_llama import published as video_llama_files

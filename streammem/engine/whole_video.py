@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from streammem.audio.scene_sound import SceneSound
-from streammem.engine.session import Session, segment_frames
+from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.errors import ConfigError
 from streammem.memory.retrieval import Window
@@ -36,18 +36,18 @@ from streammem.models.minigpt4_video.interleaving import (
 )
 from streammem.models.minigpt4_video.minigpt4_video import MiniGPT4Video
 from streammem.models.minigpt4_video.options import CUTS as CLIP_CUTS
-from streammem.models.protocols import (
-    ComposedModel,
-    EncodedSegment,
-    EvidenceItem,
-    StreamModel,
-    spread,
-)
+from streammem.models.protocols import ComposedModel, EncodedSegment, EvidenceItem, StreamModel
 from streammem.models.video_llama.video_llama import VideoLlama
 from streammem.models.videollamb.offline import choose, read
 from streammem.models.videollamb.options import CUTS
 from streammem.models.videollamb.videollamb import VideoLLaMB
-from streammem.perception.frames import BufferedFrame, Perceived, SceneBuffer
+from streammem.perception.frames import (
+    BufferedFrame,
+    Perceived,
+    SceneBuffer,
+    segment_frames,
+    spread,
+)
 from streammem.types import Answer, Frame, Note, Reason, Segment
 
 CUTS_OF: dict[type, tuple[str, ...]] = {
@@ -118,8 +118,13 @@ def with_cuts(model: StreamModel, cuts: str) -> StreamModel:
     changed: Any = dataclasses.replace(video, options=options)
     if model is video:
         return cast(StreamModel, changed)
-    parts = ("perceiver", "segment_encoder", "generator", "answer_generator")
-    swapped = {part: changed for part in parts if getattr(model, part) is video}
+    parts = {
+        "perceiver": model.perceiver,
+        "segment_encoder": model.segment_encoder,
+        "generator": model.generator,
+        "answer_generator": model.answer_generator,
+    }
+    swapped = {name: changed for name, part in parts.items() if part is video}
     return dataclasses.replace(cast(ComposedModel, model), **swapped)
 
 

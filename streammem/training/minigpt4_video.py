@@ -34,7 +34,7 @@ from streammem.models.minigpt4_video.published import (
     find,
     open_model,
 )
-from streammem.models.protocols import spread
+from streammem.perception.frames import spread
 from streammem.training.loop import Schedule, check_matplotlib, draw_curves, train_stage
 from streammem.training.processes import join_processes
 from streammem.training.recipe import resolve_data

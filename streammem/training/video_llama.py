@@ -31,7 +31,6 @@ from streammem.config import override, read_toml
 from streammem.errors import ConfigError, SourceError
 from streammem.models import checkpoint
 from streammem.models.backbones.imagebind import ImageBindVision
-from streammem.models.protocols import spread
 from streammem.models.video_llama.branches import PictureBranch, SoundBranch
 from streammem.models.video_llama.prompts import time_line
 from streammem.models.video_llama.published import (
@@ -42,6 +41,7 @@ from streammem.models.video_llama.published import (
     open_vision,
 )
 from streammem.models.video_llama.video_llama import VideoLlama
+from streammem.perception.frames import spread
 from streammem.training.loop import Schedule, check_matplotlib, draw_curves, train_stage
 from streammem.training.minigpt4_video import pace
 from streammem.training.processes import join_processes

@@ -28,17 +28,10 @@ from streammem.models.caption_scores import ConfidenceModel
 from streammem.models.minigpt4_video.interleaving import moved, placed, shortened, texts
 from streammem.models.minigpt4_video.options import MiniGPT4Options, SessionDefaults
 from streammem.models.once import once
-from streammem.models.protocols import (
-    EncodedSegment,
-    EvidenceItem,
-    Reads,
-    SegmentFrames,
-    spread,
-)
+from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads
 from streammem.models.tiny.model import VideoModel
-from streammem.perception.frames import Perceived
+from streammem.perception.frames import Perceived, SegmentFrames, resize, spread
 from streammem.perception.scenetilling import SceneTillingConfig
-from streammem.video.pixels import resize
 
 # Legend: T frames, S side in pixels, N patches a frame, D width of the tower, P = N / 4 tokens a
 # frame, L width of the language model.

@@ -28,13 +28,7 @@ from streammem.models.backbones.language import (
 )
 from streammem.models.caption_scores import ConfidenceModel
 from streammem.models.once import once
-from streammem.models.protocols import (
-    EncodedSegment,
-    EvidenceItem,
-    Reads,
-    SegmentFrames,
-    spread,
-)
+from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads
 from streammem.models.tiny.model import VideoModel
 from streammem.models.video_llama.branches import PictureBranch, SoundBranch
 from streammem.models.video_llama.options import VideoLlamaOptions
@@ -53,7 +47,7 @@ from streammem.models.video_llama.prompts import (
     video_prompt,
 )
 from streammem.models.videollamb.options import SessionDefaults
-from streammem.perception.frames import Perceived
+from streammem.perception.frames import Perceived, SegmentFrames, spread
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
 

@@ -24,17 +24,11 @@ from streammem.models.backbones.language import (
 from streammem.models.backbones.languagebind import Tower, crop, pad
 from streammem.models.caption_scores import ConfidenceModel
 from streammem.models.once import once
-from streammem.models.protocols import (
-    EncodedSegment,
-    EvidenceItem,
-    Reads,
-    SegmentFrames,
-    spread,
-)
+from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads
 from streammem.models.tiny.model import VideoModel
 from streammem.models.videollamb.bridge import ParentBridge, pool
 from streammem.models.videollamb.options import ParentOptions, SessionDefaults
-from streammem.perception.frames import Perceived
+from streammem.perception.frames import Perceived, SegmentFrames, spread
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
 
