@@ -132,7 +132,7 @@ class Session:
         self.on_score, self.wall_zero = on_score, wall_zero
         self.captioner = Captioner(self.model, self.config.captioning)
         key_dim = self.model.text_encoder.background.shape[1]
-        encoder = self.model.segment_encoder
+        self._encoder = encoder = self.model.segment_encoder
         token_shape = encoder.token_shape if encoder else (0, 0)
         if memory is None:
             self.memory = Memory(
@@ -554,7 +554,7 @@ class Session:
         self, frames: Sequence[BufferedFrame], key: np.ndarray, sound: SceneSound | None
     ) -> EncodedSegment:
         """Read the closing segment with what the memory has of its like."""
-        encoder, related = self.model.segment_encoder, None
+        encoder, related = self._encoder, None
         if encoder is None:
             return EncodedSegment(torch.zeros(0, 0), self.recurrent)
         if encoder.reads_related:
