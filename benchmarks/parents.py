@@ -35,7 +35,7 @@ from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.minigpt4_video.published import open_model as open_minigpt4
-from streammem.models.protocols import EvidenceItem, SegmentFrames, StreamModel, spread
+from streammem.models.protocols import EvidenceItem, StreamModel
 from streammem.models.published import CAPTION_REQUEST, find
 from streammem.models.threads import limit_threads
 from streammem.models.video_llama.published import open_model as open_video_llama
@@ -43,6 +43,7 @@ from streammem.models.videollamb.offline import content, read
 from streammem.models.videollamb.options import ParentOptions
 from streammem.models.videollamb.published import ParentFile, open_model
 from streammem.models.videollamb.videollamb import VideoLLaMB
+from streammem.perception.frames import SegmentFrames, spread
 from streammem.types import Frame, Segment
 from tests.models.minigpt4_video import published as minigpt4_files
 from tests.models.video_llama import published as video_llama_files

@@ -84,7 +84,9 @@ def watch(
     except StreammemError:
         opened.close()
         raise
-    alerts = Alerts(session.model.text_encoder, options.alerts, options.alerting)
+    alerts = None
+    if options.alerts or callbacks.alerts:
+        alerts = Alerts(session.model.text_encoder, options.alerts, options.alerting)
     if options.confirm_alerts or options.until is not None:
         check_reads(session.model)
     return _Watching(session, opened, options, callbacks, alerts, scheduler, speech).events()
@@ -115,7 +117,7 @@ class _Watching:
         source: VideoSource,
         options: WatchOptions,
         callbacks: WatchCallbacks,
-        alerts: Alerts,
+        alerts: Alerts | None,
         scheduler: LanguageScheduler | None,
         speech: Speech,
     ) -> None:
@@ -321,7 +323,7 @@ class _Watching:
         caption = (self._scenes or self._session).keep(segment, scored)
         if self._callbacks.on_text and not self._as_generated and caption.text:
             self._callbacks.on_text(segment, caption.text)
-        if not self._alerts.queries:
+        if not (self._alerts and self._alerts.queries):
             return caption, ()
         picture = partial(self._picture_of, request)
         found = self._alerts.read(caption, request.keys, scored.key, picture)
@@ -340,13 +342,15 @@ class _Watching:
             return None
 
     def _alerted(self, frame: Frame) -> Iterator[Event]:
-        if self._callbacks.alerts:
-            self._alerts.change(self._callbacks.alerts())
+        alerts = self._alerts
+        if alerts and self._callbacks.alerts:
+            alerts.change(self._callbacks.alerts())
         newest = self._session.newest
-        if newest is None or not (self._alerts.queries or self._checks):
+        if newest is None or not ((alerts and alerts.queries) or self._checks):
             return
         frame = self._newest = replace(frame, time=frame.time + self._session.time_offset)
-        for alert in self._alerts.take(frame, newest.key, self._session.next_segment):
+        seen = alerts.take(frame, newest.key, self._session.next_segment) if alerts else ()
+        for alert in seen:
             if self._is_told(alert, frame.pixels):
                 yield alert
         if self._checks:
@@ -366,6 +370,7 @@ class _Watching:
                 continue
             asked, verdict = result
             if isinstance(asked, Alert) and verdict is False:
+                assert self._alerts  # which raised it
                 self._alerts.deny(asked)
                 self._num_refused += 1
             elif isinstance(asked, Alert):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from streammem.audio.scene_sound import SceneSound
-from streammem.engine.session import Session, segment_frames
+from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.errors import ConfigError
 from streammem.memory.retrieval import Window
@@ -34,17 +34,17 @@ from streammem.models.minigpt4_video.interleaving import (
     placed,
     shortened,
 )
-from streammem.models.protocols import (
-    ComposedModel,
-    EncodedSegment,
-    EvidenceItem,
-    StreamModel,
-    spread,
-)
+from streammem.models.protocols import ComposedModel, EncodedSegment, EvidenceItem, StreamModel
 from streammem.models.published import PublishedModel
 from streammem.models.videollamb.offline import choose, read
 from streammem.models.videollamb.videollamb import VideoLLaMB
-from streammem.perception.frames import BufferedFrame, Perceived, SceneBuffer
+from streammem.perception.frames import (
+    BufferedFrame,
+    Perceived,
+    SceneBuffer,
+    segment_frames,
+    spread,
+)
 from streammem.types import Answer, Frame, Note, Reason, Segment
 
 HELD = 1024  # frames; at full size one takes 0.3 MB: 224 x 224 pixels and a picture for keyframes
@@ -114,8 +114,13 @@ def with_cuts(model: StreamModel, cuts: str) -> StreamModel:
     changed: Any = dataclasses.replace(video, options=options)
     if model is video:
         return cast(StreamModel, changed)
-    parts = ("perceiver", "segment_encoder", "generator", "answer_generator")
-    swapped = {part: changed for part in parts if getattr(model, part) is video}
+    parts = {
+        "perceiver": model.perceiver,
+        "segment_encoder": model.segment_encoder,
+        "generator": model.generator,
+        "answer_generator": model.answer_generator,
+    }
+    swapped = {name: changed for name, part in parts.items() if part is video}
     return dataclasses.replace(cast(ComposedModel, model), **swapped)
 
 

@@ -600,7 +600,8 @@ class MemoryCache:
 
     def _insert(self, entry: Entry) -> Entry | None:
         self._ids.append(entry.segment)
-        self._set(with_text(entry))
+        has_text = entry.caption or entry.notes or entry.sureness
+        self._set(with_text(entry) if has_text else entry)
         # The row before is final now: it and its predecessor may merge.
         self._consider(len(self._ids) - 3)
         return self._make_room() if len(self) > self.config.max_segments else None
@@ -608,12 +609,14 @@ class MemoryCache:
     def _set(self, row: Entry) -> Entry:
         if self.config.keys_only and (row.tokens.size or row.keyframe is not None):
             row = replace(row, tokens=row.tokens[:0, :0], keyframe=None)
-        self._rows[row.segment] = row
+        before, self._rows[row.segment] = self._rows.get(row.segment), row
         labels = _labels(row)
         for kind, index in self._indexes.items():
             keys = getattr(row, kind)
-            index.add(labels[: len(keys)], keys)
-            index.remove(labels[len(keys) :])
+            if len(keys):
+                index.add(labels[: len(keys)], keys)
+            if before is not None and len(getattr(before, kind)) > len(keys):
+                index.remove(labels[len(keys) :])
         return row
 
     def _unindex(self, row: Entry) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from streammem.errors import ConfigError
 from streammem.memory.chapters import Part, default_count, divide
-from streammem.memory.entry import Entry, Now, decode_keyframe
+from streammem.memory.entry import Entry, Now, caption_of, decode_keyframe
 from streammem.memory.memory import Memory
 from streammem.memory.named import NamedThing, Taught, named_in
 from streammem.memory.retrieval import (
@@ -41,17 +41,10 @@ from streammem.memory.retrieval import (
     rate,
     scale_of,
 )
-from streammem.memory.upkeep import caption_of
 from streammem.models.backbones.language import GenerationConfig
-from streammem.models.protocols import (
-    EvidenceItem,
-    SegmentFrames,
-    StreamModel,
-    readable,
-    spread,
-)
+from streammem.models.protocols import EvidenceItem, StreamModel, readable
 from streammem.models.tiny.model import ANSWER_DECODING
-from streammem.perception.frames import places
+from streammem.perception.frames import SegmentFrames, places, spread
 from streammem.qa.checking import check
 from streammem.qa.goldfish import as_text, nearest_documents, within_limit
 from streammem.qa.last_seen import LastSeenQuestion, last_sighting_text, read_last_seen
@@ -721,7 +714,7 @@ class Answerer:
             tokens = self.memory.tokens(entry.segment) if reads.tokens and shows else None
             jpeg = self.memory.keyframe(entry.segment) if reads.pictures and shows else None
             keyframes = (decode_keyframe(jpeg),) if jpeg else ()
-            heard = excerpt(entry.notes, words, MAX_SPEECH)
+            heard = excerpt(entry.notes, words, MAX_SPEECH) if entry.notes else ()
             caption = self._row(entry).caption
             items.append(
                 EvidenceItem(

@@ -22,7 +22,7 @@ from streammem.models.minigpt4_video.interleaving import placed, shortened
 from streammem.models.minigpt4_video.language import LoraLinear
 from streammem.models.minigpt4_video.minigpt4_video import MiniGPT4Video
 from streammem.models.minigpt4_video.published import LLAMA
-from streammem.models.protocols import spread
+from streammem.perception.frames import spread
 from streammem.training.published import (
     Blip2Recipe,
     Item,

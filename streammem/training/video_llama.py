@@ -27,11 +27,11 @@ from streammem.audio.recogniser import pieces
 from streammem.audio.scene_sound import SoundWindow
 from streammem.errors import ConfigError, SourceError
 from streammem.models.backbones.imagebind import ImageBindVision
-from streammem.models.protocols import spread
 from streammem.models.video_llama.branches import PictureBranch, SoundBranch
 from streammem.models.video_llama.prompts import time_line
 from streammem.models.video_llama.published import open_vision
 from streammem.models.video_llama.video_llama import VideoLlama
+from streammem.perception.frames import spread
 from streammem.training.published import (
     Blip2Recipe,
     Item,

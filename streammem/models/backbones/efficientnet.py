@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from streammem.errors import BackboneError
 from streammem.models.backbones.vision import VisionFeatures
 from streammem.models.once import once
-from streammem.video.pixels import resize
+from streammem.perception.frames import resize
 
 log = logging.getLogger(__name__)
 

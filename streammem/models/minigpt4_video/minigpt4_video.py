@@ -17,9 +17,9 @@ from streammem.models.backbones.eva import EvaConfig, EvaTower, normed
 from streammem.models.backbones.language import Prompt
 from streammem.models.minigpt4_video.interleaving import moved, placed, shortened, texts
 from streammem.models.minigpt4_video.options import MiniGPT4Options
-from streammem.models.protocols import EncodedSegment, EvidenceItem, SegmentFrames, spread
+from streammem.models.protocols import EncodedSegment, EvidenceItem
 from streammem.models.published import CAPTION_REQUEST, PublishedModel
-from streammem.video.pixels import resize
+from streammem.perception.frames import SegmentFrames, resize, spread
 
 # Legend: T frames, S side in pixels, N patches a frame, D width of the tower, P = N / 4 tokens a
 # frame, L width of the language model.

@@ -22,11 +22,11 @@ from streammem.models.backbones.vision import VisionEncoder
 from streammem.models.caption_scores import ConfidenceModel, Reranker
 from streammem.models.once import once
 from streammem.models.prompts import CAPTION_INSTRUCTION
-from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads, SegmentFrames
+from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads
 from streammem.models.tiny.bridge import MemoryBridge, empty_memory, update_memory
 from streammem.models.tiny.keys import PictureKey, TextKey, WordsOfCells
 from streammem.models.tiny.questions import QuestionHead, QuestionReading
-from streammem.perception.frames import Perceived
+from streammem.perception.frames import Perceived, SegmentFrames
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
 
@@ -153,10 +153,7 @@ class VideoModel:
         """(M, D) of a segment's tokens."""
         return self.bridge.config.memory_tokens, self.bridge.config.dim
 
-    @property
-    def reads_related(self) -> bool:
-        """False: a segment is read by itself."""
-        return False
+    reads_related = False  # a segment is read by itself
 
     def initial_memory(self) -> Tensor:
         """Return the memory before the first segment, [M, D + 1]; see ``update_memory``."""
@@ -202,10 +199,7 @@ class VideoModel:
 
     # -- the generator --
 
-    @property
-    def reads(self) -> Reads:
-        """Tokens of its own bridge; no pictures."""
-        return Reads(tokens=True)
+    reads = Reads(tokens=True)  # of its own bridge; no pictures
 
     @property
     def batches(self) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor
 from streammem.audio.scene_sound import SceneSound
 from streammem.models.backbones.imagebind import CLIP_S, RATE, clip_starts, spectrogram
 from streammem.models.backbones.language import Prompt
-from streammem.models.protocols import EncodedSegment, EvidenceItem, SegmentFrames, spread
+from streammem.models.protocols import EncodedSegment, EvidenceItem
 from streammem.models.published import CAPTION_REQUEST, PublishedModel
 from streammem.models.video_llama.branches import PictureBranch, SoundBranch
 from streammem.models.video_llama.options import VideoLlamaOptions
@@ -36,6 +36,7 @@ from streammem.models.video_llama.prompts import (
     time_line,
     video_prompt,
 )
+from streammem.perception.frames import SegmentFrames, spread
 from streammem.types import clock
 
 # Legend: T frames, S side in pixels, Q queries a frame, W width of the Q-Formers, L width of the

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from streammem.models.backbones.language import Prompt
 from streammem.models.backbones.languagebind import Tower, crop, pad
-from streammem.models.protocols import EncodedSegment, EvidenceItem, SegmentFrames, spread
+from streammem.models.protocols import EncodedSegment, EvidenceItem
 from streammem.models.published import CAPTION_REQUEST, PublishedModel
 from streammem.models.videollamb.bridge import ParentBridge, pool
 from streammem.models.videollamb.options import ParentOptions
-from streammem.perception.frames import Perceived
+from streammem.perception.frames import Perceived, SegmentFrames, spread
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from streammem.models.protocols import EvidenceItem, spread
+from streammem.models.protocols import EvidenceItem
+from streammem.perception.frames import spread
 from streammem.types import clock
 
 Part = str | np.ndarray

@@ -16,7 +16,8 @@ from streammem.errors import ConfigError
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.minigpt4_video.minigpt4_video import CAPTION_REQUEST
 from streammem.models.minigpt4_video.options import MiniGPT4Options
-from streammem.models.protocols import ComposedModel, EvidenceItem, SegmentFrames
+from streammem.models.protocols import ComposedModel, EvidenceItem
+from streammem.perception.frames import SegmentFrames
 from streammem.types import Note
 from tests.command_line import events
 from tests.models.minigpt4_video import published

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from streammem.models.checkpoint import PRESETS, read_config, read_tensors
-from streammem.models.protocols import SegmentFrames
 from streammem.models.tiny.bridge import FREE_SLOT, MemoryBridge, empty_memory, update_memory
+from streammem.perception.frames import SegmentFrames
 from tests.tiny import film, tiny_model
 
 SLOTS, DIM = 4, 8
