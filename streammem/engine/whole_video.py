@@ -44,8 +44,7 @@ from streammem.models.protocols import (
 from streammem.models.published import PublishedModel
 from streammem.models.videollamb.offline import choose, read
 from streammem.models.videollamb.videollamb import VideoLLaMB
-from streammem.perception.perceiver import Perceived
-from streammem.perception.scene_buffer import BufferedFrame, SceneBuffer
+from streammem.perception.frames import BufferedFrame, Perceived, SceneBuffer
 from streammem.types import Answer, Frame, Note, Reason, Segment
 
 HELD = 1024  # frames; at full size one takes 0.3 MB: 224 x 224 pixels and a picture for keyframes

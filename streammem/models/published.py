@@ -30,11 +30,11 @@ from streammem.models.backbones.language import (
     Prompt,
     Replies,
 )
-from streammem.models.confidence import ConfidenceModel
+from streammem.models.caption_scores import ConfidenceModel
 from streammem.models.once import once
 from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads, SegmentFrames
 from streammem.models.tiny.model import VideoModel
-from streammem.perception.perceiver import Perceived
+from streammem.perception.frames import Perceived
 from streammem.perception.scenetilling import SceneTillingConfig
 
 FAMILIES = ("videollamb", "minigpt4-video", "video-llama")  # the first is meant by a file of none

@@ -19,7 +19,7 @@ from streammem.models.protocols import EncodedSegment, EvidenceItem, SegmentFram
 from streammem.models.published import CAPTION_REQUEST, PublishedModel
 from streammem.models.videollamb.bridge import ParentBridge, pool
 from streammem.models.videollamb.options import ParentOptions
-from streammem.perception.perceiver import Perceived
+from streammem.perception.frames import Perceived
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
 
