@@ -48,7 +48,7 @@ POLL_S = 0.05
 # other: the rest is left to answers, to scenes that are shorter, and to what else the machine does.
 USUAL_SCENE_S, LIVE_SHARE = 10.0, 0.25
 LIVE_CAPTION_S = LIVE_SHARE * USUAL_SCENE_S
-MEASURED_STEPS = 6
+MEASURED_STEPS, TIMED_STEPS = 10, 5  # candidates share their first words: the last steps count
 
 
 def batch_size(captions: int, candidates: int) -> int:
@@ -567,7 +567,8 @@ def _caption_seconds(
     """Measure how long the longest caption takes; yield None after each step.
 
     The prompt is read and ``MEASURED_STEPS`` tokens of each candidate are generated; the median of
-    their steps stands for all, so that one during which the machine was busy does not count.
+    the last ``TIMED_STEPS`` steps stands for all, so that one during which the machine was busy
+    does not count.
     """
     few = replace(decoding, max_new_tokens=min(decoding.max_new_tokens, MEASURED_STEPS + 1))
     steps, times = generator.replies([prompt], few, count), list[float]()
@@ -578,7 +579,7 @@ def _caption_seconds(
         times.append(time.monotonic() - began)
         yield None
     # The first step reads the prompt. All may have ended with the first token.
-    step_s = median(times[1:]) if len(times) > 1 else 0.0
+    step_s = median(times[1:][-TIMED_STEPS:]) if len(times) > 1 else 0.0
     return times[0] + (decoding.max_new_tokens - 1) * step_s
 
 
