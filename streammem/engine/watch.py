@@ -18,6 +18,7 @@ from streammem.audio.recogniser import pieces
 from streammem.audio.scene_sound import SoundWindow
 from streammem.captioning.captioner import Captioner, CaptionRequest
 from streammem.captioning.scheduler import (
+    BATCH_WAIT_S,
     MAX_BATCH,
     POLL_S,
     CaptionJob,
@@ -186,6 +187,7 @@ class _Watching:
             1 if alone or on_text else MAX_BATCH,
             # What is generated of a file never depends on how fast the machine is.
             adapts=self._live and session.config.candidates is None,
+            wait_s=0.0 if self._live else BATCH_WAIT_S,
         )
         if self._live:
             captions.warm_up(session.blank_request())
