@@ -15,6 +15,7 @@ from streammem.fleet import pool
 from streammem.fleet.index import LIST, Archive, File, content_of, find_files
 from streammem.models import checkpoint
 from tests.command_line import QUICK, events, record
+from tests.fleet.workers import InThisProcess
 from tests.qa.test_answerer import Reader
 from tests.sessions import as_kind
 
@@ -171,18 +172,6 @@ def memories_of_one(tmp_path):
 def clearly(scale, cosines):
     """Probabilities that tell colours apart."""
     return 1.0 * (np.asarray(cosines) > 0.99)
-
-
-class InThisProcess:
-    """Stands in for processes, which would open the real model."""
-
-    def __init__(self, open_worker, num_workers):
-        self._worker = open_worker()
-
-    def run(self, jobs, stop):
-        for job in jobs:
-            yield pool.Progress(job, 0.5)
-            yield pool.Done(job, self._worker(job, lambda share: None))
 
 
 @pytest.fixture

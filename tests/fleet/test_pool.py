@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from streammem.errors import SourceError
-from streammem.fleet.pool import Done, Failed, Pool, Progress
+from streammem.fleet import pool as pools
+from streammem.fleet.pool import Done, Failed, Pool, Reported, Restarted
 
 PATIENCE_S = 60
 
@@ -27,8 +28,8 @@ def end():
 def open_squares(folder):
     """Runs in a worker."""
 
-    def square(job, report):
-        report(0.5)
+    def square(job, is_stopping):
+        yield 0.5
         if job == "raise":
             raise SourceError("no  such\nfile")
         if job == "fault":
@@ -39,13 +40,28 @@ def open_squares(folder):
         if job == "wait":
             (Path(folder) / "waits").touch()
             time.sleep(PATIENCE_S)
+        if job == "until stopped":
+            (Path(folder) / "waits").touch()
+            while not is_stopping():
+                time.sleep(0.01)
+            yield "closing"
+        if job == "flood":
+            for number in range(100_000):
+                (Path(folder) / "flood").write_text(str(number))
+                yield bytes(1000)
+        if job == "die thrice":
+            died = Path(folder) / "times"
+            times = len(died.read_text()) if died.exists() else 0
+            died.write_text("x" * (times + 1))
+            if times < 3:
+                os.kill(os.getpid(), signal.SIGKILL)
         return job if isinstance(job, str) else job**2
 
     return square
 
 
 def ends(events):
-    return [event for event in events if not isinstance(event, Progress)]
+    return [event for event in events if isinstance(event, Done | Failed)]
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
@@ -79,6 +95,40 @@ def test_a_consumer_that_leaves_ends_the_processes(tmp_path):
     events.close()
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
+
+
+def test_a_job_that_is_asked_to_stop_may_end_in_its_own_way(tmp_path):
+    pool = Pool(functools.partial(open_squares, tmp_path), 1)
+    stop = (tmp_path / "waits").exists
+    told = list(pool.run(["until stopped", 1], stop, patience_s=PATIENCE_S))
+    assert told == [
+        Reported("until stopped", 0.5),
+        Reported("until stopped", "closing"),
+        Done("until stopped", "until stopped"),
+    ]
+
+
+def test_a_job_without_a_limit_of_tries_is_begun_again_after_waits_that_double(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pools, "BACK_OFF_S", (0.01, 0.03))
+    pool = Pool(functools.partial(open_squares, tmp_path), 1, tries=None)
+    told = list(pool.run(["die thrice"]))
+    waits = [(e.reason, e.wait_s) for e in told if isinstance(e, Restarted)]
+    assert waits == [("SIGKILL", 0.01), ("SIGKILL", 0.02), ("SIGKILL", 0.03)]
+    assert told[-1] == Done("die thrice", "die thrice")
+
+
+def test_a_worker_whose_reports_are_not_taken_waits(tmp_path):
+    events = Pool(functools.partial(open_squares, tmp_path), 1).run(["flood"])
+    for _ in range(3):
+        next(events)
+    written, before = tmp_path / "flood", ""
+    while written.read_text() != before:  # until it stands still
+        before = written.read_text()
+        time.sleep(0.2)
+    assert int(before) < 1000
+    events.close()
 
 
 def test_nothing_to_do_starts_nothing(tmp_path):
