@@ -107,16 +107,16 @@ def made_with(arguments: argparse.Namespace) -> str:
 
 
 def _identified(archive: "Archive", paths: list[Path], options: str) -> "list[File]":
-    """Read each file once; one that cannot be read has failed."""
+    """Read each file that is new or was changed; one that cannot be read has failed."""
     from tqdm import tqdm
 
-    from streammem.fleet.index import File, content_of
+    from streammem.fleet.index import File
 
     files = []
     hidden = not sys.stderr.isatty()
     for path in tqdm(paths, desc="which are new?", unit="file", disable=hidden, leave=False):
         try:
-            files.append(File(str(path), content_of(path), options))
+            files.append(archive.identify(path, options))
         except OSError as error:
             archive.fail(File(str(path), "", options), f"cannot be read ({error.strerror})")
     return files

@@ -5,13 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from streammem.commands import archiving
 from streammem.errors import ConfigError, SourceError, StoreError
-from streammem.fleet import pool
+from streammem.fleet import index, pool
 from streammem.fleet.index import LIST, Archive, File, content_of, find_files
 from streammem.models import checkpoint
 from tests.command_line import QUICK, events, record
@@ -82,6 +83,43 @@ def test_a_second_run_makes_only_what_is_new_or_changed_or_made_otherwise(films,
     shutil.rmtree(tmp_path / "archive" / changed_name(tmp_path, changed))
     with Archive.open(tmp_path / "archive") as archive:
         assert list(archive.missing([changed])) == [changed]
+
+
+def test_the_bytes_of_a_file_are_read_again_only_where_something_shows_a_change(
+    films, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(index, "FRESH_S", 0.0)
+    read, read_content = [], index.content_of
+
+    def content_of(path):
+        read.append(path.name)
+        return read_content(path)
+
+    monkeypatch.setattr(index, "content_of", content_of)
+
+    def run():
+        read.clear()
+        with Archive.open(tmp_path / "archive") as archive:
+            files = [archive.identify(path, "options") for path in find_files([films])]
+            missing = list(archive.missing(files))
+            for file in missing:
+                folder = archive.unfinished(file)
+                folder.mkdir()
+                (folder / "memory.json").write_text("{}")
+                archive.keep(replace(file, state="whole"))
+        return sorted(read), sorted(os.path.basename(f.path) for f in missing)
+
+    assert run() == (["a.mp4", "a.mp4", "b.MOV"],) * 2
+    assert run() == ([], [])
+    os.utime(films / "b.MOV", (1, 1))
+    assert run() == (["b.MOV"], [])
+    assert run() == ([], [])
+    before = (films / "b.MOV").stat()
+    (films / "b.MOV").write_bytes(b"x" * before.st_size)  # as large, and its time is set back
+    os.utime(films / "b.MOV", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert run() == (["b.MOV"], ["b.MOV"])
+    monkeypatch.setattr(index, "FRESH_S", 1e9)  # too fresh to tell
+    assert run() == (["a.mp4", "a.mp4", "b.MOV"], [])
 
 
 def changed_name(tmp_path, file):
