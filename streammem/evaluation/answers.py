@@ -27,8 +27,8 @@ from streammem.evaluation.datasets import (
 from streammem.evaluation.memory import MemoryModel
 from streammem.evaluation.streams import bm25, check_enough
 from streammem.evaluation.timelines import TimedQuestion, Timeline, memories_of, timelines_of
-from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry
+from streammem.memory.memory import CacheConfig
 from streammem.types import Answer
 
 CITED = 4  # best pieces of evidence that count, as many as "last 4" has
@@ -333,7 +333,7 @@ class _QuestionReader:
 
 def _outcome(answerer: Any, question: TimedQuestion, timeline: Timeline) -> Outcome:
     """Ask a question and score the answer."""
-    from streammem.perception.scene_buffer import BufferedFrame
+    from streammem.perception.frames import BufferedFrame
     from streammem.qa.question import Present
 
     answerer.turns.clear()  # each question is asked alone

@@ -26,8 +26,8 @@ from streammem.evaluation.datasets import (
     read_photos,
 )
 from streammem.evaluation.streams import KINDS, ComposedStream, bm25, check_enough, compose
-from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry
+from streammem.memory.memory import CacheConfig
 from streammem.memory.retrieval import FALSE_SIGHTINGS, GumbelNull, Query, normalise, threshold
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchOptions
 from streammem.models.backbones.language import GenerationConfig
-from streammem.models.reranking import Reranker
+from streammem.models.caption_scores import Reranker
 from streammem.types import Caption, Stats
 from streammem.video import VideoSource
 from tests.tiny import film, talkative_language, tiny_model

@@ -33,7 +33,7 @@ from streammem.evaluation.films import (
     table,
 )
 from streammem.evaluation.timelines import TimedQuestion
-from streammem.memory.words import content_words
+from streammem.memory.retrieval import content_words
 from tests.tiny import moving_square, tiny_model
 
 SENTENCES = (
