@@ -151,7 +151,8 @@ def test_a_process_that_is_killed_is_started_again_and_its_cameras_go_on_from_th
             f'[cameras.hall]\nsource = "{first.url}"\n[cameras.door]\nsource = "{second.url}"\n'
             '[cameras.down]\nsource = "rtsp://127.0.0.1:9/x"\n'
         )
-        more = ("--format", "jsonl", "--metrics", tmp_path / "m.prom", *QUICK, *ray)
+        short = ("--set", "scenes.max_frames=24")  # scenes end, whatever they show
+        more = ("--format", "jsonl", "--metrics", tmp_path / "m.prom", *short, *QUICK, *ray)
         command = ("watch", "--sources", path, "--memory", house, "--workers", "2", *more)
         with (tmp_path / "err").open("w") as err, start(*command, stderr=err) as running:
             timer = threading.Timer(PATIENCE_S, running.kill)
