@@ -1,5 +1,6 @@
 """An archive knows a file by its content, and holds whole memories only."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -273,9 +274,9 @@ def test_processes_make_what_one_makes_and_one_that_is_killed_is_replaced(tmp_pa
     for number, colours in enumerate(["red", "blue", "green", "white"]):
         record(films / f"{number}.mp4", ((colours, 3), ("red", 2 + number)))
 
-    def index(folder, workers):
+    def index(folder, workers, *more):
         command = ["index", films, "--memory", folder, "--workers", workers, "--format", "jsonl"]
-        return [sys.executable, "-m", "streammem", *map(str, [*command, *QUICK])]
+        return [sys.executable, "-m", "streammem", *map(str, [*command, *QUICK, *more])]
 
     serial = subprocess.run(index(tmp_path / "serial", 1), capture_output=True, timeout=300)
     assert serial.returncode == 0, serial.stderr
@@ -301,4 +302,9 @@ def test_processes_make_what_one_makes_and_one_that_is_killed_is_replaced(tmp_pa
         }
 
     assert captions(tmp_path / "parallel") == captions(tmp_path / "serial")
+    if importlib.util.find_spec("ray"):
+        command = index(tmp_path / "ray", 2, "--ray", "local")
+        on_ray = subprocess.run(command, capture_output=True, timeout=300)
+        assert on_ray.returncode == 0, on_ray.stderr
+        assert captions(tmp_path / "ray") == captions(tmp_path / "serial")
     assert len(archiving.DECIDING) == len(set(archiving.DECIDING))
