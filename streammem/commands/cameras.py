@@ -2,8 +2,9 @@
 
 import argparse
 import re
+import sys
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -100,6 +101,8 @@ def run_cameras(arguments: argparse.Namespace) -> int:
     output = _Output(arguments)
     board = Board(cameras)
     with ExitStack() as stack:
+        if arguments.ray:  # which prints remarks of its own; results have stdout already
+            stack.enter_context(redirect_stdout(sys.stderr))
         processes, num_workers, cores_each = stack.enter_context(workers_of(arguments))
         signalled = stack.enter_context(signals())
         stack.enter_context(closing(output))
