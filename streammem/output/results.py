@@ -40,6 +40,14 @@ def naming(path: Path | None) -> Iterator[None]:
         raise
 
 
+def replace_file(path: Path, text: str) -> None:
+    """Write a file that a reader finds whole."""
+    unfinished = path.with_name(path.name + ".part")
+    with naming(unfinished):
+        unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
 class Results:
     """Writes a command's results in one format to stdout or a file.
 

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -133,6 +134,36 @@ def interrupts() -> Iterator[Callable[[], bool]]:
         yield lambda: requested
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@dataclass
+class Signalled:
+    """What signals have asked for."""
+
+    terminated: bool = False
+    reopen: bool = False
+
+
+@contextmanager
+def signals() -> Iterator[Signalled]:
+    """Turn SIGTERM into a request to stop, SIGHUP into one to open the output anew."""
+    signalled = Signalled()
+
+    def terminate(number: int, frame: object) -> None:
+        signalled.terminated = True
+
+    def reopen(number: int, frame: object) -> None:
+        signalled.reopen = True
+
+    handlers: dict[int, Callable[[int, object], None]] = {signal.SIGTERM: terminate}
+    if hasattr(signal, "SIGHUP"):
+        handlers[signal.SIGHUP] = reopen
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield signalled
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def note(text: str) -> None:
