@@ -57,7 +57,6 @@ class Outcome:
         cited: scenes of the evidence, best first.
         old: whether its evidence is old, see ``Timeline.is_old``.
         text: of the answer.
-        score: of its best evidence, in [0, 1].
     """
 
     question: TimedQuestion
@@ -67,7 +66,6 @@ class Outcome:
     cited: tuple[int, ...]
     old: bool
     text: str
-    score: float = 0.0
 
     @property
     def name(self) -> str:
@@ -225,8 +223,8 @@ def is_right(question: TimedQuestion, answer: Answer, cited: set[int], edges: np
 
     ``exists``: yes if it was shown, no if not. ``when``, ``first``, ``last``: exactly the scenes of
     the truth. ``how often``: the number. ``how long``: within a fifth. ``before``, ``after``,
-    ``between``: it points to the scenes asked about, and shows the neighbour. ``now``: it uses only
-    the present.
+    ``between``: it points to the scenes asked about, and shows the neighbour. ``said``: it quotes
+    from a scene of the truth. ``now``: it uses only the present.
 
     Args:
         question: with the truth.
@@ -239,6 +237,8 @@ def is_right(question: TimedQuestion, answer: Answer, cited: set[int], edges: np
         return answer.method == "model" and not cited
     if not gold or not answer.seen:
         return answer.seen == bool(gold)
+    if operator == "said":
+        return bool(cited & gold)
     if operator == "exists" or answer.method == "model":
         return operator == "exists"
     if operator == "how often":
