@@ -54,7 +54,12 @@ PROBED = {"source", "model", "session"}
 # There a "model" is a network of another library.
 FOREIGN_MODELS = ("models/backbones/", "training/")
 # There they are words of questions and of answers.
-WORD_LISTS = ("memory/words.py", "qa/speech.py", "training/phrasings.py", "evaluation/rereading.py")
+WORD_LISTS = (
+    "memory/retrieval.py",
+    "qa/speech.py",
+    "training/phrasings.py",
+    "evaluation/rereading.py",
+)
 VAGUE = re.compile(r"\b(whoever|nobody|somebody)\b", re.IGNORECASE)
 
 

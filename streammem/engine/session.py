@@ -18,22 +18,23 @@ from streammem.audio.scene_sound import SceneSound, SoundWindow
 from streammem.audio.track import SpeechTrack
 from streammem.captioning.captioner import Captioner, CaptionRequest, ScoredCaption
 from streammem.engine.session_config import SessionConfig
-from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry, Sureness, decode_keyframe, fitting_notes, visual_keys
-from streammem.memory.memory import Memory
+from streammem.memory.memory import CacheConfig, Memory
 from streammem.memory.retrieval import EVERYTHING, Window
 from streammem.memory.timeline import offset_after
 from streammem.models.protocols import EncodedSegment, SegmentFrames, StreamModel, spread
 from streammem.perception.background import Background, BackgroundState
-from streammem.perception.gate import Encoded, PixelGate, thumbnail
-from streammem.perception.scene_buffer import (
+from streammem.perception.frames import (
     BRIDGE_FRAMES,
     KEYFRAME_SIDE,
     BufferedFrame,
+    Encoded,
+    PixelGate,
     SceneBuffer,
     SceneBufferState,
     keyframe,
     places,
+    thumbnail,
 )
 from streammem.perception.scenetilling import Pushed, SceneTilling, SceneTillingState, Score
 from streammem.qa.answerer import Answerer

@@ -6,7 +6,7 @@ from typing import Literal
 from streammem.captioning.captioner import CaptionConfig
 from streammem.config import override
 from streammem.errors import ConfigError
-from streammem.memory.cache import EPSILON, CacheConfig
+from streammem.memory.memory import EPSILON, CacheConfig
 from streammem.memory.retrieval import DEFAULT_RANKERS
 from streammem.models.backbones.sampling import MOST_BEAMS, GenerationConfig
 from streammem.models.minigpt4_video.options import CUTS as CLIP_CUTS

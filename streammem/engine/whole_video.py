@@ -47,8 +47,7 @@ from streammem.models.video_llama.video_llama import VideoLlama
 from streammem.models.videollamb.offline import choose, read
 from streammem.models.videollamb.options import CUTS
 from streammem.models.videollamb.videollamb import VideoLLaMB
-from streammem.perception.perceiver import Perceived
-from streammem.perception.scene_buffer import BufferedFrame, SceneBuffer
+from streammem.perception.frames import BufferedFrame, Perceived, SceneBuffer
 from streammem.types import Answer, Frame, Note, Reason, Segment
 
 CUTS_OF: dict[type, tuple[str, ...]] = {

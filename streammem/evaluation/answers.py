@@ -27,7 +27,6 @@ from streammem.evaluation.datasets import (
 from streammem.evaluation.memory import MemoryModel
 from streammem.evaluation.streams import bm25, check_enough
 from streammem.evaluation.timelines import TimedQuestion, Timeline, memories_of, timelines_of
-from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry
 from streammem.types import Answer
 
@@ -184,7 +183,7 @@ def answers_to(
     """
     from torch import zeros
 
-    from streammem.memory.memory import Memory
+    from streammem.memory.memory import CacheConfig, Memory
     from streammem.qa.answerer import AnswerConfig, Answerer
 
     reader = _QuestionReader(model)
@@ -333,7 +332,7 @@ class _QuestionReader:
 
 def _outcome(answerer: Any, question: TimedQuestion, timeline: Timeline) -> Outcome:
     """Ask a question and score the answer."""
-    from streammem.perception.scene_buffer import BufferedFrame
+    from streammem.perception.frames import BufferedFrame
     from streammem.qa.question import Present
 
     answerer.turns.clear()  # each question is asked alone

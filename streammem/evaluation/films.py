@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from streammem.evaluation.timelines import PHRASINGS, TimedQuestion, thing_of
-from streammem.memory.words import content_words, stem
+from streammem.memory.retrieval import content_words, stem
 
 SCENE_S = (2.0, 30.0)  # log-uniform between them
 OPERATORS = (

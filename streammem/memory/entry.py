@@ -6,7 +6,7 @@
     row = with_text(row, caption="A dog swims.", caption_key=key)
     row.age(Now(wall=time.time(), ends={"": 60.0}))   # seconds
 
-No index and no disk: `cache.py` holds entries in RAM, `store.py` on disk. When rows merge is the
+No index and no disk: `memory.py` holds entries in RAM, `store.py` on disk. When rows merge is the
 cache's business; where keys come from (the retrieval heads) is not known here.
 """
 

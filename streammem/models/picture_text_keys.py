@@ -33,7 +33,7 @@ from streammem.models.once import opening
 from streammem.models.protocols import ComposedModel, StreamModel, TextEncoder
 from streammem.models.tiny.questions import QuestionReading
 from streammem.models.vlm.hub import local_folder
-from streammem.perception.perceiver import Perceived, Perceiver
+from streammem.perception.frames import Perceived, Perceiver
 from streammem.perception.scenetilling import SceneTillingConfig
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """What a session asks of a model: four parts, each of which may come from another model.
 
-    perceiver        a frame          -> embedding, key, patches     (perception/perceiver.py)
+    perceiver        a frame          -> embedding, key, patches     (perception/frames.py)
     segment_encoder  frames, memory   -> tokens, memory              optional
     text_encoder     sentences        -> keys; a question -> what it asks for
     generator        a prompt         -> text; one for captions, another for answers where wanted
@@ -19,10 +19,9 @@ from torch import Tensor
 from streammem.audio.scene_sound import SceneSound
 from streammem.memory.retrieval import GumbelNull
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies
-from streammem.models.confidence import ConfidenceModel
-from streammem.models.reranking import Reranker
+from streammem.models.caption_scores import ConfidenceModel, Reranker
 from streammem.models.tiny.questions import QuestionReading
-from streammem.perception.perceiver import Perceiver
+from streammem.perception.frames import Perceiver
 from streammem.types import Note
 
 

@@ -36,11 +36,11 @@ from streammem.memory.retrieval import (
     Window,
     check_rankers,
     clipped,
+    content_words,
     rate,
     scale_of,
 )
 from streammem.memory.upkeep import caption_of
-from streammem.memory.words import content_words
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.protocols import (
     EvidenceItem,
@@ -50,7 +50,7 @@ from streammem.models.protocols import (
     spread,
 )
 from streammem.models.tiny.model import ANSWER_DECODING
-from streammem.perception.scene_buffer import places
+from streammem.perception.frames import places
 from streammem.qa.checking import check
 from streammem.qa.goldfish import as_text, nearest_documents, within_limit
 from streammem.qa.lookups import Lookups

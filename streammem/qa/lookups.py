@@ -24,8 +24,7 @@ import numpy as np
 from streammem.errors import ConfigError, StreammemError
 from streammem.memory.entry import Entry, Now, decode_keyframe
 from streammem.memory.memory import Memory
-from streammem.memory.retrieval import EVERYTHING, Clip, Query, Window, clipped
-from streammem.memory.words import content_words
+from streammem.memory.retrieval import EVERYTHING, Clip, Query, Window, clipped, content_words
 from streammem.models.protocols import Tool
 from streammem.qa.question import narrowed, wall_end, window_of
 from streammem.qa.speech import excerpt

@@ -16,7 +16,7 @@ from torch import Tensor
 from streammem.memory.entry import Entry, Now
 from streammem.memory.retrieval import EVERYTHING, Window
 from streammem.models.tiny.questions import QuestionReading
-from streammem.perception.scene_buffer import BufferedFrame
+from streammem.perception.frames import BufferedFrame
 from streammem.qa.time_expressions import TimeWords
 from streammem.types import TimeSpan, clock
 

@@ -19,8 +19,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from streammem.memory.entry import Entry
-from streammem.memory.retrieval import Clip
-from streammem.memory.words import content_words, stem
+from streammem.memory.retrieval import Clip, content_words, stem
 from streammem.models.protocols import TextEncoder
 from streammem.types import Note, clock
 

@@ -30,7 +30,7 @@ from streammem.models.protocols import (
     ToolTurn,
 )
 from streammem.models.tiny.questions import QuestionReading
-from streammem.perception.perceiver import Perceived, Perceiver
+from streammem.perception.frames import Perceived, Perceiver
 from streammem.perception.scenetilling import SceneTillingConfig
 
 T = TypeVar("T")

@@ -24,7 +24,7 @@ from streammem.engine.watch_options import WatchCallbacks
 from streammem.errors import StreammemError
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.backbones.products import has_half
-from streammem.models.confidence import ConfidenceModel
+from streammem.models.caption_scores import ConfidenceModel
 from streammem.models.protocols import EvidenceItem
 from streammem.types import Caption, Segment
 from streammem.video import VideoSource

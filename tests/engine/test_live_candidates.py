@@ -14,7 +14,7 @@ from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchOptions
 from streammem.models.backbones.language import GenerationConfig
-from streammem.models.reranking import Reranker
+from streammem.models.caption_scores import Reranker
 from streammem.server.shared import share
 from streammem.types import Caption, Stats
 from streammem.video import VideoSource

@@ -26,7 +26,7 @@ from streammem.evaluation.films import (
 )
 from streammem.evaluation.questions import read_suite
 from streammem.evaluation.timelines import TimedQuestion
-from streammem.memory.words import content_words
+from streammem.memory.retrieval import content_words
 from streammem.types import Answer
 from tests.tiny import moving_square, tiny_model
 

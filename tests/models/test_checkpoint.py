@@ -13,9 +13,8 @@ from streammem.models import checkpoint, checkpoint_config
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.text import TEXT_DIM
 from streammem.models.backbones.weights import SOURCES
+from streammem.models.caption_scores import ConfidenceModel, Reranker
 from streammem.models.checkpoint import PRESETS, backbones_of, load, merge_lora, save
-from streammem.models.confidence import ConfidenceModel
-from streammem.models.reranking import Reranker
 from streammem.models.tiny.keys import (
     EvidenceSizes,
     PictureEvidence,

@@ -24,7 +24,7 @@ from streammem.models.backbones.language import (
     Prompt,
     Replies,
 )
-from streammem.models.confidence import ConfidenceModel
+from streammem.models.caption_scores import ConfidenceModel
 from streammem.models.minigpt4_video.interleaving import moved, placed, shortened, texts
 from streammem.models.minigpt4_video.options import MiniGPT4Options, SessionDefaults
 from streammem.models.once import once
@@ -36,7 +36,7 @@ from streammem.models.protocols import (
     spread,
 )
 from streammem.models.tiny.model import VideoModel
-from streammem.perception.perceiver import Perceived
+from streammem.perception.frames import Perceived
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.video.pixels import resize
 

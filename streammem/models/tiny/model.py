@@ -19,16 +19,15 @@ from streammem.models.backbones.language import (
 )
 from streammem.models.backbones.text import SentenceEncoder
 from streammem.models.backbones.vision import VisionEncoder
-from streammem.models.confidence import ConfidenceModel
+from streammem.models.caption_scores import ConfidenceModel, Reranker
 from streammem.models.once import once
 from streammem.models.prompts import CAPTION_INSTRUCTION
 from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads, SegmentFrames
-from streammem.models.reranking import Reranker
 from streammem.models.tiny import recurrent
 from streammem.models.tiny.bridge import MemoryBridge
 from streammem.models.tiny.keys import PictureKey, TextKey, WordsOfCells
 from streammem.models.tiny.questions import QuestionHead, QuestionReading
-from streammem.perception.perceiver import Perceived
+from streammem.perception.frames import Perceived
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
 

@@ -26,7 +26,7 @@ from streammem.models.backbones.language import (
     Prompt,
     Replies,
 )
-from streammem.models.confidence import ConfidenceModel
+from streammem.models.caption_scores import ConfidenceModel
 from streammem.models.once import once
 from streammem.models.protocols import (
     EncodedSegment,
@@ -53,7 +53,7 @@ from streammem.models.video_llama.prompts import (
     video_prompt,
 )
 from streammem.models.videollamb.options import SessionDefaults
-from streammem.perception.perceiver import Perceived
+from streammem.perception.frames import Perceived
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
 

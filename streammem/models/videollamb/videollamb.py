@@ -22,7 +22,7 @@ from streammem.models.backbones.language import (
     Replies,
 )
 from streammem.models.backbones.languagebind import Tower, crop, pad
-from streammem.models.confidence import ConfidenceModel
+from streammem.models.caption_scores import ConfidenceModel
 from streammem.models.once import once
 from streammem.models.protocols import (
     EncodedSegment,
@@ -34,7 +34,7 @@ from streammem.models.protocols import (
 from streammem.models.tiny.model import VideoModel
 from streammem.models.videollamb.bridge import ParentBridge, pool
 from streammem.models.videollamb.options import ParentOptions, SessionDefaults
-from streammem.perception.perceiver import Perceived
+from streammem.perception.frames import Perceived
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
 

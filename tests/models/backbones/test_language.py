@@ -161,7 +161,7 @@ def test_only_replies_that_company_cannot_change_are_given_together(
     prompts = [*alike(language, 3), language.chat(["Of another length, say."])][:count]
     started, start = [], language._start
     monkeypatch.setattr(
-        language, "_start", lambda rows, config: started.append(len(rows)) or start(rows, config)
+        language, "_start", lambda rows, *rest: started.append(len(rows)) or start(rows, *rest)
     )
     assert len(texts(language.replies(prompts, GREEDY))) == count
     assert started == sizes

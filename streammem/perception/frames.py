@@ -1,8 +1,8 @@
-"""The frames of the scene that is still open: what is kept of each, and what it leaves behind.
+"""The frames of the open scene: what a model makes of each, what is kept of it, what it leaves.
 
-    buffer = SceneBuffer(tilling.lag)
+    gate, buffer = PixelGate(model, still=6.0), SceneBuffer(tilling.lag)
     for frame in frames:
-        buffer.push(frame, model.perceive(frame.pixels))
+        buffer.push(frame, gate.encode(frame.pixels).perceived)  # a still picture only once
     scene = buffer.frames[:40]  # they ended before frame 40
     buffer.drop(40)
 
@@ -12,20 +12,117 @@ It decides no boundary; see ``scenetilling.py``.
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from streammem.memory.entry import MAX_KEYFRAME_BYTES
-from streammem.perception.perceiver import Perceived
+from streammem.perception.background import Box
+from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import Frame
 from streammem.video.pixels import fitted, resize
 
 BRIDGE_FRAMES = 8
 KEYFRAME_SIDE = 320
 JPEG_QUALITY = 80
+GRID = 32  # cells a side; a cell averages noise away, and 1% of the picture covers ten of them
+
+
+class Perceived(NamedTuple):
+    """What one frame gives to the stream.
+
+    Attributes:
+        embedding: [D] float32 numpy, centred; for SceneTilling.
+        patches: [P, V] float16; for the bridge.
+        key: [K] float32 numpy, unit; for the cache.
+    """
+
+    embedding: np.ndarray
+    patches: Tensor
+    key: np.ndarray
+
+
+class Perceiver(Protocol):
+    """Encodes one frame at a time; ``scenes`` are SceneTilling's options, fitted to it."""
+
+    @property
+    def scenes(self) -> SceneTillingConfig: ...
+
+    def perceive(self, picture: np.ndarray) -> Perceived:
+        """Encode a frame, [H, W, 3] uint8 RGB."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """A picture that was encoded.
+
+    Attributes:
+        thumbnail: [``GRID``, ``GRID``, 3] uint8, what later pictures are compared with.
+        perceived: what the encoder made of it.
+        box: the part of it that was encoded; None for all.
+    """
+
+    thumbnail: np.ndarray
+    perceived: Perceived
+    box: Box | None = None
+
+
+class PixelGate:
+    """Encodes pictures that differ from the last encoded one.
+
+    Not from the picture before, so that a slow change adds up until it passes.
+
+    Args:
+        perceiver: has the encoder.
+        still: a picture is still while no cell's mean colour has moved by so many of 255 levels
+            in any channel; 0 encodes every picture.
+    """
+
+    def __init__(self, perceiver: Perceiver, still: float) -> None:
+        self._perceiver, self._still = perceiver, still
+        self._last: Encoded | None = None
+
+    def encode(self, picture: np.ndarray, box: Box | None = None) -> Encoded:
+        """Encode a picture, unless it looks like the last encoded one.
+
+        Args:
+            picture: [H, W, 3] uint8 RGB.
+            box: the part to encode; None for all.
+
+        Returns:
+            The same object as before for a picture that looks like the last encoded one and is
+            encoded in part or as a whole, as that one was.
+        """
+        cells, last = thumbnail(picture), self._last
+        if last is not None and (last.box is None) == (box is None):
+            moved = np.abs(last.thumbnail.astype(np.int16) - cells)
+            if (moved < self._still).all():
+                return last
+        part = picture
+        if box is not None:
+            height, width = picture.shape[:2]
+            top, bottom = int(box[0] * height), max(1, round(box[1] * height))
+            left, right = int(box[2] * width), max(1, round(box[3] * width))
+            part = np.ascontiguousarray(picture[top:bottom, left:right])
+        # A copy: a picture of just this size is its own thumbnail, and its buffer may be reused.
+        self._last = Encoded(cells.copy(), self._perceiver.perceive(part), box)
+        return self._last
+
+    def snapshot(self) -> Encoded | None:
+        """Return what was encoded last, which is all that the gate remembers."""
+        return self._last
+
+    def restore(self, state: Encoded | None) -> None:
+        """Go on from the snapshot of a gate; None forgets."""
+        self._last = state
+
+
+def thumbnail(picture: np.ndarray) -> np.ndarray:
+    """Shrink a picture [H, W, 3] to cells, [``GRID``, ``GRID``, 3] uint8."""
+    return resize(picture, (GRID, GRID), "bilinear")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
