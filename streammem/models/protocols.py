@@ -11,7 +11,7 @@ models, such as our perception and keys with a language model behind a server. N
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -233,6 +233,15 @@ class ToolGenerator(Generator, Protocol):
         Yields:
             Last the answer, or the one call that is wanted next; of several only the first.
         """
+        ...
+
+
+@runtime_checkable
+class LikelihoodGenerator(Protocol):
+    """A generator that states how likely given replies are; evaluation chooses options by it."""
+
+    def log_probs(self, prompt: Prompt, texts: Sequence[str]) -> list[list[float]]:
+        """Return the log-probability of each token of each text behind a prompt."""
         ...
 
 

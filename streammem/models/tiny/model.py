@@ -233,6 +233,10 @@ class VideoModel:
         """Yield a reply piece by piece, with beams as one piece."""
         return self.language.pieces(prompt, decoding)
 
+    def log_probs(self, prompt: Prompt, texts: Sequence[str]) -> list[list[float]]:
+        """Return how likely each text is as a reply; see ``protocols.LikelihoodGenerator``."""
+        return self.language.log_probs(prompt, texts)
+
     @torch.inference_mode()
     def _visual(self, tokens: Tensor) -> Tensor:
         return self.bridge.to_language(tokens.float())
