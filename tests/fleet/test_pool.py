@@ -145,7 +145,8 @@ def test_a_worker_whose_reports_are_not_taken_waits(tmp_path, where, request):
     for _ in range(3):
         next(events)
     written, before = tmp_path / "flood", ""
-    while written.read_text() != before:  # until it stands still
+    while not before or written.read_text() != before:  # until it stands still; while it is
+        # being written it may be empty
         before = written.read_text()
         time.sleep(0.2)
     assert int(before) < 1000
