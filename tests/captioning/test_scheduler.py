@@ -3,6 +3,7 @@
 import itertools
 import queue
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -97,7 +98,11 @@ def queued(language, count, *, on_text=None, **options):
 
 
 def results_of(captions):
-    return [result for result in captions.results(0) if result]
+    found, until = [], time.monotonic() + 60
+    for result in captions.results(0):
+        assert time.monotonic() < until, "captions are pending that nothing generates"
+        found += [result] if result else []
+    return found
 
 
 def alone(model, wanted):
@@ -129,8 +134,10 @@ def test_captions_of_a_file_wait_for_a_full_batch_and_the_last_ones_for_the_end(
         captions.submit(CaptionJob(request, 0.0))
         results += captions.results(None)
         assert len(captions._held) == held
-    results += results_of(captions)
-    captions.scheduler.close()
+    try:
+        results += results_of(captions)
+    finally:
+        captions.scheduler.close()
     assert language.counts == [3, 2]
     assert [result.job.request for result in results] == wanted
     assert [result.replies[0].text for result in results] == alone(model, wanted)

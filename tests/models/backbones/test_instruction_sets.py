@@ -24,7 +24,7 @@ LOWERED = {
 # With one thread: more of them than there are cores to spare take a minute.
 LAWS = (
     "(whoever_stands_beside_it or prompts_beside_it or number_of_rows or rows_are_apart"
-    " or in_one_batch or no_other or whoever_is_done) and not [3-"
+    " or in_one_batch or no_other or whoever_is_done or as_if_each_were_alone) and not [3-"
 )
 RUN = """
 import sys, pytest, torch
