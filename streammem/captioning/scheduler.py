@@ -474,7 +474,7 @@ class CaptionQueue:
         Raises:
             Exception: what the generator raised.
         """
-        self._release()
+        self._release(at_once=max_pending is not None and len(self._pending) > max_pending)
         while self._pending and (
             (max_pending is not None and len(self._pending) > max_pending) or not self._done.empty()
         ):
