@@ -40,10 +40,10 @@ from streammem.memory.index import FaissIndex
 from streammem.memory.memory import CacheConfig, Memory
 from streammem.memory.retrieval import Query
 from streammem.models.checkpoint import load
-from streammem.models.protocols import EncodedSegment, SegmentFrames
+from streammem.models.protocols import EncodedSegment
 from streammem.models.threads import limit_threads
 from streammem.models.tiny.model import VideoModel
-from streammem.perception.frames import Perceived
+from streammem.perception.frames import Perceived, SegmentFrames
 from streammem.types import Frame
 
 FPS = 1.0

@@ -111,6 +111,7 @@ class Evidence:
         quote: the sentence that it rests on, where it was matched by speech.
         said_at: seconds, when that was said.
         reason: ``unsure`` where the caption was cut, as a ``Caption``'s; it then names nothing.
+        names: of the taught things that the segment shows; see ``memory/named.py``.
     """
 
     source: str
@@ -127,6 +128,7 @@ class Evidence:
     quote: str | None = None
     said_at: float | None = None
     reason: Literal["unsure"] | None = None
+    names: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         by = "" if self.matched == "picture" else f" by {self.matched}"
@@ -134,7 +136,8 @@ class Evidence:
         if self.quote is not None and self.said_at is not None:
             text = f" “{self.quote}” (said at {clock(self.said_at)})"
         span = with_wall_clock(f"[{clock(self.start)}-{clock(self.end)}]", self.wall_start)
-        return f"{span} score {self.score:.2f}{by}{text}"
+        named = f" [{', '.join(self.names)}]" if self.names else ""
+        return f"{span} score {self.score:.2f}{by}{named}{text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,27 +247,35 @@ class Chapter:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A piece of speech or subtitle on the same timeline.
+    """A piece of speech or subtitle, or a sound event, on the same timeline.
 
     Attributes:
         word_starts: seconds at which each word of ``text.split()`` begins, rising; empty where
             that is not known.
+        kind: ``sound`` where it names a sound, as in "applause"; no words were said then.
     """
 
     start: float
     end: float
     text: str
     word_starts: tuple[float, ...] = ()
+    kind: Literal["speech", "sound"] = "speech"
 
     def __str__(self) -> str:
-        return f"[{clock(self.start)}-{clock(self.end)}] “{self.text}”"
+        text = f"“{self.text}”" if self.kind == "speech" else self.shown
+        return f"[{clock(self.start)}-{clock(self.end)}] {text}"
+
+    @property
+    def shown(self) -> str:
+        """The text among what is said: a sound stands in parentheses, as in subtitles."""
+        return self.text if self.kind == "speech" else f"({self.text})"
 
     def shifted(self, offset: float) -> "Note":
         """Return the note as it is on a clock that is ahead by so many seconds."""
         if not offset:
             return self
         starts = tuple(at + offset for at in self.word_starts)
-        return Note(self.start + offset, self.end + offset, self.text, starts)
+        return Note(self.start + offset, self.end + offset, self.text, starts, self.kind)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,14 @@ from streammem.commands.options import (
     add_output_options,
     between_of,
     check_output,
+    seconds,
     zone_of,
 )
 from streammem.errors import ConfigError, StoreError
 from streammem.models.registry import DEFAULT, load
 from streammem.output.render import FORMATS, Text, plain, stamped, to_line, wall_start
-from streammem.output.terminal import note, output, write_line
+from streammem.output.results import output
+from streammem.output.terminal import note, write_line
 from streammem.types import Event, Note, clock, wall_clock, with_wall_clock
 from streammem.video.address import public_name
 
@@ -96,7 +98,40 @@ def add_to(commands: Any) -> None:
     remade.add_argument("--keys", required=True, metavar="NAME", help=keys)
     remade.add_argument("--model", default=DEFAULT, help="that the memory was made by")
     remade.add_argument("--device", default="cpu", help="where the new keys are made")
+    _add_names(action)
     _add_removals(action)
+
+
+def _add_names(action: Any) -> None:
+    taught = action(
+        "teach",
+        teach,
+        "give a thing a name: it is found by it, and named in evidence, from then on",
+        'streammem memory teach trips "my cup" cup.jpg cup-from-above.jpg',
+        'streammem memory teach trips "my cup" --at 0:12:03 --box 0.25,0.1,0.5,0.4',
+        "streammem memory teach door Anna anna.jpg --person     people only where you say so",
+    )
+    taught.add_argument("name", help="as questions will name it")
+    taught.add_argument("pictures", nargs="*", type=Path, metavar="PICTURE", help="that show it")
+    moment = "a moment that shows it, in seconds or h:mm:ss of the source's clock"
+    taught.add_argument("--at", type=seconds, metavar="TIME", help=moment)
+    part = "part of that moment's picture, in shares of it: x,y,w,h from its upper left corner"
+    taught.add_argument("--box", type=box, metavar="X,Y,W,H", help=part)
+    taught.add_argument("--source", help="that the moment is of, where there are several")
+    about = "it is a person: told by looks, clothes and place, which strangers may share"
+    taught.add_argument("--person", action="store_true", help=about)
+    taught.add_argument("--model", default=DEFAULT, help="that the memory was made by")
+    taught.add_argument("--keys", metavar="NAME", help="that it was reindexed with")
+    taught.add_argument("--device", default="cpu", help="where keys are made")
+    listed = action("names", names, "what was taught", "streammem memory names trips")
+    listed.add_argument("--format", choices=("text", "jsonl"), default="text")
+    gone = action(
+        "forget-name",
+        forget_name,
+        "forget a name and its pictures, for good",
+        'streammem memory forget-name trips "my cup"',
+    )
+    gone.add_argument("name", help="as it was taught")
 
 
 def _add_removals(action: Any) -> None:
@@ -265,6 +300,84 @@ def reindex(arguments: argparse.Namespace) -> int:
     if done.without_picture:
         counted = _counted(done.without_picture, "row")
         note(f"{arguments.memory}: {counted} without a keyframe, found by words alone now")
+    return 0
+
+
+def box(text: str) -> tuple[float, ...]:
+    """Read ``x,y,w,h``; the range is not checked.
+
+    Raises:
+        argparse.ArgumentTypeError: not four numbers.
+    """
+    try:
+        x, y, width, height = map(float, text.split(","))
+    except ValueError:
+        message = f"{text!r}: give x,y,w,h in shares of the picture, as in 0.25,0.1,0.5,0.4"
+        raise argparse.ArgumentTypeError(message) from None
+    return x, y, width, height
+
+
+def teach(arguments: argparse.Namespace) -> int:
+    """Give a thing a name."""
+    from streammem.commands.opening import file_of, quiet_libraries
+    from streammem.engine.session import Session
+    from streammem.video.pictures import read_picture
+
+    if arguments.box and arguments.at is None:
+        raise ConfigError("--box: is a part of a moment's picture; give --at TIME, too")
+    if not arguments.pictures and arguments.at is None:
+        raise ConfigError("give pictures that show it, or --at TIME of a moment that does")
+    pictures = [read_picture(path) for path in arguments.pictures]
+    _opened(arguments, "r").close()  # which refuses what is no memory before a model is opened
+    quiet_libraries()
+    model = load(arguments.model, device=arguments.device, keys=arguments.keys)
+    with Session(model, memory=arguments.memory) as session:
+        session.answerer.file_of = file_of
+        taught = session.teach(
+            arguments.name, pictures, at=arguments.at, box=arguments.box,
+            source=arguments.source, person=arguments.person,
+        )  # fmt: skip
+        seen = sum(
+            taught.name in moment.names
+            for moment in session.find(taught.name, max(1, len(session.memory)))
+        )
+    kept = _counted(len(taught.pictures), "picture")
+    counted = _counted(seen, "scene")
+    note(f"{arguments.memory}: {plain(taught.name)}: {kept}; seen in {counted}")
+    return 0
+
+
+def names(arguments: argparse.Namespace) -> int:
+    """Print what was taught."""
+    from streammem.memory.named import read_taught
+
+    with _opened(arguments, "r") as store:
+        found = read_taught(store.database)
+    for taught in found:
+        pictures = len(taught.pictures)
+        if arguments.format == "jsonl":
+            line = {"name": taught.name, "person": taught.is_person, "pictures": pictures}
+            write_line(json.dumps({"type": "name", **line}))
+        else:
+            person = ", a person" * taught.is_person
+            write_line(plain(f"{taught.name}: {_counted(pictures, 'picture')}{person}"))
+    if not found:
+        note(f"{arguments.memory}: nothing was taught")
+    return 0
+
+
+def forget_name(arguments: argparse.Namespace) -> int:
+    """Forget a name and its pictures."""
+    from streammem.memory.named import read_taught, remove_taught
+
+    with _opened(arguments, "rw") as store:
+        known = {each.name.casefold(): each.name for each in read_taught(store.database)}
+        name = known.get(arguments.name.casefold())
+        if name is None:
+            taught = ", ".join(known.values()) or "nothing"
+            raise StoreError(f"{arguments.memory}: was taught {taught}, and no {arguments.name}")
+        remove_taught(store.database, name)
+    note(f"{arguments.memory}: forgot {plain(name)}")
     return 0
 
 

@@ -20,12 +20,12 @@ from streammem.captioning.captioner import Captioner, CaptionRequest, ScoredCapt
 from streammem.engine.session_config import SessionConfig
 from streammem.memory.entry import Entry, Sureness, decode_keyframe, fitting_notes, visual_keys
 from streammem.memory.memory import CacheConfig, Memory
+from streammem.memory.named import Taught
 from streammem.memory.retrieval import EVERYTHING, Window
 from streammem.memory.timeline import offset_after
-from streammem.models.protocols import EncodedSegment, SegmentFrames, StreamModel, spread
+from streammem.models.protocols import EncodedSegment, StreamModel
 from streammem.perception.background import Background, BackgroundState
 from streammem.perception.frames import (
-    BRIDGE_FRAMES,
     KEYFRAME_SIDE,
     BufferedFrame,
     Encoded,
@@ -33,13 +33,15 @@ from streammem.perception.frames import (
     SceneBuffer,
     SceneBufferState,
     keyframe,
-    places,
+    segment_frames,
+    spread,
     thumbnail,
 )
 from streammem.perception.scenetilling import Pushed, SceneTilling, SceneTillingState, Score
 from streammem.qa.answerer import Answerer
 from streammem.qa.lookups import Lookups
 from streammem.qa.question import Present
+from streammem.qa.teaching import Box, picture_at, renewed, taught_with
 from streammem.types import (
     Answer,
     Caption,
@@ -132,7 +134,7 @@ class Session:
         self.on_score, self.wall_zero = on_score, wall_zero
         self.captioner = Captioner(self.model, self.config.captioning)
         key_dim = self.model.text_encoder.background.shape[1]
-        encoder = self.model.segment_encoder
+        self._encoder = encoder = self.model.segment_encoder
         token_shape = encoder.token_shape if encoder else (0, 0)
         if memory is None:
             self.memory = Memory(
@@ -164,6 +166,9 @@ class Session:
         self._closed: dict[int, CaptionRequest] = {}  # by the last push or flush alone
         self._said: dict[int, tuple[Note, ...]] = {}  # likewise
         self.answerer = Answerer(self.model, self.memory, self.config.answering, self)
+        for taught in self.memory.taught():  # whose keys a reindex makes another model's
+            if (now := renewed(self.model, taught)) is not taught:
+                self.memory.teach(now, renew=True)
 
     @property
     def num_frames(self) -> int:
@@ -470,6 +475,53 @@ class Session:
         """
         return self.answerer.chapters(count, _window(between))
 
+    def teach(
+        self,
+        name: str,
+        pictures: Sequence[np.ndarray] = (),
+        *,
+        at: float | None = None,
+        box: Box | None = None,
+        source: str | None = None,
+        person: bool = False,
+    ) -> Taught:
+        """Give a thing a name, by which it is found and named in evidence from then on.
+
+        Args:
+            name: as questions will name it, such as ``my cup``.
+            pictures: [H, W, 3] uint8 RGB each; of a name that is known they are further ones.
+            at: seconds of a moment that was seen and shows it, besides.
+            box: where in that moment's picture; see ``qa.teaching.picture_at``.
+            source: that the moment is of.
+            person: it is a person. Off by default: see docs/guide/assistant.md.
+
+        Returns:
+            The thing with all its pictures.
+
+        Raises:
+            ConfigError: no picture, a name that cannot be asked for, or a picture that looks like
+                people without ``person``.
+            StoreError: the disk is full or fails.
+        """
+        given: list[tuple[np.ndarray, int | None]] = [(picture, None) for picture in pictures]
+        if at is not None:
+            given.append(picture_at(self.memory, self.answerer.file_of, at, box, source))
+        return self.memory.teach(taught_with(self.model, name, given, person=person))
+
+    def forget_name(self, name: str) -> None:
+        """Forget a name and its pictures, for good.
+
+        Raises:
+            KeyError: no such name.
+            StoreError: the memory is read-only, or the disk fails.
+        """
+        self.memory.forget_name(name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names that were taught."""
+        return tuple(taught.name for taught in self.memory.taught())
+
     def present(self) -> Present:
         """Return where the stream stands: its last frames, the open segment."""
         return Present(self._buffer.now, self.next_segment, self.recurrent, self.source)
@@ -499,8 +551,10 @@ class Session:
         keys = np.stack([f.key for f in frames])
         clusters = visual_keys(keys)
         jpeg = keyframe(full, clusters[0])
-        shown = [full[i] for i in spread(len(full), self.model.generator.reads.pictures)]
-        pictures = tuple(f.picture for f in shown if f.picture is not None)
+        pictures: tuple[np.ndarray, ...] = ()
+        if count_shown := self.model.generator.reads.pictures:
+            shown = [full[i] for i in spread(len(full), count_shown)]
+            pictures = tuple(f.picture for f in shown if f.picture is not None)
         # 2. Its tokens, which the recurrent memory takes in.
         offset, sound = self.time_offset, None
         if self.sound:
@@ -527,7 +581,7 @@ class Session:
                 keyframe=jpeg,
                 source=self.source,
                 wall_start=None if self.wall_zero is None else self.wall_zero + segment.start,
-                notes=fitting_notes(notes),
+                notes=fitting_notes(notes) if notes else (),
             ),
             recurrent,
         )
@@ -552,7 +606,7 @@ class Session:
         self, frames: Sequence[BufferedFrame], key: np.ndarray, sound: SceneSound | None
     ) -> EncodedSegment:
         """Read the closing segment with what the memory has of its like."""
-        encoder, related = self.model.segment_encoder, None
+        encoder, related = self._encoder, None
         if encoder is None:
             return EncodedSegment(torch.zeros(0, 0), self.recurrent)
         if encoder.reads_related:
@@ -565,10 +619,3 @@ def _window(between: tuple[float, float] | Window | None) -> Window:
     if between is None or isinstance(between, Window):
         return between or EVERYTHING
     return Window(stream=TimeSpan(*between))
-
-
-def segment_frames(number: int, frames: Sequence[BufferedFrame]) -> SegmentFrames:
-    """Choose the frames that a segment encoder reads, of those that kept their patches."""
-    shown = [frames[i] for i in spread(len(frames), BRIDGE_FRAMES)]
-    patches = [frame.patches for frame in shown if frame.patches is not None]
-    return SegmentFrames(number, patches, places(shown), [frame.time for frame in shown])

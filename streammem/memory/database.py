@@ -209,15 +209,22 @@ def _checked(values: Row) -> Row:
 
 
 def _notes_text(notes: Iterable[Note]) -> str:
-    """Return notes as JSON: [start, end, text], and the times of words where they are known."""
-    rows = [[n.start, n.end, n.text, *([n.word_starts] if n.word_starts else [])] for n in notes]
+    """Return notes as JSON: [start, end, text], then the times of words, then the kind.
+
+    The last two stand only where times are known, or the kind is not ``speech``.
+    """
+    rows = []
+    for note in notes:
+        kind = [note.kind] if note.kind != "speech" else []
+        times = [note.word_starts] if note.word_starts or kind else []
+        rows.append([note.start, note.end, note.text, *times, *kind])
     return json.dumps(rows, ensure_ascii=False)
 
 
 def _notes(text: str) -> tuple[Note, ...]:
     return tuple(
-        Note(start, end, said, tuple(starts[0]) if starts else ())
-        for start, end, said, *starts in json.loads(text)
+        Note(start, end, said, *(tuple(more[0]), *more[1:]) if more else ())
+        for start, end, said, *more in json.loads(text)
     )
 
 

@@ -45,6 +45,14 @@ from streammem.memory.entry import (
 )
 from streammem.memory.folder import is_memory, remove_empty
 from streammem.memory.index import index_for
+from streammem.memory.named import (
+    MAX_NAMES,
+    Taught,
+    read_taught,
+    remove_taught,
+    with_pictures,
+    write_taught,
+)
 from streammem.memory.retrieval import (
     DEFAULT_RANKERS,
     EVERYTHING,
@@ -122,6 +130,7 @@ class Memory:
         self._store = store
         self._is_new = self._has_folder = False  # made here; in a folder that was there before
         self._newest: Entry | None = None  # the newest row with its payload, which may go on
+        self._taught = read_taught(store.database) if store else ()
         if store is not None:
             self._cache.load(store.load_entries())
             _log.info("%s: opened (%s), %d rows", store.path, store.mode, len(self._cache))
@@ -279,6 +288,52 @@ class Memory:
         self._newest = None  # its payload may be gone
         _log.info("%s: removed %s", self._store.path, pruned)
         return pruned
+
+    # -- named things --
+
+    def taught(self) -> tuple[Taught, ...]:
+        """Return every thing that was taught, by name; the same tuple until that changes."""
+        return self._taught
+
+    def teach(self, taught: Taught, *, renew: bool = False) -> Taught:
+        """Keep a thing's name and pictures; those that it was taught before stay.
+
+        A memory that is only read keeps them until it is closed.
+
+        Args:
+            taught: the thing.
+            renew: let these pictures take the place of all earlier ones.
+
+        Returns:
+            The thing with all its pictures.
+
+        Raises:
+            ConfigError: too many names, or one that was taught as something else.
+            StoreError: the disk is full or fails.
+        """
+        others = [each for each in self._taught if each.name.casefold() != taught.name.casefold()]
+        before = next((each for each in self._taught if each not in others), None)
+        if before is None and len(others) >= MAX_NAMES:
+            raise ConfigError(f"{MAX_NAMES} names are taught; forget one first")
+        whole = with_pictures(None if renew else before, taught)
+        if self._store and self._store.mode == "rw":
+            write_taught(self._store.database, whole)
+        self._taught = tuple(sorted([*others, whole], key=lambda each: each.name.casefold()))
+        return whole
+
+    def forget_name(self, name: str) -> None:
+        """Forget a thing's name and its pictures, for good; rows never held either.
+
+        Raises:
+            KeyError: no such name.
+            StoreError: the memory is read-only, or the disk fails.
+        """
+        known = next((e for e in self._taught if e.name.casefold() == name.casefold()), None)
+        if known is None:
+            raise KeyError(f"nothing was taught by the name {name!r}")
+        if self._store:
+            remove_taught(self._store.database, known.name)
+        self._taught = tuple(each for each in self._taught if each is not known)
 
     # -- reading --
 
@@ -545,7 +600,8 @@ class MemoryCache:
 
     def _insert(self, entry: Entry) -> Entry | None:
         self._ids.append(entry.segment)
-        self._set(with_text(entry))
+        has_text = entry.caption or entry.notes or entry.sureness
+        self._set(with_text(entry) if has_text else entry)
         # The row before is final now: it and its predecessor may merge.
         self._consider(len(self._ids) - 3)
         return self._make_room() if len(self) > self.config.max_segments else None
@@ -553,12 +609,14 @@ class MemoryCache:
     def _set(self, row: Entry) -> Entry:
         if self.config.keys_only and (row.tokens.size or row.keyframe is not None):
             row = replace(row, tokens=row.tokens[:0, :0], keyframe=None)
-        self._rows[row.segment] = row
+        before, self._rows[row.segment] = self._rows.get(row.segment), row
         labels = _labels(row)
         for kind, index in self._indexes.items():
             keys = getattr(row, kind)
-            index.add(labels[: len(keys)], keys)
-            index.remove(labels[len(keys) :])
+            if len(keys):
+                index.add(labels[: len(keys)], keys)
+            if before is not None and len(getattr(before, kind)) > len(keys):
+                index.remove(labels[len(keys) :])
         return row
 
     def _unindex(self, row: Entry) -> None:

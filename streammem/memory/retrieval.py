@@ -19,13 +19,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from streammem.errors import ConfigError
 from streammem.memory.entry import KINDS, Entry, Now
 from streammem.types import Matched, TimeSpan
+
+if TYPE_CHECKING:
+    from streammem.memory.named import NamedThing  # it reads names with this module's words
 
 MARGINS = {"visual_keys": 0.0, "caption_keys": 0.65, "note_keys": 0.45}
 """What a key's cosine must exceed a visual key's by to count as much, by its kind.
@@ -92,6 +95,7 @@ class Query(NamedTuple):
         num_keys: visual keys that it is compared with, of the window; the more, the nearer the
             best chance match.
         heard: whether what was said may show it; of what was seen, words spoken are no proof.
+        things: taught things that the description names; only a row that shows all of them does.
     """
 
     key: np.ndarray
@@ -101,6 +105,7 @@ class Query(NamedTuple):
     words: frozenset[str] = frozenset()
     num_keys: int = 2
     heard: bool = True
+    things: "tuple[NamedThing, ...]" = ()
 
 
 class Scale(NamedTuple):
@@ -215,6 +220,8 @@ class Candidates(NamedTuple):
         named: by the same names, [N] bool: whether the row's caption, or its notes, name what is
             looked for.
         scale: of the query.
+        excess: [N] by how much a row exceeds the level of the thing that it shows least of those
+            that the query names; None where it names none.
     """
 
     entries: Sequence[Entry]
@@ -222,6 +229,7 @@ class Candidates(NamedTuple):
     now: Now
     named: Mapping[str, np.ndarray]
     scale: Scale
+    excess: np.ndarray | None = None
 
     def ages(self) -> np.ndarray:
         """Return [N] seconds since each row ended, >= 0; see ``Entry.age``."""
@@ -341,7 +349,7 @@ def retrieve(
     entries: Sequence[Entry] = (
         () if everywhere else [c.entry for c in clipped(memory.entries(), window)]
     )
-    if k is not None and tuple(rankers) == DEFAULT_RANKERS:
+    if k is not None and tuple(rankers) == DEFAULT_RANKERS and not query.things:
         # The index finds them sooner: the best k by nearest key are among the best k of each kind.
         near = memory.nearest(query.key, k, None if everywhere else entries)
         known = {entry.segment for entry in near}
@@ -365,7 +373,11 @@ def rate(entries: Sequence[Entry], query: Query, rankers: Sequence[str] = DEFAUL
             [query.heard and names(_speech(entry), query.words) for entry in entries]
         ),
     }
-    candidates = Candidates(entries, cosines, query.now, named, scale_of(query))
+    excess = None
+    if query.things:
+        by_thing = [[thing.excess(entry) for entry in entries] for thing in query.things]
+        excess = np.min(by_thing, axis=0)
+    candidates = Candidates(entries, cosines, query.now, named, scale_of(query), excess)
     visual = cosines["visual_keys"]
     text = np.maximum.reduce([each for kind, each in cosines.items() if kind != "visual_keys"])
     ranked = np.maximum.reduce(list(cosines.values()))
@@ -474,7 +486,11 @@ def _by_kind(candidates: Candidates) -> dict[str, np.ndarray]:
             # counts whatever the picture's key says: no answer may contradict what it prints.
             named = np.maximum(visual, scale.level) + NAMED
             near = np.minimum(scores, scale.level - BELOW)
-            scores = np.where(candidates.named[kind], named, near)
+            is_named = candidates.named[kind] & (candidates.excess is None)
+            scores = np.where(is_named, named, near)
+        elif candidates.excess is not None:
+            # "my cup" is the thing that was taught, and not whatever looks like a cup.
+            scores = scale.level + candidates.excess
         counts[kind] = scores
     return counts
 

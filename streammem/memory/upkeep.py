@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 from streammem.errors import StoreError
 from streammem.memory.database import SELECT, UPDATE, Row, column, to_entry, with_columns
-from streammem.memory.entry import Entry
+from streammem.memory.entry import Entry, caption_of
 from streammem.memory.folder import remove_keyframes
+from streammem.memory.named import remove_taught_from
 from streammem.memory.store import Store
-from streammem.types import Caption, Event, Segment, TimeSpan
+from streammem.types import Event, Segment, TimeSpan
 
 _EXPORT_ROWS = 64
 _TOUCHING_S = 1e-3
@@ -176,24 +176,6 @@ def events_of(entry: Entry) -> tuple[Event, ...]:
     return (*events, *entry.notes)
 
 
-def caption_of(entry: Entry) -> Caption:
-    """Return an entry's caption as an event; its text is empty where it was withheld."""
-    likelihoods = [sure.likelihood for sure in entry.sureness if sure.likelihood is not None]
-    confidences = [sure.confidence for sure in entry.sureness if sure.confidence is not None]
-    reason: Literal["unsure"] | None = None
-    if any(sure.unsure for sure in entry.sureness):
-        reason = "unsure"
-    return Caption(
-        entry.segment,
-        entry.start,
-        entry.end,
-        entry.caption or "",
-        min(confidences, default=None),
-        reason,
-        min(likelihoods, default=None),
-    )
-
-
 def compact(store: Store) -> None:
     """Give unused space back to the file system and drop traces of crashes.
 
@@ -283,6 +265,7 @@ def forget(
         names = {name for segment in gone if (name := _keyframe(store, segment))}
         if gone:
             store.database.query("DELETE FROM state WHERE name = 'recurrent'")
+            remove_taught_from(store.database, gone)
             _delete(store, gone)
     if gone:
         remove_keyframes(store.path, names)

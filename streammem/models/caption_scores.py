@@ -176,7 +176,9 @@ def best_reply(
     """
     if len(replies) == 1 or reranker is None:
         return replies[0], None
-    keys = sentence_keys([reply.text for reply in replies])
+    texts = list(dict.fromkeys(reply.text for reply in replies))  # replies may be alike
+    own = dict(zip(texts, sentence_keys(texts), strict=True))
+    keys = np.stack([own[reply.text] for reply in replies])
     log_probs = [float(np.mean(reply.log_probs)) for reply in replies]
     best = reranker(reranking_features(log_probs, keys, pictures))
     return replies[best], keys[best]

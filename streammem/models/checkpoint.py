@@ -13,16 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from streammem.errors import BackboneError, CheckpointError, ConfigError
+from streammem.models import published
+from streammem.models.backbones.efficientnet import EfficientNetEncoder
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.text import TEXT_DIM, SentenceEncoder
-from streammem.models.backbones.vision import (
-    EfficientNetEncoder,
-    TransformersVisionEncoder,
-    VisionEncoder,
-)
+from streammem.models.backbones.vision import TransformersVisionEncoder, VisionEncoder
 from streammem.models.backbones.weights import SOURCES, weights_path
 from streammem.models.checkpoint_config import FORMAT, CheckpointConfig, read_config
-from streammem.models.minigpt4_video import published as minigpt4_video
 from streammem.models.once import opening
 from streammem.models.protocols import StreamModel
 from streammem.models.tiny.bridge import BridgeConfig, MemoryBridge
@@ -35,8 +32,6 @@ from streammem.models.tiny.keys import (
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionHead
 from streammem.models.tiny.words import WordsOfTokens
-from streammem.models.video_llama import published as video_llama
-from streammem.models.videollamb import published as videollamb
 
 PACKAGED = Path(__file__).parents[1] / "weights"
 PRESETS = {"streammem-tiny": PACKAGED / "streammem-tiny"}
@@ -75,15 +70,8 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
     with opening(str(name)):
         if str(name) in PRESETS:
             return load_own(name, device=device)
-        # A file of another family is none that VideoLLaMB's, which has no name, can read.
-        if other := minigpt4_video.find(name, CONFIGS):
-            keys = load_own(other.keys)
-            return minigpt4_video.open_model(str(name), other, keys, device=device)
-        if listener := video_llama.find(name, CONFIGS):
-            keys = load_own(listener.keys)
-            return video_llama.open_model(str(name), listener, keys, device=device)
-        if said := videollamb.find(name, CONFIGS):
-            return videollamb.open_model(str(name), said, load_own(said.keys), device=device)
+        if said := published.find(name, CONFIGS):
+            return published.open_published(str(name), said, load_own(said.keys), device=device)
         return load_own(name, device=device)
 
 

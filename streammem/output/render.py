@@ -10,7 +10,7 @@ Each event becomes one piece of output, so that a file is valid after every piec
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
@@ -168,9 +168,9 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
         ``{"type": ..., ...}`` with the keys of ``EVENT_KEYS`` in their order, a caption's
         ``confidence``, ``reason`` and ``likelihood``, an answer's ``remark``, ``looked_at``,
         ``left_out``, ``steps`` and ``decided_by``, a note's ``word_starts``, an alert's
-        ``confirmed``, a moment's and an evidence's ``quote``, ``said_at`` and ``reason``, a
-        moment's, an evidence's and a chapter's ``wall_start`` where it has them, a chapter's
-        ``quotes``, what model servers were asked in a run, then ``more``.
+        ``confirmed``, a moment's and an evidence's ``quote``, ``said_at``, ``reason`` and
+        ``names``, a moment's, an evidence's and a chapter's ``wall_start`` where it has them, a
+        chapter's ``quotes``, what model servers were asked in a run, then ``more``.
         Times are rounded to milliseconds; any other number that is not finite becomes None.
 
     Raises:
@@ -189,6 +189,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
         keys = (*keys, "quotes")
     if isinstance(event, Note) and event.word_starts:
         keys = (*keys, "word_starts")
+    if isinstance(event, Note) and event.kind != "speech":
+        keys = (*keys, "kind")
     if isinstance(event, Alert) and event.confirmed is not None:
         keys = (*keys, "confirmed")
     if isinstance(event, Answer):
@@ -232,18 +234,32 @@ def to_line(event: Event, more: Mapping[str, object] = NOTHING) -> str:
     return encodable(line.translate(_LINE_ENDS_IN_JSON))
 
 
-def prometheus(stats: Stats, source: str) -> str:
+def prometheus(stats_by_source: Mapping[str, Stats]) -> str:
     """Write counters in Prometheus' text form.
 
     Args:
-        stats: of one source.
-        source: its name, as the label ``source``.
+        stats_by_source: by the source's name, which is the label ``source``.
 
     Source: Prometheus exposition formats, text format 0.0.4.
     """
-    escaped = source.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    samples: dict[tuple[str, str], list[tuple[str, float]]] = {}
+    for source, stats in stats_by_source.items():
+        for name, kind, values in _counters(stats):
+            found = samples.setdefault((name, kind), [])
+            found += [(f'source="{_label(source)}"{label}', v) for label, v in values.items()]
     lines = []
-    for name, kind, values in (
+    for (name, kind), values_of_all in samples.items():
+        lines.append(f"# TYPE streammem_{name} {kind}")
+        lines += [f"streammem_{name}{{{label}}} {value:.10g}" for label, value in values_of_all]
+    return encodable("\n".join(lines)) + "\n"
+
+
+def _label(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def _counters(stats: Stats) -> Sequence[tuple[str, str, Mapping[str, float]]]:
+    return (
         ("frames_captured_total", "counter", {"": stats.captured}),
         ("frames_perceived_total", "counter", {"": stats.frames}),
         (
@@ -270,11 +286,7 @@ def prometheus(stats: Stats, source: str) -> str:
         ("model_server_retries_total", "counter", {"": stats.retries}),
         ("model_server_failures_total", "counter", {"": stats.failures}),
         ("model_server_tokens_total", "counter", {"": stats.tokens}),
-    ):
-        lines.append(f"# TYPE streammem_{name} {kind}")
-        for label, value in values.items():
-            lines.append(f'streammem_{name}{{source="{escaped}"{label}}} {value:.10g}')
-    return encodable("\n".join(lines)) + "\n"
+    )
 
 
 def plain(text: str, *, keep: str = "") -> str:
@@ -298,7 +310,7 @@ def _values(record: object, keys: tuple[str, ...]) -> dict[str, object]:
 
 
 def _value(key: str, value: object) -> object:
-    if key == "segments" and isinstance(value, tuple):  # of a step: ids
+    if key in ("segments", "names") and isinstance(value, tuple):  # of a step: ids
         return list(value)
     if key == "word_starts" and isinstance(value, tuple):
         return [milliseconds(at) / 1000 for at in value]
@@ -333,7 +345,8 @@ def _item_keys(item: object) -> tuple[str, ...]:
 
 
 def _quote_keys(item: Evidence) -> tuple[str, ...]:
-    return tuple(key for key in ("quote", "said_at", "reason") if getattr(item, key) is not None)
+    known = [key for key in ("quote", "said_at", "reason") if getattr(item, key) is not None]
+    return (*known, "names") if item.names else tuple(known)
 
 
 def _cue(event: Event, mark: str, escape: Callable[[str], str]) -> str:
@@ -345,7 +358,8 @@ def _cue(event: Event, mark: str, escape: Callable[[str], str]) -> str:
     if not text:
         return ""
     if isinstance(event, Note):
-        text = f"“{text}”"  # as in the text format: speech, not a caption
+        # As in the text format: speech or a sound, not a caption.
+        text = f"“{text}”" if event.kind == "speech" else f"({text})"
     start = max(milliseconds(event.start), 0)
     # Players drop a cue whose end is not after its start, so the shortest cue lasts 1 ms.
     end = max(milliseconds(event.end), start + 1)

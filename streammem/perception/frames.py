@@ -12,17 +12,18 @@ It decides no boundary; see ``scenetilling.py``.
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from streammem.audio.scene_sound import SceneSound
 from streammem.memory.entry import MAX_KEYFRAME_BYTES
 from streammem.perception.background import Box
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import Frame
-from streammem.video.pixels import fitted, resize
+from streammem.video.pixels import fitted
 
 BRIDGE_FRAMES = 8
 KEYFRAME_SIDE = 320
@@ -222,6 +223,31 @@ class SceneBuffer:
         self.frames = self.frames[count:]
 
 
+class SegmentFrames(NamedTuple):
+    """The frames of a closing segment, as a segment encoder reads them.
+
+    Attributes:
+        number: of the segment in its stream, from 0.
+        patches: of each frame, as the perceiver gave them.
+        places: of each frame, in [0, 1] between the first and the last.
+        times: of each frame, in seconds; empty where they are not known.
+        sound: of the segment, where a session gives it, see ``SessionConfig.sound``.
+    """
+
+    number: int
+    patches: Sequence[Tensor]
+    places: Sequence[float]
+    times: Sequence[float] = ()
+    sound: SceneSound | None = None
+
+
+def segment_frames(number: int, frames: Sequence[BufferedFrame]) -> SegmentFrames:
+    """Choose the frames that a segment encoder reads, of those that kept their patches."""
+    shown = [frames[i] for i in spread(len(frames), BRIDGE_FRAMES)]
+    patches = [frame.patches for frame in shown if frame.patches is not None]
+    return SegmentFrames(number, patches, places(shown), [frame.time for frame in shown])
+
+
 def places(frames: Sequence[BufferedFrame]) -> list[float]:
     """Place frames in [0, 1] between the first and the last; one frame stands in the middle."""
     first, span = frames[0].time, frames[-1].time - frames[0].time
@@ -237,10 +263,51 @@ def keyframe(frames: Sequence[BufferedFrame], key: np.ndarray) -> bytes:
     """
     best = max(frames, key=lambda f: float(f.key @ key))
     assert best.picture is not None
-    picture = Image.fromarray(best.picture)
+    return jpeg_of(best.picture)
+
+
+def jpeg_of(pixels: np.ndarray) -> bytes:
+    """Encode a picture [H, W, 3] uint8 RGB as a JPEG of the bytes that an entry may hold.
+
+    Its sides stay, unless that would take more.
+    """
+    picture = Image.fromarray(pixels)
     while True:
         out = io.BytesIO()
         picture.save(out, "JPEG", quality=JPEG_QUALITY)
         if out.tell() <= MAX_KEYFRAME_BYTES:
             return out.getvalue()
         picture = picture.resize((max(1, picture.width * 3 // 4), max(1, picture.height * 3 // 4)))
+
+
+def resize(
+    picture: np.ndarray, size: tuple[int, int], filter: Literal["bilinear", "bicubic"]
+) -> np.ndarray:
+    """Resize a picture as Pillow does, but for rounding (one level in photos), and much faster.
+
+    Args:
+        picture: [H, W, 3] uint8.
+        size: height and width in pixels.
+        filter: both take in all pixels when they shrink.
+
+    Returns:
+        [*size, 3] uint8, writable; the input itself if it already is such a picture.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    picture = np.require(picture, requirements=["C", "W"])
+    if picture.shape[:2] == size:
+        return picture
+    x = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    y = F.interpolate(x, size, mode=filter, antialias=True)
+    return y[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Choose at most ``most`` of ``count`` places, evenly, first and last too; one: the middle."""
+    if count <= most:
+        return list(range(count))
+    if most <= 1:
+        return [count // 2] * most
+    return [round(i * (count - 1) / (most - 1)) for i in range(most)]

@@ -13,7 +13,7 @@ language model's own. Changes nothing in the memory but captions that it needs.
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import tzinfo
 from pathlib import Path
@@ -24,8 +24,9 @@ import numpy as np
 
 from streammem.errors import ConfigError
 from streammem.memory.chapters import Part, default_count, divide
-from streammem.memory.entry import Entry, Now, decode_keyframe
+from streammem.memory.entry import Entry, Now, caption_of, decode_keyframe
 from streammem.memory.memory import Memory
+from streammem.memory.named import NamedThing, Taught, named_in
 from streammem.memory.retrieval import (
     DEFAULT_RANKERS,
     EVERYTHING,
@@ -40,26 +41,23 @@ from streammem.memory.retrieval import (
     rate,
     scale_of,
 )
-from streammem.memory.upkeep import caption_of
 from streammem.models.backbones.language import GenerationConfig
-from streammem.models.protocols import (
-    EvidenceItem,
-    SegmentFrames,
-    StreamModel,
-    readable,
-    spread,
-)
+from streammem.models.protocols import EvidenceItem, StreamModel, readable
 from streammem.models.tiny.model import ANSWER_DECODING
-from streammem.perception.frames import places
+from streammem.perception.frames import SegmentFrames, places, spread
 from streammem.qa.checking import check
 from streammem.qa.goldfish import as_text, nearest_documents, within_limit
+from streammem.qa.last_seen import LastSeenQuestion, last_sighting_text, read_last_seen
 from streammem.qa.lookups import Lookups
 from streammem.qa.question import (
     AskedQuestion,
     PastTurn,
     Present,
+    SaidQuestion,
+    find_time,
     looked_at,
     narrowed,
+    read_said,
     resolved,
     wall_end,
     window_of,
@@ -73,20 +71,27 @@ from streammem.qa.speech import (
     SAID,
     Meanings,
     Quote,
-    SaidQuestion,
     by_speaker,
     excerpt,
     first_said,
     ranked,
-    read_said,
     sentences,
     text_of,
     typical,
 )
 from streammem.qa.steps import StepLimits, answer_in_steps
-from streammem.qa.time_expressions import find_time
-from streammem.qa.timeline import Appearance, Finding, compute, find_appearances, value
-from streammem.types import Answer, Chapter, DecidedBy, Evidence, Moment, Note, Step, wall_clock
+from streammem.qa.timeline import Appearance, Finding, after, compute, find_appearances, value
+from streammem.types import (
+    Answer,
+    Chapter,
+    DecidedBy,
+    Evidence,
+    Moment,
+    Note,
+    Step,
+    TimeSpan,
+    wall_clock,
+)
 
 MAX_TURNS = 4
 NOTHING_SEEN = "nothing was seen then"
@@ -199,6 +204,7 @@ class Answerer:
     # Rows, by first and last segment, that were described in vain: nothing of them was sure.
     _unsure: frozenset[tuple[int, int]] = frozenset()
     _meanings: Meanings = field(init=False)
+    _things: tuple[tuple[Taught, ...], tuple[NamedThing, ...]] = ((), ())
 
     def __post_init__(self) -> None:
         self._meanings = Meanings(self.model.text_encoder)
@@ -256,7 +262,12 @@ class Answerer:
         if computes and not pictures and (said := read_said(about)):
             return self._said(question, said, on_text)
         computed = ""
-        if computes and not pictures and reading.operator not in ("describe", "now"):
+        if computes and not pictures and (lost := read_last_seen(about)):
+            if self.config.steps == 1:
+                return self._last_seen(question, lost, on_text)
+            computed = self._last_seen(question, lost, None).text
+            self.turns.pop()  # this turn is noted once more
+        elif computes and not pictures and reading.operator not in ("describe", "now"):
             if self.config.steps == 1:
                 return self._computed(question, on_text)
             computed = self._computed(question, None).text
@@ -332,6 +343,64 @@ class Answerer:
         spoken = tuple(Note(quote.start, quote.end, quote.text) for quote in quotes)
         return Chapter(rows[0].source, rows[0].start, rows[-1].end, segments, said, wall, spoken)
 
+    # -- where something was seen last --
+
+    def _last_seen(
+        self, question: AskedQuestion, asked: LastSeenQuestion, on_text: OnText | None
+    ) -> Answer:
+        """Answer with the last sighting, what it showed and what came after it."""
+        # 1. The action where one is asked about, else the thing; what the thing was taught as.
+        phrases = [phrase for phrase in (asked.action, asked.thing) if phrase]
+        queries = [
+            self._query(phrase, question.now, question.window, question.about) for phrase in phrases
+        ]
+        if asked.action:  # a picture of the thing does not show what was done to it
+            queries[0] = queries[0]._replace(things=())
+        queries = [query._replace(heard=False) for query in queries]
+        # 2. Its appearances in the time asked about, or else before it.
+        window, number = question.window, 0
+        found: tuple[Appearance, ...] = ()
+        places = [(each, n) for each in _and_before(window) for n in range(len(queries))]
+        for window, number in places:
+            self._described([hit.entry for hit in self._search(queries[number], window)])
+            scores, alone = (
+                self._scores(query, window) for query in (queries[number], queries[-1])
+            )
+            # A scene that shows the thing is near its action, too: it shows the action where it
+            # fits that at least as well as the thing alone.
+            matching = {s for s, score in scores.items() if score >= max(SEEN, alone[s])}
+            found = find_appearances(self._clips(window), _of(matching))
+            if found:
+                break
+        in_time = bool(found) and window == question.window
+        seen = in_time and number == 0
+        # 3. The words of that sighting, and what came next.
+        rows = self.memory.entries()
+        last = found[-1] if found else None
+        following = after(self._clips(question.within), last, 2) if last else ()
+        shown = [last.clips[-1].entry, *(clip.entry for clip in following)] if last else []
+        captions = self._described(shown)
+        text = last_sighting_text(
+            asked, found, following, captions,
+            seen_thing_only=bool(asked.action) and number == 1,
+            in_time=in_time, is_newest=bool(last and rows[-1].segment == shown[0].segment),
+            age_s=shown[0].age(question.now) if shown else 0.0,
+            named=len({entry.source for entry in rows}) > 1, zone=self.config.zone(),
+        )  # fmt: skip
+        if on_text:
+            on_text(text)
+        # 4. Evidence: the sighting and what followed; the nearest there is where nothing was seen.
+        query = queries[number if found else -1]
+        if shown:
+            hits = rate([self._row(entry) for entry in shown], query, self.config.rankers)
+        else:
+            hits = tuple(self._search(query, question.window))
+        self.turns.append(PastTurn(asked.thing, tuple(entry.segment for entry in shown[:1])))
+        return Answer(
+            question.text, text, seen, "computed",
+            tuple(Evidence(**self._fields(hit)) for hit in hits), looked_at=question.looked_at,
+        )  # fmt: skip
+
     # -- what was said --
 
     def _said(self, question: AskedQuestion, asked: SaidQuestion, on_text: OnText | None) -> Answer:
@@ -360,7 +429,9 @@ class Answerer:
         named = len({quote.entry.source for quote in heard}) > 1
         text = text_of(asked, shown, len(found) - len(shown), named=named)
         if not heard:
-            known = any(entry.notes for entry in self.memory.entries())
+            known = any(
+                note.kind == "speech" for entry in self.memory.entries() for note in entry.notes
+            )
             text = NOTHING_SAID if known else NO_WORDS
         if on_text:
             on_text(text)
@@ -400,7 +471,7 @@ class Answerer:
             return self._nothing_seen(question, anchor, on_text)
         anchors = [anchor, *filter(None, [question.reading.second])]
         queries = [
-            self._query(each, question.now, question.window)._replace(heard=False)
+            self._query(each, question.now, question.window, question.about)._replace(heard=False)
             for each in anchors
         ]
         query = queries[0]
@@ -498,6 +569,11 @@ class Answerer:
         hits = self.memory.search(query, window, rankers=self.config.rankers)
         return {hit.entry.segment: hit.ranked for hit in hits if hit.seen}
 
+    def _scores(self, query: Query, window: Window) -> dict[int, float]:
+        """Return how likely each segment of the window shows what is looked for, in [0, 1]."""
+        hits = self.memory.search(query, window, rankers=self.config.rankers)
+        return {hit.entry.segment: hit.score for hit in hits}
+
     def _remark(
         self, question: AskedQuestion, finding: Finding, text: str, on_text: OnText | None
     ) -> str | None:
@@ -526,7 +602,7 @@ class Answerer:
         about = f"{reading.anchor}: {question.about}" if pointed else question.about
         if computed:  # from the anchor, so that this is what it hands on
             about = reading.anchor or question.about
-        query = self._query(about, question.now, question.window)
+        query = self._query(about, question.now, question.window, question.about)
         query = query._replace(words=content_words(reading.anchor or about))
         hits: Sequence[Hit] = ()
         as_goldfish = self.config.context in ("goldfish", "goldfish-again")
@@ -638,7 +714,7 @@ class Answerer:
             tokens = self.memory.tokens(entry.segment) if reads.tokens and shows else None
             jpeg = self.memory.keyframe(entry.segment) if reads.pictures and shows else None
             keyframes = (decode_keyframe(jpeg),) if jpeg else ()
-            heard = excerpt(entry.notes, words, MAX_SPEECH)
+            heard = excerpt(entry.notes, words, MAX_SPEECH) if entry.notes else ()
             caption = self._row(entry).caption
             items.append(
                 EvidenceItem(
@@ -647,7 +723,7 @@ class Answerer:
                     tokens,
                     caption,
                     keyframes,
-                    " ".join(note.text for note in heard) or None,
+                    " ".join(note.shown for note in heard) or None,
                     score,
                     entry.notes,
                     heard=heard,
@@ -735,13 +811,36 @@ class Answerer:
         entries = self.memory.entries()
         return entries[-1] if entries else None
 
-    def _query(self, text: str, now: Now, window: Window) -> Query:
+    @property
+    def things(self) -> tuple[NamedThing, ...]:
+        """Return the things that the memory was taught, as rows are compared with them."""
+        taught = self.memory.taught()
+        if taught is not self._things[0]:
+            background = self.model.text_encoder.background.numpy()
+            self._things = taught, tuple(NamedThing.of(each, background) for each in taught)
+        return self._things[1]
+
+    def _query(self, text: str, now: Now, window: Window, asked: str = "") -> Query:
+        """Return what a description is looked for by.
+
+        Args:
+            text: of it.
+            now: when it is asked.
+            window: where it is looked for.
+            asked: the question that it was read from, which names a thing in full.
+        """
         encoder = self.model.text_encoder
         key = encoder.sentence_keys([text])[0]
         background = encoder.background.numpy() @ key
         num_keys = sum(len(clip.entry.visual_keys) for clip in self._clips(window))
         num_keys += self.keys_elsewhere
-        return Query(key, now, background, encoder.null, content_words(text), num_keys)
+        words = content_words(text)
+        things = named_in(self.things, text) or tuple(
+            thing for thing in named_in(self.things, asked) if content_words(thing.name) & words
+        )
+        return Query(
+            key, now, background, encoder.null, words, num_keys, heard=not things, things=things
+        )
 
     def _search(self, query: Query, window: Window) -> Sequence[Hit]:
         return self.memory.search(query, window, self.config.passages, self.config.rankers)
@@ -765,8 +864,10 @@ class Answerer:
         quote = None
         if hit.matched == "speech" and entry.notes:
             quotes = sentences([Clip(entry, -math.inf, math.inf)])
-            best = max(quotes, key=lambda quote: len(words & content_words(quote.text)))
-            quote = best if words & content_words(best.text) else None
+            best = max(
+                quotes, key=lambda quote: len(words & content_words(quote.text)), default=None
+            )
+            quote = best if best and words & content_words(best.text) else None
         return {
             "source": entry.source,
             "segment": entry.segment,
@@ -775,14 +876,31 @@ class Answerer:
             "score": hit.score,
             "keyframe": self.memory.keyframe_path(entry.segment),
             "caption": entry.caption,
-            "speech": " ".join(note.text for note in entry.notes) or None,
+            "speech": " ".join(note.shown for note in entry.notes) or None,
             "matched": hit.matched,
             "cosine": hit.cosine,
             "wall_start": _wall_start(entry, self.config.zone()),
             "quote": quote and quote.text,
             "said_at": quote and first_said(quote.notes, words),
             "reason": "unsure" if _is_cut(entry) else None,
+            "names": tuple(thing.name for thing in self.things if thing.excess(entry) >= 0),
         }
+
+
+def _of(segments: Container[int]) -> Callable[[Entry], bool]:
+    return lambda entry: entry.segment in segments
+
+
+def _and_before(window: Window) -> tuple[Window, ...]:
+    """Return a window, and the time before it where it has a begin."""
+    stream, wall = window.stream, window.wall
+    if stream is None and wall is None:
+        return (window,)
+    before = window._replace(
+        stream=stream and TimeSpan(-math.inf, stream.start),
+        wall=wall and TimeSpan(-math.inf, wall.start),
+    )
+    return window, before
 
 
 def _encodable(text: str) -> str:

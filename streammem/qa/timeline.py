@@ -194,7 +194,7 @@ def value(
     operator, appearances = finding.operator, finding.appearances
     if not appearances:
         return {"how often": "0 times", "how long": "0 s"}.get(operator, "not seen")
-    spans = [_span(e.clips[0].entry, e.start, e.end, named, zone) for e in appearances]
+    spans = [span_text(e.clips[0].entry, e.start, e.end, named, zone) for e in appearances]
     listed = ", ".join(spans[:MAX_LISTED])
     if len(spans) > MAX_LISTED:
         listed += f" and {len(spans) - MAX_LISTED} more"
@@ -203,12 +203,12 @@ def value(
         return f"{'seen ' if operator == 'exists' else ''}{times}: {listed}"
     if operator == "how long":
         runs = "" if len(appearances) == 1 else f" in {len(appearances)} stretches"
-        return f"{_length(total_s(appearances))}{runs}: {listed}"
+        return f"{length(total_s(appearances))}{runs}: {listed}"
     if operator in ("first", "last"):
         return f"{operator} of {finding.total}: {listed}" if finding.total > 1 else listed
     if operator == "when":
         return listed
-    return "\n".join([_heading(finding, spans), *_lines(finding.around, captions)])
+    return "\n".join([_heading(finding, spans), *clip_lines(finding.around, captions)])
 
 
 def _touches(left: Clip, right: Clip) -> bool:
@@ -240,12 +240,13 @@ def _heading(finding: Finding, spans: list[str]) -> str:
         left, right = finding.appearances
         if left.source != right.source:
             return f"{spans[0]} and {spans[1]}: in different sources, nothing between"
-        gap = _length(max(0.0, right.start - left.end))
+        gap = length(max(0.0, right.start - left.end))
         return f"between {spans[0]} and {spans[1]}, {gap}:" + ("" if finding.around else " nothing")
     return f"{finding.operator} {spans[0]}:" + ("" if finding.around else " nothing")
 
 
-def _lines(clips: Sequence[Clip], captions: Mapping[int, str]) -> list[str]:
+def clip_lines(clips: Sequence[Clip], captions: Mapping[int, str]) -> list[str]:
+    """Write a line of each scene: its times and its caption."""
     lines = []
     for clip in clips[:MAX_LISTED]:
         caption = captions.get(clip.entry.segment, "").replace("\n", " / ")
@@ -254,7 +255,8 @@ def _lines(clips: Sequence[Clip], captions: Mapping[int, str]) -> list[str]:
     return [*lines, f"and {more} more scenes"] if more > 0 else lines
 
 
-def _span(entry: Entry, start: float, end: float, named: bool, zone: tzinfo | None) -> str:
+def span_text(entry: Entry, start: float, end: float, named: bool, zone: tzinfo | None) -> str:
+    """Write times in a row, and on the wall clock where that is known; ``named`` its source."""
     text = f"{clock(start)}-{clock(end)}"
     if named and entry.source:
         text = f"{entry.source} {text}"
@@ -264,7 +266,7 @@ def _span(entry: Entry, start: float, end: float, named: bool, zone: tzinfo | No
     return f"{text} ({at.isoformat(' ', 'seconds')})"
 
 
-def _length(seconds: float) -> str:
+def length(seconds: float) -> str:
     """Write a duration: ``1 h 2 min 3.5 s``."""
     minutes, tenths = divmod(round(seconds * 10), 600)
     hours, minutes = divmod(minutes, 60)

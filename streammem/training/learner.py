@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from streammem.errors import CheckpointError, ConfigError
-from streammem.models.backbones.efficientnet import EfficientNetLite
+from streammem.models.backbones.efficientnet import EfficientNetLite, open_net
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.products import has_bfloat16
 from streammem.models.backbones.text import TEXT_DIM, SentenceEncoder
-from streammem.models.backbones.vision import VisionEncoder, open_net
+from streammem.models.backbones.vision import VisionEncoder
 from streammem.models.checkpoint import (
     ANSWERS,
     LORA,

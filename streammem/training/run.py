@@ -24,7 +24,7 @@ from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionHead
 from streammem.models.tiny.words import LEAST_SHOWN, SHOWN
 from streammem.perception.scenetilling import SceneTillingConfig
-from streammem.training import minigpt4_video, video_llama, videollamb
+from streammem.training import published
 from streammem.training.answers import AnswerStage, own_captions
 from streammem.training.captions import CaptionStage
 from streammem.training.context import TrainingContext, joined
@@ -101,11 +101,10 @@ def run_recipe(
         BackboneError: weights or packages that are missing.
         CheckpointError: ``init`` or interim weights that do not fit the recipe.
     """
-    for parent in (videollamb, minigpt4_video, video_llama):
-        if parent.is_recipe(recipe_path):
-            if init:
-                raise ConfigError(f"--init: {recipe_path} names the model that it starts from")
-            return parent.run_recipe(recipe_path, out, device)
+    if published.stage_class(recipe_path):
+        if init:
+            raise ConfigError(f"--init: {recipe_path} names the model that it starts from")
+        return published.run_recipe(recipe_path, out, device)
     # 1. Check everything that could fail after hours.
     recipe = read_recipe(recipe_path)
     recipe_text = recipe_path.read_text()

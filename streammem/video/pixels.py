@@ -150,30 +150,6 @@ def upright(pixels: np.ndarray, matrix: Matrix) -> np.ndarray:
     return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
-def resize(
-    picture: np.ndarray, size: tuple[int, int], filter: Literal["bilinear", "bicubic"]
-) -> np.ndarray:
-    """Resize a picture as Pillow does, but for rounding (one level in photos), and much faster.
-
-    Args:
-        picture: [H, W, 3] uint8.
-        size: height and width in pixels.
-        filter: both take in all pixels when they shrink.
-
-    Returns:
-        [*size, 3] uint8, writable; the input itself if it already is such a picture.
-    """
-    import torch
-    import torch.nn.functional as F
-
-    picture = np.require(picture, requirements=["C", "W"])
-    if picture.shape[:2] == size:
-        return picture
-    x = torch.from_numpy(picture).permute(2, 0, 1)[None]
-    y = F.interpolate(x, size, mode=filter, antialias=True)
-    return y[0].permute(1, 2, 0).contiguous().numpy()
-
-
 Transfer = Literal["pq", "hlg"]
 
 WHITE_NITS = 203.0  # of a white page in HDR. Source: ITU-R BT.2408, 2.2

@@ -26,6 +26,8 @@ ACTIONS = (
     "prune --keep 7d",
     "forget --between 0 1",
     "forget --between 0 1 --yes",
+    "names",
+    "forget-name cup",
 )
 
 
@@ -392,3 +394,37 @@ def test_every_line_of_info_is_one_fact(run, memory):
     facts = json.loads(run("memory", "info", memory, "--format", "jsonl")[1])
     lines = run("memory", "info", memory)[1].splitlines()
     assert [line.split()[0] for line in lines] == [k for k in facts if k not in ("type", "path")]
+
+
+# -- names --
+
+
+def test_a_thing_is_taught_found_by_its_name_listed_and_forgotten(run, memory, monkeypatch):
+    monkeypatch.setattr("streammem.qa.teaching.PEOPLE", ())
+    code, out, err = run("memory", "teach", memory, "my cup", "--at", "0:01", "--box", "0,0,1,1")
+    assert (code, out) == (0, "") and re.search(r"my cup: 1 picture; seen in [1-4] scenes?$", err)
+    (best,) = events(run("find", memory, "my cup", "--count", "1", "--format", "jsonl")[1])
+    assert best["names"] == ["my cup"]
+    code, out, err = run("memory", "names", memory, "--format", "jsonl")
+    assert events(out) == [{"type": "name", "name": "my cup", "person": False, "pictures": 1}]
+    assert run("memory", "names", memory)[1] == "my cup: 1 picture\n"
+    code, out, err = run("memory", "forget-name", memory, "My Cup")
+    assert (code, err) == (0, f"{memory}: forgot my cup\n")
+    code, out, err = run("memory", "forget-name", memory, "my cup")
+    assert code == 1 and "was taught nothing, and no my cup" in err
+    assert run("memory", "names", memory)[2] == f"{memory}: nothing was taught\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ((), "give pictures that show it, or --at TIME"),
+        (("--box", "0,0,1,1"), "give --at TIME, too"),
+        (("--at", "0:01", "--box", "0,0,1,2"), "give x,y,w,h in shares"),
+        (("no.jpg",), "no.jpg"),
+        (("--at", "9:00:00"), "nothing was seen at"),
+    ],
+)
+def test_what_cannot_be_taught_is_refused(run, memory, words, reason):
+    code, _, err = run("memory", "teach", memory, "my cup", *words)
+    assert code in (1, 2) and reason in err

@@ -393,6 +393,43 @@ class CausalLanguageModel:
         first = [config.seed + i * count for i in range(len(rows))]
         return self._sample(rows, config, [range(seed, seed + count) for seed in first])
 
+    @torch.inference_mode()
+    def log_probs(self, prompt: Prompt, texts: Sequence[str]) -> list[list[float]]:
+        """Return how likely each of several texts is behind a prompt, which is read once.
+
+        Args:
+            prompt: see ``embed``.
+            texts: none of them empty.
+
+        Returns:
+            Of each text the log-probability of each of its tokens, given those before it.
+        """
+        with self._lock:
+            encoded = [self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+                       for text in texts]  # fmt: skip
+        ids = [each.input_ids for each in encoded]
+        row, longest = self.embed(prompt), max(map(len, ids))
+        config = GenerationConfig(max_new_tokens=longest)
+        run, found = self._start([row], config), list[list[float]]([] for _ in ids)
+        if not isinstance(run, Run):  # its cache is of one row: the prompt is read for each text
+            for own, tokens in zip(found, ids, strict=True):
+                run = self._start([row], config)
+                for place, token in enumerate(tokens):
+                    own.append(float(run.logits.float().log_softmax(-1)[0, token]))
+                    if place + 1 < len(tokens):
+                        run.feed(torch.tensor([token], device=row.device))
+            return found
+        run.take(torch.zeros(len(ids), dtype=torch.long))
+        for place in range(longest):
+            scores = run.logits.float().log_softmax(-1)
+            fed = [tokens[min(place, len(tokens) - 1)] for tokens in ids]
+            for i, own in enumerate(found):
+                if place < len(ids[i]):
+                    own.append(float(scores[i, fed[i]]))
+            if place + 1 < longest:
+                run.feed(torch.tensor(fed))
+        return found
+
     def _groups(self, rows: list[Tensor]) -> list[list[Tensor]]:
         """Divide prompts into batches in which each has the logits, to the bit, that it has alone.
 

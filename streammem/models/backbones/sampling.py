@@ -103,17 +103,23 @@ def pick(
         Tokens [N] and their log-probabilities [N] float32, of the softmax at the temperature
         (at 1 if that is 0) before ``top_k`` and the nucleus are cut out.
     """
-    scores = _heated(logits.float(), config.temperature).log_softmax(-1)
-    of = torch.arange(len(logits)) if rows is None else torch.tensor(rows)
-    of = of.to(scores.device)
-    drawing = [n for n, generator in enumerate(generators) if generator and config.temperature > 0]
-    tokens = torch.empty_like(of) if len(drawing) == len(of) else logits.argmax(-1)[of]
-    if drawing:
-        draws = [torch.rand(1, generator=generators[n], dtype=torch.float64) for n in drawing]
-        drawn, own = of[drawing].unique(return_inverse=True)
-        likely = scores[drawn].exp()
-        tokens[drawing] = _drawn(likely, config, torch.cat(draws).to(scores.device), own)
-    return tokens, scores[of, tokens]
+    of = list(range(len(logits)) if rows is None else rows)
+    tokens = torch.zeros(len(of), dtype=torch.long, device=logits.device)
+    log_probs = torch.zeros(len(of), device=logits.device)
+    for row in set(of):  # one by one: a row fits a processor's cache, all of them do not
+        scores = _heated(logits[row].float(), config.temperature).log_softmax(-1)
+        own = [number for number, its in enumerate(of) if its == row]
+        drawing = [number for number in own if config.temperature > 0 and generators[number]]
+        if len(drawing) < len(own):
+            tokens[own] = logits[row].argmax()
+        if drawing:
+            draws = [
+                torch.rand(1, generator=generators[number], dtype=torch.float64)
+                for number in drawing
+            ]
+            tokens[drawing] = _drawn(scores.exp(), config, torch.cat(draws).to(scores.device))
+        log_probs[own] = scores[tokens[own]]
+    return tokens, log_probs
 
 
 def _heated(logits: Tensor, temperature: float) -> Tensor:
@@ -123,30 +129,26 @@ def _heated(logits: Tensor, temperature: float) -> Tensor:
     return (logits - logits.amax(-1, keepdim=True)) / max(temperature, COLDEST)
 
 
-def _drawn(probabilities: Tensor, config: GenerationConfig, draws: Tensor, rows: Tensor) -> Tensor:
-    """Invert the cumulative distribution of the nucleus of rows [N] at ``draws`` [N] in [0, 1)."""
+def _drawn(probabilities: Tensor, config: GenerationConfig, draws: Tensor) -> Tensor:
+    """Invert the cumulative distribution of the nucleus of [V] at ``draws`` [N] in [0, 1)."""
     top_k, top_p = config.top_k, config.top_p
     if top_p == 1 and not top_k:  # all tokens, in any order: no need to sort them
-        mass = probabilities.double().cumsum(1)
-        aims = draws * mass[rows, -1]
-        pairs = zip(rows.tolist(), aims.split(1), strict=True)
-        # Row by row: to repeat a row for each of its draws would copy the whole vocabulary.
-        return torch.cat([_reached(mass[row], aim) for row, aim in pairs])
-    size = probabilities.shape[1]
-    ranked, order = probabilities.topk(min(top_k or LIKELY, size))  # [B, R]
-    if not top_k and size > LIKELY and bool((ranked.sum(1) < top_p).any()):
+        mass = probabilities.double().cumsum(0)
+        return _reached(mass, draws * mass[-1])
+    size = len(probabilities)
+    ranked, order = probabilities.topk(min(top_k or LIKELY, size))  # [R]
+    if not top_k and size > LIKELY and bool(ranked.sum() < top_p):
         ranked, order = probabilities.sort(descending=True, stable=True)
-    mass = ranked.double().cumsum(1)
+    mass = ranked.double().cumsum(0)
     # The smallest set whose mass reaches top_p: a token stays if the mass before it is short.
     # What top_k leaves counts as the whole.
-    needed = top_p * mass[:, -1:] if top_k else top_p
-    last = (mass - ranked < needed).sum(1, keepdim=True) - 1
-    aims = draws[:, None] * mass.gather(1, last)[rows]
-    return order[rows].gather(1, _reached(mass[rows], aims))[:, 0]
+    needed = top_p * mass[-1] if top_k else top_p
+    last = (mass - ranked < needed).sum() - 1
+    return order[_reached(mass, draws * mass[last])]
 
 
 def _reached(mass: Tensor, aims: Tensor) -> Tensor:
-    """First rank whose cumulative ``mass`` [..., R] lies above the aim [..., 1].
+    """First ranks [N] whose cumulative ``mass`` [R] lies above the aims [N].
 
     A draw is at most 1 - 2^-53, and such a part of a number rounds to less than the number: an
     aim stays below the mass that it is a part of, and no token without probability is chosen.

@@ -22,13 +22,12 @@ from streammem.models.backbones.vision import VisionEncoder
 from streammem.models.caption_scores import ConfidenceModel, Reranker
 from streammem.models.once import once
 from streammem.models.prompts import CAPTION_INSTRUCTION
-from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads, SegmentFrames
-from streammem.models.tiny import recurrent
-from streammem.models.tiny.bridge import MemoryBridge
+from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads
+from streammem.models.tiny.bridge import MemoryBridge, empty_memory, update_memory
 from streammem.models.tiny.keys import PictureKey, TextKey
 from streammem.models.tiny.questions import QuestionHead, QuestionReading
 from streammem.models.tiny.words import LEAST_SHOWN, SHOWN, WordsOfTokens
-from streammem.perception.frames import Perceived
+from streammem.perception.frames import Perceived, SegmentFrames
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
 
@@ -154,14 +153,11 @@ class VideoModel:
         """(M, D) of a segment's tokens."""
         return self.bridge.config.memory_tokens, self.bridge.config.dim
 
-    @property
-    def reads_related(self) -> bool:
-        """False: a segment is read by itself."""
-        return False
+    reads_related = False  # a segment is read by itself
 
     def initial_memory(self) -> Tensor:
-        """Return the memory before the first segment, [M, D + 1]; see ``recurrent.update``."""
-        return recurrent.empty(*self.token_shape)
+        """Return the memory before the first segment, [M, D + 1]; see ``update_memory``."""
+        return empty_memory(*self.token_shape)
 
     def encode_segment(
         self, frames: SegmentFrames, memory: Tensor, related: Tensor | None
@@ -179,7 +175,7 @@ class VideoModel:
     @torch.inference_mode()
     def update_memory(self, memory: Tensor, tokens: Tensor) -> Tensor:
         """Fold a segment's tokens [M, D] into the memory [M, D + 1]."""
-        return recurrent.update(memory, tokens)
+        return update_memory(memory, tokens)
 
     @torch.inference_mode()
     def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
@@ -203,10 +199,7 @@ class VideoModel:
 
     # -- the generator --
 
-    @property
-    def reads(self) -> Reads:
-        """Tokens of its own bridge; no pictures."""
-        return Reads(tokens=True)
+    reads = Reads(tokens=True)  # of its own bridge; no pictures
 
     @property
     def batches(self) -> bool:
@@ -243,6 +236,10 @@ class VideoModel:
     def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
         """Yield a reply piece by piece, with beams as one piece."""
         return self.language.pieces(prompt, decoding)
+
+    def log_probs(self, prompt: Prompt, texts: Sequence[str]) -> list[list[float]]:
+        """Return how likely each text is as a reply; see ``protocols.LikelihoodGenerator``."""
+        return self.language.log_probs(prompt, texts)
 
     @torch.inference_mode()
     def _visual(self, tokens: Tensor) -> Tensor:
