@@ -492,13 +492,16 @@ def add_command(commands: Any, name: str, run: Run, about: str, *examples: str) 
     return added
 
 
-def add_source_options(parser: Parser, *, asks: bool = False, reconnects: bool = False) -> None:
+def add_source_options(
+    parser: Parser, *, asks: bool = False, reconnects: bool = False, answers: bool = True
+) -> None:
     """Add the source and the flags of every command that reads one.
 
     Args:
         parser: of the command.
         asks: it may be given a memory instead.
         reconnects: a live source that is lost is opened again.
+        answers: a language model writes what it gives.
     """
     parser.set_defaults(asks=asks, reconnects=reconnects, graceful=True)
     add = parser.add_argument
@@ -513,7 +516,8 @@ def add_source_options(parser: Parser, *, asks: bool = False, reconnects: bool =
     group.add_argument("--memory", type=Path, metavar="DIR", help=about)
     add_limits(group)
     add_output_options(parser)
-    _add_model_options(parser)
+    if answers:
+        _add_model_options(parser)
 
 
 def add_live_options(parser: Parser) -> None:
