@@ -185,7 +185,7 @@ def watched(
 
 def names_any(captions: list[str], words: str) -> bool:
     """Return whether a caption names one of some words."""
-    from streammem.memory.words import content_words
+    from streammem.memory.retrieval import content_words
 
     return any(content_words(words) & content_words(caption) for caption in captions)
 

@@ -24,8 +24,8 @@ from streammem import load
 from streammem.evaluation.datasets import Photo, read_photo, read_photos
 from streammem.evaluation.metrics import CiderD, score_captions, tokenise
 from streammem.models.backbones.language import Replies
+from streammem.models.caption_scores import fit_reranker, reranking_features
 from streammem.models.protocols import EvidenceItem
-from streammem.models.reranking import fit_reranker, reranking_features
 
 AT_ONCE = 4  # photos described in one batch
 TIMED = 24  # photos whose captions are timed one by one

@@ -20,7 +20,7 @@ from benchmarks.said import kinds, nouns, rubbish
 from streammem import load
 from streammem.evaluation.datasets import Photo, read_photos
 from streammem.evaluation.pictures import PictureModel
-from streammem.models.confidence import confidence_features, fit_confidence
+from streammem.models.caption_scores import confidence_features, fit_confidence
 
 SPOILED_SHARE = 4  # every fourth photo is spoiled in each way
 BATCH = 16

@@ -20,8 +20,12 @@ from torch import Tensor, nn
 
 from benchmarks.clips import HEIGHT, WIDTH
 from benchmarks.machine import machine
-from streammem.models.backbones.efficientnet import EfficientNetLite, Features, SameConv
-from streammem.models.backbones.vision import EfficientNetEncoder
+from streammem.models.backbones.efficientnet import (
+    EfficientNetEncoder,
+    EfficientNetLite,
+    Features,
+    SameConv,
+)
 from streammem.models.backbones.weights import weights_path
 
 PEAK_SIDE = 1024  # of the square float32 matrices whose product stands for the machine's peak

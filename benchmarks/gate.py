@@ -24,7 +24,7 @@ from benchmarks.machine import machine
 from streammem.engine.session_config import SessionConfig
 from streammem.models.checkpoint import load
 from streammem.models.tiny.model import VideoModel
-from streammem.perception.gate import Encoded, PixelGate
+from streammem.perception.frames import Encoded, PixelGate
 
 STILL = SessionConfig().still
 SECONDS = 12

@@ -17,9 +17,8 @@ import torch
 from streammem.engine.session_config import SessionConfig
 from streammem.evaluation.datasets import read_photo, read_photos
 from streammem.evaluation.pictures import PictureModel
-from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry
-from streammem.memory.memory import Memory
+from streammem.memory.memory import CacheConfig, Memory
 from streammem.memory.retrieval import Query
 from streammem.models.tiny.model import VideoModel
 

@@ -51,8 +51,8 @@ class Watched:
 
 def lag(num_cameras: int, minutes: float) -> int:
     """Watch, and print how late captions came."""
+    from streammem.captioning.shared import share
     from streammem.models.checkpoint import load
-    from streammem.server.shared import share
 
     with _serving(film(seed=0), num_cameras) as urls:
         model = load()

@@ -1,10 +1,9 @@
 """What a benchmark ran on: the part of its last line that makes two runs comparable."""
 
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from streammem.commands.environment import describe
+from streammem.evaluation.report import commit
 
 
 def machine(*packages: str) -> dict[str, str]:
@@ -15,11 +14,4 @@ def machine(*packages: str) -> dict[str, str]:
             facts[package] = version(package)
         except PackageNotFoundError:
             facts[package] = "not installed"
-    return facts | {"commit": _commit()}
-
-
-def _commit() -> str:
-    root = Path(__file__).parent.parent
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
+    return facts | {"commit": commit()}

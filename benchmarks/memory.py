@@ -34,17 +34,16 @@ from benchmarks.choice import draw_replies
 from benchmarks.machine import machine
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
-from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry
 from streammem.memory.folder import KEYFRAMES
 from streammem.memory.index import FaissIndex
-from streammem.memory.memory import Memory
+from streammem.memory.memory import CacheConfig, Memory
 from streammem.memory.retrieval import Query
 from streammem.models.checkpoint import load
-from streammem.models.protocols import EncodedSegment, SegmentFrames
+from streammem.models.protocols import EncodedSegment
 from streammem.models.threads import limit_threads
 from streammem.models.tiny.model import VideoModel
-from streammem.perception.perceiver import Perceived
+from streammem.perception.frames import Perceived, SegmentFrames
 from streammem.types import Frame
 
 FPS = 1.0

@@ -2,9 +2,9 @@
 
 A thing is taught with one early frame of a clip, or with three. Its scenes are that clip's frames
 from 1 s on; others are the 1,000 photos whose keys are likest to it, and the frames of all other
-clips. The levels were chosen on one half of the clips; both halves are reported. The last tables
-are of small things, boxes cut from kitchen frames, against other boxes and against whole frames,
-and of the check that asks for --person.
+clips. Two halves of the clips are reported; both were in view when the levels were chosen. The last
+tables are of small things, boxes cut from kitchen frames, against other boxes and against whole
+frames, and of the check that asks for --person.
 
 The last line has the figures as JSON.
 """
@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> int:
             np.savez(options.keys, **keys)  # type: ignore[arg-type]
     background = model.text_encoder.background.numpy()
     report: dict[str, Any] = {"level": LEAST_COSINE, "beyond_chance": BEYOND_CHANCE}
-    for half, name in enumerate(("chosen on", "held out")):
+    for half, name in enumerate(("first half", "second half")):
         for taught in ((1,), (0, 2, 3)):
             found = against_look_alikes(keys, background, half, taught)
             report[f"{name}, {len(taught)} pictures"] = found

@@ -34,17 +34,16 @@ from streammem.commands.opening import quiet_libraries
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.models.backbones.language import GenerationConfig
-from streammem.models.minigpt4_video.minigpt4_video import CAPTION_REQUEST as MINIGPT4_REQUEST
-from streammem.models.minigpt4_video.published import find as find_minigpt4
 from streammem.models.minigpt4_video.published import open_model as open_minigpt4
-from streammem.models.protocols import EvidenceItem, SegmentFrames, StreamModel, spread
+from streammem.models.protocols import EvidenceItem, StreamModel
+from streammem.models.published import CAPTION_REQUEST, find
 from streammem.models.threads import limit_threads
-from streammem.models.video_llama.published import find as find_video_llama
 from streammem.models.video_llama.published import open_model as open_video_llama
 from streammem.models.videollamb.offline import content, read
 from streammem.models.videollamb.options import ParentOptions
 from streammem.models.videollamb.published import ParentFile, open_model
-from streammem.models.videollamb.videollamb import CAPTION_REQUEST, VideoLLaMB
+from streammem.models.videollamb.videollamb import VideoLLaMB
+from streammem.perception.frames import SegmentFrames, spread
 from streammem.types import Frame, Segment
 from tests.models.minigpt4_video import published as minigpt4_files
 from tests.models.video_llama import published as video_llama_files
@@ -136,7 +135,7 @@ Compare = Callable[[list[Frame], Path], tuple[Run, Run, dict[str, int]]]
 
 def videollamb(scratch: Path) -> Compare:
     folder = published.write(scratch / "checkpoint")
-    file = ParentFile(str(folder), options=ParentOptions(pool=3, sees="last"))
+    file = ParentFile(weights=str(folder), options=ParentOptions(pool=3, sees="last"))
     model = open_model("tiny", file, tiny_model())
     model.language.generate([model.prompt([], "Hello.")], WORDS)  # opens it
 
@@ -155,7 +154,7 @@ def videollamb(scratch: Path) -> Compare:
 
 
 def minigpt4_video(scratch: Path) -> Compare:
-    said = find_minigpt4(minigpt4_files.write(scratch / "files"), scratch)
+    said = find(minigpt4_files.write(scratch / "files"), scratch)
     assert said is not None
     model = open_minigpt4("tiny", said, tiny_model())
     model.language.generate([model.prompt(None, [], "Hello.")], WORDS)  # opens it
@@ -174,7 +173,7 @@ def minigpt4_video(scratch: Path) -> Compare:
             run.last_s = time.process_time() - before
             run.perceive_s += run.last_s
             before = time.process_time()
-            prompt = model.prompt(tokens, [""] * len(chosen), MINIGPT4_REQUEST)
+            prompt = model.prompt(tokens, [""] * len(chosen), CAPTION_REQUEST)
             run.texts[end] = model.language.generate([prompt], WORDS)[0]
             run.speak_s += time.process_time() - before
             run.tokens = len(model.language.embed(prompt))
@@ -187,7 +186,7 @@ def minigpt4_video(scratch: Path) -> Compare:
 
 
 def video_llama(scratch: Path) -> Compare:
-    said = find_video_llama(video_llama_files.toml(video_llama_files.write(scratch)), scratch)
+    said = find(video_llama_files.toml(video_llama_files.write(scratch)), scratch)
     assert said is not None
     model = open_video_llama("tiny", said, tiny_model())
     model.language.generate([["Hello."]], WORDS)  # opens it

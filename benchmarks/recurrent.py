@@ -23,8 +23,8 @@ from tqdm import tqdm
 from benchmarks.choice import draw_replies
 from benchmarks.machine import machine
 from streammem.evaluation.datasets import Photo, read_photo, read_photos
+from streammem.models.tiny.bridge import empty_memory, update_memory
 from streammem.models.tiny.model import VideoModel
-from streammem.models.tiny.recurrent import empty, update
 from streammem.training.words import content_words
 
 SCENES, SIBLINGS, EMBEDDING = 64, 8, 384
@@ -90,9 +90,9 @@ def chain(number: int) -> Keep:
     def keep(scenes: Tensor) -> Kept:
         memories = []
         for stream in scenes:
-            memory = empty(number, scenes.shape[2])
+            memory = empty_memory(number, scenes.shape[2])
             for scene in stream:
-                memory = update(memory, scene[None])
+                memory = update_memory(memory, scene[None])
             memories.append(memory)
         memory = torch.stack(memories)
         places = torch.arange(float(number)).expand(len(scenes), -1)

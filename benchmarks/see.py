@@ -8,7 +8,7 @@
   evidence, with none (blind), and the commonest answer to such a beginning of a question, from the
   other four fifths (guess).
 - *kitchens*: frames of ``kitchen_frames`` of held-out persons. The named object is among the five
-  likeliest of all words that the model knows (words), and of all names that frames have, by the
+  likeliest of all things that the model names (words), and of all names that frames have, by the
   cosine of keys (keys). Controls: another frame's, and the five commonest names of the other
   persons.
 
@@ -34,12 +34,11 @@ from streammem.evaluation.datasets import Photo, read_photo, read_photos
 from streammem.evaluation.metrics import CiderD, score_captions, tokenise
 from streammem.evaluation.pictures import PictureModel
 from streammem.training.questions import COLORS, QuestionRecord, TrialVariant
-from streammem.training.records import VALIDATION, checksum_split
+from streammem.training.records import HELD_OUT_PERSONS, VALIDATION, checksum_split, thing_name
 
 BATCH = 16
 FIRST = 6  # words of a reply in which the answer must come
 BEST = 5  # words a frame
-HELD_OUT = ("ahmad", "shaghayegh", "yin")  # of the persons of kitchen_frames
 # Words that are read as others; of "yes" singular would make "ye".
 ALIKE = {
     "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5",
@@ -210,18 +209,19 @@ def kind_of(answer: str) -> str:
 def measure_kitchens(model: Any, folder: Path) -> dict[str, Any]:
     table = folder / "kitchen_frames" / "labels.jsonl"
     rows = [json.loads(line) for line in table.read_text().splitlines()]
-    held = [row for row in rows if person_of(row) in HELD_OUT]
-    rest = [row for row in rows if person_of(row) not in HELD_OUT]
-    truths = [{name for name, _ in row["objects"]} for row in held]
-    names = sorted({name for row in rows for name, _ in row["objects"]})
-    common = Counter(name for row in rest for name, _ in row["objects"]).most_common(BEST)
+    held = [row for row in rows if person_of(row) in HELD_OUT_PERSONS]
+    rest = [row for row in rows if person_of(row) not in HELD_OUT_PERSONS]
+    truths = [names_of(row) for row in held]
+    names = sorted(set().union(*map(names_of, rows)))
+    common = Counter(name for row in rest for name in names_of(row)).most_common(BEST)
     best: dict[str, list[set[str]]] = {"words": [], "keys": []}
     sentences = model.sentence_keys([f"a {name}" for name in names])
     for row in held:
         seen = model.perceive(read_photo(folder / "kitchen_frames" / "images" / row["image"]))
         order = np.argsort(-(sentences @ seen.key))[:BEST]
         best["keys"].append({names[i] for i in order})
-        if likely := model.likely_words(seen.patches, BEST):
+        tokens = model.encode_frames([seen.patches], [0.5])
+        if likely := model.likely_words(tokens, BEST):
             best["words"].append({*likely})
     figures: dict[str, Any] = {"frames": len(held)}
     for way, found in best.items():
@@ -235,6 +235,10 @@ def measure_kitchens(model: Any, folder: Path) -> dict[str, Any]:
         known = {*model.words.names}
         figures["names known"] = share([bool(truth & known) for truth in truths])
     return figures
+
+
+def names_of(row: dict[str, Any]) -> set[str]:
+    return {thing_name(name) for name, _ in row["objects"]}
 
 
 def person_of(row: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from streammem.models.protocols import spread
+from streammem.perception.frames import spread
 
 WIDTH, GAP, LINE = 960, 8, 22
 PICTURES = 4

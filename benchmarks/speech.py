@@ -138,7 +138,7 @@ def add_scene(
 
 
 def asked_of_talk(model: Any) -> dict[str, Any]:
-    from streammem.memory.words import content_words
+    from streammem.memory.retrieval import content_words
 
     notes, facts = talk()
     session, deaf = session_with(model, notes), session_with(model, ())
@@ -187,7 +187,7 @@ SCENES, PHOTO_S, TRIALS = 20, 6.0, 3
 def confusion(model: Any, data: Path) -> dict[str, Any]:
     from streammem.engine.session import Session
     from streammem.evaluation.datasets import read_photo, read_photos
-    from streammem.memory.words import content_words
+    from streammem.memory.retrieval import content_words
     from streammem.types import Note
 
     photos = read_photos(data / "flickr8k", "val")  # which training has not seen

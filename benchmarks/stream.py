@@ -37,7 +37,7 @@ from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchOptions
-from streammem.models.backbones.vision import EfficientNetEncoder, open_net
+from streammem.models.backbones.efficientnet import EfficientNetEncoder, open_net
 from streammem.models.backbones.weights import home, weights_path
 from streammem.models.checkpoint import load
 from streammem.models.threads import limit_threads

@@ -66,12 +66,13 @@ class Photos:
 
 def replies_to(model: Any, photos: Photos, asked: Sequence[tuple[str, TrialVariant]]) -> list[str]:
     photos.look({picture for _, way in asked for picture in way.pictures})
-    prompts = [model.answer_prompt(photos.passages(way.pictures), q) for q, way in asked]
+    generator = model.answer_generator
+    prompts = [generator.answer_prompt(photos.passages(way.pictures), q) for q, way in asked]
     order = np.argsort([len(way.pictures) for _, way in asked], kind="stable")  # alike in length
     replies = [""] * len(asked)
     for at in range(0, len(order), AT_ONCE):
         block = order[at : at + AT_ONCE]
-        generated = model.language.generate([prompts[i] for i in block], WORDS)
+        generated = generator.language.generate([prompts[i] for i in block], WORDS)
         for i, text in zip(block, generated, strict=True):
             replies[i] = text
     return replies

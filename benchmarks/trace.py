@@ -41,7 +41,7 @@ from benchmarks.clips import write
 from benchmarks.machine import machine
 from benchmarks.stream import patterns
 from streammem.commands.opening import quiet_libraries
-from streammem.output.terminal import Results
+from streammem.output.results import Results
 from streammem.types import Caption, Frame, Segment
 
 PACKAGE = Path(streammem.__file__).parent
@@ -54,7 +54,12 @@ PROBED = {"source", "model", "session"}
 # There a "model" is a network of another library.
 FOREIGN_MODELS = ("models/backbones/", "training/")
 # There they are words of questions and of answers.
-WORD_LISTS = ("memory/words.py", "qa/speech.py", "training/phrasings.py", "evaluation/rereading.py")
+WORD_LISTS = (
+    "memory/retrieval.py",
+    "qa/question.py",
+    "training/phrasings.py",
+    "evaluation/rereading.py",
+)
 VAGUE = re.compile(r"\b(whoever|nobody|somebody)\b", re.IGNORECASE)
 
 

@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from streammem import __version__
-from streammem.commands import archiving, asking, memory, models, planning, serving, watching
+from streammem.commands import (
+    archiving,
+    asking,
+    evaluating,
+    memory,
+    models,
+    planning,
+    serving,
+    watching,
+)
 from streammem.commands.options import Parser
 from streammem.errors import ConfigError, StreammemError
 from streammem.output.terminal import interrupts, note
@@ -71,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"streammem {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (watching, asking, planning, memory, archiving, serving, models):
+    for module in (watching, asking, planning, memory, archiving, serving, models, evaluating):
         module.add_to(commands)
     return parser
 

@@ -86,6 +86,18 @@ def override(options: T, values: Mapping[str, Any], where: str = "") -> T:
         raise ConfigError(f"{where or 'options'}: {error}") from error
 
 
+def check_choices(options: Any) -> None:
+    """Refuse a field of a dataclass that is none of the choices of its ``Literal``.
+
+    Raises:
+        ConfigError: names the field and its choices.
+    """
+    for name, hint in typing.get_type_hints(type(options)).items():
+        choices, value = typing.get_args(hint), getattr(options, name)
+        if typing.get_origin(hint) is typing.Literal and value not in choices:
+            raise ConfigError(f"{name}={value!r}: give one of {', '.join(choices)}")
+
+
 def _kinds(options: Any, key: str, current: Any) -> tuple[type, ...]:
     """Return the types that a field takes: its value's, or those that its annotation names."""
     if current is not None:

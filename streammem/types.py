@@ -247,27 +247,35 @@ class Chapter:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A piece of speech or subtitle on the same timeline.
+    """A piece of speech or subtitle, or a sound event, on the same timeline.
 
     Attributes:
         word_starts: seconds at which each word of ``text.split()`` begins, rising; empty where
             that is not known.
+        kind: ``sound`` where it names a sound, as in "applause"; no words were said then.
     """
 
     start: float
     end: float
     text: str
     word_starts: tuple[float, ...] = ()
+    kind: Literal["speech", "sound"] = "speech"
 
     def __str__(self) -> str:
-        return f"[{clock(self.start)}-{clock(self.end)}] “{self.text}”"
+        text = f"“{self.text}”" if self.kind == "speech" else self.shown
+        return f"[{clock(self.start)}-{clock(self.end)}] {text}"
+
+    @property
+    def shown(self) -> str:
+        """The text among what is said: a sound stands in parentheses, as in subtitles."""
+        return self.text if self.kind == "speech" else f"({self.text})"
 
     def shifted(self, offset: float) -> "Note":
         """Return the note as it is on a clock that is ahead by so many seconds."""
         if not offset:
             return self
         starts = tuple(at + offset for at in self.word_starts)
-        return Note(self.start + offset, self.end + offset, self.text, starts)
+        return Note(self.start + offset, self.end + offset, self.text, starts, self.kind)
 
 
 @dataclass(frozen=True, slots=True)

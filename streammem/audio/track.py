@@ -42,6 +42,7 @@ class SpeechOptions:
             transcription server, ``openai:URL#NAME``.
         language: of subtitles and speech, as in ``en`` or ``eng``; several after commas, the first
             that is there counts. None takes the file's best track.
+        sounds: folder of ImageBind's weights, by which sounds are named; None names none.
         where_possible: watch a source that can have no sound without its words; it is refused
             otherwise, where they are asked for.
 
@@ -51,6 +52,7 @@ class SpeechOptions:
 
     speech: str = "auto"
     language: str | None = None
+    sounds: str | None = None
     where_possible: bool = False
 
     def __post_init__(self) -> None:

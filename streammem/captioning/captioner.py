@@ -4,9 +4,9 @@
     (scored,) = captioner.caption([CaptionRequest(segment, keys, tokens)])
     print(scored.of(segment))
 
-Of several replies the one that fits the segment's keys best is taken (``models/reranking.py``), and
-its confidence is computed from keys alone (``models/confidence.py``). No words are made here: a
-caption that is not sure enough ends after its first noun phrase, or is left out.
+Of several replies the one that fits the segment's keys best is taken, and its confidence is
+computed from keys alone (``models/caption_scores.py``). No words are made here: a caption that is
+not sure enough ends after its first noun phrase, or is left out.
 """
 
 import math
@@ -19,9 +19,8 @@ from torch import Tensor
 
 from streammem.errors import ConfigError
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies, Reply
-from streammem.models.confidence import confidence_features, first_phrase
+from streammem.models.caption_scores import best_reply, confidence_features, first_phrase
 from streammem.models.protocols import EvidenceItem, StreamModel, readable
-from streammem.models.reranking import best_reply
 from streammem.types import Caption, Note, Segment
 
 

@@ -2,13 +2,16 @@
 
 import argparse
 import json
+import shutil
 import sys
 import time
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from streammem.commands.cameras import add_ray, check_workers, workers_of
 from streammem.commands.opening import open_session, quiet_libraries
 from streammem.commands.options import (
     SOURCE_FLAGS,
@@ -22,19 +25,21 @@ from streammem.commands.options import (
     speech_options,
     watch_options,
 )
-from streammem.errors import ConfigError, SourceError, StreammemError
+from streammem.errors import SourceError, StreammemError
 from streammem.output.render import plain
 from streammem.output.terminal import note, write_line
 from streammem.types import Notice, Segment, clock
 
 if TYPE_CHECKING:
     from streammem.fleet.index import Archive, File, State
-    from streammem.fleet.pool import Report, Worker
+    from streammem.fleet.pool import IsStopping, Worker
 
+PROGRESS_EVERY_S = 0.2
 # What decides a memory besides the file; where and by how many it is made does not.
 DECIDING = (
     *("model", "caption_with", "keys", "set", "fps", "start", "end", "sparse", "reader"),
-    *("speech", "speech_language", "no_captions", "prompt", "candidates", "min_confidence"),
+    *("speech", "speech_language", "sounds", "no_captions", "prompt", "candidates"),
+    "min_confidence",
     *("max_new_tokens", "temperature", "top_k", "top_p", "num_beams", "seed"),
 )
 
@@ -56,6 +61,7 @@ def add_to(commands: Any) -> None:
     about = "folder of the memories, one a file"
     add("--memory", type=Path, metavar="DIR", required=True, help=about)
     add("--workers", type=int, metavar="N", help="processes (default: one for each two cores)")
+    add_ray(add)
     add("--no-captions", action="store_true", help="scenes and keys for search alone: faster")
     add("--format", choices=("text", "jsonl"), default="text", help="of the lines, one a file")
     add_flags(parser, SOURCE_FLAGS)
@@ -66,16 +72,12 @@ def add_to(commands: Any) -> None:
 def run_index(arguments: argparse.Namespace) -> int:
     """Make what is missing; return 1 where a file failed or broke off."""
     from streammem.fleet.index import Archive, find_files
-    from streammem.models.threads import cores
 
     _check(arguments)
-    workers = max(1, cores() // 2) if arguments.workers is None else arguments.workers
-    if workers < 1:
-        raise ConfigError(f"--workers {workers}: give at least 1")
     paths, options = find_files(arguments.paths), made_with(arguments)
     with Archive.open(arguments.memory) as archive:
         jobs = list(archive.missing(_identified(archive, paths, options)))
-        num_made = _make(archive, jobs, arguments, workers) if jobs else 0
+        num_made = _make(archive, jobs, arguments) if jobs else 0
         files = [archive.files[path] for path in map(str, paths) if path in archive.files]
     failed = [file for file in files if file.state != "whole"]
     known = len(paths) - len(jobs)
@@ -91,6 +93,7 @@ def _check(arguments: argparse.Namespace) -> None:
     """Refuse options that no file could be read with, before a process starts."""
     from streammem.engine.session_config import SessionConfig
 
+    check_workers(arguments)
     configured(SessionConfig(), arguments)
     source_options(arguments)
     speech_options(arguments)
@@ -105,16 +108,16 @@ def made_with(arguments: argparse.Namespace) -> str:
 
 
 def _identified(archive: "Archive", paths: list[Path], options: str) -> "list[File]":
-    """Read each file once; one that cannot be read has failed."""
+    """Read each file that is new or was changed; one that cannot be read has failed."""
     from tqdm import tqdm
 
-    from streammem.fleet.index import File, content_of
+    from streammem.fleet.index import File
 
     files = []
     hidden = not sys.stderr.isatty()
     for path in tqdm(paths, desc="which are new?", unit="file", disable=hidden, leave=False):
         try:
-            files.append(File(str(path), content_of(path), options))
+            files.append(archive.identify(path, options))
         except OSError as error:
             archive.fail(File(str(path), "", options), f"cannot be read ({error.strerror})")
     return files
@@ -126,26 +129,30 @@ class Opener:
 
     Attributes:
         options: of the command line, without what cannot be pickled.
-        workers: that share the machine.
+        cores_each: cores that a worker has.
     """
 
     options: dict[str, Any]
-    workers: int
+    cores_each: float
 
     def __call__(self) -> "Worker":
-        from streammem.models.threads import limit_threads
+        from streammem.models.threads import cores, limit_threads
 
         arguments = argparse.Namespace(**self.options)
         arguments.interrupted = lambda: False
         quiet_libraries()
-        limit_threads(busy=2 * self.workers)
+        limit_threads(busy=max(2, round(2 * cores() / self.cores_each)))
         model = load_model(arguments)
 
-        def work(job: "tuple[File, Path]", report: "Report") -> "tuple[File, int]":
+        def work(
+            job: "tuple[File, Path]", is_stopping: "IsStopping"
+        ) -> "Generator[float, None, tuple[File, int]]":
             from streammem.engine.watch import watch
             from streammem.video import open_with
 
             file, place = job
+            reported = 0.0
+            shutil.rmtree(place, ignore_errors=True)  # of a process that died under it
             arguments.source, arguments.memory = file.path, place
             options = watch_options(arguments)
             num_segments, reason, until = 0, "", 0.0
@@ -162,7 +169,9 @@ class Opener:
                         reason = reason or str(event)
                     elif isinstance(event, Segment):
                         num_segments, until = num_segments + 1, event.end
-                        report(min(1.0, until / length) if length else 0.0)
+                        if length and time.monotonic() >= reported + PROGRESS_EVERY_S:
+                            reported = time.monotonic()
+                            yield min(1.0, until / length)
             if not num_segments:
                 reason = reason or "no frame between --start and --end"
                 return replace(file, state="unreadable", reason=reason), 0
@@ -172,27 +181,31 @@ class Opener:
         return work
 
 
-def _make(
-    archive: "Archive", jobs: "list[File]", arguments: argparse.Namespace, workers: int
-) -> int:
+def _make(archive: "Archive", jobs: "list[File]", arguments: argparse.Namespace) -> int:
     """Make the memories of files; return how many were made."""
     from tqdm import tqdm
 
-    from streammem.fleet.pool import Done, Failed, Pool, Progress
+    from streammem.fleet import pool as pools
+    from streammem.fleet.pool import Done, Failed, Reported, Restarted
 
     options = {n: v for n, v in vars(arguments).items() if n not in ("run", "interrupted")}
-    opener = Opener(options, min(workers, len(jobs)))
-    pool = Pool(opener, workers)
     by_job = {file.path: file for file in jobs}
     shares: dict[str, float] = {}
     num_made, seconds, began = 0, 0.0, time.monotonic()
     hidden = not sys.stderr.isatty()
-    with tqdm(total=len(jobs), unit="file", disable=hidden, leave=False) as bar:
+    with (
+        workers_of(arguments) as (processes, num_workers, cores_each),
+        tqdm(total=len(jobs), unit="file", disable=hidden, leave=False) as bar,
+    ):
+        pool = pools.Pool(Opener(options, cores_each), num_workers, processes)
         for event in pool.run([(f, archive.unfinished(f)) for f in jobs], arguments.interrupted):
             path = event.job[0].path
-            shares[path] = event.share if isinstance(event, Progress) else 1.0
+            shares[path] = event.value if isinstance(event, Reported) else 1.0
+            shares[path] = 0.0 if isinstance(event, Restarted) else shares[path]
             bar.update(round(sum(shares.values()) - bar.n, 2))
-            if isinstance(event, Progress):
+            if isinstance(event, Restarted):
+                note(f"{plain(path)}: its process died ({event.reason}); it is begun again")
+            if isinstance(event, Reported | Restarted):
                 continue
             file, num_segments = by_job[path], 0
             try:
@@ -212,7 +225,9 @@ def _make(
                 write_line(_line(file, num_segments, arguments))
     spent = time.monotonic() - began
     if seconds:
-        note(f"{clock(seconds)} of video in {clock(spent)}, {opener.workers} processes")
+        note(
+            f"{clock(seconds)} of video in {clock(spent)}, {min(num_workers, len(jobs))} processes"
+        )
     return num_made
 
 

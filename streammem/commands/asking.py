@@ -23,7 +23,8 @@ from streammem.commands.options import (
 )
 from streammem.errors import ConfigError
 from streammem.output.render import FORMATS, plain, to_line
-from streammem.output.terminal import note, output
+from streammem.output.results import output
+from streammem.output.terminal import note
 from streammem.types import Answer, Moment, Segment
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from streammem.commands.options import (
 from streammem.errors import ConfigError, StoreError
 from streammem.models.registry import DEFAULT, load
 from streammem.output.render import FORMATS, Text, plain, stamped, to_line, wall_start
-from streammem.output.terminal import note, output, write_line
+from streammem.output.results import output
+from streammem.output.terminal import note, write_line
 from streammem.types import Event, Note, clock, wall_clock, with_wall_clock
 from streammem.video.address import public_name
 

@@ -1,14 +1,13 @@
-"""`models`, `info`, `eval` and `train`: what there is to look with, and how well it does."""
+"""`models`, `info` and `train`: what there is to look with."""
 
 import argparse
 import json
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from streammem.commands.opening import quiet_libraries
-from streammem.commands.options import SPEND_HELP, add_command, check_output
+from streammem.commands.options import SPEND_HELP, add_command
 from streammem.config import read_toml
 from streammem.errors import ConfigError
 from streammem.models.registry import generators_help
@@ -62,7 +61,6 @@ def add_to(commands: Any) -> None:
     exported.add_argument("folder", type=Path, help="a new one")
     shown = add_command(commands, "info", info, "versions, threads, weights and environment")
     shown.add_argument("--format", choices=("text", "jsonl"), default="text")
-    _add_eval(commands)
     about = "train by a recipe (see configs/train/)"
     trained = add_command(
         commands,
@@ -77,43 +75,6 @@ def add_to(commands: Any) -> None:
     trained.add_argument("--init", type=Path, metavar="DIR", help="start from this checkpoint")
     where = "cpu (default), cuda, cuda:1 or mps; several processes take a GPU each, or cpu"
     trained.add_argument("--device", help=where)
-
-
-def _add_eval(commands: Any) -> None:
-    parser = add_command(
-        commands,
-        "eval",
-        evaluate,
-        "measure a model on a data folder",
-        "streammem eval captions flickr8k --split val --controls",
-        "streammem eval retrieval flickr8k --limit 300 --json figures.json",
-        "streammem eval answers flickr8k --answer-with teacher --controls",
-        "streammem eval make clips films --photos flickr8k --films 2 --minutes 10",
-        "streammem eval answers films --context blind --curve risk.png",
-    )
-    add = parser.add_argument
-    add("suite", help="captions, retrieval, memory or answers; make makes films with questions")
-    folder = "data folder: images/ and captions.jsonl; of answers also films that make made; of "
-    add("folder", type=Path, help=folder + "make clips with manifest.jsonl")
-    add("out", type=Path, nargs="?", help="make: folder of the films")
-    add("--photos", type=Path, metavar="DIR", help="make: whose photos come between the clips")
-    add("--films", type=int, default=1, help="make: films of each half of the clips")
-    add("--minutes", type=float, default=5.0, help="make: length of a film")
-    add("--seed", type=int, default=0, help="make: equal seeds make equal films")
-    add("--context", default="memory", help="films: captions, uniform, now or blind, as controls")
-    add("--curve", type=Path, metavar="PNG", help="films: draw how many of the surest are wrong")
-    add("--split", default="val")
-    add("--model", default="streammem-tiny")
-    add("--device", default="cpu")
-    add("--limit", type=int, help="the first so many pictures only")
-    add("--controls", action="store_true", help="also score the model without sight of the picture")
-    add("--predictions", type=Path, metavar="FILE", help="a JSON line for every prediction")
-    add("--json", type=Path, metavar="FILE", help="write the figures there too")
-    add("--num-beams", type=int)
-    drawn = "captions drawn of a picture, of which the one that fits best counts (1: the likeliest)"
-    add("--candidates", type=int, metavar="N", help=drawn)
-    again = "answers: what re-reads the evidence, as --answer-with of ask; teacher knows the photos"
-    add("--answer-with", metavar="NAME", help=again)
 
 
 def list_models(arguments: argparse.Namespace) -> int:
@@ -235,106 +196,6 @@ def info(arguments: argparse.Namespace) -> int:
         for key, value in facts.items():
             write_line(f"{key:22} {value}")
     return 0
-
-
-def evaluate(arguments: argparse.Namespace) -> int:
-    """Print the figures of a suite as one JSON object, the last line."""
-    from streammem.captioning.captioner import Captioner
-    from streammem.engine.session_config import SessionConfig
-    from streammem.evaluation import film_files
-    from streammem.evaluation.datasets import EvaluationOptions
-    from streammem.evaluation.pictures import PictureModel
-    from streammem.evaluation.rereading import evaluate_rereading
-    from streammem.evaluation.suites import SUITES, run_suite
-    from streammem.models.checkpoint import load
-    from streammem.models.registry import open_generator
-    from streammem.models.threads import limit_threads
-
-    if (arguments.out is None) == (arguments.suite == "make"):
-        raise ConfigError("eval make takes a folder of clips and one for the films; others do not")
-    if arguments.suite == "make":
-        return _make_films(arguments)
-    if arguments.suite not in SUITES:
-        raise ConfigError(f"{arguments.suite}: no such suite; known: {', '.join(SUITES)}")
-    if arguments.answer_with is not None and arguments.suite != "answers":
-        raise ConfigError("--answer-with is for the suite answers")
-    on_films = _asks_films(arguments)
-    for path in (arguments.predictions, arguments.json, arguments.curve):
-        check_output(path)
-    options = EvaluationOptions(
-        split=arguments.split,
-        limit=arguments.limit,
-        controls=arguments.controls,
-        predictions=arguments.predictions,
-    )
-    quiet_libraries()
-    limit_threads(busy=1)
-    model = load(arguments.model, device=arguments.device)
-    if arguments.num_beams is not None:
-        decoding = replace(model.generator.decoding, num_beams=arguments.num_beams)
-        model = replace(model, decoding=decoding)  # type: ignore[type-var]
-    if arguments.candidates is not None:
-        config = SessionConfig(candidates=arguments.candidates).captioning
-        count = Captioner(model, config).candidates
-        choice = model.reranker and model.reranker._replace(candidates=count)
-        model = replace(model, reranker=choice)  # type: ignore[type-var]
-    if on_films:
-        figures = film_files.evaluate_films(
-            arguments.folder, model, options, context=arguments.context
-        )
-        for row in film_files.rows_of(figures):
-            write_line(row)
-        if arguments.curve:
-            film_files.draw_curves(figures, arguments.curve)
-    elif arguments.answer_with is None:
-        figures = run_suite(
-            arguments.suite, arguments.folder, PictureModel(cast(Any, model)), options
-        )
-    else:
-        generator = None
-        if arguments.answer_with != "teacher":
-            generator = open_generator(
-                arguments.answer_with, device=arguments.device, base=lambda: model
-            )
-        report = evaluate_rereading(arguments.folder, model, generator, options)
-        for row in str(report).splitlines():
-            write_line(row)
-        figures = report.to_json()
-    line = json.dumps(figures)
-    if arguments.json:
-        arguments.json.write_text(line + "\n")
-    write_line(line)
-    return 0
-
-
-def _make_films(arguments: argparse.Namespace) -> int:
-    """Make films with questions, and print their files."""
-    from streammem.evaluation.film_files import MAX_PHOTOS, MakeOptions, make_films
-
-    options = MakeOptions(
-        arguments.photos,
-        arguments.films,
-        arguments.minutes,
-        arguments.limit or MAX_PHOTOS,
-        arguments.seed,
-    )
-    for film in make_films(arguments.folder, arguments.out, options):
-        write_line(str(film))
-    return 0
-
-
-def _asks_films(arguments: argparse.Namespace) -> bool:
-    """Return whether films are asked; refuse options that do not go together."""
-    from streammem.evaluation.film_files import CONTEXTS, is_films
-
-    if arguments.context not in CONTEXTS:
-        raise ConfigError(f"--context: give one of {', '.join(CONTEXTS)}")
-    films = arguments.suite == "answers" and is_films(arguments.folder)
-    if not films and (arguments.context != "memory" or arguments.curve):
-        raise ConfigError("--context and --curve are for eval answers of films that make made")
-    if films and (arguments.answer_with is not None or arguments.controls):
-        raise ConfigError("--answer-with and --controls are for streams of photos; see --context")
-    return films
 
 
 def train(arguments: argparse.Namespace) -> int:

@@ -31,6 +31,7 @@ from streammem.video import kind_of, open_with
 from streammem.video.address import public_name
 
 if TYPE_CHECKING:
+    from streammem.captioning.scheduler import LanguageScheduler
     from streammem.engine.session import Session
     from streammem.engine.watch_options import WatchCallbacks, WatchOptions
     from streammem.memory.entry import Entry
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # A memory is pruned whenever it has grown by a 16th of its budget, or by about 2 MB.
-SPEECH = ("speech", "speech_language")
+SPEECH = ("speech", "speech_language", "sounds")
 BUDGET_SHARE, SEGMENT_BYTES, PRUNED_EVERY = 16, 32 << 10, 64
 
 
@@ -49,7 +50,7 @@ def open_session(arguments: argparse.Namespace, model: "StreamModel | None" = No
     Raises:
         StreammemError: an option is out of its range, or something cannot be opened.
     """
-    remembered = _checked(arguments)
+    remembered = check_options(arguments)
 
     from streammem.engine.session import Session
     from streammem.engine.session_config import defaults_of
@@ -85,8 +86,12 @@ def file_of(entry: "Entry") -> Path | None:
     return path if entry.source and path.is_file() and kind_of(path).name == "file" else None
 
 
-def _checked(arguments: argparse.Namespace) -> bool:
-    """Check every option; return whether the source is a memory that is asked."""
+def check_options(arguments: argparse.Namespace) -> bool:
+    """Check every option; return whether the source is a memory that is asked.
+
+    Raises:
+        ConfigError: an option that cannot be meant.
+    """
     from streammem.engine.session_config import SessionConfig
     from streammem.memory.folder import is_memory
     from streammem.memory.memory import check_path
@@ -129,6 +134,7 @@ def watch_source(
     callbacks: "WatchCallbacks | None" = None,
     *,
     progress: bool = False,
+    scheduler: "LanguageScheduler | None" = None,
 ) -> Iterator[tuple[Event, float | None]]:
     """Watch the source of a command line, within its memory's limits.
 
@@ -138,6 +144,7 @@ def watch_source(
         options: None takes them from the flags.
         callbacks: ``stop`` must be there; None stops on an interrupt.
         progress: show a bar, where stderr is a terminal.
+        scheduler: of a model that sessions share; see ``watch``.
 
     Yields:
         Each event with the Unix seconds at 0 of the memory's timeline, where they are known.
@@ -159,7 +166,7 @@ def watch_source(
     prune(session, arguments)
     num_segments = 0
     with _progress(source.name, source.duration, shown=progress) as at:
-        for event in watch(session, source, options, callbacks=callbacks):
+        for event in watch(session, source, options, callbacks=callbacks, scheduler=scheduler):
             if isinstance(event, Segment):
                 at(event.end)
                 num_segments += 1

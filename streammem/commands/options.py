@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from streammem.engine.watch_options import WatchOptions
     from streammem.memory.retrieval import Window
     from streammem.models.protocols import StreamModel
+    from streammem.output.results import Rotation
     from streammem.server.limits import Limits
 
 Run = Callable[[argparse.Namespace], int]
@@ -248,6 +249,13 @@ SPEECH_FLAGS = (  # of SpeechOptions
         "of subtitles, as in en, or the first that is there of en,de; of speech (default: found)",
         {"metavar": "LANG"},
     ),
+    Flag(
+        "--sounds",
+        "sounds",
+        "name sounds (applause, a dog barks): folder of ImageBind's imagebind_huge.pth and of its "
+        "bpe_simple_vocab_16e6.txt.gz",
+        {"metavar": "FOLDER"},
+    ),
 )
 LIVE_FLAGS = (  # of WatchOptions
     Flag(
@@ -396,6 +404,25 @@ def watch_options(arguments: argparse.Namespace) -> "WatchOptions":
     return replace(options, alerting=replace(options.alerting, pictures=pictures))
 
 
+def rotation_of(arguments: argparse.Namespace) -> "Rotation":
+    """Return when the output file of ``watch`` is rotated.
+
+    Raises:
+        ConfigError: a value outside its range, a flag that needs another, no such folder.
+    """
+    from streammem.output.results import Rotation
+
+    rotation = Rotation(arguments.rotate_size, arguments.rotate_every, arguments.rotate_keep)
+    if rotation != Rotation() and not arguments.output:
+        raise ConfigError("--rotate-size, -every and -keep are for a file; give -o FILE too")
+    if rotation.keep is not None and rotation == Rotation(keep=rotation.keep):
+        raise ConfigError("--rotate-keep: say when files rotate, with --rotate-size or -every")
+    for path in (arguments.metrics, arguments.pictures):
+        if path and not path.parent.is_dir():
+            raise ConfigError(f"{path}: the folder {path.parent} does not exist")
+    return rotation
+
+
 def speech_options(arguments: argparse.Namespace) -> "SpeechOptions":
     """Return where words come from.
 
@@ -493,7 +520,12 @@ def add_command(commands: Any, name: str, run: Run, about: str, *examples: str) 
 
 
 def add_source_options(
-    parser: Parser, *, asks: bool = False, reconnects: bool = False, answers: bool = True
+    parser: Parser,
+    *,
+    asks: bool = False,
+    reconnects: bool = False,
+    optional: bool = False,
+    answers: bool = True,
 ) -> None:
     """Add the source and the flags of every command that reads one.
 
@@ -501,11 +533,13 @@ def add_source_options(
         parser: of the command.
         asks: it may be given a memory instead.
         reconnects: a live source that is lost is opened again.
+        optional: the source may be left out.
         answers: a language model writes what it gives.
     """
     parser.set_defaults(asks=asks, reconnects=reconnects, graceful=True)
     add = parser.add_argument
-    add("source", help=f"{sources_help()}; or a memory" if asks else sources_help())
+    about = f"{sources_help()}; or a memory" if asks else sources_help()
+    add("source", nargs="?" if optional else None, help=about)
     _add_model(parser)
     add_flags(parser, SOURCE_FLAGS)
     recorded = "when the recording began, as in 2026-05-03T14:00, for questions such as "

@@ -17,7 +17,8 @@ from streammem.commands.options import (
     watch_options,
 )
 from streammem.errors import ConfigError
-from streammem.output.terminal import note, output
+from streammem.output.results import output
+from streammem.output.terminal import note
 from streammem.types import Alert, Notice, Plan, Segment
 
 

@@ -3,14 +3,14 @@
 import argparse
 import os
 import select
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from streammem.commands import cameras
 from streammem.commands.opening import every_frame, exit_code, open_session, watch_source
 from streammem.commands.options import (
     add_command,
@@ -18,13 +18,14 @@ from streammem.commands.options import (
     add_mqtt_options,
     add_source_options,
     add_watch_options,
+    rotation_of,
     watch_options,
 )
 from streammem.commands.publishing import broker_of, camera_name, publisher_to
 from streammem.errors import ConfigError, ServedModelError
 from streammem.output.render import plain, prometheus, to_line, wall_start
-from streammem.output.rotation import RotatedFile, Rotation, naming
-from streammem.output.terminal import LiveText, Results, Sheet, note, output
+from streammem.output.results import Results, RotatedFile, Rotation, output, replace_file
+from streammem.output.terminal import LiveText, Sheet, note, signals
 from streammem.types import Answer, Caption, Event, Note, Notice, Segment, Stats, Until
 from streammem.video.address import public_name
 
@@ -70,11 +71,13 @@ def add_to(commands: Any) -> None:
         "ffmpeg -i rtmp://... -c copy -f mpegts - | streammem watch -",
         'streammem watch rtsp://camera/1 --alert "a dog" --mqtt mqtt://user:password@broker',
         'streammem watch rtsp://camera/1 --until "the parcel is gone" --answer-with ollama:NAME',
+        "streammem watch --sources cameras.toml --memory house   many cameras, a memory each",
     )
-    add_source_options(parser, reconnects=True)
+    add_source_options(parser, reconnects=True, optional=True)
     add_live_options(parser)
     add_watch_options(parser)
     add_mqtt_options(parser)
+    cameras.add_options(parser)
     parser = add_command(
         commands,
         "chat",
@@ -150,9 +153,12 @@ def _scenes(session: "Session", arguments: argparse.Namespace) -> Iterator[Event
 
 def run_watch(arguments: argparse.Namespace) -> int:
     """Watch until the source ends or a signal comes."""
+    if arguments.sources:
+        return cameras.run_cameras(arguments)
+    cameras.check_one(arguments)
     from streammem.engine.watch_options import WatchCallbacks
 
-    rotation, broker = _rotation(arguments), broker_of(arguments)
+    rotation, broker = rotation_of(arguments), broker_of(arguments)
     with signals() as signalled, open_session(arguments) as session:
         options = watch_options(arguments)
         if options.stats_s is None and (arguments.metrics or broker):
@@ -255,36 +261,6 @@ class Lines:
         self.left = self._ended and os.isatty(self._descriptor)
 
 
-@dataclass
-class Signalled:
-    """What signals have asked for."""
-
-    terminated: bool = False
-    reopen: bool = False
-
-
-@contextmanager
-def signals() -> Iterator[Signalled]:
-    """Turn SIGTERM into a request to stop, SIGHUP into one to open the output anew."""
-    signalled = Signalled()
-
-    def terminate(number: int, frame: object) -> None:
-        signalled.terminated = True
-
-    def reopen(number: int, frame: object) -> None:
-        signalled.reopen = True
-
-    handlers: dict[int, Callable[[int, object], None]] = {signal.SIGTERM: terminate}
-    if hasattr(signal, "SIGHUP"):
-        handlers[signal.SIGHUP] = reopen
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield signalled
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class _Output:
     """Where the events of `watch` go: results to a file or stdout, the rest to stderr."""
 
@@ -299,7 +275,7 @@ class _Output:
         if isinstance(event, Segment):
             return
         if isinstance(event, Stats) and self._arguments.metrics:
-            _replace(self._arguments.metrics, prometheus(event, source))
+            replace_file(self._arguments.metrics, prometheus({source: event}))
         if isinstance(event, Notice) or (isinstance(event, Stats) and self._arguments.stats):
             note(str(event))
         if isinstance(event, Stats) and self._arguments.stats is None:
@@ -323,29 +299,9 @@ class _Output:
             self._stdout.finish()
 
 
-def _rotation(arguments: argparse.Namespace) -> Rotation:
-    rotation = Rotation(arguments.rotate_size, arguments.rotate_every, arguments.rotate_keep)
-    if rotation != Rotation() and not arguments.output:
-        raise ConfigError("--rotate-size, -every and -keep are for a file; give -o FILE too")
-    if rotation.keep is not None and rotation == Rotation(keep=rotation.keep):
-        raise ConfigError("--rotate-keep: say when files rotate, with --rotate-size or -every")
-    for path in (arguments.metrics, arguments.pictures):
-        if path and not path.parent.is_dir():
-            raise ConfigError(f"{path}: the folder {path.parent} does not exist")
-    return rotation
-
-
 def _evidence(answer: Answer) -> str:
     lines = [" ".join(plain(str(item)).split()) for item in answer.evidence]
     lines = [*answer.remarks, *lines]
     if not answer.seen:
         lines.append("not seen with confidence; these are the nearest moments")
     return "\n" + "".join(f"  {line}\n" for line in lines)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file that a reader finds whole."""
-    unfinished = path.with_name(path.name + ".part")
-    with naming(unfinished):
-        unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

@@ -17,8 +17,7 @@ from PIL import Image
 from streammem.engine.watch_options import ALERTING, AlertConfig
 from streammem.errors import ConfigError
 from streammem.memory.entry import Entry, unit_rows
-from streammem.memory.retrieval import Query, Scale, rate, scale_of
-from streammem.memory.words import content_words
+from streammem.memory.retrieval import Query, Scale, content_words, rate, scale_of
 from streammem.models.protocols import TextEncoder
 from streammem.types import Alert, Caption, Frame
 from streammem.video.pixels import fitted_pixels

@@ -42,6 +42,7 @@ class Listener:
         sound: see ``VideoSource.sound_pass``; None where it is pushed.
         behind_s: seconds of pushed sound that may wait.
         kept_s: of these, the newest that stay where more would wait; None drops the oldest only.
+        events: it listens for sound events: pushed sound is read evenly, not by utterance.
 
     Attributes:
         sound_s: seconds of sound that were pushed.
@@ -56,8 +57,11 @@ class Listener:
         sound: Iterator[tuple[float, np.ndarray]] | None = None,
         behind_s: float = BEHIND_S,
         kept_s: float | None = KEPT_S,
+        *,
+        events: bool = False,
     ) -> None:
         self._name, self._opener, self._sound = name, opener, sound
+        self._events, self._what = events, "sound events are" if events else "speech is"
         self._behind_s, self._kept_s = behind_s, behind_s if kept_s is None else kept_s
         self.sound_s = self.skipped_s = self.lag_s = 0.0
         self._results: queue.Queue[Note | Notice | float] = queue.Queue()
@@ -122,7 +126,7 @@ class Listener:
 
     def _skip(self) -> None:
         if not self.skipped_s:
-            text = "speech is recognised too slowly here; some of it is skipped, see stats"
+            text = f"{self._what} recognised too slowly here; some sound is skipped, see stats"
             self._results.put(Notice(f"{self._name}: {text}", is_failure=False))
             log.info("%s: %s", self._name, text)
         while self._waiting and self._waiting_s > self._kept_s:
@@ -134,7 +138,10 @@ class Listener:
         try:
             recogniser = self._opener()
             sound = self._sound
-            cut = self._utterances() if sound is None else pieces(sound, recogniser.piece_s)
+            if sound is None and not self._events:
+                cut = self._utterances()
+            else:
+                cut = pieces(self._pushed() if sound is None else sound, recogniser.piece_s)
             for start, samples in cut:
                 self._recognise(recogniser, start, samples)
                 if self._stop:
@@ -144,7 +151,7 @@ class Listener:
             is_failure = isinstance(error, ServedModelError)
             self._results.put(Notice(str(error), is_failure=is_failure))
         except Exception as error:  # noqa: BLE001, speech that fails must not end the watching
-            text = f"{self._name}: speech is not recognised any more"
+            text = f"{self._name}: {self._what} not recognised any more"
             self._results.put(Notice(f"{text} ({type(error).__name__}: {error})"))
         finally:
             self.end()
@@ -186,6 +193,14 @@ class Listener:
                 self._results.put(until)
             if ended and not taken:
                 return
+
+    def _pushed(self) -> Iterator[tuple[float, np.ndarray]]:
+        """Give what was pushed, as it came, until no more comes."""
+        ended = False
+        while not (self._stop or ended):
+            taken, ended = self._take()
+            yield from taken
+            ended &= not taken
 
     def _take(self) -> tuple[list[tuple[float, np.ndarray]], bool]:
         """Take the oldest of what waits, and whether no more comes; wait a moment for some."""

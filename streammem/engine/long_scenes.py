@@ -10,10 +10,9 @@ import numpy as np
 
 from streammem.captioning.captioner import CaptionRequest, ScoredCaption
 from streammem.captioning.scheduler import CaptionJob
-from streammem.engine.session import Session, segment_frames
+from streammem.engine.session import Session
 from streammem.memory.entry import coverage, visual_keys
-from streammem.models.protocols import spread
-from streammem.perception.scene_buffer import BufferedFrame
+from streammem.perception.frames import BufferedFrame, segment_frames, spread
 from streammem.types import Caption, Segment
 
 STILL_COSINE = 0.98  # as the cache's epsilon: what it takes for one still scene needs one caption

@@ -18,23 +18,24 @@ from streammem.audio.scene_sound import SceneSound, SoundWindow
 from streammem.audio.track import SpeechTrack
 from streammem.captioning.captioner import Captioner, CaptionRequest, ScoredCaption
 from streammem.engine.session_config import SessionConfig
-from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry, Sureness, decode_keyframe, fitting_notes, visual_keys
-from streammem.memory.memory import Memory
+from streammem.memory.memory import CacheConfig, Memory
 from streammem.memory.named import Taught
 from streammem.memory.retrieval import EVERYTHING, Window, clipped
 from streammem.memory.timeline import offset_after
-from streammem.models.protocols import EncodedSegment, SegmentFrames, StreamModel, spread
+from streammem.models.protocols import EncodedSegment, StreamModel
 from streammem.perception.background import Background, BackgroundState
-from streammem.perception.gate import Encoded, PixelGate, thumbnail
-from streammem.perception.scene_buffer import (
-    BRIDGE_FRAMES,
+from streammem.perception.frames import (
     KEYFRAME_SIDE,
     BufferedFrame,
+    Encoded,
+    PixelGate,
     SceneBuffer,
     SceneBufferState,
     keyframe,
-    places,
+    segment_frames,
+    spread,
+    thumbnail,
 )
 from streammem.perception.scenetilling import Pushed, SceneTilling, SceneTillingState, Score
 from streammem.qa.answerer import Answerer
@@ -135,7 +136,7 @@ class Session:
         self.on_score, self.wall_zero = on_score, wall_zero
         self.captioner = Captioner(self.model, self.config.captioning)
         key_dim = self.model.text_encoder.background.shape[1]
-        encoder = self.model.segment_encoder
+        self._encoder = encoder = self.model.segment_encoder
         token_shape = encoder.token_shape if encoder else (0, 0)
         if memory is None:
             self.memory = Memory(
@@ -579,8 +580,10 @@ class Session:
         keys = np.stack([f.key for f in frames])
         clusters = visual_keys(keys)
         jpeg = keyframe(full, clusters[0])
-        shown = [full[i] for i in spread(len(full), self.model.generator.reads.pictures)]
-        pictures = tuple(f.picture for f in shown if f.picture is not None)
+        pictures: tuple[np.ndarray, ...] = ()
+        if count_shown := self.model.generator.reads.pictures:
+            shown = [full[i] for i in spread(len(full), count_shown)]
+            pictures = tuple(f.picture for f in shown if f.picture is not None)
         # 2. Its tokens, which the recurrent memory takes in.
         offset, sound = self.time_offset, None
         if self.sound:
@@ -607,7 +610,7 @@ class Session:
                 keyframe=jpeg,
                 source=self.source,
                 wall_start=None if self.wall_zero is None else self.wall_zero + segment.start,
-                notes=fitting_notes(notes),
+                notes=fitting_notes(notes) if notes else (),
             ),
             recurrent,
         )
@@ -632,7 +635,7 @@ class Session:
         self, frames: Sequence[BufferedFrame], key: np.ndarray, sound: SceneSound | None
     ) -> EncodedSegment:
         """Read the closing segment with what the memory has of its like."""
-        encoder, related = self.model.segment_encoder, None
+        encoder, related = self._encoder, None
         if encoder is None:
             return EncodedSegment(torch.zeros(0, 0), self.recurrent)
         if encoder.reads_related:
@@ -645,10 +648,3 @@ def _window(between: tuple[float, float] | Window | None) -> Window:
     if between is None or isinstance(between, Window):
         return between or EVERYTHING
     return Window(stream=TimeSpan(*between))
-
-
-def segment_frames(number: int, frames: Sequence[BufferedFrame]) -> SegmentFrames:
-    """Choose the frames that a segment encoder reads, of those that kept their patches."""
-    shown = [frames[i] for i in spread(len(frames), BRIDGE_FRAMES)]
-    patches = [frame.patches for frame in shown if frame.patches is not None]
-    return SegmentFrames(number, patches, places(shown), [frame.time for frame in shown])

@@ -6,13 +6,12 @@ from typing import Literal
 from streammem.captioning.captioner import CaptionConfig
 from streammem.config import override
 from streammem.errors import ConfigError
-from streammem.memory.cache import EPSILON, CacheConfig
+from streammem.memory.memory import EPSILON, CacheConfig
 from streammem.memory.retrieval import DEFAULT_RANKERS
 from streammem.models.backbones.sampling import MOST_BEAMS, GenerationConfig
-from streammem.models.minigpt4_video.options import CUTS as CLIP_CUTS
 from streammem.models.protocols import StreamModel
+from streammem.models.published import known_cuts
 from streammem.models.tiny.model import ANSWER_DECODING
-from streammem.models.videollamb.options import CUTS
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.qa.answerer import AnswerConfig, Context
 
@@ -94,8 +93,8 @@ class SessionConfig:
             raise ConfigError(f"still={self.still}: give levels in [0, 255]")
         if self.sound not in ("off", "notice", "silent"):
             raise ConfigError(f"sound={self.sound!r}: give off, notice or silent")
-        if self.cuts not in (None, *CUTS, *CLIP_CUTS):
-            known = ", ".join(dict.fromkeys((*CUTS, *CLIP_CUTS)))
+        if self.cuts is not None and self.cuts not in known_cuts():
+            known = ", ".join(known_cuts())
             raise ConfigError(f"cuts={self.cuts!r}: give one of {known}")
         if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
             raise ConfigError(f"min-confidence {self.min_confidence}: give a number in [0, 1]")

@@ -1,4 +1,4 @@
-"""What is said in a source that is watched: its subtitles, or a recogniser's notes.
+"""What is heard in a source that is watched: its subtitles, a recogniser's notes, sound events.
 
 speech = open_speech(source, SpeechOptions("on"))     # what is missing is told now
 session.speech = speech.subtitles
@@ -11,11 +11,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from streammem.audio.subtitles import language_of
 from streammem.audio.track import WHISPER, SpeechOptions, SpeechTrack, open_track
 from streammem.engine.listener import BEHIND_S, KEPT_S, PIPE_BEHIND_S, Listener
 from streammem.engine.session import Session
 from streammem.errors import SourceError
+from streammem.models.sound_events import sound_events
 from streammem.models.transcription import Recognises, recogniser
 from streammem.types import Note, Notice, Segment
 from streammem.video import VideoSource
@@ -31,10 +34,12 @@ class Speech:
     Attributes:
         subtitles: read already; None without any.
         opener: opens the recogniser; None without one.
+        sounds: opens what names sounds; None without.
     """
 
     subtitles: SpeechTrack | None
     opener: Callable[[], Recognises] | None
+    sounds: Callable[[], Recognises] | None = None
 
 
 def open_speech(source: VideoSource, options: SpeechOptions) -> Speech:
@@ -49,14 +54,18 @@ def open_speech(source: VideoSource, options: SpeechOptions) -> Speech:
     wanted = options.recogniser
     if options.speech == "on" and not (subtitles and subtitles.notes):
         wanted = WHISPER
-    if wanted is None:
+    if wanted is None and options.sounds is None:
         return Speech(subtitles, None)
     if not (source.sound_beside or source.sound_apart):
         if options.where_possible:
             return Speech(subtitles, None)
-        raise SourceError(f"{source.name}: has no sound to be recognised; leave out --speech")
+        flag = "--sounds" if wanted is None else "--speech"
+        raise SourceError(f"{source.name}: has no sound to be recognised; leave out {flag}")
+    sounds = sound_events(options.sounds) if options.sounds else None
+    if wanted is None:
+        return Speech(subtitles, None, sounds)
     language = language_of(options.language.split(",")[0]) if options.language else None
-    return Speech(subtitles, recogniser(wanted, language))
+    return Speech(subtitles, recogniser(wanted, language), sounds)
 
 
 def check_recogniser(options: SpeechOptions) -> None:
@@ -68,6 +77,8 @@ def check_recogniser(options: SpeechOptions) -> None:
     wanted = WHISPER if options.speech == "on" else options.recogniser
     if wanted is not None:
         recogniser(wanted)
+    if options.sounds:
+        sound_events(options.sounds)
 
 
 class SceneNotes:
@@ -80,29 +91,44 @@ class SceneNotes:
     Args:
         session: keeps them.
         source: not being read yet.
-        opener: of the recogniser.
+        speech: whose recogniser, names of sounds, or both, are heard by; one listener each.
     """
 
-    def __init__(
-        self, session: Session, source: VideoSource, opener: Callable[[], Recognises]
-    ) -> None:
+    def __init__(self, session: Session, source: VideoSource, speech: Speech) -> None:
         self._session, self._at_once = session, source.sound_beside
-        self._until, self._late_s = 0.0, math.inf
+        self._late_s = math.inf
         self._begin = math.inf  # seconds, where the first scene begins
         self._heard: deque[Note] = deque(maxlen=MAX_HEARD)
         self._ends: deque[tuple[float, int]] = deque()  # of closed scenes, that may get notes
-        if source.sound_beside:
-            behind = (BEHIND_S, KEPT_S) if source.live else (PIPE_BEHIND_S, None)
+        beside = source.sound_beside
+        behind: tuple[float, float | None] = (BEHIND_S, KEPT_S)
+        if beside:
+            behind = behind if source.live else (PIPE_BEHIND_S, None)
             self._late_s = LATE_S + behind[0]
-            self.listener = Listener(source.name, opener, None, *behind)
-            source.on_sound = self.listener.push
-        else:
-            self.listener = Listener(source.name, opener, source.sound_pass())
+        wanted = ((speech.opener, False), (speech.sounds, True))
+        self.listeners = [
+            Listener(
+                source.name, opener, None if beside else source.sound_pass(), *behind, events=events
+            )
+            for opener, events in wanted
+            if opener
+        ]
+        self._until = [0.0] * len(self.listeners)
+        if beside:
+            source.on_sound = self._push
+
+    def _push(self, time: float, samples: np.ndarray) -> None:
+        for listener in self.listeners:
+            listener.push(time, samples)
 
     @property
     def awaits(self) -> bool:
         """Whether notes of closed scenes may still come."""
-        return bool(self._ends) and not self.listener.finished
+        return bool(self._ends) and not self._finished
+
+    @property
+    def _finished(self) -> bool:
+        return all(listener.finished for listener in self.listeners)
 
     def closed(self, segment: Segment) -> None:
         """Take in a scene that has closed."""
@@ -117,17 +143,23 @@ class SceneNotes:
             last: nothing more is waited for.
         """
         offset = self._session.time_offset
-        last |= self.listener.finished
-        for item in self.listener.ready(wait_s):
-            if isinstance(item, Note):
-                self._heard.append(item.shifted(offset))
-                if self._at_once:
-                    yield self._heard[-1]
-            elif isinstance(item, Notice):
-                yield item
-            else:
-                self._until = item + offset
-        until = math.inf if last else self._until
+        last |= self._finished
+        for place, listener in enumerate(self.listeners):
+            if listener.finished:
+                self._until[place] = math.inf
+            for item in listener.ready(wait_s):
+                wait_s = 0.0
+                if isinstance(item, Note):
+                    self._heard.append(item.shifted(offset))
+                    if self._at_once:
+                        yield self._heard[-1]
+                elif isinstance(item, Notice):
+                    yield item
+                else:
+                    self._until[place] = item + offset
+        if len(self.listeners) > 1:
+            self._heard = deque(sorted(self._heard, key=lambda note: note.start), MAX_HEARD)
+        until = math.inf if last else min(self._until)
         while self._ends and self._ends[0][0] <= max(until, self._ends[-1][0] - self._late_s):
             (end, segment), found = self._ends.popleft(), list[Note]()
             while self._heard and self._heard[0].start < end:
@@ -141,4 +173,10 @@ class SceneNotes:
 
     def close(self) -> None:
         """End the listening."""
-        self.listener.close()
+        for listener in self.listeners:
+            listener.close()
+
+    def end(self) -> None:
+        """Note that no more sound comes; what waits is still recognised."""
+        for listener in self.listeners:
+            listener.end()

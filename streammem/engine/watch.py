@@ -18,6 +18,7 @@ from streammem.audio.recogniser import pieces
 from streammem.audio.scene_sound import SoundWindow
 from streammem.captioning.captioner import Captioner, CaptionRequest
 from streammem.captioning.scheduler import (
+    BATCH_WAIT_S,
     MAX_BATCH,
     POLL_S,
     CaptionJob,
@@ -84,7 +85,9 @@ def watch(
     except StreammemError:
         opened.close()
         raise
-    alerts = Alerts(session.model.text_encoder, options.alerts, options.alerting)
+    alerts = None
+    if options.alerts or callbacks.alerts:
+        alerts = Alerts(session.model.text_encoder, options.alerts, options.alerting)
     if options.confirm_alerts or options.until is not None:
         check_reads(session.model)
     return _Watching(session, opened, options, callbacks, alerts, scheduler, speech).events()
@@ -115,7 +118,7 @@ class _Watching:
         source: VideoSource,
         options: WatchOptions,
         callbacks: WatchCallbacks,
-        alerts: Alerts,
+        alerts: Alerts | None,
         scheduler: LanguageScheduler | None,
         speech: Speech,
     ) -> None:
@@ -131,7 +134,7 @@ class _Watching:
         self._newest: Frame | None = None  # timed by the memory's clock
         self._late: list[Segment] = []  # closed while an answer was waited for
         self._notes: dict[int, tuple[Note, ...]] = {}  # by segment, to be yielded
-        self._opener = speech.opener
+        self._speech = speech
         self._recognised: SceneNotes | None = None
         self._asked_before = ASKED.counts
         self._failure = ""  # of a model server, since the last caption
@@ -143,8 +146,8 @@ class _Watching:
         described = options.captions and self._session.captioner.can_describe
         self._captions = self._open_captions() if described else None
         self._checks = self._open_checks()
-        if self._opener is not None:
-            self._recognised = SceneNotes(self._session, self._source, self._opener)
+        if self._speech.opener or self._speech.sounds:
+            self._recognised = SceneNotes(self._session, self._source, self._speech)
         self._reader = Reader(self._source, drop)
         self._session.on_wait = self._keep_up
         try:
@@ -184,6 +187,7 @@ class _Watching:
             1 if alone or on_text else MAX_BATCH,
             # What is generated of a file never depends on how fast the machine is.
             adapts=self._live and session.config.candidates is None,
+            wait_s=0.0 if self._live else BATCH_WAIT_S,
         )
         if self._live:
             captions.warm_up(session.blank_request())
@@ -321,7 +325,7 @@ class _Watching:
         caption = (self._scenes or self._session).keep(segment, scored)
         if self._callbacks.on_text and not self._as_generated and caption.text:
             self._callbacks.on_text(segment, caption.text)
-        if not self._alerts.queries:
+        if not (self._alerts and self._alerts.queries):
             return caption, ()
         picture = partial(self._picture_of, request)
         found = self._alerts.read(caption, request.keys, scored.key, picture)
@@ -340,13 +344,15 @@ class _Watching:
             return None
 
     def _alerted(self, frame: Frame) -> Iterator[Event]:
-        if self._callbacks.alerts:
-            self._alerts.change(self._callbacks.alerts())
+        alerts = self._alerts
+        if alerts and self._callbacks.alerts:
+            alerts.change(self._callbacks.alerts())
         newest = self._session.newest
-        if newest is None or not (self._alerts.queries or self._checks):
+        if newest is None or not ((alerts and alerts.queries) or self._checks):
             return
         frame = self._newest = replace(frame, time=frame.time + self._session.time_offset)
-        for alert in self._alerts.take(frame, newest.key, self._session.next_segment):
+        seen = alerts.take(frame, newest.key, self._session.next_segment) if alerts else ()
+        for alert in seen:
             if self._is_told(alert, frame.pixels):
                 yield alert
         if self._checks:
@@ -366,6 +372,7 @@ class _Watching:
                 continue
             asked, verdict = result
             if isinstance(asked, Alert) and verdict is False:
+                assert self._alerts  # which raised it
                 self._alerts.deny(asked)
                 self._num_refused += 1
             elif isinstance(asked, Alert):
@@ -421,7 +428,7 @@ class _Watching:
         notes = self._recognised
         if not (notes and self._num_frames):
             return
-        notes.listener.end()
+        notes.end()
         began, at_stop, at_end = time.monotonic(), 0.0, math.inf
         if self._live:
             at_stop, at_end = HEARD_AT_STOP_S, HEARD_AT_END_S
@@ -462,7 +469,7 @@ class _Watching:
 
     def _stats(self) -> Stats:
         reader, captions = self._reader, self._captions
-        listener = self._recognised.listener if self._recognised else None
+        listener = self._recognised.listeners[0] if self._recognised else None
         return Stats(
             frames=self._num_frames,
             segments=self._num_segments,

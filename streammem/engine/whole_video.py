@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from streammem.audio.scene_sound import SceneSound
-from streammem.engine.session import Session, segment_frames
+from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.errors import ConfigError
 from streammem.memory.retrieval import Window
@@ -34,26 +34,19 @@ from streammem.models.minigpt4_video.interleaving import (
     placed,
     shortened,
 )
-from streammem.models.minigpt4_video.minigpt4_video import MiniGPT4Video
-from streammem.models.minigpt4_video.options import CUTS as CLIP_CUTS
-from streammem.models.protocols import (
-    ComposedModel,
-    EncodedSegment,
-    EvidenceItem,
-    StreamModel,
+from streammem.models.protocols import ComposedModel, EncodedSegment, EvidenceItem, StreamModel
+from streammem.models.published import PublishedModel
+from streammem.models.videollamb.offline import choose, read
+from streammem.models.videollamb.videollamb import VideoLLaMB
+from streammem.perception.frames import (
+    BufferedFrame,
+    Perceived,
+    SceneBuffer,
+    segment_frames,
     spread,
 )
-from streammem.models.video_llama.video_llama import VideoLlama
-from streammem.models.videollamb.offline import choose, read
-from streammem.models.videollamb.options import CUTS
-from streammem.models.videollamb.videollamb import VideoLLaMB
-from streammem.perception.perceiver import Perceived
-from streammem.perception.scene_buffer import BufferedFrame, SceneBuffer
 from streammem.types import Answer, Frame, Note, Reason, Segment
 
-CUTS_OF: dict[type, tuple[str, ...]] = {
-    VideoLLaMB: CUTS, MiniGPT4Video: CLIP_CUTS, VideoLlama: ("streaming", "whole")
-}  # fmt: skip
 HELD = 1024  # frames; at full size one takes 0.3 MB: 224 x 224 pixels and a picture for keyframes
 UNBOUNDED = 1 << 62  # the lag of a buffer that thins no scene
 
@@ -86,11 +79,13 @@ def open_session(
             f"cuts={cuts} reads a video as a whole, and this source has no end that is known; "
             "give --set cuts=streaming"
         )
-    if isinstance(model, VideoLLaMB):
-        return WholeVideoSession(model, config, memory=memory)
-    if isinstance(model.segment_encoder, VideoLlama):
-        return OneVideoSession(model, config, memory=memory)
-    return ClipSession(model, config, memory=memory)
+    video = _video_model(model)
+    assert video is not None
+    kinds: dict[str, Any] = {
+        "segments": WholeVideoSession, "clips": ClipSession, "one": OneVideoSession
+    }  # fmt: skip
+    session: Session = kinds[video.whole](model, config, memory=memory)
+    return session
 
 
 def cuts_of(model: StreamModel, cuts: str | None = None) -> str:
@@ -104,9 +99,9 @@ def cuts_of(model: StreamModel, cuts: str | None = None) -> str:
         if cuts in (None, "streaming"):
             return "streaming"
         raise ConfigError(f"cuts={cuts}: {model.name} reads no whole videos; leave cuts out")
-    chosen, known = cuts or video.options.cuts, CUTS_OF[type(video)]
-    if chosen not in known:
-        raise ConfigError(f"cuts={chosen}: {model.name} takes {', '.join(known)}")
+    chosen: str = cuts or video.options.cuts
+    if chosen not in video.cuts:
+        raise ConfigError(f"cuts={chosen}: {model.name} takes {', '.join(video.cuts)}")
     return chosen
 
 
@@ -115,21 +110,29 @@ def with_cuts(model: StreamModel, cuts: str) -> StreamModel:
     video = _video_model(model)
     if video is None or video.options.cuts == cuts:
         return model
-    options: Any = dataclasses.replace(video.options, cuts=cuts)  # type: ignore[arg-type]
+    options: Any = dataclasses.replace(video.options, cuts=cuts)
     changed: Any = dataclasses.replace(video, options=options)
     if model is video:
         return cast(StreamModel, changed)
-    parts = ("perceiver", "segment_encoder", "generator", "answer_generator")
-    swapped = {part: changed for part in parts if getattr(model, part) is video}
+    parts = {
+        "perceiver": model.perceiver,
+        "segment_encoder": model.segment_encoder,
+        "generator": model.generator,
+        "answer_generator": model.answer_generator,
+    }
+    swapped = {name: changed for name, part in parts.items() if part is video}
     return dataclasses.replace(cast(ComposedModel, model), **swapped)
 
 
-def _video_model(model: StreamModel) -> VideoLLaMB | MiniGPT4Video | VideoLlama | None:
-    """Return the model that reads whole videos, if one does; others may write in its place."""
-    if isinstance(model, VideoLLaMB):
-        return model
+def _video_model(model: StreamModel) -> PublishedModel | None:
+    """Return the model that reads whole videos, if one does.
+
+    Others may write in its place, but where its segments are read together.
+    """
     encoder = model.segment_encoder
-    return encoder if isinstance(encoder, MiniGPT4Video | VideoLlama) else None
+    if not isinstance(encoder, PublishedModel):
+        return None
+    return encoder if encoder is model or encoder.whole != "segments" else None
 
 
 class VideoBuffer(SceneBuffer):
@@ -254,17 +257,9 @@ class WholeVideoSession(Session):
         """
         if not self._items or len(pictures) or between is not None:
             return super().ask(question, on_text, pictures, between)
-        if not question.strip():
-            raise ValueError("the question is empty")
-        generator, pieces = self.model.answer_generator, []
-        prompt = generator.answer_prompt(list(self._items.values()), question)
-        for piece in generator.stream(prompt, self.config.answer):
-            pieces.append(piece)
-            if on_text:
-                on_text(piece)
-        evidence, seen = self.answerer.evidence(question, self.present())
-        own = tuple(item for item in evidence if item.segment in self._items)
-        return Answer(question, "".join(pieces).strip(), seen, "model", own)
+        answer = _answered(self, list(self._items.values()), question, on_text)
+        own = tuple(item for item in answer.evidence if item.segment in self._items)
+        return dataclasses.replace(answer, evidence=own)
 
     def _encode(
         self, frames: Sequence[BufferedFrame], key: np.ndarray, sound: SceneSound | None
@@ -368,20 +363,10 @@ class ClipSession(Session):
         clip = self._clip
         if not self.whole or clip is None or len(pictures) or between is not None:
             return super().ask(question, on_text, pictures, between)
-        if not question.strip():
-            raise ValueError("the question is empty")
         # What was recognised since the video ended stands beside its frames, too.
         row = self.memory.get(clip.segment.id)
         item = self._item(clip, row.notes if row and row.notes else clip.said)
-        generator, pieces = self.model.answer_generator, []
-        for piece in generator.stream(
-            generator.answer_prompt([item], question), self.config.answer
-        ):
-            pieces.append(piece)
-            if on_text:
-                on_text(piece)
-        evidence, seen = self.answerer.evidence(question, self.present())
-        return Answer(question, "".join(pieces).strip(), seen, "model", evidence)
+        return _answered(self, [item], question, on_text)
 
     def _close_clip(self, until: float, reason: Reason) -> Segment:
         """Close the frames held as one segment that ends at ``until``."""
@@ -462,6 +447,24 @@ class OneVideoSession(ClipSession):
         encoded: EncodedSegment = self._video.encode_segment(read, self.recurrent, None)
         self._tokens = encoded.tokens
         return encoded
+
+
+def _answered(
+    session: Session,
+    items: Sequence[EvidenceItem],
+    question: str,
+    on_text: Callable[[str], None] | None,
+) -> Answer:
+    """Answer from all of a video; evidence and ``seen`` come from the keys beside it."""
+    if not question.strip():
+        raise ValueError("the question is empty")
+    generator, pieces = session.model.answer_generator, []
+    for piece in generator.stream(generator.answer_prompt(items, question), session.config.answer):
+        pieces.append(piece)
+        if on_text:
+            on_text(piece)
+    evidence, seen = session.answerer.evidence(question, session.present())
+    return Answer(question, "".join(pieces).strip(), seen, "model", evidence)
 
 
 def _repeated(

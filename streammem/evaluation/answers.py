@@ -27,7 +27,6 @@ from streammem.evaluation.datasets import (
 from streammem.evaluation.memory import MemoryModel
 from streammem.evaluation.streams import bm25, check_enough
 from streammem.evaluation.timelines import TimedQuestion, Timeline, memories_of, timelines_of
-from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry
 from streammem.types import Answer
 
@@ -57,7 +56,6 @@ class Outcome:
         cited: scenes of the evidence, best first.
         old: whether its evidence is old, see ``Timeline.is_old``.
         text: of the answer.
-        score: of its best evidence, in [0, 1].
     """
 
     question: TimedQuestion
@@ -67,7 +65,6 @@ class Outcome:
     cited: tuple[int, ...]
     old: bool
     text: str
-    score: float = 0.0
 
     @property
     def name(self) -> str:
@@ -186,7 +183,7 @@ def answers_to(
     """
     from torch import zeros
 
-    from streammem.memory.memory import Memory
+    from streammem.memory.memory import CacheConfig, Memory
     from streammem.qa.answerer import AnswerConfig, Answerer
 
     reader = _QuestionReader(model)
@@ -225,8 +222,8 @@ def is_right(question: TimedQuestion, answer: Answer, cited: set[int], edges: np
 
     ``exists``: yes if it was shown, no if not. ``when``, ``first``, ``last``: exactly the scenes of
     the truth. ``how often``: the number. ``how long``: within a fifth. ``before``, ``after``,
-    ``between``: it points to the scenes asked about, and shows the neighbour. ``now``: it uses only
-    the present.
+    ``between``: it points to the scenes asked about, and shows the neighbour. ``said``: it quotes
+    from a scene of the truth. ``now``: it uses only the present.
 
     Args:
         question: with the truth.
@@ -239,6 +236,8 @@ def is_right(question: TimedQuestion, answer: Answer, cited: set[int], edges: np
         return answer.method == "model" and not cited
     if not gold or not answer.seen:
         return answer.seen == bool(gold)
+    if operator == "said":
+        return bool(cited & gold)
     if operator == "exists" or answer.method == "model":
         return operator == "exists"
     if operator == "how often":
@@ -333,7 +332,7 @@ class _QuestionReader:
 
 def _outcome(answerer: Any, question: TimedQuestion, timeline: Timeline) -> Outcome:
     """Ask a question and score the answer."""
-    from streammem.perception.scene_buffer import BufferedFrame
+    from streammem.perception.frames import BufferedFrame
     from streammem.qa.question import Present
 
     answerer.turns.clear()  # each question is asked alone

@@ -1,45 +1,36 @@
-"""Film files: made of clips and photos, watched once, then asked.
+"""Film files: made of clips and photos, with questions of known truth.
 
     make_films(Path("clips"), Path("films"), MakeOptions(photos=Path("flickr8k"), films=2))
-    report = evaluate_films(Path("films"), load("streammem-tiny"), FilmOptions())
-    report["report"]["all"]["right, present"]
+    found = read_suite("films", Path("films"))          # asked by asking.py, as any suite
 
-The clips, and the photos, are split in two halves: films of the half ``fit`` are for fitting, those
-of ``report`` for figures. A folder of films has ``films.jsonl``, a line a film with its scenes and
-questions; their memories stay beside them.
+The clips, and the photos, are split in two halves: films of the half ``fit`` are for fitting,
+those of ``report`` for figures. A folder of films has ``films.jsonl``, a line a film with its
+scenes, what is said in them, and its questions; what is said stands in subtitles beside the film.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import av
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from tqdm import tqdm
 
 from streammem.errors import ConfigError, DatasetError
 from streammem.evaluation import films
-from streammem.evaluation.answers import Outcome, is_right
-from streammem.evaluation.datasets import (
-    EvaluationOptions,
-    prediction_lines,
-    read_photo,
-    read_photos,
-)
+from streammem.evaluation.datasets import read_photo, read_photos
+from streammem.evaluation.questions import SuiteQuestion
 from streammem.evaluation.timelines import TimedQuestion
+from streammem.types import TimeSpan
 
 WIDTH, HEIGHT, FPS = 640, 360, 25
 HALVES = ("fit", "report")
 LIST = "films.jsonl"
-SLOW = ("uniform", "now")  # contexts in which the model answers in its own words
 MAX_PHOTOS = 400
-FEW = 12  # questions to a film in those
-
-Context = Literal["memory", "captions", "uniform", "now", "blind"]
-CONTEXTS: tuple[Context, ...] = ("memory", "captions", "uniform", "now", "blind")
+MAX_MINUTES = 240
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +40,7 @@ class MakeOptions:
     Attributes:
         photos: a data folder whose validation photos come between the clips; see ``read_photos``.
         films: of each half, >= 1.
-        minutes: length of a film, in [1, 120].
+        minutes: length of a film, in [1, 240].
         limit: photos at most.
         seed: equal seeds make equal films.
         progress: show a bar on stderr, where that is a terminal.
@@ -66,17 +57,8 @@ class MakeOptions:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.films < 1 or not 1 <= self.minutes <= 120 or self.limit < 1:
-            raise ConfigError("films: films >= 1, minutes in [1, 120], limit >= 1")
-
-
-class MadeFilm(NamedTuple):
-    """A film as ``films.jsonl`` lists it: its file, its half, its truth and its questions."""
-
-    name: str
-    half: str
-    edges: np.ndarray
-    questions: tuple[films.TimedQuestion, ...]
+        if self.films < 1 or not 1 <= self.minutes <= MAX_MINUTES or self.limit < 1:
+            raise ConfigError(f"films: films >= 1, minutes in [1, {MAX_MINUTES}], limit >= 1")
 
 
 # -- making --
@@ -145,18 +127,20 @@ def make_films(folder: Path, out: Path, options: MakeOptions) -> list[Path]:
                 {"file": Path(clip.name).name, **scene._asdict(), "said": clip.sentences}
                 for clip, scene in shown
             ]
-            questions = [
-                {"text": q.text, "operator": q.operator, "gold": q.gold, "common": q.common}
-                for q in films.ask_about(film, own, seed=seed)
-            ]
-            row = {"film": path.name, "half": half, "scenes": scenes, "questions": questions}
+            questions = [asdict(q) for q in films.ask_along(film, own, seed=seed)]
+            row = {
+                "film": path.name, "half": half, "scenes": scenes,
+                "said": [cue._asdict() for cue in film.cues], "questions": questions,
+            }  # fmt: skip
             lines.append(f"{json.dumps(row)}\n")
     out.mkdir(parents=True, exist_ok=True)
-    if is_films(out) and (out / LIST).read_text() != "".join(lines):
+    if (out / LIST).is_file() and (out / LIST).read_text() != "".join(lines):
         raise ConfigError(f"{out}: holds films of other clips or options; give a new folder")
     (out / LIST).write_text("".join(lines))
     # 3. Files.
     for path, film, own in plans:
+        if film.cues:
+            path.with_suffix(".srt").write_text(_subtitles(film), "utf-8")
         if path.exists():
             continue
         bar = tqdm(film.scenes, path.name, disable=None if options.progress else True)
@@ -241,202 +225,43 @@ def write(video: Path, pictures: Iterable[np.ndarray]) -> None:
     unfinished.replace(video)
 
 
+def _subtitles(film: films.Film) -> str:
+    """Write what is said as SubRip."""
+
+    def stamp(seconds: float) -> str:
+        whole, thousandths = divmod(round(1000 * seconds), 1000)
+        clock = f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}"
+        return f"{clock},{thousandths:03}"
+
+    starts = [float(film.edges[cue.scene]) for cue in film.cues]
+    return "\n".join(
+        f"{number}\n{stamp(start + 0.2)} --> {stamp(start + films.CUE_S - 0.2)}\n{cue.text}\n"
+        for number, (start, cue) in enumerate(zip(starts, film.cues, strict=True), 1)
+    )
+
+
 # -- asking --
 
 
-def is_films(folder: Path) -> bool:
-    """Return whether ``make_films`` made a folder."""
-    return (folder / LIST).is_file()
-
-
-def read_films(folder: Path) -> list[MadeFilm]:
-    """Read what films a folder has.
+def suite_questions(row: Mapping[str, Any]) -> Iterator[SuiteQuestion]:
+    """Yield the questions of a film as a line of ``films.jsonl`` has them.
 
     Raises:
-        DatasetError: its list is malformed.
+        KeyError, TypeError, ValueError: it is malformed.
     """
-    try:
-        rows = [json.loads(line) for line in (folder / LIST).read_text().splitlines()]
-        return [
-            MadeFilm(
-                row["film"],
-                row["half"],
-                np.cumsum([0.0, *(scene["end"] - scene["start"] for scene in row["scenes"])]),
-                tuple(
-                    TimedQuestion(q["text"], q["operator"], tuple(q["gold"]), q["common"])
-                    for q in row["questions"]
-                ),
-            )
-            for row in rows
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{folder / LIST}: malformed; make the films anew ({error})") from error
-
-
-def evaluate_films(
-    folder: Path, model: Any, options: EvaluationOptions, *, context: Context = "memory"
-) -> dict[str, Any]:
-    """Ask films; what was not watched yet is watched and captioned first.
-
-    Args:
-        folder: see ``make_films``.
-        model: any that sessions take.
-        options: ``limit`` is of questions to a film; ``predictions`` gets a line an answer.
-        context: what is answered from, see ``SessionConfig``; ``blind`` is the memory of the next
-            film of the other half.
-
-    Returns:
-        The object for JSON: ``halves`` with the tables of ``films.table``, ``curves`` with
-        (coverage, risk) at every tenth.
-
-    Raises:
-        DatasetError: the folder is malformed.
-    """
-    made = read_films(folder)
-    memories = [_watched(folder / film.name, model, options) for film in made]
-    outcomes: dict[str, list[Outcome]] = {}
-    with prediction_lines(options.predictions) as write_lines:
-        for number, film in enumerate(made):
-            memory = memories[number]
-            if context == "blind":
-                others = [
-                    m for m, other in zip(memories, made, strict=True) if other.half != film.half
-                ]
-                memory = others[number % len(others)]
-            asked = film.questions[: options.limit]
-            if context in SLOW:
-                asked = _few(asked)
-            answers = _answered(model, memory, film, asked, context, options)
-            outcomes.setdefault(film.half, []).extend(answers)
-            write_lines(
-                [
-                    {
-                        "film": film.name, "question": o.question.text,
-                        "operator": o.question.operator, "gold": list(o.question.gold),
-                        "answer": o.text, "seen": o.seen, "right": o.right, "score": o.score,
-                        "cited": list(o.cited),
-                    }
-                    for o in answers
-                ]
-            )  # fmt: skip
-    curves = {half: films.risk_coverage(found) for half, found in outcomes.items()}
-    return {
-        "suite": "answers",
-        "films": len(made),
-        "context": context,
-        "halves": {half: films.table(found) for half, found in outcomes.items()},
-        "curves": {
-            half: [[round(c, 3), round(r, 3)] for c, r in _tenths(curve)]
-            for half, curve in curves.items()
-        },
-    }
-
-
-def _few(asked: Sequence[TimedQuestion]) -> tuple[TimedQuestion, ...]:
-    exist = [question for question in asked if question.operator == "exists"]
-    there = [question for question in exist if question.gold]
-    absent = [question for question in exist if not question.gold]
-    return (*there[: 2 * FEW // 3], *absent[: FEW // 3])
-
-
-def _watched(film: Path, model: Any, options: EvaluationOptions) -> Path:
-    """Return a film's memory, which is made first unless it is complete."""
-    from streammem.engine.session import Session
-    from streammem.engine.watch import watch
-    from streammem.types import Segment
-
-    memory, done = film.with_suffix(".memory"), film.with_suffix(".watched")
-    if done.exists():
-        return memory
-    if not film.is_file():
-        raise DatasetError(f"{film}: is not made yet; run eval make again")
-    bar = tqdm(desc=f"{film.name}: scenes", disable=None if options.progress else True)
-    with Session(model, memory=memory) as session:
-        for event in watch(session, str(film)):
-            bar.update(isinstance(event, Segment))
-    bar.close()
-    done.touch()
-    return memory
-
-
-class _NoDescriber:
-    """Captions nothing: what could be captioned was, when the film was watched."""
-
-    def describe(self, entries: object) -> None:
-        pass
-
-
-def _answered(
-    model: Any,
-    memory: Path,
-    film: MadeFilm,
-    asked: Sequence[TimedQuestion],
-    context: Context,
-    options: EvaluationOptions,
-) -> list[Outcome]:
-    """Ask a memory, each question alone."""
-    from streammem.engine.session import Session
-    from streammem.engine.session_config import SessionConfig
-
-    outcomes = []
-    config = SessionConfig(context="memory" if context == "blind" else context)
-    with Session(model, config, memory=memory, read_only=True) as session:
-        session.answerer.describer = _NoDescriber()
-        for question in tqdm(asked, film.name, disable=None if options.progress else True):
-            session.answerer.turns.clear()
-            answer = session.ask(question.text)
-            evidence = sorted(answer.evidence, key=lambda item: -item.score)
-            cited = films.scenes_cited(film.edges, [(item.start, item.end) for item in evidence])
-            outcomes.append(
-                Outcome(
-                    question,
-                    read=model.text_encoder.read_question(question.text).operator
-                    == question.operator,
-                    right=is_right(question, answer, set(cited), film.edges),
-                    seen=answer.seen,
-                    cited=tuple(cited),
-                    old=False,
-                    text=answer.text,
-                    score=evidence[0].score if evidence else 0.0,
-                )
-            )
-    return outcomes
-
-
-def _tenths(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    return [curve[max(0, round(len(curve) * n / 10) - 1)] for n in range(1, 11)]
-
-
-def rows_of(report: dict[str, Any]) -> Iterator[str]:
-    """Write a report as text, a line an operator, then the risk at every tenth of coverage."""
-    for half, table in report["halves"].items():
-        columns = list(dict.fromkeys(name for figures in table.values() for name in figures))
-        yield f"{half} ({report['context']})"
-        yield f"  {'':12}" + "".join(f"{name:>17}" for name in columns)
-        for operator, figures in table.items():
-            cells = (f"{figures[n]:g}" if n in figures else "-" for n in columns)
-            yield f"  {operator:12}" + "".join(f"{cell:>17}" for cell in cells)
-        risks = " ".join(f"{risk:.2f}" for _, risk in report["curves"][half])
-        yield f"  wrong, of the surest tenth, two tenths ... all: {risks}"
-
-
-def draw_curves(report: dict[str, Any], path: Path) -> None:
-    """Draw risk over coverage as a PNG, a line a half."""
-    size, edge = 480, 40
-    picture = Image.new("RGB", (size + 2 * edge, size + 2 * edge), "white")
-    draw = ImageDraw.Draw(picture)
-
-    def at(coverage: float, risk: float) -> tuple[float, float]:
-        return edge + coverage * size, edge + (1 - risk) * size
-
-    for tenth in range(0, 11, 2):
-        value = tenth / 10
-        draw.line([at(0, value), at(1, value)], fill=(220, 220, 220))
-        draw.text((8, at(0, value)[1] - 6), f"{value:.1f}", fill="black")
-        draw.text((at(value, 0)[0] - 8, at(0, 0)[1] + 6), f"{value:.1f}", fill="black")
-    draw.text((edge, 8), "answers that are wrong, of the surest share (across)", fill="black")
-    for number, (half, curve) in enumerate(report["curves"].items()):
-        colour = ((60, 90, 200), (200, 80, 40))[number % 2]
-        draw.line([at(c, r) for c, r in curve], fill=colour, width=2)
-        draw.text((at(1, 0)[0] - 60, edge + 16 * number), half, fill=colour)
-    picture.save(path)
+    edges = np.cumsum([0.0, *(scene["end"] - scene["start"] for scene in row["scenes"])])
+    for number, fields in enumerate(row["questions"]):
+        asked = TimedQuestion(**{**fields, "gold": tuple(fields["gold"])})
+        things = ("everyday things",) if asked.common else ()
+        yield SuiteQuestion(
+            id=f"{Path(row['film']).stem}-{number}",
+            video=row["film"],
+            text=asked.text,
+            time=asked.time,
+            categories=(asked.operator, *things, f"half: {row['half']}"),
+            evidence=tuple(TimeSpan(float(edges[i]), float(edges[i + 1])) for i in asked.gold),
+            kind="recall" if asked.gold else "never",
+            check="timeline",
+            later=asked.later,
+            truth=(asked, edges),
+        )

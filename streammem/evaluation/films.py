@@ -1,36 +1,45 @@
 """Films of joined clips and photos, and questions of known truth about them.
 
     film = plan(clips, seconds=300, seed=0)          # which clip or photo is shown when
-    questions = ask_about(film, clips, seed=0)
+    questions = ask_along(film, clips, seed=0)
     questions[0].text, questions[0].gold             # 'When was there a dog?', (4, 17)
 
 A film shows clips again and again, cut to other lengths and mirrored, with photos between them
-that are panned, zoomed or held still. What is true of a scene is what its sentences say, so a thing
-that is visible and in no sentence counts as absent: the figures are lower bounds. Nothing is
-decoded here; `film_files.py` makes and watches films.
+that are panned, zoomed or held still; in some scenes a sentence is said. What is true of a scene is
+what its sentences say, so a thing that is visible and in no sentence counts as absent: the figures
+are lower bounds. Questions are asked while the film runs, and half of them have no answer in what
+was shown until then. Nothing is decoded here; `film_files.py` makes films, `asking.py` asks them.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from streammem.evaluation.answers import CITED, Outcome
 from streammem.evaluation.timelines import PHRASINGS, TimedQuestion, thing_of
-from streammem.memory.words import content_words, stem
+from streammem.memory.retrieval import content_words, stem
 
 SCENE_S = (2.0, 30.0)  # log-uniform between them
 OPERATORS = (
     "exists", "when", "first", "last", "how often", "how long", "before", "after", "between",
 )  # fmt: skip
-ABSENT_SHARE = 1 / 3  # of questions
+ABSENT_SHARE = 1 / 2  # of questions
+LATER_SHARE = 1 / 3  # of those about what is absent: it comes after the question
 PHOTO_SHARE = 0.4  # of scenes, where there are photos
 STILL_SHARE = 0.2  # of photos, which are held still as a fixed camera sees them
 MIRRORED_SHARE = 0.25  # of repeats
+SAID_SHARE = 0.35  # of scenes, in which a sentence is said
+CUE_S = 3.0  # of it
 MOST_ASKED = 24  # things of a film, and descriptions of it
+MOST_SWAPPED = 12  # questions about swapped descriptions, each time
+ASKED_AT = (0.1, 0.25, 0.5, 0.75, 1.0)  # shares of a film's scenes
+A_TIME = 120  # questions at one of these times, at most
+LAST_FRAME_S = 0.02  # before a scene's end, a question comes behind its last frame
 
+SAID = ("What was said about {}?", "What did they say about {}?", "What did someone say of {}?")
+_DOING = re.compile(r"(.+?) (\w+ing\b.+)")
 VERBS = frozenset(
     "shuffle pour jump place walk inspect swing eat wrestle apply play mix do knead rotate "  # noqa: SIM905
     "stretch swim ride breakdance drive turn dance drift stand surf run take snowboard".split()
@@ -115,11 +124,26 @@ class FilmScene(NamedTuple):
     move: Move = "plain"
 
 
+class Cue(NamedTuple):
+    """A sentence that is said in a film.
+
+    Attributes:
+        scene: in which it is said; it begins with it.
+        text: the sentence.
+        topic: a thing that it names.
+    """
+
+    scene: int
+    text: str
+    topic: str
+
+
 @dataclass(frozen=True, slots=True)
 class Film:
-    """Scenes in time order."""
+    """Scenes in time order, and what is said in them."""
 
     scenes: tuple[FilmScene, ...]
+    cues: tuple[Cue, ...] = ()
 
     @property
     def edges(self) -> np.ndarray:
@@ -159,7 +183,30 @@ def plan(clips: Sequence[Clip], seconds: float, *, seed: int) -> Film:
             move = "mirrored" if again and rng.random() < MIRRORED_SHARE else "plain"
         scenes.append(FilmScene(number, start, start + length, move))  # type: ignore[arg-type]
         total += length
-    return Film(tuple(scenes))
+    return Film(tuple(scenes), _cues(scenes, clips, rng))
+
+
+def _cues(
+    scenes: Sequence[FilmScene], clips: Sequence[Clip], rng: np.random.Generator
+) -> tuple[Cue, ...]:
+    """Choose what is said: sentences of what is never shown, each about a thing of its own."""
+    shown = {scene.clip for scene in scenes}
+    seen = [clips[number].sentences for number in shown]
+    sayable = []
+    for number in rng.permutation(len(clips)):
+        text = re.sub(r"\s+([.,;!?])", r"\1", clips[number].sentences[0]).strip()
+        topic = next((thing for thing in THINGS if shows([text], thing)), None)
+        # What is said must not be visible, too: then it is only heard of.
+        if number not in shown and topic and not any(shows(each, topic) for each in seen):
+            sayable.append((text, topic))
+    cues: list[Cue] = []
+    for scene, length in enumerate(each.end - each.start for each in scenes):
+        if not sayable or length < CUE_S or rng.random() >= SAID_SHARE:
+            continue
+        text, topic = sayable.pop()
+        if not any(shows([text], cue.topic) or shows([cue.text], topic) for cue in cues):
+            cues.append(Cue(scene, text, topic))
+    return tuple(cues)
 
 
 def description_of(clip: Clip) -> str | None:
@@ -188,29 +235,63 @@ def shows(sentences: Sequence[str], thing: str) -> bool:
     return any(words <= each or bool(kin & each) for each in said)
 
 
-def ask_about(film: Film, clips: Sequence[Clip], *, seed: int) -> tuple[TimedQuestion, ...]:
-    """Make questions by operator, a third of them about things that never come.
+def ask_along(film: Film, clips: Sequence[Clip], *, seed: int) -> tuple[TimedQuestion, ...]:
+    """Ask while a film runs, so that evidence is seconds old, or as old as the film.
+
+    Args:
+        film: what is asked about.
+        clips: that it was made of.
+        seed: of what is asked.
+
+    Returns:
+        Questions by time, at most ``A_TIME`` at each of ``ASKED_AT``: as ``ask_about`` of what was
+        shown by then.
+    """
+    edges, asked = film.edges, list[TimedQuestion]()
+    count = len(film.scenes)
+    for number in sorted({max(2, round(share * count)) for share in ASKED_AT}):
+        questions = ask_about(film, clips, seed=seed + number, until=number)
+        halves = [[q for q in questions if bool(q.gold) == there] for there in (True, False)]
+        some = [question for half in halves for question in half[: A_TIME // 2]]
+        at = float(edges[number]) - LAST_FRAME_S
+        asked += [replace(question, time=at) for question in some]
+    return tuple(asked)
+
+
+def ask_about(
+    film: Film, clips: Sequence[Clip], *, seed: int, until: int | None = None
+) -> tuple[TimedQuestion, ...]:
+    """Make questions by operator, half of them about what has not been shown.
 
     Args:
         film: what is asked about.
         clips: that it was made of.
         seed: of the phrasings, and of what is asked for.
+        until: scenes that count as shown; None: all.
 
     Returns:
         Questions with the scenes that answer them: of ``first`` and ``last`` those of one
         appearance, of ``how often`` the first scene of each appearance, neighbours being one.
         ``before``, ``after`` and ``between`` only of what is seen once, with the scenes that they
-        point to and the neighbour. ``common`` are those about one of ``THINGS``.
+        point to and the neighbour. ``said``: the scene in which something is said about it.
+        ``swapped``: whether one description was seen, whose halves are of two scenes. ``common``
+        are those about one of ``THINGS``. Of what is absent a third comes later, where anything
+        does.
     """
     rng = np.random.default_rng(seed)
     shown = [clips[scene.clip] for scene in film.scenes]
+    coming = shown[until:] if until is not None else []
+    shown = shown[:until]
+    cues = [cue for cue in film.cues if cue.scene < len(shown)]
     questions = []
 
-    def ask(operator: str, things: Sequence[str], gold: tuple[int, ...]) -> None:
-        phrasings = PHRASINGS[operator]
+    def ask(
+        operator: str, things: Sequence[str], gold: tuple[int, ...], *, later: bool = False
+    ) -> None:
+        phrasings = SAID if operator == "said" else PHRASINGS.get(operator, PHRASINGS["exists"])
         text = phrasings[int(rng.integers(len(phrasings)))].format(*things)
         common = all(thing in THINGS for thing in things)
-        questions.append(TimedQuestion(text, operator, gold, common))
+        questions.append(TimedQuestion(text, operator, gold, common, later=later))
 
     # 1. What is there: things, and descriptions of whole scenes.
     there = [thing for thing in THINGS if any(shows(clip.sentences, thing) for clip in shown)]
@@ -239,16 +320,56 @@ def ask_about(film: Film, clips: Sequence[Clip], *, seed: int) -> tuple[TimedQue
     for (left, one), (right, other) in zip(sorted(once), sorted(once)[1:], strict=False):
         if right - left > 1:
             ask("between", [one, other], (left, right))
-    # 2. What never comes; of ``between`` one of two.
-    absent = [thing for thing in THINGS if not any(shows(clip.sentences, thing) for clip in shown)]
+    for cue in cues:
+        ask("said", [cue.topic], (cue.scene,))
+    # 2. What is not.
     wanted = round(len(questions) * ABSENT_SHARE / (1 - ABSENT_SHARE))
-    order = [absent[i] for i in rng.permutation(len(absent))]
-    for number in range(wanted):
-        operator, things = OPERATORS[number % len(OPERATORS)], [order[number % len(order)]]
-        if operator == "between":
-            things.insert(number % 2, there[number % len(there)])
-        ask(operator, things, ())
+    texts = [sentence for clip in (*shown, *coming) for sentence in clip.sentences]
+    swapped = [text for text in _swapped(wholes, rng) if not shows(texts, text)]
+    for text in swapped[: min(MOST_SWAPPED, wanted // 4)]:
+        ask("swapped", [text], ())
+        wanted -= 1
+    for operator, things, later in _absent(film, coming, there, wanted, rng):
+        ask(operator, things, (), later=later)
     return tuple(questions[i] for i in rng.permutation(len(questions)))  # the first few: of all
+
+
+def _absent(
+    film: Film, coming: Sequence[Clip], there: Sequence[str], wanted: int, rng: np.random.Generator
+) -> Iterator[tuple[str, list[str], bool]]:
+    """Yield (operator, things, whether it comes later) about what has not been shown.
+
+    Of ``between`` one of two is absent. What is said and never shown is asked for by ``said``
+    alone.
+    """
+    heard = [[cue.text] for cue in film.cues]
+    absent: dict[bool, list[str]] = {True: [], False: []}
+    for number in rng.permutation(len(THINGS)):
+        thing = [*THINGS][number]
+        if thing not in there and not any(shows(each, thing) for each in heard):
+            absent[any(shows(clip.sentences, thing) for clip in coming)].append(thing)
+    operators = [*OPERATORS, *(["said"] if film.cues else [])]
+    every = round(1 / LATER_SHARE)
+    for number in range(wanted):
+        later = bool(absent[True]) and (number % every == 0 or not absent[False])
+        operator = operators[(number // every + number) % len(operators)]
+        things = [absent[later][number % len(absent[later])]]
+        if operator == "between" and there:
+            things.insert(number % 2, there[number % len(there)])
+        elif operator == "between":
+            operator = "exists"
+        yield operator, things, later and operator != "said"
+
+
+def _swapped(wholes: Sequence[str], rng: np.random.Generator) -> list[str]:
+    """Join who or what of one description with what another does, and the other way round."""
+    parts = [found.groups() for text in wholes if (found := _DOING.fullmatch(text))]
+    order = [parts[i] for i in rng.permutation(len(parts))]
+    made = []
+    for (one, act), (other, other_act) in zip(order[::2], order[1::2], strict=False):
+        if content_words(one) != content_words(other):
+            made += [f"{one} {other_act}", f"{other} {act}"]
+    return made
 
 
 def _runs(scenes: Sequence[int]) -> list[tuple[int, ...]]:
@@ -277,52 +398,3 @@ def scenes_cited(edges: np.ndarray, spans: Sequence[tuple[float, float]]) -> lis
         least = np.minimum(np.diff(edges), end - start) / 2
         cited += np.flatnonzero(shared >= np.maximum(least, 1e-6)).tolist()
     return list(dict.fromkeys(cited))
-
-
-def table(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
-    """Sum up by operator, of ``common`` things, and of ``all``.
-
-    Returns:
-        ``questions``; ``right``; of what is there ``right, present``, and ``refused``, answered as
-        not seen; ``claimed``: of what is absent, answered as seen; of what is there ``evidence``, a
-        true scene is among the best ``CITED`` pieces of evidence, and ``evidence, wrong``, likewise
-        of those that were answered wrong.
-    """
-    groups: dict[str, list[Outcome]] = {name: [] for name in OPERATORS}
-    for outcome in outcomes:
-        groups.setdefault(outcome.question.operator, []).append(outcome)
-    groups["common"] = [outcome for outcome in outcomes if outcome.question.common]
-    groups["all"] = list(outcomes)
-
-    def share(found: list[bool]) -> float | None:
-        return round(float(np.mean(found)), 3) if found else None
-
-    def evident(outcome: Outcome) -> bool:
-        return bool({*outcome.cited[:CITED]} & {*outcome.question.gold})
-
-    def of(found: list[Outcome]) -> dict[str, float]:
-        present = [o for o in found if o.question.gold]
-        figures = {
-            "right": share([o.right for o in found]),
-            "right, present": share([o.right for o in present]),
-            "refused": share([not o.seen for o in present]),
-            "claimed": share([o.seen for o in found if not o.question.gold]),
-            "evidence": share([evident(o) for o in present]),
-            "evidence, wrong": share([evident(o) for o in present if not o.right]),
-        }
-        known = {name: value for name, value in figures.items() if value is not None}
-        return {"questions": len(found), **known}
-
-    return {name: of(found) for name, found in groups.items() if found}
-
-
-def risk_coverage(outcomes: Sequence[Outcome]) -> list[tuple[float, float]]:
-    """Return how many answers are wrong if only the surest are given.
-
-    Returns:
-        (coverage, risk), both in [0, 1], from the surest answer to all; an answer is as sure as its
-        best evidence is likely, a refusal as it is not.
-    """
-    order = sorted(outcomes, key=lambda o: -(o.score if o.seen else 1 - o.score))
-    wrong = np.cumsum([not o.right for o in order])
-    return [(n / len(order), float(wrong[n - 1]) / n) for n in range(1, len(order) + 1)]

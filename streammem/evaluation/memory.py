@@ -26,7 +26,6 @@ from streammem.evaluation.datasets import (
     read_photos,
 )
 from streammem.evaluation.streams import KINDS, ComposedStream, bm25, check_enough, compose
-from streammem.memory.cache import CacheConfig
 from streammem.memory.entry import Entry
 from streammem.memory.retrieval import FALSE_SIGHTINGS, GumbelNull, Query, normalise, threshold
 
@@ -195,7 +194,7 @@ def memory_of(album: Album, scenes: Sequence[int]) -> "Memory":
     """Fill a memory with scenes, each a photo's key and, where it has one, its caption's key."""
     from torch import zeros
 
-    from streammem.memory.memory import Memory
+    from streammem.memory.memory import CacheConfig, Memory
 
     no_keys = np.zeros((0, album.keys.shape[1]), np.float32)
     # No row may be merged with another: a scene's index is the truth.

@@ -15,12 +15,12 @@ from streammem.errors import BackboneError
 from streammem.evaluation.captions import ShownFeatures
 from streammem.memory.retrieval import GumbelNull
 from streammem.models.backbones.text import SentenceEncoder
+from streammem.models.caption_scores import best_reply
 from streammem.models.protocols import EvidenceItem
-from streammem.models.reranking import best_reply
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionReading
 from streammem.models.videollamb.videollamb import VideoLLaMB
-from streammem.perception.perceiver import Perceived
+from streammem.perception.frames import Perceived
 
 PICTURE_REQUEST = "Describe this image in one sentence."  # of VideoLLaMB
 

@@ -63,12 +63,16 @@ class TimedQuestion:
             ``before`` and ``after`` the scene asked about and its neighbour, of ``between`` the
             two asked about, else every scene that shows it. Empty: none does, or ``now``.
         common: whether it is about an everyday thing, see ``films.THINGS``.
+        time: seconds at which it is asked; None: at the end.
+        later: whether what has not been seen by then is shown afterwards.
     """
 
     text: str
     operator: str
     gold: tuple[int, ...]
     common: bool = False
+    time: float | None = None
+    later: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,20 +8,25 @@ A description is compared with the keys of all memories together, so that a chan
 of many is not taken for a sighting: scores are those of one memory that holds everything.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+
+import numpy as np
+from torch import Tensor
 
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.errors import ConfigError, StoreError, StreammemError
 from streammem.memory.folder import is_memory
-from streammem.memory.retrieval import SEEN, Window
-from streammem.models.protocols import StreamModel
+from streammem.memory.retrieval import SEEN, GumbelNull, Window
+from streammem.models.protocols import ComposedModel, StreamModel, TextEncoder
 from streammem.types import Answer, Moment
 
 MAX_ANSWERS = 5
+ENCODED = 64  # sentences, and questions, of which the encoding is kept
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,55 @@ class Memories:
 
     sessions: dict[str, Session]
     failed: dict[str, str]
+
+
+class EncodedOnce:
+    """A text encoder that encodes a sentence once, however many memories are asked about it.
+
+    Args:
+        inner: encodes what is new.
+    """
+
+    def __init__(self, inner: TextEncoder) -> None:
+        self._inner = inner
+        self._key = lru_cache(ENCODED)(lambda sentence: inner.sentence_keys([sentence])[0])
+        self.read_question = lru_cache(ENCODED)(inner.read_question)
+
+    @property
+    def background(self) -> Tensor:
+        """See ``TextEncoder``."""
+        return self._inner.background
+
+    @property
+    def null(self) -> GumbelNull:
+        """See ``TextEncoder``."""
+        return self._inner.null
+
+    def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
+        """See ``TextEncoder``."""
+        if len(sentences) != 1:
+            return self._inner.sentence_keys(sentences)
+        return self._key(sentences[0])[None].copy()
+
+    def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
+        """See ``TextEncoder``."""
+        return self._inner.sentence_meanings(sentences)
+
+
+def encoding_once(model: StreamModel) -> ComposedModel:
+    """Return a model like this one that encodes each sentence once."""
+    return ComposedModel(
+        name=model.name,
+        fingerprint=model.fingerprint,
+        perceiver=model.perceiver,
+        text_encoder=EncodedOnce(model.text_encoder),
+        generator=model.generator,
+        segment_encoder=model.segment_encoder,
+        confidence_model=model.confidence_model,
+        reranker=model.reranker,
+        session_options=model.session_options,
+        answer_generator=model.answer_generator,
+    )
 
 
 @contextmanager
@@ -48,6 +102,7 @@ def open_all(folder: str | Path, model: StreamModel, config: SessionConfig) -> I
     paths = memories_in(folder)
     if not paths:
         raise ConfigError(f"{folder}: holds no memories; streammem index makes some of videos")
+    model = encoding_once(model)
     sessions, failed = dict[str, Session](), dict[str, str]()
     with ExitStack() as stack:
         for path in paths:

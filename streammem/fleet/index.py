@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +28,7 @@ LIST, UNFINISHED = "archive.jsonl", ".unfinished-"
 SUFFIXES = frozenset(
     ".mp4 .m4v .mov .mkv .webm .avi .ts .m2ts .mts .mpg .mpeg .flv .wmv .asf .3gp .ogv .mxf".split()  # noqa: SIM905
 )
-BLOCK = 1 << 20
+BLOCK, FRESH_S = 1 << 20, 2.0
 
 State = Literal["whole", "broken", "unreadable", "failed"]
 
@@ -45,6 +46,8 @@ class File:
         reason: why it is not whole.
         memory: name of the memory in the archive; empty without one.
         seconds: of video.
+        stamp: size, time of change and inode of the file when its bytes were read; () if unknown.
+            While they are the same, so is its content.
     """
 
     path: str
@@ -54,6 +57,7 @@ class File:
     reason: str = ""
     memory: str = ""
     seconds: float = 0.0
+    stamp: tuple[int, ...] = ()
 
 
 def find_files(paths: Iterable[str | Path]) -> list[Path]:
@@ -87,6 +91,21 @@ def content_of(path: Path) -> str:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def stamp_of(path: Path) -> tuple[int, ...]:
+    """Return what tells cheaply that a file was changed: size, times of change, inode, device.
+
+    The inode's own time is in it, since a copy or an archiver may set the file's back. A file that
+    was written within ``FRESH_S`` has none: a clock's tick may hide its next change.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    found = path.stat()
+    if time.time() - max(found.st_mtime, found.st_ctime) < FRESH_S:
+        return ()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev
 
 
 class Archive:
@@ -125,6 +144,21 @@ class Archive:
             raise
         return archive
 
+    def identify(self, path: Path, made_with: str) -> File:
+        """Return a file as it is now; its bytes are read where it is new or was changed.
+
+        Args:
+            path: absolute.
+            made_with: see ``File``.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        stamp, known = stamp_of(path), self.files.get(str(path))
+        if known and stamp and known.stamp == stamp and known.content:
+            return File(str(path), known.content, made_with, stamp=stamp)
+        return File(str(path), content_of(path), made_with, stamp=stamp)
+
     def missing(self, files: Sequence[File]) -> Iterator[File]:
         """Yield those of which there is no memory yet; one that was moved is known again."""
         known = {(f.content, f.made_with): f for f in self.files.values() if f.state != "failed"}
@@ -132,10 +166,10 @@ class Archive:
             made = known.get((file.content, file.made_with))
             if made is None or (made.memory and not is_memory(self.folder / made.memory)):
                 yield file
-            elif made.path != file.path:
-                if not Path(made.path).exists():
+            elif (made.path, made.stamp) != (file.path, file.stamp):
+                if made.path != file.path and not Path(made.path).exists():
                     self.files.pop(made.path, None)
-                self._put(replace(made, path=file.path))
+                self._put(replace(made, path=file.path, stamp=file.stamp))
 
     def unfinished(self, file: File) -> Path:
         """Return where the memory of a file is made."""
@@ -187,7 +221,7 @@ class Archive:
         with suppress(FileNotFoundError):
             *whole, rest = path.read_bytes().split(b"\n")  # the rest was torn by a kill
             try:
-                rows = [File(**json.loads(line)) for line in whole]
+                rows = [_file(line) for line in whole]
             except (ValueError, TypeError) as error:
                 raise StoreError(
                     f"{path} is damaged; remove it, and all files are read anew"
@@ -209,6 +243,11 @@ class Archive:
                 os.fsync(rows.fileno())
         except OSError as error:
             raise StoreError(f"{path} cannot be written: {error.strerror}; free space?") from error
+
+
+def _file(line: bytes) -> File:
+    row = json.loads(line)
+    return File(**row | {"stamp": tuple(row.get("stamp", ()))})
 
 
 def _line(file: File) -> bytes:

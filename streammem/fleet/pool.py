@@ -1,39 +1,53 @@
-"""Processes that work through a list of jobs; one that dies takes no other down.
+"""Workers that do jobs, each in a process of its own; one that dies takes no other down.
 
     for event in Pool(open_worker, num_workers=4).run(jobs):
-        ...                                     # Progress, Done, Failed, as they come
+        ...                                     # Reported, Restarted, Done, Failed, as they come
 
-``open_worker()`` runs once in each process and returns what does a job. It must be importable, as
-the jobs and what is returned are pickled. Results do not depend on which process did a job.
+``open_worker()`` runs once in each process and returns the worker: a generator function of a job
+and of ``is_stopping``, which yields what it reports and returns its result. It must be importable,
+as jobs, reports and results are pickled. Results do not depend on which process did a job.
+
+The processes are local ones (`LocalProcesses`), or actors of a Ray cluster (`fleet/ray_actors.py`).
 """
 
 import multiprocessing
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from typing import Any
+from typing import Any, Protocol
 
 from streammem.errors import StreammemError
 
 TRIES = 2  # of a job whose process dies under it
-PROGRESS_EVERY_S = 0.2
+POLL_S = 0.2
 STOP_S = 5.0  # that a process may take to end
+# A process that dies soon after its start is started again after a wait that doubles.
+BACK_OFF_S, LIVED_S = (1.0, 60.0), 60.0
 
-Report = Callable[[float], None]
-Worker = Callable[[Any, Report], Any]
+IsStopping = Callable[[], bool]
+Worker = Callable[[Any, IsStopping], Generator[Any, None, Any]]
+OpenWorker = Callable[[], Worker]
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a job is: ``share`` in [0, 1]."""
+class Reported:
+    """What a worker yielded while it did a job."""
 
     job: Any
-    share: float
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """A job whose process died, which another one does again; why, and after how long a wait."""
+
+    job: Any
+    reason: str
+    wait_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,84 +66,233 @@ class Failed:
     reason: str
 
 
+PoolEvent = Reported | Restarted | Done | Failed
+
+
+class DiedError(Exception):
+    """A worker's process has died; the message says of what."""
+
+
+class WorkerProcess(Protocol):
+    """One process with a worker, as the pool sees it."""
+
+    @property
+    def pid(self) -> int:
+        """Id of the process, on its machine; 0 where it is not known yet."""
+        ...
+
+    def begin(self, job: Any) -> None:
+        """Give it a job; the one before must be over."""
+        ...
+
+    def receive(self) -> tuple[str, Any]:
+        """Return ``report``, ``done`` or ``failed``, and the report, the result or the reason.
+
+        Raises:
+            DiedError: the process has died.
+        """
+        ...
+
+    def ask_to_stop(self) -> None:
+        """Let ``is_stopping`` return True in the worker."""
+        ...
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        ...
+
+
+class Processes(Protocol):
+    """Where workers' processes are started."""
+
+    def start(self, open_worker: OpenWorker) -> WorkerProcess:
+        """Start one."""
+        ...
+
+    def ready(
+        self, processes: Sequence[WorkerProcess], timeout_s: float
+    ) -> Sequence[WorkerProcess]:
+        """Return those of which something can be received, or that have died."""
+        ...
+
+
 class Pool:
-    """Runs jobs in processes of their own.
+    """Runs jobs in workers' processes.
 
     Args:
-        open_worker: called once in each process; what it returns is called with a job and with
-            what reports its progress. A ``StreammemError`` or ``OSError`` fails that job alone.
+        open_worker: called once in each process. A ``StreammemError`` or ``OSError`` that a worker
+            raises fails its job alone.
         num_workers: processes, >= 1.
+        processes: where they run; None for this machine.
+        tries: of a job whose process dies under it, >= 1; None for any number.
     """
 
-    def __init__(self, open_worker: Callable[[], Worker], num_workers: int) -> None:
-        self._open_worker, self._num_workers = open_worker, num_workers
-        # A fork would take along locks that threads of this process hold.
-        self._context = multiprocessing.get_context("spawn")
-        self._running: dict[Connection, tuple[SpawnProcess, Any]] = {}
+    def __init__(
+        self,
+        open_worker: OpenWorker,
+        num_workers: int,
+        processes: Processes | None = None,
+        tries: int | None = TRIES,
+    ) -> None:
+        self._open_worker, self._num_workers, self._max_tries = open_worker, num_workers, tries
+        self._where = processes or LocalProcesses()
+        self._running: dict[WorkerProcess, tuple[Any, float]] = {}  # job, monotonic start
 
     def run(
-        self, jobs: Sequence[Any], stop: Callable[[], bool] = lambda: False
-    ) -> Iterator[Progress | Done | Failed]:
+        self,
+        jobs: Sequence[Any],
+        stop: Callable[[], bool] = lambda: False,
+        patience_s: float = 0.0,
+    ) -> Generator[PoolEvent, None, None]:
         """Do all jobs; yield what comes of them in the order in which it comes.
+
+        A worker whose reports are not taken waits in its next ``yield``.
 
         Args:
             jobs: in the order in which they are begun.
-            stop: asked all the while; once it holds, what runs is given up.
+            stop: asked all the while; once it holds nothing more is begun.
+            patience_s: that jobs which run then may take to end; those that do not are given up.
         """
-        left, tries = deque(jobs), dict[int, int]()
+        left = deque(jobs)
+        deaths, again = dict[int, int](), list[tuple[float, Any]]()
+        deadline: float | None = None
         try:
-            for _ in range(min(self._num_workers, len(left))):
-                self._start(left.popleft())
-            while self._running and not stop():
-                for pipe in wait(list(self._running), timeout=PROGRESS_EVERY_S):
-                    assert isinstance(pipe, Connection)
-                    process, job = self._running[pipe]
+            while self._running or ((left or again) and deadline is None):
+                now = time.monotonic()
+                if deadline is None and stop():
+                    deadline = now + patience_s
+                    for process in self._running:
+                        process.ask_to_stop()
+                if deadline is not None and now >= deadline:
+                    break
+                if deadline is None:
+                    due = [entry for entry in again if entry[0] <= now]
+                    again = [entry for entry in again if entry[0] > now]
+                    left.extendleft(job for _, job in due)
+                    while left and len(self._running) < self._num_workers:
+                        self._start(left.popleft())
+                if not self._running:
+                    time.sleep(POLL_S)  # all that is left waits for its next try
+                for process in self._where.ready(list(self._running), POLL_S):
+                    job, began = self._running[process]
                     try:
-                        event = pipe.recv()
-                    except (EOFError, OSError):  # it has died
-                        self._end(pipe)
-                        tries[id(job)] = tries.get(id(job), 0) + 1
-                        if tries[id(job)] < TRIES:
-                            left.appendleft(job)
-                        else:
-                            yield Failed(job, f"its process died twice ({_ending(process)})")
-                        if left:
-                            self._start(left.popleft())
+                        kind, value = process.receive()
+                    except DiedError as death:
+                        self._end(process)
+                        tries = deaths[id(job)] = deaths.get(id(job), 0) + 1
+                        if self._max_tries is not None and tries >= self._max_tries:
+                            yield Failed(job, f"its process died {_times(tries)} ({death})")
+                            continue
+                        if time.monotonic() - began >= LIVED_S:
+                            tries = deaths[id(job)] = 1
+                        wait_s = min(BACK_OFF_S[0] * 2 ** (tries - 1), BACK_OFF_S[1])
+                        # A job that may fail for good is not worth a wait.
+                        wait_s = 0.0 if self._max_tries is not None else wait_s
+                        again.append((time.monotonic() + wait_s, job))
+                        yield Restarted(job, str(death), wait_s)
                         continue
-                    if isinstance(event, float):
-                        yield Progress(job, event)
+                    if kind == "report":
+                        yield Reported(job, value)
                         continue
-                    yield Done(job, event[1]) if event[0] else Failed(job, event[1])
-                    if left:
-                        job = left.popleft()
-                        self._running[pipe] = process, job
-                        with suppress(OSError):  # one that has died is noticed above
-                            pipe.send(job)
+                    if left and deadline is None:
+                        self._running[process] = left.popleft(), time.monotonic()
+                        process.begin(self._running[process][0])
                     else:
-                        self._end(pipe)
+                        self._end(process)
+                    yield Done(job, value) if kind == "done" else Failed(job, value)
         finally:
-            for pipe in list(self._running):
-                self._end(pipe)
+            for process in list(self._running):
+                self._end(process)
 
     @property
     def processes(self) -> list[int]:
         """Ids of the processes that run now."""
-        return [process.pid for process, _ in self._running.values() if process.pid]
+        return [process.pid for process in self._running if process.pid]
 
     def _start(self, job: Any) -> None:
+        process = self._where.start(self._open_worker)
+        self._running[process] = job, time.monotonic()
+        process.begin(job)
+
+    def _end(self, process: WorkerProcess) -> None:
+        del self._running[process]
+        process.end()
+
+
+def messages(worker: Worker, job: Any, is_stopping: IsStopping) -> Iterator[tuple[str, Any]]:
+    """Do a job in the worker's process; yield what ``WorkerProcess.receive`` is to return."""
+    try:
+        steps = worker(job, is_stopping)
+        while True:
+            try:
+                report = next(steps)
+            except StopIteration as end:
+                yield "done", end.value
+                return
+            yield "report", report
+    except (StreammemError, OSError) as error:
+        yield "failed", " ".join(str(error).split())
+    except Exception as error:  # noqa: BLE001, a fault of ours fails one job, not the others
+        yield "failed", f"{type(error).__name__}: {error}"
+
+
+# -- processes of this machine --
+
+
+class LocalProcesses:
+    """Starts processes on this machine."""
+
+    def __init__(self) -> None:
+        # A fork would take along locks that threads of this process hold.
+        self._context = multiprocessing.get_context("spawn")
+
+    def start(self, open_worker: OpenWorker) -> "_LocalProcess":
+        """Start one; it ends when this process does."""
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=_work, args=(self._open_worker, theirs), name="streammem-worker", daemon=True
+            target=_work, args=(open_worker, theirs), name="streammem-worker", daemon=True
         )
         process.start()
         theirs.close()  # so that its end is seen here when it dies
-        self._running[ours] = process, job
-        with suppress(OSError):
-            ours.send(job)
+        return _LocalProcess(process, ours)
 
-    def _end(self, pipe: Connection) -> None:
-        process, _ = self._running.pop(pipe)
-        pipe.close()
+    def ready(
+        self, processes: Sequence[WorkerProcess], timeout_s: float
+    ) -> Sequence[WorkerProcess]:
+        """See ``Processes``."""
+        by_pipe = {p.pipe: p for p in processes if isinstance(p, _LocalProcess)}
+        return [by_pipe[pipe] for pipe in wait(list(by_pipe), timeout_s)]  # type: ignore[index]
+
+
+class _LocalProcess:
+    def __init__(self, process: Any, pipe: Connection) -> None:
+        self._process, self.pipe = process, pipe
+
+    @property
+    def pid(self) -> int:
+        return int(self._process.pid or 0)
+
+    def begin(self, job: Any) -> None:
+        with suppress(OSError):  # one that has died is noticed when it is received from
+            self.pipe.send(job)
+
+    def receive(self) -> tuple[str, Any]:
+        try:
+            message: tuple[str, Any] = self.pipe.recv()
+            return message
+        except (EOFError, OSError):
+            self._process.join(STOP_S)
+            code = self._process.exitcode or 0
+            named = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            raise DiedError(named) from None
+
+    def ask_to_stop(self) -> None:
+        with suppress(OSError):
+            self.pipe.send(None)
+
+    def end(self) -> None:
+        process = self._process
+        self.pipe.close()
         process.join(0.1 if process.exitcode is None else STOP_S)
         if process.exitcode is None:
             process.terminate()
@@ -139,33 +302,24 @@ class Pool:
             process.join()
 
 
-def _work(open_worker: Callable[[], Worker], pipe: Connection) -> None:
+def _work(open_worker: OpenWorker, pipe: Connection) -> None:
     """Do what comes through a pipe until it is closed."""
-    # Ctrl-C is for the process that was started by hand; it ends this one.
+    # Ctrl-C and SIGTERM of a terminal or a service are for the process that was started by hand;
+    # it asks this one to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    reported = 0.0
-
-    def report(share: float) -> None:
-        nonlocal reported
-        if time.monotonic() >= reported + PROGRESS_EVERY_S:
-            reported = time.monotonic()
-            pipe.send(float(share))
-
     worker: Worker | None = None
+
+    def opened(job: Any, is_stopping: IsStopping) -> Generator[Any, None, Any]:
+        nonlocal worker
+        worker = worker or open_worker()
+        return (yield from worker(job, is_stopping))
+
     with suppress(EOFError, BrokenPipeError, ConnectionError):
-        while True:
-            job = pipe.recv()
-            try:
-                worker = worker or open_worker()
-                pipe.send((True, worker(job, report)))
-            except (StreammemError, OSError) as error:
-                pipe.send((False, " ".join(str(error).split())))
-            except (EOFError, KeyboardInterrupt):
-                raise
-            except Exception as error:  # noqa: BLE001, a fault of ours fails one job, not the others
-                pipe.send((False, f"{type(error).__name__}: {error}"))
+        while (job := pipe.recv()) is not None:
+            # While a job runs there is nothing to read but a request to stop, or the pipe's end.
+            for message in messages(opened, job, pipe.poll):
+                pipe.send(message)
 
 
-def _ending(process: SpawnProcess) -> str:
-    code = process.exitcode or 0
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")

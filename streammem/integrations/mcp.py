@@ -24,7 +24,7 @@ from pydantic import Field
 
 from streammem import __version__
 from streammem.errors import StreammemError
-from streammem.perception.scene_buffer import JPEG_QUALITY
+from streammem.perception.frames import JPEG_QUALITY
 from streammem.qa.lookups import LOOKUPS, Lookup
 from streammem.server.queries import check_question, evidence_text, rows
 from streammem.server.refused import Refused

@@ -6,7 +6,7 @@
     row = with_text(row, caption="A dog swims.", caption_key=key)
     row.age(Now(wall=time.time(), ends={"": 60.0}))   # seconds
 
-No index and no disk: `cache.py` holds entries in RAM, `store.py` on disk. When rows merge is the
+No index and no disk: `memory.py` holds entries in RAM, `store.py` on disk. When rows merge is the
 cache's business; where keys come from (the retrieval heads) is not known here.
 """
 
@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from streammem.types import Note
+from streammem.types import Caption, Note
 
 MAX_KEYS = 4
 """Most keys of a kind that an entry has: visual, of captions, of notes."""
@@ -160,6 +160,24 @@ class Entry:
         if self.wall_start is not None:
             return max(0.0, at.wall - (self.wall_start + self.end - self.start))
         return max(0.0, at.ends.get(self.source, self.end) - self.end)
+
+
+def caption_of(entry: Entry) -> Caption:
+    """Return an entry's caption as an event; its text is empty where it was withheld."""
+    likelihoods = [sure.likelihood for sure in entry.sureness if sure.likelihood is not None]
+    confidences = [sure.confidence for sure in entry.sureness if sure.confidence is not None]
+    reason: Literal["unsure"] | None = None
+    if any(sure.unsure for sure in entry.sureness):
+        reason = "unsure"
+    return Caption(
+        entry.segment,
+        entry.start,
+        entry.end,
+        entry.caption or "",
+        min(confidences, default=None),
+        reason,
+        min(likelihoods, default=None),
+    )
 
 
 def decode_keyframe(jpeg: bytes) -> np.ndarray:
@@ -477,8 +495,10 @@ def fitting_notes(notes: Sequence[Note]) -> tuple[Note, ...]:
         sizes = [len(a.text) + len(b.text) for a, b in pairwise(kept)]
         at = sizes.index(min(sizes))
         first, second = kept[at : at + 2]
-        joined = f"{first.text} {second.text}"
-        kept[at : at + 2] = [Note(first.start, max(first.end, second.end), joined)]
+        same = first.kind == second.kind
+        parts = (first.text, second.text) if same else (first.shown, second.shown)
+        joined, kind = " ".join(parts), first.kind if same else "speech"
+        kept[at : at + 2] = [Note(first.start, max(first.end, second.end), joined, kind=kind)]
     return tuple(kept)
 
 

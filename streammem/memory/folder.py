@@ -1,6 +1,6 @@
 """The folder of a durable memory: its header, its one writer, its keyframe files.
 
-What is in the database is `rows.py`'s and `store.py`'s business.
+What is in the database is `database.py`'s and `store.py`'s business.
 """
 
 import json

@@ -8,14 +8,16 @@
 
 In RAM alone the cache holds everything; with a store it holds keys and text, the disk the rest.
 Cache and store are private to this module: a session, answers and commands use `Memory` alone.
+How hits are ranked stands in `retrieval.py`.
 """
 
 import logging
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -23,10 +25,26 @@ from torch import Tensor
 
 from streammem.errors import ConfigError, StoreError
 from streammem.memory import upkeep
-from streammem.memory.cache import EPSILON, CacheConfig, MemoryCache
 from streammem.memory.database import Mode
-from streammem.memory.entry import UNKNOWN, Entry, Now, Sureness
+from streammem.memory.entry import (
+    KINDS,
+    MAX_KEYFRAME_BYTES,
+    MAX_KEYS,
+    MAX_NOTES_BYTES,
+    MAX_TEXT_BYTES,
+    UNKNOWN,
+    Entry,
+    MergeQueue,
+    Now,
+    Sureness,
+    continues,
+    extended,
+    merged,
+    with_text,
+    word_bytes,
+)
 from streammem.memory.folder import is_memory, remove_empty
+from streammem.memory.index import index_for
 from streammem.memory.named import (
     MAX_NAMES,
     Taught,
@@ -35,11 +53,64 @@ from streammem.memory.named import (
     with_pictures,
     write_taught,
 )
-from streammem.memory.retrieval import DEFAULT_RANKERS, EVERYTHING, Hits, Query, Window, retrieve
+from streammem.memory.retrieval import (
+    DEFAULT_RANKERS,
+    EVERYTHING,
+    Hit,
+    Hits,
+    Query,
+    Window,
+    retrieve,
+)
 from streammem.memory.store import Store
 from streammem.types import Note
 
 _log = logging.getLogger(__name__)
+
+EPSILON = 0.02
+_KEY_OVERHEAD_BYTES = 200  # a key's place in the index: ids, a dictionary slot, two integers
+_ROW_OVERHEAD_BYTES = 3_000  # an entry's objects, its places in the dictionary and the heap
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """Sizes of the cache.
+
+    Attributes:
+        key_dim: D_key, width of the keys.
+        token_shape: (M, D) of an entry's memory tokens; (0, 0) for a model without.
+        max_segments: rows kept, >= 4; beyond it neighbours merge.
+        epsilon: in [0, 1); a closing segment whose keys are this close (1 - cosine) to the row
+            before it extends that row; with 0 none does. Raising it makes still scenes cheaper and
+            small events easier to lose.
+        keys_only: keep neither tokens nor keyframes, for a session whose store has them.
+    """
+
+    key_dim: int = 256
+    token_shape: tuple[int, int] = (16, 384)
+    max_segments: int = 10_000
+    epsilon: float = EPSILON
+    keys_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.key_dim < 1 or min(self.token_shape) < 0:
+            raise ConfigError(f"cache: key_dim {self.key_dim}, token_shape {self.token_shape}")
+        if self.max_segments < 4:
+            raise ConfigError(f"cache: max_segments is {self.max_segments}; give at least 4")
+        if not 0 <= self.epsilon < 1:
+            raise ConfigError(f"cache: epsilon is {self.epsilon}; give a value in [0, 1)")
+
+    def bytes_bound(self) -> int:
+        """Return the most bytes that a cache can hold.
+
+        (max_segments + 1) x (12 keys x (4 D_key in the entry + 4 D_key in the index, whose arrays
+        double as they grow, + 200) + 2 M D tokens + 32 KiB keyframe + 26,000 text + 3,000), the
+        tokens and keyframe only without `keys_only`.
+        """
+        payload = 0 if self.keys_only else 2 * int(np.prod(self.token_shape)) + MAX_KEYFRAME_BYTES
+        keys = len(KINDS) * MAX_KEYS * (8 * self.key_dim + _KEY_OVERHEAD_BYTES)
+        text = MAX_TEXT_BYTES + MAX_NOTES_BYTES
+        return (self.max_segments + 1) * (keys + payload + text + _ROW_OVERHEAD_BYTES)
 
 
 class Memory:
@@ -350,3 +421,251 @@ def check_path(path: Path) -> None:
     """
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file, not a memory; give a folder")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """What an append did.
+
+    Attributes:
+        action: ``appended`` a row, or ``extended`` the newest one.
+        entry: that row as it is now, tokens and keyframe included.
+        made_room: the row that two older neighbours became; None where there was room.
+    """
+
+    action: Literal["appended", "extended"]
+    entry: Entry
+    made_room: Entry | None = None
+
+
+class MemoryCache:
+    """Keeps what was seen, finds it again, and stays within its bound.
+
+    Holds at most ``config.max_segments`` rows and ``config.bytes_bound()`` bytes. Costs of an
+    append depend on max_segments, not on the stream's length; similarities of neighbours wait in a
+    queue. Deterministic: equal calls give equal caches and equal hits.
+
+    The newest row never merges, because it may still be extended. Rows of different sources never
+    merge, because their times would mean nothing; where nothing else is left (more sources than
+    rows), the oldest row goes.
+    """
+
+    def __init__(self, config: CacheConfig) -> None:
+        self.config = config
+        self._rows: dict[int, Entry] = {}
+        self._ids: list[int] = []  # ids of the rows, rising
+        self._queue = MergeQueue()
+        self._indexes = {
+            kind: index_for(config.key_dim, config.max_segments * MAX_KEYS) for kind in KINDS
+        }
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    # -- writing --
+
+    def append(self, entry: Entry) -> Change:
+        """Add a closed segment.
+
+        Args:
+            entry: newer than everything here; keys [*, config.key_dim], tokens of
+                config.token_shape or [0, 0].
+
+        Returns:
+            What was done.
+
+        Raises:
+            ValueError: an id that is not newer, or keys or tokens of another shape.
+        """
+        self._check(entry)
+        newest = self._rows[self._ids[-1]] if self._ids else None
+        if newest is not None and continues(newest, entry, self.config.epsilon):
+            grown = extended(newest, entry)
+            self._set(grown)
+            return Change("extended", grown)
+        return Change("appended", entry, self._insert(entry))
+
+    def load(self, entries: Iterable[Entry]) -> None:
+        """Add rows as a store kept them: as `append`, but none extends another.
+
+        Raises:
+            ValueError: as for `append`.
+        """
+        for entry in entries:
+            self._check(entry)
+            self._insert(entry)
+
+    def set_caption(
+        self, segment: int, text: str, key: np.ndarray | None, sureness: Sureness = UNKNOWN
+    ) -> Entry:
+        """Give a segment a caption; a row that has one gets a further line.
+
+        Args:
+            segment: any id that a row stands for.
+            text: one line; empty where it was withheld.
+            key: [D_key] unit row; None where there is no text encoder.
+            sureness: of the text.
+
+        Returns:
+            The row as it is now.
+
+        Raises:
+            KeyError: no such segment.
+        """
+        row = self._known(segment)
+        return self._set(with_text(row, caption=text, sureness=sureness, caption_key=key))
+
+    def add_notes(self, segment: int, notes: tuple[Note, ...], key: np.ndarray | None) -> Entry:
+        """Give a segment speech or subtitles that came after it; otherwise as `set_caption`."""
+        return self._set(with_text(self._known(segment), notes=notes, note_key=key))
+
+    def drop(self, segments: Iterable[int]) -> None:
+        """Remove the rows that stand for these ids, neighbours merged into them included."""
+        for segment in segments:
+            row = self.get(segment)
+            if row is None:
+                continue
+            at = bisect_right(self._ids, row.segment) - 1
+            del self._ids[at], self._rows[row.segment]
+            self._unindex(row)
+            self._consider(at - 1)
+
+    # -- reading --
+
+    def get(self, segment: int) -> Entry | None:
+        """Return the row that stands for a segment, merged or not; None where it is unknown."""
+        at = bisect_right(self._ids, segment) - 1
+        row = self._rows[self._ids[at]] if at >= 0 else None
+        return row if row is not None and segment <= row.last else None
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Return every row, oldest first."""
+        return tuple(self._rows[id_] for id_ in self._ids)
+
+    def related(self, key: np.ndarray, k: int) -> tuple[Hit, ...]:
+        """Find the entries that look most like a segment: the bridge's retrieval.
+
+        Args:
+            key: [D_key] unit visual key.
+            k: >= 1.
+
+        Returns:
+            At most k hits, best visual key first.
+        """
+        ranked = self._ranked("visual_keys", key, k)
+        return tuple(
+            Hit(self._rows[id_], 0.0, score, score, None, score, "picture") for score, id_ in ranked
+        )
+
+    def nearest(
+        self, key: np.ndarray, k: int, among: Sequence[Entry] | None = None
+    ) -> tuple[Entry, ...]:
+        """Find, for every kind of key, the k rows whose keys are nearest, in no order.
+
+        Args:
+            key: [D_key] unit row.
+            k: >= 1.
+            among: rows to choose from; None for all.
+        """
+        allowed = None
+        if among is not None:
+            firsts = np.array([row.segment for row in among], np.int64)
+            allowed = (firsts[:, None] * MAX_KEYS + np.arange(MAX_KEYS)).ravel()
+        found = {id_ for kind in KINDS for _, id_ in self._ranked(kind, key, k, allowed)}
+        return tuple(self._rows[id_] for id_ in sorted(found))
+
+    def num_bytes(self) -> int:
+        """Return the bytes of keys, tokens, keyframes, text and index held now."""
+        arrays: int = sum(
+            sum(getattr(row, kind).nbytes for kind in KINDS) + row.tokens.nbytes
+            + len(row.keyframe or b"") + len((row.caption or "").encode())
+            + sum(len(note.text.encode()) + word_bytes(note) for note in row.notes)
+            for row in self._rows.values()
+        )  # fmt: skip
+        return arrays + sum(index.num_bytes() for index in self._indexes.values())
+
+    # -- rows --
+
+    def _check(self, entry: Entry) -> None:
+        if self._ids and entry.segment <= self._rows[self._ids[-1]].last:
+            raise ValueError(f"cache: segment {entry.segment} is not newer than the last one")
+        if entry.visual_keys.shape[1] != self.config.key_dim:
+            raise ValueError(
+                f"cache: keys are {entry.visual_keys.shape[1]} wide, not {self.config.key_dim}"
+            )
+        if entry.tokens.size and entry.tokens.shape != self.config.token_shape:
+            raise ValueError(
+                f"cache: tokens are {entry.tokens.shape}, not {self.config.token_shape}"
+            )
+
+    def _insert(self, entry: Entry) -> Entry | None:
+        self._ids.append(entry.segment)
+        has_text = entry.caption or entry.notes or entry.sureness
+        self._set(with_text(entry) if has_text else entry)
+        # The row before is final now: it and its predecessor may merge.
+        self._consider(len(self._ids) - 3)
+        return self._make_room() if len(self) > self.config.max_segments else None
+
+    def _set(self, row: Entry) -> Entry:
+        if self.config.keys_only and (row.tokens.size or row.keyframe is not None):
+            row = replace(row, tokens=row.tokens[:0, :0], keyframe=None)
+        before, self._rows[row.segment] = self._rows.get(row.segment), row
+        labels = _labels(row)
+        for kind, index in self._indexes.items():
+            keys = getattr(row, kind)
+            if len(keys):
+                index.add(labels[: len(keys)], keys)
+            if before is not None and len(getattr(before, kind)) > len(keys):
+                index.remove(labels[len(keys) :])
+        return row
+
+    def _unindex(self, row: Entry) -> None:
+        for index in self._indexes.values():
+            index.remove(_labels(row))
+
+    def _known(self, segment: int) -> Entry:
+        row = self.get(segment)
+        if row is None:
+            raise KeyError(f"cache: no segment {segment}")
+        return row
+
+    # -- making room --
+
+    def _consider(self, at: int) -> None:
+        """Put the rows at `at` and `at + 1` forward for a merge, the newest row excepted."""
+        if 0 <= at < len(self._ids) - 2:
+            left, right = self._rows[self._ids[at]], self._rows[self._ids[at + 1]]
+            if left.source == right.source:
+                self._queue.offer(left, right, self._rows)
+
+    def _make_room(self) -> Entry | None:
+        pair = self._queue.pop(self._rows)
+        if pair is None:
+            self.drop(self._ids[:1])
+            return None
+        left, right = pair
+        at = bisect_right(self._ids, left) - 1
+        gone = self._rows.pop(right)
+        del self._ids[at + 1]
+        self._unindex(gone)
+        row = self._set(merged(self._rows[left], gone))
+        self._consider(at - 1)
+        self._consider(at)
+        return row
+
+    # -- finding --
+
+    def _ranked(
+        self, kind: str, key: np.ndarray, depth: int, allowed: np.ndarray | None = None
+    ) -> list[tuple[float, int]]:
+        """Return (cosine, id) of the best rows; their best key decides."""
+        ids, scores = self._indexes[kind].search(key, depth, allowed=allowed, group=MAX_KEYS)
+        # Half precision makes some rows a little longer than 1.
+        return [
+            (min(score, 1.0), id_) for score, id_ in zip(scores.tolist(), ids.tolist(), strict=True)
+        ]
+
+
+def _labels(row: Entry) -> np.ndarray:
+    """Return the index ids of a row's keys, of either kind."""
+    return row.segment * MAX_KEYS + np.arange(MAX_KEYS)

@@ -16,10 +16,10 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from streammem.errors import ConfigError, StoreError
-from streammem.memory import rows
 from streammem.memory.database import Database
+from streammem.memory.database import checksum as checksum_of
 from streammem.memory.entry import Entry, unit_rows
-from streammem.memory.words import content_words
+from streammem.memory.retrieval import content_words
 
 MAX_PICTURES = 16
 """Most pictures of a thing; the oldest go."""
@@ -164,7 +164,7 @@ def read_taught(database: Database) -> tuple[Taught, ...]:
     )
     for *values, checksum in database.query(query):
         name, _, is_person, segment, jpeg, key, fingerprint = values
-        if rows.checksum(*values) != checksum:
+        if checksum_of(*values) != checksum:
             raise StoreError(f"{database.path}: a picture of {name!r} is damaged; forget the name")
         picture = TaughtPicture(jpeg, np.frombuffer(key, "<f4"), fingerprint, segment)
         found.setdefault(name, []).append((bool(is_person), picture))
@@ -187,7 +187,7 @@ def write_taught(database: Database, taught: Taught) -> None:
             block = np.asarray(key, "<f4").tobytes()
             values = (taught.name, number, int(taught.is_person), segment, jpeg, block, fingerprint)
             marks = ", ".join("?" * (len(values) + 1))
-            database.query(f"INSERT INTO taught VALUES ({marks})", *values, rows.checksum(*values))
+            database.query(f"INSERT INTO taught VALUES ({marks})", *values, checksum_of(*values))
 
 
 def remove_taught(database: Database, name: str) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from streammem.errors import StoreError
-from streammem.memory import rows
+from streammem.memory.database import SELECT, UPDATE, checksum, column, to_row, with_columns
 from streammem.memory.entry import MAX_KEYS, Entry, decode_keyframe
 from streammem.memory.folder import write_header
 from streammem.memory.store import HEADER_STATE, Store
@@ -86,11 +86,11 @@ def reindex(
     wanted = query(missing)
     resumed = query("SELECT count(*) FROM segments")[0][0] - len(wanted)
     pending: list[tuple[int, bytes, bytes, bytes]] = []
-    for number, (segment, checksum) in enumerate(progress(wanted), start=1):
+    for number, (segment, check) in enumerate(progress(wanted), start=1):
         entry = _with_keys(store.read(segment), key_dim, picture_key, sentence_keys)
-        row = rows.to_row(entry, keyframe=None, keyframe_bytes=0, written=0.0)
-        keys = (rows.column(row, name) for name in ("visual_keys", "text_keys"))
-        pending.append((segment, *keys, checksum))
+        row = to_row(entry, keyframe=None, keyframe_bytes=0, written=0.0)
+        keys = (column(row, name) for name in ("visual_keys", "text_keys"))
+        pending.append((segment, *keys, check))
         if number % AT_ONCE == 0:
             _keep(store, pending)
     _keep(store, pending)
@@ -100,16 +100,16 @@ def reindex(
         count = without = 0
         last = -1
         while found := query(
-            f"{rows.SELECT} WHERE segment > ? ORDER BY segment LIMIT ?", last, 4 * AT_ONCE
+            f"{SELECT} WHERE segment > ? ORDER BY segment LIMIT ?", last, 4 * AT_ONCE
         ):
             for row in found:
-                last = rows.column(row, "segment")
+                last = column(row, "segment")
                 select = "SELECT visual_keys, text_keys FROM rekeyed WHERE segment = ?"
                 ((visual, text),) = query(select, last)
-                changed = rows.changed(row, visual_keys=visual, text_keys=text)
-                query(rows.UPDATE, *changed, last)
+                changed = with_columns(row, visual_keys=visual, text_keys=text)
+                query(UPDATE, *changed, last)
                 count += 1
-                without += rows.column(row, "keyframe") is None
+                without += column(row, "keyframe") is None
         query("DROP TABLE rekeyed")
         query("DELETE FROM state WHERE name = ?", TARGET_STATE)
         _put(store, HEADER_STATE, target)
@@ -151,4 +151,4 @@ def _keep(store: Store, pending: list[tuple[int, bytes, bytes, bytes]]) -> None:
 
 def _put(store: Store, name: str, block: bytes) -> None:
     query = "INSERT OR REPLACE INTO state VALUES (?, ?, ?)"
-    store.database.query(query, name, block, rows.checksum(block))
+    store.database.query(query, name, block, checksum(block))

@@ -1,7 +1,7 @@
 """The durable memory: a folder with one SQLite file and its keyframes.
 
 Written by one process, read by many. Checking, pruning and forgetting are in `upkeep.py`; what is
-in RAM and how it is found, in `cache.py`.
+in RAM and how it is found, in `memory.py`.
 """
 
 import json
@@ -15,8 +15,23 @@ from typing import Self
 import numpy as np
 
 from streammem.errors import StoreError
-from streammem.memory import rows
-from streammem.memory.database import Database, Mode, create_database, left_in_state
+from streammem.memory.database import (
+    INSERT,
+    SELECT,
+    UPDATE,
+    Database,
+    Mode,
+    Row,
+    checksum,
+    column,
+    create_database,
+    left_in_state,
+    to_entry,
+    to_row,
+    to_tokens,
+    token_block,
+    with_columns,
+)
 from streammem.memory.entry import UNKNOWN, Entry, Sureness, with_text
 from streammem.memory.folder import (
     DATABASE,
@@ -213,10 +228,10 @@ class Store:
             self.database.transaction(),
         ):
             size = len(entry.keyframe or b"")
-            row = rows.to_row(entry, keyframe=name, keyframe_bytes=size, written=time.time())
-            self.database.query(rows.INSERT, *row)
+            row = to_row(entry, keyframe=name, keyframe_bytes=size, written=time.time())
+            self.database.query(INSERT, *row)
             if entry.tokens.size:
-                block = rows.token_block(entry.tokens)
+                block = token_block(entry.tokens)
                 self.database.query("INSERT INTO tokens VALUES (?, ?, ?)", entry.segment, *block)
             self._put_state(recurrent_state)
 
@@ -239,10 +254,10 @@ class Store:
             row = self._renewed(old, entry)
             if name is not None:
                 size = len(entry.keyframe or b"")
-                row = rows.changed(row, keyframe=name, keyframe_bytes=size)
-            self._update(rows.changed(row, written=time.time()))
+                row = with_columns(row, keyframe=name, keyframe_bytes=size)
+            self._update(with_columns(row, written=time.time()))
             self._put_state(recurrent_state)
-        stale = rows.column(old, "keyframe")
+        stale = column(old, "keyframe")
         if name and stale and stale != name:
             remove_keyframes(self.path, {stale})
 
@@ -261,7 +276,7 @@ class Store:
             StoreError: no such segment; otherwise as `append`.
         """
         row = self._row(segment)
-        entry = rows.to_entry(row, self.header.key_dim)
+        entry = to_entry(row, self.header.key_dim)
         entry = with_text(entry, caption=text, sureness=sureness, caption_key=key)
         with self.database.transaction():
             self._update(self._renewed(row, entry))
@@ -269,7 +284,7 @@ class Store:
     def add_notes(self, segment: int, notes: tuple[Note, ...], key: np.ndarray | None) -> None:
         """Give a segment speech or subtitles; otherwise as `set_caption`."""
         row = self._row(segment)
-        entry = with_text(rows.to_entry(row, self.header.key_dim), notes=notes, note_key=key)
+        entry = with_text(to_entry(row, self.header.key_dim), notes=notes, note_key=key)
         with self.database.transaction():
             self._update(self._renewed(row, entry))
 
@@ -282,11 +297,11 @@ class Store:
             StoreError: a row is damaged or missing.
         """
         with self.database.snapshot():
-            found = self.database.query(f"{rows.SELECT} ORDER BY segment")
+            found = self.database.query(f"{SELECT} ORDER BY segment")
             missing = self.missing_rows()
         if missing:
             raise StoreError(f"{self.path} lacks {missing} rows; see `streammem memory verify`")
-        return tuple(rows.to_entry(row, self.header.key_dim) for row in found)
+        return tuple(to_entry(row, self.header.key_dim) for row in found)
 
     def missing_rows(self) -> int:
         """Return how many rows were written and are not found: a damaged page can hide some."""
@@ -315,7 +330,7 @@ class Store:
         Raises:
             StoreError: no such segment.
         """
-        name = rows.column(self._row(segment), "keyframe")
+        name = column(self._row(segment), "keyframe")
         return None if name is None else self.path / KEYFRAMES / name
 
     def export(self) -> Iterator[Entry]:
@@ -326,10 +341,10 @@ class Store:
         """
         last = -1
         while found := self.database.query(
-            f"{rows.SELECT} WHERE segment > ? ORDER BY segment LIMIT {_EXPORT_ROWS}", last
+            f"{SELECT} WHERE segment > ? ORDER BY segment LIMIT {_EXPORT_ROWS}", last
         ):
             yield from map(self._whole, found)
-            last = rows.column(found[-1], "segment")
+            last = column(found[-1], "segment")
 
     def recurrent_state(self) -> bytes | None:
         """Return the state after the newest segment; None before the first, or once forgotten.
@@ -340,7 +355,7 @@ class Store:
         found = self.database.query("SELECT block, checksum FROM state WHERE name = 'recurrent'")
         if not found:
             return None
-        if rows.checksum(found[0][0]) != found[0][1]:
+        if checksum(found[0][0]) != found[0][1]:
             raise StoreError(f"{self.path}: the recurrent state is damaged")
         return found[0][0]
 
@@ -354,7 +369,7 @@ class Store:
         """Remember the newest id, before rows go; within a transaction."""
         newest = str(self.next_segment() - 1).encode()
         self.database.query(
-            "INSERT OR REPLACE INTO state VALUES ('given', ?, ?)", newest, rows.checksum(newest)
+            "INSERT OR REPLACE INTO state VALUES ('given', ?, ?)", newest, checksum(newest)
         )
 
     def sweep_keyframes(self) -> None:
@@ -390,50 +405,50 @@ class Store:
         if entry.tokens.size and shape != self.header.token_shape:
             raise ValueError(f"store: tokens are {shape}, not {self.header.token_shape}")
 
-    def _row(self, segment: int) -> rows.Row:
+    def _row(self, segment: int) -> Row:
         found = self.database.query(
-            f"{rows.SELECT} WHERE segment <= ? ORDER BY segment DESC LIMIT 1", segment
+            f"{SELECT} WHERE segment <= ? ORDER BY segment DESC LIMIT 1", segment
         )
-        if not found or rows.column(found[0], "last") < segment:
+        if not found or column(found[0], "last") < segment:
             raise StoreError(f"{self.path} has no segment {segment}")
         return found[0]
 
-    def _renewed(self, old: rows.Row, entry: Entry) -> rows.Row:
+    def _renewed(self, old: Row, entry: Entry) -> Row:
         """Return an entry's row with what only its old row knows: payload and age."""
-        row = rows.to_row(entry, keyframe=None, keyframe_bytes=0, written=0.0)
+        row = to_row(entry, keyframe=None, keyframe_bytes=0, written=0.0)
         kept = ("keyframe", "keyframe_bytes", "has_tokens", "written")
-        return rows.changed(row, **{name: rows.column(old, name) for name in kept})
+        return with_columns(row, **{name: column(old, name) for name in kept})
 
-    def _update(self, row: rows.Row) -> None:
-        self.database.query(rows.UPDATE, *row, rows.column(row, "segment"))
+    def _update(self, row: Row) -> None:
+        self.database.query(UPDATE, *row, column(row, "segment"))
 
     def _put_state(self, state: bytes) -> None:
         self.database.query(
-            "INSERT OR REPLACE INTO state VALUES ('recurrent', ?, ?)", state, rows.checksum(state)
+            "INSERT OR REPLACE INTO state VALUES ('recurrent', ?, ?)", state, checksum(state)
         )
 
-    def _whole(self, row: rows.Row) -> Entry:
-        entry = rows.to_entry(row, self.header.key_dim)
+    def _whole(self, row: Row) -> Entry:
+        entry = to_entry(row, self.header.key_dim)
         return replace(entry, tokens=self._tokens(row), keyframe=self._keyframe(row))
 
-    def _tokens(self, row: rows.Row) -> np.ndarray:
-        segment = rows.column(row, "segment")
-        if not rows.column(row, "has_tokens"):
+    def _tokens(self, row: Row) -> np.ndarray:
+        segment = column(row, "segment")
+        if not column(row, "has_tokens"):
             return np.empty((0, 0), np.float16)
         found = self.database.query("SELECT block, checksum FROM tokens WHERE segment = ?", segment)
         if not found:
             raise StoreError(f"tokens of segment {segment} are missing")
-        return rows.to_tokens(segment, found[0][0], found[0][1], self.header.token_shape)
+        return to_tokens(segment, found[0][0], found[0][1], self.header.token_shape)
 
-    def _keyframe(self, row: rows.Row) -> bytes | None:
-        segment, name = rows.column(row, "segment"), rows.column(row, "keyframe")
+    def _keyframe(self, row: Row) -> bytes | None:
+        segment, name = column(row, "segment"), column(row, "keyframe")
         if name is None:
             return None
         try:
             jpeg = (self.path / KEYFRAMES / name).read_bytes()
         except OSError as error:
             renewed = self._row(segment)
-            if rows.column(renewed, "keyframe") != name:  # the writer was faster
+            if column(renewed, "keyframe") != name:  # the writer was faster
                 return self._keyframe(renewed)
             raise StoreError(f"keyframe {name} cannot be read: {error.strerror}") from error
         if not intact(name, jpeg):

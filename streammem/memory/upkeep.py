@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 from streammem.errors import StoreError
-from streammem.memory import rows
-from streammem.memory.entry import Entry
+from streammem.memory.database import SELECT, UPDATE, Row, column, to_entry, with_columns
+from streammem.memory.entry import Entry, caption_of
 from streammem.memory.folder import remove_keyframes
 from streammem.memory.named import remove_taught_from
 from streammem.memory.store import Store
-from streammem.types import Caption, Event, Segment, TimeSpan
+from streammem.types import Event, Segment, TimeSpan
 
 _EXPORT_ROWS = 64
 _TOUCHING_S = 1e-3
@@ -156,11 +155,11 @@ def entries(store: Store, *, source: str | None = None) -> Iterator[Entry]:
     """
     last = -1
     while found := store.database.query(
-        f"{rows.SELECT} WHERE segment > ? AND (? IS NULL OR source = ?) ORDER BY segment LIMIT ?",
+        f"{SELECT} WHERE segment > ? AND (? IS NULL OR source = ?) ORDER BY segment LIMIT ?",
         last, source, source, _EXPORT_ROWS,
     ):  # fmt: skip
         for row in found:
-            yield rows.to_entry(row, store.header.key_dim)
+            yield to_entry(row, store.header.key_dim)
         last = found[-1][0]
 
 
@@ -175,24 +174,6 @@ def events_of(entry: Entry) -> tuple[Event, ...]:
     if entry.caption or entry.sureness:
         events.append(caption_of(entry))
     return (*events, *entry.notes)
-
-
-def caption_of(entry: Entry) -> Caption:
-    """Return an entry's caption as an event; its text is empty where it was withheld."""
-    likelihoods = [sure.likelihood for sure in entry.sureness if sure.likelihood is not None]
-    confidences = [sure.confidence for sure in entry.sureness if sure.confidence is not None]
-    reason: Literal["unsure"] | None = None
-    if any(sure.unsure for sure in entry.sureness):
-        reason = "unsure"
-    return Caption(
-        entry.segment,
-        entry.start,
-        entry.end,
-        entry.caption or "",
-        min(confidences, default=None),
-        reason,
-        min(likelihoods, default=None),
-    )
 
 
 def compact(store: Store) -> None:
@@ -348,14 +329,14 @@ class _Pruning:
         """Remove what was written before `oldest`, then what exceeds the budget."""
         segments: list[int] = []
         if oldest is not None:
-            old = f"{rows.SELECT} WHERE written < ? ORDER BY segment"
+            old = f"{SELECT} WHERE written < ? ORDER BY segment"
             segments += self._drop_rows(self._store.database.query(old, oldest))
         keyframes = tokens = 0
         if budget is not None:
             keyframes = self._until(budget, self._thin_keyframes)
             tokens = self._until(budget, self._thin_tokens)
             while (excess := _bytes(self._store) - budget) > 0:
-                found = self._store.database.query(f"{rows.SELECT} ORDER BY segment LIMIT 256")
+                found = self._store.database.query(f"{SELECT} ORDER BY segment LIMIT 256")
                 if not found:
                     break
                 segments += self._drop_rows(_enough(found, _row_bytes, excess))
@@ -369,29 +350,29 @@ class _Pruning:
         return total
 
     def _thin_keyframes(self, excess: int) -> int:
-        found = self._store.database.query(f"{rows.SELECT} WHERE keyframe IS NOT NULL")
+        found = self._store.database.query(f"{SELECT} WHERE keyframe IS NOT NULL")
         chosen = _enough(
-            sorted(found, key=_thinning), lambda row: rows.column(row, "keyframe_bytes"), excess
+            sorted(found, key=_thinning), lambda row: column(row, "keyframe_bytes"), excess
         )
         with self._transaction():
             for row in chosen:
-                thin = rows.changed(row, keyframe=None, keyframe_bytes=0)
-                self._store.database.query(rows.UPDATE, *thin, row[0])
+                thin = with_columns(row, keyframe=None, keyframe_bytes=0)
+                self._store.database.query(UPDATE, *thin, row[0])
         self._remove_keyframes(chosen)
         return len(chosen)
 
     def _thin_tokens(self, excess: int) -> int:
-        found = self._store.database.query(f"{rows.SELECT} WHERE has_tokens")
+        found = self._store.database.query(f"{SELECT} WHERE has_tokens")
         sizes = dict(self._store.database.query("SELECT segment, length(block) FROM tokens"))
         chosen = _enough(sorted(found, key=_thinning), lambda row: sizes.get(row[0], 0), excess)
         with self._transaction():
             for row in chosen:
-                thin = rows.changed(row, has_tokens=0)
-                self._store.database.query(rows.UPDATE, *thin, row[0])
+                thin = with_columns(row, has_tokens=0)
+                self._store.database.query(UPDATE, *thin, row[0])
                 self._store.database.query("DELETE FROM tokens WHERE segment = ?", row[0])
         return len(chosen)
 
-    def _drop_rows(self, found: list[rows.Row]) -> list[int]:
+    def _drop_rows(self, found: list[Row]) -> list[int]:
         segments = [row[0] for row in found]
         with self._transaction():
             _delete(self._store, segments)
@@ -401,9 +382,9 @@ class _Pruning:
     def _transaction(self) -> AbstractContextManager[None]:
         return nullcontext() if self._rehearses else self._store.database.transaction()
 
-    def _remove_keyframes(self, found: list[rows.Row]) -> None:
+    def _remove_keyframes(self, found: list[Row]) -> None:
         if not self._rehearses:
-            names = {name for row in found if (name := rows.column(row, "keyframe"))}
+            names = {name for row in found if (name := column(row, "keyframe"))}
             remove_keyframes(self._store.path, names)
 
 
@@ -428,14 +409,14 @@ def _delete(store: Store, segments: Sequence[int]) -> None:
         store.database.query("DELETE FROM segments WHERE segment = ?", segment)
 
 
-def _thinning(row: rows.Row) -> tuple[int, int]:
+def _thinning(row: Row) -> tuple[int, int]:
     """Order in which rows lose something: odd ids, then odd multiples of 2, of 4, ..."""
     segment = row[0]
     zeros = (segment & -segment).bit_length() if segment else 64
     return zeros, segment
 
 
-def _enough(found: list[rows.Row], size: Callable[[rows.Row], int], excess: int) -> list[rows.Row]:
+def _enough(found: list[Row], size: Callable[[Row], int], excess: int) -> list[Row]:
     """Return the first rows that together have `excess` bytes."""
     chosen, total = [], 0
     for row in found:
@@ -446,7 +427,7 @@ def _enough(found: list[rows.Row], size: Callable[[rows.Row], int], excess: int)
     return chosen
 
 
-def _row_bytes(row: rows.Row) -> int:
+def _row_bytes(row: Row) -> int:
     return sum(len(value) for value in row if isinstance(value, str | bytes)) + 100
 
 

@@ -13,30 +13,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from streammem.errors import BackboneError, CheckpointError, ConfigError
+from streammem.models import published
+from streammem.models.backbones.efficientnet import EfficientNetEncoder
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.text import TEXT_DIM, SentenceEncoder
-from streammem.models.backbones.vision import (
-    EfficientNetEncoder,
-    TransformersVisionEncoder,
-    VisionEncoder,
-)
+from streammem.models.backbones.vision import TransformersVisionEncoder, VisionEncoder
 from streammem.models.backbones.weights import SOURCES, weights_path
 from streammem.models.checkpoint_config import FORMAT, CheckpointConfig, read_config
-from streammem.models.minigpt4_video import published as minigpt4_video
 from streammem.models.once import opening
 from streammem.models.protocols import StreamModel
-from streammem.models.tiny.bridge import MemoryBridge
+from streammem.models.tiny.bridge import BridgeConfig, MemoryBridge
 from streammem.models.tiny.keys import (
     PictureEvidence,
     PictureKey,
     SentenceEvidence,
     TextKey,
-    WordsOfCells,
 )
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionHead
-from streammem.models.video_llama import published as video_llama
-from streammem.models.videollamb import published as videollamb
+from streammem.models.tiny.words import WordsOfTokens
 
 PACKAGED = Path(__file__).parents[1] / "weights"
 PRESETS = {"streammem-tiny": PACKAGED / "streammem-tiny"}
@@ -50,8 +45,9 @@ SCALE = ".row_scale"
 VISION = "vision."  # what training added to the frame encoder's parameters
 # What older versions kept the recurrent memory by; it is not learned any more.
 RETIRED = ("bridge.remember.", "bridge.initial")
-WORDS = "words"  # the head that names words; a checkpoint may lack it
-NAMES = "words.txt"  # its words, or those of ``evidence`` without such a head, one a line
+WORDS = "words"  # the head that names things; a checkpoint may lack it
+NAMES = "words.txt"  # its names, one a line
+LORA, ANSWERS = "lora.", "answers."  # adapters of the language model: for captions, for answers
 QUESTIONS = "questions"  # what reads questions; a checkpoint may lack it
 MIN_PACKED = 1 << 14  # values; below it the scales would not pay
 
@@ -74,15 +70,8 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
     with opening(str(name)):
         if str(name) in PRESETS:
             return load_own(name, device=device)
-        # A file of another family is none that VideoLLaMB's, which has no name, can read.
-        if other := minigpt4_video.find(name, CONFIGS):
-            keys = load_own(other.keys)
-            return minigpt4_video.open_model(str(name), other, keys, device=device)
-        if listener := video_llama.find(name, CONFIGS):
-            keys = load_own(listener.keys)
-            return video_llama.open_model(str(name), listener, keys, device=device)
-        if said := videollamb.find(name, CONFIGS):
-            return videollamb.open_model(str(name), said, load_own(said.keys), device=device)
+        if said := published.find(name, CONFIGS):
+            return published.open_published(str(name), said, load_own(said.keys), device=device)
         return load_own(name, device=device)
 
 
@@ -112,7 +101,7 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         raise CheckpointError(f"{folder}: sizes that make no model ({error})") from error
     for prefix, module in _learned(bridge, picture_key, text_key).items():
         _fill(module, tensors, prefix, folder)
-    lora = _lora(tensors)
+    lora, answers = lora_of(tensors, LORA), lora_of(tensors, ANSWERS)
     return VideoModel(
         name=str(name),
         vision=vision,
@@ -128,7 +117,10 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         reranker=config.reranker,
         null=config.null,
         questions=_question_head(tensors, folder),
-        words=_word_head(tensors, folder, picture_key),
+        words=_word_head(tensors, folder, config.bridge),
+        open_answers=(
+            (lambda: _open_language(folder, config, answers, device)) if answers else None
+        ),
     )
 
 
@@ -144,7 +136,7 @@ def open_embeddings(name: str | Path) -> CausalLanguageModel:
     """
     folder = PRESETS.get(str(name), Path(name))
     config = read_config(folder)
-    lora = _lora(read_tensors(folder))
+    lora = lora_of(read_tensors(folder), LORA)
     return _open_language(folder, config, lora, "cpu", without_layers=True)
 
 
@@ -184,6 +176,7 @@ def save(
     backbones: dict[str, str],
     lora: dict[str, Tensor],
     lora_scale: float,
+    answers: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint folder.
 
@@ -194,7 +187,8 @@ def save(
         folder: made if need be; an existing checkpoint in it is replaced, file by file.
         backbones: names under ``vision``, ``language`` and ``sentences``.
         lora: ``<module>.A`` [r, in] and ``<module>.B`` [out, r] by module of the language model.
-        lora_scale: alpha / r.
+        lora_scale: alpha / r, of ``answers`` too.
+        answers: likewise, of the language model that answers; None: the one that captions does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"center": model.center, "background": model.background}
@@ -202,11 +196,11 @@ def save(
     learned = _learned(model.bridge, model.picture_key, model.text_key)
     for prefix, module in learned.items():
         tensors |= {f"{prefix}.{key}": value for key, value in module.state_dict().items()}
-    tensors |= {f"lora.{key}": value for key, value in lora.items()}
+    tensors |= {f"{LORA}{key}": value for key, value in lora.items()}
+    tensors |= {f"{ANSWERS}{key}": value for key, value in (answers or {}).items()}
     if model.questions is not None:
         tensors |= {f"{QUESTIONS}.{k}": v for k, v in model.questions.state_dict().items()}
-    evidence = model.picture_key.evidence
-    if model.words is not None and model.words is not (evidence and evidence.words):
+    if model.words is not None:
         tensors |= {f"{WORDS}.{k}": v for k, v in model.words.state_dict().items()}
     config = {
         "format": FORMAT,
@@ -238,8 +232,9 @@ def save(
     os.replace(path, folder / "config.json")
 
 
-def _lora(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix("lora."): v for k, v in tensors.items() if k.startswith("lora.")}
+def lora_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return an adapter of a checkpoint's tensors, ``LORA`` or ``ANSWERS``."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _open_language(
@@ -297,29 +292,22 @@ def _learned(
 
 
 def _word_head(
-    tensors: dict[str, Tensor], folder: Path, picture_key: PictureKey
-) -> WordsOfCells | None:
-    """Return the head that names words: its own, else that of the keys; None without names."""
+    tensors: dict[str, Tensor], folder: Path, bridge: BridgeConfig
+) -> WordsOfTokens | None:
+    down = tensors.get(f"{WORDS}.down.weight")
+    if down is None:
+        return None
     path = folder / NAMES
     try:
-        names = tuple(path.read_text().split())
-    except FileNotFoundError:
-        return None
+        names = path.read_text().splitlines()
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: corrupt ({error}); get the model again") from error
-    down = tensors.get(f"{WORDS}.down.weight")
-    if down is not None and down.ndim == 2:
-        head = WordsOfCells(down.shape[1], len(names), down.shape[0])
-        _fill(head, tensors, WORDS, folder)
-    elif picture_key.evidence:
-        head = picture_key.evidence.words
-    else:
-        raise CheckpointError(f"{path}: names words, but the checkpoint scores none")
-    if len(names) != head.up.out_features:
-        scored = head.up.out_features
+        raise CheckpointError(f"{path}: missing or corrupt ({error}); get it again") from error
+    scored = len(tensors.get(f"{WORDS}.up.bias", ()))
+    if len(names) != scored:
         raise CheckpointError(f"{path}: {len(names)} words, but the checkpoint scores {scored}")
-    head.names = names
-    return head
+    head = WordsOfTokens(bridge.memory_tokens, bridge.dim, names, len(down))
+    _fill(head, tensors, WORDS, folder)
+    return head.eval()
 
 
 def _question_head(tensors: dict[str, Tensor], folder: Path) -> QuestionHead | None:

@@ -10,8 +10,14 @@ import numpy as np
 from streammem.errors import CheckpointError
 from streammem.memory.retrieval import DEFAULT_NULL, GumbelNull
 from streammem.models.backbones.sampling import MOST_BEAMS
-from streammem.models.confidence import CONFIDENCE_FEATURES, LEAST, WHOLE, ConfidenceModel
-from streammem.models.reranking import RERANKING_FEATURES, Reranker
+from streammem.models.caption_scores import (
+    CONFIDENCE_FEATURES,
+    LEAST,
+    RERANKING_FEATURES,
+    WHOLE,
+    ConfidenceModel,
+    Reranker,
+)
 from streammem.models.tiny.bridge import BridgeConfig
 from streammem.models.tiny.keys import EvidenceSizes
 from streammem.perception.scenetilling import SceneTillingConfig

@@ -33,7 +33,7 @@ from streammem.models.once import opening
 from streammem.models.protocols import ComposedModel, StreamModel, TextEncoder
 from streammem.models.tiny.questions import QuestionReading
 from streammem.models.vlm.hub import local_folder
-from streammem.perception.perceiver import Perceived, Perceiver
+from streammem.perception.frames import Perceived, Perceiver
 from streammem.perception.scenetilling import SceneTillingConfig
 
 log = logging.getLogger(__name__)
@@ -239,9 +239,13 @@ def _two_towers(folder: Path, device: str) -> Towers:
         use_safetensors=True,
         dtype=torch.float32 if device == "cpu" else torch.bfloat16,
     )
-    if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
+    try:
+        _ = model.get_image_features, model.get_text_features
+    except AttributeError:
         kind = model.config.model_type
-        raise BackboneError(f"{folder}: a {kind} maps no pictures and sentences to one space")
+        raise BackboneError(
+            f"{folder}: a {kind} maps no pictures and sentences to one space"
+        ) from None
     model = model.to(device).eval().requires_grad_(False)
     # Through Pillow wherever this runs, so that a key does not depend on torchvision.
     shrink: Any = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)

@@ -1,6 +1,6 @@
 """What a session asks of a model: four parts, each of which may come from another model.
 
-    perceiver        a frame          -> embedding, key, patches     (perception/perceiver.py)
+    perceiver        a frame          -> embedding, key, patches     (perception/frames.py)
     segment_encoder  frames, memory   -> tokens, memory              optional
     text_encoder     sentences        -> keys; a question -> what it asks for
     generator        a prompt         -> text; one for captions, another for answers where wanted
@@ -11,37 +11,17 @@ models, such as our perception and keys with a language model behind a server. N
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
-from streammem.audio.scene_sound import SceneSound
 from streammem.memory.retrieval import GumbelNull
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies
-from streammem.models.confidence import ConfidenceModel
-from streammem.models.reranking import Reranker
+from streammem.models.caption_scores import ConfidenceModel, Reranker
 from streammem.models.tiny.questions import QuestionReading
-from streammem.perception.perceiver import Perceiver
+from streammem.perception.frames import Perceiver, SegmentFrames, spread
 from streammem.types import Note
-
-
-class SegmentFrames(NamedTuple):
-    """The frames of a closing segment, as a segment encoder reads them.
-
-    Attributes:
-        number: of the segment in its stream, from 0.
-        patches: of each frame, as the perceiver gave them.
-        places: of each frame, in [0, 1] between the first and the last.
-        times: of each frame, in seconds; empty where they are not known.
-        sound: of the segment, where a session gives it, see ``SessionConfig.sound``.
-    """
-
-    number: int
-    patches: Sequence[Tensor]
-    places: Sequence[float]
-    times: Sequence[float] = ()
-    sound: SceneSound | None = None
 
 
 class EncodedSegment(NamedTuple):
@@ -256,6 +236,15 @@ class ToolGenerator(Generator, Protocol):
         ...
 
 
+@runtime_checkable
+class LikelihoodGenerator(Protocol):
+    """A generator that states how likely given replies are; evaluation chooses options by it."""
+
+    def log_probs(self, prompt: Prompt, texts: Sequence[str]) -> list[list[float]]:
+        """Return the log-probability of each token of each text behind a prompt."""
+        ...
+
+
 class StreamModel(Protocol):
     """What a session works with.
 
@@ -332,12 +321,3 @@ def readable(items: Sequence[EvidenceItem], reads: Reads) -> list[EvidenceItem]:
         )
         for place, item in enumerate(items)
     ]
-
-
-def spread(count: int, most: int) -> list[int]:
-    """Choose at most ``most`` of ``count`` places, evenly, first and last too; one: the middle."""
-    if count <= most:
-        return list(range(count))
-    if most <= 1:
-        return [count // 2] * most
-    return [round(i * (count - 1) / (most - 1)) for i in range(most)]

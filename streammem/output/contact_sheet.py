@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streammem.errors import BackboneError, install_command
-from streammem.output.rotation import naming
+from streammem.output.results import naming
 from streammem.types import Segment, clock
 
 if TYPE_CHECKING:

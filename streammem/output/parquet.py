@@ -85,7 +85,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "frames": entry.frames,
         "caption": entry.caption,
         "confidence": [sure.confidence for sure in entry.sureness] or None,
-        "speech": " ".join(note.text for note in entry.notes) or None,
+        "speech": " ".join(note.shown for note in entry.notes) or None,
         "vector": entry.visual_keys[0],
         "keys": list(entry.visual_keys),
         "caption_keys": list(entry.caption_keys),

@@ -10,7 +10,7 @@ Each event becomes one piece of output, so that a file is valid after every piec
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
@@ -193,6 +193,8 @@ def to_json(event: Event, more: Mapping[str, object] = NOTHING) -> dict[str, obj
         keys = (*keys, "quotes")
     if isinstance(event, Note) and event.word_starts:
         keys = (*keys, "word_starts")
+    if isinstance(event, Note) and event.kind != "speech":
+        keys = (*keys, "kind")
     if isinstance(event, Alert) and event.confirmed is not None:
         keys = (*keys, "confirmed")
     if isinstance(event, Answer):
@@ -236,18 +238,32 @@ def to_line(event: Event, more: Mapping[str, object] = NOTHING) -> str:
     return encodable(line.translate(_LINE_ENDS_IN_JSON))
 
 
-def prometheus(stats: Stats, source: str) -> str:
+def prometheus(stats_by_source: Mapping[str, Stats]) -> str:
     """Write counters in Prometheus' text form.
 
     Args:
-        stats: of one source.
-        source: its name, as the label ``source``.
+        stats_by_source: by the source's name, which is the label ``source``.
 
     Source: Prometheus exposition formats, text format 0.0.4.
     """
-    escaped = source.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    samples: dict[tuple[str, str], list[tuple[str, float]]] = {}
+    for source, stats in stats_by_source.items():
+        for name, kind, values in _counters(stats):
+            found = samples.setdefault((name, kind), [])
+            found += [(f'source="{_label(source)}"{label}', v) for label, v in values.items()]
     lines = []
-    for name, kind, values in (
+    for (name, kind), values_of_all in samples.items():
+        lines.append(f"# TYPE streammem_{name} {kind}")
+        lines += [f"streammem_{name}{{{label}}} {value:.10g}" for label, value in values_of_all]
+    return encodable("\n".join(lines)) + "\n"
+
+
+def _label(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def _counters(stats: Stats) -> Sequence[tuple[str, str, Mapping[str, float]]]:
+    return (
         ("frames_captured_total", "counter", {"": stats.captured}),
         ("frames_perceived_total", "counter", {"": stats.frames}),
         (
@@ -274,11 +290,7 @@ def prometheus(stats: Stats, source: str) -> str:
         ("model_server_retries_total", "counter", {"": stats.retries}),
         ("model_server_failures_total", "counter", {"": stats.failures}),
         ("model_server_tokens_total", "counter", {"": stats.tokens}),
-    ):
-        lines.append(f"# TYPE streammem_{name} {kind}")
-        for label, value in values.items():
-            lines.append(f'streammem_{name}{{source="{escaped}"{label}}} {value:.10g}')
-    return encodable("\n".join(lines)) + "\n"
+    )
 
 
 def plain(text: str, *, keep: str = "") -> str:
@@ -356,7 +368,8 @@ def _cue(event: Event, mark: str, escape: Callable[[str], str]) -> str:
     if not text:
         return ""
     if isinstance(event, Note):
-        text = f"“{text}”"  # as in the text format: speech, not a caption
+        # As in the text format: speech or a sound, not a caption.
+        text = f"“{text}”" if event.kind == "speech" else f"({text})"
     start = max(milliseconds(event.start), 0)
     # Players drop a cue whose end is not after its start, so the shortest cue lasts 1 ms.
     end = max(milliseconds(event.end), start + 1)

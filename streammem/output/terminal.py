@@ -1,21 +1,22 @@
-"""Terminal output of the commands: results, captions word by word, contact sheets, Ctrl-C.
+"""What the commands show on a terminal: captions word by word, contact sheets, notes, Ctrl-C.
 
 with output("text", None) as results, interrupts() as is_stopping:
     for event in watch(session, source):
         results.write(event)
+
+Results themselves are written by `results.py`.
 """
 
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from io import TextIOWrapper
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from streammem.errors import ConfigError
-from streammem.output.render import FORMATS, plain
-from streammem.output.rotation import naming
+from streammem.output.render import plain
+from streammem.output.results import confidence_mark, make_encodable
 from streammem.types import Caption, Event, Segment, clock
 
 if TYPE_CHECKING:
@@ -23,84 +24,10 @@ if TYPE_CHECKING:
     from streammem.perception.scenetilling import Score
 
 
-DIM, PLAIN = "\x1b[2m", "\x1b[0m"
-
-
-class Results:
-    """Writes a command's results in one format to stdout or a file.
-
-    The file is opened with the first result, so that a command that fails earlier does not replace
-    an existing file. It is valid after every result.
-    """
-
-    def __init__(self, form: str, path: Path | None) -> None:
-        self._renderer, self._form, self._path = FORMATS[form](), form, path
-        self._out: IO[str] | None = None
-        if path is None:
-            self._out = sys.stdout
-            _make_encodable(sys.stdout, form)
-
-    def write(self, event: Event) -> None:
-        """Write an event and flush, so that a reader, or a kill, finds whole events."""
-        text = self._renderer.write(event)
-        if self._form == "text" and isinstance(event, Caption):
-            text = f"{text.rstrip()}{_confidence(event, self._opened())}\n"
-        self.put(text)
-
-    def write_piece(self, piece: str) -> None:
-        """Write a piece of an answer, without characters that a terminal would execute."""
-        self.put(plain(piece, keep="\n"))
-
-    def put(self, text: str) -> None:
-        """Write rendered text and flush."""
-        if text:
-            out = self._opened()
-            with naming(self._path):
-                out.write(text)
-                out.flush()
-
-    def finish(self) -> None:
-        """Write the end of the format; a file without results is created now."""
-        self._opened()
-        self.put(self._renderer.close())
-
-    def close(self) -> None:
-        """Close the file, if one was opened."""
-        if self._path and self._out:
-            with naming(self._path):
-                self._out.close()
-
-    def _opened(self) -> IO[str]:
-        if self._out is None:
-            try:
-                self._out = open(str(self._path), "w", encoding="utf-8")  # noqa: SIM115, see close
-            except OSError as error:
-                reason = error.strerror
-                raise ConfigError(f"{self._path}: cannot be written ({reason})") from error
-        return self._out
-
-
-@contextmanager
-def output(form: str, path: Path | None) -> Iterator[Results]:
-    """Open ``Results`` for a command and close them at the end."""
-    results = Results(form, path)
-    try:
-        yield results
-        results.finish()
-    finally:
-        results.close()
-
-
 def write_line(line: str) -> None:
     """Write a line to stdout that is not an event."""
-    _make_encodable(sys.stdout, "text")
+    make_encodable(sys.stdout, "text")
     sys.stdout.write(f"{line}\n")
-
-
-def _confidence(caption: Caption, out: IO[str]) -> str:
-    """Return a caption's confidence, dimmed, if ``out`` is a terminal; of files, JSONL has it."""
-    shown = caption.confidence is not None and out.isatty()
-    return f" {DIM}{caption.confidence:.2f}{PLAIN}" if shown else ""
 
 
 class LiveText:
@@ -131,7 +58,7 @@ class LiveText:
         if caption.reason:
             self._out.write(" … (unsure)" if begun else " (unsure)")
         if begun or caption.reason:
-            self._out.write(f"{_confidence(caption, self._out)}\n")
+            self._out.write(f"{confidence_mark(caption, self._out)}\n")
             self._out.flush()
         self._segment = None
 
@@ -209,15 +136,36 @@ def interrupts() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+@dataclass
+class Signalled:
+    """What signals have asked for."""
+
+    terminated: bool = False
+    reopen: bool = False
+
+
+@contextmanager
+def signals() -> Iterator[Signalled]:
+    """Turn SIGTERM into a request to stop, SIGHUP into one to open the output anew."""
+    signalled = Signalled()
+
+    def terminate(number: int, frame: object) -> None:
+        signalled.terminated = True
+
+    def reopen(number: int, frame: object) -> None:
+        signalled.reopen = True
+
+    handlers: dict[int, Callable[[int, object], None]] = {signal.SIGTERM: terminate}
+    if hasattr(signal, "SIGHUP"):
+        handlers[signal.SIGHUP] = reopen
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield signalled
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def note(text: str) -> None:
     """Write a line to stderr that is not a result."""
     sys.stderr.write(f"{plain(text)}\n")
-
-
-def _make_encodable(out: IO[str], form: str) -> None:
-    """Make stdout accept every character in any locale; formats other than text are UTF-8."""
-    if isinstance(out, TextIOWrapper):
-        if form == "text":
-            out.reconfigure(errors="backslashreplace")
-        else:
-            out.reconfigure(encoding="utf-8")

@@ -5,7 +5,7 @@
         box = background.push(thumbnail(picture), time)
         print(time, "changed in" if box else "as usual", box)
 
-It reads thumbnails only (see ``gate.py``); what a changed part shows is the encoder's matter.
+It reads thumbnails only (see ``frames.py``); what a changed part shows is the encoder's matter.
 """
 
 from dataclasses import dataclass

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from streammem.errors import SourceError, TruncatedError
-from streammem.perception.perceiver import Perceiver
+from streammem.perception.frames import Perceiver
 from streammem.perception.scenetilling import (
     Boundary,
     SceneTilling,

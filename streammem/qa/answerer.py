@@ -24,7 +24,7 @@ import numpy as np
 
 from streammem.errors import ConfigError
 from streammem.memory.chapters import Part, default_count, divide
-from streammem.memory.entry import Entry, Now, decode_keyframe
+from streammem.memory.entry import Entry, Now, caption_of, decode_keyframe
 from streammem.memory.memory import Memory
 from streammem.memory.named import NamedThing, Taught, named_in
 from streammem.memory.retrieval import (
@@ -37,21 +37,14 @@ from streammem.memory.retrieval import (
     Window,
     check_rankers,
     clipped,
+    content_words,
     rate,
     scale_of,
 )
-from streammem.memory.upkeep import caption_of
-from streammem.memory.words import content_words
 from streammem.models.backbones.language import GenerationConfig
-from streammem.models.protocols import (
-    EvidenceItem,
-    SegmentFrames,
-    StreamModel,
-    readable,
-    spread,
-)
+from streammem.models.protocols import EvidenceItem, StreamModel, readable
 from streammem.models.tiny.model import ANSWER_DECODING
-from streammem.perception.scene_buffer import places
+from streammem.perception.frames import SegmentFrames, places, spread
 from streammem.qa.checking import check
 from streammem.qa.goldfish import as_text, nearest_documents, within_limit
 from streammem.qa.last_seen import LastSeenQuestion, last_sighting_text, read_last_seen
@@ -60,8 +53,11 @@ from streammem.qa.question import (
     AskedQuestion,
     PastTurn,
     Present,
+    SaidQuestion,
+    find_time,
     looked_at,
     narrowed,
+    read_said,
     resolved,
     wall_end,
     window_of,
@@ -75,18 +71,15 @@ from streammem.qa.speech import (
     SAID,
     Meanings,
     Quote,
-    SaidQuestion,
     by_speaker,
     excerpt,
     first_said,
     ranked,
-    read_said,
     sentences,
     text_of,
     typical,
 )
 from streammem.qa.steps import StepLimits, answer_in_steps
-from streammem.qa.time_expressions import find_time
 from streammem.qa.timeline import Appearance, Finding, after, compute, find_appearances, value
 from streammem.types import (
     Answer,
@@ -436,7 +429,9 @@ class Answerer:
         named = len({quote.entry.source for quote in heard}) > 1
         text = text_of(asked, shown, len(found) - len(shown), named=named)
         if not heard:
-            known = any(entry.notes for entry in self.memory.entries())
+            known = any(
+                note.kind == "speech" for entry in self.memory.entries() for note in entry.notes
+            )
             text = NOTHING_SAID if known else NO_WORDS
         if on_text:
             on_text(text)
@@ -719,7 +714,7 @@ class Answerer:
             tokens = self.memory.tokens(entry.segment) if reads.tokens and shows else None
             jpeg = self.memory.keyframe(entry.segment) if reads.pictures and shows else None
             keyframes = (decode_keyframe(jpeg),) if jpeg else ()
-            heard = excerpt(entry.notes, words, MAX_SPEECH)
+            heard = excerpt(entry.notes, words, MAX_SPEECH) if entry.notes else ()
             caption = self._row(entry).caption
             items.append(
                 EvidenceItem(
@@ -728,7 +723,7 @@ class Answerer:
                     tokens,
                     caption,
                     keyframes,
-                    " ".join(note.text for note in heard) or None,
+                    " ".join(note.shown for note in heard) or None,
                     score,
                     entry.notes,
                     heard=heard,
@@ -869,8 +864,10 @@ class Answerer:
         quote = None
         if hit.matched == "speech" and entry.notes:
             quotes = sentences([Clip(entry, -math.inf, math.inf)])
-            best = max(quotes, key=lambda quote: len(words & content_words(quote.text)))
-            quote = best if words & content_words(best.text) else None
+            best = max(
+                quotes, key=lambda quote: len(words & content_words(quote.text)), default=None
+            )
+            quote = best if best and words & content_words(best.text) else None
         return {
             "source": entry.source,
             "segment": entry.segment,
@@ -879,7 +876,7 @@ class Answerer:
             "score": hit.score,
             "keyframe": self.memory.keyframe_path(entry.segment),
             "caption": entry.caption,
-            "speech": " ".join(note.text for note in entry.notes) or None,
+            "speech": " ".join(note.shown for note in entry.notes) or None,
             "matched": hit.matched,
             "cosine": hit.cosine,
             "wall_start": _wall_start(entry, self.config.zone()),

@@ -24,14 +24,12 @@ import numpy as np
 from streammem.errors import ConfigError, StreammemError
 from streammem.memory.entry import Entry, Now, decode_keyframe
 from streammem.memory.memory import Memory
-from streammem.memory.retrieval import EVERYTHING, Clip, Query, Window, clipped
-from streammem.memory.words import content_words
+from streammem.memory.retrieval import EVERYTHING, Clip, Query, Window, clipped, content_words
 from streammem.models.protocols import Tool
-from streammem.qa.question import narrowed, wall_end, window_of
+from streammem.qa.question import find_time, narrowed, wall_end, window_of
 from streammem.qa.speech import excerpt
-from streammem.qa.time_expressions import find_time
 from streammem.qa.timeline import find_appearances, total_s
-from streammem.types import TimeSpan, clock, wall_clock, with_wall_clock
+from streammem.types import Note, TimeSpan, clock, wall_clock, with_wall_clock
 from streammem.video.registry import open_source
 
 FOUND = 5  # scenes that search gives
@@ -314,7 +312,7 @@ class Lookups:
         if entry.caption:
             text += f": {' / '.join(entry.caption.splitlines())[:MAX_CAPTION]}"
         said = excerpt(entry.notes, words, MAX_CAPTION)
-        spoken = " ".join(f"{clock(n.start)} “{' '.join(n.text.split())}”" for n in said)
+        spoken = " ".join(f"{clock(n.start)} {_quoted(n)}" for n in said)
         return f"{text}; said: {spoken}" if spoken else text
 
     def _span(self, entry: Entry, start: float, end: float) -> str:
@@ -351,6 +349,10 @@ def pictures_of(path: Path, start: float, end: float, count: int) -> tuple[Pictu
 
 def _ids(entries: Sequence[Entry]) -> tuple[int, ...]:
     return tuple(entry.segment for entry in entries)
+
+
+def _quoted(note: Note) -> str:
+    return f"“{' '.join(note.text.split())}”" if note.kind == "speech" else note.shown
 
 
 def _checked(lookup: Lookup, arguments: Mapping[str, Any] | str) -> dict[str, Any]:

@@ -23,8 +23,7 @@ import numpy as np
 
 from streammem.errors import ConfigError
 from streammem.memory.entry import Entry
-from streammem.memory.retrieval import Query, rate
-from streammem.memory.words import content_words
+from streammem.memory.retrieval import Query, content_words, rate
 from streammem.models.protocols import TextEncoder
 from streammem.types import NextStep, Plan, PlanStep, TimeSpan
 

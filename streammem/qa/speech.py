@@ -14,17 +14,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, NamedTuple
 
 import numpy as np
 
 from streammem.memory.entry import Entry
-from streammem.memory.retrieval import Clip
-from streammem.memory.words import content_words, stem
+from streammem.memory.retrieval import Clip, content_words, stem
 from streammem.models.protocols import TextEncoder
+from streammem.qa.question import SaidQuestion
 from streammem.types import Note, clock
-
-Kind = Literal["what", "when", "who", "whether", "count"]
 
 SAID = 0.5  # score of a sentence from which on it is about the topic
 ALL_WORDS = 0.95  # score from which on words alone decide
@@ -39,58 +36,8 @@ NOT_SAID = "not said, as far as the words are known"
 NOTHING_SAID = "nothing was said then, as far as the words are known"
 NO_WORDS = "what was said is not known: no subtitles or speech were read"
 
-_SUBJECT = (
-    r"(?P<who>they|he|she|you|i|we|it|people|any ?one|anybody|some ?one|somebody|every(?:one|body)|"
-    r"the [\w'-]+(?: [\w'-]+)?|[\w'-]+(?: [\w'-]+)?)"
-)
-_ABOUT = r"(?:about|of|on|regarding|concerning)"
-# A verb and how its topic follows: "say X", "talk about X".
-_VERB = (
-    r"(?:(?:say|says|said|mention|mentions|mentioned|discuss|discusses|discussed)(?: " + _ABOUT
-    + r"| that)?|(?:talk|talks|talked|talking|speak|speaks|spoke|spoken|speaking|tell|tells|told)"
-    r"(?: \w+)? (?:about|of|that|regarding))"
-)  # fmt: skip
-_SAID_OF = r"(?:said|mentioned|discussed|talked about|spoken (?:of|about)|told(?: " + _ABOUT + "))"
-_BE, _DO = r"(?:is|was|were|are|been)", r"(?:did|do|does|has|have|had)"
-_ORDER = r"(?:ever |first |last |also )?"
-_TOPIC = r"(?P<topic>.+?)"
-_PATTERNS: tuple[tuple[Kind, str], ...] = (
-    ("count", rf"how (?:often|many times) {_DO} {_SUBJECT} {_ORDER}{_VERB} {_TOPIC}"),
-    ("count", rf"how (?:often|many times) {_BE} {_TOPIC} {_ORDER}{_SAID_OF}"),
-    ("when", rf"(?:when|at what time|where in the \w+) {_DO} {_SUBJECT} {_ORDER}{_VERB} {_TOPIC}"),
-    ("when", rf"(?:when|at what time|where in the \w+) {_BE} {_TOPIC} {_ORDER}{_SAID_OF}"),
-    ("who", rf"who (?:{_DO} )?{_ORDER}{_VERB} {_TOPIC}"),
-    ("what", rf"what {_DO} {_SUBJECT} (?:say|tell|mention|discuss)(?: \w+)? {_ABOUT} {_TOPIC}"),
-    ("what", rf"what (?:{_BE}|has been) {_SAID_OF} {_ABOUT} {_TOPIC}"),
-    ("what", rf"what {_DO} {_SUBJECT} (?:say|talk about|discuss|mention)"),
-    ("what", rf"what {_BE} {_SAID_OF}"),
-    ("what", rf"quote (?:what )?{_SUBJECT} (?:said|says|say) {_ABOUT} {_TOPIC}"),
-    ("whether", rf"{_DO} {_SUBJECT} {_ORDER}{_VERB} {_TOPIC}"),
-    ("whether", rf"{_BE} {_TOPIC} {_ORDER}{_SAID_OF}"),
-)  # fmt: skip
-_MARKS = " \"'“”‘’,"  # noqa: RUF001, as they are written
-_READERS = tuple((kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in _PATTERNS)
-# What shows text and does not speak.
-_SILENT = frozenset("sign label poster board screen text caption title note".split())  # noqa: SIM905
-_NOBODY = frozenset(
-    "they he she you i we it people anyone anybody someone somebody everyone everybody".split()  # noqa: SIM905
-)
 _SPEAKER = re.compile(r"(?:-\s*)?(?:\[([^\]]{1,30})\]:?|([^\W\d_][^:!?.]{0,29}):)\s+\S")
 _ENDS = re.compile(r"[.!?…♪][\"'”’)\]]*$|[。！？]$")  # noqa: RUF001, as they are written
-
-
-class SaidQuestion(NamedTuple):
-    """A question of what was said.
-
-    Attributes:
-        kind: what is asked for.
-        topic: of what; empty where anything that was said is meant.
-        speaker: who is asked about, where it may be a name; empty otherwise.
-    """
-
-    kind: Kind
-    topic: str = ""
-    speaker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,25 +80,13 @@ class Quote:
         return (found[1] or found[2]).strip() if found else None
 
 
-def read_said(question: str) -> SaidQuestion | None:
-    """Return what a question asks of what was said; None where it asks something else."""
-    text = " ".join(question.split()).strip(" ?.!")
-    for kind, pattern in _READERS:
-        if found := pattern.fullmatch(text):
-            parts = found.groupdict(default="")
-            who = parts.get("who", "").lower()
-            if set(who.split()) & _SILENT:
-                return None
-            speaker = "" if who.replace(" ", "") in _NOBODY else who.removeprefix("the ")
-            return SaidQuestion(kind, parts.get("topic", "").strip(_MARKS), speaker)
-    return None
-
-
 def sentences(clips: Sequence[Clip]) -> list[Quote]:
     """Return what was said within clips, sentence by sentence, each source in time order."""
     quotes: list[Quote] = []
     for clip in clips:
         for note in clip.entry.notes:
+            if note.kind != "speech":
+                continue
             if not (note.start < clip.end and (note.end > clip.start or note.start >= clip.start)):
                 continue
             before = quotes[-1] if quotes else None

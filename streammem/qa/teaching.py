@@ -19,7 +19,7 @@ from streammem.memory.memory import Memory
 from streammem.memory.named import Taught, TaughtPicture
 from streammem.memory.retrieval import Query, scale_of
 from streammem.models.protocols import StreamModel
-from streammem.perception.scene_buffer import KEYFRAME_SIDE, jpeg_of
+from streammem.perception.frames import KEYFRAME_SIDE, jpeg_of
 from streammem.qa.lookups import pictures_of
 from streammem.types import clock
 from streammem.video.pixels import fitted_pixels

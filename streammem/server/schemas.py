@@ -98,9 +98,12 @@ class CaptionEvent(CaptionText):
 
 
 class NoteEvent(_Record):
-    """Speech or a subtitle."""
+    """Speech or a subtitle, or a sound event."""
 
     type: Literal["note"]
+    kind: Annotated[
+        Literal["sound"] | None, Field(description="of a sound event; of speech there is none")
+    ] = None
     start: Seconds
     end: Seconds
     text: str

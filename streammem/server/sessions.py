@@ -25,6 +25,7 @@ import anyio
 import anyio.to_thread
 
 from streammem.audio.track import SpeechOptions
+from streammem.captioning.shared import share
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch_options import WatchOptions
@@ -40,7 +41,6 @@ from streammem.server.inbox import Inbox
 from streammem.server.limits import ServerConfig
 from streammem.server.refused import Refused
 from streammem.server.session_host import Plan, SessionHost
-from streammem.server.shared import share
 from streammem.server.uploads import Uploads, check_video
 from streammem.types import Event, encodable
 from streammem.video import SourceOptions, VideoSource, kind_of, open_with

@@ -74,7 +74,8 @@ class NewSession(Strict):
         if self.speech == "on" and not recognises:
             raise Refused(422, "this server recognises no speech; start it with --speech on")
         speech = own.speech if self.speech in (None, "on") else self.speech
-        return SpeechOptions(speech, self.speech_language or own.language)
+        sounds = None if speech == "off" else own.sounds
+        return SpeechOptions(speech, self.speech_language or own.language, sounds)
 
     def options(self) -> WatchOptions:
         """Return how it is watched."""

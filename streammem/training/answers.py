@@ -1,14 +1,15 @@
-"""Answer stage: the LoRA learns to answer from passages, asked in three variants.
+"""Answer stage: a LoRA of its own learns people's questions, as ``ask`` asks them.
 
-    stage = AnswerStage(bridge, language, pictures, validation)
+    stage = AnswerStage(bridge, language, pictures, validation, captions=captions, named=named)
 
 A prompt is what ``VideoModel.answer_prompt`` makes: passages in time order, each a stamp, a
-picture's tokens and perhaps a caption, then the question. The bridge is frozen, so that memories
-stay readable. To keep captions as they are, the stage also repeats the captions that the model gave
-some pictures before it.
+picture's tokens, a caption and names of what it shows, then the question. The bridge is frozen, so
+that memories stay readable, and the LoRA that captions is another one, so that captions stay as
+they are to the letter.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -16,88 +17,80 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from streammem.errors import DatasetError
 from streammem.models.backbones.language import CausalLanguageModel
-from streammem.models.prompts import CAPTION_INSTRUCTION
 from streammem.models.tiny.bridge import MemoryBridge
 from streammem.training.captions import (
-    IGNORE,
-    PackedBatch,
-    caption_prompt,
-    captioning_modules,
+    VISUAL_TOKEN,
+    BranchedPrompt,
     has_fast_bfloat16,
+    pack,
     packed_losses,
-    reply_losses,
     takes_mask,
 )
-from streammem.training.pictures import PictureSet, sample_views
-from streammem.training.questions import Trial, TrialMaker
-from streammem.training.reward import greedy_caption_figures, sample_captions
+from streammem.training.lora import lora_parameters
+from streammem.training.pictures import WHOLE, PictureSet
+from streammem.training.questions import (
+    NO,
+    YES,
+    QuestionRecord,
+    number_question,
+    presence_question,
+    questions_from_captions,
+)
+from streammem.training.reward import sample_captions
+from streammem.training.things import PRESENT, tokens_of
 from streammem.types import clock
 
-VISUAL_TOKEN = -1  # placeholder in token ids
-ROW_WIDTH = 512  # columns of a row that several prompts share
-REPEATED = 192  # pictures whose earlier captions are repeated
-REPEATED_A_STEP = 6
-EVALUATED_TRIALS = 24  # on validation pictures
-CAPTIONED_SHARE = 0.5  # of the trials, in which each passage has a caption
-VARIANTS = ("true", "swapped", "missing")
-SCENE_S = (3.0, 40.0)
-STREAM_S = 4 * 3600.0  # longest stream that passages come from
+ROW_WIDTH = 448  # columns of a row that several prompts share
+ASKED = 3  # questions about one picture in a step
+MEASURED = 96  # validation questions
+# How often a prompt is of each kind; kinds that the data do not have are left out.
+KINDS = {"people": 0.65, "captions": 0.13, "things": 0.12, "unseen": 0.05, "scene": 0.05}
+OTHERS = (0.8, 0.08, 0.06, 0.06)  # probabilities of none to three other passages beside
+BALANCE = 0.25  # an answer that n questions have is drawn in proportion to n^(1 - BALANCE)
+CAPTIONED, NAMED = 0.75, 0.9  # of the passages, with a caption and with names
+PLAIN = 0.1  # of the questions, in small letters
+NOT_SEEN = "I can't see that."
+SCENE_QUESTIONS = (
+    "What is happening?", "What do you see?", "What is going on here?", "What was that?",
+    "What does the picture show?",
+)  # fmt: skip
+SCENE_S = (2.0, 30.0)
+STREAM_S = 2 * 3600.0  # longest stream that passages come from
+SURE, COUNTABLE = 0.5, 6  # share of a thing that is asked about; most of one kind to count
+COUNTS = ("One.", "Two.", "Three.", "Four.", "Five.", "Six.")
 
 
-class PromptReply(NamedTuple):
-    """One prompt with its reply.
+class Asked(NamedTuple):
+    """A prompt with several questions.
 
     Attributes:
-        prompt: token ids, ``VISUAL_TOKEN`` in the place of each visual token.
-        reply: token ids with the stop token.
+        pictures: shown, in time order; the first of them in the draw is asked about.
+        questions: with their answers.
     """
 
-    prompt: list[int]
-    reply: list[int]
-
-
-def pack_replies(lines: Sequence[PromptReply], width: int) -> PackedBatch:
-    """Pack prompts side by side, each with its own positions and hidden from the others.
-
-    Args:
-        lines: prompts with replies, at least one.
-        width: columns up to which prompts share a row; 0 gives each its own, which needs no mask.
-    """
-    # The last token is predicted but never an input.
-    lengths = [len(line.prompt) + len(line.reply) - 1 for line in lines]
-    places, ends = list[tuple[int, int]](), list[int]()
-    for length in lengths:
-        if not ends or ends[-1] + length > width:
-            ends.append(0)
-        places.append((len(ends) - 1, ends[-1]))
-        ends[-1] += length
-    shape = len(ends), max(ends)
-    ids, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORE)
-    positions, visual = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
-    owner = torch.full(shape, -1)
-    for number, (line, (row, at)) in enumerate(zip(lines, places, strict=True)):
-        tokens = torch.tensor([*line.prompt, *line.reply[:-1]])
-        span = slice(at, at + len(tokens))
-        ids[row, span], visual[row, span] = tokens.clamp(min=0), tokens == VISUAL_TOKEN
-        positions[row, span], owner[row, span] = torch.arange(len(tokens)), number
-        labels[row, at + len(line.prompt) - 1 : at + len(tokens)] = torch.tensor(line.reply)
-    mask = (owner[:, :, None] == owner[:, None, :]) & torch.ones(shape[1], shape[1]).tril().bool()
-    return PackedBatch(ids, visual, positions, mask[:, None], labels)
+    pictures: tuple[int, ...]
+    questions: tuple[QuestionRecord, ...]
 
 
 class AnswerStage:
-    """Trains answers with true evidence, with evidence of another answer, and with none, equally.
+    """Trains answers to questions of people, and to some made of captions and of lists.
+
+    A question about a thing that another picture is known to lack is asked about that one too, and
+    answered "I can't see that."; so rarely that what is shown is seldom refused.
 
     Args:
         bridge: frozen.
         language: its LoRA, already added, is trained in place.
-        pictures: captioned training pictures.
-        validation: likewise, for the figures.
-        batch: questions a step, each in three variants.
+        pictures: training pictures.
+        validation: for the figures.
+        captions: the model's own, by picture of both sets, where it has captioned it.
+        named: names that prompts show of each picture, by its name; empty shows none.
+        batch: prompts a step.
 
     Raises:
-        DatasetError: the captions have no question with two different answers.
+        DatasetError: the data have no question of any kind.
     """
 
     name = "answers"
@@ -109,111 +102,188 @@ class AnswerStage:
         pictures: PictureSet,
         validation: PictureSet,
         *,
-        batch: int = 6,
+        captions: Mapping[str, str],
+        named: Mapping[str, Sequence[str]],
+        batch: int = 24,
     ) -> None:
         self.bridge, self.language, self.batch = bridge, language, batch
         self.pictures, self.validation = pictures, validation
-        self.trial_maker, self._measured = (
-            TrialMaker(pictures.captions),
-            TrialMaker(validation.captions),
-        )
-        bridge.eval()
-        ids = language.ids
-        self._prefix, self._suffix = ids(language.chat_prefix), ids(language.chat_suffix)
-        self._instruction = ids(CAPTION_INSTRUCTION + language.chat_suffix)
-        self.module = nn.ModuleDict({"lora": captioning_modules(bridge, language)["lora"]})
-        self._repeated = self._own_captions(np.random.default_rng(0))
+        self._captions, self._named = captions, named
+        self._tokens = tokens_of(bridge, pictures)
+        self._prefix = language.ids(language.chat_prefix)
+        self._suffix = language.ids(language.chat_suffix)
+        self.module = nn.ModuleDict({"lora": lora_parameters(language)})
+        # 1. What can be asked of which picture.
+        asked = [i for i, questions in enumerate(pictures.questions) if questions]
+        captioned = [i for i, of in enumerate(pictures.captions) if of and not pictures.made[i]]
+        self._shows = [{name for name, _ in things} for things in pictures.things]
+        listed = [i for i, shown in enumerate(self._shows) if shown]
+        scenes = [i for i, name in enumerate(pictures.names) if name in captions]
+        self._things = sorted(set().union(*self._shows))
+        self._pools = {
+            "people": asked,
+            "captions": captioned,
+            "things": listed if len(self._things) > 1 else [],
+            "unseen": [i for i in asked if self._about_things(i)],
+            "scene": scenes,
+        }
+        self._kinds = [kind for kind in KINDS if self._pools[kind]]
+        if not set(self._kinds) - {"scene"}:
+            raise DatasetError("answers: no picture of the data has questions, captions or a list")
+        # 2. Answers such as "yes" and "two" are common: rarer ones are drawn more often.
+        counts = Counter(q.answer for i in asked for q in pictures.questions[i])
+        rare = [max(counts[q.answer] ** -BALANCE for q in pictures.questions[i]) for i in asked]
+        self._chances = np.array(rare) / max(sum(rare), 1e-9)
 
     def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         return [(list(self.module.parameters()), 1.0)]
 
     def loss(self, rng: np.random.Generator) -> Tensor:
-        trials = [self.trial_maker.draw(rng) for _ in range(self.batch)]
+        asked = [made for _ in range(self.batch) if (made := self.draw(rng))]
         self.language.model.train(self.module.training)  # the adapter's dropout
-        lines, shown = self._lines(self.pictures, trials, rng)
-        seen = self._visual(*sample_views(self.pictures, shown, rng)) if shown else self._nothing
-        answers = self._losses(lines, seen).mean()
-        chosen = rng.choice(
-            len(self._repeated), min(REPEATED_A_STEP, len(self._repeated)), replace=False
-        )
-        repeated = [self._repeated[int(i)] for i in chosen]
-        visual = self._visual(
-            *sample_views(self.pictures, [picture for picture, _ in repeated], rng)
-        )
-        rows = [caption_prompt(self._instruction, [ids]) for _, ids in repeated]
-        return answers + reply_losses(self.language, rows, visual, prefix=self._prefix).mean()
+        rows = [self._row(self.pictures, one, rng) for one in asked]
+        shown = [i for one in asked for i in one.pictures]
+        views = rng.integers(self._tokens.shape[1], size=len(shown))
+        counts = [len(one.pictures) for one in asked]
+        return self._losses(rows, self._tokens[shown, views], counts).mean()
 
     @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
-        """Cross-entropy of answers by variant, and CIDEr-D of captions as in ``reward``."""
+        """Cross-entropy of people's answers, with their picture and with another one."""
         self.language.model.eval()
-        rng = np.random.default_rng(0)
-        trials = [self._measured.draw(rng) for _ in range(EVALUATED_TRIALS)]
+        asked = [i for i, of in enumerate(self.validation.questions) if of][:MEASURED]
+        if len(asked) < 2:
+            return {}
+        chosen = self.validation.select(asked)
+        tokens = tokens_of(self.bridge, chosen, views=1)[:, WHOLE]
         figures = {}
-        for name in VARIANTS:
-            lines, shown = self._lines(self.validation, trials, rng, [name])
-            seen = self._visual(*self.validation.whole(shown)) if shown else self._nothing
-            figures[name] = round(self._losses(lines, seen).mean().item(), 4)
+        for name, step in (("val_loss", 0), ("val_loss_other_picture", 1)):
+            rng, losses = np.random.default_rng(0), []
+            for i, questions in enumerate(chosen.questions):
+                shown = (i + step) % len(chosen)
+                row = self._row(chosen, Asked((shown,), tuple(questions[:1])), rng, whole=True)
+                losses += self._losses([row], tokens[[shown]], [1]).tolist()
+            figures[name] = round(float(np.mean(losses)), 4)
+        return figures
 
-        def sample(visual: Tensor, count: int, *, temperature: float) -> list[list[list[int]]]:
-            return sample_captions(self.language, visual, count, temperature=temperature)
+    def draw(self, rng: np.random.Generator) -> Asked | None:
+        """Draw one prompt; None where the drawn picture has no question of the drawn kind."""
+        shares = np.array([KINDS[kind] for kind in self._kinds])
+        kind = self._kinds[int(rng.choice(len(shares), p=shares / shares.sum()))]
+        pool = self._pools[kind]
+        if kind == "people":
+            picture = pool[int(rng.choice(len(pool), p=self._chances))]
+            others = rng.integers(len(self.pictures), size=int(rng.choice(4, p=OTHERS)))
+            questions = self.pictures.questions[picture]
+            order = rng.permutation(len(questions))[:ASKED]
+            shown = [int(i) for i in rng.permutation([picture, *others])]
+            return Asked(tuple(shown), tuple(questions[i] for i in order))
+        picture = pool[int(rng.integers(len(pool)))]
+        made = self._questions(kind, picture, rng)
+        if kind == "unseen":
+            about = self._about_things(picture)
+            question, names = about[int(rng.integers(len(about)))]
+            picture = int(rng.integers(len(self.pictures)))
+            there = self._shows[picture]
+            made = [QuestionRecord(question, NOT_SEEN)] if there and not there & names else []
+        return Asked((picture,), tuple(made)) if made else None
 
-        return figures | greedy_caption_figures(
-            self.language, self.validation, self._visual, sample
-        )
+    def _questions(self, kind: str, picture: int, rng: np.random.Generator) -> list[QuestionRecord]:
+        """Make questions of a kind that are not people's."""
+        if kind == "captions":
+            return questions_from_captions(self.pictures.captions[picture], rng)
+        if kind == "scene":
+            question = SCENE_QUESTIONS[int(rng.integers(len(SCENE_QUESTIONS)))]
+            return [QuestionRecord(question, self._captions[self.pictures.names[picture]])]
+        if kind != "things":
+            return []
+        things = self.pictures.things[picture]
+        sure = sorted({name for name, share in things if share >= SURE})
+        absent = [name for name in self._things if name not in self._shows[picture]]
+        questions = []
+        for names, answer in ((sure, YES), (absent, NO)):
+            if names:
+                name = names[int(rng.integers(len(names)))]
+                questions.append(QuestionRecord(presence_question(name), answer))
+        counts = Counter(name for name, _ in things)
+        doubtful = {name for name, share in things if share < PRESENT}
+        several = [n for n in sure if 1 < counts[n] <= COUNTABLE and n not in doubtful]
+        if several:
+            name = several[int(rng.integers(len(several)))]
+            plural = "people" if name == "person" else f"{name}s"
+            answer = COUNTS[counts[name] - 1]
+            questions.append(QuestionRecord(number_question(plural), answer))
+        return questions
 
-    def _lines(
-        self,
-        pictures: PictureSet,
-        trials: Sequence[Trial],
-        rng: np.random.Generator,
-        names: Sequence[str] = VARIANTS,
-    ) -> tuple[list[PromptReply], list[int]]:
-        """Make the prompts and replies of trials; return them and the pictures shown, in order."""
-        lines, shown = [], list[int]()
-        for trial in trials:
-            captioned = rng.random() < CAPTIONED_SHARE
-            for name in names:
-                variant = trial.variants[name]
-                captions = [
-                    str(rng.choice(pictures.captions[i])) if captioned else None
-                    for i in variant.pictures
-                ]
-                prompt = self.prompt(_times(len(captions), rng), captions, trial.question)
-                lines.append(
-                    PromptReply(prompt, [*self.language.ids(variant.answer), self.language.stop_id])
-                )
-                shown += variant.pictures
-        return lines, shown
+    def _about_things(self, picture: int) -> list[tuple[str, set[str]]]:
+        """List people's questions that name things on the picture's list, with these names.
 
-    def _losses(self, lines: Sequence[PromptReply], visual: Tensor) -> Tensor:
-        """Cross-entropy [N] of every token of the answers, given visual tokens [B, M, L]."""
-        packs = takes_mask(self.language)
-        packed = pack_replies(lines, ROW_WIDTH if packs else 0)
-        device = visual.device.type
-        fast = (
-            torch.autocast(device, torch.bfloat16) if has_fast_bfloat16(device) else nullcontext()
-        )
-        with fast:
-            return packed_losses(self.language, packed, visual, masked=packs)
+        Whether a thing is there, and how many, can be answered of any picture.
+        """
+        found = []
+        for question, answer in self.pictures.questions[picture]:
+            asked = f" {question.lower().strip(' ?')} "
+            names = {n for n in self._shows[picture] if f" {n} " in asked or f" {n}s " in asked}
+            open_question = answer not in (YES, NO) and not asked.startswith(" how many")
+            if names and open_question:
+                found.append((question, names))
+        return found
 
-    @property
-    def _nothing(self) -> Tensor:
-        return torch.zeros(0, self.language.width, device=self.pictures.device)
+    def _row(
+        self, pictures: PictureSet, asked: Asked, rng: np.random.Generator, *, whole: bool = False
+    ) -> BranchedPrompt:
+        """Make the prompt of drawn times; ``whole`` shows all captions and names there are."""
+        starts = np.sort(rng.uniform(0, rng.uniform(60, STREAM_S), len(asked.pictures)))
+        shared = list[int]()
+        for start, picture in zip(starts, asked.pictures, strict=True):
+            name = pictures.names[picture]
+            caption = self._captions.get(name) if whole or rng.random() < CAPTIONED else None
+            names = self._named.get(name, ()) if whole or rng.random() < NAMED else ()
+            end = float(start + rng.uniform(*SCENE_S))
+            shared += self.passage(float(start), end, caption, names)
+        branches = []
+        for question, answer in asked.questions:
+            plain = not whole and rng.random() < PLAIN
+            text = question.lower().rstrip("?") if plain else question
+            reply = [*self.language.ids(answer), self.language.stop_id]
+            branches.append(([*self._text(text), *self._suffix], reply))
+        return BranchedPrompt(shared, branches)
 
-    def prompt(
-        self,
-        times: Sequence[tuple[float, float]],
-        captions: Sequence[str | None],
-        question: str,
+    def passage(
+        self, start: float, end: float, caption: str | None, names: Sequence[str]
     ) -> list[int]:
-        """Return a prompt's token ids, ``SEEN`` in the place of each visual token."""
-        ids = list(self._prefix)
-        for (start, end), caption in zip(times, captions, strict=True):
-            ids += self._text(f"[{clock(start)}-{clock(end)}] ")
-            ids += [VISUAL_TOKEN] * self.bridge.config.memory_tokens
-            ids += self._text(f" {caption}\n" if caption else "\n")
-        return [*ids, *self._text(question), *self._suffix]
+        """Return a passage's token ids, ``VISUAL_TOKEN`` in the place of each visual token."""
+        words = [caption] if caption else []
+        words += [f"({', '.join(names)})"] if names else []
+        after = f" {' '.join(words)}\n" if words else "\n"
+        visual = [VISUAL_TOKEN] * self.bridge.config.memory_tokens
+        return [*self._text(f"[{clock(start)}-{clock(end)}] "), *visual, *self._text(after)]
+
+    def _losses(
+        self, rows: Sequence[BranchedPrompt], tokens: np.ndarray, counts: Sequence[int]
+    ) -> Tensor:
+        """Cross-entropy [N] of every token of the answers.
+
+        Args:
+            rows: one a prompt.
+            tokens: [B, M, D] of all pictures shown, in the order of the prompts.
+            counts: pictures of each prompt.
+        """
+        masked, width = takes_mask(self.language), ROW_WIDTH
+        if not masked:  # then each question has a row of its own
+            ends = np.cumsum(counts)
+            places = [(i, branch) for i, row in enumerate(rows) for branch in row.branches]
+            order = [k for i, _ in places for k in range(ends[i] - counts[i], ends[i])]
+            tokens, width = tokens[order], 0
+            rows = [BranchedPrompt(rows[i].shared, [branch]) for i, branch in places]
+        device = self.pictures.device
+        with torch.no_grad():
+            visual = self.bridge.to_language(torch.from_numpy(tokens).float().to(device))
+        kind = torch.device(device).type
+        fast = torch.autocast(kind, torch.bfloat16) if has_fast_bfloat16(kind) else nullcontext()
+        with fast:
+            packed = pack(rows, prefix=self._prefix, num_visual=0, width=width)
+            return packed_losses(self.language, packed, visual, masked=masked)
 
     def _text(self, text: str) -> list[int]:
         # Untrusted text: a special token spelled out in it stays letters.
@@ -221,22 +291,20 @@ class AnswerStage:
             text, add_special_tokens=False, split_special_tokens=True
         ).input_ids
 
-    @torch.no_grad()
-    def _visual(self, patches: Tensor, times: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.bridge.to_language(self.bridge.encode(patches, times, mask))
 
-    def _own_captions(self, rng: np.random.Generator) -> list[tuple[int, list[int]]]:
-        """Caption some pictures with the untrained LoRA: (picture, token ids)."""
-        chosen = self.pictures.draw(rng, REPEATED)
-        captions = []
-        for block in np.array_split(chosen, max(1, len(chosen) // 16)):
-            visual = self._visual(*self.pictures.whole(block))
-            replies = sample_captions(self.language, visual, 1, temperature=0.0)
-            captions += [(int(i), ids) for i, (ids,) in zip(block, replies, strict=True)]
-        return captions
-
-
-def _times(count: int, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Draw passages' spans of seconds, in order."""
-    starts = np.sort(rng.uniform(0, rng.uniform(60, STREAM_S), count))
-    return [(float(start), float(start + rng.uniform(*SCENE_S))) for start in starts]
+@torch.inference_mode()
+def own_captions(
+    bridge: MemoryBridge, language: CausalLanguageModel, pictures: PictureSet
+) -> dict[str, str]:
+    """Caption every picture that people ask about, greedily, by its name."""
+    asked = pictures.select([i for i, of in enumerate(pictures.questions) if of])
+    captions = {}
+    for block in np.array_split(np.arange(len(asked)), max(1, len(asked) // 16)):
+        if not len(block):
+            continue
+        visual = bridge.to_language(bridge.encode(*asked.whole(block)))
+        replies = sample_captions(language, visual, 1, temperature=0.0)
+        for i, (ids,) in zip(block, replies, strict=True):
+            text = language.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            captions[asked.names[int(i)]] = text
+    return captions

@@ -27,10 +27,12 @@ from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.products import has_bfloat16
 from streammem.models.prompts import CAPTION_INSTRUCTION
 from streammem.models.tiny.bridge import MemoryBridge
+from streammem.training.lora import lora_parameters
 from streammem.training.pictures import PictureSet, sample_views
 from streammem.training.questions import questions_from_captions
 
 IGNORE = -100
+VISUAL_TOKEN = -1  # placeholder in token ids
 MAX_CAPTIONS = 5  # of one picture in a step
 QUESTION_SHARE = 0.15  # of the pictures, which get questions instead of captions
 BRIDGE_FACTOR = 0.3  # of the learning rate; the LoRA, which starts from zero, takes all of it
@@ -41,7 +43,8 @@ class BranchedPrompt:
     """A picture's prompts and replies, which share their beginning.
 
     Attributes:
-        shared: token ids between the visual tokens and the branches.
+        shared: token ids between the visual tokens and the branches; ``VISUAL_TOKEN`` in the
+            places of visual tokens that stand among them.
         branches: (prompt, reply) token ids; the loss is on the reply only.
     """
 
@@ -76,7 +79,7 @@ def pack(
     Args:
         rows: at least one, one a picture.
         prefix: token ids before the visual tokens.
-        num_visual: visual tokens a picture.
+        num_visual: visual tokens before each picture's shared ids; 0 where they stand among these.
         width: columns up to which pictures share a prefix; 0 gives each its own.
     """
     trunks = [num_visual + len(row.shared) for row in rows]
@@ -104,7 +107,8 @@ def pack(
             trunk, owner[line, at : at + lengths[i]] = head + trunks[i], i + 1
             visual[line, at : at + num_visual] = True
             shared = torch.tensor(rows[i].shared, dtype=torch.long)
-            ids[line, at + num_visual : at + trunks[i]] = shared
+            ids[line, at + num_visual : at + trunks[i]] = shared.clamp(min=0)
+            visual[line, at + num_visual : at + trunks[i]] = shared == VISUAL_TOKEN
             positions[line, at : at + trunks[i]] = torch.arange(head, trunk)
             at += trunks[i]
             for number, (prompt, reply) in enumerate(rows[i].branches, start=1):
@@ -224,9 +228,7 @@ def has_fast_bfloat16(device: str) -> bool:
 
 def captioning_modules(bridge: MemoryBridge, language: CausalLanguageModel) -> nn.ModuleDict:
     """Return the trained modules of captioning: the bridge, and the language model's LoRA."""
-    trained = [(n, p) for n, p in language.model.named_parameters() if p.requires_grad]
-    lora = {name.replace(".", "/"): parameter for name, parameter in trained}
-    return nn.ModuleDict({"bridge": bridge, "lora": nn.ParameterDict(lora)})
+    return nn.ModuleDict({"bridge": bridge, "lora": lora_parameters(language)})
 
 
 def captioning_groups(parts: nn.ModuleDict) -> list[tuple[list[nn.Parameter], float]]:

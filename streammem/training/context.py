@@ -93,6 +93,22 @@ class TrainingContext:
         return replace(joined(sets, "captioned validation"), device=self.learner.device)
 
     @cached_property
+    def validation_things(self) -> PictureSet:
+        """The validation pictures, of all data, that list what they show; perhaps none."""
+        return self._validation_with("things")
+
+    @cached_property
+    def validation_asked(self) -> PictureSet:
+        """The validation pictures, of all data, that people ask about; perhaps none."""
+        return self._validation_with("questions")
+
+    def _validation_with(self, part: str) -> PictureSet:
+        sets = [cached.split(VALIDATION) for cached in self.features.values()]
+        total = joined(sets, "validation")
+        chosen = [i for i, of in enumerate(getattr(total, part)) if of]
+        return replace(total.select(chosen), device=self.learner.device)
+
+    @cached_property
     def captioned(self) -> PictureSet:
         """The training pictures that have captions."""
         return joined([self.pictures.captioned()], "captioned training")

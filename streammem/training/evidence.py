@@ -79,7 +79,6 @@ class EvidenceStage:
         device = self.training.pictures.device
         self._targets = space.shares(self.training.pictures.captions)
         self._words_of_cells = cells.to(device)
-        cells.names = tuple(space.words)
         self._words_of_sentence = WordsOfSentence(
             self.training.sentences[0].shape[1], len(space.words)
         )

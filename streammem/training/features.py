@@ -89,6 +89,7 @@ class CachedFeatures:
             [self.patches],
             [(0, i) for i in kept],
             [records[i].made for i in kept],
+            [records[i].things for i in kept],
         )
 
     def training_frames(self) -> np.ndarray:

@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 
 from streammem.errors import CheckpointError, ConfigError
-from streammem.models.backbones.efficientnet import EfficientNetLite
+from streammem.models.backbones.efficientnet import EfficientNetLite, open_net
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.products import has_bfloat16
 from streammem.models.backbones.text import TEXT_DIM, SentenceEncoder
-from streammem.models.backbones.vision import VisionEncoder, open_net
+from streammem.models.backbones.vision import VisionEncoder
 from streammem.models.checkpoint import (
+    ANSWERS,
+    LORA,
     PRESETS,
     backbone_path,
     load_own,
+    lora_of,
     open_vision,
     read_tensors,
 )
@@ -31,6 +34,7 @@ from streammem.models.tiny.bridge import BridgeConfig, MemoryBridge
 from streammem.models.tiny.keys import PictureKey, TextKey, WordsOfCells
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionHead
+from streammem.models.tiny.words import WordsOfTokens
 from streammem.training.features import PatchStatistics
 from streammem.training.lora import add_lora, fill_lora, lora_tensors
 from streammem.training.recipe import BackboneNames, LoraOptions, Recipe
@@ -71,6 +75,7 @@ class Learner:
         backbones: opened lazily.
         start: a checkpoint to start from; None starts from seeded random values.
         lora: the tensors of that checkpoint's LoRA, and its alpha / r.
+        answers: the tensors of its LoRA that answers, of the same alpha / r.
         device: of the learned parts; ``backbones`` opens its language model there too.
     """
 
@@ -81,6 +86,7 @@ class Learner:
         start: VideoModel | None = None,
         lora: tuple[dict[str, Tensor], float] = ({}, 1.0),
         *,
+        answers: dict[str, Tensor] | None = None,
         device: str = "cpu",
     ) -> None:
         self.device = device
@@ -89,6 +95,9 @@ class Learner:
         self._adapted = False
         self._measured = start is not None
         self.words_of_cells: WordsOfCells | None = None  # set after the vision stage
+        # Set after the stage of things; a start's own until then.
+        self.words: WordsOfTokens | None = start.words if start else None
+        self._answers = answers or {}
 
     @classmethod
     def open(
@@ -112,8 +121,9 @@ class Learner:
                     raise CheckpointError(
                         f"{init}: its {key} is {found}, the recipe's {value}; make them the same"
                     )
-        lora = {k.removeprefix("lora."): v for k, v in tensors.items() if k.startswith("lora.")}
-        return cls(recipe, backbones, start, (lora, config.lora_scale), device=device)
+        lora, answers = lora_of(tensors, LORA), lora_of(tensors, ANSWERS)
+        scaled = (lora, config.lora_scale)
+        return cls(recipe, backbones, start, scaled, answers=answers, device=device)
 
     @cached_property
     def vision(self) -> VisionEncoder:
@@ -212,6 +222,24 @@ class Learner:
                 fill_lora(self.language, self._lora, self._lora_scale / options.scale)
             self._adapted = True
         return self.language
+
+    @cached_property
+    def answering(self) -> CausalLanguageModel:
+        """A language model of its own for answers; its LoRA goes on from that of captions."""
+        language = self.backbones.language()
+        add_lora(language, self.recipe.lora, seed=self.recipe.seed)
+        if start := self._answers or self.lora:
+            fill_lora(language, start, self.lora_scale / self.recipe.lora.scale)
+        return language
+
+    @property
+    def answers(self) -> dict[str, Tensor]:
+        """The tensors of the LoRA that answers, at ``lora_scale``; empty without one."""
+        if "answering" not in self.__dict__:
+            return self._answers
+        factor = self.recipe.lora.scale / self.lora_scale
+        tensors = lora_tensors(self.answering)
+        return {k: v * (factor if k.endswith(".B") else 1.0) for k, v in tensors.items()}
 
     def measure(self, statistics: PatchStatistics) -> None:
         """Set the scale of patches, once; the weights of a checkpoint keep their own."""

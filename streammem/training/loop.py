@@ -210,6 +210,15 @@ def train_stage(
     return progress.figures
 
 
+def train_steps(stage: Stage, schedule: Schedule) -> None:
+    """Train a stage from where it is to the end, at once and without files."""
+    optimizer = _optimizer(stage, schedule)
+    stage.module.train()
+    for step in range(schedule.steps):
+        _step(stage, optimizer, schedule, step)
+    stage.module.eval()
+
+
 def read_log(path: Path) -> list[dict[str, float]]:
     """Read a stage's log, one entry a step; a line cut off by a kill is skipped."""
     entries = []

@@ -9,7 +9,7 @@
 import re
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from streammem.errors import BackboneError, CheckpointError, install_command
 from streammem.models.backbones.language import CausalLanguageModel
@@ -52,6 +52,12 @@ def add_lora(language: CausalLanguageModel, options: LoraOptions, *, seed: int) 
         raise BackboneError(
             f"lora: no layer of the language model fits targets ({error})"
         ) from error
+
+
+def lora_parameters(language: CausalLanguageModel) -> nn.ParameterDict:
+    """Return what a stage trains of a language model: the parameters of its LoRA."""
+    trained = [(n, p) for n, p in language.model.named_parameters() if p.requires_grad]
+    return nn.ParameterDict({name.replace(".", "/"): parameter for name, parameter in trained})
 
 
 def lora_tensors(language: CausalLanguageModel) -> dict[str, Tensor]:

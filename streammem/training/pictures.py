@@ -25,6 +25,7 @@ class PictureSet:
         features: memory-mapped arrays [N, views, P, V] float16.
         rows: (index into ``features``, row of it) of each picture.
         made: whether each picture's captions were generated, see ``Record``.
+        things: listed for each picture, likewise.
         device: of the tensors that methods return; the features stay memory-mapped.
     """
 
@@ -34,6 +35,7 @@ class PictureSet:
     features: Sequence[np.ndarray]
     rows: Sequence[tuple[int, int]]
     made: Sequence[bool]
+    things: Sequence[Sequence[tuple[str, float]]]
     device: str = "cpu"
 
     def __len__(self) -> int:
@@ -80,6 +82,7 @@ class PictureSet:
             questions=[self.questions[i] for i in chosen],
             rows=[self.rows[i] for i in chosen],
             made=[self.made[i] for i in chosen],
+            things=[self.things[i] for i in chosen],
         )
 
     def __add__(self, other: "PictureSet") -> "PictureSet":
@@ -91,6 +94,7 @@ class PictureSet:
             [*self.features, *other.features],
             [*self.rows, *moved],
             [*self.made, *other.made],
+            [*self.things, *other.things],
             self.device,
         )
 

@@ -38,6 +38,10 @@ COLORED = frozenset(
     "table towel blanket toy balloon bird collar leash slide bench raincoat apron tie scarf gloves "
     "sand".split()
 )
+COUNTED = {
+    "0": "none", "1": "one", "2": "two", "3": "three", "4": "four", "5": "five", "6": "six",
+    "7": "seven", "8": "eight", "9": "nine", "10": "ten",
+}  # fmt: skip
 NUMBERS = ("two", "three", "four", "five")
 # Things that a caption hardly leaves out.
 THINGS = {
@@ -162,12 +166,13 @@ def presence_question(thing: str) -> str:
 def questions_from_answers(
     pairs: Sequence[Sequence[str]], rng: np.random.Generator, limit: int = 4
 ) -> list[QuestionRecord]:
-    """Clean questions and answers about a room (DAQUAR's form)."""
+    """Clean people's questions and answers (DAQUAR's form); small counts become words."""
     questions = []
     for question, answer in pairs:
         asked = re.sub(r"\s+in (the|this) image\d+", "", question).strip(" ?")
         parts = [part.strip().replace("_", " ") for part in answer.split(",")]
         if "image" not in asked and len(parts) <= 3:
+            parts = [COUNTED.get(part, part.rstrip(" .")) for part in parts]
             listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
             questions.append(
                 QuestionRecord(

@@ -18,7 +18,7 @@ from streammem.errors import ConfigError
 
 KINDS = (
     "vision", "words", "keys", "evidence", "captions", "prefix", "text", "reward",
-    "answers", "operators",
+    "things", "answers", "operators",
 )  # fmt: skip
 REQUIRED = ("kind", "steps", "lr", "batch")
 GENERATED = "generated:"
@@ -87,9 +87,9 @@ class StageOptions:
         kind: one of ``KINDS``.
         steps: optimiser steps.
         lr: peak learning rate.
-        batch: pictures a step; of ``operators``, questions; of ``answers``, questions, each asked
-            three ways; of ``text``, captions; of ``evidence``, pictures and as many of their
-            captions, and three times as many sentences without pictures if there are any.
+        batch: pictures a step; of ``operators``, questions; of ``answers``, prompts; of ``text``,
+            captions; of ``evidence``, pictures and as many of their captions, and three times as
+            many sentences without pictures if there are any.
         name: of its files; the kind unless two stages are of one kind.
         warmup: steps of linear warm-up.
         weight_decay: on matrices.

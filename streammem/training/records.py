@@ -24,6 +24,13 @@ log = logging.getLogger(__name__)
 MAX_QUESTIONS = 6  # of one picture
 TRAIN, VALIDATION = "train", "val"
 SHOWN = {"image": "images", "video": "videos"}  # key of a row: folder beside the file
+HELD_OUT_PERSONS = ("ahmad", "shaghayegh", "yin")  # of GTEA Gaze+'s seven
+LABELLED, NAMED, SURE, UNSURE = 0.95, 0.8, 0.85, 0.4  # shares of things, see ``listed_things``
+PLURALS = ("skis", "scissors", "bus", "stairs", "glasses", "eyeglasses", "pants", "jeans")
+ALIASES = {
+    "dining table": "table", "tv": "television", "potted plant": "plant", "couch": "sofa",
+    "cell phone": "phone", "sports ball": "ball", "bowk": "bowl",
+}  # fmt: skip
 OBJECT_FORMS = ("A room with {}.", "A room with {}.", "There is {} in the room.")
 OBJECTS_NAMED = (2, 4)  # in a sentence; a sentence with one object would fit any room
 
@@ -40,6 +47,8 @@ class Record:
         questions: with their answers; may be empty.
         video: whether ``path`` is a video.
         made: whether the captions were generated from a label or a list of objects.
+        things: (name, share) of what is listed as there, once for each of several alike; the share
+            is how likely it is there, in (0, 1].
     """
 
     name: str
@@ -49,6 +58,7 @@ class Record:
     questions: tuple[QuestionRecord, ...] = ()
     video: bool = False
     made: bool = False
+    things: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,24 +87,32 @@ def read_source(place: Path) -> CaptionedSource:
 def read_folder(folder: Path) -> Iterator[Record]:
     """Read ``captions.jsonl``; its rows are ``{image, split, captions, objects?, label?, qa?}``.
 
+    Or, without captions, ``labels.jsonl``: ``{image, qa?, detected?, objects?, source?}``, with
+    ``detected`` as ``[[name, score, box]]`` and ``objects`` as ``[[name, box]]``.
+
     A folder whose rows are all ``train`` is split by a checksum of the file name, one picture in
-    five for validation.
+    five for validation; frames with a ``source`` by the person that it begins with.
     """
-    rows = list(_rows(folder / "captions.jsonl"))
+    captioned = not (folder / "labels.jsonl").exists()
+    rows = list(_rows(folder / ("captions.jsonl" if captioned else "labels.jsonl")))
     own_split = any(row.get("split") == VALIDATION for _, row in rows)
     for where, row in rows:
         name = _text(row, "image", where)
         split = _text(row, "split", where) if own_split else checksum_split(name)
+        if "source" in row:
+            person = _text(row, "source", where).split("_")[0]
+            split = VALIDATION if person in HELD_OUT_PERSONS else TRAIN
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         try:
-            captions = tuple(record_captions(row))
+            captions = tuple(record_captions(row)) if captioned else ()
             questions = tuple(questions_from_answers(row.get("qa") or (), rng, MAX_QUESTIONS))
+            things = tuple(listed_things(row))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DatasetError(f"{where}: malformed captions, objects or qa ({error})") from error
-        if split in (TRAIN, VALIDATION) and (captions or questions):
+        if split in (TRAIN, VALIDATION) and (captions or questions or things):
             path = _inside(folder / "images", name, where)
-            made = bool(row.get("label") or row.get("objects"))
-            yield Record(name, path, split, captions, questions, made=made)
+            made = captioned and bool(row.get("label") or row.get("objects"))
+            yield Record(name, path, split, captions, questions, made=made, things=things)
 
 
 def read_conversations(file: Path) -> Iterator[Record]:
@@ -145,6 +163,28 @@ def record_captions(row: dict[str, Any]) -> list[str]:
     if row.get("objects"):
         return _object_captions(row["image"], row["objects"])
     return [caption for text in row["captions"] if (caption := sentence(text))]
+
+
+def listed_things(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield (name, share) of what a row lists: a label, objects, and what a detector named."""
+    if row.get("label"):
+        yield thing_name(row["label"]), LABELLED
+    for listed in row.get("objects") or ():
+        if isinstance(listed, str):  # several people's lists, partly odd
+            yield thing_name(listed), NAMED
+        else:
+            yield thing_name(listed[0]), 1.0
+    for name, score, *_ in row.get("detected") or ():
+        # Of its names at a score of 0.5 and more 78% are in people's captions.
+        yield thing_name(name), float(score) * (SURE if score >= 0.5 else UNSURE)
+
+
+def thing_name(text: str) -> str:
+    """Normalise a thing's name: small letters, one of it, one name of several for the same."""
+    name = " ".join(text.lower().replace("_", " ").split())
+    if len(name) > 3 and name.endswith("s") and not name.endswith("ss"):
+        name = name if name in PLURALS else name[:-1]
+    return ALIASES.get(name, name)
 
 
 def sentence(text: str) -> str:

@@ -22,9 +22,10 @@ from streammem.models.checkpoint import check_device, save
 from streammem.models.tiny.keys import WordsOfCells
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionHead
+from streammem.models.tiny.words import LEAST_SHOWN, SHOWN
 from streammem.perception.scenetilling import SceneTillingConfig
-from streammem.training import minigpt4_video, video_llama, videollamb
-from streammem.training.answers import AnswerStage
+from streammem.training import published
+from streammem.training.answers import AnswerStage, own_captions
 from streammem.training.captions import CaptionStage
 from streammem.training.context import TrainingContext, joined
 from streammem.training.evidence import EVIDENCE_RANK, EvidenceData, EvidenceStage
@@ -55,12 +56,14 @@ from streammem.training.records import TRAIN, VALIDATION, CaptionedSource, read_
 from streammem.training.reward import RewardStage
 from streammem.training.sentences import read_sentences
 from streammem.training.text import PrefixStage, TextStage
+from streammem.training.things import ThingStage, cross_fitted, tokens_of
 from streammem.training.vision import EarlyEncoder, VisionStage
 from streammem.training.words import WordSpace, WordStage
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
+THING_STEPS = 450  # of each head that names what training pictures show in questions about them
 KEY_KINDS = ("vision", "keys", "evidence")  # stages that move the keys
 
 
@@ -98,11 +101,10 @@ def run_recipe(
         BackboneError: weights or packages that are missing.
         CheckpointError: ``init`` or interim weights that do not fit the recipe.
     """
-    for parent in (videollamb, minigpt4_video, video_llama):
-        if parent.is_recipe(recipe_path):
-            if init:
-                raise ConfigError(f"--init: {recipe_path} names the model that it starts from")
-            return parent.run_recipe(recipe_path, out, device)
+    if published.stage_class(recipe_path):
+        if init:
+            raise ConfigError(f"--init: {recipe_path} names the model that it starts from")
+        return published.run_recipe(recipe_path, out, device)
     # 1. Check everything that could fail after hours.
     recipe = read_recipe(recipe_path)
     recipe_text = recipe_path.read_text()
@@ -137,6 +139,8 @@ def run_recipe(
                 learner.words_of_cells = stage.words(recipe.seed)
             if isinstance(stage, EvidenceStage):
                 stage.attach(recipe.seed)
+            if isinstance(stage, ThingStage):
+                learner.words = stage.words.eval()
             if group.is_first:
                 took_s = time.monotonic() - began
                 log.info("stage %s done in %.0f s: %s", options.label, took_s, last)
@@ -219,11 +223,12 @@ def make_stage(context: TrainingContext, options: StageOptions) -> Stage:
         case "reward":
             bridge, language = learner.bridge.requires_grad_(True), learner.adapt()
             return RewardStage(bridge, language, context.captioned, context.validation, batch=batch)
+        case "things":
+            listed, measured_things = context.pictures, context.validation_things
+            torch.manual_seed(context.recipe.seed)
+            return ThingStage(learner.bridge, listed, measured_things, batch=batch)
         case "answers":
-            language = learner.adapt()
-            return AnswerStage(
-                learner.bridge, language, context.captioned, context.validation, batch=batch
-            )
+            return _answer_stage(context, batch)
         case "operators":
             return OperatorStage(
                 learner.questions.requires_grad_(True),
@@ -233,6 +238,29 @@ def make_stage(context: TrainingContext, options: StageOptions) -> Stage:
                 seed=context.recipe.seed,
             )
     raise ConfigError(f"kind {options.kind!r}: no such stage")
+
+
+def _answer_stage(context: TrainingContext, batch: int) -> AnswerStage:
+    """Make the stage of answers, with captions and names as its prompts will have them."""
+    learner, pictures, measured = context.learner, context.pictures, context.validation_asked
+    captions = own_captions(learner.bridge, learner.adapt(), pictures + measured)
+    named: dict[str, list[str]] = {}
+    if learner.words:
+        seed = context.recipe.seed
+        fitted = cross_fitted(learner.bridge, pictures, steps=THING_STEPS, seed=seed)
+        named |= zip(pictures.names, fitted, strict=True)
+        seen = torch.from_numpy(tokens_of(learner.bridge, measured, views=1)[:, 0])
+        for name, tokens in zip(measured.names, seen.to(learner.device), strict=True):
+            named[name] = learner.words.likely(tokens, SHOWN, LEAST_SHOWN)
+    return AnswerStage(
+        learner.bridge,
+        learner.answering,
+        pictures,
+        measured,
+        captions=captions,
+        named=named,
+        batch=batch,
+    )
 
 
 def _read_pictures(recipe: Recipe, out: Path) -> dict[str, CaptionedSource]:
@@ -306,7 +334,7 @@ def _save_checkpoint(context: TrainingContext) -> None:
         reranker=start.reranker if start else None,
         null=start.null if start else DEFAULT_NULL,
         questions=questions,
-        words=_named_words(context),
+        words=learner.words,
     )
     save(
         model,
@@ -318,16 +346,8 @@ def _save_checkpoint(context: TrainingContext) -> None:
         },
         lora=learner.lora,
         lora_scale=learner.lora_scale,
+        answers=learner.answers,
     )
-
-
-def _named_words(context: TrainingContext) -> WordsOfCells | None:
-    """Return the head that names words: the start's while it fits, or else that of the keys."""
-    start, kinds = context.learner.start, {options.kind for options in context.recipe.stages}
-    if start and start.words and not kinds & {"vision", "evidence"}:
-        return start.words
-    evidence = context.learner.picture_key.evidence
-    return evidence.words if evidence and evidence.words.names else None
 
 
 def _figures(context: TrainingContext) -> dict[str, Any]:

@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from streammem.models.backbones.efficientnet import EfficientNetLite
-from streammem.models.backbones.vision import (
+from streammem.models.backbones.efficientnet import (
     COLOR_CELLS,
     GRID,
-    VisionFeatures,
+    EfficientNetLite,
     color_cells,
     join_cells,
     pixels,
 )
+from streammem.models.backbones.vision import VisionFeatures
 from streammem.models.tiny.keys import WORD_SCALE, PictureKey, TextKey, WordsOfCells
 from streammem.training.evidence import reduce_rank
 from streammem.training.features import STATISTICS_PICTURES, PatchStatistics, statistics_of

@@ -29,6 +29,7 @@ from streammem.video.container import (
     READ_TIMEOUT_S,
     REMOTE_OPTIONS,
     NoVideoError,
+    UnreadError,
     choose_stream,
     error_text,
     open_container,
@@ -36,7 +37,6 @@ from streammem.video.container import (
 from streammem.video.file import FileSource, LostPicturesError, open_recordings
 from streammem.video.live_source import STALL_S, WAIT_SLICE_S, Connection, Feed, LiveSource
 from streammem.video.motion_jpeg import open_by_content
-from streammem.video.packets import UnreadError
 from streammem.video.sound import file_sound
 from streammem.video.source import Sampling, VideoSource
 

@@ -17,10 +17,9 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from streammem.errors import ConfigError, SourceError, TruncatedError
-from streammem.video.container import DECODE_THREADS, error_text, open_container
+from streammem.video.container import DECODE_THREADS, PacketReader, error_text, open_container
 from streammem.video.file import open_recordings
 from streammem.video.joins import DOUBTFUL_S, StampCheck, recordings
-from streammem.video.packets import PacketReader
 from streammem.video.source import Sampling
 
 MAX_COPIED_S = 600.0

@@ -12,7 +12,7 @@ import numpy as np
 
 from streammem.errors import BackboneError, SourceError, install_command
 from streammem.types import Frame
-from streammem.video.packets import PacketReader
+from streammem.video.container import PacketReader
 from streammem.video.pixels import RgbConverter, fitted_pixels
 from streammem.video.source import HELD_S, Grid, Sampling, VideoSource
 

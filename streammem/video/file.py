@@ -19,10 +19,8 @@ from av.video.stream import VideoStream
 
 from streammem.errors import SourceError, TruncatedError
 from streammem.types import Frame
-from streammem.video.container import check_file
-from streammem.video.heif import is_still
+from streammem.video.container import PacketReader, check_file, is_still_picture, needed_parts
 from streammem.video.joins import DOUBTFUL_S, ByteSpan, recordings
-from streammem.video.packets import PacketReader, needed_parts
 from streammem.video.pixels import RgbConverter, check_size
 from streammem.video.sound import SoundOfParts, file_sound
 from streammem.video.source import HELD_S, Grid, Sampling, SourceOptions, VideoSource
@@ -454,7 +452,7 @@ def open_file(path: str, options: SourceOptions) -> VideoSource:
         BackboneError: that decoder is not installed.
     """
     check_file(path)
-    if is_still(path):
+    if is_still_picture(path):
         from streammem.video.pictures import open_picture
 
         return open_picture(path, options)

@@ -14,19 +14,8 @@ import numpy as np
 from streammem.errors import SourceError
 from streammem.video.pixels import check_size
 
-_STILL_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"mif1", b"mif2", b"avif"}
 _TURNS = {b"irot", b"imir"}  # quarters counterclockwise; 0: top and bottom change places, 1: sides
 _FULL_BOX = 4  # bytes of version and flags
-
-
-def is_still(path: str | Path) -> bool:
-    """Return whether a file's content is a still picture in HEIF, whatever its name."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(12)
-    except OSError:
-        return False
-    return head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS
 
 
 def read_still(path: str | Path) -> np.ndarray:

@@ -10,8 +10,8 @@ from PIL import Image, ImageOps
 
 from streammem.errors import SourceError
 from streammem.types import Frame
-from streammem.video.container import check_file
-from streammem.video.heif import is_still, read_still
+from streammem.video.container import check_file, is_still_picture
+from streammem.video.heif import read_still
 from streammem.video.pixels import check_size, fitted_pixels
 from streammem.video.registry import PICTURE_SUFFIXES
 from streammem.video.source import HELD_S, Grid, Sampling, VideoSource
@@ -142,7 +142,7 @@ def read_picture(path: Path) -> np.ndarray:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
-            if is_still(path):
+            if is_still_picture(path):
                 return read_still(path)
             reason = "no picture format that is known"
         raise SourceError(

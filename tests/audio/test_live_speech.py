@@ -297,11 +297,11 @@ def test_a_scene_gets_its_words_once_all_of_it_was_recognised(words, monkeypatch
     session, kept = Session(tiny_model()), []
     monkeypatch.setattr(session, "add_notes", lambda scene, notes: kept.append((scene, notes)))
     monkeypatch.setattr(session.memory, "get", lambda scene: scene)
-    notes = speaking.SceneNotes(session, Camera([], SPEECH), lambda: words)
+    notes = speaking.SceneNotes(session, Camera([], SPEECH), speaking.Speech(None, lambda: words))
     notes.close()
     first, second, third = Note(1, 2, "one"), Note(5, 7, "two"), Note(7, 8, "three")
     steps = [[first, 3.0], [second, third, 8.5], [12.0]]
-    notes.listener = SimpleNamespace(finished=False, ready=lambda wait_s: steps.pop(0))
+    notes.listeners = [SimpleNamespace(finished=False, ready=lambda wait_s: steps.pop(0))]
     notes.closed(Segment(0, 0.0, 6.0, None, None))
     notes.closed(Segment(1, 6.0, 12.0, None, None))
     assert list(notes.due()) == [first] and kept == []

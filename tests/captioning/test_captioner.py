@@ -14,7 +14,7 @@ from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchCallbacks
 from streammem.errors import ConfigError
 from streammem.models.backbones.language import Reply
-from streammem.models.confidence import WHOLE, ConfidenceModel, confidence_features
+from streammem.models.caption_scores import WHOLE, ConfidenceModel, confidence_features
 from streammem.models.protocols import Reads
 from streammem.types import Caption, Segment
 from tests.tiny import film, tiny_model

@@ -3,6 +3,7 @@
 import itertools
 import queue
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from streammem.engine.watch_options import WatchCallbacks
 from streammem.errors import StreammemError
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.backbones.products import has_half
-from streammem.models.confidence import ConfidenceModel
+from streammem.models.caption_scores import ConfidenceModel
 from streammem.models.protocols import EvidenceItem
 from streammem.types import Caption, Segment
 from streammem.video import VideoSource
@@ -97,7 +98,11 @@ def queued(language, count, *, on_text=None, **options):
 
 
 def results_of(captions):
-    return [result for result in captions.results(0) if result]
+    found, until = [], time.monotonic() + 60
+    for result in captions.results(0):
+        assert time.monotonic() < until, "captions are pending that nothing generates"
+        found += [result] if result else []
+    return found
 
 
 def alone(model, wanted):
@@ -115,6 +120,38 @@ def test_what_waits_is_one_batch_in_order_and_each_is_as_if_it_were_alone():
     assert [result.replies[0].text for result in results] == alone(model, wanted)
     assert len({result.replies[0].text for result in results}) > 4
     assert all(a.began <= b.began for a, b in itertools.pairwise(results))
+
+
+def test_captions_of_a_file_wait_for_a_full_batch_and_the_last_ones_for_the_end():
+    """Though the language model has nothing to do meanwhile."""
+    language = Gated(threading.Event())
+    language._event.set()
+    captions, _, model = queued(language, 0, max_batch=3, wait_s=120.0)
+    captions.scheduler.batches = True  # as after the first caption
+    wanted = requests(model, 5)
+    results = []
+    for request, held in zip(wanted, (1, 2, 0, 1, 2), strict=True):
+        captions.submit(CaptionJob(request, 0.0))
+        results += captions.results(None)
+        assert len(captions._held) == held
+    try:
+        results += results_of(captions)
+    finally:
+        captions.scheduler.close()
+    assert language.counts == [3, 2]
+    assert [result.job.request for result in results] == wanted
+    assert [result.replies[0].text for result in results] == alone(model, wanted)
+
+
+def test_a_caption_waits_for_others_only_so_long():
+    captions, _, model = queued(Gated(threading.Event()), 0, max_batch=3, wait_s=120.0)
+    captions.scheduler.batches = True
+    captions.submit(CaptionJob(requests(model, 1)[0], 0.0))
+    assert list(captions.results(None)) == [] and captions._held
+    captions._held_since -= 121
+    list(captions.results(None))
+    assert not captions._held and len(results_of(captions)) <= 1
+    captions.scheduler.close()
 
 
 @pytest.mark.parametrize("options", [{"max_batch": 1}, {"on_text": lambda *_: None}])

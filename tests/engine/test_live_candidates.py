@@ -9,13 +9,13 @@ import pytest
 
 from streammem.captioning import scheduler
 from streammem.captioning.scheduler import LIVE_CAPTION_S
+from streammem.captioning.shared import share
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchOptions
 from streammem.models.backbones.language import GenerationConfig
-from streammem.models.reranking import Reranker
-from streammem.server.shared import share
+from streammem.models.caption_scores import Reranker
 from streammem.types import Caption, Stats
 from streammem.video import VideoSource
 from tests.tiny import film, talkative_language, tiny_model

@@ -13,8 +13,7 @@ from streammem.engine.watch import watch
 from streammem.errors import BackboneError
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.tiny.model import VideoModel
-from streammem.perception.perceiver import Perceived
-from streammem.perception.scene_buffer import BRIDGE_FRAMES
+from streammem.perception.frames import BRIDGE_FRAMES, Perceived
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import Caption, Frame
 from tests.sessions import FILM, as_kind, segments_of, session_of, told

@@ -20,7 +20,7 @@ from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.errors import ConfigError
 from streammem.models.backbones.language import Reply
-from streammem.models.confidence import ConfidenceModel, confidence_features
+from streammem.models.caption_scores import ConfidenceModel, confidence_features
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import Alert, Answer, Caption, Frame, Notice, Segment, Stats
 from streammem.video import VideoSource

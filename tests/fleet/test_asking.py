@@ -56,6 +56,21 @@ def test_moments_and_their_scores_are_those_of_one_memory_of_everything(
     )
 
 
+def test_a_question_is_encoded_once_for_all_memories(model, folder, monkeypatch):
+    encoded, encode = [], type(model).sentence_keys
+
+    def sentence_keys(self, sentences):
+        encoded.extend(sentences)
+        return encode(self, sentences)
+
+    monkeypatch.setattr(type(model), "sentence_keys", sentence_keys)
+    with open_all(folder, model, CONFIG) as memories:
+        encoded.clear()
+        first = find_all(memories, "red", 7)
+        assert encoded == ["red"]
+        assert find_all(memories, "red", 7) == first and encoded == ["red"]
+
+
 def test_a_question_is_answered_from_where_its_thing_was_seen(model, folder, monkeypatch):
     reader = as_kind(Reader, model)
     monkeypatch.setattr("streammem.memory.retrieval.Scale.probability", clearly)

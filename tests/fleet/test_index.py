@@ -1,20 +1,23 @@
 """An archive knows a file by its content, and holds whole memories only."""
 
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from streammem.commands import archiving
 from streammem.errors import ConfigError, SourceError, StoreError
-from streammem.fleet import pool
+from streammem.fleet import index, pool
 from streammem.fleet.index import LIST, Archive, File, content_of, find_files
 from streammem.models import checkpoint
 from tests.command_line import QUICK, events, record
+from tests.fleet.workers import InThisProcess
 from tests.qa.test_answerer import Reader
 from tests.sessions import as_kind
 
@@ -81,6 +84,43 @@ def test_a_second_run_makes_only_what_is_new_or_changed_or_made_otherwise(films,
     shutil.rmtree(tmp_path / "archive" / changed_name(tmp_path, changed))
     with Archive.open(tmp_path / "archive") as archive:
         assert list(archive.missing([changed])) == [changed]
+
+
+def test_the_bytes_of_a_file_are_read_again_only_where_something_shows_a_change(
+    films, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(index, "FRESH_S", 0.0)
+    read, read_content = [], index.content_of
+
+    def content_of(path):
+        read.append(path.name)
+        return read_content(path)
+
+    monkeypatch.setattr(index, "content_of", content_of)
+
+    def run():
+        read.clear()
+        with Archive.open(tmp_path / "archive") as archive:
+            files = [archive.identify(path, "options") for path in find_files([films])]
+            missing = list(archive.missing(files))
+            for file in missing:
+                folder = archive.unfinished(file)
+                folder.mkdir()
+                (folder / "memory.json").write_text("{}")
+                archive.keep(replace(file, state="whole"))
+        return sorted(read), sorted(os.path.basename(f.path) for f in missing)
+
+    assert run() == (["a.mp4", "a.mp4", "b.MOV"],) * 2
+    assert run() == ([], [])
+    os.utime(films / "b.MOV", (1, 1))
+    assert run() == (["b.MOV"], [])
+    assert run() == ([], [])
+    before = (films / "b.MOV").stat()
+    (films / "b.MOV").write_bytes(b"x" * before.st_size)  # as large, and its time is set back
+    os.utime(films / "b.MOV", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert run() == (["b.MOV"], ["b.MOV"])
+    monkeypatch.setattr(index, "FRESH_S", 1e9)  # too fresh to tell
+    assert run() == (["a.mp4", "a.mp4", "b.MOV"], [])
 
 
 def changed_name(tmp_path, file):
@@ -173,18 +213,6 @@ def clearly(scale, cosines):
     return 1.0 * (np.asarray(cosines) > 0.99)
 
 
-class InThisProcess:
-    """Stands in for processes, which would open the real model."""
-
-    def __init__(self, open_worker, num_workers):
-        self._worker = open_worker()
-
-    def run(self, jobs, stop):
-        for job in jobs:
-            yield pool.Progress(job, 0.5)
-            yield pool.Done(job, self._worker(job, lambda share: None))
-
-
 @pytest.fixture
 def two_films(tmp_path):
     folder = tmp_path / "films"
@@ -246,9 +274,9 @@ def test_processes_make_what_one_makes_and_one_that_is_killed_is_replaced(tmp_pa
     for number, colours in enumerate(["red", "blue", "green", "white"]):
         record(films / f"{number}.mp4", ((colours, 3), ("red", 2 + number)))
 
-    def index(folder, workers):
+    def index(folder, workers, *more):
         command = ["index", films, "--memory", folder, "--workers", workers, "--format", "jsonl"]
-        return [sys.executable, "-m", "streammem", *map(str, [*command, *QUICK])]
+        return [sys.executable, "-m", "streammem", *map(str, [*command, *QUICK, *more])]
 
     serial = subprocess.run(index(tmp_path / "serial", 1), capture_output=True, timeout=300)
     assert serial.returncode == 0, serial.stderr
@@ -274,4 +302,9 @@ def test_processes_make_what_one_makes_and_one_that_is_killed_is_replaced(tmp_pa
         }
 
     assert captions(tmp_path / "parallel") == captions(tmp_path / "serial")
+    if importlib.util.find_spec("ray"):
+        command = index(tmp_path / "ray", 2, "--ray", "local")
+        on_ray = subprocess.run(command, capture_output=True, timeout=300)
+        assert on_ray.returncode == 0, on_ray.stderr
+        assert captions(tmp_path / "ray") == captions(tmp_path / "serial")
     assert len(archiving.DECIDING) == len(set(archiving.DECIDING))

@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 from streammem.errors import SourceError
-from streammem.fleet.pool import Done, Failed, Pool, Progress
+from streammem.fleet import pool as pools
+from streammem.fleet.pool import Done, Failed, Pool, Reported, Restarted
 
 PATIENCE_S = 60
 
 
 @pytest.fixture(autouse=True)
-def end():
+def end(request):
     """A test of processes must end."""
-    timer = threading.Timer(PATIENCE_S, os.abort)
+    timer = threading.Timer(10 * PATIENCE_S if "ray" in request.node.name else PATIENCE_S, os.abort)
     timer.start()
     yield
     timer.cancel()
@@ -27,8 +28,8 @@ def end():
 def open_squares(folder):
     """Runs in a worker."""
 
-    def square(job, report):
-        report(0.5)
+    def square(job, is_stopping):
+        yield 0.5
         if job == "raise":
             raise SourceError("no  such\nfile")
         if job == "fault":
@@ -39,26 +40,58 @@ def open_squares(folder):
         if job == "wait":
             (Path(folder) / "waits").touch()
             time.sleep(PATIENCE_S)
+        if job == "until stopped":
+            (Path(folder) / "waits").touch()
+            while not is_stopping():
+                time.sleep(0.01)
+            yield "closing"
+        if job == "flood":
+            for number in range(100_000):
+                (Path(folder) / "flood").write_text(str(number))
+                yield bytes(1000)
+        if job == "die thrice":
+            died = Path(folder) / "times"
+            times = len(died.read_text()) if died.exists() else 0
+            died.write_text("x" * (times + 1))
+            if times < 3:
+                os.kill(os.getpid(), signal.SIGKILL)
         return job if isinstance(job, str) else job**2
 
     return square
 
 
 def ends(events):
-    return [event for event in events if not isinstance(event, Progress)]
+    return [event for event in events if isinstance(event, Done | Failed)]
 
 
-@pytest.mark.parametrize("num_workers", [1, 3])
-def test_each_job_is_done_once_whatever_becomes_of_the_others(tmp_path, num_workers):
+@pytest.fixture(scope="module")
+def actors():
+    """Actors of a Ray cluster that is started here."""
+    pytest.importorskip("ray", reason="ray is not installed: pip install streammem[ray]")
+    from streammem.fleet.ray_actors import RayActors
+
+    with RayActors.connect("local", num_workers=2) as actors:
+        yield actors
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "where"),
+    [(1, None), (3, None), pytest.param(2, "actors", marks=pytest.mark.heavy, id="ray")],
+)
+def test_each_job_is_done_once_whatever_becomes_of_the_others(
+    tmp_path, num_workers, where, request
+):
+    processes = request.getfixturevalue(where) if where else None
     jobs = [1, "die once", "raise", 2, "die", "fault", 3, 4]
-    pool = Pool(functools.partial(open_squares, tmp_path), num_workers)
+    pool = Pool(functools.partial(open_squares, tmp_path), num_workers, processes)
     found = {event.job: event for event in ends(pool.run(jobs))}
     assert list(map(found.__getitem__, [1, 2, 3, 4, "die once"])) == [
         *(Done(n, n * n) for n in range(1, 5)),
         Done("die once", "die once"),
     ]
     assert found["raise"] == Failed("raise", "no such file")
-    assert found["die"] == Failed("die", "its process died twice (SIGKILL)")
+    assert found["die"].reason.startswith("its process died twice (")
+    assert where or found["die"].reason.endswith("(SIGKILL)")
     assert found["fault"] == Failed("fault", "ZeroDivisionError: ours")
     assert len(found) == len(jobs)
     assert pool.processes == []
@@ -79,6 +112,45 @@ def test_a_consumer_that_leaves_ends_the_processes(tmp_path):
     events.close()
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
+
+
+@pytest.mark.parametrize("where", [None, pytest.param("actors", marks=pytest.mark.heavy, id="ray")])
+def test_a_job_that_is_asked_to_stop_may_end_in_its_own_way(tmp_path, where, request):
+    processes = request.getfixturevalue(where) if where else None
+    pool = Pool(functools.partial(open_squares, tmp_path), 1, processes)
+    stop = (tmp_path / "waits").exists
+    told = list(pool.run(["until stopped", 1], stop, patience_s=PATIENCE_S))
+    assert told == [
+        Reported("until stopped", 0.5),
+        Reported("until stopped", "closing"),
+        Done("until stopped", "until stopped"),
+    ]
+
+
+def test_a_job_without_a_limit_of_tries_is_begun_again_after_waits_that_double(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pools, "BACK_OFF_S", (0.01, 0.03))
+    pool = Pool(functools.partial(open_squares, tmp_path), 1, tries=None)
+    told = list(pool.run(["die thrice"]))
+    waits = [(e.reason, e.wait_s) for e in told if isinstance(e, Restarted)]
+    assert waits == [("SIGKILL", 0.01), ("SIGKILL", 0.02), ("SIGKILL", 0.03)]
+    assert told[-1] == Done("die thrice", "die thrice")
+
+
+@pytest.mark.parametrize("where", [None, pytest.param("actors", marks=pytest.mark.heavy, id="ray")])
+def test_a_worker_whose_reports_are_not_taken_waits(tmp_path, where, request):
+    processes = request.getfixturevalue(where) if where else None
+    events = Pool(functools.partial(open_squares, tmp_path), 1, processes).run(["flood"])
+    for _ in range(3):
+        next(events)
+    written, before = tmp_path / "flood", ""
+    while not before or written.read_text() != before:  # until it stands still; while it is
+        # being written it may be empty
+        before = written.read_text()
+        time.sleep(0.2)
+    assert int(before) < 1000
+    events.close()
 
 
 def test_nothing_to_do_starts_nothing(tmp_path):

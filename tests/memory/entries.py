@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from streammem.memory.cache import CacheConfig, MemoryCache
 from streammem.memory.entry import Entry
+from streammem.memory.memory import CacheConfig, MemoryCache
 from streammem.memory.retrieval import Query, Window, retrieve
 
 DIM = 16

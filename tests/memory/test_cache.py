@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streammem.errors import ConfigError
-from streammem.memory.cache import MemoryCache
 from streammem.memory.entry import KINDS, MAX_KEYFRAME_BYTES, MAX_TEXT_BYTES, Entry, MergeQueue
+from streammem.memory.memory import MemoryCache
 from streammem.types import Note
 from tests.memory.entries import DIM, config, filled, make, near, same, search, unit
 

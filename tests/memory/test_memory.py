@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from streammem.memory.cache import CacheConfig
-from streammem.memory.memory import Memory
+from streammem.memory.memory import CacheConfig, Memory
 from streammem.memory.retrieval import Query
 from streammem.types import Note
 from tests.memory.entries import DIM, TOKENS, make, unit

@@ -3,8 +3,8 @@ import pytest
 
 from streammem.errors import ConfigError
 from streammem.memory import retrieval
-from streammem.memory.cache import MemoryCache
 from streammem.memory.entry import Now
+from streammem.memory.memory import MemoryCache
 from streammem.memory.retrieval import (
     DEFAULT_NULL,
     DEFAULT_RANKERS,
@@ -16,6 +16,7 @@ from streammem.memory.retrieval import (
     Window,
     check_rankers,
     clipped,
+    content_words,
     fit_null,
     normalise,
     rate,
@@ -23,7 +24,6 @@ from streammem.memory.retrieval import (
     scale_of,
     threshold,
 )
-from streammem.memory.words import content_words
 from streammem.types import Note, TimeSpan
 from tests.memory.entries import config, filled, make, near, search, unit
 

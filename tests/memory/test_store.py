@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from streammem.errors import StoreError
-from streammem.memory import database, folder, rows, store
-from streammem.memory.cache import CacheConfig, MemoryCache
+from streammem.memory import database, folder, store
 from streammem.memory.entry import Sureness
 from streammem.memory.folder import DATABASE, FORMAT, HEADER, KEYFRAMES
+from streammem.memory.memory import CacheConfig, MemoryCache
 from streammem.memory.store import Store
 from streammem.memory.upkeep import compact, verify
 from streammem.types import Note
@@ -246,7 +246,7 @@ def test_an_older_format_is_brought_up_to_date_by_its_writer(tmp_path, monkeypat
         monkeypatch.setattr(module, "FORMAT", FORMAT + 1)
     monkeypatch.setattr(store, "OLDEST_READ", FORMAT + 1)
     later = "CREATE TABLE later (a); CREATE INDEX it ON later (a)"
-    monkeypatch.setitem(rows.MIGRATIONS, FORMAT, later)
+    monkeypatch.setitem(database.MIGRATIONS, FORMAT, later)
     with pytest.raises(StoreError, match=f"older format {FORMAT}"):
         Store.open(tmp_path / "a.mem", MODEL, "r")
     for _ in range(2):
@@ -263,7 +263,7 @@ def of_format_1(path, tokens):
             half = block.astype("<f2").tobytes()
             connection.execute(
                 "UPDATE tokens SET block = ?, checksum = ? WHERE segment = ?",
-                (half, rows.checksum(half), segment),
+                (half, database.checksum(half), segment),
             )
     connection.execute("ALTER TABLE segments DROP COLUMN sureness")
     connection.execute("PRAGMA user_version = 1")

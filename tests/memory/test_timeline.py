@@ -149,7 +149,7 @@ def test_a_writer_that_is_killed_while_it_mends_leaves_the_old_memory_or_the_new
     query, written = database.Database.query, []
 
     def killed(self, sql, *arguments):
-        if sql == database.rows.UPDATE:
+        if sql == database.UPDATE:
             written.append(arguments)
             if len(written) == 2:
                 os.kill(os.getpid(), signal.SIGKILL)

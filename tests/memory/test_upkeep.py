@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from streammem.errors import StoreError
+from streammem.memory.database import token_block
 from streammem.memory.folder import DATABASE, FORMAT, KEYFRAMES
-from streammem.memory.rows import token_block
 from streammem.memory.store import Store
 from streammem.memory.upkeep import (
     compact,

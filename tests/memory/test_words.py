@@ -1,6 +1,6 @@
 import pytest
 
-from streammem.memory.words import content_words, names
+from streammem.memory.retrieval import content_words, names
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,12 @@ from streammem.models import checkpoint, checkpoint_config
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.text import TEXT_DIM
 from streammem.models.backbones.weights import SOURCES
+from streammem.models.caption_scores import ConfidenceModel, Reranker
 from streammem.models.checkpoint import PRESETS, backbones_of, load, merge_lora, save
-from streammem.models.confidence import ConfidenceModel
-from streammem.models.reranking import Reranker
-from streammem.models.tiny.keys import (
-    EvidenceSizes,
-    PictureEvidence,
-    SentenceEvidence,
-    WordsOfCells,
-)
+from streammem.models.protocols import EvidenceItem
+from streammem.models.tiny.keys import EvidenceSizes, PictureEvidence, SentenceEvidence
 from streammem.models.tiny.questions import QuestionHead
+from streammem.models.tiny.words import WordsOfTokens
 from tests.tiny import TinyVision, moving_square, tiny_language, tiny_model
 
 LORA_SCALE = 0.5
@@ -60,10 +56,10 @@ def saved(original, language_folder, tmp_path_factory):
     return folder
 
 
-def write(model, folder, language_folder):
+def write(model, folder, language_folder, answers=None):
     backbones = {"vision": "tiny", "language": str(language_folder), "sentences": "none"}
     lora = lora_of(tiny_language())
-    save(model, folder, backbones=backbones, lora=lora, lora_scale=LORA_SCALE)
+    save(model, folder, backbones=backbones, lora=lora, lora_scale=LORA_SCALE, answers=answers)
 
 
 @pytest.fixture
@@ -180,28 +176,75 @@ def test_the_evidence_of_words_is_kept_with_its_keys(original, language_folder, 
     assert model.fingerprint != original.fingerprint
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_words_are_named_likeliest_first_by_a_head_or_by_the_keys(own, language_folder, tmp_path):
-    model, patches = tiny_model(seed=1), torch.rand(4, 12)
-    key_dim = model.background.shape[1]
-    assert model.likely_words(patches, 3) == []
-    model.picture_key.evidence = PictureEvidence(key_dim, EvidenceSizes(12, 3, 2))
-    model.text_key.evidence = SentenceEvidence(TEXT_DIM, key_dim, 3)
-    head = WordsOfCells(12, 3, 5) if own else model.picture_key.evidence.words
-    head.up.bias.data, head.names = torch.tensor([-50.0, 50.0, 0.0]), ("cup", "knife", "pan")
-    write(model, tmp_path / "plain", language_folder)
-    assert load(tmp_path / "plain").likely_words(patches, 3) == []
-    write(dataclasses.replace(model, words=head), tmp_path / "named", language_folder)
+def words_of(names, biases):
+    """Name things by their biases alone, whatever the tokens."""
+    words = WordsOfTokens(4, 32, names, hidden=3)
+    torch.nn.init.zeros_(words.up.weight)
+    words.up.bias.data = torch.tensor(biases)
+    return words.eval()
+
+
+def test_words_are_kept_with_their_names_and_named_likeliest_first(
+    original, saved, language_folder, tmp_path
+):
+    tokens = torch.rand(4, 32)
+    assert original.likely_words(tokens, 3) == []
+    words = words_of(("cup", "cutting board", "pan"), [-50.0, 50.0, 0.0])
+    write(dataclasses.replace(original, words=words), tmp_path / "named", language_folder)
     loaded = load(tmp_path / "named")
-    assert loaded.likely_words(patches, 2) == ["knife", "pan"]
-    assert loaded.likely_words(patches, 9) == ["knife", "pan", "cup"]
-    assert (loaded.words is loaded.picture_key.evidence.words) == (not own)
-    assert loaded.fingerprint == load(tmp_path / "plain").fingerprint
+    assert loaded.likely_words(tokens, 2) == ["cutting board", "pan"]
+    assert loaded.likely_words(tokens, 9, 0.4) == ["cutting board", "pan"]
+    assert loaded.likely_words(tokens, 9) == ["cutting board", "pan", "cup"]
+    assert loaded.likely_words(tokens[:0], 9) == []
+    assert loaded.fingerprint == load(saved).fingerprint, "memories stay readable"
     write(loaded, tmp_path / "again", language_folder)
-    assert load(tmp_path / "again").likely_words(patches, 9) == ["knife", "pan", "cup"]
-    (tmp_path / "named" / "words.txt").write_text("cup\nknife\n")
+    assert load(tmp_path / "again").likely_words(tokens, 1) == ["cutting board"]
+    (tmp_path / "named" / "words.txt").write_text("cup\npan\n")
     with pytest.raises(CheckpointError, match="words"):
         load(tmp_path / "named")
+    (tmp_path / "named" / "words.txt").unlink()
+    with pytest.raises(CheckpointError, match="words"):
+        load(tmp_path / "named")
+
+
+def test_words_are_in_prompts_that_answer_and_in_no_others(original):
+    tokens, words = torch.rand(4, 32), words_of(("cup", "pan"), [2.0, -9.0])
+    named = dataclasses.replace(original, words=words)
+
+    def text(prompt):
+        return [part for part in prompt if isinstance(part, str)]
+
+    item = EvidenceItem(1, 2, tokens, "A room.", speech="Hello.")
+    assert text(named.answer_prompt([item], "What is it?"))[1:-1] == [" A room. (cup) “Hello.”\n"]
+    assert text(original.answer_prompt([item], "What is it?"))[1:-1] == [" A room. “Hello.”\n"]
+    blank = item._replace(tokens=None)
+    assert "cup" not in "".join(text(named.answer_prompt([blank], "What is it?")))
+    assert text(named.caption_prompt(item)) == text(original.caption_prompt(item))
+    both = dataclasses.replace(named, open_answers=named.open_language)
+    assert "cup" not in "".join(text(both.answer_prompt([item], "What is it?")))
+    assert "cup" in "".join(text(both.answer_generator.answer_prompt([item], "What is it?")))
+
+
+def test_answers_have_an_adapter_of_their_own_and_captions_stay_to_the_letter(
+    original, language_folder, tmp_path
+):
+    plain, both = tmp_path / "plain", tmp_path / "both"
+    write(original, plain, language_folder)
+    answers = {key: -2 * value for key, value in lora_of(tiny_language()).items()}
+    write(original, both, language_folder, answers)
+    plain, both = load(plain), load(both)
+    assert plain.answer_generator is plain
+    answering = both.answer_generator
+    assert answering is both.answer_generator
+    assert answering.answer_generator is answering
+    name = "model.layers.0.self_attn.q_proj"
+    weight, own, other = (
+        model.language.model.get_submodule(name).weight for model in (plain, both, answering)
+    )
+    assert torch.equal(weight, own)
+    assert not torch.allclose(weight, other, atol=1e-3)
+    assert both.fingerprint == plain.fingerprint
+    assert answering.bridge is both.bridge
 
 
 def test_a_question_head_is_kept_and_may_be_lacking(original, language_folder, tmp_path):

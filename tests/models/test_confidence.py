@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from streammem.models.confidence import (
+from streammem.models.caption_scores import (
     NEAREST,
     ConfidenceModel,
     confidence_features,

@@ -293,11 +293,11 @@ def test_keys_for_another_model_begin_anew(trips, monkeypatch):
 def test_rows_that_lost_their_picture_are_found_by_their_words(trips):
     with Store.open(trips, None, "rw") as store:
         store.database.query("BEGIN")
-        from streammem.memory import rows
+        from streammem.memory.database import SELECT, UPDATE, with_columns
 
-        (row,) = store.database.query(f"{rows.SELECT} WHERE segment = 1")
-        bare = rows.changed(row, keyframe=None, keyframe_bytes=0)
-        store.database.query(rows.UPDATE, *bare, 1)
+        (row,) = store.database.query(f"{SELECT} WHERE segment = 1")
+        bare = with_columns(row, keyframe=None, keyframe_bytes=0)
+        store.database.query(UPDATE, *bare, 1)
         store.database.query("COMMIT")
     assert renew(trips).without_picture == 1
     with Session(with_keys(tiny_model(), Colours()), memory=trips) as session:

@@ -8,7 +8,8 @@ from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
 from streammem.models.backbones.language import GenerationConfig, Reply
-from streammem.models.protocols import ComposedModel, EvidenceItem, Reads, readable, spread
+from streammem.models.protocols import ComposedModel, EvidenceItem, Reads, readable
+from streammem.perception.frames import spread
 from streammem.types import Answer, Caption
 from tests.tiny import COLOURS, film, tiny_model
 

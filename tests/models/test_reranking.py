@@ -10,7 +10,7 @@ from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
 from streammem.errors import ConfigError
 from streammem.models.backbones.language import Reply
-from streammem.models.reranking import Reranker, best_reply, fit_reranker, reranking_features
+from streammem.models.caption_scores import Reranker, best_reply, fit_reranker, reranking_features
 from streammem.types import Caption
 from streammem.video import open_source
 from tests.tiny import film, tiny_model

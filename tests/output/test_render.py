@@ -312,9 +312,22 @@ def test_a_chapter_carries_its_captions():
 
 
 def test_a_sources_name_breaks_no_line_of_metrics():
-    lines = prometheus(Stats(1, 2, 3, 0.5, 0.25), 'a"b\\c\nd').splitlines()
+    lines = prometheus({'a"b\\c\nd': Stats(1, 2, 3, 0.5, 0.25)}).splitlines()
     assert r'streammem_segments_total{source="a\"b\\c\nd"} 2' in lines
     assert all(line.startswith(("# TYPE streammem_", "streammem_")) for line in lines)
+
+
+def test_metrics_of_many_sources_have_each_name_once_and_its_samples_together():
+    lines = prometheus(
+        {"a": Stats(1, 2, 3, 0.5, 0.25), "b": Stats(7, 2, 3, 0.5, 0.25)}
+    ).splitlines()
+    at = lines.index("# TYPE streammem_frames_perceived_total counter")
+    assert lines[at + 1 : at + 3] == [
+        'streammem_frames_perceived_total{source="a"} 1',
+        'streammem_frames_perceived_total{source="b"} 7',
+    ]
+    kinds = [line for line in lines if line.startswith("#")]
+    assert len(kinds) == len(set(kinds))
 
 
 def test_an_answers_remark_is_written_where_there_is_one():

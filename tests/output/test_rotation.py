@@ -5,7 +5,7 @@ import pytest
 
 from streammem.errors import ConfigError
 from streammem.output.render import to_line
-from streammem.output.rotation import RotatedFile, Rotation
+from streammem.output.results import RotatedFile, Rotation
 from streammem.types import Caption
 
 CAPTION = Caption(1, 0.0, 2.0, "A red square moves.")

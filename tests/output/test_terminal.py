@@ -4,7 +4,8 @@ import signal
 import pytest
 
 from streammem.errors import ConfigError
-from streammem.output.terminal import LiveText, interrupts, note, output
+from streammem.output.results import output
+from streammem.output.terminal import LiveText, interrupts, note
 from streammem.types import Caption, Note, Notice, Segment
 
 

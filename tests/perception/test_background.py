@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from streammem.perception.background import ABSORBED_S, SETTLED_S, Background
-from streammem.perception.gate import GRID, Encoded, PixelGate
+from streammem.perception.frames import GRID, Encoded, PixelGate
 
 STILL = 6.0
 ROOM = np.random.default_rng(0).integers(60, 190, (GRID, GRID, 3)).astype(np.uint8)

@@ -11,7 +11,7 @@ from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
 from streammem.errors import ConfigError
 from streammem.models.tiny.model import VideoModel
-from streammem.perception.gate import PixelGate
+from streammem.perception.frames import PixelGate
 from streammem.types import Frame
 from tests.sessions import as_kind
 

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from streammem.memory.entry import MAX_KEYFRAME_BYTES
-from streammem.perception.perceiver import Perceived
-from streammem.perception.scene_buffer import (
+from streammem.perception.frames import (
     BRIDGE_FRAMES,
     BufferedFrame,
+    Perceived,
     SceneBuffer,
     SceneBufferState,
     keyframe,

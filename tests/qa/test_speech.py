@@ -14,12 +14,12 @@ from streammem.models.protocols import EvidenceItem
 from streammem.models.vlm.prompts import answer_parts, caption_parts
 from streammem.output.render import to_line
 from streammem.qa import speech
+from streammem.qa.question import read_said
 from streammem.qa.speech import (
     SAID,
     Meanings,
     excerpt,
     ranked,
-    read_said,
     sentences,
     text_of,
     typical,

@@ -7,6 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from streammem.captioning.shared import share
 from streammem.engine.watch_options import WatchOptions
 from streammem.errors import SourceError
 from streammem.models.protocols import ComposedModel
@@ -16,7 +17,6 @@ from streammem.server.inbox import Inbox
 from streammem.server.limits import Limits
 from streammem.server.refused import Refused
 from streammem.server.sessions import _forward_events, _WatchedSource
-from streammem.server.shared import share
 from streammem.server.uploads import Uploads
 from streammem.server.wire import event_json
 from streammem.types import Alert, Notice

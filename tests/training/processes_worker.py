@@ -76,7 +76,7 @@ def whole_run(recipe: Path) -> None:
 
 def videollamb_run(recipe: Path) -> None:
     from streammem.models import checkpoint
-    from streammem.training.videollamb import run_recipe
+    from streammem.training.published import run_recipe
     from tests.tiny import tiny_model
 
     checkpoint.load_own = lambda name="", *, device="cpu": tiny_model()

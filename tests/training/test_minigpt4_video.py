@@ -11,17 +11,10 @@ from PIL import Image
 
 from streammem.errors import ConfigError
 from streammem.models import checkpoint
-from streammem.models.minigpt4_video.published import find, open_model
-from streammem.training import minigpt4_video
-from streammem.training.minigpt4_video import (
-    MiniGPT4Recipe,
-    MiniGPT4Stage,
-    is_recipe,
-    pace,
-    read_recipe,
-    run_recipe,
-)
-from streammem.training.videollamb import Item
+from streammem.models.minigpt4_video.published import open_model
+from streammem.models.published import find
+from streammem.training.minigpt4_video import MiniGPT4Recipe, MiniGPT4Stage
+from streammem.training.published import Item, read_recipe, run_recipe, stage_class
 from tests.audio.subtitled import srt
 from tests.command_line import record
 from tests.models.minigpt4_video import published
@@ -64,7 +57,7 @@ def place(tmp_path_factory):
 def own(monkeypatch):
     """The model that lends its keys is the tiny one; nothing is drawn."""
     monkeypatch.setattr(checkpoint, "load_own", lambda name="", *, device="cpu": tiny_model())
-    monkeypatch.setattr(minigpt4_video, "draw_curves", lambda stages, out: None)
+    monkeypatch.setattr("streammem.training.published.draw_curves", lambda stages, out: None)
 
 
 def opened(place, **options):
@@ -137,7 +130,7 @@ def test_the_projection_and_every_adapter_learn_and_nothing_else(place):
 def finished(place):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "load_own", lambda name="", *, device="cpu": tiny_model())
-        patch.setattr(minigpt4_video, "draw_curves", lambda stages, out: None)
+        patch.setattr("streammem.training.published.draw_curves", lambda stages, out: None)
         return run_recipe(place / "r.toml", place / "out")
 
 
@@ -146,7 +139,7 @@ def trained(place, out):
 
 
 def test_a_run_learns_and_the_next_stage_opens_what_it_leaves(place, finished):
-    log = [json.loads(line) for line in (place / "out" / f"{minigpt4_video.STAGE}.jsonl").open()]
+    log = [json.loads(line) for line in (place / "out" / "minigpt4-video.jsonl").open()]
     assert finished["val_loss"] < 0.9 * log[0]["loss"] and len(log) == 6
     tensors = trained(place, "out")
     assert tensors.keys() == published.own().keys()
@@ -158,7 +151,7 @@ def test_a_run_learns_and_the_next_stage_opens_what_it_leaves(place, finished):
 
 @pytest.mark.heavy
 def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(place, finished, monkeypatch):
-    real, count = minigpt4_video.MiniGPT4Stage.loss, []
+    real, count = MiniGPT4Stage.loss, []
 
     def killed(self, rng):
         count.append(1)
@@ -179,11 +172,11 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(place, finis
 
 def test_the_pace_is_linear_at_first_then_a_cosine_that_began_at_zero():
     recipe = MiniGPT4Recipe()
-    assert pace(0, recipe) == pytest.approx(1e-2)
-    assert pace(500, recipe) == pytest.approx((1e-6 + 0.5 * (1e-4 - 1e-6)) / 1e-4)
+    assert recipe.pace(0) == pytest.approx(1e-2)
+    assert recipe.pace(500) == pytest.approx((1e-6 + 0.5 * (1e-4 - 1e-6)) / 1e-4)
     for step in (1000, 20_000, 49_999):
         cosine = 0.5 * (1 + math.cos(math.pi * step / 50_000))
-        assert pace(step, recipe) * 1e-4 == pytest.approx(8e-5 + 2e-5 * cosine)
+        assert recipe.pace(step) * 1e-4 == pytest.approx(8e-5 + 2e-5 * cosine)
 
 
 @pytest.mark.parametrize(
@@ -207,5 +200,5 @@ def test_the_shipped_recipes_are_the_parents_schedules():
         assert (recipe.steps, recipe.accumulate) == (50 * 1000, 4)
         assert (recipe.rate, recipe.least_rate, recipe.first_rate) == (1e-4, 8e-5, 1e-6)
         assert (recipe.warmup_steps, recipe.weight_decay, recipe.dropout) == (1000, 0.05, 0.05)
-    assert not is_recipe(folder / "videollamb.toml")
+    assert stage_class(folder / "videollamb.toml") is not MiniGPT4Stage
     assert find(first.model, checkpoint.CONFIGS).checkpoint == "fresh"

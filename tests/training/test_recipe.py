@@ -35,7 +35,7 @@ def test_every_shipped_recipe_trains_all_that_a_model_needs(path):
 
 def test_the_recipe_of_answers_fits_the_model_that_it_starts_from():
     recipe, whole = read_recipe(CONTINUED), read_recipe(RECIPES / "streammem-tiny.toml")
-    assert [stage.kind for stage in recipe.stages] == ["answers"]
+    assert [stage.kind for stage in recipe.stages] == ["things", "answers"]
     for part in ("lora", "bridge", "backbones", "key_dim"):
         assert getattr(recipe, part) == getattr(whole, part)
 

@@ -7,16 +7,11 @@ from PIL import Image
 
 from streammem.errors import CheckpointError, ConfigError
 from streammem.models import checkpoint
-from streammem.models.video_llama.published import find, open_model, open_vision
+from streammem.models.published import find
+from streammem.models.video_llama.published import open_model, open_vision
+from streammem.training.published import Item, read_items, stage_class
 from streammem.training.run import run_recipe
-from streammem.training.video_llama import (
-    VideoLlamaRecipe,
-    VideoLlamaStage,
-    cleaned,
-    cropped,
-    is_recipe,
-)
-from streammem.training.videollamb import Item, read_items
+from streammem.training.video_llama import VideoLlamaRecipe, VideoLlamaStage, cleaned, cropped
 from tests.models.backbones.test_imagebind import vision
 from tests.models.video_llama import published
 from tests.models.video_llama.published import EAR_LAYERS, EARS, OUT, W
@@ -212,7 +207,7 @@ def test_two_stages_from_fresh_branches_give_a_model_that_loads(folder, data, tm
             f'validation = ["{data}"]\nbranch = "{branch}"\ntext = "{kind}"\n'
             "steps = 2\naccumulate = 1\nwarmup_steps = 1\n"
         )
-        assert is_recipe(recipe)
+        assert stage_class(recipe) is VideoLlamaStage
         figures = run_recipe(recipe, tmp_path / f"run-{number}")
         assert figures["val_loss"] > 0 and figures["items"] == 2
         previous = tmp_path / f"run-{number}" / "checkpoint.toml"
@@ -243,7 +238,7 @@ def test_a_recipe_that_cannot_be_meant_is_refused(folder, data, tmp_path, tiny, 
 @pytest.mark.parametrize("name", ["1", "2", "sound-1", "sound-2"])
 def test_the_parents_schedules_are_recipes(name):
     path = checkpoint.CONFIGS / "train" / f"video-llama-{name}.toml"
-    assert is_recipe(path)
+    assert stage_class(path) is VideoLlamaStage
     from streammem.config import override, read_toml
 
     recipe = override(VideoLlamaRecipe(), read_toml(path), "")

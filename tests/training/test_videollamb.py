@@ -9,22 +9,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from streammem.errors import ConfigError, DatasetError
 from streammem.models import checkpoint
+from streammem.models.published import find
 from streammem.models.videollamb.bridge import ParentBridgeConfig, fresh
-from streammem.models.videollamb.published import find
 from streammem.training import loop
 from streammem.training.loop import Schedule, read_log
-from streammem.training.videollamb import (
-    Example,
-    Item,
-    ParentRecipe,
-    VideoLLaMBStage,
-    is_recipe,
-    loss,
-    pace,
-    read_items,
-    read_recipe,
-    run_recipe,
-)
+from streammem.training.published import Item, read_items, read_recipe, run_recipe, stage_class
+from streammem.training.videollamb import Example, ParentRecipe, VideoLLaMBStage, loss
 from tests.command_line import record
 from tests.models.videollamb import published
 from tests.models.videollamb.published import MLP, D, L, M
@@ -144,7 +134,7 @@ def test_gradients_end_at_the_window_and_the_loss_does_not_change(bridge, langua
 
 def test_the_pace_starts_linearly_and_falls_as_a_cosine():
     recipe = ParentRecipe(steps=100, warmup=0.1)
-    paces = [pace(step, recipe) for step in range(101)]
+    paces = [recipe.pace(step) for step in range(101)]
     assert paces[0] == 0 and paces[5] == 0.5 and paces[10] == 1
     assert abs(paces[55] - 0.5) < 1e-9 and paces[100] < 1e-9
 
@@ -212,14 +202,14 @@ def place(tmp_path_factory):
 def own(monkeypatch):
     """The model that lends its keys is the tiny one; nothing is drawn."""
     monkeypatch.setattr(checkpoint, "load_own", lambda name="", *, device="cpu": tiny_model())
-    monkeypatch.setattr("streammem.training.videollamb.draw_curves", lambda stages, out: None)
+    monkeypatch.setattr("streammem.training.published.draw_curves", lambda stages, out: None)
 
 
 @pytest.fixture(scope="module")
 def finished(place):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "load_own", lambda name="", *, device="cpu": tiny_model())
-        patch.setattr("streammem.training.videollamb.draw_curves", lambda stages, out: None)
+        patch.setattr("streammem.training.published.draw_curves", lambda stages, out: None)
         return place / "out", run_recipe(place / "r.toml", place / "out")
 
 
@@ -294,7 +284,7 @@ def test_the_command_trains(place, tmp_path, capsys):
 
     text = (place / "r.toml").read_text().replace("steps = 6", "steps = 1")
     (tmp_path / "r.toml").write_text(text + 'learns = "bridge"\n')
-    assert is_recipe(tmp_path / "r.toml")
+    assert stage_class(tmp_path / "r.toml") is VideoLLaMBStage
     assert main(["train", str(tmp_path / "r.toml"), "-o", str(tmp_path / "out")]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     before, after = (tensors_of(p) for p in (place / "weights", tmp_path / "out" / "checkpoint"))
@@ -306,7 +296,7 @@ def test_the_command_trains(place, tmp_path, capsys):
 def test_the_shipped_recipe_is_the_parents_script():
     path = checkpoint.CONFIGS / "train" / "videollamb.toml"
     recipe = read_recipe(path)
-    assert is_recipe(path) and find(recipe.model, checkpoint.CONFIGS)
+    assert stage_class(path) is VideoLLaMBStage and find(recipe.model, checkpoint.CONFIGS)
     assert (recipe.rate, recipe.warmup, recipe.loss_on, recipe.window) == (2e-5, 0.03, "last", 0)
     assert 4 * recipe.accumulate == 32
 

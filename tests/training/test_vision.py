@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from streammem.models.backbones.efficientnet import EfficientNetLite
-from streammem.models.backbones.vision import EfficientNetEncoder, open_net
+from streammem.models.backbones.efficientnet import EfficientNetEncoder, EfficientNetLite, open_net
 from streammem.models.tiny.keys import PictureKey, TextKey
 from streammem.training import loop
 from streammem.training.features import cache_features

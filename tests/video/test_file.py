@@ -13,7 +13,7 @@ import pytest
 from streammem.errors import SourceError, TruncatedError
 from streammem.types import Frame
 from streammem.video import file, open_source
-from streammem.video.packets import PacketReader
+from streammem.video.container import PacketReader
 from tests.video.clips import (
     X264,
     encode,

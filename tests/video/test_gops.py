@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streammem.video import packets
-from streammem.video.packets import needed_parts
+from streammem.video import container
+from streammem.video.container import needed_parts
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def test_gops_without_a_wanted_packet_are_left_out_but_for_the_last(items):
 
 
 def test_an_endless_gop_holds_back_a_bounded_number_of_packets(monkeypatch):
-    monkeypatch.setattr(packets, "MAX_HELD", 10)
+    monkeypatch.setattr(container, "MAX_HELD", 10)
     items = [(FakePacket(k, k == 0, 0, False), k % 7 == 0) for k in range(1000)]
     parts = list(needed_parts(items))
     assert max(len(part) for part, _ in parts) <= 11

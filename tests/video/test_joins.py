@@ -9,9 +9,9 @@ import pytest
 
 from streammem.errors import SourceError, TruncatedError
 from streammem.video import file, open_source
+from streammem.video.container import PacketReader
 from streammem.video.cut import cut
 from streammem.video.joins import has_joins, recordings
-from streammem.video.packets import PacketReader
 from tests.video.clips import X264, encode, make, plainly_decoded
 from tests.video.servers import serving
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from streammem.video import open_source
-from streammem.video.tonemap import to_sdr
+from streammem.video.pixels import to_sdr
 from tests.video.clips import X264, encode, picture, plainly_decoded
 from tests.video.test_joins import delayed
 

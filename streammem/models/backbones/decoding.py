@@ -126,17 +126,21 @@ class LlamaDecoder:
         guesses = route == "exact" and has_half()
         self.guesser = LlamaDecoder(model, "half", prefix) if guesses else None
 
-    def start(self, rows: Sequence[Tensor], room: int, ends: Collection[int] = ()) -> "Run":
+    def start(
+        self, rows: Sequence[Tensor], room: int, ends: Collection[int] = (), replies: int = 1
+    ) -> "Run":
         """Read prompts.
 
         Args:
             rows: [T_i, D] embeddings, T_i >= 1; shorter ones are padded.
             room: tokens that will be fed at most; the cache is allocated for them, once.
             ends: tokens behind which nothing is worth guessing.
+            replies: ways in which each prompt is continued at most, see ``Run.branch``.
         """
         shared = all(map(self._begins_with_prefix, rows))
         begin = len(self.prefix) if shared else 0
-        run = Run(self, len(rows), max(len(row) for row in rows) + room, ends)
+        size = max(len(row) for row in rows) + room
+        run = Run(self, len(rows), size, ends, most_rows=len(rows) * replies)
         if shared:
             run.begin_with(self._read_prefix())
         run.read([row[begin:] for row in rows])
@@ -280,24 +284,34 @@ class Run:
 
     Attributes:
         logits: [B, V] of the next token.
-        cache: [layers, B, 2K, S, E], keys before values: 8 * layers * K * E bytes a column.
         length: columns filled, <= S.
     """
 
     def __init__(
-        self, decoder: LlamaDecoder, num_rows: int, size: int, ends: Collection[int] = ()
+        self,
+        decoder: LlamaDecoder,
+        num_rows: int,
+        size: int,
+        ends: Collection[int] = (),
+        most_rows: int = 0,
     ) -> None:
-        self._decoder, self._ends = decoder, ends
-        heads = 2 * decoder.kv_heads
-        shape = (len(decoder._layers), num_rows, heads, size, decoder.head_dim)
-        self.cache = torch.empty(shape)
+        self._decoder, self._ends, self._num_rows = decoder, ends, num_rows
+        heads, most = 2 * decoder.kv_heads, max(num_rows, most_rows)
+        # Rows that no reply has come to need no memory: the system gives a page when it is written.
+        self._room = torch.empty(len(decoder._layers), most, heads, size, decoder.head_dim)
         self._cos, self._sin = decoder.rotations(size)
         self.length = 0
         self.logits = torch.empty(0)
         self._places = torch.zeros(num_rows, dtype=torch.long)  # [B] the next token's position
         self._readable: Tensor | None = None  # [B, S] bool; None where nothing is padded
         self._ahead: deque[tuple[int, Tensor]] = deque()  # guessed tokens, the logits behind each
-        self._reach = MOST_GUESSED  # tokens to guess; fewer once guesses fail
+        # Tokens to guess; fewer once guesses fail. Replies that part would make guesses vain.
+        self._reach = MOST_GUESSED if most == 1 else 0
+
+    @property
+    def cache(self) -> Tensor:
+        """[layers, B, 2K, S, E], keys before values: 8 * layers * K * E bytes a column."""
+        return self._room[:, : self._num_rows]
 
     def begin_with(self, columns: Tensor) -> None:
         """Begin with columns [layers, 1, 2K, P, E] that another run of one row has filled."""
@@ -334,7 +348,7 @@ class Run:
         Raises:
             IndexError: the cache is full.
         """
-        if self.length == self.cache.shape[3]:
+        if self.length == self._room.shape[3]:
             raise IndexError(f"the cache holds {self.length} columns, and all are filled")
         if not self._is_guessed(tokens):
             guessed = self._guess(tokens)
@@ -390,10 +404,46 @@ class Run:
         self.logits = logits[:1]
         self._ahead.extend(zip(said[1:], logits[1:].split(1), strict=True))
 
+    def branch(self, continuations: Sequence[tuple[int, int]]) -> list[int]:
+        """Continue rows in several ways, in one, or not at all.
+
+        What is common to several replies is computed once: they are one row until they part.
+
+        Args:
+            continuations: a row and the token that follows it, each pair once.
+
+        Returns:
+            The row in which each continuation stands from now on.
+        """
+        count = len(continuations)
+        parents, tokens = [-1] * count, [0] * count
+        places: list[int] = []
+        for row, _ in continuations:  # the first of a row stays where it is: its columns too
+            stays = row < count and parents[row] < 0
+            places.append(row if stays else -1)
+            if stays:
+                parents[row] = row
+        free = iter([place for place in range(count) if parents[place] < 0])
+        for number, (row, token) in enumerate(continuations):
+            if places[number] < 0:
+                places[number] = next(free)
+                parents[places[number]] = row
+            tokens[places[number]] = token
+        if parents != list(range(self._num_rows)):
+            self.take(torch.tensor(parents))
+        self.feed(torch.tensor(tokens))
+        return places
+
     def take(self, rows: Tensor) -> None:
         """Go on with these rows, [N] indices in any order, also repeated."""
         self._ahead.clear()
-        self.cache = self.cache[:, rows]
+        if len(rows) > self._room.shape[1]:
+            self._room = self._room[:, rows]
+        else:
+            moved = (rows != torch.arange(len(rows))).nonzero()[:, 0]
+            filled = self._room.narrow(3, 0, self.length)
+            filled[:, moved] = filled[:, rows[moved]]
+        self._num_rows = len(rows)
         self.logits, self._places = self.logits[rows], self._places[rows]
         self._readable = None if self._readable is None else self._readable[rows]
 

@@ -4,6 +4,8 @@ Modules bear the published names, so that a state dict fits as it is. Where the 
 is not known here, nor what is done with the features.
 """
 
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +13,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from streammem.errors import ConfigError
 from streammem.models.backbones.languagebind import PIXEL_MEAN, PIXEL_STD
 
 # Legend: B frames, N = 1 + P tokens a frame, D width, H heads.
 
 # What the published file holds beyond the 39 blocks that BLIP-2 kept.
 EVA_UNREAD = r"(blocks\.39|norm|fc_norm|head)\..*"
+BATCH = 8  # frames that the tower reads at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,3 +135,56 @@ class EvaTower(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x
+
+
+def normed(tower: EvaTower, norm: nn.LayerNorm, pixels: Tensor) -> Iterator[Tensor]:
+    """Encode frames, some at a time, and normalise them in float32, as BLIP-2 does.
+
+    Args:
+        tower: of the frames.
+        norm: ``ln_vision``.
+        pixels: [T, side, side, 3] levels of 255.
+
+    Yields:
+        [B, N, D] float32, of all T frames together.
+    """
+    for part in pixels.split(BATCH):
+        hidden = tower(part).float()
+        weight, bias = norm.weight.float(), norm.bias.float()
+        yield F.layer_norm(hidden, norm.normalized_shape, weight, bias, norm.eps)
+
+
+def config_of(tensors: Mapping[str, Tensor], heads: int) -> EvaConfig:
+    """Read sizes off a tower's tensors; what is missing has the published size.
+
+    Args:
+        tensors: by the names of ``EvaTower``.
+        heads: which no file gives.
+
+    Raises:
+        ConfigError: heads that do not divide the width.
+    """
+    published = EvaConfig()
+
+    def size(name: str, axis: int, default: int) -> int:
+        value = tensors.get(name)
+        return value.shape[axis] if value is not None and value.ndim > axis else default
+
+    width = size("pos_embed", 2, published.width)
+    patch = size("patch_embed.proj.weight", 2, published.patch)
+    places = size("pos_embed", 1, 1 + (published.side // published.patch) ** 2)
+    blocks = [int(found[1]) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))]
+    if width == published.width or not blocks:  # the published file's 40th block is dropped
+        layers = published.layers
+    else:
+        layers = max(blocks) + 1
+    if width % heads:
+        raise ConfigError(f"heads={heads}: do not divide a width of {width}")
+    return EvaConfig(
+        width=width,
+        layers=layers,
+        heads=heads,
+        mlp=size("blocks.0.mlp.fc1.weight", 0, published.mlp),
+        side=patch * round(max(1, places - 1) ** 0.5),
+        patch=patch,
+    )

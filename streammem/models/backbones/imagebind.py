@@ -1,13 +1,16 @@
-"""ImageBind's branches of sound and pictures: vectors of a space of all senses.
+"""ImageBind's branches of sound, pictures and text: vectors of a space of all senses.
 
     clips = [sound[start : start + 2 * RATE] for start in clip_starts(len(sound))]
     vectors = ears(torch.stack([spectrogram(clip) for clip in clips]))     # [8, 1024]
     vectors = eyes(pixels)                                                 # [T, 1024]
+    vectors = text(ids)                                                    # [B, 1024]
 
 Modules bear the published names. Sound is decoded elsewhere, and no weights are looked for here.
 """
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -169,7 +172,7 @@ class Preprocessor(nn.Module):
 class Mlp(nn.Module):
     """Two products with an exact GELU between them."""
 
-    def __init__(self, config: "ImageBindConfig | ImageBindVisionConfig") -> None:
+    def __init__(self, config: "Sizes") -> None:
         super().__init__()
         self.fc1 = nn.Linear(config.width, config.mlp)
         self.fc2 = nn.Linear(config.mlp, config.width)
@@ -181,7 +184,7 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """A pre-norm block; of sound, keys and values get one more row, which is learned."""
 
-    def __init__(self, config: "ImageBindConfig | ImageBindVisionConfig") -> None:
+    def __init__(self, config: "Sizes") -> None:
         super().__init__()
         more = isinstance(config, ImageBindConfig)
         self.attn = nn.MultiheadAttention(
@@ -191,22 +194,22 @@ class Block(nn.Module):
         self.mlp = Mlp(config)
         self.norm_2 = nn.LayerNorm(config.width, eps=1e-6)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         normed = self.norm_1(x)
-        x = x + self.attn(normed, normed, normed, need_weights=False)[0]
+        x = x + self.attn(normed, normed, normed, need_weights=False, attn_mask=mask)[0]
         return x + self.mlp(self.norm_2(x))
 
 
 class Trunk(nn.Module):
     """The blocks; a container for their published names."""
 
-    def __init__(self, config: ImageBindConfig) -> None:
+    def __init__(self, config: "ImageBindConfig | ImageBindTextConfig") -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         for block in self.blocks:
-            x = block(x)
+            x = block(x, mask)
         return x
 
 
@@ -368,3 +371,147 @@ class ImageBindVision(nn.Module):
         x = self.modality_preprocessors["vision"](x)
         x = self.modality_heads["vision"](self.modality_trunks["vision"](x))
         return F.normalize(x, dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBindTextConfig:
+    """Sizes of the text's branch.
+
+    Attributes:
+        width: D.
+        layers: blocks.
+        heads: attention heads; they divide D.
+        mlp: width between the two products of an MLP.
+        out: width of the shared space.
+        words: of the vocabulary; the last two ids begin and end a text.
+        length: ids of a text, with both.
+    """
+
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    mlp: int = 4096
+    out: int = 1024
+    words: int = 49_408
+    length: int = 77
+
+
+Sizes = ImageBindConfig | ImageBindVisionConfig | ImageBindTextConfig
+
+
+class TextPreprocessor(nn.Module):
+    """Ids to tokens, positions added."""
+
+    mask: Tensor
+
+    def __init__(self, config: ImageBindTextConfig) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.length, config.width))
+        self.token_embedding = nn.Embedding(config.words, config.width)
+        ahead = torch.full((config.length, config.length), -math.inf).triu(1)
+        self.register_buffer("mask", ahead)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.token_embedding(ids) + self.pos_embed
+
+
+class LastToken(nn.Module):
+    """A norm and a product; of a text, of its last token; a container for their names."""
+
+    def __init__(self, config: ImageBindTextConfig) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.LayerNorm(config.width, eps=1e-6), nn.Linear(config.width, config.out, bias=False)
+        )
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        return self.proj(x[torch.arange(len(x)), ids.argmax(dim=-1)])
+
+
+class ImageBindText(nn.Module):
+    """Texts to vectors of length 1, in the space that sound shares.
+
+    Source: ImageBind (arXiv 2305.05665), section 3; the tower is CLIP's (arXiv 2103.00020), whose
+    tokens see those before them only.
+    """
+
+    def __init__(self, config: ImageBindTextConfig) -> None:
+        super().__init__()
+        self.config = config
+        scale = nn.Module()
+        scale.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.modality_preprocessors = nn.ModuleDict({"text": TextPreprocessor(config)})
+        self.modality_trunks = nn.ModuleDict({"text": Trunk(config)})
+        self.modality_heads = nn.ModuleDict({"text": LastToken(config)})
+        self.modality_postprocessors = nn.ModuleDict({"text": nn.Sequential(nn.Identity(), scale)})
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Map ids [B, length] to [B, out]; the greatest id of a text ends it."""
+        before = self.modality_preprocessors["text"]
+        x = self.modality_trunks["text"](before(ids), before.mask)
+        return F.normalize(self.modality_heads["text"](x, ids), dim=-1)
+
+    @property
+    def scale(self) -> float:
+        """Factor of cosines that was learned, at most 100."""
+        learned = self.get_parameter("modality_postprocessors.text.1.log_logit_scale")
+        return min(100.0, float(learned.exp()))
+
+
+def audio_config(tensors: Mapping[str, Tensor], heads: int = 0) -> ImageBindConfig:
+    """Read sizes off the sound branch's tensors; what is missing has the published size.
+
+    Args:
+        tensors: by the published names.
+        heads: which no file gives; 0 takes one for every 64 of the width.
+    """
+    published, stem = ImageBindConfig(), "modality_preprocessors.audio."
+    width = _size(tensors, f"{stem}cls_token", 2, published.width)
+    kernel = _size(tensors, f"{stem}rgbt_stem.proj.weight", 2, published.kernel)
+    places = _size(tensors, f"{stem}pos_embedding_helper.pos_embed", 1, 1 + published.patches)
+    trunk = "modality_trunks.audio.blocks."
+    return ImageBindConfig(
+        width=width,
+        layers=_layers(tensors, trunk, published.layers),
+        heads=heads or max(1, width // 64),
+        mlp=_size(tensors, f"{trunk}0.mlp.fc1.weight", 0, published.mlp),
+        out=_size(tensors, "modality_heads.audio.2.weight", 0, published.out),
+        kernel=kernel,
+        stride=_stride(kernel, places - 1, published.stride),
+    )
+
+
+def text_config(tensors: Mapping[str, Tensor]) -> ImageBindTextConfig:
+    """Read sizes off the text branch's tensors; what is missing has the published size."""
+    published, stem = ImageBindTextConfig(), "modality_preprocessors.text."
+    width = _size(tensors, f"{stem}pos_embed", 2, published.width)
+    trunk = "modality_trunks.text.blocks."
+    return ImageBindTextConfig(
+        width=width,
+        layers=_layers(tensors, trunk, published.layers),
+        heads=max(1, width // 64),
+        mlp=_size(tensors, f"{trunk}0.mlp.fc1.weight", 0, published.mlp),
+        out=_size(tensors, "modality_heads.text.proj.1.weight", 0, published.out),
+        words=_size(tensors, f"{stem}token_embedding.weight", 0, published.words),
+        length=_size(tensors, f"{stem}pos_embed", 1, published.length),
+    )
+
+
+def _size(tensors: Mapping[str, Tensor], name: str, axis: int, default: int) -> int:
+    value = tensors.get(name)
+    return value.shape[axis] if value is not None and value.ndim > axis else default
+
+
+def _layers(tensors: Mapping[str, Tensor], trunk: str, default: int) -> int:
+    found = re.compile(rf"{re.escape(trunk)}(\d+)\..*")
+    numbers = [int(match[1]) for name in tensors if (match := found.fullmatch(name))]
+    return max(numbers) + 1 if numbers else default
+
+
+def _stride(kernel: int, patches: int, default: int) -> int:
+    """Find the step of patches that gives as many of them; that of the published file if none."""
+    for stride in range(1, BINS):
+        down, along = ((max(0, size - kernel)) // stride + 1 for size in (BINS, FRAMES))
+        if down * along == patches:
+            return stride
+    return default

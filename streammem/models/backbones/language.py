@@ -393,6 +393,43 @@ class CausalLanguageModel:
         first = [config.seed + i * count for i in range(len(rows))]
         return self._sample(rows, config, [range(seed, seed + count) for seed in first])
 
+    @torch.inference_mode()
+    def log_probs(self, prompt: Prompt, texts: Sequence[str]) -> list[list[float]]:
+        """Return how likely each of several texts is behind a prompt, which is read once.
+
+        Args:
+            prompt: see ``embed``.
+            texts: none of them empty.
+
+        Returns:
+            Of each text the log-probability of each of its tokens, given those before it.
+        """
+        with self._lock:
+            encoded = [self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+                       for text in texts]  # fmt: skip
+        ids = [each.input_ids for each in encoded]
+        row, longest = self.embed(prompt), max(map(len, ids))
+        config = GenerationConfig(max_new_tokens=longest)
+        run, found = self._start([row], config), list[list[float]]([] for _ in ids)
+        if not isinstance(run, Run):  # its cache is of one row: the prompt is read for each text
+            for own, tokens in zip(found, ids, strict=True):
+                run = self._start([row], config)
+                for place, token in enumerate(tokens):
+                    own.append(float(run.logits.float().log_softmax(-1)[0, token]))
+                    if place + 1 < len(tokens):
+                        run.feed(torch.tensor([token], device=row.device))
+            return found
+        run.take(torch.zeros(len(ids), dtype=torch.long))
+        for place in range(longest):
+            scores = run.logits.float().log_softmax(-1)
+            fed = [tokens[min(place, len(tokens) - 1)] for tokens in ids]
+            for i, own in enumerate(found):
+                if place < len(ids[i]):
+                    own.append(float(scores[i, fed[i]]))
+            if place + 1 < longest:
+                run.feed(torch.tensor(fed))
+        return found
+
     def _groups(self, rows: list[Tensor]) -> list[list[Tensor]]:
         """Divide prompts into batches in which each has the logits, to the bit, that it has alone.
 
@@ -424,8 +461,12 @@ class CausalLanguageModel:
     def _steps(
         self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Seeds]
     ) -> Iterator[list[Reply | None]]:
-        """Say a token of each reply a step; yield those that are whole, None for the others."""
-        run, count = self._start(rows, config), len(seeds[0])
+        """Generate a token of each reply a step; yield those that are whole, None for the others.
+
+        Replies to one prompt are one row of the run until their tokens differ.
+        """
+        count = len(seeds[0])
+        run = self._start(rows, config, count)
         generators = [
             None if seed is None else torch.Generator().manual_seed(seed % (1 << 63))
             for own in seeds
@@ -433,29 +474,39 @@ class CausalLanguageModel:
         ]
         said: list[tuple[list[int], list[float]]] = [([], []) for _ in generators]
         replies: list[Reply | None] = [None for _ in generators]
-        if isinstance(run, Run) and count > 1:
-            run.take(torch.arange(len(rows)).repeat_interleave(count))
-        going = list(range(len(said)))  # the reply that each row of the run belongs to
+        going = {number: number // count for number in range(len(said))}  # reply -> row of the run
         for left in reversed(range(config.max_new_tokens)):
-            before = [said[i][0] for i in going]
-            logits = penalised(run.logits, before, config.repetition_penalty)
-            tokens, log_probs = pick(logits, config, [generators[i] for i in going])
-            for i, token, log_prob in zip(going, tokens.tolist(), log_probs.tolist(), strict=True):
-                if replies[i] is None:
-                    said[i][0].append(token)
-                    said[i][1].append(log_prob)
-                    if not left or self._is_end(said[i][0]):
-                        replies[i] = Reply(self._reply_text(said[i][0]), *said[i])
+            logits = run.logits
+            if config.repetition_penalty != 1:
+                before = {row: said[number][0] for number, row in going.items()}
+                alike = [before[row] for row in range(len(logits))]
+                logits = penalised(logits, alike, config.repetition_penalty)
+            tokens, log_probs = pick(
+                logits, config, [generators[number] for number in going], list(going.values())
+            )
+            parted: dict[tuple[int, int], list[int]] = {}  # (row, token) -> the replies to go on
+            for (number, row), token, log_prob in zip(
+                going.items(), tokens.tolist(), log_probs.tolist(), strict=True
+            ):
+                said[number][0].append(token)
+                said[number][1].append(log_prob)
+                if not left or self._is_end(said[number][0]):
+                    replies[number] = Reply(self._reply_text(said[number][0]), *said[number])
+                else:
+                    parted.setdefault((row, token), []).append(number)
             yield replies
-            open_rows = [n for n, i in enumerate(going) if replies[i] is None]
-            if not open_rows:
+            if not parted:
                 return
-            # Moving the cache costs a fifth of a step.
-            if isinstance(run, Run) and 4 * len(open_rows) <= 3 * len(going):
-                kept = torch.tensor(open_rows)
-                run.take(kept)
-                tokens, going = tokens[kept], [going[n] for n in open_rows]
-            run.feed(tokens)
+            if isinstance(run, Run):
+                places = run.branch(list(parted))
+            else:
+                run.feed(tokens)
+                places = [0]
+            going = {
+                number: place
+                for place, numbers in zip(places, parted.values(), strict=True)
+                for number in numbers
+            }
 
     def _reply_text(self, ids: list[int]) -> str:
         whole = self._text(ids[:-1] if ids[-1] in self._stop_ids else ids)
@@ -481,12 +532,14 @@ class CausalLanguageModel:
         ]
         return text[: len(text) - max(begun, default=0)], False
 
-    def _start(self, rows: list[Tensor], config: GenerationConfig) -> "Run | TransformersRun":
+    def _start(
+        self, rows: list[Tensor], config: GenerationConfig, replies: int = 1
+    ) -> "Run | TransformersRun":
         decoder = self.decoder()
         if decoder is None:
             return TransformersRun(self.model, rows[0])
         # The last token is said, never read.
-        return decoder.start(rows, config.max_new_tokens - 1, self._stop_ids)
+        return decoder.start(rows, config.max_new_tokens - 1, self._stop_ids, replies)
 
     def decoder(self) -> LlamaDecoder | None:
         """Return the decoder of the weights as they are now; None for other models.

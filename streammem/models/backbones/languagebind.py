@@ -14,7 +14,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
-from streammem.video.pixels import resize
+from streammem.perception.frames import resize
 
 # Legend: B frames, G frames a group, N = 1 + P tokens a frame, D width, H heads.
 

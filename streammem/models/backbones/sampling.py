@@ -84,28 +84,42 @@ def penalised(logits: Tensor, replies: Sequence[Sequence[int]], penalty: float) 
 
 
 def pick(
-    logits: Tensor, config: GenerationConfig, generators: Sequence[torch.Generator | None]
+    logits: Tensor,
+    config: GenerationConfig,
+    generators: Sequence[torch.Generator | None],
+    rows: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Choose each row's next token.
+    """Choose the next token of each of N replies.
 
     Args:
         logits: [B, V].
         config: temperature 0 takes the likeliest token and draws nothing.
-        generators: one a row, on the CPU; a row draws one number, beside any others. A row
+        generators: one a reply, on the CPU; a reply draws one number, beside any others. A reply
             without one takes its likeliest token at any temperature.
+        rows: the row of ``logits`` that each reply goes on from: replies that are alike so far
+            share one. None gives each its own.
 
     Returns:
-        Tokens [B] and their log-probabilities [B] float32, of the softmax at the temperature
+        Tokens [N] and their log-probabilities [N] float32, of the softmax at the temperature
         (at 1 if that is 0) before ``top_k`` and the nucleus are cut out.
     """
-    scores = _heated(logits.float(), config.temperature).log_softmax(-1)
-    tokens = logits.argmax(-1)
-    drawing = [row for row, generator in enumerate(generators) if generator]
-    if config.temperature > 0 and drawing:
-        draws = [torch.rand(1, generator=generators[row], dtype=torch.float64) for row in drawing]
-        likely = scores[drawing].exp()
-        tokens[drawing] = _drawn(likely, config, torch.cat(draws).to(scores.device))
-    return tokens, scores.gather(1, tokens[:, None])[:, 0]
+    of = list(range(len(logits)) if rows is None else rows)
+    tokens = torch.zeros(len(of), dtype=torch.long, device=logits.device)
+    log_probs = torch.zeros(len(of), device=logits.device)
+    for row in set(of):  # one by one: a row fits a processor's cache, all of them do not
+        scores = _heated(logits[row].float(), config.temperature).log_softmax(-1)
+        own = [number for number, its in enumerate(of) if its == row]
+        drawing = [number for number in own if config.temperature > 0 and generators[number]]
+        if len(drawing) < len(own):
+            tokens[own] = logits[row].argmax()
+        if drawing:
+            draws = [
+                torch.rand(1, generator=generators[number], dtype=torch.float64)
+                for number in drawing
+            ]
+            tokens[drawing] = _drawn(scores.exp(), config, torch.cat(draws).to(scores.device))
+        log_probs[own] = scores[tokens[own]]
+    return tokens, log_probs
 
 
 def _heated(logits: Tensor, temperature: float) -> Tensor:
@@ -116,26 +130,25 @@ def _heated(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _drawn(probabilities: Tensor, config: GenerationConfig, draws: Tensor) -> Tensor:
-    """Invert the cumulative distribution of each row's nucleus at ``draws`` [B] in [0, 1)."""
+    """Invert the cumulative distribution of the nucleus of [V] at ``draws`` [N] in [0, 1)."""
     top_k, top_p = config.top_k, config.top_p
     if top_p == 1 and not top_k:  # all tokens, in any order: no need to sort them
-        mass = probabilities.double().cumsum(1)
-        return _reached(mass, draws[:, None] * mass[:, -1:])[:, 0]
-    size = probabilities.shape[1]
-    ranked, order = probabilities.topk(min(top_k or LIKELY, size))  # [B, R]
-    if not top_k and size > LIKELY and bool((ranked.sum(1) < top_p).any()):
+        mass = probabilities.double().cumsum(0)
+        return _reached(mass, draws * mass[-1])
+    size = len(probabilities)
+    ranked, order = probabilities.topk(min(top_k or LIKELY, size))  # [R]
+    if not top_k and size > LIKELY and bool(ranked.sum() < top_p):
         ranked, order = probabilities.sort(descending=True, stable=True)
-    mass = ranked.double().cumsum(1)
+    mass = ranked.double().cumsum(0)
     # The smallest set whose mass reaches top_p: a token stays if the mass before it is short.
     # What top_k leaves counts as the whole.
-    needed = top_p * mass[:, -1:] if top_k else top_p
-    last = (mass - ranked < needed).sum(1, keepdim=True) - 1
-    aims = draws[:, None] * mass.gather(1, last)
-    return order.gather(1, _reached(mass, aims))[:, 0]
+    needed = top_p * mass[-1] if top_k else top_p
+    last = (mass - ranked < needed).sum() - 1
+    return order[_reached(mass, draws * mass[last])]
 
 
 def _reached(mass: Tensor, aims: Tensor) -> Tensor:
-    """First rank whose cumulative ``mass`` [B, R] lies above the aim [B, 1].
+    """First ranks [N] whose cumulative ``mass`` [R] lies above the aims [N].
 
     A draw is at most 1 - 2^-53, and such a part of a number rounds to less than the number: an
     aim stays below the mass that it is a part of, and no token without probability is chosen.

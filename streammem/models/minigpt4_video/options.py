@@ -5,12 +5,12 @@ each clip of a long video.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from typing import Literal
 
+from streammem.config import check_choices
 from streammem.errors import ConfigError
 
 Cuts = Literal["streaming", "whole", "clips"]
-CUTS: tuple[Cuts, ...] = get_args(Cuts)
 Subtitles = Literal["each", "plain", "goldfish"]
 Sampling = Literal["even", "floor"]
 PromptStyle = Literal["trained", "plain"]
@@ -78,11 +78,7 @@ class MiniGPT4Options:
     heads: int = 16
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if get_args(hint) and value not in get_args(hint):
-                choices = ", ".join(get_args(hint))
-                raise ConfigError(f"{name}={value!r}: give one of {choices}")
+        check_choices(self)
         if min(self.frames, self.words, self.max_tokens) < 0:
             raise ConfigError("frames, words and max_tokens must be >= 0; 0 takes the parent's")
         if min(self.kept_frames, self.heads, self.lora_rank) < 1:
@@ -109,20 +105,3 @@ GOLDFISH = MiniGPT4Options(
     cuts="clips", sampling="floor", subtitles="goldfish", prompt="plain",
     fit="front",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class SessionDefaults:
-    """Options of a session that a model needs otherwise than sessions have them; None leaves them.
-
-    Attributes:
-        passages, now_frames, epsilon, still: see ``SessionConfig``.
-        context, instruction: likewise.
-    """
-
-    passages: int | None = None
-    now_frames: int | None = None
-    epsilon: float | None = None
-    still: float | None = None
-    context: str | None = None
-    instruction: str | None = None

@@ -27,14 +27,10 @@ class WordsOfCells(nn.Module):
         cell_dim: C, channels of a cell; the first C of a patch are read.
         words: W.
         rank: of the map from a cell to the words.
-
-    Attributes:
-        names: the words, in the order of their scores; empty where they are not known.
     """
 
     def __init__(self, cell_dim: int, words: int, rank: int = 256) -> None:
         super().__init__()
-        self.names: tuple[str, ...] = ()
         self.down = nn.Linear(cell_dim, rank, bias=False)
         self.up = nn.Linear(rank, words)
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -19,16 +19,15 @@ from streammem.models.backbones.language import (
 )
 from streammem.models.backbones.text import SentenceEncoder
 from streammem.models.backbones.vision import VisionEncoder
-from streammem.models.confidence import ConfidenceModel
+from streammem.models.caption_scores import ConfidenceModel, Reranker
 from streammem.models.once import once
 from streammem.models.prompts import CAPTION_INSTRUCTION
-from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads, SegmentFrames
-from streammem.models.reranking import Reranker
-from streammem.models.tiny import recurrent
-from streammem.models.tiny.bridge import MemoryBridge
-from streammem.models.tiny.keys import PictureKey, TextKey, WordsOfCells
+from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads
+from streammem.models.tiny.bridge import MemoryBridge, empty_memory, update_memory
+from streammem.models.tiny.keys import PictureKey, TextKey
 from streammem.models.tiny.questions import QuestionHead, QuestionReading
-from streammem.perception.perceiver import Perceived
+from streammem.models.tiny.words import LEAST_SHOWN, SHOWN, WordsOfTokens
+from streammem.perception.frames import Perceived, SegmentFrames
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
 
@@ -58,8 +57,10 @@ class VideoModel:
         reranker: how the best of several captions is chosen; likewise.
         null: how far the best of many unrelated pictures' keys reaches; for "not seen".
         questions: reads operator and anchor off a question; without it, every one is free.
-        words: scores the words of a picture, apart from the keys' own, so that it can learn more
-            words while keys, and what is chosen and found by them, stay as they are.
+        words: names things that a segment's tokens show; prompts that answer have them, and
+            captions do not.
+        open_answers: opens the language model that has learned to answer; called at most once,
+            when first asked. Without it the one that captions answers too.
     """
 
     name: str
@@ -77,7 +78,8 @@ class VideoModel:
     reranker: Reranker | None = None
     null: GumbelNull = DEFAULT_NULL
     questions: QuestionHead | None = None
-    words: WordsOfCells | None = None
+    words: WordsOfTokens | None = None
+    open_answers: Callable[[], CausalLanguageModel] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(
@@ -94,7 +96,14 @@ class VideoModel:
         """Itself."""
         return self
 
-    segment_encoder = text_encoder = generator = answer_generator = perceiver
+    segment_encoder = text_encoder = generator = perceiver
+
+    @cached_property
+    def answer_generator(self) -> "VideoModel":
+        """Itself, with the language model that has learned to answer if there is one."""
+        if self.open_answers is None:
+            return self
+        return replace(self, open_language=self.open_answers, open_answers=None)
 
     @property
     def session_options(self) -> dict[str, Any]:
@@ -133,36 +142,22 @@ class VideoModel:
         key = self.picture_key(features.patches)[0].float().cpu().numpy()
         return Perceived(embedding, features.patches[0].half(), key)
 
-    @torch.inference_mode()
-    def likely_words(self, patches: Tensor, count: int) -> list[str]:
-        """Name the words that a person would most likely use of a picture, the likeliest first.
-
-        Args:
-            patches: [P, V] of ``Perceived``.
-            count: words at most.
-
-        Returns:
-            Words; none where the checkpoint has no names for any.
-        """
-        if self.words is None:
+    def likely_words(self, tokens: Tensor, count: int, least: float = 0.0) -> list[str]:
+        """Name what a segment's tokens [M, D] show; see ``WordsOfTokens``. [] where none can be."""
+        if self.words is None or not tokens.numel():
             return []
-        scores = self.words(patches[None].float())[0]
-        best = scores.topk(min(count, len(scores))).indices.tolist()
-        return [self.words.names[i] for i in best]
+        return self.words.likely(tokens, count, least)
 
     @property
     def token_shape(self) -> tuple[int, int]:
         """(M, D) of a segment's tokens."""
         return self.bridge.config.memory_tokens, self.bridge.config.dim
 
-    @property
-    def reads_related(self) -> bool:
-        """False: a segment is read by itself."""
-        return False
+    reads_related = False  # a segment is read by itself
 
     def initial_memory(self) -> Tensor:
-        """Return the memory before the first segment, [M, D + 1]; see ``recurrent.update``."""
-        return recurrent.empty(*self.token_shape)
+        """Return the memory before the first segment, [M, D + 1]; see ``update_memory``."""
+        return empty_memory(*self.token_shape)
 
     def encode_segment(
         self, frames: SegmentFrames, memory: Tensor, related: Tensor | None
@@ -180,7 +175,7 @@ class VideoModel:
     @torch.inference_mode()
     def update_memory(self, memory: Tensor, tokens: Tensor) -> Tensor:
         """Fold a segment's tokens [M, D] into the memory [M, D + 1]."""
-        return recurrent.update(memory, tokens)
+        return update_memory(memory, tokens)
 
     @torch.inference_mode()
     def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
@@ -204,10 +199,7 @@ class VideoModel:
 
     # -- the generator --
 
-    @property
-    def reads(self) -> Reads:
-        """Tokens of its own bridge; no pictures."""
-        return Reads(tokens=True)
+    reads = Reads(tokens=True)  # of its own bridge; no pictures
 
     @property
     def batches(self) -> bool:
@@ -227,6 +219,10 @@ class VideoModel:
             if item.tokens is not None:
                 content.append(self._visual(item.tokens))
             words = [item.caption] if item.caption else []
+            # Who captions beside one that answers has not learned to read names.
+            if item.tokens is not None and self.open_answers is None:
+                likely = self.likely_words(item.tokens, SHOWN, LEAST_SHOWN)
+                words += [f"({', '.join(likely)})"] if likely else []
             words += [f"“{item.speech[:MAX_SPEECH]}”"] if item.speech else []
             content.append(f" {' '.join(words)}\n" if words else "\n")
         return self.language.chat([*content, question])
@@ -240,6 +236,10 @@ class VideoModel:
     def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
         """Yield a reply piece by piece, with beams as one piece."""
         return self.language.pieces(prompt, decoding)
+
+    def log_probs(self, prompt: Prompt, texts: Sequence[str]) -> list[list[float]]:
+        """Return how likely each text is as a reply; see ``protocols.LikelihoodGenerator``."""
+        return self.language.log_probs(prompt, texts)
 
     @torch.inference_mode()
     def _visual(self, tokens: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Questions: what is asked for (an operator) and of what (an anchor), read by a small head.
 
-Not here: time words (`timewords.py`), and what an operator does with a timeline (`timeline.py`).
+Not here: time words (`qa/question.py`), and what an operator does with a timeline (`timeline.py`).
 """
 
 import math

@@ -11,17 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streammem.models.backbones.eva import EvaConfig, EvaTower
+from streammem.models.backbones.eva import EvaConfig, EvaTower, normed
 from streammem.models.backbones.imagebind import ImageBindAudio, ImageBindConfig
 from streammem.models.backbones.qformer import QFormer, QFormerConfig
 
 # Legend: T frames, S side in pixels, Q queries a frame, W width of the Q-Formers, L width of the
 # language model, C clips, E width of a clip's vector.
 
-BATCH = 8  # frames that the tower reads at a time
 TOWER, EARS = EvaConfig(), ImageBindConfig()
 FRAME_READER = QFormerConfig(layers=12, every=2, reads=1408)
 VIDEO_READER = QFormerConfig(layers=2, every=1)
@@ -101,16 +99,8 @@ class PictureBranch(nn.Module):
         Returns:
             [T, Q, W] float32.
         """
-        parts = []
-        for part in pixels.split(BATCH):
-            # The class token stays, and the norm is computed in float32 as published.
-            hidden = self.tower(part).float()
-            norm = self.norm
-            normed = F.layer_norm(
-                hidden, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
-            )
-            parts.append(self.reader(normed))
-        return torch.cat(parts)
+        # The class token stays.
+        return torch.cat([self.reader(part) for part in normed(self.tower, self.norm, pixels)])
 
     def read(self, frames: Tensor) -> Tensor:
         """Read frames [T, Q, W] together, T in [1, positions]: [Q, L] for the language model."""

@@ -4,8 +4,9 @@ The defaults mend. ``PUBLISHED`` is the parent as its demo runs.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from typing import Literal, get_type_hints
 
+from streammem.config import check_choices
 from streammem.errors import ConfigError
 
 Chat = Literal["llama2", "vicuna"]
@@ -63,12 +64,10 @@ class VideoLlamaOptions:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if hint is int and value < 1:
-                raise ConfigError(f"{name}={value}: give a number >= 1")
-            if get_args(hint) and value not in get_args(hint):
-                raise ConfigError(f"{name}={value!r}: give one of {', '.join(get_args(hint))}")
+            if hint is int and getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: give a number >= 1")
         if self.kept_frames > self.frames or self.frames > 8:
             raise ConfigError("kept_frames is at most frames, which is at most 8")
         if self.words == "published" and not self.parent:

@@ -1,8 +1,5 @@
 """Video-LLaMA's published files: what lies in which, what may lack, and opening them.
 
-    said = find("video-llama-7b", CONFIGS)      # the TOML file of a model
-    model = open_model("video-llama-7b", said, keys)
-
 Up to five torch files (of which tensors and plain values alone are read) and the folder of the
 language model. Sizes come from the files, so that a small checkpoint in the same layout opens as
 the published one does. Nothing is downloaded.
@@ -17,27 +14,23 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from streammem.config import override, read_toml
-from streammem.errors import BackboneError, CheckpointError, ConfigError
-from streammem.models.backbones.eva import EVA_UNREAD, EvaConfig
+from streammem.errors import CheckpointError, ConfigError
+from streammem.models.backbones.eva import EVA_UNREAD, config_of
 from streammem.models.backbones.imagebind import (
-    BINS,
-    FRAMES,
     IMAGEBIND_UNREAD,
-    ImageBindConfig,
     ImageBindVision,
     ImageBindVisionConfig,
+    audio_config,
 )
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.qformer import QFORMER_UNREAD, QFormer, QFormerConfig
 from streammem.models.backbones.torch_files import misfits, read_torch
 from streammem.models.backbones.transformers_files import unusable
+from streammem.models.published import FRESH, PublishedFile, dtype_of, local_file, shapes_of
 from streammem.models.tiny.model import VideoModel
 from streammem.models.video_llama.branches import (
-    EARS,
     FRAME_READER,
     SOUND_READER,
-    TOWER,
     VIDEO_READER,
     BranchSizes,
     PictureBranch,
@@ -45,14 +38,11 @@ from streammem.models.video_llama.branches import (
     SoundSizes,
 )
 from streammem.models.video_llama.options import VideoLlamaOptions
+from streammem.models.video_llama.prompts import STOPS
 from streammem.models.video_llama.video_llama import VideoLlama
-from streammem.models.videollamb.options import SessionDefaults
 
-FAMILY = "video-llama"
-FRESH = "fresh"
 VISION = ImageBindVisionConfig()
 IMAGEBIND_FILE = "imagebind_huge.pth"  # of the folder that the parent's configuration names
-TOWER_LAYERS = {1408: TOWER.layers}  # by width: the 40th block of the published tower is dropped
 # What the files may hold and no pass reads: buffers, the projection of BLIP-2's language model, and
 # the text half of its Q-Former.
 UNREAD = re.compile(
@@ -67,83 +57,37 @@ UNREAD = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class VideoLlamaFile:
-    """What a TOML file of a model says.
-
-    Paths are relative to where the program runs; ``hf:OWNER/NAME/FILE`` is a file of the local hub
-    cache.
+class VideoLlamaFile(PublishedFile):
+    """What a TOML file of a Video-LLaMA says.
 
     Attributes:
-        family: ``video-llama``, which tells it from files of other models.
         tower: EVA ViT-G/14's file.
         reader: BLIP-2's, with the Q-Former of one frame and the norm before it.
         pictures: the parent's checkpoint of the pictures' branch, or ``fresh``, to be trained.
         sound: likewise of the sound's branch; empty: the model does not listen.
         imagebind: ImageBind's file, or the folder that holds it; needed beside ``sound``.
         language: folder of the language model, or ``hf:OWNER/NAME`` from the local hub cache.
-        keys: preset or folder of the model that lends its key space.
-        about: one line for people.
-        options: see ``VideoLlamaOptions``.
-        session: what sessions of it do otherwise unless they are told.
     """
 
-    family: str = ""
+    NEEDED = (("pictures", "the parent's checkpoint,"), ("language", "the model beneath it"))
+
+    family: str = "video-llama"
     tower: str = "eva_vit_g.pth"
     reader: str = "blip2_pretrained_flant5xxl.pth"
     pictures: str = ""
     sound: str = ""
     imagebind: str = IMAGEBIND_FILE
     language: str = ""
-    keys: str = "streammem-tiny"
-    about: str = ""
     options: VideoLlamaOptions = field(default_factory=VideoLlamaOptions)
-    session: SessionDefaults = field(default_factory=SessionDefaults)
 
 
-def find(name: str | Path, presets: Path) -> VideoLlamaFile | None:
-    """Find the model that a name means: a TOML file whose ``family`` is Video-LLaMA's.
-
-    Args:
-        name: as ``--model`` takes it.
-        presets: folder of the TOML files that come with streammem.
-
-    Returns:
-        None for another model.
-
-    Raises:
-        ConfigError: such a file that cannot be meant.
-    """
-    path = Path(name)
-    file = path if path.suffix == ".toml" else presets / f"{name}.toml"
-    if not file.is_file():
-        return None
-    tables = read_toml(file)
-    if tables.get("family") != FAMILY:
-        return None
-    said = override(VideoLlamaFile(), tables, f"{file}: ")
-    if not said.pictures or not said.language:
-        raise ConfigError(
-            f"{file}: name pictures, the parent's checkpoint, and language, the model beneath it"
-        )
-    return said
+FILE = VideoLlamaFile
 
 
 def open_model(
     name: str, said: VideoLlamaFile, keys: VideoModel, *, device: str = "cpu"
 ) -> VideoLlama:
-    """Open a checkpoint; the language model follows when first needed.
-
-    Args:
-        name: of the model, for messages and memories.
-        said: where its weights are, and how it is run.
-        keys: lends its key space, and what scenes are cut by.
-        device: where all of it runs.
-
-    Raises:
-        ConfigError: options that cannot be met here.
-        CheckpointError: a file is corrupt, or tensors are missing, unknown or of another shape.
-        BackboneError: a file is not here.
-    """
+    """Open a checkpoint; see ``models.published.open_published``."""
     options = said.options
     # 1. All tensors by the parent's names; the second checkpoint goes over the first, as there.
     tensors = _named(said)
@@ -160,7 +104,7 @@ def open_model(
         for branch in branches
         for published, own in branch.published().items()
     }
-    found = {key: tuple(value.shape) for key, value in tensors.items()}
+    found = shapes_of(tensors)
     if not sound:  # a checkpoint of both branches may be used for its pictures
         found = {key: shape for key, shape in found.items() if not key.startswith("audio_")}
     if wrong := misfits(found, wanted, UNREAD):
@@ -170,9 +114,7 @@ def open_model(
             f"{name}: not a whole Video-LLaMA ({wrong}); it was read from {', '.join(files)}"
         )
     # 3. Fill them: towers as small as asked for, the rest in float32.
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    if options.dtype != "auto":
-        dtype = getattr(torch, options.dtype)
+    dtype = dtype_of(options.dtype, device)
     for branch in branches:
         state = {
             own: tensors[published].to(
@@ -192,6 +134,7 @@ def open_model(
             raise CheckpointError(
                 f"{name}: its tokens have width {width}, but {said.language} has {language.width}"
             )
+        language.stops = STOPS[options.chat]
         return language
 
     return VideoLlama(
@@ -207,12 +150,12 @@ def open_model(
 
 def _named(said: VideoLlamaFile) -> dict[str, Tensor]:
     """Read all files; tensors bear the names that they have in the parent's whole model."""
-    tower = _file(said.tower)
+    tower = local_file(said.tower)
     tensors = {f"visual_encoder.{key}": value for key, value in read_torch(tower).items()}
-    tensors |= read_torch(_file(said.reader))
-    own = read_torch(_file(said.pictures)) if said.pictures != FRESH else {}
+    tensors |= read_torch(local_file(said.reader))
+    own = read_torch(local_file(said.pictures)) if said.pictures != FRESH else {}
     if said.sound:
-        own |= read_torch(_file(said.sound)) if said.sound != FRESH else {}
+        own |= read_torch(local_file(said.sound)) if said.sound != FRESH else {}
         ears = _imagebind(said)
         tensors |= {f"audio_encoder.{key}": value for key, value in read_torch(ears).items()}
     return tensors | own
@@ -220,7 +163,7 @@ def _named(said: VideoLlamaFile) -> dict[str, Tensor]:
 
 def _imagebind(said: VideoLlamaFile) -> Path:
     folder = Path(said.imagebind)
-    return folder / IMAGEBIND_FILE if folder.is_dir() else _file(said.imagebind)
+    return folder / IMAGEBIND_FILE if folder.is_dir() else local_file(said.imagebind)
 
 
 def _fresh(tensors: Mapping[str, Tensor], said: VideoLlamaFile) -> dict[str, Tensor]:
@@ -277,26 +220,12 @@ def open_vision(said: VideoLlamaFile, *, device: str = "cpu") -> ImageBindVision
     with torch.device("meta"):
         eyes = ImageBindVision(config)
     state = eyes.state_dict()
-    wanted = {name: tuple(value.shape) for name, value in state.items()}
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    if wrong := misfits(found, wanted, re.compile("modality_postprocessors.*")):
+    wanted = shapes_of(state)
+    if wrong := misfits(shapes_of(tensors), wanted, re.compile("modality_postprocessors.*")):
         raise CheckpointError(f"{path}: not a whole branch of pictures ({wrong})")
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype = dtype_of("auto", device)
     eyes.load_state_dict({n: tensors[n].to(device, dtype) for n in wanted}, assign=True)
     return eyes.eval().requires_grad_(False)
-
-
-def _file(name: str) -> Path:
-    """Find a file of ``VideoLlamaFile``; ``read_torch`` refuses one that is not there."""
-    if not name.startswith("hf:"):
-        return Path(name)
-    from huggingface_hub import try_to_load_from_cache
-
-    owner, repository, file = (*name.removeprefix("hf:").split("/", 2), "", "")[:3]
-    found = try_to_load_from_cache(f"{owner}/{repository}", file) if file else None
-    if not isinstance(found, str):
-        raise BackboneError(f"{name}: is not here; run: hf download {owner}/{repository} {file}")
-    return Path(found)
 
 
 def sizes_of(
@@ -331,16 +260,9 @@ def sizes_of(
 
     # 1. Pictures.
     at = "visual_encoder."
-    width = size(f"{at}pos_embed", 2, TOWER.width)
-    patch = size(f"{at}patch_embed.proj.weight", 2, TOWER.patch)
-    places = size(f"{at}pos_embed", 1, 1 + (TOWER.side // TOWER.patch) ** 2)
-    tower = EvaConfig(
-        width=width,
-        layers=TOWER_LAYERS.get(width, layers(f"{at}blocks.", TOWER.layers)),
-        heads=options.heads,
-        mlp=size(f"{at}blocks.0.mlp.fc1.weight", 0, TOWER.mlp),
-        side=patch * round(max(1, places - 1) ** 0.5),
-        patch=patch,
+    tower = config_of(
+        {key.removeprefix(at): value for key, value in tensors.items() if key.startswith(at)},
+        options.heads,
     )
     pictures = BranchSizes(
         tower=tower,
@@ -349,25 +271,13 @@ def sizes_of(
         positions=size("video_frame_position_embedding.weight", 0, 32),
         language=size("llama_proj.weight", 0, 4096),
     )
-    _check_heads(
-        heads=(options.heads, width), reader_heads=(options.reader_heads, pictures.reader.width)
-    )
+    _check_heads(reader_heads=(options.reader_heads, pictures.reader.width))
     if not listens:
         return pictures, None
     # 2. Sound.
-    at = "audio_encoder.modality_"
-    stem = f"{at}preprocessors.audio."
-    kernel = size(f"{stem}rgbt_stem.proj.weight", 2, EARS.kernel)
-    patches = size(f"{stem}pos_embedding_helper.pos_embed", 1, 1 + EARS.patches) - 1
-    ears = ImageBindConfig(
-        width=size(f"{stem}cls_token", 2, EARS.width),
-        layers=layers(f"{at}trunks.audio.blocks.", EARS.layers),
-        heads=options.sound_heads,
-        mlp=size(f"{at}trunks.audio.blocks.0.mlp.fc1.weight", 0, EARS.mlp),
-        out=size(f"{at}heads.audio.2.weight", 0, EARS.out),
-        kernel=kernel,
-        stride=_stride(kernel, patches),
-    )
+    at = "audio_encoder."
+    heard = {key.removeprefix(at): v for key, v in tensors.items() if key.startswith(at)}
+    ears = audio_config(heard, options.sound_heads)
     _check_heads(sound_heads=(options.sound_heads, ears.width))
     return pictures, SoundSizes(
         ears=ears,
@@ -375,15 +285,6 @@ def sizes_of(
         positions=size("audio_position_embedding.weight", 0, 8),
         language=size("audio_llama_proj.weight", 0, 4096),
     )
-
-
-def _stride(kernel: int, patches: int) -> int:
-    """Find the step of patches that gives as many of them; that of the published file if none."""
-    for stride in range(1, BINS):
-        down, along = ((max(0, size - kernel)) // stride + 1 for size in (BINS, FRAMES))
-        if down * along == patches:
-            return stride
-    return EARS.stride
 
 
 def _check_heads(**heads: tuple[int, int]) -> None:

@@ -6,12 +6,10 @@ Q-Former reads together is decided when a caption or an answer is written. Where
 is ``published.py``'s business.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,28 +18,14 @@ from torch import Tensor
 
 from streammem.audio.scene_sound import SceneSound
 from streammem.models.backbones.imagebind import CLIP_S, RATE, clip_starts, spectrogram
-from streammem.models.backbones.language import (
-    CausalLanguageModel,
-    GenerationConfig,
-    Prompt,
-    Replies,
-)
-from streammem.models.confidence import ConfidenceModel
-from streammem.models.once import once
-from streammem.models.protocols import (
-    EncodedSegment,
-    EvidenceItem,
-    Reads,
-    SegmentFrames,
-    spread,
-)
-from streammem.models.tiny.model import VideoModel
+from streammem.models.backbones.language import Prompt
+from streammem.models.protocols import EncodedSegment, EvidenceItem
+from streammem.models.published import CAPTION_REQUEST, PublishedModel
 from streammem.models.video_llama.branches import PictureBranch, SoundBranch
 from streammem.models.video_llama.options import VideoLlamaOptions
 from streammem.models.video_llama.prompts import (
     FRAMING,
     OWN_SOUND,
-    STOPS,
     SYSTEM,
     Parts,
     Slot,
@@ -52,17 +36,12 @@ from streammem.models.video_llama.prompts import (
     time_line,
     video_prompt,
 )
-from streammem.models.videollamb.options import SessionDefaults
-from streammem.perception.perceiver import Perceived
-from streammem.perception.scenetilling import SceneTillingConfig
+from streammem.perception.frames import SegmentFrames, spread
 from streammem.types import clock
 
 # Legend: T frames, S side in pixels, Q queries a frame, W width of the Q-Formers, L width of the
 # language model, C clips, E width of a clip's vector.
 
-CAPTION_REQUEST = "Describe what happens in this video in one sentence."
-DECODING = GenerationConfig(max_new_tokens=64)
-SESSION = SessionDefaults()
 MIN_CLIP = 400  # samples: below 25 ms there is nothing to hear
 MOST = 8  # frames of a segment
 BASE = 127  # of the digits of a time: the levels of a value with 8 bits
@@ -83,104 +62,34 @@ class Kept(NamedTuple):
     clips: Tensor | None
 
 
-@dataclass(frozen=True, eq=False)
-class VideoLlama:
-    """A Video-LLaMA checkpoint, in evaluation mode.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class VideoLlama(PublishedModel):
+    """A Video-LLaMA checkpoint.
 
     Attributes:
-        name: the preset or file it was loaded from.
-        options: how it is run.
-        keys: lends its key space and what scenes are cut by.
         pictures: its own branch.
         sound: likewise; None without the weights of one.
-        open_language: opens the language model; called at most once, when first needed.
-        decoding: how captions are decoded unless a session says otherwise.
-        session: what its sessions do otherwise than those of other models.
     """
 
-    name: str
+    whole = "one"
+
     options: VideoLlamaOptions
-    keys: VideoModel
     pictures: PictureBranch
     sound: SoundBranch | None
-    open_language: Callable[[], CausalLanguageModel]
-    decoding: GenerationConfig = DECODING
-    session: SessionDefaults = SESSION
 
-    def __post_init__(self) -> None:
-        opened = self.open_language
-
-        def with_stops() -> CausalLanguageModel:
-            language = opened()
-            language.stops = STOPS[self.options.chat]
-            return language
-
-        object.__setattr__(self, "open_language", once(with_stops, f"{self.name}: language model"))
-
-    @property
-    def perceiver(self) -> Self:
-        """Itself."""
-        return self
-
-    segment_encoder = generator = answer_generator = perceiver
-
-    @property
-    def text_encoder(self) -> VideoModel:
-        """The model that lends its key space."""
-        return self.keys
-
-    @property
-    def scenes(self) -> SceneTillingConfig:
-        """Those of the model that lends its keys."""
-        return self.keys.scenes
-
-    @property
-    def language(self) -> CausalLanguageModel:
-        """The language model, opened when first used."""
-        return self.open_language()
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A checksum of the weights and options that decide what a stored memory means."""
-        kept = f"{self.token_shape} {self.options.clip_means}"
-        digest = hashlib.sha256(f"{self.keys.fingerprint} {kept}".encode())
+    def identity(self) -> tuple[str, Iterable[tuple[str, Tensor]]]:
+        """Return the shape of a memory's rows, how clips are read, and weights that make rows."""
         weights = [self.pictures.tower.patch_embed.proj.weight, *self.pictures.reader.parameters()]
         if self.sound:
             weights += self.sound.ears.modality_heads.parameters()
-        for value in weights:
-            digest.update(value.detach().float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return f"{self.token_shape} {self.options.clip_means}", (("", value) for value in weights)
 
     @property
     def session_options(self) -> dict[str, Any]:
         """Options of ``SessionConfig`` that it has otherwise."""
-        stated = {name: value for name, value in asdict(self.session).items() if value is not None}
-        return stated | ({"sound": self.options.without_sound} if self.sound else {})
-
-    @property
-    def reranker(self) -> None:
-        """None: the likeliest caption is taken."""
-        return None
-
-    @property
-    def confidence_model(self) -> ConfidenceModel | None:
-        """None: that of ``keys`` was fitted to words of another model."""
-        return None
-
-    @property
-    def reads(self) -> Reads:
-        """Rows of its own; no pictures."""
-        return Reads(tokens=True)
-
-    @property
-    def batches(self) -> bool:
-        """False: scenes are captioned one by one, so that a caption depends on no other."""
-        return False
-
-    @property
-    def reads_related(self) -> bool:
-        """False: a segment is read by itself."""
-        return False
+        return super().session_options | (
+            {"sound": self.options.without_sound} if self.sound else {}
+        )
 
     @property
     def token_shape(self) -> tuple[int, int]:
@@ -195,21 +104,13 @@ class VideoLlama:
         values = self.sound.sizes.positions * self.sound.sizes.reader.reads
         return -(-values // self.pictures.sizes.reader.width)
 
-    def initial_memory(self) -> Tensor:
-        """Return [0, 0]: nothing is carried from segment to segment."""
-        return torch.zeros(0, 0)
-
     # -- the frame-rate path --
 
-    def perceive(self, picture: np.ndarray) -> Perceived:
-        """See one frame, [H, W, 3] uint8 RGB; its patches are pixels, which are encoded later."""
-        lent = self.keys.perceive(picture)
-        return Perceived(lent.embedding, torch.from_numpy(self._squeezed(picture)), lent.key)
-
-    def _squeezed(self, picture: np.ndarray) -> np.ndarray:
+    def pixels(self, picture: np.ndarray) -> Tensor:
         """Shrink a picture to the tower's square; its aspect is not kept, as in training."""
         side = self.pictures.sizes.tower.side
-        return np.array(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
+        squeezed = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(squeezed))
 
     def choose(self, count: int) -> list[int]:
         """Choose the frames that are read, of so many."""
@@ -307,7 +208,7 @@ class VideoLlama:
         parts = self._parts(videos, request, listens=clips is not None)
         device = self.pictures.positions.weight.device
         pictures = iter(videos)
-        prompt: list[str | Tensor] = [self._begin()]
+        prompt: list[str | Tensor] = [self.begin()]
         for part in parts:
             if part is Slot.PICTURES:
                 prompt.append(self.pictures.read(next(pictures)[0].to(device)))
@@ -342,30 +243,14 @@ class VideoLlama:
     def _published(self, where: tuple[str, str]) -> str:
         return published_text(Path(self.options.parent), where)
 
-    def _begin(self) -> Tensor:
-        """Embed the beginning-of-sequence token."""
-        embed = self.language.model.get_input_embeddings()
-        begin = torch.tensor([self.language.tokenizer.bos_token_id], device=embed.weight.device)
-        return embed(begin)
-
     @torch.inference_mode()
     def see(self, picture: np.ndarray, question: str) -> Prompt:
         """Build the prompt that asks about a still picture, [H, W, 3] uint8 RGB."""
-        pixels = torch.from_numpy(self._squeezed(picture))[None]
+        pixels = self.pixels(picture)[None]
         system = self._published(SYSTEM) if self.options.words == "published" else ""
         before, _, after = picture_prompt(self.options.chat, system, question)
         assert isinstance(before, str) and isinstance(after, str)
-        return [self._begin(), before, self.pictures.read(self.pictures.frames(pixels)), after]
-
-    def replies(
-        self, prompts: Sequence[Prompt], decoding: GenerationConfig, candidates: int = 1
-    ) -> Iterator[Replies | None]:
-        """Yield replies in order, None after other steps; see ``protocols.Generator``."""
-        return self.language.replies(prompts, decoding, candidates)
-
-    def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
-        """Yield a reply piece by piece, with beams as one piece."""
-        return self.language.pieces(prompt, decoding)
+        return [self.begin(), before, self.pictures.read(self.pictures.frames(pixels)), after]
 
     # -- rows --
 

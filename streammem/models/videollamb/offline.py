@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streammem.models.protocols import spread
 from streammem.models.videollamb.bridge import pool
 from streammem.models.videollamb.videollamb import Rows, VideoLLaMB
+from streammem.perception.frames import spread
 from streammem.perception.scenetilling import SceneTilling, tile
 
 GROUP = 8  # frames that the parent's videos are a multiple of

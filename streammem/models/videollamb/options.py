@@ -5,8 +5,9 @@ its pictures, which are of no use.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from typing import Literal, get_type_hints
 
+from streammem.config import check_choices
 from streammem.errors import ConfigError
 from streammem.models.backbones.languagebind import Activation, Shrink
 
@@ -14,7 +15,6 @@ Cache = Literal["memory", "hidden"]
 Sees = Literal["all", "last", "memory"]
 PromptStyle = Literal["vicuna_v1", "llava_v1"]
 Cuts = Literal["streaming", "threshold", "top3"]
-CUTS: tuple[Cuts, ...] = get_args(Cuts)
 Groups = Literal["segment", "stream"]
 SceneFeatures = Literal["keys", "tower"]
 Quantize = Literal["none", "8bit", "4bit"]
@@ -80,13 +80,10 @@ class ParentOptions:
     device_map: Literal["single", "auto"] = "single"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if hint is int and value < 1:
-                raise ConfigError(f"{name}={value}: give a number >= 1")
-            if get_args(hint) and value not in get_args(hint):
-                choices = ", ".join(get_args(hint))
-                raise ConfigError(f"{name}={value!r}: give one of {choices}")
+            if hint is int and getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: give a number >= 1")
         if self.kept_frames > self.segment_frames:
             raise ConfigError(f"kept_frames={self.kept_frames}: at most segment_frames")
 
@@ -95,17 +92,3 @@ PUBLISHED = ParentOptions(
     sees="last", prompt="llava_v1", cuts="top3", frames=16, groups="stream",
     scene_features="tower", shrink="plain",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class SessionDefaults:
-    """Options of a session that a model needs otherwise than sessions have them; None leaves them.
-
-    Attributes:
-        now_frames, retrieved, epsilon, still: see ``SessionConfig``.
-    """
-
-    now_frames: int | None = None
-    retrieved: int | None = None
-    epsilon: float | None = None
-    still: float | None = None

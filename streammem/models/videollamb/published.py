@@ -19,7 +19,6 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from streammem.config import override, read_toml
 from streammem.errors import BackboneError, CheckpointError, ConfigError
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.languagebind import Tower, TowerConfig
@@ -29,9 +28,10 @@ from streammem.models.backbones.transformers_files import (
     quantization,
 )
 from streammem.models.backbones.weights import check_complete
+from streammem.models.published import PublishedFile, dtype_of
 from streammem.models.tiny.model import VideoModel
 from streammem.models.videollamb.bridge import ParentBridge, ParentBridgeConfig
-from streammem.models.videollamb.options import ParentOptions, SessionDefaults
+from streammem.models.videollamb.options import ParentOptions
 from streammem.models.videollamb.published_config import (
     PROJECTOR,
     llama_config,
@@ -40,7 +40,6 @@ from streammem.models.videollamb.published_config import (
 )
 from streammem.models.videollamb.shards import Shards, check_fit, open_shards
 from streammem.models.videollamb.videollamb import VideoLLaMB
-from streammem.perception.scenetilling import SceneTillingConfig
 
 BRIDGE = "model.mm_projector."
 LAYERS_OF_WIDTH = {1024: 24}  # ViT-L; its last layer is never run, so none would miss it
@@ -56,68 +55,37 @@ DEAD = (
     r"model\.(image|video)_tower\..*embeddings\.position_ids",
     r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
 )
-# The parent's scene threshold, for embeddings whose base was not measured: no floor.
-TOWER_SCENES = SceneTillingConfig(alpha=0.5, floor=0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class ParentFile:
-    """What a TOML file of a model says; a bare checkpoint folder takes the defaults.
+class ParentFile(PublishedFile):
+    """What a TOML file of a VideoLLaMB says; a bare checkpoint folder takes the defaults.
 
     Attributes:
         weights: folder of the checkpoint, relative to where the program runs, or ``hf:NAME`` from
             the local hub cache.
-        keys: preset or folder of the model that lends its key space.
         ignored_keys: keys of its config.json that are not read, where they do not matter; without
             them a key that is not known refuses the checkpoint.
-        options: see ``ParentOptions``.
-        session: what sessions of it do otherwise unless they are told.
     """
 
+    NEEDED = (("weights", "a folder or hf:NAME"),)
+
+    family: str = "videollamb"
     weights: str = ""
-    keys: str = "streammem-tiny"
     ignored_keys: tuple[str, ...] = ()
     options: ParentOptions = field(default_factory=ParentOptions)
-    session: SessionDefaults = field(default_factory=SessionDefaults)
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> "ParentFile | None":
+        """Return the defaults for a folder in the published layout."""
+        return cls(weights=str(folder)) if projector_type(folder) else None
 
 
-def find(name: str | Path, presets: Path) -> ParentFile | None:
-    """Tell whether a name means a VideoLLaMB model: a preset, a TOML file, or a folder.
-
-    Args:
-        name: as ``--model`` takes it.
-        presets: folder of the TOML files that come with streammem.
-
-    Raises:
-        ConfigError: a TOML file that cannot be meant.
-    """
-    path = Path(name)
-    preset = presets / f"{name}.toml"
-    file = path if path.suffix == ".toml" else preset
-    if file.is_file():
-        said = override(ParentFile(), read_toml(file), f"{file}: ")
-        if not said.weights:
-            raise ConfigError(f"{file}: names no weights; give weights = a folder or hf:NAME")
-        return said
-    if projector_type(path):
-        return ParentFile(str(path))
-    return None
+FILE = ParentFile
 
 
 def open_model(name: str, said: ParentFile, keys: VideoModel, *, device: str = "cpu") -> VideoLLaMB:
-    """Open a checkpoint; the language model follows when first needed.
-
-    Args:
-        name: of the model, for messages and memories.
-        said: where its weights are, and how it is run.
-        keys: see ``VideoLLaMB``.
-        device: where all of it runs.
-
-    Raises:
-        ConfigError: options that cannot be met here.
-        CheckpointError: a file is corrupt, or tensors are missing, unknown or of another shape.
-        BackboneError: a package or the checkpoint is not here.
-    """
+    """Open a checkpoint; see ``models.published.open_published``."""
     folder, options = weights_folder(said.weights), said.options
     quantization(options.quantize, device)  # refuses what cannot run before anything is read
     config = read_config(folder, said.ignored_keys)
@@ -135,7 +103,7 @@ def open_model(name: str, said: ParentFile, keys: VideoModel, *, device: str = "
         spoken.pop("lm_head.weight")
     dead = (*DEAD, *(rf"{re.escape(p)}encoder\.layers\.{n}\..*" for p, n in _last(parts)))
     check_fit(shards, names | spoken, re.compile("|".join(dead)))
-    dtype = _dtype(options, device)
+    dtype = dtype_of(options.dtype, device)
     for prefix, part in parts.items():
         own = {f"{prefix}{key}": key for key in part.state_dict()}
         part.load_state_dict(shards.tensors(own, dtype), assign=True)
@@ -153,7 +121,6 @@ def open_model(name: str, said: ParentFile, keys: VideoModel, *, device: str = "
         bridge=parts[BRIDGE],  # type: ignore[arg-type]
         open_language=open_language,
         session=said.session,
-        scenes=keys.scenes if options.scene_features == "keys" else TOWER_SCENES,
     )
 
 
@@ -248,7 +215,7 @@ def _language(
     quantized = quantization(options.quantize, device)
     # A map needs accelerate, so there is none where one device and plain weights will do.
     placed = "auto" if options.device_map == "auto" else {"": device} if quantized else None
-    dtype = _dtype(options, device)
+    dtype = dtype_of(options.dtype, device)
     check_tokenizer(shards.folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -272,12 +239,6 @@ def _language(
     if placed is None:
         model.to(device)
     return CausalLanguageModel(model.eval().requires_grad_(False), tokenizer)
-
-
-def _dtype(options: ParentOptions, device: str) -> torch.dtype:
-    if options.dtype != "auto":
-        return getattr(torch, options.dtype)
-    return torch.float32 if device == "cpu" else torch.bfloat16
 
 
 def weights_folder(weights: str) -> Path:

@@ -5,45 +5,27 @@ question finds a picture, is lent by one of our models; SceneTilling is ours. Wh
 come from is ``published.py``'s business, and reading a whole video at once ``offline.py``'s.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import Any, NamedTuple, Self
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from streammem.models.backbones.language import (
-    CausalLanguageModel,
-    GenerationConfig,
-    Prompt,
-    Replies,
-)
+from streammem.models.backbones.language import Prompt
 from streammem.models.backbones.languagebind import Tower, crop, pad
-from streammem.models.confidence import ConfidenceModel
-from streammem.models.once import once
-from streammem.models.protocols import (
-    EncodedSegment,
-    EvidenceItem,
-    Reads,
-    SegmentFrames,
-    spread,
-)
-from streammem.models.tiny.model import VideoModel
+from streammem.models.protocols import EncodedSegment, EvidenceItem
+from streammem.models.published import CAPTION_REQUEST, PublishedModel
 from streammem.models.videollamb.bridge import ParentBridge, pool
-from streammem.models.videollamb.options import ParentOptions, SessionDefaults
-from streammem.perception.perceiver import Perceived
+from streammem.models.videollamb.options import ParentOptions
+from streammem.perception.frames import Perceived, SegmentFrames, spread
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
 
 # Legend: T frames, S side in pixels, P = pool^2 tokens a frame, M memory tokens, D width.
 
-CAPTION_REQUEST = "Describe what happens in this video in one sentence."
 PERSON = {"vicuna_v1": "user", "llava_v1": "human"}
-DECODING = GenerationConfig(max_new_tokens=64)
-SESSION = SessionDefaults()
 
 
 class Rows(NamedTuple):
@@ -60,78 +42,35 @@ class Rows(NamedTuple):
     hidden: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class VideoLLaMB:
-    """A VideoLLaMB checkpoint, in evaluation mode.
+# The parent's scene threshold, for embeddings whose base was not measured: no floor.
+TOWER_SCENES = SceneTillingConfig(alpha=0.5, floor=0.0)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class VideoLLaMB(PublishedModel):
+    """A VideoLLaMB checkpoint; its scenes are cut by ``options.scene_features``.
 
     Attributes:
-        name: the folder or preset it was loaded from.
-        options: how it is run.
-        keys: lends its key space and, if the options say so, what scenes are cut by.
         image_tower: of still pictures, and of scenes.
         video_tower: of a segment's frames.
         bridge: its own.
-        open_language: opens the language model; called at most once, when first needed.
-        scenes: SceneTilling's options.
-        decoding: how captions are decoded unless a session says otherwise.
-        session: what its sessions do otherwise than those of other models.
     """
 
-    name: str
+    whole = "segments"
+
     options: ParentOptions
-    keys: VideoModel
     image_tower: Tower
     video_tower: Tower
     bridge: ParentBridge
-    open_language: Callable[[], CausalLanguageModel]
-    scenes: SceneTillingConfig
-    decoding: GenerationConfig = DECODING
-    session: SessionDefaults = SESSION
-
-    def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "open_language", once(self.open_language, f"{self.name}: language model")
-        )
 
     @property
-    def perceiver(self) -> Self:
-        """Itself."""
-        return self
+    def scenes(self) -> SceneTillingConfig:
+        """Those fitted to what scenes are cut by."""
+        return self.keys.scenes if self.options.scene_features == "keys" else TOWER_SCENES
 
-    segment_encoder = generator = answer_generator = perceiver
-
-    @property
-    def text_encoder(self) -> VideoModel:
-        """The model that lends its key space."""
-        return self.keys
-
-    @property
-    def language(self) -> CausalLanguageModel:
-        """The language model, opened when first used."""
-        return self.open_language()
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A checksum of the weights and options that decide what a stored memory means."""
-        digest = hashlib.sha256(f"{self.keys.fingerprint} {self.options}".encode())
-        for name, value in sorted(self.bridge.state_dict().items()):
-            digest.update(name.encode() + value.float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
-
-    @property
-    def session_options(self) -> dict[str, Any]:
-        """Options of ``SessionConfig`` that it has otherwise."""
-        return {name: value for name, value in asdict(self.session).items() if value is not None}
-
-    @property
-    def reranker(self) -> None:
-        """None: the parent says what is likeliest."""
-        return None
-
-    @property
-    def confidence_model(self) -> ConfidenceModel | None:
-        """None: that of ``keys`` was fitted to words of another model."""
-        return None
+    def identity(self) -> tuple[str, Iterable[tuple[str, Tensor]]]:
+        """Return all options, and the bridge's weights."""
+        return str(self.options), sorted(self.bridge.state_dict().items())
 
     @property
     def token_shape(self) -> tuple[int, int]:
@@ -139,16 +78,6 @@ class VideoLLaMB:
         sizes = self.bridge.config
         frames = self.options.kept_frames if self.keeps_hidden else 0
         return 2 * sizes.memory_tokens + frames * self.options.pool**2, sizes.width
-
-    @property
-    def reads(self) -> Reads:
-        """Rows of its own bridge; no pictures."""
-        return Reads(tokens=True)
-
-    @property
-    def batches(self) -> bool:
-        """False: of so many tokens a scene, a batch would save little and hold gigabytes."""
-        return False
 
     @property
     def reads_related(self) -> bool:
@@ -168,17 +97,18 @@ class VideoLLaMB:
 
     @torch.inference_mode()
     def perceive(self, picture: np.ndarray) -> Perceived:
-        """See one frame, [H, W, 3] uint8 RGB; its patches are pixels.
+        """See one frame; see ``PublishedModel``."""
+        seen = super().perceive(picture)
+        if self.options.scene_features == "keys":
+            return seen
+        assert seen.patches is not None
+        return seen._replace(
+            embedding=self.image_tower(seen.patches[None])[0, 0].float().cpu().numpy()
+        )
 
-        ``encode_segment`` encodes them: the video tower wants a segment's frames together, and none
-        is to be encoded twice.
-        """
-        lent = self.keys.perceive(picture)
-        cropped = torch.from_numpy(crop(picture, self.side, self.options.shrink))
-        embedding = lent.embedding
-        if self.options.scene_features == "tower":
-            embedding = self.image_tower(cropped[None])[0, 0].float().cpu().numpy()
-        return Perceived(embedding, cropped, lent.key)
+    def pixels(self, picture: np.ndarray) -> Tensor:
+        """Crop a picture as ``options.shrink`` says."""
+        return torch.from_numpy(crop(picture, self.side, self.options.shrink))
 
     @property
     def side(self) -> int:
@@ -247,20 +177,8 @@ class VideoLLaMB:
 
         Each text is tokenised by itself, as the parent does with what stands around a video.
         """
-        embed = self.language.model.get_input_embeddings()
-        begin = torch.tensor([self.language.tokenizer.bos_token_id], device=embed.weight.device)
         opening = opening_of(PERSON[self.options.prompt])
-        return [embed(begin), opening, *content, f"\n{request} ASSISTANT:"]
-
-    def replies(
-        self, prompts: Sequence[Prompt], decoding: GenerationConfig, candidates: int = 1
-    ) -> Iterator[Replies | None]:
-        """Yield replies in order, None after other steps; see ``protocols.Generator``."""
-        return self.language.replies(prompts, decoding, candidates)
-
-    def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
-        """Yield a reply piece by piece, with beams as one piece."""
-        return self.language.pieces(prompt, decoding)
+        return [self.begin(), opening, *content, f"\n{request} ASSISTANT:"]
 
     @torch.inference_mode()
     def see(self, picture: np.ndarray) -> Tensor:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from streammem.models.protocols import EvidenceItem, spread
+from streammem.models.protocols import EvidenceItem
+from streammem.perception.frames import spread
 from streammem.types import clock
 
 Part = str | np.ndarray
@@ -64,7 +65,8 @@ def _heard(item: EvidenceItem) -> str:
         size += len(note.text)
         if size > MAX_SPEECH and lines:
             break
-        lines.append(f"[{clock(note.start)}] “{note.text[:MAX_SPEECH]}”")
+        text = f"“{note.text[:MAX_SPEECH]}”" if note.kind == "speech" else note.shown
+        lines.append(f"[{clock(note.start)}] {text}")
     return " ".join(lines)
 
 

@@ -34,7 +34,7 @@ from streammem.models.vlm.dialects import (
 )
 from streammem.models.vlm.prompts import Part, answer_parts, caption_parts
 from streammem.models.vlm.server import SEE_LOG, WRONG, Refused, Server, ServerOptions, Spend
-from streammem.perception.scene_buffer import KEYFRAME_SIDE
+from streammem.perception.frames import KEYFRAME_SIDE
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -41,7 +41,7 @@ from streammem.models.protocols import EvidenceItem, Reads
 from streammem.models.vlm.chat_pictures import ChatPictures, PicturePrompt, open_processor
 from streammem.models.vlm.hub import local_folder
 from streammem.models.vlm.prompts import Part, answer_parts, caption_parts
-from streammem.perception.scene_buffer import KEYFRAME_SIDE
+from streammem.perception.frames import KEYFRAME_SIDE
 
 log = logging.getLogger(__name__)
 

@@ -174,7 +174,7 @@ export class Transcript {
       onclick: () => { this.chosen = index; this.draw(); this.onPlace(line); },
     },
     el("span", { class: "at" }, at), el("span", { class: "words" }, line.text),
-    line.kind === "note" ? el("span", { class: "sure", title: "what was said, not seen" }, "said")
+    line.kind === "note" ? el("span", { class: "sure", title: line.sound ? "a sound, not seen" : "what was said, not seen" }, line.sound ? "heard" : "said")
       : el("span", { class: "sure", title: "how likely a noun of it is right" }, sure));
     node.style.top = `${index * this.height}px`;
     return node;

@@ -146,7 +146,7 @@ export function view(main, kind, name, about) {
         unsure: scene.unsure, confidence: scene.confidence, likelihood: scene.likelihood, keyframe: scene.keyframe,
       });
     }
-    for (const [key, note] of notes) lines.push({ key, kind: "note", start: note.start, end: note.end, wall: note.wall_start, source: note.source, text: note.text });
+    for (const [key, note] of notes) lines.push({ key, kind: "note", sound: note.kind === "sound", start: note.start, end: note.end, wall: note.wall_start, source: note.source, text: note.text });
     for (const alert of alerts) lines.push({ key: `a${alert.start}${alert.text}`, kind: "alert", start: alert.start, end: alert.start, wall: alert.wall, source: last?.source, text: `Alert: ${alert.text}` });
     if (notes.size || alerts.length) {
       const places = new Map(order.map((id, i) => [scenes.get(id).source, i]));
@@ -347,7 +347,7 @@ export function view(main, kind, name, about) {
     /** Show what is said at a time. */
     function heard(seconds) {
       const said = [...notes.values()].filter((note) => note.source === source && note.start <= seconds + 0.05 && seconds < note.end);
-      spoken.textContent = said.map((note) => `“${note.text}”`).join(" ");
+      spoken.textContent = said.map((note) => note.kind === "sound" ? `(${note.text})` : `“${note.text}”`).join(" ");
     }
     return made;
   }

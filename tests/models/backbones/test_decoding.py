@@ -278,6 +278,59 @@ def test_two_replies_at_once_do_not_touch_each_other():
     assert [mixed[0] + list(one), mixed[1]] == alone
 
 
+# -- replies that share what they have in common --
+
+
+@NEEDS_HALF
+def test_what_replies_have_in_common_is_computed_once(monkeypatch):
+    """A step has a row for each beginning that a reply goes on from, not for each reply."""
+    model, sizes, logits = llama("half"), [], LlamaDecoder.logits
+    model.model.lm_head.bias.data[2] = 6.0  # some end early
+    assert model.speaks_together  # which is measured, by steps of its own
+    monkeypatch.setattr(
+        LlamaDecoder, "logits", lambda d, x, *a, **o: sizes.append(x.shape[:2]) or logits(d, x, *a)
+    )
+    prompts = [model.chat([torch.ones(4, model.width) * i, "Describe."]) for i in range(2)]
+    said = model.candidates(prompts, GREEDY, 6)
+    beginnings = [
+        len({(i, *r.ids[:n]) for i, replies in enumerate(said) for r in replies if len(r.ids) > n})
+        for n in range(1, GREEDY.max_new_tokens)
+    ]
+    assert [rows for rows, columns in sizes if columns == 1] == [n for n in beginnings if n]
+    assert beginnings[0] < max(beginnings) < 12
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_rows_that_part_stay_or_end_go_on_as_if_each_were_alone(route):
+    """Whatever the order: some rows part, some end, and one of those that stay has to move."""
+    model = llama(route)
+    steps = (
+        [(1, 40), (0, 41), (1, 42), (2, 43), (1, 44)],
+        [(4, 50), (3, 51), (4, 52)],
+        [(0, 60), (2, 61), (0, 62), (2, 63), (1, 64), (0, 65)],
+        [(5, 70)],
+    )
+    with torch.inference_mode():
+        rows = [model.embed(prompt) for prompt in prompts_of(model, 3)]
+        rows = [row[: min(map(len, rows))] for row in rows]
+        decoder = model.decoder()
+        run = decoder.start(rows, 4, replies=2)
+        told = [(row, []) for row in range(3)]  # of each row of the run: its prompt, its tokens
+        for continuations in steps:
+            places = run.branch(continuations)
+            assert sorted(places) == list(range(len(continuations)))
+            before, told = told, [None] * len(places)
+            for place, (row, token) in zip(places, continuations, strict=True):
+                told[place] = (before[row][0], [*before[row][1], token])
+            for logits, (prompt, tokens) in zip(run.logits, told, strict=True):
+                alone = forced(decoder, [rows[prompt]], torch.tensor([tokens]))[0, -1]
+                spoken = slice(3, None)
+                if route == "half":
+                    assert torch.equal(logits, alone)
+                else:  # float32 sums in another order
+                    assert torch.allclose(logits[spoken], alone[spoken], atol=1e-3)
+
+
 # -- guesses --
 
 

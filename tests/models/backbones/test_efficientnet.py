@@ -10,8 +10,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from streammem.errors import BackboneError
-from streammem.models.backbones.efficientnet import EfficientNetLite, fold_published
-from streammem.models.backbones.vision import EfficientNetEncoder, squash
+from streammem.models.backbones.efficientnet import (
+    EfficientNetEncoder,
+    EfficientNetLite,
+    fold_published,
+    squash,
+)
 from streammem.models.backbones.weights import is_pulled, weights_path
 from tests.models.backbones.published import blocks_of, published_state
 

@@ -12,6 +12,8 @@ from streammem.models.backbones.imagebind import (
     RATE,
     ImageBindAudio,
     ImageBindConfig,
+    ImageBindText,
+    ImageBindTextConfig,
     ImageBindVision,
     ImageBindVisionConfig,
     clip_starts,
@@ -218,3 +220,98 @@ def test_at_full_size_the_pictures_branch_has_a_huge_vits_parameters():
         1280, 3, 2, 14, 14,
     )  # fmt: skip
     assert sum(name.count("in_proj_weight") for name in state) == 32
+
+
+# -- text --
+
+TEXT = ImageBindTextConfig(width=24, layers=2, heads=2, mlp=32, out=12, words=50, length=9)
+IDS = torch.tensor([[48, 3, 17, 49, 0, 0, 0, 0, 0], [48, 5, 5, 9, 30, 2, 1, 7, 49]])
+
+
+def text(ids, w, config=TEXT):
+    """One text through the branch, by the formula; tokens see themselves and those before."""
+    at = "modality_preprocessors.text."
+    x = w[f"{at}token_embedding.weight"][ids] + w[f"{at}pos_embed"][0]
+    size = config.width // config.heads
+    for number in range(config.layers):
+        at = f"modality_trunks.text.blocks.{number}."
+        normed = layer_norm(x, w, f"{at}norm_1", 1e-6)
+        joint = normed @ w[f"{at}attn.in_proj_weight"].T + w[f"{at}attn.in_proj_bias"]
+        read = np.zeros_like(x)
+        for head in range(config.heads):
+            q, k, v = (part[:, head * size : (head + 1) * size] for part in np.split(joint, 3, 1))
+            for place in range(len(x)):
+                scores = np.exp(k[: place + 1] @ q[place] / math.sqrt(size))
+                seen = scores @ v[: place + 1] / scores.sum()
+                read[place, head * size : (head + 1) * size] = seen
+        x = x + linear(read, w, f"{at}attn.out_proj")
+        inner = gelu(linear(layer_norm(x, w, f"{at}norm_2", 1e-6), w, f"{at}mlp.fc1"))
+        x = x + linear(inner, w, f"{at}mlp.fc2")
+    last = layer_norm(x[[int(ids.argmax())]], w, "modality_heads.text.proj.0", 1e-6)[0]
+    vector = w["modality_heads.text.proj.1.weight"] @ last
+    return vector / np.linalg.norm(vector)
+
+
+def text_branch():
+    """A tiny branch of random weights, with the mask that the published file holds."""
+    branch = ImageBindText(TEXT)
+    mask = branch.modality_preprocessors["text"].mask.clone()
+    branch, _ = filled(branch)
+    branch.state_dict()["modality_preprocessors.text.mask"].copy_(mask)
+    w = {name: value.double().numpy() for name, value in branch.state_dict().items()}
+    return branch, w
+
+
+@torch.no_grad()
+def test_the_text_branch_is_the_formula():
+    branch, w = text_branch()
+    expected = np.stack([text(ids.numpy(), w) for ids in IDS])
+    np.testing.assert_allclose(branch(IDS).numpy(), expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_text_branch_is_that_of_transformers_clip():
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    branch, _ = text_branch()
+    config = CLIPTextConfig(
+        vocab_size=50, hidden_size=24, intermediate_size=32, projection_dim=12,
+        num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=9,
+        hidden_act="gelu", layer_norm_eps=1e-6, eos_token_id=49,
+    )  # fmt: skip
+    clip, own = CLIPTextModelWithProjection(config).eval(), branch.state_dict()
+    stem, heads = "modality_preprocessors.text.", "modality_heads.text.proj."
+    named = {
+        "text_model.embeddings.token_embedding.weight": own[f"{stem}token_embedding.weight"],
+        "text_model.embeddings.position_embedding.weight": own[f"{stem}pos_embed"][0],
+        "text_model.final_layer_norm.weight": own[f"{heads}0.weight"],
+        "text_model.final_layer_norm.bias": own[f"{heads}0.bias"],
+        "text_projection.weight": own[f"{heads}1.weight"],
+    }
+    pairs = {
+        "norm_1": "layer_norm1", "norm_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj",
+        "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
+    }  # fmt: skip
+    for number in range(2):
+        at, to = f"modality_trunks.text.blocks.{number}.", f"text_model.encoder.layers.{number}."
+        for part in ("weight", "bias"):
+            joint = own[f"{at}attn.in_proj_{part}"].chunk(3)
+            for letter, value in zip("qkv", joint, strict=True):
+                named[f"{to}self_attn.{letter}_proj.{part}"] = value
+            named |= {f"{to}{b}.{part}": own[f"{at}{a}.{part}"] for a, b in pairs.items()}
+    missing, unknown = clip.load_state_dict(named, strict=False)
+    assert not unknown and all("position_ids" in name for name in missing)
+    theirs = torch.nn.functional.normalize(clip(input_ids=IDS).text_embeds, dim=-1)
+    torch.testing.assert_close(branch(IDS), theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_at_full_size_the_text_branch_has_as_many_parameters_as_clips_of_its_size():
+    with torch.device("meta"):
+        branch = ImageBindText(ImageBindTextConfig())
+    count, width = sum(p.numel() for p in branch.parameters()), 1024
+    block = 12 * width**2 + (3 + 1 + 4 + 1 + 4) * width
+    assert count == (49_408 + 77) * width + 24 * block + 2 * width + width**2 + 1
+    assert branch.state_dict()["modality_preprocessors.text.mask"].shape == (77, 77)
+    assert {name.partition(".text.")[0] for name in branch.state_dict()} == {
+        "modality_preprocessors", "modality_trunks", "modality_heads", "modality_postprocessors"
+    }  # fmt: skip

@@ -161,7 +161,7 @@ def test_only_replies_that_company_cannot_change_are_given_together(
     prompts = [*alike(language, 3), language.chat(["Of another length, say."])][:count]
     started, start = [], language._start
     monkeypatch.setattr(
-        language, "_start", lambda rows, config: started.append(len(rows)) or start(rows, config)
+        language, "_start", lambda rows, *rest: started.append(len(rows)) or start(rows, *rest)
     )
     assert len(texts(language.replies(prompts, GREEDY))) == count
     assert started == sizes
@@ -501,3 +501,20 @@ def test_the_last_piece_is_given_where_the_tokens_run_out_inside_a_stop():
     config = GenerationConfig(max_new_tokens=4)
     assert "".join(stopped("Ab##").stream(["Hi"], config)) == "Ab##"
     assert stopped("Ab##").generate([["Hi"]], config) == ["Ab##"]
+
+
+@pytest.mark.parametrize("decoding", ["auto", "transformers"])
+def test_likelihoods_of_texts_are_those_of_the_whole_sequence(decoding):
+    language = tiny_language()
+    if decoding == "transformers":
+        language.decoder = lambda: None
+    prompt, texts = language.chat(["What is it?"]), ["a dog", "cats", "nothing at all"]
+    found = language.log_probs(prompt, texts)
+    row = language.embed(prompt)
+    for text, own in zip(texts, found, strict=True):
+        ids = torch.tensor(language.ids(text))
+        whole = torch.cat([row, language.embed([text])])
+        logits = language.model(inputs_embeds=whole[None]).logits[0, len(row) - 1 : -1]
+        expected = logits.float().log_softmax(-1)[torch.arange(len(ids)), ids]
+        # Sums in another order; `auto` may hold the weights as float16.
+        assert own == pytest.approx(expected.tolist(), abs=2e-2)

@@ -10,9 +10,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from streammem.errors import BackboneError
-from streammem.models.backbones.efficientnet import EfficientNetLite, SameConv, fold_published
-from streammem.models.backbones.openvino_net import FLOAT_CONVS, input_ranges
-from streammem.models.backbones.vision import EfficientNetEncoder
+from streammem.models.backbones.efficientnet import (
+    FLOAT_CONVS,
+    EfficientNetEncoder,
+    EfficientNetLite,
+    SameConv,
+    fold_published,
+    input_ranges,
+)
 from tests.models.backbones.published import published_state
 
 pytest.importorskip("openvino", reason="openvino is not installed")
@@ -121,7 +126,7 @@ import os, socket, sys, threading
 def refuse(*arguments):
     os._exit(3)
 socket.getaddrinfo = socket.socket.connect = refuse
-from streammem.models.backbones.openvino_net import import_openvino
+from streammem.models.backbones.efficientnet import import_openvino
 import_openvino().Core()
 assert "openvino_telemetry" not in sys.modules
 assert threading.active_count() == 1, threading.enumerate()
@@ -139,7 +144,7 @@ def test_importing_openvino_tells_nobody_and_leaves_nothing(tmp_path):
 INTERRUPTED = """
 import signal, sys, threading
 from streammem.models.backbones.efficientnet import EfficientNetLite
-from streammem.models.backbones.openvino_net import OpenVinoNet
+from streammem.models.backbones.efficientnet import OpenVinoNet
 
 signal.signal(signal.SIGINT, lambda *_: print("interrupted"))
 nets = [OpenVinoNet(EfficientNetLite("lite0"), 64)]

@@ -19,6 +19,22 @@ def test_a_row_draws_the_same_whoever_stands_beside_it():
             assert (alone[0][0], alone[1][0]) == (tokens[i], log_probs[i])
 
 
+def test_replies_that_share_a_row_draw_what_each_draws_from_a_row_of_its_own():
+    logits = torch.randn(3, 900, generator=torch.Generator().manual_seed(0))
+    rows, seeds = [2, 0, 2, 2, 1, 0, 2], [0, 1, 2, None, 4, None, 6]
+    draws = [None if seed is None else generators(seed)[0] for seed in seeds]
+    for options in ({}, {"top_p": 0.5}, {"top_k": 7}, {"top_k": 7, "top_p": 0.5}):
+        config = GenerationConfig(temperature=1.3, **options)
+        states = [draw and draw.get_state() for draw in draws]
+        shared = pick(logits, config, draws, rows)
+        for draw, state in zip(draws, states, strict=True):
+            if draw:
+                draw.set_state(state)
+        own = pick(logits[rows], config, draws)
+        assert torch.equal(shared[0], own[0]) and torch.equal(shared[1], own[1])
+        assert len(set(shared[0].tolist())) > 3
+
+
 def test_draws_follow_the_softmax_at_the_temperature():
     logits = torch.tensor([[2.0, 1.0, 0.0, -3.0]]).expand(4000, -1)
     tokens, log_probs = pick(logits, GenerationConfig(temperature=2.0), generators(*range(4000)))

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from streammem.commands import environment
 from streammem.errors import BackboneError, ConfigError
 from streammem.models.backbones import weights
+from streammem.models.backbones.efficientnet import EfficientNetEncoder
 from streammem.models.backbones.language import CausalLanguageModel, GenerationConfig
-from streammem.models.backbones.vision import EfficientNetEncoder
 from streammem.models.backbones.weights import SOURCES, is_pulled, pull, weights_path
 from tests.models.backbones.published import published_state
 from tests.tiny import CHAT, tiny_language

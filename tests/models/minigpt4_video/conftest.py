@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from streammem.models import checkpoint
-from streammem.models.minigpt4_video.published import find, open_model
+from streammem.models.minigpt4_video.published import open_model
+from streammem.models.published import find
 from tests.audio.subtitled import srt
 from tests.models.minigpt4_video import published
-from tests.tiny import moving_square, tiny_model
+from tests.tiny import moving_square
 
 CUES = ((0.6, 1.5, "The car is red."), (2.5, 3.5, "We sail at dawn."), (4.5, 5.5, "We sail."))
 
@@ -19,11 +20,6 @@ CUES = ((0.6, 1.5, "The car is red."), (2.5, 3.5, "We sail at dawn."), (4.5, 5.5
 def files(tmp_path_factory):
     """The TOML file of the tiny model."""
     return published.write(tmp_path_factory.mktemp("minigpt4"))
-
-
-@pytest.fixture(scope="session")
-def keys():
-    return tiny_model()
 
 
 @pytest.fixture(scope="session")
@@ -42,12 +38,6 @@ def opened(files, keys):
 @pytest.fixture(scope="session")
 def model(opened):
     return opened()
-
-
-@pytest.fixture
-def tiny(keys, monkeypatch):
-    """Every model of ours is the tiny one; a parent is what it is."""
-    monkeypatch.setattr(checkpoint, "load_own", lambda name="", *, device="cpu": keys)
 
 
 @pytest.fixture(scope="session")

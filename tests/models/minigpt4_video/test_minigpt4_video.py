@@ -16,7 +16,8 @@ from streammem.errors import ConfigError
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.minigpt4_video.minigpt4_video import CAPTION_REQUEST
 from streammem.models.minigpt4_video.options import MiniGPT4Options
-from streammem.models.protocols import ComposedModel, EvidenceItem, SegmentFrames
+from streammem.models.protocols import ComposedModel, EvidenceItem
+from streammem.perception.frames import SegmentFrames
 from streammem.types import Note
 from tests.command_line import events
 from tests.models.minigpt4_video import published
@@ -190,7 +191,8 @@ def test_a_stream_interrupted_anywhere_says_what_it_says_in_one_piece(picked):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from streammem.models.minigpt4_video.published import find, open_model
+from streammem.models.minigpt4_video.published import open_model
+from streammem.models.published import find
 from tests.models.minigpt4_video.test_minigpt4_video import THREE, session_of
 from tests.tiny import tiny_model
 
@@ -205,7 +207,8 @@ for frame in THREE:
 
 @pytest.mark.heavy
 def test_a_killed_process_leaves_what_had_closed_and_the_next_goes_on(files, keys, tmp_path):
-    from streammem.models.minigpt4_video.published import find, open_model
+    from streammem.models.minigpt4_video.published import open_model
+    from streammem.models.published import find
 
     run = [sys.executable, "-c", KILLED, str(files), str(tmp_path / "memory")]
     done = subprocess.run(run, env=dict(os.environ), timeout=120, capture_output=True)

@@ -5,9 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from streammem.models.checkpoint import PRESETS, read_config, read_tensors
-from streammem.models.protocols import SegmentFrames
-from streammem.models.tiny.bridge import MemoryBridge
-from streammem.models.tiny.recurrent import FREE_SLOT, empty, update
+from streammem.models.tiny.bridge import FREE_SLOT, MemoryBridge, empty_memory, update_memory
+from streammem.perception.frames import SegmentFrames
 from tests.tiny import film, tiny_model
 
 SLOTS, DIM = 4, 8
@@ -19,9 +18,9 @@ def entries(number, seed=0):
 
 def memory_of(seen, slots=SLOTS):
     """A memory after segments of one token each, [N, D]."""
-    memory = empty(slots, seen.shape[1])
+    memory = empty_memory(slots, seen.shape[1])
     for entry in seen:
-        memory = update(memory, entry[None])
+        memory = update_memory(memory, entry[None])
     return memory
 
 
@@ -44,7 +43,7 @@ def test_the_two_that_lose_least_are_joined_and_the_others_stay_to_the_bit():
     for entry in entries(30, seed=1):
         rows = torch.cat([memory, F.pad(entry, (0, 1), value=1.0)[None]])
         i, j = cheapest(rows)
-        folded = update(memory, entry[None])
+        folded = update_memory(memory, entry[None])
         (a, m), (b, n) = (rows[i, :-1], rows[i, -1]), (rows[j, :-1], rows[j, -1])
         assert torch.allclose(folded[i, :-1], (m * a + n * b) / (m + n), atol=1e-6)
         assert folded[i, -1] == m + n
@@ -55,7 +54,7 @@ def test_the_two_that_lose_least_are_joined_and_the_others_stay_to_the_bit():
 
 def test_a_segment_enters_as_its_mean_token():
     tokens = entries(5)
-    assert torch.allclose(update(empty(SLOTS, DIM), tokens)[-1, :-1], tokens.mean(0))
+    assert torch.allclose(update_memory(empty_memory(SLOTS, DIM), tokens)[-1, :-1], tokens.mean(0))
 
 
 def test_nothing_is_lost_on_average():
@@ -121,11 +120,11 @@ def test_the_shipped_bridges_tokens_are_kept_apart():
     shipped = MemoryBridge(read_config(folder).bridge).eval().requires_grad_(False)
     shipped.load_state_dict(tensors)
     config, generator = shipped.config, torch.Generator().manual_seed(0)
-    memory = empty(config.memory_tokens, config.dim)
+    memory = empty_memory(config.memory_tokens, config.dim)
     for _ in range(120):
         cells = torch.randn(1, 1, 1, config.patch_dim, generator=generator)
         patches = shipped.patch_mean + shipped.patch_std * cells.expand(-1, -1, config.patches, -1)
-        memory = update(memory, shipped.encode(patches, torch.tensor([[0.5]]))[0])
+        memory = update_memory(memory, shipped.encode(patches, torch.tensor([[0.5]]))[0])
     assert slot_distances(memory[:, :-1]).min() > 0.05
 
 
@@ -138,5 +137,5 @@ def test_what_a_segment_leaves_never_depends_on_the_memory():
     fresh = model.encode_segment(scene, model.initial_memory(), None)
     later = model.encode_segment(scene, memory_of(torch.randn(9, 32)), None)
     assert torch.equal(later.tokens, fresh.tokens)
-    assert torch.equal(fresh.memory, update(model.initial_memory(), fresh.tokens))
+    assert torch.equal(fresh.memory, update_memory(model.initial_memory(), fresh.tokens))
     assert not torch.equal(later.memory, fresh.memory)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from streammem.models import checkpoint
-from streammem.models.video_llama.published import find, open_model
+from streammem.models.published import find
+from streammem.models.video_llama.published import open_model
 from tests.models.video_llama import published
-from tests.tiny import tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +32,6 @@ def folder(files, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def keys():
-    return tiny_model()
-
-
-@pytest.fixture(scope="session")
 def opened(folder, keys, tmp_path_factory):
     """Open the tiny checkpoint with options; with the same ones it is the same model."""
 
@@ -52,9 +47,3 @@ def opened(folder, keys, tmp_path_factory):
 @pytest.fixture(scope="session")
 def model(opened):
     return opened()
-
-
-@pytest.fixture
-def tiny(keys, monkeypatch):
-    """Every model of ours is the tiny one; a parent is what it is."""
-    monkeypatch.setattr(checkpoint, "load_own", lambda name="", *, device="cpu": keys)

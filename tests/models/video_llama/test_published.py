@@ -3,13 +3,14 @@ import torch
 
 from streammem.errors import BackboneError, CheckpointError, ConfigError
 from streammem.models import checkpoint
+from streammem.models.published import find
 from streammem.models.video_llama.branches import (
     BranchSizes,
     PictureBranch,
     SoundBranch,
     SoundSizes,
 )
-from streammem.models.video_llama.published import VideoLlamaFile, find, open_model
+from streammem.models.video_llama.published import VideoLlamaFile, open_model
 from tests.models.video_llama import published
 from tests.models.video_llama.published import POSITIONS, Q, W
 from tests.models.videollamb.published import L
@@ -71,14 +72,6 @@ def test_a_missing_file_and_a_file_without_weights_are_named(folder, keys, tmp_p
     bare.write_text('family = "video-llama"\n')
     with pytest.raises(ConfigError, match="name pictures"):
         find(bare, checkpoint.CONFIGS)
-
-
-def test_a_file_of_another_family_is_another_model(tmp_path):
-    other = tmp_path / "other.toml"
-    other.write_text('weights = "x"\n')
-    assert find(other, checkpoint.CONFIGS) is None
-    assert find("videollamb-7b", checkpoint.CONFIGS) is None
-    assert find("streammem-tiny", checkpoint.CONFIGS) is None
 
 
 @pytest.mark.parametrize(

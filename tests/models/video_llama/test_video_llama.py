@@ -19,10 +19,11 @@ from streammem.engine.whole_video import open_session
 from streammem.errors import ConfigError, StoreError
 from streammem.models.backbones.imagebind import RATE, clip_starts, spectrogram
 from streammem.models.backbones.language import GenerationConfig
-from streammem.models.protocols import EvidenceItem, SegmentFrames
+from streammem.models.protocols import EvidenceItem
 from streammem.models.video_llama.options import published as as_published
 from streammem.models.video_llama.prompts import OWN_SOUND
 from streammem.models.video_llama.video_llama import Kept
+from streammem.perception.frames import SegmentFrames
 from streammem.types import Notice, Segment
 from streammem.video.sound import file_sound
 from tests.command_line import FPS, events

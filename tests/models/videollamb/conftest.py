@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 
-from streammem.models import checkpoint
 from streammem.models.videollamb.options import ParentOptions
 from streammem.models.videollamb.published import ParentFile, open_model
 from tests.models.videollamb import published
-from tests.tiny import tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -27,16 +25,11 @@ def folder(tensors, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def keys():
-    return tiny_model()
-
-
-@pytest.fixture(scope="session")
 def opened(folder, keys):
     """Open the tiny checkpoint with options."""
 
     def opened(**options):
-        said = ParentFile(str(folder), options=ParentOptions(**published.OPTIONS | options))
+        said = ParentFile(weights=str(folder), options=ParentOptions(**published.OPTIONS | options))
         return open_model("tiny", said, keys)
 
     return opened
@@ -45,9 +38,3 @@ def opened(folder, keys):
 @pytest.fixture(scope="session")
 def model(opened):
     return opened()
-
-
-@pytest.fixture
-def tiny(keys, monkeypatch):
-    """Every model of ours is the tiny one; a parent is what it is."""
-    monkeypatch.setattr(checkpoint, "load_own", lambda name="", *, device="cpu": keys)

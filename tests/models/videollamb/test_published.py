@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from streammem.errors import BackboneError, CheckpointError, ConfigError
 from streammem.evaluation.pictures import PictureModel
 from streammem.models import checkpoint
+from streammem.models.published import find
 from streammem.models.videollamb.options import PUBLISHED, ParentOptions
-from streammem.models.videollamb.published import ParentFile, find, open_model
+from streammem.models.videollamb.published import ParentFile, open_model
 from streammem.models.videollamb.shards import Shards
 from streammem.models.videollamb.videollamb import VideoLLaMB
 from tests.models.videollamb import published
@@ -22,7 +23,7 @@ LAST = f"encoder.layers.{published.LAYERS - 1}."
 
 
 def options_of(folder, **options):
-    return ParentFile(str(folder), options=ParentOptions(**published.OPTIONS | options))
+    return ParentFile(weights=str(folder), options=ParentOptions(**published.OPTIONS | options))
 
 
 def answer_to(model, seed=0):
@@ -248,7 +249,7 @@ def test_the_layout_at_full_size_is_the_published_one(keys, monkeypatch, tmp_pat
         "mm_intermediate_size": 4096, "vocab_size": 32000,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
-    model = open_model("x", ParentFile(str(tmp_path)), keys, device="meta")
+    model = open_model("x", ParentFile(weights=str(tmp_path)), keys, device="meta")
     assert model.token_shape == (64 + 8 * 144, 1024)
     assert (model.video_tower.config.heads, model.video_tower.config.group) == (16, 8)
 
@@ -348,7 +349,7 @@ def test_a_toml_file_names_weights_and_options(folder, keys, monkeypatch, tmp_pa
     with pytest.raises(ConfigError, match=r"mine.toml: options.pol: no such option"):
         checkpoint.load(path)
     path.write_text("")
-    with pytest.raises(ConfigError, match="names no weights"):
+    with pytest.raises(ConfigError, match="name weights, a folder"):
         checkpoint.load(path)
 
 

@@ -24,7 +24,7 @@ from streammem.models.videollamb.options import ParentOptions
 from streammem.models.videollamb.published import ParentFile, open_model
 from tests.tiny import tiny_model
 
-said = ParentFile(sys.argv[1], options=ParentOptions(pool=3))
+said = ParentFile(weights=sys.argv[1], options=ParentOptions(pool=3))
 language = open_model("x", said, tiny_model()).language
 for text in Path(sys.argv[2]).read_text().split("|"):
     read = language.tokenizer(text, add_special_tokens=False, split_special_tokens=True)

@@ -11,10 +11,12 @@ from streammem.errors import StoreError
 from streammem.evaluation.pictures import PictureModel
 from streammem.models import checkpoint
 from streammem.models.backbones.language import GenerationConfig
-from streammem.models.protocols import EvidenceItem, SegmentFrames
+from streammem.models.protocols import EvidenceItem
+from streammem.models.published import find
 from streammem.models.videollamb.offline import content, read, starts_of
-from streammem.models.videollamb.published import ParentFile, find, open_model
+from streammem.models.videollamb.published import ParentFile, open_model
 from streammem.models.videollamb.videollamb import CAPTION_REQUEST
+from streammem.perception.frames import SegmentFrames
 from tests.command_line import events
 from tests.models.videollamb import published, reference
 from tests.models.videollamb.published import VOCABULARY, D, M
@@ -229,7 +231,7 @@ def mem(tensors, tmp_path_factory, keys):
     folder = published.write(tmp_path_factory.mktemp("mem"), changed)
     preset = find("videollamb-mem", checkpoint.CONFIGS)
     options = dataclasses.replace(preset.options, pool=3)
-    return open_model("mem", ParentFile(str(folder), options=options), keys)
+    return open_model("mem", ParentFile(weights=str(folder), options=options), keys)
 
 
 def test_the_needle_variant_shows_the_memories_of_all_segments(mem, w):

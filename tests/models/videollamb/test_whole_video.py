@@ -20,11 +20,11 @@ from streammem.engine.whole_video import (
 from streammem.errors import ConfigError
 from streammem.models import checkpoint
 from streammem.models.backbones.language import GenerationConfig
+from streammem.models.published import find
 from streammem.models.videollamb.offline import choose
 from streammem.models.videollamb.options import PUBLISHED
-from streammem.models.videollamb.published import find
 from streammem.models.videollamb.videollamb import CAPTION_REQUEST
-from streammem.perception.perceiver import Perceived
+from streammem.perception.frames import Perceived
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import Caption, Segment
 from tests.command_line import events

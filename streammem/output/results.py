@@ -1,22 +1,31 @@
-"""Rotated output files, for sources that run for days; every file is valid after every event.
+"""Results as they are written: to stdout, to a file, to files that are rotated.
+
+with output("text", None) as results:
+    for event in watch(session, source):
+        results.write(event)
 
 file = RotatedFile("jsonl", Path("events.jsonl"), Rotation(size_bytes=100 << 20, keep=7))
 file.write(event)
 file.close()
+
+Every file is valid after every event; a source that runs for days has rotated ones.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO
 
 from streammem.errors import ConfigError
-from streammem.output.render import FORMATS, NOTHING, Renderer, to_line
-from streammem.types import Event
+from streammem.output.render import FORMATS, NOTHING, Renderer, plain, to_line
+from streammem.types import Caption, Event
 
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 APPENDABLE = {"text", "jsonl"}  # formats without header or numbers: a file can be continued
 
 
@@ -29,6 +38,94 @@ def naming(path: Path | None) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path or "standard output")
         raise
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file that a reader finds whole."""
+    unfinished = path.with_name(path.name + ".part")
+    with naming(unfinished):
+        unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+class Results:
+    """Writes a command's results in one format to stdout or a file.
+
+    The file is opened with the first result, so that a command that fails earlier does not replace
+    an existing file. It is valid after every result.
+    """
+
+    def __init__(self, form: str, path: Path | None) -> None:
+        self._renderer, self._form, self._path = FORMATS[form](), form, path
+        self._out: IO[str] | None = None
+        if path is None:
+            self._out = sys.stdout
+            make_encodable(sys.stdout, form)
+
+    def write(self, event: Event) -> None:
+        """Write an event and flush, so that a reader, or a kill, finds whole events."""
+        text = self._renderer.write(event)
+        if self._form == "text" and isinstance(event, Caption):
+            text = f"{text.rstrip()}{confidence_mark(event, self._opened())}\n"
+        self.put(text)
+
+    def write_piece(self, piece: str) -> None:
+        """Write a piece of an answer, without characters that a terminal would execute."""
+        self.put(plain(piece, keep="\n"))
+
+    def put(self, text: str) -> None:
+        """Write rendered text and flush."""
+        if text:
+            out = self._opened()
+            with naming(self._path):
+                out.write(text)
+                out.flush()
+
+    def finish(self) -> None:
+        """Write the end of the format; a file without results is created now."""
+        self._opened()
+        self.put(self._renderer.close())
+
+    def close(self) -> None:
+        """Close the file, if one was opened."""
+        if self._path and self._out:
+            with naming(self._path):
+                self._out.close()
+
+    def _opened(self) -> IO[str]:
+        if self._out is None:
+            try:
+                self._out = open(str(self._path), "w", encoding="utf-8")  # noqa: SIM115, see close
+            except OSError as error:
+                reason = error.strerror
+                raise ConfigError(f"{self._path}: cannot be written ({reason})") from error
+        return self._out
+
+
+@contextmanager
+def output(form: str, path: Path | None) -> Iterator[Results]:
+    """Open ``Results`` for a command and close them at the end."""
+    results = Results(form, path)
+    try:
+        yield results
+        results.finish()
+    finally:
+        results.close()
+
+
+def confidence_mark(caption: Caption, out: IO[str]) -> str:
+    """Return a caption's confidence, dimmed, if ``out`` is a terminal; of files, JSONL has it."""
+    shown = caption.confidence is not None and out.isatty()
+    return f" {DIM}{caption.confidence:.2f}{PLAIN}" if shown else ""
+
+
+def make_encodable(out: IO[str], form: str) -> None:
+    """Make stdout accept every character in any locale; formats other than text are UTF-8."""
+    if isinstance(out, TextIOWrapper):
+        if form == "text":
+            out.reconfigure(errors="backslashreplace")
+        else:
+            out.reconfigure(encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,6 @@ from streammem.models.protocols import (
     Generator,
     Reads,
     SegmentEncoder,
-    SegmentFrames,
     StreamModel,
     TextEncoder,
     Tool,
@@ -30,7 +29,7 @@ from streammem.models.protocols import (
     ToolTurn,
 )
 from streammem.models.tiny.questions import QuestionReading
-from streammem.perception.perceiver import Perceived, Perceiver
+from streammem.perception.frames import Perceived, Perceiver, SegmentFrames
 from streammem.perception.scenetilling import SceneTillingConfig
 
 T = TypeVar("T")

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
+from streammem.captioning.shared import share
 from streammem.models.protocols import EvidenceItem
-from streammem.server.shared import share
 from tests.sessions import SHORT
 from tests.tiny import tiny_model
 

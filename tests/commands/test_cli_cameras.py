@@ -1,0 +1,192 @@
+"""`watch --sources`: many cameras, a memory each; what fails is named."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from itertools import pairwise
+
+import pytest
+
+from benchmarks.rtsp_server import RtspCamera, encode
+from streammem.fleet import cameras, pool
+from streammem.fleet.metrics import serve_metrics
+from tests.command_line import QUICK, events, record
+from tests.fleet.workers import InThisProcess
+from tests.tiny import film
+
+PATIENCE_S = 400
+
+
+@pytest.fixture
+def house(tmp_path):
+    """A list of two films and what is none, which are watched as cameras are."""
+    record(tmp_path / "one.mp4")
+    record(tmp_path / "two.mp4", (("white", 2), ("green", 2)))
+    (tmp_path / "none.mp4").write_bytes(b"no video")
+    path = tmp_path / "cameras.toml"
+    path.write_text(
+        f'alert = ["a dog"]\n[cameras.hall]\nsource = "{tmp_path}/one.mp4"\n'
+        f'[cameras.door]\nsource = "{tmp_path}/two.mp4"\nfps = 1\nalert = ["a cat", "a parcel"]\n'
+        f'[cameras.down]\nsource = "{tmp_path}/none.mp4"\n'
+    )
+    return path
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(pool, "Pool", InThisProcess)
+    monkeypatch.setattr(cameras, "BACK_OFF_S", (0.01, 0.02))
+
+
+def captions(run, source, *options):
+    _, out, _ = run("caption", source, *QUICK, *options, "--format", "jsonl")
+    return [(row["start"], row["end"], row["text"]) for row in events(out)]
+
+
+def kept(run, memory):
+    _, out, _ = run("memory", "export", memory, "--format", "jsonl")
+    return [(row["start"], row["end"], row["text"]) for row in events(out) if "text" in row]
+
+
+def test_each_camera_has_its_memory_and_what_failed_is_named(run, house, tmp_path, quick):
+    metrics = tmp_path / "metrics.prom"
+    command = ("watch", "--sources", house, "--memory", tmp_path / "house", *QUICK)
+    # Nothing is opened for ever: each failure of this source is one that waiting does not mend.
+    code, out, err = run(*command, "--format", "jsonl", "--metrics", metrics)
+    shown = events(out)
+    assert code == 1
+    assert {row["camera"] for row in shown} == {"hall", "door"}
+    alone = captions(run, tmp_path / "one.mp4")
+    told = [row for row in shown if row["type"] == "caption" and row["camera"] == "hall"]
+    assert [(row["start"], row["end"], row["text"]) for row in told] == alone
+    assert kept(run, tmp_path / "house" / "hall") == alone
+    own = captions(run, tmp_path / "two.mp4", "--fps", "1")
+    assert kept(run, tmp_path / "house" / "door") == own
+    assert own != captions(run, tmp_path / "two.mp4")
+    assert "3 cameras: 2 ended, 1 failed" in err
+    assert "down: failed: " in err and "none.mp4" in err
+    for line in ('up{source="down"} 0', 'restarts_total{source="hall"} 1'):
+        assert f"streammem_camera_{line}" in metrics.read_text().splitlines()
+    code, out, _ = run(*command)
+    assert code == 1 and any(line.startswith("hall [00:") for line in out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("fps = -1", "[cameras.a]: "),
+        ('fps = "many"', "[cameras.a]: argument --fps"),
+        ('model = "tiny"', "model is no option of one camera"),
+        ('colour = "red"', "colour is no option of one camera"),
+        ('source = "-"', "[cameras.a]"),
+        ('memory = "house/b"', "two cameras have one memory"),
+    ],
+)
+def test_a_wrong_table_is_named_before_anything_is_opened(
+    run, tmp_path, monkeypatch, table, message
+):
+    monkeypatch.chdir(tmp_path)
+    own = table if table.startswith("source") else f'source = "rtsp://127.0.0.1:9/x"\n{table}'
+    path = tmp_path / "cameras.toml"
+    path.write_text(f'[cameras.a]\n{own}\n[cameras.b]\nsource = "rtsp://127.0.0.1:9/y"\n')
+    code, _, err = run("watch", "--sources", path, "--memory", "house")
+    assert code == 2 and message in err and err.count("\n") == 1
+    assert not (tmp_path / "house").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        (),
+        ("rtsp://a", "--workers", "2"),
+        ("rtsp://a", "--sources", "x.toml"),
+        ("--sources", "nowhere.toml", "--memory", "m"),
+        ("--sources", "HOUSE"),
+        ("--sources", "HOUSE", "--memory", "m", "--format", "srt"),
+        ("--sources", "HOUSE", "--memory", "m", "-o", "x.txt"),
+        ("--sources", "HOUSE", "--memory", "m", "--workers", "0"),
+        ("--sources", "HOUSE", "--memory", "m", "--metrics-port", "here"),
+    ],
+)
+def test_flags_that_cannot_be_meant_are_refused(run, house, tmp_path, monkeypatch, wrong):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("watch", *(house if each == "HOUSE" else each for each in wrong))
+    assert code == 2 and err.count("\n") == 1
+
+
+def test_metrics_are_served_and_nothing_else():
+    with serve_metrics("127.0.0.1", 0, lambda: "up 1\n") as port:
+        url = f"http://127.0.0.1:{port}"
+        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
+            assert reply.read() == b"up 1\n"
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"{url}/", timeout=10)
+
+
+# -- processes, with the real model --
+
+
+def start(*arguments, stderr):
+    command = [sys.executable, "-m", "streammem", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("ray", [(), ("--ray", "local")], ids=["processes", "ray"])
+def test_a_process_that_is_killed_is_started_again_and_its_cameras_go_on_from_their_memories(
+    tmp_path, ray
+):
+    if ray:
+        pytest.importorskip("ray", reason="ray is not installed: pip install streammem[ray]")
+    pictures = [frame.pixels for frame in film(("red", 50), ("blue", 50), ("green", 50))]
+    units = encode(pictures)
+    with RtspCamera(units, speed=4.0) as first, RtspCamera(units, speed=4.0) as second:
+        path, house = tmp_path / "cameras.toml", tmp_path / "house"
+        path.write_text(
+            f'[cameras.hall]\nsource = "{first.url}"\n[cameras.door]\nsource = "{second.url}"\n'
+            '[cameras.down]\nsource = "rtsp://127.0.0.1:9/x"\n'
+        )
+        short = ("--set", "scenes.max_frames=24")  # scenes end, whatever they show
+        more = ("--format", "jsonl", "--metrics", tmp_path / "m.prom", *short, *QUICK, *ray)
+        command = ("watch", "--sources", path, "--memory", house, "--workers", "2", *more)
+        with (tmp_path / "err").open("w") as err, start(*command, stderr=err) as running:
+            timer = threading.Timer(PATIENCE_S, running.kill)
+            timer.start()
+            captions = map(caption_of, running.stdout)
+            wait_for(captions, {"hall", "door"})
+            lock = house / "hall" / "writer.lock"
+            killed = lock.read_text().split()[1]
+            os.kill(int(killed), signal.SIGKILL)
+            while lock.read_text().split()[1] == killed:  # until it is written again
+                next(captions)
+            wait_for(captions, {"hall"})
+            running.send_signal(signal.SIGTERM)
+            running.communicate()
+            timer.cancel()
+    told = (tmp_path / "err").read_text()
+    assert running.returncode == 1, told  # one is down
+    assert "the process of hall, down died" in told
+    assert "3 cameras: 1 down, 2 ended" in told and "down: down" in told
+    assert 'streammem_camera_restarts_total{source="hall"} 1' in (tmp_path / "m.prom").read_text()
+    export = [sys.executable, "-m", "streammem", "memory", "export", "--format", "jsonl"]
+    for name in ("hall", "door"):
+        rows = subprocess.run([*export, house / name], capture_output=True, text=True).stdout
+        spans = [(r["start"], r["end"]) for r in events(rows) if r["type"] == "segment"]
+        assert len(spans) >= 2
+        assert all(first[1] <= second[0] for first, second in pairwise(spans))
+
+
+def caption_of(line):
+    row = json.loads(line)
+    return row["camera"] if row["type"] == "caption" else None
+
+
+def wait_for(captions, names):
+    seen = set()
+    while not names <= seen:
+        seen.add(next(captions))
