@@ -14,6 +14,7 @@ from streammem.commands import (
     evaluating,
     memory,
     models,
+    planning,
     serving,
     watching,
 )
@@ -79,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"streammem {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (watching, asking, memory, archiving, serving, models, evaluating):
+    for module in (watching, asking, planning, memory, archiving, serving, models, evaluating):
         module.add_to(commands)
     return parser
 

@@ -343,6 +343,70 @@ class Until:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanStep:
+    """A step of a plan.
+
+    Attributes:
+        state: ``done``; ``doing``: the last step that was seen; ``missing``: not seen, while a
+            later one was; ``open``: not seen yet.
+        spans: when it was seen; several where it was repeated.
+        segments: ids of the scenes that show it, in order.
+        late: whether it was seen only after a later step had begun.
+    """
+
+    name: str
+    state: Literal["done", "doing", "missing", "open"]
+    spans: tuple[TimeSpan, ...] = ()
+    segments: tuple[int, ...] = ()
+    late: bool = False
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{clock(start)}-{clock(end)}" for start, end in self.spans)
+        return f"{self.state:8}{self.name}{f' [{shown}]' if shown else ''}{' late' * self.late}"
+
+
+@dataclass(frozen=True, slots=True)
+class NextStep:
+    """A step that may come next, and how likely, in (0, 1], among the steps of the plan."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How far a goal has come.
+
+    Attributes:
+        goal: in the user's words.
+        time: seconds; of the end of the last scene that it takes in.
+        progress: in [0, 1], the share of steps that were seen.
+        steps: in their order.
+        next: what may come next, the likeliest first.
+        alerts: steps that were left out or came out of order, each told once.
+        certainty: in [0, 1], of what the last scene is taken for: a step, or none.
+    """
+
+    goal: str
+    time: float
+    progress: float
+    steps: tuple[PlanStep, ...]
+    next: tuple[NextStep, ...] = ()
+    alerts: tuple[str, ...] = ()
+    certainty: float = 0.0
+
+    def __str__(self) -> str:
+        seen = sum(bool(step.spans) for step in self.steps)
+        bar = "#" * round(20 * self.progress)
+        lines = [f"[{clock(self.time)}] {self.goal} [{bar:-<20}] {seen} of {len(self.steps)}"]
+        lines += [f"  {step}" for step in self.steps]
+        if self.next:
+            likely = ", ".join(f"{each.name} {each.probability:.2f}" for each in self.next)
+            lines.append(f"  next: {likely}")
+        return "\n".join([*lines, *(f"  ! {text}" for text in self.alerts)])
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """Counters of a run. ``captured`` = ``frames`` + ``waiting`` + both kinds of dropped.
 
@@ -413,7 +477,7 @@ class Stats:
         )
 
 
-Event = Segment | Caption | Moment | Answer | Chapter | Note | Alert | Until | Notice | Stats
+Event = Segment | Caption | Moment | Answer | Chapter | Note | Alert | Until | Plan | Notice | Stats
 
 
 def encodable(text: str) -> str:

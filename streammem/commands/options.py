@@ -520,7 +520,12 @@ def add_command(commands: Any, name: str, run: Run, about: str, *examples: str) 
 
 
 def add_source_options(
-    parser: Parser, *, asks: bool = False, reconnects: bool = False, optional: bool = False
+    parser: Parser,
+    *,
+    asks: bool = False,
+    reconnects: bool = False,
+    optional: bool = False,
+    answers: bool = True,
 ) -> None:
     """Add the source and the flags of every command that reads one.
 
@@ -529,6 +534,7 @@ def add_source_options(
         asks: it may be given a memory instead.
         reconnects: a live source that is lost is opened again.
         optional: the source may be left out.
+        answers: a language model writes what it gives.
     """
     parser.set_defaults(asks=asks, reconnects=reconnects, graceful=True)
     add = parser.add_argument
@@ -544,7 +550,8 @@ def add_source_options(
     group.add_argument("--memory", type=Path, metavar="DIR", help=about)
     add_limits(group)
     add_output_options(parser)
-    _add_model_options(parser)
+    if answers:
+        _add_model_options(parser)
 
 
 def add_live_options(parser: Parser) -> None:

@@ -21,7 +21,7 @@ from streammem.engine.session_config import SessionConfig
 from streammem.memory.entry import Entry, Sureness, decode_keyframe, fitting_notes, visual_keys
 from streammem.memory.memory import CacheConfig, Memory
 from streammem.memory.named import Taught
-from streammem.memory.retrieval import EVERYTHING, Window
+from streammem.memory.retrieval import EVERYTHING, Window, clipped
 from streammem.memory.timeline import offset_after
 from streammem.models.protocols import EncodedSegment, StreamModel
 from streammem.perception.background import Background, BackgroundState
@@ -40,6 +40,7 @@ from streammem.perception.frames import (
 from streammem.perception.scenetilling import Pushed, SceneTilling, SceneTillingState, Score
 from streammem.qa.answerer import Answerer
 from streammem.qa.lookups import Lookups
+from streammem.qa.plan import PlanFollower
 from streammem.qa.question import Present
 from streammem.qa.teaching import Box, picture_at, renewed, taught_with
 from streammem.types import (
@@ -49,6 +50,7 @@ from streammem.types import (
     Frame,
     Moment,
     Note,
+    Plan,
     Reason,
     Segment,
     TimeSpan,
@@ -474,6 +476,33 @@ class Session:
             ConfigError: count below 1.
         """
         return self.answerer.chapters(count, _window(between))
+
+    def plan(
+        self,
+        goal: str,
+        steps: Sequence[str],
+        between: tuple[float, float] | Window | None = None,
+    ) -> Plan:
+        """Tell how far a goal has come: steps done, the one in progress, what may come next.
+
+        Args:
+            goal: in your words.
+            steps: descriptions of what each shows, in their order.
+            between: as for ``ask``. Of several sources the newest one counts, unless the window
+                names another.
+
+        Returns:
+            The plan, with every alert so far; see ``qa/plan.py`` to follow it as scenes close.
+
+        Raises:
+            ConfigError: no step, an empty one, or the same twice.
+        """
+        follower = PlanFollower(self.model.text_encoder, goal, steps)
+        rows = [clip.entry for clip in clipped(self.memory.entries(), _window(between))]
+        for row in rows:
+            if row.source == rows[-1].source:
+                follower.push(row)
+        return follower.plan
 
     def teach(
         self,

@@ -26,8 +26,11 @@ from streammem.types import (
     Event,
     Evidence,
     Moment,
+    NextStep,
     Note,
     Notice,
+    Plan,
+    PlanStep,
     Segment,
     Stats,
     Step,
@@ -50,6 +53,7 @@ EVENT_KEYS: dict[type, tuple[str, tuple[str, ...]]] = {
     Note: ("note", ("start", "end", "text")),
     Alert: ("alert", ("query", "time", "score", "segment", "keyframe", "matched")),
     Until: ("until", ("condition", "time", "segment")),
+    Plan: ("plan", ("goal", "time", "progress", "steps", "next", "alerts", "certainty")),
     Notice: ("warning", ("message",)),
     Stats: (
         "stats",
@@ -100,7 +104,7 @@ class Text:
         if isinstance(event, Notice | Stats):
             return ""
         # Only these have lines of their own: evidence, captions.
-        multiline = isinstance(event, Answer | Chapter)
+        multiline = isinstance(event, Answer | Chapter | Plan)
         lines = _lines(str(event)) if multiline else str(event).translate(_CONTROLS).split()
         return encodable(("\n" if multiline else " ").join(lines)) + "\n"
 
@@ -210,7 +214,7 @@ def wall_start(event: Event, zero: float | None) -> dict[str, object]:
     """
     if zero is None or isinstance(event, Answer | Notice | Stats):  # these have no time
         return {}
-    time = event.time if isinstance(event, Alert | Until) else event.start
+    time = event.time if isinstance(event, Alert | Until | Plan) else event.start
     return {"wall_start": wall_clock(zero + time)}
 
 
@@ -310,8 +314,10 @@ def _values(record: object, keys: tuple[str, ...]) -> dict[str, object]:
 
 
 def _value(key: str, value: object) -> object:
-    if key in ("segments", "names") and isinstance(value, tuple):  # of a step: ids
+    if key in ("segments", "names", "alerts") and isinstance(value, tuple):
         return list(value)
+    if key == "spans" and isinstance(value, tuple):  # of a plan's step
+        return [[milliseconds(at) / 1000 for at in span] for span in value]
     if key == "word_starts" and isinstance(value, tuple):
         return [milliseconds(at) / 1000 for at in value]
     if isinstance(value, tuple | list):  # evidence, steps, or a chapter's captions
@@ -336,6 +342,10 @@ def _item_keys(item: object) -> tuple[str, ...]:
         return _caption_keys(item)
     if isinstance(item, Step):
         return STEP_KEYS
+    if isinstance(item, PlanStep):
+        return ("name", "state", "spans", "segments", "late")
+    if isinstance(item, NextStep):
+        return ("name", "probability")
     if isinstance(item, Note):
         return EVENT_KEYS[Note][1]
     if not isinstance(item, Evidence):

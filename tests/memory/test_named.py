@@ -142,6 +142,7 @@ def test_a_forgotten_name_leaves_no_byte_of_its_picture(tmp_path):
     assert SECRET in bytes_of(tmp_path / "m")
     memory.forget_name("My Cup")
     assert memory.taught() == ()
+    assert SECRET not in bytes_of(tmp_path / "m")  # at once, and not when it is closed
     memory.close()
     assert SECRET not in bytes_of(tmp_path / "m")
     with pytest.raises(KeyError):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from streammem.memory.retrieval import EVERYTHING
 from streammem.qa.last_seen import LastSeenQuestion, read_last_seen
 from tests.qa.test_answerer import asked_of, reader, spans  # noqa: F401, fixtures
 from tests.sessions import session_of
@@ -82,6 +83,27 @@ def test_an_action_that_was_not_seen_gives_the_thing_and_is_not_seen(asked_of): 
     answer = asked_of().ask("Did I close blue?")
     assert answer.text.startswith("not seen: close blue; blue: last seen 00:04.5-00:08.0, ")
     assert not answer.seen and answer.evidence[0].segment == 1
+
+
+@pytest.mark.parametrize(("action", "is_seen"), [(0.6, False), (0.9, True)])
+def test_a_scene_shows_an_action_where_it_fits_that_as_well_as_the_thing_alone(
+    asked_of,  # noqa: F811
+    monkeypatch,
+    action,
+    is_seen,
+):
+    session = asked_of()
+    thing = session.answerer._query("blue", session.memory.now(0.0), EVERYTHING).key
+
+    def scored(answerer, query, window):
+        score = 0.9 if np.array_equal(query.key, thing) else action
+        return {row.segment: score if row.segment == 1 else 0.0 for row in rows}
+
+    rows = session.memory.entries()
+    monkeypatch.setattr("streammem.qa.answerer.Answerer._scores", scored)
+    answer = session.ask("Did I close blue?")
+    assert answer.seen is is_seen
+    assert answer.text.startswith("last seen " if is_seen else "not seen: close blue; blue: ")
 
 
 def test_an_action_that_a_caption_names_is_seen(reader):  # noqa: F811

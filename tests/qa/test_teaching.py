@@ -8,6 +8,7 @@ from streammem.errors import ConfigError
 from streammem.memory.named import NamedThing
 from streammem.output.render import to_json
 from streammem.qa import teaching
+from streammem.qa.answerer import Answerer
 from tests.sessions import session_of
 from tests.tiny import film, moving_square, tiny_model
 
@@ -64,6 +65,22 @@ def test_a_taught_thing_is_found_named_and_forgotten(seen):
     assert seen.names == () and not seen.find("my cup", 1)[0].names
     with pytest.raises(KeyError):
         seen.forget_name("my cup")
+
+
+def test_a_picture_of_a_taught_thing_does_not_show_what_was_done_to_it(seen, monkeypatch):
+    seen.teach("my cup", [moving_square("blue", 0)])
+    scored, names = Answerer._scores, []
+
+    def noted(answerer, query, window):
+        names.append(tuple(thing.name for thing in query.things))
+        scores = scored(answerer, query, window)
+        return scores if query.things else dict.fromkeys(scores, 0.0)
+
+    monkeypatch.setattr(Answerer, "_scores", noted)
+    answer = seen.ask("Did I wash my cup?")
+    assert answer.text.startswith("not seen: wash my cup; my cup: last seen 00:03.0-00:06.0, ")
+    assert not answer.seen and answer.evidence[0].names == ("my cup",)
+    assert names[:2] == [(), ("my cup",)]  # of the action, of the thing
 
 
 def test_a_thing_is_taught_from_a_moment_and_from_a_part_of_its_picture(seen):

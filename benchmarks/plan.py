@@ -1,0 +1,261 @@
+"""How well scenes are aligned to the steps of a plan: ``python -m benchmarks plan``.
+
+Videos of known steps are composed from real clips: a step is a clip, its text the clip's sentence
+in the manifest. Steps come in order, swapped, skipped, repeated, or interrupted by other clips.
+Scenes are given (SceneTilling does not run); their keys are those of real frames. Options of both
+methods are chosen on one half of the clips and reported on the other.
+
+The last line has the figures as JSON.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streammem.memory.entry import Entry, visual_keys
+from streammem.memory.retrieval import rate
+from streammem.models.registry import load
+from streammem.qa.plan import PLANNING, PlanConfig, PlanTracker, queries_of
+from streammem.video import open_source
+
+KINDS = ("in order", "swapped", "skipped", "repeated", "interrupted")
+NUM_STEPS = 6
+FPS = 4.0
+SCENE_S = (1.5, 4.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A scene of a composed video: its true step, or None, and what it is compared by."""
+
+    start: float
+    end: float
+    step: int | None
+    scores: np.ndarray
+    cosines: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """A composed video and what its order holds."""
+
+    kind: str
+    scenes: tuple[Scene, ...]
+    skipped: tuple[int, ...]
+    late: tuple[int, ...]
+
+
+def keys_of(folder: Path) -> dict[str, tuple[str, np.ndarray]]:
+    """Return each clip's sentence and the keys [T, D_key] of its frames."""
+    model = load("streammem-tiny")
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    found = {}
+    for row in rows:
+        with open_source(folder / row["file"], fps=FPS) as source:
+            keys = [model.perceiver.perceive(frame.pixels).key for frame in source]
+        found[row["file"]] = row["caption"], np.stack(keys)
+    return found
+
+
+def compose(
+    clips: Sequence[tuple[str, np.ndarray]], encoder: Any, count: int, seed: int
+) -> Iterator[Video]:
+    """Yield ``count`` videos of each kind."""
+    rng = np.random.default_rng(seed)
+    for kind, _ in product(KINDS, range(count)):
+        chosen = rng.permutation(len(clips))
+        steps, others = chosen[:NUM_STEPS], chosen[NUM_STEPS:]
+        order, skipped, late = list(range(NUM_STEPS)), (), tuple[int, ...]()
+        at = int(rng.integers(0, NUM_STEPS - 2))
+        if kind == "swapped":
+            order[at], order[at + 1] = at + 1, at
+            late = (at,)
+        elif kind == "skipped":
+            order.remove(at)
+            skipped = (at,)
+        elif kind == "repeated":
+            order.insert(at + 2, at)
+        shown: list[tuple[int | None, int]] = []
+        for step in order:
+            shown.append((step, int(steps[step])))
+            while rng.random() < (0.6 if kind == "interrupted" else 0.1):
+                shown.append((None, int(rng.choice(others))))
+        queries = queries_of(encoder, [clips[i][0] for i in steps])
+        scenes, time = [], 0.0
+        for step, clip in shown:
+            keys = clips[clip][1]
+            for _ in range(int(rng.integers(1, 4))):
+                frames = max(2, round(float(rng.uniform(*SCENE_S)) * FPS))
+                first = int(rng.integers(0, max(1, len(keys) - frames)))
+                seen = visual_keys(keys[first : first + frames])
+                none = seen[:0]
+                entry = Entry(0, 0.0, 1.0, 1, seen, none, none, np.empty((0, 0), np.float16))
+                hits = [rate([entry], query)[0] for query in queries]
+                scores = np.array([hit.score for hit in hits])
+                cosines = np.array([hit.visual for hit in hits])
+                length = min(frames, len(keys)) / FPS
+                scenes.append(Scene(time, time + length, step, scores, cosines))
+                time += length
+        yield Video(kind, tuple(scenes), skipped, late)
+
+
+# -- what is compared: each returns a step, or None, for every scene --
+
+
+def nearest(video: Video, least: float) -> list[int | None]:
+    """The step whose sentence is nearest to the scene, from a cosine on."""
+    best = [int(scene.cosines.argmax()) for scene in video.scenes]
+    return [
+        step if scene.cosines[step] >= least else None
+        for step, scene in zip(best, video.scenes, strict=True)
+    ]
+
+
+def likeliest(video: Video, least: float) -> list[int | None]:
+    """The likeliest step of each scene by itself: the alignment's scores without its order."""
+    best = [int(scene.scores.argmax()) for scene in video.scenes]
+    return [
+        step if scene.scores[step] >= least else None
+        for step, scene in zip(best, video.scenes, strict=True)
+    ]
+
+
+def aligned(video: Video, config: PlanConfig) -> tuple[list[int | None], list[str]]:
+    """The alignment's steps, and what it alerts to."""
+    names = [f"step {i}" for i in range(NUM_STEPS)]
+    tracker = PlanTracker("goal", names, config)
+    steps, alerts = list[int | None](), list[str]()
+    for number, scene in enumerate(video.scenes):
+        plan = tracker.push(number, scene.start, scene.end, scene.scores)
+        alerts += plan.alerts
+        now = [i for i, step in enumerate(plan.steps) if number in step.segments]
+        steps.append(now[0] if now else None)
+    return steps, alerts
+
+
+def accuracy(videos: Sequence[Video], found: Sequence[Sequence[int | None]]) -> float:
+    """Return the share of scenes that were given their true step, or rightly none."""
+    right = [
+        step == scene.step
+        for video, steps in zip(videos, found, strict=True)
+        for scene, step in zip(video.scenes, steps, strict=True)
+    ]
+    return float(np.mean(right))
+
+
+def begins(scenes: Sequence[Scene], steps: Sequence[int | None], step: int) -> float | None:
+    """Return when a step was first seen; None where it was not."""
+    return next((s.start for s, i in zip(scenes, steps, strict=True) if i == step), None)
+
+
+def figures(videos: Sequence[Video], found: Sequence[Sequence[int | None]]) -> dict[str, float]:
+    """Return scene accuracy by kind, steps found, and the error of their begin in seconds."""
+    errors, num_true, invented, num_absent = list[float](), 0, 0, 0
+    for video, steps in zip(videos, found, strict=True):
+        truth = [scene.step for scene in video.scenes]
+        for step in range(NUM_STEPS):
+            true_at = begins(video.scenes, truth, step)
+            found_at = begins(video.scenes, steps, step)
+            num_true += true_at is not None
+            num_absent += true_at is None
+            invented += true_at is None and found_at is not None
+            if true_at is not None and found_at is not None:
+                errors.append(abs(found_at - true_at))
+    by_kind = {
+        kind: accuracy(
+            [v for v in videos if v.kind == kind],
+            [s for v, s in zip(videos, found, strict=True) if v.kind == kind],
+        )
+        for kind in KINDS
+    }
+    return {
+        "accuracy": accuracy(videos, found),
+        **by_kind,
+        "steps_found": len(errors) / num_true,
+        "begin_error_s": float(np.mean(errors)),
+        "begin_right": float(np.mean(np.array(errors) < 0.01)),
+        "skipped_found": invented / max(1, num_absent),
+    }
+
+
+def alert_figures(videos: Sequence[Video], alerts: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return false alerts an hour, and the shares of skipped and of swapped steps alerted to."""
+    hours = sum(video.scenes[-1].end for video in videos) / 3600
+    false, hits, number = 0, {"left out": 0, "out of order": 0}, {"left out": 0, "out of order": 0}
+    for video, texts in zip(videos, alerts, strict=True):
+        wanted = {f"left out: step {i}" for i in (*video.skipped, *video.late)}
+        wanted |= {f"out of order: step {i}" for i in video.late}
+        false += sum(text not in wanted for text in texts)
+        number["left out"] += len(video.skipped)
+        number["out of order"] += len(video.late)
+        hits["left out"] += sum(f"left out: step {i}" in texts for i in video.skipped)
+        hits["out of order"] += sum(f"out of order: step {i}" in texts for i in video.late)
+    shares = {name: hits[name] / max(1, number[name]) for name in hits}
+    return {"hours": hours, "false_an_hour": false / hours, **shares}
+
+
+def main(arguments: list[str]) -> int:
+    """Choose options on one half, report on the other."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks plan", description=__doc__)
+    parser.add_argument("--count", type=int, default=40, help="videos of each kind")
+    parser.add_argument("--keys", type=Path, help="file to keep the frames' keys in, .npz")
+    options = parser.parse_args(arguments)
+    clips = _clips(Path(os.environ["STREAMMEM_DATA"]) / "clips", options.keys)
+    encoder = load("streammem-tiny").text_encoder
+    fitting = list(compose(clips[0::2], encoder, max(4, options.count // 2), seed=1))
+    least_cosine = max(
+        np.arange(0.05, 0.6, 0.02),
+        key=lambda t: accuracy(fitting, [nearest(v, t) for v in fitting]),
+    )
+    least_score = max(
+        np.arange(0.02, 0.9, 0.02),
+        key=lambda t: accuracy(fitting, [likeliest(v, t) for v in fitting]),
+    )
+    grid = product((1.0, 2.0, 3.0, 4.0), (0.35, 0.5), (0.35, 0.5), (0.15, 0.3))
+    configs = [
+        replace(PLANNING, prior=prior, stay=stay, sure=sure, interrupt=interrupt)
+        for prior, stay, sure, interrupt in grid
+    ]
+    best = max(configs, key=lambda c: accuracy(fitting, [aligned(v, c)[0] for v in fitting]))
+    print(f"chosen on the other half: cosine {least_cosine:.2f}, score {least_score:.2f}, {best}")
+    videos = list(compose(clips[1::2], encoder, options.count, seed=2))
+    scenes = sum(len(video.scenes) for video in videos)
+    shipped, tuned = ([aligned(v, c) for v in videos] for c in (PLANNING, best))
+    report: dict[str, Any] = {
+        "videos": len(videos),
+        "scenes": scenes,
+        "nearest key frame": figures(videos, [nearest(v, float(least_cosine)) for v in videos]),
+        "scores without order": figures(videos, [likeliest(v, float(least_score)) for v in videos]),
+        "alignment, as shipped": figures(videos, [steps for steps, _ in shipped]),
+        "alignment, as chosen": figures(videos, [steps for steps, _ in tuned]),
+        **{
+            f"alerts, confirm {confirm}": alert_figures(
+                videos, [aligned(v, replace(PLANNING, confirm=confirm))[1] for v in videos]
+            )
+            for confirm in (2, PLANNING.confirm, 5)
+        },
+    }
+    for name, values in report.items():
+        shown = values
+        if isinstance(values, dict):
+            shown = ", ".join(f"{key} {value:.3f}" for key, value in values.items())
+        print(f"{name}: {shown}")
+    print(json.dumps(report))
+    return 0
+
+
+def _clips(folder: Path, kept: Path | None) -> list[tuple[str, np.ndarray]]:
+    if kept is None or not kept.is_file():
+        found = keys_of(folder)
+        if kept is None:
+            return list(found.values())
+        np.savez(kept, **{f"{text}": keys for text, keys in found.values()})  # type: ignore[arg-type]
+    with np.load(kept) as arrays:
+        return [(text, arrays[text]) for text in arrays]
