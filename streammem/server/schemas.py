@@ -140,6 +140,37 @@ class UntilEvent(_Record):
     wall_start: WallClock = None
 
 
+class PlanStepItem(_Record):
+    """A step of a plan; ``late``: it was seen only after a later one had begun."""
+
+    name: str
+    state: Literal["done", "doing", "missing", "open"]
+    spans: list[tuple[Seconds, Seconds]]
+    segments: list[int]
+    late: bool
+
+
+class NextStepItem(_Record):
+    """A step that may come next."""
+
+    name: str
+    probability: Annotated[float, Field(gt=0, le=1)]
+
+
+class PlanEvent(_Record):
+    """How far a goal has come; sessions of the server follow no plan yet."""
+
+    type: Literal["plan"]
+    goal: Annotated[str, Field(examples=["make coffee"])]
+    time: Seconds
+    progress: Annotated[float, Field(ge=0, le=1)]
+    steps: list[PlanStepItem]
+    next: list[NextStepItem]
+    alerts: list[str]
+    certainty: Annotated[float, Field(ge=0, le=1)]
+    wall_start: WallClock = None
+
+
 class WarningEvent(_Record):
     """Something that did not stop the work; ``lost`` counts events that came too fast."""
 
@@ -244,6 +275,7 @@ _ANY: Any = (
     | NoteEvent
     | AlertEvent
     | UntilEvent
+    | PlanEvent
     | WarningEvent
     | AnswerEvent
     | StatsEvent
