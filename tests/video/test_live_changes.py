@@ -11,6 +11,7 @@ import av
 import pytest
 
 from benchmarks.rtsp_server import RtspCamera, encode
+from streammem.errors import TruncatedError
 from streammem.video import cameras, open_source
 from streammem.video.cameras import open_rtsp
 from streammem.video.container import choose_stream
@@ -98,9 +99,11 @@ def test_a_camera_of_one_frame_in_ten_seconds_keeps_its_times(monkeypatch):
         source = open_rtsp(camera.url, Sampling())
         source._passing = Time(now=lambda: passing[0], wall=lambda: 1e9 + passing[0])
         frames = []
-        for frame in source:
-            frames.append(frame)
-            received.release()
+        # How the connection ends, with a word or without, depends on what is under way then.
+        with suppress(TruncatedError):
+            for frame in source:
+                frames.append(frame)
+                received.release()
     times = [frame.time for frame in frames]
     assert len(times) == 10 and not source.notices and source.num_connections == 1
     assert times[0] == 0.0
