@@ -1,5 +1,6 @@
 """HTTP cameras on loopback: motion JPEG, and a folder whose HLS playlist goes on."""
 
+import functools
 import io
 import threading
 from contextlib import contextmanager, suppress
@@ -9,6 +10,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import av
 from PIL import Image
+
+from streammem.errors import StreammemError
 
 PART = b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%b\r\n"
 
@@ -75,3 +78,20 @@ def write_stream(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def retried(test):
+    """Run a test whose reads give up after a fraction of a second up to three times.
+
+    On a busy machine such a read may give up within a packet, which costs the connection: see
+    ``cameras.POLL_S``, which is long for that reason. What a test states must hold once.
+    """
+
+    @functools.wraps(test)
+    def attempts(*args, **kwargs):
+        for _ in range(2):
+            with suppress(AssertionError, StreammemError):
+                return test(*args, **kwargs)
+        return test(*args, **kwargs)
+
+    return attempts

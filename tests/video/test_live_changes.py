@@ -11,14 +11,13 @@ import av
 import pytest
 
 from benchmarks.rtsp_server import RtspCamera, encode
-from streammem.errors import TruncatedError
 from streammem.video import cameras, open_source
 from streammem.video.cameras import open_rtsp
 from streammem.video.container import choose_stream
 from streammem.video.live_source import STALL_S, Connection, Feed, LiveSource, Time
 from streammem.video.source import Sampling
 from tests.tiny import moving_square
-from tests.video.servers import write_stream
+from tests.video.servers import retried, write_stream
 
 RED = [moving_square("red", k, 64, 48) for k in range(40)]
 BLUE = [moving_square("blue", k, 64, 48) for k in range(60)]
@@ -79,6 +78,7 @@ def test_a_stream_that_changes_its_codec_is_got_back(tmp_path, codec, writers):
     assert source.num_connections >= 2
 
 
+@retried
 def test_a_camera_of_one_frame_in_ten_seconds_keeps_its_times(monkeypatch):
     monkeypatch.setattr("streammem.video.cameras.POLL_S", 0.15)
     monkeypatch.setitem(cameras._RTSP, "probesize", "500")  # these pictures are small
@@ -90,8 +90,8 @@ def test_a_camera_of_one_frame_in_ten_seconds_keeps_its_times(monkeypatch):
 
         def wait(began, shown):
             """Let ten seconds pass while the source times out, once it has the frame before."""
-            if shown > 10.0:
-                assert received.acquire(timeout=120)
+            if shown > 30.0:
+                assert received.acquire(timeout=10)
             while passing[0] < shown and not camera._closed.wait(0.005):
                 passing[0] += 0.25
 
@@ -99,11 +99,9 @@ def test_a_camera_of_one_frame_in_ten_seconds_keeps_its_times(monkeypatch):
         source = open_rtsp(camera.url, Sampling())
         source._passing = Time(now=lambda: passing[0], wall=lambda: 1e9 + passing[0])
         frames = []
-        # How the connection ends, with a word or without, depends on what is under way then.
-        with suppress(TruncatedError):
-            for frame in source:
-                frames.append(frame)
-                received.release()
+        for frame in source:
+            frames.append(frame)
+            received.release()
     times = [frame.time for frame in frames]
     assert len(times) == 10 and not source.notices and source.num_connections == 1
     assert times[0] == 0.0

@@ -18,7 +18,7 @@ from streammem.video.cameras import open_rtsp, open_screen, open_webcam
 from streammem.video.live_source import LiveSource, Time
 from streammem.video.source import Sampling
 from tests.tiny import moving_square
-from tests.video.servers import serving, write_stream
+from tests.video.servers import retried, serving, write_stream
 
 PICTURES = [moving_square("red" if k < 30 else "blue", k, 64, 48) for k in range(60)]
 LARGE = [moving_square("green", k, 96, 80) for k in range(20)]
@@ -174,6 +174,7 @@ def test_a_silent_connection_is_given_up(camera, monkeypatch):
     source.close()
 
 
+@retried
 def test_a_stall_shorter_than_that_is_waited_out(camera, monkeypatch):
     monkeypatch.setattr("streammem.video.cameras.POLL_S", 0.15)
     camera.loop, camera.speed = True, 10.0
