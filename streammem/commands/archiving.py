@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streammem.commands.cameras import add_ray, check_workers, workers_of
-from streammem.commands.opening import open_session, quiet_libraries
+from streammem.commands.opening import load_in_worker, open_session
 from streammem.commands.options import (
     SOURCE_FLAGS,
     SPEECH_FLAGS,
@@ -20,7 +20,6 @@ from streammem.commands.options import (
     add_flags,
     add_session_options,
     configured,
-    load_model,
     source_options,
     speech_options,
     watch_options,
@@ -136,13 +135,9 @@ class Opener:
     cores_each: float
 
     def __call__(self) -> "Worker":
-        from streammem.models.threads import cores, limit_threads
-
         arguments = argparse.Namespace(**self.options)
         arguments.interrupted = lambda: False
-        quiet_libraries()
-        limit_threads(busy=max(2, round(2 * cores() / self.cores_each)))
-        model = load_model(arguments)
+        model = load_in_worker(arguments, self.cores_each)
 
         def work(
             job: "tuple[File, Path]", is_stopping: "IsStopping"

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from streammem.commands.opening import check_options, open_session, quiet_libraries, watch_source
+from streammem.commands.opening import check_options, load_in_worker, open_session, watch_source
 from streammem.commands.options import (
     ANSWER_FLAGS,
     DECODING_FLAGS,
@@ -23,14 +23,13 @@ from streammem.commands.options import (
     add_source_options,
     add_watch_options,
     check_formats,
-    load_model,
     rotation_of,
     watch_options,
 )
 from streammem.commands.publishing import broker_of, publisher_to
 from streammem.errors import ConfigError, SourceError
-from streammem.output.render import plain, to_line, wall_start
-from streammem.output.results import Results, RotatedFile, replace_file
+from streammem.output.render import plain, wall_start
+from streammem.output.results import EventOutput, replace_file
 from streammem.output.terminal import note, signals
 from streammem.types import Event, Notice, Segment, Stats
 
@@ -101,8 +100,6 @@ def run_cameras(arguments: argparse.Namespace) -> int:
     output = _Output(arguments)
     board = Board(cameras)
     with ExitStack() as stack:
-        if arguments.ray:  # which prints remarks of its own; results have stdout already
-            stack.enter_context(redirect_stdout(sys.stderr))
         processes, num_workers, cores_each = stack.enter_context(workers_of(arguments))
         signalled = stack.enter_context(signals())
         stack.enter_context(closing(output))
@@ -159,7 +156,10 @@ def workers_of(
     from streammem.fleet.ray_actors import RayActors
 
     num_gpus = int(arguments.device.startswith("cuda"))
-    with RayActors.connect(arguments.ray, num_gpus=num_gpus, num_workers=wanted) as actors:
+    with (
+        redirect_stdout(sys.stderr),  # Ray prints remarks of its own; results have stdout already
+        RayActors.connect(arguments.ray, num_gpus=num_gpus, num_workers=wanted) as actors,
+    ):
         yield actors, wanted or actors.default_workers, float(actors.cpus)
 
 
@@ -258,11 +258,8 @@ class CamerasOpener:
     def __call__(self) -> "Worker":
         from streammem.captioning.shared import share
         from streammem.fleet.cameras import watch_together
-        from streammem.models.threads import cores, limit_threads
 
-        quiet_libraries()
-        limit_threads(busy=max(2, round(2 * cores() / self.cores_each)))
-        model = load_model(argparse.Namespace(**self.options))
+        model = load_in_worker(argparse.Namespace(**self.options), self.cores_each)
 
         def work(
             cameras: dict[str, dict[str, Any]], is_stopping: "IsStopping"
@@ -338,11 +335,10 @@ class _Output:
     """Where the events of cameras go: results to a file or stdout, the rest to stderr."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        rotation = rotation_of(arguments)
         self._arguments = arguments
-        path: Path | None = arguments.output
-        self._file = RotatedFile("jsonl", path, rotation) if path else None
-        self._stdout = None if path else Results(arguments.format, None)
+        rotation = rotation_of(arguments)
+        self._results = EventOutput(arguments.format, arguments.output, rotation)
+        self.reopen, self.close = self._results.reopen, self._results.close
 
     def show(self, news: "News", board: "Board") -> None:
         """Show an event of a camera."""
@@ -356,22 +352,4 @@ class _Output:
         if isinstance(event, Notice | Stats):
             note(f"{news.camera}: {event}")
         more = {"camera": news.camera, **wall_start(event, news.wall_zero)}
-        if self._file:
-            self._file.write(event, more)
-        elif self._stdout and self._arguments.format == "jsonl":
-            self._stdout.put(to_line(event, more) + "\n")
-        elif self._stdout and not isinstance(event, Notice | Stats):
-            self._stdout.put(f"{news.camera} ")
-            self._stdout.write(event)
-
-    def reopen(self) -> None:
-        """Open the file anew."""
-        if self._file:
-            self._file.reopen()
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file:
-            self._file.close()
-        elif self._stdout:
-            self._stdout.finish()
+        self._results.write(event, more, f"{news.camera} ")

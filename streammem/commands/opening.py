@@ -242,6 +242,15 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
+def load_in_worker(arguments: argparse.Namespace, cores_each: float) -> "StreamModel":
+    """Open the model in a process that has ``cores_each`` of the machine's cores."""
+    from streammem.models.threads import cores, limit_threads
+
+    quiet_libraries()
+    limit_threads(busy=max(2, round(2 * cores() / cores_each)))
+    return load_model(arguments)
+
+
 @contextmanager
 def _progress(
     name: str, duration: float | None, *, shown: bool = True

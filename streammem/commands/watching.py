@@ -23,8 +23,8 @@ from streammem.commands.options import (
 )
 from streammem.commands.publishing import broker_of, camera_name, publisher_to
 from streammem.errors import ConfigError, ServedModelError
-from streammem.output.render import plain, prometheus, to_line, wall_start
-from streammem.output.results import Results, RotatedFile, Rotation, output, replace_file
+from streammem.output.render import plain, prometheus, wall_start
+from streammem.output.results import EventOutput, Results, Rotation, output, replace_file
 from streammem.output.terminal import LiveText, Sheet, note, signals
 from streammem.types import Answer, Caption, Event, Note, Notice, Segment, Stats, Until
 from streammem.video.address import public_name
@@ -266,9 +266,8 @@ class _Output:
 
     def __init__(self, arguments: argparse.Namespace, rotation: Rotation) -> None:
         self._arguments = arguments
-        path: Path | None = arguments.output
-        self._file = RotatedFile(arguments.format, path, rotation) if path else None
-        self._stdout = None if path else Results(arguments.format, None)
+        self._results = EventOutput(arguments.format, arguments.output, rotation)
+        self.reopen, self.close = self._results.reopen, self._results.close
 
     def show(self, event: Event, wall_zero: float | None, source: str) -> None:
         """Show an event; ``wall_zero`` is the Unix time at 0 of its clock, if it is known."""
@@ -280,23 +279,7 @@ class _Output:
             note(str(event))
         if isinstance(event, Stats) and self._arguments.stats is None:
             return
-        more = wall_start(event, wall_zero)
-        if self._file:
-            self._file.write(event, more)
-        elif self._stdout and self._arguments.format == "jsonl":
-            self._stdout.put(to_line(event, more) + "\n")
-        elif self._stdout:
-            self._stdout.write(event)
-
-    def reopen(self) -> None:
-        if self._file:
-            self._file.reopen()
-
-    def close(self) -> None:
-        if self._file:
-            self._file.close()
-        elif self._stdout:
-            self._stdout.finish()
+        self._results.write(event, wall_start(event, wall_zero))
 
 
 def _evidence(answer: Answer) -> str:

@@ -23,7 +23,7 @@ from typing import IO
 
 from streammem.errors import ConfigError
 from streammem.output.render import FORMATS, NOTHING, Renderer, plain, to_line
-from streammem.types import Caption, Event
+from streammem.types import Caption, Event, Notice, Stats
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 APPENDABLE = {"text", "jsonl"}  # formats without header or numbers: a file can be continued
@@ -224,3 +224,41 @@ class RotatedFile:
             old = sorted(self._path.parent.glob(pattern), key=lambda p: (p.stat().st_mtime, p.name))
             for path in old[: -self._rotation.keep]:
                 path.unlink(missing_ok=True)
+
+
+class EventOutput:
+    """Where the events of watched sources go: results to a rotated file, or to stdout.
+
+    Args:
+        form: a key of ``render.FORMATS``.
+        path: of the file; None for stdout.
+        rotation: when the file is rotated.
+    """
+
+    def __init__(self, form: str, path: Path | None, rotation: Rotation) -> None:
+        self._form = form
+        self._file = RotatedFile(form, path, rotation) if path else None
+        self._stdout = None if path else Results(form, None)
+
+    def write(self, event: Event, more: Mapping[str, object] = NOTHING, prefix: str = "") -> None:
+        """Write an event; ``more`` is for JSONL, and text on stdout begins with ``prefix``."""
+        if self._file:
+            self._file.write(event, more)
+        elif self._stdout and self._form == "jsonl":
+            self._stdout.put(to_line(event, more) + "\n")
+        elif self._stdout:
+            if not isinstance(event, Notice | Stats):  # which text leaves out
+                self._stdout.put(prefix)
+            self._stdout.write(event)
+
+    def reopen(self) -> None:
+        """Open the file anew, which may have been moved."""
+        if self._file:
+            self._file.reopen()
+
+    def close(self) -> None:
+        """Write the end of the format and close the file."""
+        if self._file:
+            self._file.close()
+        elif self._stdout:
+            self._stdout.finish()
