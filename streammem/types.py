@@ -349,8 +349,8 @@ class PlanStep:
     Attributes:
         state: ``done``; ``doing``: the last step that was seen; ``missing``: not seen, while a
             later one was; ``open``: not seen yet.
-        spans: when it was seen; several where it was repeated.
-        segments: ids of the scenes that show it, in order.
+        spans: when it was seen; several where it was repeated, the first and the newest 99.
+        segments: ids of the scenes that show it, in order, the first and the newest 99.
         late: whether it was seen only after a later step had begun.
     """
 

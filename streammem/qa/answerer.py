@@ -360,12 +360,12 @@ class Answerer:
         # 2. Its appearances in the time asked about, or else before it.
         window, number = question.window, 0
         found: tuple[Appearance, ...] = ()
-        places = [(each, n) for each in _and_before(window) for n in range(len(queries))]
-        for window, number in places:
+        tries = [(each, n) for each in _and_before(window) for n in range(len(queries))]
+        for window, number in tries:
             self._described([hit.entry for hit in self._search(queries[number], window)])
-            scores, alone = (
-                self._scores(query, window) for query in (queries[number], queries[-1])
-            )
+            scores = alone = self._scores(queries[number], window)
+            if number < len(queries) - 1:
+                alone = self._scores(queries[-1], window)
             # A scene that shows the thing is near its action, too: it shows the action where it
             # fits that at least as well as the thing alone.
             matching = {s for s, score in scores.items() if score >= max(SEEN, alone[s])}

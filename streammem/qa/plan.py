@@ -17,7 +17,8 @@ It is causal: what a scene was aligned to stays, and only a later scene adds to 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -27,8 +28,10 @@ from streammem.memory.retrieval import Query, content_words, rate
 from streammem.models.protocols import TextEncoder
 from streammem.types import NextStep, Plan, PlanStep, TimeSpan
 
+State = Literal["done", "doing", "missing", "open"]
 MAX_STEPS = 100
 MAX_NEXT = 3
+MAX_SPANS = 100  # times and scenes of a step that are kept: the first, and the newest
 ALIKE = 100  # scenes that a step is to hold against, as for an alert
 
 
@@ -80,9 +83,6 @@ class PlanTracker:
     goal: str
     names: Sequence[str]
     config: PlanConfig = PLANNING
-    _rows: list[tuple[int, float, float, int | None]] = field(default_factory=list)
-    _steps_sure: list[int] = field(default_factory=list)  # of scenes that alerts may rest on
-    _alerted: dict[str, None] = field(default_factory=dict)  # in order
 
     def __post_init__(self) -> None:
         self.names = tuple(name.strip() for name in self.names)
@@ -95,6 +95,16 @@ class PlanTracker:
         self._move = _moves(count, self.config)
         self._belief = np.zeros(2 * count + 1)
         self._belief[count] = 1.0
+        # What was seen, by step. None of it grows with the stream.
+        self._spans: list[list[TimeSpan]] = [[] for _ in self.names]
+        self._segments: list[list[int]] = [[] for _ in self.names]
+        self._late = [False] * count  # first seen after a later step
+        self._sure: set[int] = set()  # steps of scenes that an alert may rest on
+        self._later = [0] * count  # such scenes of later steps, before the first of this one
+        self._last: tuple[int, int | None] | None = None  # the newest scene, and its step
+        self._current: int | None = None  # the last step that was seen
+        self._end = 0.0
+        self._alerted: dict[str, None] = {}  # in order
 
     def push(self, segment: int, start: float, end: float, scores: np.ndarray) -> Plan:
         """Take in the next scene.
@@ -109,79 +119,69 @@ class PlanTracker:
         Returns:
             The plan as it stands then; its ``alerts`` are told once.
         """
-        count = len(self.names)
-        if self._rows and self._rows[-1][0] == segment:
-            self._rows[-1] = (segment, self._rows[-1][1], end, self._rows[-1][3])
-            return self._plan(end, ())
+        count, self._end = len(self.names), end
+        if self._last and self._last[0] == segment:
+            step = self._last[1]
+            if step is not None:
+                self._spans[step][-1] = self._spans[step][-1]._replace(end=end)
+            return self._plan(())
         odds = np.clip(np.asarray(scores, np.float64), 1e-6, 1 - 1e-6)
         shown = np.log(odds / (1 - odds)) + self.config.prior
         belief = self._belief @ self._move
         belief[:count] *= np.exp(np.clip(shown, -_MOST_ODDS, _MOST_ODDS))
         self._belief = belief / belief.sum()
         best = int(self._belief[:count].argmax())
-        is_sure = self._belief[best] >= self.config.sure
-        self._rows.append((segment, start, end, best if is_sure else None))
+        step = best if self._belief[best] >= self.config.sure else None
+        if step is not None:
+            self._align(step, segment, TimeSpan(start, end))
+        self._last = segment, step
         if self._belief[best] >= self.config.alert_sure:
-            self._steps_sure.append(best)
-        return self._plan(end, self._alerts())
+            self._sure.add(best)
+            for number in range(best):
+                self._later[number] += number not in self._sure
+        return self._plan(self._alerts())
 
     @property
     def plan(self) -> Plan:
         """The plan as it stands, with every alert so far."""
-        end = self._rows[-1][2] if self._rows else 0.0
-        return self._plan(end, tuple(self._alerted))
+        return self._plan(tuple(self._alerted))
+
+    def _align(self, step: int, segment: int, span: TimeSpan) -> None:
+        spans, segments = self._spans[step], self._segments[step]
+        if not spans:
+            self._late[step] = any(self._spans[step + 1 :])
+        if self._last and self._last[1] == step:  # neighbouring scenes of one step are one
+            span = span._replace(start=spans.pop().start)
+        spans.append(span)
+        segments.append(segment)
+        del spans[1 : -MAX_SPANS + 1], segments[1 : -MAX_SPANS + 1]
+        self._current = step
 
     def _alerts(self) -> tuple[str, ...]:
         """Return what is left out, or came too late, and was not told before."""
-        seen = {step for *_, step in self._rows if step is not None}
-        sure, wrong = self._steps_sure, []
+        wrong = []
         for number, name in enumerate(self.names):
-            first = sure.index(number) if number in sure else len(sure)
-            is_late = sum(step > number for step in sure[:first]) >= self.config.confirm
-            if is_late and number not in seen:
+            is_late = self._later[number] >= self.config.confirm
+            if is_late and not self._spans[number]:
                 wrong.append(f"left out: {name}")
-            elif is_late and number in sure and self._is_late(number):
+            elif is_late and number in self._sure and self._late[number]:
                 wrong.append(f"out of order: {name}")
         told = tuple(text for text in wrong if text not in self._alerted)
         self._alerted |= dict.fromkeys(told)
         return told
 
-    def _is_late(self, number: int) -> bool:
-        """Return whether a step that was seen was first seen after a later one."""
-        order = [step for *_, step in self._rows if step is not None]
-        return any(step > number for step in order[: order.index(number)])
-
-    def _plan(self, time: float, alerts: tuple[str, ...]) -> Plan:
-        # 1. The spans of each step: neighbouring scenes of one step are one.
-        spans: list[list[TimeSpan]] = [[] for _ in self.names]
-        segments: list[list[int]] = [[] for _ in self.names]
-        before = None
-        for segment, start, end, step in self._rows:
-            if step is not None:
-                if step == before:
-                    start = spans[step].pop().start
-                spans[step].append(TimeSpan(start, end))
-                segments[step].append(segment)
-            before = step
-        # 2. The step in progress is the last one that was seen; earlier ones are done.
-        order = [step for *_, step in self._rows if step is not None]
-        current = order[-1] if order else None
-        furthest = max(order, default=-1)
-        first_at = [found[0].start if found else None for found in spans]
+    def _plan(self, alerts: tuple[str, ...]) -> Plan:
+        # 1. The step in progress is the last one that was seen; earlier ones are done.
+        current, count = self._current, len(self.names)
+        furthest = max((n for n, spans in enumerate(self._spans) if spans), default=-1)
         steps = []
         for number, name in enumerate(self.names):
-            state = "open" if number > furthest else "missing"
-            if spans[number]:
+            spans, segments = tuple(self._spans[number]), tuple(self._segments[number])
+            state: State = "open" if number > furthest else "missing"
+            if spans:
                 state = "doing" if number == current else "done"
-            begun = first_at[number]
-            late = begun is not None and any(
-                at is not None and at < begun for at in first_at[number + 1 :]
-            )
-            steps.append(
-                PlanStep(name, state, tuple(spans[number]), tuple(segments[number]), late)  # type: ignore[arg-type]
-            )
-        # 3. What comes next: where the filter expects to go, other than on with this step.
-        count = len(self.names)
+            steps.append(PlanStep(name, state, spans, segments, self._late[number]))
+        # 2. What comes next: where the filter expects to go, other than on with this step.
         ahead = (self._belief @ self._move)[:count].copy()
         if current is not None:
             ahead[current] = 0.0
@@ -192,9 +192,9 @@ class PlanTracker:
             for number in likely
             if ahead[number] > 0
         )
-        done = sum(bool(found) for found in spans)
+        done = sum(bool(spans) for spans in self._spans)
         certainty = max(float(self._belief[:count].max()), float(self._belief[count:].sum()))
-        return Plan(self.goal, time, done / count, tuple(steps), following, alerts, certainty)
+        return Plan(self.goal, self._end, done / count, tuple(steps), following, alerts, certainty)
 
 
 class PlanFollower:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from streammem.errors import ConfigError
 from streammem.output.render import FORMATS, to_json
-from streammem.qa.plan import MAX_STEPS, PlanTracker, read_steps
+from streammem.qa.plan import MAX_SPANS, MAX_STEPS, PlanTracker, read_steps
 from tests.qa.test_answerer import asked_of, reader  # noqa: F401, fixtures
 
 NAMES = ("fill", "boil", "grind", "pour")
@@ -144,3 +144,14 @@ def test_a_session_tells_its_plan(asked_of):  # noqa: F811
     assert [s.segments for s in plan.steps] == [(0, 3), (1,), (), (4,)]
     early = asked_of().plan("paint", ["red", "blue"], between=(0.0, 4.0))
     assert [step.state for step in early.steps] == ["doing", "open"]
+
+
+def test_a_plan_that_is_followed_for_days_keeps_a_bounded_past():
+    tracker = PlanTracker("tidy up", ["sweep the floor", "wipe the table"])
+    for scene in range(400):  # each step again and again
+        plan = tracker.push(scene, scene, scene + 1.0, np.array([0.99, 0.01][:: (-1) ** scene]))
+    for step in plan.steps:
+        assert len(step.spans) == len(step.segments) == MAX_SPANS
+    first, second = plan.steps
+    assert (first.segments[:2], first.segments[-1]) == ((0, 398 - 2 * (MAX_SPANS - 2)), 398)
+    assert (second.spans[0].start, second.spans[-1].end) == (1.0, 400.0)
