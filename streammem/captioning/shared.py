@@ -172,17 +172,12 @@ def share(model: StreamModel, on_batch: Callable[[int], None] | None = None) -> 
     vision_lock = threading.Lock()
     scheduler = LanguageScheduler(model.generator, on_batch)
     encoder, answers = model.segment_encoder, model.answer_generator
-    shared = ComposedModel(
-        name=model.name,
-        fingerprint=model.fingerprint,
+    shared = ComposedModel.of(
+        model,
         perceiver=_LockedPerceiver(model.perceiver, vision_lock),
         text_encoder=_LockedTextEncoder(model.text_encoder, vision_lock),
         generator=ScheduledGenerator(model.generator, scheduler),
         segment_encoder=_LockedSegmentEncoder(encoder, vision_lock) if encoder else None,
-        confidence_model=model.confidence_model,
-        reranker=model.reranker,
-        answer_generator=(
-            _LockedGenerator(answers) if answers is not model.generator else None  # type: ignore
-        ),
+        answer_generator=(_LockedGenerator(answers) if answers is not model.generator else None),
     )
     return SharedModel(shared, scheduler)

@@ -189,7 +189,7 @@ def _make(archive: "Archive", jobs: "list[File]", arguments: argparse.Namespace)
     num_made, seconds, began = 0, 0.0, time.monotonic()
     hidden = not sys.stderr.isatty()
     with (
-        workers_of(arguments) as (processes, num_workers, cores_each),
+        workers_of(arguments, max(1, len(jobs))) as (processes, num_workers, cores_each),
         tqdm(total=len(jobs), unit="file", disable=hidden, leave=False) as bar,
     ):
         pool = pools.Pool(Opener(options, cores_each), num_workers, processes)

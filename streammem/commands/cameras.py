@@ -100,7 +100,9 @@ def run_cameras(arguments: argparse.Namespace) -> int:
     output = _Output(arguments)
     board = Board(cameras)
     with ExitStack() as stack:
-        processes, num_workers, cores_each = stack.enter_context(workers_of(arguments))
+        processes, num_workers, cores_each = stack.enter_context(
+            workers_of(arguments, len(cameras))
+        )
         signalled = stack.enter_context(signals())
         stack.enter_context(closing(output))
         if address:
@@ -112,7 +114,6 @@ def run_cameras(arguments: argparse.Namespace) -> int:
         }
         # 2. Cameras are dealt out among processes; one that dies takes its own along.
         names = list(cameras)
-        num_workers = min(num_workers, len(names))
         groups = [{n: cameras[n] for n in names[i::num_workers]} for i in range(num_workers)]
         common = {n: v for n, v in vars(arguments).items() if n not in ("run", "interrupted")}
         pool = Pool(CamerasOpener(common, cores_each), num_workers, processes, tries=None)
@@ -137,9 +138,13 @@ def run_cameras(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def workers_of(
-    arguments: argparse.Namespace,
+    arguments: argparse.Namespace, most: int
 ) -> "Iterator[tuple[Processes | None, int, float]]":
     """Give where workers' processes run, how many there are, and the cores of each.
+
+    Args:
+        arguments: of the command line.
+        most: workers that there is work for, >= 1.
 
     Raises:
         ConfigError: --workers below 1, or no such cluster.
@@ -150,17 +155,20 @@ def workers_of(
     wanted = arguments.workers
     check_workers(arguments)
     if arguments.ray is None:
-        num_workers = wanted or max(1, cores() // 2)
+        num_workers = min(wanted or max(1, cores() // 2), most)
         yield None, num_workers, cores() / num_workers
         return
     from streammem.fleet.ray_actors import RayActors
 
     num_gpus = int(arguments.device.startswith("cuda"))
+    wanted = min(wanted, most) if wanted else None
     with (
         redirect_stdout(sys.stderr),  # Ray prints remarks of its own; results have stdout already
-        RayActors.connect(arguments.ray, num_gpus=num_gpus, num_workers=wanted) as actors,
+        RayActors.connect(
+            arguments.ray, num_gpus=num_gpus, num_workers=wanted and min(wanted, most)
+        ) as actors,
     ):
-        yield actors, wanted or actors.default_workers, float(actors.cpus)
+        yield actors, min(wanted or actors.default_workers, most), actors.cpus
 
 
 # -- which cameras there are --
@@ -206,8 +214,10 @@ def _camera(
     add_live_options(parser)
     add_watch_options(parser)
     words = []
+    typed = {n: v for n, v in vars(arguments).items() if n not in ("source", "run", "interrupted")}
     for key, value in options.items():
         flag = key.replace("_", "-")
+        typed.pop(flag.replace("-", "_"), None)  # the table's own, not added to what was typed
         if key == "source":
             continue
         if flag not in OWN:
@@ -215,7 +225,6 @@ def _camera(
         for each in value if isinstance(value, list) else [value]:
             if each is not False:
                 words.append(f"--{flag}" if each is True else f"--{flag}={each}")
-    typed = {n: v for n, v in vars(arguments).items() if n not in ("source", "run", "interrupted")}
     typed |= {"memory": arguments.memory / name, "output": None, "metrics": None, "stats": None}
     if arguments.pictures:
         typed["pictures"] = arguments.pictures / name

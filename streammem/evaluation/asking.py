@@ -203,15 +203,7 @@ class SessionWatcher:
         self._captions, self._notes, self._closed = config.captions, list[Note](), False
         self._session = Session(model, own)
         self._chooser = Chooser(model.answer_generator, config.scorer)
-        composed = ComposedModel(
-            name=model.name,
-            fingerprint=model.fingerprint,
-            perceiver=model.perceiver,
-            text_encoder=model.text_encoder,
-            generator=model.generator,
-            segment_encoder=model.segment_encoder,
-            answer_generator=self._chooser,
-        )
+        composed = ComposedModel.of(model, answer_generator=self._chooser)
         in_words = replace(composed, text_encoder=_InWords(model.text_encoder))
         settings = {
             "memory": own.answering,

@@ -72,18 +72,7 @@ class EncodedOnce:
 
 def encoding_once(model: StreamModel) -> ComposedModel:
     """Return a model like this one that encodes each sentence once."""
-    return ComposedModel(
-        name=model.name,
-        fingerprint=model.fingerprint,
-        perceiver=model.perceiver,
-        text_encoder=EncodedOnce(model.text_encoder),
-        generator=model.generator,
-        segment_encoder=model.segment_encoder,
-        confidence_model=model.confidence_model,
-        reranker=model.reranker,
-        session_options=model.session_options,
-        answer_generator=model.answer_generator,
-    )
+    return ComposedModel.of(model, text_encoder=EncodedOnce(model.text_encoder))
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from streammem.config import read_toml
 from streammem.errors import ConfigError, StreammemError
+from streammem.fleet.pool import LIVED_S, wait_after
 from streammem.output.render import prometheus
 from streammem.types import Event, Notice, Stats
 
@@ -29,8 +30,6 @@ log = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 AHEAD = 64  # events that are not taken, before the cameras wait; then frames are dropped
 POLL_S = 0.1
-BACK_OFF_S = (1.0, 60.0)
-LIVED_S = 60.0  # that a camera must have been watched before its waits begin anew
 
 IsStopping = Callable[[], bool]
 State = Literal["opening", "watched", "down", "ended", "failed"]
@@ -174,7 +173,7 @@ def _keep_watching(
             log.exception("%s failed", name)
             reason = f"{type(error).__name__}: {error}"
         num_failures = 1 if time.monotonic() - began >= LIVED_S else num_failures + 1
-        wait_s = min(BACK_OFF_S[0] * 2 ** (num_failures - 1), BACK_OFF_S[1])
+        wait_s = wait_after(num_failures)
         put(News(name, state="down", reason=reason, wait_s=0.0 if stop.is_set() else wait_s))
         if stop.wait(wait_s):
             return
@@ -265,7 +264,8 @@ class Board:
 
     def prometheus(self) -> str:
         """Return the counters of all cameras in Prometheus' text form."""
-        known = {name: s.stats for name, s in self.cameras.items() if s.stats is not None}
+        # Read once each: another thread takes news meanwhile.
+        known = {n: stats for n, s in self.cameras.items() if (stats := s.stats) is not None}
         text = prometheus(known) if known else ""
         for name, kind, value_of in (
             ("camera_up", "gauge", lambda s: int(s.state == "watched")),

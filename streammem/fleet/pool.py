@@ -25,8 +25,14 @@ from streammem.errors import StreammemError
 TRIES = 2  # of a job whose process dies under it
 POLL_S = 0.2
 STOP_S = 5.0  # that a process may take to end
-# A process that dies soon after its start is started again after a wait that doubles.
+# What fails soon after its start, a process or a camera, is begun again after waits that double.
 BACK_OFF_S, LIVED_S = (1.0, 60.0), 60.0
+
+
+def wait_after(num_failures: int) -> float:
+    """Return the seconds to wait after so many failures in a row, >= 1."""
+    return min(BACK_OFF_S[0] * 2.0 ** min(num_failures - 1, 32), BACK_OFF_S[1])
+
 
 IsStopping = Callable[[], bool]
 Worker = Callable[[Any, IsStopping], Generator[Any, None, Any]]
@@ -185,9 +191,8 @@ class Pool:
                             continue
                         if time.monotonic() - began >= LIVED_S:
                             tries = deaths[id(job)] = 1
-                        wait_s = min(BACK_OFF_S[0] * 2 ** (tries - 1), BACK_OFF_S[1])
                         # A job that may fail for good is not worth a wait.
-                        wait_s = 0.0 if self._max_tries is not None else wait_s
+                        wait_s = wait_after(tries) if self._max_tries is None else 0.0
                         again.append((time.monotonic() + wait_s, job))
                         yield Restarted(job, str(death), wait_s)
                         continue
@@ -293,20 +298,18 @@ class _LocalProcess:
     def end(self) -> None:
         process = self._process
         self.pipe.close()
-        process.join(0.1 if process.exitcode is None else STOP_S)
-        if process.exitcode is None:
-            process.terminate()
-            process.join(STOP_S)
+        process.join(0.1)
         if process.exitcode is None:
             process.kill()
-            process.join()
+        process.join()
 
 
 def _work(open_worker: OpenWorker, pipe: Connection) -> None:
     """Do what comes through a pipe until it is closed."""
     # Ctrl-C and SIGTERM of a terminal or a service are for the process that was started by hand;
     # it asks this one to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     worker: Worker | None = None
 
     def opened(job: Any, is_stopping: IsStopping) -> Generator[Any, None, Any]:

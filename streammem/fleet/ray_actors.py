@@ -24,7 +24,6 @@ from streammem.fleet.pool import (
 
 CPUS, MEMORY_BYTES = 2, 1 << 30  # of an actor: perception and language; a replica of the tiny model
 AHEAD = 64  # messages of a worker that the driver has not taken, before the worker waits
-STARTS_S = 30.0
 
 
 class RayActors:
@@ -32,7 +31,7 @@ class RayActors:
 
     Attributes:
         default_workers: actors that fit on the cluster at once.
-        cpus: cores of each actor.
+        cpus: cores of each actor, or a share of one.
     """
 
     def __init__(self, ray: Any, num_gpus: int, num_workers: int | None) -> None:
@@ -44,13 +43,16 @@ class RayActors:
             raise ConfigError(f"--ray: the cluster has {missing}")
         fitting = cpus // CPUS if not num_gpus else min(cpus // CPUS, gpus // num_gpus)
         self.default_workers = max(1, int(fitting))
+        wanted = num_workers or self.default_workers
+        if wanted * num_gpus > gpus:
+            raise ConfigError(f"--workers {wanted}: the cluster has {gpus:g} GPUs")
         # More actors than fit with two cores each share them, instead of waiting for ever.
-        self.cpus = max(1, min(CPUS, int(cpus // (num_workers or self.default_workers))))
+        self.cpus = min(float(CPUS), cpus / wanted)
         # Threaded, so that a request to stop is read while a job runs.
         self._actor = ray.remote(
             num_cpus=self.cpus,
             num_gpus=num_gpus,
-            memory=min(MEMORY_BYTES, int(total.get("memory", MEMORY_BYTES))),
+            memory=min(MEMORY_BYTES, int(total.get("memory", MEMORY_BYTES) / wanted)),
             max_concurrency=4,
         )(_Actor)
 

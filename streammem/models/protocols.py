@@ -11,7 +11,7 @@ models, such as our perception and keys with a language model behind a server. N
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -301,6 +301,23 @@ class ComposedModel:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "answer_generator", self.answer_generator or self.generator)
+
+    @classmethod
+    def of(cls, model: StreamModel, **parts: Any) -> Self:
+        """Return a model like another one, but for these parts."""
+        others: dict[str, Any] = {
+            "name": model.name,
+            "fingerprint": model.fingerprint,
+            "perceiver": model.perceiver,
+            "text_encoder": model.text_encoder,
+            "generator": model.generator,
+            "segment_encoder": model.segment_encoder,
+            "confidence_model": model.confidence_model,
+            "reranker": model.reranker,
+            "session_options": model.session_options,
+            "answer_generator": model.answer_generator,
+        }
+        return cls(**others | parts)
 
 
 def readable(items: Sequence[EvidenceItem], reads: Reads) -> list[EvidenceItem]:

@@ -1,11 +1,12 @@
 """One model for many threads: its parts behind locks, its language model behind a scheduler."""
 
+import dataclasses
 import threading
 
 import pytest
 
 from streammem.captioning.shared import share
-from streammem.models.protocols import EvidenceItem
+from streammem.models.protocols import ComposedModel, EvidenceItem
 from tests.sessions import SHORT
 from tests.tiny import tiny_model
 
@@ -27,6 +28,15 @@ def test_what_does_not_compute_is_the_models_own(shared):
     assert composed.segment_encoder.token_shape == model.token_shape
     assert composed.segment_encoder.reads_related == model.reads_related
     assert (composed.generator.reads, composed.generator.decoding) == (model.reads, model.decoding)
+
+
+def test_a_shared_model_keeps_what_its_sessions_begin_with():
+    model = dataclasses.replace(ComposedModel.of(tiny_model()), session_options={"candidates": 1})
+    kept = share(model)
+    try:
+        assert kept.model.session_options == {"candidates": 1}
+    finally:
+        kept.scheduler.close()
 
 
 def test_every_part_computes_what_the_model_computes(shared):

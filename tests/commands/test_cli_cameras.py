@@ -13,7 +13,9 @@ from itertools import pairwise
 import pytest
 
 from benchmarks.rtsp_server import RtspCamera, encode
-from streammem.fleet import cameras, pool
+from streammem.cli import build_parser
+from streammem.commands.cameras import _cameras
+from streammem.fleet import pool
 from streammem.fleet.metrics import serve_metrics
 from tests.command_line import QUICK, events, record
 from tests.fleet.workers import InThisProcess
@@ -40,7 +42,7 @@ def house(tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(pool, "Pool", InThisProcess)
-    monkeypatch.setattr(cameras, "BACK_OFF_S", (0.01, 0.02))
+    monkeypatch.setattr(pool, "BACK_OFF_S", (0.01, 0.02))
 
 
 def captions(run, source, *options):
@@ -97,6 +99,16 @@ def test_a_wrong_table_is_named_before_anything_is_opened(
     code, _, err = run("watch", "--sources", path, "--memory", "house")
     assert code == 2 and message in err and err.count("\n") == 1
     assert not (tmp_path / "house").exists()
+
+
+def test_what_a_camera_states_takes_the_place_of_what_was_typed(house, tmp_path):
+    words = ["watch", "--sources", str(house), "--memory", str(tmp_path / "m"), "--alert", "a bear"]
+    found = _cameras(build_parser().parse_args([*words, "--fps", "3"]))
+    assert {name: (each["alert"], each["fps"]) for name, each in found.items()} == {
+        "hall": (["a dog"], 3.0),
+        "door": (["a cat", "a parcel"], 1.0),
+        "down": (["a dog"], 3.0),
+    }
 
 
 @pytest.mark.parametrize(

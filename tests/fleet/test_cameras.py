@@ -6,7 +6,7 @@ from itertools import count
 import pytest
 
 from streammem.errors import ConfigError, SourceError, StoreError
-from streammem.fleet import cameras
+from streammem.fleet import cameras, pool
 from streammem.fleet.cameras import Board, EndedEarlyError, News, read_cameras, watch_together
 from streammem.types import Caption, Notice, Stats
 
@@ -16,7 +16,7 @@ PATIENCE_S = 60
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(cameras, "BACK_OFF_S", (0.01, 0.02))
+    monkeypatch.setattr(pool, "BACK_OFF_S", (0.01, 0.02))
 
 
 def plays(*events, error=None):
@@ -74,6 +74,24 @@ def test_one_that_fails_is_opened_again_until_it_is_told_to_stop():
     ]  # fmt: skip
     assert told(news, "door")[4:] == ["watched", CAPTIONS[0], CAPTIONS[1], "ended"]
     assert [each.wall_zero for each in news if each.event] == [5.0, 5.0]
+
+
+def test_one_that_was_watched_for_long_is_waited_for_anew(monkeypatch):
+    monkeypatch.setattr(cameras, "LIVED_S", 0.0)
+    tries = count()
+
+    def door(is_stopping):
+        yield CAPTIONS[0], None
+        if next(tries) < 3:
+            raise OSError("gone")
+
+    news = list(watch_together({"door": door}, lambda: False))
+    assert [each.wait_s for each in news if each.state == "down"] == [0.01] * 3
+
+
+def test_waits_have_a_bound_however_long_a_camera_is_away():
+    assert pool.wait_after(1) == 0.01
+    assert {pool.wait_after(number) for number in (2, 3, 1025, 10**6)} == {0.02}
 
 
 def test_a_camera_waits_while_its_events_are_not_taken_and_is_left_with_the_caller():
