@@ -24,7 +24,7 @@ from streammem.commands.options import (
     speech_options,
     watch_options,
 )
-from streammem.errors import SourceError, StreammemError
+from streammem.errors import ConfigError, SourceError, StreammemError
 from streammem.output.render import plain
 from streammem.output.terminal import note, write_line
 from streammem.types import Notice, Segment, clock
@@ -76,6 +76,7 @@ def run_index(arguments: argparse.Namespace) -> int:
     paths, options = find_files(arguments.paths), made_with(arguments)
     with Archive.open(arguments.memory) as archive:
         jobs = list(archive.missing(_identified(archive, paths, options)))
+        _check_replaced(archive, jobs)
         num_made = _make(archive, jobs, arguments) if jobs else 0
         files = [archive.files[path] for path in map(str, paths) if path in archive.files]
     failed = [file for file in files if file.state != "whole"]
@@ -86,6 +87,26 @@ def run_index(arguments: argparse.Namespace) -> int:
     if arguments.interrupted():
         return 130
     return int(bool(failed))
+
+
+def _check_replaced(archive: "Archive", jobs: "list[File]") -> None:
+    """Refuse to lose memories of files that have not changed, which were made with other options.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    before = [archive.files.get(file.path) for file in jobs]
+    others = [
+        file
+        for file, known in zip(jobs, before, strict=True)
+        if known and known.memory and known.content == file.content != ""
+        if known.made_with != file.made_with
+    ]
+    if others:
+        raise ConfigError(
+            f"{archive.folder}: {len(others)} of these files are there, made with other options "
+            f"({plain(others[0].path)}); give the same ones, or another --memory"
+        )
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -196,7 +196,8 @@ class Archive:
             raise StoreError(f"{place}: cannot be written ({error.strerror})") from error
         self._put(replace(file, memory=place.name))
         used = {f.memory for f in self.files.values()}
-        if before and before.memory not in used:
+        # What failed had none: the folder joined with an empty name would be the archive itself.
+        if before and before.memory and before.memory not in used:
             shutil.rmtree(self.folder / before.memory, ignore_errors=True)
 
     def fail(self, file: File, reason: str, state: State = "failed") -> None:
@@ -222,12 +223,16 @@ class Archive:
             *whole, rest = path.read_bytes().split(b"\n")  # the rest was torn by a kill
             try:
                 rows = [_file(line) for line in whole]
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, AttributeError) as error:
                 raise StoreError(
                     f"{path} is damaged; remove it, and all files are read anew"
                 ) from error
             for row in rows:
-                if Path(row.memory).name != row.memory or row.memory.startswith("."):
+                if (
+                    not isinstance(row.memory, str)
+                    or Path(row.memory).name != row.memory
+                    or row.memory.startswith(".")
+                ):
                     raise StoreError(f"{path}: {row.memory!r} is no name of a memory")
             self.files = {row.path: row for row in rows}
             if rest or len(rows) > len(self.files):

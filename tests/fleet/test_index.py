@@ -139,6 +139,18 @@ def test_a_copy_shares_the_memory_of_its_original(films, tmp_path):
         assert list(archive.missing([copy])) == []
 
 
+@pytest.mark.parametrize("state", ["failed", "unreadable"])
+def test_a_file_that_was_mended_takes_nothing_of_the_archive_along(films, tmp_path, state):
+    first, second = (file_of(films / name) for name in ("a.mp4", "b.MOV"))
+    with Archive.open(tmp_path / "archive") as archive:
+        make(archive, first)
+        archive.fail(second, "cut off", state)
+        (films / "b.MOV").write_bytes(b"whole now")
+        make(archive, file_of(films / "b.MOV"))
+        assert len(memories(archive.folder)) == 2
+    assert (tmp_path / "archive" / LIST).exists()
+
+
 def test_what_failed_is_tried_again_and_what_is_no_video_is_not(films, tmp_path):
     whole, broken, unreadable, failed = (
         File(str(films / name), name, "options") for name in ("1", "2", "3", "4")
@@ -243,6 +255,10 @@ def test_index_makes_one_memory_a_file_and_names_what_failed(run, two_films, tmp
     assert kept == alone
     code, _, err = run(*command[:2], "--memory", tmp_path / "archive", "--fps", "-1")
     assert code == 2 and "fps" in err
+    before = memories(tmp_path / "archive")
+    code, _, err = run(*command, "--no-captions")
+    assert code == 2 and "2 of these files are there, made with other options" in err
+    assert memories(tmp_path / "archive") == before
     code, _, err = run(*command, "--workers", "0")
     assert code == 2 and "--workers 0" in err
 
