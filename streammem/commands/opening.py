@@ -93,7 +93,7 @@ def check_options(arguments: argparse.Namespace) -> bool:
         ConfigError: an option that cannot be meant.
     """
     from streammem.engine.session_config import SessionConfig
-    from streammem.memory.folder import is_memory
+    from streammem.memory.folder import holds_memories, is_memory
     from streammem.memory.memory import check_path
 
     configured(SessionConfig(), arguments)
@@ -110,6 +110,11 @@ def check_options(arguments: argparse.Namespace) -> bool:
     remembered = is_memory(arguments.source)
     if remembered:
         _check_asked(arguments)
+    elif arguments.asks and holds_memories(arguments.source):
+        raise ConfigError(
+            f"{arguments.source}: holds memories, and is none; name one of them, or add --all, "
+            "which find and ask have"
+        )
     else:
         kind_of(arguments.source)
     return remembered

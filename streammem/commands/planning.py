@@ -52,8 +52,10 @@ def run_plan(arguments: argparse.Namespace) -> int:
     check_formats(arguments, "text", "jsonl")
     try:
         steps = read_steps(arguments.recipe.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{arguments.recipe}: cannot be read as text: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{arguments.recipe}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{arguments.recipe}: is no UTF-8 text; give a step a line") from error
     PlanTracker(arguments.goal, steps)  # which refuses steps before a model is opened
     between = between_of(arguments)
     with open_session(arguments) as session, output(arguments.format, arguments.output) as results:
@@ -63,7 +65,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
         if between is not None:
             raise ConfigError("--between: is for a memory; give --start and --end of a source")
         follower, broken = PlanFollower(session.model.text_encoder, arguments.goal, steps), False
-        shown = list[tuple[str, int]]()
+        shown, written = list[tuple[str, int]](), None
         options = replace(watch_options(arguments), captions=False)
         for event, _ in watch_source(session, arguments, options, progress=True):
             if isinstance(event, Notice):
@@ -77,8 +79,10 @@ def run_plan(arguments: argparse.Namespace) -> int:
                     results.write(Alert(text, plan.time, plan.certainty, event.id))
             if plan.alerts or _states(plan) != shown:
                 results.write(plan)
+                written = plan
             shown = _states(plan)
-        results.write(follower.plan)
+        if (last := follower.plan) != written:  # it has every alert
+            results.write(last)
     return exit_code(arguments, broken)
 
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from streammem.errors import ConfigError, DatasetError
 from streammem.evaluation.questions import LETTERS, SUITES, QuestionSet, SuiteQuestion, Videos
 from streammem.evaluation.scoring import Reply, score
+from streammem.memory.folder import write_file
 from streammem.types import Frame, Note, TimeSpan
 
 if TYPE_CHECKING:
@@ -365,6 +366,7 @@ def ask_suite(
                     name, by_video[name], following, videos, factory, config, found.suite
                 ))  # fmt: skip
             bar.update(len(by_video[name]))
+    log.finish()
     asked = {question.id: question for question in drawn}
     return SuiteRun(asked, log.rows, missing, log.watched_s, log.watching_s, settings)
 
@@ -499,30 +501,36 @@ class _Log:
         self.watched_s = self.watching_s = 0.0
         self._done: set[str] = set()
         self._path = None if folder is None else folder / PREDICTIONS
+        units: Sequence[tuple[str, list[dict[str, Any]], dict[str, Any]]] = ()
         if self._path is None:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._path.exists():
-                self._take(read_log(self._path), settings)
-            lines = [{"settings": settings}]
-            for name, rows, ends in self._units:
+                log = read_log(self._path)
+                self._check(log, settings)
+                units = log.units
+            lines: list[dict[str, Any]] = [{"settings": settings}]
+            for name, rows, ends in units:
                 lines += [*rows, ends]
                 self._keep(name, rows, ends)
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            self._path.write_text(text, "utf-8")
+            write_file(self._path, text.encode())  # a kill now loses nothing of what was answered
         except OSError as error:
             raise ConfigError(f"{self._path}: cannot be written ({error.strerror})") from error
 
-    _units: Sequence[tuple[str, list[dict[str, Any]], dict[str, Any]]] = ()
-
-    def _take(self, log: "Log", settings: dict[str, Any]) -> None:
+    def _check(self, log: "Log", settings: dict[str, Any]) -> None:
         unlike = [key for key in settings if log.settings.get(key) != settings[key]]
         if unlike:
             raise ConfigError(
                 f"{self._path}: holds a run with another {', '.join(unlike)}; give a new folder"
             )
-        self._units = log.units
+
+    def finish(self) -> None:
+        """Note that every question was asked."""
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"finished": True}) + "\n")
 
     def has(self, video: str) -> bool:
         return video in self._done
@@ -544,10 +552,17 @@ class _Log:
 
 
 class Log(NamedTuple):
-    """A file of answers as it was read: settings, and of each complete video its rows and end."""
+    """A file of answers as it was read.
+
+    Attributes:
+        settings: of the run.
+        units: of each complete video its name, its rows and the line that closes them.
+        finished: whether every question was asked.
+    """
 
     settings: dict[str, Any]
     units: list[tuple[str, list[dict[str, Any]], dict[str, Any]]]
+    finished: bool
 
 
 def read_log(path: Path) -> Log:
@@ -557,19 +572,21 @@ def read_log(path: Path) -> Log:
         DatasetError: missing, or not such a file.
     """
     try:
-        first, *lines = path.read_text("utf-8").splitlines()
+        first, *lines = path.read_text("utf-8").split("\n")  # a reply may hold other ends of lines
         settings = json.loads(first)["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{path}: holds no answers of a run ({error})") from error
-    units, rows = [], list[dict[str, Any]]()
+    units, rows, finished = [], list[dict[str, Any]](), False
     for line in lines:
         try:
             row = json.loads(line)
         except ValueError:  # torn by an interruption
             continue
-        if "done" in row:
+        if "finished" in row:
+            finished = True
+        elif "done" in row:
             units.append((row["done"], rows, row))
             rows = []
         else:
             rows.append(row)
-    return Log(settings, units)
+    return Log(settings, units, finished)

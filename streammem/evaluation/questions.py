@@ -9,23 +9,24 @@ it is dropped in silence. No video is opened here; ``asking.py`` watches and ask
 """
 
 import hashlib
+import io
 import json
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from streammem.errors import DatasetError, install_command
 from streammem.evaluation import scoring
-from streammem.evaluation.scoring import Official
+from streammem.evaluation.scoring import LETTERS, Official
 from streammem.types import TimeSpan
 
 MAX_FILE_BYTES = 1 << 30
 MAX_SHOWN = 5  # problems in one message
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DAY_S = 86_400.0
 FAR_S = 600.0  # beyond the clip that a question was made from, a stamp is a slip of the pen
 VIDEO_ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
@@ -330,7 +331,7 @@ def _ovo(row: Row) -> Iterable[SuiteQuestion]:
         )
         if task == "REC":
             text = f"How many times did they {row.text('activity')}?"
-            yield replace(each, text=text, references=(test.text("count"),), check="number")
+            yield replace(each, text=text, references=(_count(test.text("count")),), check="number")
             continue
         if task == "SSR":
             text = f"Is this being done now: {test.text('step')}?"
@@ -339,7 +340,7 @@ def _ovo(row: Row) -> Iterable[SuiteQuestion]:
         yes = fields.get("type")
         if yes not in (0, 1):
             raise MalformedRow(f"test_info {number}: type must be 0 or 1, not {yes!r}")
-        yield replace(each, text=text, options=("No", "Yes"), answer=(yes,), check="said")
+        yield replace(each, text=text, options=("No", "Yes"), answer=(int(yes),), check="said")
 
 
 def _streamingbench(row: Row) -> Iterable[SuiteQuestion]:
@@ -383,7 +384,7 @@ def _vsi_super(row: Row) -> Iterable[SuiteQuestion]:
         return
     common = replace(common, check="number", part="count")
     if not row.has("query_times"):
-        yield replace(common, references=(row.text("answer"),))
+        yield replace(common, references=(_count(row.text("answer")),))
         return
     times, answers = row.fields["query_times"], row.fields.get("answers")
     if not isinstance(answers, list) or not isinstance(times, list) or len(times) != len(answers):
@@ -393,7 +394,7 @@ def _vsi_super(row: Row) -> Iterable[SuiteQuestion]:
             common,
             id=f"{name}_{number}",
             time=seconds_of(time),
-            references=(str(count),),
+            references=(_count(count),),
             part="count, streamed",
         )
 
@@ -655,6 +656,9 @@ class _Found:
             self.skipped[str(reason)] += 1
         except MalformedRow as error:
             self.problems.append(f"{place}: {error}")
+        # A field of a kind that no row has: what a parser makes of it depends on the field.
+        except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+            self.problems.append(f"{place}: malformed ({type(error).__name__}: {error})")
 
 
 def read_suite(name: str, folder: Path, *, skip: bool = False) -> QuestionSet:
@@ -678,14 +682,14 @@ def read_suite(name: str, folder: Path, *, skip: bool = False) -> QuestionSet:
     found, digest = _Found(), hashlib.sha256()
     for path in paths:
         shown = path.relative_to(folder).as_posix()
+        rows = _records(path, suite.nested)  # which refuses a file that is too large
         digest.update(path.read_bytes())
-        rows = _records(path, suite.nested)
         if suite.answers:
             beside = path.with_name(suite.answers)
             if not beside.is_file():
                 raise DatasetError(f"{beside}: the file of answers is missing")
-            digest.update(beside.read_bytes())
             rows = _joined(rows, _records(beside, ""), beside.name, found.problems)
+            digest.update(beside.read_bytes())
         for number, fields in rows:
             found.take(suite, Row(fields, shown, number, folder))
     if found.problems and not skip:
@@ -756,12 +760,15 @@ def _text_rows(path: Path) -> list[Any]:
         import csv
 
         csv.field_size_limit(1 << 24)
-        lines = text.splitlines(keepends=True)
-        return list(csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ","))
+        lines, delimiter = io.StringIO(text, newline=""), "\t" if path.suffix == ".tsv" else ","
+        try:
+            return list(csv.DictReader(lines, delimiter=delimiter))
+        except csv.Error as error:
+            raise DatasetError(f"{path}: not a table ({error})") from error
     if path.suffix == ".jsonl":
         return [
             _json(each, f"{path}: row {number}")
-            for number, each in enumerate(text.splitlines(), 1)
+            for number, each in enumerate(text.split("\n"), 1)  # other ends may stand in strings
             if each.strip()
         ]
     read = _json(text, str(path))
@@ -797,20 +804,39 @@ def _joined(
     problems: list[str],
 ) -> list[tuple[str, Mapping[str, Any]]]:
     """Add to each question the fields of its answer."""
-    by_id: dict[Any, Mapping[str, Any]] = {}
-    for number, fields in answers:
+    by_id: dict[str | None, Mapping[str, Any]] = {}
+
+    def id_of(fields: Mapping[str, Any]) -> str | None:
         name = fields.get("question_id")
+        return None if name is None else str(name)
+
+    for number, fields in answers:
+        name = id_of(fields)
         if name is None or name in by_id:
             twice = "is there twice" if name is not None else "missing"
             problems.append(f"{file}: row {number}: question_id {name!r} {twice}")
         by_id.setdefault(name, fields)
-    asked = {fields.get("question_id") for _, fields in rows}
+    asked = {id_of(fields) for _, fields in rows}
     problems += [
         f"{file}: row {number}: question_id {fields.get('question_id')!r} is asked nowhere"
         for number, fields in answers
-        if fields.get("question_id") not in asked
+        if id_of(fields) not in asked
     ]
-    return [(n, {**by_id.get(row.get("question_id"), {}), **row}) for n, row in rows]
+    return [(n, {**by_id.get(id_of(row), {}), **row}) for n, row in rows]
+
+
+def _count(value: Any) -> str:
+    """Return a count as its reference.
+
+    Raises:
+        MalformedRow: no number.
+    """
+    try:
+        if math.isfinite(float(value)):
+            return str(value)
+    except (TypeError, ValueError):
+        pass
+    raise MalformedRow(f"no count: {value!r}")
 
 
 def without_letter(option: str, number: int) -> str:
@@ -887,8 +913,10 @@ class Videos:
         if not pure.is_absolute() and ".." not in pure.parts:
             for root in self.roots:
                 for ending in ("", *VIDEO_ENDINGS):
-                    if (path := root / f"{name}{ending}").is_file():
-                        return (VideoPart(path),)
+                    path = root / f"{name}{ending}"
+                    with suppress(OSError):  # a name that no file can have
+                        if path.is_file():
+                            return (VideoPart(path),)
         stem = pure.stem if pure.suffix.lower() in VIDEO_ENDINGS else pure.name
         if stem in self._stems:
             return (VideoPart(self._stems[stem]),)

@@ -408,7 +408,8 @@ def difference(first: Path, second: Path, *, context: str | None = None) -> dict
     Args:
         first: folder of a run, or its file of answers.
         second: likewise.
-        context: of both; None takes the first of each.
+        context: of both, or of the second alone where both are the same run; None takes the first
+            of each.
 
     Returns:
         The object for JSON: ``all``, ``recall`` and ``never``, each with both shares, the
@@ -422,6 +423,12 @@ def difference(first: Path, second: Path, *, context: str | None = None) -> dict
     if any(settings[0][key] != settings[1][key] for key in ("suite", "digest")):
         raise DatasetError(f"{first} and {second} are runs of other questions")
     chosen = [context or each["contexts"][0] for each in settings]
+    if first == second:
+        chosen[0] = settings[0]["contexts"][0]
+    for path, each, name in zip((first, second), settings, chosen, strict=True):
+        if name not in each["contexts"]:
+            known = ", ".join(each["contexts"])
+            raise DatasetError(f"{path}: was not asked with --context {name}, but with: {known}")
     rows = [
         {row["id"]: row for _, unit, _ in log.units for row in unit if row["context"] == name}
         for log, name in zip(logs, chosen, strict=True)
@@ -433,6 +440,9 @@ def difference(first: Path, second: Path, *, context: str | None = None) -> dict
         "suite": settings[0]["suite"],
         "runs": [f"{s['model']}, {name}" for s, name in zip(settings, chosen, strict=True)],
         "only": [len(own) - len(common) for own in rows],
+        "unfinished": [
+            str(path) for path, log in zip((first, second), logs, strict=True) if not log.finished
+        ],
         "unlike": {
             key: [s.get(key) for s in settings]
             for key in settings[0]
@@ -483,6 +493,9 @@ def diff_markdown(found: dict[str, Any]) -> str:
     lines += [*_table(heads, rows), ""]
     if any(found["only"]):
         lines.append(f"Answered in one run alone: {found['only'][0]} and {found['only'][1]}.")
+    lines += [
+        f"{path} is not finished: give its command once more." for path in found["unfinished"]
+    ]
     for key, (a, b) in found["unlike"].items():
         lines.append(f"They differ in {key}: {a} and {b}.")
     return "\n".join(lines).rstrip() + "\n"

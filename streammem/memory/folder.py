@@ -52,6 +52,14 @@ def is_memory(path: str | Path) -> bool:
         return False
 
 
+def holds_memories(path: str | Path) -> bool:
+    """Tell whether a path is a folder of memories."""
+    try:
+        return any(is_memory(each) for each in Path(path).iterdir())
+    except OSError:  # no folder, or not to be listed
+        return False
+
+
 def remove_empty(path: Path) -> None:
     """Remove the files of a closed memory that holds nothing; what cannot be removed stays."""
     with suppress(OSError):

@@ -75,12 +75,21 @@ class Taught:
     pictures: tuple[TaughtPicture, ...]
 
     def __post_init__(self) -> None:
-        if not (self.name.isprintable() and 0 < len(self.name) <= MAX_NAME):
-            raise ConfigError(f"name {self.name[:80]!r}: give one line of 1 to {MAX_NAME} letters")
-        if not content_words(self.name):
-            raise ConfigError(f"name {self.name!r}: give a word of its own, as in: my cup")
+        check_name(self.name)
         if not self.pictures:
             raise ConfigError(f"{self.name}: give a picture of it")
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that cannot be asked for.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if not (name.isprintable() and 0 < len(name) <= MAX_NAME):
+        raise ConfigError(f"name {name[:80]!r}: give one line of 1 to {MAX_NAME} letters")
+    if not content_words(name):
+        raise ConfigError(f"name {name!r}: give a word of its own, as in: my cup")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

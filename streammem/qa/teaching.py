@@ -16,7 +16,7 @@ import numpy as np
 from streammem.errors import ConfigError, StreammemError
 from streammem.memory.entry import Entry, decode_keyframe
 from streammem.memory.memory import Memory
-from streammem.memory.named import Taught, TaughtPicture
+from streammem.memory.named import Taught, TaughtPicture, check_name
 from streammem.memory.retrieval import Query, scale_of
 from streammem.models.protocols import StreamModel
 from streammem.perception.frames import KEYFRAME_SIDE, jpeg_of
@@ -51,8 +51,9 @@ def taught_with(
         ConfigError: a name that cannot be asked for, no picture, one that is too small, or one
             that looks like people without ``person``.
     """
+    check_name(name)
     made = []
-    for picture, segment in pictures:
+    for number, (picture, segment) in enumerate(pictures, 1):
         if min(picture.shape[:2]) < LEAST_SIDE:
             height, width = picture.shape[:2]
             least = f"give one of at least {LEAST_SIDE} pixels a side"
@@ -61,8 +62,8 @@ def taught_with(
         key = model.perceiver.perceive(kept).key
         if not person and looks_like_people(model, key):
             raise ConfigError(
-                f"{name}: a picture looks like it shows people; give --person (person=True) if "
-                "you mean to teach a person, or a box without them"
+                f"{name}: picture {number} looks like it shows people; give --person "
+                "(person=True) if you mean to teach a person, or a box without them"
             )
         made.append(TaughtPicture(jpeg_of(kept), key, model.fingerprint, segment))
     return Taught(name, person, tuple(made))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from streammem.cli import main
+from streammem.engine.session_config import defaults_of
 from streammem.errors import ConfigError, DatasetError
 from streammem.evaluation import asking
 from streammem.evaluation.asking import (
@@ -112,7 +113,8 @@ def test_a_question_is_asked_at_its_time_and_the_past_alone_is_shown():
 
     found = questions()
     ended = replace(found.questions[0], id="end", text="At the end?", time=None)
-    found = found._replace(questions=(*found.questions, ended))
+    sharp = replace(found.questions[0], id="sharp", text="With a frame?", time=7.0)
+    found = found._replace(questions=(*found.questions, sharp, ended))
     report = report_of(found, Spy)
     for question in found.questions[:-1]:
         assert shown[question.text] == [t for t in range(END_S) if t <= question.time]
@@ -213,6 +215,26 @@ def test_another_videos_memory_has_seen_another_video_to_its_end():
 
     run(questions(8), Named, ("memory", "other"))
     assert len(names) == 8 and all(seen == END_S and ended for _, seen, ended in names)
+
+
+def test_another_videos_memory_is_of_another_video(monkeypatch):
+    def of_one(videos, name, fps):
+        pixels = np.full((4, 4, 3), int(name[1:]), np.uint8)
+        yield Frame(pixels, 0.0, 1.0, 0), ()
+
+    monkeypatch.setattr(asking, "_frames", of_one)
+    asked_of = {question.text: question.video for question in questions(8).questions}
+    pairs = []
+
+    class Spy(Honest):
+        def ask(self, asked, context):
+            own = f"v{self.seen[-1].pixels.max()}" == asked_of[asked.text]
+            pairs.append((context, own))
+            return super().ask(asked, context)
+
+    ended = [replace(question, time=None) for question in questions(8).questions]
+    run(questions(8)._replace(questions=tuple(ended)), Spy, ("memory", "other"))
+    assert set(pairs) == {("memory", True), ("other", False)} and len(pairs) == 16
 
 
 # -- cheating models --
@@ -407,6 +429,17 @@ def test_two_runs_are_compared_question_by_question(tmp_path):
     part = difference(tmp_path / "few", tmp_path / "a")
     assert part["only"] == [0, 200] and part["unlike"] == {"limit": [40, None]}
     ask_suite(questions(), Video(), Honest, config, model="a", out=tmp_path / "c", progress=False)
+    with pytest.raises(DatasetError, match="was not asked with --context now, but with: memory"):
+        difference(tmp_path / "a", tmp_path / "b", context="now")
+    two = RunConfig(("memory", "now"), "letter")
+    ask_suite(found, Video(), Claims, two, model="a", out=tmp_path / "two", progress=False)
+    within = difference(tmp_path / "two", tmp_path / "two", context="now")
+    assert within["runs"] == ["a, memory", "a, now"] and within["unfinished"] == []
+    log = tmp_path / "two" / "predictions.jsonl"
+    log.write_text("\n".join(log.read_text().splitlines()[:-1]) + "\n")
+    cut = difference(tmp_path / "two", tmp_path / "a")
+    assert cut["unfinished"] == [str(tmp_path / "two")]
+    assert "two is not finished" in diff_markdown(cut)
     with pytest.raises(DatasetError, match="other questions"):
         difference(tmp_path / "a", tmp_path / "c")
     with pytest.raises(DatasetError, match="holds no answers of a run"):
@@ -434,6 +467,41 @@ def test_a_session_chooses_one_of_the_options_by_likelihood_in_every_context(mod
     assert reply == watcher.ask(Asked("What is there?", OPTIONS), context)._replace(
         answer=reply.answer
     )
+
+
+def test_each_context_answers_from_what_its_name_says(model):
+    answerers = SessionWatcher(model, RunConfig())._answerers
+    contexts = {name: answerers[name, False].config.context for name in ("now", "captions")}
+    assert contexts == {"now": "now", "captions": "captions"}
+    assert answerers["memory", True].config.context == model_default(model)
+
+
+def model_default(model):
+    return defaults_of(model).context
+
+
+def test_the_option_of_the_likeliest_tokens_is_chosen_however_long():
+    class Stated:
+        reads = decoding = batches = None
+
+        def log_probs(self, prompt, texts):
+            return [[-1.0] * 4, [-2.0], [-9.0]]
+
+    chooser = asking.Chooser(Stated(), "likelihood")
+    chooser.options = ("one of four words", "short", "never")
+    assert list(chooser.stream(["What?"], None)) == ["one of four words"] and chooser.chosen == 0
+
+
+def test_a_reply_with_ends_of_lines_of_its_own_is_read_back(tmp_path):
+    class Odd(Honest):
+        def ask(self, asked, context):
+            return super().ask(asked, context)._replace(text="a\u2028b\x85c\rd")
+
+    config = RunConfig(("memory",), "letter")
+    ask_suite(questions(4), Video(), Odd, config, model="m", out=tmp_path, progress=False)
+    log = asking.read_log(tmp_path / "predictions.jsonl")
+    assert [row["text"] for _, rows, _ in log.units for row in rows] == ["a\u2028b\x85c\rd"] * 4
+    assert log.finished
 
 
 def test_the_option_that_is_chosen_does_not_depend_on_the_order(model):

@@ -182,6 +182,48 @@ def test_what_is_malformed_is_named_by_file_and_row(fault, tmp_path):
     assert told in str(error.value) and "test_" in str(error.value)
 
 
+ODD_FIELDS = {
+    "lvbench": {"question_type": 3},
+    "ovo": {"gt": float("inf")},
+    "teleego": {"evidence": [1]},
+    "vsi-super": {"answer": float("nan")},
+    "mlvu": {"candidates": {"a": [1]}},
+}
+
+
+@pytest.mark.parametrize("suite", ODD_FIELDS)
+def test_a_field_of_a_kind_that_no_row_has_is_named_by_file_and_row(suite, tmp_path):
+    write_layout(tmp_path, suite)
+    name, content, _ = LAYOUTS[suite]
+    rows = content if isinstance(content, list) else [content]
+    inner = rows[0]["qa"][0] if suite == "lvbench" else rows[0]
+    changed = {**inner, **ODD_FIELDS[suite]}
+    changed = {**rows[0], "qa": [changed]} if suite == "lvbench" else changed
+    write(tmp_path, name, [changed] if isinstance(content, list) else changed)
+    with pytest.raises(DatasetError, match=r"row 1(\.1)?: "):
+        read_suite(suite, tmp_path)
+
+
+@pytest.mark.parametrize("count", ["three", None, float("nan")])
+def test_a_count_that_is_no_number_is_named(count, tmp_path):
+    row = {"video_path": "a.mp4", "question": "How many?", "query_times": [60], "answers": [count]}
+    write(tmp_path, "count.jsonl", row)
+    with pytest.raises(DatasetError, match=r"count\.jsonl: row 1: no count"):
+        read_suite("vsi-super", tmp_path)
+
+
+def test_ends_of_lines_within_a_text_do_not_tear_its_row(tmp_path):
+    row = {"video_path": "a.mp4", "question": "How\u2028many\x85?", "answer": 2}
+    (tmp_path / "count.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", "utf-8")
+    (question,) = read_suite("vsi-super", tmp_path).questions
+    assert question.text == "How\u2028many\x85?"
+
+
+def test_a_name_that_no_file_can_have_is_a_missing_video(tmp_path):
+    (tmp_path / "videos").mkdir()
+    assert Videos(SUITES["nextqa"], tmp_path).find("v" * 400) == ()
+
+
 def test_ids_that_occur_twice_name_both_rows(tmp_path):
     write_beside(tmp_path, more=[(QUESTION, {**ANSWER, "question_id": "k_2"})])
     with pytest.raises(DatasetError, match=r"row 2: id 'k_1' stands in test_q\.json: row 1"):
