@@ -144,6 +144,7 @@ class SceneNotes:
         """
         offset = self._session.time_offset
         last |= self._finished
+        num_heard = len(self._heard)
         for place, listener in enumerate(self.listeners):
             if listener.finished:
                 self._until[place] = math.inf
@@ -157,7 +158,7 @@ class SceneNotes:
                     yield item
                 else:
                     self._until[place] = item + offset
-        if len(self.listeners) > 1:
+        if len(self.listeners) > 1 and len(self._heard) > num_heard:
             self._heard = deque(sorted(self._heard, key=lambda note: note.start), MAX_HEARD)
         until = math.inf if last else min(self._until)
         while self._ends and self._ends[0][0] <= max(until, self._ends[-1][0] - self._late_s):

@@ -11,7 +11,7 @@ by a threshold that was not fitted on recordings: see docs/guide/speech.md.
 import gzip
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +31,7 @@ from streammem.models.backbones.imagebind import (
     text_config,
 )
 from streammem.models.backbones.torch_files import misfits, read_torch
-from streammem.models.once import opening
+from streammem.models.once import PartLock, opening
 from streammem.models.published import shapes_of
 from streammem.types import Note
 
@@ -176,7 +176,25 @@ def sound_events(folder: str | Path) -> Callable[[], SoundEvents]:
                 f"{folder}: has no {file}; --sounds takes the folder of ImageBind's {WEIGHTS} and "
                 f"of {VOCABULARY} from its repository"
             )
-    return partial(open_events, Path(folder))
+    return _opener(Path(folder).resolve())
+
+
+@cache
+def _opener(folder: Path) -> Callable[[], SoundEvents]:
+    """Return the one opener of a folder, so that many sources share what it opens.
+
+    Its lock is its own: the names take half a minute at full size, and `once` would keep all other
+    parts from being opened meanwhile.
+    """
+    lock, opened = PartLock(), list[SoundEvents]()
+
+    def open_first() -> SoundEvents:
+        with lock:
+            if not opened:
+                opened.append(open_events(folder))
+            return opened[0]
+
+    return open_first
 
 
 def open_events(folder: Path) -> SoundEvents:
@@ -200,11 +218,11 @@ def open_events(folder: Path) -> SoundEvents:
                 f"{folder / VOCABULARY}: has {vocabulary.size} words, {WEIGHTS} "
                 f"{text.config.words}; take both from one place"
             )
-        names = (*EVENTS, *BACKGROUND)
-        ids = [vocabulary.ids(name, text.config.length) for name in names]
-        with torch.inference_mode():
-            keys = text(torch.tensor(ids))
-        return SoundEvents(ears, keys, names, text.scale)
+    names = (*EVENTS, *BACKGROUND)
+    ids = [vocabulary.ids(name, text.config.length) for name in names]
+    with torch.inference_mode():
+        keys = text(torch.tensor(ids))
+    return SoundEvents(ears, keys, names, text.scale)
 
 
 def _filled(kind: type[B], config: Any, tensors: Mapping[str, Tensor], path: Path) -> B:

@@ -405,6 +405,11 @@ def _claim(out: Path, text: str) -> None:
     path.write_text(text)
 
 
+def vars_of(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that may have slots."""
+    return {name: getattr(value, name) for name in type(value).__dataclass_fields__}
+
+
 def write_torch(said: Any, field: str, tensors: dict[str, Tensor], out: Path) -> Path:
     """Write tensors as the parents do, and a TOML file of the whole model with them.
 
@@ -415,24 +420,18 @@ def write_torch(said: Any, field: str, tensors: dict[str, Tensor], out: Path) ->
         out: gets ``checkpoint.pth`` and ``checkpoint.toml``.
 
     Returns:
-        The TOML file: a model for ``load``, with the options that it began with.
+        The TOML file: a model for ``load``, with the options and sessions that it began with.
     """
     path, toml = out / f"{CHECKPOINT}.pth", out / f"{CHECKPOINT}.toml"
     torch.save({"model": tensors}, path)
-    files = {name: getattr(said, name) for name in type(said).__dataclass_fields__}
-    files = {name: value for name, value in files.items() if value and isinstance(value, str)}
+    files = {n: value for n, value in vars_of(said).items() if value and isinstance(value, str)}
     lines = [
         f"{name} = {json.dumps(value)}"
         for name, value in (files | {field: str(path.absolute())}).items()
     ]
-    options = said.options
-    plain = type(options)()
-    stated = {name: getattr(options, name) for name in type(options).__dataclass_fields__}
-    lines += ["", "[options]"]
-    lines += [
-        f"{name} = {json.dumps(value)}"
-        for name, value in stated.items()
-        if value != getattr(plain, name)
-    ]
+    for table, values in (("options", said.options), ("session", said.session)):
+        plain = vars_of(type(values)())
+        stated = [(n, value) for n, value in vars_of(values).items() if value != plain[n]]
+        lines += ["", f"[{table}]", *(f"{name} = {json.dumps(value)}" for name, value in stated)]
     toml.write_text("\n".join(lines) + "\n")
     return toml

@@ -199,12 +199,27 @@ def test_words_are_kept_with_their_names_and_named_likeliest_first(
     assert loaded.fingerprint == load(saved).fingerprint, "memories stay readable"
     write(loaded, tmp_path / "again", language_folder)
     assert load(tmp_path / "again").likely_words(tokens, 1) == ["cutting board"]
+    assert not loaded.words.training, "dropout would name at random"
     (tmp_path / "named" / "words.txt").write_text("cup\npan\n")
     with pytest.raises(CheckpointError, match="words"):
         load(tmp_path / "named")
     (tmp_path / "named" / "words.txt").unlink()
     with pytest.raises(CheckpointError, match="words"):
         load(tmp_path / "named")
+
+
+@torch.inference_mode()
+def test_words_depend_on_the_tokens_as_centred_and_scaled(original, language_folder, tmp_path):
+    words = WordsOfTokens(4, 32, ("cup", "pan", "cat"), hidden=3).eval()
+    words.center.copy_(torch.randn(32))
+    words.scale.copy_(0.1 + torch.rand(32))
+    write(dataclasses.replace(original, words=words), tmp_path / "named", language_folder)
+    loaded, tokens = load(tmp_path / "named").words, torch.randn(2, 4, 32)
+    scaled = ((tokens - words.center) / words.scale).flatten(1)
+    hidden = torch.nn.functional.gelu(scaled @ words.down.weight.T + words.down.bias)
+    wanted = hidden @ words.up.weight.T + words.up.bias
+    error = (loaded(tokens) - wanted).abs().max()
+    assert 10 * error < (loaded(tokens)[0] - loaded(tokens)[1]).abs().max()
 
 
 def test_words_are_in_prompts_that_answer_and_in_no_others(original):

@@ -1,11 +1,14 @@
 """Which stage a recipe of a published model names."""
 
+import dataclasses
+
 import pytest
+import torch
 
 from streammem.errors import ConfigError
 from streammem.models import checkpoint
 from streammem.models.published import FAMILIES, find
-from streammem.training.published import read_recipe, stage_class
+from streammem.training.published import read_recipe, stage_class, write_torch
 
 RECIPES = sorted((checkpoint.CONFIGS / "train").glob("*.toml"))
 
@@ -26,3 +29,12 @@ def test_a_shipped_recipe_trains_a_model_of_its_family(path):
     if recipe.model.startswith("run-"):  # what an earlier recipe leaves
         return
     assert find(recipe.model, checkpoint.CONFIGS).family == recipe.stage
+
+
+def test_what_a_model_began_with_is_written_beside_what_was_trained(tmp_path):
+    said = find("goldfish-7b", checkpoint.CONFIGS)
+    said = dataclasses.replace(said, session=dataclasses.replace(said.session, passages=9))
+    path = write_torch(said, "checkpoint", {"weight": torch.ones(2)}, tmp_path)
+    again = find(str(path), checkpoint.CONFIGS)
+    assert again.session == said.session != type(said.session)()
+    assert again.options == said.options

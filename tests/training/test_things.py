@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from streammem.errors import DatasetError
+from streammem.models.tiny.words import WordsOfTokens
 from streammem.training.features import cache_features
 from streammem.training.generated import make_pictures
 from streammem.training.loop import Schedule, train_steps
@@ -20,6 +21,7 @@ from streammem.training.things import (
     ThingStage,
     cross_fitted,
     targets_of,
+    tokens_of,
     vocabulary,
 )
 from tests.tiny import TinyVision, tiny_language
@@ -96,9 +98,20 @@ def test_names_of_a_training_picture_come_from_a_head_that_has_not_learned_from_
         return loss(stage, rng)
 
     monkeypatch.setattr(ThingStage, "loss", watched)
+    all_tokens, named_by = tokens_of(bridge, shapes[0]), {}
+    likely = WordsOfTokens.likely
+
+    def naming(words, tokens, *more):
+        (number,) = [i for i, own in enumerate(all_tokens[:, 0]) if (own == tokens.numpy()).all()]
+        named_by[number] = {*seen[-1]}
+        return likely(words, tokens, *more)
+
+    monkeypatch.setattr(WordsOfTokens, "likely", naming)
     named = cross_fitted(bridge, shapes[0], steps=1)
     assert len(named) == len(shapes[0])
     assert [{*chosen} for chosen in seen] == drawn
+    assert named_by.keys() == set(range(len(named)))
+    assert all(number not in learned for number, learned in named_by.items())
     left_out = [set(range(len(named))) - {*chosen} for chosen in seen]
     assert set.union(*left_out) == set(range(len(named)))
     assert sum(map(len, left_out)) == len(named), "each is left out once"

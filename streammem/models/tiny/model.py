@@ -88,6 +88,10 @@ class VideoModel:
         object.__setattr__(
             self, "open_language", once(self.open_language, f"{self.name}: language model")
         )
+        if self.open_answers is not None:
+            # Copies share it: the lock of `cached_property` is gone in Python 3.12.
+            answers = once(self.open_answers, f"{self.name}: language model of answers")
+            object.__setattr__(self, "open_answers", answers)
 
     # It plays all four parts itself, see models/protocols.py.
 
