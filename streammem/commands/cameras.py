@@ -91,7 +91,7 @@ def check_workers(arguments: argparse.Namespace) -> None:
 def run_cameras(arguments: argparse.Namespace) -> int:
     """Watch until all sources have ended or a signal comes."""
     from streammem.fleet.cameras import Board
-    from streammem.fleet.metrics import serve_metrics
+    from streammem.fleet.metrics import serve_metrics, written
     from streammem.fleet.pool import Pool
 
     # 1. Check everything, before a process starts.
@@ -107,7 +107,7 @@ def run_cameras(arguments: argparse.Namespace) -> int:
         stack.enter_context(closing(output))
         if address:
             port = stack.enter_context(serve_metrics(*address, board.prometheus))
-            note(f"counters at http://{address[0]}:{port}/metrics")
+            note(f"counters at http://{written(address[0])}:{port}/metrics")
         publishers = {
             name: stack.enter_context(publisher_to(broker, name, tuple(options["alert"])))
             for name, options in cameras.items()

@@ -9,15 +9,14 @@ Jobs, and which of them is done again, stay with `Pool`.
 
 import logging
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, Self
 
 from streammem.errors import BackboneError, ConfigError, install_command
 from streammem.fleet.pool import (
     DiedError,
-    IsStopping,
     OpenWorker,
-    Worker,
     WorkerProcess,
     messages,
 )
@@ -122,16 +121,8 @@ class _RayProcess:
     """A handle of an actor; see ``pool.WorkerProcess``."""
 
     def __init__(self, ray: Any, actor: Any) -> None:
-        self._ray, self._actor, self._pid = ray, actor, actor.pid.remote()
+        self._ray, self._actor = ray, actor
         self.stream: Any = None
-
-    @property
-    def pid(self) -> int:
-        ready, _ = self._ray.wait([self._pid], timeout=0)
-        try:
-            return int(self._ray.get(self._pid)) if ready else 0
-        except self._ray.exceptions.RayError:
-            return 0
 
     def begin(self, job: Any) -> None:
         self.stream = self._actor.do.options(
@@ -160,18 +151,10 @@ class _Actor:
     """What runs on the cluster: one worker, which does a job at a time."""
 
     def __init__(self, open_worker: OpenWorker) -> None:
-        self._open_worker, self._stopping = open_worker, False
-        self._worker: Worker | None = None
-
-    def pid(self) -> int:
-        return os.getpid()
+        self._open_worker, self._stopping = cache(open_worker), False
 
     def stop(self) -> None:
         self._stopping = True
 
     def do(self, job: Any) -> Iterator[tuple[str, Any]]:
-        def opened(job: Any, is_stopping: IsStopping) -> Generator[Any, None, Any]:
-            worker = self._worker = self._worker or self._open_worker()
-            return (yield from worker(job, is_stopping))
-
-        yield from messages(opened, job, lambda: self._stopping)
+        yield from messages(self._open_worker, job, lambda: self._stopping)

@@ -1,6 +1,7 @@
 """Processes that share a list of jobs: each job is done once, and a death takes none with it."""
 
 import functools
+import multiprocessing
 import os
 import signal
 import threading
@@ -94,24 +95,46 @@ def test_each_job_is_done_once_whatever_becomes_of_the_others(
     assert where or found["die"].reason.endswith("(SIGKILL)")
     assert found["fault"] == Failed("fault", "ZeroDivisionError: ours")
     assert len(found) == len(jobs)
-    assert pool.processes == []
+    assert multiprocessing.active_children() == []
 
 
 def test_what_runs_is_given_up_when_it_is_stopped(tmp_path):
     pool = Pool(functools.partial(open_squares, tmp_path), 2)
     found = ends(pool.run([5, "wait", 6, 7], stop=(tmp_path / "waits").exists))
     assert {event.job for event in found} <= {5, 6, 7}
-    assert pool.processes == []
+    assert multiprocessing.active_children() == []
+
+
+def open_never(folder):
+    """Opens as a large model does that is still loading."""
+    (folder / "waits").touch()
+    time.sleep(10 * PATIENCE_S)
+
+
+def test_a_process_that_still_opens_its_worker_is_not_waited_for_when_it_is_stopped(tmp_path):
+    pool = Pool(functools.partial(open_never, tmp_path), 1)
+    stop = (tmp_path / "waits").exists
+    assert list(pool.run([1], stop, patience_s=10 * PATIENCE_S)) == []
+    assert multiprocessing.active_children() == []
+
+
+def test_ctrl_c_of_a_terminal_does_not_end_a_process_that_starts(tmp_path):
+    process = pools.LocalProcesses().start(functools.partial(open_squares, tmp_path))
+    (child,) = multiprocessing.active_children()
+    os.kill(child.pid, signal.SIGINT)
+    process.begin(3)
+    assert [process.receive() for _ in range(3)] == [("open", None), ("report", 0.5), ("done", 9)]
+    process.end()
 
 
 def test_a_consumer_that_leaves_ends_the_processes(tmp_path):
     pool = Pool(functools.partial(open_squares, tmp_path), 1)
     events = pool.run([1, "wait"])
     next(events)
-    (process,) = pool.processes
+    (process,) = multiprocessing.active_children()
     events.close()
     with pytest.raises(ProcessLookupError):
-        os.kill(process, 0)
+        os.kill(process.pid, 0)
 
 
 @pytest.mark.parametrize("where", [None, pytest.param("actors", marks=pytest.mark.heavy, id="ray")])
