@@ -11,6 +11,7 @@ The processes are local ones (`LocalProcesses`), or actors of a Ray cluster (`fl
 """
 
 import multiprocessing
+import os
 import signal
 import time
 from collections import deque
@@ -265,17 +266,24 @@ def messages(
 
 
 class LocalProcesses:
-    """Starts processes on this machine."""
+    """Starts processes on this machine.
 
-    def __init__(self) -> None:
+    Args:
+        gpus: names of its GPUs, as CUDA_VISIBLE_DEVICES has them; a process sees the one that
+            fewest use. With none it sees what this process does.
+    """
+
+    def __init__(self, gpus: Sequence[str] = ()) -> None:
         # A fork would take along locks that threads of this process hold.
         self._context = multiprocessing.get_context("spawn")
+        self._users = dict.fromkeys(gpus, 0)
 
     def start(self, open_worker: OpenWorker) -> "_LocalProcess":
         """Start one; it ends when this process does."""
         ours, theirs = self._context.Pipe()
+        gpu = min(self._users, key=self._users.__getitem__, default=None)
         process = self._context.Process(
-            target=_work, args=(open_worker, theirs), name="streammem-worker", daemon=True
+            target=_work, args=(open_worker, theirs, gpu), name="streammem-worker", daemon=True
         )
         # What a terminal sends while it starts must not end it; from `_work` on it ignores these.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, NOT_OURS)
@@ -284,7 +292,10 @@ class LocalProcesses:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # so that its end is seen here when it dies
-        return _LocalProcess(process, ours)
+        if gpu is None:
+            return _LocalProcess(process, ours, lambda: None)
+        self._users[gpu] += 1
+        return _LocalProcess(process, ours, lambda: self._users.update({gpu: self._users[gpu] - 1}))
 
     def ready(
         self, processes: Sequence[WorkerProcess], timeout_s: float
@@ -295,8 +306,8 @@ class LocalProcesses:
 
 
 class _LocalProcess:
-    def __init__(self, process: Any, pipe: Connection) -> None:
-        self._process, self.pipe = process, pipe
+    def __init__(self, process: Any, pipe: Connection, on_end: Callable[[], None]) -> None:
+        self._process, self.pipe, self._on_end = process, pipe, on_end
 
     def begin(self, job: Any) -> None:
         with suppress(OSError):  # one that has died is noticed when it is received from
@@ -323,10 +334,13 @@ class _LocalProcess:
         if process.exitcode is None:
             process.kill()
         process.join()
+        self._on_end()
 
 
-def _work(open_worker: OpenWorker, pipe: Connection) -> None:
+def _work(open_worker: OpenWorker, pipe: Connection, gpu: str | None) -> None:
     """Do what comes through a pipe until it is closed."""
+    if gpu is not None:  # read when CUDA is first used
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     for number in NOT_OURS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_OURS)

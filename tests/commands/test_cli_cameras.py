@@ -125,6 +125,9 @@ def test_what_a_camera_states_takes_the_place_of_what_was_typed(house, tmp_path)
         ("--sources", "HOUSE", "--memory", "m", "-o", "x.txt"),
         ("--sources", "HOUSE", "--memory", "m", "--workers", "0"),
         ("--sources", "HOUSE", "--memory", "m", "--metrics-port", "here"),
+        ("--sources", "HOUSE", "--memory", "m", "--worker-memory", "2GB"),
+        ("--sources", "HOUSE", "--memory", "m", "--device", "cuda:77"),
+        ("--sources", "HOUSE", "--memory", "m", "--ray", "local", "--device", "cuda:1"),
     ],
 )
 def test_flags_that_cannot_be_meant_are_refused(run, house, tmp_path, monkeypatch, wrong):

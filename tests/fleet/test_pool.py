@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from streammem.errors import SourceError
+from streammem.errors import ConfigError, SourceError
 from streammem.fleet import pool as pools
 from streammem.fleet.pool import Done, Failed, Pool, Reported, Restarted
 
@@ -174,6 +174,85 @@ def test_a_worker_whose_reports_are_not_taken_waits(tmp_path, where, request):
         time.sleep(0.2)
     assert int(before) < 1000
     events.close()
+
+
+def open_gpu():
+    """Its result is what its process sees of the machine's GPUs."""
+
+    def gpu(job, is_stopping):
+        yield from ()
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    return gpu
+
+
+def test_processes_are_spread_over_gpus_and_one_that_is_replaced_leaves_its_own():
+    where, running = pools.LocalProcesses(("2", "5")), []
+
+    def start():
+        running.append(where.start(open_gpu))
+        running[-1].begin(1)
+        assert running[-1].receive() == ("open", None)
+        return running[-1].receive()[1]
+
+    assert [start(), start(), start()] == ["2", "5", "2"]
+    running.pop(0).end()
+    running.pop(0).end()
+    assert start() == "5"
+    for process in running:
+        process.end()
+
+
+class Cluster:
+    """Stands in for Ray where an actor's share of the cluster is asked for."""
+
+    def __init__(self, cpus, gpus=0.0, gigabytes=64.0):
+        self.resources = {"CPU": cpus, "GPU": gpus, "memory": gigabytes * 1e9}
+        self.asked = {}
+
+    def cluster_resources(self):
+        return self.resources
+
+    def remote(self, **asked):
+        self.asked = asked
+        return lambda actor: actor
+
+
+@pytest.mark.parametrize(
+    ("cluster", "options", "workers", "share"),
+    [
+        (Cluster(8), {}, 4, (2.0, 0, 1.0)),
+        (Cluster(3), {"num_workers": 6}, None, (0.5, 0, 1.0)),
+        (Cluster(64, gpus=4), {"needs_gpu": True}, 4, (2.0, 1.0, 1.0)),
+        (Cluster(64, gpus=4), {"needs_gpu": True, "num_workers": 6}, None, (2.0, 0.5, 1.0)),
+        (Cluster(64, gigabytes=30), {"memory_bytes": 12 * 10**9}, 2, (2.0, 0, 12.0)),
+        (Cluster(64, gigabytes=2), {"num_workers": 4}, None, (2.0, 0, 0.5)),
+    ],
+)
+def test_actors_are_placed_by_cores_gpus_and_memory(cluster, options, workers, share):
+    from streammem.fleet.ray_actors import RayActors
+
+    asked = {"needs_gpu": False, "num_workers": None, "memory_bytes": None} | options
+    actors = RayActors(cluster, **asked)
+    assert workers in (None, actors.default_workers)
+    given = cluster.asked
+    assert (given["num_cpus"], given["num_gpus"], given["memory"] / 1e9) == share
+
+
+@pytest.mark.parametrize(
+    ("cluster", "options", "message"),
+    [
+        (Cluster(0), {}, "no CPU"),
+        (Cluster(8), {"needs_gpu": True}, "no GPU"),
+        (Cluster(8, gigabytes=10), {"num_workers": 2, "memory_bytes": 8 * 10**9}, "10.0 GB for"),
+    ],
+)
+def test_what_a_cluster_cannot_hold_is_refused(cluster, options, message):
+    from streammem.fleet.ray_actors import RayActors
+
+    asked = {"needs_gpu": False, "num_workers": None, "memory_bytes": None} | options
+    with pytest.raises(ConfigError, match=message):
+        RayActors(cluster, **asked)
 
 
 def test_nothing_to_do_starts_nothing(tmp_path):
