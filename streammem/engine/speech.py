@@ -10,12 +10,19 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from streammem.audio.subtitles import language_of
 from streammem.audio.track import WHISPER, SpeechOptions, SpeechTrack, open_track
-from streammem.engine.listener import BEHIND_S, KEPT_S, PIPE_BEHIND_S, Listener
+from streammem.engine.listener import (
+    BEHIND_S,
+    KEPT_S,
+    PIPE_BEHIND_S,
+    Listener,
+    SharedSound,
+)
 from streammem.engine.session import Session
 from streammem.errors import SourceError
 from streammem.models.sound_events import sound_events
@@ -106,18 +113,24 @@ class SceneNotes:
             behind = behind if source.live else (PIPE_BEHIND_S, None)
             self._late_s = LATE_S + behind[0]
         wanted = ((speech.opener, False), (speech.sounds, True))
+        openers = [(opener, events) for opener, events in wanted if opener]
+        sound = None if beside else source.sound_pass()
+        shared = None if sound is None else SharedSound(sound, len(openers))
         self.listeners = [
             Listener(
-                source.name, opener, None if beside else source.sound_pass(), *behind, events=events
+                source.name, opener, shared.sound(number) if shared else None, *behind,
+                events=events, on_end=partial(shared.leave, number) if shared else lambda: None,
             )
-            for opener, events in wanted
-            if opener
-        ]
+            for number, (opener, events) in enumerate(openers)
+        ]  # fmt: skip
         self._until = [0.0] * len(self.listeners)
+        self._besides = source.on_sound  # a model that listens, too
         if beside:
             source.on_sound = self._push
 
     def _push(self, time: float, samples: np.ndarray) -> None:
+        if self._besides:
+            self._besides(time, samples)
         for listener in self.listeners:
             listener.push(time, samples)
 

@@ -23,7 +23,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from streammem.audio.recogniser import pieces
 from streammem.audio.scene_sound import SoundWindow
 from streammem.errors import ConfigError, SourceError
 from streammem.models.backbones.imagebind import ImageBindVision
@@ -214,7 +213,7 @@ class VideoLlamaStage(PublishedStage):
             with torch.no_grad():
                 clips = self._eyes(pixels).float()
         else:
-            sound = pieces(file_sound(item.path, item.path.name))
+            sound = file_sound(item.path, item.path.name)
             scene = SoundWindow(sound, _raise).scene(0.0, times[-1])
             heard = self._model.hear(scene)
             if heard is None:

@@ -385,8 +385,6 @@ class PartsSource(VideoSource):
         duration: seconds of the whole, if known.
     """
 
-    sound_waits = True
-
     def __init__(
         self,
         name: str,

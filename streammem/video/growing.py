@@ -77,8 +77,6 @@ class GrowingFolder(VideoSource):
         SourceError: no such folder.
     """
 
-    sound_waits = True
-
     def __init__(self, folder: Path, sampling: Sampling, passing: Time = REAL_TIME) -> None:
         super().__init__(str(folder), sampling, duration=None)
         if not folder.is_dir():

@@ -10,7 +10,6 @@ several files. No speech is recognised here.
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import sleep
 from typing import IO, TYPE_CHECKING
 
 import av
@@ -41,7 +40,7 @@ MAX_GAP_S = 6 * 3600.0  # in a file; a longer one is a broken stamp
 HELD_S = 10.0  # of a connection's sound that waits for its first picture, whose clock it is put on
 APART_S = 2.0  # from the newest picture, of sound whose stamps have nothing in common with its
 MAX_PARTS = 1000  # videos that wait to be heard; beyond them the oldest go
-WAIT_SLICE_S = 0.05
+NOTHING_YET = np.zeros(0, np.float32)  # a pass is asked again later
 
 Sound = Iterator[tuple[float, np.ndarray]]
 
@@ -155,8 +154,8 @@ class SoundBeside:
 class SoundOfParts:
     """The sound of several videos that are played one after another, in a pass of its own.
 
-    Where a video begins is known once the pass over the pictures has come there, so this one
-    waits for it.
+    Where a video begins is known once the pass over the pictures has come there. Until then this
+    one gives an empty piece each time that it is asked.
 
     Args:
         whole: plays them; why one of them is not heard, where others are, is a notice of it.
@@ -188,7 +187,7 @@ class SoundOfParts:
             if not self._parts:
                 if whole.end is not None or whole.stopping or whole.is_closed:
                     break
-                sleep(WAIT_SLICE_S)
+                yield 0.0, NOTHING_YET
                 continue
             start, after, sound = self._parts.popleft()
             try:

@@ -217,8 +217,6 @@ class VideoSource(ABC):
         num_connections: times that a live source was connected and gave a picture.
         num_damaged: pictures of a live source that were left out.
         stopping: whether ``stop`` was called.
-        sound_waits: whether ``sound_pass`` waits for the pass over the pictures, so that a thread
-            must not ask for sound while that pass waits for it.
         sound_beside: whether sound may come beside the pictures, by ``on_sound``.
         on_sound: called by the thread that reads, with the second on the stream's clock at which
             samples begin and the samples, [N] float32 at ``sound.SOUND_RATE``, mono; it must not
@@ -235,7 +233,6 @@ class VideoSource(ABC):
     num_connections = 0
     num_damaged = 0
     stopping = False
-    sound_waits = False
     sound_beside = False
     on_sound: Callable[[float, np.ndarray], object] | None = None
 
@@ -291,9 +288,10 @@ class VideoSource(ABC):
 
         Returns:
             An iterator that opens it with its first step, and gives the second on the source's
-            clock at which samples begin, and the samples, as ``on_sound`` takes them; it may wait
-            for the pass over the pictures, until that ends or ``stop`` is called. None where there
-            is no such pass. It raises ``SourceError`` where there is no sound, or it breaks off.
+            clock at which samples begin, and the samples, as ``on_sound`` takes them; none while it
+            is not known what follows, since the pass over the pictures has not come there. None
+            where there is no such pass. It raises ``SourceError`` where there is no sound, or it
+            breaks off.
         """
         if self.path is None:
             return None

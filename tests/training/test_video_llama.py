@@ -13,9 +13,9 @@ from streammem.training.published import Item, read_items, stage_class
 from streammem.training.run import run_recipe
 from streammem.training.video_llama import VideoLlamaRecipe, VideoLlamaStage, cleaned, cropped
 from tests.models.backbones.test_imagebind import vision
+from tests.models.heard import noise, write_film
 from tests.models.video_llama import published
 from tests.models.video_llama.published import EAR_LAYERS, EARS, OUT, W
-from tests.models.video_llama.test_video_llama import noise, write_film
 from tests.models.videollamb.published import L
 from tests.tiny import tiny_model
 

@@ -141,22 +141,30 @@ class VideoLlama(PublishedModel):
     def hear(self, sound: SceneSound) -> Tensor | None:
         """Read clips of a scene's sound, evenly over it: [C, E]; None where there is none.
 
-        A clip that lies behind the end of the sound is the one before it.
+        A clip that lies behind the end of the sound is the one before it; one that has none while
+        a later one has some is silence.
         """
         assert self.sound
         samples = round(sound.duration * RATE)
         count = self.sound.sizes.positions
         starts = clip_starts(samples, to_end=self.options.clip_reach == "end", count=count)
-        if self.options.clip_means == "own":
+        own = self.options.clip_means == "own"
+        if own:
             clips = [torch.from_numpy(sound.read(start / RATE, CLIP_S)) for start in starts]
-            made = [spectrogram(clip) for clip in clips if len(clip) >= MIN_CLIP]
         else:
-            whole, made = torch.from_numpy(sound.read(0.0, sound.duration)), []
-            for start in starts:
-                clip = whole[start : start + round(CLIP_S * RATE)]
-                if len(clip) >= MIN_CLIP:
-                    clip -= clip.mean()  # also in those that overlap it and come later
-                    made.append(spectrogram(clip, mean=0.0))
+            whole = torch.from_numpy(sound.read(0.0, sound.duration))
+            clips = [whole[start : start + round(CLIP_S * RATE)] for start in starts]
+        while clips and len(clips[-1]) < MIN_CLIP:
+            clips.pop()
+        made = []
+        for clip in clips:
+            if len(clip) < MIN_CLIP:
+                clip = torch.zeros(round(CLIP_S * RATE))
+            if own:
+                made.append(spectrogram(clip))
+            else:
+                clip -= clip.mean()  # also in those that overlap it and come later
+                made.append(spectrogram(clip, mean=0.0))
         made += made[-1:] * (count - len(made))
         return self.sound.clips(made).cpu() if made else None
 
