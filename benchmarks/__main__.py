@@ -10,6 +10,7 @@ BENCHMARKS = {
     "decode": "benchmarks.decode",
     "demo": "benchmarks.demo",
     "encoder": "benchmarks.encoder",
+    "fleet": "benchmarks.fleet",
     "gate": "benchmarks.gate",
     "gpu": "benchmarks.gpu",
     "kernels": "benchmarks.kernels",

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,9 +15,10 @@ import pytest
 
 from benchmarks.rtsp_server import RtspCamera, encode
 from streammem.cli import build_parser
-from streammem.commands.cameras import _cameras
+from streammem.commands.cameras import _address, _cameras
+from streammem.errors import ConfigError
 from streammem.fleet import pool
-from streammem.fleet.metrics import serve_metrics
+from streammem.fleet.metrics import serve_metrics, written
 from tests.command_line import QUICK, events, record
 from tests.fleet.workers import InThisProcess
 from tests.tiny import film
@@ -123,6 +125,9 @@ def test_what_a_camera_states_takes_the_place_of_what_was_typed(house, tmp_path)
         ("--sources", "HOUSE", "--memory", "m", "-o", "x.txt"),
         ("--sources", "HOUSE", "--memory", "m", "--workers", "0"),
         ("--sources", "HOUSE", "--memory", "m", "--metrics-port", "here"),
+        ("--sources", "HOUSE", "--memory", "m", "--worker-memory", "2GB"),
+        ("--sources", "HOUSE", "--memory", "m", "--device", "cuda:77"),
+        ("--sources", "HOUSE", "--memory", "m", "--ray", "local", "--device", "cuda:1"),
     ],
 )
 def test_flags_that_cannot_be_meant_are_refused(run, house, tmp_path, monkeypatch, wrong):
@@ -131,13 +136,34 @@ def test_flags_that_cannot_be_meant_are_refused(run, house, tmp_path, monkeypatc
     assert code == 2 and err.count("\n") == 1
 
 
-def test_metrics_are_served_and_nothing_else():
-    with serve_metrics("127.0.0.1", 0, lambda: "up 1\n") as port:
-        url = f"http://127.0.0.1:{port}"
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_metrics_are_served_and_nothing_else(host):
+    if ":" in host:
+        skip_without_ipv6()
+    with serve_metrics(host, 0, lambda: "up 1\n") as port:
+        url = f"http://{written(host)}:{port}"
         with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
             assert reply.read() == b"up 1\n"
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(f"{url}/", timeout=10)
+
+
+def skip_without_ipv6():
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+
+
+def test_an_address_of_counters_may_be_one_of_ipv6():
+    assert _address("[::1]:9400") == ("::1", 9400)
+    assert _address("9400") == ("127.0.0.1", 9400)
+    with (
+        pytest.raises(ConfigError, match=r"--metrics-port \[::2\]:1: cannot be listened on"),
+        serve_metrics("::2", 1, str),
+    ):
+        pass
 
 
 # -- processes, with the real model --
