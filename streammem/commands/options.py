@@ -588,6 +588,7 @@ def add_server_options(parser: Parser) -> None:
     add("--port", type=int, default=8080, help="default 8080; 0 is a free one")
     add("--prefix", default="", metavar="PATH", help="of this server behind a proxy: /cameras")
     add("--memories", type=Path, metavar="DIR", help="folder whose memories may be asked, by name")
+    add_archive(add)
     kept = (
         "keep what cameras of the command line show in RAM alone (default: on disk in --memories; "
         "of `ui` without it, in ~/.local/share/streammem/memories; at most 2 GiB a camera)"
@@ -603,6 +604,12 @@ def add_server_options(parser: Parser) -> None:
     add_flags(parser.add_argument_group("limits"), LIMIT_FLAGS)
     add_flags(parser, SPEECH_FLAGS)
     add_session_options(parser)
+
+
+def add_archive(add: Callable[..., Any]) -> None:
+    """Add --archive."""
+    about = "likewise, but they are only read: of `index` or `watch --sources`, also meanwhile"
+    add("--archive", type=Path, metavar="DIR", help=about)
 
 
 def add_session_options(parser: Parser) -> None:

@@ -24,6 +24,8 @@ from pydantic import Field
 
 from streammem import __version__
 from streammem.errors import StreammemError
+from streammem.fleet.asking import Memories
+from streammem.fleet.asking import find_all as find_in
 from streammem.perception.frames import JPEG_QUALITY
 from streammem.qa.lookups import LOOKUPS, Lookup
 from streammem.server.queries import check_question, evidence_text, rows
@@ -38,7 +40,8 @@ MAX_INLINE_BYTES = 8 << 20
 CLIPS, MAX_CLIPS = "clips", 100  # files below the memories' folder; the oldest are removed
 ABOUT = (
     "Video that was watched, or is being watched now. `list` lists it; `ask` answers a "
-    "question about it, `find` finds moments, `clip` shows a span in pictures. `search`, `at`, "
+    "question about it, `find` finds moments, `clip` shows a span in pictures; `ask_all` and "
+    "`find_all` look into all memories at once. `search`, `at`, "
     "`before`, `after`, `count` and `look` go from scene to scene. Times are seconds from "
     "the start of each video."
 )
@@ -122,6 +125,28 @@ def _add_tools(server: MCPServer, sessions: Sessions) -> None:
             moments = await host.do(lambda session: session.find(query, count))
         return [{**event_json(moment, ""), "keyframe": None} for moment in moments]
 
+    @server.tool()
+    async def ask_all(question: str) -> str:
+        """Answer a question from each memory in which the thing was seen, the surest first."""
+        with _refusals():
+            check_question(question, longest)
+            answers, memories = await sessions.archive.ask(question)
+        texts = [f"memory:{name}: {answer.text}{evidence_text(answer)}" for name, answer in answers]
+        return "\n\n".join([*texts, _asked(memories)])
+
+    @server.tool()
+    async def find_all(
+        query: str, count: Annotated[int, Field(ge=1, le=50)] = 5
+    ) -> list[dict[str, Any]]:
+        """Find the moments of all memories that fit a description best, best first."""
+        with _refusals():
+            check_question(query, longest)
+            moments = await sessions.archive.do(lambda memories: find_in(memories, query, count))
+        return [
+            {"name": f"memory:{name}", **event_json(moment, ""), "keyframe": None}
+            for name, moment in moments
+        ]
+
     @server.tool(structured_output=False)
     async def clip(name: Name, start: Seconds, end: Seconds, video: Video = "no") -> list[Any]:
         """Show a span: its captions, a picture of each scene (at most 8), on request the video."""
@@ -138,6 +163,13 @@ def _add_tools(server: MCPServer, sessions: Sessions) -> None:
         server.add_tool(
             _called(sessions, lookup), lookup.name, description=lookup.help, structured_output=False
         )
+
+
+def _asked(memories: Memories) -> str:
+    """Return a line that tells how many memories were asked, and which could not be."""
+    text = f"{len(memories.sessions)} memories were asked."
+    failed = ", ".join(memories.failed)
+    return f"{text} Not opened: {failed}." if failed else text
 
 
 def _called(sessions: Sessions, lookup: Lookup) -> Callable[..., Any]:
@@ -199,7 +231,7 @@ async def _video(
     sessions: Sessions, name: str, host: SessionHost, span: tuple[float, float], form: str
 ) -> Any:
     """Return a span's video, the path of its file, or a line that explains why there is none."""
-    folder = sessions.config.memories
+    folder = None if sessions.config.read_only else sessions.config.memories
     if host.plan.file is None:
         return "no video is at hand here: these are all the pictures that are kept"
     if form == "file" and folder is None:

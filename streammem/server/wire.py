@@ -93,6 +93,12 @@ class QuestionRequest(Strict):
     stream: bool = False
 
 
+class ArchiveQuestion(Strict):
+    """A question to all memories; an answer comes as a whole."""
+
+    question: Str
+
+
 class SearchRequest(Strict):
     """A description to search for."""
 
