@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from streammem.audio.subtitles import language_of
-from streammem.audio.track import WHISPER, SpeechOptions, SpeechTrack, open_track
+from streammem.audio.track import WHISPER, SpeechOptions, SpeechTrack, open_track, open_tracks
 from streammem.engine.listener import BEHIND_S, KEPT_S, PIPE_BEHIND_S, Listener
 from streammem.engine.session import Session
 from streammem.errors import SourceError
@@ -22,6 +22,7 @@ from streammem.models.sound_events import sound_events
 from streammem.models.transcription import Recognises, recogniser
 from streammem.types import Note, Notice, Segment
 from streammem.video import VideoSource
+from streammem.video.sound import Sound
 
 MAX_HEARD = 10_000  # notes that wait for their scene to close
 LATE_S = 60.0  # beyond what may wait to be recognised: words of a live scene are not waited for
@@ -50,9 +51,13 @@ def open_speech(source: VideoSource, options: SpeechOptions) -> Speech:
         BackboneError: the recogniser is not installed, or not here.
         ServedModelError: its server is not there.
     """
-    subtitles = open_track(source.path, options) if source.path is not None else None
+    subtitles = None
+    if source.path is not None:
+        subtitles = open_track(source.path, options)
+    elif source.paths:
+        subtitles = open_tracks(source.paths, options, source.starts)
     wanted = options.recogniser
-    if options.speech == "on" and not (subtitles and subtitles.notes):
+    if options.speech == "on" and not (subtitles and subtitles.is_complete):
         wanted = WHISPER
     if wanted is None and options.sounds is None:
         return Speech(subtitles, None)
@@ -106,13 +111,13 @@ class SceneNotes:
             behind = behind if source.live else (PIPE_BEHIND_S, None)
             self._late_s = LATE_S + behind[0]
         wanted = ((speech.opener, False), (speech.sounds, True))
-        self.listeners = [
-            Listener(
-                source.name, opener, None if beside else source.sound_pass(), *behind, events=events
-            )
-            for opener, events in wanted
-            if opener
-        ]
+        self.listeners = []
+        for opener, events in wanted:
+            if opener:
+                sound = None if beside else source.sound_pass()
+                if sound and speech.subtitles and not events:
+                    sound = _without_subtitles(sound, speech.subtitles)
+                self.listeners.append(Listener(source.name, opener, sound, *behind, events=events))
         self._until = [0.0] * len(self.listeners)
         if beside:
             source.on_sound = self._push
@@ -181,3 +186,8 @@ class SceneNotes:
         """Note that no more sound comes; what waits is still recognised."""
         for listener in self.listeners:
             listener.end()
+
+
+def _without_subtitles(sound: Sound, subtitles: SpeechTrack) -> Sound:
+    """Leave out the sound of those files whose words are known from their subtitles."""
+    return ((time, samples) for time, samples in sound if not subtitles.covers(time))

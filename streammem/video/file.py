@@ -412,11 +412,12 @@ class PartsSource(VideoSource):
         grid, start, num_given = Grid(self._sampling, tick=1e-3), 0.0, 0
         next_time, next_index = 0.0, 0  # after the last given frame
         broken: list[str] = []
-        for label, open_part in self._parts.items():
+        for place, (label, open_part) in enumerate(self._parts.items()):
             video: VideoSource | None = None
             shift: int | None = None  # frames of the videos before
             try:
                 video = self._video = open_part(self._sampling.after(start))
+                self.starts[place] = start
                 for sound in self._sounds:
                     sound.add(start, video.sound_pass())
                 for frame in video:

@@ -207,6 +207,10 @@ class VideoSource(ABC):
         was_cut: whether a picture of a file or of several comes at or after the sampling's end; set
             with ``end``.
         path: of the one video file on this computer that it reads; None of any other source.
+        paths: of the video files on this computer that it plays one after another, where they are
+            known from the start.
+        starts: seconds at which those of ``paths`` begin, by their place in it; set by the thread
+            that reads, before the first frame of each.
         live: whether a frame that is not taken when it comes is lost.
         finite: whether its end is known from the start, so that one that comes before is a failure.
         reconnect: whether a live source that is lost is opened again; set before it is read.
@@ -226,6 +230,7 @@ class VideoSource(ABC):
     """
 
     path: str | None = None
+    paths: tuple[str, ...] = ()
     live = False
     finite = True
     reconnect = False
@@ -245,6 +250,7 @@ class VideoSource(ABC):
         self._sampling = sampling or Sampling()
         self.name, self.duration, self.sparse = encodable(name), duration, self._sampling.sparse
         self.end: float | None = None
+        self.starts: dict[int, float] = {}
         self.notices: deque[str] = deque(maxlen=MAX_NOTICES)
         self._state = "fresh"
 
