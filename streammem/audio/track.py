@@ -198,7 +198,7 @@ def open_track(path: str | Path, options: SpeechOptions) -> SpeechTrack | None:
     if options.speech not in ("auto", "on"):
         return None
     name, tracks = Path(path).name, tracks_of(path)
-    chosen, notices = _chosen(tracks, options.language, name)
+    chosen, notices = choose_track(tracks, options.language, name)
     if chosen is None:
         return SpeechTrack(name, (), tuple(notices)) if notices else None
     try:
@@ -235,10 +235,16 @@ def open_tracks(
     return SpeechTrack("subtitles", (), tuple(notices), tracks, starts)
 
 
-def _chosen(
+def choose_track(
     tracks: list[Track], language: str | None, name: str
 ) -> tuple[Track | None, list[Notice]]:
-    """Choose a track, and tell what else there is."""
+    """Choose the track in a language, or the best one; and tell what else there is.
+
+    Args:
+        tracks: of a source, the best first.
+        language: see ``SpeechOptions``.
+        name: what messages call the source.
+    """
     there = ", ".join(
         f"{track.name}{track.language and f' [{track.language}]'}" for track in tracks
     )

@@ -33,6 +33,7 @@ from streammem.video.container import (
     choose_stream,
     error_text,
     open_container,
+    open_media,
 )
 from streammem.video.file import FileSource, LostPicturesError, open_recordings
 from streammem.video.live_source import STALL_S, WAIT_SLICE_S, Connection, Feed, LiveSource
@@ -187,6 +188,11 @@ class FetchedSource(FileSource):
 
     def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
         return _of_open_file(self._copy.open("rb"), self.name)
+
+    def text_pass(self) -> Callable[[], InputContainer] | None:
+        if not self._reader.has_texts:
+            return None
+        return partial(open_media, str(self._copy), remote=False)
 
     def _release(self) -> None:
         super()._release()

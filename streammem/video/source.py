@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self, get_args
 
 import numpy as np
+from av.container import InputContainer
 
 from streammem.errors import ConfigError, SourceError, TruncatedError
 from streammem.types import Frame, encodable
@@ -306,6 +307,15 @@ class VideoSource(ABC):
         from streammem.video.sound import file_sound
 
         return file_sound(self.path, self.name)
+
+    def text_pass(self) -> Callable[[], InputContainer] | None:
+        """Return what opens it once more, to read its text tracks by another thread.
+
+        Returns:
+            A function that raises ``av.FFmpegError`` where it cannot be opened any more. None where
+            there are no such tracks, and of files on this computer, which are read by their path.
+        """
+        return None
 
     def stop(self) -> None:
         """Ask a pass that waits for something to end soon; any thread may."""
