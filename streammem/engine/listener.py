@@ -1,4 +1,4 @@
-"""The listener's thread: it recognises the speech of a source beside its perception.
+"""The listener's thread: it makes the notes of a source beside its perception.
 
     listener = Listener("film.mp4", recogniser("whisper-base"), sound)
     listener.ready()          # notes that are final by now, and how far it is; never waits
@@ -11,6 +11,7 @@ pictures of a live source is taken by ``push``; what cannot keep up with it is s
 import logging
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,6 +20,7 @@ from time import sleep
 import numpy as np
 
 from streammem.audio.recogniser import RATE, pieces
+from streammem.audio.track import MAX_FAULTS
 from streammem.audio.utterances import Utterances, silero
 from streammem.errors import ServedModelError, StreammemError
 from streammem.models.transcription import Recognises
@@ -113,77 +115,47 @@ class SharedSound:
         self._came.notify_all()
 
 
-class Listener:
-    """Recognises what is said in a source, in a thread of its own.
+class NoteWorker(ABC):
+    """Makes the notes of a source in a thread of its own.
 
     Args:
-        name: of the source, for messages.
-        opener: opens the recogniser, in the thread.
-        sound: see ``VideoSource.sound_pass``; None where it is pushed.
-        behind_s: seconds of pushed sound that may wait.
-        kept_s: of these, the newest that stay where more would wait; None drops the oldest only.
-        events: it listens for sound events: pushed sound is read evenly, not by utterance.
-        on_end: called once nothing more is read of ``sound``; perhaps twice.
+        what: is made, for messages: with the source's name.
 
     Attributes:
         sound_s: seconds of sound that were pushed.
         skipped_s: of these, seconds that were not recognised, as recognition had fallen behind.
         lag_s: seconds of sound that had come after the end of the last note of pushed sound.
+        most_waiting: results that may wait, beyond which the thread does; 0 for any number.
     """
 
-    def __init__(
-        self,
-        name: str,
-        opener: Callable[[], Recognises],
-        sound: Iterator[tuple[float, np.ndarray]] | None = None,
-        behind_s: float = BEHIND_S,
-        kept_s: float | None = KEPT_S,
-        *,
-        events: bool = False,
-        on_end: Callable[[], object] = lambda: None,
-    ) -> None:
-        self._on_end = on_end
-        self._name, self._opener, self._sound = name, opener, sound
-        self._events, self._what = events, "sound events are" if events else "speech is"
-        self._behind_s, self._kept_s = behind_s, behind_s if kept_s is None else kept_s
+    most_waiting = 0
+
+    def __init__(self, what: str) -> None:
+        self._what, self._stop = what, False
         self.sound_s = self.skipped_s = self.lag_s = 0.0
-        self._results: queue.Queue[Note | Notice | float] = queue.Queue()
-        self._stop, self._failure = False, ""  # of a transcription server, since the last note
-        self._came = threading.Condition()  # guards the next four
-        self._waiting: deque[tuple[float, np.ndarray]] = deque()
-        self._waiting_s = self._newest = 0.0
-        self._ended = False
+        self._results: queue.Queue[Note | Notice | float] = queue.Queue(self.most_waiting)
         self._thread = threading.Thread(target=self._run, name="streammem-listener", daemon=True)
         self._thread.start()
+
+    @abstractmethod
+    def _items(self) -> Iterator[Note | Notice | float]:
+        """Give what ``ready`` returns; runs in the thread."""
 
     @property
     def finished(self) -> bool:
         """Whether nothing comes any more."""
         return not self._thread.is_alive() and self._results.empty()
 
-    def push(self, time: float, samples: np.ndarray) -> None:
+    def push(self, time: float, samples: np.ndarray) -> None:  # noqa: B027, most make notes of none
         """Take the sound that came beside the pictures; any thread may. It never blocks for long.
 
         Args:
             time: seconds on the source's clock at which it begins.
             samples: [N] float32 at RATE, mono.
         """
-        with self._came:
-            if self._ended or self._stop:
-                return
-            self._waiting.append((time, samples))
-            self._waiting_s += len(samples) / RATE
-            self.sound_s += len(samples) / RATE
-            self._newest = time + len(samples) / RATE
-            if self._waiting_s > self._behind_s:
-                self._skip()
-            self._came.notify()
 
-    def end(self) -> None:
-        """Note that no more sound comes; what waits is still recognised."""
-        with self._came:
-            self._ended = True
-            self._came.notify()
+    def end(self) -> None:  # noqa: B027, likewise
+        """Note that no more comes; what waits is still worked on."""
 
     def ready(self, wait_s: float = 0.0) -> list[Note | Notice | float]:
         """Return what has come, in order of time; wait for the first of it at most ``wait_s``.
@@ -200,51 +172,146 @@ class Listener:
         return found
 
     def close(self) -> None:
-        """End the thread; it may take as long as the sentence that is recognised."""
+        """End the thread; it may take as long as the note that is being made."""
+        self._stop = True
+        self._thread.join(5.0)
+
+    def _run(self) -> None:
+        try:
+            for item in self._items():
+                self._put(item)
+                if self._stop:
+                    return
+        except StreammemError as error:
+            is_failure = isinstance(error, ServedModelError)
+            self._put(Notice(str(error), is_failure=is_failure))
+        except Exception as error:  # noqa: BLE001, words that fail must not end the watching
+            text = f"{self._what} not recognised any more"
+            self._put(Notice(f"{text} ({type(error).__name__}: {error})"))
+        finally:
+            self.end()
+
+    def _put(self, item: Note | Notice | float) -> None:
+        while not self._stop:
+            with suppress(queue.Full):
+                self._results.put(item, timeout=_WAIT_S)
+                return
+
+
+class CueReader(NoteWorker):
+    """Reads the subtitles of a source that lie behind a network.
+
+    Args:
+        name: of the source, for messages.
+        cues: gives them, about in order of time; how far it is; and what is wrong with them.
+    """
+
+    most_waiting = 1000
+
+    def __init__(self, name: str, cues: Iterator[Note | str | float]) -> None:
+        self._cues, self._num_faults = cues, 0
+        super().__init__(f"{name}: its subtitles are")
+
+    def _items(self) -> Iterator[Note | Notice | float]:
+        for item in self._cues:
+            if isinstance(item, Note):
+                yield item.start
+            if not isinstance(item, str):
+                yield item
+                continue
+            self._num_faults += 1
+            if self._num_faults <= MAX_FAULTS:
+                yield Notice(item, is_failure=False)
+
+
+class Listener(NoteWorker):
+    """Recognises what is said in a source, in a thread of its own.
+
+    Args:
+        name: of the source, for messages.
+        opener: opens the recogniser, in the thread.
+        sound: see ``VideoSource.sound_pass``; None where it is pushed.
+        behind_s: seconds of pushed sound that may wait.
+        kept_s: of these, the newest that stay where more would wait; None drops the oldest only.
+        events: it listens for sound events: pushed sound is read evenly, not by utterance.
+        on_end: called once nothing more is read of ``sound``; perhaps twice.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        opener: Callable[[], Recognises],
+        sound: Iterator[tuple[float, np.ndarray]] | None = None,
+        behind_s: float = BEHIND_S,
+        kept_s: float | None = KEPT_S,
+        *,
+        events: bool = False,
+        on_end: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._opener, self._sound, self._events = opener, sound, events
+        self._on_end = on_end
+        self._behind_s, self._kept_s = behind_s, behind_s if kept_s is None else kept_s
+        self._failure = ""  # of a transcription server, since the last note
+        self._came = threading.Condition()  # guards the next four
+        self._waiting: deque[tuple[float, np.ndarray]] = deque()
+        self._waiting_s = self._newest = 0.0
+        self._ended = False
+        super().__init__(f"{name}: {'sound events are' if events else 'speech is'}")
+
+    def push(self, time: float, samples: np.ndarray) -> None:
+        with self._came:
+            if self._ended or self._stop:
+                return
+            self._waiting.append((time, samples))
+            self._waiting_s += len(samples) / RATE
+            self.sound_s += len(samples) / RATE
+            self._newest = time + len(samples) / RATE
+            if self._waiting_s > self._behind_s:
+                self._skip()
+            self._came.notify()
+
+    def end(self) -> None:
+        with self._came:
+            self._ended = True
+            self._came.notify()
+
+    def close(self) -> None:
         with self._came:
             self._stop = True
             self._waiting.clear()
             self._came.notify()
         self._on_end()
-        self._thread.join(5.0)
+        super().close()
 
     def _skip(self) -> None:
         if not self.skipped_s:
             text = f"{self._what} recognised too slowly here; some sound is skipped, see stats"
-            self._results.put(Notice(f"{self._name}: {text}", is_failure=False))
-            log.info("%s: %s", self._name, text)
+            self._results.put(Notice(text, is_failure=False))
+            log.info("%s", text)
         while self._waiting and self._waiting_s > self._kept_s:
             skipped_s = len(self._waiting.popleft()[1]) / RATE
             self._waiting_s -= skipped_s
             self.skipped_s += skipped_s
 
-    def _run(self) -> None:
+    def _items(self) -> Iterator[Note | Notice | float]:
         try:
-            recogniser = self._opener()
-            sound = self._sound
+            recogniser, sound = self._opener(), self._sound
             if sound is None and not self._events:
                 cut = self._utterances()
             else:
                 sound = self._pushed() if sound is None else self._awaited(sound)
                 cut = pieces(sound, recogniser.piece_s)
             for start, samples in cut:
-                self._recognise(recogniser, start, samples)
-                if self._stop:
-                    return
-                self._results.put(start + len(samples) / RATE)
-        except StreammemError as error:
-            is_failure = isinstance(error, ServedModelError)
-            self._results.put(Notice(str(error), is_failure=is_failure))
-        except Exception as error:  # noqa: BLE001, speech that fails must not end the watching
-            text = f"{self._name}: {self._what} not recognised any more"
-            self._results.put(Notice(f"{text} ({type(error).__name__}: {error})"))
+                yield from self._recognised(recogniser, start, samples)
+                yield start + len(samples) / RATE
         finally:
             self._on_end()
-            self.end()
             self._waiting.clear()
 
-    def _recognise(self, recogniser: Recognises, start: float, samples: np.ndarray) -> None:
-        """Hand on what is recognised in a piece, by the source's clock.
+    def _recognised(
+        self, recogniser: Recognises, start: float, samples: np.ndarray
+    ) -> Iterator[Note | Notice]:
+        """Give what is recognised in a piece, by the source's clock.
 
         A server that fails takes an utterance from a live source, which is watched for days, and
         is told of once; of a file it is an error.
@@ -254,14 +321,14 @@ class Listener:
                 if isinstance(item, Note):
                     item = item.shifted(start)
                     self.lag_s = max(0.0, self._newest - item.end)
-                self._results.put(item)
+                yield item
             self._failure = ""
         except ServedModelError as error:
             if self._sound is not None:
                 raise ServedModelError(f"{error}; no words from {clock(start)} on") from error
             failure, self._failure = self._failure, str(error)
             if self._failure != failure:
-                self._results.put(Notice(self._failure))
+                yield Notice(self._failure)
 
     def _utterances(self) -> Iterator[tuple[float, np.ndarray]]:
         """Give what was pushed, utterance by utterance, until no more comes."""

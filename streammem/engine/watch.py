@@ -148,7 +148,7 @@ class _Watching:
         described = options.captions and self._session.captioner.can_describe
         self._captions = self._open_captions() if described else None
         self._checks = self._open_checks()
-        if self._speech.opener or self._speech.sounds:
+        if self._speech.is_heard:
             self._recognised = SceneNotes(self._session, self._source, self._speech)
         self._reader = Reader(self._source, drop)
         self._session.on_wait = self._keep_up

@@ -56,7 +56,7 @@ SWEEP_S = 5.0
 TRUSTED = WatchOptions(stats_s=10.0)
 RECONNECTING = SourceOptions(reconnect=True)
 
-CAMERAS = ("rtsp", "webcam", "screen", "http")
+CAMERAS = ("rtsp", "rtmp", "udp", "webcam", "screen", "http")
 VIDEO_FILES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mpg", ".mpeg", ".wmv",
 )  # fmt: skip

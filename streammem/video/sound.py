@@ -22,14 +22,7 @@ from av.video.stream import VideoStream
 
 from streammem.errors import SourceError
 from streammem.video.clock import StreamClock
-from streammem.video.container import (
-    LOCAL_OPTIONS,
-    OPEN_TIMEOUT_S,
-    READ_TIMEOUT_S,
-    REMOTE_OPTIONS,
-    error_text,
-    local_url,
-)
+from streammem.video.container import error_text, open_media
 from streammem.video.joins import JUMP_AHEAD_S, JUMP_BACK_S, ByteSpan, has_joins
 
 if TYPE_CHECKING:
@@ -272,9 +265,6 @@ def file_sound(
 
 
 def _open(spec: str | Path | IO[bytes], *, remote: bool, span: ByteSpan | None) -> InputContainer:
-    if remote:
-        timeout = (OPEN_TIMEOUT_S, READ_TIMEOUT_S)
-        return av.open(str(spec), "r", options=dict(REMOTE_OPTIONS), timeout=timeout)
     if not isinstance(spec, str | Path):
         return av.open(spec, "r")
-    return av.open(local_url(spec, span), "r", options=dict(LOCAL_OPTIONS))
+    return open_media(str(spec), remote=remote, span=span)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Self, get_args
 
 import numpy as np
+from av.container import InputContainer
 
 from streammem.errors import ConfigError, SourceError, TruncatedError
 from streammem.types import Frame, encodable
@@ -207,6 +208,10 @@ class VideoSource(ABC):
         was_cut: whether a picture of a file or of several comes at or after the sampling's end; set
             with ``end``.
         path: of the one video file on this computer that it reads; None of any other source.
+        paths: of the video files on this computer that it plays one after another, where they are
+            known from the start.
+        starts: seconds at which those of ``paths`` begin, by their place in it; set by the thread
+            that reads, before the first frame of each.
         live: whether a frame that is not taken when it comes is lost.
         finite: whether its end is known from the start, so that one that comes before is a failure.
         reconnect: whether a live source that is lost is opened again; set before it is read.
@@ -224,6 +229,7 @@ class VideoSource(ABC):
     """
 
     path: str | None = None
+    paths: tuple[str, ...] = ()
     live = False
     finite = True
     reconnect = False
@@ -242,6 +248,7 @@ class VideoSource(ABC):
         self._sampling = sampling or Sampling()
         self.name, self.duration, self.sparse = encodable(name), duration, self._sampling.sparse
         self.end: float | None = None
+        self.starts: dict[int, float] = {}
         self.notices: deque[str] = deque(maxlen=MAX_NOTICES)
         self._state = "fresh"
 
@@ -298,6 +305,15 @@ class VideoSource(ABC):
         from streammem.video.sound import file_sound
 
         return file_sound(self.path, self.name)
+
+    def text_pass(self) -> Callable[[], InputContainer] | None:
+        """Return what opens it once more, to read its text tracks by another thread.
+
+        Returns:
+            A function that raises ``av.FFmpegError`` where it cannot be opened any more. None where
+            there are no such tracks, and of files on this computer, which are read by their path.
+        """
+        return None
 
     def stop(self) -> None:
         """Ask a pass that waits for something to end soon; any thread may."""
