@@ -148,6 +148,7 @@ def server_config(arguments: argparse.Namespace, *, by_default: bool = False) ->
         memories=arguments.memories or keep_in,
         uploads=arguments.uploads,
         allowed=Allowed.of(arguments.allow_source),
+        files=tuple(arguments.allow_files),
         alerts=tuple(arguments.alert),
         keep_in=keep_in,
         confirm_alerts=bool(arguments.confirm_alerts),

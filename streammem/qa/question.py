@@ -184,7 +184,7 @@ _OPTION = re.compile(r"^[ \t]*\(?([A-Z])[.):][ \t]+\S", re.MULTILINE)
 
 
 def split_options(text: str) -> tuple[str, str]:
-    """Split a question that lists options, as in ``Which?\\nA. red\\nB. blue``.
+    """Split a question that lists options, each on a line of its own, as in ``A. red``.
 
     Returns:
         The question alone, and the rest from the first option on; the text and ``""`` where there
