@@ -597,6 +597,8 @@ def add_server_options(parser: Parser) -> None:
     add("--uploads", type=Path, metavar="DIR", help="folder for uploads (default: a temporary one)")
     about = "host (with *), address or network that clients may name in a source; may be repeated"
     add("--allow-source", action="append", default=[], metavar="HOST", help=about)
+    about = "folder below which clients may name files, as file:///path; may be repeated"
+    add("--allow-files", action="append", default=[], type=Path, metavar="DIR", help=about)
     about = f"told once each time that this appears in a SOURCE; may be repeated. {ALERTS_ARE}"
     add("--alert", action="append", default=[], metavar="TEXT", help=about)
     confirm = next(flag for flag in WATCH_FLAGS if flag.name == "--confirm-alerts")
