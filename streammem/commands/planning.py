@@ -20,7 +20,7 @@ from streammem.commands.options import (
 from streammem.errors import ConfigError
 from streammem.output.results import output
 from streammem.output.terminal import note
-from streammem.types import Alert, Caption, Notice, Segment
+from streammem.types import Notice
 
 
 def add_to(commands: Any) -> None:
@@ -52,8 +52,9 @@ def add_to(commands: Any) -> None:
 
 def run_plan(arguments: argparse.Namespace) -> int:
     """Print the plan: of a source each time that it changes."""
+    from streammem.engine.plans import FollowedPlan
     from streammem.memory.folder import is_memory
-    from streammem.qa.plan import PlanTracker, changes, checked_goal
+    from streammem.qa.plan import PlanTracker, checked_goal
 
     # 1. Check all that can be checked before a model is opened.
     check_formats(arguments, "text", "jsonl")
@@ -72,29 +73,17 @@ def run_plan(arguments: argparse.Namespace) -> int:
         if session.read_only:
             results.write(session.plan(goal, steps, between))
             return 0
-        follower, broken = session.follow(goal, steps), False
-        shown, written = changes(follower.plan), None
+        followed = FollowedPlan(session, goal, steps, alert_steps=arguments.alert_steps)
+        broken, written = False, None
         options = replace(watch_options(arguments), captions=not steps)
         for event, _ in watch_source(session, arguments, options, progress=True):
             if isinstance(event, Notice):
                 note(str(event))
                 broken |= event.is_failure
-            segment = None
-            if isinstance(event, Segment) and steps:
-                segment = event.id
-            elif isinstance(event, Caption) and not steps:
-                segment = event.segment
-            if segment is None or (row := session.memory.get(segment)) is None:
-                continue
-            plan = follower.push(row)
-            if arguments.alert_steps:
-                for text in plan.alerts:
-                    results.write(Alert(text, plan.time, plan.certainty, segment))
-            if changes(plan) != shown:
-                results.write(plan)
-                written = plan
-            shown = changes(replace(plan, alerts=()))
-        if (last := follower.plan) != written:  # it has every alert
+            for told in followed.after(event):
+                results.write(told)
+                written = told
+        if (last := followed.plan) != written:  # it has every alert
             results.write(last)
     return exit_code(arguments, broken)
 

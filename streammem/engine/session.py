@@ -499,9 +499,16 @@ class Session:
         Raises:
             ConfigError: an empty goal or step, or the same step twice.
         """
-        follower = self.follow(goal, steps)
+        return self.follow(goal, steps).push_all(self.newest_rows(between))
+
+    def newest_rows(self, between: tuple[float, float] | Window | None = None) -> tuple[Entry, ...]:
+        """Return the memory's rows of the source that was seen last, oldest first.
+
+        Args:
+            between: as for ``ask``; only what overlaps it.
+        """
         rows = [clip.entry for clip in clipped(self.memory.entries(), _window(between))]
-        return follower.push_all(row for row in rows if row.source == rows[-1].source)
+        return tuple(row for row in rows if row.source == rows[-1].source)
 
     def follow(self, goal: str, steps: Sequence[str] = ()) -> PlanFollower | PastFollower:
         """Return what follows a plan over rows of the memory, oldest first.

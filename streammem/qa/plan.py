@@ -261,11 +261,6 @@ def checked_goal(goal: str) -> str:
     return goal
 
 
-def changes(plan: Plan) -> tuple[object, ...]:
-    """Return what a reader of a plan would see change, for comparison with the one before."""
-    return *((step.name, step.state, len(step.spans)) for step in plan.steps), plan.alerts
-
-
 def read_steps(text: str) -> list[str]:
     """Read steps from text, one a line; numbers, dashes and empty lines do not count."""
     lines = (line.strip() for line in text.splitlines())

@@ -305,6 +305,7 @@ class SessionInfo(_Record):
     events: int
     waiting: int
     alerts: list[str]
+    plan: Annotated[str | None, Field(description="goal of the plan that it follows")]
     url: Annotated[str, Field(examples=["/v1/sessions/camera-1"])]
     video: Annotated[str | None, Field(description="URL of the video, where it is a file")]
     picture: Annotated[str | None, Field(description="URL of the newest picture, once there is")]
