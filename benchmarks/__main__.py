@@ -17,6 +17,7 @@ BENCHMARKS = {
     "listen": "benchmarks.listen",
     "memory": "benchmarks.memory",
     "named": "benchmarks.named",
+    "next_action": "benchmarks.next_action",
     "parents": "benchmarks.parents",
     "plan": "benchmarks.plan",
     "recurrent": "benchmarks.recurrent",

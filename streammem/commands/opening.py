@@ -29,6 +29,7 @@ from streammem.output.terminal import note
 from streammem.types import Event, Notice, Segment
 from streammem.video import kind_of, open_with
 from streammem.video.address import public_name
+from streammem.video.container import check_file
 
 if TYPE_CHECKING:
     from streammem.captioning.scheduler import LanguageScheduler
@@ -115,8 +116,8 @@ def check_options(arguments: argparse.Namespace) -> bool:
             f"{arguments.source}: holds memories, and is none; name one of them, or add --all, "
             "which find and ask have"
         )
-    else:
-        kind_of(arguments.source)
+    elif kind_of(arguments.source).name == "file":
+        check_file(arguments.source)
     return remembered
 
 

@@ -332,6 +332,13 @@ TIMEZONE = Flag(
     "that wall-clock words are read in, as in Europe/Berlin; this computer's by default",
     {"metavar": "NAME"},
 )
+PLANNING = Flag(
+    "--planning",
+    "planning",
+    "adapter that knows what people do next in kitchens, for plans without --steps: kitchen "
+    "(CC BY-NC 4.0: not for commercial use), or a file (default: the memory's own past alone)",
+    {"metavar": "NAME"},
+)
 DECODING_FLAGS = (  # of GenerationConfig, for captions and answers
     Flag("--max-new-tokens", "max_new_tokens", None, {"type": int}),
     Flag("--temperature", "temperature", "0 is greedy (default)", {"type": float}),
@@ -446,7 +453,7 @@ def configured(config: "SessionConfig", arguments: argparse.Namespace) -> "Sessi
     if arguments.config:
         config = override(config, read_toml(arguments.config), f"{arguments.config}: ")
     config = override(config, parse_assignments(arguments.set), "--set ")
-    flags = given((*ANSWER_FLAGS, TIMEZONE), arguments)
+    flags = given((*ANSWER_FLAGS, TIMEZONE, PLANNING), arguments)
     if decoding := given(DECODING_FLAGS, arguments):
         flags |= {"caption": decoding, "answer": decoding}
     return override(config, flags, "--")

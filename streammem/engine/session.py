@@ -24,6 +24,7 @@ from streammem.memory.named import Taught
 from streammem.memory.retrieval import EVERYTHING, Window, clipped
 from streammem.memory.timeline import offset_after
 from streammem.models.protocols import EncodedSegment, StreamModel
+from streammem.models.tiny.planning import open_planning
 from streammem.perception.background import Background, BackgroundState
 from streammem.perception.frames import (
     KEYFRAME_SIDE,
@@ -40,6 +41,7 @@ from streammem.perception.frames import (
 from streammem.perception.scenetilling import Pushed, SceneTilling, SceneTillingState, Score
 from streammem.qa.answerer import Answerer
 from streammem.qa.lookups import Lookups
+from streammem.qa.next_action import PastFollower
 from streammem.qa.plan import PlanFollower
 from streammem.qa.question import Present
 from streammem.qa.teaching import Box, picture_at, renewed, taught_with
@@ -480,14 +482,14 @@ class Session:
     def plan(
         self,
         goal: str,
-        steps: Sequence[str],
+        steps: Sequence[str] = (),
         between: tuple[float, float] | Window | None = None,
     ) -> Plan:
         """Tell how far a goal has come: steps done, the one in progress, what may come next.
 
         Args:
             goal: in your words.
-            steps: descriptions of what each shows, in their order.
+            steps: descriptions of what each shows, in their order; see ``follow``.
             between: as for ``ask``. Of several sources the newest one counts, unless the window
                 names another.
 
@@ -495,14 +497,35 @@ class Session:
             The plan, with every alert so far; see ``qa/plan.py`` to follow it as scenes close.
 
         Raises:
-            ConfigError: no step, an empty one, or the same twice.
+            ConfigError: an empty goal or step, or the same step twice.
         """
-        follower = PlanFollower(self.model.text_encoder, goal, steps)
+        return self.follow(goal, steps).push_all(self.newest_rows(between))
+
+    def newest_rows(self, between: tuple[float, float] | Window | None = None) -> tuple[Entry, ...]:
+        """Return the memory's rows of the source that was seen last, oldest first.
+
+        Args:
+            between: as for ``ask``; only what overlaps it.
+        """
         rows = [clip.entry for clip in clipped(self.memory.entries(), _window(between))]
-        for row in rows:
-            if row.source == rows[-1].source:
-                follower.push(row)
-        return follower.plan
+        return tuple(row for row in rows if row.source == rows[-1].source)
+
+    def follow(self, goal: str, steps: Sequence[str] = ()) -> PlanFollower | PastFollower:
+        """Return what follows a plan over rows of the memory, oldest first.
+
+        Args:
+            goal: in your words.
+            steps: descriptions of what each shows, in their order, with which rows are compared as
+                they close. None: what may come next is predicted from past actions, which are read
+                off the rows' captions and speech; see ``SessionConfig.planning``.
+
+        Raises:
+            ConfigError: an empty goal or step, or the same step twice.
+        """
+        if steps:
+            return PlanFollower(self.model.text_encoder, goal, steps)
+        planning = self.config.planning
+        return PastFollower(goal, open_planning(planning) if planning else None)
 
     def teach(
         self,

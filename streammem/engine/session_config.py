@@ -12,6 +12,7 @@ from streammem.models.backbones.sampling import MOST_BEAMS, GenerationConfig
 from streammem.models.protocols import StreamModel
 from streammem.models.published import known_cuts
 from streammem.models.tiny.model import ANSWER_DECODING
+from streammem.models.tiny.planning import planning_file
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.qa.answerer import AnswerConfig, Context
 
@@ -52,6 +53,8 @@ class SessionConfig:
             scenes and decides. Off by default: it costs a reply a scene.
         timezone: name in the time zone database, as in ``Europe/Berlin``, that wall-clock words
             are read in; None takes this computer's.
+        planning: planning adapter by which plans without steps predict what comes next, as in
+            ``kitchen``, or a file; None predicts from the past of the memory alone.
         rankers: rules that rank what is found and decide what counts as seen, applied in this
             order: names in ``memory.retrieval.RANKERS``.
         caption: decoding of captions; None takes the model's.
@@ -81,6 +84,7 @@ class SessionConfig:
     steps_s: float = 300.0
     verify: bool = False
     timezone: str | None = None
+    planning: str | None = None
     rankers: tuple[str, ...] = DEFAULT_RANKERS
     caption: GenerationConfig | None = None
     answer: GenerationConfig = ANSWER_DECODING
@@ -103,6 +107,8 @@ class SessionConfig:
         decoding = self.caption or GenerationConfig()
         if (self.candidates or 1) > 1 and (decoding.num_beams > 1 or decoding.temperature > 0):
             raise ConfigError("candidates are drawn for greedy captions: no beams, temperature 0")
+        if self.planning is not None:
+            planning_file(self.planning)  # which refuses what is not there
         if self.retrieved < 0 or self.now_frames < 0:
             raise ConfigError("retrieved and now_frames must be >= 0")
         _ = self.answering  # refuses what answers would

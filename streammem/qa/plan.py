@@ -16,7 +16,7 @@ Each scene is aligned to a step, or to none of them, by a filter over what was s
 It is causal: what a scene was aligned to stays, and only a later scene adds to it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +30,7 @@ from streammem.types import NextStep, Plan, PlanStep, TimeSpan
 
 State = Literal["done", "doing", "missing", "open"]
 MAX_STEPS = 100
+MAX_GOAL = 500
 MAX_NEXT = 3
 MAX_SPANS = 100  # times and scenes of a step that are kept: the first, and the newest
 ALIKE = 100  # scenes that a step is to hold against, as for an alert
@@ -77,7 +78,8 @@ class PlanTracker:
         config: options.
 
     Raises:
-        ConfigError: no step, an empty one, the same twice, or more than ``MAX_STEPS``.
+        ConfigError: an empty goal, no step, an empty one, the same twice, or more than
+            ``MAX_STEPS``.
     """
 
     goal: str
@@ -85,6 +87,7 @@ class PlanTracker:
     config: PlanConfig = PLANNING
 
     def __post_init__(self) -> None:
+        self.goal = checked_goal(self.goal)
         self.names = tuple(name.strip() for name in self.names)
         if not 0 < len(self.names) <= MAX_STEPS or not all(self.names):
             raise ConfigError(f"a plan has 1 to {MAX_STEPS} steps, one a line, none empty")
@@ -181,10 +184,9 @@ class PlanTracker:
             if spans:
                 state = "doing" if number == current else "done"
             steps.append(PlanStep(name, state, spans, segments, self._late[number]))
-        # 2. What comes next: where the filter expects to go, other than on with this step.
+        # 2. What comes next: where the filter expects to go, of the steps that were not seen yet.
         ahead = (self._belief @ self._move)[:count].copy()
-        if current is not None:
-            ahead[current] = 0.0
+        ahead[[bool(spans) for spans in self._spans]] = 0.0
         total = float(ahead.sum())
         likely: list[int] = np.argsort(-ahead, kind="stable")[:MAX_NEXT].tolist()
         following = tuple(
@@ -226,6 +228,12 @@ class PlanFollower:
         scores = np.array([rate([row], query)[0].score for query in self._queries])
         return self._tracker.push(row.segment, row.start, row.end, scores)
 
+    def push_all(self, rows: Iterable[Entry]) -> Plan:
+        """Take in rows, oldest first; return the plan as it stands then, with every alert."""
+        for row in rows:
+            self.push(row)
+        return self.plan
+
 
 def queries_of(encoder: TextEncoder, names: Sequence[str]) -> list[Query]:
     """Return what a scene is compared with: a query a step; see ``retrieval.rate``."""
@@ -240,6 +248,17 @@ def queries_of(encoder: TextEncoder, names: Sequence[str]) -> list[Query]:
         )
         for name, key in zip(names, encoder.sentence_keys(list(names)), strict=True)
     ]
+
+
+def checked_goal(goal: str) -> str:
+    """Return a goal without the space around it.
+
+    Raises:
+        ConfigError: it is empty, or longer than ``MAX_GOAL`` characters.
+    """
+    if not 0 < len(goal := goal.strip()) <= MAX_GOAL:
+        raise ConfigError(f'a goal has 1 to {MAX_GOAL} characters, as in "make coffee"')
+    return goal
 
 
 def read_steps(text: str) -> list[str]:

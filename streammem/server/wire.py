@@ -10,6 +10,7 @@ from streammem.audio.track import SpeechOptions
 from streammem.engine.watch_options import WatchOptions
 from streammem.memory.upkeep import MemorySummary
 from streammem.output.render import NOTHING, to_json
+from streammem.qa.plan import MAX_GOAL, MAX_STEPS
 from streammem.server.queries import public_source
 from streammem.server.refused import Refused
 from streammem.server.session_host import SessionHost
@@ -104,6 +105,22 @@ class SearchRequest(Strict):
 
     query: Str
     count: Annotated[int, Field(ge=1, le=100)] = 5
+
+
+class PlanRequest(Strict):
+    """A goal, and the steps to it."""
+
+    goal: Annotated[Str, Field(max_length=MAX_GOAL, examples=["make coffee"])]
+    steps: Annotated[
+        list[Annotated[Str, Field(max_length=MAX_GOAL)]],
+        Field(max_length=MAX_STEPS, description="what each shows; none: guessed from past actions"),
+    ] = []
+    follow: Annotated[
+        bool, Field(description="of a session: `plan` events from now on, in place of another plan")
+    ] = False
+    alert_steps: Annotated[
+        bool, Field(description="alerts, too, of steps left out or out of order, while it follows")
+    ] = False
 
 
 class TextPart(BaseModel):
@@ -239,6 +256,7 @@ def host_json(name: str, host: SessionHost, *, permanent: bool = False) -> dict[
         "events": host.events.count,
         "waiting": inbox.waiting if inbox else 0,
         "alerts": list(host.alerts),
+        "plan": host.goal,
         "url": host.path,
         "video": f"{host.path}/video" if host.plan.file else None,
         "picture": f"{host.path}/picture" if watched.frame is not None else None,
