@@ -267,8 +267,11 @@ class PublishedModel(ABC):
 
     @property
     def batches(self) -> bool:
-        """False: of so many tokens a scene, a batch would save little and hold gigabytes."""
-        return False
+        """Whether captions share the steps of the language model: on a GPU.
+
+        On a CPU, of so many tokens a scene, a batch would save little and hold gigabytes.
+        """
+        return self.language.is_on_gpu
 
     @property
     def reads_related(self) -> bool:
