@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from streammem_kernels import ops
 from torch import Tensor, nn
 
 # Legend: B batch, T frames, P patches a frame, V patch width, N = T*P, M memory tokens, D width,
@@ -86,6 +85,8 @@ class Attention(nn.Module):
         if self._absorbed_is_cheaper(x.shape[1], context.shape[1]) and (
             not self.training or not self.dropout
         ):
+            from streammem_kernels import ops
+
             form, _ = ops.read_form(q, context.shape[0] * context.shape[1] * self.heads)
             if form == "triton" or not self.training:
                 return self.out(self._absorbed(q, context, mask, by_kernel=form == "triton"))
@@ -137,6 +138,8 @@ class Attention(nn.Module):
 
     def _read(self, q: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         """Read [B, C, D], what the mask leaves of it, by queries [B, Q, H, D] -> [B, Q, H, D]."""
+        from streammem_kernels import ops
+
         batch, rows, dim = context.shape
         context = context.to(q.dtype)  # autocast leaves a norm's output float32
         if mask is None:
