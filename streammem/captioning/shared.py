@@ -1,9 +1,11 @@
 """One model for many sessions, each in a thread of its own.
 
-One frame is computed at a time; what the language model computes goes through its scheduler.
+One batch of frames is computed at a time, on a CPU of one frame; what the language model computes
+goes through its scheduler.
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar, cast
@@ -29,24 +31,57 @@ from streammem.models.protocols import (
     ToolTurn,
 )
 from streammem.models.tiny.questions import QuestionReading
-from streammem.perception.frames import Perceived, Perceiver, SegmentFrames
+from streammem.perception.frames import BatchPerceiver, Perceived, Perceiver, SegmentFrames
 from streammem.perception.scenetilling import SceneTillingConfig
 
 T = TypeVar("T")
 
 
+@dataclass(slots=True, eq=False)
+class _WaitingFrame:
+    picture: np.ndarray
+    seen: Perceived | BaseException | None = None
+
+
 @dataclass(frozen=True, eq=False)
-class _LockedPerceiver:
+class _SharedPerceiver:
+    """Perceives the frames of all threads; what waits for the lock together is one batch."""
+
     inner: Perceiver
     lock: threading.Lock
+    waiting: deque[_WaitingFrame] = field(default_factory=deque)
 
     @property
     def scenes(self) -> SceneTillingConfig:
         return self.inner.scenes
 
     def perceive(self, picture: np.ndarray) -> Perceived:
+        inner = self.inner
+        if not isinstance(inner, BatchPerceiver) or inner.most_together == 1:
+            with self.lock:
+                return inner.perceive(picture)
+        frame = _WaitingFrame(picture)
+        self.waiting.append(frame)
         with self.lock:
-            return self.inner.perceive(picture)
+            while frame.seen is None:  # it is still waiting: perceive what came before it, too
+                count = min(len(self.waiting), inner.most_together)
+                self._perceive(inner, [self.waiting.popleft() for _ in range(count)])
+        if isinstance(frame.seen, BaseException):
+            raise frame.seen
+        return frame.seen
+
+    def _perceive(self, inner: BatchPerceiver, batch: list[_WaitingFrame]) -> None:
+        try:
+            for frame, seen in zip(
+                batch, inner.perceive_many([frame.picture for frame in batch]), strict=True
+            ):
+                frame.seen = seen
+        except BaseException as error:  # noqa: BLE001, carried to the thread whose frame it is
+            if len(batch) == 1:
+                batch[0].seen = error
+                return
+            for frame in batch:  # what fails, fails for one stream alone
+                self._perceive(inner, [frame])
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +209,7 @@ def share(model: StreamModel, on_batch: Callable[[int], None] | None = None) -> 
     encoder, answers = model.segment_encoder, model.answer_generator
     shared = ComposedModel.of(
         model,
-        perceiver=_LockedPerceiver(model.perceiver, vision_lock),
+        perceiver=_SharedPerceiver(model.perceiver, vision_lock),
         text_encoder=_LockedTextEncoder(model.text_encoder, vision_lock),
         generator=ScheduledGenerator(model.generator, scheduler),
         segment_encoder=_LockedSegmentEncoder(encoder, vision_lock) if encoder else None,

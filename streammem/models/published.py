@@ -267,8 +267,11 @@ class PublishedModel(ABC):
 
     @property
     def batches(self) -> bool:
-        """False: of so many tokens a scene, a batch would save little and hold gigabytes."""
-        return False
+        """Whether captions share the steps of the language model: on a GPU.
+
+        On a CPU, of so many tokens a scene, a batch would save little and hold gigabytes.
+        """
+        return self.language.is_on_gpu
 
     @property
     def reads_related(self) -> bool:
@@ -304,8 +307,19 @@ class PublishedModel(ABC):
 
         ``encode_segment`` encodes them: most frames of a scene never pass the tower.
         """
-        lent = self.keys.perceive(picture)
-        return Perceived(lent.embedding, self.pixels(picture), lent.key)
+        return self.perceive_many([picture])[0]
+
+    @property
+    def most_together(self) -> int:
+        """As the model that lends its keys."""
+        return self.keys.most_together
+
+    def perceive_many(self, pictures: Sequence[np.ndarray]) -> list[Perceived]:
+        """See frames of any streams together; see ``BatchPerceiver``."""
+        return [
+            seen._replace(patches=self.pixels(picture))
+            for seen, picture in zip(self.keys.perceive_many(pictures), pictures, strict=True)
+        ]
 
     @abstractmethod
     def pixels(self, picture: np.ndarray) -> Tensor:

@@ -12,7 +12,7 @@ It decides no boundary; see ``scenetilling.py``.
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -53,6 +53,20 @@ class Perceiver(Protocol):
 
     def perceive(self, picture: np.ndarray) -> Perceived:
         """Encode a frame, [H, W, 3] uint8 RGB."""
+        ...
+
+
+@runtime_checkable
+class BatchPerceiver(Perceiver, Protocol):
+    """A perceiver that may encode frames of many streams together; ``share`` gathers them."""
+
+    @property
+    def most_together(self) -> int:
+        """Frames of a batch at most; 1 where a batch takes as long as its frames."""
+        ...
+
+    def perceive_many(self, pictures: Sequence[np.ndarray]) -> list[Perceived]:
+        """Encode frames, [H, W, 3] uint8 RGB of any sizes, in order."""
         ...
 
 
