@@ -10,7 +10,7 @@ of the folder's name, which has ``STAGE``.
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -185,11 +185,6 @@ def dtype_of(stated: str, device: str) -> torch.dtype:
     return torch.float32 if device == "cpu" else torch.bfloat16
 
 
-def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor."""
-    return {name: tuple(value.shape) for name, value in tensors.items()}
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PublishedModel(ABC):
     """A published model, in evaluation mode: a ``StreamModel`` whose parts are its own.
@@ -348,9 +343,7 @@ class PublishedModel(ABC):
 
     def begin(self) -> Tensor:
         """Embed what a prompt begins with, [begins, L]."""
-        embed = self.language.model.get_input_embeddings()
-        ids = [self.language.tokenizer.bos_token_id] * self.begins
-        return embed(torch.tensor(ids, device=embed.weight.device))
+        return self.language.vectors([self.language.tokenizer.bos_token_id] * self.begins)
 
     def replies(
         self, prompts: Sequence[Prompt], decoding: GenerationConfig, candidates: int = 1

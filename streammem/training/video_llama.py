@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -37,7 +37,6 @@ from streammem.training.published import (
     PublishedStage,
     answer_loss,
     decoded,
-    ids_of,
     mean_loss,
     write_torch,
 )
@@ -170,7 +169,7 @@ class VideoLlamaStage(PublishedStage):
         language, recipe = self._model.language, self._recipe
         tokenizer = language.tokenizer
         begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-        ids = partial(ids_of, language)
+        ids = language.text_ids
         if recipe.text == "captions":
             caption = item.turns[0][1]
             caption = cleaned(caption) if recipe.clean else caption

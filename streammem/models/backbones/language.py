@@ -220,9 +220,15 @@ class CausalLanguageModel:
         with self._lock:
             return self.tokenizer(text, add_special_tokens=False).input_ids
 
+    def text_ids(self, text: str) -> list[int]:
+        """Tokenise text of anyone: a special token that is spelled out in it stays letters."""
+        with self._lock:
+            read = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        return list(read.input_ids)
+
     def chat(self, content: Prompt) -> Prompt:
         """Frame content as one user turn that waits for the reply."""
-        before, after = map(self._vectors, self._frame_ids)
+        before, after = map(self.vectors, self._frame_ids)
         return [before, *content, after]
 
     def embed(self, prompt: Prompt) -> Tensor:
@@ -241,19 +247,18 @@ class CausalLanguageModel:
         parts = []
         for part in prompt:
             if isinstance(part, str):
-                with self._lock:
-                    text = self.tokenizer(part, add_special_tokens=False, split_special_tokens=True)
-                parts.append(self._vectors(text.input_ids))
+                parts.append(self.vectors(self.text_ids(part)))
             elif isinstance(part, Tensor):
                 parts.append(part.to(self._embed.weight))
             else:
                 raise TypeError(f"a prompt of text and tokens, not of {type(part).__name__}")
         return torch.cat(parts)
 
-    def _vectors(self, ids: list[int]) -> Tensor:
+    def vectors(self, ids: Sequence[int]) -> Tensor:
+        """Embed ids, [N, L]."""
         with self._lock:  # the embeddings move when the decoder is arranged
             weight = self._embed.weight
-            return self._embed(torch.tensor(ids, dtype=torch.long, device=weight.device))
+            return self._embed(torch.tensor(list(ids), dtype=torch.long, device=weight.device))
 
     def stream(self, prompt: Prompt, config: GenerationConfig) -> Iterator[str]:
         """Yield the text of one reply piece by piece; joined, the pieces are the reply.
@@ -426,10 +431,7 @@ class CausalLanguageModel:
         Returns:
             Of each text the log-probability of each of its tokens, given those before it.
         """
-        with self._lock:
-            encoded = [self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-                       for text in texts]  # fmt: skip
-        ids = [each.input_ids for each in encoded]
+        ids = [self.text_ids(text) for text in texts]
         row, longest = self.embed(prompt), max(map(len, ids))
         config = GenerationConfig(max_new_tokens=longest)
         run, found = self._start([row], config, len(ids)), list[list[float]]([] for _ in ids)
@@ -584,7 +586,7 @@ class CausalLanguageModel:
                     self._prepared = version, StaticDecoder(model, together=self.is_on_gpu)
                     return self._prepared[1]
                 release = self._reopen is not None and self._route == "half"
-                prefix = self._vectors(self._frame_ids[0])
+                prefix = self.vectors(self._frame_ids[0])
                 first, began = self._prepared is None, time.monotonic()
                 if release:  # before it is taken apart: if that fails, the files are read again
                     self._model = self._prepared = None

@@ -168,7 +168,7 @@ class MiniGPT4Video(PublishedModel):
         chosen = spread(len(captions), most)
         while True:
             pieces = texts(moved(captions, chosen), request, self.options.prompt)
-            length = self.begins + sum(len(self.language.ids(p)) for p in pieces)
+            length = self.begins + sum(len(self.language.text_ids(p)) for p in pieces)
             over = length + len(chosen) * self.encoder.per_frame - room
             if over <= 0 or not chosen or self.options.fit == "front":
                 break

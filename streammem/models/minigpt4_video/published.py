@@ -18,12 +18,12 @@ from transformers import AutoConfig
 
 from streammem.errors import CheckpointError, ConfigError
 from streammem.models.backbones.eva import EVA_UNREAD, config_of
-from streammem.models.backbones.torch_files import misfits, read_torch
+from streammem.models.backbones.torch_files import misfits, read_torch, shapes_of
 from streammem.models.backbones.transformers_files import quantization, unusable
 from streammem.models.minigpt4_video.language import open_language
 from streammem.models.minigpt4_video.minigpt4_video import JOINED, FrameEncoder, MiniGPT4Video
 from streammem.models.minigpt4_video.options import LIMITS, MiniGPT4Options
-from streammem.models.published import FRESH, PublishedFile, dtype_of, local_file, shapes_of
+from streammem.models.published import FRESH, PublishedFile, dtype_of, local_file
 from streammem.models.tiny.model import VideoModel
 from streammem.models.vlm.hub import local_folder
 
