@@ -1,6 +1,6 @@
 """streammem with the tests' model in its workers: what is left is the fleet's own cost.
 
-python -c "import sys; from benchmarks.cheap import main; sys.exit(main())" index films --memory a
+    subprocess.run(command("index", "films", "--memory", "archive", cheap=True))
 
 Workers find the openers by this module's name, so it is imported and not run.
 """
@@ -10,6 +10,14 @@ from typing import Any
 
 from streammem.commands.archiving import Opener
 from streammem.commands.cameras import CamerasOpener
+
+
+def command(*words: object, cheap: bool) -> list[str]:
+    """Return a command line of streammem; a cheap one has the tests' model in its workers."""
+    own = ["-m", "streammem"]
+    if cheap:
+        own = ["-c", "import sys; from benchmarks.cheap import main; sys.exit(main())"]
+    return [sys.executable, *own, *map(str, words)]
 
 
 def main() -> int:

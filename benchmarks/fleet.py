@@ -31,6 +31,7 @@ import av
 import numpy as np
 import torch
 
+from benchmarks.cheap import command
 from benchmarks.machine import machine
 from benchmarks.memory import alike, pictures_of
 from benchmarks.rtsp_server import RtspCamera, encode
@@ -56,14 +57,6 @@ DISK_BYTES = 200 << 10  # of a memory whose disk fills up
 
 
 # -- what is run, watched and kept --
-
-
-def command(*words: object, cheap: bool) -> list[str]:
-    """Return a command line of streammem; a cheap one has the tests' model in its workers."""
-    own = ["-m", "streammem"]
-    if cheap:
-        own = ["-c", "import sys; from benchmarks.cheap import main; sys.exit(main())"]
-    return [sys.executable, *own, *map(str, words)]
 
 
 def index(films: Path, archive: Path, *more: object, cheap: bool) -> list[str]:

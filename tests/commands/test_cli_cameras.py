@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import pytest
 
+from benchmarks.cheap import command
 from benchmarks.rtsp_server import RtspCamera, encode
 from streammem.cli import build_parser
 from streammem.commands.cameras import _address, _cameras
@@ -63,9 +64,9 @@ def test_each_camera_has_its_memory_and_what_failed_is_named(
     written = []
     monkeypatch.setattr(cameras, "status_text", lambda states: str(written.append(states)))
     metrics = tmp_path / "metrics.prom"
-    command = ("watch", "--sources", house, "--memory", tmp_path / "house", *QUICK)
+    words = ("watch", "--sources", house, "--memory", tmp_path / "house", *QUICK)
     # Nothing is opened for ever: each failure of this source is one that waiting does not mend.
-    code, out, err = run(*command, "--format", "jsonl", "--metrics", metrics)
+    code, out, err = run(*words, "--format", "jsonl", "--metrics", metrics)
     shown = events(out)
     assert code == 1
     assert {row["camera"] for row in shown} == {"hall", "door"}
@@ -86,7 +87,7 @@ def test_each_camera_has_its_memory_and_what_failed_is_named(
     assert "down: failed: " in err and "none.mp4" in err
     for line in ('up{source="down"} 0', 'restarts_total{source="hall"} 1'):
         assert f"streammem_camera_{line}" in metrics.read_text().splitlines()
-    code, out, _ = run(*command)
+    code, out, _ = run(*words)
     assert code == 1 and any(line.startswith("hall [00:") for line in out.splitlines())
 
 
@@ -176,12 +177,12 @@ def test_an_address_of_counters_may_be_one_of_ipv6():
         pass
 
 
-# -- processes, with the real model --
+# -- processes --
 
 
 def start(*arguments, stderr):
-    command = [sys.executable, "-m", "streammem", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    words = command(*arguments, cheap=True)
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=stderr, text=True)
 
 
 @pytest.mark.heavy
@@ -199,10 +200,11 @@ def test_a_process_that_is_killed_is_started_again_and_its_cameras_go_on_from_th
             f'[cameras.hall]\nsource = "{first.url}"\n[cameras.door]\nsource = "{second.url}"\n'
             '[cameras.down]\nsource = "rtsp://127.0.0.1:9/x"\n'
         )
-        short = ("--set", "scenes.max_frames=24")  # scenes end, whatever they show
+        # Scenes end, and have rows of their own, whatever they show.
+        short = ("--set", "scenes.max_frames=24", "--set", "epsilon=0")
         more = ("--format", "jsonl", "--metrics", tmp_path / "m.prom", *short, *QUICK, *ray)
-        command = ("watch", "--sources", path, "--memory", house, "--workers", "2", *more)
-        with (tmp_path / "err").open("w") as err, start(*command, stderr=err) as running:
+        words = ("watch", "--sources", path, "--memory", house, "--workers", "2", *more)
+        with (tmp_path / "err").open("w") as err, start(*words, stderr=err) as running:
             timer = threading.Timer(PATIENCE_S, running.kill)
             timer.start()
             captions = map(caption_of, running.stdout)
