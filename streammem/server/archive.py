@@ -10,6 +10,7 @@ read anew. What has no header is no memory yet, and one that cannot be read take
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -37,7 +38,6 @@ from streammem.server.limits import Limits, ServerConfig
 from streammem.server.queries import (
     check_question,
     private_sources,
-    public_source,
     without_folders,
 )
 from streammem.server.refused import Refused
@@ -48,6 +48,7 @@ from streammem.video.address import without_addresses
 
 T = TypeVar("T")
 MAX_UNIX_S = 1e11
+_FOLDERS = re.compile(r"(?<![\w/:.])/(?:[^/\s]+/)+")  # of a path in a message; none of a URL
 UnixSeconds = Annotated[float | None, Query(ge=0, le=MAX_UNIX_S, description="Unix seconds")]
 MAX_SPANS = 500  # of a memory on the timeline; neighbours closer than a part of it are one
 MAX_LIST_BYTES = 64 << 20  # of what is read of an index's list
@@ -393,7 +394,7 @@ def _look_json(
         "memory": name,
         "url": f"{prefix}/v1/memories/{quoted}",
         "state": kept,
-        "reason": public_source(without_addresses(reason)) or None,
+        "reason": _FOLDERS.sub("", without_addresses(reason)) or None,
         "segments": summary.segments if isinstance(summary, MemorySummary) else 0,
         "written": wall_clock(written / 1e9) if written else None,
         "seen": seen,

@@ -210,7 +210,12 @@ async def test_states_are_those_that_the_writers_note(serving, archive):
     states = {"door": ("watched", ""), "porch": ("down", "rtsp://u:secret@10.0.0.7/1: no route")}
     status = archive / "cameras.json"
     status.write_text(status_text(states))
-    row = {"path": "/films/talk.mp4", "memory": "talk", "state": "broken", "reason": "it broke off"}
+    row = {
+        "path": "/films/talk.mp4",
+        "memory": "talk",
+        "state": "broken",
+        "reason": "/films/talk.mp4 (a/b): torn",
+    }
     (archive / "archive.jsonl").write_text(f"{json.dumps(row)}\nnot json\n[]\n" + '{"memory": "h')
     async with serving(memories=archive, read_only=True) as client:
         listed = await cameras(client)
@@ -218,6 +223,7 @@ async def test_states_are_those_that_the_writers_note(serving, archive):
             "door": "watched", "hall": "kept", "porch": "down", "talk": "broken",
         }  # fmt: skip
         assert listed["porch"]["seen"] is None and listed["porch"]["segments"] == 0
+        assert listed["talk"]["reason"] == "talk.mp4 (a/b): torn"
         assert "no route" in listed["porch"]["reason"] and "secret" not in listed["porch"]["reason"]
         old = json.loads(status.read_text()) | {"written": time.time() - 1000}
         for text in (json.dumps(old), "{", "[]", '{"written": "x"}', ""):
