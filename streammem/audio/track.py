@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from streammem.audio.subtitles import Track, language_of, tracks_of
 from streammem.errors import ConfigError, SourceError
@@ -32,6 +33,18 @@ MODELS = (
 MAX_FAULTS = 3  # of one file that are told by themselves
 
 
+class Budget(Protocol):
+    """What limits how much servers are asked; see ``models.vlm.server.Spend``."""
+
+    def begin(self, where: str) -> None:
+        """Count a request; raise ``ServedModelError`` where no more may be made."""
+        ...
+
+    def add(self, tokens: int) -> None:
+        """Count what a reply has cost."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SpeechOptions:
     """Where words come from.
@@ -47,6 +60,7 @@ class SpeechOptions:
         sounds: folder of ImageBind's weights, by which sounds are named; None names none.
         where_possible: watch a source that can have no sound without its words; it is refused
             otherwise, where they are asked for.
+        spend: the budget that requests to a transcription server count against; None for none.
 
     Raises:
         ConfigError: another ``speech``, or an empty language.
@@ -56,6 +70,7 @@ class SpeechOptions:
     language: str | None = None
     sounds: str | None = None
     where_possible: bool = False
+    spend: Budget | None = None
 
     def __post_init__(self) -> None:
         if self.speech not in CHOICES and not self.speech.startswith(OPENAI):
@@ -73,6 +88,11 @@ class SpeechOptions:
     def recogniser(self) -> str | None:
         """The recogniser that is asked for by its name or folder; None for the other choices."""
         return None if self.speech in ("auto", "on", "off") else self.speech
+
+
+def is_served(speech: str | None) -> bool:
+    """Return whether a choice of ``SpeechOptions.speech`` is a transcription server."""
+    return speech is not None and speech.startswith(OPENAI)
 
 
 def repository(name: str) -> str:

@@ -10,6 +10,7 @@ pictures of a live source is taken by ``push``; what cannot keep up with it is s
 
 import logging
 import queue
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -326,9 +327,10 @@ class Listener(NoteWorker):
         except ServedModelError as error:
             if self._sound is not None:
                 raise ServedModelError(f"{error}; no words from {clock(start)} on") from error
-            failure, self._failure = self._failure, str(error)
+            # Without its numbers: one may be how long the server is not to be asked.
+            failure, self._failure = self._failure, re.sub(r"\d+", "", str(error))
             if self._failure != failure:
-                yield Notice(self._failure)
+                yield Notice(str(error))
 
     def _utterances(self) -> Iterator[tuple[float, np.ndarray]]:
         """Give what was pushed, utterance by utterance, until no more comes."""

@@ -98,7 +98,7 @@ def open_speech(source: VideoSource, options: SpeechOptions) -> Speech:
     if wanted is None:
         return Speech(subtitles, None, sounds, cues)
     language = language_of(options.language.split(",")[0]) if options.language else None
-    return Speech(subtitles, recogniser(wanted, language), sounds)
+    return Speech(subtitles, recogniser(wanted, language, options.spend), sounds)
 
 
 def _remote_track(
@@ -126,7 +126,7 @@ def check_recogniser(options: SpeechOptions) -> None:
     """
     wanted = WHISPER if options.speech == "on" else options.recogniser
     if wanted is not None:
-        recogniser(wanted)
+        recogniser(wanted, spend=options.spend)
     if options.sounds:
         sound_events(options.sounds)
 

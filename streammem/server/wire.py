@@ -76,7 +76,8 @@ class NewSession(Strict):
             raise Refused(422, "this server recognises no speech; start it with --speech on")
         speech = own.speech if self.speech in (None, "on") else self.speech
         sounds = None if speech == "off" else own.sounds
-        return SpeechOptions(speech, self.speech_language or own.language, sounds)
+        language = self.speech_language or own.language
+        return SpeechOptions(speech, language, sounds, spend=own.spend)
 
     def options(self) -> WatchOptions:
         """Return how it is watched."""

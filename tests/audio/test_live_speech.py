@@ -133,7 +133,7 @@ class Words:
 def words(monkeypatch):
     words = Words()
     monkeypatch.setattr(listening, "silero", lambda: detector)
-    monkeypatch.setattr(speaking, "recogniser", lambda name, language: lambda: words)
+    monkeypatch.setattr(speaking, "recogniser", lambda name, language, spend: lambda: words)
     return words
 
 
@@ -347,7 +347,7 @@ def test_perception_is_the_same_with_speech_on_off_slow_and_broken(words, monkey
     assert seen(ON) == without
     words.transcribe = lambda samples, stopping: 1 / 0
     assert seen(ON) == without
-    monkeypatch.setattr(speaking, "recogniser", lambda name, language: lambda: 1 / 0)
+    monkeypatch.setattr(speaking, "recogniser", lambda name, language, spend: lambda: 1 / 0)
     assert seen(ON) == without
 
 
@@ -381,7 +381,7 @@ import os, signal, sys
 import tests.audio.test_live_speech as here
 words = here.Words()
 here.listening.silero = lambda: here.detector
-here.speaking.recogniser = lambda name, language: lambda: words
+here.speaking.recogniser = lambda name, language, spend: lambda: words
 heard = words.transcribe
 def transcribe(samples, stopping):
     if len(words.heard) == 3:

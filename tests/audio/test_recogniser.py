@@ -126,7 +126,9 @@ def hears(monkeypatch):
 
     monkeypatch.setattr(VideoSource, "sound_pass", quiet)
     monkeypatch.setattr("streammem.video.file.FileSource.sound_pass", quiet)
-    monkeypatch.setattr(speaking, "recogniser", lambda name, lang: partial(Heard, name, lang))
+    monkeypatch.setattr(
+        speaking, "recogniser", lambda name, lang, spend: partial(Heard, name, lang)
+    )
     Heard.allowed.clear()
     return Heard
 
@@ -242,7 +244,7 @@ class Clicks:
 
 
 def test_of_a_list_only_the_films_without_subtitles_are_recognised(tmp_path, monkeypatch):
-    monkeypatch.setattr(speaking, "recogniser", lambda name, language: Clicks)
+    monkeypatch.setattr(speaking, "recogniser", lambda name, language, spend: Clicks)
     for name in ("one", "two", "three"):
         with_sound(tmp_path / f"{name}.mkv")
     for name in ("one", "three"):
