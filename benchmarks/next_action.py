@@ -37,7 +37,7 @@ from streammem.training.planning import TERMS, PlanningStage, read_logs, read_wo
 
 TOP = 5
 KINDS = ("verb", "noun", "action")
-SCHEDULE = Schedule(steps=1500, lr=2e-3, weight_decay=0.05, evaluate_every=100)
+SCHEDULE = Schedule(steps=600, lr=3e-3, weight_decay=0.05, evaluate_every=100)
 RESAMPLES = 1000
 
 

@@ -7,6 +7,7 @@ slow path. Threads live in ``reader.py`` and in the language model's scheduler.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
@@ -18,6 +19,7 @@ from streammem.audio.scene_sound import SceneSound, SoundWindow
 from streammem.audio.track import SpeechTrack
 from streammem.captioning.captioner import Captioner, CaptionRequest, ScoredCaption
 from streammem.engine.session_config import SessionConfig
+from streammem.errors import ConfigError
 from streammem.memory.entry import Entry, Sureness, decode_keyframe, fitting_notes, visual_keys
 from streammem.memory.memory import CacheConfig, Memory
 from streammem.memory.named import Taught
@@ -58,6 +60,8 @@ from streammem.types import (
     TimeSpan,
     encodable,
 )
+
+PAUSE_S = 600.0  # without a scene: another activity of a day
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -478,6 +482,39 @@ class Session:
             ConfigError: count below 1.
         """
         return self.answerer.chapters(count, _window(between))
+
+    def day(self, day: date, count: int | None = None) -> tuple[Chapter, ...]:
+        """List what was done on a day, by the wall clock: its chapters are activities.
+
+        A pause of ``PAUSE_S`` ends an activity.
+
+        Args:
+            day: in the time zone of ``SessionConfig.timezone``.
+            count: activities at most, where no pause parts more; as for ``chapters``.
+
+        Returns:
+            By the wall clock; those of several sources may overlap. Nothing of rows whose wall
+            clock is unknown.
+
+        Raises:
+            ConfigError: count below 1, or a day that no clock shows.
+        """
+        zone = self.config.answering.zone()
+        try:
+            begin, end = (
+                datetime(each.year, each.month, each.day, tzinfo=zone).timestamp()
+                for each in (day, day + timedelta(days=1))
+            )
+        except (ValueError, OverflowError, OSError) as error:
+            raise ConfigError(f"{day}: is no day of this computer's clock") from error
+        found = self.answerer.chapters(count, Window(wall=TimeSpan(begin, end)), PAUSE_S)
+        return tuple(sorted(found, key=lambda c: datetime.fromisoformat(c.wall_start or "")))
+
+    def days(self) -> tuple[date, ...]:
+        """Return the days on which scenes began, by the wall clock, oldest first."""
+        zone = self.config.answering.zone()
+        walls = (row.wall_start for row in self.memory.entries() if row.wall_start is not None)
+        return tuple(sorted({datetime.fromtimestamp(wall, zone).date() for wall in walls}))
 
     def plan(
         self,

@@ -322,7 +322,9 @@ class Answerer:
         hits = self.memory.search(query, rankers=self.config.rankers)
         return tuple(Evidence(**self._fields(hit)) for hit in hits), any(h.seen for h in hits)
 
-    def chapters(self, count: int | None, within: Window = EVERYTHING) -> tuple[Chapter, ...]:
+    def chapters(
+        self, count: int | None, within: Window = EVERYTHING, gap_s: float = math.inf
+    ) -> tuple[Chapter, ...]:
         """Divide what was seen into chapters, each with the captions of its central scenes.
 
         Each also quotes what is typical of what was said in it.
@@ -330,9 +332,10 @@ class Answerer:
         Args:
             count: chapters at most; by default the square root of the number of rows, 24 at most.
             within: what overlaps it.
+            gap_s: see ``divide``.
         """
         entries = [clip.entry for clip in self._clips(within)]
-        parts = divide(entries, default_count(len(entries)) if count is None else count)
+        parts = divide(entries, default_count(len(entries)) if count is None else count, gap_s)
         captions = self._described([entry for part in parts for entry in part.central])
         said = [sentences([Clip(row, -math.inf, math.inf) for row in part.rows]) for part in parts]
         return tuple(

@@ -2,6 +2,7 @@
 
 import mimetypes
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from datetime import date
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -77,11 +78,19 @@ def query_routes(sessions: Sessions, find_host: FindHost) -> APIRouter:
         chapters: Annotated[int | None, Query(ge=1, le=100)] = None,
         start: Seconds = None,
         end: Seconds = None,
+        day: Annotated[
+            date | None,
+            Query(description="its activities, by the wall clock"),
+        ] = None,
     ) -> dict[str, object]:
         """List chapters, each with captions of its most central scenes."""
         between = _span(start, end)
         host = await find_host(name)
-        found = await host.do(lambda session: session.chapters(chapters, between))
+        found = await host.do(
+            lambda session: (
+                session.day(day, chapters) if day else session.chapters(chapters, between)
+            )
+        )
         return {"chapters": [event_json(chapter, host.path) for chapter in found]}
 
     @router.get("/segments", response_model=None, responses=replies(Events))

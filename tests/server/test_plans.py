@@ -1,10 +1,12 @@
 """Plans over HTTP: of a memory, of a session, and as events while its source is watched."""
 
+from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
 
 from streammem.engine.plans import FollowedPlan
+from streammem.engine.session import Session
 from streammem.types import Plan, Segment
 from tests.server.test_routes import jpeg, sse
 from tests.sessions import session_of
@@ -44,6 +46,21 @@ async def test_a_plan_is_told_of_memories_and_sessions_and_followed_as_events(se
         assert plans[-1]["steps"] == now["steps"]
         assert (await client.delete(f"{path}/plan")).status_code == 204
         assert (await client.get(path)).json()["plan"] is None
+
+
+async def test_a_day_is_asked_for_by_its_date(serving, memories, model):
+    wall = datetime(2026, 5, 3, 12).timestamp()
+    with Session(model, memory=memories / "day", source="a.mp4", wall_zero=wall) as session:
+        for frame in film(("red", 4), ("blue", 4)):
+            session.push(frame)
+        session.flush()
+    async with serving(memories=memories) as client:
+        path = "/v1/memories/day/summary"
+        (activity,) = (await client.get(f"{path}?day=2026-05-03&chapters=1")).json()["chapters"]
+        assert activity["wall_start"].startswith("2026-05-03T12:00:00")
+        assert (await client.get(f"{path}?day=2026-05-04")).json() == {"chapters": []}
+        for wrong in ("day=monday", "day=9999-12-31"):
+            assert (await client.get(f"{path}?{wrong}")).status_code == 422
 
 
 async def test_a_plan_that_cannot_be_meant_is_refused(serving):
