@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from streammem.captioning.scheduler import FairLock, LanguageScheduler, ScheduledGenerator
+from streammem.captioning.shared_tilling import SharedTilling
 from streammem.memory.retrieval import GumbelNull
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies
 from streammem.models.protocols import (
@@ -32,7 +34,7 @@ from streammem.models.protocols import (
 )
 from streammem.models.tiny.questions import QuestionReading
 from streammem.perception.frames import BatchPerceiver, Perceived, Perceiver, SegmentFrames
-from streammem.perception.scenetilling import SceneTillingConfig
+from streammem.perception.scenetilling import SceneTillingConfig, Tilling
 
 T = TypeVar("T")
 
@@ -49,6 +51,7 @@ class _SharedPerceiver:
 
     inner: Perceiver
     lock: threading.Lock
+    tillings: SharedTilling
     waiting: deque[_WaitingFrame] = field(default_factory=deque)
 
     @property
@@ -69,6 +72,9 @@ class _SharedPerceiver:
         if isinstance(frame.seen, BaseException):
             raise frame.seen
         return frame.seen
+
+    def tilling(self, config: SceneTillingConfig) -> Tilling:
+        return self.tillings.open(config)
 
     def _perceive(self, inner: BatchPerceiver, batch: list[_WaitingFrame]) -> None:
         try:
@@ -209,10 +215,17 @@ def share(model: StreamModel, on_batch: Callable[[int], None] | None = None) -> 
     encoder, answers = model.segment_encoder, model.answer_generator
     shared = ComposedModel.of(
         model,
-        perceiver=_SharedPerceiver(model.perceiver, vision_lock),
+        perceiver=_SharedPerceiver(model.perceiver, vision_lock, SharedTilling(_device(model))),
         text_encoder=_LockedTextEncoder(model.text_encoder, vision_lock),
         generator=ScheduledGenerator(model.generator, scheduler),
         segment_encoder=_LockedSegmentEncoder(encoder, vision_lock) if encoder else None,
         answer_generator=(_LockedGenerator(answers) if answers is not model.generator else None),
     )
     return SharedModel(shared, scheduler)
+
+
+def _device(model: StreamModel) -> str:
+    """Return where the states of streams lie: beside a perceiver that encodes many frames."""
+    perceiver = model.perceiver
+    is_elsewhere = isinstance(perceiver, BatchPerceiver) and perceiver.most_together > 1
+    return "cuda" if is_elsewhere and torch.cuda.is_available() else "cpu"

@@ -233,6 +233,24 @@ def check_state(state: ops.TillingState, stream: int, wanted: SceneTillingState)
 def tilling():
     check_tilling("torch", range(10), 10, 12)
     check_tilling("triton", range(1), 6, 12)
+    shared()
+
+
+def shared():
+    """Sessions of one model that share a device: the kernel behind the seam that they use."""
+    from streammem.captioning.shared_tilling import SharedTilling, StreamTilling
+
+    os.environ["STREAMMEM_KERNELS"] = "triton"
+    config = SceneTillingConfig(floor=0.3, alpha=1.0, max_lag=3, flash_frames=1)
+    streams = SharedTilling("cpu")
+    shared, alone = streams.open(config), SceneTilling(config)
+    assert type(shared) is StreamTilling
+    rng = np.random.default_rng(0)
+    rows = np.repeat(rng.normal(size=(4, 9)), 4, 0) + 0.1 * rng.normal(size=(16, 9))
+    for row in rows:
+        found = shared.push(row).boundaries, alone.push(row).boundaries
+        assert [[b.index for b in each] for each in found[:1]] == [[b.index for b in found[1]]]
+    assert alone.snapshot()[:3] == shared.snapshot()[:3] and alone.snapshot().scene_start
 
 
 def tilling_some():

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from streammem.errors import ConfigError
+
 # Legend: B batch, T frames, P patches a frame, V patch width, N = T*P, M memory tokens, D width,
 # L language model width.
 
@@ -85,11 +87,9 @@ class Attention(nn.Module):
         if self._absorbed_is_cheaper(x.shape[1], context.shape[1]) and (
             not self.training or not self.dropout
         ):
-            from streammem_kernels import ops
-
-            form, _ = ops.read_form(q, context.shape[0] * context.shape[1] * self.heads)
-            if form == "triton" or not self.training:
-                return self.out(self._absorbed(q, context, mask, by_kernel=form == "triton"))
+            by_kernel = self._is_read_by_kernel(q, context)
+            if by_kernel or not self.training:
+                return self.out(self._absorbed(q, context, mask, by_kernel=by_kernel))
         q = rearrange(q, "b q (h d) -> b h q d", h=self.heads)
         k, v = rearrange(
             self.key_value(context), "b c (two h d) -> two b h c d", two=2, h=self.heads
@@ -135,6 +135,15 @@ class Attention(nn.Module):
         )
         read = rearrange(read, "b 1 (h q) e -> h (b q) e", h=heads) @ value.transpose(1, 2)
         return rearrange(read, "h (b q) d -> b q (h d)", b=batch) + value_bias
+
+    def _is_read_by_kernel(self, q: Tensor, context: Tensor) -> bool:
+        from streammem_kernels import ops
+
+        try:
+            form, _ = ops.read_form(q, context.shape[0] * context.shape[1] * self.heads)
+        except ops.KernelError as error:
+            raise ConfigError(str(error)) from error
+        return form == "triton"
 
     def _read(self, q: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         """Read [B, C, D], what the mask leaves of it, by queries [B, Q, H, D] -> [B, Q, H, D]."""
