@@ -232,6 +232,8 @@ class SceneNotes:
         while self._open and self._open[0].end <= max(until, self._open[-1].end - self._late_s):
             self._past.append(self._open.popleft())
             yield from self._kept(self._past[-1])
+        if self._open and len(self._heard) >= MAX_HEARD // 2:  # more begin in it than may wait
+            yield from self._kept(self._open[0])
 
     def _kept(self, segment: Segment) -> Iterator[Note]:
         """Give a scene those of the notes that begin in it; yield them if that was not done."""

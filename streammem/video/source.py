@@ -14,13 +14,15 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, Self, get_args
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import numpy as np
-from av.container import InputContainer
 
 from streammem.errors import ConfigError, SourceError, TruncatedError
 from streammem.types import Frame, encodable
+
+if TYPE_CHECKING:
+    from av.container import InputContainer  # PyAV loads only once a video is opened
 
 Decoder = Literal["pyav", "decord"]
 DECODERS: tuple[Decoder, ...] = get_args(Decoder)
@@ -306,7 +308,7 @@ class VideoSource(ABC):
 
         return file_sound(self.path, self.name)
 
-    def text_pass(self) -> Callable[[], InputContainer] | None:
+    def text_pass(self) -> "Callable[[], InputContainer] | None":
         """Return what opens it once more, to read its text tracks by another thread.
 
         Returns:

@@ -640,13 +640,13 @@ def takes_static(model: Any, decoding: str) -> bool:
     Raises:
         ConfigError: that is asked for, and its layers cannot.
     """
-    if decoding not in ("auto", "static"):
+    is_on_cuda = model.get_input_embeddings().weight.device.type == "cuda"
+    if decoding != "static" and not (decoding == "auto" and is_on_cuda):
         return False
     fits = not hasattr(model, "get_base_model") and has_static_cache(model)
     if decoding == "static" and not fits:
         raise ConfigError("decoding static: some layers of this model do not attend to all columns")
-    is_on_cuda = model.get_input_embeddings().weight.device.type == "cuda"
-    return fits and (decoding == "static" or is_on_cuda)
+    return fits
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
