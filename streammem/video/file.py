@@ -99,8 +99,12 @@ class FileSource(VideoSource):
     def _release(self) -> None:
         self._reader.close()
 
-    def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
-        return file_sound(self._spec, self.name, remote=self._remote, span=self._part)
+    def sound_pass(
+        self, *, first_channel: bool = False
+    ) -> Iterator[tuple[float, np.ndarray]] | None:
+        return file_sound(
+            self._spec, self.name, remote=self._remote, span=self._part, first_channel=first_channel
+        )
 
     def _rewind(self) -> None:
         """Set the state of a pass from the beginning; what was given already stays in the grid."""
@@ -401,7 +405,9 @@ class PartsSource(VideoSource):
         if self._video:
             self._video.close()
 
-    def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
+    def sound_pass(
+        self, *, first_channel: bool = False
+    ) -> Iterator[tuple[float, np.ndarray]] | None:
         self._sounds.append(SoundOfParts(self))
         return self._sounds[-1].sound()
 
