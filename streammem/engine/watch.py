@@ -105,7 +105,7 @@ def _open_sound(source: VideoSource, session: Session) -> SoundWindow | None:
         came = LiveSound()
         source.on_sound = came.push
         return SoundWindow(came, report, LONGEST_S)
-    sound = source.sound_pass()
+    sound = source.sound_pass(first_channel=session.config.channels == "first")
     if sound is None and source.live:
         report(f"{source.name}: has no sound")
     return None if sound is None else SoundWindow(sound, report)

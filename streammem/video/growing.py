@@ -90,7 +90,9 @@ class GrowingFolder(VideoSource):
         self._failure = ""  # of listing the folder, as it was reported
         self._sounds: list[SoundOfParts] = []
 
-    def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
+    def sound_pass(
+        self, *, first_channel: bool = False
+    ) -> Iterator[tuple[float, np.ndarray]] | None:
         self._sounds.append(SoundOfParts(self))
         return self._sounds[-1].sound()
 

@@ -292,8 +292,13 @@ class VideoSource(ABC):
                 return
             yield frame
 
-    def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
+    def sound_pass(
+        self, *, first_channel: bool = False
+    ) -> Iterator[tuple[float, np.ndarray]] | None:
         """Return the sound of what can be read in a pass of its own, by another thread.
+
+        Args:
+            first_channel: give that of a single file alone, and not all channels mixed.
 
         Returns:
             An iterator that opens it with its first step, and gives the second on the source's
@@ -306,7 +311,7 @@ class VideoSource(ABC):
             return None
         from streammem.video.sound import file_sound
 
-        return file_sound(self.path, self.name)
+        return file_sound(self.path, self.name, first_channel=first_channel)
 
     def text_pass(self) -> "Callable[[], InputContainer] | None":
         """Return what opens it once more, to read its text tracks by another thread.

@@ -435,15 +435,13 @@ class CausalLanguageModel:
         row, longest = self.embed(prompt), max(map(len, ids))
         config = GenerationConfig(max_new_tokens=longest)
         run, found = self._start([row], config, len(ids)), list[list[float]]([] for _ in ids)
-        if isinstance(
-            run, TransformersRun
-        ):  # its cache is of one row: the prompt is read for each text
+        if isinstance(run, TransformersRun):  # its cache is of one row: a copy of it for each text
             for own, tokens in zip(found, ids, strict=True):
-                run = self._start([row], config)
+                forked = run.fork()
                 for place, token in enumerate(tokens):
-                    own.append(float(run.logits.float().log_softmax(-1)[0, token]))
+                    own.append(float(forked.logits.float().log_softmax(-1)[0, token]))
                     if place + 1 < len(tokens):
-                        run.feed(torch.tensor([token], device=row.device))
+                        forked.feed(torch.tensor([token], device=row.device))
             return found
         run.take(torch.zeros(len(ids), dtype=torch.long))
         for place in range(longest):

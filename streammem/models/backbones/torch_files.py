@@ -4,6 +4,7 @@ state = read_torch(Path("finetune.pth"))           # tensors by name, memory-map
 wrong = misfits({n: tuple(t.shape) for n, t in state.items()}, wanted, re.compile("..."))
 """
 
+import logging
 import pickle
 import re
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from streammem.errors import BackboneError, CheckpointError
 
 NAMED = 12  # tensors that a list of misfits names, of each kind
+log = logging.getLogger(__name__)
 NONE_IGNORED = re.compile(r"(?!)")
 M = TypeVar("M", bound=nn.Module)
 
@@ -97,6 +99,32 @@ def filled(
         raise CheckpointError(f"{complaint} ({wrong})")
     part.load_state_dict({n: tensors[n].to(device, dtype) for n in wanted}, assign=True)
     return part.eval().requires_grad_(False)
+
+
+def completed(
+    tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], name: str
+) -> dict[str, Tensor]:
+    """Return the wanted tensors; those that are missing are untrained, as the parents leave them.
+
+    What was missing and what is not wanted is logged as a warning.
+
+    Args:
+        tensors: as read.
+        wanted: shape by tensor.
+        name: of the model, for the warning.
+    """
+    made, draw = dict[str, Tensor](), torch.Generator().manual_seed(0)
+    for key in sorted(set(wanted) - set(tensors)):
+        shape = wanted[key]
+        made[key] = 0.02 * torch.randn(shape, generator=draw)
+        if len(shape) == 1 or ".lora_B." in key:
+            is_norm = key.endswith("weight") and len(shape) == 1
+            made[key] = torch.ones(shape) if is_norm else torch.zeros(shape)
+    others = sorted(set(tensors) - set(wanted))
+    if made or others:
+        text = "%s: weights=partial: %d tensors are untrained (%s), %d are not read (%s)"
+        log.warning(text, name, len(made), _some(list(made)), len(others), _some(others))
+    return {key: tensors[key] if key in tensors else made[key] for key in wanted}
 
 
 def misfits(

@@ -26,6 +26,7 @@ from streammem.models.backbones.imagebind import (
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.qformer import QFORMER_UNREAD, QFormer, QFormerConfig
 from streammem.models.backbones.torch_files import (
+    completed,
     filled,
     layers_of,
     misfits,
@@ -112,6 +113,9 @@ def open_model(
         for branch in branches
         for published, own in branch.published().items()
     }
+    if options.weights == "partial":
+        read = {key: value for key, value in tensors.items() if not UNREAD.fullmatch(key)}
+        tensors = completed(read, wanted, name)
     found = shapes_of(tensors)
     if not sound:  # a checkpoint of both branches may be used for its pictures
         found = {key: shape for key, shape in found.items() if not key.startswith("audio_")}

@@ -88,7 +88,9 @@ class VideoLlama(PublishedModel):
     def session_options(self) -> dict[str, Any]:
         """Options of ``SessionConfig`` that it has otherwise."""
         return super().session_options | (
-            {"sound": self.options.without_sound} if self.sound else {}
+            {"sound": self.options.without_sound, "channels": self.options.channels}
+            if self.sound
+            else {}
         )
 
     @property
@@ -182,8 +184,24 @@ class VideoLlama(PublishedModel):
         """
         return self._prompt(items, question, zero=0.0)
 
-    @torch.inference_mode()
     def _prompt(self, items: Sequence[EvidenceItem], request: str, *, zero: float) -> Prompt:
+        """Build a prompt that has room, see ``VideoLlamaOptions.fit``."""
+        most, left = self.options.max_tokens, list(items)
+        while True:
+            prompt = self._prompt_of(left, request, zero=zero)
+            if sum(map(self._length, prompt)) <= most:
+                return prompt
+            if self.options.fit == "front":
+                return [self.language.embed(prompt)[-most:]]
+            if not left:
+                return prompt
+            left.pop(min(range(len(left)), key=lambda place: left[place].score))
+
+    def _length(self, part: Any) -> int:
+        return len(self.language.text_ids(part)) if isinstance(part, str) else len(part)
+
+    @torch.inference_mode()
+    def _prompt_of(self, items: Sequence[EvidenceItem], request: str, *, zero: float) -> Prompt:
         # 1. What is shown: each item's frames; captions of those that have none any more.
         shown, told = list[tuple[EvidenceItem, Kept]](), ""
         for item in items:

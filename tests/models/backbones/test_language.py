@@ -1,3 +1,4 @@
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -509,8 +510,15 @@ def test_likelihoods_of_texts_are_those_of_the_whole_sequence(decoding):
     if decoding == "transformers":
         language.decoder = lambda: None
     prompt, texts = language.chat(["What is it?"]), ["a dog", "cats", "nothing at all"]
-    found = language.log_probs(prompt, texts)
-    row = language.embed(prompt)
+    row, read = language.embed(prompt), []
+    if decoding == "transformers":
+        language.model.model.register_forward_pre_hook(
+            lambda _, args, named: read.append(named.get("inputs_embeds")), with_kwargs=True
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no name that is going away is used
+        found = language.log_probs(prompt, texts)
+    assert len([x for x in read if x is not None]) == (decoding == "transformers")  # read once
     for text, own in zip(texts, found, strict=True):
         ids = torch.tensor(language.ids(text))
         whole = torch.cat([row, language.embed([text])])

@@ -263,6 +263,45 @@ def test_overlapping_clips_lose_their_own_mean_unless_the_published_rule_is_aske
         np.testing.assert_allclose(heard, wanted, atol=1e-4)
 
 
+@pytest.mark.heavy
+def test_all_channels_are_heard_unless_the_published_rule_is_asked_for(opened, tmp_path):
+    left, right = noise(4.0, seed=1), noise(4.0, seed=2)
+    path = write_film(tmp_path / "film.mkv", sound=np.vstack([left, right]), layout="stereo")
+    for channels, heard in (("mixed", (left + right)[0] * 0.5**0.5), ("first", left[0])):
+        model = opened(channels=channels)
+        session = Session(model, defaults_of(model))
+        assert session.config.channels == channels
+        list(watch(session, str(path), WatchOptions(captions=False)))
+        expected = model.hear(window_of(heard[: 2 * RATE]).scene(0.0, 2.0))
+        torch.testing.assert_close(clips_of(model, session)[0], expected, atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("answers", ["apart", pytest.param("reread", marks=pytest.mark.heavy)])
+def test_a_prompt_beyond_its_room_loses_the_weakest_evidence_or_its_beginning(opened, answers):
+    items = [
+        item_of(opened(), 10.0 * i, 2, i, score=score)[0]._replace(caption=f"{i} " * 40)
+        for i, score in enumerate((0.9, 0.2, 0.8))
+    ]
+    items = [item._replace(tokens=item.tokens if i else None) for i, item in enumerate(items)]
+    fitted, cut, whole = (
+        opened(answers=answers, **more)
+        for more in ({"max_tokens": 260}, {"max_tokens": 260, "fit": "front"}, {})
+    )
+    length = lambda model, prompt: len(model.language.embed(prompt))  # noqa: E731
+    assert 260 < length(whole, whole.answer_prompt(items, "Why?")) <= 1700
+    prompt = fitted.answer_prompt(items, "Why?")
+    kept = [item for item in items if item.score > 0.5]
+    while length(whole, whole.answer_prompt(kept, "Why?")) > 260:
+        kept.pop(min(range(len(kept)), key=lambda place: kept[place].score))
+    assert texts_of(prompt) == texts_of(whole.answer_prompt(kept, "Why?"))
+    assert length(fitted, prompt) <= 260
+    parents = cut.answer_prompt(items, "Why?")
+    expected = whole.language.embed(whole.answer_prompt(items, "Why?"))[-260:]
+    torch.testing.assert_close(cut.language.embed(parents), expected)
+    long = "Why? " * 300  # a question is never cut
+    assert texts_of(fitted.answer_prompt(items, long))[-1].endswith(f"{long} [/INST]")
+
+
 def test_vicunas_replies_end_before_the_next_turn(opened):
     vicuna, llama = opened(chat="vicuna"), opened()
     assert vicuna.language.stops == ("###",) and llama.language.stops == ()
@@ -290,7 +329,8 @@ def test_the_parent_as_published_takes_its_words_from_its_own_files(opened, tmp_
 
 
 @pytest.mark.parametrize("options", [{"frames": 9}, {"kept_frames": 9}, {"reach": "far"},
-                                     {"heads": 0}, {"heads": 3}])  # fmt: skip
+                                     {"heads": 0}, {"heads": 3}, {"max_tokens": 0},
+                                     {"channels": "left"}, {"weights": "some"}])  # fmt: skip
 def test_options_that_cannot_be_met_are_refused(opened, options):
     with pytest.raises(ConfigError):
         opened(**options)
