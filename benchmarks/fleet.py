@@ -29,7 +29,6 @@ from typing import Any
 
 import av
 import numpy as np
-import torch
 
 from benchmarks.cheap import command
 from benchmarks.machine import machine
@@ -38,7 +37,9 @@ from benchmarks.rtsp_server import RtspCamera, encode
 from streammem.evaluation.datasets import read_photo, read_photos
 from streammem.fleet.index import LIST, UNFINISHED, Archive, File
 from streammem.memory.database import INSERT, to_row
-from streammem.memory.entry import Entry
+from streammem.memory.entry import KINDS, MAX_KEYS, Entry, Now
+from streammem.memory.index import FaissIndex
+from streammem.memory.retrieval import Hits, Query, retrieve
 from streammem.memory.store import Store
 from streammem.models.tiny.model import VideoModel
 from streammem.types import Moment
@@ -53,7 +54,7 @@ PATIENCE_S = 600.0
 SMALL, KILLED, KILLED_AFTER = 1_000, 100, 30
 MEMORIES, ROWS, QUERIES, BEST = 200, 1_000, 20, 5
 SHOWN = 100  # photos that scenes are made of
-DISK_BYTES = 200 << 10  # of a memory whose disk fills up
+FILE_DISK, CAMERA_DISK = 120 << 10, 300 << 10  # bytes, of a memory whose disk fills up
 
 
 # -- what is run, watched and kept --
@@ -113,20 +114,21 @@ def writer_of(memory: Path) -> int | None:
         return None
 
 
-def wait_until(what: str, found: Callable[[], Any]) -> Any:
+def wait_until(what: str, found: Callable[[], Any], running: Any = None) -> Any:
+    """Return what is found once it is true; leave where ``running`` has ended before."""
     deadline = time.monotonic() + PATIENCE_S
     while not (value := found()):
-        if time.monotonic() > deadline:
-            sys.exit(f"gave up waiting for {what}")
-        time.sleep(0.02)
+        if time.monotonic() > deadline or (running and running.poll() is not None):
+            sys.exit(f"waited in vain for {what}")
+        time.sleep(0.002)
     return value
 
 
 @contextmanager
-def small_disk(place: Path) -> Iterator[None]:
-    """Put a file system of ``DISK_BYTES`` at a place; needs the right to mount."""
+def small_disk(place: Path, num_bytes: int) -> Iterator[None]:
+    """Put a small file system at a place; needs the right to mount."""
     place.mkdir(parents=True)
-    options = f"size={DISK_BYTES}"
+    options = f"size={num_bytes}"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=True)
     try:
         yield
@@ -155,23 +157,18 @@ def files(scratch: Path, ray: Sequence[str], cheap: bool) -> dict[str, Any]:
     # 2. Two workers; one is killed, one film is cut off, the disk of one memory is full.
     place = fleet / f"{UNFINISHED}{names[FULL].memory}"
     words = index(films, fleet, "--workers", 2, *ray, cheap=cheap)
-    with small_disk(place):
+    at_work = lambda: [  # noqa: E731
+        pid
+        for memory in fleet.glob(f"{UNFINISHED}*")
+        if memory != place and (pid := writer_of(memory))
+    ]
+    with small_disk(place, FILE_DISK):
         began = time.monotonic()
         with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
-            assert running.stdout
-            running.stdout.readline()  # one film is whole
-            first_s = time.monotonic() - began
-            at_work = lambda: [  # noqa: E731
-                pid
-                for memory in fleet.glob(f"{UNFINISHED}*")
-                if memory != place and (pid := writer_of(memory))
-            ]
-            (killed, *_) = wait_until("a worker", at_work)
-            os.kill(killed, signal.SIGKILL)
+            os.kill(wait_until("a worker", at_work, running)[0], signal.SIGKILL)
             _, err = running.communicate(timeout=PATIENCE_S)
         found["fleet_s"] = round(time.monotonic() - began, 1)
     got, states = all_kept(fleet), made(fleet)
-    found["until_first_s"] = round(first_s, 1)
     found["exit"] = running.returncode
     found["notes"] = [line for line in err.decode().splitlines() if "died" in line or "mp4" in line]
     found["failed"] = {n: f"{f.state}: {f.reason}" for n, f in states.items() if f.state != "whole"}
@@ -214,7 +211,7 @@ def streams(scratch: Path, ray: Sequence[str], cheap: bool) -> dict[str, Any]:
         expected = {name: kept(scratch / "serial" / name) for name in CAMERAS}
         # 2. Two workers; one is killed, one camera is down, the disk of one memory is full.
         tables = healthy | {"down": "rtsp://127.0.0.1:9/x", "full": urls["full"]}
-        stack.enter_context(small_disk(scratch / "fleet" / "full"))
+        stack.enter_context(small_disk(scratch / "fleet" / "full", CAMERA_DISK))
         killed: list[int] = []
         err = _watch(scratch / "fleet", tables, cheap, "--workers", 2, *ray, kill=killed)
     found: dict[str, Any] = {"summary": [line for line in err if ": " in line][-6:]}
@@ -239,7 +236,7 @@ def _watch(
             command(*words, cheap=cheap), stdout=subprocess.DEVNULL, stderr=err
         ) as running,
     ):
-        pid = wait_until("the first camera", lambda: writer_of(house / CAMERAS[0]))
+        pid = wait_until("the first camera", lambda: writer_of(house / CAMERAS[0]), running)
         time.sleep(WATCHED_S / 2)
         if kill is not None:
             kill.append(pid)
@@ -364,7 +361,6 @@ def asked(scratch: Path, num_memories: int, rows: int) -> dict[str, Any]:
     from streammem.engine.session import Session
     from streammem.engine.session_config import SessionConfig
     from streammem.fleet.asking import ask_all, find_all, open_all
-    from streammem.memory.memory import CacheConfig, Memory
     from streammem.models.checkpoint import load_own
     from streammem.models.threads import limit_threads
 
@@ -409,13 +405,11 @@ def asked(scratch: Path, num_memories: int, rows: int) -> dict[str, Any]:
     assert again == fleet
     found["find_ms"], found["find_again_ms"], found["ask_ms"] = find_ms, again_ms, ask_ms
     # 3. One memory of all rows.
-    memory = Memory(CacheConfig(keys.shape[1], (0, 0), len(entries) + 1, epsilon=0))
     began = time.monotonic()
-    for n, entry in enumerate(entries):
-        memory.append(replace(entry, segment=n, last=n), torch.zeros(0))
+    flat_memory: Any = FlatMemory([replace(e, segment=n, last=n) for n, e in enumerate(entries)])
     found["flat_made_s"] = round(time.monotonic() - began, 1)
     with Session(model, config) as session:
-        session.answerer.memory = memory
+        session.answerer.memory = flat_memory
         flat, found["flat_ms"] = _timed(
             lambda q: [_place(m) for m in session.find(q, BEST)], queries
         )
@@ -440,6 +434,47 @@ def asked(scratch: Path, num_memories: int, rows: int) -> dict[str, Any]:
         "answers": float(np.mean([len(each) for each in answers])),
     }  # fmt: skip
     return found
+
+
+class FlatMemory:
+    """All rows behind one flat index for each kind of key; what an answerer searches.
+
+    Args:
+        entries: rows, numbered from 0.
+    """
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self._entries = tuple(entries)
+        self._indexes = {}
+        for kind in KINDS:
+            keys = [getattr(entry, kind) for entry in entries]
+            ids = [n * MAX_KEYS + k for n, each in enumerate(keys) for k in range(len(each))]
+            index = FaissIndex(entries[0].visual_keys.shape[1])
+            index.add(np.array(ids, np.int64), np.concatenate(keys).astype(np.float32))
+            self._indexes[kind] = index
+        self.num_keys = len(self._indexes["visual_keys"])
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def entries(self) -> tuple[Entry, ...]:
+        return self._entries
+
+    def nearest(self, key: np.ndarray, k: int, among: Any = None) -> list[Entry]:
+        found = {n for i in self._indexes.values() for n in i.search(key, k, group=MAX_KEYS)[0]}
+        return [self._entries[n] for n in sorted(found)]
+
+    def search(self, query: Query, window: Any, k: int | None, rankers: Sequence[str]) -> Hits:
+        return retrieve(self, query, window, k, rankers)
+
+    def now(self, wall: float) -> Now:
+        return Now(wall)
+
+    def taught(self) -> tuple[()]:
+        return ()
+
+    def keyframe_path(self, segment: int) -> None:
+        return None
 
 
 def _photos_and_captions() -> tuple[list[np.ndarray], list[str], list[str]]:
