@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 Prompt = Sequence[str | Tensor | np.ndarray]
 Seeds = Sequence[int | None]  # of the replies to one prompt; None takes the likeliest words
 Decoding = Literal["auto", "exact", "half", "bfloat16"]
+MOST_SCORED = 128  # tokens scored at once; 25 MB of logits
 CANDIDATE_TEMPERATURE = 0.5  # colder they are too alike, warmer too often wrong
 DECODINGS: tuple[Decoding, ...] = ("auto", "exact", "half", "bfloat16")
 
@@ -410,8 +411,9 @@ class CausalLanguageModel:
         ids = [each.input_ids for each in encoded]
         row, longest = self.embed(prompt), max(map(len, ids))
         config = GenerationConfig(max_new_tokens=longest)
-        run, found = self._start([row], config), list[list[float]]([] for _ in ids)
+        run = self._start([row], config)
         if not isinstance(run, Run):  # its cache is of one row: the prompt is read for each text
+            found = list[list[float]]([] for _ in ids)
             for own, tokens in zip(found, ids, strict=True):
                 run = self._start([row], config)
                 for place, token in enumerate(tokens):
@@ -420,15 +422,17 @@ class CausalLanguageModel:
                         run.feed(torch.tensor([token], device=row.device))
             return found
         run.take(torch.zeros(len(ids), dtype=torch.long))
-        for place in range(longest):
-            scores = run.logits.float().log_softmax(-1)
-            fed = [tokens[min(place, len(tokens) - 1)] for tokens in ids]
-            for i, own in enumerate(found):
-                if place < len(ids[i]):
-                    own.append(float(scores[i, fed[i]]))
-            if place + 1 < longest:
-                run.feed(torch.tensor(fed))
-        return found
+        padded = torch.tensor([[*own, *own[-1:] * (longest - len(own))] for own in ids])  # [N, L]
+        scores = [run.logits.float().log_softmax(-1).gather(1, padded[:, :1])]
+        # Many tokens at once take hardly longer than one, as the weights are read once.
+        step = max(1, MOST_SCORED // len(ids))
+        for begin in range(0, longest - 1, step):
+            end = min(begin + step, longest - 1)
+            logits = run.read_on(padded[:, begin:end]).float()
+            following = padded[:, begin + 1 : end + 1, None]
+            scores.append(logits.log_softmax(-1).gather(2, following)[..., 0])
+        rows = torch.cat(scores, 1).tolist()
+        return [row[: len(own)] for row, own in zip(rows, ids, strict=True)]
 
     def _groups(self, rows: list[Tensor]) -> list[list[Tensor]]:
         """Divide prompts into batches in which each has the logits, to the bit, that it has alone.
