@@ -404,6 +404,32 @@ class Run:
         self.logits = logits[:1]
         self._ahead.extend(zip(said[1:], logits[1:].split(1), strict=True))
 
+    def read_on(self, tokens: Tensor) -> Tensor:
+        """Continue every row by T tokens that are known already, [B, T].
+
+        Returns:
+            [B, T, V] logits of what follows each of them.
+
+        Raises:
+            IndexError: the cache is full.
+        """
+        (rows, count), begin = tokens.shape, self.length
+        if begin + count > self._room.shape[3]:
+            raise IndexError(
+                f"the cache holds {self._room.shape[3]} columns, and {begin} are filled"
+            )
+        x = self._decoder.embed(tokens.flatten()).view(rows, count, -1)
+        places = self._places[:, None] + torch.arange(count)
+        causal = torch.arange(begin + count) <= begin + torch.arange(count)[:, None]  # [T, S]
+        mask = causal.expand(rows, 1, -1, -1)
+        if self._readable is not None:
+            mask = mask & self._readable[:, None, None, : begin + count]
+        mask = mask.repeat(1, 1, self._decoder.num_heads // self._decoder.kv_heads, 1)
+        logits = self._decoder.logits(x, self, places, mask, every=True).view(rows, count, -1)
+        self._ahead.clear()
+        self.length, self._places, self.logits = begin + count, places[:, -1] + 1, logits[:, -1]
+        return logits
+
     def branch(self, continuations: Sequence[tuple[int, int]]) -> list[int]:
         """Continue rows in several ways, in one, or not at all.
 

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 Prompt = Sequence[str | Tensor | np.ndarray]
 Seeds = Sequence[int | None]  # of the replies to one prompt; None takes the likeliest words
 Decoding = Literal["auto", "exact", "half", "bfloat16", "static"]
+MOST_SCORED = 128  # tokens scored at once; 25 MB of logits
 CANDIDATE_TEMPERATURE = 0.5  # colder they are too alike, warmer too often wrong
 DECODINGS: tuple[Decoding, ...] = ("auto", "exact", "half", "bfloat16", "static")
 DECODING_VARIABLE = "STREAMMEM_DECODING"
@@ -444,15 +445,22 @@ class CausalLanguageModel:
                         forked.feed(torch.tensor([token], device=row.device))
             return found
         run.take(torch.zeros(len(ids), dtype=torch.long))
-        for place in range(longest):
-            scores = run.logits.float().log_softmax(-1)
-            fed = [tokens[min(place, len(tokens) - 1)] for tokens in ids]
-            for i, own in enumerate(found):
-                if place < len(ids[i]):
-                    own.append(float(scores[i, fed[i]]))
-            if place + 1 < longest:
-                run.feed(torch.tensor(fed))
-        return found
+        filled = [[*own, *own[-1:] * (longest - len(own))] for own in ids]
+        padded = torch.tensor(filled, device=row.device)  # [N, L]
+        scores = [run.logits.float().log_softmax(-1).gather(1, padded[:, :1])]
+        # Many tokens at once take hardly longer than one, as the weights are read once.
+        step = max(1, MOST_SCORED // len(ids)) if isinstance(run, Run) else 1
+        for begin in range(0, longest - 1, step):
+            end = min(begin + step, longest - 1)
+            if isinstance(run, Run):
+                logits = run.read_on(padded[:, begin:end])
+            else:  # a static cache takes one token at a time
+                run.feed(padded[:, begin])
+                logits = run.logits[:, None]
+            following = padded[:, begin + 1 : end + 1, None]
+            scores.append(logits.float().log_softmax(-1).gather(2, following)[..., 0])
+        rows = torch.cat(scores, 1).tolist()
+        return [row[: len(own)] for row, own in zip(rows, ids, strict=True)]
 
     def _groups(self, rows: list[Tensor], count: int) -> list[list[Tensor]]:
         """Divide prompts of ``count`` replies into batches.

@@ -504,8 +504,9 @@ def test_the_last_piece_is_given_where_the_tokens_run_out_inside_a_stop():
     assert stopped("Ab##").generate([["Hi"]], config) == ["Ab##"]
 
 
-@pytest.mark.parametrize("decoding", ["auto", "transformers"])
-def test_likelihoods_of_texts_are_those_of_the_whole_sequence(decoding):
+@pytest.mark.parametrize(("decoding", "at_once"), [("auto", 128), ("auto", 3), ("transformers", 3)])
+def test_likelihoods_of_texts_are_those_of_the_whole_sequence(monkeypatch, decoding, at_once):
+    monkeypatch.setattr("streammem.models.backbones.language.MOST_SCORED", at_once)
     language = tiny_language()
     if decoding == "transformers":
         language.decoder = lambda: None
