@@ -29,6 +29,7 @@ BENCHMARKS = {
     "stream": "benchmarks.stream",
     "swapped": "benchmarks.swapped",
     "trace": "benchmarks.trace",
+    "where": "benchmarks.where",
 }
 
 
