@@ -15,7 +15,7 @@ import argparse
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -68,7 +68,8 @@ def of_logs(task: Task, order: int, scale: float) -> Component:
             model.push(actions[max(0, at - order) : at], action)
 
     def follow(actions: Sequence[int]) -> np.ndarray:
-        return np.stack([model.probabilities(actions[:at], base) for at in range(1, len(actions))])
+        rows = (model.probabilities(actions[:at], base) for at in range(1, len(actions)))
+        return np.stack([row.astype(np.float32) for row in rows])
 
     return follow
 
@@ -81,7 +82,7 @@ def of_own_past(task: Task, order: int, scale: float, decay: float) -> Component
         for at in range(1, len(actions)):
             model.push(actions[: at - 1][-order:], actions[at - 1])
             base = cache(actions[:at], task.num_actions, decay)
-            rows.append(model.probabilities(actions[:at], base))
+            rows.append(model.probabilities(actions[:at], base).astype(np.float32))
         return np.stack(rows)
 
     return follow
@@ -93,17 +94,7 @@ def of_adapter(task: Task, adapter: PlanningAdapter) -> Component:
     def follow(actions: Sequence[int]) -> np.ndarray:
         pairs = [Action(*divmod(action, task.sizes[1])) for action in actions[:-1]]
         chances = adapter.all_next(torch.tensor(pairs))[1:]
-        return chances.flatten(1).numpy().astype(float)
-
-    return follow
-
-
-def mixed(components: Sequence[Component], shares: Sequence[float]) -> Component:
-    """A weighted mean."""
-
-    def follow(actions: Sequence[int]) -> np.ndarray:
-        parts = (share * part(actions) for part, share in zip(components, shares, strict=True))
-        return np.sum(list(parts), 0)
+        return chances.flatten(1).numpy()
 
     return follow
 
@@ -139,6 +130,7 @@ class Hits:
     first: dict[str, list[bool]] = field(default_factory=lambda: {k: [] for k in KINDS})
     five: dict[str, list[bool]] = field(default_factory=lambda: {k: [] for k in KINDS})
     video: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
 
     def add(self, kind: str, true: int, likeliest: Sequence[int]) -> None:
         self.classes[kind].append(true)
@@ -162,19 +154,35 @@ class Hits:
         return found
 
 
-def judged(task: Task, component: Component, videos: Sequence[Sequence[int]]) -> Hits:
-    """Rank what a component gives. Verbs and nouns are ranked by the sums of their actions."""
-    hits = Hits()
+def judged(
+    task: Task,
+    parts: Mapping[str, Component],
+    mixes: Mapping[str, Mapping[str, float]],
+    videos: Sequence[Sequence[int]],
+) -> dict[str, Hits]:
+    """Rank what weighted means of components give; verbs and nouns by the sums of their actions.
+
+    Args:
+        task: the logs.
+        parts: components by name, each of which is computed once.
+        mixes: of each mean the shares of its components.
+        videos: the actions of each.
+    """
+    found = {name: Hits() for name in mixes}
     for number, actions in enumerate(videos):
-        chances = component(actions).reshape(-1, *task.sizes)
-        for row, true in zip(chances, actions[1:], strict=True):
-            verb, noun = divmod(true, task.sizes[1])
-            ranked = (verb, row.sum(1)), (noun, row.sum(0)), (true, row.ravel())
-            for kind, (each, whole) in zip(KINDS, ranked, strict=True):
-                some = np.argpartition(-whole, TOP)[:TOP]
-                hits.add(kind, each, some[np.argsort(-whole[some], kind="stable")].tolist())
-            hits.video.append(number)
-    return hits
+        chances = {name: part(actions) for name, part in parts.items()}
+        for name, shares in mixes.items():
+            mean = sum(share * chances[part] for part, share in shares.items())
+            for row, true in zip(np.asarray(mean), actions[1:], strict=True):
+                found[name].losses.append(-float(np.log(max(row[true], 1e-12))))
+                table, (verb, noun) = row.reshape(task.sizes), divmod(true, task.sizes[1])
+                ranked = (verb, table.sum(1)), (noun, table.sum(0)), (true, row)
+                for kind, (each, whole) in zip(KINDS, ranked, strict=True):
+                    some = np.argpartition(-whole, TOP)[:TOP]
+                    likeliest = some[np.argsort(-whole[some], kind="stable")].tolist()
+                    found[name].add(kind, each, likeliest)
+                found[name].video.append(number)
+    return found
 
 
 def simple(
@@ -241,60 +249,47 @@ def main(arguments: list[str]) -> int:
         return 0
     # 1. Options by the likelihood of what came next, on the validation participants.
     held = task.videos("validation")
-    orders = {order: {s: of_logs(task, order, s) for s in (0.5, 1.0, 2.0)} for order in (2, 5)}
-    logs = {
-        order: max(by_scale.values(), key=lambda c: np.log(of_true(c, held)).mean())
-        for order, by_scale in orders.items()
-    }
-    log_chances = of_true(logs[5], held)
-    own_options = list(product((1, 2, 3), (0.5, 1.0), (0.9, 0.95, 0.98)))
+    counted = [of_logs(task, 5, scale) for scale in (0.5, 1.0, 2.0)]
+    five = max(counted, key=lambda component: np.log(of_true(component, held)).mean())
+    log_chances = of_true(five, held)
+    own_options = list(product((2, 3), (1.0,), (0.9, 0.97)))
     scored = {}
     for choice in own_options:
         scored[choice] = best_shares([log_chances, of_true(of_own_past(task, *choice), held)])
     own_choice = min(own_options, key=lambda choice: scored[choice][1])
     own = of_own_past(task, *own_choice)
     own_chances = of_true(own, held)
-    components: dict[str, Component] = {
-        "bigram": logs[2],
-        "5-gram": logs[5],
-        "own past": own,
-        "5-gram with cache": mixed([logs[5], own], scored[own_choice][0]),
-    }
-    chosen: dict[str, Any] = {"own": own_choice, "5-gram with cache": scored[own_choice]}
+    parts = {"bigram": of_logs(task, 2, 1.0), "5-gram": five, "own past": own}
+    likely = {"5-gram": log_chances, "own past": own_chances}
+    wanted = {"5-gram with cache": ("5-gram", "own past")}
     if options.adapter.is_file():
-        adapter = of_adapter(task, open_planning(options.adapter))
-        chances = of_true(adapter, held)
-        shares = {
-            "adapter with own past": ([adapter, own], [chances, own_chances]),
-            "adapter, 5-gram and cache": (
-                [adapter, logs[5], own], [chances, log_chances, own_chances]
-            ),
-        }  # fmt: skip
-        components["adapter"] = adapter
-        for name, (parts, likely) in shares.items():
-            chosen[name] = best_shares(likely)
-            components[name] = mixed(parts, chosen[name][0])
-    print(f"chosen on validation (shares, loss in nats): {chosen}")
+        parts["adapter"] = of_adapter(task, open_planning(options.adapter))
+        likely["adapter"] = of_true(parts["adapter"], held)
+        wanted["adapter with own past"] = ("adapter", "own past")
+        wanted["adapter, 5-gram and cache"] = ("adapter", "5-gram", "own past")
+    mixes = {name: {name: 1.0} for name in parts if name != "own past"}
+    for name, names in wanted.items():
+        shares, _ = best_shares([likely[each] for each in names])
+        mixes[name] = dict(zip(names, shares, strict=True))
+    print(f"chosen on validation: own past {own_choice}, shares {mixes}")
     # 2. Figures on the test participants.
     videos = task.videos("test")
     hits = {
         "majority": simple(task, videos, majority(task)),
         "5 most recent": simple(task, videos, recent),
-        **{name: judged(task, component, videos) for name, component in components.items()},
+        **judged(task, parts, mixes, videos),
     }
     people = {split: sorted({log.participant for log in task.logs[split]}) for split in task.logs}
     report: dict[str, Any] = {
         "participants": people,
         "predicted": len(hits["majority"].video),
-        "chosen": chosen,
+        "own past": own_choice,
+        "shares": mixes,
         "figures": {name: each.figures() for name, each in hits.items()},
         "gain in top-5 on the 5-gram with cache": {
             name: gain(each, hits["5-gram with cache"]) for name, each in hits.items()
         },
-        "loss": {
-            name: float(-np.log(np.maximum(of_true(c, videos), 1e-12)).mean())
-            for name, c in components.items()
-        },
+        "loss": {name: float(np.mean(each.losses)) for name, each in hits.items() if each.losses},
     }
     print(f"{report['predicted']} actions of {len(videos)} videos; participants {people}")
     for name, rows in report["figures"].items():
@@ -308,5 +303,6 @@ def main(arguments: list[str]) -> int:
         print(
             f"gain of {name}: " + ", ".join(f"{k} {g:+.3f} ± {e:.3f}" for k, (g, e) in row.items())
         )
+    print("loss in nats: " + ", ".join(f"{k} {v:.3f}" for k, v in report["loss"].items()))
     print(json.dumps(report))
     return 0

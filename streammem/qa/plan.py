@@ -48,8 +48,9 @@ class PlanConfig:
         back: in (0, 1), weight of an earlier step against the next one.
         prior: log-odds added to each step's: what a scene of someone at work is likely to show.
         sure: in (0, 1), probability from which on a scene is aligned to a step.
-        confirm: scenes of later steps after which a step counts as left out, and after which an
-            earlier one counts as out of order.
+        confirm: scenes of later steps after which a step counts as left out.
+        confirm_late: scenes of later steps before the first of a step after which it counts as
+            out of order.
         alert_sure: as ``sure``, of scenes that an alert may rest on.
     """
 
@@ -61,6 +62,7 @@ class PlanConfig:
     prior: float = 3.0
     sure: float = 0.35
     confirm: int = 3
+    confirm_late: int = 3
     alert_sure: float = 0.8
 
 
@@ -164,10 +166,10 @@ class PlanTracker:
         """Return what is left out, or came too late, and was not told before."""
         wrong = []
         for number, name in enumerate(self.names):
-            is_late = self._later[number] >= self.config.confirm
-            if is_late and not self._spans[number]:
+            later = self._later[number]
+            if later >= self.config.confirm and not self._spans[number]:
                 wrong.append(f"left out: {name}")
-            elif is_late and number in self._sure and self._late[number]:
+            elif later >= self.config.confirm_late and number in self._sure and self._late[number]:
                 wrong.append(f"out of order: {name}")
         told = tuple(text for text in wrong if text not in self._alerted)
         self._alerted |= dict.fromkeys(told)
