@@ -140,7 +140,12 @@ class _Group:
         self._waiting.append(own)
         with self.lock:
             if own.result is None:
-                self._step([self._waiting.popleft() for _ in range(len(self._waiting))])
+                batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
+                try:
+                    self._step(batch)
+                except Exception as error:  # noqa: BLE001, carried to the threads that wait
+                    for waiting in batch:
+                        waiting.result = waiting.result or error
         if isinstance(own.result, Exception):
             raise own.result
         assert own.result is not None

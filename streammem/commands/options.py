@@ -675,7 +675,11 @@ def _add_model(parser: Parser) -> None:
     add("--spend", metavar="N[,N]", help=SPEND_HELP)
     add("--config", type=Path, metavar="FILE", help="TOML file of options (see configs/)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=SET_HELP)
-    add("--device", default="cpu", help="where the language model runs: cpu, cuda, cuda:1, mps")
+    add(
+        "--device",
+        default="cpu",
+        help="where frames are encoded and language models run: cpu, cuda, ...",
+    )
 
 
 def _add_model_options(parser: Parser) -> None:

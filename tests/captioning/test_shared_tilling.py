@@ -102,6 +102,20 @@ def test_a_frame_that_is_not_finite_is_refused_and_the_stream_goes_on():
         shared.push(np.ones(5, np.float32))
 
 
+def test_a_launch_that_fails_is_raised_and_the_stream_goes_on(monkeypatch):
+    shared, rows = opened(SharedTilling("cpu")), frames(5, 12)
+    assert found(shared, rows[:6]) == found(SceneTilling(CONFIG), rows[:6])
+
+    def fail(*_, **__):
+        raise RuntimeError("no launch")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(shared_tilling.ops, "tilling_step", fail)
+        with pytest.raises(RuntimeError, match="no launch"):
+            shared.push(rows[6])
+    assert found(shared, rows[6:]) == found(SceneTilling(CONFIG), rows)[6:]
+
+
 def test_a_place_is_free_again_and_empty_once_its_stream_is_gone():
     streams = SharedTilling("cpu")
     for seed in range(FEWEST + 3):

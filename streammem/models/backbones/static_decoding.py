@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 # V vocabulary.
 
 GRAIN = 128  # columns by which caches differ in size, so that one serves many prompts
-MOST_IDLE = 2  # caches, with their graphs, that wait for the next prompts
+MOST_IDLE = 4 << 30  # bytes of caches, with their graphs, that wait for the next prompts
 LEAST_SHARED = 8  # tokens of a beginning that is worth keeping
 MOST_TOGETHER = 4 << 30  # bytes of the cache of prompts that are continued together
 MOST_SHARED = 2048  # columns kept of all beginnings together: 1.1 GB for 32 layers of 32 heads
@@ -50,6 +50,7 @@ class Columns(Cache):
     Attributes:
         keys: of each layer [R, K, S, E]; ``values`` likewise.
         place: [1] int64, the column that the next token is written to.
+        num_bytes: of all keys and values.
     """
 
     def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], rows: int, size: int) -> None:
@@ -61,6 +62,7 @@ class Columns(Cache):
         self.keys = [empty(key) for key, _ in layers]
         self.values = [empty(value) for _, value in layers]
         self.place = torch.zeros(1, dtype=torch.long, device=self.keys[0].device)
+        self.num_bytes = sum(each.nbytes for each in (*self.keys, *self.values))
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -232,7 +234,8 @@ class CachePool:
     def _give_back(self, cache: StaticCache) -> None:
         with self.lock:
             self._idle.append(cache)
-            del self._idle[:-MOST_IDLE]
+            while sum(each.columns.num_bytes for each in self._idle) > MOST_IDLE:
+                del self._idle[0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -140,13 +140,15 @@ def test_a_beginning_that_differs_in_one_value_is_read_anew():
 
 def test_beginnings_that_are_kept_have_a_bound(monkeypatch):
     monkeypatch.setattr(static_decoding, "MOST_SHARED", 40)
+    monkeypatch.setattr(static_decoding, "MOST_IDLE", 40_000)  # one cache of 128 columns, not two
     static, usual = pair()
     for seed in range(6):
         prompts = [[seen(17, seed), text] for text in ("What?", "Where?", "Who?")]
         assert words(static, prompts) == words(usual, prompts)
         kept = [len(each.embedded) for each in static.decoder()._beginnings]
         assert 0 < sum(kept) <= 40
-    assert len(static.decoder()._pool._idle) <= static_decoding.MOST_IDLE
+        static.candidates([prompts[0]], SHORT, 2)  # in a cache of two rows, which is too large
+        assert len(static.decoder()._pool._idle) <= 1
 
 
 def test_generations_in_turns_and_caches_used_again_keep_apart():
