@@ -182,6 +182,9 @@ class _InWords:
         meanings: np.ndarray = self._inner.sentence_meanings(sentences)
         return meanings
 
+    def name_readout(self, description: str) -> Any:
+        return self._inner.name_readout(description)
+
     def read_question(self, question: str) -> Any:
         return self._inner.read_question(question)._replace(operator="describe")
 
