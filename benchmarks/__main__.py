@@ -11,6 +11,7 @@ BENCHMARKS = {
     "demo": "benchmarks.demo",
     "encoder": "benchmarks.encoder",
     "films": "benchmarks.films",
+    "fleet": "benchmarks.fleet",
     "gate": "benchmarks.gate",
     "gpu": "benchmarks.gpu",
     "kernels": "benchmarks.kernels",
@@ -18,6 +19,7 @@ BENCHMARKS = {
     "memory": "benchmarks.memory",
     "named": "benchmarks.named",
     "names": "benchmarks.names",
+    "next_action": "benchmarks.next_action",
     "parents": "benchmarks.parents",
     "plan": "benchmarks.plan",
     "recurrent": "benchmarks.recurrent",
@@ -30,6 +32,7 @@ BENCHMARKS = {
     "stream": "benchmarks.stream",
     "swapped": "benchmarks.swapped",
     "trace": "benchmarks.trace",
+    "where": "benchmarks.where",
 }
 
 

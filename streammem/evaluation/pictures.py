@@ -95,8 +95,8 @@ def _captions(model: VideoModel, pictures: Sequence[np.ndarray], *, blank: bool)
     seen = [model.perceive(picture) for picture in pictures]
     if blank:
         patches = model.bridge.patch_mean.expand(model.vision.patches, -1)
-        key = model.picture_key(patches[None])[0].numpy()
-        seen = [Perceived(each.embedding, patches.half(), key) for each in seen]
+        key = model.picture_key(patches[None])[0].cpu().numpy()
+        seen = [Perceived(each.embedding, patches.half().cpu(), key) for each in seen]
     greedy = model.decoding.num_beams == 1 and model.decoding.temperature == 0
     count = model.reranker.candidates if model.reranker and greedy else 1
     tokens = [model.encode_frames([each.patches], [0.5]) for each in seen]

@@ -61,8 +61,8 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
     Args:
         name: a key of ``PRESETS``, a folder that ``save`` wrote, or a published model: a TOML
             file's name in configs/, a path to such a file, or a folder in VideoLLaMB's layout.
-        device: where the language model runs; perception runs on the CPU, a published model's
-            there.
+        device: where frames and segments are encoded and the language model runs; sentences are
+            encoded on the CPU.
 
     Raises:
         ConfigError: neither a preset nor a folder, or no such device.
@@ -74,7 +74,9 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
         if str(name) in PRESETS:
             return load_own(name, device=device)
         if said := published.find(name, CONFIGS):
-            return published.open_published(str(name), said, load_own(said.keys), device=device)
+            return published.open_published(
+                str(name), said, load_own(said.keys, device=device), device=device
+            )
         return load_own(name, device=device)
 
 
@@ -88,7 +90,7 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
     config = read_config(folder)
     tensors = read_tensors(folder)
     changes = {k.removeprefix(VISION): v for k, v in tensors.items() if k.startswith(VISION)}
-    vision = open_vision(config.vision, changes)
+    vision = open_vision(config.vision, changes, device=device)
     seen = (config.bridge.patches, config.bridge.patch_dim)
     if seen != (vision.patches, vision.patch_dim):
         given = (vision.patches, vision.patch_dim)
@@ -109,9 +111,9 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
     return VideoModel(
         name=str(name),
         vision=vision,
-        center=_shaped(tensors, "center", (vision.frame_dim,), folder),
-        bridge=bridge,
-        picture_key=picture_key,
+        center=_shaped(tensors, "center", (vision.frame_dim,), folder).to(device),
+        bridge=bridge.to(device),
+        picture_key=picture_key.to(device),
         text_key=text_key,
         background=_shaped(tensors, "background", (-1, config.key_dim), folder),
         open_sentences=lambda: SentenceEncoder(backbone_path(config.sentences)),
@@ -464,19 +466,22 @@ def backbone_path(name: str) -> Path | str:
     )
 
 
-def open_vision(name: str, changes: Mapping[str, Tensor] | None = None) -> VisionEncoder:
+def open_vision(
+    name: str, changes: Mapping[str, Tensor] | None = None, *, device: str = "cpu"
+) -> VisionEncoder:
     """Open a vision encoder by its backbone's name.
 
     Args:
         name: ours, a folder or ``hf:NAME``.
         changes: what training added to its parameters, by their names; of ours only.
+        device: where it runs.
 
     Raises:
         BackboneError: missing weights, or changes that do not fit.
     """
     path = backbone_path(name)
     if name == "efficientnet-lite2":
-        return EfficientNetEncoder(Path(path), changes)
+        return EfficientNetEncoder(Path(path), changes, device=device)
     if changes:
         raise BackboneError(f"{name}: a checkpoint cannot change this encoder")
-    return TransformersVisionEncoder(path)
+    return TransformersVisionEncoder(path, device=device)

@@ -70,7 +70,12 @@ def folder(saved, tmp_path):
 
 @pytest.fixture(autouse=True)
 def tiny_vision(monkeypatch):
-    monkeypatch.setattr(checkpoint, "open_vision", lambda name, changes: TinyVision())
+    def opened(name, changes, device):
+        made = TinyVision()
+        made.device = device
+        return made
+
+    monkeypatch.setattr(checkpoint, "open_vision", opened)
 
 
 def change_config(folder, **values):
@@ -94,6 +99,15 @@ def test_weights_of_gates_that_are_no_more_are_left_out(folder):
     gone = {"bridge.initial": torch.zeros(4, 32), "bridge.remember.gate.weight": torch.zeros(2, 2)}
     change_tensors(folder, lambda tensors: tensors.update(gone))
     assert load(folder).token_shape == (4, 32)
+
+
+def test_a_device_has_what_sees_frames_and_segments_and_sentences_stay(saved):
+    model = load(saved, device="meta")  # a device of no values, which all machines have
+    parts = (model.center, *model.bridge.parameters(), *model.picture_key.parameters())
+    assert {part.device.type for part in parts} == {model.vision.device} == {"meta"}
+    stay = (model.background, *model.text_key.parameters())
+    assert {part.device.type for part in stay} == {"cpu"}
+    assert model.most_together > 1 and load(saved).most_together == 1
 
 
 def test_a_loaded_model_sees_remembers_and_says_what_the_saved_one_does(saved, original):

@@ -15,6 +15,7 @@ from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionReading
 from streammem.models.tiny.words import Meaning, NamesOfKeys
 from streammem.qa.answerer import MAX_TURNS, NOTHING_SEEN
+from streammem.qa.question import split_options
 from streammem.types import Segment
 from tests.sessions import as_kind, session_of, told
 from tests.tiny import COLOURS, film, moving_square, tiny_model
@@ -154,6 +155,38 @@ def test_what_the_model_says_of_a_value_stands_apart_from_it(asked_of):
     passages, prompted = session.model.__dict__["asked"][-1]
     assert prompted == f"({answer.text})\nhow often: red"
     assert [passage.start for passage in passages] == [0.0, 14.0]
+
+
+def test_options_that_a_question_lists_are_shown_whole_and_the_question_alone_is_read(asked_of):
+    session = asked_of()
+    listed = "\n".join(f"{letter}. {'very ' * 35}{letter}" for letter in "ABCD")
+    answer = session.ask(f"how often: red\n{listed}\nAnswer with the letter.")
+    assert answer.method == "model" and spans(answer)[:2] in (AT["red"], AT["red"][::-1])
+    _, prompted = session.model.__dict__["asked"][-1]
+    assert prompted == f"how often: red\n{listed}\nAnswer with the letter."
+    session.ask(f"describe: {'x' * 5000}\nA. red\nB. blue")
+    _, prompted = session.model.__dict__["asked"][-1]
+    assert prompted == f"describe: {'x' * 590}\nA. red\nB. blue"
+
+
+@pytest.mark.parametrize(
+    ("text", "stem"),
+    [
+        ("Which?\nA. red\nB. blue", "Which?"),
+        ("Which?\n(A) red\n(B) blue\nAnswer.", "Which?"),
+        ("Which?\n A) red\n B) blue", "Which?"),
+        ("Which?\nA: red\nB: blue", "Which?"),
+        ("Which?\nA. red", None),  # one is no choice
+        ("Which?\nB. red\nC. blue", None),
+        ("A. red\nB. blue", None),  # no question
+        ("When was A. Smith there, and B. Jones?", None),
+        ("Which?\nA.\nB.", None),
+    ],
+)
+def test_options_are_lettered_lines_behind_a_question(text, stem):
+    found, options = split_options(text)
+    assert found == (stem or text)
+    assert options == (text[len(stem) :].strip() if stem else "")
 
 
 def test_that_points_to_what_the_last_turn_was_about(asked_of):

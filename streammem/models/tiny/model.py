@@ -34,6 +34,7 @@ from streammem.types import clock
 CAPTION_DECODING = GenerationConfig(max_new_tokens=32)
 MAX_SPEECH = 300  # characters of what was said in a scene that a prompt shows
 ANSWER_DECODING = GenerationConfig(max_new_tokens=64)
+FRAMES_TOGETHER = 32  # on a GPU, whose memory then holds some hundred MB of activations
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,8 @@ class VideoModel:
         name: the preset or folder it was loaded from.
         vision: the frame encoder.
         center: [D] mean frame embedding over photos; subtracting it lowers the cosine of unlike
-            frames, which is high for non-negative features.
+            frames, which is high for non-negative features. On the device of encoder, bridge and
+            picture keys; what they make comes back to the CPU.
         bridge: segment patches to memory tokens.
         picture_key: patches to the key space.
         text_key: sentence embeddings to the key space.
@@ -138,15 +140,26 @@ class VideoModel:
 
     @torch.inference_mode()
     def perceive(self, picture: np.ndarray) -> Perceived:
-        """Encode one frame, [H, W, 3] uint8 RGB.
+        """Encode one frame, [H, W, 3] uint8 RGB."""
+        return self.perceive_many([picture])[0]
 
-        One at a time on purpose: on a CPU a batch is no faster, and batches of other sizes round
-        differently, which could move a boundary.
+    @property
+    def most_together(self) -> int:
+        """Frames to be encoded together: many on a GPU, one on the CPU.
+
+        There a batch is no faster, and batches of other sizes round differently, which could move
+        a boundary.
         """
-        features = self.vision.encode([picture])
-        embedding = (features.frame[0] - self.center).float().cpu().numpy()
-        key = self.picture_key(features.patches)[0].float().cpu().numpy()
-        return Perceived(embedding, features.patches[0].half(), key)
+        return 1 if self.center.device.type == "cpu" else FRAMES_TOGETHER
+
+    @torch.inference_mode()
+    def perceive_many(self, pictures: Sequence[np.ndarray]) -> list[Perceived]:
+        """Encode frames of any streams together; see ``BatchPerceiver``."""
+        features = self.vision.encode(pictures)
+        embeddings = (features.frame - self.center).float().cpu().numpy()
+        keys = self.picture_key(features.patches.to(self.center.device)).float().cpu().numpy()
+        patches = features.patches.half().cpu()
+        return [Perceived(*each) for each in zip(embeddings, patches, keys, strict=True)]
 
     def likely_words(self, tokens: Tensor, count: int, least: float = 0.0) -> list[str]:
         """Name what a segment's tokens [M, D] show; see ``WordsOfTokens``. [] where none can be."""
@@ -175,8 +188,10 @@ class VideoModel:
     @torch.inference_mode()
     def encode_frames(self, patches: Sequence[Tensor], times: Sequence[float]) -> Tensor:
         """Read a segment's frames: T patches [P, V], T places in [0, 1] -> tokens [M, D]."""
-        stacked = torch.stack(list(patches)).float()[None]
-        return self.bridge.encode(stacked, torch.tensor([list(times)], dtype=torch.float32))[0]
+        device = self.center.device
+        stacked = torch.stack(list(patches)).to(device).float()[None]
+        places = torch.tensor([list(times)], dtype=torch.float32, device=device)
+        return self.bridge.encode(stacked, places)[0].cpu()
 
     @torch.inference_mode()
     def update_memory(self, memory: Tensor, tokens: Tensor) -> Tensor:
@@ -253,4 +268,4 @@ class VideoModel:
 
     @torch.inference_mode()
     def _visual(self, tokens: Tensor) -> Tensor:
-        return self.bridge.to_language(tokens.float())
+        return self.bridge.to_language(tokens.to(self.center.device).float())

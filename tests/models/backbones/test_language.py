@@ -1,3 +1,4 @@
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -503,14 +504,22 @@ def test_the_last_piece_is_given_where_the_tokens_run_out_inside_a_stop():
     assert stopped("Ab##").generate([["Hi"]], config) == ["Ab##"]
 
 
-@pytest.mark.parametrize("decoding", ["auto", "transformers"])
-def test_likelihoods_of_texts_are_those_of_the_whole_sequence(decoding):
+@pytest.mark.parametrize(("decoding", "at_once"), [("auto", 128), ("auto", 3), ("transformers", 3)])
+def test_likelihoods_of_texts_are_those_of_the_whole_sequence(monkeypatch, decoding, at_once):
+    monkeypatch.setattr("streammem.models.backbones.language.MOST_SCORED", at_once)
     language = tiny_language()
     if decoding == "transformers":
         language.decoder = lambda: None
     prompt, texts = language.chat(["What is it?"]), ["a dog", "cats", "nothing at all"]
-    found = language.log_probs(prompt, texts)
-    row = language.embed(prompt)
+    row, read = language.embed(prompt), []
+    if decoding == "transformers":
+        language.model.model.register_forward_pre_hook(
+            lambda _, args, named: read.append(named.get("inputs_embeds")), with_kwargs=True
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no name that is going away is used
+        found = language.log_probs(prompt, texts)
+    assert len([x for x in read if x is not None]) == (decoding == "transformers")  # read once
     for text, own in zip(texts, found, strict=True):
         ids = torch.tensor(language.ids(text))
         whole = torch.cat([row, language.embed([text])])
