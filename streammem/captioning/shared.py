@@ -16,7 +16,7 @@ from torch import Tensor
 
 from streammem.captioning.scheduler import FairLock, LanguageScheduler, ScheduledGenerator
 from streammem.captioning.shared_tilling import SharedTilling
-from streammem.memory.retrieval import GumbelNull
+from streammem.memory.retrieval import GumbelNull, NameReadout
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies
 from streammem.models.protocols import (
     ComposedModel,
@@ -133,6 +133,9 @@ class _LockedTextEncoder:
     def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
         with self.lock:
             return self.inner.sentence_meanings(sentences)
+
+    def name_readout(self, description: str) -> NameReadout | None:
+        return self.inner.name_readout(description)
 
     def read_question(self, question: str) -> QuestionReading:
         with self.lock:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from streammem.errors import BackboneError
 from streammem.evaluation.captions import ShownFeatures
-from streammem.memory.retrieval import GumbelNull
+from streammem.memory.retrieval import GumbelNull, NameReadout
 from streammem.models.backbones.text import SentenceEncoder
 from streammem.models.caption_scores import best_reply
 from streammem.models.protocols import EvidenceItem
@@ -69,6 +69,10 @@ class PictureModel:
     def read_questions(self, questions: Sequence[str]) -> list[QuestionReading]:
         """Read what is asked for, and of what."""
         return self.model.text_encoder.read_questions(questions)
+
+    def name_readout(self, description: str) -> NameReadout | None:
+        """Return what reads the thing that a description names off keys."""
+        return self.model.text_encoder.name_readout(description)
 
     @property
     def background(self) -> Tensor:

@@ -232,6 +232,9 @@ class _KeyedTextEncoder:
     def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
         return self.inner.sentence_meanings(sentences)
 
+    def name_readout(self, description: str) -> None:
+        """Return nothing: the inner encoder reads names off other keys."""
+
     def read_question(self, question: str) -> QuestionReading:
         return self.inner.read_question(question)
 

@@ -196,7 +196,7 @@ class EvidenceItem(_Record):
     keyframe: KeyframeUrl | None
     caption: str | None
     speech: str | None
-    matched: Literal["picture", "caption", "speech"]
+    matched: Literal["picture", "name", "caption", "speech"]
     cosine: float | None
     wall_start: WallClock = None
     quote: str | None = None

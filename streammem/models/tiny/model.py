@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streammem.memory.retrieval import DEFAULT_NULL, GumbelNull
+from streammem.memory.retrieval import DEFAULT_NULL, GumbelNull, NameReadout
 from streammem.models.backbones.language import (
     CausalLanguageModel,
     GenerationConfig,
@@ -26,7 +26,7 @@ from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads
 from streammem.models.tiny.bridge import MemoryBridge, empty_memory, update_memory
 from streammem.models.tiny.keys import PictureKey, TextKey
 from streammem.models.tiny.questions import QuestionHead, QuestionReading
-from streammem.models.tiny.words import LEAST_SHOWN, SHOWN, WordsOfTokens
+from streammem.models.tiny.words import LEAST_SHOWN, SHOWN, NamesOfKeys, WordsOfTokens
 from streammem.perception.frames import Perceived, SegmentFrames
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
@@ -61,6 +61,7 @@ class VideoModel:
         questions: reads operator and anchor off a question; without it, every one is free.
         words: names things that a segment's tokens show; prompts that answer have them, and
             captions do not.
+        names: reads names of things off visual keys; searches for single things use them.
         open_answers: opens the language model that has learned to answer; called at most once,
             when first asked. Without it the one that captions answers too.
     """
@@ -81,6 +82,7 @@ class VideoModel:
     null: GumbelNull = DEFAULT_NULL
     questions: QuestionHead | None = None
     words: WordsOfTokens | None = None
+    names: NamesOfKeys | None = None
     open_answers: Callable[[], CausalLanguageModel] | None = None
 
     def __post_init__(self) -> None:
@@ -204,6 +206,10 @@ class VideoModel:
     def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
         """Map sentences to the sentence encoder's own unit rows [N, M] float32."""
         return self.sentences.encode(sentences).cpu().numpy()
+
+    def name_readout(self, description: str) -> NameReadout | None:
+        """Return what reads the thing that a description names off keys; None where none does."""
+        return self.names.readout(description) if self.names else None
 
     def read_question(self, question: str) -> QuestionReading:
         """Read what is asked for, and of what."""
