@@ -1,11 +1,13 @@
 """`watch --sources`: many cameras, each with its own memory, in processes that share models."""
 
 import argparse
+import math
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager, redirect_stdout
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +31,7 @@ from streammem.commands.options import (
     watch_options,
 )
 from streammem.commands.publishing import broker_of, publisher_to
-from streammem.errors import ConfigError, SourceError
+from streammem.errors import ConfigError, SourceError, StreammemError
 from streammem.output.render import plain, wall_start
 from streammem.output.results import EventOutput, replace_file
 from streammem.output.terminal import note, signals
@@ -37,7 +39,7 @@ from streammem.types import Event, Notice, Segment, Stats
 
 if TYPE_CHECKING:
     from streammem.captioning.shared import SharedModel
-    from streammem.fleet.cameras import Board, News
+    from streammem.fleet.cameras import Board, News, State
     from streammem.fleet.pool import IsStopping, Processes, Worker
 
 STATS_S = 10.0  # between counters of a camera, which also show whether it still gives frames
@@ -127,8 +129,10 @@ def run_cameras(arguments: argparse.Namespace) -> int:
         pool = Pool(CamerasOpener(common, cores_each), num_workers, processes, tries=None)
         stop = lambda: arguments.interrupted() or signalled.terminated  # noqa: E731
         # 3. What they tell is shown as it comes.
+        status = _StatusFile(arguments.memory)
+        stack.callback(status.remove)
         with closing(pool.run(groups, stop, STOP_S)) as events:
-            for news in _news(events, board):
+            for news in _news(events, board, status):
                 if signalled.reopen:
                     signalled.reopen = False
                     output.reopen()
@@ -342,8 +346,8 @@ def _watch(
 # -- what they tell --
 
 
-def _news(events: Iterator[Any], board: "Board") -> "Iterator[News]":
-    """Keep the board, note changes of state, and yield what workers report."""
+def _news(events: Iterator[Any], board: "Board", file: "_StatusFile") -> "Iterator[News]":
+    """Keep the board and its file, note changes of state, and yield what workers report."""
     from streammem.fleet.cameras import News
     from streammem.fleet.pool import Failed, Reported, Restarted
 
@@ -355,15 +359,43 @@ def _news(events: Iterator[Any], board: "Board") -> "Iterator[News]":
                 because = f": {status.reason}" if status.state in ("down", "failed") else ""
                 again = f"; again in {news.wait_s:.0f} s" if news.wait_s else ""
                 note(plain(f"{news.camera}: {status.state}{because}{again}"))
+            file.renew(board)
             yield news
         elif isinstance(event, Restarted):
             board.died(event.job, event.reason)
             named = ", ".join(event.job)
             again = f"; another is started in {event.wait_s:.0f} s"
+            file.renew(board)
             note(plain(f"the process of {named} died ({event.reason}){again}"))
         elif isinstance(event, Failed):
             for name in event.job:
                 board.take(News(name, state="failed", reason=event.reason))
+            file.renew(board)
+
+
+class _StatusFile:
+    """A file that tells a server how the cameras are; watching goes on where it cannot be kept."""
+
+    def __init__(self, folder: Path) -> None:
+        from streammem.fleet.cameras import STATUS
+
+        self._path, self._written = folder / STATUS, -math.inf
+        self._states: dict[str, tuple[State, str]] = {}
+
+    def renew(self, board: "Board") -> None:
+        """Write it where a state has changed, and before it counts as one of the past."""
+        from streammem.fleet.cameras import STATUS_EVERY_S, status_text
+
+        states = board.states()
+        if states != self._states or time.monotonic() >= self._written + STATUS_EVERY_S:
+            self._states, self._written = states, time.monotonic()
+            with suppress(OSError, StreammemError):  # as on a full disk
+                replace_file(self._path, status_text(states))
+
+    def remove(self) -> None:
+        """Remove it: nothing is watched any more."""
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
 
 class _Output:

@@ -18,7 +18,7 @@ from benchmarks.rtsp_server import RtspCamera, encode
 from streammem.cli import build_parser
 from streammem.commands.cameras import _address, _cameras
 from streammem.errors import ConfigError
-from streammem.fleet import pool
+from streammem.fleet import cameras, pool
 from streammem.fleet.metrics import serve_metrics, written
 from tests.command_line import QUICK, events, record
 from tests.fleet.workers import InThisProcess
@@ -58,7 +58,11 @@ def kept(run, memory):
     return [(row["start"], row["end"], row["text"]) for row in events(out) if "text" in row]
 
 
-def test_each_camera_has_its_memory_and_what_failed_is_named(run, house, tmp_path, quick):
+def test_each_camera_has_its_memory_and_what_failed_is_named(
+    run, house, tmp_path, quick, monkeypatch
+):
+    written = []
+    monkeypatch.setattr(cameras, "status_text", lambda states: str(written.append(states)))
     metrics = tmp_path / "metrics.prom"
     words = ("watch", "--sources", house, "--memory", tmp_path / "house", *QUICK)
     # Nothing is opened for ever: each failure of this source is one that waiting does not mend.
@@ -74,6 +78,12 @@ def test_each_camera_has_its_memory_and_what_failed_is_named(run, house, tmp_pat
     assert kept(run, tmp_path / "house" / "door") == own
     assert own != captions(run, tmp_path / "two.mp4")
     assert "3 cameras: 2 ended, 1 failed" in err
+    # Servers are told the states, until nothing is watched any more.
+    assert {name: state for name, (state, _) in written[-1].items()} == {
+        "hall": "ended", "door": "ended", "down": "failed",
+    }  # fmt: skip
+    assert "none.mp4" in written[-1]["down"][1]
+    assert not (tmp_path / "house" / cameras.STATUS).exists()
     assert "down: failed: " in err and "none.mp4" in err
     for line in ('up{source="down"} 0', 'restarts_total{source="hall"} 1'):
         assert f"streammem_camera_{line}" in metrics.read_text().splitlines()
