@@ -158,6 +158,7 @@ def server_config(arguments: argparse.Namespace, *, by_default: bool = False) ->
         read_only=arguments.archive is not None,
         uploads=arguments.uploads,
         allowed=Allowed.of(arguments.allow_source),
+        files=tuple(arguments.allow_files),
         alerts=tuple(arguments.alert),
         keep_in=keep_in,
         confirm_alerts=bool(arguments.confirm_alerts),

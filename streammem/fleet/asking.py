@@ -21,7 +21,7 @@ from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.errors import ConfigError, StoreError, StreammemError
 from streammem.memory.folder import Stamp, is_memory, last_written
-from streammem.memory.retrieval import SEEN, GumbelNull, Window
+from streammem.memory.retrieval import SEEN, GumbelNull, NameReadout, Window
 from streammem.models.protocols import ComposedModel, StreamModel, TextEncoder
 from streammem.types import Answer, Moment
 
@@ -60,6 +60,10 @@ class EncodedOnce:
     def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
         """See ``TextEncoder``."""
         return self._inner.sentence_meanings(sentences)
+
+    def name_readout(self, description: str) -> NameReadout | None:
+        """See ``TextEncoder``."""
+        return self._inner.name_readout(description)
 
 
 def encoding_once(model: StreamModel) -> ComposedModel:

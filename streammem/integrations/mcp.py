@@ -28,6 +28,7 @@ from streammem.fleet.asking import Memories
 from streammem.fleet.asking import find_all as find_in
 from streammem.perception.frames import JPEG_QUALITY
 from streammem.qa.lookups import LOOKUPS, Lookup
+from streammem.qa.plan import MAX_STEPS
 from streammem.server.queries import check_question, evidence_text, rows
 from streammem.server.refused import Refused
 from streammem.server.session_host import SessionHost
@@ -40,12 +41,16 @@ MAX_INLINE_BYTES = 8 << 20
 CLIPS, MAX_CLIPS = "clips", 100  # files below the memories' folder; the oldest are removed
 ABOUT = (
     "Video that was watched, or is being watched now. `list` lists it; `ask` answers a "
-    "question about it, `find` finds moments, `clip` shows a span in pictures; `ask_all` and "
-    "`find_all` look into all memories at once. `search`, `at`, "
-    "`before`, `after`, `count` and `look` go from scene to scene. Times are seconds from "
+    "question about it, `find` finds moments, `clip` shows a span in pictures, `plan` tells how "
+    "far a goal has come; `ask_all` and `find_all` look into all memories at once. `search`, "
+    "`at`, `before`, `after`, `count` and `look` go from scene to scene. Times are seconds from "
     "the start of each video."
 )
 Name = Annotated[str, Field(description="session:ID or memory:NAME, as `list` gives them")]
+Steps = Annotated[
+    Sequence[str],
+    Field(max_length=MAX_STEPS, description="what each step shows, in their order"),
+]
 Seconds = Annotated[float, Field(ge=0, le=1e8, description="seconds")]
 Video = Annotated[
     Literal["no", "inline", "file"],
@@ -146,6 +151,18 @@ def _add_tools(server: MCPServer, sessions: Sessions) -> None:
             {"name": f"memory:{name}", **event_json(moment, ""), "keyframe": None}
             for name, moment in moments
         ]
+
+    @server.tool()
+    async def plan(name: Name, goal: str, steps: Steps = ()) -> str:
+        """Tell how far a goal has come: steps done with their times, missing, likely next.
+
+        Without steps the last actions that were seen, and guesses from them alone.
+        """
+        with _refusals():
+            for text in (goal, *steps):
+                check_question(text, longest)
+            host = await _host_of(sessions, name)
+            return str(await host.do(lambda session: session.plan(goal, steps)))
 
     @server.tool(structured_output=False)
     async def clip(name: Name, start: Seconds, end: Seconds, video: Video = "no") -> list[Any]:

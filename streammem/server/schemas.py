@@ -158,16 +158,22 @@ class NextStepItem(_Record):
 
 
 class PlanEvent(_Record):
-    """How far a goal has come; sessions of the server follow no plan yet."""
+    """How far a goal has come. Without given steps, ``steps`` are the last actions seen."""
 
     type: Literal["plan"]
     goal: Annotated[str, Field(examples=["make coffee"])]
     time: Seconds
-    progress: Annotated[float, Field(ge=0, le=1)]
+    progress: Annotated[
+        float | None, Field(ge=0, le=1, description="of the given steps; null without any")
+    ]
     steps: list[PlanStepItem]
     next: list[NextStepItem]
     alerts: list[str]
     certainty: Annotated[float, Field(ge=0, le=1)]
+    next_from: Annotated[
+        Literal["steps", "past", "past and adapter"],
+        Field(description="what `next` rests on: given steps, or past actions"),
+    ]
     wall_start: WallClock = None
 
 
@@ -190,7 +196,7 @@ class EvidenceItem(_Record):
     keyframe: KeyframeUrl | None
     caption: str | None
     speech: str | None
-    matched: Literal["picture", "caption", "speech"]
+    matched: Literal["picture", "name", "caption", "speech"]
     cosine: float | None
     wall_start: WallClock = None
     quote: str | None = None
@@ -299,6 +305,7 @@ class SessionInfo(_Record):
     events: int
     waiting: int
     alerts: list[str]
+    plan: Annotated[str | None, Field(description="goal of the plan that it follows")]
     url: Annotated[str, Field(examples=["/v1/sessions/camera-1"])]
     video: Annotated[str | None, Field(description="URL of the video, where it is a file")]
     picture: Annotated[str | None, Field(description="URL of the newest picture, once there is")]

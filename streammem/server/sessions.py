@@ -36,6 +36,7 @@ from streammem.memory.upkeep import MemorySummary, info
 from streammem.models.protocols import StreamModel
 from streammem.server import addresses
 from streammem.server.archive import Archive
+from streammem.server.chat_videos import UPLOAD, ChatVideos
 from streammem.server.clips import Clips
 from streammem.server.counters import Counters
 from streammem.server.inbox import Inbox
@@ -50,13 +51,12 @@ from streammem.video.address import public_name, public_url
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-UPLOAD = "upload:"
 STOP_S = 20.0  # for a session to close its open segment and send the last events
 SWEEP_S = 5.0
 TRUSTED = WatchOptions(stats_s=10.0)
 RECONNECTING = SourceOptions(reconnect=True)
 
-CAMERAS = ("rtsp", "webcam", "screen", "http")
+CAMERAS = ("rtsp", "rtmp", "udp", "webcam", "screen", "http")
 VIDEO_FILES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mpg", ".mpeg", ".wmv",
 )  # fmt: skip
@@ -124,6 +124,7 @@ class Sessions:
         self.model, self.scheduler = share(model, self.counters.batched)
         self.uploads = Uploads(config.uploads, config.limits)
         self.clips = Clips(self.uploads, config.limits)
+        self.videos = ChatVideos(self, self.uploads, config)
         self.outlet: Callable[[str], Outlet] | None = None
         self._session = session
         self.archive = Archive(config.memories, self.model, session, config.limits, self.counters)
@@ -194,6 +195,38 @@ class Sessions:
         opened = _WatchedSource(shown, lambda _: open_with(source, source_options), file)
         options = replace(options, speech=self.config.speech)
         return await self._start(opened, options, keep_in, id_)
+
+    async def open_video(
+        self, name: str, path: Path, release: Callable[[], object] | None = None
+    ) -> str:
+        """Open a session on a video file that a chat message named; scenes are not described.
+
+        Args:
+            name: shown to clients.
+            path: of the file, which was checked.
+            release: called once the file is not needed any more.
+
+        Raises:
+            Refused: too many sessions are open, or it is longer than videos of messages may be.
+            SourceError: it cannot be opened.
+        """
+        longest = self.config.limits.video_s
+
+        def opener(stop: Callable[[], bool]) -> VideoSource:
+            source = open_with(str(path), SourceOptions())
+            if source.duration is not None and source.duration > longest:
+                source.close()
+                shown = f"{source.duration:.0f} s; a video of a message may have {longest:.0f} s"
+                raise Refused(413, f"video_url: {shown}; open a session on it")
+            return source
+
+        video = _WatchedSource(encodable(name), opener, path, release)
+        options = WatchOptions(captions=False, speech=self.config.speech)
+        return await self._start(video, options, None)
+
+    def has_place(self) -> bool:
+        """Return whether one more session may be opened."""
+        return len(self._sessions) < self.config.limits.sessions
 
     async def open_own(self, sources: Sequence[str]) -> None:
         """Open sessions on the operator's sources; they are never closed as idle.
@@ -358,6 +391,7 @@ class Sessions:
 
     async def close(self) -> None:
         """Close everything."""
+        await self.videos.close()
         opened = [*self._sessions.values(), *self._memories.values()]
         self._sessions.clear()
         self._memories.clear()
@@ -370,7 +404,7 @@ class Sessions:
         await anyio.to_thread.run_sync(self.scheduler.close)
 
     def _check_place(self) -> None:
-        if len(self._sessions) >= self.config.limits.sessions:
+        if not self.has_place():
             text = f"{len(self._sessions)} sessions are open; close one"
             raise Refused(429, text, retry_s=30)
 
@@ -460,7 +494,7 @@ class Sessions:
         return self.config.memories / name
 
     async def _named(self, source: str, options: SourceOptions) -> _WatchedSource:
-        """Check a source named by a client: an upload, a live URL, or a URL to download."""
+        """Check a source named by a client: an upload, a file, a live URL, or one to download."""
         if source.startswith(UPLOAD):
             upload = self.uploads.get(source.removeprefix(UPLOAD))
             upload.users += 1
@@ -469,6 +503,10 @@ class Sessions:
             return _WatchedSource(
                 shown, lambda _: open_with(path, options), upload.path, upload.leave
             )
+        if source.startswith(addresses.FILE):
+            file = await anyio.to_thread.run_sync(addresses.check_file, source, self.config.files)
+            await anyio.to_thread.run_sync(check_video, file)
+            return _WatchedSource(file.name, lambda _: open_with(str(file), options), file)
         target = await anyio.to_thread.run_sync(addresses.check, source, self.config.allowed)
         if target.parts.scheme in addresses.LIVE:
             url = addresses.live_url(target)

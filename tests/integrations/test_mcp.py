@@ -41,6 +41,7 @@ async def test_an_agent_lists_asks_finds_and_is_shown(tools):
             "ask_all",
             "find_all",
             "clip",
+            "plan",
             *(lookup.name for lookup in LOOKUPS),
         }
         listed = text(await client.call_tool("list", {}))
@@ -49,6 +50,9 @@ async def test_an_agent_lists_asks_finds_and_is_shown(tools):
         assert "Nearest" in text(await client.call_tool("ask", trips | {"question": "A dog?"}))
         found = text(await client.call_tool("find", trips | {"query": "red", "count": 2}))
         assert '"rank": 2' in found or '"rank":2' in found
+        plan = {"goal": "paint", "steps": ["a red room", "a blue room"]}
+        assert "paint [" in text(await client.call_tool("plan", trips | plan))
+        assert "no steps given" in text(await client.call_tool("plan", trips | {"goal": "paint"}))
         shown = await client.call_tool("clip", trips | {"start": 0, "end": 9})
         assert [part.type for part in shown.content].count("image") == 3
         assert "scene 0" in text(shown)

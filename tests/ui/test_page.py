@@ -8,6 +8,7 @@ import shutil
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -379,6 +380,82 @@ async def test_a_camera_is_shown_live_its_past_on_demand_and_alerts_are_listed(b
             assert "2026-05-03 16:40:00 a dog" in await page.text_content("#alerts")
             await until(page, "document.querySelectorAll('#transcript .alert').length === 1")
             await fits(page, 390)
+
+
+@pytest.mark.heavy
+@pytest.mark.anyio
+async def test_a_plan_is_shown_with_its_progress_and_a_day_with_its_activities(
+    browsing, model, memories, monkeypatch
+):
+    def scored(rows, query):  # red and blue rooms are told apart by their words
+        score = 0.9 if {0: "red", 1: "blu"}.get(rows[0].segment, "-") in str(query.words) else 0.01
+        return [SimpleNamespace(score=score)]
+
+    monkeypatch.setattr("streammem.qa.plan.rate", scored)
+    with Session(model, memory=memories / "day", source="a.mp4", wall_zero=WALL) as session:
+        told(session, film(("red", 8), ("blue", 8), ("green", 8)))
+        (wall_date,) = session.days()
+    async with browsing(390, "/watch/#/memory/day") as page:
+        await until(page, f"{LINES} === 3")
+        await page.click("#plan-box summary")
+        await page.click("#plan-send")
+        await until(page, "document.querySelector('#plan-error').textContent.includes('goal')")
+        await page.fill("#plan-goal", EVIL)
+        await page.fill("#plan-steps", "a red room\n\na blue room\na black room\n")
+        await page.click("#plan-send")
+        await until(page, "document.querySelectorAll('#plan .step').length === 3")
+        assert await page.text_content("#plan strong") == EVIL and await page.title() != "hit"
+        states = "[...document.querySelectorAll('#plan .step')].map((s) => s.dataset.state)"
+        assert await page.evaluate(states) == ["done", "doing", "open"]
+        value = await page.evaluate("document.querySelector('#plan-progress').value")
+        assert value == pytest.approx(2 / 3)
+        assert "2 of 3" in await page.text_content("#plan")
+        assert "Next: a black room 100 %" in await page.text_content("#plan-next")
+        await page.locator("#plan .place").nth(1).click()
+        await until(page, "document.querySelector('#transcript .current')?.dataset.start === '4'")
+        await page.fill("#plan-steps", "")
+        await page.click("#plan-send")
+        await until(page, "document.querySelector('#plan').textContent.includes('no steps given')")
+        assert await page.locator("#plan-progress").count() == 0
+        # The day that was seen last is offered; its activities are found by the wall clock.
+        await page.click("#day-box summary")
+        await until(page, "document.querySelectorAll('#day-list li').length > 0")
+        assert await page.input_value("#day") == str(wall_date)
+        blocks = await page.locator("#day-line .activity").count()
+        assert blocks == await page.locator("#day-list li").count()
+        await page.locator("#day-line .activity").last.press("Enter")
+        await page.fill("#day", "2020-01-01")
+        await until(page, "document.querySelector('#day-error').textContent.includes('Nothing')")
+        assert await page.locator("#day-line .activity").count() == 0
+        await fits(page, 390)
+
+
+@pytest.mark.heavy
+@pytest.mark.anyio
+async def test_a_plan_is_followed_while_a_camera_is_watched_until_it_is_stopped(browsing):
+    from benchmarks.rtsp_server import RtspCamera, encode
+    from streammem.types import Plan, PlanStep
+    from tests.tiny import moving_square
+
+    pictures = [moving_square("red" if k < 50 else "blue", k, 96, 64) for k in range(100)]
+    with RtspCamera(encode(pictures), speed=1.0, loop=True) as camera:
+        async with browsing(390, "/watch/#/session/OWN", own=[camera.url]) as page:
+            (host,) = page.sessions.hosts().values()
+            await page.click("#plan-box summary")
+            await page.fill("#plan-goal", "paint")
+            await page.fill("#plan-steps", "a\nb")
+            await page.click("#plan-send")
+            await until(page, "document.querySelectorAll('#plan .step').length === 2")
+            assert host.goal == "paint"
+            steps = tuple(PlanStep(name, "done", ((0.0, 1.0),), (0,)) for name in "ab")
+            host._publish(Plan("paint", 9.0, 1.0, steps, alerts=("left out: c",)))
+            await until(page, "document.querySelector('#plan-progress').value === 1")
+            assert "! left out: c" in await page.text_content("#plan")
+            await page.reload()
+            await until(page, "document.querySelectorAll('#plan .step').length === 2")
+            await page.click("#plan-end")
+            await until(page, "document.querySelector('#plan-end').classList.contains('hidden')")
+            assert host.goal is None
 
 
 NOTIFICATION = """
