@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from streammem.errors import BackboneError, ConfigError, install_command
-from streammem.models.registry import DEFAULT, WHOLE, generators_help, load
+from streammem.models.registry import DEFAULT, WHOLE, find_generator, generators_help, load
 from streammem.output.render import FORMATS, plain
 from streammem.types import TimeSpan
 from streammem.video import SourceOptions
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from streammem.engine.watch_options import WatchOptions
     from streammem.memory.retrieval import Window
     from streammem.models.protocols import StreamModel
+    from streammem.models.vlm.server import Spend
     from streammem.output.results import Rotation
     from streammem.server.limits import Limits
 
@@ -54,7 +55,10 @@ _TIME_OF_DAY = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?", re.ASCII
 # written must not be pruned down to them.
 LEAST_BUDGET_BYTES, LEAST_KEEP_S = 1_000_000, 3600.0
 TOKEN = "STREAMMEM_TOKEN"
-SPEND_HELP = "tokens, and requests after a comma, that servers are asked an hour at most"
+SPEND_HELP = (
+    "tokens, and requests after a comma, that servers are asked an hour at most; those to a "
+    "transcription server count, too"
+)
 # Measured: docs/research/cameras.md, "How often an alert is right".
 ALERTS_ARE = (
     "A hint, not an alarm. With streammem-tiny, of alerts such as 'a dog' 3 of 10 were false, and "
@@ -332,6 +336,13 @@ TIMEZONE = Flag(
     "that wall-clock words are read in, as in Europe/Berlin; this computer's by default",
     {"metavar": "NAME"},
 )
+PLANNING = Flag(
+    "--planning",
+    "planning",
+    "adapter that knows what people do next in kitchens, for plans without --steps: kitchen "
+    "(CC BY-NC 4.0: not for commercial use), or a file (default: the memory's own past alone)",
+    {"metavar": "NAME"},
+)
 DECODING_FLAGS = (  # of GenerationConfig, for captions and answers
     Flag("--max-new-tokens", "max_new_tokens", None, {"type": int}),
     Flag("--temperature", "temperature", "0 is greedy (default)", {"type": float}),
@@ -432,7 +443,8 @@ def speech_options(arguments: argparse.Namespace) -> "SpeechOptions":
     from streammem.audio.track import SpeechOptions
 
     flags = {flag.option: vars(arguments).get(_dest(flag)) for flag in SPEECH_FLAGS}
-    return SpeechOptions(**{name: value for name, value in flags.items() if value is not None})
+    given_flags = {name: value for name, value in flags.items() if value is not None}
+    return SpeechOptions(**given_flags, spend=_budget(arguments))
 
 
 def configured(config: "SessionConfig", arguments: argparse.Namespace) -> "SessionConfig":
@@ -446,10 +458,20 @@ def configured(config: "SessionConfig", arguments: argparse.Namespace) -> "Sessi
     if arguments.config:
         config = override(config, read_toml(arguments.config), f"{arguments.config}: ")
     config = override(config, parse_assignments(arguments.set), "--set ")
-    flags = given((*ANSWER_FLAGS, TIMEZONE), arguments)
+    flags = given((*ANSWER_FLAGS, TIMEZONE, PLANNING), arguments)
     if decoding := given(DECODING_FLAGS, arguments):
         flags |= {"caption": decoding, "answer": decoding}
     return override(config, flags, "--")
+
+
+def _budget(arguments: argparse.Namespace) -> "Spend | None":
+    """Return the budget of all that servers are asked; the same one each time."""
+    from streammem.models.vlm.server import Spend
+
+    spend = vars(arguments).get("spend")
+    if isinstance(spend, str):
+        arguments.spend = spend = Spend.read(spend)
+    return spend
 
 
 def load_model(arguments: argparse.Namespace) -> "StreamModel":
@@ -458,9 +480,13 @@ def load_model(arguments: argparse.Namespace) -> "StreamModel":
     Raises:
         StreammemError: one of them means nothing, or cannot be opened.
     """
-    from streammem.models.vlm.server import Spend
+    from streammem.audio.track import is_served
 
-    spend = Spend.read(arguments.spend) if arguments.spend is not None else None
+    spend = _budget(arguments)
+    names = (arguments.model, arguments.caption_with, arguments.answer_with)
+    kinds = [found[0] for name in names if name and (found := find_generator(name))]
+    if is_served(vars(arguments).get("speech")) and not any(kind.served for kind in kinds):
+        spend = None  # it is the transcription server's alone
     return load(
         arguments.model,
         device=arguments.device,
@@ -588,6 +614,7 @@ def add_server_options(parser: Parser) -> None:
     add("--port", type=int, default=8080, help="default 8080; 0 is a free one")
     add("--prefix", default="", metavar="PATH", help="of this server behind a proxy: /cameras")
     add("--memories", type=Path, metavar="DIR", help="folder whose memories may be asked, by name")
+    add_archive(add)
     kept = (
         "keep what cameras of the command line show in RAM alone (default: on disk in --memories; "
         "of `ui` without it, in ~/.local/share/streammem/memories; at most 2 GiB a camera)"
@@ -605,6 +632,12 @@ def add_server_options(parser: Parser) -> None:
     add_flags(parser.add_argument_group("limits"), LIMIT_FLAGS)
     add_flags(parser, SPEECH_FLAGS)
     add_session_options(parser)
+
+
+def add_archive(add: Callable[..., Any]) -> None:
+    """Add --archive."""
+    about = "likewise, but they are only read: of `index` or `watch --sources`, also meanwhile"
+    add("--archive", type=Path, metavar="DIR", help=about)
 
 
 def add_session_options(parser: Parser) -> None:
@@ -642,7 +675,11 @@ def _add_model(parser: Parser) -> None:
     add("--spend", metavar="N[,N]", help=SPEND_HELP)
     add("--config", type=Path, metavar="FILE", help="TOML file of options (see configs/)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=SET_HELP)
-    add("--device", default="cpu", help="where the language model runs: cpu, cuda, cuda:1, mps")
+    add(
+        "--device",
+        default="cpu",
+        help="where frames are encoded and language models run: cpu, cuda, ...",
+    )
 
 
 def _add_model_options(parser: Parser) -> None:

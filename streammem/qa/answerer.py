@@ -40,6 +40,7 @@ from streammem.memory.retrieval import (
     content_words,
     rate,
     scale_of,
+    shown_by,
 )
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.protocols import EvidenceItem, StreamModel, readable
@@ -322,7 +323,9 @@ class Answerer:
         hits = self.memory.search(query, rankers=self.config.rankers)
         return tuple(Evidence(**self._fields(hit)) for hit in hits), any(h.seen for h in hits)
 
-    def chapters(self, count: int | None, within: Window = EVERYTHING) -> tuple[Chapter, ...]:
+    def chapters(
+        self, count: int | None, within: Window = EVERYTHING, gap_s: float = math.inf
+    ) -> tuple[Chapter, ...]:
         """Divide what was seen into chapters, each with the captions of its central scenes.
 
         Each also quotes what is typical of what was said in it.
@@ -330,9 +333,10 @@ class Answerer:
         Args:
             count: chapters at most; by default the square root of the number of rows, 24 at most.
             within: what overlaps it.
+            gap_s: see ``divide``.
         """
         entries = [clip.entry for clip in self._clips(within)]
-        parts = divide(entries, default_count(len(entries)) if count is None else count)
+        parts = divide(entries, default_count(len(entries)) if count is None else count, gap_s)
         captions = self._described([entry for part in parts for entry in part.central])
         said = [sentences([Clip(row, -math.inf, math.inf) for row in part.rows]) for part in parts]
         return tuple(
@@ -371,7 +375,8 @@ class Answerer:
             self._described([hit.entry for hit in self._search(queries[number], window)])
             scores = alone = self._scores(queries[number], window)
             if number < len(queries) - 1:
-                alone = self._scores(queries[-1], window)
+                # On one scale with the action, which has no name.
+                alone = self._scores(queries[-1]._replace(name=None), window)
             # A scene that shows the thing is near its action, too: it shows the action where it
             # fits that at least as well as the thing alone.
             matching = {s for s, score in scores.items() if score >= max(SEEN, alone[s])}
@@ -749,8 +754,9 @@ class Answerer:
 
     def _present_evidence(self, present: Present, query: Query) -> Evidence:
         now = present.now
-        cosine = max(float(frame.key @ query.key) for frame in now)
-        (score,) = scale_of(query).probability(np.array([cosine])).tolist()
+        keys = np.stack([frame.key for frame in now])
+        cosine = float((keys @ query.key).max())
+        (score,) = scale_of(query).probability(shown_by(query, [keys])).tolist()
         return Evidence(
             present.source, present.segment, now[0].time, now[-1].end, score, cosine=cosine
         )
@@ -844,9 +850,11 @@ class Answerer:
         things = named_in(self.things, text) or tuple(
             thing for thing in named_in(self.things, asked) if content_words(thing.name) & words
         )
+        name = None if things else encoder.name_readout(text)
         return Query(
-            key, now, background, encoder.null, words, num_keys, heard=not things, things=things
-        )
+            key, now, background, encoder.null, words, num_keys,
+            heard=not things, things=things, name=name,
+        )  # fmt: skip
 
     def _search(self, query: Query, window: Window) -> Sequence[Hit]:
         return self.memory.search(query, window, self.config.passages, self.config.rankers)

@@ -68,6 +68,7 @@ class ServerConfig:
         port: to listen on; 0 for a free one.
         token: what clients must present; required beyond loopback.
         memories: folder of memories, which clients read and write by name.
+        read_only: clients only read them.
         uploads: folder for uploads; None makes a temporary one. Uploads are removed at the end.
         allowed: hosts and networks that clients may name in a source.
         files: folders below which clients may name files, as ``file:///path``.
@@ -88,6 +89,7 @@ class ServerConfig:
     port: int = 8080
     token: str | None = None
     memories: Path | None = None
+    read_only: bool = False
     uploads: Path | None = None
     allowed: Allowed = field(default_factory=Allowed)
     files: tuple[Path, ...] = ()

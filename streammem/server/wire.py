@@ -10,6 +10,7 @@ from streammem.audio.track import SpeechOptions
 from streammem.engine.watch_options import WatchOptions
 from streammem.memory.upkeep import MemorySummary
 from streammem.output.render import NOTHING, to_json
+from streammem.qa.plan import MAX_GOAL, MAX_STEPS
 from streammem.server.queries import public_source
 from streammem.server.refused import Refused
 from streammem.server.session_host import SessionHost
@@ -75,7 +76,8 @@ class NewSession(Strict):
             raise Refused(422, "this server recognises no speech; start it with --speech on")
         speech = own.speech if self.speech in (None, "on") else self.speech
         sounds = None if speech == "off" else own.sounds
-        return SpeechOptions(speech, self.speech_language or own.language, sounds)
+        language = self.speech_language or own.language
+        return SpeechOptions(speech, language, sounds, spend=own.spend)
 
     def options(self) -> WatchOptions:
         """Return how it is watched."""
@@ -93,11 +95,33 @@ class QuestionRequest(Strict):
     stream: bool = False
 
 
+class ArchiveQuestion(Strict):
+    """A question to all memories; an answer comes as a whole."""
+
+    question: Str
+
+
 class SearchRequest(Strict):
     """A description to search for."""
 
     query: Str
     count: Annotated[int, Field(ge=1, le=100)] = 5
+
+
+class PlanRequest(Strict):
+    """A goal, and the steps to it."""
+
+    goal: Annotated[Str, Field(max_length=MAX_GOAL, examples=["make coffee"])]
+    steps: Annotated[
+        list[Annotated[Str, Field(max_length=MAX_GOAL)]],
+        Field(max_length=MAX_STEPS, description="what each shows; none: guessed from past actions"),
+    ] = []
+    follow: Annotated[
+        bool, Field(description="of a session: `plan` events from now on, in place of another plan")
+    ] = False
+    alert_steps: Annotated[
+        bool, Field(description="alerts, too, of steps left out or out of order, while it follows")
+    ] = False
 
 
 class TextPart(BaseModel):
@@ -233,6 +257,7 @@ def host_json(name: str, host: SessionHost, *, permanent: bool = False) -> dict[
         "events": host.events.count,
         "waiting": inbox.waiting if inbox else 0,
         "alerts": list(host.alerts),
+        "plan": host.goal,
         "url": host.path,
         "video": f"{host.path}/video" if host.plan.file else None,
         "picture": f"{host.path}/picture" if watched.frame is not None else None,

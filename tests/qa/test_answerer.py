@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from streammem.memory.entry import Sureness
 from streammem.memory.retrieval import RANKERS, SEEN
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionReading
+from streammem.models.tiny.words import Meaning, NamesOfKeys
 from streammem.qa.answerer import MAX_TURNS, NOTHING_SEEN
 from streammem.qa.question import split_options
 from streammem.types import Segment
@@ -103,6 +105,26 @@ def test_scenes_around_are_listed_with_captions_and_the_pivot_is_evidence(asked_
     answer = session.ask("between: blue/white")
     assert answer.text.startswith("between 00:04.5-00:08.0 and 00:18.0-00:21.0, 10 s:\n[00:08.0")
     assert [item.segment for item in answer.evidence] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_name_that_keys_show_is_counted_found_and_said_to_be_what_matched(reader, renamed):
+    blue = reader.perceive(moving_square("blue", 0)).key
+    key = {name: reader.perceive(moving_square(name, 0)).key for name in ("red", "green", "white")}
+    others = np.mean(list(key.values()), axis=0)
+    names = NamesOfKeys(16, ("lake",), 1, {"sea": Meaning("lake", ())})
+    with torch.no_grad():
+        names.words.weight.copy_(torch.from_numpy(400 * (blue - others))[None])
+        names.words.bias.fill_(-400 * float((blue - others) @ (blue + others)) / 2)
+    session = session_of(replace(reader, names=names))
+    told(session, film(*FILM))
+    thing = "a sea" if renamed else "a lake"
+    answer = session.ask(f"how often: {thing}")
+    assert (answer.text, spans(answer)) == ("once: 00:04.5-00:08.0", AT["blue"])
+    assert answer.evidence[0].matched == "name" and answer.evidence[0].score >= SEEN
+    first, second = session.find(thing, 2)
+    assert (first.segment, first.matched) == (1, "name") and first.score >= SEEN > second.score
+    assert all(item.matched != "name" for item in session.ask("when: a big lake").evidence)
 
 
 def test_what_was_not_seen_has_no_value_and_the_nearest_evidence(asked_of):

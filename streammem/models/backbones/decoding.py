@@ -441,20 +441,7 @@ class Run:
         Returns:
             The row in which each continuation stands from now on.
         """
-        count = len(continuations)
-        parents, tokens = [-1] * count, [0] * count
-        places: list[int] = []
-        for row, _ in continuations:  # the first of a row stays where it is: its columns too
-            stays = row < count and parents[row] < 0
-            places.append(row if stays else -1)
-            if stays:
-                parents[row] = row
-        free = iter([place for place in range(count) if parents[place] < 0])
-        for number, (row, token) in enumerate(continuations):
-            if places[number] < 0:
-                places[number] = next(free)
-                parents[places[number]] = row
-            tokens[places[number]] = token
+        parents, tokens, places = arranged(continuations)
         if parents != list(range(self._num_rows)):
             self.take(torch.tensor(parents))
         self.feed(torch.tensor(tokens))
@@ -472,6 +459,32 @@ class Run:
         self._num_rows = len(rows)
         self.logits, self._places = self.logits[rows], self._places[rows]
         self._readable = None if self._readable is None else self._readable[rows]
+
+
+def arranged(continuations: Sequence[tuple[int, int]]) -> tuple[list[int], list[int], list[int]]:
+    """Place continuations in rows so that the fewest columns have to be copied.
+
+    Args:
+        continuations: a row and the token that follows it, each pair once.
+
+    Returns:
+        Of each new row the row that it goes on from and its token; of each continuation its row.
+    """
+    count = len(continuations)
+    parents, tokens = [-1] * count, [0] * count
+    places: list[int] = []
+    for row, _ in continuations:  # the first of a row stays where it is: its columns too
+        stays = row < count and parents[row] < 0
+        places.append(row if stays else -1)
+        if stays:
+            parents[row] = row
+    free = iter([place for place in range(count) if parents[place] < 0])
+    for number, (row, token) in enumerate(continuations):
+        if places[number] < 0:
+            places[number] = next(free)
+            parents[places[number]] = row
+        tokens[places[number]] = token
+    return parents, tokens, places
 
 
 def _attention(q: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
