@@ -310,17 +310,17 @@ def markdown(report: dict[str, Any]) -> str:
         title = "Accuracy" if name == "all" else f"Accuracy, {name}"
         chance = "" if part["chance"] is None else f" (a guess: {part['chance']:.3f})"
         lines += [f"## {title}{chance}", ""]
-        more = {
+        extra = {
             key: title
             for key, title in (("f1", "token F1"), ("judged", "judged right"))
             if any(key in scores for scores in part["contexts"].values())
         }
         rows = [
             [CONTEXTS[context], _cell(scores["strict"]), _cell(scores["official"])]
-            + [_cell(scores.get(key)) for key in more]
+            + [_cell(scores.get(key)) for key in extra]
             for context, scores in part["contexts"].items()
         ]
-        heads = ["answered from", "strict", "official rule", *more.values()]
+        heads = ["answered from", "strict", "official rule", *extra.values()]
         lines += [*_table(heads, rows), ""]
     if judge := report["judge"]:
         lines += [
