@@ -12,7 +12,7 @@ import numpy as np
 
 Reason = Literal["cut", "max", "end"]
 Method = Literal["model", "computed"]
-Matched = Literal["picture", "caption", "speech"]
+Matched = Literal["picture", "name", "caption", "speech"]
 DecidedBy = Literal["keys", "model"]
 
 
@@ -105,7 +105,8 @@ class Evidence:
         caption: the segment's caption, if it has one.
         speech: what was said meanwhile, if known.
         wall_start: ISO 8601 with offset, the wall clock at ``start``, if known.
-        matched: what the score rests on most.
+        matched: what the score rests on most; ``name`` where the picture counts more than its
+            cosine because the name of what was asked for is read off its keys.
         cosine: similarity in [-1, 1] of the question and the segment's nearest key; None where
             it was not compared.
         quote: the sentence that it rests on, where it was matched by speech.

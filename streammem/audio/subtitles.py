@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import av
+from av.container import InputContainer
 
 from streammem.errors import SourceError
 from streammem.types import Note
@@ -91,6 +92,8 @@ class Track:
         language: ISO 639-1 where it is known, as it stands there otherwise; empty without one.
         forced: whether it holds only what is said in a foreign language.
         read: reads it; raises ``SourceError`` where it cannot be opened.
+        cues: of a track inside: gives its notes one by one, in the file's order, and what is wrong
+            with it; it opens the file with its first step.
         is_text: whether it can be read; pictures of text, and teletext, cannot.
     """
 
@@ -99,6 +102,7 @@ class Track:
     forced: bool
     read: Callable[[], Cues]
     is_text: bool = True
+    cues: Callable[[], Iterator[Note | str]] = lambda: iter(())
 
 
 def parse(data: bytes, name: str, language: str = "") -> Cues:
@@ -146,7 +150,49 @@ def tracks_of(path: str | Path) -> list[Track]:
         path: of the video.
     """
     path = Path(path)
-    tracks = [*_beside(path), *_inside(path)]
+
+    def opened() -> InputContainer:
+        return av.open(f"file:{path}", "r", options={"protocol_whitelist": "file"})
+
+    try:
+        inside = tracks_in(opened, path.name)
+    except SourceError:
+        inside = []  # that it is no video is reported by what opens it as one
+    return _best_first([*_beside(path), *inside])
+
+
+def tracks_in(opened: Callable[[], InputContainer], name: str) -> list[Track]:
+    """Return the text tracks of a video that FFmpeg can decode to text, the best first.
+
+    Args:
+        opened: opens it.
+        name: what messages call it: without credentials.
+
+    Raises:
+        SourceError: it cannot be opened.
+    """
+    tracks = []
+    try:
+        with opened() as container:
+            for number, stream in enumerate(container.streams.subtitles, start=1):
+                context = stream.codec_context
+                codec = context.name if context else "of a kind without decoder, as teletext"
+                is_text = context is not None and context.name not in _PICTURES
+                flags = av.stream.Disposition(stream.disposition)
+                language = language_of(stream.language or "")
+                language = "" if language == "und" else language
+                label = f"subtitle track {number} of {name} ({codec})"
+                cues = partial(_cues_inside, opened, stream.index, name)
+                read = partial(_read_inside, cues, name) if is_text else partial(_no_text, label)
+                forced = bool(flags & av.stream.Disposition.forced)
+                track = Track(label, language, forced, read, is_text, cues)
+                tracks.append((not flags & av.stream.Disposition.default, number, track))
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise SourceError(f"{name}: its text tracks cannot be read") from error
+    return _best_first([track for *_, track in sorted(tracks, key=lambda item: item[:2])])
+
+
+def _best_first(tracks: list[Track]) -> list[Track]:
     return sorted(tracks, key=lambda track: (not track.is_text, track.forced))  # stable
 
 
@@ -337,54 +383,37 @@ def _reader_of(path: Path, language: str) -> Callable[[], Cues]:
     return read
 
 
-def _inside(path: Path) -> list[Track]:
-    """Return the text tracks of a video file that FFmpeg can decode to text."""
-    tracks = []
-    try:
-        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
-            for number, stream in enumerate(container.streams.subtitles, start=1):
-                context = stream.codec_context
-                codec = context.name if context else "of a kind without decoder, as teletext"
-                is_text = context is not None and context.name not in _PICTURES
-                flags = av.stream.Disposition(stream.disposition)
-                language = language_of(stream.language or "")
-                language = "" if language == "und" else language
-                name = f"subtitle track {number} of {path.name} ({codec})"
-                read = _inside_reader(path, stream.index) if is_text else partial(_no_text, name)
-                forced = bool(flags & av.stream.Disposition.forced)
-                track = Track(name, language, forced, read, is_text)
-                tracks.append((not flags & av.stream.Disposition.default, number, track))
-    except (av.FFmpegError, OSError, ValueError):
-        return []  # that it is no video is reported by what opens it as one
-    return [track for *_, track in sorted(tracks, key=lambda item: item[:2])]
-
-
 def _no_text(name: str) -> Cues:
     return Cues((), (f"{name}: is no text that can be read here; pictures and teletext are not",))
 
 
-def _inside_reader(path: Path, index: int) -> Callable[[], Cues]:
-    def read() -> Cues:
-        notes: list[Note] = []
-        faults: list[str] = []
-        try:
-            with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
-                stream = container.streams[index]
-                for other in container.streams:
-                    if other.index != index:
-                        other.discard = av.stream.Discard.all
-                # Time 0 is where players begin, as for pictures.
-                zero = max(0, container.start_time or 0) / av.time_base
-                rolled = list[str]()
-                for packet in container.demux(stream):
-                    notes += _decoded_packet(packet, zero, faults, rolled)
-        except (av.FFmpegError, OSError, ValueError) as error:
-            faults.append(f"{path.name}: its subtitle track breaks off ({type(error).__name__})")
-        if not notes and not faults:
-            faults.append(f"{path.name}: its subtitle track holds no text; pictures are not read")
-        return Cues(_in_order(notes), tuple(faults))
+def _read_inside(cues: Callable[[], Iterator[Note | str]], name: str) -> Cues:
+    found = list(cues())
+    notes = [item for item in found if isinstance(item, Note)]
+    faults = [item for item in found if isinstance(item, str)]
+    if not found:
+        faults.append(f"{name}: its subtitle track holds no text; pictures are not read")
+    return Cues(_in_order(notes), tuple(faults))
 
-    return read
+
+def _cues_inside(
+    opened: Callable[[], InputContainer], index: int, name: str
+) -> Iterator[Note | str]:
+    try:
+        with opened() as container:
+            stream = container.streams[index]
+            for other in container.streams:
+                if other.index != index:
+                    other.discard = av.stream.Discard.all
+            # Time 0 is where players begin, as for pictures.
+            zero = max(0, container.start_time or 0) / av.time_base
+            rolled = list[str]()
+            for packet in container.demux(stream):
+                faults = list[str]()
+                yield from _decoded_packet(packet, zero, faults, rolled)
+                yield from faults
+    except (av.FFmpegError, OSError, ValueError) as error:
+        yield f"{name}: its subtitle track breaks off ({type(error).__name__})"
 
 
 def _decoded_packet(

@@ -3,12 +3,15 @@
 track = open_track("film.mp4", SpeechOptions(speech="on", language="en"))
 track.within(0.0, 12.5)      # the notes of the scene [0, 12.5)
 track.after(3600.0)          # a remark on notes that lie after the end of the film
+open_tracks(["one.mp4", "two.mp4"], options, source.starts)      # played as one film
 """
 
 import bisect
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from streammem.audio.subtitles import Track, language_of, tracks_of
 from streammem.errors import ConfigError, SourceError
@@ -30,6 +33,18 @@ MODELS = (
 MAX_FAULTS = 3  # of one file that are told by themselves
 
 
+class Budget(Protocol):
+    """What limits how much servers are asked; see ``models.vlm.server.Spend``."""
+
+    def begin(self, where: str) -> None:
+        """Count a request; raise ``ServedModelError`` where no more may be made."""
+        ...
+
+    def add(self, tokens: int) -> None:
+        """Count what a reply has cost."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SpeechOptions:
     """Where words come from.
@@ -45,6 +60,7 @@ class SpeechOptions:
         sounds: folder of ImageBind's weights, by which sounds are named; None names none.
         where_possible: watch a source that can have no sound without its words; it is refused
             otherwise, where they are asked for.
+        spend: the budget that requests to a transcription server count against; None for none.
 
     Raises:
         ConfigError: another ``speech``, or an empty language.
@@ -54,6 +70,7 @@ class SpeechOptions:
     language: str | None = None
     sounds: str | None = None
     where_possible: bool = False
+    spend: Budget | None = None
 
     def __post_init__(self) -> None:
         if self.speech not in CHOICES and not self.speech.startswith(OPENAI):
@@ -71,6 +88,11 @@ class SpeechOptions:
     def recogniser(self) -> str | None:
         """The recogniser that is asked for by its name or folder; None for the other choices."""
         return None if self.speech in ("auto", "on", "off") else self.speech
+
+
+def is_served(speech: str | None) -> bool:
+    """Return whether a choice of ``SpeechOptions.speech`` is a transcription server."""
+    return speech is not None and speech.startswith(OPENAI)
 
 
 def repository(name: str) -> str:
@@ -94,20 +116,46 @@ def repository(name: str) -> str:
 
 
 class SpeechTrack:
-    """The notes of one file, in order of time, on the file's clock.
+    """The notes of one file, or of several that are played one after another, in order of time.
 
     Args:
         name: of the track.
-        notes: sorted by their start.
+        notes: sorted by their start, on the file's clock.
         notices: what a user should know of it; any caller may take them out.
+        following: the tracks of all the files that are played, where there are several; ``notes``
+            and ``notices`` are empty then.
+        starts: seconds at which these begin, by their place. It may grow while it is read: that
+            of a file must be there before a scene of the file is asked for.
     """
 
     def __init__(
-        self, name: str, notes: tuple[Note, ...], notices: tuple[Notice, ...] = ()
+        self,
+        name: str,
+        notes: tuple[Note, ...],
+        notices: tuple[Notice, ...] = (),
+        following: "Sequence[SpeechTrack | None]" = (),
+        starts: Mapping[int, float] = {},
     ) -> None:
         self.name, self.notes, self.notices = name, notes, list(notices)
+        self._following, self._all_starts = following, starts
+        self._begun = list[tuple[float, SpeechTrack | None]]()  # files so far, and when they begin
         self._starts = [note.start for note in notes]
         self._first: float | None = None  # where the first scene begins
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether each of its files has notes."""
+        if not self._following:
+            return bool(self.notes)
+        return all(track is not None and track.notes for track in self._following)
+
+    def covers(self, time: float) -> bool:
+        """Return whether the file that is played at a time has notes; it must have begun."""
+        if not self._following:
+            return bool(self.notes)
+        begun = [place for place, start in list(self._all_starts.items()) if start <= time]
+        track = self._following[max(begun)] if begun else None
+        return bool(track and track.notes)
 
     def within(self, start: float, end: float) -> tuple[Note, ...]:
         """Return the notes that begin in the scene [start, end).
@@ -115,6 +163,7 @@ class SpeechTrack:
         Those that are being said where the first scene begins are the first scene's. So each note
         of contiguous scenes is given once.
         """
+        self._begin()
         if self._first is None or start < self._first:
             self._first = start
         first = bisect.bisect_left(self._starts, start)
@@ -125,15 +174,35 @@ class SpeechTrack:
 
     def after(self, end: float) -> Notice | None:
         """Remark on the notes that begin at or after the end of the film; None without any."""
+        self._begin()
+        return self._beyond(end)
+
+    def _beyond(self, end: float) -> Notice | None:
         num = len(self.notes) - bisect.bisect_left(self._starts, end)
         if not num:
             return None
-        last = clock(self._starts[-1])
+        name, total, zero = self.name, len(self.notes), 0.0
+        if self._begun:
+            zero, track = self._begun[-1]
+            name, total = (track.name, len(track.notes)) if track else (name, total)
+        last = clock(self._starts[-1] - zero)
         return Notice(
-            f"{self.name}: {num} of {len(self.notes)} cues begin after the end of the film, the "
+            f"{name}: {num} of {total} cues begin after the end of the film, the "
             f"last at {last}; they are left out. Is it of another film?",
             is_failure=False,
         )
+
+    def _begin(self) -> None:
+        """Take in the notes of the files that have begun since."""
+        for place, start in list(self._all_starts.items())[len(self._begun) :]:
+            if beyond := self._beyond(start):
+                self.notices.append(beyond)
+            kept = self.notes[: bisect.bisect_left(self._starts, start)]
+            track = self._following[place]
+            new = tuple(note.shifted(start) for note in track.notes) if track else ()
+            self.notes = (*kept, *new)
+            self._starts = [note.start for note in self.notes]
+            self._begun.append((start, track))
 
 
 def open_track(path: str | Path, options: SpeechOptions) -> SpeechTrack | None:
@@ -149,7 +218,7 @@ def open_track(path: str | Path, options: SpeechOptions) -> SpeechTrack | None:
     if options.speech not in ("auto", "on"):
         return None
     name, tracks = Path(path).name, tracks_of(path)
-    chosen, notices = _chosen(tracks, options.language, name)
+    chosen, notices = choose_track(tracks, options.language, name)
     if chosen is None:
         return SpeechTrack(name, (), tuple(notices)) if notices else None
     try:
@@ -163,10 +232,39 @@ def open_track(path: str | Path, options: SpeechOptions) -> SpeechTrack | None:
     return SpeechTrack(chosen.name, cues.notes, tuple(notices))
 
 
-def _chosen(
+def open_tracks(
+    paths: Sequence[str], options: SpeechOptions, starts: Mapping[int, float]
+) -> SpeechTrack | None:
+    """Read the subtitles of video files that are played one after another.
+
+    Args:
+        paths: of the videos.
+        options: see ``SpeechOptions``; of each file its own best track is read.
+        starts: see ``SpeechTrack``.
+
+    Returns:
+        None where none of them has any.
+    """
+    tracks = [open_track(path, options) for path in paths]
+    if not any(tracks):
+        return None
+    notices = [notice for track in tracks if track for notice in track.notices]
+    if (more := len(notices) - MAX_FAULTS) > 0:
+        text = f"{more} more remarks on the subtitles of the {len(paths)} videos are left out"
+        notices[MAX_FAULTS:] = [Notice(text, is_failure=False)]
+    return SpeechTrack("subtitles", (), tuple(notices), tracks, starts)
+
+
+def choose_track(
     tracks: list[Track], language: str | None, name: str
 ) -> tuple[Track | None, list[Notice]]:
-    """Choose a track, and tell what else there is."""
+    """Choose the track in a language, or the best one; and tell what else there is.
+
+    Args:
+        tracks: of a source, the best first.
+        language: see ``SpeechOptions``.
+        name: what messages call the source.
+    """
     there = ", ".join(
         f"{track.name}{track.language and f' [{track.language}]'}" for track in tracks
     )

@@ -29,7 +29,6 @@ from streammem.output.terminal import note
 from streammem.types import Event, Notice, Segment
 from streammem.video import kind_of, open_with
 from streammem.video.address import public_name
-from streammem.video.container import check_file
 
 if TYPE_CHECKING:
     from streammem.captioning.scheduler import LanguageScheduler
@@ -117,6 +116,8 @@ def check_options(arguments: argparse.Namespace) -> bool:
             "which find and ask have"
         )
     elif kind_of(arguments.source).name == "file":
+        from streammem.video.container import check_file  # PyAV loads once there is a file
+
         check_file(arguments.source)
     return remembered
 

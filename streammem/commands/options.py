@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from streammem.errors import BackboneError, ConfigError, install_command
-from streammem.models.registry import DEFAULT, WHOLE, generators_help, load
+from streammem.models.registry import DEFAULT, WHOLE, find_generator, generators_help, load
 from streammem.output.render import FORMATS, plain
 from streammem.types import TimeSpan
 from streammem.video import SourceOptions
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from streammem.engine.watch_options import WatchOptions
     from streammem.memory.retrieval import Window
     from streammem.models.protocols import StreamModel
+    from streammem.models.vlm.server import Spend
     from streammem.output.results import Rotation
     from streammem.server.limits import Limits
 
@@ -54,7 +55,10 @@ _TIME_OF_DAY = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d))?", re.ASCII
 # written must not be pruned down to them.
 LEAST_BUDGET_BYTES, LEAST_KEEP_S = 1_000_000, 3600.0
 TOKEN = "STREAMMEM_TOKEN"
-SPEND_HELP = "tokens, and requests after a comma, that servers are asked an hour at most"
+SPEND_HELP = (
+    "tokens, and requests after a comma, that servers are asked an hour at most; those to a "
+    "transcription server count, too"
+)
 # Measured: docs/research/cameras.md, "How often an alert is right".
 ALERTS_ARE = (
     "A hint, not an alarm. With streammem-tiny, of alerts such as 'a dog' 3 of 10 were false, and "
@@ -439,7 +443,8 @@ def speech_options(arguments: argparse.Namespace) -> "SpeechOptions":
     from streammem.audio.track import SpeechOptions
 
     flags = {flag.option: vars(arguments).get(_dest(flag)) for flag in SPEECH_FLAGS}
-    return SpeechOptions(**{name: value for name, value in flags.items() if value is not None})
+    given_flags = {name: value for name, value in flags.items() if value is not None}
+    return SpeechOptions(**given_flags, spend=_budget(arguments))
 
 
 def configured(config: "SessionConfig", arguments: argparse.Namespace) -> "SessionConfig":
@@ -459,15 +464,29 @@ def configured(config: "SessionConfig", arguments: argparse.Namespace) -> "Sessi
     return override(config, flags, "--")
 
 
+def _budget(arguments: argparse.Namespace) -> "Spend | None":
+    """Return the budget of all that servers are asked; the same one each time."""
+    from streammem.models.vlm.server import Spend
+
+    spend = vars(arguments).get("spend")
+    if isinstance(spend, str):
+        arguments.spend = spend = Spend.read(spend)
+    return spend
+
+
 def load_model(arguments: argparse.Namespace) -> "StreamModel":
     """Load the model that --model, --caption-with and --answer-with name.
 
     Raises:
         StreammemError: one of them means nothing, or cannot be opened.
     """
-    from streammem.models.vlm.server import Spend
+    from streammem.audio.track import is_served
 
-    spend = Spend.read(arguments.spend) if arguments.spend is not None else None
+    spend = _budget(arguments)
+    names = (arguments.model, arguments.caption_with, arguments.answer_with)
+    kinds = [found[0] for name in names if name and (found := find_generator(name))]
+    if is_served(vars(arguments).get("speech")) and not any(kind.served for kind in kinds):
+        spend = None  # it is the transcription server's alone
     return load(
         arguments.model,
         device=arguments.device,
@@ -595,6 +614,7 @@ def add_server_options(parser: Parser) -> None:
     add("--port", type=int, default=8080, help="default 8080; 0 is a free one")
     add("--prefix", default="", metavar="PATH", help="of this server behind a proxy: /cameras")
     add("--memories", type=Path, metavar="DIR", help="folder whose memories may be asked, by name")
+    add_archive(add)
     kept = (
         "keep what cameras of the command line show in RAM alone (default: on disk in --memories; "
         "of `ui` without it, in ~/.local/share/streammem/memories; at most 2 GiB a camera)"
@@ -603,6 +623,8 @@ def add_server_options(parser: Parser) -> None:
     add("--uploads", type=Path, metavar="DIR", help="folder for uploads (default: a temporary one)")
     about = "host (with *), address or network that clients may name in a source; may be repeated"
     add("--allow-source", action="append", default=[], metavar="HOST", help=about)
+    about = "folder below which clients may name files, as file:///path; may be repeated"
+    add("--allow-files", action="append", default=[], type=Path, metavar="DIR", help=about)
     about = f"told once each time that this appears in a SOURCE; may be repeated. {ALERTS_ARE}"
     add("--alert", action="append", default=[], metavar="TEXT", help=about)
     confirm = next(flag for flag in WATCH_FLAGS if flag.name == "--confirm-alerts")
@@ -610,6 +632,12 @@ def add_server_options(parser: Parser) -> None:
     add_flags(parser.add_argument_group("limits"), LIMIT_FLAGS)
     add_flags(parser, SPEECH_FLAGS)
     add_session_options(parser)
+
+
+def add_archive(add: Callable[..., Any]) -> None:
+    """Add --archive."""
+    about = "likewise, but they are only read: of `index` or `watch --sources`, also meanwhile"
+    add("--archive", type=Path, metavar="DIR", help=about)
 
 
 def add_session_options(parser: Parser) -> None:
@@ -647,7 +675,11 @@ def _add_model(parser: Parser) -> None:
     add("--spend", metavar="N[,N]", help=SPEND_HELP)
     add("--config", type=Path, metavar="FILE", help="TOML file of options (see configs/)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=SET_HELP)
-    add("--device", default="cpu", help="where the language model runs: cpu, cuda, cuda:1, mps")
+    add(
+        "--device",
+        default="cpu",
+        help="where frames are encoded and language models run: cpu, cuda, ...",
+    )
 
 
 def _add_model_options(parser: Parser) -> None:

@@ -39,6 +39,7 @@ from streammem.perception.frames import (
     segment_frames,
     spread,
     thumbnail,
+    tilling_of,
 )
 from streammem.perception.scenetilling import Pushed, SceneTilling, SceneTillingState, Score
 from streammem.qa.answerer import Answerer
@@ -158,7 +159,9 @@ class Session:
                 epsilon=self.config.epsilon,
                 mode="r" if self.read_only else "rw",
             )
-        self._tilling = SceneTilling(self.config.scenes or self.model.perceiver.scenes)
+        scenes = self.config.scenes or self.model.perceiver.scenes
+        # Only a ``SceneTilling`` measures scores.
+        self._tilling = SceneTilling(scenes) if on_score else tilling_of(model.perceiver, scenes)
         self._gate = PixelGate(self.model.perceiver, self.config.still)
         fixed, still = self.config.fixed, self.config.still
         self._background = Background(max(1.0, still)) if fixed else None

@@ -39,6 +39,8 @@ class SessionConfig:
             10 levels.
         sound: whether a model that listens hears each scene: ``notice`` reports a source whose
             sound is missing or fails, ``silent`` does not; ``off`` for other models.
+        channels: of the sound that such a model hears: all ``mixed``, or of single files the
+            ``first`` alone.
         fixed: the camera stands still: while some part of the picture differs from what it has
             shown for long, that part alone is looked at, so that small things make scenes of their
             own. Not for films, whose people would lose their surroundings.
@@ -77,6 +79,7 @@ class SessionConfig:
     now_frames: int = 4
     still: float = 6.0
     sound: Literal["off", "notice", "silent"] = "off"
+    channels: Literal["mixed", "first"] = "mixed"
     fixed: bool = False
     context: Context = "memory"
     remark: bool = False
@@ -95,6 +98,8 @@ class SessionConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.still <= 255:
             raise ConfigError(f"still={self.still}: give levels in [0, 255]")
+        if self.channels not in ("mixed", "first"):
+            raise ConfigError(f"channels={self.channels!r}: give mixed or first")
         if self.sound not in ("off", "notice", "silent"):
             raise ConfigError(f"sound={self.sound!r}: give off, notice or silent")
         if self.cuts is not None and self.cuts not in known_cuts():

@@ -10,20 +10,38 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from streammem.audio.subtitles import language_of
-from streammem.audio.track import WHISPER, SpeechOptions, SpeechTrack, open_track
-from streammem.engine.listener import BEHIND_S, KEPT_S, PIPE_BEHIND_S, Listener
+from streammem.audio.subtitles import language_of, tracks_in
+from streammem.audio.track import (
+    WHISPER,
+    SpeechOptions,
+    SpeechTrack,
+    choose_track,
+    open_track,
+    open_tracks,
+)
+from streammem.engine.listener import (
+    BEHIND_S,
+    KEPT_S,
+    PIPE_BEHIND_S,
+    CueReader,
+    Listener,
+    NoteWorker,
+    SharedSound,
+)
 from streammem.engine.session import Session
 from streammem.errors import SourceError
 from streammem.models.sound_events import sound_events
 from streammem.models.transcription import Recognises, recogniser
 from streammem.types import Note, Notice, Segment
 from streammem.video import VideoSource
+from streammem.video.sound import Sound
 
 MAX_HEARD = 10_000  # notes that wait for their scene to close
+MAX_PAST = 1000  # scenes for which a note may still come late
 LATE_S = 60.0  # beyond what may wait to be recognised: words of a live scene are not waited for
 
 
@@ -35,11 +53,18 @@ class Speech:
         subtitles: read already; None without any.
         opener: opens the recogniser; None without one.
         sounds: opens what names sounds; None without.
+        cues: gives the subtitles that lie behind a network, see ``CueReader``; None without.
     """
 
     subtitles: SpeechTrack | None
     opener: Callable[[], Recognises] | None
     sounds: Callable[[], Recognises] | None = None
+    cues: Callable[[], Iterator[Note | str | float]] | None = None
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether notes come while the source is watched."""
+        return bool(self.opener or self.sounds or self.cues)
 
 
 def open_speech(source: VideoSource, options: SpeechOptions) -> Speech:
@@ -50,22 +75,47 @@ def open_speech(source: VideoSource, options: SpeechOptions) -> Speech:
         BackboneError: the recogniser is not installed, or not here.
         ServedModelError: its server is not there.
     """
-    subtitles = open_track(source.path, options) if source.path is not None else None
+    # 1. Subtitles: of files on this computer all of them now, others while they are watched.
+    subtitles, cues = None, None
+    if source.path is not None:
+        subtitles = open_track(source.path, options)
+    elif source.paths:
+        subtitles = open_tracks(source.paths, options, source.starts)
+    else:
+        subtitles, cues = _remote_track(source, options)
+    # 2. What is recognised.
     wanted = options.recogniser
-    if options.speech == "on" and not (subtitles and subtitles.notes):
+    if options.speech == "on" and not (cues or (subtitles and subtitles.is_complete)):
         wanted = WHISPER
     if wanted is None and options.sounds is None:
-        return Speech(subtitles, None)
+        return Speech(subtitles, None, cues=cues)
     if not (source.sound_beside or source.sound_apart):
         if options.where_possible:
-            return Speech(subtitles, None)
+            return Speech(subtitles, None, cues=cues)
         flag = "--sounds" if wanted is None else "--speech"
         raise SourceError(f"{source.name}: has no sound to be recognised; leave out {flag}")
     sounds = sound_events(options.sounds) if options.sounds else None
     if wanted is None:
-        return Speech(subtitles, None, sounds)
+        return Speech(subtitles, None, sounds, cues)
     language = language_of(options.language.split(",")[0]) if options.language else None
-    return Speech(subtitles, recogniser(wanted, language), sounds)
+    return Speech(subtitles, recogniser(wanted, language, options.spend), sounds)
+
+
+def _remote_track(
+    source: VideoSource, options: SpeechOptions
+) -> tuple[SpeechTrack | None, Callable[[], Iterator[Note | str | float]] | None]:
+    """Choose a text track of a file behind a network; return what is to be told, and its cues."""
+    opened = source.text_pass()
+    if opened is None or options.speech not in ("auto", "on"):
+        return None, None
+    try:
+        track, notices = choose_track(tracks_in(opened, source.name), options.language, source.name)
+    except SourceError as error:
+        track, notices = None, [Notice(str(error), is_failure=False)]
+    if track is not None and not track.is_text:
+        notices += [Notice(fault, is_failure=False) for fault in track.read().faults]
+    told = SpeechTrack(source.name, (), tuple(notices)) if notices else None
+    return told, track.cues if track is not None and track.is_text else None
 
 
 def check_recogniser(options: SpeechOptions) -> None:
@@ -76,7 +126,7 @@ def check_recogniser(options: SpeechOptions) -> None:
     """
     wanted = WHISPER if options.speech == "on" else options.recogniser
     if wanted is not None:
-        recogniser(wanted)
+        recogniser(wanted, spend=options.spend)
     if options.sounds:
         sound_events(options.sounds)
 
@@ -91,7 +141,8 @@ class SceneNotes:
     Args:
         session: keeps them.
         source: not being read yet.
-        speech: whose recogniser, names of sounds, or both, are heard by; one listener each.
+        speech: whose subtitles behind a network, recogniser, and names of sounds are heard by; a
+            thread each.
     """
 
     def __init__(self, session: Session, source: VideoSource, speech: Speech) -> None:
@@ -99,32 +150,43 @@ class SceneNotes:
         self._late_s = math.inf
         self._begin = math.inf  # seconds, where the first scene begins
         self._heard: deque[Note] = deque(maxlen=MAX_HEARD)
-        self._ends: deque[tuple[float, int]] = deque()  # of closed scenes, that may get notes
+        self._open: deque[Segment] = deque()  # closed scenes whose notes are not all there yet
+        self._past: deque[Segment] = deque(maxlen=MAX_PAST)  # those before, for notes that are late
         beside = source.sound_beside
         behind: tuple[float, float | None] = (BEHIND_S, KEPT_S)
         if beside:
             behind = behind if source.live else (PIPE_BEHIND_S, None)
             self._late_s = LATE_S + behind[0]
         wanted = ((speech.opener, False), (speech.sounds, True))
-        self.listeners = [
-            Listener(
-                source.name, opener, None if beside else source.sound_pass(), *behind, events=events
+        openers = [(opener, events) for opener, events in wanted if opener]
+        sound = None if beside or not openers else source.sound_pass()
+        shared = None if sound is None else SharedSound(sound, len(openers))
+        self.listeners: list[NoteWorker] = []
+        for number, (opener, events) in enumerate(openers):
+            own = shared.sound(number) if shared else None
+            if own and speech.subtitles and not events:
+                own = _without_subtitles(own, speech.subtitles)
+            on_end = partial(shared.leave, number) if shared else lambda: None
+            self.listeners.append(
+                Listener(source.name, opener, own, *behind, events=events, on_end=on_end)
             )
-            for opener, events in wanted
-            if opener
-        ]
+        if speech.cues:
+            self.listeners.append(CueReader(source.name, speech.cues()))
         self._until = [0.0] * len(self.listeners)
+        self._besides = source.on_sound  # a model that listens, too
         if beside:
             source.on_sound = self._push
 
     def _push(self, time: float, samples: np.ndarray) -> None:
+        if self._besides:
+            self._besides(time, samples)
         for listener in self.listeners:
             listener.push(time, samples)
 
     @property
     def awaits(self) -> bool:
         """Whether notes of closed scenes may still come."""
-        return bool(self._ends) and not self._finished
+        return bool(self._open) and not self._finished
 
     @property
     def _finished(self) -> bool:
@@ -133,7 +195,7 @@ class SceneNotes:
     def closed(self, segment: Segment) -> None:
         """Take in a scene that has closed."""
         self._begin = min(self._begin, segment.start)
-        self._ends.append((segment.end, segment.id))
+        self._open.append(segment)
 
     def due(self, wait_s: float = 0.0, *, last: bool = False) -> Iterator[Note | Notice]:
         """Keep and give what was recognised, in order of time.
@@ -148,6 +210,8 @@ class SceneNotes:
         for place, listener in enumerate(self.listeners):
             if listener.finished:
                 self._until[place] = math.inf
+            if listener.most_waiting and len(self._heard) >= MAX_HEARD // 2:
+                continue  # it waits until scenes have closed
             for item in listener.ready(wait_s):
                 wait_s = 0.0
                 if isinstance(item, Note):
@@ -158,19 +222,30 @@ class SceneNotes:
                     yield item
                 else:
                     self._until[place] = item + offset
-        if len(self.listeners) > 1 and len(self._heard) > num_heard:
+        if len(self._heard) > num_heard:
             self._heard = deque(sorted(self._heard, key=lambda note: note.start), MAX_HEARD)
+        # What was said in a scene whose notes were kept before.
+        while self._past and self._heard and self._heard[0].start < self._past[-1].end:
+            said = self._heard[0].start
+            yield from self._kept(next(s for s in self._past if said < s.end))
         until = math.inf if last else min(self._until)
-        while self._ends and self._ends[0][0] <= max(until, self._ends[-1][0] - self._late_s):
-            (end, segment), found = self._ends.popleft(), list[Note]()
-            while self._heard and self._heard[0].start < end:
-                note = self._heard.popleft()
-                if self._at_once or note.end > self._begin:
-                    found.append(note)
-            if found and self._session.memory.get(segment) is not None:  # it may be pruned
-                self._session.add_notes(segment, found)
-            if not self._at_once:
-                yield from found
+        while self._open and self._open[0].end <= max(until, self._open[-1].end - self._late_s):
+            self._past.append(self._open.popleft())
+            yield from self._kept(self._past[-1])
+        if self._open and len(self._heard) >= MAX_HEARD // 2:  # more begin in it than may wait
+            yield from self._kept(self._open[0])
+
+    def _kept(self, segment: Segment) -> Iterator[Note]:
+        """Give a scene those of the notes that begin in it; yield them if that was not done."""
+        found = list[Note]()
+        while self._heard and self._heard[0].start < segment.end:
+            note = self._heard.popleft()
+            if self._at_once or note.end > self._begin:
+                found.append(note)
+        if found and self._session.memory.get(segment.id) is not None:  # it may be pruned
+            self._session.add_notes(segment.id, found)
+        if not self._at_once:
+            yield from found
 
     def close(self) -> None:
         """End the listening."""
@@ -181,3 +256,8 @@ class SceneNotes:
         """Note that no more sound comes; what waits is still recognised."""
         for listener in self.listeners:
             listener.end()
+
+
+def _without_subtitles(sound: Sound, subtitles: SpeechTrack) -> Sound:
+    """Leave out the sound of those files whose words are known from their subtitles."""
+    return ((time, samples) for time, samples in sound if not subtitles.covers(time))

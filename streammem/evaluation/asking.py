@@ -167,25 +167,6 @@ class Chooser:
         yield self.options[self.chosen]
 
 
-class _InWords:
-    """A text encoder whose questions are all answered in the model's words, for options."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-        self.background, self.null = inner.background, inner.null
-
-    def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
-        keys: np.ndarray = self._inner.sentence_keys(sentences)
-        return keys
-
-    def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
-        meanings: np.ndarray = self._inner.sentence_meanings(sentences)
-        return meanings
-
-    def read_question(self, question: str) -> Any:
-        return self._inner.read_question(question)._replace(operator="describe")
-
-
 class SessionWatcher:
     """A session of a model as a watcher.
 
@@ -205,7 +186,6 @@ class SessionWatcher:
         self._session = Session(model, own)
         self._chooser = Chooser(model.answer_generator, config.scorer)
         composed = ComposedModel.of(model, answer_generator=self._chooser)
-        in_words = replace(composed, text_encoder=_InWords(model.text_encoder))
         settings = {
             "memory": own.answering,
             "now": replace(own.answering, context="now"),
@@ -214,9 +194,7 @@ class SessionWatcher:
         }
         session = self._session
         self._answerers = {
-            (name, bool(has_options)): Answerer(which, session.memory, settings[name], session)
-            for name in settings
-            for has_options, which in ((False, composed), (True, in_words))
+            name: Answerer(composed, session.memory, settings[name], session) for name in settings
         }
         self._empty = Session(composed, own)  # for what is asked blind
 
@@ -246,10 +224,10 @@ class SessionWatcher:
         try:
             if context == "blind":
                 return self._blind(asked)
-            name = "memory" if context == "other" else context
-            answerer = self._answerers[name, bool(asked.options)]
+            answerer = self._answerers["memory" if context == "other" else context]
             answerer.turns.clear()
-            answer = answerer.ask(asked.text, self._session.present())
+            present, in_words = self._session.present(), bool(asked.options)
+            answer = answerer.ask(asked.text, present, in_words=in_words)
             # No scene is closed yet, or nothing was seen: a choice is a guess, and not an error.
             if asked.options and not chooser.tokens:
                 return self._blind(asked)._replace(seen=answer.seen)

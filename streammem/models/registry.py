@@ -131,7 +131,7 @@ def load(
         found for one in (caption_with, answer_with) if one and (found := find_generator(one))
     ]
     if spend and not any(kind.served for kind, *_ in wanted):
-        raise ConfigError("--spend is for a model behind a server; leave it out")
+        raise ConfigError("--spend is for what is asked of a server; leave it out")
     if not (caption_with or answer_with):
         return checkpoint.load(name, device=device)
     # Opened first: a wrong name or a server that is not there is known within a second.

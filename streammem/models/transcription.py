@@ -27,7 +27,7 @@ from streammem.audio.recogniser import (
     word_starts,
 )
 from streammem.audio.subtitles import split_long
-from streammem.audio.track import HUB, OPENAI, WHISPER, repository
+from streammem.audio.track import HUB, OPENAI, WHISPER, Budget, repository
 from streammem.config import override
 from streammem.errors import BackboneError, install_command
 from streammem.models.backbones.weights import weights_path
@@ -37,6 +37,7 @@ from streammem.models.vlm.server import (
     Refused,
     Server,
     ServerOptions,
+    Spend,
     printable,
     speech_key_name,
 )
@@ -81,12 +82,15 @@ class Recognises(Protocol):
         ...
 
 
-def recogniser(name: str, language: str | None = None) -> Callable[[], Recognises]:
+def recogniser(
+    name: str, language: str | None = None, spend: Budget | None = None
+) -> Callable[[], Recognises]:
     """Return what opens a recogniser; whether it can be opened is checked at once.
 
     Args:
         name: as ``SpeechOptions.recogniser`` gives it.
         language: ISO 639-1; None lets the recogniser find it.
+        spend: the budget of what a server is asked; None for none.
 
     Raises:
         ConfigError: an address or an option of a server that cannot be meant.
@@ -94,7 +98,7 @@ def recogniser(name: str, language: str | None = None) -> Callable[[], Recognise
         ServedModelError: the server is not there, or refuses the key.
     """
     if name.startswith(OPENAI):
-        served = ServedRecogniser(name.removeprefix(OPENAI), language)
+        served = ServedRecogniser(name.removeprefix(OPENAI), language, spend)
         return lambda: served
     folder = model_folder(name)
     return lambda: Recogniser(folder, language)
@@ -145,6 +149,7 @@ class ServedRecogniser:
         name: ``URL#NAME``, with ``?option=value&...`` of ``ServerOptions`` behind it; without
             ``#NAME`` the only model that the server lists.
         language: ISO 639-1; None lets the server find it.
+        spend: see ``recogniser``.
 
     Raises:
         ConfigError, ServedModelError: see ``recogniser``.
@@ -152,7 +157,7 @@ class ServedRecogniser:
 
     piece_s = SERVED_PIECE_S
 
-    def __init__(self, name: str, language: str | None = None) -> None:
+    def __init__(self, name: str, language: str | None = None, spend: Budget | None = None) -> None:
         from streammem.models.registry import split_name
 
         _, rest, options = split_name(OPENAI + name)
@@ -160,7 +165,7 @@ class ServedRecogniser:
         advice = "start the server, or correct the address; it ends in /v1 mostly"
         self._server = Server(
             url, "the transcription server", advice, override(ServerOptions(), options, f"{url}: "),
-            key_name=speech_key_name(), less="",
+            spend or Spend(), key_name=speech_key_name(), less="",
         )  # fmt: skip
         self.language = language
         self._formats = list(_FORMATS)  # the first one is asked for; what is refused goes

@@ -26,6 +26,8 @@ from streammem.models.tiny.questions import QuestionReading
 from streammem.perception.frames import BufferedFrame
 from streammem.types import TimeSpan, clock
 
+MAX_PROMPTED = 600  # characters of a question in a prompt
+MAX_OPTIONS = 2000  # likewise, of the options that are listed behind it
 _BACK = frozenset("that it this then these those them him her he she they there".split())  # noqa: SIM905
 
 
@@ -75,6 +77,7 @@ class AskedQuestion(NamedTuple):
         back: segments that "before that" or "after that" points to; often none.
         looked_at: which time the window is, in words; None where it is everything.
         within: the part of the memory that may be looked at at all.
+        options: that its text lists behind it, see ``split_options``; often none.
     """
 
     text: str
@@ -85,6 +88,17 @@ class AskedQuestion(NamedTuple):
     back: tuple[int, ...] = ()
     looked_at: str | None = None
     within: Window = EVERYTHING
+    options: str = ""
+
+    @property
+    def prompted(self) -> str:
+        """What a prompt asks: a long question is cut, so that it does not crowd out what was seen.
+
+        The options that it lists are not: they are what is chosen from.
+        """
+        if not self.options:
+            return self.text[:MAX_PROMPTED]
+        return f"{split_options(self.text)[0][:MAX_PROMPTED]}\n{self.options[:MAX_OPTIONS]}"
 
 
 class PastTurn(NamedTuple):
@@ -164,45 +178,144 @@ def looked_at(window: Window, zone: tzinfo | None) -> str | None:
     return f"stream {clock(max(0.0, start_s))} to {until}"
 
 
+# -- options in a question's text --
+
+_OPTION = re.compile(r"^[ \t]*\(?([A-Z])[.):][ \t]+\S", re.MULTILINE)
+
+
+def split_options(text: str) -> tuple[str, str]:
+    """Split a question that lists options, each on a line of its own, as in ``A. red``.
+
+    Returns:
+        The question alone, and the rest from the first option on; the text and ``""`` where there
+        are not at least two options, lettered from A on, behind a question.
+    """
+    found = list(_OPTION.finditer(text))
+    letters = "".join(match[1] for match in found)
+    if not letters.startswith("AB"):
+        return text, ""
+    stem = text[: found[0].start()].strip()
+    return (stem, text[found[0].start() :].strip()) if stem else (text, "")
+
+
 # -- questions of what was said --
 
 Kind = Literal["what", "when", "who", "whether", "count"]
 
-_SUBJECT = (
-    r"(?P<who>they|he|she|you|i|we|it|people|any ?one|anybody|some ?one|somebody|every(?:one|body)|"
-    r"the [\w'-]+(?: [\w'-]+)?|[\w'-]+(?: [\w'-]+)?)"
+# "Can you tell me if ...": what follows is the question, in either order of its words.
+_ASKED = re.compile(
+    r"(?:(?:please|(?:can|could|would|will) you|do you (?:know|remember|recall|think)|tell me|"
+    r"show me|remind me|let me know|find(?: out)?|count|check|i (?:want|would like|need) to know|"
+    r"i'd like to know|i wonder)[, ]+)+"
+    r"(?=(?:what|when|who|where|which|why|how|if|whether|at|in|quote|repeat)\b)",
+    re.IGNORECASE,
 )
-_ABOUT = r"(?:about|of|on|regarding|concerning)"
-# A verb and how its topic follows: "say X", "talk about X".
-_VERB = (
-    r"(?:(?:say|says|said|mention|mentions|mentioned|discuss|discusses|discussed)(?: " + _ABOUT
-    + r"| that)?|(?:talk|talks|talked|talking|speak|speaks|spoke|spoken|speaking|tell|tells|told)"
-    r"(?: \w+)? (?:about|of|that|regarding))"
+_SUBJECT = (
+    r"they|them|he|him|she|her|you|i|we|us|it|people|any ?one|any ?body|some ?one|some ?body|"
+    r"every(?:one|body)|no ?one|no ?body|"
+    r"(?:any|some|one|none|all) of [\w'-]+(?: [\w'-]+)?|the [\w'-]+(?: [\w'-]+){0,5}?|"
+    r"(?!there )[\w'-]+(?: [\w'-]+)?"
+)
+_BE, _DO = r"(?:is|was|were|are)", r"(?:did|do|does|has|have|had)"
+_BEEN = r"(?:is|was|were|are)(?: being)?"
+_ORDER = r"(?:ever |first |last |also |once |again |actually |really )?"
+_ABOUT = r"(?:on the (?:subject|topic) of|about|of|on|regarding|concerning)"
+_VAGUE = (
+    r"(?:(?:any|some|no)thing(?: else| more)?|a (?:single )?(?:word|thing)|very much|much|a lot|"
+    r"more)(?: at all)?"
+)
+_SAY = r"(?:say|says|said|saying)"
+_TALK = (
+    r"(?:(?:start |starts |started |begin |began )?(?:talk|speak|tell|chat)(?:s|ing|ting)?|talked|"
+    r"spoke|spoken|told|chatted)"
+)
+_NAME = r"(?:(?:mention|discuss)(?:s|es|ed|ing)?|refer(?:s|red|ring)? to)"
+_SAID_OF = (
+    rf"(?:said|mentioned|discussed|referred to|talked (?:about|of)|spoken (?:of|about)|"
+    rf"told {_ABOUT}|brought up in (?:the )?(?:conversation|discussion|talk))"
+)
+_TALKS = r"(?:conversation|discussion|talk|speech|dialogue)"
+# A verb and its topic: "say something about X", "talk to her about X", "mention X", "say X".
+_SAYS = (
+    rf"(?:{_SAY} (?:{_VAGUE} )?{_ABOUT} <topic>|{_NAME} (?:{_VAGUE} {_ABOUT} |that )?<topic>|"
+    rf"{_TALK}(?: (?:to|with) \w+| \w+)? (?:about|of|that|regarding|concerning) <topic>|"
+    rf"{_SAY} (?:that |whether |if )?(?:the (?:exact )?(?:words?|phrase|name) )?<topic>)"
+)
+_HEARS = rf"{_DO} (?:you|i|we) hear (?:<who> {_SAYS}|{_VAGUE} {_ABOUT} <topic>)"
+_ASKS = rf"(?:{_DO} <who> {_ORDER}|{_BE} <who> (?=\w+ing )){_SAYS}"
+_SPEAKS = rf"{_DO} <who> {_ORDER}(?:{_SAY} {_VAGUE}|speak)"
+_TELLS = rf"<who> {_ORDER}{_SAYS}"
+_PASSIVE = (
+    rf"{_BEEN} {_VAGUE} {_ORDER}said(?: {_ABOUT} <topic>)?",
+    rf"(?:has|have|had) {_VAGUE} been said(?: {_ABOUT} <topic>)?",
+    rf"(?:has|have|had) <topic> {_ORDER}been {_SAID_OF}",
+    rf"{_BEEN} <topic> {_ORDER}{_SAID_OF}",
+    rf"{_BE} there (?:any |a |some )?(?:mention|talk|word|discussion) {_ABOUT} <topic>",
+    rf"{_DO} the (?:topic|subject|matter|question) of <topic> come up",
+    rf"{_DO} <topic> come up in (?:the |a |their )?{_TALKS}",
+    rf"(?:{_DO} )?the {_TALKS} (?:turn|come|get)(?:s|ed)? to <topic>",
+)
+_TELLS_PASSIVE = rf"<topic> {_BEEN} {_ORDER}{_SAID_OF}"
+_WHEN = (
+    r"(?:when|where(?: in the \w+)?|(?:at|in|around) (?:what|which) "
+    r"(?:time|point|moment|minute|hour|place|part|scene))"
+)
+_OFTEN = r"how (?:often|many times|frequently)"
+_WHAT = r"(?:quote what|quote|repeat what|what(?: exactly| else)?)"
+_AGENT = rf"(?:who(?: else)?|which (?:of )?\w+)(?: (?:{_DO}|{_BE} it (?:that|who)|{_BE}))?"
+# By what is asked for: how such questions begin, and how they go on. The first that fits counts.
+_PATTERNS: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
+    ("what", "", (
+        rf"{_DO} <who> {_ORDER}{_SAY} (?:why|how|where|when|who|what) <topic>",
+        rf"(?:what|where) {_DO} <who> {_SAY} (?:that )?<topic> {_BE}",
+        rf"why {_DO} <who> {_SAY} (?:that )?<topic>",
+    )),
+    ("count", f"{_OFTEN} ", (_HEARS, _ASKS, _SPEAKS, *_PASSIVE, _TELLS_PASSIVE, _TELLS)),
+    ("when", f"{_WHEN} ", (_HEARS, _ASKS, _SPEAKS, *_PASSIVE, _TELLS_PASSIVE, _TELLS)),
+    ("who", f"{_AGENT} {_ORDER}", (_SAYS,)),
+    ("what", f"{_WHAT} ", (
+        rf"(?:(?:{_DO}|{_BE}) )?(?:(?:you|i|we) hear )?<who> (?:ha(?:ve|s) to )?"
+        rf"(?:{_SAY}|{_NAME}|{_TALK})(?: \w+)? {_ABOUT} <topic>",
+        rf"{_DO} (?:you|i|we) hear {_ABOUT} <topic>",
+        rf"(?:{_BEEN}|has been) (?:said|mentioned|discussed|told) {_ABOUT} <topic>",
+        rf"{_BE} (?:[\w']+ )?(?:exact )?words (?:about|regarding|concerning) <topic>",
+        rf"{_BE} the {_TALKS} about",
+        rf"(?:{_BEEN}|has been) {_SAID_OF}",
+        rf"(?:(?:{_DO}|{_BE}) )?(?:(?:you|i|we) hear )?<who> "
+        rf"(?:{_SAY}|(?:{_TALK}) about|(?:mention|discuss)(?:s|es|ed|ing)?)",
+    )),
+    ("whether", "", (_HEARS, _ASKS, _SPEAKS, *_PASSIVE)),
+    ("whether", r"(?:if|whether) ", (_TELLS_PASSIVE, _TELLS)),
 )  # fmt: skip
-_SAID_OF = r"(?:said|mentioned|discussed|talked about|spoken (?:of|about)|told(?: " + _ABOUT + "))"
-_BE, _DO = r"(?:is|was|were|are|been)", r"(?:did|do|does|has|have|had)"
-_ORDER = r"(?:ever |first |last |also )?"
-_TOPIC = r"(?P<topic>.+?)"
-_PATTERNS: tuple[tuple[Kind, str], ...] = (
-    ("count", rf"how (?:often|many times) {_DO} {_SUBJECT} {_ORDER}{_VERB} {_TOPIC}"),
-    ("count", rf"how (?:often|many times) {_BE} {_TOPIC} {_ORDER}{_SAID_OF}"),
-    ("when", rf"(?:when|at what time|where in the \w+) {_DO} {_SUBJECT} {_ORDER}{_VERB} {_TOPIC}"),
-    ("when", rf"(?:when|at what time|where in the \w+) {_BE} {_TOPIC} {_ORDER}{_SAID_OF}"),
-    ("who", rf"who (?:{_DO} )?{_ORDER}{_VERB} {_TOPIC}"),
-    ("what", rf"what {_DO} {_SUBJECT} (?:say|tell|mention|discuss)(?: \w+)? {_ABOUT} {_TOPIC}"),
-    ("what", rf"what (?:{_BE}|has been) {_SAID_OF} {_ABOUT} {_TOPIC}"),
-    ("what", rf"what {_DO} {_SUBJECT} (?:say|talk about|discuss|mention)"),
-    ("what", rf"what {_BE} {_SAID_OF}"),
-    ("what", rf"quote (?:what )?{_SUBJECT} (?:said|says|say) {_ABOUT} {_TOPIC}"),
-    ("whether", rf"{_DO} {_SUBJECT} {_ORDER}{_VERB} {_TOPIC}"),
-    ("whether", rf"{_BE} {_TOPIC} {_ORDER}{_SAID_OF}"),
-)  # fmt: skip
+
+
+def _reader(pattern: str) -> re.Pattern[str]:
+    """Compile a pattern; each place of a subject or topic gets a name of its own."""
+    for name, content in (("who", _SUBJECT), ("topic", ".+?")):
+        first, *rest = pattern.split(f"<{name}>")
+        named = (f"(?P<{name}{n}>{content}){part}" for n, part in enumerate(rest))
+        pattern = "".join([first, *named])
+    return re.compile(pattern, re.IGNORECASE)
+
+
+_READERS = tuple(
+    (kind, _reader(begin + rest)) for kind, begin, clauses in _PATTERNS for rest in clauses
+)
 _MARKS = " \"'“”‘’,"  # noqa: RUF001, as they are written
-_READERS = tuple((kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in _PATTERNS)
+_IS = re.compile(r"\b(what|who|when|where)['’]s\b", re.IGNORECASE)  # noqa: RUF001
+_TAIL = re.compile(
+    r"(?: (?:at all|yet|so far|already|by (?:any|some) ?(?:one|body)))+$", re.IGNORECASE
+)
+_ENDING = re.compile(
+    rf" (?:in|during) (?:the |their |this )?(?:{_TALKS}|film|video|movie|recording)$",
+    re.IGNORECASE,
+)
 # What shows text and does not speak.
 _SILENT = frozenset("sign label poster board screen text caption title note".split())  # noqa: SIM905
+_BESIDE = re.compile(r" (?:with|in|on|by|from|of|at|who|behind|near|wearing) ")
 _NOBODY = frozenset(
-    "they he she you i we it people anyone anybody someone somebody everyone everybody".split()  # noqa: SIM905
+    "they them he him she her you i we us it people anyone anybody someone somebody everyone "  # noqa: SIM905
+    "everybody noone nobody".split()
 )
 
 
@@ -223,14 +336,17 @@ class SaidQuestion(NamedTuple):
 def read_said(question: str) -> SaidQuestion | None:
     """Return what a question asks of what was said; None where it asks something else."""
     text = " ".join(question.split()).strip(" ?.!")
+    text = _ASKED.sub("", _IS.sub(r"\1 is", _TAIL.sub("", text)), count=1)
     for kind, pattern in _READERS:
         if found := pattern.fullmatch(text):
-            parts = found.groupdict(default="")
-            who = parts.get("who", "").lower()
-            if set(who.split()) & _SILENT:
+            parts = {name: part or "" for name, part in found.groupdict().items()}
+            who = "".join(part for name, part in parts.items() if name[0] == "w").lower()
+            topic = "".join(part for name, part in parts.items() if name[0] == "t")
+            if set(_BESIDE.split(who)[0].split()) & _SILENT:
                 return None
             speaker = "" if who.replace(" ", "") in _NOBODY else who.removeprefix("the ")
-            return SaidQuestion(kind, parts.get("topic", "").strip(_MARKS), speaker)
+            topic = _ENDING.sub("", topic).strip(_MARKS)
+            return SaidQuestion(kind, "" if re.fullmatch(_VAGUE, topic) else topic, speaker)
     return None
 
 

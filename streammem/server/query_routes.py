@@ -35,7 +35,7 @@ EXPORTS: dict[Form, str] = {
     "text": "text/plain",
 }
 FindHost = Callable[[str], Awaitable[SessionHost]]
-Id = Annotated[str, Path(max_length=64)]
+Id = Annotated[str, Path(max_length=255)]
 Seconds = Annotated[float | None, Query(ge=0, le=MAX_S)]
 At = Annotated[float, Query(ge=0, le=MAX_S, description="seconds")]
 

@@ -196,7 +196,7 @@ class EvidenceItem(_Record):
     keyframe: KeyframeUrl | None
     caption: str | None
     speech: str | None
-    matched: Literal["picture", "caption", "speech"]
+    matched: Literal["picture", "name", "caption", "speech"]
     cosine: float | None
     wall_start: WallClock = None
     quote: str | None = None
@@ -339,6 +339,91 @@ class MemoryList(_Record):
     """The memories that can be asked."""
 
     memories: list[MemoryInfo]
+
+
+class SeenScene(_Record):
+    """A scene of a memory, as the grid of cameras shows it."""
+
+    segment: int
+    start: Seconds
+    end: Seconds
+    wall_start: WallClock
+    caption: str | None
+    keyframe: Annotated[str, Field(examples=["/v1/archive/door/keyframes/7"])]
+
+
+class Camera(_Record):
+    """A memory of the server's folder: of a camera, or of a file."""
+
+    memory: Annotated[str, Field(examples=["door"])]
+    url: Annotated[str, Field(examples=["/v1/memories/door"])]
+    state: Annotated[
+        Literal[
+            "opening", "watched", "down", "ended", "failed", "whole", "broken", "kept", "unreadable"
+        ],
+        Field(
+            description="of a camera that `watch --sources` watches now; of a file of `index`; "
+            "`kept`: nothing is known of who writes it"
+        ),
+    ]
+    reason: str | None
+    segments: int
+    written: Annotated[str | None, Field(description="wall clock of the last write")]
+    seen: SeenScene | None
+
+
+class CameraList(_Record):
+    """The memories of the server's folder, by name."""
+
+    cameras: list[Camera]
+
+
+class TimelineRow(_Record):
+    """When a memory saw something: start, end and number of scenes of each span without a gap."""
+
+    memory: str
+    clock: Annotated[
+        Literal["wall", "stream"],
+        Field(description="Unix seconds, or seconds of a stream whose clock is not known"),
+    ]
+    spans: list[tuple[float, float, int]]
+
+
+class Timeline(_Record):
+    """The common timeline of all memories."""
+
+    rows: list[TimelineRow]
+
+
+class Asked(_Record):
+    """How many memories were asked, and the names of those that could not be opened."""
+
+    asked: int
+    failed: list[str]
+
+
+class MemoryAnswer(AnswerEvent):
+    """The answer of one memory of several."""
+
+    memory: str
+
+
+class Answers(Asked):
+    """An answer of each memory in which the thing was seen, best first."""
+
+    answers: list[MemoryAnswer]
+
+
+class MemoryMoment(MomentEvent):
+    """A moment of one memory of several."""
+
+    memory: str
+
+
+class FoundInAll(Asked):
+    """The best moments of all memories."""
+
+    moments: list[MemoryMoment]
 
 
 class Moments(_Record):

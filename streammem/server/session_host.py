@@ -187,9 +187,15 @@ class SessionHost:
         return self._picture[1]
 
     async def ask(
-        self, question: str, pictures: Sequence[np.ndarray] = ()
+        self, question: str, pictures: Sequence[np.ndarray] = (), *, alone: bool = False
     ) -> AsyncGenerator[str | Answer]:
-        """Yield an answer's pieces as they come, then the answer; see ``Session.ask``."""
+        """Yield an answer's pieces as they come, then the answer; see ``Session.ask``.
+
+        Args:
+            question: free text.
+            pictures: that it is about.
+            alone: without the turns before it.
+        """
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
         abandoned = False
 
@@ -201,6 +207,8 @@ class SessionHost:
 
         def answered(session: Session) -> Answer:
             names = private_sources(session.memory)
+            if alone:
+                session.answerer.turns.clear()
             answer = session.ask(
                 question, lambda piece: on_text(without_folders(piece, names)), pictures
             )
@@ -222,9 +230,11 @@ class SessionHost:
             abandoned = True
             asked.cancel()
 
-    async def answer(self, question: str, pictures: Sequence[np.ndarray] = ()) -> Answer:
-        """Return an answer as a whole."""
-        async with aclosing(self.ask(question, pictures)) as answering:
+    async def answer(
+        self, question: str, pictures: Sequence[np.ndarray] = (), *, alone: bool = False
+    ) -> Answer:
+        """Return an answer as a whole; see ``ask``."""
+        async with aclosing(self.ask(question, pictures, alone=alone)) as answering:
             async for said in answering:
                 if isinstance(said, Answer):
                     return said

@@ -76,7 +76,8 @@ class NewSession(Strict):
             raise Refused(422, "this server recognises no speech; start it with --speech on")
         speech = own.speech if self.speech in (None, "on") else self.speech
         sounds = None if speech == "off" else own.sounds
-        return SpeechOptions(speech, self.speech_language or own.language, sounds)
+        language = self.speech_language or own.language
+        return SpeechOptions(speech, language, sounds, spend=own.spend)
 
     def options(self) -> WatchOptions:
         """Return how it is watched."""
@@ -92,6 +93,12 @@ class QuestionRequest(Strict):
 
     question: Str
     stream: bool = False
+
+
+class ArchiveQuestion(Strict):
+    """A question to all memories; an answer comes as a whole."""
+
+    question: Str
 
 
 class SearchRequest(Strict):
@@ -148,7 +155,22 @@ class PicturePart(BaseModel):
         return self.image_url if isinstance(self.image_url, str) else self.image_url.url
 
 
-ContentPart = Annotated[TextPart | RefusalPart | PicturePart, Field(discriminator="type")]
+class VideoAddress(BaseModel):
+    """Where a video is: ``https://host/a.mp4``, ``file:///path/a.mp4``, or ``upload:ID``."""
+
+    url: Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class VideoPart(BaseModel):
+    """A video within a message; the message asks about it."""
+
+    type: Literal["video_url"]
+    video_url: VideoAddress
+
+
+ContentPart = Annotated[
+    TextPart | RefusalPart | PicturePart | VideoPart, Field(discriminator="type")
+]
 
 
 # Told apart by hand, so that a refusal speaks of what was sent, not of the other kind as well.
@@ -159,7 +181,7 @@ Content = Annotated[
 
 
 class ChatMessage(BaseModel):
-    """A message of a chat. A part that is neither text nor picture is refused, not ignored."""
+    """A message of a chat. A part that is no text, picture or video is refused, not ignored."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
@@ -174,6 +196,11 @@ class ChatMessage(BaseModel):
         """Return the addresses of its pictures."""
         parts = self.content if isinstance(self.content, list) else []
         return [part.url for part in parts if isinstance(part, PicturePart)]
+
+    def videos(self) -> list[str]:
+        """Return the addresses of its videos."""
+        parts = self.content if isinstance(self.content, list) else []
+        return [part.video_url.url for part in parts if isinstance(part, VideoPart)]
 
 
 class StreamOptions(BaseModel):

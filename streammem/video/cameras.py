@@ -21,9 +21,9 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from streammem.errors import SourceError, TruncatedError
+from streammem.errors import ConfigError, SourceError, TruncatedError
 from streammem.types import Frame
-from streammem.video.address import public_url
+from streammem.video.address import public_url, split_address
 from streammem.video.container import (
     OPEN_TIMEOUT_S,
     READ_TIMEOUT_S,
@@ -33,6 +33,7 @@ from streammem.video.container import (
     choose_stream,
     error_text,
     open_container,
+    open_media,
 )
 from streammem.video.file import FileSource, LostPicturesError, open_recordings
 from streammem.video.live_source import STALL_S, WAIT_SLICE_S, Connection, Feed, LiveSource
@@ -62,6 +63,10 @@ _RTSP = {
     # Nor is a camera of one picture in 10 s waited for: its first pictures are enough.
     "probesize": "100000",
 }
+_RTMP = {"protocol_whitelist": "rtmp,rtmps,tcp,tls,crypto", "rtmp_live": "live"}
+# What comes while perception is busy waits in 5 MB of FFmpeg's; beyond that the oldest goes, and
+# what is damaged by it is left out as that of any stream.
+_UDP = {"protocol_whitelist": "udp", "overrun_nonfatal": "1"}
 _RTSP_TRANSPORTS = {"rtsp": "tcp", "rtsps": "tcp", "rtsp+udp": "udp"}
 
 
@@ -77,6 +82,31 @@ def open_rtsp(url: str, sampling: Sampling) -> LiveSource:
     spec = f"{scheme.partition('+')[0]}:{rest}"
     address = _Address(spec, name, None, options, POLL_S)
     return LiveSource(Feed(name, address.open, resumes=True), sampling)
+
+
+def open_rtmp(url: str, sampling: Sampling) -> LiveSource:
+    """Open ``rtmp://`` and ``rtmps://``: a stream that a server plays.
+
+    Raises:
+        SourceError: it cannot be opened, or has no video.
+    """
+    name = public_url(url)
+    address = _Address(url, name, "flv", _RTMP, STALL_S)
+    return LiveSource(Feed(name, address.open), sampling)
+
+
+def open_udp(url: str, sampling: Sampling) -> LiveSource:
+    """Open ``udp://``: MPEG-TS that is sent to an address and port of this computer, or to a group.
+
+    Raises:
+        ConfigError: it names no port.
+        SourceError: nothing comes there, or it has no video.
+    """
+    name = public_url(url)
+    if split_address(url).port is None:
+        raise ConfigError(f"{name}: names no port; write udp://0.0.0.0:5000, or udp://GROUP:PORT")
+    address = _Address(url, name, "mpegts", _UDP, STALL_S)
+    return LiveSource(Feed(name, address.open), sampling)
 
 
 def open_url(url: str, sampling: Sampling) -> VideoSource:
@@ -185,17 +215,26 @@ class FetchedSource(FileSource):
             self._copy.unlink(missing_ok=True)
             raise
 
-    def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
-        return _of_open_file(self._copy.open("rb"), self.name)
+    def sound_pass(
+        self, *, first_channel: bool = False
+    ) -> Iterator[tuple[float, np.ndarray]] | None:
+        return _of_open_file(self._copy.open("rb"), self.name, first_channel=first_channel)
+
+    def text_pass(self) -> Callable[[], InputContainer] | None:
+        if not self._reader.has_texts:
+            return None
+        return partial(open_media, str(self._copy), remote=False)
 
     def _release(self) -> None:
         super()._release()
         self._copy.unlink(missing_ok=True)
 
 
-def _of_open_file(file: IO[bytes], name: str) -> Iterator[tuple[float, np.ndarray]]:
+def _of_open_file(
+    file: IO[bytes], name: str, *, first_channel: bool
+) -> Iterator[tuple[float, np.ndarray]]:
     with file:
-        yield from file_sound(file, name)
+        yield from file_sound(file, name, first_channel=first_channel)
 
 
 def _fetch(url: str, name: str, path: Path, why: str) -> None:
@@ -353,7 +392,10 @@ class _Address(NamedTuple):
         try:
             container = av.open(self.spec, format=self.kind, options=options, timeout=timeout)
         except (av.FFmpegError, ValueError) as error:
-            raise SourceError(f"{self.name}: {_advice(error, self.kind)}") from None
+            text = _advice(error, self.kind)
+            if self.spec.lower().startswith("udp:"):
+                text = _udp_advice(error)
+            raise SourceError(f"{self.name}: {text}") from None
         return Connection(container, choose_stream(container, self.name))
 
 
@@ -383,6 +425,13 @@ def _advice(error: Exception, kind: str | None) -> str:
     if isinstance(error, ValueError) and not isinstance(error, av.FFmpegError):
         return f"this FFmpeg cannot read {kind} devices; install an av package that can"
     return f"cannot be opened ({reason}); check that it is on, its address and the rights"
+
+
+def _udp_advice(error: Exception) -> str:
+    if isinstance(error, av.error.ExitError):
+        return "nothing comes there; check that it is sent, to this address and port"
+    reason = error_text(error)
+    return f"cannot be received ({reason}); give an address of this computer, and a free port"
 
 
 def _webcam(which: str, platform: str) -> tuple[str, str]:

@@ -25,6 +25,7 @@ class ConcatSource(PartsSource):
 
     def __init__(self, spec: str, options: SourceOptions) -> None:
         name, videos, durations = spec.partition(":")[2], {}, []
+        paths: list[str] = []
         try:
             lines = Path(name).read_text("utf-8-sig").split("\n")
         except (OSError, ValueError) as error:
@@ -44,7 +45,9 @@ class ConcatSource(PartsSource):
             except (ConfigError, SourceError) as error:
                 raise type(error)(f"{name}, line {number}: {error}") from None
             videos[f"line {number}"] = partial(open_file, path)
+            paths.append(path)
         if not videos:
             raise SourceError(f"{name}: names no video; write one path a line")
         total = None if None in durations else sum(d or 0.0 for d in durations)
         super().__init__(name, options, videos, total)
+        self.paths = tuple(paths)

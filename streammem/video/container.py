@@ -87,15 +87,23 @@ def open_container(
         SourceError: it cannot be opened or has no video.
     """
     try:
-        if remote:
-            timeout = (OPEN_TIMEOUT_S, READ_TIMEOUT_S)
-            container = av.open(spec, options=dict(REMOTE_OPTIONS), timeout=timeout)
-        else:
-            container = av.open(local_url(spec, span), options=dict(LOCAL_OPTIONS))
+        container = open_media(spec, remote=remote, span=span)
     except (av.FFmpegError, ValueError) as error:
         kind = NoVideoError if isinstance(error, av.error.InvalidDataError) else SourceError
         raise kind(f"{name}: {_reason(error, None if remote or span else spec)}") from None
     return container, choose_stream(container, name)
+
+
+def open_media(spec: str, *, remote: bool, span: tuple[int, int] | None = None) -> InputContainer:
+    """Open a file or URL as ``open_container`` does, with whatever streams it has.
+
+    Raises:
+        av.FFmpegError, ValueError: it cannot be opened; the message may hold its address.
+    """
+    if remote:
+        timeout = (OPEN_TIMEOUT_S, READ_TIMEOUT_S)
+        return av.open(spec, "r", options=dict(REMOTE_OPTIONS), timeout=timeout)
+    return av.open(local_url(spec, span), "r", options=dict(LOCAL_OPTIONS))
 
 
 def local_url(path: str | os.PathLike[str], span: tuple[int, int] | None = None) -> str:
@@ -249,6 +257,7 @@ class PacketReader:
         first_picture: as decoded.
         origin: pts of the first picture shown; 0 where the file has no times.
         zero: pts of time 0, <= ``origin``: a picture may come after the sound's beginning.
+        has_texts: whether it has tracks of text, or of pictures of text.
         can_jump: whether decoding may start at any keyframe.
         can_seek: whether reading may start elsewhere than at the beginning.
 
@@ -281,6 +290,7 @@ class PacketReader:
         )
         self.tick = self.stream.time_base or Fraction(1, av.time_base)
         self._format = self._container.format.name.split(",")[0]
+        self.has_texts = bool(self._container.streams.subtitles) and self._format != "hls"
         self._delivered = 0.0  # seconds on the container's clock, over all its streams
         self._break: str | None = None
         self._packets = self._demux()

@@ -19,7 +19,13 @@ from av.video.stream import VideoStream
 
 from streammem.errors import SourceError, TruncatedError
 from streammem.types import Frame
-from streammem.video.container import PacketReader, check_file, is_still_picture, needed_parts
+from streammem.video.container import (
+    PacketReader,
+    check_file,
+    is_still_picture,
+    needed_parts,
+    open_media,
+)
 from streammem.video.joins import DOUBTFUL_S, ByteSpan, recordings
 from streammem.video.pixels import RgbConverter, check_size
 from streammem.video.sound import SoundOfParts, file_sound
@@ -99,8 +105,17 @@ class FileSource(VideoSource):
     def _release(self) -> None:
         self._reader.close()
 
-    def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
-        return file_sound(self._spec, self.name, remote=self._remote, span=self._part)
+    def sound_pass(
+        self, *, first_channel: bool = False
+    ) -> Iterator[tuple[float, np.ndarray]] | None:
+        return file_sound(
+            self._spec, self.name, remote=self._remote, span=self._part, first_channel=first_channel
+        )
+
+    def text_pass(self) -> Callable[[], InputContainer] | None:
+        if not (self._remote and self._reader.has_texts):
+            return None
+        return partial(open_media, self._spec, remote=True)
 
     def _rewind(self) -> None:
         """Set the state of a pass from the beginning; what was given already stays in the grid."""
@@ -385,8 +400,6 @@ class PartsSource(VideoSource):
         duration: seconds of the whole, if known.
     """
 
-    sound_waits = True
-
     def __init__(
         self,
         name: str,
@@ -403,7 +416,9 @@ class PartsSource(VideoSource):
         if self._video:
             self._video.close()
 
-    def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
+    def sound_pass(
+        self, *, first_channel: bool = False
+    ) -> Iterator[tuple[float, np.ndarray]] | None:
         self._sounds.append(SoundOfParts(self))
         return self._sounds[-1].sound()
 
@@ -412,11 +427,12 @@ class PartsSource(VideoSource):
         grid, start, num_given = Grid(self._sampling, tick=1e-3), 0.0, 0
         next_time, next_index = 0.0, 0  # after the last given frame
         broken: list[str] = []
-        for label, open_part in self._parts.items():
+        for place, (label, open_part) in enumerate(self._parts.items()):
             video: VideoSource | None = None
             shift: int | None = None  # frames of the videos before
             try:
                 video = self._video = open_part(self._sampling.after(start))
+                self.starts[place] = start
                 for sound in self._sounds:
                     sound.add(start, video.sound_pass())
                 for frame in video:

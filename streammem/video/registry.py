@@ -125,6 +125,20 @@ SOURCES: tuple[SourceKind, ...] = (
         remarks="over TCP; `rtsp+udp` only where you have a reason",
     ),
     SourceKind(
+        "rtmp",
+        "cameras:open_rtmp",
+        "stream (rtmp, rtmps)",
+        schemes=("rtmp", "rtmps"),
+        remarks="that a server plays; streams are not received from one who publishes",
+    ),
+    SourceKind(
+        "udp",
+        "cameras:open_udp",
+        "udp://ADDRESS:PORT",
+        schemes=("udp",),
+        remarks="MPEG-TS that is sent to this computer (`udp://0.0.0.0:5000`) or to a group",
+    ),
+    SourceKind(
         "webcam",
         "cameras:open_webcam",
         "webcam:N",
@@ -187,9 +201,9 @@ def open_source(
     """Open a video file, picture, folder of pictures, camera, pipe, or an iterable of frames.
 
     Args:
-        spec: path, URL (http, https, rtsp, rtsps, rtsp+udp), ``webcam:N``, ``screen:``, ``-`` or
-            a FIFO, ``growing:FOLDER`` to which files are added, ``concat:LIST`` of videos, or
-            iterable of [H, W, 3] uint8 RGB arrays or `Frame`s.
+        spec: path, URL (http, https, rtsp, rtsps, rtsp+udp, rtmp, rtmps, udp), ``webcam:N``,
+            ``screen:``, ``-`` or a FIFO, ``growing:FOLDER`` to which files are added,
+            ``concat:LIST`` of videos, or iterable of [H, W, 3] uint8 RGB arrays or `Frame`s.
         fps: samples a second: sample k is the first frame at or after ``start + k / fps``, given
             with its own time; each frame at most once. None gives every frame. For a folder and
             for arrays it is their own rate instead (a folder's default is one picture a second).
@@ -245,7 +259,9 @@ def kind_of(spec: Spec) -> SourceKind:
     rows = reversed(SOURCES)
     found = next(kind for kind in rows if scheme.lower() in kind.schemes or kind.reads(spec))
     # Before anything names it: of an address that cannot be read, no part may be shown.
-    if found.name in ("http", "rtsp"):
+    if found.name == "udp" and rest.lstrip("/@").startswith(":"):
+        raise ConfigError("udp: names no address; write udp://0.0.0.0:5000, or udp://GROUP:PORT")
+    if found.name in ("http", "rtsp", "rtmp", "udp"):
         split_address(str(spec))
     elif isinstance(spec, str) and found.name not in ("webcam", "screen"):
         check_no_address(spec)

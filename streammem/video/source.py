@@ -14,12 +14,15 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, Self, get_args
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import numpy as np
 
 from streammem.errors import ConfigError, SourceError, TruncatedError
 from streammem.types import Frame, encodable
+
+if TYPE_CHECKING:
+    from av.container import InputContainer  # PyAV loads only once a video is opened
 
 Decoder = Literal["pyav", "decord"]
 DECODERS: tuple[Decoder, ...] = get_args(Decoder)
@@ -207,6 +210,10 @@ class VideoSource(ABC):
         was_cut: whether a picture of a file or of several comes at or after the sampling's end; set
             with ``end``.
         path: of the one video file on this computer that it reads; None of any other source.
+        paths: of the video files on this computer that it plays one after another, where they are
+            known from the start.
+        starts: seconds at which those of ``paths`` begin, by their place in it; set by the thread
+            that reads, before the first frame of each.
         live: whether a frame that is not taken when it comes is lost.
         finite: whether its end is known from the start, so that one that comes before is a failure.
         reconnect: whether a live source that is lost is opened again; set before it is read.
@@ -217,8 +224,6 @@ class VideoSource(ABC):
         num_connections: times that a live source was connected and gave a picture.
         num_damaged: pictures of a live source that were left out.
         stopping: whether ``stop`` was called.
-        sound_waits: whether ``sound_pass`` waits for the pass over the pictures, so that a thread
-            must not ask for sound while that pass waits for it.
         sound_beside: whether sound may come beside the pictures, by ``on_sound``.
         on_sound: called by the thread that reads, with the second on the stream's clock at which
             samples begin and the samples, [N] float32 at ``sound.SOUND_RATE``, mono; it must not
@@ -226,6 +231,7 @@ class VideoSource(ABC):
     """
 
     path: str | None = None
+    paths: tuple[str, ...] = ()
     live = False
     finite = True
     reconnect = False
@@ -235,7 +241,6 @@ class VideoSource(ABC):
     num_connections = 0
     num_damaged = 0
     stopping = False
-    sound_waits = False
     sound_beside = False
     on_sound: Callable[[float, np.ndarray], object] | None = None
 
@@ -245,6 +250,7 @@ class VideoSource(ABC):
         self._sampling = sampling or Sampling()
         self.name, self.duration, self.sparse = encodable(name), duration, self._sampling.sparse
         self.end: float | None = None
+        self.starts: dict[int, float] = {}
         self.notices: deque[str] = deque(maxlen=MAX_NOTICES)
         self._state = "fresh"
 
@@ -286,20 +292,35 @@ class VideoSource(ABC):
                 return
             yield frame
 
-    def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
+    def sound_pass(
+        self, *, first_channel: bool = False
+    ) -> Iterator[tuple[float, np.ndarray]] | None:
         """Return the sound of what can be read in a pass of its own, by another thread.
+
+        Args:
+            first_channel: give that of a single file alone, and not all channels mixed.
 
         Returns:
             An iterator that opens it with its first step, and gives the second on the source's
-            clock at which samples begin, and the samples, as ``on_sound`` takes them; it may wait
-            for the pass over the pictures, until that ends or ``stop`` is called. None where there
-            is no such pass. It raises ``SourceError`` where there is no sound, or it breaks off.
+            clock at which samples begin, and the samples, as ``on_sound`` takes them; none while it
+            is not known what follows, since the pass over the pictures has not come there. None
+            where there is no such pass. It raises ``SourceError`` where there is no sound, or it
+            breaks off.
         """
         if self.path is None:
             return None
         from streammem.video.sound import file_sound
 
-        return file_sound(self.path, self.name)
+        return file_sound(self.path, self.name, first_channel=first_channel)
+
+    def text_pass(self) -> "Callable[[], InputContainer] | None":
+        """Return what opens it once more, to read its text tracks by another thread.
+
+        Returns:
+            A function that raises ``av.FFmpegError`` where it cannot be opened any more. None where
+            there are no such tracks, and of files on this computer, which are read by their path.
+        """
+        return None
 
     def stop(self) -> None:
         """Ask a pass that waits for something to end soon; any thread may."""

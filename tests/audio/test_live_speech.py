@@ -133,7 +133,7 @@ class Words:
 def words(monkeypatch):
     words = Words()
     monkeypatch.setattr(listening, "silero", lambda: detector)
-    monkeypatch.setattr(speaking, "recogniser", lambda name, language: lambda: words)
+    monkeypatch.setattr(speaking, "recogniser", lambda name, language, spend: lambda: words)
     return words
 
 
@@ -301,12 +301,34 @@ def test_a_scene_gets_its_words_once_all_of_it_was_recognised(words, monkeypatch
     notes.close()
     first, second, third = Note(1, 2, "one"), Note(5, 7, "two"), Note(7, 8, "three")
     steps = [[first, 3.0], [second, third, 8.5], [12.0]]
-    notes.listeners = [SimpleNamespace(finished=False, ready=lambda wait_s: steps.pop(0))]
+    notes.listeners = [listener_of(steps)]
     notes.closed(Segment(0, 0.0, 6.0, None, None))
     notes.closed(Segment(1, 6.0, 12.0, None, None))
     assert list(notes.due()) == [first] and kept == []
     assert list(notes.due()) == [second, third] and kept == [(0, [first, second])]
     assert list(notes.due()) == [] and kept[1:] == [(1, [third])] and not notes.awaits
+
+
+def listener_of(steps):
+    """Return a listener that gives one of the steps each time."""
+    return SimpleNamespace(finished=False, ready=lambda wait_s: steps.pop(0), most_waiting=0)
+
+
+def test_words_that_come_late_join_the_scene_in_which_they_were_said(words, monkeypatch):
+    session, kept = Session(tiny_model()), []
+    monkeypatch.setattr(session, "add_notes", lambda scene, notes: kept.append((scene, notes)))
+    monkeypatch.setattr(session.memory, "get", lambda scene: scene)
+    notes = speaking.SceneNotes(session, Camera([], SPEECH), speaking.Speech(None, lambda: words))
+    notes.close()
+    for number in range(4):
+        notes.closed(Segment(number, 6.0 * number, 6.0 * number + 6, None, None))
+    late = [Note(7, 8, "one"), Note(1, 2, "two"), Note(13, 14, "three"), Note(19, 20, "four")]
+    notes.listeners = [listener_of([[18.0], [*late, 19.5], [Note(14, 15, "five")]])]
+    assert list(notes.due()) == [] and kept == []
+    assert list(notes.due()) == late
+    assert kept == [(0, [late[1]]), (1, [late[0]]), (2, [late[2]])]
+    list(notes.due(last=True))
+    assert kept[3:] == [(2, [Note(14, 15, "five")]), (3, [late[3]])]
 
 
 def test_perception_is_the_same_with_speech_on_off_slow_and_broken(words, monkeypatch):
@@ -325,7 +347,7 @@ def test_perception_is_the_same_with_speech_on_off_slow_and_broken(words, monkey
     assert seen(ON) == without
     words.transcribe = lambda samples, stopping: 1 / 0
     assert seen(ON) == without
-    monkeypatch.setattr(speaking, "recogniser", lambda name, language: lambda: 1 / 0)
+    monkeypatch.setattr(speaking, "recogniser", lambda name, language, spend: lambda: 1 / 0)
     assert seen(ON) == without
 
 
@@ -359,7 +381,7 @@ import os, signal, sys
 import tests.audio.test_live_speech as here
 words = here.Words()
 here.listening.silero = lambda: here.detector
-here.speaking.recogniser = lambda name, language: lambda: words
+here.speaking.recogniser = lambda name, language, spend: lambda: words
 heard = words.transcribe
 def transcribe(samples, stopping):
     if len(words.heard) == 3:

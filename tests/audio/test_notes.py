@@ -2,15 +2,17 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from streammem.audio.track import SpeechOptions
+from streammem.audio.track import SpeechOptions, open_tracks
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchOptions
 from streammem.errors import SourceError
 from streammem.types import Caption, Note, Notice, Segment
-from tests.audio.subtitled import CUES, srt
+from streammem.video import open_source
+from tests.audio.subtitled import CUES, srt, with_tracks
 from tests.command_line import events, record
 from tests.sessions import session_of
 from tests.tiny import tiny_model
@@ -41,7 +43,6 @@ def test_notes_are_events_in_time_order_each_after_its_scene(film):
 
 def test_one_frame_at_a_time_keeps_what_a_watched_file_keeps(film):
     from streammem.audio.track import open_track
-    from streammem.video import open_source
 
     whole, single = session_of(tiny_model()), session_of(tiny_model())
     watched(whole, film, captions=False)
@@ -124,3 +125,47 @@ def test_a_kill_in_the_middle_leaves_whole_notes(film, tmp_path):
     for entry in kept:
         assert list(entry.notes) == [n for n in NOTES if entry.start <= n.start < entry.end]
     assert sum(len(entry.notes) for entry in kept) == 2
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """A list of three films: with a file beside it, without subtitles, with a track inside."""
+    first = record(tmp_path / "one.mp4", scenes=(("red", 24),))
+    first.with_suffix(".srt").write_text(srt([(1, 2, "One."), (2.5, 4, "On."), (50, 51, "Not.")]))
+    record(tmp_path / "two.mp4", scenes=(("blue", 16),))
+    with_tracks(tmp_path / "three.mkv", [("eng", [(0.5, 1, "Three."), (2, 3, "Off.")])], seconds=4)
+    (tmp_path / "list.txt").write_text("one.mp4\ntwo.mp4\nthree.mkv\n")
+    return f"concat:{tmp_path / 'list.txt'}"
+
+
+def test_films_of_a_list_have_their_own_subtitles_at_their_own_places(parts):
+    with open_source(parts) as source:
+        list(source)
+        begins = source.starts
+    session = session_of(tiny_model())
+    told = list(watch(session, parts, WatchOptions(captions=False)))
+    first, _, third = begins.values()
+    wanted = [
+        *(first + 1, first + 2.5),
+        *(third + 0.5, third + 2),
+    ]
+    notes = [event for event in told if isinstance(event, Note)]
+    assert [note.text for note in notes] == ["One.", "On.", "Three.", "Off."]
+    assert [note.start for note in notes] == pytest.approx(wanted, abs=0.01)
+    (notice,) = [event for event in told if isinstance(event, Notice)]
+    assert "one.srt: 1 of 3 cues begin after the end of the film, the last at 00:50" in str(notice)
+    for entry in session.memory.entries():
+        assert all(entry.start <= note.start < entry.end for note in entry.notes)
+
+
+def test_only_the_films_without_subtitles_are_recognised(parts):
+    track = open_tracks(
+        [str(Path(parts.partition(":")[2]).with_name(name)) for name in
+         ("one.mp4", "two.mp4", "three.mkv")], SpeechOptions("on"), starts := {},
+    )  # fmt: skip
+    starts |= {0: 0.0, 1: 6.0, 2: 10.0}
+    assert not track.is_complete
+    assert [track.covers(at) for at in (0, 5.9, 6, 9.9, 10, 99)] == [
+        *(True, True, False, False, True, True)
+    ]
+    assert open_tracks([], SpeechOptions(), {}) is None

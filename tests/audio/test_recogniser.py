@@ -126,7 +126,9 @@ def hears(monkeypatch):
 
     monkeypatch.setattr(VideoSource, "sound_pass", quiet)
     monkeypatch.setattr("streammem.video.file.FileSource.sound_pass", quiet)
-    monkeypatch.setattr(speaking, "recogniser", lambda name, lang: partial(Heard, name, lang))
+    monkeypatch.setattr(
+        speaking, "recogniser", lambda name, lang, spend: partial(Heard, name, lang)
+    )
     Heard.allowed.clear()
     return Heard
 
@@ -229,3 +231,29 @@ def test_a_model_of_the_hub_is_opened_from_its_cache_without_the_network(tmp_pat
     assert model_folder(str(folder)) == folder
     with pytest.raises(ConfigError, match=r"holds no model\.bin"):
         SpeechOptions(str(kept))
+
+
+class Clicks:
+    """A recogniser that gives a note for each click."""
+
+    piece_s = PIECE_S
+
+    def transcribe(self, samples, stopping):
+        for at in sorted({round(at / RATE) for at in np.flatnonzero(np.abs(samples) > 0.2)}):
+            yield Note(float(at), at + 0.5, "click")
+
+
+def test_of_a_list_only_the_films_without_subtitles_are_recognised(tmp_path, monkeypatch):
+    monkeypatch.setattr(speaking, "recogniser", lambda name, language, spend: Clicks)
+    for name in ("one", "two", "three"):
+        with_sound(tmp_path / f"{name}.mkv")
+    for name in ("one", "three"):
+        (tmp_path / f"{name}.srt").write_text(f"1\n00:00:01,500 --> 00:00:02,500\n{name}\n")
+    (tmp_path / "list.txt").write_text("one.mkv\ntwo.mkv\nthree.mkv\n")
+    session = session_of(tiny_model())
+    told = list(watch(session, f"concat:{tmp_path / 'list.txt'}", ON))
+    notes = sorted((e.start, e.text) for e in told if isinstance(e, Note))
+    clicks = [(6.0 + at, "click") for at in range(6)]
+    assert notes == [(1.5, "one"), *clicks, (13.5, "three")]
+    kept = [note.text for entry in session.memory.entries() for note in entry.notes]
+    assert kept == [text for _, text in notes]

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import pickle
 import re
 import threading
 import wave
@@ -17,9 +18,10 @@ from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchOptions
 from streammem.errors import ConfigError, ServedModelError
 from streammem.models.transcription import MAX_CHARS, MAX_CHARS_S, recogniser
-from streammem.models.vlm.server import KEY, SPEECH_KEY
+from streammem.models.vlm.server import KEY, SPEECH_KEY, Spend
 from streammem.types import Note, Notice
 from tests.audio.test_recogniser import with_sound
+from tests.model_server import ModelServer
 from tests.sessions import session_of
 from tests.tiny import tiny_model
 
@@ -240,3 +242,42 @@ def test_the_notes_of_a_file_come_by_its_clock_and_a_failure_tells_from_when_on(
         told = list(watch(session_of(tiny_model()), str(film), options))
     (failure,) = [event for event in told if isinstance(event, Notice)]
     assert re.search(r"broken.*; no words from 00:01\.0 on", str(failure)) and failure.is_failure
+
+
+def test_its_requests_count_against_the_budget_that_models_share():
+    spend = Spend(requests=4)
+    spend.begin("a model")
+    with Transcriber(WHOLE) as server:
+        listens = recogniser(f"{server.url}#whisper-1{FAST}", spend=spend)()
+        for _ in range(2):  # the list of its models was the second request
+            assert list(listens.transcribe(SOUND)) == heard(WHOLE)
+        with pytest.raises(ServedModelError, match="the budget of 4 requests an hour is spent"):
+            list(listens.transcribe(SOUND))
+        with pytest.raises(ServedModelError, match="is spent"):
+            spend.begin("a model")
+        assert len(server.forms) == 2
+
+
+LITTLE = ("--max-new-tokens", "1", "--candidates", "1")
+
+
+@pytest.mark.heavy
+def test_the_command_keeps_one_budget_for_captions_and_words(tmp_path, run):
+    film = with_sound(tmp_path / "film.mkv")
+    with Transcriber(WHOLE) as server, ModelServer(context=9000) as captions:
+        speech = ("--speech", f"{server.url}#whisper-1{FAST}")
+        code, _, err = run("caption", film, *speech, "--spend", ",1")
+        assert code == 1 and "not asked, the budget of 1 requests an hour is spent" in err
+        assert not server.forms
+        code, _, err = run("caption", film, *speech, *LITTLE, "--spend", ",2")
+        assert (code, len(server.forms)) == (0, 1), err
+        code, _, err = run("caption", film, *speech, "--spend", ",3", "--caption-with",
+                           captions.openai)  # fmt: skip
+        assert code == 1 and "the budget of 3 requests an hour is spent" in err
+        assert len(captions.requests) + len(server.forms) - 1 <= 1  # two asked what there is
+
+
+def test_a_process_of_its_own_has_a_budget_of_its_own():
+    spend = Spend(requests=1)
+    spend.begin("here")
+    pickle.loads(pickle.dumps(spend)).begin("there")

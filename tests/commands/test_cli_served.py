@@ -108,7 +108,7 @@ def test_a_file_whose_captions_fail_keeps_what_it_has_and_ends_with_1(run, video
         (("--model", "openai:gpt"), "openai:gpt: give openai:URL#NAME"),
         (("--answer-with", "gpt"), "gpt: captions and answers are written with openai:URL#NAME, "),
         (("--spend", "x", "--model", "ollama:a"), "--spend x: give tokens an hour"),
-        (("--spend", "100"), "--spend is for a model behind a server; leave it out"),
+        (("--spend", "100"), "--spend is for what is asked of a server; leave it out"),
     ],
 )
 def test_what_means_nothing_is_exit_code_2(run, video, arguments, message):

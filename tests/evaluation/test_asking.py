@@ -471,9 +471,9 @@ def test_a_session_chooses_one_of_the_options_by_likelihood_in_every_context(mod
 
 def test_each_context_answers_from_what_its_name_says(model):
     answerers = SessionWatcher(model, RunConfig())._answerers
-    contexts = {name: answerers[name, False].config.context for name in ("now", "captions")}
+    contexts = {name: answerers[name].config.context for name in ("now", "captions")}
     assert contexts == {"now": "now", "captions": "captions"}
-    assert answerers["memory", True].config.context == model_default(model)
+    assert answerers["memory"].config.context == model_default(model)
 
 
 def model_default(model):
@@ -547,6 +547,21 @@ def test_what_is_said_later_is_not_known_yet(model):
     watcher.end()
     answer = watcher.ask(Asked("What was said about the door?"), "memory")
     assert answer.seen and "the door opens" in answer.text
+
+
+def test_what_has_options_is_chosen_from_them_whatever_else_it_could_be_computed_from(model):
+    watcher = SessionWatcher(model, RunConfig())
+    for second in range(6):
+        pixels = np.full((64, 64, 3), 200 * (second > 3), np.uint8)
+        notes = (Note(1.0, 2.0, "the kettle boils"),) if second == 1 else ()
+        watcher.push(Frame(pixels, float(second), 1.0, second), notes)
+    watcher.end()
+    for text in ("What was said about the kettle?", "Where did I put the cup?"):
+        open_ = watcher.ask(Asked(text), "memory")
+        assert open_.choice is None and open_.answer.method == "computed", text
+        chosen = watcher.ask(Asked(text, OPTIONS), "memory")
+        assert chosen.choice is not None and chosen.answer.method == "model", text
+        assert chosen.cited, "chosen blind"
 
 
 def test_a_model_without_likelihoods_is_asked_for_letters(model):

@@ -85,7 +85,7 @@ def test_captions_and_answers_may_come_from_two_generators():
     assert (both.generator.name, both.answer_generator.name) == ("a", "b")
     assert "answer" not in captioning.session_options
     own = load("any")
-    with pytest.raises(ConfigError, match="--spend is for a model behind a server"):
+    with pytest.raises(ConfigError, match="--spend is for what is asked of a server"):
         load("any", answer_with="hf:b", spend=Spend())
     assert own.generator is own.answer_generator
 

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +26,7 @@ from streammem.qa.speech import (
     typical,
 )
 from streammem.types import Note, clock
+from tests.qa.said_questions import HELD, OTHERS, SEEN, TOPICS, WORDINGS
 from tests.sessions import session_of
 from tests.tiny import film, tiny_model
 
@@ -40,11 +42,6 @@ SPOKEN = (
     ("Did anyone mention a dog?", "whether", "a dog"),
     ("How often did they say hello?", "count", "hello"),
 )
-SEEN = (
-    "When does the dog swim?", "Did you see a dog?", "Who is talking?", "How often is a dog seen?",
-    "When does the woman talk on the phone?", "What does the sign say?", "What is the man doing?",
-    "Who wears a hat?", "Is a ship shown?", "When was the car first seen?",
-)  # fmt: skip
 
 
 @pytest.mark.parametrize(("question", "kind", "topic"), SPOKEN)
@@ -53,9 +50,33 @@ def test_questions_of_what_was_said_are_known(question, kind, topic):
     assert (asked.kind, asked.topic) == (kind, topic)
 
 
+@pytest.mark.parametrize("topic", TOPICS)
+def test_what_was_said_is_asked_for_in_many_ways(topic):
+    wanted = {wording.format(t=topic): (kind, topic) for wording, kind in WORDINGS}
+    wanted |= {question: (kind, about) for question, kind, about in (*OTHERS, *HELD)}
+    read = {question: read_said(question) for question in wanted}
+    assert {q: asked and (asked.kind, asked.topic) for q, asked in read.items()} == wanted
+
+
+def test_a_question_names_who_is_meant():
+    spoken = {
+        "What did Ann say about money?": "ann",
+        "Did the old man mention it?": "old man",
+        "Did anyone say something about it?": "",
+    }
+    assert {question: read_said(question).speaker for question in spoken} == spoken
+
+
 @pytest.mark.parametrize("question", SEEN)
 def test_questions_of_what_was_seen_are_left_alone(question):
     assert read_said(question) is None
+
+
+def test_a_question_as_long_as_a_book_is_read_at_once():
+    began = time.process_time()
+    for words in ("did " + "a " * 20_000, "is " + "mentioned " * 5000, "did the " + "say " * 8000):
+        read_said(words)
+    assert time.process_time() - began < 5
 
 
 def entry_of(notes, segment=0, start=0.0, end=100.0):

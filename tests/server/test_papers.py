@@ -59,6 +59,14 @@ async def test_replies_and_events_are_as_described(serving, watched, door):
             ),
             ("/v1/memories", "get"): await client.get("/v1/memories"),
             ("/v1/memories/{name}", "get"): await client.get("/v1/memories/door"),
+            ("/v1/archive", "get"): await client.get("/v1/archive"),
+            ("/v1/archive/timeline", "get"): await client.get("/v1/archive/timeline"),
+            ("/v1/archive/questions", "post"): await client.post(
+                "/v1/archive/questions", json=asked
+            ),
+            ("/v1/archive/find", "post"): await client.post(
+                "/v1/archive/find", json={"query": "blue"}
+            ),
             ("/v1/memories/{name}/segments", "get"): await client.get("/v1/memories/door/segments"),
         }
         refused = await client.get("/v1/sessions/unknown")

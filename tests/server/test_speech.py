@@ -28,7 +28,9 @@ class Words:
 def languages(monkeypatch):
     wanted = []
     monkeypatch.setattr(
-        speaking, "recogniser", lambda name, language=None: wanted.append(language) or Words
+        speaking,
+        "recogniser",
+        lambda name, language=None, spend=None: wanted.append(language) or Words,
     )
     return wanted
 

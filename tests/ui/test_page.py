@@ -1,6 +1,7 @@
 """The page, driven in a headless browser: what a visitor does, and what they see."""
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ pytest.importorskip("fastapi", reason="needs streammem[serve]")
 from streammem.audio.track import SpeechTrack
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
+from streammem.fleet.cameras import status_text
 from streammem.memory.entry import Entry, unit_rows
 from streammem.types import Note
 from streammem.ui.watch import STATIC, add_watch
@@ -133,6 +135,16 @@ async def test_the_page_gets_what_was_said_from_sessions_and_memories(model, tmp
         assert [quote["text"] for quote in chapters[0]["quotes"]] == [timed.text]
 
 
+@pytest.mark.anyio
+async def test_a_server_of_an_archive_says_so_to_the_page(model, memories):
+    async with served(model, memories=memories, read_only=True) as client:
+        assert (await client.get("/watch/about")).json()["archive"] is True
+        assert (await client.get("/watch/archive.js")).status_code == 200
+        assert "archive.js" in (await client.get("/watch/app.js")).text
+    async with served(model, memories=memories) as client:
+        assert (await client.get("/watch/about")).json()["archive"] is False
+
+
 # -- in a browser --
 
 
@@ -146,12 +158,15 @@ def browsing(model, memories, monkeypatch):
 
     @asynccontextmanager
     async def browsing(
-        width=1280, path="/watch/", wrap=add_watch, own=(), limits=None, model=model
+        width=1280, path="/watch/", wrap=add_watch, own=(), limits=None, model=model, **config
     ):
         from tests.serving import listening
 
         async with (
-            listening(model, wrap=wrap, memories=memories, limits=limits) as (url, sessions),
+            listening(model, wrap=wrap, memories=memories, limits=limits, **config) as (
+                url,
+                sessions,
+            ),
             playwright.async_playwright() as driver,
         ):
             await sessions.open_own(own)
@@ -586,6 +601,84 @@ def days(model, tmp_path_factory):
                 session.recurrent,
             )
     return path
+
+
+@pytest.mark.heavy
+@pytest.mark.anyio
+@pytest.mark.parametrize("width", [1280, 390])
+async def test_forty_cameras_are_a_grid_with_one_timeline_and_one_question(
+    browsing, model, memories, width
+):
+    options = SessionConfig(answer=SHORT, caption=SHORT)
+
+    def see(name, wall_zero, *scenes):
+        path = memories / name
+        with Session(model, options, path, source=name, wall_zero=wall_zero) as session:
+            told(session, film(*scenes))
+
+    see("door", WALL, ("red", 9), ("blue", 7))
+    for number in range(1, 40):
+        shutil.copytree(memories / "door", memories / f"door{number:02}")
+    see("hall", WALL + 4, ("green", 12), ("white", 6))
+    see("evil", None, ("blue", 5))
+    with Session(model, options, memories / "evil", source=EVIL) as session:
+        session.memory.set_caption(0, EVIL, None)
+    states = {"door": ("down", f"no route {EVIL}"), "porch": ("opening", "")}
+    (memories / "cameras.json").write_text(status_text(states))
+    card = "document.querySelector('[data-memory={}]')"
+    async with browsing(width, read_only=True) as page:
+        # It begins with all of them: 40 doors, hall, evil, trips, and a porch without a memory.
+        await until(page, "document.querySelectorAll('#cameras .card').length === 44")
+        await fits(page, width)
+        pictures = "[...document.querySelectorAll('#cameras img')].filter(i => i.naturalWidth > 1)"
+        await until(page, f"{pictures}.length === 43")
+        assert "44 memories, 1 not well" in await page.text_content("#counted")
+        shown = await page.evaluate(f"{card.format('door')}.textContent")
+        assert "down: no route" in shown and "2026-05-0" in shown
+        assert "opening" in await page.evaluate(f"{card.format('porch')}.textContent")
+        # Rows begin where their cameras' clocks say; those without a clock come last.
+        rows = json.loads(await page.get_attribute("#common", "data-rows"))
+        places = {name: (left, right) for name, left, right in rows}
+        assert [name for name, *_ in rows][-2:] == ["evil", "trips"]
+        assert places["door"][0] == places["door07"][0] < places["hall"][0]
+        assert places["door"][1] < places["hall"][1]
+        # A click on the timeline shows all cameras at that time.
+        begin, end = map(float, (await page.get_attribute("#common", "data-range")).split())
+        at = (places["hall"][0] + places["door"][0]) / 2
+        await page.locator("#common").click(position={"x": at, "y": 8})
+        gone = "nothing at that time"
+        await until(page, f"{card.format('hall')}.textContent.includes('{gone}')")
+        assert gone not in await page.evaluate(f"{card.format('door')}.textContent")
+        assert begin < float(await page.get_attribute("#common", "aria-valuenow")) < end
+        await page.keyboard.press("End")
+        await until(page, f"!{card.format('hall')}.textContent.includes('{gone}')")
+        await page.click("#newest")
+        await page.click("#zoom-in")
+        range_now = "document.querySelector('#common').dataset.range"
+        await until(page, f"(([a, b]) => b - a < {0.6 * (end - begin)})({range_now}.split(' '))")
+        # What is written meanwhile is seen, and what cannot be read is named.
+        see("later", WALL + 60, ("white", 6))
+        (memories / "door01" / "memory.sqlite").write_bytes(b"damaged" * 1000)
+        await until(page, f"!!{card.format('later')}?.querySelector('img').naturalWidth")
+        await until(page, f"{card.format('door01')}.textContent.includes('unreadable')")
+        # One question to all; evidence names its memory and leads to the scene there.
+        await page.fill("#question", "blue")
+        await page.click("#find")
+        await page.wait_for_selector(".evidence .place")
+        await page.fill("#question", "When is blue shown?")
+        await page.click("#ask")
+        await page.get_by_text("memories were asked; not opened: door01").first.wait_for()
+        await fits(page, width)
+        await page.locator(".evidence .place").last.click()
+        await until(page, "/#[/]memory[/]\\w+[/]\\d+$/.test(location.href)")
+        await until(page, "document.querySelector('#picture')?.naturalWidth > 0")
+        assert await page.text_content("#back") == "← All cameras"
+        await page.click("#back")
+        await until(page, "document.querySelectorAll('#cameras .card').length === 45")
+        await page.goto(f"{page.url_of}/watch/#/")
+        await page.locator("#memories .card").first.wait_for()
+        assert await page.locator("#memories").get_by_role("button", name="Delete").count() == 0
+        assert "hit" not in await page.title()
 
 
 @pytest.mark.heavy

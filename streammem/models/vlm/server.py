@@ -18,11 +18,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streammem.errors import ConfigError, ServedModelError
 from streammem.types import encodable
 from streammem.video.address import public_url, split_address
+
+if TYPE_CHECKING:
+    from streammem.audio.track import Budget
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +108,10 @@ class Spend:
         self._most = tokens, requests
         self._clock, self._lock = clock, threading.Lock()
         self._spent: deque[tuple[float, int, int]] = deque()  # time, tokens, requests
+
+    def __reduce__(self) -> tuple[type["Spend"], tuple[float, float]]:
+        """Another process has a budget of its own, as large."""
+        return Spend, self._most
 
     @classmethod
     def read(cls, text: str) -> "Spend":
@@ -233,7 +240,7 @@ class Server:
     kind: str
     advice: str
     options: ServerOptions
-    spend: Spend = field(default_factory=Spend)
+    spend: "Budget" = field(default_factory=Spend)
     wait: Callable[[float], None] = time.sleep
     key_name: str = KEY
     less: str = "show it less (?pictures=4)"

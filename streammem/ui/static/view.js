@@ -11,7 +11,8 @@ import { Transcript } from "./transcript.js";
 
 const PAGE = 1000, TICK_MS = 1000, MEMORY_MS = 20000, MAX_ALERTS = 8;
 
-export function view(main, kind, name, about) {
+/** Show a session or memory; `moment` is the number of a scene to begin with. */
+export function view(main, kind, name, about, moment) {
   const url = `v1/${kind === "session" ? "sessions" : "memories"}/${encodeURIComponent(name)}`;
   let over = false, timer = 0, stream = null;
   let info = null, parts = null;
@@ -47,6 +48,12 @@ export function view(main, kind, name, about) {
     } catch (error) {
       return failed(error);
     }
+    if (moment !== undefined && scenes.has(Number(moment))) {
+      const scene = scenes.get(Number(moment));
+      render();
+      place({ start: scene.start, source: scene.source, id: scene.id });
+    }
+    moment = undefined; // loaded again, it stays where the visitor is
     if (kind === "session") follow(0);
     tick();
     return undefined;
@@ -251,7 +258,7 @@ export function view(main, kind, name, about) {
         el("a", { href: `${info.url}/export?format=${form}${more}`, download: true }, text)));
     main.replaceChildren(
       el("div", { class: "head" },
-        el("a", { href: "#/", id: "back" }, "← All videos"), made.title, made.progress, made.state, made.webcam,
+        el("a", { href: about.archive ? "#/archive" : "#/", id: "back" }, about.archive ? "← All cameras" : "← All videos"), made.title, made.progress, made.state, made.webcam,
         kind === "session" ? el("button", { id: "end", class: "bad", onclick: end }, "Close") : null),
       el("div", { class: "view" },
         el("div", {}, made.screen.node, made.pick, made.timeline.node, made.talk.node),
