@@ -168,6 +168,7 @@ class SceneNotes:
         self._until = [0.0] * len(self.listeners)
         if beside:
             source.on_sound = self._push
+        session.unkept = lambda: tuple(self._heard)
 
     def _push(self, time: float, samples: np.ndarray) -> None:
         for listener in self.listeners:
@@ -237,6 +238,7 @@ class SceneNotes:
 
     def close(self) -> None:
         """End the listening."""
+        self._session.unkept = tuple
         for listener in self.listeners:
             listener.close()
 
