@@ -10,12 +10,16 @@ BENCHMARKS = {
     "decode": "benchmarks.decode",
     "demo": "benchmarks.demo",
     "encoder": "benchmarks.encoder",
+    "films": "benchmarks.films",
+    "fleet": "benchmarks.fleet",
     "gate": "benchmarks.gate",
     "gpu": "benchmarks.gpu",
     "kernels": "benchmarks.kernels",
     "listen": "benchmarks.listen",
     "memory": "benchmarks.memory",
     "named": "benchmarks.named",
+    "names": "benchmarks.names",
+    "next_action": "benchmarks.next_action",
     "parents": "benchmarks.parents",
     "plan": "benchmarks.plan",
     "recurrent": "benchmarks.recurrent",
@@ -28,6 +32,7 @@ BENCHMARKS = {
     "stream": "benchmarks.stream",
     "swapped": "benchmarks.swapped",
     "trace": "benchmarks.trace",
+    "where": "benchmarks.where",
 }
 
 

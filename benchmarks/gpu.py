@@ -3,18 +3,24 @@
     python -m benchmarks gpu --predict     # the tables of docs/research/gpu.md; needs no GPU
     python -m benchmarks gpu               # also measures, in less than eight minutes
 
+Three tables: presets, what each switch saves, and the kernels (``benchmarks/kernels.py``).
 Networks of the presets' sizes with random weights are timed, so that nothing is fetched: times do
-not depend on the values. What is left out: decoding video, the processors, Python between launches.
+not depend on the values. What is left out: decoding video, the processors, and, of predictions,
+Python between the launches of a prompt.
 """
 
 import argparse
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass, replace
 from functools import cache
 
 import torch
 from torch import Tensor, nn
+
+from benchmarks import kernels
+from streammem.models.backbones.static_decoding import StaticDecoder
+from streammem.models.backbones.transformers_decoding import TransformersRun
 
 # Data sheets: bytes a second, dense bfloat16 flops a second, bytes of memory.
 GPUS = {
@@ -28,7 +34,11 @@ FRAMES_A_SECOND, SCENE_S = 2, 10  # of one stream: frames encoded, seconds a cap
 REPLY, TEXT, BATCH = 32, 64, 8  # tokens of a caption, of its prompt's words; captions together
 FRAME_BATCH = 32  # frames encoded together
 SIZE = 224  # side of EfficientNet-Lite2's picture
-DEADLINE_S = 420  # no measurement begins later
+DEADLINE_S = 400  # no measurement begins later
+# What Python adds where no graph replaces it, assumed: of a layer of transformers with its dozen
+# launches, and of a convolution with its activation.
+LAYER_S, CONVOLUTION_S = 0.5e-3, 20e-6
+SWITCHED = ("streammem-tiny", "qwen3-vl-4b", "videollamb-7b")  # presets that show the switches
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +175,32 @@ class Times:
         return self.pictures + self.prefill
 
     @property
+    def caption_s(self) -> float:
+        """Of the GPU, for one of ``BATCH`` captions that are made together."""
+        return self.pictures + self.prefill + REPLY * self.batch_step / BATCH
+
+    @property
     def streams(self) -> int:
         """Streams that the GPU has the time for."""
-        caption = self.pictures + self.prefill + REPLY * self.batch_step / BATCH
-        return int(1 / (FRAMES_A_SECOND * self.frame + caption / SCENE_S))
+        return int(1 / (FRAMES_A_SECOND * self.frame + self.caption_s / SCENE_S))
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """Seconds without a switch and with it.
+
+    Attributes:
+        token: of a token; by transformers' cache, and over a static cache as a CUDA graph.
+        question: the first word of a further question on the same tokens; its prompt read whole,
+            and behind the beginning that is kept.
+        candidates: ``BATCH`` replies to one prompt; one by one, and as rows that share it.
+        frame: of each frame; encoded alone, and ``FRAME_BATCH`` of many streams together.
+    """
+
+    token: tuple[float, float]
+    question: tuple[float, float]
+    candidates: tuple[float, float]
+    frame: tuple[float, float]
 
 
 def frame_counts(preset: Preset) -> tuple[int, int]:
@@ -229,6 +261,38 @@ def predicted(preset: Preset, gpu: str) -> Times:
     )
 
 
+def predicted_switches(preset: Preset, gpu: str) -> Switches:
+    """What the same counts say of the switches, and ``LAYER_S`` and ``CONVOLUTION_S``."""
+    times = predicted(preset, gpu)
+    alone = max(times.step, preset.language.layers * LAYER_S)
+    asked = predicted(replace(preset, pictures=0), gpu)
+    layers = sum(isinstance(layer, nn.Conv2d) for layer in encoder().modules())
+    frame = times.frame if preset.every_frame else max(times.frame, layers * CONVOLUTION_S)
+    if preset.every_frame and preset.tower:
+        frame = max(times.frame, preset.tower.layers * LAYER_S)
+    return Switches(
+        (alone, times.step),
+        (times.prefill, asked.prefill),
+        (
+            BATCH * (times.prefill + REPLY * alone),
+            times.prefill + REPLY * times.batch_step,
+        ),
+        (frame, times.frame),
+    )
+
+
+def shown_switches(name: str, pairs: Switches) -> str:
+    """A row of the table of switches."""
+    cells = (f"{1000 * before:.2f} > {1000 * after:.2f}" for before, after in astuple(pairs))
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+SWITCHES_HEAD = """\
+| ms, without > with | a token: graph | further question: kept beginning | 8 candidates: shared \
+prompt | a frame: 32 together |
+|---|---|---|---|---|"""
+
+
 def needed_bytes(preset: Preset) -> int:
     """Of weights, and of the cache of ``BATCH`` captions."""
     tower = 2 * preset.tower.parameters if preset.tower else 0
@@ -266,11 +330,17 @@ def tables() -> str:
                 else f"{1 / times.frame:.0f} / {1000 * times.first_word:.1f} / {times.streams}"
             )
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", SWITCHES_HEAD]
+    lines += [
+        shown_switches(f"{name}, {gpu}", predicted_switches(PRESETS[name], gpu))
+        for name in SWITCHED
+        for gpu in ("A100", "H100")
+    ]
     return "\n".join([*lines, "", OTHERS])
 
 
 def build_language(sizes: Language, device: str, dtype: torch.dtype) -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
         hidden_size=sizes.width,
@@ -281,11 +351,13 @@ def build_language(sizes: Language, device: str, dtype: torch.dtype) -> nn.Modul
         head_dim=sizes.head,
         vocab_size=sizes.words,
         tie_word_embeddings=True,
-        attn_implementation="sdpa",
         pad_token_id=None,
     )
     with torch.device(device):
-        return LlamaForCausalLM(config).to(dtype).eval()
+        model: nn.Module = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation="sdpa"
+        )
+    return model.eval().requires_grad_(False)
 
 
 def build_tower(tower: Tower, device: str, dtype: torch.dtype) -> nn.Module:
@@ -337,21 +409,62 @@ def measured(preset: Preset, device: str, *, count: int = 5) -> Times:
         frames = torch.randn(FRAME_BATCH, 3, SIZE, SIZE, device=device)
         frame = least_seconds(lambda: net(frames), device, count) / FRAME_BATCH
     model = build_language(preset.language, device, dtype)
-
-    def prompt(batch: int) -> Tensor:
-        return torch.ones(batch, preset.prompt, dtype=torch.long, device=device)
+    decoder = StaticDecoder(model, together=True)
 
     def step(batch: int) -> float:
-        past = model(prompt(batch), logits_to_keep=1).past_key_values
-        token = torch.ones(batch, 1, dtype=torch.long, device=device)
+        run = decoder.start([prompt(preset, model)] * batch, count + 1)
+        token = torch.ones(batch, dtype=torch.long)
+        return least_seconds(lambda: run.feed(token), device, count)
 
-        def decode() -> None:
-            model(token, past_key_values=past)
-
-        return least_seconds(decode, device, count)
-
-    prefill = least_seconds(lambda: model(prompt(1), logits_to_keep=1), device, count)
+    ids = torch.ones(1, preset.prompt, dtype=torch.long, device=device)
+    prefill = least_seconds(lambda: model(ids, logits_to_keep=1), device, count)
     return Times(frame, pictures, prefill, step(1), step(BATCH))
+
+
+def prompt(preset: Preset, model: nn.Module, asked: int = 0) -> Tensor:
+    """Embeddings [T, D] of a prompt; its words are other ones for another ``asked``."""
+    weight = model.get_input_embeddings().weight
+    visual = torch.zeros(preset.prompt - TEXT, weight.shape[1]).to(weight)
+    return torch.cat([visual, weight[asked : asked + 1].expand(TEXT, -1)])
+
+
+@torch.inference_mode()
+def measured_switches(preset: Preset, device: str, *, count: int = 5) -> Switches:
+    """Time a preset's networks without each switch and with it."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = build_language(preset.language, device, dtype)
+    token = torch.ones(1, dtype=torch.long, device=device)
+    usual = TransformersRun(model, prompt(preset, model))
+    alone = least_seconds(lambda: usual.feed(token), device, count)
+    decoder = StaticDecoder(model, together=True)
+    run = decoder.start([prompt(preset, model)], count + 1)
+    graph = least_seconds(lambda: run.feed(token), device, count)
+    whole = least_seconds(lambda: TransformersRun(model, prompt(preset, model)), device, count)
+    asked = iter(range(count + 3))
+
+    def further() -> None:
+        decoder.start([prompt(preset, model, next(asked))], 1)
+
+    further()  # what it begins with is kept from the second prompt on
+    behind = least_seconds(further, device, count)
+    rows = decoder.start([prompt(preset, model, 1)], count + 1, replies=BATCH)
+    rows.take(torch.zeros(BATCH, dtype=torch.long))
+    together = least_seconds(lambda: rows.feed(token.repeat(BATCH)), device, count)
+    if preset.every_frame and preset.tower:
+        net = build_tower(preset.tower, device, dtype)
+        shape = (preset.tower.patches, preset.tower.width)
+        frames = torch.randn(FRAME_BATCH, *shape, device=device, dtype=dtype)
+    else:
+        net = encoder().to(device)
+        frames = torch.randn(FRAME_BATCH, 3, SIZE, SIZE, device=device)
+    one = least_seconds(lambda: net(frames[:1]), device, count)
+    many = least_seconds(lambda: net(frames), device, count) / FRAME_BATCH
+    return Switches(
+        (alone, graph),
+        (whole, behind),
+        (BATCH * (whole + REPLY * alone), whole + REPLY * together),
+        (one, many),
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -365,34 +478,55 @@ def main(arguments: list[str]) -> int:
         print("\nnot timed: there is no CUDA device here; all of the above is computed")
         return 0
     began = time.monotonic()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     device, memory = torch.cuda.get_device_name(), torch.cuda.mem_get_info()[0]
     known = next((name for name in sorted(GPUS, key=len, reverse=True) if name in device), None)
     print(f"\n{device}, predicted > measured; the prediction is for {known or 'none of these'}")
-    print(
-        "| preset | frames a second | first word, ms | a token, ms | streams |"
-        "\n|---|---|---|---|---|"
-    )
-    for name, preset in PRESETS.items():
+    for line in measurements(known, memory):
+        print(line, flush=True)
         if time.monotonic() - began > DEADLINE_S:
-            print(f"| {name} | not measured: no time left |")
-            continue
+            print("the others are not measured: no time left")
+            break
+    print(f"\nin {time.monotonic() - began:.0f} s")
+    return 0
+
+
+def measurements(known: str | None, memory: int) -> Iterator[str]:
+    """Yield the lines of three tables; of the first what a preset should do and what it does."""
+    shown: tuple[Callable[[Times], str], ...] = (
+        lambda times: f"{1 / times.frame:.0f}",
+        lambda times: f"{1000 * times.first_word:.1f}",
+        lambda times: f"{1000 * times.step:.2f}",
+        lambda times: f"{times.streams}",
+    )
+    yield "| preset | frames a second | first word, ms | a token, ms | streams |"
+    yield "|---|---|---|---|---|"
+    for name, preset in PRESETS.items():
         if needed_bytes(preset) > 0.8 * memory:
-            print(f"| {name} | not measured: it needs {needed_bytes(preset) / 1e9:.0f} GB |")
+            yield f"| {name} | not measured: it needs {needed_bytes(preset) / 1e9:.0f} GB |"
             continue
         pairs = [predicted(preset, known)] if known else []
-        pairs.append(measured(preset, "cuda"))
-        torch.cuda.empty_cache()
-        shown: tuple[Callable[[Times], str], ...] = (
-            lambda times: f"{1 / times.frame:.0f}",
-            lambda times: f"{1000 * times.first_word:.1f}",
-            lambda times: f"{1000 * times.step:.2f}",
-            lambda times: f"{times.streams}",
-        )
+        try:
+            pairs.append(measured(preset, "cuda"))
+        except torch.OutOfMemoryError:
+            yield f"| {name} | not measured: there is no room for it |"
+            continue
+        finally:
+            torch.cuda.empty_cache()
         cells = (" > ".join(map(show, pairs)) for show in shown)
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
-    print(f"\nin {time.monotonic() - began:.0f} s; the kernels: python -m benchmarks kernels")
-    return 0
+        yield f"| {name} | " + " | ".join(cells) + " |"
+    yield f"\n{SWITCHES_HEAD}"
+    for name in SWITCHED:
+        if needed_bytes(PRESETS[name]) > 0.6 * memory:
+            continue
+        if known:
+            yield shown_switches(f"{name}, predicted", predicted_switches(PRESETS[name], known))
+        yield shown_switches(f"{name}, measured", measured_switches(PRESETS[name], "cuda"))
+        torch.cuda.empty_cache()
+    yield "\n| kernel | least µs | measured µs |\n|---|---|---|"
+    bandwidth, count = GPUS[known][0] if known else 0, kernels.bytes_read()
+    for name, call in kernels.calls():
+        least = f"{1e6 * count[name] / bandwidth:.1f}" if bandwidth else "unknown"
+        yield f"| {name} | {least} | {kernels.microseconds(call):.1f} |"
 
 
 def small(preset: Preset) -> Preset:

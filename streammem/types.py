@@ -12,7 +12,7 @@ import numpy as np
 
 Reason = Literal["cut", "max", "end"]
 Method = Literal["model", "computed"]
-Matched = Literal["picture", "caption", "speech"]
+Matched = Literal["picture", "name", "caption", "speech"]
 DecidedBy = Literal["keys", "model"]
 
 
@@ -105,7 +105,8 @@ class Evidence:
         caption: the segment's caption, if it has one.
         speech: what was said meanwhile, if known.
         wall_start: ISO 8601 with offset, the wall clock at ``start``, if known.
-        matched: what the score rests on most.
+        matched: what the score rests on most; ``name`` where the picture counts more than its
+            cosine because the name of what was asked for is read off its keys.
         cosine: similarity in [-1, 1] of the question and the segment's nearest key; None where
             it was not compared.
         quote: the sentence that it rests on, where it was matched by speech.
@@ -367,7 +368,7 @@ class PlanStep:
 
 @dataclass(frozen=True, slots=True)
 class NextStep:
-    """A step that may come next, and how likely, in (0, 1], among the steps of the plan."""
+    """What may come next: how likely, in (0, 1], among the open steps, or among all actions."""
 
     name: str
     probability: float
@@ -380,29 +381,36 @@ class Plan:
     Attributes:
         goal: in the user's words.
         time: seconds; of the end of the last scene that it takes in.
-        progress: in [0, 1], the share of steps that were seen.
-        steps: in their order.
+        progress: in [0, 1], the share of steps that were seen; None where no steps were given.
+        steps: in their order; without given ones the last actions that were seen.
         next: what may come next, the likeliest first.
         alerts: steps that were left out or came out of order, each told once.
         certainty: in [0, 1], of what the last scene is taken for: a step, or none.
+        next_from: what ``next`` rests on: the given steps; without them past actions, and a
+            planning adapter where there is one.
     """
 
     goal: str
     time: float
-    progress: float
+    progress: float | None
     steps: tuple[PlanStep, ...]
     next: tuple[NextStep, ...] = ()
     alerts: tuple[str, ...] = ()
     certainty: float = 0.0
+    next_from: Literal["steps", "past", "past and adapter"] = "steps"
 
     def __str__(self) -> str:
-        seen = sum(bool(step.spans) for step in self.steps)
-        bar = "#" * round(20 * self.progress)
-        lines = [f"[{clock(self.time)}] {self.goal} [{bar:-<20}] {seen} of {len(self.steps)}"]
+        seen, known = sum(bool(step.spans) for step in self.steps), "next"
+        if self.progress is None:
+            lines = [f"[{clock(self.time)}] {self.goal} (no steps given)"]
+            known = f"next, guessed from {self.next_from.replace('past', 'past actions')}"
+        else:
+            bar = "#" * round(20 * self.progress)
+            lines = [f"[{clock(self.time)}] {self.goal} [{bar:-<20}] {seen} of {len(self.steps)}"]
         lines += [f"  {step}" for step in self.steps]
         if self.next:
             likely = ", ".join(f"{each.name} {each.probability:.2f}" for each in self.next)
-            lines.append(f"  next: {likely}")
+            lines.append(f"  {known}: {likely}")
         return "\n".join([*lines, *(f"  ! {text}" for text in self.alerts)])
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "choose",
     "find_topk",
     "memory_read",
+    "read_form",
     "tilling_flush",
     "tilling_step",
 ]
@@ -57,10 +58,10 @@ def choose(kernel: str, device: torch.device | str, unfit: str = "") -> tuple[st
     # The interpreter runs Triton on the CPU, thousands of times slower: for tests.
     is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     reason = unfit
-    if not find_spec("triton"):
-        reason = "Triton is not installed"
-    elif device.type == "cpu" and not (forced == "triton" and is_interpreted):
+    if device.type == "cpu" and not (forced == "triton" and is_interpreted):
         reason = "the tensors are on the CPU"
+    elif not find_spec("triton"):
+        reason = "Triton is not installed"
     elif device.type not in ("cpu", "cuda"):
         reason = f"Triton has no form for {device.type}"
     if not reason:
@@ -68,6 +69,20 @@ def choose(kernel: str, device: torch.device | str, unfit: str = "") -> tuple[st
     if forced == "triton":
         raise KernelError(f"{VARIABLE}=triton: {kernel} cannot run in Triton: {reason}; use auto")
     return "torch", reason
+
+
+def read_form(queries: torch.Tensor, num_keys: int) -> tuple[str, str]:
+    """Return which form ``memory_read`` takes, and why; see ``choose``.
+
+    Args:
+        queries: [S, ...] float, of all segments.
+        num_keys: of all segments together.
+    """
+    scores = queries[0].numel() // queries.shape[-1] * num_keys if len(queries) else 0
+    unfit = "the queries are of 64 bits" if queries.dtype == torch.float64 else ""
+    if scores > MAX_SCORES:
+        unfit = f"{scores} scores are above {MAX_SCORES}"
+    return choose("memory_read", queries.device, unfit)
 
 
 def find_topk(
@@ -203,11 +218,7 @@ def memory_read(
     if not groups or width % groups:
         raise ValueError(f"{groups} scales a row of width {width}: give a divisor of the width")
     rows = queries.flatten(1, 2)  # [S, M * H, D]
-    unfit = "the queries are of 64 bits" if queries.dtype == torch.float64 else ""
-    scores = rows.shape[1] * (segments * (own.shape[1] + past.shape[1]) + len(patches))
-    if scores > MAX_SCORES:
-        unfit = f"{scores} scores are above {MAX_SCORES}"
-    form, _ = choose("memory_read", queries.device, unfit)
+    form, _ = read_form(rows, segments * (own.shape[1] + past.shape[1]) + len(patches))
     given = (rows, own, patches, store, scales, past, offsets)
     if form == "torch" or not rows.numel():
         read, lse = reference.memory_read_reference(*given, scale)

@@ -79,6 +79,11 @@ class TillingState:
         values = [options.alpha, options.floor, options.decay, options.peak, OUTLASTING, math.inf]
         self.values = torch.tensor(values, dtype=torch.float64, device=device)
 
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Return all that a stream has, a row each."""
+        of_streams = (self.rows, self.norms, self.cosines, self.climb, self.numbers, self.learned)
+        return (*of_streams, self.count, self.index, self.depth, self.arrived)
+
     def boundaries(self, stream: int) -> list[tuple[int, float]]:
         """Return what the last step found in one stream: (first frame of the scene, depth)."""
         count = max(0, int(self.count[stream]))

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from streammem.errors import SourceError
 from streammem.types import Note
 
 RATE = 16_000  # samples a second, Whisper's
@@ -168,14 +169,22 @@ def pieces(
     Yields:
         The second at which a piece begins, and its samples [N] float32 at RATE, mono. Where less
         than PAUSE_S is missing there is silence.
+
+    Raises:
+        SourceError: of the sound, behind what came before.
     """
     line, most = SoundLine(), int(piece_s * RATE)
-    for time, samples in sound:
-        if line.gap(time) >= PAUSE_S:
+    try:
+        for time, samples in sound:
+            if line.gap(time) >= PAUSE_S:
+                yield line.take(len(line))
+            line.push(time, samples)
+            while len(line) >= most:
+                yield line.take(quietest(line.samples[:most]))
+    except SourceError:
+        if len(line):  # what came before it broke off
             yield line.take(len(line))
-        line.push(time, samples)
-        while len(line) >= most:
-            yield line.take(quietest(line.samples[:most]))
+        raise
     if len(line):
         yield line.take(len(line))
 

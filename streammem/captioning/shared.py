@@ -1,18 +1,22 @@
 """One model for many sessions, each in a thread of its own.
 
-One frame is computed at a time; what the language model computes goes through its scheduler.
+One batch of frames is computed at a time, on a CPU of one frame; what the language model computes
+goes through its scheduler.
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from streammem.captioning.scheduler import FairLock, LanguageScheduler, ScheduledGenerator
-from streammem.memory.retrieval import GumbelNull
+from streammem.captioning.shared_tilling import SharedTilling
+from streammem.memory.retrieval import GumbelNull, NameReadout
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies
 from streammem.models.protocols import (
     ComposedModel,
@@ -29,24 +33,61 @@ from streammem.models.protocols import (
     ToolTurn,
 )
 from streammem.models.tiny.questions import QuestionReading
-from streammem.perception.frames import Perceived, Perceiver, SegmentFrames
-from streammem.perception.scenetilling import SceneTillingConfig
+from streammem.perception.frames import BatchPerceiver, Perceived, Perceiver, SegmentFrames
+from streammem.perception.scenetilling import SceneTillingConfig, Tilling
 
 T = TypeVar("T")
 
 
+@dataclass(slots=True, eq=False)
+class _WaitingFrame:
+    picture: np.ndarray
+    seen: Perceived | BaseException | None = None
+
+
 @dataclass(frozen=True, eq=False)
-class _LockedPerceiver:
+class _SharedPerceiver:
+    """Perceives the frames of all threads; what waits for the lock together is one batch."""
+
     inner: Perceiver
     lock: threading.Lock
+    tillings: SharedTilling
+    waiting: deque[_WaitingFrame] = field(default_factory=deque)
 
     @property
     def scenes(self) -> SceneTillingConfig:
         return self.inner.scenes
 
     def perceive(self, picture: np.ndarray) -> Perceived:
+        inner = self.inner
+        if not isinstance(inner, BatchPerceiver) or inner.most_together == 1:
+            with self.lock:
+                return inner.perceive(picture)
+        frame = _WaitingFrame(picture)
+        self.waiting.append(frame)
         with self.lock:
-            return self.inner.perceive(picture)
+            while frame.seen is None:  # it is still waiting: perceive what came before it, too
+                count = min(len(self.waiting), inner.most_together)
+                self._perceive(inner, [self.waiting.popleft() for _ in range(count)])
+        if isinstance(frame.seen, BaseException):
+            raise frame.seen
+        return frame.seen
+
+    def tilling(self, config: SceneTillingConfig) -> Tilling:
+        return self.tillings.open(config)
+
+    def _perceive(self, inner: BatchPerceiver, batch: list[_WaitingFrame]) -> None:
+        try:
+            for frame, seen in zip(
+                batch, inner.perceive_many([frame.picture for frame in batch]), strict=True
+            ):
+                frame.seen = seen
+        except BaseException as error:  # noqa: BLE001, carried to the thread whose frame it is
+            if len(batch) == 1:
+                batch[0].seen = error
+                return
+            for frame in batch:  # what fails, fails for one stream alone
+                self._perceive(inner, [frame])
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +133,9 @@ class _LockedTextEncoder:
     def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
         with self.lock:
             return self.inner.sentence_meanings(sentences)
+
+    def name_readout(self, description: str) -> NameReadout | None:
+        return self.inner.name_readout(description)
 
     def read_question(self, question: str) -> QuestionReading:
         with self.lock:
@@ -174,10 +218,17 @@ def share(model: StreamModel, on_batch: Callable[[int], None] | None = None) -> 
     encoder, answers = model.segment_encoder, model.answer_generator
     shared = ComposedModel.of(
         model,
-        perceiver=_LockedPerceiver(model.perceiver, vision_lock),
+        perceiver=_SharedPerceiver(model.perceiver, vision_lock, SharedTilling(_device(model))),
         text_encoder=_LockedTextEncoder(model.text_encoder, vision_lock),
         generator=ScheduledGenerator(model.generator, scheduler),
         segment_encoder=_LockedSegmentEncoder(encoder, vision_lock) if encoder else None,
         answer_generator=(_LockedGenerator(answers) if answers is not model.generator else None),
     )
     return SharedModel(shared, scheduler)
+
+
+def _device(model: StreamModel) -> str:
+    """Return where the states of streams lie: beside a perceiver that encodes many frames."""
+    perceiver = model.perceiver
+    is_elsewhere = isinstance(perceiver, BatchPerceiver) and perceiver.most_together > 1
+    return "cuda" if is_elsewhere and torch.cuda.is_available() else "cpu"

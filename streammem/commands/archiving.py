@@ -59,7 +59,8 @@ def add_to(commands: Any) -> None:
     add("paths", nargs="+", metavar="PATH", help="video files, and folders that hold some")
     about = "folder of the memories, one a file"
     add("--memory", type=Path, metavar="DIR", required=True, help=about)
-    add("--workers", type=int, metavar="N", help="processes (default: one for each two cores)")
+    about = "processes (default: one for each GPU, or for each two cores)"
+    add("--workers", type=int, metavar="N", help=about)
     add_ray(add)
     add("--no-captions", action="store_true", help="scenes and keys for search alone: faster")
     add("--format", choices=("text", "jsonl"), default="text", help="of the lines, one a file")

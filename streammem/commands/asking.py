@@ -6,6 +6,7 @@ Chapters of a summary are found by the likeness of neighbouring scenes; nothing 
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from streammem.errors import ConfigError
 from streammem.output.render import FORMATS, plain, to_line
 from streammem.output.results import output
 from streammem.output.terminal import note
-from streammem.types import Answer, Moment, Segment
+from streammem.types import Answer, Chapter, Moment, Segment
 
 if TYPE_CHECKING:
     from streammem.engine.session import Session
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from streammem.memory.retrieval import Window
 
 ALL_HELP = "SOURCE is a folder of memories, and all of them are asked"
+MAX_DAYS = 7  # that are named where a day has nothing
 MAX_SHOWN = 12  # pieces of evidence under an answer, in text
 
 
@@ -82,10 +84,13 @@ def add_to(commands: Any) -> None:
         "streammem summary holiday.mp4",
         "streammem summary trips --between 1:00:00 2:00:00 --chapters 6",
         "streammem summary door --between 2026-05-03T16:00 18:00 --timezone Europe/Berlin",
+        "streammem summary trips --day 2026-05-03               what was done, by the wall clock",
     )
     add_source_options(parser, asks=True)
     add_between(parser, "only what overlaps A to B")
     add_flags(parser, (TIMEZONE,))
+    day = "what was done on that day: activities by the wall clock; a pause of 10 min ends one"
+    parser.add_argument("--day", type=date.fromisoformat, metavar="DATE", help=day)
     about = "chapters at most (default: square root of the number of scenes, 24 at most)"
     parser.add_argument("--chapters", type=int, metavar="N", help=about)
 
@@ -204,12 +209,34 @@ def run_summary(arguments: argparse.Namespace) -> int:
     check_formats(arguments, "text", "jsonl")
     if arguments.chapters is not None and arguments.chapters < 1:
         raise ConfigError(f"--chapters {arguments.chapters}: give at least 1")
-    between = between_of(arguments)
+    between, day = between_of(arguments), arguments.day
+    if day is not None and between is not None:
+        raise ConfigError("--day and --between: are two spans; give one of them")
     with open_session(arguments) as session, output(arguments.format, arguments.output) as results:
         broken = perceive(session, arguments)
-        for chapter in session.chapters(arguments.chapters, between):
-            results.write(chapter)
+        if day is None:
+            for chapter in session.chapters(arguments.chapters, between):
+                results.write(chapter)
+            return exit_code(arguments, broken)
+        activities = session.day(day, arguments.chapters)
+        for activity in activities:
+            if arguments.format == "text":
+                results.put(plain(_activity(activity)) + "\n")
+            else:
+                results.write(activity)
+        if not activities:
+            days = ", ".join(map(str, session.days()[-MAX_DAYS:]))
+            note(f"nothing was seen on {day}; days that have scenes: {days or 'none'}")
     return exit_code(arguments, broken)
+
+
+def _activity(chapter: Chapter) -> str:
+    """Return a chapter as an activity of a day: when by the wall clock, what, of which source."""
+    begin = datetime.fromisoformat(chapter.wall_start or "")
+    end = begin + timedelta(seconds=chapter.end - chapter.start)
+    what = " / ".join(dict.fromkeys(c.text for c in chapter.captions if c.text)) or "(no caption)"
+    scenes = "1 scene" if chapter.segments == 1 else f"{chapter.segments} scenes"
+    return " ".join(f"{begin:%H:%M}-{end:%H:%M} {what} ({scenes}, {chapter.source})".split())
 
 
 def _draw(session: "Session", moments: tuple[Moment, ...], arguments: argparse.Namespace) -> None:

@@ -1,10 +1,13 @@
 """`watch --sources`: many cameras, each with its own memory, in processes that share models."""
 
 import argparse
+import math
+import os
 import re
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager, redirect_stdout
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,12 +25,13 @@ from streammem.commands.options import (
     add_live_options,
     add_source_options,
     add_watch_options,
+    byte_size,
     check_formats,
     rotation_of,
     watch_options,
 )
 from streammem.commands.publishing import broker_of, publisher_to
-from streammem.errors import ConfigError, SourceError
+from streammem.errors import ConfigError, SourceError, StreammemError
 from streammem.output.render import plain, wall_start
 from streammem.output.results import EventOutput, replace_file
 from streammem.output.terminal import note, signals
@@ -35,7 +39,7 @@ from streammem.types import Event, Notice, Segment, Stats
 
 if TYPE_CHECKING:
     from streammem.captioning.shared import SharedModel
-    from streammem.fleet.cameras import Board, News
+    from streammem.fleet.cameras import Board, News, State
     from streammem.fleet.pool import IsStopping, Processes, Worker
 
 STATS_S = 10.0  # between counters of a camera, which also show whether it still gives frames
@@ -52,7 +56,7 @@ def add_options(parser: Parser) -> None:
     add = parser.add_argument_group("many cameras").add_argument
     about = "TOML file of cameras: [cameras.NAME], source, and any of these options for each"
     add("--sources", type=Path, metavar="FILE", help=about)
-    about = "processes, each with the model (default: one for each two cores)"
+    about = "processes, each with the model (default: one for each GPU, or for each two cores)"
     add("--workers", type=int, metavar="N", help=about)
     add_ray(add)
     about = "counters for Prometheus at /metrics there, as in 9400 or 0.0.0.0:9400"
@@ -60,9 +64,13 @@ def add_options(parser: Parser) -> None:
 
 
 def add_ray(add: Callable[..., Any]) -> None:
-    """Add --ray."""
+    """Add --ray and what belongs to it."""
     about = "workers are actors of this Ray cluster: HOST:PORT, auto, or local (extra ray)"
     add("--ray", metavar="ADDRESS", help=about)
+    about = (
+        "with --ray: memory that each worker gets, such as 12GB (default: 1GB, the tiny model's)"
+    )
+    add("--worker-memory", type=byte_size, metavar="SIZE", help=about)
 
 
 def check_one(arguments: argparse.Namespace) -> None:
@@ -73,17 +81,19 @@ def check_one(arguments: argparse.Namespace) -> None:
     """
     if arguments.source is None:
         raise ConfigError("give a SOURCE, or --sources FILE for many cameras")
-    for name in ("workers", "ray", "metrics_port"):
+    for name in ("workers", "ray", "worker_memory", "metrics_port"):
         if vars(arguments)[name] is not None:
             raise ConfigError(f"--{name.replace('_', '-')}: is for --sources FILE")
 
 
 def check_workers(arguments: argparse.Namespace) -> None:
-    """Refuse a number of workers below 1.
+    """Refuse a number of workers below 1, and what is for a cluster without one.
 
     Raises:
         ConfigError: it is.
     """
+    if arguments.worker_memory is not None and arguments.ray is None:
+        raise ConfigError("--worker-memory: is for --ray")
     if arguments.workers is not None and arguments.workers < 1:
         raise ConfigError(f"--workers {arguments.workers}: give at least 1")
 
@@ -91,7 +101,7 @@ def check_workers(arguments: argparse.Namespace) -> None:
 def run_cameras(arguments: argparse.Namespace) -> int:
     """Watch until all sources have ended or a signal comes."""
     from streammem.fleet.cameras import Board
-    from streammem.fleet.metrics import serve_metrics
+    from streammem.fleet.metrics import serve_metrics, written
     from streammem.fleet.pool import Pool
 
     # 1. Check everything, before a process starts.
@@ -107,7 +117,7 @@ def run_cameras(arguments: argparse.Namespace) -> int:
         stack.enter_context(closing(output))
         if address:
             port = stack.enter_context(serve_metrics(*address, board.prometheus))
-            note(f"counters at http://{address[0]}:{port}/metrics")
+            note(f"counters at http://{written(address[0])}:{port}/metrics")
         publishers = {
             name: stack.enter_context(publisher_to(broker, name, tuple(options["alert"])))
             for name, options in cameras.items()
@@ -119,8 +129,10 @@ def run_cameras(arguments: argparse.Namespace) -> int:
         pool = Pool(CamerasOpener(common, cores_each), num_workers, processes, tries=None)
         stop = lambda: arguments.interrupted() or signalled.terminated  # noqa: E731
         # 3. What they tell is shown as it comes.
+        status = _StatusFile(arguments.memory)
+        stack.callback(status.remove)
         with closing(pool.run(groups, stop, STOP_S)) as events:
-            for news in _news(events, board):
+            for news in _news(events, board, status):
                 if signalled.reopen:
                     signalled.reopen = False
                     output.reopen()
@@ -139,7 +151,7 @@ def run_cameras(arguments: argparse.Namespace) -> int:
 @contextmanager
 def workers_of(
     arguments: argparse.Namespace, most: int
-) -> "Iterator[tuple[Processes | None, int, float]]":
+) -> "Iterator[tuple[Processes, int, float]]":
     """Give where workers' processes run, how many there are, and the cores of each.
 
     Args:
@@ -147,28 +159,46 @@ def workers_of(
         most: workers that there is work for, >= 1.
 
     Raises:
-        ConfigError: --workers below 1, or no such cluster.
+        ConfigError: --workers below 1, no such device, or no such cluster.
         BackboneError: Ray is not installed.
     """
+    from streammem.fleet.pool import LocalProcesses
+    from streammem.models.checkpoint import check_device
     from streammem.models.threads import cores
 
-    wanted = arguments.workers
+    wanted, on_gpu = arguments.workers, arguments.device == "cuda"
     check_workers(arguments)
     if arguments.ray is None:
-        num_workers = min(wanted or max(1, cores() // 2), most)
-        yield None, num_workers, cores() / num_workers
+        gpus = _gpus() if on_gpu else ()
+        if arguments.device != "cpu" and not gpus:  # with some, a look would take up one's memory
+            check_device(arguments.device)
+        num_workers = min(wanted or len(gpus) or max(1, cores() // 2), most)
+        yield LocalProcesses(gpus), num_workers, cores() / num_workers
         return
     from streammem.fleet.ray_actors import RayActors
 
-    num_gpus = int(arguments.device.startswith("cuda"))
-    wanted = min(wanted, most) if wanted else None
+    if arguments.device.startswith("cuda:"):
+        raise ConfigError(f"--device {arguments.device}: with --ray give cuda; Ray chooses which")
     with (
         redirect_stdout(sys.stderr),  # Ray prints remarks of its own; results have stdout already
         RayActors.connect(
-            arguments.ray, num_gpus=num_gpus, num_workers=wanted and min(wanted, most)
+            arguments.ray,
+            needs_gpu=on_gpu,
+            num_workers=min(wanted, most) if wanted else None,
+            memory_bytes=arguments.worker_memory,
         ) as actors,
     ):
         yield actors, min(wanted or actors.default_workers, most), actors.cpus
+
+
+def _gpus() -> tuple[str, ...]:
+    """Return the GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(filter(None, visible.split(",")))
+    return tuple(map(str, range(torch.cuda.device_count())))
 
 
 # -- which cameras there are --
@@ -316,8 +346,8 @@ def _watch(
 # -- what they tell --
 
 
-def _news(events: Iterator[Any], board: "Board") -> "Iterator[News]":
-    """Keep the board, note changes of state, and yield what workers report."""
+def _news(events: Iterator[Any], board: "Board", file: "_StatusFile") -> "Iterator[News]":
+    """Keep the board and its file, note changes of state, and yield what workers report."""
     from streammem.fleet.cameras import News
     from streammem.fleet.pool import Failed, Reported, Restarted
 
@@ -329,15 +359,43 @@ def _news(events: Iterator[Any], board: "Board") -> "Iterator[News]":
                 because = f": {status.reason}" if status.state in ("down", "failed") else ""
                 again = f"; again in {news.wait_s:.0f} s" if news.wait_s else ""
                 note(plain(f"{news.camera}: {status.state}{because}{again}"))
+            file.renew(board)
             yield news
         elif isinstance(event, Restarted):
             board.died(event.job, event.reason)
             named = ", ".join(event.job)
             again = f"; another is started in {event.wait_s:.0f} s"
+            file.renew(board)
             note(plain(f"the process of {named} died ({event.reason}){again}"))
         elif isinstance(event, Failed):
             for name in event.job:
                 board.take(News(name, state="failed", reason=event.reason))
+            file.renew(board)
+
+
+class _StatusFile:
+    """A file that tells a server how the cameras are; watching goes on where it cannot be kept."""
+
+    def __init__(self, folder: Path) -> None:
+        from streammem.fleet.cameras import STATUS
+
+        self._path, self._written = folder / STATUS, -math.inf
+        self._states: dict[str, tuple[State, str]] = {}
+
+    def renew(self, board: "Board") -> None:
+        """Write it where a state has changed, and before it counts as one of the past."""
+        from streammem.fleet.cameras import STATUS_EVERY_S, status_text
+
+        states = board.states()
+        if states != self._states or time.monotonic() >= self._written + STATUS_EVERY_S:
+            self._states, self._written = states, time.monotonic()
+            with suppress(OSError, StreammemError):  # as on a full disk
+                replace_file(self._path, status_text(states))
+
+    def remove(self) -> None:
+        """Remove it: nothing is watched any more."""
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
 
 class _Output:

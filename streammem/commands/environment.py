@@ -10,13 +10,15 @@ import torch
 
 from streammem import __version__
 from streammem.captioning.scheduler import LIVE_CAPTION_S
+from streammem.captioning.shared_tilling import LEAST_STREAMS
 from streammem.errors import BackboneError, ConfigError
 from streammem.memory.index import LEAST_ON_GPU, index_choice
-from streammem.models.backbones.language import decoding_route
+from streammem.models.backbones.language import DECODING_VARIABLE, DECODINGS, decoding_route
 from streammem.models.backbones.products import why_rows_are_apart
 from streammem.models.backbones.transformers_files import attention_choice
 from streammem.models.backbones.weights import SOURCES, home, is_pulled
 from streammem.models.threads import cores
+from streammem.models.tiny.model import FRAMES_TOGETHER
 
 PACKAGES = (
     "torch",
@@ -33,6 +35,7 @@ VARIABLES = {
     "STREAMMEM_HOME": "folder of pulled weights",
     "STREAMMEM_DATA": "folder of training and test data",
     "STREAMMEM_KERNELS": "auto, triton or torch: which form of the kernels runs",
+    DECODING_VARIABLE: f"{', '.join(DECODINGS)}: how language models of ours are decoded",
     "STREAMMEM_TOKEN": "what clients of `streammem serve` must present; its value is not shown",
     "STREAMMEM_API_KEY": "what model servers are shown; its value is not shown",
     "STREAMMEM_SPEECH_API_KEY": "what transcription servers are shown instead, where it is set",
@@ -52,8 +55,9 @@ def describe() -> dict[str, str]:
         f"{share} for perception (in the caller's thread), {share} for the language model (in a "
         "thread of its own while a source is watched), 1 for the index"
     )
-    facts["encoder"] = f"{'openvino' if find_spec('openvino') else 'torch'}, float32"
-    facts["decoding"] = f"{decoding_route('auto')} on the CPU, for a plain Llama; else transformers"
+    encoder = "openvino" if find_spec("openvino") else "torch"
+    facts["encoder"] = f"{encoder}, float32; on CUDA torch, up to {FRAMES_TOGETHER} frames together"
+    facts["decoding"] = _decoding()
     together, reason = why_rows_are_apart()
     facts["scenes that wait"] = f"described {'together' if together else 'one by one'}: {reason}"
     facts["live captions"] = (
@@ -78,17 +82,37 @@ def describe() -> dict[str, str]:
     return facts
 
 
+def _decoding() -> str:
+    stated = os.environ.get(DECODING_VARIABLE) or "auto"
+    try:
+        route = decoding_route(stated)
+    except ConfigError as error:
+        return str(error)
+    if stated == "static":
+        return "static caches, on CUDA with graphs"
+    on_cuda = "static caches with graphs" if stated == "auto" else "transformers"
+    return f"{route} on the CPU, for a plain Llama; on CUDA {on_cuda}; else transformers"
+
+
 def _kernels() -> str:
     try:
         from streammem_kernels import ops
     except ImportError:
         return "not in this installation: install streammem again"
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    kinds: dict[tuple[str, str], list[str]] = {}
     try:
-        form, reason = ops.choose("find_topk", device)
+        for name in ops.KERNELS:
+            kinds.setdefault(ops.choose(name, device), []).append(name)
     except ops.KernelError as error:
         return str(error)
-    return f"{form}: {reason}"
+    rows = [f"{', '.join(names)} {form}: {reason}" for (form, reason), names in kinds.items()]
+    if any(form == "triton" for form, _ in kinds):
+        rows.append(
+            f"find_topk from {LEAST_ON_GPU:,} keys of a kind, tilling_step from {LEAST_STREAMS} "
+            "open streams, or where Triton is forced"
+        )
+    return "; ".join(rows)
 
 
 def _index() -> str:

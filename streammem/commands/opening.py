@@ -115,8 +115,10 @@ def check_options(arguments: argparse.Namespace) -> bool:
             f"{arguments.source}: holds memories, and is none; name one of them, or add --all, "
             "which find and ask have"
         )
-    else:
-        kind_of(arguments.source)
+    elif kind_of(arguments.source).name == "file":
+        from streammem.video.container import check_file  # PyAV loads once there is a file
+
+        check_file(arguments.source)
     return remembered
 
 

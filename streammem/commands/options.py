@@ -336,6 +336,13 @@ TIMEZONE = Flag(
     "that wall-clock words are read in, as in Europe/Berlin; this computer's by default",
     {"metavar": "NAME"},
 )
+PLANNING = Flag(
+    "--planning",
+    "planning",
+    "adapter that knows what people do next in kitchens, for plans without --steps: kitchen "
+    "(CC BY-NC 4.0: not for commercial use), or a file (default: the memory's own past alone)",
+    {"metavar": "NAME"},
+)
 DECODING_FLAGS = (  # of GenerationConfig, for captions and answers
     Flag("--max-new-tokens", "max_new_tokens", None, {"type": int}),
     Flag("--temperature", "temperature", "0 is greedy (default)", {"type": float}),
@@ -451,7 +458,7 @@ def configured(config: "SessionConfig", arguments: argparse.Namespace) -> "Sessi
     if arguments.config:
         config = override(config, read_toml(arguments.config), f"{arguments.config}: ")
     config = override(config, parse_assignments(arguments.set), "--set ")
-    flags = given((*ANSWER_FLAGS, TIMEZONE), arguments)
+    flags = given((*ANSWER_FLAGS, TIMEZONE, PLANNING), arguments)
     if decoding := given(DECODING_FLAGS, arguments):
         flags |= {"caption": decoding, "answer": decoding}
     return override(config, flags, "--")
@@ -607,6 +614,7 @@ def add_server_options(parser: Parser) -> None:
     add("--port", type=int, default=8080, help="default 8080; 0 is a free one")
     add("--prefix", default="", metavar="PATH", help="of this server behind a proxy: /cameras")
     add("--memories", type=Path, metavar="DIR", help="folder whose memories may be asked, by name")
+    add_archive(add)
     kept = (
         "keep what cameras of the command line show in RAM alone (default: on disk in --memories; "
         "of `ui` without it, in ~/.local/share/streammem/memories; at most 2 GiB a camera)"
@@ -615,6 +623,8 @@ def add_server_options(parser: Parser) -> None:
     add("--uploads", type=Path, metavar="DIR", help="folder for uploads (default: a temporary one)")
     about = "host (with *), address or network that clients may name in a source; may be repeated"
     add("--allow-source", action="append", default=[], metavar="HOST", help=about)
+    about = "folder below which clients may name files, as file:///path; may be repeated"
+    add("--allow-files", action="append", default=[], type=Path, metavar="DIR", help=about)
     about = f"told once each time that this appears in a SOURCE; may be repeated. {ALERTS_ARE}"
     add("--alert", action="append", default=[], metavar="TEXT", help=about)
     confirm = next(flag for flag in WATCH_FLAGS if flag.name == "--confirm-alerts")
@@ -622,6 +632,12 @@ def add_server_options(parser: Parser) -> None:
     add_flags(parser.add_argument_group("limits"), LIMIT_FLAGS)
     add_flags(parser, SPEECH_FLAGS)
     add_session_options(parser)
+
+
+def add_archive(add: Callable[..., Any]) -> None:
+    """Add --archive."""
+    about = "likewise, but they are only read: of `index` or `watch --sources`, also meanwhile"
+    add("--archive", type=Path, metavar="DIR", help=about)
 
 
 def add_session_options(parser: Parser) -> None:
@@ -659,7 +675,11 @@ def _add_model(parser: Parser) -> None:
     add("--spend", metavar="N[,N]", help=SPEND_HELP)
     add("--config", type=Path, metavar="FILE", help="TOML file of options (see configs/)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=SET_HELP)
-    add("--device", default="cpu", help="where the language model runs: cpu, cuda, cuda:1, mps")
+    add(
+        "--device",
+        default="cpu",
+        help="where frames are encoded and language models run: cpu, cuda, ...",
+    )
 
 
 def _add_model_options(parser: Parser) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from streammem.commands.options import (
     SPEECH_FLAGS,
     TOKEN,
+    add_archive,
     add_command,
     add_flags,
     add_mqtt_options,
@@ -44,6 +45,7 @@ def add_to(commands: Any) -> None:
         "streammem serve --memories memories",
         "streammem serve --allow-source camera.example.com --allow-source 192.168.1.0/24",
         "STREAMMEM_TOKEN=... streammem serve --host 0.0.0.0   others must present the token",
+        "streammem serve --archive house                       memories that are only read",
         'streammem serve rtsp://camera/1 --alert "a dog" --mqtt mqtt://broker/home',
     )
     add_server_options(parser)
@@ -71,6 +73,7 @@ def add_to(commands: Any) -> None:
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCE", help="watched meanwhile; see caption --help")
     add("--memories", type=Path, metavar="DIR", help="folder whose memories may be asked")
+    add_archive(add)
     add_flags(parser, SPEECH_FLAGS)
     add_session_options(parser)
 
@@ -116,7 +119,12 @@ def run_mcp(arguments: argparse.Namespace) -> int:
     from streammem.integrations.mcp import make_server
     from streammem.server.limits import ServerConfig
 
-    config = ServerConfig(memories=arguments.memories, speech=speech_options(arguments))
+    _check_archive(arguments)
+    config = ServerConfig(
+        memories=arguments.archive or arguments.memories,
+        read_only=arguments.archive is not None,
+        speech=speech_options(arguments),
+    )
     sessions = open_sessions(arguments, config)
     try:
         asyncio.run(make_server(sessions, arguments.sources).run_stdio_async())
@@ -140,14 +148,17 @@ def server_config(arguments: argparse.Namespace, *, by_default: bool = False) ->
 
     if not 0 <= arguments.port < 65536:
         raise ConfigError(f"--port {arguments.port}: give 0 to 65535")
+    _check_archive(arguments)
     keep_in = _keep_in(arguments, by_default=by_default)
     return ServerConfig(
         host=arguments.host,
         port=arguments.port,
         token=os.environ.get(TOKEN) or None,
-        memories=arguments.memories or keep_in,
+        memories=arguments.archive or arguments.memories or keep_in,
+        read_only=arguments.archive is not None,
         uploads=arguments.uploads,
         allowed=Allowed.of(arguments.allow_source),
+        files=tuple(arguments.allow_files),
         alerts=tuple(arguments.alert),
         keep_in=keep_in,
         confirm_alerts=bool(arguments.confirm_alerts),
@@ -155,6 +166,23 @@ def server_config(arguments: argparse.Namespace, *, by_default: bool = False) ->
         prefix=arguments.prefix.rstrip("/"),
         limits=server_limits(arguments),
     )
+
+
+def _check_archive(arguments: argparse.Namespace) -> None:
+    """Refuse two folders of memories, or one memory in place of a folder of them.
+
+    Raises:
+        ConfigError: it is so.
+    """
+    from streammem.memory.folder import is_memory
+
+    archive: Path | None = arguments.archive
+    if archive is None:
+        return
+    if arguments.memories is not None:
+        raise ConfigError("--archive and --memories: give one of them; --archive is only read")
+    if is_memory(archive):
+        raise ConfigError(f"--archive {archive}: is one memory; give the folder that holds it")
 
 
 def _keep_in(arguments: argparse.Namespace, *, by_default: bool) -> Path | None:
@@ -165,7 +193,7 @@ def _keep_in(arguments: argparse.Namespace, *, by_default: bool) -> Path | None:
     if arguments.no_memory or not any(is_camera(source) for source in arguments.sources):
         return None
     folder: Path | None = arguments.memories
-    if folder is None and by_default:
+    if folder is None and by_default and arguments.archive is None:
         folder = data_folder() / "memories"
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from time import sleep
 
 import numpy as np
 
@@ -33,7 +34,86 @@ KEPT_S = 4.0  # but for its newest
 PIPE_BEHIND_S = 600.0  # of a pipe, where only the oldest goes: 38 MB
 TAKEN_S = 24.0  # of what waits, at a time: Whisper reads half a minute at the price of a second
 IDLE_S = 3.0  # without sound, after which what is said counts as ended
-_WAIT_S = 0.2
+_WAIT_S, _ASK_AGAIN_S = 0.2, 0.05
+AHEAD_S = 120.0  # of a file's sound that waits for the slowest of its listeners: 8 MB
+
+
+class SharedSound:
+    """The sound of a source, decoded once for several listeners, each in a thread of its own.
+
+    One that is AHEAD_S before the slowest waits for it.
+
+    Args:
+        sound: see ``VideoSource.sound_pass``. Where it fails one of them is told, the others end.
+        count: of listeners, which are numbered from 0.
+    """
+
+    def __init__(self, sound: Iterator[tuple[float, np.ndarray]], count: int) -> None:
+        self._sound = sound
+        self._came = threading.Condition()  # guards all below
+        self._pieces: deque[tuple[float, np.ndarray]] = deque()  # that some have not taken yet
+        self._first = 0  # number of the oldest of them
+        self._next: dict[int, int] = dict.fromkeys(range(count), 0)  # piece, by listener
+        self._decoding = self._over = False
+
+    def sound(self, number: int) -> Iterator[tuple[float, np.ndarray]]:
+        """Give all of it to a listener, until it leaves."""
+        while True:
+            with self._came:
+                while (piece := self._waiting(number)) is None and self._must_wait(number):
+                    self._came.wait(_WAIT_S)
+                decodes = piece is None and number in self._next and not self._over
+                self._decoding |= decodes
+            if decodes:
+                piece = self._decoded()
+            if piece is None:
+                return
+            if decodes and len(piece[1]):
+                continue  # it waits for all of them now
+            yield piece
+
+    def leave(self, number: int) -> None:
+        """Give a listener nothing more; the others do not wait for it."""
+        with self._came:
+            self._next.pop(number, None)
+            self._forget()
+            self._came.notify_all()
+
+    def _waiting(self, number: int) -> tuple[float, np.ndarray] | None:
+        """Take the next piece that was decoded; None where a listener has had all."""
+        place = self._next.get(number, self._first + len(self._pieces)) - self._first
+        if place >= len(self._pieces):
+            return None
+        piece = self._pieces[place]
+        self._next[number] += 1
+        self._forget()
+        return piece
+
+    def _must_wait(self, number: int) -> bool:
+        if number not in self._next or self._over:
+            return False
+        held = self._pieces
+        return self._decoding or (bool(held) and held[-1][0] - held[0][0] >= AHEAD_S)
+
+    def _decoded(self) -> tuple[float, np.ndarray] | None:
+        """Decode the next piece for all; None at the end."""
+        piece = None
+        try:
+            piece = next(self._sound, None)
+        finally:
+            with self._came:
+                self._decoding, self._over = False, piece is None
+                if piece is not None and len(piece[1]):
+                    self._pieces.append(piece)
+                self._came.notify_all()
+        return piece
+
+    def _forget(self) -> None:
+        oldest = min(self._next.values(), default=self._first + len(self._pieces))
+        while self._first < oldest:
+            self._pieces.popleft()
+            self._first += 1
+        self._came.notify_all()
 
 
 class NoteWorker(ABC):
@@ -155,6 +235,7 @@ class Listener(NoteWorker):
         behind_s: seconds of pushed sound that may wait.
         kept_s: of these, the newest that stay where more would wait; None drops the oldest only.
         events: it listens for sound events: pushed sound is read evenly, not by utterance.
+        on_end: called once nothing more is read of ``sound``; perhaps twice.
     """
 
     def __init__(
@@ -166,8 +247,10 @@ class Listener(NoteWorker):
         kept_s: float | None = KEPT_S,
         *,
         events: bool = False,
+        on_end: Callable[[], object] = lambda: None,
     ) -> None:
         self._opener, self._sound, self._events = opener, sound, events
+        self._on_end = on_end
         self._behind_s, self._kept_s = behind_s, behind_s if kept_s is None else kept_s
         self._failure = ""  # of a transcription server, since the last note
         self._came = threading.Condition()  # guards the next four
@@ -198,6 +281,7 @@ class Listener(NoteWorker):
             self._stop = True
             self._waiting.clear()
             self._came.notify()
+        self._on_end()
         super().close()
 
     def _skip(self) -> None:
@@ -216,11 +300,13 @@ class Listener(NoteWorker):
             if sound is None and not self._events:
                 cut = self._utterances()
             else:
-                cut = pieces(self._pushed() if sound is None else sound, recogniser.piece_s)
+                sound = self._pushed() if sound is None else self._awaited(sound)
+                cut = pieces(sound, recogniser.piece_s)
             for start, samples in cut:
                 yield from self._recognised(recogniser, start, samples)
                 yield start + len(samples) / RATE
         finally:
+            self._on_end()
             self._waiting.clear()
 
     def _recognised(
@@ -262,6 +348,18 @@ class Listener(NoteWorker):
                 self._results.put(until)
             if ended and not taken:
                 return
+
+    def _awaited(
+        self, sound: Iterator[tuple[float, np.ndarray]]
+    ) -> Iterator[tuple[float, np.ndarray]]:
+        """Give a pass; wait where the pictures have not come so far."""
+        for time, samples in sound:
+            if self._stop:
+                return
+            if len(samples):
+                yield time, samples
+            else:
+                sleep(_ASK_AGAIN_S)
 
     def _pushed(self) -> Iterator[tuple[float, np.ndarray]]:
         """Give what was pushed, as it came, until no more comes."""

@@ -7,6 +7,7 @@ slow path. Threads live in ``reader.py`` and in the language model's scheduler.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
@@ -18,12 +19,14 @@ from streammem.audio.scene_sound import SceneSound, SoundWindow
 from streammem.audio.track import SpeechTrack
 from streammem.captioning.captioner import Captioner, CaptionRequest, ScoredCaption
 from streammem.engine.session_config import SessionConfig
+from streammem.errors import ConfigError
 from streammem.memory.entry import Entry, Sureness, decode_keyframe, fitting_notes, visual_keys
 from streammem.memory.memory import CacheConfig, Memory
 from streammem.memory.named import Taught
 from streammem.memory.retrieval import EVERYTHING, Window, clipped
 from streammem.memory.timeline import offset_after
 from streammem.models.protocols import EncodedSegment, StreamModel
+from streammem.models.tiny.planning import open_planning
 from streammem.perception.background import Background, BackgroundState
 from streammem.perception.frames import (
     KEYFRAME_SIDE,
@@ -36,10 +39,12 @@ from streammem.perception.frames import (
     segment_frames,
     spread,
     thumbnail,
+    tilling_of,
 )
 from streammem.perception.scenetilling import Pushed, SceneTilling, SceneTillingState, Score
 from streammem.qa.answerer import Answerer
 from streammem.qa.lookups import Lookups
+from streammem.qa.next_action import PastFollower
 from streammem.qa.plan import PlanFollower
 from streammem.qa.question import Present
 from streammem.qa.teaching import Box, picture_at, renewed, taught_with
@@ -56,6 +61,8 @@ from streammem.types import (
     TimeSpan,
     encodable,
 )
+
+PAUSE_S = 600.0  # without a scene: another activity of a day
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,7 +161,9 @@ class Session:
                 epsilon=self.config.epsilon,
                 mode="r" if self.read_only else "rw",
             )
-        self._tilling = SceneTilling(self.config.scenes or self.model.perceiver.scenes)
+        scenes = self.config.scenes or self.model.perceiver.scenes
+        # Only a ``SceneTilling`` measures scores.
+        self._tilling = SceneTilling(scenes) if on_score else tilling_of(model.perceiver, scenes)
         self._gate = PixelGate(self.model.perceiver, self.config.still)
         fixed, still = self.config.fixed, self.config.still
         self._background = Background(max(1.0, still)) if fixed else None
@@ -480,17 +489,50 @@ class Session:
         """
         return self.answerer.chapters(count, _window(between))
 
+    def day(self, day: date, count: int | None = None) -> tuple[Chapter, ...]:
+        """List what was done on a day, by the wall clock: its chapters are activities.
+
+        A pause of ``PAUSE_S`` ends an activity.
+
+        Args:
+            day: in the time zone of ``SessionConfig.timezone``.
+            count: activities at most, where no pause parts more; as for ``chapters``.
+
+        Returns:
+            By the wall clock; those of several sources may overlap. Nothing of rows whose wall
+            clock is unknown.
+
+        Raises:
+            ConfigError: count below 1, or a day that no clock shows.
+        """
+        zone = self.config.answering.zone()
+        try:
+            begin, end = (
+                datetime(each.year, each.month, each.day, tzinfo=zone).timestamp()
+                for each in (day, day + timedelta(days=1))
+            )
+        except (ValueError, OverflowError, OSError) as error:
+            raise ConfigError(f"{day}: is no day of this computer's clock") from error
+        found = self.answerer.chapters(count, Window(wall=TimeSpan(begin, end)), PAUSE_S)
+        return tuple(sorted(found, key=lambda c: datetime.fromisoformat(c.wall_start or "")))
+
+    def days(self) -> tuple[date, ...]:
+        """Return the days on which scenes began, by the wall clock, oldest first."""
+        zone = self.config.answering.zone()
+        walls = (row.wall_start for row in self.memory.entries() if row.wall_start is not None)
+        return tuple(sorted({datetime.fromtimestamp(wall, zone).date() for wall in walls}))
+
     def plan(
         self,
         goal: str,
-        steps: Sequence[str],
+        steps: Sequence[str] = (),
         between: tuple[float, float] | Window | None = None,
     ) -> Plan:
         """Tell how far a goal has come: steps done, the one in progress, what may come next.
 
         Args:
             goal: in your words.
-            steps: descriptions of what each shows, in their order.
+            steps: descriptions of what each shows, in their order; see ``follow``.
             between: as for ``ask``. Of several sources the newest one counts, unless the window
                 names another.
 
@@ -498,14 +540,35 @@ class Session:
             The plan, with every alert so far; see ``qa/plan.py`` to follow it as scenes close.
 
         Raises:
-            ConfigError: no step, an empty one, or the same twice.
+            ConfigError: an empty goal or step, or the same step twice.
         """
-        follower = PlanFollower(self.model.text_encoder, goal, steps)
+        return self.follow(goal, steps).push_all(self.newest_rows(between))
+
+    def newest_rows(self, between: tuple[float, float] | Window | None = None) -> tuple[Entry, ...]:
+        """Return the memory's rows of the source that was seen last, oldest first.
+
+        Args:
+            between: as for ``ask``; only what overlaps it.
+        """
         rows = [clip.entry for clip in clipped(self.memory.entries(), _window(between))]
-        for row in rows:
-            if row.source == rows[-1].source:
-                follower.push(row)
-        return follower.plan
+        return tuple(row for row in rows if row.source == rows[-1].source)
+
+    def follow(self, goal: str, steps: Sequence[str] = ()) -> PlanFollower | PastFollower:
+        """Return what follows a plan over rows of the memory, oldest first.
+
+        Args:
+            goal: in your words.
+            steps: descriptions of what each shows, in their order, with which rows are compared as
+                they close. None: what may come next is predicted from past actions, which are read
+                off the rows' captions and speech; see ``SessionConfig.planning``.
+
+        Raises:
+            ConfigError: an empty goal or step, or the same step twice.
+        """
+        if steps:
+            return PlanFollower(self.model.text_encoder, goal, steps)
+        planning = self.config.planning
+        return PastFollower(goal, open_planning(planning) if planning else None)
 
     def teach(
         self,

@@ -12,6 +12,7 @@ from streammem.models.backbones.sampling import MOST_BEAMS, GenerationConfig
 from streammem.models.protocols import StreamModel
 from streammem.models.published import known_cuts
 from streammem.models.tiny.model import ANSWER_DECODING
+from streammem.models.tiny.planning import planning_file
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.qa.answerer import AnswerConfig, Context
 
@@ -38,6 +39,8 @@ class SessionConfig:
             10 levels.
         sound: whether a model that listens hears each scene: ``notice`` reports a source whose
             sound is missing or fails, ``silent`` does not; ``off`` for other models.
+        channels: of the sound that such a model hears: all ``mixed``, or of single files the
+            ``first`` alone.
         fixed: the camera stands still: while some part of the picture differs from what it has
             shown for long, that part alone is looked at, so that small things make scenes of their
             own. Not for films, whose people would lose their surroundings.
@@ -52,6 +55,8 @@ class SessionConfig:
             scenes and decides. Off by default: it costs a reply a scene.
         timezone: name in the time zone database, as in ``Europe/Berlin``, that wall-clock words
             are read in; None takes this computer's.
+        planning: planning adapter by which plans without steps predict what comes next, as in
+            ``kitchen``, or a file; None predicts from the past of the memory alone.
         rankers: rules that rank what is found and decide what counts as seen, applied in this
             order: names in ``memory.retrieval.RANKERS``.
         caption: decoding of captions; None takes the model's.
@@ -74,6 +79,7 @@ class SessionConfig:
     now_frames: int = 4
     still: float = 6.0
     sound: Literal["off", "notice", "silent"] = "off"
+    channels: Literal["mixed", "first"] = "mixed"
     fixed: bool = False
     context: Context = "memory"
     remark: bool = False
@@ -81,6 +87,7 @@ class SessionConfig:
     steps_s: float = 300.0
     verify: bool = False
     timezone: str | None = None
+    planning: str | None = None
     rankers: tuple[str, ...] = DEFAULT_RANKERS
     caption: GenerationConfig | None = None
     answer: GenerationConfig = ANSWER_DECODING
@@ -91,6 +98,8 @@ class SessionConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.still <= 255:
             raise ConfigError(f"still={self.still}: give levels in [0, 255]")
+        if self.channels not in ("mixed", "first"):
+            raise ConfigError(f"channels={self.channels!r}: give mixed or first")
         if self.sound not in ("off", "notice", "silent"):
             raise ConfigError(f"sound={self.sound!r}: give off, notice or silent")
         if self.cuts is not None and self.cuts not in known_cuts():
@@ -103,6 +112,8 @@ class SessionConfig:
         decoding = self.caption or GenerationConfig()
         if (self.candidates or 1) > 1 and (decoding.num_beams > 1 or decoding.temperature > 0):
             raise ConfigError("candidates are drawn for greedy captions: no beams, temperature 0")
+        if self.planning is not None:
+            planning_file(self.planning)  # which refuses what is not there
         if self.retrieved < 0 or self.now_frames < 0:
             raise ConfigError("retrieved and now_frames must be >= 0")
         _ = self.answering  # refuses what answers would

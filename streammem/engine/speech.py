@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from streammem.engine.listener import (
     CueReader,
     Listener,
     NoteWorker,
+    SharedSound,
 )
 from streammem.engine.session import Session
 from streammem.errors import SourceError
@@ -156,21 +158,29 @@ class SceneNotes:
             behind = behind if source.live else (PIPE_BEHIND_S, None)
             self._late_s = LATE_S + behind[0]
         wanted = ((speech.opener, False), (speech.sounds, True))
+        openers = [(opener, events) for opener, events in wanted if opener]
+        sound = None if beside or not openers else source.sound_pass()
+        shared = None if sound is None else SharedSound(sound, len(openers))
         self.listeners: list[NoteWorker] = []
-        for opener, events in wanted:
-            if opener:
-                sound = None if beside else source.sound_pass()
-                if sound and speech.subtitles and not events:
-                    sound = _without_subtitles(sound, speech.subtitles)
-                self.listeners.append(Listener(source.name, opener, sound, *behind, events=events))
+        for number, (opener, events) in enumerate(openers):
+            own = shared.sound(number) if shared else None
+            if own and speech.subtitles and not events:
+                own = _without_subtitles(own, speech.subtitles)
+            on_end = partial(shared.leave, number) if shared else lambda: None
+            self.listeners.append(
+                Listener(source.name, opener, own, *behind, events=events, on_end=on_end)
+            )
         if speech.cues:
             self.listeners.append(CueReader(source.name, speech.cues()))
         self._until = [0.0] * len(self.listeners)
+        self._besides = source.on_sound  # a model that listens, too
         if beside:
             source.on_sound = self._push
         session.unkept = lambda: tuple(self._heard)
 
     def _push(self, time: float, samples: np.ndarray) -> None:
+        if self._besides:
+            self._besides(time, samples)
         for listener in self.listeners:
             listener.push(time, samples)
 
@@ -223,6 +233,8 @@ class SceneNotes:
         while self._open and self._open[0].end <= max(until, self._open[-1].end - self._late_s):
             self._past.append(self._open.popleft())
             yield from self._kept(self._past[-1])
+        if self._open and len(self._heard) >= MAX_HEARD // 2:  # more begin in it than may wait
+            yield from self._kept(self._open[0])
 
     def _kept(self, segment: Segment) -> Iterator[Note]:
         """Give a scene those of the notes that begin in it; yield them if that was not done."""

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from streammem.audio.recogniser import pieces
-from streammem.audio.scene_sound import SoundWindow
+from streammem.audio.scene_sound import LONGEST_S, LiveSound, SoundWindow
 from streammem.captioning.captioner import Captioner, CaptionRequest
 from streammem.captioning.scheduler import (
     BATCH_WAIT_S,
@@ -39,7 +38,6 @@ from streammem.types import Alert, Caption, Event, Frame, Note, Notice, Segment,
 from streammem.video import SourceOptions, VideoSource, open_with
 
 SEGMENTS_AHEAD = 4  # captions that may be pending before a file's perception waits, at least
-SOUND_PIECE_S = 10.0  # of sound for a model that listens, decoded at a time
 LIVE_SEGMENTS_AHEAD = 1  # of a live source; beyond them the oldest stays without a caption
 HEARD_AT_STOP_S, HEARD_AT_END_S = 5.0, 60.0  # of a live source, for what was said last
 DEFAULTS, NO_CALLBACKS, SOURCE = WatchOptions(), WatchCallbacks(), SourceOptions()
@@ -94,19 +92,23 @@ def watch(
 
 
 def _open_sound(source: VideoSource, session: Session) -> SoundWindow | None:
-    """Open the sound of a file for a model that listens; live and joined sources are not heard."""
+    """Open the sound of a source for a model that listens; None where it can have none."""
     wanted = session.config.sound
+    if wanted == "off":
+        return None
 
     def report(reason: str) -> None:
         if wanted == "notice":
             source.notices.append(f"{reason}: scenes are described without sound from here on")
 
-    if wanted == "off" or source.live or source.sound_waits:
-        if wanted != "off":
-            report(f"{source.name}: only the sound of single files is heard")
-        return None
-    sound = source.sound_pass()
-    return None if sound is None else SoundWindow(pieces(sound, SOUND_PIECE_S), report)
+    if source.sound_beside:
+        came = LiveSound()
+        source.on_sound = came.push
+        return SoundWindow(came, report, LONGEST_S)
+    sound = source.sound_pass(first_channel=session.config.channels == "first")
+    if sound is None and source.live:
+        report(f"{source.name}: has no sound")
+    return None if sound is None else SoundWindow(sound, report)
 
 
 class _Watching:

@@ -43,6 +43,10 @@ class AnsweringModel(MemoryModel, Protocol):
         """Return operator and anchors of each, see ``questions.QuestionReading``."""
         ...
 
+    def name_readout(self, description: str) -> Any:
+        """See ``protocols.TextEncoder``."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -314,6 +318,9 @@ class _QuestionReader:
         if new:
             self._keys |= dict(zip(new, self._model.sentence_keys(new), strict=True))
         return np.stack([self._keys[sentence] for sentence in sentences])
+
+    def name_readout(self, description: str) -> Any:
+        return self._model.name_readout(description)
 
     def read_question(self, question: str) -> Any:
         if question not in self._readings:  # one without its time words

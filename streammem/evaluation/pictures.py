@@ -13,7 +13,7 @@ from torch import Tensor
 
 from streammem.errors import BackboneError
 from streammem.evaluation.captions import ShownFeatures
-from streammem.memory.retrieval import GumbelNull
+from streammem.memory.retrieval import GumbelNull, NameReadout
 from streammem.models.backbones.text import SentenceEncoder
 from streammem.models.caption_scores import best_reply
 from streammem.models.protocols import EvidenceItem
@@ -70,6 +70,10 @@ class PictureModel:
         """Read what is asked for, and of what."""
         return self.model.text_encoder.read_questions(questions)
 
+    def name_readout(self, description: str) -> NameReadout | None:
+        """Return what reads the thing that a description names off keys."""
+        return self.model.text_encoder.name_readout(description)
+
     @property
     def background(self) -> Tensor:
         """[B, K] unit keys of unrelated pictures."""
@@ -91,8 +95,8 @@ def _captions(model: VideoModel, pictures: Sequence[np.ndarray], *, blank: bool)
     seen = [model.perceive(picture) for picture in pictures]
     if blank:
         patches = model.bridge.patch_mean.expand(model.vision.patches, -1)
-        key = model.picture_key(patches[None])[0].numpy()
-        seen = [Perceived(each.embedding, patches.half(), key) for each in seen]
+        key = model.picture_key(patches[None])[0].cpu().numpy()
+        seen = [Perceived(each.embedding, patches.half().cpu(), key) for each in seen]
     greedy = model.decoding.num_beams == 1 and model.decoding.temperature == 0
     count = model.reranker.candidates if model.reranker and greedy else 1
     tokens = [model.encode_frames([each.patches], [0.5]) for each in seen]

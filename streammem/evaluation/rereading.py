@@ -392,6 +392,9 @@ class _ReadOnce:
     def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
         return self._encoder.sentence_meanings(sentences)
 
+    def name_readout(self, description: str) -> Any:
+        return self._encoder.name_readout(description)
+
     def read_question(self, question: str) -> Any:
         if question not in self._readings:
             self._readings[question] = self._encoder.read_question(question)

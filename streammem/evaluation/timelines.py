@@ -49,7 +49,14 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
 _SOME = "(?:an?|the|one|two|three|four|five|some|several)"
 _IS_DOING = re.compile(rf"^({_SOME} .*?) (?:is|are) (\w+ing\b.*)$")
 _DOING = re.compile(rf"^{_SOME}(?: [a-z'-]+){{1,6}}? [a-z]{{2,}}ing\b")
-_TOO_MUCH = re.compile(r"[,;:.!?\"]|\b(?:while|as|because)\b")
+_TOO_MUCH = re.compile(r"[,;:.!?\"]|\b(?:while|as|because|who|which|that)\b")
+_CLAUSE = re.compile(r"\b(?:he|she|they|it|who|which|that) (?:is|are)\b")
+# Verbs that a sentence has besides its participle: "a boy wearing a hat sits on a box".
+_FINITE = re.compile(
+    r" (?:is|are|was|were|has|have|had|sits|stands|holds|looks|walks|runs|plays|jumps|rides|wears|"
+    r"smiles|talks|eats|watches|carries|swims|climbs|leaps|swings|poses|throws|catches|kicks|hits|"
+    r"takes|makes|goes|gets|does|shows|tries|waits|leans|lies|uses|works|points|gives|performs) "
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +147,9 @@ def thing_of(description: str) -> str | None:
     if _TOO_MUCH.search(description):
         return None
     if found := _IS_DOING.match(description):
-        return f"{found[1]} {found[2]}"
-    finite = re.search(r" (?:is|are|has|have) ", description)
+        whole = f"{found[1]} {found[2]}"
+        return None if _CLAUSE.search(description) or _FINITE.search(f" {whole} ") else whole
+    finite = _FINITE.search(f" {description} ")
     return description if _DOING.match(description) and not finite else None
 
 

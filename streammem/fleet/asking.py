@@ -9,8 +9,8 @@ of many is not taken for a sighting: scores are those of one memory that holds e
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,21 +20,13 @@ from torch import Tensor
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.errors import ConfigError, StoreError, StreammemError
-from streammem.memory.folder import is_memory
-from streammem.memory.retrieval import SEEN, GumbelNull, Window
+from streammem.memory.folder import Stamp, is_memory, last_written
+from streammem.memory.retrieval import SEEN, GumbelNull, NameReadout, Window
 from streammem.models.protocols import ComposedModel, StreamModel, TextEncoder
 from streammem.types import Answer, Moment
 
 MAX_ANSWERS = 5
 ENCODED = 64  # sentences, and questions, of which the encoding is kept
-
-
-@dataclass(frozen=True)
-class Memories:
-    """Open memories by name, and those that could not be opened, with the reason."""
-
-    sessions: dict[str, Session]
-    failed: dict[str, str]
 
 
 class EncodedOnce:
@@ -69,10 +61,65 @@ class EncodedOnce:
         """See ``TextEncoder``."""
         return self._inner.sentence_meanings(sentences)
 
+    def name_readout(self, description: str) -> NameReadout | None:
+        """See ``TextEncoder``."""
+        return self._inner.name_readout(description)
+
 
 def encoding_once(model: StreamModel) -> ComposedModel:
     """Return a model like this one that encodes each sentence once."""
     return ComposedModel.of(model, text_encoder=EncodedOnce(model.text_encoder))
+
+
+class Memories:
+    """The memories of a folder, open for reading; `refresh` opens them.
+
+    Args:
+        folder: holds memories, each a folder of its own.
+        model: asked about all of them.
+        config: of each session.
+
+    Attributes:
+        sessions: by name.
+        failed: those that could not be opened, with the reason.
+    """
+
+    def __init__(self, folder: str | Path, model: StreamModel, config: SessionConfig) -> None:
+        self._folder, self._model, self._config = folder, encoding_once(model), config
+        self.sessions: dict[str, Session] = {}
+        self.failed: dict[str, str] = {}
+        self._stamps: dict[str, Stamp] = {}
+
+    def refresh(self) -> None:
+        """Open what is new or was written to since, and close what is gone."""
+        paths = {path.name: path for path in memories_in(self._folder)}
+        for name in self.sessions.keys() - paths.keys():
+            self.sessions.pop(name).close()
+        self.failed = {}
+        for name, path in paths.items():
+            stamp = last_written(path)
+            if name in self.sessions and self._stamps[name] == stamp:
+                continue
+            try:
+                session = Session(self._model, self._config, memory=path, read_only=True)
+            except StreammemError as error:
+                self.failed[name] = str(error)
+            else:
+                if before := self.sessions.get(name):
+                    before.close()
+                self.sessions[name], self._stamps[name] = session, stamp
+        for name in self.failed.keys() & self.sessions.keys():  # what it was is gone
+            self.sessions.pop(name).close()
+        self.sessions = dict(sorted(self.sessions.items()))
+        total = sum(session.memory.num_keys for session in self.sessions.values())
+        for session in self.sessions.values():
+            session.answerer.keys_elsewhere = total - session.memory.num_keys
+
+    def close(self) -> None:
+        """Close all of them; idempotent."""
+        for session in self.sessions.values():
+            session.close()
+        self.sessions = {}
 
 
 @contextmanager
@@ -88,33 +135,26 @@ def open_all(folder: str | Path, model: StreamModel, config: SessionConfig) -> I
         ConfigError: there is none in it.
         StoreError: none can be opened; the message is the first one's.
     """
-    paths = memories_in(folder)
-    if not paths:
-        raise ConfigError(f"{folder}: holds no memories; streammem index makes some of videos")
-    model = encoding_once(model)
-    sessions, failed = dict[str, Session](), dict[str, str]()
-    with ExitStack() as stack:
-        for path in paths:
-            try:
-                session = Session(model, config, memory=path, read_only=True)
-            except StreammemError as error:
-                failed[path.name] = str(error)
-            else:
-                sessions[path.name] = stack.enter_context(session)
-        if not sessions:
-            raise StoreError(f"{folder}: none can be opened; {next(iter(failed.values()))}")
-        total = sum(session.memory.num_keys for session in sessions.values())
-        for session in sessions.values():
-            session.answerer.keys_elsewhere = total - session.memory.num_keys
-        yield Memories(sessions, failed)
+    with closing(Memories(folder, model, config)) as memories:
+        memories.refresh()
+        if memories.failed and not memories.sessions:
+            reason = next(iter(memories.failed.values()))
+            raise StoreError(f"{folder}: none can be opened; {reason}")
+        if not memories.sessions:
+            raise ConfigError(f"{folder}: holds no memories; streammem index makes some of videos")
+        yield memories
 
 
 def memories_in(folder: str | Path) -> list[Path]:
-    """Return the memories of a folder, by name; one that is being made is none yet."""
+    """Return the memories of a folder, by name; one that is being made is none yet.
+
+    A name that cannot be printed is none that could be asked for.
+    """
     path = Path(folder)
     if not path.is_dir():
         return []
-    return sorted(p for p in path.iterdir() if not p.name.startswith(".") and is_memory(p))
+    named = (p for p in path.iterdir() if p.name.isprintable() and not p.name.startswith("."))
+    return sorted(filter(is_memory, named))
 
 
 def find_all(

@@ -8,6 +8,7 @@ One that fails takes no other down: it is opened again after a wait that doubles
 its memory. How cameras are opened is the caller's; `read_cameras` reads which there are.
 """
 
+import json
 import logging
 import queue
 import re
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 AHEAD = 64  # events that are not taken, before the cameras wait; then frames are dropped
 POLL_S = 0.1
+STATUS = "cameras.json"  # in the folder of the cameras' memories: how they are
+STATUS_EVERY_S, STATUS_LASTS_S, MAX_STATUS_BYTES = 10.0, 150.0, 4 << 20
 
 IsStopping = Callable[[], bool]
 State = Literal["opening", "watched", "down", "ended", "failed"]
@@ -262,6 +265,10 @@ class Board:
         """Whether no camera is down or has failed."""
         return all(s.state not in ("down", "failed") for s in self.cameras.values())
 
+    def states(self) -> dict[str, tuple[State, str]]:
+        """Return the state of each camera, and the reason why it is, or was last, down."""
+        return {name: (status.state, status.reason) for name, status in self.cameras.items()}
+
     def prometheus(self) -> str:
         """Return the counters of all cameras in Prometheus' text form."""
         # Read once each: another thread takes news meanwhile.
@@ -282,3 +289,30 @@ class Board:
             status.num_failures += 1
             status.stats = None
         status.state, status.reason = state, reason or status.reason
+
+
+def status_text(states: Mapping[str, tuple[State, str]]) -> str:
+    """Return the states of cameras as `read_status` reads them, with the time of now."""
+    cameras = {name: {"state": state, "reason": why} for name, (state, why) in states.items()}
+    return json.dumps({"written": time.time(), "cameras": cameras}) + "\n"
+
+
+def read_status(path: Path) -> dict[str, tuple[str, str]]:
+    """Read how cameras are from what ``status_text`` gave: state and reason, by name.
+
+    Args:
+        path: of the file; it may be missing, damaged, or of a process that is gone.
+
+    Returns:
+        Nothing where it was not written for ``STATUS_LASTS_S``.
+    """
+    try:
+        content = json.loads(path.read_bytes()[:MAX_STATUS_BYTES])
+        if not 0 <= time.time() - content["written"] < STATUS_LASTS_S:
+            return {}
+        return {
+            str(name): (str(camera["state"]), str(camera["reason"]))
+            for name, camera in content["cameras"].items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}

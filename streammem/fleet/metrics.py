@@ -3,6 +3,7 @@
 with serve_metrics("127.0.0.1", 9400, board.prometheus) as port: ...
 """
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +19,7 @@ def serve_metrics(host: str, port: int, text: Callable[[], str]) -> Iterator[int
     """Serve counters until the end of the block.
 
     Args:
-        host: to listen on.
+        host: to listen on; of IPv6 where it holds a colon.
         port: likewise; 0 for a free one.
         text: called, in a thread of the server, for each request.
 
@@ -44,11 +45,14 @@ def serve_metrics(host: str, port: int, text: Callable[[], str]) -> Iterator[int
 
         def log_message(self, *_: object) -> None: ...
 
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
     try:
-        server = ThreadingHTTPServer((host, port), Handler)
+        server = Server((host, port), Handler)
     except (OSError, OverflowError) as error:
         raise ConfigError(
-            f"--metrics-port {host}:{port}: cannot be listened on ({error})"
+            f"--metrics-port {written(host)}:{port}: cannot be listened on ({error})"
         ) from error
     server.daemon_threads = True
     thread = Thread(target=server.serve_forever, args=(0.1,), name="metrics", daemon=True)
@@ -59,3 +63,8 @@ def serve_metrics(host: str, port: int, text: Callable[[], str]) -> Iterator[int
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def written(host: str) -> str:
+    """Return a host as an address has it: of IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host

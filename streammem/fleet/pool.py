@@ -11,12 +11,14 @@ The processes are local ones (`LocalProcesses`), or actors of a Ray cluster (`fl
 """
 
 import multiprocessing
+import os
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
@@ -25,6 +27,9 @@ from streammem.errors import StreammemError
 TRIES = 2  # of a job whose process dies under it
 POLL_S = 0.2
 STOP_S = 5.0  # that a process may take to end
+# Signals of a terminal or a service are for the process that was started by hand; it asks workers
+# to stop.
+NOT_OURS = (signal.SIGINT, signal.SIGTERM)
 # What fails soon after its start, a process or a camera, is begun again after waits that double.
 BACK_OFF_S, LIVED_S = (1.0, 60.0), 60.0
 
@@ -82,17 +87,12 @@ class DiedError(Exception):
 class WorkerProcess(Protocol):
     """One process with a worker, as the pool sees it."""
 
-    @property
-    def pid(self) -> int:
-        """Id of the process, on its machine; 0 where it is not known yet."""
-        ...
-
     def begin(self, job: Any) -> None:
         """Give it a job; the one before must be over."""
         ...
 
     def receive(self) -> tuple[str, Any]:
-        """Return ``report``, ``done`` or ``failed``, and the report, the result or the reason.
+        """Return the next message of its job; see ``messages``.
 
         Raises:
             DiedError: the process has died.
@@ -143,6 +143,7 @@ class Pool:
         self._open_worker, self._num_workers, self._max_tries = open_worker, num_workers, tries
         self._where = processes or LocalProcesses()
         self._running: dict[WorkerProcess, tuple[Any, float]] = {}  # job, monotonic start
+        self._open: set[WorkerProcess] = set()  # of these, those whose worker is open
 
     def run(
         self,
@@ -156,7 +157,8 @@ class Pool:
 
         Args:
             jobs: in the order in which they are begun.
-            stop: asked all the while; once it holds nothing more is begun.
+            stop: asked all the while; once it holds nothing more is begun, and a process that is
+                still opening its worker is ended.
             patience_s: that jobs which run then may take to end; those that do not are given up.
         """
         left = deque(jobs)
@@ -167,8 +169,7 @@ class Pool:
                 now = time.monotonic()
                 if deadline is None and stop():
                     deadline = now + patience_s
-                    for process in self._running:
-                        process.ask_to_stop()
+                    self._ask_to_stop()
                 if deadline is not None and now >= deadline:
                     break
                 if deadline is None:
@@ -196,6 +197,9 @@ class Pool:
                         again.append((time.monotonic() + wait_s, job))
                         yield Restarted(job, str(death), wait_s)
                         continue
+                    if kind == "open":
+                        self._open.add(process)
+                        continue
                     if kind == "report":
                         yield Reported(job, value)
                         continue
@@ -209,24 +213,41 @@ class Pool:
             for process in list(self._running):
                 self._end(process)
 
-    @property
-    def processes(self) -> list[int]:
-        """Ids of the processes that run now."""
-        return [process.pid for process in self._running if process.pid]
-
     def _start(self, job: Any) -> None:
         process = self._where.start(self._open_worker)
         self._running[process] = job, time.monotonic()
         process.begin(job)
 
+    def _ask_to_stop(self) -> None:
+        for process in list(self._running):
+            if process in self._open:
+                process.ask_to_stop()
+            else:  # a model may take minutes to load, and nothing is lost
+                self._end(process)
+
     def _end(self, process: WorkerProcess) -> None:
         del self._running[process]
+        self._open.discard(process)
         process.end()
 
 
-def messages(worker: Worker, job: Any, is_stopping: IsStopping) -> Iterator[tuple[str, Any]]:
-    """Do a job in the worker's process; yield what ``WorkerProcess.receive`` is to return."""
+def messages(
+    open_worker: OpenWorker, job: Any, is_stopping: IsStopping
+) -> Iterator[tuple[str, Any]]:
+    """Do a job in the worker's process, and yield what ``WorkerProcess.receive`` is to return.
+
+    Args:
+        open_worker: called before each job; it returns the same worker every time.
+        job: to be done.
+        is_stopping: given to the worker.
+
+    Yields:
+        ``open`` once the worker is there; ``report`` and what it yielded; at the end ``done`` and
+        its result, or ``failed`` and the reason.
+    """
     try:
+        worker = open_worker()
+        yield "open", None
         steps = worker(job, is_stopping)
         while True:
             try:
@@ -245,21 +266,36 @@ def messages(worker: Worker, job: Any, is_stopping: IsStopping) -> Iterator[tupl
 
 
 class LocalProcesses:
-    """Starts processes on this machine."""
+    """Starts processes on this machine.
 
-    def __init__(self) -> None:
+    Args:
+        gpus: names of its GPUs, as CUDA_VISIBLE_DEVICES has them; a process sees the one that
+            fewest use. With none it sees what this process does.
+    """
+
+    def __init__(self, gpus: Sequence[str] = ()) -> None:
         # A fork would take along locks that threads of this process hold.
         self._context = multiprocessing.get_context("spawn")
+        self._users = dict.fromkeys(gpus, 0)
 
     def start(self, open_worker: OpenWorker) -> "_LocalProcess":
         """Start one; it ends when this process does."""
         ours, theirs = self._context.Pipe()
+        gpu = min(self._users, key=self._users.__getitem__, default=None)
         process = self._context.Process(
-            target=_work, args=(open_worker, theirs), name="streammem-worker", daemon=True
+            target=_work, args=(open_worker, theirs, gpu), name="streammem-worker", daemon=True
         )
-        process.start()
+        # What a terminal sends while it starts must not end it; from `_work` on it ignores these.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, NOT_OURS)
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # so that its end is seen here when it dies
-        return _LocalProcess(process, ours)
+        if gpu is None:
+            return _LocalProcess(process, ours, lambda: None)
+        self._users[gpu] += 1
+        return _LocalProcess(process, ours, lambda: self._users.update({gpu: self._users[gpu] - 1}))
 
     def ready(
         self, processes: Sequence[WorkerProcess], timeout_s: float
@@ -270,12 +306,8 @@ class LocalProcesses:
 
 
 class _LocalProcess:
-    def __init__(self, process: Any, pipe: Connection) -> None:
-        self._process, self.pipe = process, pipe
-
-    @property
-    def pid(self) -> int:
-        return int(self._process.pid or 0)
+    def __init__(self, process: Any, pipe: Connection, on_end: Callable[[], None]) -> None:
+        self._process, self.pipe, self._on_end = process, pipe, on_end
 
     def begin(self, job: Any) -> None:
         with suppress(OSError):  # one that has died is noticed when it is received from
@@ -302,21 +334,17 @@ class _LocalProcess:
         if process.exitcode is None:
             process.kill()
         process.join()
+        self._on_end()
 
 
-def _work(open_worker: OpenWorker, pipe: Connection) -> None:
+def _work(open_worker: OpenWorker, pipe: Connection, gpu: str | None) -> None:
     """Do what comes through a pipe until it is closed."""
-    # Ctrl-C and SIGTERM of a terminal or a service are for the process that was started by hand;
-    # it asks this one to stop.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    if gpu is not None:  # read when CUDA is first used
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    for number in NOT_OURS:
         signal.signal(number, signal.SIG_IGN)
-    worker: Worker | None = None
-
-    def opened(job: Any, is_stopping: IsStopping) -> Generator[Any, None, Any]:
-        nonlocal worker
-        worker = worker or open_worker()
-        return (yield from worker(job, is_stopping))
-
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_OURS)
+    opened = cache(open_worker)
     with suppress(EOFError, BrokenPipeError, ConnectionError):
         while (job := pipe.recv()) is not None:
             # While a job runs there is nothing to read but a request to stop, or the pipe's end.

@@ -1,6 +1,6 @@
 """Workers' processes as actors of a Ray cluster: Ray places them, and starts them on its nodes.
 
-    with RayActors.connect("10.0.0.5:6379", num_gpus=1) as actors:
+    with RayActors.connect("10.0.0.5:6379", needs_gpu=True) as actors:
         for event in Pool(open_worker, actors.default_workers, actors).run(jobs): ...
 
 Nodes must have streammem installed, and see the same files under the same paths as the driver.
@@ -8,21 +8,22 @@ Jobs, and which of them is done again, stay with `Pool`.
 """
 
 import logging
+import math
 import os
-from collections.abc import Generator, Iterator, Sequence
+import secrets
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, Self
 
 from streammem.errors import BackboneError, ConfigError, install_command
 from streammem.fleet.pool import (
     DiedError,
-    IsStopping,
     OpenWorker,
-    Worker,
     WorkerProcess,
     messages,
 )
 
-CPUS, MEMORY_BYTES = 2, 1 << 30  # of an actor: perception and language; a replica of the tiny model
+CPUS, MEMORY_BYTES = 2, 10**9  # of an actor: perception and language; a replica of the tiny model
 AHEAD = 64  # messages of a worker that the driver has not taken, before the worker waits
 
 
@@ -34,43 +35,62 @@ class RayActors:
         cpus: cores of each actor, or a share of one.
     """
 
-    def __init__(self, ray: Any, num_gpus: int, num_workers: int | None) -> None:
-        self._ray, self._num_gpus = ray, num_gpus
+    def __init__(
+        self, ray: Any, *, needs_gpu: bool, num_workers: int | None, memory_bytes: int | None
+    ) -> None:
+        self._ray = ray
         total = ray.cluster_resources()
         cpus, gpus = total.get("CPU", 0), total.get("GPU", 0)
-        if cpus < 1 or gpus < num_gpus:
+        memory = total.get("memory", math.inf)
+        if cpus < 1 or (needs_gpu and gpus < 1):
             missing = "no GPU: leave out --device" if cpus >= 1 else "no CPU for actors"
             raise ConfigError(f"--ray: the cluster has {missing}")
-        fitting = cpus // CPUS if not num_gpus else min(cpus // CPUS, gpus // num_gpus)
-        self.default_workers = max(1, int(fitting))
+        fitting = [cpus // CPUS, memory // (memory_bytes or MEMORY_BYTES)]
+        if needs_gpu:
+            fitting.append(gpus)
+        self.default_workers = max(1, int(min(fitting)))
         wanted = num_workers or self.default_workers
-        if wanted * num_gpus > gpus:
-            raise ConfigError(f"--workers {wanted}: the cluster has {gpus:g} GPUs")
-        # More actors than fit with two cores each share them, instead of waiting for ever.
+        if memory_bytes and wanted * memory_bytes > memory:
+            raise ConfigError(
+                f"--workers {wanted}: the cluster has {memory / 1e9:.1f} GB for actors of "
+                f"{memory_bytes / 1e9:g} GB"
+            )
+        # More actors than fit with two cores each, or with a GPU each, share them, instead of
+        # waiting for ever.
         self.cpus = min(float(CPUS), cpus / wanted)
         # Threaded, so that a request to stop is read while a job runs.
         self._actor = ray.remote(
             num_cpus=self.cpus,
-            num_gpus=num_gpus,
-            memory=min(MEMORY_BYTES, int(total.get("memory", MEMORY_BYTES) / wanted)),
+            num_gpus=1 / math.ceil(wanted / gpus) if needs_gpu else 0,
+            memory=int(memory_bytes or min(MEMORY_BYTES, memory / wanted)),
             max_concurrency=4,
         )(_Actor)
 
     @classmethod
-    def connect(cls, address: str, *, num_gpus: int = 0, num_workers: int | None = None) -> Self:
+    def connect(
+        cls,
+        address: str,
+        *,
+        needs_gpu: bool = False,
+        num_workers: int | None = None,
+        memory_bytes: int | None = None,
+    ) -> Self:
         """Connect to a cluster.
 
         Args:
             address: of its head, HOST:PORT; ``auto`` for the one of this machine, ``local`` for
                 one that is started here and ends with this process.
-            num_gpus: that each actor gets.
+            needs_gpu: whether each actor gets one; more actors than there are GPUs share them.
             num_workers: actors that are wanted; None for as many as fit.
+            memory_bytes: that each actor gets; None for a replica of the tiny model, or less.
 
         Raises:
             BackboneError: Ray is not installed.
             ConfigError: there is no such cluster, or it has no room for an actor.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to its makers
+        if address == "local":  # else Ray writes one to the user's home, and leaves it there
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         try:
             import ray
         except ImportError as error:
@@ -86,7 +106,7 @@ class RayActors:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(f"--ray {address}: no cluster there ({reason})") from error
         try:
-            return cls(ray, num_gpus, num_workers)
+            return cls(ray, needs_gpu=needs_gpu, num_workers=num_workers, memory_bytes=memory_bytes)
         except BaseException:
             ray.shutdown()
             raise
@@ -122,16 +142,8 @@ class _RayProcess:
     """A handle of an actor; see ``pool.WorkerProcess``."""
 
     def __init__(self, ray: Any, actor: Any) -> None:
-        self._ray, self._actor, self._pid = ray, actor, actor.pid.remote()
+        self._ray, self._actor = ray, actor
         self.stream: Any = None
-
-    @property
-    def pid(self) -> int:
-        ready, _ = self._ray.wait([self._pid], timeout=0)
-        try:
-            return int(self._ray.get(self._pid)) if ready else 0
-        except self._ray.exceptions.RayError:
-            return 0
 
     def begin(self, job: Any) -> None:
         self.stream = self._actor.do.options(
@@ -160,18 +172,10 @@ class _Actor:
     """What runs on the cluster: one worker, which does a job at a time."""
 
     def __init__(self, open_worker: OpenWorker) -> None:
-        self._open_worker, self._stopping = open_worker, False
-        self._worker: Worker | None = None
-
-    def pid(self) -> int:
-        return os.getpid()
+        self._open_worker, self._stopping = cache(open_worker), False
 
     def stop(self) -> None:
         self._stopping = True
 
     def do(self, job: Any) -> Iterator[tuple[str, Any]]:
-        def opened(job: Any, is_stopping: IsStopping) -> Generator[Any, None, Any]:
-            worker = self._worker = self._worker or self._open_worker()
-            return (yield from worker(job, is_stopping))
-
-        yield from messages(opened, job, lambda: self._stopping)
+        yield from messages(self._open_worker, job, lambda: self._stopping)

@@ -24,8 +24,11 @@ from pydantic import Field
 
 from streammem import __version__
 from streammem.errors import StreammemError
+from streammem.fleet.asking import Memories
+from streammem.fleet.asking import find_all as find_in
 from streammem.perception.frames import JPEG_QUALITY
 from streammem.qa.lookups import LOOKUPS, Lookup
+from streammem.qa.plan import MAX_STEPS
 from streammem.server.queries import check_question, evidence_text, rows
 from streammem.server.refused import Refused
 from streammem.server.session_host import SessionHost
@@ -38,11 +41,16 @@ MAX_INLINE_BYTES = 8 << 20
 CLIPS, MAX_CLIPS = "clips", 100  # files below the memories' folder; the oldest are removed
 ABOUT = (
     "Video that was watched, or is being watched now. `list` lists it; `ask` answers a "
-    "question about it, `find` finds moments, `clip` shows a span in pictures. `search`, `at`, "
-    "`before`, `after`, `count` and `look` go from scene to scene. Times are seconds from "
+    "question about it, `find` finds moments, `clip` shows a span in pictures, `plan` tells how "
+    "far a goal has come; `ask_all` and `find_all` look into all memories at once. `search`, "
+    "`at`, `before`, `after`, `count` and `look` go from scene to scene. Times are seconds from "
     "the start of each video."
 )
 Name = Annotated[str, Field(description="session:ID or memory:NAME, as `list` gives them")]
+Steps = Annotated[
+    Sequence[str],
+    Field(max_length=MAX_STEPS, description="what each step shows, in their order"),
+]
 Seconds = Annotated[float, Field(ge=0, le=1e8, description="seconds")]
 Video = Annotated[
     Literal["no", "inline", "file"],
@@ -122,6 +130,40 @@ def _add_tools(server: MCPServer, sessions: Sessions) -> None:
             moments = await host.do(lambda session: session.find(query, count))
         return [{**event_json(moment, ""), "keyframe": None} for moment in moments]
 
+    @server.tool()
+    async def ask_all(question: str) -> str:
+        """Answer a question from each memory in which the thing was seen, the surest first."""
+        with _refusals():
+            check_question(question, longest)
+            answers, memories = await sessions.archive.ask(question)
+        texts = [f"memory:{name}: {answer.text}{evidence_text(answer)}" for name, answer in answers]
+        return "\n\n".join([*texts, _asked(memories)])
+
+    @server.tool()
+    async def find_all(
+        query: str, count: Annotated[int, Field(ge=1, le=50)] = 5
+    ) -> list[dict[str, Any]]:
+        """Find the moments of all memories that fit a description best, best first."""
+        with _refusals():
+            check_question(query, longest)
+            moments = await sessions.archive.do(lambda memories: find_in(memories, query, count))
+        return [
+            {"name": f"memory:{name}", **event_json(moment, ""), "keyframe": None}
+            for name, moment in moments
+        ]
+
+    @server.tool()
+    async def plan(name: Name, goal: str, steps: Steps = ()) -> str:
+        """Tell how far a goal has come: steps done with their times, missing, likely next.
+
+        Without steps the last actions that were seen, and guesses from them alone.
+        """
+        with _refusals():
+            for text in (goal, *steps):
+                check_question(text, longest)
+            host = await _host_of(sessions, name)
+            return str(await host.do(lambda session: session.plan(goal, steps)))
+
     @server.tool(structured_output=False)
     async def clip(name: Name, start: Seconds, end: Seconds, video: Video = "no") -> list[Any]:
         """Show a span: its captions, a picture of each scene (at most 8), on request the video."""
@@ -138,6 +180,13 @@ def _add_tools(server: MCPServer, sessions: Sessions) -> None:
         server.add_tool(
             _called(sessions, lookup), lookup.name, description=lookup.help, structured_output=False
         )
+
+
+def _asked(memories: Memories) -> str:
+    """Return a line that tells how many memories were asked, and which could not be."""
+    text = f"{len(memories.sessions)} memories were asked."
+    failed = ", ".join(memories.failed)
+    return f"{text} Not opened: {failed}." if failed else text
 
 
 def _called(sessions: Sessions, lookup: Lookup) -> Callable[..., Any]:
@@ -199,7 +248,7 @@ async def _video(
     sessions: Sessions, name: str, host: SessionHost, span: tuple[float, float], form: str
 ) -> Any:
     """Return a span's video, the path of its file, or a line that explains why there is none."""
-    folder = sessions.config.memories
+    folder = None if sessions.config.read_only else sessions.config.memories
     if host.plan.file is None:
         return "no video is at hand here: these are all the pictures that are kept"
     if form == "file" and folder is None:

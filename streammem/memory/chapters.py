@@ -48,7 +48,7 @@ def chapter_cost(left: Entry, right: Entry) -> float:
     return cost
 
 
-def divide(entries: Sequence[Entry], count: int) -> tuple[Part, ...]:
+def divide(entries: Sequence[Entry], count: int, gap_s: float = math.inf) -> tuple[Part, ...]:
     """Divide rows into chapters.
 
     The two neighbours whose merge costs least (see ``chapter_cost``) become one until ``count``
@@ -57,6 +57,7 @@ def divide(entries: Sequence[Entry], count: int) -> tuple[Part, ...]:
     Args:
         entries: oldest first.
         count: chapters at most, >= 1.
+        gap_s: seconds without a row after which another chapter begins, however many there are.
 
     Raises:
         ConfigError: count below 1.
@@ -74,7 +75,7 @@ def divide(entries: Sequence[Entry], count: int) -> tuple[Part, ...]:
     def offer(at: int) -> None:
         if 0 <= at < len(order) - 1:
             left, right = rows[order[at]], rows[order[at + 1]]
-            if left.source == right.source:
+            if left.source == right.source and right.start - left.end <= gap_s:
                 queue.offer(left, right, rows)
 
     for at in range(len(order)):

@@ -5,6 +5,7 @@ What is in the database is `database.py`'s and `store.py`'s business.
 
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +22,9 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 FORMAT = 5
+Stamp = tuple[tuple[int, int, int], ...]
 OLDEST_READ = 1  # formats from here on are read as they are; older ones need their writer first
+_KEYFRAME = re.compile(r"\d{9,}-[0-9a-f]{16}\.jpg", re.ASCII)
 HEADER, DATABASE, KEYFRAMES, LOCK = "memory.json", "memory.sqlite", "keyframes", "writer.lock"
 
 
@@ -58,6 +61,17 @@ def holds_memories(path: str | Path) -> bool:
         return any(is_memory(each) for each in Path(path).iterdir())
     except OSError:  # no folder, or not to be listed
         return False
+
+
+def last_written(path: Path) -> Stamp:
+    """Return what changes with each write to a memory: inode, size and time of its files."""
+    files: list[tuple[int, int, int]] = []
+    for name in (DATABASE, f"{DATABASE}-wal"):
+        with suppress(OSError):
+            found = (path / name).stat()
+            if found.st_size:  # a reader may make an empty WAL
+                files.append((found.st_ino, found.st_size, found.st_mtime_ns))
+    return tuple(files)
 
 
 def remove_empty(path: Path) -> None:
@@ -185,6 +199,11 @@ class WriterLock:
 def keyframe_name(segment: int, jpeg: bytes) -> str:
     """Return the file name of a keyframe; it holds the picture's digest."""
     return f"{segment:09d}-{blake2b(jpeg, digest_size=8).hexdigest()}.jpg"
+
+
+def is_keyframe_name(name: str) -> bool:
+    """Tell whether a file name is one that `keyframe_name` gives."""
+    return bool(_KEYFRAME.fullmatch(name))
 
 
 def intact(name: str, jpeg: bytes) -> bool:

@@ -16,7 +16,7 @@ rule is one function in ``RANKERS``; it then holds in all three, and for "not se
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -38,6 +38,18 @@ visual keys they were chosen by, but find a scene by the caption's own words; wh
 more, and is found where the picture does not show it. Measured: docs/research/memory.md, *How
 questions find scenes*.
 """
+
+# Of names that are read off visual keys, see ``shown_by``; fitted to films of one half of the
+# clips and photos, reported on the other: docs/research/answers.md, *Names read off keys*.
+NAME_EXCESS, NAME_COSINE = 0.254, 4.12
+NAME_WORD, HAS_WORD = 0.278, 0.371
+NAME_SHARE, HAS_SHARE = 0.398, 0.025
+NAME_BIAS, NAME_GROWTH = 0.386, 0.808  # where 0.1 of what is absent is claimed, of any size
+# Of rows by up to 1 beyond that 0.1 to 0.3 are right, by 2 to 3 half of them, by more 0.95: so
+# log-odds count half. By 1 below 0.03 are, as of rows that only a near caption would show.
+NAME_ABOVE = 0.5
+WORD_LOGITS = (-8.0, 4.0)  # beyond these they tell no more
+LEAST_SHARE = 1e-5
 
 MATCHED: dict[str, Matched] = {
     "visual_keys": "picture",
@@ -81,6 +93,42 @@ class GumbelNull(NamedTuple):
 DEFAULT_NULL = GumbelNull(location=-3.441, growth=0.879, scale=0.336)
 
 
+class NameReadout(NamedTuple):
+    """Reads off visual keys, linearly, whether they show the one thing that a name is of.
+
+    Two judges: a logit that was learned from pictures that list the thing, and shares of classes
+    that a classifier of pictures knows, which sum to 1 over all of them.
+
+    Attributes:
+        word: [D_key] float32 and an offset, whose sum with a key is the logit; None without.
+        classes: [C, D_key] float32 weights of every class.
+        offsets: [C] float32 of them.
+        chosen: numbers of the classes that are such a thing, such as breeds of dogs; empty without.
+    """
+
+    word: tuple[np.ndarray, float] | None
+    classes: np.ndarray
+    offsets: np.ndarray
+    chosen: np.ndarray
+
+    def odds(self, keys: np.ndarray) -> float:
+        """Return what visual keys [K, D_key] of a row tell, on the scale of log-odds.
+
+        The best key's logit counts, and the mean share of all keys.
+        """
+        found = 0.0
+        if self.word is not None:
+            weights, offset = self.word
+            logit = float((keys @ weights).max()) + offset
+            found += HAS_WORD + NAME_WORD * (min(max(logit, WORD_LOGITS[0]), WORD_LOGITS[1]) + 4)
+        if len(self.chosen):
+            logits = keys @ self.classes.T + self.offsets  # [K, C]
+            shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+            share = shares[:, self.chosen].sum(axis=1) / shares.sum(axis=1)
+            found += HAS_SHARE + NAME_SHARE * (math.log(float(share.mean()) + LEAST_SHARE) + 7)
+        return found
+
+
 class Query(NamedTuple):
     """A description to look for.
 
@@ -96,6 +144,8 @@ class Query(NamedTuple):
             best chance match.
         heard: whether what was said may show it; of what was seen, words spoken are no proof.
         things: taught things that the description names; only a row that shows all of them does.
+        name: reads the thing that the description names off visual keys; None where it describes
+            more than one thing, or one that is not known.
     """
 
     key: np.ndarray
@@ -106,6 +156,7 @@ class Query(NamedTuple):
     num_keys: int = 2
     heard: bool = True
     things: "tuple[NamedThing, ...]" = ()
+    name: NameReadout | None = None
 
 
 class Scale(NamedTuple):
@@ -133,8 +184,11 @@ class Scale(NamedTuple):
 
     def score_at(self, probability: float) -> float:
         """Return the score whose probability, in (0, 1), this is."""
-        odds = math.log(probability / (1 - probability))
-        return self.level + odds * (BELOW if odds < 0 else ABOVE)
+        return float(self.score_of(np.array(math.log(probability / (1 - probability)))))
+
+    def score_of(self, odds: np.ndarray) -> np.ndarray:
+        """Return the scores [N] of these log-odds [N]."""
+        return np.asarray(self.level + odds * np.where(odds < 0, BELOW, ABOVE))
 
 
 def scale_of(query: Query) -> Scale:
@@ -150,6 +204,28 @@ def scale_of(query: Query) -> Scale:
         np.array([0.0, 1.0]), query.background, max(2, query.num_keys), query.null
     ).tolist()
     return Scale((LEVEL - at_0) / (at_1 - at_0 + RAW))
+
+
+def shown_by(query: Query, rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Return how well rows show what is looked for by their visual keys.
+
+    By the best cosine; where the query's name is known, by one small model of the cosine, its
+    excess over the background, and what is read off the keys.
+
+    Args:
+        query: what is looked for.
+        rows: visual keys [K, D_key] of each.
+
+    Returns:
+        [N] float64 on the scale of cosines, see ``scale_of``.
+    """
+    cosines = np.array([float((keys @ query.key).max()) for keys in rows])
+    if query.name is None or len(query.background) < 2:
+        return cosines
+    odds = np.array([query.name.odds(keys) for keys in rows])
+    odds += NAME_EXCESS * _excess(cosines, query.background) + NAME_COSINE * cosines
+    odds += NAME_BIAS - NAME_GROWTH * _growth(max(2, query.num_keys))
+    return scale_of(query).score_of(np.where(odds < 0, odds, NAME_ABOVE * odds))
 
 
 class Window(NamedTuple):
@@ -222,6 +298,7 @@ class Candidates(NamedTuple):
         scale: of the query.
         excess: [N] by how much a row exceeds the level of the thing that it shows least of those
             that the query names; None where it names none.
+        shown: [N] what the visual keys count, see ``shown_by``.
     """
 
     entries: Sequence[Entry]
@@ -229,6 +306,7 @@ class Candidates(NamedTuple):
     now: Now
     named: Mapping[str, np.ndarray]
     scale: Scale
+    shown: np.ndarray
     excess: np.ndarray | None = None
 
     def ages(self) -> np.ndarray:
@@ -349,11 +427,13 @@ def retrieve(
     entries: Sequence[Entry] = (
         () if everywhere else [c.entry for c in clipped(memory.entries(), window)]
     )
-    if k is not None and tuple(rankers) == DEFAULT_RANKERS and not query.things:
+    by_cosine = not query.things and query.name is None
+    if k is not None and tuple(rankers) == DEFAULT_RANKERS and by_cosine:
         # The index finds them sooner: the best k by nearest key are among the best k of each kind.
         near = memory.nearest(query.key, k, None if everywhere else entries)
         known = {entry.segment for entry in near}
-        named = (e for e in (memory.entries() if everywhere else entries) if _names(e, query.words))
+        rows = memory.entries() if everywhere else entries
+        named = (e for e in _spelling(rows, query.words) if _names(e, query.words))
         entries = [*near, *(entry for entry in named if entry.segment not in known)]
     elif everywhere:
         entries = memory.entries()
@@ -377,22 +457,28 @@ def rate(entries: Sequence[Entry], query: Query, rankers: Sequence[str] = DEFAUL
     if query.things:
         by_thing = [[thing.excess(entry) for entry in entries] for thing in query.things]
         excess = np.min(by_thing, axis=0)
-    candidates = Candidates(entries, cosines, query.now, named, scale_of(query), excess)
     visual = cosines["visual_keys"]
+    shown = visual
+    if query.name is not None:
+        shown = shown_by(query, [entry.visual_keys for entry in entries])
+    scale = scale_of(query)
+    candidates = Candidates(entries, cosines, query.now, named, scale, shown, excess)
     text = np.maximum.reduce([each for kind, each in cosines.items() if kind != "visual_keys"])
-    ranked = np.maximum.reduce(list(cosines.values()))
+    ranked = np.maximum(shown, text)
     for name in rankers:
         ranked = np.asarray(RANKERS[name](candidates, ranked), np.float64)
     best = np.argmax(np.stack(list(_by_kind(candidates).values())), axis=0)
+    by_name = shown > visual  # the name made the picture count more than its cosine does
     columns = (
-        candidates.scale.probability(ranked), np.maximum(visual, text), visual, text, ranked, best
+        candidates.scale.probability(ranked), np.maximum(visual, text), visual, text, ranked, best,
+        by_name,
     )  # fmt: skip
     return tuple(
         Hit(
             entry, score, cosine, seen, None if words == -math.inf else words, order,
-            MATCHED[tuple(cosines)[kind]],
+            "name" if named_so and not kind else MATCHED[tuple(cosines)[kind]],
         )
-        for entry, score, cosine, seen, words, order, kind in zip(
+        for entry, score, cosine, seen, words, order, kind, named_so in zip(
             entries, *(column.tolist() for column in columns), strict=True
         )
     )  # fmt: skip
@@ -476,10 +562,10 @@ def fit_null(absent: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> GumbelNull
 
 def _by_kind(candidates: Candidates) -> dict[str, np.ndarray]:
     """Return what each kind of key, and the words it stands for, count on the visual scale."""
-    scale, visual = candidates.scale, candidates.cosines["visual_keys"]
+    scale, visual = candidates.scale, candidates.shown
     counts = {}
     for kind, cosines in candidates.cosines.items():
-        scores = cosines - MARGINS[kind]
+        scores = visual if kind == "visual_keys" else cosines - MARGINS[kind]
         if kind != "visual_keys":
             # A sentence that is merely near orders rows and shows nothing: of scenes that only
             # such captions would have shown, 4 in 100 did. One that names what is looked for
@@ -493,6 +579,25 @@ def _by_kind(candidates: Candidates) -> dict[str, np.ndarray]:
             scores = scale.level + candidates.excess
         counts[kind] = scores
     return counts
+
+
+def _spelling(entries: Sequence[Entry], words: frozenset[str]) -> Iterator[Entry]:
+    """Yield the rows whose text holds each of these words as a string, in any of its forms.
+
+    Others name none of them. Reading all words of 1,000 captions takes ten times as long.
+    """
+    forms = [spellings(word) for word in words]
+    if not forms:
+        return
+    for entry in entries:
+        text = (entry.caption or "").lower()
+        if entry.notes:
+            text += _speech(entry).lower()
+        for each in forms:
+            if not any(map(text.__contains__, each)):
+                break
+        else:
+            yield entry
 
 
 def _names(entry: Entry, words: frozenset[str]) -> bool:
@@ -595,6 +700,14 @@ def stem(word: str) -> str:
     # "ride", "riding" -> "rid"; "carry", "carries", "carried" -> "carri"
     word = word[:-1] if word.endswith("e") and len(word) > 3 else word
     return word[:-1] + "i" if word.endswith("y") and len(word) > 3 else word
+
+
+@lru_cache(maxsize=256)
+def spellings(word: str) -> tuple[str, ...]:
+    """Return strings of which every text holds one that holds a word of this stem."""
+    irregular = [form for form in _IRREGULAR if stem(form) == word]
+    # An end in y becomes i: "skies" and "sky" share "sk".
+    return (word[:-1] if word[-1:] in ("i", "y") else word, *irregular)
 
 
 @lru_cache(maxsize=8192)  # captions of a memory are compared with every question

@@ -42,6 +42,7 @@ from streammem.memory.folder import (
     Header,
     WriterLock,
     intact,
+    is_keyframe_name,
     is_memory,
     kept_keyframe,
     keyframe_names,
@@ -324,6 +325,14 @@ class Store:
         """
         return self._tokens(self._row(segment))
 
+    def keyframe(self, segment: int) -> bytes | None:
+        """Return the keyframe of a segment as a JPEG; None where it has none.
+
+        Raises:
+            StoreError: no such segment, or its keyframe is damaged or missing.
+        """
+        return self._keyframe(self._row(segment))
+
     def keyframe_path(self, segment: int) -> Path | None:
         """Return where the keyframe of a segment lies; None where it has none.
 
@@ -444,6 +453,8 @@ class Store:
         segment, name = column(row, "segment"), column(row, "keyframe")
         if name is None:
             return None
+        if not is_keyframe_name(name):  # before it is read: it could lead out of the folder
+            raise StoreError(f"segment {segment}: {name!r} is no keyframe's name")
         try:
             jpeg = (self.path / KEYFRAMES / name).read_bytes()
         except OSError as error:

@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
+
 from streammem.errors import StoreError
 from streammem.memory.database import SELECT, UPDATE, Row, column, to_entry, with_columns
 from streammem.memory.entry import Entry, caption_of
@@ -161,6 +163,23 @@ def entries(store: Store, *, source: str | None = None) -> Iterator[Entry]:
         for row in found:
             yield to_entry(row, store.header.key_dim)
         last = found[-1][0]
+
+
+def times(store: Store) -> np.ndarray:
+    """Return [N, 4] float64 of every row by segment: segment, start, end (s), wall start.
+
+    The last is Unix seconds, NaN where it is unknown. Keys and pictures are not read.
+    """
+    found = store.database.query(
+        'SELECT segment, start, "end", wall_start FROM segments ORDER BY segment'
+    )
+    return np.array(found, np.float64).reshape(-1, 4)  # None becomes NaN
+
+
+def caption_at(store: Store, segment: int) -> str | None:
+    """Return the caption of a row; None where it has none, or there is no such row."""
+    found = store.database.query("SELECT caption FROM segments WHERE segment = ?", segment)
+    return found[0][0] if found else None
 
 
 def events_of(entry: Entry) -> tuple[Event, ...]:

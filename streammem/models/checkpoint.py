@@ -31,7 +31,7 @@ from streammem.models.tiny.keys import (
 )
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionHead
-from streammem.models.tiny.words import WordsOfTokens
+from streammem.models.tiny.words import Meaning, NamesOfKeys, WordsOfTokens
 
 PACKAGED = Path(__file__).parents[1] / "weights"
 PRESETS = {"streammem-tiny": PACKAGED / "streammem-tiny"}
@@ -47,6 +47,9 @@ VISION = "vision."  # what training added to the frame encoder's parameters
 RETIRED = ("bridge.remember.", "bridge.initial")
 WORDS = "words"  # the head that names things; a checkpoint may lack it
 NAMES = "words.txt"  # its names, one a line
+OF_KEYS = "names"  # what reads them off keys; likewise
+MAX_CLASSES = 100_000
+LEXICON = "lexicon.txt"  # its further names: name, word, classes such as 1,4-7, between tabs
 LORA, ANSWERS = "lora.", "answers."  # adapters of the language model: for captions, for answers
 QUESTIONS = "questions"  # what reads questions; a checkpoint may lack it
 MIN_PACKED = 1 << 14  # values; below it the scales would not pay
@@ -58,8 +61,8 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
     Args:
         name: a key of ``PRESETS``, a folder that ``save`` wrote, or a published model: a TOML
             file's name in configs/, a path to such a file, or a folder in VideoLLaMB's layout.
-        device: where the language model runs; perception runs on the CPU, a published model's
-            there.
+        device: where frames and segments are encoded and the language model runs; sentences are
+            encoded on the CPU.
 
     Raises:
         ConfigError: neither a preset nor a folder, or no such device.
@@ -71,7 +74,9 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
         if str(name) in PRESETS:
             return load_own(name, device=device)
         if said := published.find(name, CONFIGS):
-            return published.open_published(str(name), said, load_own(said.keys), device=device)
+            return published.open_published(
+                str(name), said, load_own(said.keys, device=device), device=device
+            )
         return load_own(name, device=device)
 
 
@@ -85,7 +90,7 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
     config = read_config(folder)
     tensors = read_tensors(folder)
     changes = {k.removeprefix(VISION): v for k, v in tensors.items() if k.startswith(VISION)}
-    vision = open_vision(config.vision, changes)
+    vision = open_vision(config.vision, changes, device=device)
     seen = (config.bridge.patches, config.bridge.patch_dim)
     if seen != (vision.patches, vision.patch_dim):
         given = (vision.patches, vision.patch_dim)
@@ -102,12 +107,13 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
     for prefix, module in _learned(bridge, picture_key, text_key).items():
         _fill(module, tensors, prefix, folder)
     lora, answers = lora_of(tensors, LORA), lora_of(tensors, ANSWERS)
+    words = _word_head(tensors, folder, config.bridge)
     return VideoModel(
         name=str(name),
         vision=vision,
-        center=_shaped(tensors, "center", (vision.frame_dim,), folder),
-        bridge=bridge,
-        picture_key=picture_key,
+        center=_shaped(tensors, "center", (vision.frame_dim,), folder).to(device),
+        bridge=bridge.to(device),
+        picture_key=picture_key.to(device),
         text_key=text_key,
         background=_shaped(tensors, "background", (-1, config.key_dim), folder),
         open_sentences=lambda: SentenceEncoder(backbone_path(config.sentences)),
@@ -117,7 +123,8 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         reranker=config.reranker,
         null=config.null,
         questions=_question_head(tensors, folder),
-        words=_word_head(tensors, folder, config.bridge),
+        words=words,
+        names=_names_of_keys(tensors, folder, config.key_dim, words),
         open_answers=(
             (lambda: _open_language(folder, config, answers, device)) if answers else None
         ),
@@ -181,9 +188,9 @@ def save(
     """Write a checkpoint folder.
 
     Args:
-        model: whose bridge, key heads, question head (if it has one), centre and background are
-            written, and what training changed in its frame encoder: matrices with 8 bits a value
-            and one bfloat16 scale a row, the rest as float16.
+        model: whose bridge, key heads, question head and what names things (if it has them), centre
+            and background are written, and what training changed in its frame encoder: matrices
+            with 8 bits a value and one bfloat16 scale a row, the rest as float16.
         folder: made if need be; an existing checkpoint in it is replaced, file by file.
         backbones: names under ``vision``, ``language`` and ``sentences``.
         lora: ``<module>.A`` [r, in] and ``<module>.B`` [out, r] by module of the language model.
@@ -202,6 +209,8 @@ def save(
         tensors |= {f"{QUESTIONS}.{k}": v for k, v in model.questions.state_dict().items()}
     if model.words is not None:
         tensors |= {f"{WORDS}.{k}": v for k, v in model.words.state_dict().items()}
+    if model.names is not None:
+        tensors |= {f"{OF_KEYS}.{k}": v for k, v in model.names.state_dict().items()}
     config = {
         "format": FORMAT,
         **backbones,
@@ -218,15 +227,20 @@ def save(
     if model.reranker:
         config["choice"] = model.reranker._asdict()
     path = folder / "model.safetensors.part"
-    save_file(_packed(tensors), path)
+    save_file(packed(tensors), path)
     path.chmod(0o644)  # safetensors writes files that only their owner may read
     os.replace(path, folder / "model.safetensors")
-    if model.words:
-        path = folder / f"{NAMES}.part"
-        path.write_text("".join(f"{word}\n" for word in model.words.names))
-        os.replace(path, folder / NAMES)
-    else:
-        (folder / NAMES).unlink(missing_ok=True)
+    lines = {
+        NAMES: list(model.words.names) if model.words else None,
+        LEXICON: _lexicon_lines(model.names.lexicon) if model.names else None,
+    }
+    for name, listed in lines.items():
+        if listed is None:
+            (folder / name).unlink(missing_ok=True)
+            continue
+        path = folder / f"{name}.part"
+        path.write_text("".join(f"{line}\n" for line in listed))
+        os.replace(path, folder / name)
     path = folder / "config.json.part"
     path.write_text(json.dumps(config, indent=1) + "\n")
     os.replace(path, folder / "config.json")
@@ -310,6 +324,53 @@ def _word_head(
     return head.eval()
 
 
+def _names_of_keys(
+    tensors: dict[str, Tensor], folder: Path, key_dim: int, words: WordsOfTokens | None
+) -> NamesOfKeys | None:
+    if words is None or f"{OF_KEYS}.classes.bias" not in tensors:
+        return None
+    path = folder / LEXICON
+    try:
+        lexicon = read_lexicon(path.read_text())
+        classes = len(tensors[f"{OF_KEYS}.classes.bias"])
+        head = NamesOfKeys(key_dim, words.names, classes, lexicon)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: missing or corrupt ({error}); get it again") from error
+    _fill(head, tensors, OF_KEYS, folder)
+    return head.eval()
+
+
+def read_lexicon(text: str) -> dict[str, Meaning]:
+    """Read lines of a lexicon, see ``LEXICON``.
+
+    Raises:
+        ValueError: a line is malformed.
+    """
+    lexicon = {}
+    for line in text.splitlines():
+        name, word, chosen = line.split("\t")
+        spans = [[int(end) for end in span.split("-")] for span in chosen.split(",") if span]
+        if any(span[-1] >= MAX_CLASSES for span in spans):
+            raise ValueError(f"{name}: class {spans[-1][-1]}")
+        classes = [i for span in spans for i in range(span[0], span[-1] + 1)]
+        lexicon[name] = Meaning(word, classes)
+    return lexicon
+
+
+def _lexicon_lines(lexicon: Mapping[str, Meaning]) -> list[str]:
+    lines = []
+    for name, (word, classes) in lexicon.items():
+        spans: list[list[int]] = []
+        for number in classes:
+            if spans and number == spans[-1][1] + 1:
+                spans[-1][1] = number
+            else:
+                spans.append([number, number])
+        chosen = ",".join(f"{a}-{b}" if a < b else f"{a}" for a, b in spans)
+        lines.append(f"{name}\t{word}\t{chosen}")
+    return lines
+
+
 def _question_head(tensors: dict[str, Tensor], folder: Path) -> QuestionHead | None:
     if not any(key.startswith(f"{QUESTIONS}.") for key in tensors):
         return None
@@ -360,8 +421,9 @@ def _shaped(tensors: dict[str, Tensor], key: str, shape: tuple[int, ...], folder
     return tensor
 
 
-def _packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    packed = {}
+def packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as a checkpoint holds them: large matrices with 8 bits a value."""
+    stored = {}
     for key, tensor in tensors.items():
         value = tensor.detach().float().contiguous()
         if value.ndim >= 2 and value.numel() >= MIN_PACKED:
@@ -369,12 +431,12 @@ def _packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             # 127 x bfloat16 is exact in float32, however small a row is.
             rows = value.flatten(1)
             scale = (rows.abs().amax(1) / 127).clamp(min=1e-30).bfloat16()
-            packed[key + SCALE] = scale
+            stored[key + SCALE] = scale
             rounded = (rows / scale.float()[:, None]).round().clamp(-127, 127)
-            packed[key] = rounded.to(torch.int8).view_as(value)
+            stored[key] = rounded.to(torch.int8).view_as(value)
         else:
-            packed[key] = value.half()
-    return packed
+            stored[key] = value.half()
+    return stored
 
 
 def _fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, folder: Path) -> None:
@@ -404,19 +466,22 @@ def backbone_path(name: str) -> Path | str:
     )
 
 
-def open_vision(name: str, changes: Mapping[str, Tensor] | None = None) -> VisionEncoder:
+def open_vision(
+    name: str, changes: Mapping[str, Tensor] | None = None, *, device: str = "cpu"
+) -> VisionEncoder:
     """Open a vision encoder by its backbone's name.
 
     Args:
         name: ours, a folder or ``hf:NAME``.
         changes: what training added to its parameters, by their names; of ours only.
+        device: where it runs.
 
     Raises:
         BackboneError: missing weights, or changes that do not fit.
     """
     path = backbone_path(name)
     if name == "efficientnet-lite2":
-        return EfficientNetEncoder(Path(path), changes)
+        return EfficientNetEncoder(Path(path), changes, device=device)
     if changes:
         raise BackboneError(f"{name}: a checkpoint cannot change this encoder")
-    return TransformersVisionEncoder(path)
+    return TransformersVisionEncoder(path, device=device)

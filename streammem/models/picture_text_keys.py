@@ -33,7 +33,7 @@ from streammem.models.once import opening
 from streammem.models.protocols import ComposedModel, StreamModel, TextEncoder
 from streammem.models.tiny.questions import QuestionReading
 from streammem.models.vlm.hub import local_folder
-from streammem.perception.frames import Perceived, Perceiver
+from streammem.perception.frames import BatchPerceiver, Perceived, Perceiver
 from streammem.perception.scenetilling import SceneTillingConfig
 
 log = logging.getLogger(__name__)
@@ -202,6 +202,16 @@ class _KeyedPerceiver:
     def perceive(self, picture: np.ndarray) -> Perceived:
         return self.inner.perceive(picture)._replace(key=self.keys.picture_keys([picture])[0])
 
+    @property
+    def most_together(self) -> int:
+        return self.inner.most_together if isinstance(self.inner, BatchPerceiver) else 1
+
+    def perceive_many(self, pictures: Sequence[np.ndarray]) -> list[Perceived]:
+        if not isinstance(self.inner, BatchPerceiver):
+            return [self.perceive(picture) for picture in pictures]
+        seen, keys = self.inner.perceive_many(pictures), self.keys.picture_keys(pictures)
+        return [each._replace(key=key) for each, key in zip(seen, keys, strict=True)]
+
 
 @dataclass(frozen=True, eq=False)
 class _KeyedTextEncoder:
@@ -221,6 +231,9 @@ class _KeyedTextEncoder:
 
     def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
         return self.inner.sentence_meanings(sentences)
+
+    def name_readout(self, description: str) -> None:
+        """Return nothing: the inner encoder reads names off other keys."""
 
     def read_question(self, question: str) -> QuestionReading:
         return self.inner.read_question(question)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 import numpy as np
 from torch import Tensor
 
-from streammem.memory.retrieval import GumbelNull
+from streammem.memory.retrieval import GumbelNull, NameReadout
 from streammem.models.backbones.language import GenerationConfig, Prompt, Replies
 from streammem.models.caption_scores import ConfidenceModel, Reranker
 from streammem.models.tiny.questions import QuestionReading
@@ -163,6 +163,13 @@ class TextEncoder(Protocol):
         """Map sentences to unit rows [N, M] float32, near where sentences mean the like.
 
         They are compared with each other alone; keys of pictures lie elsewhere.
+        """
+        ...
+
+    def name_readout(self, description: str) -> NameReadout | None:
+        """Return what reads the thing that a description names off visual keys.
+
+        None where it names none that is known, or more than one.
         """
         ...
 

@@ -10,7 +10,7 @@ of the folder's name, which has ``STAGE``.
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -185,11 +185,6 @@ def dtype_of(stated: str, device: str) -> torch.dtype:
     return torch.float32 if device == "cpu" else torch.bfloat16
 
 
-def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor."""
-    return {name: tuple(value.shape) for name, value in tensors.items()}
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PublishedModel(ABC):
     """A published model, in evaluation mode: a ``StreamModel`` whose parts are its own.
@@ -267,8 +262,11 @@ class PublishedModel(ABC):
 
     @property
     def batches(self) -> bool:
-        """False: of so many tokens a scene, a batch would save little and hold gigabytes."""
-        return False
+        """Whether captions share the steps of the language model: on a GPU.
+
+        On a CPU, of so many tokens a scene, a batch would save little and hold gigabytes.
+        """
+        return self.language.is_on_gpu
 
     @property
     def reads_related(self) -> bool:
@@ -304,8 +302,19 @@ class PublishedModel(ABC):
 
         ``encode_segment`` encodes them: most frames of a scene never pass the tower.
         """
-        lent = self.keys.perceive(picture)
-        return Perceived(lent.embedding, self.pixels(picture), lent.key)
+        return self.perceive_many([picture])[0]
+
+    @property
+    def most_together(self) -> int:
+        """As the model that lends its keys."""
+        return self.keys.most_together
+
+    def perceive_many(self, pictures: Sequence[np.ndarray]) -> list[Perceived]:
+        """See frames of any streams together; see ``BatchPerceiver``."""
+        return [
+            seen._replace(patches=self.pixels(picture))
+            for seen, picture in zip(self.keys.perceive_many(pictures), pictures, strict=True)
+        ]
 
     @abstractmethod
     def pixels(self, picture: np.ndarray) -> Tensor:
@@ -334,9 +343,7 @@ class PublishedModel(ABC):
 
     def begin(self) -> Tensor:
         """Embed what a prompt begins with, [begins, L]."""
-        embed = self.language.model.get_input_embeddings()
-        ids = [self.language.tokenizer.bos_token_id] * self.begins
-        return embed(torch.tensor(ids, device=embed.weight.device))
+        return self.language.vectors([self.language.tokenizer.bos_token_id] * self.begins)
 
     def replies(
         self, prompts: Sequence[Prompt], decoding: GenerationConfig, candidates: int = 1

@@ -10,11 +10,11 @@ by a threshold that was not fitted on recordings: see docs/guide/speech.md.
 
 import gzip
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,9 +30,8 @@ from streammem.models.backbones.imagebind import (
     spectrogram,
     text_config,
 )
-from streammem.models.backbones.torch_files import misfits, read_torch
+from streammem.models.backbones.torch_files import filled, read_torch
 from streammem.models.once import PartLock, opening
-from streammem.models.published import shapes_of
 from streammem.types import Note
 
 B = TypeVar("B", ImageBindAudio, ImageBindText)
@@ -206,8 +205,11 @@ def open_events(folder: Path) -> SoundEvents:
     path = folder / WEIGHTS
     with opening(f"{path}"):
         tensors = read_torch(path)
-        ears = _filled(ImageBindAudio, audio_config(tensors), tensors, path)
-        text = _filled(ImageBindText, text_config(tensors), tensors, path)
+        with torch.device("meta"):
+            ears, text = ImageBindAudio(audio_config(tensors)), ImageBindText(text_config(tensors))
+        others = re.compile(".*")  # of other senses
+        for part in (ears, text):
+            filled(part, tensors, f"{path}: not a whole ImageBind", ignored=others)
         try:
             with gzip.open(folder / VOCABULARY, "rt", encoding="utf-8") as file:
                 vocabulary = Vocabulary(file.read().split("\n"))
@@ -223,15 +225,3 @@ def open_events(folder: Path) -> SoundEvents:
     with torch.inference_mode():
         keys = text(torch.tensor(ids))
     return SoundEvents(ears, keys, names, text.scale)
-
-
-def _filled(kind: type[B], config: Any, tensors: Mapping[str, Tensor], path: Path) -> B:
-    with torch.device("meta"):
-        branch = kind(config)
-    wanted = shapes_of(branch.state_dict())
-    known = {name: tensors[name] for name in wanted if name in tensors}
-    if wrong := misfits(shapes_of(known), wanted, re.compile("")):
-        raise CheckpointError(f"{path}: not a whole ImageBind ({wrong})")
-    branch.load_state_dict({name: value.float() for name, value in known.items()}, assign=True)
-    branch.eval().requires_grad_(False)
-    return branch

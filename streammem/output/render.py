@@ -53,7 +53,10 @@ EVENT_KEYS: dict[type, tuple[str, tuple[str, ...]]] = {
     Note: ("note", ("start", "end", "text")),
     Alert: ("alert", ("query", "time", "score", "segment", "keyframe", "matched")),
     Until: ("until", ("condition", "time", "segment")),
-    Plan: ("plan", ("goal", "time", "progress", "steps", "next", "alerts", "certainty")),
+    Plan: (
+        "plan",
+        ("goal", "time", "progress", "steps", "next", "alerts", "certainty", "next_from"),
+    ),
     Notice: ("warning", ("message",)),
     Stats: (
         "stats",

@@ -12,7 +12,7 @@ It decides no boundary; see ``scenetilling.py``.
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -21,7 +21,7 @@ from torch import Tensor
 from streammem.audio.scene_sound import SceneSound
 from streammem.memory.entry import MAX_KEYFRAME_BYTES
 from streammem.perception.background import Box
-from streammem.perception.scenetilling import SceneTillingConfig
+from streammem.perception.scenetilling import SceneTilling, SceneTillingConfig, Tilling
 from streammem.types import Frame
 from streammem.video.pixels import fitted
 
@@ -54,6 +54,36 @@ class Perceiver(Protocol):
     def perceive(self, picture: np.ndarray) -> Perceived:
         """Encode a frame, [H, W, 3] uint8 RGB."""
         ...
+
+
+@runtime_checkable
+class BatchPerceiver(Perceiver, Protocol):
+    """A perceiver that may encode frames of many streams together; ``share`` gathers them."""
+
+    @property
+    def most_together(self) -> int:
+        """Frames of a batch at most; 1 where a batch takes as long as its frames."""
+        ...
+
+    def perceive_many(self, pictures: Sequence[np.ndarray]) -> list[Perceived]:
+        """Encode frames, [H, W, 3] uint8 RGB of any sizes, in order."""
+        ...
+
+
+@runtime_checkable
+class TillingPerceiver(Protocol):
+    """A perceiver of many streams that also finds their boundaries together."""
+
+    def tilling(self, config: SceneTillingConfig) -> Tilling:
+        """Return what finds the boundaries of one further stream."""
+        ...
+
+
+def tilling_of(perceiver: Perceiver, config: SceneTillingConfig) -> Tilling:
+    """Return what finds boundaries in a stream of a perceiver's embeddings."""
+    if isinstance(perceiver, TillingPerceiver):
+        return perceiver.tilling(config)
+    return SceneTilling(config)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

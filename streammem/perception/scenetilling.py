@@ -12,7 +12,7 @@ It knows neither encoders nor clocks: frames are rows, and a boundary is the num
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -157,6 +157,19 @@ class Pushed(NamedTuple):
     boundaries: tuple[Boundary, ...]
 
 
+class Tilling(Protocol):
+    """Finds boundaries in one stream: a ``SceneTilling``, or one of many streams together."""
+
+    @property
+    def lag(self) -> int: ...
+    @property
+    def settled_before(self) -> int: ...
+    def push(self, embeddings: np.ndarray) -> Pushed: ...
+    def flush(self) -> Pushed: ...
+    def snapshot(self) -> SceneTillingState: ...
+    def restore(self, state: SceneTillingState) -> None: ...
+
+
 class SceneTilling:
     """Finds boundaries between scenes, a bounded number of frames behind the stream.
 
@@ -235,11 +248,7 @@ class SceneTilling:
             BackboneError: a value is NaN, infinite, or too large to square. A push that raises
                 changes nothing.
         """
-        rows = np.asarray(embeddings)
-        if rows.ndim == 1:
-            rows = rows[None]
-        if rows.ndim != 2:
-            raise ValueError(f"embeddings of shape {rows.shape}: give [T, D], or push [D]")
+        rows = rows_of(embeddings)
         if self._rows and rows.shape[1] != len(self._rows[0]):
             width = len(self._rows[0])
             raise ValueError(f"embeddings {rows.shape} follow embeddings of width {width}")
@@ -336,6 +345,28 @@ class SceneTilling:
             self._scene_start = gap.frame
 
 
+def rows_of(embeddings: np.ndarray) -> np.ndarray:
+    """Return embeddings [D] or [T, D] as [T, D].
+
+    Raises:
+        ValueError: another number of dimensions.
+    """
+    rows = np.asarray(embeddings)
+    if rows.ndim == 1:
+        rows = rows[None]
+    if rows.ndim != 2:
+        raise ValueError(f"embeddings of shape {rows.shape}: give [T, D], or push [D]")
+    return rows
+
+
+def not_finite(frame: int) -> BackboneError:
+    """Return the error of a frame whose embedding cannot be used."""
+    return BackboneError(
+        f"frame {frame}: the vision encoder gave NaN, infinite or huge values; "
+        "try float32, and check its weights"
+    )
+
+
 def adjacent_cosine(embeddings: np.ndarray) -> np.ndarray:
     """Cosine similarity of each frame with the next.
 
@@ -423,10 +454,7 @@ def _unit(embedding: np.ndarray, frame: int) -> np.ndarray:
     row = embedding.astype(np.float64)
     square = float(row.dot(row))
     if not math.isfinite(square):
-        raise BackboneError(
-            f"frame {frame}: the vision encoder gave NaN, infinite or huge values; "
-            "try float32, and check its weights"
-        )
+        raise not_finite(frame)
     if square:
         row /= math.sqrt(square)
     return row

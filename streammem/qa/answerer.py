@@ -40,6 +40,7 @@ from streammem.memory.retrieval import (
     content_words,
     rate,
     scale_of,
+    shown_by,
 )
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.protocols import EvidenceItem, StreamModel, readable
@@ -59,6 +60,7 @@ from streammem.qa.question import (
     narrowed,
     read_said,
     resolved,
+    split_options,
     wall_end,
     window_of,
 )
@@ -97,7 +99,6 @@ MAX_TURNS = 4
 NOTHING_SEEN = "nothing was seen then"
 MAX_QUOTES = 3  # of a chapter
 MAX_SPEECH = 600  # characters of what was said in a scene that a prompt shows
-MAX_PROMPTED = 600  # characters of a question; a longer one would crowd out what was seen
 GIVEN = "a picture that was given with the question"
 
 Context = Literal["memory", "now", "uniform", "captions", "goldfish", "goldfish-again"]
@@ -229,11 +230,14 @@ class Answerer:
         on_text: OnText | None = None,
         pictures: Sequence[np.ndarray] = (),
         within: Window = EVERYTHING,
+        *,
+        in_words: bool = False,
     ) -> Answer:
         """Answer from what was seen so far.
 
         Args:
-            text: the question.
+            text: the question. Options that it lists behind it, as in ``A. red``, are shown to the
+                model, which then answers in its own words; they are not looked for.
             present: where the stream stands.
             on_text: called with each piece of the answer as it comes, and with empty ones while a
                 server is waited for; of a computed one with what was computed as a whole, then with
@@ -241,6 +245,7 @@ class Answerer:
             pictures: [H, W, 3] uint8 RGB each, which the question is about; the model then answers
                 in its own words, since nothing is computed from them.
             within: the part of the memory to answer from; times in the question narrow it.
+            in_words: compute nothing; the model answers in its own words.
 
         Raises:
             ConfigError: time words that name no time, or more pictures than the generator reads.
@@ -249,16 +254,18 @@ class Answerer:
         if len(pictures) > most:
             raise ConfigError(f"{len(pictures)} pictures with a question; the model reads {most}")
         now = self._now(present)
-        clean = _encodable(text)
+        clean, options = split_options(_encodable(text))
+        in_words = in_words or bool(options)
         zone, newest = self.config.zone(), self._newest()
         words = find_time(clean, now=now.wall, zone=zone, newest=wall_end(newest))
         about = words.text if words and words.text else clean
         reading, back = resolved(self.model.text_encoder.read_question(about), self.turns)
         window = narrowed(window_of(words, newest, now), within)
         question = AskedQuestion(
-            text, about, reading, window, now, back, looked_at(window, zone), within
-        )
-        computes = self.config.context in ("memory", "captions")
+            text, about, reading, window, now, back, looked_at(window, zone), within,
+            options,
+        )  # fmt: skip
+        computes = self.config.context in ("memory", "captions") and not in_words
         if computes and not pictures and (said := read_said(about)):
             return self._said(question, said, on_text, present)
         computed = ""
@@ -320,7 +327,9 @@ class Answerer:
         hits = self.memory.search(query, rankers=self.config.rankers)
         return tuple(Evidence(**self._fields(hit)) for hit in hits), any(h.seen for h in hits)
 
-    def chapters(self, count: int | None, within: Window = EVERYTHING) -> tuple[Chapter, ...]:
+    def chapters(
+        self, count: int | None, within: Window = EVERYTHING, gap_s: float = math.inf
+    ) -> tuple[Chapter, ...]:
         """Divide what was seen into chapters, each with the captions of its central scenes.
 
         Each also quotes what is typical of what was said in it.
@@ -328,9 +337,10 @@ class Answerer:
         Args:
             count: chapters at most; by default the square root of the number of rows, 24 at most.
             within: what overlaps it.
+            gap_s: see ``divide``.
         """
         entries = [clip.entry for clip in self._clips(within)]
-        parts = divide(entries, default_count(len(entries)) if count is None else count)
+        parts = divide(entries, default_count(len(entries)) if count is None else count, gap_s)
         captions = self._described([entry for part in parts for entry in part.central])
         said = [sentences([Clip(row, -math.inf, math.inf) for row in part.rows]) for part in parts]
         return tuple(
@@ -369,7 +379,8 @@ class Answerer:
             self._described([hit.entry for hit in self._search(queries[number], window)])
             scores = alone = self._scores(queries[number], window)
             if number < len(queries) - 1:
-                alone = self._scores(queries[-1], window)
+                # On one scale with the action, which has no name.
+                alone = self._scores(queries[-1]._replace(name=None), window)
             # A scene that shows the thing is near its action, too: it shows the action where it
             # fits that at least as well as the thing alone.
             matching = {s for s, score in scores.items() if score >= max(SEEN, alone[s])}
@@ -590,7 +601,7 @@ class Answerer:
         if not (self.config.remark and finding.appearances):
             return None
         items = self._items(finding.answers[: self.config.passages])
-        asked = _encodable(question.text[:MAX_PROMPTED])
+        asked = _encodable(question.prompted)
         if on_text:
             on_text("\n")
         return self._generate(items, f"({text})\n{asked}", on_text)[0]
@@ -634,7 +645,7 @@ class Answerer:
         )
         if shows_now:
             items.append(self._present_item(present))
-        asked = _encodable(question.text[:MAX_PROMPTED])
+        asked = _encodable(question.prompted)
         if as_goldfish:
             items = self._texts(items, [hit.entry for hit in in_order], asked)
         text, left_out, steps = "", 0, tuple[Step, ...]()
@@ -752,8 +763,9 @@ class Answerer:
 
     def _present_evidence(self, present: Present, query: Query) -> Evidence:
         now = present.now
-        cosine = max(float(frame.key @ query.key) for frame in now)
-        (score,) = scale_of(query).probability(np.array([cosine])).tolist()
+        keys = np.stack([frame.key for frame in now])
+        cosine = float((keys @ query.key).max())
+        (score,) = scale_of(query).probability(shown_by(query, [keys])).tolist()
         return Evidence(
             present.source, present.segment, now[0].time, now[-1].end, score, cosine=cosine
         )
@@ -841,15 +853,20 @@ class Answerer:
         encoder = self.model.text_encoder
         key = encoder.sentence_keys([text])[0]
         background = encoder.background.numpy() @ key
-        num_keys = sum(len(clip.entry.visual_keys) for clip in self._clips(window))
+        if window == EVERYTHING:
+            num_keys = self.memory.num_keys
+        else:
+            num_keys = sum(len(clip.entry.visual_keys) for clip in self._clips(window))
         num_keys += self.keys_elsewhere
         words = content_words(text)
         things = named_in(self.things, text) or tuple(
             thing for thing in named_in(self.things, asked) if content_words(thing.name) & words
         )
+        name = None if things else encoder.name_readout(text)
         return Query(
-            key, now, background, encoder.null, words, num_keys, heard=not things, things=things
-        )
+            key, now, background, encoder.null, words, num_keys,
+            heard=not things, things=things, name=name,
+        )  # fmt: skip
 
     def _search(self, query: Query, window: Window) -> Sequence[Hit]:
         return self.memory.search(query, window, self.config.passages, self.config.rankers)

@@ -16,7 +16,7 @@ Each scene is aligned to a step, or to none of them, by a filter over what was s
 It is causal: what a scene was aligned to stays, and only a later scene adds to it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +30,7 @@ from streammem.types import NextStep, Plan, PlanStep, TimeSpan
 
 State = Literal["done", "doing", "missing", "open"]
 MAX_STEPS = 100
+MAX_GOAL = 500
 MAX_NEXT = 3
 MAX_SPANS = 100  # times and scenes of a step that are kept: the first, and the newest
 ALIKE = 100  # scenes that a step is to hold against, as for an alert
@@ -47,8 +48,9 @@ class PlanConfig:
         back: in (0, 1), weight of an earlier step against the next one.
         prior: log-odds added to each step's: what a scene of someone at work is likely to show.
         sure: in (0, 1), probability from which on a scene is aligned to a step.
-        confirm: scenes of later steps after which a step counts as left out, and after which an
-            earlier one counts as out of order.
+        confirm: scenes of later steps after which a step counts as left out.
+        confirm_late: scenes of later steps before the first of a step after which it counts as
+            out of order.
         alert_sure: as ``sure``, of scenes that an alert may rest on.
     """
 
@@ -60,6 +62,7 @@ class PlanConfig:
     prior: float = 3.0
     sure: float = 0.35
     confirm: int = 3
+    confirm_late: int = 3
     alert_sure: float = 0.8
 
 
@@ -77,7 +80,8 @@ class PlanTracker:
         config: options.
 
     Raises:
-        ConfigError: no step, an empty one, the same twice, or more than ``MAX_STEPS``.
+        ConfigError: an empty goal, no step, an empty one, the same twice, or more than
+            ``MAX_STEPS``.
     """
 
     goal: str
@@ -85,6 +89,7 @@ class PlanTracker:
     config: PlanConfig = PLANNING
 
     def __post_init__(self) -> None:
+        self.goal = checked_goal(self.goal)
         self.names = tuple(name.strip() for name in self.names)
         if not 0 < len(self.names) <= MAX_STEPS or not all(self.names):
             raise ConfigError(f"a plan has 1 to {MAX_STEPS} steps, one a line, none empty")
@@ -161,10 +166,10 @@ class PlanTracker:
         """Return what is left out, or came too late, and was not told before."""
         wrong = []
         for number, name in enumerate(self.names):
-            is_late = self._later[number] >= self.config.confirm
-            if is_late and not self._spans[number]:
+            later = self._later[number]
+            if later >= self.config.confirm and not self._spans[number]:
                 wrong.append(f"left out: {name}")
-            elif is_late and number in self._sure and self._late[number]:
+            elif later >= self.config.confirm_late and number in self._sure and self._late[number]:
                 wrong.append(f"out of order: {name}")
         told = tuple(text for text in wrong if text not in self._alerted)
         self._alerted |= dict.fromkeys(told)
@@ -181,10 +186,9 @@ class PlanTracker:
             if spans:
                 state = "doing" if number == current else "done"
             steps.append(PlanStep(name, state, spans, segments, self._late[number]))
-        # 2. What comes next: where the filter expects to go, other than on with this step.
+        # 2. What comes next: where the filter expects to go, of the steps that were not seen yet.
         ahead = (self._belief @ self._move)[:count].copy()
-        if current is not None:
-            ahead[current] = 0.0
+        ahead[[bool(spans) for spans in self._spans]] = 0.0
         total = float(ahead.sum())
         likely: list[int] = np.argsort(-ahead, kind="stable")[:MAX_NEXT].tolist()
         following = tuple(
@@ -226,6 +230,12 @@ class PlanFollower:
         scores = np.array([rate([row], query)[0].score for query in self._queries])
         return self._tracker.push(row.segment, row.start, row.end, scores)
 
+    def push_all(self, rows: Iterable[Entry]) -> Plan:
+        """Take in rows, oldest first; return the plan as it stands then, with every alert."""
+        for row in rows:
+            self.push(row)
+        return self.plan
+
 
 def queries_of(encoder: TextEncoder, names: Sequence[str]) -> list[Query]:
     """Return what a scene is compared with: a query a step; see ``retrieval.rate``."""
@@ -240,6 +250,17 @@ def queries_of(encoder: TextEncoder, names: Sequence[str]) -> list[Query]:
         )
         for name, key in zip(names, encoder.sentence_keys(list(names)), strict=True)
     ]
+
+
+def checked_goal(goal: str) -> str:
+    """Return a goal without the space around it.
+
+    Raises:
+        ConfigError: it is empty, or longer than ``MAX_GOAL`` characters.
+    """
+    if not 0 < len(goal := goal.strip()) <= MAX_GOAL:
+        raise ConfigError(f'a goal has 1 to {MAX_GOAL} characters, as in "make coffee"')
+    return goal
 
 
 def read_steps(text: str) -> list[str]:

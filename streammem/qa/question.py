@@ -26,6 +26,8 @@ from streammem.models.tiny.questions import QuestionReading
 from streammem.perception.frames import BufferedFrame
 from streammem.types import TimeSpan, clock
 
+MAX_PROMPTED = 600  # characters of a question in a prompt
+MAX_OPTIONS = 2000  # likewise, of the options that are listed behind it
 _BACK = frozenset("that it this then these those them him her he she they there".split())  # noqa: SIM905
 
 
@@ -78,6 +80,7 @@ class AskedQuestion(NamedTuple):
         back: segments that "before that" or "after that" points to; often none.
         looked_at: which time the window is, in words; None where it is everything.
         within: the part of the memory that may be looked at at all.
+        options: that its text lists behind it, see ``split_options``; often none.
     """
 
     text: str
@@ -88,6 +91,17 @@ class AskedQuestion(NamedTuple):
     back: tuple[int, ...] = ()
     looked_at: str | None = None
     within: Window = EVERYTHING
+    options: str = ""
+
+    @property
+    def prompted(self) -> str:
+        """What a prompt asks: a long question is cut, so that it does not crowd out what was seen.
+
+        The options that it lists are not: they are what is chosen from.
+        """
+        if not self.options:
+            return self.text[:MAX_PROMPTED]
+        return f"{split_options(self.text)[0][:MAX_PROMPTED]}\n{self.options[:MAX_OPTIONS]}"
 
 
 class PastTurn(NamedTuple):
@@ -165,6 +179,26 @@ def looked_at(window: Window, zone: tzinfo | None) -> str | None:
     start_s, end_s = window.stream
     until = "the end" if end_s == float("inf") else clock(max(0.0, end_s))
     return f"stream {clock(max(0.0, start_s))} to {until}"
+
+
+# -- options in a question's text --
+
+_OPTION = re.compile(r"^[ \t]*\(?([A-Z])[.):][ \t]+\S", re.MULTILINE)
+
+
+def split_options(text: str) -> tuple[str, str]:
+    """Split a question that lists options, each on a line of its own, as in ``A. red``.
+
+    Returns:
+        The question alone, and the rest from the first option on; the text and ``""`` where there
+        are not at least two options, lettered from A on, behind a question.
+    """
+    found = list(_OPTION.finditer(text))
+    letters = "".join(match[1] for match in found)
+    if not letters.startswith("AB"):
+        return text, ""
+    stem = text[: found[0].start()].strip()
+    return (stem, text[found[0].start() :].strip()) if stem else (text, "")
 
 
 # -- questions of what was said --

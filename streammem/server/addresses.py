@@ -1,7 +1,8 @@
-"""Checks which addresses a client may make the server connect to, and downloads from them.
+"""Checks which addresses a client may make the server open, and downloads from them.
 
 A name is resolved once, all its addresses are checked, and the connection is made to one of these:
-a later change of the name's addresses has no effect. Redirects are refused.
+a later change of the name's addresses has no effect. Redirects are refused. A file must lie below
+a folder that the operator names.
 """
 
 import http.client
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import SplitResult
+from urllib.parse import SplitResult, unquote
 
 from streammem.errors import ConfigError, SourceError
 from streammem.server.refused import Refused
@@ -22,6 +23,7 @@ from streammem.video.address import split_address
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+FILE = "file://"
 PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322}
 LIVE = ("rtsp", "rtsps")
 TIMEOUT_S = 15.0
@@ -119,6 +121,35 @@ def check(url: str, allowed: Allowed, resolve: Resolve = resolve) -> Target:
         if parts.scheme in LIVE and not (listed or trusted):
             raise Refused(403, f"{host}: a live source must be allowed by name or address")
     return Target(parts, host, port, addresses[0])
+
+
+def check_file(url: str, folders: tuple[Path, ...]) -> Path:
+    """Check a file that a client named.
+
+    Args:
+        url: ``file:///path``; as some clients do not quote what stands in a path, it is also read
+            as it is.
+        folders: that the operator allows.
+
+    Returns:
+        The file's real path, without links.
+
+    Raises:
+        Refused: no file below one of the folders. What lies elsewhere is not told.
+    """
+    if not folders:
+        raise Refused(403, "no files are opened here; the operator may allow a folder of them")
+    text = url[len(FILE) :].removeprefix("localhost")
+    roots = [folder.resolve() for folder in folders]
+    for name in dict.fromkeys((text, unquote(text))):
+        try:
+            path = Path(name).resolve(strict=True)
+            inside = name.startswith("/") and any(path.is_relative_to(root) for root in roots)
+            if inside and path.is_file():
+                return path
+        except (OSError, ValueError, RuntimeError):  # missing, a null byte, links in a circle
+            continue
+    raise Refused(403, "no such file below the folders that the operator allows")
 
 
 def is_public(address: Address) -> bool:

@@ -25,6 +25,7 @@ from starlette.websockets import WebSocketDisconnect
 from streammem import __version__
 from streammem.engine.alerts import phrases_of
 from streammem.errors import ServedModelError, StoreError, StreammemError
+from streammem.server.archive import archive_routes
 from streammem.server.chat import chat_routes
 from streammem.server.guard import Guard, error_body
 from streammem.server.inbox import MEDIA_TYPES, RAW, Inbox, decode
@@ -110,6 +111,7 @@ def make_app(sessions: Sessions, sources: Sequence[str] = ()) -> FastAPI:
     app.include_router(_event_routes(sessions), prefix="/v1")
     app.include_router(query_routes(sessions, session), prefix="/v1/sessions/{name}")
     app.include_router(query_routes(sessions, memory), prefix="/v1/memories/{name}")
+    app.include_router(archive_routes(sessions.archive, sessions.config), prefix="/v1")
     app.include_router(_other_routes(sessions))
     app.include_router(chat_routes(sessions, session, memory), prefix="/v1")
     _add_docs(app)
@@ -319,7 +321,7 @@ def _other_routes(sessions: Sessions) -> APIRouter:
 
     async def described(name: str) -> dict[str, object]:
         found = await sessions.memory_summary(name)
-        return memory_json(name, f"{sessions.config.prefix}/v1/memories/{name}", found)
+        return memory_json(name, sessions.memory_url(name), found)
 
     @router.get("/v1/memories", response_model=None, responses=replies(MemoryList))
     async def list_memories() -> dict[str, object]:
@@ -329,8 +331,6 @@ def _other_routes(sessions: Sessions) -> APIRouter:
     @router.get("/v1/memories/{name}", response_model=None, responses=replies(MemoryInfo))
     async def describe_memory(name: Id) -> dict[str, object]:
         """Describe a memory."""
-        if name not in sessions.memory_names():
-            raise Refused(404, "no such memory")
         return await described(name)
 
     @router.patch("/v1/memories/{name}", response_model=None, responses=replies(MemoryInfo))

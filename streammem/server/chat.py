@@ -1,8 +1,9 @@
 """OpenAI's chat interface: a session or a memory answers the user's last message.
 
 The model's name selects it, ``session:ID`` or ``memory:NAME``, or else the field ``session`` or
-``memory``. Sampling options are the server's; those of a request are ignored. A picture in a
-message is read where the model reads pictures, and otherwise refused.
+``memory``, or else the video in a message, which is watched first. Sampling options are the
+server's; those of a request are ignored. A picture in a message is read where the model reads
+pictures, and otherwise refused.
 """
 
 import asyncio
@@ -10,6 +11,8 @@ import base64
 import json
 import secrets
 import time
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
 
 import numpy as np
 from fastapi import APIRouter, Response
@@ -39,13 +42,21 @@ def chat_routes(sessions: Sessions, session: FindHost, memory: FindHost) -> APIR
     """
     router = APIRouter()
 
-    async def host_of(chat: ChatRequest) -> SessionHost:
+    async def host_of(chat: ChatRequest, video: str | None, asking: AsyncExitStack) -> SessionHost:
         kind, _, name = chat.model.partition(":")
+        is_named = kind in ("session", "memory") and name
+        if video and (is_named or chat.session or chat.memory):
+            raise Refused(422, "video_url: ask a session or memory, or send a video, not both")
+        if video:
+            return await asking.enter_async_context(sessions.videos.watched(video))
         if chat.session or (kind == "session" and name):
             return await session(chat.session or name)
         if chat.memory or (kind == "memory" and name):
             return await memory(chat.memory or name)
-        text = "name what to ask: model session:ID or memory:NAME, or a field session or memory"
+        text = (
+            "name what to ask: model session:ID or memory:NAME, a field session or memory, or send "
+            "a video_url"
+        )
         raise Refused(422, text)
 
     @router.post("/chat/completions", response_model=None)
@@ -58,13 +69,23 @@ def chat_routes(sessions: Sessions, session: FindHost, memory: FindHost) -> APIR
         if not question:
             raise Refused(422, "the messages hold no text of a user")
         check_question(question, sessions.config.limits.question_chars)
-        host = await host_of(chat)
+        videos = list(dict.fromkeys(url for message in chat.messages for url in message.videos()))
+        if len(videos) > 1:
+            raise Refused(422, f"video_url: {len(videos)} videos; a question is about one")
         pictures = [await asyncio.to_thread(picture_of, url) for url in shown]
         form = _ChatReply(chat, question)
-        if chat.stream:
-            pieces = host.ask(question, pictures)
-            return await stream_answer(host, pieces, form.chunk, DONE)
-        return form.whole(await host.answer(question, pictures), host)
+        async with AsyncExitStack() as asking:
+            host = await host_of(chat, videos[0] if videos else None, asking)
+            # Of a video each question stands alone: its clients send no session to go on with.
+            pieces = host.ask(question, pictures, alone=bool(videos))
+            if chat.stream:
+                return await stream_answer(
+                    host, _closing(pieces, asking.pop_all()), form.chunk, DONE
+                )
+            async with aclosing(pieces):
+                answer = [piece async for piece in pieces][-1]
+            assert isinstance(answer, Answer)
+            return form.whole(answer, host)
 
     @router.get("/models")
     async def models() -> dict[str, object]:
@@ -83,6 +104,15 @@ def chat_routes(sessions: Sessions, session: FindHost, memory: FindHost) -> APIR
         return _model(name)
 
     return router
+
+
+async def _closing(
+    pieces: AsyncGenerator[str | Answer], asking: AsyncExitStack
+) -> AsyncGenerator[str | Answer]:
+    """Yield the pieces of an answer, and close what was opened for it at their end."""
+    async with asking, aclosing(pieces):
+        async for piece in pieces:
+            yield piece
 
 
 def picture_of(url: str) -> np.ndarray:

@@ -29,6 +29,10 @@ class Limits:
             infinite for never.
         events: of a session that are kept for clients that are slow or connect later.
         kept_bytes: on disk, of each memory in ``ServerConfig.keep_in``.
+        videos: of chat messages that are kept open, as sessions; one more closes the one that was
+            asked longest ago.
+        video_s: seconds of such a video.
+        videos_waiting: chat messages with a video that wait for it to be watched and asked.
     """
 
     sessions: int = 16
@@ -45,6 +49,9 @@ class Limits:
     idle_s: float = 3600.0
     events: int = 4096
     kept_bytes: int = 2 << 30
+    videos: int = 8
+    video_s: float = 6 * 3600.0
+    videos_waiting: int = 64
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -61,8 +68,10 @@ class ServerConfig:
         port: to listen on; 0 for a free one.
         token: what clients must present; required beyond loopback.
         memories: folder of memories, which clients read and write by name.
+        read_only: clients only read them.
         uploads: folder for uploads; None makes a temporary one. Uploads are removed at the end.
         allowed: hosts and networks that clients may name in a source.
+        files: folders below which clients may name files, as ``file:///path``.
         prefix: path of the server behind a proxy, as in ``/cameras``; the proxy may remove it from
             requests or leave it there. Empty for none.
         alerts: descriptions to look for in the operator's sources.
@@ -80,8 +89,10 @@ class ServerConfig:
     port: int = 8080
     token: str | None = None
     memories: Path | None = None
+    read_only: bool = False
     uploads: Path | None = None
     allowed: Allowed = field(default_factory=Allowed)
+    files: tuple[Path, ...] = ()
     alerts: tuple[str, ...] = ()
     confirm_alerts: bool = False
     speech: SpeechOptions = field(default_factory=SpeechOptions)
@@ -101,6 +112,6 @@ class ServerConfig:
             raise ConfigError(f"--prefix {self.prefix}: give a path such as /cameras")
         if not all(alert.strip() for alert in self.alerts):
             raise ConfigError("--alert is empty; describe what to wait for")
-        for folder in (self.memories, self.uploads):
+        for folder in (self.memories, self.uploads, *self.files):
             if folder is not None and not folder.is_dir():
                 raise ConfigError(f"{folder}: no such folder; make it first")

@@ -2,6 +2,7 @@
 
 import mimetypes
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from datetime import date
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -13,10 +14,17 @@ from streammem.errors import StreammemError
 from streammem.output.render import FORMATS, stamped, to_line
 from streammem.server.queries import MAX_SEGMENTS, check_question, rows
 from streammem.server.refused import Refused
-from streammem.server.schemas import AnswerEvent, Chapters, Events, Moments, replies
+from streammem.server.schemas import AnswerEvent, Chapters, Events, Moments, PlanEvent, replies
 from streammem.server.session_host import SessionHost
 from streammem.server.sessions import Sessions
-from streammem.server.wire import MAX_S, QuestionRequest, SearchRequest, event_json, sse
+from streammem.server.wire import (
+    MAX_S,
+    PlanRequest,
+    QuestionRequest,
+    SearchRequest,
+    event_json,
+    sse,
+)
 from streammem.types import Answer
 
 Form = Literal["jsonl", "srt", "vtt", "text"]
@@ -27,7 +35,7 @@ EXPORTS: dict[Form, str] = {
     "text": "text/plain",
 }
 FindHost = Callable[[str], Awaitable[SessionHost]]
-Id = Annotated[str, Path(max_length=64)]
+Id = Annotated[str, Path(max_length=255)]
 Seconds = Annotated[float | None, Query(ge=0, le=MAX_S)]
 At = Annotated[float, Query(ge=0, le=MAX_S, description="seconds")]
 
@@ -40,6 +48,7 @@ def query_routes(sessions: Sessions, find_host: FindHost) -> APIRouter:
         find_host: returns the host of a session or memory by its name.
     """
     router = APIRouter()
+    router.include_router(_plan_routes(find_host))
     longest = sessions.config.limits.question_chars
 
     streamed = {"text/event-stream": {"schema": {"$ref": "#/components/schemas/AnswerEvent"}}}
@@ -69,11 +78,19 @@ def query_routes(sessions: Sessions, find_host: FindHost) -> APIRouter:
         chapters: Annotated[int | None, Query(ge=1, le=100)] = None,
         start: Seconds = None,
         end: Seconds = None,
+        day: Annotated[
+            date | None,
+            Query(description="its activities, by the wall clock"),
+        ] = None,
     ) -> dict[str, object]:
         """List chapters, each with captions of its most central scenes."""
         between = _span(start, end)
         host = await find_host(name)
-        found = await host.do(lambda session: session.chapters(chapters, between))
+        found = await host.do(
+            lambda session: (
+                session.day(day, chapters) if day else session.chapters(chapters, between)
+            )
+        )
         return {"chapters": [event_json(chapter, host.path) for chapter in found]}
 
     @router.get("/segments", response_model=None, responses=replies(Events))
@@ -142,6 +159,28 @@ def query_routes(sessions: Sessions, find_host: FindHost) -> APIRouter:
         kind = mimetypes.guess_type(host.plan.source)[0] or "video/mp4"
         kind = kind if kind.startswith("video/") else "video/mp4"
         return FileResponse(file, media_type=kind, headers={"x-content-type-options": "nosniff"})
+
+    return router
+
+
+def _plan_routes(find_host: FindHost) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/plan", response_model=None, responses=replies(PlanEvent))
+    async def plan(name: Id, wanted: PlanRequest) -> dict[str, object]:
+        """Tell how far a goal has come; of a session also follow it, with ``plan`` events."""
+        host = await find_host(name)
+        goal, steps = wanted.goal, wanted.steps
+        if wanted.follow:
+            found = await host.follow_plan(goal, steps, alert_steps=wanted.alert_steps)
+        else:
+            found = await host.do(lambda session: session.plan(goal, steps))
+        return event_json(found, host.path)
+
+    @router.delete("/plan", status_code=204)
+    async def end_plan(name: Id) -> None:
+        """Follow no plan any more."""
+        await (await find_host(name)).end_plan()
 
     return router
 

@@ -158,16 +158,22 @@ class NextStepItem(_Record):
 
 
 class PlanEvent(_Record):
-    """How far a goal has come; sessions of the server follow no plan yet."""
+    """How far a goal has come. Without given steps, ``steps`` are the last actions seen."""
 
     type: Literal["plan"]
     goal: Annotated[str, Field(examples=["make coffee"])]
     time: Seconds
-    progress: Annotated[float, Field(ge=0, le=1)]
+    progress: Annotated[
+        float | None, Field(ge=0, le=1, description="of the given steps; null without any")
+    ]
     steps: list[PlanStepItem]
     next: list[NextStepItem]
     alerts: list[str]
     certainty: Annotated[float, Field(ge=0, le=1)]
+    next_from: Annotated[
+        Literal["steps", "past", "past and adapter"],
+        Field(description="what `next` rests on: given steps, or past actions"),
+    ]
     wall_start: WallClock = None
 
 
@@ -190,7 +196,7 @@ class EvidenceItem(_Record):
     keyframe: KeyframeUrl | None
     caption: str | None
     speech: str | None
-    matched: Literal["picture", "caption", "speech"]
+    matched: Literal["picture", "name", "caption", "speech"]
     cosine: float | None
     wall_start: WallClock = None
     quote: str | None = None
@@ -299,6 +305,7 @@ class SessionInfo(_Record):
     events: int
     waiting: int
     alerts: list[str]
+    plan: Annotated[str | None, Field(description="goal of the plan that it follows")]
     url: Annotated[str, Field(examples=["/v1/sessions/camera-1"])]
     video: Annotated[str | None, Field(description="URL of the video, where it is a file")]
     picture: Annotated[str | None, Field(description="URL of the newest picture, once there is")]
@@ -332,6 +339,91 @@ class MemoryList(_Record):
     """The memories that can be asked."""
 
     memories: list[MemoryInfo]
+
+
+class SeenScene(_Record):
+    """A scene of a memory, as the grid of cameras shows it."""
+
+    segment: int
+    start: Seconds
+    end: Seconds
+    wall_start: WallClock
+    caption: str | None
+    keyframe: Annotated[str, Field(examples=["/v1/archive/door/keyframes/7"])]
+
+
+class Camera(_Record):
+    """A memory of the server's folder: of a camera, or of a file."""
+
+    memory: Annotated[str, Field(examples=["door"])]
+    url: Annotated[str, Field(examples=["/v1/memories/door"])]
+    state: Annotated[
+        Literal[
+            "opening", "watched", "down", "ended", "failed", "whole", "broken", "kept", "unreadable"
+        ],
+        Field(
+            description="of a camera that `watch --sources` watches now; of a file of `index`; "
+            "`kept`: nothing is known of who writes it"
+        ),
+    ]
+    reason: str | None
+    segments: int
+    written: Annotated[str | None, Field(description="wall clock of the last write")]
+    seen: SeenScene | None
+
+
+class CameraList(_Record):
+    """The memories of the server's folder, by name."""
+
+    cameras: list[Camera]
+
+
+class TimelineRow(_Record):
+    """When a memory saw something: start, end and number of scenes of each span without a gap."""
+
+    memory: str
+    clock: Annotated[
+        Literal["wall", "stream"],
+        Field(description="Unix seconds, or seconds of a stream whose clock is not known"),
+    ]
+    spans: list[tuple[float, float, int]]
+
+
+class Timeline(_Record):
+    """The common timeline of all memories."""
+
+    rows: list[TimelineRow]
+
+
+class Asked(_Record):
+    """How many memories were asked, and the names of those that could not be opened."""
+
+    asked: int
+    failed: list[str]
+
+
+class MemoryAnswer(AnswerEvent):
+    """The answer of one memory of several."""
+
+    memory: str
+
+
+class Answers(Asked):
+    """An answer of each memory in which the thing was seen, best first."""
+
+    answers: list[MemoryAnswer]
+
+
+class MemoryMoment(MomentEvent):
+    """A moment of one memory of several."""
+
+    memory: str
+
+
+class FoundInAll(Asked):
+    """The best moments of all memories."""
+
+    moments: list[MemoryMoment]
 
 
 class Moments(_Record):

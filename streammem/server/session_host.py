@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from streammem.captioning.scheduler import LanguageScheduler
+from streammem.engine.plans import FollowedPlan
 from streammem.engine.session import Session
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
@@ -31,6 +32,7 @@ from streammem.server.limits import Limits
 from streammem.server.queries import private_sources, without_folders
 from streammem.server.refused import Refused
 from streammem.types import Answer, Event, Frame, Notice, Segment
+from streammem.types import Plan as GoalPlan
 from streammem.video import VideoSource
 
 log = logging.getLogger(__name__)
@@ -107,6 +109,7 @@ class SessionHost:
         events: what it has told.
         touched: monotonic second of the last request.
         title: what its clients call it; its source's name at first.
+        goal: of the plan that it follows; None without one.
         alerts: what it waits for, from the next frame on.
         watched: how far it is.
     """
@@ -119,6 +122,8 @@ class SessionHost:
         self.title = plan.source
         self.alerts: tuple[str, ...] = plan.options.alerts
         self.watched = Watched()
+        self.goal: str | None = None
+        self._followed: FollowedPlan | None = None  # of the session's thread
         self._picture: tuple[Frame, bytes] | None = None  # the newest that was asked for
         self._limits, self._counters = limits, counters
         self._loop = asyncio.get_running_loop()
@@ -182,9 +187,15 @@ class SessionHost:
         return self._picture[1]
 
     async def ask(
-        self, question: str, pictures: Sequence[np.ndarray] = ()
+        self, question: str, pictures: Sequence[np.ndarray] = (), *, alone: bool = False
     ) -> AsyncGenerator[str | Answer]:
-        """Yield an answer's pieces as they come, then the answer; see ``Session.ask``."""
+        """Yield an answer's pieces as they come, then the answer; see ``Session.ask``.
+
+        Args:
+            question: free text.
+            pictures: that it is about.
+            alone: without the turns before it.
+        """
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
         abandoned = False
 
@@ -196,6 +207,8 @@ class SessionHost:
 
         def answered(session: Session) -> Answer:
             names = private_sources(session.memory)
+            if alone:
+                session.answerer.turns.clear()
             answer = session.ask(
                 question, lambda piece: on_text(without_folders(piece, names)), pictures
             )
@@ -217,13 +230,49 @@ class SessionHost:
             abandoned = True
             asked.cancel()
 
-    async def answer(self, question: str, pictures: Sequence[np.ndarray] = ()) -> Answer:
-        """Return an answer as a whole."""
-        async with aclosing(self.ask(question, pictures)) as answering:
+    async def answer(
+        self, question: str, pictures: Sequence[np.ndarray] = (), *, alone: bool = False
+    ) -> Answer:
+        """Return an answer as a whole; see ``ask``."""
+        async with aclosing(self.ask(question, pictures, alone=alone)) as answering:
             async for said in answering:
                 if isinstance(said, Answer):
                     return said
         raise AssertionError("an answer comes last")
+
+    async def follow_plan(
+        self, goal: str, steps: Sequence[str], *, alert_steps: bool = False
+    ) -> GoalPlan:
+        """Follow a plan in place of the one before: it is an event now and each time it changes.
+
+        Raises:
+            Refused: the source does not go on, or there are neither steps nor captions.
+            ConfigError: see ``Session.follow``.
+        """
+        if self.plan.open_source is None:
+            raise Refused(409, "a memory does not go on; ask for its plan, without follow")
+        if not steps and not self.plan.options.captions:
+            raise Refused(422, "this session makes no captions to guess from; give steps")
+
+        def start(session: Session) -> GoalPlan:
+            self._followed = FollowedPlan(
+                session, goal, steps, alert_steps=alert_steps, from_memory=True
+            )
+            return self._followed.plan
+
+        plan = await self.do(start)
+        self.goal = plan.goal
+        self._publish(plan)
+        return plan
+
+    async def end_plan(self) -> None:
+        """Follow no plan any more."""
+
+        def end(session: Session) -> None:
+            self._followed = None
+
+        await self.do(end)
+        self.goal = None
 
     # -- the thread --
 
@@ -284,7 +333,9 @@ class SessionHost:
                 callbacks=callbacks,
                 scheduler=self.plan.scheduler,
             ):
-                self._tell(self._publish, event, wall_start(event, session.wall_zero))
+                plans = self._followed.after(event) if self._followed else []
+                for each in (event, *plans):
+                    self._tell(self._publish, each, wall_start(each, session.wall_zero))
                 if kept_bytes and isinstance(event, Segment) and event.id % PRUNED_EVERY == 0:
                     session.memory.prune(budget_bytes=kept_bytes)
                 between()

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import anyio
 import anyio.to_thread
@@ -30,11 +30,13 @@ from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch_options import WatchOptions
 from streammem.errors import StoreError
-from streammem.memory.folder import DATABASE, is_memory, remove, rename
+from streammem.memory.folder import Stamp, last_written, remove, rename
 from streammem.memory.store import Store
 from streammem.memory.upkeep import MemorySummary, info
 from streammem.models.protocols import StreamModel
 from streammem.server import addresses
+from streammem.server.archive import Archive
+from streammem.server.chat_videos import UPLOAD, ChatVideos
 from streammem.server.clips import Clips
 from streammem.server.counters import Counters
 from streammem.server.inbox import Inbox
@@ -49,7 +51,6 @@ from streammem.video.address import public_name, public_url
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-UPLOAD = "upload:"
 STOP_S = 20.0  # for a session to close its open segment and send the last events
 SWEEP_S = 5.0
 TRUSTED = WatchOptions(stats_s=10.0)
@@ -100,7 +101,7 @@ class _Opened:
     """
 
     host: SessionHost
-    stamp: tuple[float, ...] = ()
+    stamp: Stamp = ()
     task: asyncio.Task[None] | None = field(default=None)
     forwarding: asyncio.Task[None] | None = field(default=None)
     permanent: bool = False
@@ -123,11 +124,13 @@ class Sessions:
         self.model, self.scheduler = share(model, self.counters.batched)
         self.uploads = Uploads(config.uploads, config.limits)
         self.clips = Clips(self.uploads, config.limits)
+        self.videos = ChatVideos(self, self.uploads, config)
         self.outlet: Callable[[str], Outlet] | None = None
         self._session = session
+        self.archive = Archive(config.memories, self.model, session, config.limits, self.counters)
         self._sessions: dict[str, _Opened] = {}
         self._memories: dict[str, _Opened] = {}
-        self._summaries: dict[str, tuple[tuple[float, ...], MemorySummary | str]] = {}
+        self._summaries: dict[str, tuple[Stamp, MemorySummary | str]] = {}
         places = config.limits.sessions + config.limits.memories
         self._opening = asyncio.Lock()
         self._threads = anyio.CapacityLimiter(2 * places)  # twice: ending sessions hold theirs
@@ -193,6 +196,38 @@ class Sessions:
         options = replace(options, speech=self.config.speech)
         return await self._start(opened, options, keep_in, id_)
 
+    async def open_video(
+        self, name: str, path: Path, release: Callable[[], object] | None = None
+    ) -> str:
+        """Open a session on a video file that a chat message named; scenes are not described.
+
+        Args:
+            name: shown to clients.
+            path: of the file, which was checked.
+            release: called once the file is not needed any more.
+
+        Raises:
+            Refused: too many sessions are open, or it is longer than videos of messages may be.
+            SourceError: it cannot be opened.
+        """
+        longest = self.config.limits.video_s
+
+        def opener(stop: Callable[[], bool]) -> VideoSource:
+            source = open_with(str(path), SourceOptions())
+            if source.duration is not None and source.duration > longest:
+                source.close()
+                shown = f"{source.duration:.0f} s; a video of a message may have {longest:.0f} s"
+                raise Refused(413, f"video_url: {shown}; open a session on it")
+            return source
+
+        video = _WatchedSource(encodable(name), opener, path, release)
+        options = WatchOptions(captions=False, speech=self.config.speech)
+        return await self._start(video, options, None)
+
+    def has_place(self) -> bool:
+        """Return whether one more session may be opened."""
+        return len(self._sessions) < self.config.limits.sessions
+
     async def open_own(self, sources: Sequence[str]) -> None:
         """Open sessions on the operator's sources; they are never closed as idle.
 
@@ -255,10 +290,7 @@ class Sessions:
 
     def memory_names(self) -> list[str]:
         """Return the names of the memories in the server's folder."""
-        folder = self.config.memories
-        if folder is None:
-            return []
-        return sorted(p.name for p in folder.iterdir() if NAME.fullmatch(p.name) and is_memory(p))
+        return self.archive.names()
 
     async def memory_summaries(self) -> dict[str, MemorySummary | str]:
         """Return what is in each memory, or why it cannot be read, by name."""
@@ -268,10 +300,10 @@ class Sessions:
         """Return what is in a memory, or why it cannot be read.
 
         Raises:
-            Refused: the name is not allowed.
+            Refused: there is none of that name.
         """
-        path = self._memory_path(name)
-        stamp = _last_written(path)
+        path = self._known_path(name)
+        stamp = last_written(path)
         known = self._summaries.get(name)
         if known is None or known[0] != stamp:
             found = await anyio.to_thread.run_sync(_summary_of, path)
@@ -285,7 +317,7 @@ class Sessions:
             Refused: there is none of that name, or the new one is not allowed.
             StoreError: see ``folder.rename``.
         """
-        self._memory_path(new)
+        self._new_path(new)
         await self._change_memory(name, lambda path: rename(path, new))
 
     async def remove_memory(self, name: str) -> None:
@@ -298,9 +330,8 @@ class Sessions:
         await self._change_memory(name, remove)
 
     async def _change_memory(self, name: str, change: Callable[[Path], None]) -> None:
-        path = self._memory_path(name)
-        if not is_memory(path):
-            raise Refused(404, "no such memory")
+        path = self._known_path(name)
+        self._check_writable()
         async with self._opening:
             await anyio.to_thread.run_sync(change, path)
             if opened := self._memories.pop(name, None):
@@ -314,18 +345,16 @@ class Sessions:
             Refused: there is none of that name.
             StoreError: it cannot be opened.
         """
-        path = self._memory_path(name)
-        if not is_memory(path):
-            raise Refused(404, "no such memory")
+        path = self._known_path(name)
         async with self._opening:  # one request opens it; concurrent ones then find it open
-            stamp = _last_written(path)
+            stamp = last_written(path)
             opened = self._memories.get(name)
             if opened is None or opened.stamp != stamp:
                 # 1. Open it beside the old one, which goes on answering meanwhile.
                 open_session = partial(
                     Session, self.model, self._session, memory=path, read_only=True
                 )
-                url = f"{self.config.prefix}/v1/memories/{name}"
+                url = self.memory_url(name)
                 plan = Plan(name, open_session)
                 opened = _Opened(SessionHost(url, plan, self.config.limits, self.counters), stamp)
                 await self._run(opened)
@@ -357,10 +386,12 @@ class Sessions:
                         await self._stop(one)
                         shown = one.host.plan.source
                         log.info("%s closed after %.0f s without requests", shown, idle_s)
+            await self.archive.close_idle(idle_s)
             self.uploads.expire(idle_s)
 
     async def close(self) -> None:
         """Close everything."""
+        await self.videos.close()
         opened = [*self._sessions.values(), *self._memories.values()]
         self._sessions.clear()
         self._memories.clear()
@@ -368,11 +399,12 @@ class Sessions:
             one.host.stop()
         for one in opened:
             await self._stop(one)
+        await self.archive.close()
         self.uploads.close()
         await anyio.to_thread.run_sync(self.scheduler.close)
 
     def _check_place(self) -> None:
-        if len(self._sessions) >= self.config.limits.sessions:
+        if not self.has_place():
             text = f"{len(self._sessions)} sessions are open; close one"
             raise Refused(429, text, retry_s=30)
 
@@ -385,7 +417,7 @@ class Sessions:
     ) -> str:
         try:
             self._check_place()  # again: preparing the source may have waited
-            path = self._memory_path(memory) if isinstance(memory, str) else memory
+            path = self._new_path(memory) if isinstance(memory, str) else memory
         except Refused:
             if source.release:
                 source.release()
@@ -436,15 +468,33 @@ class Sessions:
                 if opened.forwarding:
                     await opened.forwarding
 
-    def _memory_path(self, name: str) -> Path:
+    def memory_url(self, name: str) -> str:
+        """Return the path of a memory."""
+        return f"{self.config.prefix}/v1/memories/{quote(name, safe='')}"
+
+    def _known_path(self, name: str) -> Path:
+        """Return the folder of a memory that is there: a name is one of a list, no path."""
         if self.config.memories is None:
             raise Refused(404, "this server has no memories; start it with --memories DIR")
+        if name not in self.memory_names():
+            raise Refused(404, "no such memory")
+        return self.config.memories / name
+
+    def _check_writable(self) -> None:
+        if self.config.read_only:
+            raise Refused(403, "this server only reads its memories (--archive)")
+
+    def _new_path(self, name: str) -> Path:
+        """Return where a memory is written that a client names."""
+        if self.config.memories is None:
+            raise Refused(404, "this server has no memories; start it with --memories DIR")
+        self._check_writable()
         if not NAME.fullmatch(name):
             raise Refused(422, "a memory's name has letters, digits and . _ - only, 64 at most")
         return self.config.memories / name
 
     async def _named(self, source: str, options: SourceOptions) -> _WatchedSource:
-        """Check a source named by a client: an upload, a live URL, or a URL to download."""
+        """Check a source named by a client: an upload, a file, a live URL, or one to download."""
         if source.startswith(UPLOAD):
             upload = self.uploads.get(source.removeprefix(UPLOAD))
             upload.users += 1
@@ -453,6 +503,10 @@ class Sessions:
             return _WatchedSource(
                 shown, lambda _: open_with(path, options), upload.path, upload.leave
             )
+        if source.startswith(addresses.FILE):
+            file = await anyio.to_thread.run_sync(addresses.check_file, source, self.config.files)
+            await anyio.to_thread.run_sync(check_video, file)
+            return _WatchedSource(file.name, lambda _: open_with(str(file), options), file)
         target = await anyio.to_thread.run_sync(addresses.check, source, self.config.allowed)
         if target.parts.scheme in addresses.LIVE:
             url = addresses.live_url(target)
@@ -513,13 +567,3 @@ def _summary_of(path: Path) -> MemorySummary | str:
             store.close()
     except StoreError as error:
         return str(error).replace(f"{path}", path.name)
-
-
-def _last_written(path: Path) -> tuple[float, ...]:
-    """Return when a memory was last written to, as the times of its files."""
-    times = []
-    for name in (DATABASE, f"{DATABASE}-wal"):
-        with suppress(OSError):
-            found = (path / name).stat()
-            times.append(found.st_mtime if found.st_size else 0.0)
-    return tuple(times)

@@ -10,6 +10,7 @@ from streammem.audio.track import SpeechOptions
 from streammem.engine.watch_options import WatchOptions
 from streammem.memory.upkeep import MemorySummary
 from streammem.output.render import NOTHING, to_json
+from streammem.qa.plan import MAX_GOAL, MAX_STEPS
 from streammem.server.queries import public_source
 from streammem.server.refused import Refused
 from streammem.server.session_host import SessionHost
@@ -94,11 +95,33 @@ class QuestionRequest(Strict):
     stream: bool = False
 
 
+class ArchiveQuestion(Strict):
+    """A question to all memories; an answer comes as a whole."""
+
+    question: Str
+
+
 class SearchRequest(Strict):
     """A description to search for."""
 
     query: Str
     count: Annotated[int, Field(ge=1, le=100)] = 5
+
+
+class PlanRequest(Strict):
+    """A goal, and the steps to it."""
+
+    goal: Annotated[Str, Field(max_length=MAX_GOAL, examples=["make coffee"])]
+    steps: Annotated[
+        list[Annotated[Str, Field(max_length=MAX_GOAL)]],
+        Field(max_length=MAX_STEPS, description="what each shows; none: guessed from past actions"),
+    ] = []
+    follow: Annotated[
+        bool, Field(description="of a session: `plan` events from now on, in place of another plan")
+    ] = False
+    alert_steps: Annotated[
+        bool, Field(description="alerts, too, of steps left out or out of order, while it follows")
+    ] = False
 
 
 class TextPart(BaseModel):
@@ -132,7 +155,22 @@ class PicturePart(BaseModel):
         return self.image_url if isinstance(self.image_url, str) else self.image_url.url
 
 
-ContentPart = Annotated[TextPart | RefusalPart | PicturePart, Field(discriminator="type")]
+class VideoAddress(BaseModel):
+    """Where a video is: ``https://host/a.mp4``, ``file:///path/a.mp4``, or ``upload:ID``."""
+
+    url: Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class VideoPart(BaseModel):
+    """A video within a message; the message asks about it."""
+
+    type: Literal["video_url"]
+    video_url: VideoAddress
+
+
+ContentPart = Annotated[
+    TextPart | RefusalPart | PicturePart | VideoPart, Field(discriminator="type")
+]
 
 
 # Told apart by hand, so that a refusal speaks of what was sent, not of the other kind as well.
@@ -143,7 +181,7 @@ Content = Annotated[
 
 
 class ChatMessage(BaseModel):
-    """A message of a chat. A part that is neither text nor picture is refused, not ignored."""
+    """A message of a chat. A part that is no text, picture or video is refused, not ignored."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
@@ -158,6 +196,11 @@ class ChatMessage(BaseModel):
         """Return the addresses of its pictures."""
         parts = self.content if isinstance(self.content, list) else []
         return [part.url for part in parts if isinstance(part, PicturePart)]
+
+    def videos(self) -> list[str]:
+        """Return the addresses of its videos."""
+        parts = self.content if isinstance(self.content, list) else []
+        return [part.video_url.url for part in parts if isinstance(part, VideoPart)]
 
 
 class StreamOptions(BaseModel):
@@ -214,6 +257,7 @@ def host_json(name: str, host: SessionHost, *, permanent: bool = False) -> dict[
         "events": host.events.count,
         "waiting": inbox.waiting if inbox else 0,
         "alerts": list(host.alerts),
+        "plan": host.goal,
         "url": host.path,
         "video": f"{host.path}/video" if host.plan.file else None,
         "picture": f"{host.path}/picture" if watched.frame is not None else None,

@@ -246,7 +246,7 @@ class AnswerStage:
             plain = not whole and rng.random() < PLAIN
             text = question.lower().rstrip("?") if plain else question
             reply = [*self.language.ids(answer), self.language.stop_id]
-            branches.append(([*self._text(text), *self._suffix], reply))
+            branches.append(([*self.language.text_ids(text), *self._suffix], reply))
         return BranchedPrompt(shared, branches)
 
     def passage(
@@ -257,7 +257,11 @@ class AnswerStage:
         words += [f"({', '.join(names)})"] if names else []
         after = f" {' '.join(words)}\n" if words else "\n"
         visual = [VISUAL_TOKEN] * self.bridge.config.memory_tokens
-        return [*self._text(f"[{clock(start)}-{clock(end)}] "), *visual, *self._text(after)]
+        return [
+            *self.language.text_ids(f"[{clock(start)}-{clock(end)}] "),
+            *visual,
+            *self.language.text_ids(after),
+        ]
 
     def _losses(
         self, rows: Sequence[BranchedPrompt], tokens: np.ndarray, counts: Sequence[int]
@@ -284,12 +288,6 @@ class AnswerStage:
         with fast:
             packed = pack(rows, prefix=self._prefix, num_visual=0, width=width)
             return packed_losses(self.language, packed, visual, masked=masked)
-
-    def _text(self, text: str) -> list[int]:
-        # Untrusted text: a special token spelled out in it stays letters.
-        return self.language.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True
-        ).input_ids
 
 
 @torch.inference_mode()

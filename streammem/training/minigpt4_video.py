@@ -29,7 +29,6 @@ from streammem.training.published import (
     PublishedStage,
     answer_loss,
     decoded,
-    ids_of,
     write_torch,
 )
 
@@ -136,7 +135,7 @@ class MiniGPT4Stage(PublishedStage):
             before, behind = TEMPLATES[self._recipe.template]
             begin = self._model.begin()
             prompt = [begin, before, frames[0], behind.format(question)]
-        told = [*ids_of(language, answer)[: self._recipe.max_answer]]
+        told = language.text_ids(answer)[: self._recipe.max_answer]
         told.append(language.tokenizer.eos_token_id)
         return answer_loss(language.model, language.embed(prompt), told)
 

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from streammem.config import check_choices, override, read_toml
 from streammem.errors import ConfigError, DatasetError, SourceError
 from streammem.models import checkpoint
-from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.published import (
     FAMILIES,
     PublishedFile,
@@ -201,12 +200,6 @@ def mean_loss(losses: Any) -> dict[str, float]:
     """Return the figure of a validation: the mean of losses, if there are any."""
     values = [float(value) for value in losses]
     return {"val_loss": round(sum(values) / len(values), 4)} if values else {}
-
-
-def ids_of(language: CausalLanguageModel, text: str) -> list[int]:
-    """Tokenise a text by itself; nothing in it is read as a special token."""
-    read = language.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-    return list(read.input_ids)
 
 
 def answer_loss(

@@ -247,8 +247,5 @@ class TextStage:
         ).mean()
 
     def _row(self, text: str) -> BranchedPrompt:
-        # Untrusted text: a special token spelled out in it stays letters.
-        tokenised = self.language.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True
-        )
-        return caption_prompt(self._instruction, [[*tokenised.input_ids, self.language.stop_id]])
+        told = [*self.language.text_ids(text), self.language.stop_id]
+        return caption_prompt(self._instruction, [told])

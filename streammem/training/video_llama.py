@@ -12,9 +12,9 @@ first.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -23,7 +23,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from streammem.audio.recogniser import pieces
 from streammem.audio.scene_sound import SoundWindow
 from streammem.errors import ConfigError, SourceError
 from streammem.models.backbones.imagebind import ImageBindVision
@@ -38,7 +37,6 @@ from streammem.training.published import (
     PublishedStage,
     answer_loss,
     decoded,
-    ids_of,
     mean_loss,
     write_torch,
 )
@@ -171,7 +169,7 @@ class VideoLlamaStage(PublishedStage):
         language, recipe = self._model.language, self._recipe
         tokenizer = language.tokenizer
         begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-        ids = partial(ids_of, language)
+        ids = language.text_ids
         if recipe.text == "captions":
             caption = item.turns[0][1]
             caption = cleaned(caption) if recipe.clean else caption
@@ -214,7 +212,7 @@ class VideoLlamaStage(PublishedStage):
             with torch.no_grad():
                 clips = self._eyes(pixels).float()
         else:
-            sound = pieces(file_sound(item.path, item.path.name))
+            sound = file_sound(item.path, item.path.name)
             scene = SoundWindow(sound, _raise).scene(0.0, times[-1])
             heard = self._model.hear(scene)
             if heard is None:
@@ -224,22 +222,23 @@ class VideoLlamaStage(PublishedStage):
 
     def _read(self, item: Item, rng: np.random.Generator | None) -> tuple[Tensor, list[float]]:
         """Choose an item's frames; crop and squeeze them: [T, S, S, 3], and their seconds."""
-        pictures, times = decoded(item.path, lambda pixels: pixels)
+        # Frames are squeezed as they come: a film at its full size would take gigabytes.
+        part = crop_of(rng) if rng is not None and self._recipe.crop else None
+        side = self._side
+
+        def squeezed(picture: np.ndarray) -> np.ndarray:
+            shown = Image.fromarray(part(picture) if part else picture)
+            return np.array(shown.resize((side, side), Image.Resampling.BICUBIC))
+
+        pictures, times = decoded(item.path, squeezed)
         chosen = spread(len(pictures), self._recipe.frames if item.is_video else 1)
         if rng is not None and self._recipe.sampling == "headtail" and len(chosen) > 1:
             half, size = len(pictures) // 2, len(chosen) // 2
             head = rng.choice(half, size, replace=False)
             tail = half + rng.choice(len(pictures) - half, len(chosen) - size, replace=False)
             chosen = sorted(int(i) for i in (*head, *tail))
-        shown = [pictures[i] for i in chosen]
-        if rng is not None and self._recipe.crop:
-            shown = cropped(shown, rng)
-        side = self._side
-        squeezed = [
-            np.array(Image.fromarray(p).resize((side, side), Image.Resampling.BICUBIC))
-            for p in shown
-        ]
-        return torch.from_numpy(np.stack(squeezed)), [times[i] for i in chosen]
+        shown = torch.from_numpy(np.stack([pictures[i] for i in chosen]))
+        return shown, [times[i] for i in chosen]
 
     @cached_property
     def _side(self) -> int:
@@ -262,15 +261,20 @@ def cleaned(caption: str) -> str:
     return " ".join(plain.split()[:MAX_WORDS])
 
 
-def cropped(pictures: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """Cut the same random part out of all pictures, [H, W, 3] of one size each."""
-    height, width = pictures[0].shape[:2]
-    area = height * width * rng.uniform(*AREAS)
-    ratio = math.exp(rng.uniform(*np.log(RATIOS)))
-    wide = min(width, max(1, round(math.sqrt(area * ratio))))
-    high = min(height, max(1, round(math.sqrt(area / ratio))))
-    left, top = int(rng.integers(width - wide + 1)), int(rng.integers(height - high + 1))
-    return [np.ascontiguousarray(p[top : top + high, left : left + wide]) for p in pictures]
+def crop_of(rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
+    """Draw what cuts a part out of a picture [H, W, 3], the same of all that have one size."""
+    share, ratio = rng.uniform(*AREAS), math.exp(rng.uniform(*np.log(RATIOS)))
+    across, down = rng.random(2)
+
+    def cut(picture: np.ndarray) -> np.ndarray:
+        height, width = picture.shape[:2]
+        area = height * width * share
+        wide = min(width, max(1, round(math.sqrt(area * ratio))))
+        high = min(height, max(1, round(math.sqrt(area / ratio))))
+        left, top = int(across * (width - wide + 1)), int(down * (height - high + 1))
+        return np.ascontiguousarray(picture[top : top + high, left : left + wide])
+
+    return cut
 
 
 def _raise(reason: str) -> None:

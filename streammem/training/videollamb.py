@@ -12,7 +12,6 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,7 +33,6 @@ from streammem.training.published import (
     PublishedStage,
     answer_loss,
     decoded,
-    ids_of,
 )
 
 LossOn = Literal["last", "every"]
@@ -160,7 +158,7 @@ class VideoLLaMBStage(PublishedStage):
         """Encode an item's pictures, and tokenise its conversation up to the answer of a turn."""
         pooled = segments_of_item(self._model, item)
         language, prompt = self._model.language, self._model.options.prompt
-        tokenizer, ids = language.tokenizer, partial(ids_of, language)
+        tokenizer, ids = language.tokenizer, language.text_ids
         before = [tokenizer.bos_token_id, *ids(opening_of(PERSON[prompt]))]
         after: list[int] = []
         for number, (question, answer) in enumerate(item.turns[: turn + 1]):

@@ -115,8 +115,9 @@ class _Page:
         return page
 
     def _begin(self) -> tuple[str, gr.Accordion]:
-        """Return the address of the operator's first source, or of the list."""
-        first = next((address_of(name) for name in self._sessions.own()), "#/")
+        """Return the address of the operator's first source, of the archive, or of the list."""
+        otherwise = "#/archive" if self._sessions.config.read_only else "#/"
+        first = next((address_of(name) for name in self._sessions.own()), otherwise)
         # Beside a source it is folded: the keyboard reaches the question sooner.
         return first, gr.Accordion(open=first == "#/")
 

@@ -2,8 +2,9 @@
 
     app = add_watch(make_app(sessions), sessions)   # http://localhost:8080/watch/
 
-Every session and memory has an address: ``/watch/#/session/ID``, ``/watch/#/memory/NAME``. The
-files load nothing from elsewhere, and their policy forbids it.
+Every session and memory has an address: ``/watch/#/session/ID``, ``/watch/#/memory/NAME``; all
+memories together have ``/watch/#/archive``, where a server of an archive begins. The files load
+nothing from elsewhere, and their policy forbids it.
 """
 
 from pathlib import Path
@@ -86,6 +87,7 @@ def add_watch(app: FastAPI, sessions: Sessions) -> FastAPI:
             "words": WORDS_TINY if known else UNMEASURED,
             "alerts": ALERTS_TINY if known else UNMEASURED,
             "memories": sessions.config.memories is not None,
+            "archive": sessions.config.read_only,
         }
 
     @app.post(f"{PATH}/open", include_in_schema=False, status_code=201)

@@ -215,8 +215,10 @@ class FetchedSource(FileSource):
             self._copy.unlink(missing_ok=True)
             raise
 
-    def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
-        return _of_open_file(self._copy.open("rb"), self.name)
+    def sound_pass(
+        self, *, first_channel: bool = False
+    ) -> Iterator[tuple[float, np.ndarray]] | None:
+        return _of_open_file(self._copy.open("rb"), self.name, first_channel=first_channel)
 
     def text_pass(self) -> Callable[[], InputContainer] | None:
         if not self._reader.has_texts:
@@ -228,9 +230,11 @@ class FetchedSource(FileSource):
         self._copy.unlink(missing_ok=True)
 
 
-def _of_open_file(file: IO[bytes], name: str) -> Iterator[tuple[float, np.ndarray]]:
+def _of_open_file(
+    file: IO[bytes], name: str, *, first_channel: bool
+) -> Iterator[tuple[float, np.ndarray]]:
     with file:
-        yield from file_sound(file, name)
+        yield from file_sound(file, name, first_channel=first_channel)
 
 
 def _fetch(url: str, name: str, path: Path, why: str) -> None:

@@ -105,8 +105,12 @@ class FileSource(VideoSource):
     def _release(self) -> None:
         self._reader.close()
 
-    def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
-        return file_sound(self._spec, self.name, remote=self._remote, span=self._part)
+    def sound_pass(
+        self, *, first_channel: bool = False
+    ) -> Iterator[tuple[float, np.ndarray]] | None:
+        return file_sound(
+            self._spec, self.name, remote=self._remote, span=self._part, first_channel=first_channel
+        )
 
     def text_pass(self) -> Callable[[], InputContainer] | None:
         if not (self._remote and self._reader.has_texts):
@@ -396,8 +400,6 @@ class PartsSource(VideoSource):
         duration: seconds of the whole, if known.
     """
 
-    sound_waits = True
-
     def __init__(
         self,
         name: str,
@@ -414,7 +416,9 @@ class PartsSource(VideoSource):
         if self._video:
             self._video.close()
 
-    def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
+    def sound_pass(
+        self, *, first_channel: bool = False
+    ) -> Iterator[tuple[float, np.ndarray]] | None:
         self._sounds.append(SoundOfParts(self))
         return self._sounds[-1].sound()
 

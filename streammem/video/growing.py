@@ -77,8 +77,6 @@ class GrowingFolder(VideoSource):
         SourceError: no such folder.
     """
 
-    sound_waits = True
-
     def __init__(self, folder: Path, sampling: Sampling, passing: Time = REAL_TIME) -> None:
         super().__init__(str(folder), sampling, duration=None)
         if not folder.is_dir():
@@ -92,7 +90,9 @@ class GrowingFolder(VideoSource):
         self._failure = ""  # of listing the folder, as it was reported
         self._sounds: list[SoundOfParts] = []
 
-    def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
+    def sound_pass(
+        self, *, first_channel: bool = False
+    ) -> Iterator[tuple[float, np.ndarray]] | None:
         self._sounds.append(SoundOfParts(self))
         return self._sounds[-1].sound()
 

@@ -217,7 +217,7 @@ class LiveSource(VideoSource):
             self._is_mute = False
         elif self.on_sound and not self._is_mute:
             self._is_mute = True
-            self.notices.append(f"{self.name}: has no sound; no speech is recognised")
+            self.notices.append(f"{self.name}: has no sound; nothing is heard")
 
     def _hear(self, time: float, samples: np.ndarray) -> None:
         if self.on_sound:

@@ -10,7 +10,6 @@ several files. No speech is recognised here.
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import sleep
 from typing import IO, TYPE_CHECKING
 
 import av
@@ -34,7 +33,7 @@ MAX_GAP_S = 6 * 3600.0  # in a file; a longer one is a broken stamp
 HELD_S = 10.0  # of a connection's sound that waits for its first picture, whose clock it is put on
 APART_S = 2.0  # from the newest picture, of sound whose stamps have nothing in common with its
 MAX_PARTS = 1000  # videos that wait to be heard; beyond them the oldest go
-WAIT_SLICE_S = 0.05
+NOTHING_YET = np.zeros(0, np.float32)  # a pass is asked again later
 
 Sound = Iterator[tuple[float, np.ndarray]]
 
@@ -46,10 +45,12 @@ class SoundDecoder:
 
     Args:
         stream: of an open container.
+        first_channel: give that alone, and not all channels mixed.
     """
 
-    def __init__(self, stream: AudioStream) -> None:
-        self._stream, self._resampler = stream, _resampler()
+    def __init__(self, stream: AudioStream, *, first_channel: bool = False) -> None:
+        self._stream, self._resampler = stream, _resampler(first_channel)
+        self._first_channel = first_channel
 
     def decode(self, packet: Packet) -> list[tuple[float | None, np.ndarray]]:
         """Return what a packet holds, each with its stamp in the container's seconds, if any.
@@ -67,10 +68,10 @@ class SoundDecoder:
             try:
                 resampled = self._resampler.resample(frame)
             except (ValueError, av.FFmpegError):  # the rate or the channels are others from here on
-                self._resampler = _resampler()
+                self._resampler = _resampler(self._first_channel)
                 resampled = self._resampler.resample(frame)
             for out in resampled:
-                samples = out.to_ndarray().reshape(-1)
+                samples = out.to_ndarray()[0]  # of all channels apart, or of the mix
                 if len(samples):
                     decoded.append((time, samples))
                     time = None if time is None else time + len(samples) / SOUND_RATE
@@ -148,8 +149,8 @@ class SoundBeside:
 class SoundOfParts:
     """The sound of several videos that are played one after another, in a pass of its own.
 
-    Where a video begins is known once the pass over the pictures has come there, so this one
-    waits for it.
+    Where a video begins is known once the pass over the pictures has come there. Until then this
+    one gives an empty piece each time that it is asked.
 
     Args:
         whole: plays them; why one of them is not heard, where others are, is a notice of it.
@@ -181,7 +182,7 @@ class SoundOfParts:
             if not self._parts:
                 if whole.end is not None or whole.stopping or whole.is_closed:
                     break
-                sleep(WAIT_SLICE_S)
+                yield 0.0, NOTHING_YET
                 continue
             start, after, sound = self._parts.popleft()
             try:
@@ -199,8 +200,9 @@ class SoundOfParts:
             raise failure
 
 
-def _resampler() -> av.AudioResampler:
-    return av.AudioResampler(format="flt", layout="mono", rate=SOUND_RATE)
+def _resampler(first_channel: bool) -> av.AudioResampler:
+    layout = None if first_channel else "mono"  # None keeps that of the stream
+    return av.AudioResampler(format="fltp", layout=layout, rate=SOUND_RATE)
 
 
 def choose_sound(container: InputContainer, video: VideoStream | None) -> AudioStream | None:
@@ -225,6 +227,7 @@ def file_sound(
     *,
     remote: bool = False,
     span: ByteSpan | None = None,
+    first_channel: bool = False,
 ) -> Sound:
     """Give the sound of a file, on the clock that players show.
 
@@ -233,6 +236,7 @@ def file_sound(
         name: what messages call it: without credentials.
         remote: whether ``spec`` is a URL.
         span: the bytes [start, stop) of a file that are meant; None for all.
+        first_channel: give that alone, and not all channels mixed.
 
     Yields:
         The second at which samples begin, and the samples.
@@ -246,7 +250,7 @@ def file_sound(
             if stream is None:
                 raise SourceError(f"{name}: has no sound; leave out --speech")
             zero = max(0, container.start_time or 0) / av.time_base
-            decoder, shift = SoundDecoder(stream), -zero
+            decoder, shift = SoundDecoder(stream, first_channel=first_channel), -zero
             end: float | None = None
             is_local = isinstance(spec, str | Path) and not remote
             jumps = container.format.name == "mpegts" and is_local and has_joins(str(spec), span)

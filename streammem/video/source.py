@@ -14,13 +14,15 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, Self, get_args
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import numpy as np
-from av.container import InputContainer
 
 from streammem.errors import ConfigError, SourceError, TruncatedError
 from streammem.types import Frame, encodable
+
+if TYPE_CHECKING:
+    from av.container import InputContainer  # PyAV loads only once a video is opened
 
 Decoder = Literal["pyav", "decord"]
 DECODERS: tuple[Decoder, ...] = get_args(Decoder)
@@ -222,8 +224,6 @@ class VideoSource(ABC):
         num_connections: times that a live source was connected and gave a picture.
         num_damaged: pictures of a live source that were left out.
         stopping: whether ``stop`` was called.
-        sound_waits: whether ``sound_pass`` waits for the pass over the pictures, so that a thread
-            must not ask for sound while that pass waits for it.
         sound_beside: whether sound may come beside the pictures, by ``on_sound``.
         on_sound: called by the thread that reads, with the second on the stream's clock at which
             samples begin and the samples, [N] float32 at ``sound.SOUND_RATE``, mono; it must not
@@ -241,7 +241,6 @@ class VideoSource(ABC):
     num_connections = 0
     num_damaged = 0
     stopping = False
-    sound_waits = False
     sound_beside = False
     on_sound: Callable[[float, np.ndarray], object] | None = None
 
@@ -293,22 +292,28 @@ class VideoSource(ABC):
                 return
             yield frame
 
-    def sound_pass(self) -> Iterator[tuple[float, np.ndarray]] | None:
+    def sound_pass(
+        self, *, first_channel: bool = False
+    ) -> Iterator[tuple[float, np.ndarray]] | None:
         """Return the sound of what can be read in a pass of its own, by another thread.
+
+        Args:
+            first_channel: give that of a single file alone, and not all channels mixed.
 
         Returns:
             An iterator that opens it with its first step, and gives the second on the source's
-            clock at which samples begin, and the samples, as ``on_sound`` takes them; it may wait
-            for the pass over the pictures, until that ends or ``stop`` is called. None where there
-            is no such pass. It raises ``SourceError`` where there is no sound, or it breaks off.
+            clock at which samples begin, and the samples, as ``on_sound`` takes them; none while it
+            is not known what follows, since the pass over the pictures has not come there. None
+            where there is no such pass. It raises ``SourceError`` where there is no sound, or it
+            breaks off.
         """
         if self.path is None:
             return None
         from streammem.video.sound import file_sound
 
-        return file_sound(self.path, self.name)
+        return file_sound(self.path, self.name, first_channel=first_channel)
 
-    def text_pass(self) -> Callable[[], InputContainer] | None:
+    def text_pass(self) -> "Callable[[], InputContainer] | None":
         """Return what opens it once more, to read its text tracks by another thread.
 
         Returns:

@@ -3,10 +3,13 @@
 import dataclasses
 import threading
 
+import numpy as np
 import pytest
 
 from streammem.captioning.shared import share
 from streammem.models.protocols import ComposedModel, EvidenceItem
+from streammem.models.tiny.model import VideoModel
+from streammem.perception.frames import BatchPerceiver
 from tests.sessions import SHORT
 from tests.tiny import tiny_model
 
@@ -49,6 +52,65 @@ def test_every_part_computes_what_the_model_computes(shared):
     told = [replies for replies in composed.generator.replies(prompts, SHORT) if replies]
     own = model.replies([model.caption_prompt(EvidenceItem(0, 0, tokens))], SHORT)
     assert told == [replies for replies in own if replies]
+
+
+class ManyAtOnce(VideoModel):
+    """Perceives up to four frames together, as on a GPU; notes how many."""
+
+    most_together = 4
+
+    def perceive_many(self, pictures):
+        sizes.append(len(pictures))
+        return super().perceive_many(pictures)
+
+
+sizes: list[int] = []
+MODEL = tiny_model()
+PICTURES = [
+    np.random.default_rng(seed).integers(0, 255, (48 + seed, 64, 3), np.uint8) for seed in range(6)
+]
+
+
+def perceived_by_threads(pictures):
+    """What each of as many threads sees of its picture, all of which wait for the first."""
+    made = ManyAtOnce(**{f.name: getattr(MODEL, f.name) for f in dataclasses.fields(MODEL)})
+    composed, scheduler = share(made)
+    found = [None] * len(pictures)
+    sizes.clear()
+
+    def run(number):
+        try:
+            found[number] = composed.perceiver.perceive(pictures[number])
+        except (AttributeError, TypeError) as error:
+            found[number] = error
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(len(pictures))]
+    with composed.perceiver.lock:
+        for number, thread in enumerate(threads):
+            thread.start()
+            for _ in range(2000):  # 20 s at most
+                if len(composed.perceiver.waiting) > number:
+                    break
+                threading.Event().wait(0.01)
+    for thread in threads:
+        thread.join(60)
+    scheduler.close()
+    return found
+
+
+def test_frames_that_wait_together_are_perceived_together_and_as_each_alone():
+    assert isinstance(MODEL, BatchPerceiver) and MODEL.most_together == 1  # on the CPU
+    found = perceived_by_threads(PICTURES)
+    assert sizes == [4, 2]
+    for seen, picture in zip(found, PICTURES, strict=True):
+        for own, alone in zip(seen, MODEL.perceive(picture), strict=True):
+            assert np.allclose(own, alone, atol=1e-6)
+
+
+def test_a_frame_that_cannot_be_perceived_fails_for_its_own_stream():
+    found = perceived_by_threads([*PICTURES[:2], None, PICTURES[3]])
+    assert [type(seen).__name__ for seen in found] == [*["Perceived"] * 2, "TypeError", "Perceived"]
+    assert sizes == [4, 1, 1, 1, 1]
 
 
 def test_two_threads_never_compute_perception_at_a_time(monkeypatch):

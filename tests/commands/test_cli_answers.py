@@ -58,6 +58,19 @@ def test_a_summary_reads_as_times_with_lines_of_the_timeline_below(run, memory):
     assert all(re.match(r"  \[00:00\.0-", line) for line in lines)
 
 
+def test_a_day_lists_activities_by_the_wall_clock_or_names_the_days_there_are(run, memory):
+    zone = ("--timezone", "Europe/Berlin")
+    words = ("summary", memory, "--day", "2026-05-03", "--chapters", "1", *zone, *QUICK)
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    assert re.fullmatch(r"14:00-14:00 .+ \(3 scenes, .+\)\n", out)
+    (chapter,) = events(run(*words, "--format", "jsonl")[1])
+    assert chapter["type"] == "chapter"
+    assert chapter["wall_start"] == "2026-05-03T14:00:00.000+02:00"
+    code, out, err = run("summary", memory, "--day", "2026-05-04", *zone, *QUICK)
+    assert (code, out) == (0, "") and "days that have scenes: 2026-05-03" in err
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -65,6 +78,8 @@ def test_a_summary_reads_as_times_with_lines_of_the_timeline_below(run, memory):
         (("--between", "5", "2"), "--between 5 2"),
         (("--format", "srt"), "--format srt"),
         (("--recorded", "noon"), "--recorded"),
+        (("--day", "monday"), "--day"),
+        (("--day", "2026-05-03", "--between", "1", "2"), "--day"),
     ],
 )
 def test_a_summary_that_cannot_be_meant_is_refused_first(run, flags, told):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,11 +13,13 @@ from itertools import pairwise
 
 import pytest
 
+from benchmarks.cheap import command
 from benchmarks.rtsp_server import RtspCamera, encode
 from streammem.cli import build_parser
-from streammem.commands.cameras import _cameras
-from streammem.fleet import pool
-from streammem.fleet.metrics import serve_metrics
+from streammem.commands.cameras import _address, _cameras
+from streammem.errors import ConfigError
+from streammem.fleet import cameras, pool
+from streammem.fleet.metrics import serve_metrics, written
 from tests.command_line import QUICK, events, record
 from tests.fleet.workers import InThisProcess
 from tests.tiny import film
@@ -55,11 +58,15 @@ def kept(run, memory):
     return [(row["start"], row["end"], row["text"]) for row in events(out) if "text" in row]
 
 
-def test_each_camera_has_its_memory_and_what_failed_is_named(run, house, tmp_path, quick):
+def test_each_camera_has_its_memory_and_what_failed_is_named(
+    run, house, tmp_path, quick, monkeypatch
+):
+    written = []
+    monkeypatch.setattr(cameras, "status_text", lambda states: str(written.append(states)))
     metrics = tmp_path / "metrics.prom"
-    command = ("watch", "--sources", house, "--memory", tmp_path / "house", *QUICK)
+    words = ("watch", "--sources", house, "--memory", tmp_path / "house", *QUICK)
     # Nothing is opened for ever: each failure of this source is one that waiting does not mend.
-    code, out, err = run(*command, "--format", "jsonl", "--metrics", metrics)
+    code, out, err = run(*words, "--format", "jsonl", "--metrics", metrics)
     shown = events(out)
     assert code == 1
     assert {row["camera"] for row in shown} == {"hall", "door"}
@@ -71,10 +78,16 @@ def test_each_camera_has_its_memory_and_what_failed_is_named(run, house, tmp_pat
     assert kept(run, tmp_path / "house" / "door") == own
     assert own != captions(run, tmp_path / "two.mp4")
     assert "3 cameras: 2 ended, 1 failed" in err
+    # Servers are told the states, until nothing is watched any more.
+    assert {name: state for name, (state, _) in written[-1].items()} == {
+        "hall": "ended", "door": "ended", "down": "failed",
+    }  # fmt: skip
+    assert "none.mp4" in written[-1]["down"][1]
+    assert not (tmp_path / "house" / cameras.STATUS).exists()
     assert "down: failed: " in err and "none.mp4" in err
     for line in ('up{source="down"} 0', 'restarts_total{source="hall"} 1'):
         assert f"streammem_camera_{line}" in metrics.read_text().splitlines()
-    code, out, _ = run(*command)
+    code, out, _ = run(*words)
     assert code == 1 and any(line.startswith("hall [00:") for line in out.splitlines())
 
 
@@ -123,6 +136,9 @@ def test_what_a_camera_states_takes_the_place_of_what_was_typed(house, tmp_path)
         ("--sources", "HOUSE", "--memory", "m", "-o", "x.txt"),
         ("--sources", "HOUSE", "--memory", "m", "--workers", "0"),
         ("--sources", "HOUSE", "--memory", "m", "--metrics-port", "here"),
+        ("--sources", "HOUSE", "--memory", "m", "--worker-memory", "2GB"),
+        ("--sources", "HOUSE", "--memory", "m", "--device", "cuda:77"),
+        ("--sources", "HOUSE", "--memory", "m", "--ray", "local", "--device", "cuda:1"),
     ],
 )
 def test_flags_that_cannot_be_meant_are_refused(run, house, tmp_path, monkeypatch, wrong):
@@ -131,21 +147,42 @@ def test_flags_that_cannot_be_meant_are_refused(run, house, tmp_path, monkeypatc
     assert code == 2 and err.count("\n") == 1
 
 
-def test_metrics_are_served_and_nothing_else():
-    with serve_metrics("127.0.0.1", 0, lambda: "up 1\n") as port:
-        url = f"http://127.0.0.1:{port}"
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_metrics_are_served_and_nothing_else(host):
+    if ":" in host:
+        skip_without_ipv6()
+    with serve_metrics(host, 0, lambda: "up 1\n") as port:
+        url = f"http://{written(host)}:{port}"
         with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
             assert reply.read() == b"up 1\n"
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(f"{url}/", timeout=10)
 
 
-# -- processes, with the real model --
+def skip_without_ipv6():
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+
+
+def test_an_address_of_counters_may_be_one_of_ipv6():
+    assert _address("[::1]:9400") == ("::1", 9400)
+    assert _address("9400") == ("127.0.0.1", 9400)
+    with (
+        pytest.raises(ConfigError, match=r"--metrics-port \[::2\]:1: cannot be listened on"),
+        serve_metrics("::2", 1, str),
+    ):
+        pass
+
+
+# -- processes --
 
 
 def start(*arguments, stderr):
-    command = [sys.executable, "-m", "streammem", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    words = command(*arguments, cheap=True)
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=stderr, text=True)
 
 
 @pytest.mark.heavy
@@ -163,10 +200,11 @@ def test_a_process_that_is_killed_is_started_again_and_its_cameras_go_on_from_th
             f'[cameras.hall]\nsource = "{first.url}"\n[cameras.door]\nsource = "{second.url}"\n'
             '[cameras.down]\nsource = "rtsp://127.0.0.1:9/x"\n'
         )
-        short = ("--set", "scenes.max_frames=24")  # scenes end, whatever they show
+        # Scenes end, and have rows of their own, whatever they show.
+        short = ("--set", "scenes.max_frames=24", "--set", "epsilon=0")
         more = ("--format", "jsonl", "--metrics", tmp_path / "m.prom", *short, *QUICK, *ray)
-        command = ("watch", "--sources", path, "--memory", house, "--workers", "2", *more)
-        with (tmp_path / "err").open("w") as err, start(*command, stderr=err) as running:
+        words = ("watch", "--sources", path, "--memory", house, "--workers", "2", *more)
+        with (tmp_path / "err").open("w") as err, start(*words, stderr=err) as running:
             timer = threading.Timer(PATIENCE_S, running.kill)
             timer.start()
             captions = map(caption_of, running.stdout)

@@ -1,4 +1,7 @@
 import dataclasses
+from dataclasses import replace
+from datetime import date, datetime
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -199,3 +202,30 @@ def test_a_keyframe_shows_its_own_scene_small(model):
 def test_options_that_cannot_be_meant_are_refused(options):
     with pytest.raises(ConfigError, match=next(iter(options)).split("_")[0]):
         SessionConfig(**options)
+
+
+# -- a day --
+
+
+def test_a_day_lists_its_activities_by_the_wall_clock_and_pauses_part_them(model):
+    session = session_of(model, timezone="Europe/Berlin")
+    session.wall_zero = datetime(2026, 5, 3, 23, 50, tzinfo=ZoneInfo("Europe/Berlin")).timestamp()
+    # Before midnight two stretches with a pause between them, and one after it.
+    for begin in (0.0, 300.0, 900.0, 7200.0):
+        for frame in film(("red", 4), ("blue", 4)):
+            session.push(replace(frame, time=frame.time + begin))
+        session.flush()
+    first, second = (session.day(date(2026, 5, each), 1) for each in (3, 4))
+    assert [chapter.wall_start[11:16] for chapter in first] == ["23:50"]
+    assert [chapter.wall_start[11:16] for chapter in second] == ["00:05", "01:50"]
+    assert first[0].segments == 4 and first[0].captions
+    assert session.day(date(2026, 5, 5)) == ()
+    assert session.days() == (date(2026, 5, 3), date(2026, 5, 4))
+    with pytest.raises(ConfigError, match="9999"):
+        session.day(date.max)
+
+
+def test_a_memory_without_a_wall_clock_has_no_days(model):
+    session = session_of(model)
+    told(session, film(("red", 4)))
+    assert session.days() == () and session.day(date(2026, 5, 3)) == ()

@@ -33,8 +33,8 @@ class Oracle(Rememberer):
     def read_questions(self, questions):
         return [read(question) for question in questions]
 
-    def word_readouts(self, stems):
-        return ()
+    def name_readout(self, description):
+        return None
 
 
 def read(question):

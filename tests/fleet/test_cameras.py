@@ -1,13 +1,24 @@
 """Many cameras in one process: what becomes of one is nothing to the others."""
 
 import threading
+import time
 from itertools import count
 
 import pytest
 
 from streammem.errors import ConfigError, SourceError, StoreError
 from streammem.fleet import cameras, pool
-from streammem.fleet.cameras import Board, EndedEarlyError, News, read_cameras, watch_together
+from streammem.fleet.cameras import (
+    STATUS,
+    STATUS_LASTS_S,
+    Board,
+    EndedEarlyError,
+    News,
+    read_cameras,
+    read_status,
+    status_text,
+    watch_together,
+)
 from streammem.types import Caption, Notice, Stats
 
 CAPTIONS = [Caption(number, number, number + 1.0, f"scene {number}") for number in range(3)]
@@ -149,6 +160,18 @@ def test_the_board_names_what_failed_and_why():
     assert board.cameras["b"].state == "watched"
     board.take(News("d"))
     assert "d: watched: its process died (SIGKILL)" in board.summary()
+
+
+def test_the_states_of_cameras_are_read_while_they_are_fresh(tmp_path, monkeypatch):
+    board = Board(["door", "hall"])
+    board.take(News("door", state="down", reason="no route"))
+    path = tmp_path / STATUS
+    path.write_text(status_text(board.states()))
+    assert read_status(path) == {"door": ("down", "no route"), "hall": ("opening", "")}
+    written = time.time()
+    monkeypatch.setattr("time.time", lambda: written + STATUS_LASTS_S + 1)
+    assert read_status(path) == {}
+    assert read_status(tmp_path / "none") == {}
 
 
 def test_options_of_all_cameras_are_filled_in_and_what_is_no_camera_is_refused(tmp_path):

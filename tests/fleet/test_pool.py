@@ -1,6 +1,7 @@
 """Processes that share a list of jobs: each job is done once, and a death takes none with it."""
 
 import functools
+import multiprocessing
 import os
 import signal
 import threading
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from streammem.errors import SourceError
+from streammem.errors import ConfigError, SourceError
 from streammem.fleet import pool as pools
 from streammem.fleet.pool import Done, Failed, Pool, Reported, Restarted
 
@@ -94,24 +95,46 @@ def test_each_job_is_done_once_whatever_becomes_of_the_others(
     assert where or found["die"].reason.endswith("(SIGKILL)")
     assert found["fault"] == Failed("fault", "ZeroDivisionError: ours")
     assert len(found) == len(jobs)
-    assert pool.processes == []
+    assert multiprocessing.active_children() == []
 
 
 def test_what_runs_is_given_up_when_it_is_stopped(tmp_path):
     pool = Pool(functools.partial(open_squares, tmp_path), 2)
     found = ends(pool.run([5, "wait", 6, 7], stop=(tmp_path / "waits").exists))
     assert {event.job for event in found} <= {5, 6, 7}
-    assert pool.processes == []
+    assert multiprocessing.active_children() == []
+
+
+def open_never(folder):
+    """Opens as a large model does that is still loading."""
+    (folder / "waits").touch()
+    time.sleep(10 * PATIENCE_S)
+
+
+def test_a_process_that_still_opens_its_worker_is_not_waited_for_when_it_is_stopped(tmp_path):
+    pool = Pool(functools.partial(open_never, tmp_path), 1)
+    stop = (tmp_path / "waits").exists
+    assert list(pool.run([1], stop, patience_s=10 * PATIENCE_S)) == []
+    assert multiprocessing.active_children() == []
+
+
+def test_ctrl_c_of_a_terminal_does_not_end_a_process_that_starts(tmp_path):
+    process = pools.LocalProcesses().start(functools.partial(open_squares, tmp_path))
+    (child,) = multiprocessing.active_children()
+    os.kill(child.pid, signal.SIGINT)
+    process.begin(3)
+    assert [process.receive() for _ in range(3)] == [("open", None), ("report", 0.5), ("done", 9)]
+    process.end()
 
 
 def test_a_consumer_that_leaves_ends_the_processes(tmp_path):
     pool = Pool(functools.partial(open_squares, tmp_path), 1)
     events = pool.run([1, "wait"])
     next(events)
-    (process,) = pool.processes
+    (process,) = multiprocessing.active_children()
     events.close()
     with pytest.raises(ProcessLookupError):
-        os.kill(process, 0)
+        os.kill(process.pid, 0)
 
 
 @pytest.mark.parametrize("where", [None, pytest.param("actors", marks=pytest.mark.heavy, id="ray")])
@@ -151,6 +174,85 @@ def test_a_worker_whose_reports_are_not_taken_waits(tmp_path, where, request):
         time.sleep(0.2)
     assert int(before) < 1000
     events.close()
+
+
+def open_gpu():
+    """Its result is what its process sees of the machine's GPUs."""
+
+    def gpu(job, is_stopping):
+        yield from ()
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    return gpu
+
+
+def test_processes_are_spread_over_gpus_and_one_that_is_replaced_leaves_its_own():
+    where, running = pools.LocalProcesses(("2", "5")), []
+
+    def start():
+        running.append(where.start(open_gpu))
+        running[-1].begin(1)
+        assert running[-1].receive() == ("open", None)
+        return running[-1].receive()[1]
+
+    assert [start(), start(), start()] == ["2", "5", "2"]
+    running.pop(0).end()
+    running.pop(0).end()
+    assert start() == "5"
+    for process in running:
+        process.end()
+
+
+class Cluster:
+    """Stands in for Ray where an actor's share of the cluster is asked for."""
+
+    def __init__(self, cpus, gpus=0.0, gigabytes=64.0):
+        self.resources = {"CPU": cpus, "GPU": gpus, "memory": gigabytes * 1e9}
+        self.asked = {}
+
+    def cluster_resources(self):
+        return self.resources
+
+    def remote(self, **asked):
+        self.asked = asked
+        return lambda actor: actor
+
+
+@pytest.mark.parametrize(
+    ("cluster", "options", "workers", "share"),
+    [
+        (Cluster(8), {}, 4, (2.0, 0, 1.0)),
+        (Cluster(3), {"num_workers": 6}, None, (0.5, 0, 1.0)),
+        (Cluster(64, gpus=4), {"needs_gpu": True}, 4, (2.0, 1.0, 1.0)),
+        (Cluster(64, gpus=4), {"needs_gpu": True, "num_workers": 6}, None, (2.0, 0.5, 1.0)),
+        (Cluster(64, gigabytes=30), {"memory_bytes": 12 * 10**9}, 2, (2.0, 0, 12.0)),
+        (Cluster(64, gigabytes=2), {"num_workers": 4}, None, (2.0, 0, 0.5)),
+    ],
+)
+def test_actors_are_placed_by_cores_gpus_and_memory(cluster, options, workers, share):
+    from streammem.fleet.ray_actors import RayActors
+
+    asked = {"needs_gpu": False, "num_workers": None, "memory_bytes": None} | options
+    actors = RayActors(cluster, **asked)
+    assert workers in (None, actors.default_workers)
+    given = cluster.asked
+    assert (given["num_cpus"], given["num_gpus"], given["memory"] / 1e9) == share
+
+
+@pytest.mark.parametrize(
+    ("cluster", "options", "message"),
+    [
+        (Cluster(0), {}, "no CPU"),
+        (Cluster(8), {"needs_gpu": True}, "no GPU"),
+        (Cluster(8, gigabytes=10), {"num_workers": 2, "memory_bytes": 8 * 10**9}, "10.0 GB for"),
+    ],
+)
+def test_what_a_cluster_cannot_hold_is_refused(cluster, options, message):
+    from streammem.fleet.ray_actors import RayActors
+
+    asked = {"needs_gpu": False, "num_workers": None, "memory_bytes": None} | options
+    with pytest.raises(ConfigError, match=message):
+        RayActors(cluster, **asked)
 
 
 def test_nothing_to_do_starts_nothing(tmp_path):

@@ -12,8 +12,8 @@ class InThisProcess:
     def run(self, jobs, stop=lambda: False, patience_s=0.0):
         for job in jobs:
             yield pool.Restarted(job, "SIGKILL", 1.0)
-            for kind, value in pool.messages(self._worker, job, stop):
+            for kind, value in pool.messages(lambda: self._worker, job, stop):
                 if kind == "report":
                     yield pool.Reported(job, value)
-                else:
+                elif kind != "open":
                     yield pool.Done(job, value) if kind == "done" else pool.Failed(job, value)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import shutil
 from pathlib import Path
 
 import anyio
@@ -37,7 +38,10 @@ async def test_an_agent_lists_asks_finds_and_is_shown(tools):
             "list",
             "ask",
             "find",
+            "ask_all",
+            "find_all",
             "clip",
+            "plan",
             *(lookup.name for lookup in LOOKUPS),
         }
         listed = text(await client.call_tool("list", {}))
@@ -46,9 +50,31 @@ async def test_an_agent_lists_asks_finds_and_is_shown(tools):
         assert "Nearest" in text(await client.call_tool("ask", trips | {"question": "A dog?"}))
         found = text(await client.call_tool("find", trips | {"query": "red", "count": 2}))
         assert '"rank": 2' in found or '"rank":2' in found
+        plan = {"goal": "paint", "steps": ["a red room", "a blue room"]}
+        assert "paint [" in text(await client.call_tool("plan", trips | plan))
+        assert "no steps given" in text(await client.call_tool("plan", trips | {"goal": "paint"}))
         shown = await client.call_tool("clip", trips | {"start": 0, "end": 9})
         assert [part.type for part in shown.content].count("image") == 3
         assert "scene 0" in text(shown)
+
+
+async def test_an_agent_asks_all_memories_at_once_and_writes_nothing(model, memories, video):
+    shutil.copytree(memories / "trips", memories / "more")
+    (memories / "torn").mkdir()
+    (memories / "torn" / "memory.json").write_text("{")
+    config = ServerConfig(memories=memories, read_only=True)
+    options = SessionConfig(answer=SHORT, caption=SHORT)
+    async with mcp.Client(make_server(Sessions(model, options, config), [video])) as client:
+        found = await client.call_tool("find_all", {"query": "red", "count": 4})
+        names = [moment["name"] for moment in found.structured_content["result"]]
+        assert set(names) == {"memory:trips", "memory:more"} and len(names) == 4
+        answered = text(await client.call_tool("ask_all", {"question": "When is red shown?"}))
+        assert answered.startswith("memory:") and "2 memories were asked" in answered
+        assert "Not opened: torn" in answered and str(memories) not in answered
+        span = {"name": await watched(client), "start": 3.5, "end": 5, "video": "file"}
+        refused = await client.call_tool("clip", span)
+        assert refused.is_error and "no folder" in refused.content[0].text
+    assert sorted(path.name for path in memories.iterdir()) == ["more", "torn", "trips"]
 
 
 async def watched(client):

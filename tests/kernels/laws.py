@@ -5,6 +5,7 @@
 A process of its own, as Triton reads the variable once, when it is imported.
 """
 
+import itertools
 import os
 import sys
 
@@ -13,6 +14,7 @@ import torch
 from streammem_kernels import find_topk, ops
 from streammem_kernels.reference import find_topk_reference
 
+from streammem.models.tiny.bridge import Attention
 from streammem.perception.scenetilling import SceneTilling, SceneTillingConfig, SceneTillingState
 
 
@@ -231,6 +233,24 @@ def check_state(state: ops.TillingState, stream: int, wanted: SceneTillingState)
 def tilling():
     check_tilling("torch", range(10), 10, 12)
     check_tilling("triton", range(1), 6, 12)
+    shared()
+
+
+def shared():
+    """Sessions of one model that share a device: the kernel behind the seam that they use."""
+    from streammem.captioning.shared_tilling import SharedTilling, StreamTilling
+
+    os.environ["STREAMMEM_KERNELS"] = "triton"
+    config = SceneTillingConfig(floor=0.3, alpha=1.0, max_lag=3, flash_frames=1)
+    streams = SharedTilling("cpu")
+    shared, alone = streams.open(config), SceneTilling(config)
+    assert type(shared) is StreamTilling
+    rng = np.random.default_rng(0)
+    rows = np.repeat(rng.normal(size=(4, 9)), 4, 0) + 0.1 * rng.normal(size=(16, 9))
+    for row in rows:
+        found = shared.push(row).boundaries, alone.push(row).boundaries
+        assert [[b.index for b in each] for each in found[:1]] == [[b.index for b in found[1]]]
+    assert alone.snapshot()[:3] == shared.snapshot()[:3] and alone.snapshot().scene_start
 
 
 def tilling_some():
@@ -325,9 +345,53 @@ def check_read(seed, sizes, width, heads, num_own, num_past, groups, dtype, atol
 FLOAT32, BFLOAT16 = (torch.float32, 2e-5), (torch.bfloat16, 0.06)
 
 
+def check_bridge(dim, heads, queries, rows, dropout, masked):
+    """`Attention` by the kernel is `Attention` in torch, its gradients too where it is trained."""
+    torch.manual_seed(0)
+    layer = Attention(dim, heads, dropout)
+    torch.nn.init.normal_(layer.key_value.bias)
+    masks = [None]
+    if masked:  # ragged, and one that reads all
+        masks = [torch.tensor([[True] * 2 + [False] * (rows - 2), [True] * rows])]
+    for mask, is_training in itertools.product(masks, (False, True)):
+        layer.train(is_training)
+        results = []
+        for form in ("torch", "triton"):
+            x, context = (torch.randn(2, n, dim, generator=torch.Generator().manual_seed(n))
+                          for n in (queries, rows))  # fmt: skip
+            given = [*layer.parameters(), x.requires_grad_(), context.requires_grad_()]
+            torch.manual_seed(1)  # of the dropout, where there is any
+            with torch.inference_mode(not is_training):  # as sessions run it
+                out = forced(form, layer, x, context, mask)
+            found = torch.autograd.grad(out.square().sum(), given) if is_training else ()
+            results.append([out, *found])
+        for wanted, got in zip(*results, strict=True):
+            assert torch.allclose(wanted, got, atol=1e-5 * float(wanted.detach().abs().max() + 1))
+
+
+def count_reads(call):
+    """Count how often a call launches the kernel."""
+    from streammem_kernels import memory_read
+
+    launch, launches = memory_read.launch_scores, []
+    memory_read.launch_scores = lambda *a, **n: (launches.append(1), launch(*a, **n))[1]
+    call()
+    memory_read.launch_scores = launch
+    return len(launches)
+
+
+def bridge():
+    # Forward, then forward and back.
+    assert count_reads(lambda: check_bridge(32, 2, 3, 9, 0.0, True)) == 3
+    # With dropout of weights none of the training is the kernel's; few rows are none of its either.
+    assert count_reads(lambda: check_bridge(32, 2, 3, 9, 0.2, False)) == 1
+    assert count_reads(lambda: check_bridge(32, 8, 8, 2, 0.0, False)) == 0
+
+
 def read():
     check_read(0, [70, 0, 5], 72, 2, 3, 4, 9, *FLOAT32)
     check_read(3, [0, 2], 16, 2, 0, 0, 1, *FLOAT32)
+    bridge()
 
 
 def read_more():

@@ -12,6 +12,11 @@ import streammem_kernels
 import torch
 from streammem_kernels import ops, state
 
+from streammem.captioning.shared_tilling import SharedTilling
+from streammem.commands import environment
+from streammem.errors import ConfigError
+from streammem.models.tiny.bridge import Attention
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(streammem_kernels.__file__).parent
 needs_triton = pytest.mark.skipif(
@@ -154,6 +159,29 @@ def test_a_choice_that_cannot_run_is_an_error(monkeypatch, value, device, unfit,
     monkeypatch.setenv("STREAMMEM_KERNELS", value)
     with pytest.raises(ops.KernelError, match=message):
         ops.choose("find_topk", device, unfit)
+
+
+def test_info_says_which_form_each_kernel_takes_and_why(monkeypatch):
+    monkeypatch.delenv("STREAMMEM_KERNELS", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    names = "find_topk, memory_read, tilling_step"
+    assert environment._kernels() == f"{names} torch: the tensors are on the CPU"
+    monkeypatch.setattr(ops, "find_spec", lambda name: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    said = environment._kernels()
+    assert said.startswith(f"{names} triton: the tensors are on CUDA; find_topk from 100,000 keys")
+    assert "tilling_step from 64 open streams" in said
+    monkeypatch.setenv("STREAMMEM_KERNELS", "cutlass")
+    assert environment._kernels() == "STREAMMEM_KERNELS=cutlass: give auto, triton or torch"
+
+
+def test_a_forced_kernel_that_cannot_run_is_an_error_where_a_model_would_use_it(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("STREAMMEM_KERNELS", "triton")
+    with pytest.raises(ConfigError, match="memory_read cannot run in Triton: the tensors are on"):
+        Attention(32, 2, 0.0).eval()(torch.ones(1, 3, 32), torch.ones(1, 9, 32))
+    with pytest.raises(ConfigError, match="tilling_step cannot run in Triton: the tensors are on"):
+        SharedTilling("cpu")
 
 
 def test_shapes_that_do_not_fit_are_errors():

@@ -61,3 +61,9 @@ def test_talk_over_one_picture_is_divided_where_its_topic_changes():
     # What is said in a part of it alone divides nothing.
     some = [make(0, unit(1), note_keys=topics[0]), make(1, unit(1)), make(2, unit(1, seed=5))]
     assert [len(part.rows) for part in divide(some, 2)] == [2, 1]
+
+
+def test_a_pause_parts_chapters_however_few_are_asked_for():
+    rows = [make(at, unit(1)) for at in (0, 1, 2, 700, 701, 5000)]
+    assert [len(part.rows) for part in divide(rows, 1, gap_s=600)] == [3, 2, 1]
+    assert [len(part.rows) for part in divide(rows, 1)] == [6]

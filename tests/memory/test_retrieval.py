@@ -6,18 +6,22 @@ from streammem.memory import retrieval
 from streammem.memory.entry import Now
 from streammem.memory.memory import MemoryCache
 from streammem.memory.retrieval import (
+    _IRREGULAR,
     DEFAULT_NULL,
     DEFAULT_RANKERS,
     MARGINS,
     RANKERS,
     SEEN,
     GumbelNull,
+    NameReadout,
     Query,
     Window,
+    _spelling,
     check_rankers,
     clipped,
     content_words,
     fit_null,
+    names,
     normalise,
     rate,
     retrieve,
@@ -28,6 +32,11 @@ from streammem.types import Note, TimeSpan
 from tests.memory.entries import config, filled, make, near, search, unit
 
 DIM, QUERIES = 64, 200
+# Words of all endings that are brought to one form.
+_SAID = """sky skies carry carries carried carrying ride rides riding running runs stopped falling
+fallen boxes churches dishes glasses gas bus dog's taxi ties tie dying dye eyes a the 2 pass passed
+Maße İstanbul naïve"""
+FORMS = (*_IRREGULAR, *_IRREGULAR.values(), *_SAID.split())
 SIZES = (100, 1_000, 10_000, 100_000)
 
 
@@ -167,6 +176,25 @@ def test_a_text_that_names_what_is_looked_for_is_seen_whatever_the_keys_say(
         assert first.matched == (matched if seen else "picture")
 
 
+@pytest.mark.parametrize("shown", [str, str.upper])
+def test_a_text_holds_the_words_that_it_names_in_one_of_their_spellings(shown):
+    for word in FORMS:
+        entry = make(0, caption=f"It is {shown(word)}.")
+        words = content_words(entry.caption)
+        assert names(entry.caption, words) == bool(words)
+        assert list(_spelling([entry], words)) == [entry] * bool(words), word
+
+
+def test_rows_whose_words_are_none_of_those_looked_for_are_passed_over():
+    entry = make(
+        0, caption="A man rides a motorcycle.", notes=(Note(0.0, 0.5, "The sky is clear."),)
+    )
+    assert list(_spelling([entry], content_words("skies"))) == [entry]
+    assert list(_spelling([entry], content_words("men riding"))) == [entry]
+    assert list(_spelling([entry], content_words("a man on a horse"))) == []
+    assert list(_spelling([entry], frozenset())) == []
+
+
 def test_a_picture_that_shows_what_its_caption_names_counts_more_than_either():
     question = unit(1, seed=1234)[0]
     background = np.random.default_rng(0).normal(0, 0.05, 500)
@@ -194,6 +222,79 @@ def test_a_text_that_is_merely_near_orders_rows_and_shows_nothing():
     assert nothing.ranked < caption.ranked <= speech.ranked
     assert not caption.seen and not speech.seen
     assert (caption.matched, speech.matched) == ("caption", "speech")
+
+
+# -- names read off keys --
+
+
+def reading(key, strength=4.0, classes=0):
+    """What reads a thing off one direction of keys: by its logit, or as one of so many classes."""
+    if not classes:
+        return NameReadout((strength * key, 0.0), np.zeros((0, 0)), np.zeros(0), np.arange(0))
+    weights = np.zeros((classes, len(key)), np.float32)
+    weights[0] = strength * key
+    return NameReadout(None, weights, np.zeros(classes, np.float32), np.array([0]))
+
+
+@pytest.mark.parametrize("classes", [0, 50])
+def test_of_equally_near_rows_that_one_is_seen_whose_keys_show_the_name(classes):
+    question, sign = unit(2, seed=1234)
+    background = np.random.default_rng(0).normal(0, 0.1, 500)
+    # A direction of its own: whatever the name reads, the cosine with the question is the same.
+    sign = sign - (sign @ question) * question
+    sign /= np.linalg.norm(sign)
+    keys = [0.2 * question + part * sign for part in (0.9, -0.9)]
+    rows = [make(i, (key / np.linalg.norm(key))[None]) for i, key in enumerate(keys)]
+    query = Query(question, background=background, name=reading(sign, 20.0, classes), num_keys=9)
+    shows, lacks = rate(rows, query)
+    assert shows.cosine == pytest.approx(lacks.cosine, abs=2e-3)
+    assert shows.seen and shows.matched == "name"
+    assert not lacks.seen and lacks.ranked < shows.ranked
+    plain = rate(rows, query._replace(name=None))
+    assert [hit.matched for hit in plain] == ["picture"] * 2
+    assert plain[0].score == pytest.approx(plain[1].score, abs=0.05), "nothing else told them apart"
+
+
+def test_a_name_is_seen_in_one_key_of_four_by_its_logit_and_shares_are_means_over_keys():
+    sign = unit(1, seed=5)[0]
+    away = np.stack([near(sign, -0.9, seed) for seed in range(3)])
+    keys = np.concatenate([away, sign[None]])
+    assert reading(sign).odds(keys) == pytest.approx(reading(sign).odds(sign[None]))
+    shares = reading(sign, 9.0, 20)
+    assert shares.odds(away) < shares.odds(keys) < shares.odds(sign[None])
+    assert np.isfinite([reading(1e4 * sign).odds(keys), shares.odds(1e4 * away)]).all()
+
+
+def test_a_name_keeps_the_laws_of_scores():
+    question, background = unit(1, seed=900)[0], np.random.default_rng(0).normal(0, 0.1, 500)
+    name = reading(unit(1, seed=901)[0], 6.0, 30)
+    query = Query(question, background=background, name=name, num_keys=40)
+    cache = filled(40)
+    for segment in range(0, 40, 3):
+        cache.set_caption(segment, "a dog", unit(1, seed=segment + 500)[0])
+    everything = retrieve(cache, query)
+    assert [h.entry.segment for h in retrieve(cache, query, k=7)] == [
+        h.entry.segment for h in everything[:7]
+    ], "the index does not know names"
+    for row in cache.entries()[:9]:
+        (alone,) = rate([row], query)
+        (same,) = (hit for hit in everything if hit.entry.segment == row.segment)
+        assert (alone.score, alone.ranked) == (same.score, same.ranked)
+    assert all(0 <= hit.score <= 1 for hit in everything)
+    more = rate(cache.entries(), query._replace(num_keys=40_000))
+    less = {hit.entry.segment: hit.score for hit in everything}
+    pictures = [hit for hit in more if hit.matched in ("picture", "name")]
+    assert pictures and all(hit.score <= less[hit.entry.segment] for hit in pictures)
+
+
+def test_a_caption_that_names_counts_whatever_is_read_off_the_keys():
+    question, sign = unit(2, seed=1234)
+    background = np.random.default_rng(0).normal(0, 0.1, 500)
+    query = Query(
+        question, background=background, words=content_words("dogs"), name=reading(-sign, 20.0)
+    )
+    (hit,) = rate([make(0, sign[None], caption="A dog.")], query)
+    assert hit.seen and hit.matched == "caption"
 
 
 def test_scores_are_probabilities_whatever_the_cosines():

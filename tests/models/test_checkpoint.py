@@ -18,7 +18,7 @@ from streammem.models.checkpoint import PRESETS, backbones_of, load, merge_lora,
 from streammem.models.protocols import EvidenceItem
 from streammem.models.tiny.keys import EvidenceSizes, PictureEvidence, SentenceEvidence
 from streammem.models.tiny.questions import QuestionHead
-from streammem.models.tiny.words import WordsOfTokens
+from streammem.models.tiny.words import Meaning, NamesOfKeys, WordsOfTokens
 from tests.tiny import TinyVision, moving_square, tiny_language, tiny_model
 
 LORA_SCALE = 0.5
@@ -70,7 +70,12 @@ def folder(saved, tmp_path):
 
 @pytest.fixture(autouse=True)
 def tiny_vision(monkeypatch):
-    monkeypatch.setattr(checkpoint, "open_vision", lambda name, changes: TinyVision())
+    def opened(name, changes, device):
+        made = TinyVision()
+        made.device = device
+        return made
+
+    monkeypatch.setattr(checkpoint, "open_vision", opened)
 
 
 def change_config(folder, **values):
@@ -94,6 +99,15 @@ def test_weights_of_gates_that_are_no_more_are_left_out(folder):
     gone = {"bridge.initial": torch.zeros(4, 32), "bridge.remember.gate.weight": torch.zeros(2, 2)}
     change_tensors(folder, lambda tensors: tensors.update(gone))
     assert load(folder).token_shape == (4, 32)
+
+
+def test_a_device_has_what_sees_frames_and_segments_and_sentences_stay(saved):
+    model = load(saved, device="meta")  # a device of no values, which all machines have
+    parts = (model.center, *model.bridge.parameters(), *model.picture_key.parameters())
+    assert {part.device.type for part in parts} == {model.vision.device} == {"meta"}
+    stay = (model.background, *model.text_key.parameters())
+    assert {part.device.type for part in stay} == {"cpu"}
+    assert model.most_together > 1 and load(saved).most_together == 1
 
 
 def test_a_loaded_model_sees_remembers_and_says_what_the_saved_one_does(saved, original):
@@ -206,6 +220,62 @@ def test_words_are_kept_with_their_names_and_named_likeliest_first(
     (tmp_path / "named" / "words.txt").unlink()
     with pytest.raises(CheckpointError, match="words"):
         load(tmp_path / "named")
+
+
+LEXICON = {
+    "dog": Meaning("", range(3, 7)),
+    "puppy": Meaning("", (3, 4, 6)),
+    "mug": Meaning("cup", ()),
+    "pan": Meaning("pan", (0,)),
+}
+
+
+def test_names_that_are_read_off_keys_are_kept_with_their_lexicon(
+    original, saved, language_folder, tmp_path
+):
+    assert original.name_readout("a cup") is None
+    words = words_of(("cup", "cutting board", "pan"), [0.0, 0.0, 0.0])
+    names = NamesOfKeys(16, words.names, 8, LEXICON).eval()
+    named = dataclasses.replace(original, words=words, names=names)
+    write(named, tmp_path / "named", language_folder)
+    loaded, keys = load(tmp_path / "named"), torch.randn(3, 16).numpy()
+    assert loaded.fingerprint == load(saved).fingerprint, "memories stay readable"
+    asked = {
+        "a cup": ([0], []), "mugs": ([0], []), "the cutting boards": ([1], []),
+        "a dog": ([], [3, 4, 5, 6]), "puppies": ([], [3, 4, 6]), "a pan": ([2], [0]),
+    }  # fmt: skip
+    for text, (number, classes) in asked.items():
+        found, before = loaded.name_readout(text), named.name_readout(text)
+        assert found.chosen.tolist() == classes and (found.word is None) == (not number)
+        if number:
+            assert found.word[0] == pytest.approx(names.words.weight[number[0]].detach(), abs=0.01)
+        assert found.odds(keys) == pytest.approx(before.odds(keys), abs=0.05)
+    for text in ("a brown dog", "a dog and a cup", "a cat", "", "the"):
+        assert loaded.name_readout(text) is None, "only of what names one thing and no more"
+    write(loaded, tmp_path / "again", language_folder)
+    assert load(tmp_path / "again").names.lexicon.keys() == LEXICON.keys()
+    lexicon = tmp_path / "named" / "lexicon.txt"
+    for broken in ("dog\t\t3-8\n", "dog\tcat\t\n", "dog 3\n", "dog\t\tx\n", "dog\t\t0-99999999\n"):
+        lexicon.write_text(broken)
+        with pytest.raises(CheckpointError, match="lexicon"):
+            load(tmp_path / "named")
+    lexicon.unlink()
+    with pytest.raises(CheckpointError, match="lexicon"):
+        load(tmp_path / "named")
+    write(dataclasses.replace(loaded, names=None), tmp_path / "again", language_folder)
+    assert load(tmp_path / "again").names is None
+    assert not (tmp_path / "again" / "lexicon.txt").exists()
+
+
+def test_names_of_keys_are_fitted_to_what_both_judges_tell():
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.nn.functional.normalize(torch.randn(400, 16, generator=generator), dim=-1)
+    truth = torch.randn(16, 3 + 8, generator=generator)
+    logits = keys @ truth + torch.randn(11, generator=generator)
+    names = NamesOfKeys(16, ("cup", "board", "pan"), 8, LEXICON | {"cutlery": Meaning("cup", ())})
+    names.fit(keys, logits[:, :3], logits[:, 3:], ridge=1e-6)
+    found = torch.cat([names.words(keys), names.classes(keys)], 1)
+    torch.testing.assert_close(found, logits, atol=1e-3, rtol=1e-3)
 
 
 @torch.inference_mode()

@@ -25,12 +25,13 @@ from streammem.models.sound_events import (
     open_events,
     sound_events,
 )
-from streammem.types import Note
+from streammem.types import Note, Notice
 from tests.audio.subtitled import srt
+from tests.audio.test_live_speech import Camera
+from tests.models.heard import Planted, noise, write_film
 from tests.models.tiny_imagebind import MERGES, WORDS, write
-from tests.models.video_llama.test_video_llama import noise, write_film
 from tests.sessions import session_of
-from tests.tiny import tiny_model
+from tests.tiny import film, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -131,20 +132,6 @@ def test_what_is_missing_is_named_at_once(tmp_path, folder):
         open_events(other)
 
 
-class Planted:
-    """Hears what it is told to, once a piece."""
-
-    piece_s = 10.0
-
-    def __init__(self, *notes):
-        self.notes, self.read = list(notes), 0
-
-    def transcribe(self, samples, stopping=lambda: False):
-        self.read += len(samples)
-        notes, self.notes = self.notes, []
-        yield from notes
-
-
 CLAPS = Note(1.0, 3.0, "applause", kind="sound")
 
 
@@ -157,11 +144,11 @@ def applause(monkeypatch, folder):
 
 
 def test_sounds_join_the_timeline_beside_what_is_said(tmp_path, applause):
-    film = write_film(tmp_path / "film.mkv", sound=noise(4.0))
-    film.with_suffix(".srt").write_text(srt(((0.2, 0.9, "Thank you."),)))
+    path = write_film(tmp_path / "film.mkv", sound=noise(4.0))
+    path.with_suffix(".srt").write_text(srt(((0.2, 0.9, "Thank you."),)))
     session = Session(tiny_model(), SessionConfig(), memory=tmp_path / "m.mem")
     options = WatchOptions(captions=False, speech=SpeechOptions(sounds="x"))
-    notes = [event for event in watch(session, str(film), options) if isinstance(event, Note)]
+    notes = [event for event in watch(session, str(path), options) if isinstance(event, Note)]
     assert sorted((note.text, note.kind) for note in notes) == [
         ("Thank you.", "speech"), ("applause", "sound")
     ]  # fmt: skip
@@ -176,6 +163,77 @@ def test_sounds_join_the_timeline_beside_what_is_said(tmp_path, applause):
     again.close()
 
 
+SAID = Note(0.5, 0.9, "thank you")
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """How often the sound of files was decoded."""
+    from streammem.video import file
+
+    opened, plain = [], file.file_sound
+    monkeypatch.setattr(
+        file,
+        "file_sound",
+        lambda *given, **named: (opened.append(given), plain(*given, **named))[1],
+    )
+    return opened
+
+
+class Broken(Planted):
+    def transcribe(self, samples, stopping=lambda: False):
+        raise ValueError("it broke")
+
+
+@pytest.mark.parametrize(
+    "kind", ["list", *(pytest.param(kind, marks=pytest.mark.heavy) for kind in ("file", "camera"))]
+)
+def test_speech_and_sounds_are_heard_together_and_a_file_is_decoded_once(
+    tmp_path, applause, passes, monkeypatch, kind
+):
+    speech = Planted(SAID)
+    monkeypatch.setattr("streammem.engine.speech.recogniser", lambda *name: lambda: speech)
+    write_film(tmp_path / "film.mkv", sound=noise(4.0))
+    (tmp_path / "all.txt").write_text("film.mkv\nfilm.mkv\n")
+    sources = {"file": str(tmp_path / "film.mkv"), "list": f"concat:{tmp_path / 'all.txt'}"}
+    source = sources.get(kind) or Camera(film(("red", 8)), noise(4.0)[0])
+    monkeypatch.setattr(
+        "streammem.engine.listener.silero", lambda: lambda s: np.ones(len(s) // 512)
+    )
+    options = WatchOptions(captions=False, drop="never", speech=SpeechOptions("on", sounds="x"))
+    session = session_of(tiny_model())
+    events = list(watch(session, source, options))
+    assert sorted(e.text for e in events if isinstance(e, Note)) == ["applause", "thank you"]
+    assert not [e for e in events if isinstance(e, Notice)]
+    kept = [note.text for entry in session.memory.entries() for note in entry.notes]
+    assert sorted(kept) == ["applause", "thank you"]
+    lasts = {"list": 8.0}.get(kind, 4.0)
+    assert applause.read == lasts * RATE and abs(speech.read - lasts * RATE) <= 512
+    assert len(passes) == {"file": 1, "list": 2, "camera": 0}[kind]
+
+
+@pytest.mark.heavy
+def test_one_recogniser_that_breaks_takes_nothing_from_the_other(
+    tmp_path, applause, passes, monkeypatch
+):
+    monkeypatch.setattr("streammem.engine.speech.recogniser", lambda *name: Broken)
+    path = write_film(tmp_path / "film.mkv", sound=noise(4.0))
+    options = WatchOptions(captions=False, speech=SpeechOptions("on", sounds="x"))
+    events = list(watch(session_of(tiny_model()), str(path), options))
+    (notice,) = (e.message for e in events if isinstance(e, Notice))
+    assert "speech is not recognised any more (ValueError: it broke)" in notice
+    assert [e.text for e in events if isinstance(e, Note)] == ["applause"]
+    assert applause.read == 4 * RATE and len(passes) == 1
+
+
+def test_a_film_without_sound_is_told_once_to_speech_and_sounds(tmp_path, applause, monkeypatch):
+    monkeypatch.setattr("streammem.engine.speech.recogniser", lambda *name: Planted)
+    path = write_film(tmp_path / "film.mkv")
+    options = WatchOptions(captions=False, speech=SpeechOptions("on", sounds="x"))
+    events = list(watch(session_of(tiny_model()), str(path), options))
+    assert sum("has no sound" in e.message for e in events if isinstance(e, Notice)) == 1
+
+
 def test_a_source_without_sound_is_refused_where_sounds_are_asked_for(tmp_path, applause):
     options = WatchOptions(captions=False, speech=SpeechOptions(sounds="x"))
     with pytest.raises(SourceError, match="leave out --sounds"):
@@ -188,16 +246,16 @@ def test_the_command_names_sounds_and_exports_them(tmp_path, folder, capsys, mon
 
     monkeypatch.setattr(checkpoint, "load_own", lambda name="", *, device="cpu": tiny_model())
     monkeypatch.setattr(events, "THRESHOLD", 0.05)  # of random weights
-    film = write_film(tmp_path / "film.mkv", sound=noise(4.0))
+    path = write_film(tmp_path / "film.mkv", sound=noise(4.0))
     memory = str(tmp_path / "m.mem")
     flags = ["--sounds", str(folder), "--memory", memory, "--format", "jsonl"]
-    assert main(["caption", str(film), *flags]) == 0
+    assert main(["caption", str(path), *flags]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     notes = [line for line in lines if line["type"] == "note"]
     assert notes and all(note["kind"] == "sound" and note["text"] in EVENTS for note in notes)
     assert main(["memory", "export", memory, "--format", "srt"]) == 0
     assert f"({notes[0]['text']})" in capsys.readouterr().out
-    assert main(["caption", str(film), "--sounds", str(tmp_path)]) == 1
+    assert main(["caption", str(path), "--sounds", str(tmp_path)]) == 1
     assert f"has no {WEIGHTS}" in capsys.readouterr().err
 
 

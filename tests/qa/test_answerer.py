@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,9 @@ from streammem.memory.entry import Sureness
 from streammem.memory.retrieval import RANKERS, SEEN
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionReading
+from streammem.models.tiny.words import Meaning, NamesOfKeys
 from streammem.qa.answerer import MAX_TURNS, NOTHING_SEEN
+from streammem.qa.question import split_options
 from streammem.types import Segment
 from tests.sessions import as_kind, session_of, told
 from tests.tiny import COLOURS, film, moving_square, tiny_model
@@ -104,6 +107,26 @@ def test_scenes_around_are_listed_with_captions_and_the_pivot_is_evidence(asked_
     assert [item.segment for item in answer.evidence] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_name_that_keys_show_is_counted_found_and_said_to_be_what_matched(reader, renamed):
+    blue = reader.perceive(moving_square("blue", 0)).key
+    key = {name: reader.perceive(moving_square(name, 0)).key for name in ("red", "green", "white")}
+    others = np.mean(list(key.values()), axis=0)
+    names = NamesOfKeys(16, ("lake",), 1, {"sea": Meaning("lake", ())})
+    with torch.no_grad():
+        names.words.weight.copy_(torch.from_numpy(400 * (blue - others))[None])
+        names.words.bias.fill_(-400 * float((blue - others) @ (blue + others)) / 2)
+    session = session_of(replace(reader, names=names))
+    told(session, film(*FILM))
+    thing = "a sea" if renamed else "a lake"
+    answer = session.ask(f"how often: {thing}")
+    assert (answer.text, spans(answer)) == ("once: 00:04.5-00:08.0", AT["blue"])
+    assert answer.evidence[0].matched == "name" and answer.evidence[0].score >= SEEN
+    first, second = session.find(thing, 2)
+    assert (first.segment, first.matched) == (1, "name") and first.score >= SEEN > second.score
+    assert all(item.matched != "name" for item in session.ask("when: a big lake").evidence)
+
+
 def test_what_was_not_seen_has_no_value_and_the_nearest_evidence(asked_of):
     session = asked_of(remark=True)
     for question, text in (
@@ -132,6 +155,38 @@ def test_what_the_model_says_of_a_value_stands_apart_from_it(asked_of):
     passages, prompted = session.model.__dict__["asked"][-1]
     assert prompted == f"({answer.text})\nhow often: red"
     assert [passage.start for passage in passages] == [0.0, 14.0]
+
+
+def test_options_that_a_question_lists_are_shown_whole_and_the_question_alone_is_read(asked_of):
+    session = asked_of()
+    listed = "\n".join(f"{letter}. {'very ' * 35}{letter}" for letter in "ABCD")
+    answer = session.ask(f"how often: red\n{listed}\nAnswer with the letter.")
+    assert answer.method == "model" and spans(answer)[:2] in (AT["red"], AT["red"][::-1])
+    _, prompted = session.model.__dict__["asked"][-1]
+    assert prompted == f"how often: red\n{listed}\nAnswer with the letter."
+    session.ask(f"describe: {'x' * 5000}\nA. red\nB. blue")
+    _, prompted = session.model.__dict__["asked"][-1]
+    assert prompted == f"describe: {'x' * 590}\nA. red\nB. blue"
+
+
+@pytest.mark.parametrize(
+    ("text", "stem"),
+    [
+        ("Which?\nA. red\nB. blue", "Which?"),
+        ("Which?\n(A) red\n(B) blue\nAnswer.", "Which?"),
+        ("Which?\n A) red\n B) blue", "Which?"),
+        ("Which?\nA: red\nB: blue", "Which?"),
+        ("Which?\nA. red", None),  # one is no choice
+        ("Which?\nB. red\nC. blue", None),
+        ("A. red\nB. blue", None),  # no question
+        ("When was A. Smith there, and B. Jones?", None),
+        ("Which?\nA.\nB.", None),
+    ],
+)
+def test_options_are_lettered_lines_behind_a_question(text, stem):
+    found, options = split_options(text)
+    assert found == (stem or text)
+    assert options == (text[len(stem) :].strip() if stem else "")
 
 
 def test_that_points_to_what_the_last_turn_was_about(asked_of):

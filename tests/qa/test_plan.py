@@ -146,6 +146,31 @@ def test_a_session_tells_its_plan(asked_of):  # noqa: F811
     assert [step.state for step in early.steps] == ["doing", "open"]
 
 
+def test_a_session_predicts_without_steps_from_its_captions(asked_of):  # noqa: F811
+    session = asked_of()
+    for entry, caption in zip(
+        session.memory.entries(), ("is cutting", "is taking") * 3, strict=False
+    ):
+        session.memory.set_caption(entry.segment, f"A man {caption} a cup", None)
+    plan = session.plan("cook")
+    assert [step.name for step in plan.steps] == ["taking cup", "cutting cup"]
+    assert [each.name for each in plan.next] == ["taking cup"] and plan.next_from == "past"
+
+
+def test_what_was_done_is_not_next_and_nothing_is_once_all_was():
+    tracker, plans = follow((0, 2, 1))
+    assert {each.name for each in plans[1].next} == {"boil", "pour"}
+    assert [each.name for each in plans[-1].next] == ["pour"]
+    assert plans[-1].next[0].probability == pytest.approx(1)
+    assert tracker.push(3, 6.0, 8.0, scores(3)).next == ()
+
+
+@pytest.mark.parametrize("goal", ["", " ", "x" * 501])
+def test_a_goal_that_says_nothing_is_refused(goal):
+    with pytest.raises(ConfigError, match="goal"):
+        PlanTracker(goal, NAMES)
+
+
 def test_a_plan_that_is_followed_for_days_keeps_a_bounded_past():
     tracker = PlanTracker("tidy up", ["sweep the floor", "wipe the table"])
     for scene in range(400):  # each step again and again

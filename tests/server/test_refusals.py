@@ -89,7 +89,7 @@ def test_a_source_that_cannot_be_opened_ends_the_command_in_one_line(run):
 @pytest.mark.parametrize(
     ("source", "status"),
     [
-        ("file:///etc/passwd", 422),
+        ("file:///etc/passwd", 403),
         ("/etc/passwd", 422),
         ("../x.mp4", 422),
         ("webcam:0", 422),

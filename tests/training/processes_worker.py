@@ -74,7 +74,7 @@ def whole_run(recipe: Path) -> None:
     sys.stdout.write(str(len(figures)))
 
 
-def videollamb_run(recipe: Path) -> None:
+def published_run(recipe: Path) -> None:
     from streammem.models import checkpoint
     from streammem.training.published import run_recipe
     from tests.tiny import tiny_model
@@ -85,4 +85,4 @@ def videollamb_run(recipe: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"toy": toy, "run": whole_run, "videollamb": videollamb_run}[sys.argv[1]](Path(sys.argv[2]))
+    {"toy": toy, "run": whole_run, "published": published_run}[sys.argv[1]](Path(sys.argv[2]))

@@ -11,11 +11,11 @@ from streammem.models.published import find
 from streammem.models.video_llama.published import open_model, open_vision
 from streammem.training.published import Item, read_items, stage_class
 from streammem.training.run import run_recipe
-from streammem.training.video_llama import VideoLlamaRecipe, VideoLlamaStage, cleaned, cropped
+from streammem.training.video_llama import VideoLlamaRecipe, VideoLlamaStage, cleaned, crop_of
 from tests.models.backbones.test_imagebind import vision
+from tests.models.heard import noise, write_film
 from tests.models.video_llama import published
 from tests.models.video_llama.published import EAR_LAYERS, EARS, OUT, W
-from tests.models.video_llama.test_video_llama import noise, write_film
 from tests.models.videollamb.published import L
 from tests.tiny import tiny_model
 
@@ -175,10 +175,27 @@ def test_frames_of_head_and_tail_are_of_both_halves_in_order(stage_of):
     assert stage._read(item, None)[1][0] == 0.0 and stage._read(item, None)[1][-1] == 31 / 8
 
 
+def test_frames_are_held_at_the_size_of_the_tower_alone(stage_of, monkeypatch):
+    from streammem.training import video_llama
+
+    stage, held, plain = stage_of(), [], video_llama.decoded
+
+    def decoded(path, prepare):
+        pictures, times = plain(path, prepare)
+        held.extend(picture.shape for picture in pictures)
+        return pictures, times
+
+    monkeypatch.setattr(video_llama, "decoded", decoded)
+    for rng in (None, np.random.default_rng(0)):
+        stage._read(stage._items[1], rng)
+    assert set(held) == {(published.SIDE, published.SIDE, 3)} and len(held) == 64
+
+
 def test_all_frames_of_a_film_are_cropped_alike_and_at_least_half_of_them_is_left():
     whole = np.arange(60 * 80, dtype=np.int64).reshape(60, 80, 1).repeat(3, 2)
     for seed in range(30):
-        first, second = cropped([whole, whole + 7], np.random.default_rng(seed))
+        cut = crop_of(np.random.default_rng(seed))
+        first, second = cut(whole), cut(whole + 7)
         assert np.array_equal(first + 7, second)
         assert first.shape[0] * first.shape[1] >= 0.45 * 60 * 80
         top, left = divmod(int(first[0, 0, 0]), 80)

@@ -273,7 +273,7 @@ def test_two_processes_train_and_one_writes(place, tmp_path):
     (tmp_path / "r.toml").write_text(
         (place / "r.toml").read_text().replace("steps = 6", "steps = 2")
     )
-    said = launch("videollamb", tmp_path / "r.toml")
+    said = launch("published", tmp_path / "r.toml")
     assert [text for text, _ in said] == ["True", "False"]
     steps = [entry["step"] for entry in read_log(tmp_path / "out" / "videollamb.jsonl")]
     assert steps == [1, 2] and tensors_of(tmp_path / "out" / "checkpoint")

@@ -1,12 +1,14 @@
 """The page, driven in a headless browser: what a visitor does, and what they see."""
 
 import asyncio
+import json
 import os
 import re
 import shutil
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ pytest.importorskip("fastapi", reason="needs streammem[serve]")
 from streammem.audio.track import SpeechTrack
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
+from streammem.fleet.cameras import status_text
 from streammem.memory.entry import Entry, unit_rows
 from streammem.types import Note
 from streammem.ui.watch import STATIC, add_watch
@@ -132,6 +135,16 @@ async def test_the_page_gets_what_was_said_from_sessions_and_memories(model, tmp
         assert [quote["text"] for quote in chapters[0]["quotes"]] == [timed.text]
 
 
+@pytest.mark.anyio
+async def test_a_server_of_an_archive_says_so_to_the_page(model, memories):
+    async with served(model, memories=memories, read_only=True) as client:
+        assert (await client.get("/watch/about")).json()["archive"] is True
+        assert (await client.get("/watch/archive.js")).status_code == 200
+        assert "archive.js" in (await client.get("/watch/app.js")).text
+    async with served(model, memories=memories) as client:
+        assert (await client.get("/watch/about")).json()["archive"] is False
+
+
 # -- in a browser --
 
 
@@ -145,12 +158,15 @@ def browsing(model, memories, monkeypatch):
 
     @asynccontextmanager
     async def browsing(
-        width=1280, path="/watch/", wrap=add_watch, own=(), limits=None, model=model
+        width=1280, path="/watch/", wrap=add_watch, own=(), limits=None, model=model, **config
     ):
         from tests.serving import listening
 
         async with (
-            listening(model, wrap=wrap, memories=memories, limits=limits) as (url, sessions),
+            listening(model, wrap=wrap, memories=memories, limits=limits, **config) as (
+                url,
+                sessions,
+            ),
             playwright.async_playwright() as driver,
         ):
             await sessions.open_own(own)
@@ -366,6 +382,82 @@ async def test_a_camera_is_shown_live_its_past_on_demand_and_alerts_are_listed(b
             await fits(page, 390)
 
 
+@pytest.mark.heavy
+@pytest.mark.anyio
+async def test_a_plan_is_shown_with_its_progress_and_a_day_with_its_activities(
+    browsing, model, memories, monkeypatch
+):
+    def scored(rows, query):  # red and blue rooms are told apart by their words
+        score = 0.9 if {0: "red", 1: "blu"}.get(rows[0].segment, "-") in str(query.words) else 0.01
+        return [SimpleNamespace(score=score)]
+
+    monkeypatch.setattr("streammem.qa.plan.rate", scored)
+    with Session(model, memory=memories / "day", source="a.mp4", wall_zero=WALL) as session:
+        told(session, film(("red", 8), ("blue", 8), ("green", 8)))
+        (wall_date,) = session.days()
+    async with browsing(390, "/watch/#/memory/day") as page:
+        await until(page, f"{LINES} === 3")
+        await page.click("#plan-box summary")
+        await page.click("#plan-send")
+        await until(page, "document.querySelector('#plan-error').textContent.includes('goal')")
+        await page.fill("#plan-goal", EVIL)
+        await page.fill("#plan-steps", "a red room\n\na blue room\na black room\n")
+        await page.click("#plan-send")
+        await until(page, "document.querySelectorAll('#plan .step').length === 3")
+        assert await page.text_content("#plan strong") == EVIL and await page.title() != "hit"
+        states = "[...document.querySelectorAll('#plan .step')].map((s) => s.dataset.state)"
+        assert await page.evaluate(states) == ["done", "doing", "open"]
+        value = await page.evaluate("document.querySelector('#plan-progress').value")
+        assert value == pytest.approx(2 / 3)
+        assert "2 of 3" in await page.text_content("#plan")
+        assert "Next: a black room 100 %" in await page.text_content("#plan-next")
+        await page.locator("#plan .place").nth(1).click()
+        await until(page, "document.querySelector('#transcript .current')?.dataset.start === '4'")
+        await page.fill("#plan-steps", "")
+        await page.click("#plan-send")
+        await until(page, "document.querySelector('#plan').textContent.includes('no steps given')")
+        assert await page.locator("#plan-progress").count() == 0
+        # The day that was seen last is offered; its activities are found by the wall clock.
+        await page.click("#day-box summary")
+        await until(page, "document.querySelectorAll('#day-list li').length > 0")
+        assert await page.input_value("#day") == str(wall_date)
+        blocks = await page.locator("#day-line .activity").count()
+        assert blocks == await page.locator("#day-list li").count()
+        await page.locator("#day-line .activity").last.press("Enter")
+        await page.fill("#day", "2020-01-01")
+        await until(page, "document.querySelector('#day-error').textContent.includes('Nothing')")
+        assert await page.locator("#day-line .activity").count() == 0
+        await fits(page, 390)
+
+
+@pytest.mark.heavy
+@pytest.mark.anyio
+async def test_a_plan_is_followed_while_a_camera_is_watched_until_it_is_stopped(browsing):
+    from benchmarks.rtsp_server import RtspCamera, encode
+    from streammem.types import Plan, PlanStep
+    from tests.tiny import moving_square
+
+    pictures = [moving_square("red" if k < 50 else "blue", k, 96, 64) for k in range(100)]
+    with RtspCamera(encode(pictures), speed=1.0, loop=True) as camera:
+        async with browsing(390, "/watch/#/session/OWN", own=[camera.url]) as page:
+            (host,) = page.sessions.hosts().values()
+            await page.click("#plan-box summary")
+            await page.fill("#plan-goal", "paint")
+            await page.fill("#plan-steps", "a\nb")
+            await page.click("#plan-send")
+            await until(page, "document.querySelectorAll('#plan .step').length === 2")
+            assert host.goal == "paint"
+            steps = tuple(PlanStep(name, "done", ((0.0, 1.0),), (0,)) for name in "ab")
+            host._publish(Plan("paint", 9.0, 1.0, steps, alerts=("left out: c",)))
+            await until(page, "document.querySelector('#plan-progress').value === 1")
+            assert "! left out: c" in await page.text_content("#plan")
+            await page.reload()
+            await until(page, "document.querySelectorAll('#plan .step').length === 2")
+            await page.click("#plan-end")
+            await until(page, "document.querySelector('#plan-end').classList.contains('hidden')")
+            assert host.goal is None
+
+
 NOTIFICATION = """
 window.made = [];
 window.Notification = class {
@@ -509,6 +601,84 @@ def days(model, tmp_path_factory):
                 session.recurrent,
             )
     return path
+
+
+@pytest.mark.heavy
+@pytest.mark.anyio
+@pytest.mark.parametrize("width", [1280, 390])
+async def test_forty_cameras_are_a_grid_with_one_timeline_and_one_question(
+    browsing, model, memories, width
+):
+    options = SessionConfig(answer=SHORT, caption=SHORT)
+
+    def see(name, wall_zero, *scenes):
+        path = memories / name
+        with Session(model, options, path, source=name, wall_zero=wall_zero) as session:
+            told(session, film(*scenes))
+
+    see("door", WALL, ("red", 9), ("blue", 7))
+    for number in range(1, 40):
+        shutil.copytree(memories / "door", memories / f"door{number:02}")
+    see("hall", WALL + 4, ("green", 12), ("white", 6))
+    see("evil", None, ("blue", 5))
+    with Session(model, options, memories / "evil", source=EVIL) as session:
+        session.memory.set_caption(0, EVIL, None)
+    states = {"door": ("down", f"no route {EVIL}"), "porch": ("opening", "")}
+    (memories / "cameras.json").write_text(status_text(states))
+    card = "document.querySelector('[data-memory={}]')"
+    async with browsing(width, read_only=True) as page:
+        # It begins with all of them: 40 doors, hall, evil, trips, and a porch without a memory.
+        await until(page, "document.querySelectorAll('#cameras .card').length === 44")
+        await fits(page, width)
+        pictures = "[...document.querySelectorAll('#cameras img')].filter(i => i.naturalWidth > 1)"
+        await until(page, f"{pictures}.length === 43")
+        assert "44 memories, 1 not well" in await page.text_content("#counted")
+        shown = await page.evaluate(f"{card.format('door')}.textContent")
+        assert "down: no route" in shown and "2026-05-0" in shown
+        assert "opening" in await page.evaluate(f"{card.format('porch')}.textContent")
+        # Rows begin where their cameras' clocks say; those without a clock come last.
+        rows = json.loads(await page.get_attribute("#common", "data-rows"))
+        places = {name: (left, right) for name, left, right in rows}
+        assert [name for name, *_ in rows][-2:] == ["evil", "trips"]
+        assert places["door"][0] == places["door07"][0] < places["hall"][0]
+        assert places["door"][1] < places["hall"][1]
+        # A click on the timeline shows all cameras at that time.
+        begin, end = map(float, (await page.get_attribute("#common", "data-range")).split())
+        at = (places["hall"][0] + places["door"][0]) / 2
+        await page.locator("#common").click(position={"x": at, "y": 8})
+        gone = "nothing at that time"
+        await until(page, f"{card.format('hall')}.textContent.includes('{gone}')")
+        assert gone not in await page.evaluate(f"{card.format('door')}.textContent")
+        assert begin < float(await page.get_attribute("#common", "aria-valuenow")) < end
+        await page.keyboard.press("End")
+        await until(page, f"!{card.format('hall')}.textContent.includes('{gone}')")
+        await page.click("#newest")
+        await page.click("#zoom-in")
+        range_now = "document.querySelector('#common').dataset.range"
+        await until(page, f"(([a, b]) => b - a < {0.6 * (end - begin)})({range_now}.split(' '))")
+        # What is written meanwhile is seen, and what cannot be read is named.
+        see("later", WALL + 60, ("white", 6))
+        (memories / "door01" / "memory.sqlite").write_bytes(b"damaged" * 1000)
+        await until(page, f"!!{card.format('later')}?.querySelector('img').naturalWidth")
+        await until(page, f"{card.format('door01')}.textContent.includes('unreadable')")
+        # One question to all; evidence names its memory and leads to the scene there.
+        await page.fill("#question", "blue")
+        await page.click("#find")
+        await page.wait_for_selector(".evidence .place")
+        await page.fill("#question", "When is blue shown?")
+        await page.click("#ask")
+        await page.get_by_text("memories were asked; not opened: door01").first.wait_for()
+        await fits(page, width)
+        await page.locator(".evidence .place").last.click()
+        await until(page, "/#[/]memory[/]\\w+[/]\\d+$/.test(location.href)")
+        await until(page, "document.querySelector('#picture')?.naturalWidth > 0")
+        assert await page.text_content("#back") == "← All cameras"
+        await page.click("#back")
+        await until(page, "document.querySelectorAll('#cameras .card').length === 45")
+        await page.goto(f"{page.url_of}/watch/#/")
+        await page.locator("#memories .card").first.wait_for()
+        assert await page.locator("#memories").get_by_role("button", name="Delete").count() == 0
+        assert "hit" not in await page.title()
 
 
 @pytest.mark.heavy

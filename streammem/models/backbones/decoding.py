@@ -404,6 +404,32 @@ class Run:
         self.logits = logits[:1]
         self._ahead.extend(zip(said[1:], logits[1:].split(1), strict=True))
 
+    def read_on(self, tokens: Tensor) -> Tensor:
+        """Continue every row by T tokens that are known already, [B, T].
+
+        Returns:
+            [B, T, V] logits of what follows each of them.
+
+        Raises:
+            IndexError: the cache is full.
+        """
+        (rows, count), begin = tokens.shape, self.length
+        if begin + count > self._room.shape[3]:
+            raise IndexError(
+                f"the cache holds {self._room.shape[3]} columns, and {begin} are filled"
+            )
+        x = self._decoder.embed(tokens.flatten()).view(rows, count, -1)
+        places = self._places[:, None] + torch.arange(count)
+        causal = torch.arange(begin + count) <= begin + torch.arange(count)[:, None]  # [T, S]
+        mask = causal.expand(rows, 1, -1, -1)
+        if self._readable is not None:
+            mask = mask & self._readable[:, None, None, : begin + count]
+        mask = mask.repeat(1, 1, self._decoder.num_heads // self._decoder.kv_heads, 1)
+        logits = self._decoder.logits(x, self, places, mask, every=True).view(rows, count, -1)
+        self._ahead.clear()
+        self.length, self._places, self.logits = begin + count, places[:, -1] + 1, logits[:, -1]
+        return logits
+
     def branch(self, continuations: Sequence[tuple[int, int]]) -> list[int]:
         """Continue rows in several ways, in one, or not at all.
 
@@ -415,20 +441,7 @@ class Run:
         Returns:
             The row in which each continuation stands from now on.
         """
-        count = len(continuations)
-        parents, tokens = [-1] * count, [0] * count
-        places: list[int] = []
-        for row, _ in continuations:  # the first of a row stays where it is: its columns too
-            stays = row < count and parents[row] < 0
-            places.append(row if stays else -1)
-            if stays:
-                parents[row] = row
-        free = iter([place for place in range(count) if parents[place] < 0])
-        for number, (row, token) in enumerate(continuations):
-            if places[number] < 0:
-                places[number] = next(free)
-                parents[places[number]] = row
-            tokens[places[number]] = token
+        parents, tokens, places = arranged(continuations)
         if parents != list(range(self._num_rows)):
             self.take(torch.tensor(parents))
         self.feed(torch.tensor(tokens))
@@ -446,6 +459,32 @@ class Run:
         self._num_rows = len(rows)
         self.logits, self._places = self.logits[rows], self._places[rows]
         self._readable = None if self._readable is None else self._readable[rows]
+
+
+def arranged(continuations: Sequence[tuple[int, int]]) -> tuple[list[int], list[int], list[int]]:
+    """Place continuations in rows so that the fewest columns have to be copied.
+
+    Args:
+        continuations: a row and the token that follows it, each pair once.
+
+    Returns:
+        Of each new row the row that it goes on from and its token; of each continuation its row.
+    """
+    count = len(continuations)
+    parents, tokens = [-1] * count, [0] * count
+    places: list[int] = []
+    for row, _ in continuations:  # the first of a row stays where it is: its columns too
+        stays = row < count and parents[row] < 0
+        places.append(row if stays else -1)
+        if stays:
+            parents[row] = row
+    free = iter([place for place in range(count) if parents[place] < 0])
+    for number, (row, token) in enumerate(continuations):
+        if places[number] < 0:
+            places[number] = next(free)
+            parents[places[number]] = row
+        tokens[places[number]] = token
+    return parents, tokens, places
 
 
 def _attention(q: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

@@ -4,9 +4,9 @@ Modules bear the published names, so that a state dict fits as it is. Where the 
 is not known here, nor what is done with the features.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from streammem.errors import ConfigError
 from streammem.models.backbones.languagebind import PIXEL_MEAN, PIXEL_STD
+from streammem.models.backbones.torch_files import layers_of, size_of
 
 # Legend: B frames, N = 1 + P tokens a frame, D width, H heads.
 
@@ -165,19 +166,13 @@ def config_of(tensors: Mapping[str, Tensor], heads: int) -> EvaConfig:
         ConfigError: heads that do not divide the width.
     """
     published = EvaConfig()
-
-    def size(name: str, axis: int, default: int) -> int:
-        value = tensors.get(name)
-        return value.shape[axis] if value is not None and value.ndim > axis else default
-
+    size = partial(size_of, tensors)
     width = size("pos_embed", 2, published.width)
     patch = size("patch_embed.proj.weight", 2, published.patch)
     places = size("pos_embed", 1, 1 + (published.side // published.patch) ** 2)
-    blocks = [int(found[1]) for name in tensors if (found := re.match(r"blocks\.(\d+)\.", name))]
-    if width == published.width or not blocks:  # the published file's 40th block is dropped
+    layers = layers_of(tensors, "blocks.", published.layers)
+    if width == published.width:  # the published file's 40th block is dropped
         layers = published.layers
-    else:
-        layers = max(blocks) + 1
     if width % heads:
         raise ConfigError(f"heads={heads}: do not divide a width of {width}")
     return EvaConfig(

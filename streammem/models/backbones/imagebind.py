@@ -9,7 +9,6 @@ Modules bear the published names. Sound is decoded elsewhere, and no weights are
 """
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streammem.models.backbones.languagebind import PIXEL_MEAN, PIXEL_STD
+from streammem.models.backbones.torch_files import layers_of, size_of
 
 # Legend: B clips, F frames of a spectrogram, N = 1 + P tokens a clip, D width.
 
@@ -466,16 +466,16 @@ def audio_config(tensors: Mapping[str, Tensor], heads: int = 0) -> ImageBindConf
         heads: which no file gives; 0 takes one for every 64 of the width.
     """
     published, stem = ImageBindConfig(), "modality_preprocessors.audio."
-    width = _size(tensors, f"{stem}cls_token", 2, published.width)
-    kernel = _size(tensors, f"{stem}rgbt_stem.proj.weight", 2, published.kernel)
-    places = _size(tensors, f"{stem}pos_embedding_helper.pos_embed", 1, 1 + published.patches)
+    width = size_of(tensors, f"{stem}cls_token", 2, published.width)
+    kernel = size_of(tensors, f"{stem}rgbt_stem.proj.weight", 2, published.kernel)
+    places = size_of(tensors, f"{stem}pos_embedding_helper.pos_embed", 1, 1 + published.patches)
     trunk = "modality_trunks.audio.blocks."
     return ImageBindConfig(
         width=width,
-        layers=_layers(tensors, trunk, published.layers),
+        layers=layers_of(tensors, trunk, published.layers),
         heads=heads or max(1, width // 64),
-        mlp=_size(tensors, f"{trunk}0.mlp.fc1.weight", 0, published.mlp),
-        out=_size(tensors, "modality_heads.audio.2.weight", 0, published.out),
+        mlp=size_of(tensors, f"{trunk}0.mlp.fc1.weight", 0, published.mlp),
+        out=size_of(tensors, "modality_heads.audio.2.weight", 0, published.out),
         kernel=kernel,
         stride=_stride(kernel, places - 1, published.stride),
     )
@@ -484,28 +484,17 @@ def audio_config(tensors: Mapping[str, Tensor], heads: int = 0) -> ImageBindConf
 def text_config(tensors: Mapping[str, Tensor]) -> ImageBindTextConfig:
     """Read sizes off the text branch's tensors; what is missing has the published size."""
     published, stem = ImageBindTextConfig(), "modality_preprocessors.text."
-    width = _size(tensors, f"{stem}pos_embed", 2, published.width)
+    width = size_of(tensors, f"{stem}pos_embed", 2, published.width)
     trunk = "modality_trunks.text.blocks."
     return ImageBindTextConfig(
         width=width,
-        layers=_layers(tensors, trunk, published.layers),
+        layers=layers_of(tensors, trunk, published.layers),
         heads=max(1, width // 64),
-        mlp=_size(tensors, f"{trunk}0.mlp.fc1.weight", 0, published.mlp),
-        out=_size(tensors, "modality_heads.text.proj.1.weight", 0, published.out),
-        words=_size(tensors, f"{stem}token_embedding.weight", 0, published.words),
-        length=_size(tensors, f"{stem}pos_embed", 1, published.length),
+        mlp=size_of(tensors, f"{trunk}0.mlp.fc1.weight", 0, published.mlp),
+        out=size_of(tensors, "modality_heads.text.proj.1.weight", 0, published.out),
+        words=size_of(tensors, f"{stem}token_embedding.weight", 0, published.words),
+        length=size_of(tensors, f"{stem}pos_embed", 1, published.length),
     )
-
-
-def _size(tensors: Mapping[str, Tensor], name: str, axis: int, default: int) -> int:
-    value = tensors.get(name)
-    return value.shape[axis] if value is not None and value.ndim > axis else default
-
-
-def _layers(tensors: Mapping[str, Tensor], trunk: str, default: int) -> int:
-    found = re.compile(rf"{re.escape(trunk)}(\d+)\..*")
-    numbers = [int(match[1]) for name in tensors if (match := found.fullmatch(name))]
-    return max(numbers) + 1 if numbers else default
 
 
 def _stride(kernel: int, patches: int, default: int) -> int:

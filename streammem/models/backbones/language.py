@@ -5,6 +5,7 @@ a user types. No memory and no prompt wording live here.
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -25,6 +26,11 @@ from streammem.models.backbones.chat_frame import chat_frame
 from streammem.models.backbones.decoding import LlamaDecoder, Run, is_plain_llama, weights_version
 from streammem.models.backbones.products import Route, has_bfloat16, has_half
 from streammem.models.backbones.sampling import GenerationConfig, penalised, pick
+from streammem.models.backbones.static_decoding import (
+    StaticDecoder,
+    StaticRun,
+    has_static_cache,
+)
 from streammem.models.backbones.transformers_decoding import TransformersRun, search
 from streammem.models.backbones.transformers_files import open_causal, unusable
 from streammem.models.once import PartLock, opening
@@ -34,9 +40,11 @@ log = logging.getLogger(__name__)
 # Text, visual tokens [N, L], and pictures [H, W, 3] uint8 RGB for models that read these.
 Prompt = Sequence[str | Tensor | np.ndarray]
 Seeds = Sequence[int | None]  # of the replies to one prompt; None takes the likeliest words
-Decoding = Literal["auto", "exact", "half", "bfloat16"]
+Decoding = Literal["auto", "exact", "half", "bfloat16", "static"]
+MOST_SCORED = 128  # tokens scored at once; 25 MB of logits
 CANDIDATE_TEMPERATURE = 0.5  # colder they are too alike, warmer too often wrong
-DECODINGS: tuple[Decoding, ...] = ("auto", "exact", "half", "bfloat16")
+DECODINGS: tuple[Decoding, ...] = ("auto", "exact", "half", "bfloat16", "static")
+DECODING_VARIABLE = "STREAMMEM_DECODING"
 
 
 class Reply(NamedTuple):
@@ -67,6 +75,9 @@ class CausalLanguageModel:
         tokenizer: its tokenizer, with a chat template or without.
         decoding: ``exact`` is float32; ``half`` keeps a Llama's weights as float16; ``auto`` takes
             ``half`` where this CPU multiplies them fast; ``bfloat16`` is for samples in training.
+            ``static`` keeps beginnings that prompts share and decodes over static caches, on CUDA
+            by graphs; ``auto`` takes it there, and the variable ``STREAMMEM_DECODING`` stands for
+            ``auto``.
         reopen: opens the same model again. With it, ``half`` does not hold the float32 weights
             beside its own, and beams and ``model`` read them again; without it they stay.
 
@@ -90,8 +101,10 @@ class CausalLanguageModel:
         self._lock = PartLock()
         self._model, self.tokenizer = model, tokenizer
         self._reopen, self._edits = reopen, list[Callable[[Any], None]]()
-        self._route = decoding_route(decoding)
-        self._prepared: tuple[tuple[int, ...], LlamaDecoder] | None = None
+        asked = os.environ.get(DECODING_VARIABLE) or "auto" if decoding == "auto" else decoding
+        self._route = decoding_route(asked)
+        self._is_static = takes_static(model, asked)
+        self._prepared: tuple[tuple[int, ...], LlamaDecoder | StaticDecoder] | None = None
         self._embed = model.get_input_embeddings()
         self._stop_ids = _stop_ids(model, tokenizer)
         self.stops: tuple[str, ...] = ()
@@ -162,10 +175,17 @@ class CausalLanguageModel:
 
     @property
     def decoding(self) -> str:
-        """How replies are decoded: one of the routes, or ``transformers`` for no plain Llama."""
+        """How replies are decoded: one of ``DECODINGS``, or ``transformers`` for no plain Llama."""
+        if self._is_static:
+            return "static"
         with self._lock:
             plain = self._model is None or is_plain_llama(self._model)
         return self._route if plain else "transformers"
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether replies are decoded over static caches elsewhere than on the CPU."""
+        return self._is_static and self._embed.weight.device.type != "cpu"
 
     @property
     def speaks_together(self) -> bool:
@@ -201,9 +221,15 @@ class CausalLanguageModel:
         with self._lock:
             return self.tokenizer(text, add_special_tokens=False).input_ids
 
+    def text_ids(self, text: str) -> list[int]:
+        """Tokenise text of anyone: a special token that is spelled out in it stays letters."""
+        with self._lock:
+            read = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        return list(read.input_ids)
+
     def chat(self, content: Prompt) -> Prompt:
         """Frame content as one user turn that waits for the reply."""
-        before, after = map(self._vectors, self._frame_ids)
+        before, after = map(self.vectors, self._frame_ids)
         return [before, *content, after]
 
     def embed(self, prompt: Prompt) -> Tensor:
@@ -222,19 +248,18 @@ class CausalLanguageModel:
         parts = []
         for part in prompt:
             if isinstance(part, str):
-                with self._lock:
-                    text = self.tokenizer(part, add_special_tokens=False, split_special_tokens=True)
-                parts.append(self._vectors(text.input_ids))
+                parts.append(self.vectors(self.text_ids(part)))
             elif isinstance(part, Tensor):
                 parts.append(part.to(self._embed.weight))
             else:
                 raise TypeError(f"a prompt of text and tokens, not of {type(part).__name__}")
         return torch.cat(parts)
 
-    def _vectors(self, ids: list[int]) -> Tensor:
+    def vectors(self, ids: Sequence[int]) -> Tensor:
+        """Embed ids, [N, L]."""
         with self._lock:  # the embeddings move when the decoder is arranged
             weight = self._embed.weight
-            return self._embed(torch.tensor(ids, dtype=torch.long, device=weight.device))
+            return self._embed(torch.tensor(list(ids), dtype=torch.long, device=weight.device))
 
     def stream(self, prompt: Prompt, config: GenerationConfig) -> Iterator[str]:
         """Yield the text of one reply piece by piece; joined, the pieces are the reply.
@@ -308,8 +333,10 @@ class CausalLanguageModel:
     ) -> list[Replies]:
         """Reply to each prompt ``count`` times; what a prompt gets does not depend on the others.
 
-        Prompts go into one batch where that changes no logit, and one after another elsewhere. The
-        replies to one prompt are always a batch, and the prompt is read once.
+        Prompts go into one batch where that changes no logit, and one after another elsewhere; on
+        CUDA into one, where the last bits of a logit may differ, so that of two words that are
+        equally likely the other may be taken. The replies to one prompt are always a batch, and
+        the prompt is read once.
 
         Args:
             prompts: see ``embed``; lengths may differ.
@@ -331,7 +358,7 @@ class CausalLanguageModel:
         config, seeds = _drawn_alike(config, count)
         return [
             tuple(replies)
-            for group in self._groups(rows)
+            for group in self._groups(rows, count)
             for replies in self._sample(group, config, [seeds] * len(group))
         ]
 
@@ -341,7 +368,8 @@ class CausalLanguageModel:
     ) -> Iterator[Replies | None]:
         """Reply to prompts as ``candidates`` does, word by word, and never other than to one alone.
 
-        They are continued together where that changes no logit, one after another elsewhere.
+        They are continued together where that changes no logit (on CUDA but for rounding), and one
+        after another elsewhere.
 
         Yields:
             What ``candidates`` gives for each prompt in their order, as soon as it and all before
@@ -353,7 +381,7 @@ class CausalLanguageModel:
             return
         rows = [self.embed(prompt) for prompt in prompts]
         config, seeds = _drawn_alike(config, count)
-        for group in self._groups(rows):
+        for group in self._groups(rows, count):
             given = 0
             for replies in self._steps(group, config, [seeds] * len(group)):
                 whole = list(takewhile(bool, replies[given:]))
@@ -404,38 +432,44 @@ class CausalLanguageModel:
         Returns:
             Of each text the log-probability of each of its tokens, given those before it.
         """
-        with self._lock:
-            encoded = [self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-                       for text in texts]  # fmt: skip
-        ids = [each.input_ids for each in encoded]
+        ids = [self.text_ids(text) for text in texts]
         row, longest = self.embed(prompt), max(map(len, ids))
         config = GenerationConfig(max_new_tokens=longest)
-        run, found = self._start([row], config), list[list[float]]([] for _ in ids)
-        if not isinstance(run, Run):  # its cache is of one row: the prompt is read for each text
+        run, found = self._start([row], config, len(ids)), list[list[float]]([] for _ in ids)
+        if isinstance(run, TransformersRun):  # its cache is of one row: a copy of it for each text
             for own, tokens in zip(found, ids, strict=True):
-                run = self._start([row], config)
+                forked = run.fork()
                 for place, token in enumerate(tokens):
-                    own.append(float(run.logits.float().log_softmax(-1)[0, token]))
+                    own.append(float(forked.logits.float().log_softmax(-1)[0, token]))
                     if place + 1 < len(tokens):
-                        run.feed(torch.tensor([token], device=row.device))
+                        forked.feed(torch.tensor([token], device=row.device))
             return found
         run.take(torch.zeros(len(ids), dtype=torch.long))
-        for place in range(longest):
-            scores = run.logits.float().log_softmax(-1)
-            fed = [tokens[min(place, len(tokens) - 1)] for tokens in ids]
-            for i, own in enumerate(found):
-                if place < len(ids[i]):
-                    own.append(float(scores[i, fed[i]]))
-            if place + 1 < longest:
-                run.feed(torch.tensor(fed))
-        return found
+        filled = [[*own, *own[-1:] * (longest - len(own))] for own in ids]
+        padded = torch.tensor(filled, device=row.device)  # [N, L]
+        scores = [run.logits.float().log_softmax(-1).gather(1, padded[:, :1])]
+        # Many tokens at once take hardly longer than one, as the weights are read once.
+        step = max(1, MOST_SCORED // len(ids)) if isinstance(run, Run) else 1
+        for begin in range(0, longest - 1, step):
+            end = min(begin + step, longest - 1)
+            if isinstance(run, Run):
+                logits = run.read_on(padded[:, begin:end])
+            else:  # a static cache takes one token at a time
+                run.feed(padded[:, begin])
+                logits = run.logits[:, None]
+            following = padded[:, begin + 1 : end + 1, None]
+            scores.append(logits.float().log_softmax(-1).gather(2, following)[..., 0])
+        rows = torch.cat(scores, 1).tolist()
+        return [row[: len(own)] for row, own in zip(rows, ids, strict=True)]
 
-    def _groups(self, rows: list[Tensor]) -> list[list[Tensor]]:
-        """Divide prompts into batches in which each has the logits, to the bit, that it has alone.
+    def _groups(self, rows: list[Tensor], count: int) -> list[list[Tensor]]:
+        """Divide prompts of ``count`` replies into batches.
 
-        All in one, or one in each.
+        Each has the logits there, to the bit, that it has alone; on a GPU but for rounding.
         """
         decoder = self.decoder()
+        if isinstance(decoder, StaticDecoder):
+            return decoder.groups(rows, count)
         together = rows and decoder is not None and decoder.are_apart(rows)
         return [rows] if together else [[row] for row in rows]
 
@@ -497,7 +531,7 @@ class CausalLanguageModel:
             yield replies
             if not parted:
                 return
-            if isinstance(run, Run):
+            if not isinstance(run, TransformersRun):
                 places = run.branch(list(parted))
             else:
                 run.feed(tokens)
@@ -534,15 +568,15 @@ class CausalLanguageModel:
 
     def _start(
         self, rows: list[Tensor], config: GenerationConfig, replies: int = 1
-    ) -> "Run | TransformersRun":
+    ) -> "Run | StaticRun | TransformersRun":
         decoder = self.decoder()
         if decoder is None:
             return TransformersRun(self.model, rows[0])
         # The last token is said, never read.
         return decoder.start(rows, config.max_new_tokens - 1, self._stop_ids, replies)
 
-    def decoder(self) -> LlamaDecoder | None:
-        """Return the decoder of the weights as they are now; None for other models.
+    def decoder(self) -> LlamaDecoder | StaticDecoder | None:
+        """Return the decoder of the weights as they are now; None where transformers' cache is.
 
         The first thread to ask arranges it; others wait.
         """
@@ -550,12 +584,15 @@ class CausalLanguageModel:
             if self._model is None and self._prepared:
                 return self._prepared[1]
             model = self._opened()
-            if not is_plain_llama(model):
+            if not self._is_static and not is_plain_llama(model):
                 return None
             version = weights_version(model)
             if self._prepared is None or self._prepared[0] != version:
+                if self._is_static:
+                    self._prepared = version, StaticDecoder(model, together=self.is_on_gpu)
+                    return self._prepared[1]
                 release = self._reopen is not None and self._route == "half"
-                prefix = self._vectors(self._frame_ids[0])
+                prefix = self.vectors(self._frame_ids[0])
                 first, began = self._prepared is None, time.monotonic()
                 if release:  # before it is taken apart: if that fails, the files are read again
                     self._model = self._prepared = None
@@ -592,14 +629,30 @@ def decoding_route(decoding: str) -> Route:
         ConfigError: no such decoding, or one that cannot run here.
     """
     if decoding not in DECODINGS:
-        raise ConfigError(f"decoding {decoding!r}: give one of {', '.join(DECODINGS)}")
+        given = f"decoding {decoding!r} (or {DECODING_VARIABLE})"
+        raise ConfigError(f"{given}: give one of {', '.join(DECODINGS)}")
     if decoding == "half" and not has_half():
         raise ConfigError("decoding half: needs a torch with FBGEMM and AVX2; choose exact")
     if decoding == "bfloat16" and not has_bfloat16():
         raise ConfigError("decoding bfloat16: needs AVX-512 BF16 or AMX; choose exact")
-    if decoding == "auto":
+    if decoding in ("auto", "static"):
         return "half" if has_half() else "exact"
     return cast(Route, decoding)
+
+
+def takes_static(model: Any, decoding: str) -> bool:
+    """Tell whether a model is decoded over static caches.
+
+    Raises:
+        ConfigError: that is asked for, and its layers cannot.
+    """
+    is_on_cuda = model.get_input_embeddings().weight.device.type == "cuda"
+    if decoding != "static" and not (decoding == "auto" and is_on_cuda):
+        return False
+    fits = not hasattr(model, "get_base_model") and has_static_cache(model)
+    if decoding == "static" and not fits:
+        raise ConfigError("decoding static: some layers of this model do not attend to all columns")
+    return fits
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -4,8 +4,10 @@ It embeds no prompts and knows no text (see ``language.py``).
 """
 
 from collections.abc import Collection, Sequence
+from copy import copy, deepcopy
+from inspect import signature
 from itertools import takewhile
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,9 @@ class TransformersRun:
 
     def __init__(self, model: Any, prompt: Tensor) -> None:
         self._model, self._past = model, None
+        # Transformers 5.24 calls it so; before 5.40 the other name is taken, too.
+        named = "cache" in signature(model.forward).parameters
+        self._past_name = "cache" if named else "past_key_values"
         self.logits = torch.empty(0)
         self._read(inputs_embeds=prompt[None])
 
@@ -30,9 +35,17 @@ class TransformersRun:
         """Continue by a token, [1]."""
         self._read(input_ids=tokens[None])
 
+    def fork(self) -> Self:
+        """Return a run that goes on from here by itself; the prompt is not read again."""
+        forked = copy(self)
+        forked._past = deepcopy(self._past)
+        return forked
+
     def _read(self, **fed: Tensor) -> None:
-        out = self._model(**fed, past_key_values=self._past, use_cache=True, logits_to_keep=1)
-        self._past, self.logits = out.past_key_values, out.logits[:, -1]
+        past = {self._past_name: self._past}
+        out = self._model(**fed, **past, use_cache=True, logits_to_keep=1)
+        self._past = out["cache"] if "cache" in out else out["past_key_values"]
+        self.logits = out.logits[:, -1]
 
 
 def search(

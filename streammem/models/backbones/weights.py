@@ -225,6 +225,9 @@ def _convert_efficientnet(member: Path, target: Path) -> None:
     state = torch.load(member, map_location="cpu", weights_only=True)
     folded = {key: value.contiguous() for key, value in fold_published(state, "lite2").items()}
     save_file(folded, target / "model.safetensors")
+    # Not for perception: names that are read off keys are fitted to what it tells of photos.
+    classifier = {part: state[f"_fc.{part}"].contiguous() for part in ("weight", "bias")}
+    save_file(classifier, target / "classifier.safetensors")
 
 
 def _convert_smollm2(member: Path, target: Path) -> None:

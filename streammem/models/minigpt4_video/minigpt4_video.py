@@ -168,7 +168,7 @@ class MiniGPT4Video(PublishedModel):
         chosen = spread(len(captions), most)
         while True:
             pieces = texts(moved(captions, chosen), request, self.options.prompt)
-            length = self.begins + sum(len(self.language.ids(p)) for p in pieces)
+            length = self.begins + sum(len(self._ids(piece)) for piece in pieces)
             over = length + len(chosen) * self.encoder.per_frame - room
             if over <= 0 or not chosen or self.options.fit == "front":
                 break
@@ -179,9 +179,18 @@ class MiniGPT4Video(PublishedModel):
         for place, piece in zip(chosen, pieces[1:], strict=True):
             assert frames is not None
             parts += [frames[place], piece]
+        if self.options.typed == "token":
+            parts = [
+                self.language.vectors(self._ids(part)) if isinstance(part, str) else part
+                for part in parts
+            ]
         if over > 0 and self.options.fit == "front":
             return [self.language.embed(parts)[-room:]]
         return parts
+
+    def _ids(self, piece: str) -> list[int]:
+        language = self.language
+        return language.ids(piece) if self.options.typed == "token" else language.text_ids(piece)
 
     def _frames(self, item: EvidenceItem) -> Tensor | None:
         """Return the frames [T, P, L] that a memory kept of an item; None where it has none."""

@@ -1,7 +1,7 @@
 """How a MiniGPT4-Video checkpoint is run: every fault of the parent that we mend is an option here.
 
 The defaults mend. ``PUBLISHED`` is the parent's own inference, ``GOLDFISH`` what Goldfish makes of
-each clip of a long video.
+each clip of a long video. Both refuse files that are not whole: nothing can be compared with them.
 """
 
 from dataclasses import dataclass
@@ -52,6 +52,11 @@ class MiniGPT4Options:
         fit: of a prompt that is longer than ``max_tokens``: ``frames``: as many frames as fit,
             evenly; ``front``: the beginning is cut off, as the parent does it, so that the frame
             of the request and the earliest pictures go first.
+        typed: how a special token that is spelled out in a question or a subtitle is read: as
+            ``text``, letter by letter, or as the ``token``, as the parent reads it: ``</s>`` ends
+            the prompt.
+        weights: ``whole`` refuses files in which tensors are missing or unknown; ``partial`` takes
+            what there is, as the parent: the rest is untrained, and a warning lists it.
         lora: ``merged`` into the base, which then costs nothing; ``attached`` beside it, which is
             slower, and all that 8-bit weights allow.
         lora_alpha: the adapter's product is scaled by alpha / its rank; no file tells it.
@@ -71,6 +76,8 @@ class MiniGPT4Options:
     subtitles: Subtitles = "each"
     prompt: PromptStyle = "trained"
     fit: Fit = "frames"
+    typed: Literal["text", "token"] = "text"
+    weights: Literal["whole", "partial"] = "whole"
     lora: Lora = "merged"
     lora_alpha: float = 16.0
     lora_rank: int = 64
@@ -99,9 +106,9 @@ class MiniGPT4Options:
 
 
 PUBLISHED = MiniGPT4Options(
-    cuts="whole", sampling="floor", subtitles="plain", prompt="plain", fit="front"
+    cuts="whole", sampling="floor", subtitles="plain", prompt="plain", fit="front", typed="token"
 )
 GOLDFISH = MiniGPT4Options(
     cuts="clips", sampling="floor", subtitles="goldfish", prompt="plain",
-    fit="front",
+    fit="front", typed="token",
 )  # fmt: skip

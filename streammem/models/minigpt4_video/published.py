@@ -18,12 +18,12 @@ from transformers import AutoConfig
 
 from streammem.errors import CheckpointError, ConfigError
 from streammem.models.backbones.eva import EVA_UNREAD, config_of
-from streammem.models.backbones.torch_files import misfits, read_torch
+from streammem.models.backbones.torch_files import completed, misfits, read_torch, shapes_of
 from streammem.models.backbones.transformers_files import quantization, unusable
 from streammem.models.minigpt4_video.language import open_language
 from streammem.models.minigpt4_video.minigpt4_video import JOINED, FrameEncoder, MiniGPT4Video
 from streammem.models.minigpt4_video.options import LIMITS, MiniGPT4Options
-from streammem.models.published import FRESH, PublishedFile, dtype_of, local_file, shapes_of
+from streammem.models.published import FRESH, PublishedFile, dtype_of, local_file
 from streammem.models.tiny.model import VideoModel
 from streammem.models.vlm.hub import local_folder
 
@@ -120,6 +120,9 @@ def open_model(
     for module, (out, into) in base.shapes.items():
         wanted[f"{LLAMA}{module}.lora_A.weight"] = (rank, into)
         wanted[f"{LLAMA}{module}.lora_B.weight"] = (out, rank)
+    if options.weights == "partial":
+        read = {key: value for key, value in tensors.items() if not UNREAD.fullmatch(key)}
+        tensors, seen = completed(read, wanted, name), completed(seen, tower, name)
     wrong = {
         own: misfits(shapes_of(tensors), wanted, UNREAD),
         vision: misfits(shapes_of(seen), tower, re.compile(EVA_UNREAD)),

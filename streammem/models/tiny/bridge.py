@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from streammem.errors import ConfigError
+
 # Legend: B batch, T frames, P patches a frame, V patch width, N = T*P, M memory tokens, D width,
 # L language model width.
 
@@ -55,7 +57,9 @@ class Attention(nn.Module):
 
     Outside training, few queries over a long context are computed in the absorbed form: the key
     projection is applied to the queries and the value projection to what they read, so that the
-    context itself is never projected. Both forms are the same function up to float rounding.
+    context itself is never projected. Both forms are the same function up to float rounding. On
+    CUDA the kernel ``memory_read`` computes it where it can, also in training without dropout:
+    torch has no fused attention of heads as wide as the context.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
@@ -79,9 +83,13 @@ class Attention(nn.Module):
         """
         q = self.query(x)
         readable = None if mask is None else mask[:, None, None, :]
-        # Dropout of attention weights scales the value bias too, hence plain in training.
-        if not self.training and self._absorbed_is_cheaper(x.shape[1], context.shape[1]):
-            return self.out(self._absorbed(q, context, readable))
+        # Dropout of attention weights scales the value bias too, hence plain where there is any.
+        if self._absorbed_is_cheaper(x.shape[1], context.shape[1]) and (
+            not self.training or not self.dropout
+        ):
+            by_kernel = self._is_read_by_kernel(q, context)
+            if by_kernel or not self.training:
+                return self.out(self._absorbed(q, context, mask, by_kernel=by_kernel))
         q = rearrange(q, "b q (h d) -> b h q d", h=self.heads)
         k, v = rearrange(
             self.key_value(context), "b c (two h d) -> two b h c d", two=2, h=self.heads
@@ -101,7 +109,9 @@ class Attention(nn.Module):
         saved_a_row = dim + num_queries - num_queries * heads
         return num_context * saved_a_row > num_queries * dim
 
-    def _absorbed(self, q: Tensor, context: Tensor, readable: Tensor | None) -> Tensor:
+    def _absorbed(
+        self, q: Tensor, context: Tensor, mask: Tensor | None, *, by_kernel: bool
+    ) -> Tensor:
         """Attend with queries [B, Q, D] to a context [B, C, D] that is not projected -> [B, Q, D].
 
         q (W c + b) = (q W) c + q b, and q b, the same for all c, cancels in the softmax; weights
@@ -112,14 +122,41 @@ class Attention(nn.Module):
         key, value = self.key_value.weight.view(2, heads, size, dim)  # [H, d, D] each
         value_bias = self.key_value.bias[dim:]
         q = q.reshape(batch * num_queries, heads, size).transpose(0, 1) @ key  # [H, B*Q, D]
+        if by_kernel:
+            read = self._read(rearrange(q, "h (b q) e -> b q h e", b=batch), context, mask)
+            read = rearrange(read, "b q h e -> h (b q) e") @ value.transpose(1, 2)
+            return rearrange(read, "h (b q) d -> b q (h d)", b=batch) + value_bias
         # One head of the whole width serves all: its queries are (head, query).
         q = rearrange(q, "h (b q) e -> b 1 (h q) e", b=batch)
         context = context[:, None]
+        readable = None if mask is None else mask[:, None, None, :]
         read = F.scaled_dot_product_attention(
             q, context, context, attn_mask=readable, scale=size**-0.5
         )
         read = rearrange(read, "b 1 (h q) e -> h (b q) e", h=heads) @ value.transpose(1, 2)
         return rearrange(read, "h (b q) d -> b q (h d)", b=batch) + value_bias
+
+    def _is_read_by_kernel(self, q: Tensor, context: Tensor) -> bool:
+        from streammem_kernels import ops
+
+        try:
+            form, _ = ops.read_form(q, context.shape[0] * context.shape[1] * self.heads)
+        except ops.KernelError as error:
+            raise ConfigError(str(error)) from error
+        return form == "triton"
+
+    def _read(self, q: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+        """Read [B, C, D], what the mask leaves of it, by queries [B, Q, H, D] -> [B, Q, H, D]."""
+        from streammem_kernels import ops
+
+        batch, rows, dim = context.shape
+        context = context.to(q.dtype)  # autocast leaves a norm's output float32
+        if mask is None:
+            patches = context.reshape(batch * rows, dim)
+            offsets = torch.arange(batch + 1, device=q.device) * rows
+        else:
+            patches, offsets = context[mask], F.pad(mask.sum(1).cumsum(0), (1, 0))
+        return ops.memory_read(q, patches, offsets, scale=(dim // self.heads) ** -0.5)[0]
 
 
 def feed_forward(dim: int, dropout: float) -> nn.Sequential:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streammem.memory.retrieval import DEFAULT_NULL, GumbelNull
+from streammem.memory.retrieval import DEFAULT_NULL, GumbelNull, NameReadout
 from streammem.models.backbones.language import (
     CausalLanguageModel,
     GenerationConfig,
@@ -26,7 +26,7 @@ from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads
 from streammem.models.tiny.bridge import MemoryBridge, empty_memory, update_memory
 from streammem.models.tiny.keys import PictureKey, TextKey
 from streammem.models.tiny.questions import QuestionHead, QuestionReading
-from streammem.models.tiny.words import LEAST_SHOWN, SHOWN, WordsOfTokens
+from streammem.models.tiny.words import LEAST_SHOWN, SHOWN, NamesOfKeys, WordsOfTokens
 from streammem.perception.frames import Perceived, SegmentFrames
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
@@ -34,6 +34,7 @@ from streammem.types import clock
 CAPTION_DECODING = GenerationConfig(max_new_tokens=32)
 MAX_SPEECH = 300  # characters of what was said in a scene that a prompt shows
 ANSWER_DECODING = GenerationConfig(max_new_tokens=64)
+FRAMES_TOGETHER = 32  # on a GPU, whose memory then holds some hundred MB of activations
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,8 @@ class VideoModel:
         name: the preset or folder it was loaded from.
         vision: the frame encoder.
         center: [D] mean frame embedding over photos; subtracting it lowers the cosine of unlike
-            frames, which is high for non-negative features.
+            frames, which is high for non-negative features. On the device of encoder, bridge and
+            picture keys; what they make comes back to the CPU.
         bridge: segment patches to memory tokens.
         picture_key: patches to the key space.
         text_key: sentence embeddings to the key space.
@@ -59,6 +61,7 @@ class VideoModel:
         questions: reads operator and anchor off a question; without it, every one is free.
         words: names things that a segment's tokens show; prompts that answer have them, and
             captions do not.
+        names: reads names of things off visual keys; searches for single things use them.
         open_answers: opens the language model that has learned to answer; called at most once,
             when first asked. Without it the one that captions answers too.
     """
@@ -79,6 +82,7 @@ class VideoModel:
     null: GumbelNull = DEFAULT_NULL
     questions: QuestionHead | None = None
     words: WordsOfTokens | None = None
+    names: NamesOfKeys | None = None
     open_answers: Callable[[], CausalLanguageModel] | None = None
 
     def __post_init__(self) -> None:
@@ -136,15 +140,26 @@ class VideoModel:
 
     @torch.inference_mode()
     def perceive(self, picture: np.ndarray) -> Perceived:
-        """Encode one frame, [H, W, 3] uint8 RGB.
+        """Encode one frame, [H, W, 3] uint8 RGB."""
+        return self.perceive_many([picture])[0]
 
-        One at a time on purpose: on a CPU a batch is no faster, and batches of other sizes round
-        differently, which could move a boundary.
+    @property
+    def most_together(self) -> int:
+        """Frames to be encoded together: many on a GPU, one on the CPU.
+
+        There a batch is no faster, and batches of other sizes round differently, which could move
+        a boundary.
         """
-        features = self.vision.encode([picture])
-        embedding = (features.frame[0] - self.center).float().cpu().numpy()
-        key = self.picture_key(features.patches)[0].float().cpu().numpy()
-        return Perceived(embedding, features.patches[0].half(), key)
+        return 1 if self.center.device.type == "cpu" else FRAMES_TOGETHER
+
+    @torch.inference_mode()
+    def perceive_many(self, pictures: Sequence[np.ndarray]) -> list[Perceived]:
+        """Encode frames of any streams together; see ``BatchPerceiver``."""
+        features = self.vision.encode(pictures)
+        embeddings = (features.frame - self.center).float().cpu().numpy()
+        keys = self.picture_key(features.patches.to(self.center.device)).float().cpu().numpy()
+        patches = features.patches.half().cpu()
+        return [Perceived(*each) for each in zip(embeddings, patches, keys, strict=True)]
 
     def likely_words(self, tokens: Tensor, count: int, least: float = 0.0) -> list[str]:
         """Name what a segment's tokens [M, D] show; see ``WordsOfTokens``. [] where none can be."""
@@ -173,8 +188,10 @@ class VideoModel:
     @torch.inference_mode()
     def encode_frames(self, patches: Sequence[Tensor], times: Sequence[float]) -> Tensor:
         """Read a segment's frames: T patches [P, V], T places in [0, 1] -> tokens [M, D]."""
-        stacked = torch.stack(list(patches)).float()[None]
-        return self.bridge.encode(stacked, torch.tensor([list(times)], dtype=torch.float32))[0]
+        device = self.center.device
+        stacked = torch.stack(list(patches)).to(device).float()[None]
+        places = torch.tensor([list(times)], dtype=torch.float32, device=device)
+        return self.bridge.encode(stacked, places)[0].cpu()
 
     @torch.inference_mode()
     def update_memory(self, memory: Tensor, tokens: Tensor) -> Tensor:
@@ -189,6 +206,10 @@ class VideoModel:
     def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
         """Map sentences to the sentence encoder's own unit rows [N, M] float32."""
         return self.sentences.encode(sentences).cpu().numpy()
+
+    def name_readout(self, description: str) -> NameReadout | None:
+        """Return what reads the thing that a description names off keys; None where none does."""
+        return self.names.readout(description) if self.names else None
 
     def read_question(self, question: str) -> QuestionReading:
         """Read what is asked for, and of what."""
@@ -247,4 +268,4 @@ class VideoModel:
 
     @torch.inference_mode()
     def _visual(self, tokens: Tensor) -> Tensor:
-        return self.bridge.to_language(tokens.float())
+        return self.bridge.to_language(tokens.to(self.center.device).float())

@@ -1,16 +1,22 @@
-"""Names of things that a segment's tokens show, for prompts that answer questions.
+"""Names of things: off a segment's tokens, for prompts that answer; off its keys, for searches.
 
     words = WordsOfTokens(16, 384, ("cup", "knife"))
     words.likely(tokens, 5)  # ["knife"]
+    names = NamesOfKeys(256, ("cup", "knife"), 1000, {"dog": Meaning("", range(151, 269))})
+    names.readout("a dog").odds(entry.visual_keys)
 
-It reads what the memory keeps of a segment, so that it also names what memories of before show.
+They read what the memory keeps of a segment, so that they also name what memories of before show.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from streammem.memory.retrieval import NameReadout, content_words
 
 SHOWN = 5  # words of a segment that a prompt shows, at most
 LEAST_SHOWN = 0.25  # probability of a word that a prompt shows
@@ -60,3 +66,84 @@ class WordsOfTokens(nn.Module):
             for share, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             if share >= least
         ]
+
+
+class Meaning(NamedTuple):
+    """What stands for a name.
+
+    Attributes:
+        word: one of the names of ``WordsOfTokens``; empty without.
+        classes: numbers of the classifier's classes that are such a thing.
+    """
+
+    word: str
+    classes: Sequence[int]
+
+
+class NamesOfKeys(nn.Module):
+    """Reads names of things off visual keys, linearly.
+
+    What it tells of a picture is what two judges would: ``WordsOfTokens``, and the classifier of
+    ImageNet that the frame encoder was made for. It was fitted to their verdicts on photos.
+
+    Args:
+        key_dim: D_key.
+        words: names of ``WordsOfTokens``, in the order of their scores.
+        classes: of the classifier.
+        lexicon: further names, and others for the same; a word is a name without standing here.
+
+    Raises:
+        ValueError: a meaning that there is not.
+    """
+
+    def __init__(
+        self, key_dim: int, words: Sequence[str], classes: int, lexicon: Mapping[str, Meaning]
+    ) -> None:
+        super().__init__()
+        self.lexicon = dict(lexicon)
+        self.words = nn.Linear(key_dim, len(words))
+        self.classes = nn.Linear(key_dim, classes)
+        place = {word: i for i, word in reversed(list(enumerate(words)))}
+        self._meanings: dict[frozenset[str], tuple[int | None, np.ndarray]] = {
+            content_words(word): (i, np.empty(0, np.intp)) for word, i in place.items()
+        }
+        for name, (word, chosen) in self.lexicon.items():
+            if (word and word not in place) or not all(0 <= i < classes for i in chosen):
+                raise ValueError(f"{name}: {word or list(chosen)} is not known")
+            key = content_words(name)
+            number = place[word] if word else self._meanings.get(key, (None,))[0]
+            self._meanings[key] = number, np.array(chosen, np.intp)
+        self._meanings.pop(frozenset(), None)
+
+    def readout(self, description: str) -> NameReadout | None:
+        """Return what reads the thing that a description names off keys.
+
+        None where it names none that is known, or tells more of it.
+        """
+        meaning = self._meanings.get(content_words(description))
+        if meaning is None:
+            return None
+        number, chosen = meaning
+        word = None
+        if number is not None:
+            word = self.words.weight[number].detach().numpy(), float(self.words.bias[number])
+        classes, offsets = self.classes.weight.detach().numpy(), self.classes.bias.detach().numpy()
+        return NameReadout(word, classes, offsets, chosen)
+
+    @torch.no_grad()
+    def fit(self, keys: Tensor, words: Tensor, classes: Tensor, ridge: float = 0.1) -> None:
+        """Fit both judges in closed form, by ridge regression.
+
+        Args:
+            keys: [N, D_key] of pictures.
+            words: [N, W] logits of their tokens.
+            classes: [N, C] logits of the classifier.
+            ridge: added to the squares of the centred keys.
+        """
+        keys = keys.double()
+        centred = keys - keys.mean(0)
+        square = centred.T @ centred + ridge * torch.eye(keys.shape[1], dtype=torch.float64)
+        for readout, logits in ((self.words, words.double()), (self.classes, classes.double())):
+            weight = torch.linalg.solve(square, centred.T @ (logits - logits.mean(0))).T
+            readout.weight.copy_(weight)
+            readout.bias.copy_(logits.mean(0) - weight @ keys.mean(0))

@@ -1,6 +1,6 @@
 """How a Video-LLaMA checkpoint is run: every fault of the parent that we mend is an option here.
 
-The defaults mend. ``PUBLISHED`` is the parent as its demo runs.
+The defaults mend. ``published`` gives the parent as its demo runs.
 """
 
 from dataclasses import dataclass
@@ -39,6 +39,14 @@ class VideoLlamaOptions:
             the pictures it was trained on; ``used`` is 20, by the scale that is stored for sound.
         without_sound: what is reported where sound is missing or fails: a ``notice``, or nothing
             (``silent``).
+        channels: of sound that are heard: all, ``mixed`` to one, or the ``first`` alone, as the
+            parent; the latter of single files only.
+        max_tokens: embeddings of one prompt; the parent has 2000, of which 300 are for the reply.
+        fit: of a prompt that is longer: with ``items`` the weakest evidence is left out until it
+            fits; with ``front`` its beginning is cut off, as the parent does it, so that the
+            system's sentence and the sound go first. A question is never cut by the former.
+        weights: ``whole`` refuses files in which tensors are missing or unknown; ``partial`` takes
+            what there is, as the parent: the rest is untrained, and a warning lists it.
         heads: of the picture tower, which no published file gives.
         reader_heads: of the Q-Formers, likewise.
         sound_heads: of the audio trunk, likewise.
@@ -58,6 +66,10 @@ class VideoLlamaOptions:
     clip_means: Literal["own", "in_place"] = "own"
     sound_scale: Literal["trained", "used"] = "trained"
     without_sound: Literal["notice", "silent"] = "notice"
+    channels: Literal["mixed", "first"] = "mixed"
+    max_tokens: int = 1700
+    fit: Literal["items", "front"] = "items"
+    weights: Literal["whole", "partial"] = "whole"
     heads: int = 16
     reader_heads: int = 12
     sound_heads: int = 12
@@ -77,8 +89,12 @@ class VideoLlamaOptions:
 
 
 def published(parent: str, chat: Chat = "llama2") -> VideoLlamaOptions:
-    """Return the options of the parent's demo; ``parent`` is the folder of its source files."""
+    """Return the options of the parent's demo; ``parent`` is the folder of its source files.
+
+    Files that are not whole are refused all the same: nothing can be compared with them.
+    """
     return VideoLlamaOptions(
         chat=chat, words="published", parent=parent, cuts="whole", reach="floor",
         clip_reach="floor", clip_means="in_place", sound_scale="used", without_sound="silent",
+        channels="first", fit="front",
     )  # fmt: skip

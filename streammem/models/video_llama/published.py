@@ -8,6 +8,7 @@ the published one does. Nothing is downloaded.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,9 +25,17 @@ from streammem.models.backbones.imagebind import (
 )
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.qformer import QFORMER_UNREAD, QFormer, QFormerConfig
-from streammem.models.backbones.torch_files import misfits, read_torch
+from streammem.models.backbones.torch_files import (
+    completed,
+    filled,
+    layers_of,
+    misfits,
+    read_torch,
+    shapes_of,
+    size_of,
+)
 from streammem.models.backbones.transformers_files import unusable
-from streammem.models.published import FRESH, PublishedFile, dtype_of, local_file, shapes_of
+from streammem.models.published import FRESH, PublishedFile, dtype_of, local_file
 from streammem.models.tiny.model import VideoModel
 from streammem.models.video_llama.branches import (
     FRAME_READER,
@@ -104,6 +113,9 @@ def open_model(
         for branch in branches
         for published, own in branch.published().items()
     }
+    if options.weights == "partial":
+        read = {key: value for key, value in tensors.items() if not UNREAD.fullmatch(key)}
+        tensors = completed(read, wanted, name)
     found = shapes_of(tensors)
     if not sound:  # a checkpoint of both branches may be used for its pictures
         found = {key: shape for key, shape in found.items() if not key.startswith("audio_")}
@@ -212,20 +224,17 @@ def open_vision(said: VideoLlamaFile, *, device: str = "cpu") -> ImageBindVision
         out = tensors["modality_heads.vision.2.weight"].shape[0]
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path}: has no branch of pictures ({error})") from error
-    blocks = {name[len(first) :].partition(".")[0] for name in tensors if name.startswith(first)}
     heads = said.options.sound_heads if width != VISION.width else VISION.heads
     config = ImageBindVisionConfig(
-        width, len(blocks), heads, mlp, out, patch * round(places**0.5), patch
+        width, layers_of(tensors, first, 0), heads, mlp, out, patch * round(places**0.5), patch
     )
     with torch.device("meta"):
         eyes = ImageBindVision(config)
-    state = eyes.state_dict()
-    wanted = shapes_of(state)
-    if wrong := misfits(shapes_of(tensors), wanted, re.compile("modality_postprocessors.*")):
-        raise CheckpointError(f"{path}: not a whole branch of pictures ({wrong})")
-    dtype = dtype_of("auto", device)
-    eyes.load_state_dict({n: tensors[n].to(device, dtype) for n in wanted}, assign=True)
-    return eyes.eval().requires_grad_(False)
+    return filled(
+        eyes, tensors, f"{path}: not a whole branch of pictures",
+        ignored=re.compile("modality_postprocessors.*"), device=device,
+        dtype=dtype_of("auto", device),
+    )  # fmt: skip
 
 
 def sizes_of(
@@ -236,20 +245,12 @@ def sizes_of(
     Raises:
         ConfigError: numbers of heads that do not divide a width.
     """
-
-    def size(name: str, axis: int, default: int) -> int:
-        value = tensors.get(name)
-        return value.shape[axis] if value is not None and value.ndim > axis else default
-
-    def layers(prefix: str, default: int) -> int:
-        found = re.compile(rf"{re.escape(prefix)}(\d+)\..*")
-        numbers = [int(match[1]) for key in tensors if (match := found.fullmatch(key))]
-        return max(numbers) + 1 if numbers else default
+    size = partial(size_of, tensors)
 
     def reader(module: str, queries: str, published: QFormerConfig) -> QFormerConfig:
         at = f"{module}.bert.encoder.layer."
         return QFormerConfig(
-            layers=layers(at, published.layers),
+            layers=layers_of(tensors, at, published.layers),
             every=published.every,
             queries=size(queries, 1, published.queries),
             reads=size(f"{at}0.crossattention.self.key.weight", 1, published.reads),

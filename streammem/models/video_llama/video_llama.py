@@ -88,7 +88,9 @@ class VideoLlama(PublishedModel):
     def session_options(self) -> dict[str, Any]:
         """Options of ``SessionConfig`` that it has otherwise."""
         return super().session_options | (
-            {"sound": self.options.without_sound} if self.sound else {}
+            {"sound": self.options.without_sound, "channels": self.options.channels}
+            if self.sound
+            else {}
         )
 
     @property
@@ -141,22 +143,30 @@ class VideoLlama(PublishedModel):
     def hear(self, sound: SceneSound) -> Tensor | None:
         """Read clips of a scene's sound, evenly over it: [C, E]; None where there is none.
 
-        A clip that lies behind the end of the sound is the one before it.
+        A clip that lies behind the end of the sound is the one before it; one that has none while
+        a later one has some is silence.
         """
         assert self.sound
         samples = round(sound.duration * RATE)
         count = self.sound.sizes.positions
         starts = clip_starts(samples, to_end=self.options.clip_reach == "end", count=count)
-        if self.options.clip_means == "own":
+        own = self.options.clip_means == "own"
+        if own:
             clips = [torch.from_numpy(sound.read(start / RATE, CLIP_S)) for start in starts]
-            made = [spectrogram(clip) for clip in clips if len(clip) >= MIN_CLIP]
         else:
-            whole, made = torch.from_numpy(sound.read(0.0, sound.duration)), []
-            for start in starts:
-                clip = whole[start : start + round(CLIP_S * RATE)]
-                if len(clip) >= MIN_CLIP:
-                    clip -= clip.mean()  # also in those that overlap it and come later
-                    made.append(spectrogram(clip, mean=0.0))
+            whole = torch.from_numpy(sound.read(0.0, sound.duration))
+            clips = [whole[start : start + round(CLIP_S * RATE)] for start in starts]
+        while clips and len(clips[-1]) < MIN_CLIP:
+            clips.pop()
+        made = []
+        for clip in clips:
+            if len(clip) < MIN_CLIP:
+                clip = torch.zeros(round(CLIP_S * RATE))
+            if own:
+                made.append(spectrogram(clip))
+            else:
+                clip -= clip.mean()  # also in those that overlap it and come later
+                made.append(spectrogram(clip, mean=0.0))
         made += made[-1:] * (count - len(made))
         return self.sound.clips(made).cpu() if made else None
 
@@ -174,8 +184,24 @@ class VideoLlama(PublishedModel):
         """
         return self._prompt(items, question, zero=0.0)
 
-    @torch.inference_mode()
     def _prompt(self, items: Sequence[EvidenceItem], request: str, *, zero: float) -> Prompt:
+        """Build a prompt that has room, see ``VideoLlamaOptions.fit``."""
+        most, left = self.options.max_tokens, list(items)
+        while True:
+            prompt = self._prompt_of(left, request, zero=zero)
+            if sum(map(self._length, prompt)) <= most:
+                return prompt
+            if self.options.fit == "front":
+                return [self.language.embed(prompt)[-most:]]
+            if not left:
+                return prompt
+            left.pop(min(range(len(left)), key=lambda place: left[place].score))
+
+    def _length(self, part: Any) -> int:
+        return len(self.language.text_ids(part)) if isinstance(part, str) else len(part)
+
+    @torch.inference_mode()
+    def _prompt_of(self, items: Sequence[EvidenceItem], request: str, *, zero: float) -> Prompt:
         # 1. What is shown: each item's frames; captions of those that have none any more.
         shown, told = list[tuple[EvidenceItem, Kept]](), ""
         for item in items:

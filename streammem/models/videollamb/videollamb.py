@@ -96,15 +96,17 @@ class VideoLLaMB(PublishedModel):
     # -- the frame-rate path --
 
     @torch.inference_mode()
-    def perceive(self, picture: np.ndarray) -> Perceived:
-        """See one frame; see ``PublishedModel``."""
-        seen = super().perceive(picture)
+    def perceive_many(self, pictures: Sequence[np.ndarray]) -> list[Perceived]:
+        """See frames; see ``PublishedModel``."""
+        seen = super().perceive_many(pictures)
         if self.options.scene_features == "keys":
             return seen
-        assert seen.patches is not None
-        return seen._replace(
-            embedding=self.image_tower(seen.patches[None])[0, 0].float().cpu().numpy()
-        )
+        shown = torch.stack([each.patches for each in seen])
+        embeddings = self.image_tower(shown)[:, 0].float().cpu().numpy()
+        return [
+            each._replace(embedding=embedding)
+            for each, embedding in zip(seen, embeddings, strict=True)
+        ]
 
     def pixels(self, picture: np.ndarray) -> Tensor:
         """Crop a picture as ``options.shrink`` says."""

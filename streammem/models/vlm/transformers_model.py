@@ -12,7 +12,7 @@ import logging
 from collections.abc import Generator as Steps
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, cast, get_args, get_type_hints
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, Cache
+from transformers import AutoConfig, AutoModelForImageTextToText, Cache
 from transformers import GenerationConfig as TransformersDecoding
 
 from streammem.config import override
@@ -34,7 +34,8 @@ from streammem.models.backbones.language import (
     Reply,
 )
 from streammem.models.backbones.sampling import penalised, pick
-from streammem.models.backbones.transformers_files import attention_choice
+from streammem.models.backbones.static_decoding import CachePool, StaticRun, has_static_cache
+from streammem.models.backbones.transformers_files import attention_choice, quantization
 from streammem.models.backbones.weights import check_complete
 from streammem.models.once import once, opening
 from streammem.models.protocols import EvidenceItem, Reads
@@ -69,8 +70,9 @@ class TransformersOptions:
         batch: scenes that are captioned together, >= 1; 0 takes 1 on a CPU and 8 elsewhere. In a
             batch the last bit of a logit may differ: of two equally likely words a caption may
             then take the other.
-        cache: of transformers' generation, such as ``static`` or ``quantized``; empty takes the
-            model's own.
+        cache: ``static`` is ours, whose steps are CUDA graphs on CUDA; anything else goes to
+            transformers, such as ``dynamic`` or ``quantized``. Empty takes ``static`` on CUDA for
+            models all of whose layers attend to everything, and the model's own elsewhere.
         max_new_tokens: of a caption.
         instruction: what a caption is asked by; empty takes ``prompts.CAPTION_REQUEST``.
         image: options of the model's image processor, over those of its file.
@@ -120,7 +122,7 @@ class TransformersGenerator:
     """
 
     def __init__(self, name: str, folder: Path, device: str, options: TransformersOptions) -> None:
-        _check_quantize(name, options, device)
+        quantization(options.quantize, device)  # refuses what cannot run before anything is read
         self.name, self._options = name, options
         self._device = device
         try:
@@ -279,7 +281,10 @@ class TransformersGenerator:
         """Run ``_continue``; a prompt that the device has no room for is told as that."""
         try:
             inputs = self._inputs(prompts)
-            yield from self._generate(inputs, decoding, custom_generate=_continue)
+            pool = self._open_model().pool
+            yield from self._generate(
+                inputs, decoding, custom_generate=partial(_continue, pool=pool)
+            )
         except torch.OutOfMemoryError as error:
             raise BackboneError(
                 f"{self.name}: {self._device} has no room for {len(prompts)} prompts at a time; "
@@ -292,7 +297,9 @@ class TransformersGenerator:
         return self._text(ids.tolist()).strip()
 
     def _generate(self, inputs: Any, decoding: GenerationConfig, **how: Any) -> Any:
-        stop = sorted(self._stop_ids)
+        stop, opened = sorted(self._stop_ids), self._open_model()
+        # Our own takes over behind the prompt, which transformers reads into its usual one.
+        is_ours = opened.pool and "custom_generate" in how
         config = TransformersDecoding(
             max_new_tokens=decoding.max_new_tokens,
             num_beams=decoding.num_beams,
@@ -302,9 +309,9 @@ class TransformersGenerator:
             do_sample=False,
             eos_token_id=stop or None,
             pad_token_id=self._chat.processor.tokenizer.pad_token_id,
-            cache_implementation=self._options.cache or None,
+            cache_implementation=None if is_ours else self._options.cache or None,
         )
-        return self._open_model().model.generate(**inputs, generation_config=config, **how)
+        return opened.model.generate(**inputs, generation_config=config, **how)
 
     def _inputs(self, prompts: Sequence[PicturePrompt]) -> Any:
         model = self._open_model().model
@@ -339,6 +346,7 @@ class Row:
 class _Opened:
     model: Any
     stop_ids: frozenset[int]
+    pool: CachePool | None  # where steps are over our static caches
 
 
 def open_generator(
@@ -382,12 +390,18 @@ def _on_lines(parts: Sequence[str | np.ndarray]) -> Prompt:
 
 
 def _continue(
-    model: Any, input_ids: Tensor, *, generation_config: Any, **kwargs: Any
+    model: Any,
+    input_ids: Tensor,
+    *,
+    generation_config: Any,
+    pool: CachePool | None = None,
+    **kwargs: Any,
 ) -> Steps[Tensor, Tensor, None]:
     """Yield the logits [B, V] of the next token of each row, and take the tokens to go on with.
 
     ``generate`` calls it once it has made positions, mask and cache. If N times as many tokens
-    come as there are rows, each row goes on N times.
+    come as there are rows, each row goes on N times. With a pool, all that comes behind the prompt
+    is read into one of its caches.
     """
     for unused in ("logits_processor", "stopping_criteria", "synced_gpus", "streamer"):
         kwargs.pop(unused, None)
@@ -395,12 +409,46 @@ def _continue(
     while True:
         outputs = model(**fed, return_dict=True)
         kwargs = model._update_model_kwargs_for_generation(outputs, kwargs)
-        tokens = yield outputs.logits[:, -1].float()
+        logits = outputs.logits[:, -1].float()
+        tokens = yield logits
+        if pool:
+            room = generation_config.max_new_tokens
+            yield from _continue_static(pool, model, input_ids, logits, tokens, room, kwargs)
+            return
         if (times := len(tokens) // len(input_ids)) > 1:
             _repeat(kwargs, len(input_ids), times, input_ids.device)
             input_ids = input_ids.repeat_interleave(times, dim=0)
         input_ids = torch.cat([input_ids, tokens.to(input_ids)[:, None]], dim=1)
         fed = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **kwargs)
+
+
+def _continue_static(
+    pool: CachePool,
+    model: Any,
+    input_ids: Tensor,
+    logits: Tensor,
+    tokens: Tensor,
+    room: int,
+    kwargs: dict[str, Any],
+) -> Steps[Tensor, Tensor, None]:
+    """Go on as ``_continue`` does behind a prompt, by steps of one shape."""
+    (cache,) = (value for value in kwargs.values() if isinstance(value, Cache))
+    layers: list[Any] = [(layer.keys, layer.values) for layer in cast(Any, cache.layers)]
+    count, length = len(input_ids), layers[0][0].shape[2]
+    mask = kwargs.get("attention_mask")  # None where nothing is padded
+    readable = input_ids.new_ones(count, length) if mask is None else mask[:, :length]
+    # The model's own positions of the next token, on as many axes as it has.
+    longer = torch.cat([input_ids, tokens[:: len(tokens) // count].to(input_ids)[:, None]], dim=1)
+    fed = model.prepare_inputs_for_generation(longer, next_sequence_length=1, **kwargs)
+    places = fed.get("position_ids")
+    places = readable.sum(1) if places is None else places[..., -1]
+    times = len(tokens) // count
+    run = StaticRun(pool, layers, readable.bool(), places, logits, room, times)
+    if times > 1:
+        run.take(torch.arange(count).repeat_interleave(times))
+    while True:
+        run.feed(tokens)
+        tokens = yield run.logits
 
 
 def _repeat(kwargs: dict[str, Any], num_rows: int, times: int, device: torch.device) -> None:
@@ -429,10 +477,7 @@ def _open_model(
     if options.device_map:
         where["device_map"] = options.device_map
     if options.quantize != "none":
-        how: dict[str, Any] = {f"load_in_{options.quantize}": True}
-        if options.quantize == "4bit":
-            how["bnb_4bit_compute_dtype"] = torch.bfloat16
-        where["quantization_config"] = BitsAndBytesConfig(**how)
+        where["quantization_config"] = quantization(options.quantize, device)
         where.setdefault("device_map", {"": device})
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -456,7 +501,14 @@ def _open_model(
     stop = [*(ends if isinstance(ends, list) else [ends]), chat.processor.tokenizer.eos_token_id]
     # Penalties that come with a model would make a batch write other words than a stream.
     model.generation_config = TransformersDecoding()
-    return _Opened(model.eval().requires_grad_(False), frozenset(i for i in stop if i is not None))
+    # A model spread over devices has caches on each of them.
+    is_static = options.cache == "static" or (not options.cache and "cuda" in device)
+    is_static = is_static and not options.device_map and has_static_cache(model)
+    return _Opened(
+        model.eval().requires_grad_(False),
+        frozenset(i for i in stop if i is not None),
+        CachePool(model) if is_static else None,
+    )
 
 
 def _context(
@@ -478,15 +530,6 @@ def _context(
         raise BackboneError(f"{name}: a picture takes {each} tokens, its context is {context}")
     log.info("%s: %d tokens a picture, %d pictures a prompt", name, each, count)
     return context, count
-
-
-def _check_quantize(name: str, options: TransformersOptions, device: str) -> None:
-    if options.quantize == "none":
-        return
-    if "cuda" not in device:
-        raise ConfigError(f"quantize={options.quantize}: needs --device cuda, not {device}")
-    if find_spec("bitsandbytes") is None:
-        raise BackboneError(f"{name}: quantize needs bitsandbytes; pip install bitsandbytes")
 
 
 def _unusable(name: str, error: Exception) -> BackboneError:

@@ -1,6 +1,8 @@
-// The addresses of the page: #/ lists sessions and memories, #/session/ID and #/memory/NAME show one.
+// The addresses of the page: #/ lists sessions and memories, #/session/ID and #/memory/NAME show one,
+// #/memory/NAME/SEGMENT a moment of it, #/archive shows all memories at once.
 
 import { ask, banner, el } from "./api.js";
+import { archive } from "./archive.js";
 import { home } from "./home.js";
 import { view } from "./view.js";
 
@@ -13,11 +15,12 @@ async function show() {
   close = () => {};
   banner();
   main.replaceChildren(el("p", { class: "muted" }, "Loading…"));
-  const [, kind, name] = location.hash.replace(/^#/, "").split("/");
+  const [, kind, name, moment] = location.hash.replace(/^#/, "").split("/");
   const about = await ask("watch/about").catch(() => ({ words: "", alerts: "", memories: false }));
+  const all = kind === "archive" || (about.archive && !location.hash);
   const made = kind === "session" || kind === "memory"
-    ? view(main, kind, decodeURIComponent(name || ""), about)
-    : home(main, about);
+    ? view(main, kind, decodeURIComponent(name || ""), about, moment)
+    : all ? archive(main, about) : home(main, about);
   close = made.close;
 }
 

@@ -18,7 +18,7 @@ export function home(main, about) {
       el("div", { class: "row" }, el("label", { class: "alone" }, "A file: ", file), sent,
         el("button", { id: "webcam", onclick: openWebcam }, "Use the webcam"))),
     el("h2", {}, "Watched now"), sessions,
-    el("h2", {}, "Remembered"), memories,
+    el("h2", {}, "Remembered"), about.memories ? el("p", {}, el("a", { href: "#/archive", id: "all" }, "All of them at once: cameras and their timeline")) : null, memories,
   );
   file.addEventListener("change", () => file.files[0] && upload(file.files[0]));
   document.title = "streammem";
@@ -119,13 +119,13 @@ export function home(main, about) {
     const url = memory.url;
     const span = memory.wall_start ? `${wall(memory.wall_start)} to ${wall(memory.wall_end)}`
       : memory.end === null ? "empty" : `${clock(memory.start)} to ${clock(memory.end)}`;
-    const about = memory.error || `${span} · ${memory.segments} scenes · ${bytes(memory.bytes)}`;
+    const text = memory.error || `${span} · ${memory.segments} scenes · ${bytes(memory.bytes)}`;
     return el("li", { class: "card" }, el("div", { class: "in" },
       el("a", { href: `#/memory/${encodeURIComponent(memory.id)}` }, memory.id),
-      el("span", { class: memory.error ? "bad" : "muted" }, about),
+      el("span", { class: memory.error ? "bad" : "muted" }, text),
       el("span", { class: "muted" }, memory.sources.slice(0, 3).join(", ")
         + (memory.sources.length > 3 ? ` and ${memory.sources.length - 3} more` : "")),
-      el("div", { class: "row" },
+      about.archive ? null : el("div", { class: "row" },
         el("button", { onclick: async () => {
           const name = prompt("What shall it be called?", memory.id);
           if (name?.trim()) await done(ask(url, { method: "PATCH", body: { name: name.trim() } }));

@@ -7,8 +7,8 @@ const EXAMPLES = ["What is shown?", "What happens first?", "When is a person the
 
 export class Talk {
   /**
-   * `place` has the URL of the session or memory and whether it has its video; `onPlace(item)` is
-   * called with the evidence that was chosen.
+   * `place` has the URL of the session or memory and whether it has its video, or `all` where it
+   * stands for all memories; `onPlace(item)` is called with the evidence that was chosen.
    */
   constructor(place, about, onPlace) {
     this.place = place;
@@ -50,20 +50,13 @@ export class Talk {
     const question = text.trim();
     if (!question || this.busy) return;
     this.busy = this.send.disabled = true;
-    const turn = { question, text: "", at: Date.now() };
     const words = el("p", { class: "a" }, "…");
     const waiting = el("div", { class: "turn" }, el("div", { class: "q" }, question), words);
     this.list.prepend(waiting);
     this.examples.classList.add("hidden");
     try {
-      const reply = await request(`${this.place.url}/questions`, { body: { question, stream: true } });
-      for await (const { kind, content } of events(reply)) {
-        if (kind === "text") { turn.text += content.text; words.textContent = turn.text; }
-        if (kind === "answer") Object.assign(turn, content);
-        if (kind === "error") throw new Error(content.error.message);
-      }
+      this.turns.push(...(this.place.all ? await this.askAll(question) : [await this.askOne(question, words)]));
       this.question.value = "";
-      this.turns.push(turn);
       this.keep();
       this.show();
     } catch (error) {
@@ -72,6 +65,28 @@ export class Talk {
     } finally {
       this.busy = this.send.disabled = false;
     }
+  }
+
+  /** Return the turn of one session or memory; `words` shows the answer as it comes. */
+  async askOne(question, words) {
+    const turn = { question, text: "", at: Date.now() };
+    const reply = await request(`${this.place.url}/questions`, { body: { question, stream: true } });
+    for await (const { kind, content } of events(reply)) {
+      if (kind === "text") { turn.text += content.text; words.textContent = turn.text; }
+      if (kind === "answer") Object.assign(turn, content);
+      if (kind === "error") throw new Error(content.error.message);
+    }
+    return turn;
+  }
+
+  /** Return a turn of each memory that answers; the last one, which is shown first, is the best. */
+  async askAll(question) {
+    const { answers, asked, failed } = await ask(`${this.place.url}/questions`, { body: { question } });
+    const among = `${asked} memories were asked${failed.length ? `; not opened: ${failed.join(", ")}` : ""}`;
+    return answers.reverse().map((answer) => ({
+      ...answer, question: `${answer.memory}: ${question}`, among, at: Date.now(),
+      evidence: answer.evidence.map((item) => ({ ...item, memory: answer.memory })),
+    }));
   }
 
   async search() {
@@ -96,6 +111,7 @@ export class Talk {
     return el("div", { class: "turn" },
       el("div", { class: "q" }, turn.question),
       el("p", { class: "a" }, [turn.text, turn.remark].filter(Boolean).join("\n")),
+      turn.among ? el("p", { class: "muted" }, turn.among) : null,
       turn.looked_at ? el("p", { class: "muted" }, `looked at ${turn.looked_at}`) : null,
       seen ? el("p", { class: "muted" }, seen) : null,
       evidence.length ? el("div", { class: "strip evidence" }, ...evidence.map((item) => this.card(item))) : null,
@@ -113,6 +129,7 @@ export class Talk {
     } }, "▶ Clip") : null;
     return el("div", { class: "shot-card" }, holder,
       el("div", { class: "row" }, el("button", { class: "plain place", "data-start": item.start, title: wall(item.wall_start), onclick: () => this.onPlace(item) }, times(item)), play),
+      item.memory ? el("span", { class: "muted" }, item.memory) : null,
       el("span", { class: "words" }, item.caption || item.speech || ""),
       el("span", { class: "muted" }, `${Math.round(item.score * 100)} % by ${item.matched}`));
   }
@@ -122,7 +139,7 @@ function times(item) { return `${clock(item.start, true)}–${clock(item.end, tr
 
 function asText(turn) {
   const lines = (turn.evidence || []).map((item) =>
-    `- ${times(item)}${item.wall_start ? ` (${wall(item.wall_start)})` : ""} ${item.source} ${item.caption || ""}`.trimEnd());
+    `- ${times(item)}${item.wall_start ? ` (${wall(item.wall_start)})` : ""} ${item.memory ?? item.source} ${item.caption || ""}`.trimEnd());
   return [turn.question, turn.text, turn.remark, ...lines].filter(Boolean).join("\n");
 }
 

@@ -2,14 +2,17 @@
 
 import { ask, banner, clock, el, wall } from "./api.js";
 import { capturing, stop as stopCapture } from "./capture.js";
+import { DayView } from "./day.js";
 import { stateText } from "./home.js";
+import { PlanView } from "./plan.js";
 import { Talk } from "./talk.js";
 import { Timeline } from "./timeline.js";
 import { Transcript } from "./transcript.js";
 
 const PAGE = 1000, TICK_MS = 1000, MEMORY_MS = 20000, MAX_ALERTS = 8;
 
-export function view(main, kind, name, about) {
+/** Show a session or memory; `moment` is the number of a scene to begin with. */
+export function view(main, kind, name, about, moment) {
   const url = `v1/${kind === "session" ? "sessions" : "memories"}/${encodeURIComponent(name)}`;
   let over = false, timer = 0, stream = null;
   let info = null, parts = null;
@@ -45,6 +48,12 @@ export function view(main, kind, name, about) {
     } catch (error) {
       return failed(error);
     }
+    if (moment !== undefined && scenes.has(Number(moment))) {
+      const scene = scenes.get(Number(moment));
+      render();
+      place({ start: scene.start, source: scene.source, id: scene.id });
+    }
+    moment = undefined; // loaded again, it stays where the visitor is
     if (kind === "session") follow(0);
     tick();
     return undefined;
@@ -92,7 +101,7 @@ export function view(main, kind, name, about) {
 
   function follow(position) {
     stream = new EventSource(`${info.url}/events?position=${position}`);
-    for (const type of ["segment", "caption", "note", "alert", "warning"]) {
+    for (const type of ["segment", "caption", "note", "alert", "plan", "warning"]) {
       stream.addEventListener(type, (sent) => happened(JSON.parse(sent.data), Number(sent.lastEventId)));
     }
     stream.onerror = () => {
@@ -120,6 +129,8 @@ export function view(main, kind, name, about) {
       if (alerts.some((known) => known.start === event.time && known.text === event.query)) return;
       alerts.push({ start: event.time, text: event.query, score: event.score, wall: event.wall_start });
       parts.alerts.add(event);
+    } else if (event.type === "plan") {
+      parts.plan.changed(event);
     } else if (event.type === "warning") {
       parts.notices.prepend(el("li", {}, event.message));
       parts.noticeBox.classList.remove("hidden");
@@ -155,6 +166,7 @@ export function view(main, kind, name, about) {
     parts.transcript.set(lines, added);
     added = 0;
     sources();
+    parts.day.offer(last?.wall_start);
     const mine = order.map((id) => scenes.get(id)).filter((scene) => scene.source === source);
     mine.sort((a, b) => a.start - b.start);
     parts.timeline.set(mine.map((scene) => ({ id: scene.id, start: scene.start, end: scene.end, wall: scene.wall_start, text: scene.text, keyframe: `${info.url}/keyframes/${scene.id}` })), alerts, [...notes.values()].filter((note) => note.source === source));
@@ -215,6 +227,7 @@ export function view(main, kind, name, about) {
       if (known) parts.progress.value = Math.min(1, (info.time || 0) / info.duration);
       parts.transcript.live = info.state === "watching";
       parts.alerts.set(info.alerts);
+      parts.plan.following(info.plan);
       parts.webcam.classList.toggle("hidden", capturing() !== info.id);
     } else {
       parts.state.textContent = info.wall_start ? `${wall(info.wall_start)} to ${wall(info.wall_end)}` : `${info.segments} scenes`;
@@ -235,6 +248,8 @@ export function view(main, kind, name, about) {
     made.transcript.fromEnd = kind === "memory";
     made.talk = new Talk({ url: info.url, video: kind === "session" && info.video }, about, (item) => place(item));
     made.alerts = alertBox();
+    made.plan = new PlanView({ url: info.url, follows: kind === "session" }, (item) => place({ source, ...item }));
+    made.day = new DayView({ url: info.url }, (item) => place(item));
     made.notices = el("ul", { class: "plain", id: "notices" });
     made.noticeBox = el("details", { class: "hidden" }, el("summary", {}, "Warnings"), made.notices);
     made.pick = el("select", { class: "hidden", id: "source", "aria-label": "Source on the timeline", onchange: (event) => { source = event.target.value; changed(); } });
@@ -243,11 +258,11 @@ export function view(main, kind, name, about) {
         el("a", { href: `${info.url}/export?format=${form}${more}`, download: true }, text)));
     main.replaceChildren(
       el("div", { class: "head" },
-        el("a", { href: "#/", id: "back" }, "← All videos"), made.title, made.progress, made.state, made.webcam,
+        el("a", { href: about.archive ? "#/archive" : "#/", id: "back" }, about.archive ? "← All cameras" : "← All videos"), made.title, made.progress, made.state, made.webcam,
         kind === "session" ? el("button", { id: "end", class: "bad", onclick: end }, "Close") : null),
       el("div", { class: "view" },
         el("div", {}, made.screen.node, made.pick, made.timeline.node, made.talk.node),
-        el("div", { class: "side" }, made.transcript.node, kind === "session" ? made.alerts.node : null, made.noticeBox, downloads)));
+        el("div", { class: "side" }, made.transcript.node, made.plan.node, made.day.node, kind === "session" ? made.alerts.node : null, made.noticeBox, downloads)));
     return made;
   }
 

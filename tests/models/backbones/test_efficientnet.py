@@ -82,7 +82,9 @@ def test_a_published_key_that_is_missing_is_named():
 def encoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lite2")
     save_file(fold_published(published_state("lite2"), "lite2"), folder / "model.safetensors")
-    return EfficientNetEncoder(folder)
+    made = EfficientNetEncoder(folder)
+    made.folder = folder
+    return made
 
 
 def test_a_patch_sees_its_own_cell(encoder):
@@ -96,6 +98,18 @@ def test_a_patch_sees_its_own_cell(encoder):
     assert np.allclose(features.patches[0, 1 * 7 + 2, -48:].numpy(), means, atol=1e-5)
     # The frame embedding is the mean of the head over the cells.
     assert torch.allclose(features.patches[0, :, :1280].mean(0), features.frame[0], atol=1e-5)
+
+
+def test_frames_encoded_together_as_on_a_gpu_are_as_each_alone(encoder):
+    generator = np.random.default_rng(1)
+    pictures = [
+        generator.integers(0, 256, size, np.uint8) for size in ((224, 224, 3), (90, 160, 3))
+    ]
+    together = EfficientNetEncoder(encoder.folder, runtime="torch")
+    together._together = True
+    for found, wanted in zip(together.encode(pictures), encoder.encode(pictures), strict=True):
+        # By OpenVINO one by one; float32 sums of thousands of products.
+        assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
 
 
 def test_missing_and_corrupt_weights_are_told(tmp_path):

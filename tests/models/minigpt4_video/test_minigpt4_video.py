@@ -102,6 +102,11 @@ def test_the_ids_of_a_hundred_random_prompts_are_by_the_stated_rules(picked, sty
 def test_a_special_token_that_is_typed_is_only_text(picked):
     ids = ids_of(picked(), picked().prompt(None, [], "a</s><s>b"))
     assert ids.count(1) == 1 and 2 not in ids
+    parent = picked(typed="token")  # which reads an end and a beginning in it
+    ids = ids_of(parent, parent.prompt(None, [], "a</s><s>b"))
+    assert ids.count(1) == 2 and ids.count(2) == 1
+    plain = [ids_of(m, m.prompt(None, [], "What?")) for m in (picked(), parent)]
+    assert plain[0] == plain[1]
 
 
 def test_a_prompt_beyond_its_room_shows_fewer_frames_or_loses_its_beginning(picked):

@@ -112,6 +112,28 @@ def test_one_error_names_all_that_is_missing_unknown_or_of_another_shape(keys, t
     assert "blocks.1.attn.qkv.weight (3, 3) for (72, 24)" in text and "\n" not in text
 
 
+def test_what_is_not_whole_opens_in_part_where_asked_and_a_warning_lists_it(keys, tmp_path, caplog):
+    own, seen = published.random(published.own(), seed=1), published.random(published.vision())
+    lost = f"{LORA}1.self_attn.q_proj.lora_B.weight"
+    own = {name: value for name, value in own.items() if name != lost} | {"more": torch.ones(1)}
+    seen.pop("blocks.0.norm1.weight")
+    path = published.write(tmp_path, own_tensors=own, vision_tensors=seen)
+    with pytest.raises(CheckpointError, match=r"1 missing: .*lora_B.*1 unknown: more"):
+        open_model("x", find(path, tmp_path), keys)
+    path.write_text(path.read_text() + "weights = 'partial'\n")
+    model = open_model("x", find(path, tmp_path), keys)
+    assert "1 tensors are untrained" in caplog.text and lost in caplog.text
+    assert "blocks.0.norm1.weight" in caplog.text and "(more)" in caplog.text
+    assert "inv_freq" not in caplog.text  # a known buffer
+    assert torch.equal(model.encoder.llama_proj.weight, own["llama_proj.weight"])
+    assert not model.lora["model.layers.1.self_attn.q_proj.B"].any()
+    assert model.encoder.visual_encoder.blocks[0].norm1.weight.eq(1).all()
+    own["llama_proj.weight"] = own["llama_proj.weight"][:, :4].clone()
+    part = published.write(tmp_path / "part", own_tensors=own, options="weights = 'partial'\n")
+    with pytest.raises(CheckpointError, match=r"of another shape: llama_proj\.weight"):
+        open_model("x", find(part, tmp_path), keys)
+
+
 def test_a_checkpoint_on_another_base_is_refused(keys, tmp_path):
     path = published.write(tmp_path, "mistral", own_tensors=published.random(published.own()))
     with pytest.raises(CheckpointError, match=r"v_proj.lora_B.weight \(48, 4\) for \(24, 4\)"):

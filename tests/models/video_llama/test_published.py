@@ -63,6 +63,24 @@ def test_one_error_names_all_that_is_missing_unknown_or_of_another_shape(files, 
     assert "\n" not in text and all(file in text for file in list(files)[:4])
 
 
+@pytest.mark.heavy
+def test_what_is_not_whole_opens_in_part_where_asked_and_a_warning_lists_it(
+    files, keys, tmp_path, caplog
+):
+    lost = "video_Qformer.bert.encoder.layer.0.attention.self.query.weight"
+    part = {name: value for name, value in files["pictures.pth"].items() if name != lost}
+    place = published.write(tmp_path, files | {"pictures.pth": part | {"more": torch.ones(1)}})
+    said = find(published.toml(place), checkpoint.CONFIGS)
+    with pytest.raises(CheckpointError, match=f"1 missing: {lost}; 1 unknown: more"):
+        open_model("x", said, keys)
+    said = find(published.toml(place, weights="partial"), checkpoint.CONFIGS)
+    model = open_model("x", said, keys)
+    assert f"1 tensors are untrained ({lost}), 1 are not read (more)" in caplog.text
+    assert torch.equal(model.pictures.projection.weight, part["llama_proj.weight"])
+    made = model.pictures.state_dict()[model.pictures.published()[lost]]
+    assert made.any() and float(made.abs().max()) < 0.2
+
+
 def test_a_missing_file_and_a_file_without_weights_are_named(folder, keys, tmp_path):
     said = find(published.toml(folder, tmp_path / "a.toml"), checkpoint.CONFIGS)
     with pytest.raises(BackboneError, match=r"gone\.pth: no such file"):

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -12,9 +11,11 @@ from PIL import Image
 
 from streammem.audio.recogniser import pieces
 from streammem.audio.scene_sound import SoundWindow
+from streammem.audio.track import SpeechOptions
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig, defaults_of
 from streammem.engine.watch import watch
+from streammem.engine.watch_options import WatchOptions
 from streammem.engine.whole_video import open_session
 from streammem.errors import ConfigError, StoreError
 from streammem.models.backbones.imagebind import RATE, clip_starts, spectrogram
@@ -26,12 +27,16 @@ from streammem.models.video_llama.video_llama import Kept
 from streammem.perception.frames import SegmentFrames
 from streammem.types import Notice, Segment
 from streammem.video.sound import file_sound
-from tests.command_line import FPS, events
+from streammem.video.source import Sampling
+from tests.audio.clapper import live
+from tests.audio.test_live_speech import Camera
+from tests.command_line import events
+from tests.models.heard import Planted, noise, write_film
 from tests.models.video_llama import published, reference
 from tests.models.video_llama.published import CLIPS, OUT, POSITIONS, SIDE, SOUND_Q, Q, W
 from tests.models.videollamb.published import L
 from tests.sessions import told
-from tests.tiny import film, moving_square
+from tests.tiny import film
 
 SHORT = GenerationConfig(max_new_tokens=8)
 SCENES = film(("red", 5), ("blue", 8), ("green", 6), ("white", 7))
@@ -47,13 +52,6 @@ def session_of(model, memory=None, **options):
 def squeezed(picture):
     shrunk = Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return np.asarray(shrunk)
-
-
-def noise(seconds, rate=RATE, seed=0, channels=1):
-    count = round(seconds * rate)
-    draw = np.random.default_rng(seed).standard_normal((channels, count)) * 0.1
-    tone = np.sin(np.arange(count) * 2 * np.pi * (200 + 300 * seed) / rate)
-    return (draw + 0.3 * tone).astype(np.float32)
 
 
 def window_of(samples, heard=None):
@@ -265,6 +263,45 @@ def test_overlapping_clips_lose_their_own_mean_unless_the_published_rule_is_aske
         np.testing.assert_allclose(heard, wanted, atol=1e-4)
 
 
+@pytest.mark.heavy
+def test_all_channels_are_heard_unless_the_published_rule_is_asked_for(opened, tmp_path):
+    left, right = noise(4.0, seed=1), noise(4.0, seed=2)
+    path = write_film(tmp_path / "film.mkv", sound=np.vstack([left, right]), layout="stereo")
+    for channels, heard in (("mixed", (left + right)[0] * 0.5**0.5), ("first", left[0])):
+        model = opened(channels=channels)
+        session = Session(model, defaults_of(model))
+        assert session.config.channels == channels
+        list(watch(session, str(path), WatchOptions(captions=False)))
+        expected = model.hear(window_of(heard[: 2 * RATE]).scene(0.0, 2.0))
+        torch.testing.assert_close(clips_of(model, session)[0], expected, atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("answers", ["apart", pytest.param("reread", marks=pytest.mark.heavy)])
+def test_a_prompt_beyond_its_room_loses_the_weakest_evidence_or_its_beginning(opened, answers):
+    items = [
+        item_of(opened(), 10.0 * i, 2, i, score=score)[0]._replace(caption=f"{i} " * 40)
+        for i, score in enumerate((0.9, 0.2, 0.8))
+    ]
+    items = [item._replace(tokens=item.tokens if i else None) for i, item in enumerate(items)]
+    fitted, cut, whole = (
+        opened(answers=answers, **more)
+        for more in ({"max_tokens": 260}, {"max_tokens": 260, "fit": "front"}, {})
+    )
+    length = lambda model, prompt: len(model.language.embed(prompt))  # noqa: E731
+    assert 260 < length(whole, whole.answer_prompt(items, "Why?")) <= 1700
+    prompt = fitted.answer_prompt(items, "Why?")
+    kept = [item for item in items if item.score > 0.5]
+    while length(whole, whole.answer_prompt(kept, "Why?")) > 260:
+        kept.pop(min(range(len(kept)), key=lambda place: kept[place].score))
+    assert texts_of(prompt) == texts_of(whole.answer_prompt(kept, "Why?"))
+    assert length(fitted, prompt) <= 260
+    parents = cut.answer_prompt(items, "Why?")
+    expected = whole.language.embed(whole.answer_prompt(items, "Why?"))[-260:]
+    torch.testing.assert_close(cut.language.embed(parents), expected)
+    long = "Why? " * 300  # a question is never cut
+    assert texts_of(fitted.answer_prompt(items, long))[-1].endswith(f"{long} [/INST]")
+
+
 def test_vicunas_replies_end_before_the_next_turn(opened):
     vicuna, llama = opened(chat="vicuna"), opened()
     assert vicuna.language.stops == ("###",) and llama.language.stops == ()
@@ -292,35 +329,14 @@ def test_the_parent_as_published_takes_its_words_from_its_own_files(opened, tmp_
 
 
 @pytest.mark.parametrize("options", [{"frames": 9}, {"kept_frames": 9}, {"reach": "far"},
-                                     {"heads": 0}, {"heads": 3}])  # fmt: skip
+                                     {"heads": 0}, {"heads": 3}, {"max_tokens": 0},
+                                     {"channels": "left"}, {"weights": "some"}])  # fmt: skip
 def test_options_that_cannot_be_met_are_refused(opened, options):
     with pytest.raises(ConfigError):
         opened(**options)
 
 
 # -- sound of every kind --
-
-
-def write_film(path, *, seconds=4.0, sound=None, rate=RATE, layout="mono", codec="pcm_s16le"):
-    """A film of a red and a blue scene, with sound or without."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-        ears = container.add_stream(codec, rate=rate, layout=layout) if sound is not None else None
-        for number in range(int(seconds * FPS)):
-            colour = "red" if number < seconds * FPS / 2 else "blue"
-            pixels = moving_square(colour, number, 64, 64)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
-        container.mux(stream.encode())
-        if ears is not None:
-            for at in range(0, sound.shape[1], 1024):
-                part = np.ascontiguousarray(sound[:, at : at + 1024].T.reshape(1, -1))
-                levels = (part.clip(-1, 1) * 32767).astype(np.int16)
-                frame = av.AudioFrame.from_ndarray(levels, "s16", layout)
-                frame.sample_rate, frame.pts = rate, at
-                container.mux(ears.encode(frame))
-            container.mux(ears.encode())
-    return path
 
 
 KINDS = {
@@ -371,17 +387,68 @@ def test_a_source_without_sound_is_silent_about_it_where_asked(model, tmp_path):
         SessionConfig(sound="loud")
 
 
-def test_a_list_of_files_is_described_without_sound_and_a_notice_tells_it(model, tmp_path):
-    for name in ("a.mkv", "b.mkv"):
-        write_film(tmp_path / name, sound=noise(4.0))
+def clips_of(model, session):
+    return [model.unpack(session.tokens(i)).clips for i in range(len(session.memory))]
+
+
+def test_the_sound_of_a_list_of_files_is_heard_where_each_of_them_stands(model, tmp_path):
+    films = {"a": noise(4.0), "b": None, "c": noise(2.5, seed=1), "d": noise(9.0, seed=2)}
+    alone = []
+    for name, sound in films.items():
+        path = write_film(tmp_path / f"{name}.mkv", sound=sound)
+        with session_of(model, sound="silent") as session:
+            list(watch(session, str(path)))
+            alone += clips_of(model, session)
     listed = tmp_path / "all.txt"
-    listed.write_text("a.mkv\nb.mkv\n")
+    listed.write_text("a.mkv\nb.mkv\nc.mkv\nd.mkv\n")
     session = session_of(model, sound="notice")
     given = list(watch(session, f"concat:{listed}"))
     notices = [event.message for event in given if isinstance(event, Notice)]
-    assert len(notices) == 1 and "only the sound of single files is heard" in notices[0]
+    assert len(notices) == 1 and "b.mkv: has no sound" in notices[0]
+    for heard, expected in zip(clips_of(model, session), alone, strict=True):
+        assert (heard is None) == (expected is None)
+        if heard is not None:
+            torch.testing.assert_close(heard, expected, atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("sounds", ["imagebind", pytest.param(None, marks=pytest.mark.heavy)])
+def test_a_live_source_is_heard_scene_by_scene_beside_a_recogniser(model, monkeypatch, sounds):
+    """Sound that comes with the frames reaches the model and the listener alike."""
+    speech = noise(SCENES[-1].time + SCENES[-1].duration)[0]
+    heard = Planted()
+    monkeypatch.setattr("streammem.engine.speech.sound_events", lambda folder: lambda: heard)
+    session = session_of(model, sound="notice")
+    options = WatchOptions(drop="never", speech=SpeechOptions(sounds=sounds))
+    given = list(watch(session, Camera(SCENES, speech), options))
+    assert not [event for event in given if isinstance(event, Notice)]
     assert len(session.memory) == 4
-    assert all(model.unpack(session.tokens(i)).clips is None for i in range(4))
+    for entry, clips in zip(session.memory.entries(), clips_of(model, session), strict=True):
+        part = speech[round(entry.start * RATE) : round(entry.end * RATE)]
+        expected = model.hear(window_of(part).scene(0.0, entry.end - entry.start))
+        torch.testing.assert_close(clips, expected, atol=2e-2, rtol=0)
+    assert heard.read == (len(speech) if sounds else 0)
+
+
+@pytest.mark.heavy
+def test_a_pipe_is_heard_on_the_clock_of_its_pictures(model, tmp_path):
+    sound = noise(6.0, 48_000)
+    path = write_film(tmp_path / "film.ts", seconds=6.0, sound=sound, rate=48_000, codec="mp2")
+    clips = []
+    for source in (str(path), live([path], Sampling(fps=2.0, max_side=640))):
+        session = session_of(model, sound="notice")
+        list(watch(session, source, WatchOptions(drop="never")))
+        clips.append(clips_of(model, session))
+    assert [len(each) for each in clips] == [2, 2]
+    for ours, files in zip(clips[1], clips[0], strict=True):
+        torch.testing.assert_close(ours, files, atol=5e-2, rtol=0)
+
+
+def test_a_live_source_without_sound_is_described_and_a_notice_tells_it(model, tmp_path):
+    path = write_film(tmp_path / "film.ts")
+    session = session_of(model, sound="notice")
+    given = list(watch(session, live([path], Sampling(fps=2.0)), WatchOptions(drop="never")))
+    assert sum("has no sound" in e.message for e in given if isinstance(e, Notice)) == 1
+    assert clips_of(model, session) == [None, None]
 
 
 @pytest.mark.heavy

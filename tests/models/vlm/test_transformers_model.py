@@ -275,11 +275,25 @@ def test_beams_find_what_is_at_least_as_likely(generators):
     assert found.text and list(generator.stream(prompt, beams)) == [found.text]
 
 
-def test_a_static_cache_gives_the_same_words(generators):
-    prompt = generators("llava").caption_prompt(shown(NOISE[0]))
-    wanted = replies(generators("llava"), [prompt])
-    found = replies(generators("llava", cache="static"), [prompt])
-    assert [one.text for (one,) in found] == [one.text for (one,) in wanted]
+@pytest.mark.parametrize(
+    "family",
+    [
+        family if family == "qwen3_vl" else pytest.param(family, marks=pytest.mark.heavy)
+        for family in FAMILIES
+    ],
+)
+def test_static_caches_give_the_same_words_alone_together_and_of_candidates(generators, family):
+    usual, static = generators(family), generators(family, cache="static", batch=2)
+    prompts = [usual.caption_prompt(shown(*NOISE[:n])) for n in (1, 2, 1)]
+    has_caches = static._open_model().pool is not None
+    assert has_caches == (family != "qwen3_5"), "whose linear attention has another cache"
+    for candidates in (1, 3):
+        wanted = replies(usual, prompts, candidates=candidates)
+        found = replies(static, prompts, candidates=candidates)
+        for own, others in zip(found, wanted, strict=True):
+            assert [reply.ids for reply in own] == [reply.ids for reply in others]
+            for reply, other in zip(own, others, strict=True):
+                assert np.allclose(reply.log_probs, other.log_probs, atol=1e-4)
 
 
 @each_family
@@ -346,7 +360,7 @@ def test_options_that_cannot_be_meant_are_refused(wrong, folders):
 
 
 def test_quantised_weights_need_a_gpu(folders):
-    with pytest.raises(ConfigError, match="cuda"):
+    with pytest.raises(ConfigError, match="quantize=4bit: needs CUDA, not cpu"):
         open_generator(str(folders("llava")), options={"quantize": "4bit"})
 
 
