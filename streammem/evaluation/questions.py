@@ -681,9 +681,9 @@ def read_suite(name: str, folder: Path, *, skip: bool = False) -> QuestionSet:
         what = (
             "holds no question file" if folder.is_dir() else "no such folder, so no question file"
         )
-        beside = f", with {suite.answers} beside it" if suite.answers else ""
+        answers = f", with {suite.answers} beside it" if suite.answers else ""
         raise DatasetError(
-            f"{folder}: {what} of {name}; looked for {' or '.join(suite.files)}{beside}"
+            f"{folder}: {what} of {name}; looked for {' or '.join(suite.files)}{answers}"
         )
     found, digest = _Found(), hashlib.sha256()
     for path in paths:
