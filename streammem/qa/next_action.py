@@ -49,7 +49,7 @@ class PastConfig:
 
     order: int = 2
     scale: float = 1.0
-    decay: float = 0.9
+    decay: float = 0.8
     own: float = 0.25
 
 
