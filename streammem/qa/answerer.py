@@ -844,7 +844,10 @@ class Answerer:
         encoder = self.model.text_encoder
         key = encoder.sentence_keys([text])[0]
         background = encoder.background.numpy() @ key
-        num_keys = sum(len(clip.entry.visual_keys) for clip in self._clips(window))
+        if window == EVERYTHING:
+            num_keys = self.memory.num_keys
+        else:
+            num_keys = sum(len(clip.entry.visual_keys) for clip in self._clips(window))
         num_keys += self.keys_elsewhere
         words = content_words(text)
         things = named_in(self.things, text) or tuple(

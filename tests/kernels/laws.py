@@ -361,7 +361,8 @@ def check_bridge(dim, heads, queries, rows, dropout, masked):
                           for n in (queries, rows))  # fmt: skip
             given = [*layer.parameters(), x.requires_grad_(), context.requires_grad_()]
             torch.manual_seed(1)  # of the dropout, where there is any
-            out = forced(form, layer, x, context, mask)
+            with torch.inference_mode(not is_training):  # as sessions run it
+                out = forced(form, layer, x, context, mask)
             found = torch.autograd.grad(out.square().sum(), given) if is_training else ()
             results.append([out, *found])
         for wanted, got in zip(*results, strict=True):

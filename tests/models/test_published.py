@@ -1,13 +1,24 @@
 """What a name of a published model means, whatever its family."""
 
+import json
+import signal
+import subprocess
+import sys
+import threading
+
 import pytest
 
+from streammem.engine.session import Session
+from streammem.engine.session_config import defaults_of
 from streammem.errors import BackboneError, ConfigError
 from streammem.models import checkpoint
 from streammem.models.minigpt4_video.published import MiniGPT4File
 from streammem.models.published import dtype_of, find, known_cuts, local_file
 from streammem.models.video_llama.published import VideoLlamaFile
 from streammem.models.videollamb.published import ParentFile
+from tests.models.heard import noise, write_film
+from tests.models.minigpt4_video import published as minigpt4_files
+from tests.models.video_llama import published as video_llama_files
 
 KINDS = {"videollamb": ParentFile, "video-llama": VideoLlamaFile, "minigpt4-video": MiniGPT4File}
 
@@ -65,3 +76,66 @@ def test_weights_are_float32_on_a_cpu_unless_stated():
     assert [str(dtype_of(*a)) for a in (("auto", "cpu"), ("auto", "cuda"), ("float16", "cpu"))] == [
         "torch.float32", "torch.bfloat16", "torch.float16"
     ]  # fmt: skip
+
+
+# -- the command line, killed --
+
+COMMAND = """
+import sys
+from streammem.cli import main
+from streammem.models import checkpoint
+from tests.tiny import tiny_model
+
+checkpoint.load_own = lambda name="", *, device="cpu": tiny_model()
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("family", ["video-llama", "minigpt4-video"])
+def test_a_killed_command_leaves_what_it_saw_and_heard_and_the_next_goes_on(run, tmp_path, family):
+    if family == "video-llama":
+        toml = video_llama_files.toml(video_llama_files.write(tmp_path / "files"))
+    else:
+        toml = minigpt4_files.write(tmp_path / "files")
+    film = write_film(
+        tmp_path / "film.ts", seconds=8.0, sound=noise(8.0, 48_000), rate=48_000, codec="mp2"
+    )
+    flags = ["--model", str(toml), "--format", "jsonl", "--max-new-tokens", "4"]
+    memory = tmp_path / "memory"
+    # 1. A pipe that stays open; the kill comes after the first scene and its caption.
+    command = [sys.executable, "-c", COMMAND, "watch", "-", *flags, "--memory", str(memory)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    watchdog = threading.Timer(600, process.kill)  # so that nothing waits for ever
+    watchdog.start()
+    try:
+        process.stdin.write(film.read_bytes())
+        process.stdin.flush()
+        first = json.loads(process.stdout.readline())
+    finally:
+        process.kill()
+        process.wait(60)
+        watchdog.cancel()
+        process.stdin.close()
+        process.stdout.close()
+    assert (first["type"], first["start"], first["end"]) == ("caption", 0.0, 4.0)
+    assert process.returncode == -signal.SIGKILL
+    # 2. What had closed is there, and is answered from.
+    code, out, err = run("ask", memory, "What is red?", *flags)
+    (answer,) = map(json.loads, out.splitlines())
+    assert (code, err) == (0, "") and answer["text"]
+    assert [(e["segment"], e["start"]) for e in answer["evidence"]] == [(0, 0.0)]
+    # 3. The next one goes on behind it.
+    with film.open("rb") as pipe:
+        done = subprocess.run(command, stdin=pipe, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    captions = [
+        row for row in map(json.loads, done.stdout.splitlines()) if row["type"] == "caption"
+    ]
+    assert [row["segment"] for row in captions] == [1, 2]
+    assert captions[0]["start"] >= first["end"]
+    said = checkpoint.load(toml)
+    with Session(said, defaults_of(said), memory=memory, read_only=True) as session:
+        assert [row.segment for row in session.memory.entries()] == [0, 1, 2]
+        if family == "video-llama":
+            assert all(said.unpack(session.tokens(n)).clips is not None for n in range(3))

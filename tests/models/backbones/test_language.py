@@ -28,6 +28,12 @@ def prompts(language):
     return [language.chat([v, text]) for v, text in zip(visual, texts, strict=True)]
 
 
+class Output(dict):
+    """What a transformers model returns: fields by name and by key."""
+
+    __getattr__ = dict.__getitem__
+
+
 class Recited:
     """Stands for a transformers model that says given tokens whatever it is asked."""
 
@@ -38,11 +44,13 @@ class Recited:
     def get_input_embeddings(self):
         return torch.nn.Embedding(259, 8)
 
-    def __call__(self, **inputs):
+    def forward(self, **inputs):
         logits = torch.zeros(1, 1, 259)
         logits[0, 0, self.ids[min(self.num_calls, len(self.ids) - 1)]] = 100.0
         self.num_calls += 1
-        return SimpleNamespace(logits=logits, past_key_values=None)
+        return Output(logits=logits, past_key_values=None)
+
+    __call__ = forward
 
 
 def reciting(text, *, stop=True):
@@ -365,12 +373,15 @@ def test_a_sampled_batch_says_what_each_says_alone(language, prompts):
 def test_top_p_keeps_the_smallest_set_that_reaches_it(language):
     config = GenerationConfig(max_new_tokens=1, temperature=1.0, top_p=0.7)
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    model = Recited([0])
     counts = torch.zeros(259)
     model_logits = torch.full((1, 1, 259), -1e9)
     model_logits[0, 0, 70:74] = probabilities.log()
-    sampler = CausalLanguageModel(model, tiny_tokenizer())
-    sampler.model = lambda **_: SimpleNamespace(logits=model_logits, past_key_values=None)
+
+    class Model(Recited):
+        def __call__(self, **inputs):
+            return Output(logits=model_logits, past_key_values=None)
+
+    sampler = CausalLanguageModel(Model([0]), tiny_tokenizer())
     letter = {tiny_tokenizer().decode([70 + i]): 70 + i for i in range(4)}
     for seed in range(300):
         options = GenerationConfig(1, temperature=1.0, top_p=config.top_p, seed=seed)
