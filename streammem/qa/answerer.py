@@ -308,7 +308,7 @@ class Answerer:
     ) -> tuple[Moment, ...]:
         """Find the moments that a description fits best, best first."""
         asked = self._query(_encodable(query), self._now(present), within)
-        hits = self.memory.search(asked, within, count, self.config.rankers)
+        hits: Sequence[Hit] = self.memory.search(asked, within, count, self.config.rankers)
         if heard := [clip.entry for clip in _heard_clips(present, within)]:
             # Of the open scene only what is said is found: its row is not there to be shown.
             said = [h for h in rate(heard, asked, self.config.rankers) if h.matched == "speech"]
