@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.fitted import keep
 from streammem.errors import DatasetError
 from streammem.evaluation.datasets import Photo, read_photo, read_photos
-from streammem.evaluation.streams import KINDS, compose
+from streammem.evaluation.streams import NEEDLE_KINDS, compose
 from streammem.memory import retrieval
 from streammem.models.checkpoint import PRESETS
 from streammem.models.tiny.model import VideoModel
@@ -75,7 +75,7 @@ def _streams(
     model: VideoModel,
     photos: Sequence[Photo],
     sizes: dict[int, int],
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] = NEEDLE_KINDS,
 ) -> Iterator[Asked]:
     keys = np.stack([model.perceive(read_photo(photo.path)).key for photo in photos])
     captions = [photo.captions for photo in photos]
@@ -109,7 +109,7 @@ def _figures(measured: Sequence[Asked], size: int, chance: retrieval.GumbelNull)
     absent = scores[kinds == "absent"]
     false = scores[(kinds == "absent") | (kinds == "near")]
     return {
-        **{f"yes {kind}": round(float(yes[kinds == kind].mean()), 3) for kind in KINDS},
+        **{f"yes {kind}": round(float(yes[kinds == kind].mean()), 3) for kind in NEEDLE_KINDS},
         "yes absent, standard error over streams": _error(chosen, chance),
         "true yes at 10% of absent": _above(scores[kinds == "present"], absent),
         "true yes at 10% of absent and near": _above(scores[kinds == "present"], false),

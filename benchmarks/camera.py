@@ -104,14 +104,14 @@ def alerts(num_photos: int) -> int:
     """Show photos that the model was not trained on, and count how often alerts are right."""
     from streammem.engine.watch_options import AlertConfig
     from streammem.evaluation.alerts import evaluate_alerts
-    from streammem.models.checkpoint import load
+    from streammem.models.checkpoint import load_checkpoint
 
     folder = Path(os.environ["STREAMMEM_DATA"]) / "flickr8k"
     known = captioned(folder, "val")
     rng = np.random.default_rng(0)
     photos = [known[i] for i in rng.permutation(len(known))[: num_photos // 2 * 3]]
     shown, absent = photos[:num_photos], photos[num_photos:]
-    model = load()
+    model = load_checkpoint()
     found = [watched(model, list(panned(path))) for path, _ in shown]
     keys = np.concatenate([of_frames for of_frames, _ in found])
     scenes = [scene for _, scene in found]

@@ -8,7 +8,7 @@ Workers find the openers by this module's name, so it is imported and not run.
 import sys
 from typing import Any
 
-from streammem.commands.archiving import Opener
+from streammem.commands.archiving import ModelOpener
 from streammem.commands.cameras import CamerasOpener
 
 
@@ -25,11 +25,11 @@ def main() -> int:
     from streammem import cli
     from streammem.commands import archiving, cameras
 
-    archiving.Opener, cameras.CamerasOpener = CheapOpener, CheapCamerasOpener  # type: ignore[misc]
+    archiving.ModelOpener, cameras.CamerasOpener = CheapOpener, CheapCamerasOpener  # type: ignore[misc]
     return cli.main(sys.argv[1:])
 
 
-class CheapOpener(Opener):
+class CheapOpener(ModelOpener):
     """Opens the tests' model in a worker."""
 
     def __call__(self) -> Any:
@@ -49,4 +49,4 @@ def _use_cheap_model() -> None:
     from streammem.models import checkpoint
     from tests.tiny import tiny_model
 
-    checkpoint.load = lambda name="", *, device="cpu": tiny_model()
+    checkpoint.load_checkpoint = lambda name="", *, device="cpu": tiny_model()

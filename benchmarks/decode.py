@@ -31,7 +31,7 @@ from torch import Tensor
 from benchmarks.machine import machine
 from streammem.evaluation.datasets import read_photo, read_photos
 from streammem.models.backbones.language import CausalLanguageModel
-from streammem.models.checkpoint import load
+from streammem.models.checkpoint import load_checkpoint
 from streammem.models.threads import limit_threads
 from streammem.models.tiny.model import CAPTION_DECODING, VideoModel
 
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         print("needs STREAMMEM_DATA, a folder with flickr8k in it", file=sys.stderr)
         return 1
     limit_threads(busy=os.cpu_count() or 1)  # one thread
-    model = load(options.model)
+    model = load_checkpoint(options.model)
     scored = options.scored if {"together", "quality"} & set(options.parts) else 0
     photos = read_photos(Path(data, "flickr8k"), "val")[: max(options.captions, scored)]
     routes = opened(model)

@@ -37,7 +37,7 @@ from benchmarks.rtsp_server import RtspCamera, encode
 from streammem.evaluation.datasets import read_photo, read_photos
 from streammem.fleet.index import LIST, UNFINISHED, Archive, File
 from streammem.memory.database import INSERT, to_row
-from streammem.memory.entry import KINDS, MAX_KEYS, Entry, Now
+from streammem.memory.entry import KEY_KINDS, MAX_KEYS, Entry, Now
 from streammem.memory.index import FaissIndex
 from streammem.memory.retrieval import Hits, Query, retrieve
 from streammem.memory.store import Store
@@ -446,7 +446,7 @@ class FlatMemory:
     def __init__(self, entries: Sequence[Entry]) -> None:
         self._entries = tuple(entries)
         self._indexes = {}
-        for kind in KINDS:
+        for kind in KEY_KINDS:
             keys = [getattr(entry, kind) for entry in entries]
             ids = [n * MAX_KEYS + k for n, each in enumerate(keys) for k in range(len(each))]
             index = FaissIndex(entries[0].visual_keys.shape[1])

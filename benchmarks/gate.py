@@ -22,7 +22,7 @@ import torch
 from benchmarks.clips import FPS, HEIGHT, WIDTH, letterboxed
 from benchmarks.machine import machine
 from streammem.engine.session_config import SessionConfig
-from streammem.models.checkpoint import load
+from streammem.models.checkpoint import load_checkpoint
 from streammem.models.tiny.model import VideoModel
 from streammem.perception.frames import Encoded, PixelGate
 
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     if not clips:
         parser.error("needs real clips: set STREAMMEM_DATA")
     torch.set_num_threads(1)
-    model = load()
+    model = load_checkpoint()
     rng = np.random.default_rng(0)
     stills = [next(letterboxed(clip, 0.0, 1.0)) for clip in clips]
     figures = {

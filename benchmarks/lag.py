@@ -51,12 +51,12 @@ class Watched:
 
 def lag(num_cameras: int, minutes: float) -> int:
     """Watch, and print how late captions came."""
-    from streammem.captioning.shared import share
-    from streammem.models.checkpoint import load
+    from streammem.captioning.shared import share_model
+    from streammem.models.checkpoint import load_checkpoint
 
     with _serving(film(seed=0), num_cameras) as urls:
-        model = load()
-        shared, scheduler = (model, None) if num_cameras == 1 else share(model)
+        model = load_checkpoint()
+        shared, scheduler = (model, None) if num_cameras == 1 else share_model(model)
         before, began = os.getloadavg(), time.monotonic()
         cpu = time.process_time()
         with ThreadPoolExecutor(num_cameras) as pool:
@@ -69,7 +69,7 @@ def lag(num_cameras: int, minutes: float) -> int:
     speech_s = ONE_S if num_cameras == 1 else MANY_S
     found = figures(watched, model.perceiver.scenes.max_lag + speech_s, speech_s) | {
         "seconds": round(took_s), "cores": round(cpu / took_s, 2),
-        "load": [round(load, 1) for load in (before[0], os.getloadavg()[0])],
+        "load": [round(mean, 1) for mean in (before[0], os.getloadavg()[0])],
     }  # fmt: skip
     report(found)
     print(json.dumps({"benchmark": "camera lag", **found, "machine": machine("av")}))

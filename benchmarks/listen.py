@@ -198,11 +198,11 @@ def watched(source: str, speech: str, captions: bool, zero=None) -> dict:
     from streammem.engine.session import Session
     from streammem.engine.watch import watch
     from streammem.engine.watch_options import WatchOptions
-    from streammem.models.checkpoint import load
+    from streammem.models.checkpoint import load_checkpoint
     from streammem.types import Note, Stats
 
     options = WatchOptions(captions=captions, stats_s=1e9, speech=SpeechOptions(speech, "en"))
-    session, noted, stats = Session(load()), [], None
+    session, noted, stats = Session(load_checkpoint()), [], None
     before, began = time.process_time(), time.monotonic()
     for event in watch(session, source, options):
         if isinstance(event, Note):

@@ -39,7 +39,7 @@ from streammem.memory.folder import KEYFRAMES
 from streammem.memory.index import FaissIndex
 from streammem.memory.memory import CacheConfig, Memory
 from streammem.memory.retrieval import Query
-from streammem.models.checkpoint import load
+from streammem.models.checkpoint import load_checkpoint
 from streammem.models.protocols import EncodedSegment
 from streammem.models.threads import limit_threads
 from streammem.models.tiny.model import VideoModel
@@ -366,7 +366,7 @@ def main(arguments: list[str]) -> int:
     options = _options(arguments)
     limit_threads(busy=1)
     faiss.omp_set_num_threads(1)
-    model = load(options.model)
+    model = load_checkpoint(options.model)
     figures: dict[str, Any] = {}
 
     def keep(values: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from benchmarks.machine import machine
 from streammem.evaluation.datasets import Photo, read_photo, read_photos
 from streammem.models.tiny.bridge import empty_memory, update_memory
 from streammem.models.tiny.model import VideoModel
-from streammem.training.words import content_words
+from streammem.training.words import plain_words
 
 SCENES, SIBLINGS, EMBEDDING = 64, 8, 384
 AGES = {"last": slice(0, 1), "2-7": slice(1, 7), "8-31": slice(7, 32), "32-64": slice(31, SCENES)}
@@ -253,7 +253,7 @@ def measure(keep: Keep, read: Callable, tuning: Asked, testing: Asked) -> dict[s
 
 def things_of(photos: Sequence[Photo]) -> tuple[list[str], np.ndarray]:
     """Return the most frequent words, and which photo shows them: those with two captions of it."""
-    of_photos = [[content_words(caption) for caption in photo.captions] for photo in photos]
+    of_photos = [[plain_words(caption) for caption in photo.captions] for photo in photos]
     words = sorted(set().union(*(words for rows in of_photos for words in rows)))
     there = np.array([[sum(word in c for c in rows) >= 2 for word in words] for rows in of_photos])
     often = np.argsort(there.sum(0))[::-1][:THINGS]
@@ -343,9 +343,9 @@ def main(arguments: list[str]) -> int:
         parser.error("set STREAMMEM_DATA to the folder with flickr8k")
     folder = Path(os.environ["STREAMMEM_DATA"]) / "flickr8k"
 
-    from streammem.models.checkpoint import load
+    from streammem.models.checkpoint import load_checkpoint
 
-    model = load(options.model)
+    model = load_checkpoint(options.model)
     tokens, _, captions = seen(read_photos(folder, "train")[: options.training], model)
     reader = fit_reader(tokens.mean(1), captions)
     photos = read_photos(folder, "val")[: options.photos]

@@ -55,9 +55,9 @@ def main(arguments: list[str]) -> int:
     rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
     rows = [row for row in rows if checksum_split(row["image"]) == VALIDATION]
 
-    from streammem.models.checkpoint import load
+    from streammem.models.checkpoint import load_checkpoint
 
-    model = PictureModel(load(options.model))
+    model = PictureModel(load_checkpoint(options.model))
 
     def picture(row: dict) -> np.ndarray:
         return np.asarray(Image.open(folder / "images" / row["image"]).convert("RGB"))

@@ -94,10 +94,10 @@ class Embedder:
     def __init__(self) -> None:
         import torch
 
-        from streammem.models.checkpoint import load
+        from streammem.models.checkpoint import load_checkpoint
 
         torch.set_num_threads(1)
-        model = load()
+        model = load_checkpoint()
         self._encoder, self._centre = model.vision, model.center.numpy()
 
     def _embed(self, picture: np.ndarray) -> np.ndarray:

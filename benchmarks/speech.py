@@ -268,9 +268,9 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.confusion and "STREAMMEM_DATA" not in os.environ:
         parser.error("set STREAMMEM_DATA to the folder with flickr8k")
-    from streammem.models.checkpoint import load
+    from streammem.models.checkpoint import load_checkpoint
 
-    model = load(options.model)
+    model = load_checkpoint(options.model)
     results: dict[str, Any] = {"benchmark": "speech"}
     if options.confusion:
         results["confusion"] = confusion(model, Path(os.environ["STREAMMEM_DATA"]))

@@ -39,7 +39,7 @@ from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchOptions
 from streammem.models.backbones.efficientnet import EfficientNetEncoder, open_net
 from streammem.models.backbones.weights import home, weights_path
-from streammem.models.checkpoint import load
+from streammem.models.checkpoint import load_checkpoint
 from streammem.models.threads import limit_threads
 from streammem.models.tiny.model import VideoModel
 from streammem.perception.scenes import for_keyframes
@@ -161,7 +161,7 @@ def main(argv: list[str]) -> int:
 def run(video: Path, options: argparse.Namespace) -> dict[str, object]:
     """Watch a file, print the table, and return the figures."""
     began, cpu = time.perf_counter(), time.process_time()
-    plain, clock = load(options.model), Clock()
+    plain, clock = load_checkpoint(options.model), Clock()
     model = TimedModel(clock=clock, **{f.name: getattr(plain, f.name) for f in fields(plain)})
     config = SessionConfig(scenes=for_keyframes(plain.scenes) if options.sparse else None)
     opening = SourceOptions(

@@ -32,7 +32,7 @@ def model():
 @pytest.fixture
 def tiny(model, monkeypatch):
     """Every model is the tiny one."""
-    monkeypatch.setattr(checkpoint, "load", lambda name="", *, device="cpu": model)
+    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda name="", *, device="cpu": model)
 
 
 @pytest.fixture

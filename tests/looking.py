@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from streammem.models.backbones.language import GenerationConfig, Reply
+from streammem.models.backbones.language import GenerationConfig, GrowingReply
 from streammem.models.protocols import ComposedModel, Reads, ToolCall
 from tests.tiny import COLOURS, tiny_model
 
@@ -47,7 +47,7 @@ class Scripted:
 
     def replies(self, prompts, decoding, candidates=1):
         for prompt in prompts:
-            yield tuple(Reply(self._words(prompt), [], []) for _ in range(candidates))
+            yield tuple(GrowingReply(self._words(prompt), [], []) for _ in range(candidates))
 
     def stream(self, prompt, decoding):
         yield self._words(prompt)

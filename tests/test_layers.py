@@ -133,6 +133,33 @@ def test_only_the_command_line_prints(path):
     assert not prints or path == PACKAGE / "cli.py"
 
 
+def named_at_the_top(source: str) -> Iterator[str]:
+    """Public classes, functions and types that a module defines."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            yield node.name
+        elif isinstance(node, ast.Assign):  # a type: not a constant, and not the log
+            names = (target.id for target in node.targets if isinstance(target, ast.Name))
+            yield from (name for name in names if not name.isupper() and name != "log")
+
+
+def test_no_name_has_two_meanings():
+    # Blocks of published networks are called as in their papers, each family opens its models, and
+    # functions of commands are called like their command.
+    alike = {"Attention", "Block", "Mlp", "open_model"}
+    homes: dict[str, list[str]] = {}
+    for path in FILES:
+        if unit_of(path) != "commands":
+            for name in named_at_the_top(path.read_text()):
+                homes.setdefault(name, []).append(ids(path))
+    wrong = {
+        name: where
+        for name, where in homes.items()
+        if len(where) > 1 and not name.startswith("_") and name not in alike
+    }
+    assert not wrong, "give each meaning a name of its own"
+
+
 def test_the_design_lists_these_layers():
     wanted = "\n".join(
         f"{number}. {', '.join(f'`{unit}`' for unit in sorted(units))}"

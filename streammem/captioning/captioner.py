@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from streammem.errors import ConfigError
-from streammem.models.backbones.language import GenerationConfig, Prompt, Replies, Reply
+from streammem.models.backbones.language import GenerationConfig, GrowingReply, Prompt, Replies
 from streammem.models.caption_scores import best_reply, confidence_features, first_phrase
 from streammem.models.protocols import EvidenceItem, StreamModel, readable
 from streammem.types import Caption, Note, Segment
@@ -174,7 +174,7 @@ class Captioner:
             pieces.append(piece)
             if piece:  # it is empty while a server is waited for
                 on_text(piece)
-        return self.score(request, (Reply("".join(pieces).strip(), [], []),))
+        return self.score(request, (GrowingReply("".join(pieces).strip(), [], []),))
 
     def score(self, request: CaptionRequest, replies: Replies) -> ScoredCaption:
         """Choose the best of the replies to a segment, and decide how much of it is given."""
@@ -202,7 +202,7 @@ class Captioner:
         return round(float(min(1.0, max(0.0, sure))), 3)
 
 
-def likelihood_of(reply: Reply) -> float | None:
+def likelihood_of(reply: GrowingReply) -> float | None:
     """Return the geometric mean of the probabilities of a reply's tokens; None without any."""
     known = [value for value in reply.log_probs if math.isfinite(value)]
     if not known or len(known) < len(reply.log_probs):

@@ -25,7 +25,7 @@ from typing import NamedTuple, TypeVar, cast
 
 from streammem.captioning.captioner import Captioner, CaptionRequest
 from streammem.errors import StreammemError
-from streammem.models.backbones.language import GenerationConfig, Prompt, Replies, Reply
+from streammem.models.backbones.language import GenerationConfig, GrowingReply, Prompt, Replies
 from streammem.models.protocols import (
     EvidenceItem,
     Generator,
@@ -593,4 +593,4 @@ def _whole_reply(
         if piece:  # it is empty while a server is waited for
             on_text(piece)
         yield None
-    yield (Reply("".join(pieces).strip(), [], []),)
+    yield (GrowingReply("".join(pieces).strip(), [], []),)

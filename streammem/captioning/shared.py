@@ -206,7 +206,7 @@ class SharedModel(NamedTuple):
     scheduler: LanguageScheduler
 
 
-def share(model: StreamModel, on_batch: Callable[[int], None] | None = None) -> SharedModel:
+def share_model(model: StreamModel, on_batch: Callable[[int], None] | None = None) -> SharedModel:
     """Let many threads use a model.
 
     Args:

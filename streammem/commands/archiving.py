@@ -30,7 +30,7 @@ from streammem.output.terminal import note, write_line
 from streammem.types import Notice, Segment, clock
 
 if TYPE_CHECKING:
-    from streammem.fleet.index import Archive, File, State
+    from streammem.fleet.index import Archive, File, FileState
     from streammem.fleet.pool import IsStopping, Worker
 
 PROGRESS_EVERY_S = 0.2
@@ -145,7 +145,7 @@ def _identified(archive: "Archive", paths: list[Path], options: str) -> "list[Fi
 
 
 @dataclass(frozen=True)
-class Opener:
+class ModelOpener:
     """Opens the model in a worker's process.
 
     Attributes:
@@ -192,7 +192,7 @@ class Opener:
             if not num_segments:
                 reason = reason or "no frame between --start and --end"
                 return replace(file, state="unreadable", reason=reason), 0
-            state: State = "broken" if reason else "whole"
+            state: FileState = "broken" if reason else "whole"
             return replace(file, state=state, reason=reason, seconds=until), num_segments
 
         return work
@@ -214,7 +214,7 @@ def _make(archive: "Archive", jobs: "list[File]", arguments: argparse.Namespace)
         workers_of(arguments, max(1, len(jobs))) as (processes, num_workers, cores_each),
         tqdm(total=len(jobs), unit="file", disable=hidden, leave=False) as bar,
     ):
-        pool = pools.Pool(Opener(options, cores_each), num_workers, processes)
+        pool = pools.Pool(ModelOpener(options, cores_each), num_workers, processes)
         for event in pool.run([(f, archive.unfinished(f)) for f in jobs], arguments.interrupted):
             path = event.job[0].path
             shares[path] = event.value if isinstance(event, Reported) else 1.0

@@ -39,7 +39,7 @@ from streammem.types import Event, Notice, Segment, Stats
 
 if TYPE_CHECKING:
     from streammem.captioning.shared import SharedModel
-    from streammem.fleet.cameras import Board, News, State
+    from streammem.fleet.cameras import Board, CameraState, News
     from streammem.fleet.pool import IsStopping, Processes, Worker
 
 STATS_S = 10.0  # between counters of a camera, which also show whether it still gives frames
@@ -295,7 +295,7 @@ class CamerasOpener:
     cores_each: float
 
     def __call__(self) -> "Worker":
-        from streammem.captioning.shared import share
+        from streammem.captioning.shared import share_model
         from streammem.fleet.cameras import watch_together
 
         model = load_in_worker(argparse.Namespace(**self.options), self.cores_each)
@@ -303,7 +303,7 @@ class CamerasOpener:
         def work(
             cameras: dict[str, dict[str, Any]], is_stopping: "IsStopping"
         ) -> "Generator[News, None, None]":
-            shared = share(model)
+            shared = share_model(model)
             try:
                 watched = {n: partial(_watch, options, shared) for n, options in cameras.items()}
                 yield from watch_together(watched, is_stopping)
@@ -380,7 +380,7 @@ class _StatusFile:
         from streammem.fleet.cameras import STATUS
 
         self._path, self._written = folder / STATUS, -math.inf
-        self._states: dict[str, tuple[State, str]] = {}
+        self._states: dict[str, tuple[CameraState, str]] = {}
 
     def renew(self, board: "Board") -> None:
         """Write it where a state has changed, and before it counts as one of the past."""

@@ -186,7 +186,7 @@ def _of_photos(arguments: argparse.Namespace) -> int:
     from streammem.evaluation.pictures import PictureModel
     from streammem.evaluation.rereading import evaluate_rereading
     from streammem.evaluation.suites import run_suite
-    from streammem.models.checkpoint import load
+    from streammem.models.checkpoint import load_checkpoint
     from streammem.models.registry import open_generator
     from streammem.models.threads import limit_threads
 
@@ -198,7 +198,7 @@ def _of_photos(arguments: argparse.Namespace) -> int:
     )
     quiet_libraries()
     limit_threads(busy=1)
-    model = load(arguments.model, device=arguments.device)
+    model = load_checkpoint(arguments.model, device=arguments.device)
     if arguments.num_beams is not None:
         decoding = replace(model.generator.decoding, num_beams=arguments.num_beams)
         model = replace(model, decoding=decoding)  # type: ignore[type-var]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from streammem.commands.options import (
     TIMEZONE,
     Parser,
-    Run,
+    RunCommand,
     add_between,
     add_command,
     add_flags,
@@ -57,7 +57,7 @@ def add_to(commands: Any) -> None:
     )
     actions = parser.add_subparsers(required=True, metavar="ACTION")
 
-    def action(name: str, run: Run, about: str, *examples: str) -> Parser:
+    def action(name: str, run: RunCommand, about: str, *examples: str) -> Parser:
         added = add_command(actions, name, run, about, *examples)
         added.add_argument("memory", type=Path, metavar="MEMORY", help="its folder")
         return added

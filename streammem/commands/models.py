@@ -129,12 +129,12 @@ def pull_models(arguments: argparse.Namespace) -> int:
     for name in arguments.names:
         if name.startswith(track.HUB):
             note(f"{track.repository(name)}: fetching, once ...")
-            write_line(str(transcription.pull(name)))
+            write_line(str(transcription.pull_recogniser(name)))
             continue
         if found := generators.get(name):
             _, repository, options = found
             note(f"{repository}: fetching, once ...")
-            write_line(str(hub.pull(repository, options.get("revision", ""))))
+            write_line(str(hub.pull_files(repository, options.get("revision", ""))))
         own = DEFAULT if found else name
         for need in backbones_of(PRESETS[own]) if own in PRESETS else (own,):
             if not is_pulled(need):
@@ -168,7 +168,9 @@ def check_model(arguments: argparse.Namespace) -> int:
 def _check_embedded(generator: "EmbeddedGenerator") -> int:
     from streammem.models import checkpoint
 
-    own = cast("VideoModel", checkpoint.load())  # with its layers; the generator goes without
+    own = cast(
+        "VideoModel", checkpoint.load_checkpoint()
+    )  # with its layers; the generator goes without
     is_good = True
     for what, result, is_good in generator.findings(own):
         write_line(f"{'ok ' if is_good else '-- '} {what:20} {plain(result)}")

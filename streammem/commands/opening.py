@@ -54,7 +54,7 @@ def open_session(arguments: argparse.Namespace, model: "StreamModel | None" = No
 
     from streammem.engine.session import Session
     from streammem.engine.session_config import defaults_of
-    from streammem.engine.whole_video import open_session as open_by_cuts
+    from streammem.engine.whole_video import open_by_cuts as open_by_cuts
     from streammem.models.threads import limit_threads
     from streammem.perception.scenes import for_keyframes
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from streammem.output.results import Rotation
     from streammem.server.limits import Limits
 
-Run = Callable[[argparse.Namespace], int]
+RunCommand = Callable[[argparse.Namespace], int]
 
 BYTES = {"": 1, "b": 1} | {
     prefix + unit: base**power
@@ -523,7 +523,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"streammem: {text}; see {self.prog} --help\n")
 
 
-def add_command(commands: Any, name: str, run: Run, about: str, *examples: str) -> Parser:
+def add_command(commands: Any, name: str, run: RunCommand, about: str, *examples: str) -> Parser:
     """Add a command to what ``add_subparsers`` returned.
 
     Args:

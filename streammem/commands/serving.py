@@ -238,7 +238,7 @@ def open_sessions(arguments: argparse.Namespace, config: "ServerConfig") -> "Ses
     from streammem.engine.checks import check_reads
     from streammem.engine.session_config import SessionConfig, defaults_of
     from streammem.engine.speech import check_recogniser
-    from streammem.engine.whole_video import cuts_of, with_cuts
+    from streammem.engine.whole_video import chosen_cuts, with_cuts
     from streammem.models.threads import limit_threads
     from streammem.server.sessions import Sessions
     from streammem.video import kind_of, open_source
@@ -255,7 +255,7 @@ def open_sessions(arguments: argparse.Namespace, config: "ServerConfig") -> "Ses
     if config.confirm_alerts:
         check_reads(model)
     options = configured(defaults_of(model), arguments)
-    if (cuts := cuts_of(model, options.cuts)) != "streaming":
+    if (cuts := chosen_cuts(model, options.cuts)) != "streaming":
         raise ConfigError(
             f"cuts={cuts} reads a video as a whole, and a server's sessions are "
             "streams; give --set cuts=streaming"

@@ -38,7 +38,7 @@ PICTURE_SIDE = 640
 STILL_COSINE = 0.98  # as for captions of long scenes: above it nothing has changed
 STOP_S = 5.0  # that a verdict is awaited when the watching is stopped
 
-Asked = Alert | Until
+Checked = Alert | Until
 
 
 class Checks:
@@ -70,7 +70,7 @@ class Checks:
         self._own = scheduler is None
         self.scheduler = scheduler or LanguageScheduler(self._generator)
         self._verdicts: queue.Queue[Generated | BaseException] = queue.Queue()
-        self._asked: deque[Asked] = deque()  # in the order in which verdicts come
+        self._asked: deque[Checked] = deque()  # in the order in which verdicts come
         self._looked: tuple[float, np.ndarray] | None = None  # time and key, when last asked
         self._agreed = False  # the last look said yes: a second one must agree
 
@@ -128,7 +128,7 @@ class Checks:
         before, self._agreed = self._agreed, bool(answer)
         return bool(answer) and (before or at_end)
 
-    def results(self, wait_s: float = 0.0) -> Iterator[tuple[Asked, bool | None] | Notice]:
+    def results(self, wait_s: float = 0.0) -> Iterator[tuple[Checked, bool | None] | Notice]:
         """Yield verdicts that are there, in the order of the questions.
 
         Args:
@@ -158,7 +158,7 @@ class Checks:
                 log.info("asked at %.1f s: %s", asked.time, " ".join(reply.split())[:200])
                 yield asked, verdict(reply)
 
-    def unanswered(self) -> list[Asked]:
+    def unanswered(self) -> list[Checked]:
         """Give up on what has no verdict, and return it."""
         left = list(self._asked)
         self._asked.clear()
@@ -169,7 +169,7 @@ class Checks:
         if self._own:
             self.scheduler.close()
 
-    def _ask(self, asked: Asked, items: list[EvidenceItem], question: str) -> None:
+    def _ask(self, asked: Checked, items: list[EvidenceItem], question: str) -> None:
         self._asked.append(asked)
         generator = self._generator
         self.scheduler.ask(

@@ -27,7 +27,7 @@ from streammem.memory.retrieval import EVERYTHING, Window, clipped
 from streammem.memory.timeline import offset_after
 from streammem.models.protocols import EncodedSegment, StreamModel
 from streammem.models.tiny.planning import open_planning
-from streammem.perception.background import Background, BackgroundState
+from streammem.perception.background import Background, BackgroundState, Box
 from streammem.perception.frames import (
     KEYFRAME_SIDE,
     BufferedFrame,
@@ -47,7 +47,7 @@ from streammem.qa.lookups import Lookups
 from streammem.qa.next_action import PastFollower
 from streammem.qa.plan import PlanFollower
 from streammem.qa.question import Present
-from streammem.qa.teaching import Box, picture_at, renewed, taught_with
+from streammem.qa.teaching import picture_at, renewed, taught_with
 from streammem.types import (
     Answer,
     Caption,

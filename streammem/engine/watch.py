@@ -33,7 +33,7 @@ from streammem.engine.session import Session
 from streammem.engine.speech import SceneNotes, Speech, open_speech
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.errors import ServedModelError, StreammemError, TruncatedError
-from streammem.models.vlm.server import ASKED
+from streammem.models.vlm.server import REQUESTS
 from streammem.types import Alert, Caption, Event, Frame, Note, Notice, Segment, Stats
 from streammem.video import SourceOptions, VideoSource, open_with
 
@@ -138,7 +138,7 @@ class _Watching:
         self._notes: dict[int, tuple[Note, ...]] = {}  # by segment, to be yielded
         self._speech = speech
         self._recognised: SceneNotes | None = None
-        self._asked_before = ASKED.counts
+        self._asked_before = REQUESTS.counts
         self._failure = ""  # of a model server, since the last caption
         self._stats_at = 0.0 if options.stats_s is None else time.monotonic() + options.stats_s
 
@@ -492,5 +492,5 @@ class _Watching:
             sound_s=listener.sound_s if listener else 0.0,
             sound_skipped_s=listener.skipped_s if listener else 0.0,
             note_lag_s=listener.lag_s if listener else 0.0,
-            **ASKED.counts.since(self._asked_before)._asdict(),
+            **REQUESTS.counts.since(self._asked_before)._asdict(),
         )

@@ -51,7 +51,7 @@ HELD = 1024  # frames; at full size one takes 0.3 MB: 224 x 224 pixels and a pic
 UNBOUNDED = 1 << 62  # the lag of a buffer that thins no scene
 
 
-def open_session(
+def open_by_cuts(
     model: StreamModel,
     config: SessionConfig,
     memory: str | Path | None = None,
@@ -70,7 +70,7 @@ def open_session(
         ConfigError: a whole video is asked for of another model, or of a source without end.
         StoreError: see ``Session``.
     """
-    cuts = cuts_of(model, config.cuts)
+    cuts = chosen_cuts(model, config.cuts)
     model = with_cuts(model, cuts)
     if cuts == "streaming":
         return Session(model, config, memory=memory)
@@ -88,7 +88,7 @@ def open_session(
     return session
 
 
-def cuts_of(model: StreamModel, cuts: str | None = None) -> str:
+def chosen_cuts(model: StreamModel, cuts: str | None = None) -> str:
     """Return where sessions of a model cut a video: ``cuts``, or its own where that is None.
 
     Raises:
@@ -267,7 +267,7 @@ class WholeVideoSession(Session):
         return self._waiting.pop(0)
 
 
-class Clip(NamedTuple):
+class ClosedClip(NamedTuple):
     """A closed clip.
 
     Attributes:
@@ -312,7 +312,7 @@ class ClipSession(Session):
         video: Any = model.segment_encoder
         self._video, self.whole = video, video.options.cuts == "whole"
         self._buffer = VideoBuffer(HELD)
-        self._clip: Clip | None = None  # the last one
+        self._clip: ClosedClip | None = None  # the last one
 
     def push(self, frame: Frame) -> tuple[Segment, ...]:
         """Perceive the next frame; closes the clip before it, if it is full.
@@ -378,7 +378,7 @@ class ClipSession(Session):
         segment = self._close(len(frames), until, None, reason)
         said = self.notes(segment)
         # 3. What is generated now is of the tokens as they are, beside captions placed by rule.
-        self._clip = Clip(segment, times, self._tokens, said)
+        self._clip = ClosedClip(segment, times, self._tokens, said)
         item = self._item(self._clip, said)
         request = self._closed[segment.id]
         self._closed[segment.id] = request._replace(
@@ -386,7 +386,7 @@ class ClipSession(Session):
         )
         return segment
 
-    def _item(self, clip: Clip, said: Sequence[Note]) -> EvidenceItem:
+    def _item(self, clip: ClosedClip, said: Sequence[Note]) -> EvidenceItem:
         """Return the evidence of a clip, with each caption timed as its frame is."""
         shots = self._shots(clip.times, clip.segment.end, said)
         shown = tuple(clip.times[shot.frame] for shot in shots)
@@ -432,12 +432,12 @@ class OneVideoSession(ClipSession):
         frames = self._buffer.frames
         self._chosen = [frames[place] for place in self._video.choose(len(frames))]
         segment = self._close(len(frames), until, None, reason)
-        self._clip = Clip(segment, (), self._tokens, ())
+        self._clip = ClosedClip(segment, (), self._tokens, ())
         # What is generated now is of the tokens as they are.
         self._closed[segment.id] = self._closed[segment.id]._replace(tokens=self._tokens)
         return segment
 
-    def _item(self, clip: Clip, said: Sequence[Note]) -> EvidenceItem:
+    def _item(self, clip: ClosedClip, said: Sequence[Note]) -> EvidenceItem:
         return EvidenceItem(clip.segment.start, clip.segment.end, clip.tokens)
 
     def _encode(

@@ -519,7 +519,7 @@ class _Log:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._path.exists():
-                log = read_log(self._path)
+                log = read_answers(self._path)
                 self._check(log, settings)
                 units = log.units
             lines: list[dict[str, Any]] = [{"settings": settings}]
@@ -595,7 +595,7 @@ class Log(NamedTuple):
     finished: bool
 
 
-def read_log(path: Path) -> Log:
+def read_answers(path: Path) -> Log:
     """Read answers; of a video that was interrupted none.
 
     Raises:

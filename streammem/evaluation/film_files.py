@@ -64,7 +64,7 @@ class MakeOptions:
 # -- making --
 
 
-def read_clips(folder: Path) -> list[films.Clip]:
+def read_clips(folder: Path) -> list[films.FilmClip]:
     """Read clips of one shot: ``manifest.jsonl`` has rows {file, caption, seconds, multi_shot}.
 
     Raises:
@@ -74,7 +74,7 @@ def read_clips(folder: Path) -> list[films.Clip]:
     try:
         rows = [json.loads(line) for line in table.read_text().splitlines()]
         found = [
-            films.Clip(str(row["file"]), (str(row["caption"]),), float(row["seconds"]) - 0.05)
+            films.FilmClip(str(row["file"]), (str(row["caption"]),), float(row["seconds"]) - 0.05)
             for row in rows
             if not row.get("multi_shot") and row["seconds"] >= 1.5
         ]
@@ -108,8 +108,8 @@ def make_films(folder: Path, out: Path, options: MakeOptions) -> list[Path]:
     photos = []
     if options.photos is not None:
         for photo in read_photos(options.photos, "val")[: options.limit]:
-            photos.append(films.Clip(str(photo.path.resolve()), photo.captions))
-    halves: dict[str, list[films.Clip]] = {half: [] for half in HALVES}
+            photos.append(films.FilmClip(str(photo.path.resolve()), photo.captions))
+    halves: dict[str, list[films.FilmClip]] = {half: [] for half in HALVES}
     for pool in (clips, photos):
         order = np.random.default_rng(0).permutation(len(pool))
         for number, half in enumerate(HALVES):

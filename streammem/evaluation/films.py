@@ -116,7 +116,7 @@ UNSAID = frozenset(thing.strip() for thing in _UNSAID.split("|"))
 Move = Literal["plain", "mirrored", "pan", "still"]
 
 
-class Clip(NamedTuple):
+class FilmClip(NamedTuple):
     """A piece of video, or a photo, that sentences describe.
 
     Attributes:
@@ -139,7 +139,7 @@ class FilmScene(NamedTuple):
     move: Move = "plain"
 
 
-class Cue(NamedTuple):
+class SpokenSentence(NamedTuple):
     """A sentence that is said in a film.
 
     Attributes:
@@ -158,7 +158,7 @@ class Film:
     """Scenes in time order, and what is said in them."""
 
     scenes: tuple[FilmScene, ...]
-    cues: tuple[Cue, ...] = ()
+    cues: tuple[SpokenSentence, ...] = ()
 
     @property
     def edges(self) -> np.ndarray:
@@ -166,7 +166,7 @@ class Film:
         return np.cumsum([0.0, *(scene.end - scene.start for scene in self.scenes)])
 
 
-def plan(clips: Sequence[Clip], seconds: float, *, seed: int) -> Film:
+def plan(clips: Sequence[FilmClip], seconds: float, *, seed: int) -> Film:
     """Order clips and photos into a film, never one twice in a row.
 
     All clips come before one comes again, likewise photos.
@@ -202,8 +202,8 @@ def plan(clips: Sequence[Clip], seconds: float, *, seed: int) -> Film:
 
 
 def _cues(
-    scenes: Sequence[FilmScene], clips: Sequence[Clip], rng: np.random.Generator
-) -> tuple[Cue, ...]:
+    scenes: Sequence[FilmScene], clips: Sequence[FilmClip], rng: np.random.Generator
+) -> tuple[SpokenSentence, ...]:
     """Choose what is said: sentences of what is never shown, each about a thing of its own."""
     shown = {scene.clip for scene in scenes}
     seen = [clips[number].sentences for number in shown]
@@ -214,17 +214,17 @@ def _cues(
         # What is said must not be visible, too: then it is only heard of.
         if number not in shown and topic and not any(shows(each, topic) for each in seen):
             sayable.append((text, topic))
-    cues: list[Cue] = []
+    cues: list[SpokenSentence] = []
     for scene, length in enumerate(each.end - each.start for each in scenes):
         if not sayable or length < CUE_S or rng.random() >= SAID_SHARE:
             continue
         text, topic = sayable.pop()
         if not any(shows([text], cue.topic) or shows([cue.text], topic) for cue in cues):
-            cues.append(Cue(scene, text, topic))
+            cues.append(SpokenSentence(scene, text, topic))
     return tuple(cues)
 
 
-def description_of(clip: Clip) -> str | None:
+def description_of(clip: FilmClip) -> str | None:
     """Return what one can ask for that describes a clip or photo as a whole, if there is anything.
 
     For example ``a yellow dog walking on dry grass`` of ``a yellow dog walks on dry grass``.
@@ -256,7 +256,7 @@ def shows(sentences: Sequence[str], thing: str) -> bool:
     return any(words <= each or bool(kin & each) for each in said)
 
 
-def ask_along(film: Film, clips: Sequence[Clip], *, seed: int) -> tuple[TimedQuestion, ...]:
+def ask_along(film: Film, clips: Sequence[FilmClip], *, seed: int) -> tuple[TimedQuestion, ...]:
     """Ask while a film runs, so that evidence is seconds old, or as old as the film.
 
     Args:
@@ -265,13 +265,13 @@ def ask_along(film: Film, clips: Sequence[Clip], *, seed: int) -> tuple[TimedQue
         seed: of what is asked.
 
     Returns:
-        Questions by time, at most ``A_TIME`` at each of ``ASKED_AT``: as ``ask_about`` of what was
-        shown by then.
+        Questions by time, at most ``A_TIME`` at each of ``ASKED_AT``: as ``questions_of`` of
+        what was shown by then.
     """
     edges, asked = film.edges, list[TimedQuestion]()
     count = len(film.scenes)
     for number in sorted({max(2, round(share * count)) for share in ASKED_AT}):
-        questions = ask_about(film, clips, seed=seed + number, until=number)
+        questions = questions_of(film, clips, seed=seed + number, until=number)
         halves = [[q for q in questions if bool(q.gold) == there] for there in (True, False)]
         some = [question for half in halves for question in half[: A_TIME // 2]]
         at = float(edges[number]) - LAST_FRAME_S
@@ -279,8 +279,8 @@ def ask_along(film: Film, clips: Sequence[Clip], *, seed: int) -> tuple[TimedQue
     return tuple(asked)
 
 
-def ask_about(
-    film: Film, clips: Sequence[Clip], *, seed: int, until: int | None = None
+def questions_of(
+    film: Film, clips: Sequence[FilmClip], *, seed: int, until: int | None = None
 ) -> tuple[TimedQuestion, ...]:
     """Make questions by operator, half of them about what has not been shown.
 
@@ -362,7 +362,11 @@ def ask_about(
 
 
 def _absent(
-    film: Film, coming: Sequence[Clip], there: Sequence[str], wanted: int, rng: np.random.Generator
+    film: Film,
+    coming: Sequence[FilmClip],
+    there: Sequence[str],
+    wanted: int,
+    rng: np.random.Generator,
 ) -> Iterator[tuple[str, list[str], bool]]:
     """Yield (operator, things, whether it comes later) about what has not been shown.
 

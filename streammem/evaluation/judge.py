@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streammem.errors import ConfigError, ServedModelError
-from streammem.models.vlm.server import Refused, Server, ServerOptions, printable
+from streammem.models.vlm.server import RefusedByServer, Server, ServerOptions, printable
 from streammem.video.address import public_url
 
 MOST_CHARS = 2000  # of a question, a reference or a reply
@@ -75,7 +75,7 @@ class Judge:
         }
         try:
             found = self.server.post("/chat/completions", payload)
-        except Refused as refused:
+        except RefusedByServer as refused:
             if refused.status in (401, 403):
                 raise self.server.key_refused(refused) from None
             raise ServedModelError(f"{self.server.where}: {refused}; correct --judge") from None

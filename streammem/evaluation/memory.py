@@ -25,7 +25,7 @@ from streammem.evaluation.datasets import (
     read_photo,
     read_photos,
 )
-from streammem.evaluation.streams import KINDS, ComposedStream, bm25, check_enough, compose
+from streammem.evaluation.streams import NEEDLE_KINDS, ComposedStream, bm25, check_enough, compose
 from streammem.memory.entry import Entry
 from streammem.memory.retrieval import FALSE_SIGHTINGS, GumbelNull, Query, normalise, threshold
 
@@ -277,7 +277,7 @@ def figures_of(
         **_recalls(runs, [run.found for run in runs]),
         "human": recalls.pop("human"),
         f"yes@{FALSE_YES}": _share(scores[kinds == "present"] > limit),
-        "yes": {kind: _share(yes[kinds == kind]) for kind in KINDS},
+        "yes": {kind: _share(yes[kinds == kind]) for kind in NEEDLE_KINDS},
         "controls": recalls,
     }
 

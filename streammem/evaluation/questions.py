@@ -31,8 +31,8 @@ DAY_S = 86_400.0
 FAR_S = 600.0  # beyond the clip that a question was made from, a stamp is a slip of the pen
 VIDEO_ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 
-Kind = Literal["recall", "never", ""]
-Check = Literal["options", "text", "number", "said", "timeline"]
+RecallKind = Literal["recall", "never", ""]
+AnswerCheck = Literal["options", "text", "number", "said", "timeline"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ class SuiteQuestion:
     categories: tuple[str, ...] = ()
     part: str = ""
     evidence: tuple[TimeSpan, ...] = ()
-    kind: Kind = ""
-    check: Check = "options"
+    kind: RecallKind = ""
+    check: AnswerCheck = "options"
     cut: str = ""
     later: bool = False
     truth: Any = None
@@ -107,7 +107,7 @@ class SkippedRow(ValueError):
     """A row of a kind that is not scored here; says which."""
 
 
-class Row:
+class Fields:
     """The fields of a row, checked as they are read.
 
     Args:
@@ -191,7 +191,7 @@ class Row:
         return found
 
 
-Parse = Callable[[Row], Iterable[SuiteQuestion]]
+Parse = Callable[[Fields], Iterable[SuiteQuestion]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +226,7 @@ class Suite:
 # -- parsers, one a suite --
 
 
-def _videollamb(row: Row) -> Iterable[SuiteQuestion]:
+def _videollamb(row: Fields) -> Iterable[SuiteQuestion]:
     """EgoSchema, NExT-QA, EgoPlan and MVBench, as VideoLLaMB evaluates them."""
     options = row.options(row.fields.get("option"))
     kind = row.text("type", default="")
@@ -240,7 +240,7 @@ def _videollamb(row: Row) -> Iterable[SuiteQuestion]:
     )
 
 
-def _videomme(row: Row) -> Iterable[SuiteQuestion]:
+def _videomme(row: Fields) -> Iterable[SuiteQuestion]:
     options = row.options(row.fields.get("options"))
     yield SuiteQuestion(
         id=row.text("question_id"),
@@ -256,7 +256,7 @@ def _videomme(row: Row) -> Iterable[SuiteQuestion]:
     )
 
 
-def _lvbench(row: Row) -> Iterable[SuiteQuestion]:
+def _lvbench(row: Fields) -> Iterable[SuiteQuestion]:
     """LVBench, whose options stand in the question's text as ``(A) ...`` lines."""
     text, *lines = re.split(r"\n\s*(?=\([A-Z]\))", row.text("question"))
     options = row.options(lines)
@@ -274,7 +274,7 @@ def _lvbench(row: Row) -> Iterable[SuiteQuestion]:
     )
 
 
-def _mlvu(row: Row) -> Iterable[SuiteQuestion]:
+def _mlvu(row: Fields) -> Iterable[SuiteQuestion]:
     kind = row.text("question_type", "task_type")
     stem = PurePosixPath(row.file).stem
     common = SuiteQuestion(
@@ -297,10 +297,10 @@ OVO_PARTS = {
     **dict.fromkeys(("STU", "OJR", "ATR", "ACR", "OCR", "FPD"), "real-time"),
     **dict.fromkeys(("REC", "SSR", "CRR"), "forward"),
 }
-OVO_KINDS: dict[str, Kind] = {"EPM": "recall", "ASI": "recall", "HLD": "never"}
+OVO_KINDS: dict[str, RecallKind] = {"EPM": "recall", "ASI": "recall", "HLD": "never"}
 
 
-def _ovo(row: Row) -> Iterable[SuiteQuestion]:
+def _ovo(row: Fields) -> Iterable[SuiteQuestion]:
     """OVO-Bench: a forward row asks again and again, each time a question of its own."""
     task = row.text("task")
     if task not in OVO_PARTS:
@@ -325,7 +325,7 @@ def _ovo(row: Row) -> Iterable[SuiteQuestion]:
     for number, fields in enumerate(tests):
         if not isinstance(fields, dict):
             raise MalformedRow(f"test_info {number}: no object")
-        test = Row(fields, row.file, row.number, row.folder)
+        test = Fields(fields, row.file, row.number, row.folder)
         each = replace(
             common, id=f"{name}_{number}", time=test.seconds("realtime"), cut=f"{name}_{number}.mp4"
         )
@@ -343,7 +343,7 @@ def _ovo(row: Row) -> Iterable[SuiteQuestion]:
         yield replace(each, text=text, options=("No", "Yes"), answer=(int(yes),), check="said")
 
 
-def _streamingbench(row: Row) -> Iterable[SuiteQuestion]:
+def _streamingbench(row: Fields) -> Iterable[SuiteQuestion]:
     if row.has("ground_truth_output"):
         raise SkippedRow("proactive output: asks when to speak, and is not scored here")
     options = row.options(row.fields.get("options"))
@@ -367,7 +367,7 @@ def _streamingbench(row: Row) -> Iterable[SuiteQuestion]:
     )
 
 
-def _vsi_super(row: Row) -> Iterable[SuiteQuestion]:
+def _vsi_super(row: Fields) -> Iterable[SuiteQuestion]:
     """VSI-SUPER: recall by options, counts as numbers, streamed counts at several times."""
     length = row.text("type", "split", default="")
     name = row.text("id", "index", default=f"{PurePosixPath(row.file).stem}-{row.number}")
@@ -399,7 +399,7 @@ def _vsi_super(row: Row) -> Iterable[SuiteQuestion]:
         )
 
 
-def _egolife(row: Row) -> Iterable[SuiteQuestion]:
+def _egolife(row: Fields) -> Iterable[SuiteQuestion]:
     """EgoLifeQA: times are of the participants' wall clock, counted from DAY1, 00:00."""
     options = row.options([row.fields.get(f"choice_{letter}") or "" for letter in "abcd"])
     asked = row.fields.get("query_time")
@@ -444,7 +444,7 @@ def _egolife_seconds(day: Any, stamp: Any) -> float | None:
     return DAY_S * (int(number[1]) - 1) + clock
 
 
-def _teleego(row: Row) -> Iterable[SuiteQuestion]:
+def _teleego(row: Fields) -> Iterable[SuiteQuestion]:
     """TeleEgo: asked where its evidence ends, as its own scripts ask; times through a timeline."""
     person = re.search(r"P\d+", row.file)
     if not person:
@@ -525,7 +525,7 @@ def _day_seconds(label: str) -> float:
     return DAY_S * (int(found[1]) - 1) + seconds_of(found[2])
 
 
-def _needle(row: Row) -> Iterable[SuiteQuestion]:
+def _needle(row: Fields) -> Iterable[SuiteQuestion]:
     """VideoLLaMB's needle: made videos, whose names say where the second that is asked for lies."""
     names = sorted(
         path.relative_to(row.folder).as_posix()
@@ -549,7 +549,7 @@ def _needle(row: Row) -> Iterable[SuiteQuestion]:
         )
 
 
-def _films(row: Row) -> Iterable[SuiteQuestion]:
+def _films(row: Fields) -> Iterable[SuiteQuestion]:
     from streammem.evaluation.film_files import suite_questions
 
     try:
@@ -640,7 +640,7 @@ class _Found:
     skipped: Counter[str] = field(default_factory=Counter)
     lines: dict[str, str] = field(default_factory=dict)  # of each id, where it stands
 
-    def take(self, suite: Suite, row: Row) -> None:
+    def take(self, suite: Suite, row: Fields) -> None:
         """Parse a row, and check what its questions have in common with all others."""
         place = f"{row.file}: row {row.number}"
         try:
@@ -697,7 +697,7 @@ def read_suite(name: str, folder: Path, *, skip: bool = False) -> QuestionSet:
             rows = _joined(rows, _records(beside, ""), beside.name, found.problems)
             digest.update(beside.read_bytes())
         for number, fields in rows:
-            found.take(suite, Row(fields, shown, number, folder))
+            found.take(suite, Fields(fields, shown, number, folder))
     if found.problems and not skip:
         more = len(found.problems) - MAX_SHOWN
         tail = f"; and {more} rows more" if more > 0 else ""
@@ -883,7 +883,7 @@ def _spans(text: str) -> tuple[TimeSpan, ...]:
 # -- videos --
 
 
-class VideoPart(NamedTuple):
+class VideoPiece(NamedTuple):
     """A file of a video, and the seconds at which it begins there."""
 
     path: Path
@@ -908,7 +908,7 @@ class Videos:
                 if path.suffix.lower() in VIDEO_ENDINGS:
                     self._stems.setdefault(path.stem, path)
 
-    def find(self, name: str) -> tuple[VideoPart, ...]:
+    def find(self, name: str) -> tuple[VideoPiece, ...]:
         """Return the files of a video in time order; none where it is missing.
 
         Args:
@@ -922,13 +922,13 @@ class Videos:
                     path = root / f"{name}{ending}"
                     with suppress(OSError):  # a name that no file can have
                         if path.is_file():
-                            return (VideoPart(path),)
+                            return (VideoPiece(path),)
         stem = pure.stem if pure.suffix.lower() in VIDEO_ENDINGS else pure.name
         if stem in self._stems:
-            return (VideoPart(self._stems[stem]),)
+            return (VideoPiece(self._stems[stem]),)
         clips = []
         for each, path in self._stems.items():
             found = re.fullmatch(rf"(DAY\d)_{re.escape(name)}_(\d{{8}})", each)
             if found and (at := _egolife_seconds(found[1], found[2])) is not None:
-                clips.append(VideoPart(path, at))
+                clips.append(VideoPiece(path, at))
         return tuple(sorted(clips, key=lambda part: part.offset))

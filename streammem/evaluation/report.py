@@ -21,7 +21,7 @@ import numpy as np
 
 from streammem import __version__
 from streammem.errors import DatasetError
-from streammem.evaluation.asking import CONTEXTS, PREDICTIONS, SuiteRun, read_log
+from streammem.evaluation.asking import CONTEXTS, PREDICTIONS, SuiteRun, read_answers
 from streammem.evaluation.questions import SUITES, QuestionSet, SuiteQuestion
 from streammem.evaluation.scoring import (
     Share,
@@ -39,7 +39,7 @@ LEAST = 20  # answers below which no check says anything
 SAME, CLEAR = 0.9, 0.05
 MOST_CATEGORIES = 40
 
-Row = dict[str, Any]
+ReportRow = dict[str, Any]
 
 
 def summarise(found: QuestionSet, run: SuiteRun) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def summarise(found: QuestionSet, run: SuiteRun) -> dict[str, Any]:
         A share is [value, low, high, count], the 95% interval between.
     """
     first, questions = run.settings["contexts"][0], run.questions
-    by_context: dict[str, list[Row]] = {name: [] for name in run.settings["contexts"]}
+    by_context: dict[str, list[ReportRow]] = {name: [] for name in run.settings["contexts"]}
     for row in run.rows:
         by_context[row["context"]].append(row)
     main = by_context[first]
@@ -108,7 +108,7 @@ def summarise(found: QuestionSet, run: SuiteRun) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _judge(run: SuiteRun) -> Row | None:
+def _judge(run: SuiteRun) -> ReportRow | None:
     """Who judged open answers, when, and how many it gave no plain verdict on."""
     if "judge" not in run.settings:
         return None
@@ -121,7 +121,7 @@ def _judge(run: SuiteRun) -> Row | None:
     }
 
 
-def _share(rows: Sequence[Row], name: str) -> Share | None:
+def _share(rows: Sequence[ReportRow], name: str) -> Share | None:
     return share([float(row[name]) for row in rows], [row["video"] for row in rows])
 
 
@@ -129,7 +129,7 @@ def _listed(found: Share | None) -> list[float] | None:
     return None if found is None else [*(round(value, 4) for value in found[:3]), found.of]
 
 
-def _scores(rows: Sequence[Row]) -> Row:
+def _scores(rows: Sequence[ReportRow]) -> ReportRow:
     open_rows = [row for row in rows if row["f1"] is not None]
     figures = {name: _listed(_share(rows, name)) for name in ("strict", "official")}
     figures |= {"f1": _listed(_share(open_rows, "f1"))} if open_rows else {}
@@ -137,8 +137,8 @@ def _scores(rows: Sequence[Row]) -> Row:
     return figures | ({"judged": _listed(_share(judged, "judged"))} if judged else {})
 
 
-def _by(rows: Sequence[Row], names: Callable[[Row], Sequence[str]]) -> Row:
-    groups: dict[str, list[Row]] = {}
+def _by(rows: Sequence[ReportRow], names: Callable[[ReportRow], Sequence[str]]) -> ReportRow:
+    groups: dict[str, list[ReportRow]] = {}
     for row in rows:
         for name in names(row):
             groups.setdefault(name, []).append(row)
@@ -160,7 +160,7 @@ def _age(question: SuiteQuestion) -> str:
     return _bucket(max(0.0, question.time - max(span.end for span in question.evidence)))
 
 
-def _pairs(by_context: dict[str, list[Row]]) -> Row:
+def _pairs(by_context: dict[str, list[ReportRow]]) -> ReportRow:
     """Recall and never-happened, by context, where a suite has both."""
     found = {}
     for context, rows in by_context.items():
@@ -170,7 +170,7 @@ def _pairs(by_context: dict[str, list[Row]]) -> Row:
     return found
 
 
-def _risk(rows: Sequence[Row]) -> list[list[float]]:
+def _risk(rows: Sequence[ReportRow]) -> list[list[float]]:
     """(coverage, risk) at every tenth, of answers that say what they rest on; none of the others.
 
     An answer is as sure as its best evidence is likely, one that nothing was seen as it is not.
@@ -184,7 +184,7 @@ def _risk(rows: Sequence[Row]) -> list[list[float]]:
     return [[round(coverage, 3), round(risk, 3)] for coverage, risk in tenths]
 
 
-def _cost(rows: Sequence[Row], run: SuiteRun) -> Row:
+def _cost(rows: Sequence[ReportRow], run: SuiteRun) -> ReportRow:
     def mean(name: str) -> float | None:
         return round(float(np.mean([row[name] for row in rows])), 3) if rows else None
 
@@ -202,7 +202,7 @@ def _cost(rows: Sequence[Row], run: SuiteRun) -> Row:
 
 
 def checks(
-    by_context: dict[str, list[Row]], questions: dict[str, SuiteQuestion]
+    by_context: dict[str, list[ReportRow]], questions: dict[str, SuiteQuestion]
 ) -> Iterator[tuple[str, bool, str]]:
     """Yield (name, whether it holds, what was found) of each check that there is data for."""
     first, *others = by_context
@@ -237,7 +237,7 @@ def checks(
 
 
 def _claims(
-    main: Sequence[Row], questions: dict[str, SuiteQuestion]
+    main: Sequence[ReportRow], questions: dict[str, SuiteQuestion]
 ) -> Iterator[tuple[str, bool, str]]:
     """Check what is said to be there: of what was, never comes, and comes only later."""
     told = [
@@ -264,7 +264,9 @@ def _claims(
         )  # fmt: skip
 
 
-def _paired(rows: Sequence[Row], others: Sequence[Row]) -> tuple[int, int, float] | None:
+def _paired(
+    rows: Sequence[ReportRow], others: Sequence[ReportRow]
+) -> tuple[int, int, float] | None:
     """Return how often either alone is right, and McNemar's p."""
     theirs = {row["id"]: row["strict"] for row in others}
     both = [(row["strict"], theirs[row["id"]]) for row in rows if row["id"] in theirs]
@@ -370,7 +372,7 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _paid_back(pairs: Row) -> list[str]:
+def _paid_back(pairs: ReportRow) -> list[str]:
     """Say what memory gains and loses against the last frames."""
     if not {"memory", "now"} <= set(pairs):
         return []
@@ -446,7 +448,7 @@ def difference(first: Path, second: Path, *, context: str | None = None) -> dict
     Raises:
         DatasetError: a folder holds no run, or they are of other questions.
     """
-    logs = [read_log(path / PREDICTIONS if path.is_dir() else path) for path in (first, second)]
+    logs = [read_answers(path / PREDICTIONS if path.is_dir() else path) for path in (first, second)]
     settings = [log.settings for log in logs]
     if any(settings[0][key] != settings[1][key] for key in ("suite", "digest")):
         raise DatasetError(f"{first} and {second} are runs of other questions")
@@ -488,7 +490,7 @@ def difference(first: Path, second: Path, *, context: str | None = None) -> dict
     return found
 
 
-def _compared(pairs: Sequence[tuple[Row, Row]]) -> Row:
+def _compared(pairs: Sequence[tuple[ReportRow, ReportRow]]) -> ReportRow:
     videos = [a["video"] for a, _ in pairs]
     changes = [b["strict"] - a["strict"] for a, b in pairs]
     gained, lost = sum(c > 0 for c in changes), sum(c < 0 for c in changes)

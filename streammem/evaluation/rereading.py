@@ -35,7 +35,7 @@ from streammem.evaluation.datasets import (
 from streammem.evaluation.pictures import PictureModel
 from streammem.evaluation.streams import words_of
 from streammem.evaluation.timelines import OLD_S
-from streammem.models.backbones.language import GenerationConfig, Prompt, Replies, Reply
+from streammem.models.backbones.language import GenerationConfig, GrowingReply, Prompt, Replies
 from streammem.models.protocols import (
     ComposedModel,
     EvidenceItem,
@@ -76,7 +76,7 @@ CONTEXTS: dict[str, dict[str, Any]] = {
 }
 
 
-class StreamQuestion(NamedTuple):
+class SceneQuestion(NamedTuple):
     """A question about what a person or a thing does.
 
     Attributes:
@@ -132,7 +132,7 @@ class Teacher:
         self, prompts: Sequence[Prompt], decoding: GenerationConfig, candidates: int = 1
     ) -> Iterator[Replies | None]:
         for prompt in prompts:
-            yield (Reply(self._reply(prompt), [], []),) * candidates
+            yield (GrowingReply(self._reply(prompt), [], []),) * candidates
 
     def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
         yield self._reply(prompt)
@@ -254,7 +254,7 @@ def evaluate_rereading(
         asked = _answers([photos[i] for i in shown], model, generator, questions, options)
         segments = 0
         for segments, name, question, answer in asked:  # noqa: B007, the last one counts
-            right[name][question.kind].append(is_right(question, answer.text))
+            right[name][question.kind].append(holds_answer(question, answer.text))
             if taught:
                 pictures_shown[name] += taught.shown
                 taught.shown = []
@@ -268,14 +268,14 @@ def evaluate_rereading(
     return RereadingReport(options.split, minutes, len(shown), segments, kinds, rows)
 
 
-def ask_about(shown: Sequence[Photo], held: Sequence[Photo]) -> list[StreamQuestion]:
+def ask_about(shown: Sequence[Photo], held: Sequence[Photo]) -> list[SceneQuestion]:
     """Make questions about scenes that show these photos in turn, and about none of them.
 
     Asked is only after what one sentence names with ``LEAST_WORDS`` content words and one photo
     alone fits.
     """
     texts = [[frozenset(words_of(text)) for text in photo.captions] for photo in shown]
-    made: dict[str, list[StreamQuestion]] = defaultdict(list)
+    made: dict[str, list[SceneQuestion]] = defaultdict(list)
     end = len(shown) * SCENE_S
     for photos, is_shown in ((shown, True), (held, False)):
         for scene, photo in enumerate(photos):
@@ -288,12 +288,12 @@ def ask_about(shown: Sequence[Photo], held: Sequence[Photo]) -> list[StreamQuest
                 were = re.match(r"(?:two|three|four|five|some|several)\b", subject)
                 text = f"What {'were' if were else 'was'} {subject} doing?"
                 if not is_shown:
-                    made["absent"].append(StreamQuestion(text, "absent", (), -1))
+                    made["absent"].append(SceneQuestion(text, "absent", (), -1))
                     continue
                 kind = "old" if end - (scene + 1) * SCENE_S >= OLD_S else "recent"
-                made[kind].append(StreamQuestion(text, kind, truths, scene))
+                made[kind].append(SceneQuestion(text, kind, truths, scene))
                 now = f"What {'are' if were else 'is'} {subject} doing now?"
-                made["now"].append(StreamQuestion(now, "now", truths, scene))
+                made["now"].append(SceneQuestion(now, "now", truths, scene))
     rng = np.random.default_rng(1)
     return [
         questions[i]
@@ -302,7 +302,7 @@ def ask_about(shown: Sequence[Photo], held: Sequence[Photo]) -> list[StreamQuest
     ]
 
 
-def is_right(question: StreamQuestion, text: str) -> bool:
+def holds_answer(question: SceneQuestion, text: str) -> bool:
     """Return whether a reply is right: half of the words of a true answer, or that it is not there.
 
     Source: our own rule; the teacher's replies are whole sentences by people.
@@ -317,9 +317,9 @@ def _answers(
     shown: Sequence[Photo],
     model: StreamModel,
     generator: Generator,
-    questions: Sequence[StreamQuestion],
+    questions: Sequence[SceneQuestion],
     options: EvaluationOptions,
-) -> Iterator[tuple[int, str, StreamQuestion, Answer]]:
+) -> Iterator[tuple[int, str, SceneQuestion, Answer]]:
     """Watch the photos, and yield each answer with the segments so far and what it is read from."""
     from streammem.engine.session import Session
     from streammem.engine.session_config import SessionConfig
@@ -345,7 +345,7 @@ def _answers(
         if question.kind == "now":
             asked_now[question.scene].append(question)
 
-    def ask(question: StreamQuestion) -> Iterator[tuple[int, str, StreamQuestion, Answer]]:
+    def ask(question: SceneQuestion) -> Iterator[tuple[int, str, SceneQuestion, Answer]]:
         for name, answerer in answerers.items():
             answerer.turns.clear()
             present = session.present()
@@ -461,13 +461,13 @@ def _look(picture: np.ndarray) -> np.ndarray:
     return np.asarray(small, np.float32).reshape(-1)
 
 
-def _row(name: str, question: StreamQuestion, answer: Answer) -> dict[str, Any]:
+def _row(name: str, question: SceneQuestion, answer: Answer) -> dict[str, Any]:
     return {
         "from": name,
         "question": question.text,
         "kind": question.kind,
         "answer": answer.text,
-        "right": is_right(question, answer.text),
+        "right": holds_answer(question, answer.text),
         "seen": answer.seen,
         "evidence": [item.segment for item in answer.evidence],
         "steps": [step.call for step in answer.steps],

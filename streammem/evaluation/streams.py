@@ -18,8 +18,8 @@ import numpy as np
 
 from streammem.errors import DatasetError
 
-Kind = Literal["present", "absent", "near", "swapped"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+NeedleKind = Literal["present", "absent", "near", "swapped"]
+NEEDLE_KINDS: tuple[NeedleKind, ...] = get_args(NeedleKind)
 
 REPEATS = 0.1  # of a stream's scenes that show an earlier photo again
 LEAST_PHOTOS = 20
@@ -94,7 +94,7 @@ class StreamQuestion:
     """
 
     text: str
-    kind: Kind
+    kind: NeedleKind
     gold: tuple[int, ...]
     photo: int
     caption: int
@@ -134,9 +134,11 @@ def compose(
     maker = _QuestionMaker(captions, words, scenes, things, rng)
     present = [photo for photo in dict.fromkeys(scenes) if photo < asked]
     wanted = {"present": num_questions - num_questions // 2}
-    wanted |= dict.fromkeys(KINDS[1:], num_questions // 6)
+    wanted |= dict.fromkeys(NEEDLE_KINDS[1:], num_questions // 6)
     from_photos = {"present": present, "absent": absent, "near": near, "swapped": present}
-    questions = [q for kind in KINDS for q in maker.make(kind, from_photos[kind], wanted[kind])]
+    questions = [
+        q for kind in NEEDLE_KINDS for q in maker.make(kind, from_photos[kind], wanted[kind])
+    ]
     return ComposedStream(tuple(scenes), tuple(questions))
 
 
@@ -196,7 +198,7 @@ class _QuestionMaker:
             for word in words[photo]:
                 self.photos[word].add(photo)
 
-    def make(self, kind: Kind, photos: Sequence[int], wanted: int) -> list[StreamQuestion]:
+    def make(self, kind: NeedleKind, photos: Sequence[int], wanted: int) -> list[StreamQuestion]:
         """Ask about the photos in random order, a second time only after all were asked about."""
         made: list[StreamQuestion] = []
         order = [
@@ -212,7 +214,7 @@ class _QuestionMaker:
                 made += [question] if question else []
         return made
 
-    def _question(self, kind: Kind, photo: int, caption: int) -> StreamQuestion | None:
+    def _question(self, kind: NeedleKind, photo: int, caption: int) -> StreamQuestion | None:
         text: str | None = _description(self.captions[photo][caption])
         assert text is not None
         words = set(words_of(text))

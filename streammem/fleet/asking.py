@@ -20,7 +20,7 @@ from torch import Tensor
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.errors import ConfigError, StoreError, StreammemError
-from streammem.memory.folder import Stamp, is_memory, last_written
+from streammem.memory.folder import WriteStamp, is_memory, last_written
 from streammem.memory.retrieval import SEEN, GumbelNull, NameReadout, Window
 from streammem.models.protocols import ComposedModel, StreamModel, TextEncoder
 from streammem.types import Answer, Moment
@@ -88,7 +88,7 @@ class Memories:
         self._folder, self._model, self._config = folder, encoding_once(model), config
         self.sessions: dict[str, Session] = {}
         self.failed: dict[str, str] = {}
-        self._stamps: dict[str, Stamp] = {}
+        self._stamps: dict[str, WriteStamp] = {}
 
     def refresh(self) -> None:
         """Open what is new or was written to since, and close what is gone."""

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from streammem.config import read_toml
 from streammem.errors import ConfigError, StreammemError
-from streammem.fleet.pool import LIVED_S, wait_after
+from streammem.fleet.pool import LIVED_S, IsStopping, wait_after
 from streammem.output.render import prometheus
 from streammem.types import Event, Notice, Stats
 
@@ -34,8 +34,7 @@ POLL_S = 0.1
 STATUS = "cameras.json"  # in the folder of the cameras' memories: how they are
 STATUS_EVERY_S, STATUS_LASTS_S, MAX_STATUS_BYTES = 10.0, 150.0, 4 << 20
 
-IsStopping = Callable[[], bool]
-State = Literal["opening", "watched", "down", "ended", "failed"]
+CameraState = Literal["opening", "watched", "down", "ended", "failed"]
 # Yields events, and the Unix seconds at 0 of the memory's timeline where they are known.
 WatchCamera = Callable[[IsStopping], Generator[tuple[Event, float | None], None, None]]
 
@@ -57,7 +56,7 @@ class News:
     camera: str
     event: Event | None = None
     wall_zero: float | None = None
-    state: State = "watched"
+    state: CameraState = "watched"
     reason: str = ""
     wait_s: float = 0.0
 
@@ -201,7 +200,7 @@ class Status:
         num_restarts: times that its worker's process died.
     """
 
-    state: State = "opening"
+    state: CameraState = "opening"
     reason: str = ""
     stats: Stats | None = None
     num_failures: int = 0
@@ -265,7 +264,7 @@ class Board:
         """Whether no camera is down or has failed."""
         return all(s.state not in ("down", "failed") for s in self.cameras.values())
 
-    def states(self) -> dict[str, tuple[State, str]]:
+    def states(self) -> dict[str, tuple[CameraState, str]]:
         """Return the state of each camera, and the reason why it is, or was last, down."""
         return {name: (status.state, status.reason) for name, status in self.cameras.items()}
 
@@ -284,14 +283,14 @@ class Board:
                 text += f'streammem_{name}{{source="{camera}"}} {value_of(status)}\n'
         return text
 
-    def _change(self, status: Status, state: State, reason: str = "") -> None:
+    def _change(self, status: Status, state: CameraState, reason: str = "") -> None:
         if state in ("down", "failed") and status.state != state:
             status.num_failures += 1
             status.stats = None
         status.state, status.reason = state, reason or status.reason
 
 
-def status_text(states: Mapping[str, tuple[State, str]]) -> str:
+def status_text(states: Mapping[str, tuple[CameraState, str]]) -> str:
     """Return the states of cameras as `read_status` reads them, with the time of now."""
     cameras = {name: {"state": state, "reason": why} for name, (state, why) in states.items()}
     return json.dumps({"written": time.time(), "cameras": cameras}) + "\n"

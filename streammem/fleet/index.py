@@ -30,7 +30,7 @@ SUFFIXES = frozenset(
 )
 BLOCK, FRESH_S = 1 << 20, 2.0
 
-State = Literal["whole", "broken", "unreadable", "failed"]
+FileState = Literal["whole", "broken", "unreadable", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class File:
     path: str
     content: str
     made_with: str = ""
-    state: State = "failed"
+    state: FileState = "failed"
     reason: str = ""
     memory: str = ""
     seconds: float = 0.0
@@ -200,7 +200,7 @@ class Archive:
         if before and before.memory and before.memory not in used:
             shutil.rmtree(self.folder / before.memory, ignore_errors=True)
 
-    def fail(self, file: File, reason: str, state: State = "failed") -> None:
+    def fail(self, file: File, reason: str, state: FileState = "failed") -> None:
         """Note why nothing was made of a file; an earlier memory of it stays."""
         shutil.rmtree(self.unfinished(file), ignore_errors=True)
         before = self.files.get(file.path)

@@ -51,7 +51,7 @@ Steps = Annotated[
     Sequence[str],
     Field(max_length=MAX_STEPS, description="what each step shows, in their order"),
 ]
-Seconds = Annotated[float, Field(ge=0, le=1e8, description="seconds")]
+ToolSeconds = Annotated[float, Field(ge=0, le=1e8, description="seconds")]
 Video = Annotated[
     Literal["no", "inline", "file"],
     Field(description="the video too: inline as MP4, or as a file whose path is returned"),
@@ -165,7 +165,9 @@ def _add_tools(server: MCPServer, sessions: Sessions) -> None:
             return str(await host.do(lambda session: session.plan(goal, steps)))
 
     @server.tool(structured_output=False)
-    async def clip(name: Name, start: Seconds, end: Seconds, video: Video = "no") -> list[Any]:
+    async def clip(
+        name: Name, start: ToolSeconds, end: ToolSeconds, video: Video = "no"
+    ) -> list[Any]:
         """Show a span: its captions, a picture of each scene (at most 8), on request the video."""
         with _refusals():
             if not start < end:

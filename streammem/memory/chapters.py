@@ -17,7 +17,7 @@ MAX_CHAPTERS = 24
 CENTRAL = 3
 
 
-class Part(NamedTuple):
+class ChapterRows(NamedTuple):
     """A chapter: rows of one source, in order, and those of them that are most like all.
 
     Attributes:
@@ -48,7 +48,9 @@ def chapter_cost(left: Entry, right: Entry) -> float:
     return cost
 
 
-def divide(entries: Sequence[Entry], count: int, gap_s: float = math.inf) -> tuple[Part, ...]:
+def divide(
+    entries: Sequence[Entry], count: int, gap_s: float = math.inf
+) -> tuple[ChapterRows, ...]:
     """Divide rows into chapters.
 
     The two neighbours whose merge costs least (see ``chapter_cost``) become one until ``count``
@@ -88,7 +90,7 @@ def divide(entries: Sequence[Entry], count: int, gap_s: float = math.inf) -> tup
         del order[at + 1]
         offer(at - 1)
         offer(at)
-    return tuple(Part(tuple(parts[id_]), _central(parts[id_])) for id_ in order)
+    return tuple(ChapterRows(tuple(parts[id_]), _central(parts[id_])) for id_ in order)
 
 
 def _central(rows: Sequence[Entry]) -> tuple[Entry, ...]:

@@ -27,7 +27,7 @@ from streammem.types import Caption, Note
 MAX_KEYS = 4
 """Most keys of a kind that an entry has: visual, of captions, of notes."""
 
-KINDS = ("visual_keys", "caption_keys", "note_keys")
+KEY_KINDS = ("visual_keys", "caption_keys", "note_keys")
 """Kinds of keys, by their names in an entry."""
 
 MAX_TEXT_BYTES = 2_000
@@ -144,7 +144,7 @@ class Entry:
         _require(self.start <= self.end, "end", "must not precede start")
         _require(self.frames >= 1 and self.merged >= 1, "frames, merged", "must be >= 1")
         _require(len(self.keyframe or b"") <= MAX_KEYFRAME_BYTES, "keyframe", "32 KiB at most")
-        for name in KINDS:
+        for name in KEY_KINDS:
             keys = _keys(getattr(self, name), name, least=int(name == "visual_keys"))
             as_wide = not len(keys) or keys.shape[1] == self.visual_keys.shape[1]
             _require(as_wide, name, "must be as wide as visual_keys")

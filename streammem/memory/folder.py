@@ -22,7 +22,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 FORMAT = 5
-Stamp = tuple[tuple[int, int, int], ...]
+WriteStamp = tuple[tuple[int, int, int], ...]
 OLDEST_READ = 1  # formats from here on are read as they are; older ones need their writer first
 _KEYFRAME = re.compile(r"\d{9,}-[0-9a-f]{16}\.jpg", re.ASCII)
 HEADER, DATABASE, KEYFRAMES, LOCK = "memory.json", "memory.sqlite", "keyframes", "writer.lock"
@@ -63,7 +63,7 @@ def holds_memories(path: str | Path) -> bool:
         return False
 
 
-def last_written(path: Path) -> Stamp:
+def last_written(path: Path) -> WriteStamp:
     """Return what changes with each write to a memory: inode, size and time of its files."""
     files: list[tuple[int, int, int]] = []
     for name in (DATABASE, f"{DATABASE}-wal"):

@@ -27,7 +27,7 @@ from streammem.errors import ConfigError, StoreError
 from streammem.memory import upkeep
 from streammem.memory.database import Mode
 from streammem.memory.entry import (
-    KINDS,
+    KEY_KINDS,
     MAX_KEYFRAME_BYTES,
     MAX_KEYS,
     MAX_NOTES_BYTES,
@@ -108,7 +108,7 @@ class CacheConfig:
         tokens and keyframe only without `keys_only`.
         """
         payload = 0 if self.keys_only else 2 * int(np.prod(self.token_shape)) + MAX_KEYFRAME_BYTES
-        keys = len(KINDS) * MAX_KEYS * (8 * self.key_dim + _KEY_OVERHEAD_BYTES)
+        keys = len(KEY_KINDS) * MAX_KEYS * (8 * self.key_dim + _KEY_OVERHEAD_BYTES)
         text = MAX_TEXT_BYTES + MAX_NOTES_BYTES
         return (self.max_segments + 1) * (keys + payload + text + _ROW_OVERHEAD_BYTES)
 
@@ -424,7 +424,7 @@ def check_path(path: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Change:
+class Appended:
     """What an append did.
 
     Attributes:
@@ -457,7 +457,7 @@ class MemoryCache:
         self._queue = MergeQueue()
         self._all_considered = True  # for a merge; rows of a store are once one is appended
         self._indexes = {
-            kind: index_for(config.key_dim, config.max_segments * MAX_KEYS) for kind in KINDS
+            kind: index_for(config.key_dim, config.max_segments * MAX_KEYS) for kind in KEY_KINDS
         }
 
     def __len__(self) -> int:
@@ -470,7 +470,7 @@ class MemoryCache:
 
     # -- writing --
 
-    def append(self, entry: Entry) -> Change:
+    def append(self, entry: Entry) -> Appended:
         """Add a closed segment.
 
         Args:
@@ -488,8 +488,8 @@ class MemoryCache:
         if newest is not None and continues(newest, entry, self.config.epsilon):
             grown = extended(newest, entry)
             self._set(self._kept(grown))
-            return Change("extended", grown)
-        return Change("appended", entry, self._insert(entry))
+            return Appended("extended", grown)
+        return Appended("appended", entry, self._insert(entry))
 
     def load(self, entries: Iterable[Entry]) -> None:
         """Add rows as a store kept them: as `append`, but none extends another.
@@ -592,13 +592,13 @@ class MemoryCache:
         if among is not None:
             firsts = np.array([row.segment for row in among], np.int64)
             allowed = (firsts[:, None] * MAX_KEYS + np.arange(MAX_KEYS)).ravel()
-        found = {id_ for kind in KINDS for _, id_ in self._ranked(kind, key, k, allowed)}
+        found = {id_ for kind in KEY_KINDS for _, id_ in self._ranked(kind, key, k, allowed)}
         return tuple(self._rows[id_] for id_ in sorted(found))
 
     def num_bytes(self) -> int:
         """Return the bytes of keys, tokens, keyframes, text and index held now."""
         arrays: int = sum(
-            sum(getattr(row, kind).nbytes for kind in KINDS) + row.tokens.nbytes
+            sum(getattr(row, kind).nbytes for kind in KEY_KINDS) + row.tokens.nbytes
             + len(row.keyframe or b"") + len((row.caption or "").encode())
             + sum(len(note.text.encode()) + word_bytes(note) for note in row.notes)
             for row in self._rows.values()

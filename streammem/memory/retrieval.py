@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from streammem.errors import ConfigError
-from streammem.memory.entry import KINDS, Entry, Now
+from streammem.memory.entry import KEY_KINDS, Entry, Now
 from streammem.types import Matched, TimeSpan
 
 if TYPE_CHECKING:
@@ -445,7 +445,7 @@ def rate(entries: Sequence[Entry], query: Query, rankers: Sequence[str] = DEFAUL
     """Return how well each of these rows fits a query, in their order."""
     if not entries:
         return ()
-    cosines = {kind: _best_cosines(entries, kind, query.key) for kind in KINDS}
+    cosines = {kind: _best_cosines(entries, kind, query.key) for kind in KEY_KINDS}
     named = {
         "visual_keys": np.zeros(len(entries), bool),
         "caption_keys": np.array([names(_sure_caption(entry), query.words) for entry in entries]),

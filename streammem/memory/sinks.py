@@ -25,7 +25,7 @@ from uuid import UUID, uuid5
 import numpy as np
 
 from streammem.errors import BackboneError, ConfigError, StoreError, install_command
-from streammem.memory.entry import KINDS, MAX_KEYS, Entry
+from streammem.memory.entry import KEY_KINDS, MAX_KEYS, Entry
 from streammem.memory.index import VectorIndex, _best_first, _checked, _checked_query
 from streammem.memory.store import Store
 from streammem.memory.upkeep import entries
@@ -42,7 +42,7 @@ _POINTS = UUID("6f0a1f0e-9c0a-4b7e-8f57-0a6b1f6d2c31")  # of the ids of points
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class SinkRecord:
     """What is kept of a segment beside its keys.
 
     Attributes:
@@ -73,7 +73,7 @@ class Record:
             speech,
         )  # fmt: skip
         digest.update(repr(values).encode("utf-8", "backslashreplace"))
-        for kind in KINDS:
+        for kind in KEY_KINDS:
             keys = _keys(entry, kind)
             digest.update(f"{kind} {keys.shape}".encode() + keys.tobytes())
         return cls(entry.segment, *values, digest.hexdigest())
@@ -113,19 +113,19 @@ class Sink(Protocol):
         ...
 
     def search(
-        self, query: np.ndarray, k: int, *, kind: str = KINDS[0], memory: str | None = None
+        self, query: np.ndarray, k: int, *, kind: str = KEY_KINDS[0], memory: str | None = None
     ) -> list[Match]:
         """Find the segments whose keys have the greatest inner product, each by its best.
 
         Args:
             query: [D_key] float32.
             k: >= 1.
-            kind: of keys, one of ``KINDS``.
+            kind: of keys, one of ``KEY_KINDS``.
             memory: only in it.
         """
         ...
 
-    def index(self, memory: str, kind: str = KINDS[0]) -> VectorIndex:
+    def index(self, memory: str, kind: str = KEY_KINDS[0]) -> VectorIndex:
         """Return the keys of one memory as an index; ids are segment x MAX_KEYS + number."""
         ...
 
@@ -179,7 +179,7 @@ def copy(
     rows_left = iter(progress(entries(store)))
     while rows := list(islice(rows_left, ROWS)):
         seen |= {entry.segment for entry in rows}
-        changed = [e for e in rows if known.get(e.segment) != Record.of(e).checksum]
+        changed = [e for e in rows if known.get(e.segment) != SinkRecord.of(e).checksum]
         if changed:
             sink.put(memory, changed)
             written += len(changed)
@@ -289,7 +289,7 @@ class QdrantSink(_Closing):
             return cls(client, name, key_dim, fingerprint)
 
     def checksums(self, memory: str) -> dict[int, str]:
-        first = [self._is("memory", memory), self._is("kind", KINDS[0]), self._is("number", 0)]
+        first = [self._is("memory", memory), self._is("kind", KEY_KINDS[0]), self._is("number", 0)]
         points = self._scroll(first, ["segment", "checksum"])
         return {
             p.payload["segment"]: p.payload["checksum"] for p in points if "checksum" in p.payload
@@ -299,10 +299,10 @@ class QdrantSink(_Closing):
         self.remove(memory, [entry.segment for entry in rows])
         others, firsts = list[Any](), list[Any]()
         for entry in rows:
-            record = asdict(Record.of(entry))
-            for kind in KINDS:
+            record = asdict(SinkRecord.of(entry))
+            for kind in KEY_KINDS:
                 for id_, key in zip(_ids(entry, kind), _keys(entry, kind), strict=True):
-                    is_first = kind == KINDS[0] and id_ % MAX_KEYS == 0
+                    is_first = kind == KEY_KINDS[0] and id_ % MAX_KEYS == 0
                     point = self.point(memory, kind, id_, key, record)
                     (firsts if is_first else others).append(point)
         for points in (others, firsts):
@@ -313,20 +313,20 @@ class QdrantSink(_Closing):
         ids = [
             _point_id(memory, kind, segment * MAX_KEYS + number)
             for segment in segments
-            for kind in KINDS
+            for kind in KEY_KINDS
             for number in numbers
         ]
         self.delete(ids)
 
     def search(
-        self, query: np.ndarray, k: int, *, kind: str = KINDS[0], memory: str | None = None
+        self, query: np.ndarray, k: int, *, kind: str = KEY_KINDS[0], memory: str | None = None
     ) -> list[Match]:
         wanted = [self._is("kind", kind)]
         wanted += [self._is("memory", memory)] if memory is not None else []
         points = self.nearest(_checked_query(query, self.dim), k * MAX_KEYS, wanted)
         return _matches(((p.payload["memory"], p.payload["segment"], p.score) for p in points), k)
 
-    def index(self, memory: str, kind: str = KINDS[0]) -> "QdrantIndex":
+    def index(self, memory: str, kind: str = KEY_KINDS[0]) -> "QdrantIndex":
         return QdrantIndex(self, memory, kind)
 
     def close(self) -> None:
@@ -539,12 +539,12 @@ class PgvectorSink(_Closing):
                 "INSERT INTO {rows} (memory, model, segment, last, source, start_s, end_s, "
                 "wall_start, caption, speech, checksum) VALUES "
                 "(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-                [(memory, self._fingerprint, *_columns(Record.of(entry))) for entry in rows],
+                [(memory, self._fingerprint, *_columns(SinkRecord.of(entry))) for entry in rows],
             )
             self.add(
                 (memory, kind, id_, key)
                 for entry in rows
-                for kind in KINDS
+                for kind in KEY_KINDS
                 for id_, key in zip(_ids(entry, kind), _keys(entry, kind), strict=True)
             )
 
@@ -556,7 +556,7 @@ class PgvectorSink(_Closing):
             )  # fmt: skip
 
     def search(
-        self, query: np.ndarray, k: int, *, kind: str = KINDS[0], memory: str | None = None
+        self, query: np.ndarray, k: int, *, kind: str = KEY_KINDS[0], memory: str | None = None
     ) -> list[Match]:
         found = self.query(
             "SELECT memory, segment, embedding <#> %s::vector FROM {keys} WHERE kind = %s "
@@ -565,7 +565,7 @@ class PgvectorSink(_Closing):
         )  # fmt: skip
         return _matches(((name, segment, -score) for name, segment, score in found), k)
 
-    def index(self, memory: str, kind: str = KINDS[0]) -> "PgvectorIndex":
+    def index(self, memory: str, kind: str = KEY_KINDS[0]) -> "PgvectorIndex":
         return PgvectorIndex(self, memory, kind)
 
     def close(self) -> None:
@@ -648,7 +648,7 @@ class PgvectorIndex:
         return self._sink.query(text, *before, self._memory, self._kind, *values)
 
 
-def _columns(record: Record) -> tuple[Any, ...]:
+def _columns(record: SinkRecord) -> tuple[Any, ...]:
     """Return the values of a record for PostgreSQL, which keeps no NUL in texts."""
     wall = record.wall_start
     values = asdict(record) | {"wall_start": wall and datetime.fromtimestamp(wall, UTC)}

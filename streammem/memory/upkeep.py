@@ -224,7 +224,7 @@ def overlapping(
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RowRun:
     """Neighbouring rows of one source that touch in time.
 
     Attributes:
@@ -241,10 +241,10 @@ class Run:
     segments: int
 
 
-def runs(store: Store, segments: Sequence[int]) -> tuple[Run, ...]:
+def runs(store: Store, segments: Sequence[int]) -> tuple[RowRun, ...]:
     """Return what these rows cover, as few spans as there are, in the order of their ids."""
     wanted = set(segments)
-    found: list[Run] = []
+    found: list[RowRun] = []
     query = 'SELECT segment, source, start, "end", wall_start FROM segments ORDER BY segment'
     for segment, source, start, end, wall_start in store.database.query(query):
         if segment not in wanted:
@@ -253,7 +253,7 @@ def runs(store: Store, segments: Sequence[int]) -> tuple[Run, ...]:
         if last and last.source == source and abs(start - last.end) <= _TOUCHING_S:
             found[-1] = replace(last, end=end, segments=last.segments + 1)
         else:
-            found.append(Run(source, start, end, wall_start, 1))
+            found.append(RowRun(source, start, end, wall_start, 1))
     return tuple(found)
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from streammem.models.backbones.language import Replies, Reply
+from streammem.models.backbones.language import GrowingReply, Replies
 
 CONFIDENCE_FEATURES, RERANKING_FEATURES = 4, 2
 NEAREST = 10  # background pictures that say whether a picture is of a known kind
@@ -162,7 +162,7 @@ def best_reply(
     sentence_keys: Callable[[Sequence[str]], np.ndarray],
     replies: Replies,
     pictures: np.ndarray,
-) -> tuple[Reply, np.ndarray | None]:
+) -> tuple[GrowingReply, np.ndarray | None]:
     """Choose the reply that fits a picture best; the first where there is no choice.
 
     Args:

@@ -31,7 +31,7 @@ from streammem.models.tiny.keys import (
 )
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionHead
-from streammem.models.tiny.words import Meaning, NamesOfKeys, WordsOfTokens
+from streammem.models.tiny.words import NameMeaning, NamesOfKeys, WordsOfTokens
 
 PACKAGED = Path(__file__).parents[1] / "weights"
 PRESETS = {"streammem-tiny": PACKAGED / "streammem-tiny"}
@@ -55,7 +55,7 @@ QUESTIONS = "questions"  # what reads questions; a checkpoint may lack it
 MIN_PACKED = 1 << 14  # values; below it the scales would not pay
 
 
-def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
+def load_checkpoint(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
     """Load a model by the name of a preset, or from a checkpoint folder. Never the network.
 
     Args:
@@ -81,7 +81,7 @@ def load(name: str | Path = DEFAULT, *, device: str = "cpu") -> StreamModel:
 
 
 def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
-    """Load a model of ours; as ``load``."""
+    """Load a model of ours; as ``load_checkpoint``."""
     folder = PRESETS.get(str(name), Path(name))
     if not (folder / "config.json").is_file():
         raise ConfigError(
@@ -340,7 +340,7 @@ def _names_of_keys(
     return head.eval()
 
 
-def read_lexicon(text: str) -> dict[str, Meaning]:
+def read_lexicon(text: str) -> dict[str, NameMeaning]:
     """Read lines of a lexicon, see ``LEXICON``.
 
     Raises:
@@ -353,11 +353,11 @@ def read_lexicon(text: str) -> dict[str, Meaning]:
         if any(span[-1] >= MAX_CLASSES for span in spans):
             raise ValueError(f"{name}: class {spans[-1][-1]}")
         classes = [i for span in spans for i in range(span[0], span[-1] + 1)]
-        lexicon[name] = Meaning(word, classes)
+        lexicon[name] = NameMeaning(word, classes)
     return lexicon
 
 
-def _lexicon_lines(lexicon: Mapping[str, Meaning]) -> list[str]:
+def _lexicon_lines(lexicon: Mapping[str, NameMeaning]) -> list[str]:
     lines = []
     for name, (word, classes) in lexicon.items():
         spans: list[list[int]] = []

@@ -133,10 +133,10 @@ def load(
     if spend and not any(kind.served for kind, *_ in wanted):
         raise ConfigError("--spend is for what is asked of a server; leave it out")
     if not (caption_with or answer_with):
-        return checkpoint.load(name, device=device)
+        return checkpoint.load_checkpoint(name, device=device)
     # Opened first: a wrong name or a server that is not there is known within a second.
     names = dict.fromkeys(name for name in (caption_with, answer_with) if name)
-    open_base = once(partial(checkpoint.load, name, device=device), str(name))
+    open_base = once(partial(checkpoint.load_checkpoint, name, device=device), str(name))
     opened = {
         name: open_generator(name, device=device, spend=spend, base=open_base) for name in names
     }
@@ -189,7 +189,7 @@ def open_generator(
     if base is None:
         from streammem.models import checkpoint
 
-        base = partial(checkpoint.load, DEFAULT, device=device)
+        base = partial(checkpoint.load_checkpoint, DEFAULT, device=device)
     return kind.open(rest, device, options, spend, base)
 
 

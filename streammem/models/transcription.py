@@ -34,7 +34,7 @@ from streammem.models.backbones.weights import weights_path
 from streammem.models.vlm import hub
 from streammem.models.vlm.served import openai_address
 from streammem.models.vlm.server import (
-    Refused,
+    RefusedByServer,
     Server,
     ServerOptions,
     Spend,
@@ -134,9 +134,9 @@ def model_folder(name: str) -> Path:
     return Path(str(files[0])).parent
 
 
-def pull(name: str) -> Path:
+def pull_recogniser(name: str) -> Path:
     """Fetch a model that faster-whisper reads from the hub; see ``hub.pull``."""
-    return hub.pull(repository(name), files=WHISPER_FILES)
+    return hub.pull_files(repository(name), files=WHISPER_FILES)
 
 
 class ServedRecogniser:
@@ -226,7 +226,7 @@ class ServedRecogniser:
                 return self._server.post_file(
                     "/audio/transcriptions", [*fields, *self._formats[0]], "sound.wav", sound
                 )
-            except Refused as refused:
+            except RefusedByServer as refused:
                 if refused.status in (401, 403):
                     raise self._server.key_refused(refused) from None
                 if refused.status not in (400, 415, 422) or len(self._formats) == 1:

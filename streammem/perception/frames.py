@@ -58,7 +58,7 @@ class Perceiver(Protocol):
 
 @runtime_checkable
 class BatchPerceiver(Perceiver, Protocol):
-    """A perceiver that may encode frames of many streams together; ``share`` gathers them."""
+    """A perceiver that may encode frames of many streams together; ``share_model`` gathers them."""
 
     @property
     def most_together(self) -> int:

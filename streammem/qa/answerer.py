@@ -23,7 +23,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import numpy as np
 
 from streammem.errors import ConfigError
-from streammem.memory.chapters import Part, default_count, divide
+from streammem.memory.chapters import ChapterRows, default_count, divide
 from streammem.memory.entry import Entry, Now, caption_of, decode_keyframe
 from streammem.memory.memory import Memory
 from streammem.memory.named import NamedThing, Taught, named_in
@@ -348,7 +348,9 @@ class Answerer:
             for part, quotes in zip(parts, typical(said, MAX_QUOTES), strict=True)
         )
 
-    def _chapter(self, part: Part, captions: Mapping[int, str], quotes: Sequence[Quote]) -> Chapter:
+    def _chapter(
+        self, part: ChapterRows, captions: Mapping[int, str], quotes: Sequence[Quote]
+    ) -> Chapter:
         rows = part.rows
         shown = [caption_of(self._row(entry)) for entry in part.central if captions[entry.segment]]
         said = tuple(replace(c, text=c.text.replace("\n", " / ")) for c in shown)

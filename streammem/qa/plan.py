@@ -28,7 +28,7 @@ from streammem.memory.retrieval import Query, content_words, rate
 from streammem.models.protocols import TextEncoder
 from streammem.types import NextStep, Plan, PlanStep, TimeSpan
 
-State = Literal["done", "doing", "missing", "open"]
+StepState = Literal["done", "doing", "missing", "open"]
 MAX_STEPS = 100
 MAX_GOAL = 500
 MAX_NEXT = 3
@@ -182,7 +182,7 @@ class PlanTracker:
         steps = []
         for number, name in enumerate(self.names):
             spans, segments = tuple(self._spans[number]), tuple(self._segments[number])
-            state: State = "open" if number > furthest else "missing"
+            state: StepState = "open" if number > furthest else "missing"
             if spans:
                 state = "doing" if number == current else "done"
             steps.append(PlanStep(name, state, spans, segments, self._late[number]))

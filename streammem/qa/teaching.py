@@ -19,12 +19,11 @@ from streammem.memory.memory import Memory
 from streammem.memory.named import Taught, TaughtPicture, check_name
 from streammem.memory.retrieval import Query, scale_of
 from streammem.models.protocols import StreamModel
+from streammem.perception.background import Box
 from streammem.perception.frames import KEYFRAME_SIDE, jpeg_of
 from streammem.qa.lookups import pictures_of
 from streammem.types import clock
 from streammem.video.pixels import fitted_pixels
-
-Box = tuple[float, float, float, float]
 
 PEOPLE = ("a person", "a man", "a woman", "a child", "a close-up of a face", "a group of people")
 PEOPLE_FROM = 0.2  # probability; at SEEN every second photo of people passed unasked

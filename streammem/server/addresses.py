@@ -93,7 +93,7 @@ def resolve(host: str, port: int) -> list[str]:
     return [str(item[4][0]).partition("%")[0] for item in found]
 
 
-def check(url: str, allowed: Allowed, resolve: Resolve = resolve) -> Target:
+def check_url(url: str, allowed: Allowed, resolve: Resolve = resolve) -> Target:
     """Check a URL that a client gave.
 
     Args:
@@ -123,7 +123,7 @@ def check(url: str, allowed: Allowed, resolve: Resolve = resolve) -> Target:
     return Target(parts, host, port, addresses[0])
 
 
-def check_file(url: str, folders: tuple[Path, ...]) -> Path:
+def check_allowed_file(url: str, folders: tuple[Path, ...]) -> Path:
     """Check a file that a client named.
 
     Args:

@@ -29,7 +29,7 @@ from streammem.server.archive import archive_routes
 from streammem.server.chat import chat_routes
 from streammem.server.guard import Guard, error_body
 from streammem.server.inbox import MEDIA_TYPES, RAW, Inbox, decode
-from streammem.server.query_routes import Id, Seconds, query_routes
+from streammem.server.query_routes import Id, QuerySeconds, query_routes
 from streammem.server.refused import Refused
 from streammem.server.schemas import (
     EVENTS_TEXT,
@@ -37,7 +37,7 @@ from streammem.server.schemas import (
     Error,
     MemoryInfo,
     MemoryList,
-    Pushed,
+    PushReceipt,
     SessionInfo,
     SessionList,
     Uploaded,
@@ -228,13 +228,13 @@ def _frame_routes(sessions: Sessions) -> APIRouter:
     @router.post(
         "/sessions/{name}/frames",
         response_model=None,
-        responses=replies(Pushed),
+        responses=replies(PushReceipt),
         openapi_extra={"requestBody": {"content": kinds}},
     )
     async def push_frame(
         name: Id,
         request: Request,
-        time: Seconds = None,
+        time: QuerySeconds = None,
         width: Pixels = None,
         height: Pixels = None,
         content_type: Annotated[str, Header()] = "",

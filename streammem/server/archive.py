@@ -29,7 +29,7 @@ from streammem.errors import StoreError
 from streammem.fleet.asking import Memories, ask_all, find_all, memories_in
 from streammem.fleet.cameras import STATUS, read_status
 from streammem.fleet.index import LIST
-from streammem.memory.folder import Stamp, last_written
+from streammem.memory.folder import WriteStamp, last_written
 from streammem.memory.store import Store
 from streammem.memory.upkeep import MemorySummary, caption_at, info, times
 from streammem.models.protocols import StreamModel
@@ -41,7 +41,7 @@ from streammem.server.queries import (
     without_folders,
 )
 from streammem.server.refused import Refused
-from streammem.server.schemas import Answers, CameraList, FoundInAll, Timeline, replies
+from streammem.server.schemas import Answers, ArchiveTimeline, CameraList, FoundInAll, replies
 from streammem.server.wire import ArchiveQuestion, SearchRequest, event_json
 from streammem.types import Answer, wall_clock
 from streammem.video.address import without_addresses
@@ -67,7 +67,7 @@ class Look:
     """
 
     path: Path
-    stamp: Stamp
+    stamp: WriteStamp
     summary: MemorySummary | str
     times: np.ndarray
     caption: str | None = None
@@ -115,7 +115,7 @@ class Look:
         return [(float(a), float(b), int(count)) for a, b, count in found]
 
 
-class Archive:
+class OpenArchive:
     """The memories of a folder, read for all clients of a server. Used in the event loop only.
 
     Args:
@@ -264,7 +264,7 @@ def states_of(folder: Path) -> dict[str, tuple[str, str]]:
     return states | read_status(folder / STATUS)
 
 
-def archive_routes(archive: Archive, config: ServerConfig) -> APIRouter:
+def archive_routes(archive: OpenArchive, config: ServerConfig) -> APIRouter:
     """Make the routes of all memories at once.
 
     Args:
@@ -294,7 +294,7 @@ def archive_routes(archive: Archive, config: ServerConfig) -> APIRouter:
 
         return {"cameras": await anyio.to_thread.run_sync(described)}
 
-    @router.get("/timeline", response_model=None, responses=replies(Timeline))
+    @router.get("/timeline", response_model=None, responses=replies(ArchiveTimeline))
     async def timeline(
         start: UnixSeconds = None,
         end: UnixSeconds = None,

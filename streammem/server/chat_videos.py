@@ -208,14 +208,14 @@ class ChatVideos:
         """Return a video's file; one of the web is downloaded from the address that was checked."""
         config = self._config
         if url.startswith(addresses.FILE):
-            path = await anyio.to_thread.run_sync(addresses.check_file, url, config.files)
+            path = await anyio.to_thread.run_sync(addresses.check_allowed_file, url, config.files)
             await anyio.to_thread.run_sync(check_video, path)
             return VideoFile(path, path.name)
         if url.startswith(UPLOAD):
             upload = self._uploads.get(url.removeprefix(UPLOAD))
             upload.users += 1
             return VideoFile(upload.path, upload.title or url, upload)
-        target = await anyio.to_thread.run_sync(addresses.check, url, config.allowed)
+        target = await anyio.to_thread.run_sync(addresses.check_url, url, config.allowed)
         if target.parts.scheme in addresses.LIVE:
             raise Refused(422, "video_url: a live source has no end; open a session on it")
         place = self._uploads.reserve(config.limits.upload_bytes)

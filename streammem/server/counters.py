@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from streammem.models.vlm.server import ASKED
+from streammem.models.vlm.server import REQUESTS
 from streammem.types import Alert, Caption, Event, Segment
 
 PREFIX = "streammem_"
@@ -53,7 +53,7 @@ class Counters:
 
     def text(self, gauges: dict[str, float]) -> str:
         """Return all counters, and these gauges, in the exposition format 0.0.4."""
-        for name, count in ASKED.counts._asdict().items():
+        for name, count in REQUESTS.counts._asdict().items():
             self._counts[f"model_server_{name}_total", ""] = count
         lines = []
         for name, about in _HELP.items():

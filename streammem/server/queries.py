@@ -15,7 +15,7 @@ MAX_SEGMENTS = 1000
 _FOLDERS = re.compile(r"(^|[:,|])[^:,|]*[/\\]")
 
 
-class Row(NamedTuple):
+class EventRow(NamedTuple):
     """An event in a memory, and what else is known of it: ``source``, and ``wall_start``."""
 
     event: Event
@@ -27,7 +27,7 @@ def rows(
     between: tuple[float, float] | None,
     most: int = MAX_SEGMENTS,
     before: int | None = None,
-) -> list[Row]:
+) -> list[EventRow]:
     """Return the events in a session's memory, oldest first.
 
     Args:
@@ -46,7 +46,7 @@ def rows(
         zero = None if entry.wall_start is None else entry.wall_start - entry.start
         source = public_source(entry.source)
         for event in events_of(entry):
-            found.append(Row(event, {"source": source, **wall_start(event, zero)}))
+            found.append(EventRow(event, {"source": source, **wall_start(event, zero)}))
     return found
 
 

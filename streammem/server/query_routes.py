@@ -36,7 +36,7 @@ EXPORTS: dict[Form, str] = {
 }
 FindHost = Callable[[str], Awaitable[SessionHost]]
 Id = Annotated[str, Path(max_length=255)]
-Seconds = Annotated[float | None, Query(ge=0, le=MAX_S)]
+QuerySeconds = Annotated[float | None, Query(ge=0, le=MAX_S)]
 At = Annotated[float, Query(ge=0, le=MAX_S, description="seconds")]
 
 
@@ -76,8 +76,8 @@ def query_routes(sessions: Sessions, find_host: FindHost) -> APIRouter:
     async def summary(
         name: Id,
         chapters: Annotated[int | None, Query(ge=1, le=100)] = None,
-        start: Seconds = None,
-        end: Seconds = None,
+        start: QuerySeconds = None,
+        end: QuerySeconds = None,
         day: Annotated[
             date | None,
             Query(description="its activities, by the wall clock"),
@@ -96,8 +96,8 @@ def query_routes(sessions: Sessions, find_host: FindHost) -> APIRouter:
     @router.get("/segments", response_model=None, responses=replies(Events))
     async def segments(
         name: Id,
-        start: Seconds = None,
-        end: Seconds = None,
+        start: QuerySeconds = None,
+        end: QuerySeconds = None,
         before: Annotated[int | None, Query(ge=0, le=2**53, description="segment id")] = None,
         count: Annotated[int, Query(ge=1, le=MAX_SEGMENTS)] = MAX_SEGMENTS,
     ) -> dict[str, object]:

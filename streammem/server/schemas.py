@@ -185,7 +185,7 @@ class WarningEvent(_Record):
     lost: int | None = None
 
 
-class EvidenceItem(_Record):
+class EvidenceScene(_Record):
     """A scene that an answer rests on; from a score of 0.5 on it shows what was asked for."""
 
     source: Annotated[str, Field(examples=["holiday.mp4"])]
@@ -205,7 +205,7 @@ class EvidenceItem(_Record):
     names: list[str] | None = None
 
 
-class MomentEvent(EvidenceItem):
+class MomentEvent(EvidenceScene):
     """A moment that was found."""
 
     type: Literal["moment"]
@@ -231,7 +231,7 @@ class AnswerEvent(_Record):
     text: str
     seen: bool
     method: Literal["model", "computed"]
-    evidence: list[EvidenceItem]
+    evidence: list[EvidenceScene]
     remark: str | None = None
     looked_at: str | None = None
     left_out: Annotated[int, Field(description="pictures that the model had no room for")] = 0
@@ -288,7 +288,7 @@ _ANY: Any = (
 )
 
 
-class Event(RootModel[Annotated[_ANY, Field(discriminator="type")]]):
+class SessionEvent(RootModel[Annotated[_ANY, Field(discriminator="type")]]):
     """One event of a session."""
 
 
@@ -352,7 +352,7 @@ class SeenScene(_Record):
     keyframe: Annotated[str, Field(examples=["/v1/archive/door/keyframes/7"])]
 
 
-class Camera(_Record):
+class ArchivedCamera(_Record):
     """A memory of the server's folder: of a camera, or of a file."""
 
     memory: Annotated[str, Field(examples=["door"])]
@@ -375,7 +375,7 @@ class Camera(_Record):
 class CameraList(_Record):
     """The memories of the server's folder, by name."""
 
-    cameras: list[Camera]
+    cameras: list[ArchivedCamera]
 
 
 class TimelineRow(_Record):
@@ -389,13 +389,13 @@ class TimelineRow(_Record):
     spans: list[tuple[float, float, int]]
 
 
-class Timeline(_Record):
+class ArchiveTimeline(_Record):
     """The common timeline of all memories."""
 
     rows: list[TimelineRow]
 
 
-class Asked(_Record):
+class AskedMemories(_Record):
     """How many memories were asked, and the names of those that could not be opened."""
 
     asked: int
@@ -408,7 +408,7 @@ class MemoryAnswer(AnswerEvent):
     memory: str
 
 
-class Answers(Asked):
+class Answers(AskedMemories):
     """An answer of each memory in which the thing was seen, best first."""
 
     answers: list[MemoryAnswer]
@@ -420,7 +420,7 @@ class MemoryMoment(MomentEvent):
     memory: str
 
 
-class FoundInAll(Asked):
+class FoundInAll(AskedMemories):
     """The best moments of all memories."""
 
     moments: list[MemoryMoment]
@@ -441,10 +441,10 @@ class Chapters(_Record):
 class Events(_Record):
     """What is kept, oldest first; each with its ``source``."""
 
-    events: list[Event]
+    events: list[SessionEvent]
 
 
-class Pushed(_Record):
+class PushReceipt(_Record):
     """Whether a picture will be perceived, and how many wait for that."""
 
     taken: bool

@@ -37,14 +37,14 @@ from streammem.video import VideoSource
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-State = Literal["opening", "watching", "over", "failed", "closed"]
+HostState = Literal["opening", "watching", "over", "failed", "closed"]
 JPEG_QUALITY = 80
 WATCHED = WatchOptions()
 PRUNED_EVERY = 64  # segments, about 2 MB
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SessionPlan:
     """What a room is to hold.
 
     Attributes:
@@ -114,9 +114,9 @@ class SessionHost:
         watched: how far it is.
     """
 
-    def __init__(self, path: str, plan: Plan, limits: Limits, counters: Counters) -> None:
+    def __init__(self, path: str, plan: SessionPlan, limits: Limits, counters: Counters) -> None:
         self.path, self.plan = path, plan
-        self.state: State = "opening"
+        self.state: HostState = "opening"
         self.events = EventLog(limits.events)
         self.touched = time.monotonic()
         self.title = plan.source
@@ -278,7 +278,7 @@ class SessionHost:
 
     def run(self) -> None:
         """Hold the session until it is stopped."""
-        state: State = "closed"
+        state: HostState = "closed"
         try:
             with self.plan.open_session() as session:
                 session.answerer.file_of = self._file_of
@@ -363,7 +363,7 @@ class SessionHost:
 
     # -- told by the thread, in the event loop --
 
-    def _open(self, state: State) -> None:
+    def _open(self, state: HostState) -> None:
         self.state = state
         if not self.opened.done():
             self.opened.set_result(None)
@@ -387,7 +387,7 @@ class SessionHost:
             self.opened.set_exception(error)
             self.opened.exception()  # the client that opened it may have left
 
-    def _end(self, state: State) -> None:
+    def _end(self, state: HostState) -> None:
         self.state = state
         self._release()
         self.events.close()

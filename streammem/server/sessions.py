@@ -25,24 +25,24 @@ import anyio
 import anyio.to_thread
 
 from streammem.audio.track import SpeechOptions
-from streammem.captioning.shared import share
+from streammem.captioning.shared import share_model
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch_options import WatchOptions
 from streammem.errors import StoreError
-from streammem.memory.folder import Stamp, last_written, remove, rename
+from streammem.memory.folder import WriteStamp, last_written, remove, rename
 from streammem.memory.store import Store
 from streammem.memory.upkeep import MemorySummary, info
 from streammem.models.protocols import StreamModel
 from streammem.server import addresses
-from streammem.server.archive import Archive
+from streammem.server.archive import OpenArchive
 from streammem.server.chat_videos import UPLOAD, ChatVideos
 from streammem.server.clips import Clips
 from streammem.server.counters import Counters
 from streammem.server.inbox import Inbox
 from streammem.server.limits import ServerConfig
 from streammem.server.refused import Refused
-from streammem.server.session_host import Plan, SessionHost
+from streammem.server.session_host import SessionHost, SessionPlan
 from streammem.server.uploads import Uploads, check_video
 from streammem.types import Event, encodable
 from streammem.video import SourceOptions, VideoSource, kind_of, open_with
@@ -101,7 +101,7 @@ class _Opened:
     """
 
     host: SessionHost
-    stamp: Stamp = ()
+    stamp: WriteStamp = ()
     task: asyncio.Task[None] | None = field(default=None)
     forwarding: asyncio.Task[None] | None = field(default=None)
     permanent: bool = False
@@ -121,16 +121,18 @@ class Sessions:
 
     def __init__(self, model: StreamModel, session: SessionConfig, config: ServerConfig) -> None:
         self.config, self.counters = config, Counters()
-        self.model, self.scheduler = share(model, self.counters.batched)
+        self.model, self.scheduler = share_model(model, self.counters.batched)
         self.uploads = Uploads(config.uploads, config.limits)
         self.clips = Clips(self.uploads, config.limits)
         self.videos = ChatVideos(self, self.uploads, config)
         self.outlet: Callable[[str], Outlet] | None = None
         self._session = session
-        self.archive = Archive(config.memories, self.model, session, config.limits, self.counters)
+        self.archive = OpenArchive(
+            config.memories, self.model, session, config.limits, self.counters
+        )
         self._sessions: dict[str, _Opened] = {}
         self._memories: dict[str, _Opened] = {}
-        self._summaries: dict[str, tuple[Stamp, MemorySummary | str]] = {}
+        self._summaries: dict[str, tuple[WriteStamp, MemorySummary | str]] = {}
         places = config.limits.sessions + config.limits.memories
         self._opening = asyncio.Lock()
         self._threads = anyio.CapacityLimiter(2 * places)  # twice: ending sessions hold theirs
@@ -355,7 +357,7 @@ class Sessions:
                     Session, self.model, self._session, memory=path, read_only=True
                 )
                 url = self.memory_url(name)
-                plan = Plan(name, open_session)
+                plan = SessionPlan(name, open_session)
                 opened = _Opened(SessionHost(url, plan, self.config.limits, self.counters), stamp)
                 await self._run(opened)
                 # 2. Retire the old one, or the one that was used longest ago if all places are
@@ -426,7 +428,7 @@ class Sessions:
         open_session = partial(Session, self.model, self._session, memory=path, source=source.name)
         id_ = id_ or secrets.token_urlsafe(12)
         options = replace(options, speech=replace(options.speech, where_possible=True))
-        plan = Plan(
+        plan = SessionPlan(
             source.name,
             open_session,
             source.open,
@@ -504,10 +506,12 @@ class Sessions:
                 shown, lambda _: open_with(path, options), upload.path, upload.leave
             )
         if source.startswith(addresses.FILE):
-            file = await anyio.to_thread.run_sync(addresses.check_file, source, self.config.files)
+            file = await anyio.to_thread.run_sync(
+                addresses.check_allowed_file, source, self.config.files
+            )
             await anyio.to_thread.run_sync(check_video, file)
             return _WatchedSource(file.name, lambda _: open_with(str(file), options), file)
-        target = await anyio.to_thread.run_sync(addresses.check, source, self.config.allowed)
+        target = await anyio.to_thread.run_sync(addresses.check_url, source, self.config.allowed)
         if target.parts.scheme in addresses.LIVE:
             url = addresses.live_url(target)
             return _WatchedSource(public_url(source), lambda _: open_with(url, options))

@@ -43,13 +43,13 @@ from streammem.training.things import PRESENT, tokens_of
 from streammem.types import clock
 
 ROW_WIDTH = 448  # columns of a row that several prompts share
-ASKED = 3  # questions about one picture in a step
+QUESTIONS_A_PICTURE = 3  # questions about one picture in a step
 MEASURED = 96  # validation questions
 # How often a prompt is of each kind; kinds that the data do not have are left out.
-KINDS = {"people": 0.65, "captions": 0.13, "things": 0.12, "unseen": 0.05, "scene": 0.05}
+KIND_SHARES = {"people": 0.65, "captions": 0.13, "things": 0.12, "unseen": 0.05, "scene": 0.05}
 OTHERS = (0.8, 0.08, 0.06, 0.06)  # probabilities of none to three other passages beside
 BALANCE = 0.25  # an answer that n questions have is drawn in proportion to n^(1 - BALANCE)
-CAPTIONED, NAMED = 0.75, 0.9  # of the passages, with a caption and with names
+SHARE_CAPTIONED, SHARE_NAMED = 0.75, 0.9  # of the passages, with a caption and with names
 PLAIN = 0.1  # of the questions, in small letters
 NOT_SEEN = "I can't see that."
 SCENE_QUESTIONS = (
@@ -62,7 +62,7 @@ SURE, COUNTABLE = 0.5, 6  # share of a thing that is asked about; most of one ki
 COUNTS = ("One.", "Two.", "Three.", "Four.", "Five.", "Six.")
 
 
-class Asked(NamedTuple):
+class QuestionsPrompt(NamedTuple):
     """A prompt with several questions.
 
     Attributes:
@@ -127,7 +127,7 @@ class AnswerStage:
             "unseen": [i for i in asked if self._about_things(i)],
             "scene": scenes,
         }
-        self._kinds = [kind for kind in KINDS if self._pools[kind]]
+        self._kinds = [kind for kind in KIND_SHARES if self._pools[kind]]
         if not set(self._kinds) - {"scene"}:
             raise DatasetError("answers: no picture of the data has questions, captions or a list")
         # 2. Answers such as "yes" and "two" are common: rarer ones are drawn more often.
@@ -161,23 +161,25 @@ class AnswerStage:
             rng, losses = np.random.default_rng(0), []
             for i, questions in enumerate(chosen.questions):
                 shown = (i + step) % len(chosen)
-                row = self._row(chosen, Asked((shown,), tuple(questions[:1])), rng, whole=True)
+                row = self._row(
+                    chosen, QuestionsPrompt((shown,), tuple(questions[:1])), rng, whole=True
+                )
                 losses += self._losses([row], tokens[[shown]], [1]).tolist()
             figures[name] = round(float(np.mean(losses)), 4)
         return figures
 
-    def draw(self, rng: np.random.Generator) -> Asked | None:
+    def draw(self, rng: np.random.Generator) -> QuestionsPrompt | None:
         """Draw one prompt; None where the drawn picture has no question of the drawn kind."""
-        shares = np.array([KINDS[kind] for kind in self._kinds])
+        shares = np.array([KIND_SHARES[kind] for kind in self._kinds])
         kind = self._kinds[int(rng.choice(len(shares), p=shares / shares.sum()))]
         pool = self._pools[kind]
         if kind == "people":
             picture = pool[int(rng.choice(len(pool), p=self._chances))]
             others = rng.integers(len(self.pictures), size=int(rng.choice(4, p=OTHERS)))
             questions = self.pictures.questions[picture]
-            order = rng.permutation(len(questions))[:ASKED]
+            order = rng.permutation(len(questions))[:QUESTIONS_A_PICTURE]
             shown = [int(i) for i in rng.permutation([picture, *others])]
-            return Asked(tuple(shown), tuple(questions[i] for i in order))
+            return QuestionsPrompt(tuple(shown), tuple(questions[i] for i in order))
         picture = pool[int(rng.integers(len(pool)))]
         made = self._questions(kind, picture, rng)
         if kind == "unseen":
@@ -186,7 +188,7 @@ class AnswerStage:
             picture = int(rng.integers(len(self.pictures)))
             there = self._shows[picture]
             made = [QuestionRecord(question, NOT_SEEN)] if there and not there & names else []
-        return Asked((picture,), tuple(made)) if made else None
+        return QuestionsPrompt((picture,), tuple(made)) if made else None
 
     def _questions(self, kind: str, picture: int, rng: np.random.Generator) -> list[QuestionRecord]:
         """Make questions of a kind that are not people's."""
@@ -230,15 +232,20 @@ class AnswerStage:
         return found
 
     def _row(
-        self, pictures: PictureSet, asked: Asked, rng: np.random.Generator, *, whole: bool = False
+        self,
+        pictures: PictureSet,
+        asked: QuestionsPrompt,
+        rng: np.random.Generator,
+        *,
+        whole: bool = False,
     ) -> BranchedPrompt:
         """Make the prompt of drawn times; ``whole`` shows all captions and names there are."""
         starts = np.sort(rng.uniform(0, rng.uniform(60, STREAM_S), len(asked.pictures)))
         shared = list[int]()
         for start, picture in zip(starts, asked.pictures, strict=True):
             name = pictures.names[picture]
-            caption = self._captions.get(name) if whole or rng.random() < CAPTIONED else None
-            names = self._named.get(name, ()) if whole or rng.random() < NAMED else ()
+            caption = self._captions.get(name) if whole or rng.random() < SHARE_CAPTIONED else None
+            names = self._named.get(name, ()) if whole or rng.random() < SHARE_NAMED else ()
             end = float(start + rng.uniform(*SCENE_S))
             shared += self.passage(float(start), end, caption, names)
         branches = []

@@ -25,7 +25,7 @@ from streammem.models.minigpt4_video.published import LLAMA
 from streammem.perception.frames import spread
 from streammem.training.published import (
     Blip2Recipe,
-    Item,
+    Dialogue,
     PublishedStage,
     answer_loss,
     decoded,
@@ -106,8 +106,8 @@ class MiniGPT4Stage(PublishedStage):
         self,
         model: MiniGPT4Video,
         recipe: MiniGPT4Recipe,
-        items: Sequence[Item],
-        validation: Sequence[Item] = (),
+        items: Sequence[Dialogue],
+        validation: Sequence[Dialogue] = (),
     ) -> None:
         super().__init__(model, recipe, items, validation)
         self.module: Learned = Learned(model, recipe.dropout)
@@ -120,7 +120,7 @@ class MiniGPT4Stage(PublishedStage):
             sampling="even", subtitles="each", max_tokens=recipe.max_tokens,
         )  # fmt: skip
 
-    def loss_of(self, item: Item, turn: int) -> Tensor:
+    def loss_of(self, item: Dialogue, turn: int) -> Tensor:
         """Mean cross-entropy of the answer's tokens and of the end, after pictures and question."""
         language, (question, answer) = self._model.language, item.turns[turn]
         # 1. Frames: the tower is frozen, the projection learns.
@@ -139,7 +139,7 @@ class MiniGPT4Stage(PublishedStage):
         told.append(language.tokenizer.eos_token_id)
         return answer_loss(language.model, language.embed(prompt), told)
 
-    def _read(self, item: Item) -> tuple[Tensor, list[str]]:
+    def _read(self, item: Dialogue) -> tuple[Tensor, list[str]]:
         """Read an item's frames evenly, and what is said beside each."""
         kept, times = decoded(item.path, self._model.pixels)
         most, words, _ = self._model.limits

@@ -1,6 +1,6 @@
 """A training run of a published model: its recipe, its items, its loop.
 
-    figures = run_recipe(Path("configs/train/videollamb.toml"), Path("out"))
+    figures = run_parent_recipe(Path("configs/train/videollamb.toml"), Path("out"))
 
 What is a family's own, see ``models/published.py``, is a module beside this one of the family's
 name, which has ``STAGE``: what learns, by which loss, and how it is written.
@@ -117,7 +117,7 @@ class Blip2Recipe(PublishedRecipe):
         return ((self.rate - self.least_rate) * cosine + self.least_rate) / self.rate
 
 
-class Item(NamedTuple):
+class Dialogue(NamedTuple):
     """A video or a picture, and a conversation about it.
 
     Attributes:
@@ -148,8 +148,8 @@ class PublishedStage(ABC):
         self,
         model: Any,
         recipe: Any,
-        items: Sequence[Item],
-        validation: Sequence[Item] = (),
+        items: Sequence[Dialogue],
+        validation: Sequence[Dialogue] = (),
     ) -> None:
         self._model, self._recipe = model, recipe
         self._items, self._validation = items, validation
@@ -166,7 +166,7 @@ class PublishedStage(ABC):
         model: PublishedModel,
         said: PublishedFile,
         recipe: PublishedRecipe,
-        items: tuple[Sequence[Item], Sequence[Item]],
+        items: tuple[Sequence[Dialogue], Sequence[Dialogue]],
         device: str,
     ) -> Self:
         """Make the stage of an opened model, with items to learn from and of validation."""
@@ -188,7 +188,7 @@ class PublishedStage(ABC):
         )
 
     @abstractmethod
-    def loss_of(self, item: Item, turn: int) -> Tensor:
+    def loss_of(self, item: Dialogue, turn: int) -> Tensor:
         """Return the loss of an item's turn."""
 
     @abstractmethod
@@ -223,7 +223,7 @@ def answer_loss(
     return F.cross_entropy(logits, target)
 
 
-def read_items(path: Path) -> list[Item]:
+def read_items(path: Path) -> list[Dialogue]:
     """Read items in the parents' format: a JSON array, or a JSON object a line.
 
     An item has ``video`` or ``image``, a path relative to the file's folder, and ``conversations``:
@@ -252,7 +252,7 @@ def read_items(path: Path) -> list[Item]:
             raise DatasetError(f"{path}: item {number}: give human and gpt in turn, with words")
         if not place.is_file():
             raise DatasetError(f"{path}: item {number}: {place} is missing")
-        items.append(Item(place, kind == "video", turns))
+        items.append(Dialogue(place, kind == "video", turns))
     if not items:
         raise DatasetError(f"{path}: holds no items")
     return items
@@ -305,7 +305,7 @@ def stage_class(path: Path) -> type[PublishedStage] | None:
     return found
 
 
-def read_recipe(path: Path) -> Any:
+def read_parent_recipe(path: Path) -> Any:
     """Read a recipe of a published model, of any family.
 
     Raises:
@@ -321,7 +321,7 @@ def read_recipe(path: Path) -> Any:
     return recipe
 
 
-def run_recipe(recipe_path: Path, out: Path, device: str | None = None) -> dict[str, Any]:
+def run_parent_recipe(recipe_path: Path, out: Path, device: str | None = None) -> dict[str, Any]:
     """Train a published model by a recipe, or continue a killed run of it.
 
     Args:
@@ -339,7 +339,7 @@ def run_recipe(recipe_path: Path, out: Path, device: str | None = None) -> dict[
         BackboneError, CheckpointError: the model cannot be opened.
     """
     # 1. Check everything that could fail after hours.
-    recipe, text = read_recipe(recipe_path), recipe_path.read_text()
+    recipe, text = read_parent_recipe(recipe_path), recipe_path.read_text()
     check_matplotlib()
     checkpoint.check_device(device or "cpu")
     items, validation = (

@@ -16,7 +16,7 @@ from typing import Any
 from streammem.config import override, read_toml
 from streammem.errors import ConfigError
 
-KINDS = (
+STAGE_KINDS = (
     "vision", "words", "keys", "evidence", "captions", "prefix", "text", "reward",
     "things", "answers", "operators",
 )  # fmt: skip
@@ -84,7 +84,7 @@ class StageOptions:
     """One stage.
 
     Attributes:
-        kind: one of ``KINDS``.
+        kind: one of ``STAGE_KINDS``.
         steps: optimiser steps.
         lr: peak learning rate.
         batch: pictures a step; of ``operators``, questions; of ``answers``, prompts; of ``text``,
@@ -108,8 +108,8 @@ class StageOptions:
     photos: float = 0.4
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"kind {self.kind!r}: no such stage; known: {', '.join(KINDS)}")
+        if self.kind not in STAGE_KINDS:
+            raise ConfigError(f"kind {self.kind!r}: no such stage; known: {', '.join(STAGE_KINDS)}")
         if min(self.steps, self.batch) < 1 or self.lr <= 0:
             raise ConfigError(f"{self.kind}: steps and batch must be at least 1, lr above 0")
         if min(self.warmup, self.evaluate_every, self.weight_decay) < 0:
@@ -254,7 +254,7 @@ def _stage(table: Any, where: str) -> StageOptions:
     if missing := [key for key in REQUIRED if key not in table]:
         raise ConfigError(f"{where}{missing[0]}: missing; a stage needs {', '.join(REQUIRED)}")
     try:
-        return override(StageOptions(kind=KINDS[0], steps=1, lr=1.0, batch=1), table, where)
+        return override(StageOptions(kind=STAGE_KINDS[0], steps=1, lr=1.0, batch=1), table, where)
     except ConfigError as error:
         raise error if str(error).startswith(where) else ConfigError(f"{where}{error}") from error
 

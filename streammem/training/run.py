@@ -104,7 +104,7 @@ def run_recipe(
     if published.stage_class(recipe_path):
         if init:
             raise ConfigError(f"--init: {recipe_path} names the model that it starts from")
-        return published.run_recipe(recipe_path, out, device)
+        return published.run_parent_recipe(recipe_path, out, device)
     # 1. Check everything that could fail after hours.
     recipe = read_recipe(recipe_path)
     recipe_text = recipe_path.read_text()

@@ -28,12 +28,12 @@ from streammem.errors import ConfigError, SourceError
 from streammem.models.backbones.imagebind import ImageBindVision
 from streammem.models.video_llama.branches import PictureBranch, SoundBranch
 from streammem.models.video_llama.prompts import time_line
-from streammem.models.video_llama.published import open_vision
+from streammem.models.video_llama.published import open_picture_branch
 from streammem.models.video_llama.video_llama import VideoLlama
 from streammem.perception.frames import spread
 from streammem.training.published import (
     Blip2Recipe,
-    Item,
+    Dialogue,
     PublishedStage,
     answer_loss,
     decoded,
@@ -89,7 +89,7 @@ class VideoLlamaRecipe(Blip2Recipe):
             raise ConfigError("frames and max_text must be >= 1")
 
 
-class Target(NamedTuple):
+class BranchPrompt(NamedTuple):
     """Token ids around the tokens of a branch.
 
     Attributes:
@@ -116,8 +116,8 @@ class VideoLlamaStage(PublishedStage):
         self,
         model: VideoLlama,
         recipe: VideoLlamaRecipe,
-        items: Sequence[Item],
-        validation: Sequence[Item] = (),
+        items: Sequence[Dialogue],
+        validation: Sequence[Dialogue] = (),
         eyes: ImageBindVision | None = None,
     ) -> None:
         super().__init__(model, recipe, items, validation)
@@ -133,7 +133,7 @@ class VideoLlamaStage(PublishedStage):
     def open(cls, model: Any, said: Any, recipe: Any, items: Any, device: str) -> Self:
         """Open ImageBind's branch of pictures too, where it is needed."""
         through = (recipe.branch, recipe.hears) == ("sound", "pictures")
-        eyes = open_vision(said, device=device) if through else None
+        eyes = open_picture_branch(said, device=device) if through else None
         return cls(model, recipe, items[0], items[1], eyes)
 
     def loss(self, rng: np.random.Generator) -> Tensor:
@@ -145,11 +145,13 @@ class VideoLlamaStage(PublishedStage):
         """Return the mean loss of the validation items, of frames at even places, uncropped."""
         return mean_loss(self.loss_of(item) for item in self._validation)
 
-    def loss_of(self, item: Item, turn: int = 0, rng: np.random.Generator | None = None) -> Tensor:
+    def loss_of(
+        self, item: Dialogue, turn: int = 0, rng: np.random.Generator | None = None
+    ) -> Tensor:
         """Mean cross-entropy of an item's answers.
 
         Args:
-            item: see ``Item``.
+            item: see ``Dialogue``.
             turn: not read: all answers are learned, or of captions the first.
             rng: of frames and crops; None takes even places and whole pictures.
         """
@@ -164,7 +166,7 @@ class VideoLlamaStage(PublishedStage):
         x = torch.cat([before, tokens.to(embed.weight)])
         return answer_loss(language, x, target.after, target.learned)
 
-    def target(self, item: Item, times: Sequence[float]) -> Target:
+    def target(self, item: Dialogue, times: Sequence[float]) -> BranchPrompt:
         """Tokenise what stands around the branch's tokens."""
         language, recipe = self._model.language, self._recipe
         tokenizer = language.tokenizer
@@ -174,7 +176,7 @@ class VideoLlamaStage(PublishedStage):
             caption = item.turns[0][1]
             caption = cleaned(caption) if recipe.clean else caption
             told = ids(caption + recipe.end)[: recipe.max_text]
-            return Target([begin], told, [True] * len(told))
+            return BranchPrompt([begin], told, [True] * len(told))
         tag = "Video" if item.is_video else "Image"
         line = f"{time_line(times)} " if item.is_video else " "
         if self._model.options.chat == "llama2":
@@ -199,9 +201,9 @@ class VideoLlamaStage(PublishedStage):
         after, learned = after[: recipe.max_text], learned[: recipe.max_text]
         if not any(learned):  # the question alone is too long: its last token is all that is left
             learned[-1] = True
-        return Target(before, after, learned)
+        return BranchPrompt(before, after, learned)
 
-    def _tokens(self, item: Item, pixels: Tensor, times: Sequence[float]) -> Tensor:
+    def _tokens(self, item: Dialogue, pixels: Tensor, times: Sequence[float]) -> Tensor:
         """Return what the branch makes of an item: [queries, L], with gradients."""
         if isinstance(self._branch, PictureBranch):
             with torch.no_grad():
@@ -220,7 +222,7 @@ class VideoLlamaStage(PublishedStage):
             clips = heard.clone().to(pixels.device)  # a clone may take gradients
         return self._branch.read(clips, scaled=False)
 
-    def _read(self, item: Item, rng: np.random.Generator | None) -> tuple[Tensor, list[float]]:
+    def _read(self, item: Dialogue, rng: np.random.Generator | None) -> tuple[Tensor, list[float]]:
         """Choose an item's frames; crop and squeeze them: [T, S, S, 3], and their seconds."""
         # Frames are squeezed as they come: a film at its full size would take gigabytes.
         part = crop_of(rng) if rng is not None and self._recipe.crop else None

@@ -28,7 +28,7 @@ from streammem.models.videollamb.shards import open_shards
 from streammem.models.videollamb.videollamb import PERSON, VideoLLaMB, opening_of
 from streammem.training.published import (
     CHECKPOINT,
-    Item,
+    Dialogue,
     PublishedRecipe,
     PublishedStage,
     answer_loss,
@@ -133,8 +133,8 @@ class VideoLLaMBStage(PublishedStage):
         self,
         model: VideoLLaMB,
         recipe: ParentRecipe,
-        items: Sequence[Item],
-        validation: Sequence[Item] = (),
+        items: Sequence[Dialogue],
+        validation: Sequence[Dialogue] = (),
     ) -> None:
         recipe = replace(recipe, cache=model.options.cache)
         super().__init__(model, recipe, items, validation)
@@ -145,7 +145,7 @@ class VideoLLaMBStage(PublishedStage):
         # In bfloat16 a step of 2e-5 of a weight's size would be lost.
         self.module = nn.ModuleDict(parts).requires_grad_(True).float()
 
-    def loss_of(self, item: Item, turn: int) -> Tensor:
+    def loss_of(self, item: Dialogue, turn: int) -> Tensor:
         """Return the loss of an item's turn, after those before it."""
         return loss(self._model.bridge, self._language, self.example(item, turn), self._recipe)
 
@@ -154,7 +154,7 @@ class VideoLLaMBStage(PublishedStage):
         write_checkpoint(weights_folder(said.weights), self.module, out / CHECKPOINT)
         return out / CHECKPOINT
 
-    def example(self, item: Item, turn: int = 0) -> Example:
+    def example(self, item: Dialogue, turn: int = 0) -> Example:
         """Encode an item's pictures, and tokenise its conversation up to the answer of a turn."""
         pooled = segments_of_item(self._model, item)
         language, prompt = self._model.language, self._model.options.prompt
@@ -172,7 +172,7 @@ class VideoLLaMBStage(PublishedStage):
 
 
 @torch.inference_mode()
-def _pooled(model: VideoLLaMB, item: Item) -> list[Tensor]:
+def _pooled(model: VideoLLaMB, item: Dialogue) -> list[Tensor]:
     if not item.is_video:
         side = model.image_tower.config.side
         (padded,), _ = decoded(item.path, lambda picture: torch.from_numpy(pad(picture, side)))
@@ -181,7 +181,7 @@ def _pooled(model: VideoLLaMB, item: Item) -> list[Tensor]:
     return segments_of(model, frames[choose(model, len(frames))]).pooled
 
 
-def segments_of_item(model: VideoLLaMB, item: Item) -> list[Tensor]:
+def segments_of_item(model: VideoLLaMB, item: Dialogue) -> list[Tensor]:
     """Return pooled patches [S, D] of each segment of a video, or of the one of a picture.
 
     Raises:

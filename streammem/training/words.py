@@ -30,7 +30,7 @@ LOSS_SCALE = 100.0  # most of ~2,600 words are absent; the mean alone would be t
 TOP = 5
 
 
-def content_words(text: str) -> set[str]:
+def plain_words(text: str) -> set[str]:
     """Return the lower-cased words of a caption without stop words."""
     return set(re.findall(r"[a-z]+", text.lower())) - STOP_WORDS
 
@@ -47,7 +47,7 @@ class WordSpace:
     """
 
     def __init__(self, captions: Sequence[Sequence[str]], language: CausalLanguageModel) -> None:
-        of_pictures = (set().union(*map(content_words, row)) for row in captions)
+        of_pictures = (set().union(*map(plain_words, row)) for row in captions)
         counts = Counter(word for words in of_pictures for word in words)
         self.words = sorted(word for word, count in counts.items() if count >= MIN_COUNT)
         if not self.words:
@@ -65,7 +65,7 @@ class WordSpace:
         shares = torch.zeros(len(captions), len(self.words))
         for row, texts in enumerate(captions):
             for text in texts:
-                for word in content_words(text):
+                for word in plain_words(text):
                     if word in self._index:
                         shares[row, self._index[word]] += 1 / len(texts)
         return shares

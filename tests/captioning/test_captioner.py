@@ -13,7 +13,7 @@ from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchCallbacks
 from streammem.errors import ConfigError
-from streammem.models.backbones.language import Reply
+from streammem.models.backbones.language import GrowingReply
 from streammem.models.caption_scores import WHOLE, ConfidenceModel, confidence_features
 from streammem.models.protocols import Reads
 from streammem.types import Caption, Segment
@@ -39,7 +39,7 @@ def model(plain, monkeypatch):
     """Says WORDS of everything, with 0.3 confidence."""
     speaking = replace(plain, confidence_model=certain(WHOLE - 0.02))
     monkeypatch.setattr(type(plain), "stream", lambda *_: iter(WORDS.partition(" in")))
-    said = (Reply(WORDS, [], []),)
+    said = (GrowingReply(WORDS, [], []),)
     monkeypatch.setattr(
         type(plain), "replies", lambda self, prompts, *_: iter([said] * len(prompts))
     )
@@ -49,7 +49,7 @@ def model(plain, monkeypatch):
 def test_words_are_as_likely_as_the_mean_of_their_tokens_where_nothing_is_withheld(
     plain, monkeypatch
 ):
-    said = (Reply(WORDS, [1, 2], [-0.2, -0.6]),)
+    said = (GrowingReply(WORDS, [1, 2], [-0.2, -0.6]),)
     request = CaptionRequest(SPAN, plain.background.numpy()[:2])
     assert Captioner(plain).score(request, said).likelihood is None  # it reads no pictures
     monkeypatch.setattr(type(plain), "reads", Reads(pictures=1))
@@ -58,11 +58,11 @@ def test_words_are_as_likely_as_the_mean_of_their_tokens_where_nothing_is_withhe
     assert alone.of(SPAN).likelihood == alone.likelihood
     fitted = replace(plain, confidence_model=certain(WHOLE + 0.01))
     assert Captioner(fitted).score(request, said).likelihood is None
-    broken = (Reply(WORDS, [1, 2], [-0.2, -np.inf]),)
+    broken = (GrowingReply(WORDS, [1, 2], [-0.2, -np.inf]),)
     assert Captioner(plain).score(request, broken).likelihood is None
 
 
-REPLIES = (Reply(WORDS, [], []),)
+REPLIES = (GrowingReply(WORDS, [], []),)
 SPAN = Segment(4, 1.0, 2.0, None, "cut")
 
 

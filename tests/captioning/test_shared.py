@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from streammem.captioning.shared import share
+from streammem.captioning.shared import share_model
 from streammem.models.protocols import ComposedModel, EvidenceItem
 from streammem.models.tiny.model import VideoModel
 from streammem.perception.frames import BatchPerceiver
@@ -17,7 +17,7 @@ from tests.tiny import tiny_model
 @pytest.fixture
 def shared():
     model = tiny_model()
-    composed, scheduler = share(model)
+    composed, scheduler = share_model(model)
     yield model, composed
     scheduler.close()
 
@@ -35,7 +35,7 @@ def test_what_does_not_compute_is_the_models_own(shared):
 
 def test_a_shared_model_keeps_what_its_sessions_begin_with():
     model = dataclasses.replace(ComposedModel.of(tiny_model()), session_options={"candidates": 1})
-    kept = share(model)
+    kept = share_model(model)
     try:
         assert kept.model.session_options == {"candidates": 1}
     finally:
@@ -74,7 +74,7 @@ PICTURES = [
 def perceived_by_threads(pictures):
     """What each of as many threads sees of its picture, all of which wait for the first."""
     made = ManyAtOnce(**{f.name: getattr(MODEL, f.name) for f in dataclasses.fields(MODEL)})
-    composed, scheduler = share(made)
+    composed, scheduler = share_model(made)
     found = [None] * len(pictures)
     sizes.clear()
 
@@ -123,7 +123,7 @@ def test_two_threads_never_compute_perception_at_a_time(monkeypatch):
         busy.release()
 
     monkeypatch.setattr(type(model), "sentence_keys", alone)
-    composed, scheduler = share(model)
+    composed, scheduler = share_model(model)
     wrong = []
 
     def run():

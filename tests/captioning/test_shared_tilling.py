@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from streammem.captioning import shared_tilling
-from streammem.captioning.shared import share
+from streammem.captioning.shared import share_model
 from streammem.captioning.shared_tilling import FEWEST, SharedTilling, StreamTilling
 from streammem.engine.session import Session
 from streammem.errors import BackboneError
@@ -146,7 +146,7 @@ def test_sessions_of_a_shared_model_close_the_segments_that_each_closes_alone(mo
         wanted += alone.flush()
     forced = ("triton", "STREAMMEM_KERNELS=triton")
     monkeypatch.setattr(shared_tilling, "kernel_choice", lambda device: forced)
-    model, scheduler = share(tiny_model())
+    model, scheduler = share_model(tiny_model())
     with Session(model) as session, Session(model, on_score=lambda *_: None) as plotted:
         assert type(session._tilling) is StreamTilling
         assert type(plotted._tilling) is SceneTilling  # which alone measures scores

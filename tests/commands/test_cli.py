@@ -205,7 +205,7 @@ def test_an_option_changes_nothing_but_itself(video, monkeypatch, capsys, model)
     from dataclasses import replace
 
     fitted = replace(model, scenes=replace(model.scenes, floor=3.9))
-    monkeypatch.setattr(checkpoint, "load", lambda name="", *, device="cpu": fitted)
+    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda name="", *, device="cpu": fitted)
     seen = {}
     monkeypatch.setattr(Session, "__init__", watched(Session.__init__, seen))
     arguments = ("--set", "scenes.min_frames=3", "--temperature", "0.5")

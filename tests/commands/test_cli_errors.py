@@ -122,7 +122,9 @@ def test_a_wrong_argument_is_one_line_and_2_before_anything_is_opened(
 ):
     monkeypatch.chdir(tmp_path)  # files may be written here
     opened = pytest.fail
-    monkeypatch.setattr(checkpoint, "load", lambda *_, **__: opened("the model was loaded"))
+    monkeypatch.setattr(
+        checkpoint, "load_checkpoint", lambda *_, **__: opened("the model was loaded")
+    )
     code = main(["caption", "no such file.mp4", *arguments])
     captured = capsys.readouterr()
     assert code == 2 and captured.out == ""
@@ -172,7 +174,9 @@ def test_arguments_that_do_not_parse_leave_with_2(capsys, arguments):
     ],
 )
 def test_what_cannot_be_asked_for_is_one_line_and_2(capsys, monkeypatch, arguments):
-    monkeypatch.setattr(checkpoint, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        checkpoint, "load_checkpoint", lambda *_, **__: pytest.fail("the model was loaded")
+    )
     code = main(list(arguments))
     captured = capsys.readouterr()
     assert code == 2 and captured.out == "" and len(captured.err.splitlines()) == 1
@@ -210,7 +214,9 @@ def test_a_missing_decord_is_told_with_its_extra(run, video, monkeypatch):
 
 
 def test_an_eval_whose_figures_have_no_place_is_2_before_anything_is_opened(capsys, monkeypatch):
-    monkeypatch.setattr(checkpoint, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        checkpoint, "load_checkpoint", lambda *_, **__: pytest.fail("the model was loaded")
+    )
     for flag in ("--json", "--predictions"):
         assert main(["eval", "captions", "folder", flag, "no/such/folder/file"]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1

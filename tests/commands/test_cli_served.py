@@ -138,7 +138,7 @@ def test_the_models_fingerprint_is_ours(run, video, monkeypatch, model):
     with ModelServer(context=20_000) as server:
         from streammem import load
 
-        assert load(server.openai).fingerprint == checkpoint.load().fingerprint
+        assert load(server.openai).fingerprint == checkpoint.load_checkpoint().fingerprint
     assert NAME not in model.name
 
 
@@ -209,7 +209,7 @@ def test_check_tells_whether_it_calls_a_tool(run, form, calls, has_tools, said):
 
 @pytest.mark.parametrize("fault, code", [(None, 0), ("drops a token", 1)])
 def test_check_compares_our_own_language_model_with_the_served_one(run, monkeypatch, fault, code):
-    language = checkpoint.load().language
+    language = checkpoint.load_checkpoint().language
     monkeypatch.setattr(checkpoint, "open_embeddings", lambda name: language)
     with ModelServer(fault, language=language) as server:
         result, out, err = run("models", "check", server.vllm)

@@ -9,7 +9,7 @@ import pytest
 
 from streammem.captioning import scheduler
 from streammem.captioning.scheduler import LIVE_CAPTION_S
-from streammem.captioning.shared import share
+from streammem.captioning.shared import share_model
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
@@ -79,7 +79,7 @@ def watched(monkeypatch):
         if not shared:
             events = list(watch(Session(model, config), source, STATS))
         else:
-            model, common = share(model)
+            model, common = share_model(model)
             events = list(watch(Session(model, config), source, STATS, scheduler=common))
             common.close()
         (stats,) = (event for event in events if isinstance(event, Stats))

@@ -19,7 +19,7 @@ from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.errors import ConfigError
-from streammem.models.backbones.language import Reply
+from streammem.models.backbones.language import GrowingReply
 from streammem.models.caption_scores import ConfidenceModel, confidence_features
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import Alert, Answer, Caption, Frame, Notice, Segment, Stats
@@ -354,7 +354,7 @@ def test_a_caption_of_an_open_scene_is_as_sure_as_one_of_a_closed_scene(model):
     keys = np.stack([held.key for held in session.open_frames])
     number = session.next_segment
     part = CaptionRequest(Segment(number, 0.0, 1.0, None, None), keys[:1])
-    replies = (Reply("a square", [], []),)
+    replies = (GrowingReply("a square", [], []),)
     open_one = LongScene(session, 5.0).keep(part.segment, session.captioner.score(part, replies))
     (closed,) = session.flush()
     visual = session.memory.get(closed.id).visual_keys

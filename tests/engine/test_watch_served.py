@@ -8,7 +8,7 @@ from streammem.engine.session import Session
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.errors import ServedModelError
-from streammem.models.backbones.language import GenerationConfig, Reply
+from streammem.models.backbones.language import GenerationConfig, GrowingReply
 from streammem.models.protocols import ComposedModel, Reads
 from streammem.types import Answer, Caption, Notice, Segment, Stats
 from tests.engine.test_watch_camera import Camera
@@ -38,7 +38,7 @@ class Served:
             yield None
             if self._number in self._failing:
                 raise ServedModelError("the server: HTTP 500")
-            yield (Reply("A scene.", [], []),)
+            yield (GrowingReply("A scene.", [], []),)
 
     def stream(self, prompt, decoding):
         until = time.monotonic() + 60

@@ -551,7 +551,7 @@ def test_a_reply_with_ends_of_lines_of_its_own_is_read_back(tmp_path):
 
     config = RunConfig(("memory",), "letter")
     ask_suite(questions(4), Video(), Odd, config, model="m", out=tmp_path, progress=False)
-    log = asking.read_log(tmp_path / "predictions.jsonl")
+    log = asking.read_answers(tmp_path / "predictions.jsonl")
     assert [row["text"] for _, rows, _ in log.units for row in rows] == ["a\u2028b\x85c\rd"] * 4
     assert log.finished
 

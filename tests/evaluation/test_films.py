@@ -17,11 +17,11 @@ from streammem.evaluation.films import (
     SCENE_S,
     THINGS,
     UNSAID,
-    Clip,
-    ask_about,
+    FilmClip,
     ask_along,
     description_of,
     plan,
+    questions_of,
     scenes_cited,
     shows,
 )
@@ -38,10 +38,10 @@ SENTENCES = (
     "two men ride a blue soapbox cart down a ramp",
     "a black swan swims in a pond",
 )
-CLIPS = [Clip(f"{i}.mp4", (text,), 4.0 + 3 * i) for i, text in enumerate(SENTENCES)]
+CLIPS = [FilmClip(f"{i}.mp4", (text,), 4.0 + 3 * i) for i, text in enumerate(SENTENCES)]
 PHOTOS = [
-    Clip("a.jpg", ("A brown dog is running on grass .", "A puppy in a field .")),
-    Clip("b.jpg", ("A boy is eating an apple .", "A child with fruit .")),
+    FilmClip("a.jpg", ("A brown dog is running on grass .", "A puppy in a field .")),
+    FilmClip("b.jpg", ("A boy is eating an apple .", "A child with fruit .")),
 ]
 
 
@@ -66,7 +66,7 @@ def test_a_film_shows_every_clip_within_it_and_never_one_twice_in_a_row(seed):
         (CLIPS[0], "a camel walking in a fenced pen"),
         (CLIPS[4], "a black swan swimming in a pond"),
         (PHOTOS[0], "a brown dog running on grass"),
-        (Clip("c.jpg", ("Snow .",)), None),
+        (FilmClip("c.jpg", ("Snow .",)), None),
     ],
 )
 def test_a_clip_has_a_description_that_one_can_ask_for(clip, text):
@@ -84,20 +84,20 @@ def test_a_clip_has_a_description_that_one_can_ask_for(clip, text):
     ],
 )
 def test_a_sentence_of_two_verbs_is_no_description(sentence, text):
-    assert description_of(Clip("a.jpg", (sentence,))) == (
+    assert description_of(FilmClip("a.jpg", (sentence,))) == (
         "two dogs running on grass" if sentence.startswith("Two") else text
     )
 
 
 def test_every_verb_of_a_clip_becomes_a_participle():
-    clip = Clip("a.mp4", ("a hand places and removes plastic bottles on a table",), 4.0)
+    clip = FilmClip("a.mp4", ("a hand places and removes plastic bottles on a table",), 4.0)
     assert description_of(clip) == "a hand placing and removing plastic bottles on a table"
-    clip = Clip("b.mp4", ("a woman applies makeup to her eye",), 4.0)
+    clip = FilmClip("b.mp4", ("a woman applies makeup to her eye",), 4.0)
     assert description_of(clip) == "a woman applying makeup to her eye"
 
 
 def test_what_sentences_leave_out_is_asked_for_only_where_one_names_it():
-    clips = [Clip("a.mp4", ("a dog runs by a tree",), 8.0), *CLIPS]
+    clips = [FilmClip("a.mp4", ("a dog runs by a tree",), 8.0), *CLIPS]
     for questions in (ask_along(plan(clips, 200.0, seed=0), clips, seed=s) for s in range(3)):
         about = [q for q in questions if re.search(r"\ba tree\b(?! )|\ba hat\b", q.text)]
         about = [q for q in about if "by a tree" not in q.text]
@@ -117,8 +117,8 @@ def test_everyday_things_are_many_and_each_can_be_looked_for():
 def test_questions_know_their_scenes_and_half_are_about_what_was_not_shown():
     film = plan(CLIPS, 200.0, seed=0)
     shown = [SENTENCES[scene.clip] for scene in film.scenes]
-    questions = ask_about(film, CLIPS, seed=0)
-    assert questions == ask_about(film, CLIPS, seed=0)
+    questions = questions_of(film, CLIPS, seed=0)
+    assert questions == questions_of(film, CLIPS, seed=0)
     absent = [question for question in questions if not question.gold]
     assert len(absent) == pytest.approx(len(questions) / 2, abs=1)
     assert {question.operator for question in absent} == {*OPERATORS, "swapped"}
@@ -139,7 +139,7 @@ def test_questions_know_their_scenes_and_half_are_about_what_was_not_shown():
 
 def test_swapped_questions_join_halves_of_two_scenes_and_no_scene_shows_them():
     film = plan(CLIPS + PHOTOS, 300.0, seed=1)
-    asked = [q for q in ask_about(film, CLIPS + PHOTOS, seed=1) if q.operator == "swapped"]
+    asked = [q for q in questions_of(film, CLIPS + PHOTOS, seed=1) if q.operator == "swapped"]
     wholes = [description_of(clip) for clip in CLIPS + PHOTOS]
     found = [re.fullmatch(r"(.+?) (\w+ing .+)", whole) for whole in wholes]
     halves = [each.groups() for each in found if each]
@@ -175,7 +175,7 @@ def test_questions_are_asked_while_the_film_runs_and_know_what_was_shown_by_then
 
 
 def test_what_is_said_is_about_what_is_never_visible_and_is_asked_for():
-    unseen = [Clip(f"s{i}.jpg", (f"There is {thing} somewhere .",)) for i, thing in
+    unseen = [FilmClip(f"s{i}.jpg", (f"There is {thing} somewhere .",)) for i, thing in
               enumerate(("a dog", "a piano", "a map", "a lemon", "a kettle"))]  # fmt: skip
     clips = [*CLIPS, *unseen]
     film = None
@@ -187,11 +187,11 @@ def test_what_is_said_is_about_what_is_never_visible_and_is_asked_for():
     shown = [clips[scene.clip].sentences for scene in film.scenes]
     for cue in film.cues:
         assert not any(shows(each, cue.topic) for each in shown) and shows([cue.text], cue.topic)
-    asked = [q for q in ask_about(film, clips, seed=0) if q.operator == "said"]
+    asked = [q for q in questions_of(film, clips, seed=0) if q.operator == "said"]
     told = [q for q in asked if q.gold]
     assert {q.gold for q in told} == {(cue.scene,) for cue in film.cues}
     assert all(any(cue.topic in q.text for cue in film.cues) for q in told)
-    for question in (q for q in ask_about(film, clips, seed=0) if q.operator != "said"):
+    for question in (q for q in questions_of(film, clips, seed=0) if q.operator != "said"):
         assert not any(f" {cue.topic}?" in question.text for cue in film.cues)
 
 

@@ -10,11 +10,11 @@ from streammem.evaluation.datasets import EvaluationOptions, read_photos
 from streammem.evaluation.rereading import (
     NOT_SEEN,
     PICTURES,
-    StreamQuestion,
+    SceneQuestion,
     Teacher,
     ask_about,
     evaluate_rereading,
-    is_right,
+    holds_answer,
 )
 from streammem.models.protocols import EvidenceItem
 from tests.evaluation.conftest import write_rows
@@ -64,15 +64,15 @@ def test_the_teacher_answers_from_what_it_is_shown_and_from_nothing_else(zoo):
             teacher.stream(teacher.answer_prompt(items, question.text), teacher.decoding)
         )
 
-    assert is_right(question, reply(3, 4, 5)) and reply(3, 5) == reply() == NOT_SEEN
+    assert holds_answer(question, reply(3, 4, 5)) and reply(3, 5) == reply() == NOT_SEEN
     assert teacher.shown == [3, 2, 0]
 
 
 def test_what_is_right():
-    question = StreamQuestion("", "old", (frozenset({"eat", "hay"}),), 0)
-    assert is_right(question, "It is eating.") and not is_right(question, "It sleeps.")
-    absent = StreamQuestion("", "absent", (), -1)
-    assert is_right(absent, "I do not see that.") and not is_right(absent, "It sleeps.")
+    question = SceneQuestion("", "old", (frozenset({"eat", "hay"}),), 0)
+    assert holds_answer(question, "It is eating.") and not holds_answer(question, "It sleeps.")
+    absent = SceneQuestion("", "absent", (), -1)
+    assert holds_answer(absent, "I do not see that.") and not holds_answer(absent, "It sleeps.")
 
 
 def test_every_context_is_asked_the_same_with_no_more_pictures(zoo, tmp_path, monkeypatch):

@@ -119,6 +119,6 @@ def test_real_captions_give_questions_of_every_kind():
     rows = [json.loads(line) for line in table.read_text().splitlines()]
     captions = [row["captions"] for row in rows if row["split"] == "val"]
     stream = compose(captions, 500, 300, asked=len(captions), seed=0)
-    assert {kind: len(of_kind(stream, kind)) for kind in streams.KINDS} == {
+    assert {kind: len(of_kind(stream, kind)) for kind in streams.NEEDLE_KINDS} == {
         "present": 150, "absent": 50, "near": 50, "swapped": 50,
     }  # fmt: skip

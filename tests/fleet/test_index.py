@@ -265,7 +265,7 @@ def test_index_makes_one_memory_a_file_and_names_what_failed(run, two_films, tmp
 
 def test_find_and_ask_name_the_memory(run, model, two_films, tmp_path, monkeypatch):
     reader = as_kind(Reader, model)
-    monkeypatch.setattr(checkpoint, "load", lambda name="", *, device="cpu": reader)
+    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda name="", *, device="cpu": reader)
     monkeypatch.setattr("streammem.memory.retrieval.Scale.probability", clearly)
     monkeypatch.setattr(pool, "Pool", InThisProcess)
     (two_films / "cut.mp4").unlink()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streammem.errors import ConfigError
-from streammem.memory.entry import KINDS, MAX_KEYFRAME_BYTES, MAX_TEXT_BYTES, Entry, MergeQueue
+from streammem.memory.entry import KEY_KINDS, MAX_KEYFRAME_BYTES, MAX_TEXT_BYTES, Entry, MergeQueue
 from streammem.memory.memory import MemoryCache
 from streammem.types import Note
 from tests.memory.entries import DIM, config, filled, make, near, same, search, unit
@@ -24,7 +24,7 @@ def test_a_segment_within_epsilon_extends_the_row_before_it():
     assert row is cache.get(2)
     assert (row.segment, row.last, row.merged, row.frames) == (2, 3, 2, 6)
     assert (row.start, row.end, row.keyframe) == (2.0, 4.0, b"last")
-    for kind in KINDS[1:]:
+    for kind in KEY_KINDS[1:]:
         both = np.concatenate([told(2)[kind], told(3)[kind]])
         np.testing.assert_allclose(getattr(row, kind), both, atol=1e-3)
 
@@ -136,7 +136,7 @@ def test_merging_keeps_the_resolution_even_over_time():
 
 def told(segment):
     """The keys of a caption and a note that follow the segment's id."""
-    return {kind: unit(1, seed=90 + segment + i) for i, kind in enumerate(KINDS[1:])}
+    return {kind: unit(1, seed=90 + segment + i) for i, kind in enumerate(KEY_KINDS[1:])}
 
 
 def test_what_merges_keeps_its_keys_text_and_longer_keyframe():

@@ -7,9 +7,9 @@ import pytest
 
 from streammem.errors import ConfigError, StoreError
 from streammem.memory import sinks
-from streammem.memory.entry import KINDS, MAX_KEYS
+from streammem.memory.entry import KEY_KINDS, MAX_KEYS
 from streammem.memory.index import FaissIndex
-from streammem.memory.sinks import Copied, Record, copy, open_sink
+from streammem.memory.sinks import Copied, SinkRecord, copy, open_sink
 from streammem.memory.store import Store
 from streammem.memory.upkeep import entries
 from streammem.types import Note
@@ -56,7 +56,7 @@ def test_a_copy_is_made_once_and_then_only_of_what_has_changed(address, store):
     with opened(address) as sink:  # another process, another day
         assert copy(store, "hall", sink) == Copied(11, 0, 0)  # another memory of the same rows
         assert copy(store, "door", sink) == Copied(1, 10, 1)
-        expected = {e.segment: Record.of(e).checksum for e in entries(store)}
+        expected = {e.segment: SinkRecord.of(e).checksum for e in entries(store)}
         assert sink.checksums("door") == sink.checksums("hall") == expected
         sink.remove("door", list(expected))
         assert sink.checksums("door") == {} and len(sink.checksums("hall")) == 11
@@ -68,7 +68,7 @@ def test_keys_are_searched_as_ours_are(address, store, monkeypatch):
     with opened(address) as sink:
         for name in ("door", "hall"):
             copy(store, name, sink)
-        for kind in KINDS:
+        for kind in KEY_KINDS:
             ours = FaissIndex(DIM)
             for row in entries(store):
                 keys = getattr(row, kind)

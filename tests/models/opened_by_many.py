@@ -22,7 +22,7 @@ import torch
 
 from streammem.models.backbones.language import CausalLanguageModel, GenerationConfig
 from streammem.models.backbones.text import SentenceEncoder
-from streammem.models.checkpoint import PRESETS, load
+from streammem.models.checkpoint import PRESETS, load_checkpoint
 from streammem.models.once import opening
 from streammem.models.protocols import EvidenceItem
 from streammem.models.tiny.model import VideoModel
@@ -43,7 +43,7 @@ def fresh_processes(num_quick: int) -> list[object]:
 def open_model(name: str) -> VideoModel:
     """Open a preset, or the tiny model with parts that are read from files like a preset's."""
     if name in PRESETS:
-        model = load(name)
+        model = load_checkpoint(name)
         assert isinstance(model, VideoModel)
         return model
     with opening("tiny"):  # its weights are drawn from the process's one generator

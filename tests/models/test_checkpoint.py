@@ -14,11 +14,11 @@ from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.text import TEXT_DIM
 from streammem.models.backbones.weights import SOURCES
 from streammem.models.caption_scores import ConfidenceModel, Reranker
-from streammem.models.checkpoint import PRESETS, backbones_of, load, merge_lora, save
+from streammem.models.checkpoint import PRESETS, backbones_of, load_checkpoint, merge_lora, save
 from streammem.models.protocols import EvidenceItem
 from streammem.models.tiny.keys import EvidenceSizes, PictureEvidence, SentenceEvidence
 from streammem.models.tiny.questions import QuestionHead
-from streammem.models.tiny.words import Meaning, NamesOfKeys, WordsOfTokens
+from streammem.models.tiny.words import NameMeaning, NamesOfKeys, WordsOfTokens
 from tests.tiny import TinyVision, moving_square, tiny_language, tiny_model
 
 LORA_SCALE = 0.5
@@ -98,20 +98,20 @@ def test_weights_of_gates_that_are_no_more_are_left_out(folder):
     """Checkpoints of older versions stay readable."""
     gone = {"bridge.initial": torch.zeros(4, 32), "bridge.remember.gate.weight": torch.zeros(2, 2)}
     change_tensors(folder, lambda tensors: tensors.update(gone))
-    assert load(folder).token_shape == (4, 32)
+    assert load_checkpoint(folder).token_shape == (4, 32)
 
 
 def test_a_device_has_what_sees_frames_and_segments_and_sentences_stay(saved):
-    model = load(saved, device="meta")  # a device of no values, which all machines have
+    model = load_checkpoint(saved, device="meta")  # a device of no values, which all machines have
     parts = (model.center, *model.bridge.parameters(), *model.picture_key.parameters())
     assert {part.device.type for part in parts} == {model.vision.device} == {"meta"}
     stay = (model.background, *model.text_key.parameters())
     assert {part.device.type for part in stay} == {"cpu"}
-    assert model.most_together > 1 and load(saved).most_together == 1
+    assert model.most_together > 1 and load_checkpoint(saved).most_together == 1
 
 
 def test_a_loaded_model_sees_remembers_and_says_what_the_saved_one_does(saved, original):
-    model = load(saved)
+    model = load_checkpoint(saved)
     picture = moving_square("red", 3)
     ours, theirs = original.perceive(picture), model.perceive(picture)
     # 8-bit rows: an error of 1/254 of a row's largest value, over three layers
@@ -125,7 +125,7 @@ def test_a_loaded_model_sees_remembers_and_says_what_the_saved_one_does(saved, o
 
 
 def test_every_value_is_within_half_a_step_of_its_row(saved, original):
-    loaded = load(saved)
+    loaded = load_checkpoint(saved)
     for ours, theirs in zip(parts(original), parts(loaded), strict=True):
         for (name, before), after in zip(ours.items(), theirs.values(), strict=True):
             error = (before - after).abs()
@@ -148,7 +148,7 @@ def test_saving_what_was_loaded_changes_no_bit(original, language_folder, tmp_pa
     weight.mul_(size * torch.logspace(-3, 0, len(weight))[:, None])
     weight[5] = 0
     write(model, tmp_path / "first", language_folder)
-    first = load(tmp_path / "first")
+    first = load_checkpoint(tmp_path / "first")
     write(first, tmp_path / "second", language_folder)
     one, two = (load_file(tmp_path / f / "model.safetensors") for f in ("first", "second"))
     assert one.keys() == two.keys()
@@ -166,11 +166,11 @@ def test_fits_of_confidence_and_choice_are_kept(original, language_folder, tmp_p
         null=GumbelNull(-2.0, 0.5, 0.25),
     )
     write(fitted, tmp_path / "fitted", language_folder)
-    kept = load(tmp_path / "fitted")
+    kept = load_checkpoint(tmp_path / "fitted")
     assert (kept.confidence_model, kept.reranker) == (fitted.confidence_model, fitted.reranker)
     assert kept.null == fitted.null
     write(original, tmp_path / "plain", language_folder)
-    plain = load(tmp_path / "plain")
+    plain = load_checkpoint(tmp_path / "plain")
     assert plain.confidence_model is None and plain.reranker is None
 
 
@@ -181,7 +181,7 @@ def test_the_evidence_of_words_is_kept_with_its_keys(original, language_folder, 
     model.picture_key.evidence = PictureEvidence(key_dim, EvidenceSizes(8, 30, 4))
     model.text_key.evidence = SentenceEvidence(TEXT_DIM, key_dim, 30)
     write(model, tmp_path / "joined", language_folder)
-    loaded = load(tmp_path / "joined")
+    loaded = load_checkpoint(tmp_path / "joined")
     assert loaded.picture_key.evidence.sizes == (8, 30, 4)
     picture = moving_square("red", 3)
     assert loaded.perceive(picture).key @ model.perceive(picture).key > 1 - 1e-3
@@ -205,28 +205,28 @@ def test_words_are_kept_with_their_names_and_named_likeliest_first(
     assert original.likely_words(tokens, 3) == []
     words = words_of(("cup", "cutting board", "pan"), [-50.0, 50.0, 0.0])
     write(dataclasses.replace(original, words=words), tmp_path / "named", language_folder)
-    loaded = load(tmp_path / "named")
+    loaded = load_checkpoint(tmp_path / "named")
     assert loaded.likely_words(tokens, 2) == ["cutting board", "pan"]
     assert loaded.likely_words(tokens, 9, 0.4) == ["cutting board", "pan"]
     assert loaded.likely_words(tokens, 9) == ["cutting board", "pan", "cup"]
     assert loaded.likely_words(tokens[:0], 9) == []
-    assert loaded.fingerprint == load(saved).fingerprint, "memories stay readable"
+    assert loaded.fingerprint == load_checkpoint(saved).fingerprint, "memories stay readable"
     write(loaded, tmp_path / "again", language_folder)
-    assert load(tmp_path / "again").likely_words(tokens, 1) == ["cutting board"]
+    assert load_checkpoint(tmp_path / "again").likely_words(tokens, 1) == ["cutting board"]
     assert not loaded.words.training, "dropout would name at random"
     (tmp_path / "named" / "words.txt").write_text("cup\npan\n")
     with pytest.raises(CheckpointError, match="words"):
-        load(tmp_path / "named")
+        load_checkpoint(tmp_path / "named")
     (tmp_path / "named" / "words.txt").unlink()
     with pytest.raises(CheckpointError, match="words"):
-        load(tmp_path / "named")
+        load_checkpoint(tmp_path / "named")
 
 
 LEXICON = {
-    "dog": Meaning("", range(3, 7)),
-    "puppy": Meaning("", (3, 4, 6)),
-    "mug": Meaning("cup", ()),
-    "pan": Meaning("pan", (0,)),
+    "dog": NameMeaning("", range(3, 7)),
+    "puppy": NameMeaning("", (3, 4, 6)),
+    "mug": NameMeaning("cup", ()),
+    "pan": NameMeaning("pan", (0,)),
 }
 
 
@@ -238,8 +238,8 @@ def test_names_that_are_read_off_keys_are_kept_with_their_lexicon(
     names = NamesOfKeys(16, words.names, 8, LEXICON).eval()
     named = dataclasses.replace(original, words=words, names=names)
     write(named, tmp_path / "named", language_folder)
-    loaded, keys = load(tmp_path / "named"), torch.randn(3, 16).numpy()
-    assert loaded.fingerprint == load(saved).fingerprint, "memories stay readable"
+    loaded, keys = load_checkpoint(tmp_path / "named"), torch.randn(3, 16).numpy()
+    assert loaded.fingerprint == load_checkpoint(saved).fingerprint, "memories stay readable"
     asked = {
         "a cup": ([0], []), "mugs": ([0], []), "the cutting boards": ([1], []),
         "a dog": ([], [3, 4, 5, 6]), "puppies": ([], [3, 4, 6]), "a pan": ([2], [0]),
@@ -253,17 +253,17 @@ def test_names_that_are_read_off_keys_are_kept_with_their_lexicon(
     for text in ("a brown dog", "a dog and a cup", "a cat", "", "the"):
         assert loaded.name_readout(text) is None, "only of what names one thing and no more"
     write(loaded, tmp_path / "again", language_folder)
-    assert load(tmp_path / "again").names.lexicon.keys() == LEXICON.keys()
+    assert load_checkpoint(tmp_path / "again").names.lexicon.keys() == LEXICON.keys()
     lexicon = tmp_path / "named" / "lexicon.txt"
     for broken in ("dog\t\t3-8\n", "dog\tcat\t\n", "dog 3\n", "dog\t\tx\n", "dog\t\t0-99999999\n"):
         lexicon.write_text(broken)
         with pytest.raises(CheckpointError, match="lexicon"):
-            load(tmp_path / "named")
+            load_checkpoint(tmp_path / "named")
     lexicon.unlink()
     with pytest.raises(CheckpointError, match="lexicon"):
-        load(tmp_path / "named")
+        load_checkpoint(tmp_path / "named")
     write(dataclasses.replace(loaded, names=None), tmp_path / "again", language_folder)
-    assert load(tmp_path / "again").names is None
+    assert load_checkpoint(tmp_path / "again").names is None
     assert not (tmp_path / "again" / "lexicon.txt").exists()
 
 
@@ -272,7 +272,9 @@ def test_names_of_keys_are_fitted_to_what_both_judges_tell():
     keys = torch.nn.functional.normalize(torch.randn(400, 16, generator=generator), dim=-1)
     truth = torch.randn(16, 3 + 8, generator=generator)
     logits = keys @ truth + torch.randn(11, generator=generator)
-    names = NamesOfKeys(16, ("cup", "board", "pan"), 8, LEXICON | {"cutlery": Meaning("cup", ())})
+    names = NamesOfKeys(
+        16, ("cup", "board", "pan"), 8, LEXICON | {"cutlery": NameMeaning("cup", ())}
+    )
     names.fit(keys, logits[:, :3], logits[:, 3:], ridge=1e-6)
     found = torch.cat([names.words(keys), names.classes(keys)], 1)
     torch.testing.assert_close(found, logits, atol=1e-3, rtol=1e-3)
@@ -284,7 +286,7 @@ def test_words_depend_on_the_tokens_as_centred_and_scaled(original, language_fol
     words.center.copy_(torch.randn(32))
     words.scale.copy_(0.1 + torch.rand(32))
     write(dataclasses.replace(original, words=words), tmp_path / "named", language_folder)
-    loaded, tokens = load(tmp_path / "named").words, torch.randn(2, 4, 32)
+    loaded, tokens = load_checkpoint(tmp_path / "named").words, torch.randn(2, 4, 32)
     scaled = ((tokens - words.center) / words.scale).flatten(1)
     hidden = torch.nn.functional.gelu(scaled @ words.down.weight.T + words.down.bias)
     wanted = hidden @ words.up.weight.T + words.up.bias
@@ -317,7 +319,7 @@ def test_answers_have_an_adapter_of_their_own_and_captions_stay_to_the_letter(
     write(original, plain, language_folder)
     answers = {key: -2 * value for key, value in lora_of(tiny_language()).items()}
     write(original, both, language_folder, answers)
-    plain, both = load(plain), load(both)
+    plain, both = load_checkpoint(plain), load_checkpoint(both)
     assert plain.answer_generator is plain
     answering = both.answer_generator
     assert answering is both.answer_generator
@@ -335,13 +337,16 @@ def test_answers_have_an_adapter_of_their_own_and_captions_stay_to_the_letter(
 def test_a_question_head_is_kept_and_may_be_lacking(original, language_folder, tmp_path):
     head = QuestionHead()
     write(dataclasses.replace(original, questions=head), tmp_path / "reads", language_folder)
-    read = load(tmp_path / "reads").questions
+    read = load_checkpoint(tmp_path / "reads").questions
     for name, value in head.state_dict().items():
         step = value.abs().max() / 127
         assert (read.state_dict()[name] - value).abs().max() <= 0.51 * step
     write(original, tmp_path / "plain", language_folder)
-    assert load(tmp_path / "plain").questions is None
-    assert load(tmp_path / "reads").fingerprint == load(tmp_path / "plain").fingerprint
+    assert load_checkpoint(tmp_path / "plain").questions is None
+    assert (
+        load_checkpoint(tmp_path / "reads").fingerprint
+        == load_checkpoint(tmp_path / "plain").fingerprint
+    )
 
 
 def test_a_checkpoint_is_small_and_readable_by_others(saved):
@@ -353,7 +358,7 @@ def test_a_checkpoint_is_small_and_readable_by_others(saved):
 
 
 def test_the_adapter_is_merged_into_the_language_model(saved, language_folder):
-    plain, merged = CausalLanguageModel.open(language_folder), load(saved).language
+    plain, merged = CausalLanguageModel.open(language_folder), load_checkpoint(saved).language
     lora = lora_of(plain)
     for layer in range(2):
         name = f"model.layers.{layer}.self_attn.q_proj"
@@ -411,13 +416,13 @@ def test_an_adapter_that_does_not_fit_is_told_and_changes_nothing(lora, told):
 @pytest.mark.parametrize("name", ["streammem-huge", "", "/nowhere/at/all", "hf:x/y"])
 def test_an_unknown_model_is_told_with_what_there_is(name):
     with pytest.raises(ConfigError, match="streammem-tiny, or a checkpoint folder"):
-        load(name)
+        load_checkpoint(name)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps"])
 def test_a_device_that_is_not_here_is_told_before_anything_is_opened(device):
     with pytest.raises(ConfigError, match=f"{device}: no device here"):
-        load("no such model either", device=device)
+        load_checkpoint("no such model either", device=device)
 
 
 def test_the_default_preset_is_packaged():
@@ -430,16 +435,16 @@ def test_missing_backbones_tell_the_command_that_fetches_them(folder, monkeypatc
     monkeypatch.setenv("STREAMMEM_HOME", str(tmp_path / "empty"))
     change_config(folder, vision="efficientnet-lite2")
     with pytest.raises(BackboneError, match="run: streammem models pull efficientnet-lite2"):
-        load(folder)
+        load_checkpoint(folder)
     change_config(folder, vision="never heard of")
     with pytest.raises(BackboneError, match="never heard of: unknown backbone"):
-        load(folder)
+        load_checkpoint(folder)
 
 
 def test_a_backbone_is_opened_only_when_it_is_needed(folder, monkeypatch, tmp_path):
     monkeypatch.setenv("STREAMMEM_HOME", str(tmp_path / "empty"))
     change_config(folder, language="smollm2-135m-instruct", sentences="all-minilm-l6-v2")
-    model = load(folder)
+    model = load_checkpoint(folder)
     with pytest.raises(BackboneError, match="models pull smollm2-135m-instruct"):
         model.language  # noqa: B018
     with pytest.raises(BackboneError, match="models pull all-minilm-l6-v2"):
@@ -454,14 +459,14 @@ def test_truncated_weights_are_told_in_one_line(folder, keep):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CheckpointError, match=r"model\.safetensors: missing or corrupt") as error:
-        load(folder)
+        load_checkpoint(folder)
     assert "\n" not in str(error.value)
 
 
 def test_missing_weights_are_told(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="missing or corrupt"):
-        load(folder)
+        load_checkpoint(folder)
 
 
 def test_a_pickle_is_never_opened(folder, tmp_path):
@@ -471,7 +476,7 @@ def test_a_pickle_is_never_opened(folder, tmp_path):
 
     torch.save({"center": Evil()}, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match="missing or corrupt"):
-        load(folder)
+        load_checkpoint(folder)
     assert not (tmp_path / "owned").exists()
 
 
@@ -482,7 +487,7 @@ def test_a_pickle_is_never_opened(folder, tmp_path):
 def test_what_is_no_configuration_is_told(folder, content):
     (folder / "config.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(CheckpointError, match=r"config\.json: "):
-        load(folder)
+        load_checkpoint(folder)
 
 
 @pytest.mark.parametrize(
@@ -519,13 +524,13 @@ def test_what_is_no_configuration_is_told(folder, content):
 def test_a_configuration_that_does_not_fit_is_told(folder, values, told):
     change_config(folder, **values)
     with pytest.raises(CheckpointError, match=told):
-        load(folder)
+        load_checkpoint(folder)
 
 
 def test_a_huge_configuration_is_not_read(folder):
     (folder / "config.json").write_bytes(b" " * (checkpoint_config.MAX_CONFIG_BYTES + 1))
     with pytest.raises(CheckpointError, match="too large"):
-        load(folder)
+        load_checkpoint(folder)
 
 
 @pytest.mark.parametrize(
@@ -544,7 +549,7 @@ def test_weights_of_other_sizes_are_told(folder, sizes, told):
     bridge = json.loads((folder / "config.json").read_text())["bridge"]
     change_config(folder, bridge=bridge | sizes)
     with pytest.raises(CheckpointError, match=told) as error:
-        load(folder)
+        load_checkpoint(folder)
     assert "\n" not in str(error.value)
 
 
@@ -559,20 +564,20 @@ def test_a_missing_tensor_is_named(folder, name):
 
     change_tensors(folder, change)
     with pytest.raises(CheckpointError, match=name.partition(".")[2] or name):
-        load(folder)
+        load_checkpoint(folder)
 
 
 def test_a_tensor_too_many_is_named(folder):
     change_tensors(folder, lambda tensors: tensors.update({"bridge.extra": torch.zeros(1)}))
     with pytest.raises(CheckpointError, match="extra"):
-        load(folder)
+        load_checkpoint(folder)
 
 
 @pytest.mark.parametrize("shape", [(3,), (24, 1), ()])
 def test_a_centre_of_another_shape_is_told(folder, shape):
     change_tensors(folder, lambda tensors: tensors.update(center=torch.zeros(shape)))
     with pytest.raises(CheckpointError, match="center is missing, or not of shape"):
-        load(folder)
+        load_checkpoint(folder)
 
 
 @pytest.mark.parametrize("scale", [torch.ones(3), torch.ones(()), None])
@@ -587,7 +592,7 @@ def test_scales_without_their_matrix_are_told(folder, scale):
 
     change_tensors(folder, change)
     with pytest.raises(CheckpointError, match="scales do not fit"):
-        load(folder)
+        load_checkpoint(folder)
 
 
 def test_a_language_model_of_another_width_is_told_when_it_is_opened(folder):
@@ -604,7 +609,7 @@ def test_a_language_model_of_another_width_is_told_when_it_is_opened(folder):
 
     change_tensors(folder, change)
     with pytest.raises(CheckpointError, match=r"of width 48, but that of .* is 32"):
-        load(folder).language  # noqa: B018
+        load_checkpoint(folder).language  # noqa: B018
 
 
 def test_a_failing_save_keeps_the_old_checkpoint(folder, language_folder, monkeypatch):
@@ -623,7 +628,7 @@ def test_a_failing_save_keeps_the_old_checkpoint(folder, language_folder, monkey
 
 def test_its_language_model_is_written_for_a_server_with_what_was_learned(saved, tmp_path):
     checkpoint.export_language(saved, tmp_path / "spoken")
-    own, spoken = load(saved).language, CausalLanguageModel.open(tmp_path / "spoken")
+    own, spoken = load_checkpoint(saved).language, CausalLanguageModel.open(tmp_path / "spoken")
     for name, weight in own.model.state_dict().items():
         assert torch.equal(weight, spoken.model.state_dict()[name]), name
     config = json.loads((tmp_path / "spoken/generation_config.json").read_text())
@@ -635,7 +640,7 @@ def test_its_language_model_is_written_for_a_server_with_what_was_learned(saved,
 
 
 def test_prompts_are_embedded_without_the_layers(saved):
-    whole, only = load(saved).language, checkpoint.open_embeddings(saved)
+    whole, only = load_checkpoint(saved).language, checkpoint.open_embeddings(saved)
     prompt = ["Hello ", torch.ones(2, 32), "there"]
     assert torch.equal(whole.embed(whole.chat(prompt)), only.embed(only.chat(prompt)))
     assert only.stop_ids == whole.stop_ids

@@ -7,7 +7,7 @@ import torch
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
-from streammem.models.backbones.language import GenerationConfig, Reply
+from streammem.models.backbones.language import GenerationConfig, GrowingReply
 from streammem.models.protocols import ComposedModel, EvidenceItem, Reads, readable
 from streammem.perception.frames import spread
 from streammem.types import Answer, Caption
@@ -41,7 +41,7 @@ class Looking:
 
     def replies(self, prompts, decoding, candidates=1):
         for prompt in prompts:
-            yield tuple(Reply(self._words(prompt), [], []) for _ in range(candidates))
+            yield tuple(GrowingReply(self._words(prompt), [], []) for _ in range(candidates))
 
     def stream(self, prompt, decoding):
         yield self._words(prompt)

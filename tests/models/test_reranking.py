@@ -9,7 +9,7 @@ from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
 from streammem.errors import ConfigError
-from streammem.models.backbones.language import Reply
+from streammem.models.backbones.language import GrowingReply
 from streammem.models.caption_scores import Reranker, best_reply, fit_reranker, reranking_features
 from streammem.types import Caption
 from streammem.video import open_source
@@ -21,7 +21,7 @@ FILM = film(("red", 4), ("blue", 4), ("green", 4))
 
 
 def replies(*log_probs):
-    return tuple(Reply(t, [1, 2], [p, p]) for t, p in zip(TEXTS, log_probs, strict=True))
+    return tuple(GrowingReply(t, [1, 2], [p, p]) for t, p in zip(TEXTS, log_probs, strict=True))
 
 
 def chosen(model, said, pictures):
@@ -58,7 +58,7 @@ def test_the_likeliest_is_chosen_where_only_that_counts_and_the_first_of_equals(
 
 
 def test_an_empty_caption_can_be_weighed(model):
-    said = (Reply("", [2], [-0.1]), Reply("A man.", [1, 2], [-1.0, -1.0]))
+    said = (GrowingReply("", [2], [-0.1]), GrowingReply("A man.", [1, 2], [-1.0, -1.0]))
     assert chosen(model, said, model.sentence_keys(["A man."])) == "A man."
 
 

@@ -13,7 +13,7 @@ from streammem.memory.entry import Sureness
 from streammem.memory.retrieval import RANKERS, SEEN
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionReading
-from streammem.models.tiny.words import Meaning, NamesOfKeys
+from streammem.models.tiny.words import NameMeaning, NamesOfKeys
 from streammem.qa.answerer import MAX_TURNS, NOTHING_SEEN
 from streammem.qa.question import split_options
 from streammem.types import Segment
@@ -112,7 +112,7 @@ def test_a_name_that_keys_show_is_counted_found_and_said_to_be_what_matched(read
     blue = reader.perceive(moving_square("blue", 0)).key
     key = {name: reader.perceive(moving_square(name, 0)).key for name in ("red", "green", "white")}
     others = np.mean(list(key.values()), axis=0)
-    names = NamesOfKeys(16, ("lake",), 1, {"sea": Meaning("lake", ())})
+    names = NamesOfKeys(16, ("lake",), 1, {"sea": NameMeaning("lake", ())})
     with torch.no_grad():
         names.words.weight.copy_(torch.from_numpy(400 * (blue - others))[None])
         names.words.bias.fill_(-400 * float((blue - others) @ (blue + others)) / 2)

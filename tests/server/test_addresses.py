@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from streammem.errors import ConfigError, SourceError
-from streammem.server.addresses import Allowed, check, fetch, is_loopback, is_public, live_url
+from streammem.server.addresses import Allowed, check_url, fetch, is_loopback, is_public, live_url
 from streammem.server.refused import Refused
 
 PUBLIC = "93.184.216.34"
@@ -33,13 +33,13 @@ def to(*addresses):
 def test_an_address_that_is_not_of_the_open_internet_is_refused(address):
     assert not is_public(ipaddress.ip_address(address))
     with pytest.raises(Refused) as refused:
-        check("http://example.com/a.mp4", ANY, to(address))
+        check_url("http://example.com/a.mp4", ANY, to(address))
     assert refused.value.status == 403
 
 
 def test_one_bad_address_among_good_ones_is_enough():
     with pytest.raises(Refused):
-        check("http://example.com/a.mp4", ANY, to(PUBLIC, "127.0.0.1"))
+        check_url("http://example.com/a.mp4", ANY, to(PUBLIC, "127.0.0.1"))
 
 
 @pytest.mark.parametrize(
@@ -61,22 +61,22 @@ def test_one_bad_address_among_good_ones_is_enough():
 def test_hosts_are_allowed_by_name_and_a_live_one_never_by_a_star(patterns, url, is_allowed):
     allowed = Allowed.of(patterns)
     if is_allowed:
-        assert check(url, allowed, to(PUBLIC)).address == PUBLIC
+        assert check_url(url, allowed, to(PUBLIC)).address == PUBLIC
     else:
         with pytest.raises(Refused):
-            check(url, allowed, to(PUBLIC))
+            check_url(url, allowed, to(PUBLIC))
 
 
 def test_a_private_network_is_reached_only_where_the_operator_lists_it():
     allowed = Allowed.of(["192.168.1.0/24", "camera"])
-    assert check("rtsp://192.168.1.9/1", allowed).address == "192.168.1.9"
-    assert check("rtsp://camera/1", allowed, to("192.168.1.9")).port == 554
+    assert check_url("rtsp://192.168.1.9/1", allowed).address == "192.168.1.9"
+    assert check_url("rtsp://camera/1", allowed, to("192.168.1.9")).port == 554
     with pytest.raises(Refused):
-        check("rtsp://192.168.2.9/1", allowed)
+        check_url("rtsp://192.168.2.9/1", allowed)
     with pytest.raises(Refused):
-        check("rtsp://camera/1", allowed, to("192.168.2.9"))
+        check_url("rtsp://camera/1", allowed, to("192.168.2.9"))
     with pytest.raises(Refused):
-        check("rtsp://other/1", allowed, to("192.168.1.9"))
+        check_url("rtsp://other/1", allowed, to("192.168.1.9"))
 
 
 @pytest.mark.parametrize("pattern", ["", "http://a", "a/b", "a b", "10.0.0.0/99"])
@@ -87,9 +87,9 @@ def test_an_invalid_pattern_is_an_error_at_the_start(pattern):
 
 def test_a_live_source_is_opened_by_its_checked_address():
     allowed = Allowed.of(["camera"])
-    target = check("rtsp://user:secret@camera:8554/1?a=b", Allowed.of(["camera"]), to(PUBLIC))
+    target = check_url("rtsp://user:secret@camera:8554/1?a=b", Allowed.of(["camera"]), to(PUBLIC))
     assert live_url(target) == f"rtsp://user:secret@{PUBLIC}:8554/1?a=b"
-    target = check("rtsp://camera/1", allowed, to("2606:2800::1"))
+    target = check_url("rtsp://camera/1", allowed, to("2606:2800::1"))
     assert live_url(target) == "rtsp://[2606:2800::1]:554/1"
 
 
@@ -138,7 +138,7 @@ def answer(status, body=b"", **headers):
 def target_on(port):
     # The name resolves elsewhere: what is connected to is the address that was checked.
     allowed = Allowed.of(["films.example", "127.0.0.1"])
-    return check(f"http://films.example:{port}/a.mp4?b=c", allowed, to("127.0.0.1"))
+    return check_url(f"http://films.example:{port}/a.mp4?b=c", allowed, to("127.0.0.1"))
 
 
 def test_the_connection_goes_to_the_checked_address_under_the_hosts_name(tmp_path):

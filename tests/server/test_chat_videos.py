@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from streammem.server.addresses import Allowed, check_file
+from streammem.server.addresses import Allowed, check_allowed_file
 from streammem.server.limits import Limits
 from streammem.server.refused import Refused
 from tests.command_line import record
@@ -163,17 +163,17 @@ async def test_each_question_about_a_video_stands_alone(serving, films, monkeypa
 )
 def test_only_files_below_a_folder_of_the_operator_are_opened(films, name):
     with pytest.raises(Refused, match="no such file below") as refused:
-        check_file("file://" + name.format(films=films), (films,))
+        check_allowed_file("file://" + name.format(films=films), (films,))
     assert refused.value.status == 403
     with pytest.raises(Refused, match="may allow"):
-        check_file(f"file://{films}/a.mp4", ())
-    assert check_file(f"file://{films}/a.mp4", (films,)) == films / "a.mp4"
+        check_allowed_file(f"file://{films}/a.mp4", ())
+    assert check_allowed_file(f"file://{films}/a.mp4", (films,)) == films / "a.mp4"
 
 
 def test_what_is_no_regular_file_is_not_opened(films):
     os.mkfifo(films / "pipe.mp4")
     with pytest.raises(Refused):
-        check_file(f"file://{films}/pipe.mp4", (films,))
+        check_allowed_file(f"file://{films}/pipe.mp4", (films,))
 
 
 async def test_what_may_not_be_opened_is_refused_with_the_reason(serving, films):

@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from streammem.captioning.shared import share
+from streammem.captioning.shared import share_model
 from streammem.engine.watch_options import WatchOptions
 from streammem.errors import SourceError
 from streammem.models.protocols import ComposedModel
@@ -218,7 +218,7 @@ class OneAtATime:
 def test_one_picture_and_one_word_at_a_time_whatever_the_number_of_threads(model, part):
     alone = OneAtATime(model)
     composed = ComposedModel("alone", "0", alone, model, alone, model)
-    shared, scheduler = share(composed)
+    shared, scheduler = share_model(composed)
     failed, picture = [], film(("red", 1))[0].pixels
     prompt = model.answer_prompt([], "What is red?")
 

@@ -76,11 +76,11 @@ def whole_run(recipe: Path) -> None:
 
 def published_run(recipe: Path) -> None:
     from streammem.models import checkpoint
-    from streammem.training.published import run_recipe
+    from streammem.training.published import run_parent_recipe
     from tests.tiny import tiny_model
 
     checkpoint.load_own = lambda name="", *, device="cpu": tiny_model()
-    figures = run_recipe(recipe, recipe.parent / "out", device="cpu")
+    figures = run_parent_recipe(recipe, recipe.parent / "out", device="cpu")
     sys.stdout.write(str(bool(figures)))
 
 

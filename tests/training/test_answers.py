@@ -11,11 +11,11 @@ from streammem.models.protocols import EvidenceItem
 from streammem.models.tiny.words import WordsOfTokens
 from streammem.training import answers
 from streammem.training.answers import (
-    KINDS,
+    KIND_SHARES,
     NOT_SEEN,
     VISUAL_TOKEN,
     AnswerStage,
-    Asked,
+    QuestionsPrompt,
     own_captions,
 )
 from streammem.training.captions import BranchedPrompt
@@ -89,7 +89,7 @@ def test_a_question_is_trained_exactly_as_it_is_asked(stage):
 def test_prompts_side_by_side_lose_exactly_what_they_lose_alone(stage, monkeypatch):
     rng = np.random.default_rng(0)
     question = QuestionRecord("What is it?", "A cat.")
-    asked = [Asked((0, 3), (question, ABOUT[0][0])), Asked((1,), ABOUT[1])]
+    asked = [QuestionsPrompt((0, 3), (question, ABOUT[0][0])), QuestionsPrompt((1,), ABOUT[1])]
     rows = [stage._row(stage.pictures, one, rng, whole=True) for one in asked]
     tokens = stage._tokens[[0, 3, 1], 0]
     together = stage._losses(rows, tokens, [2, 1])
@@ -123,7 +123,7 @@ def test_every_kind_is_drawn_and_asks_what_its_pictures_answer(stage):
             if question == "Is there a cup?":
                 assert (answer == "Yes.") == ("cup" in shows[0])
     refused = sum(q.answer == NOT_SEEN for one in drawn for q in one.questions)
-    assert 0 < refused < 1.5 * KINDS["unseen"] * len(drawn), "what is shown is seldom refused"
+    assert 0 < refused < 1.5 * KIND_SHARES["unseen"] * len(drawn), "what is shown is seldom refused"
 
 
 def test_rare_answers_are_drawn_more_often_than_their_share(stage):

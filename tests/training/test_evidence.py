@@ -20,7 +20,7 @@ from streammem.training.keys import Embedded
 from streammem.training.loop import Schedule, read_log, train_stage
 from streammem.training.records import read_source
 from streammem.training.sentences import Sentences
-from streammem.training.words import WordSpace, content_words
+from streammem.training.words import WordSpace, plain_words
 from tests.tiny import TinyVision, tiny_language
 
 CELLS, PATCH, TEXT, WORDS, KEY = 5, 8, 6, 7, 32
@@ -107,7 +107,7 @@ def shapes(tmp_path_factory):
 
 def bag(texts, words):
     """Embed a text as its words, so that what is asked can be known."""
-    counts = torch.tensor([[float(w in content_words(text)) for w in words] for text in texts])
+    counts = torch.tensor([[float(w in plain_words(text)) for w in words] for text in texts])
     return F.normalize(counts + 1e-3, dim=-1)
 
 

@@ -14,7 +14,12 @@ from streammem.models import checkpoint
 from streammem.models.minigpt4_video.published import open_model
 from streammem.models.published import find
 from streammem.training.minigpt4_video import MiniGPT4Recipe, MiniGPT4Stage
-from streammem.training.published import Item, read_recipe, run_recipe, stage_class
+from streammem.training.published import (
+    Dialogue,
+    read_parent_recipe,
+    run_parent_recipe,
+    stage_class,
+)
 from tests.audio.subtitled import srt
 from tests.command_line import record
 from tests.models.minigpt4_video import published
@@ -74,7 +79,7 @@ def test_the_loss_is_of_the_answer_and_its_end_after_frames_and_subtitles(place)
     model = opened(place)
     stage = MiniGPT4Stage(model, MiniGPT4Recipe(dropout=0.0), [])
     stage.module.eval()
-    item = Item(place / VIDEO[0], *VIDEO[1:])
+    item = Dialogue(place / VIDEO[0], *VIDEO[1:])
     with torch.no_grad():
         loss = stage.loss_of(item, 0)
         pixels, captions = stage._read(item)
@@ -101,14 +106,14 @@ def test_a_still_is_asked_about_by_the_parents_templates(place, monkeypatch, tem
     stage = MiniGPT4Stage(model, MiniGPT4Recipe(template=template), [])
     plain = model.language.embed
     monkeypatch.setattr(model.language, "embed", lambda p: prompts.append(p) or plain(p))
-    stage.loss_of(Item(place / "p.png", False, (("Say.", "Grey."),)), 0)
+    stage.loss_of(Dialogue(place / "p.png", False, (("Say.", "Grey."),)), 0)
     begin, before, frame, behind = prompts[0]
     assert (before, behind) == text and frame.shape == (4, published.L) and len(begin) == 1
 
 
 def test_the_projection_and_every_adapter_learn_and_nothing_else(place):
     model = opened(place)
-    stage = MiniGPT4Stage(model, MiniGPT4Recipe(), [Item(place / VIDEO[0], *VIDEO[1:])])
+    stage = MiniGPT4Stage(model, MiniGPT4Recipe(), [Dialogue(place / VIDEO[0], *VIDEO[1:])])
     assert all(adapter.dropout.p == 0.05 for adapter in stage.module._adapters)
     frozen = {id(p) for p in stage.module.parameters()}
     for optimised in range(2):  # B is zero at first, so A learns from the second step on
@@ -131,7 +136,7 @@ def finished(place):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "load_own", lambda name="", *, device="cpu": tiny_model())
         patch.setattr("streammem.training.published.draw_curves", lambda stages, out: None)
-        return run_recipe(place / "r.toml", place / "out")
+        return run_parent_recipe(place / "r.toml", place / "out")
 
 
 def trained(place, out):
@@ -143,7 +148,7 @@ def test_a_run_learns_and_the_next_stage_opens_what_it_leaves(place, finished):
     assert finished["val_loss"] < 0.9 * log[0]["loss"] and len(log) == 6
     tensors = trained(place, "out")
     assert tensors.keys() == published.own().keys()
-    model = checkpoint.load(place / "out" / "checkpoint.toml")
+    model = checkpoint.load_checkpoint(place / "out" / "checkpoint.toml")
     assert torch.equal(model.encoder.llama_proj.weight, tensors["llama_proj.weight"])
     assert all(value.any() for value in model.lora.values())
     assert model.language.generate([model.prompt(None, [], "Hello.")], model.decoding)
@@ -163,9 +168,9 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(place, finis
     (place / "r2.toml").write_text(text)
     monkeypatch.setattr(MiniGPT4Stage, "loss", killed)
     with pytest.raises(KeyboardInterrupt):
-        run_recipe(place / "r2.toml", place / "again")
+        run_parent_recipe(place / "r2.toml", place / "again")
     monkeypatch.setattr(MiniGPT4Stage, "loss", real)
-    run_recipe(place / "r2.toml", place / "again")
+    run_parent_recipe(place / "r2.toml", place / "again")
     once, twice = trained(place, "out"), trained(place, "again")
     assert all(torch.equal(once[name], twice[name]) for name in once)
 
@@ -191,7 +196,7 @@ def test_a_recipe_that_cannot_be_meant_is_refused(wrong):
 def test_the_shipped_recipes_are_the_parents_schedules():
     folder = checkpoint.CONFIGS / "train"
     first, second, third = (
-        read_recipe(folder / f"minigpt4-video-{name}.toml")
+        read_parent_recipe(folder / f"minigpt4-video-{name}.toml")
         for name in ("1-images", "2-captions", "3-instructions")
     )
     assert (first.steps, first.accumulate, first.warmup_steps) == (4 * 5000, 64, 5000)

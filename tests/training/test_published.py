@@ -15,8 +15,8 @@ from streammem.training import loop
 from streammem.training.processes import ProcessGroup
 from streammem.training.published import (
     read_items,
-    read_recipe,
-    run_recipe,
+    read_parent_recipe,
+    run_parent_recipe,
     stage_class,
     write_torch,
 )
@@ -39,9 +39,9 @@ def test_every_family_trains_and_is_found(tmp_path):
 def test_a_shipped_recipe_trains_a_model_of_its_family(path):
     if stage_class(path) is None:
         with pytest.raises(ConfigError, match="give one of videollamb"):
-            read_recipe(path)
+            read_parent_recipe(path)
         return
-    recipe = read_recipe(path)
+    recipe = read_parent_recipe(path)
     if recipe.model.startswith("run-"):  # what an earlier recipe leaves
         return
     assert find(recipe.model, checkpoint.CONFIGS).family == recipe.stage
@@ -126,7 +126,7 @@ def worst(one, other):
 
 
 def run_alone(recipe, out):
-    figures = run_recipe(recipe, out)
+    figures = run_parent_recipe(recipe, out)
     return figures, torch.load(out / "checkpoint.pth", weights_only=True)["model"]
 
 
@@ -167,7 +167,7 @@ def test_two_ranks_end_a_step_with_the_weights_of_one_that_has_both_batches(
     place, quick, monkeypatch, family
 ):
     """Without processes: what they exchange is handed over in turn."""
-    recipe = read_recipe(place / f"{family}.toml")
+    recipe = read_parent_recipe(place / f"{family}.toml")
     kind, said = stage_class(place / f"{family}.toml"), find(recipe.model, checkpoint.CONFIGS)
     items = read_items(place / "items.json")
     opened = dataclasses.replace(said, options=kind.options(said, recipe))

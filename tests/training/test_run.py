@@ -120,7 +120,7 @@ def test_every_stage_leaves_its_figures_its_recipe_and_its_curve(finished):
 
 def test_the_checkpoint_generates_what_the_trained_model_generates(finished, openable):
     out, _ = finished
-    model = checkpoint.load(out / "checkpoint")
+    model = checkpoint.load_checkpoint(out / "checkpoint")
     interim = torch.load(out / "reward.pt", weights_only=True)["module"]
     prefix = "lora.base_model/model/model/layers/0/self_attn/q_proj/lora_"
     a, b = (interim[f"{prefix}{part}/default/weight"] for part in "AB")

@@ -8,8 +8,8 @@ from PIL import Image
 from streammem.errors import CheckpointError, ConfigError
 from streammem.models import checkpoint
 from streammem.models.published import find
-from streammem.models.video_llama.published import open_model, open_vision
-from streammem.training.published import Item, read_items, stage_class
+from streammem.models.video_llama.published import open_model, open_picture_branch
+from streammem.training.published import Dialogue, read_items, stage_class
 from streammem.training.run import run_recipe
 from streammem.training.video_llama import VideoLlamaRecipe, VideoLlamaStage, cleaned, crop_of
 from tests.models.backbones.test_imagebind import vision
@@ -60,7 +60,11 @@ def stage_of(folder, data, tmp_path):
         said = opened(folder, tmp_path, chat=chat)
         model = open_model("x", said, tiny_model())
         recipe = VideoLlamaRecipe(model="x", data=("y",), **recipe)
-        eyes = open_vision(said) if (recipe.branch, recipe.hears) == ("sound", "pictures") else None
+        eyes = (
+            open_picture_branch(said)
+            if (recipe.branch, recipe.hears) == ("sound", "pictures")
+            else None
+        )
         return VideoLlamaStage(model, recipe, read_items(data), eyes=eyes)
 
     return make
@@ -73,7 +77,7 @@ def words(stage, target):
 
 
 def test_of_a_caption_every_token_is_learned_and_cleaned_where_asked(stage_of):
-    still = Item("a.png", False, (("What?", "A Red dog (really)."),))
+    still = Dialogue("a.png", False, (("What?", "A Red dog (really)."),))
     for clean, text in ((False, "A Red dog (really).\n"), (True, "a red dog really\n")):
         stage = stage_of(clean=clean)
         target = stage.target(still, [0.0])
@@ -82,7 +86,7 @@ def test_of_a_caption_every_token_is_learned_and_cleaned_where_asked(stage_of):
 
 
 def test_of_a_conversation_the_answers_are_learned_and_nothing_else(stage_of):
-    film = Item("b.mkv", True, (("Q one", "A one"), ("Q two", "A two")))
+    film = Dialogue("b.mkv", True, (("Q one", "A one"), ("Q two", "A two")))
     vicuna = stage_of(text="conversations")
     target = vicuna.target(film, [0.0, 1.5])
     line = "The video contains 2 frames sampled at 0.0, 1.5 seconds. "
@@ -157,7 +161,7 @@ def test_a_few_steps_lower_the_loss_and_change_the_last_qformer_alone(stage_of, 
 def test_what_sound_learns_from_is_the_pictures_branch_of_imagebind(folder, tmp_path):
     files = published.weights()
     w = {n: v.double().numpy() for n, v in files["imagebind_huge.pth"].items()}
-    eyes = open_vision(opened(folder, tmp_path))
+    eyes = open_picture_branch(opened(folder, tmp_path))
     picture = np.random.default_rng(1).integers(0, 256, (28, 28, 3)).astype(np.uint8)
     sizes = eyes.config
     assert (sizes.width, sizes.layers, sizes.side, sizes.out) == (EARS, EAR_LAYERS, 28, OUT)
@@ -228,7 +232,7 @@ def test_two_stages_from_fresh_branches_give_a_model_that_loads(folder, data, tm
         figures = run_recipe(recipe, tmp_path / f"run-{number}")
         assert figures["val_loss"] > 0 and figures["items"] == 2
         previous = tmp_path / f"run-{number}" / "checkpoint.toml"
-    model = checkpoint.load(previous)
+    model = checkpoint.load_checkpoint(previous)
     stored = torch.load(tmp_path / "run-1" / "checkpoint.pth", weights_only=True)["model"]
     assert set(stored) == set(published.sound())
     assert stored["audio_llama_proj.weight"].shape == (L, W)
@@ -249,7 +253,7 @@ def test_a_recipe_that_cannot_be_meant_is_refused(folder, data, tmp_path, tiny, 
     deaf = {n: v for n, v in files["imagebind_huge.pth"].items() if "vision" not in n}
     part = published.write(tmp_path / "part", files | {"imagebind_huge.pth": deaf})
     with pytest.raises(CheckpointError, match="no branch of pictures"):
-        open_vision(opened(part, tmp_path))
+        open_picture_branch(opened(part, tmp_path))
 
 
 @pytest.mark.parametrize("name", ["1", "2", "sound-1", "sound-2"])

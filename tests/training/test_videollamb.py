@@ -13,7 +13,13 @@ from streammem.models.published import find
 from streammem.models.videollamb.bridge import ParentBridgeConfig, fresh
 from streammem.training import loop
 from streammem.training.loop import Schedule, read_log
-from streammem.training.published import Item, read_items, read_recipe, run_recipe, stage_class
+from streammem.training.published import (
+    Dialogue,
+    read_items,
+    read_parent_recipe,
+    run_parent_recipe,
+    stage_class,
+)
 from streammem.training.videollamb import Example, ParentRecipe, VideoLLaMBStage, loss
 from tests.command_line import record
 from tests.models.videollamb import published
@@ -210,7 +216,7 @@ def finished(place):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "load_own", lambda name="", *, device="cpu": tiny_model())
         patch.setattr("streammem.training.published.draw_curves", lambda stages, out: None)
-        return place / "out", run_recipe(place / "r.toml", place / "out")
+        return place / "out", run_parent_recipe(place / "r.toml", place / "out")
 
 
 def tensors_of(folder):
@@ -229,7 +235,7 @@ def test_a_run_learns_and_writes_a_checkpoint_in_the_published_layout(place, fin
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert "model.mm_projector.projector.proj.0.weight" in moved and "lm_head.weight" in moved
     assert not any("tower" in name or name == "memory" for name in moved)
-    model = checkpoint.load(_toml(out / "checkpoint"))
+    model = checkpoint.load_checkpoint(_toml(out / "checkpoint"))
     learned = model.bridge.projector.read_memory_emb
     assert torch.equal(learned, after["model.mm_projector.projector.read_memory_emb"])
     assert model.language.generate([["Hello"]], model.decoding)
@@ -255,9 +261,9 @@ def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_step", dying)
         with pytest.raises(KeyboardInterrupt):
-            run_recipe(tmp_path / "r.toml", tmp_path / "out")
+            run_parent_recipe(tmp_path / "r.toml", tmp_path / "out")
     assert (tmp_path / "out" / "videollamb.pt").is_file()
-    run_recipe(tmp_path / "r.toml", tmp_path / "out")
+    run_parent_recipe(tmp_path / "r.toml", tmp_path / "out")
     whole, resumed = (tensors_of(o / "checkpoint") for o in (finished[0], tmp_path / "out"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -265,7 +271,7 @@ def test_a_killed_and_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
 def test_another_recipe_does_not_take_the_folder_of_a_run(place, finished, tmp_path):
     (tmp_path / "r.toml").write_text((place / "r.toml").read_text() + "seed = 1\n")
     with pytest.raises(ConfigError, match="another recipe"):
-        run_recipe(tmp_path / "r.toml", finished[0])
+        run_parent_recipe(tmp_path / "r.toml", finished[0])
 
 
 @pytest.mark.heavy
@@ -295,7 +301,7 @@ def test_the_command_trains(place, tmp_path, capsys):
 
 def test_the_shipped_recipe_is_the_parents_script():
     path = checkpoint.CONFIGS / "train" / "videollamb.toml"
-    recipe = read_recipe(path)
+    recipe = read_parent_recipe(path)
     assert stage_class(path) is VideoLLaMBStage and find(recipe.model, checkpoint.CONFIGS)
     assert (recipe.rate, recipe.warmup, recipe.loss_on, recipe.window) == (2e-5, 0.03, "last", 0)
     assert 4 * recipe.accumulate == 32
@@ -319,9 +325,9 @@ def test_a_step_takes_the_mean_gradient_of_what_it_accumulates():
 
 
 def test_every_turn_is_learned_after_those_before_it(place, finished):
-    model = checkpoint.load(place / "m.toml")
+    model = checkpoint.load_checkpoint(place / "m.toml")
     stage = VideoLLaMBStage(model, ParentRecipe(), read_items(place / "items.json"))
-    item = Item(place / "v.mp4", True, TURNS)
+    item = Dialogue(place / "v.mp4", True, TURNS)
     tokenizer = model.language.tokenizer
     first, second = (stage.example(item, turn) for turn in (0, 1))
     assert "curious human" in tokenizer.decode(first.before) and first.before[0] == 1
@@ -331,14 +337,14 @@ def test_every_turn_is_learned_after_those_before_it(place, finished):
     assert told.index("A red square.") < told.index("USER: And then? ASSISTANT:")
     assert tokenizer.decode(second.answer) == "Blue.</s>"
     assert len(first.segments) == 4 and {s.shape[1] for s in first.segments} == {D}
-    (still,) = stage.example(Item(place / "p.png", False, TURNS)).segments
+    (still,) = stage.example(Dialogue(place / "p.png", False, TURNS)).segments
     assert still.shape == (9, D)
 
 
 def test_what_learns_is_float32_and_what_does_not_stays_as_it_is(place, tmp_path):
     path = tmp_path / "half.toml"
     path.write_text((place / "m.toml").read_text() + 'dtype = "bfloat16"\n')
-    model = checkpoint.load(path)
+    model = checkpoint.load_checkpoint(path)
     recipe = ParentRecipe(learns="bridge")
     stage = VideoLLaMBStage(model, recipe, read_items(place / "items.json"))
     assert {p.dtype for p in stage.module.parameters()} == {torch.float32}

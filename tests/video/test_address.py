@@ -6,7 +6,7 @@ from streammem.cli import main
 from streammem.commands.publishing import camera_name
 from streammem.errors import ConfigError
 from streammem.integrations.mqtt.broker import Broker
-from streammem.server.addresses import Allowed, check
+from streammem.server.addresses import Allowed, check_url
 from streammem.server.refused import Refused
 from streammem.video import open_source
 from streammem.video.address import public_name, public_url, without_addresses
@@ -47,7 +47,7 @@ def test_nor_is_that_of_a_broker_or_of_a_client_of_the_server(sign):
         Broker.of(f"mqtt://u:12{sign}34@host")
     assert "34" not in str(refused.value)
     with pytest.raises(Refused, match="%2F %23 %3F") as denied:
-        check(f"rtsp://u12:12{sign}34@host", Allowed(("*",)))
+        check_url(f"rtsp://u12:12{sign}34@host", Allowed(("*",)))
     assert "34" not in denied.value.message and "u12" not in denied.value.message
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from streammem.errors import ConfigError, SourceError
-from streammem.server.addresses import Allowed, check
+from streammem.server.addresses import Allowed, check_url
 from streammem.server.refused import Refused
 from streammem.video import cameras, live_source, open_source
 from streammem.video.container import OPEN_TIMEOUT_S
@@ -205,4 +205,4 @@ def is_heard(host, port):
 @pytest.mark.parametrize("url", ["udp://0.0.0.0:5000", "rtmp://127.0.0.1/live/cam"])
 def test_clients_of_a_server_cannot_name_them(url):
     with pytest.raises(Refused, match="a source must be an upload or a URL of http"):
-        check(url, Allowed.of(["*", "127.0.0.1", "0.0.0.0/0"]))
+        check_url(url, Allowed.of(["*", "127.0.0.1", "0.0.0.0/0"]))

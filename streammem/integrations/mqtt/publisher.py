@@ -19,7 +19,15 @@ from streammem.types import Alert, Caption, Event, Note, Notice, Segment, Stats,
 
 log = logging.getLogger(__name__)
 
-KINDS = (Segment, Caption, Note, Alert, Until, Notice, Stats)  # an answer goes to its client only
+EVENT_KINDS = (
+    Segment,
+    Caption,
+    Note,
+    Alert,
+    Until,
+    Notice,
+    Stats,
+)  # an answer goes to its client only
 RETAINED = (Caption, Stats)
 POLL_S = 0.1  # longest delay from an event to its sending
 CLOSE_S = 5.0
@@ -74,10 +82,10 @@ class Publisher:
         """Queue an event for the broker; never waits.
 
         Args:
-            event: ignored unless it is one of ``KINDS``.
+            event: ignored unless it is one of ``EVENT_KINDS``.
             more: further keys, such as ``wall_start``.
         """
-        if not isinstance(event, KINDS):
+        if not isinstance(event, EVENT_KINDS):
             return
         content = to_json(event, more)
         topic = self._camera.topic(str(content["type"]))

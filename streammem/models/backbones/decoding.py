@@ -46,7 +46,7 @@ MOST_GUESSED = 15  # tokens: most captions at once; 16 take 1.3 times as long to
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Layer:
+class LayerProducts:
     """The products of one layer; those of equal input are one, the norms' gains are in them."""
 
     qkv: Linear
@@ -518,9 +518,9 @@ def _direction(x: Tensor) -> Tensor:
     return x[:, :-1] / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
 
 
-def _layer(block: Any, fuse: Fuse) -> Layer:
+def _layer(block: Any, fuse: Fuse) -> LayerProducts:
     attention, mlp = block.self_attn, block.mlp
-    return Layer(
+    return LayerProducts(
         fuse(
             [attention.q_proj, attention.k_proj, attention.v_proj], gain_of(block.input_layernorm)
         ),

@@ -220,7 +220,7 @@ class FirstToken(nn.Module):
         return x[:, 0]
 
 
-class Scale(nn.Module):
+class LearnedScale(nn.Module):
     """Multiplies unit vectors by a learned number, at most 100."""
 
     log_logit_scale: Tensor
@@ -251,7 +251,7 @@ class ImageBindAudio(nn.Module):
         self.modality_trunks = nn.ModuleDict({"audio": Trunk(config)})
         self.modality_heads = nn.ModuleDict({"audio": head})
         self.modality_postprocessors = nn.ModuleDict(
-            {"audio": nn.Sequential(nn.Identity(), Scale())}
+            {"audio": nn.Sequential(nn.Identity(), LearnedScale())}
         )
 
     def forward(self, spectrograms: Tensor, *, scaled: bool = True) -> Tensor:

@@ -47,7 +47,7 @@ DECODINGS: tuple[Decoding, ...] = ("auto", "exact", "half", "bfloat16", "static"
 DECODING_VARIABLE = "STREAMMEM_DECODING"
 
 
-class Reply(NamedTuple):
+class GrowingReply(NamedTuple):
     """One reply, token by token.
 
     Attributes:
@@ -61,7 +61,7 @@ class Reply(NamedTuple):
     log_probs: list[float]
 
 
-Replies = tuple[Reply, ...]  # to one prompt
+Replies = tuple[GrowingReply, ...]  # to one prompt
 
 
 class CausalLanguageModel:
@@ -353,7 +353,7 @@ class CausalLanguageModel:
         """
         if config.num_beams > 1 and count == 1:
             texts = [self.generate([prompt], config)[0] for prompt in prompts]
-            return [(Reply(text, [], []),) for text in texts]
+            return [(GrowingReply(text, [], []),) for text in texts]
         rows = [self.embed(prompt) for prompt in prompts]
         config, seeds = _drawn_alike(config, count)
         return [
@@ -397,7 +397,7 @@ class CausalLanguageModel:
     @torch.inference_mode()
     def sample(
         self, prompts: Sequence[Prompt], config: GenerationConfig, *, count: int = 1
-    ) -> list[list[Reply]]:
+    ) -> list[list[GrowingReply]]:
         """Reply to each prompt several times, all in one batch; the prompts are read once.
 
         A weight that was changed in place since, by an optimiser for example, is taken as it is.
@@ -475,7 +475,7 @@ class CausalLanguageModel:
 
     def _sample(
         self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Seeds]
-    ) -> list[list[Reply]]:
+    ) -> list[list[GrowingReply]]:
         """Reply to each row once with each of its seeds, which are equally many."""
         if self.decoder() is None:  # transformers' cache pads no prompts: one after another
             return [
@@ -488,13 +488,13 @@ class CausalLanguageModel:
 
     def _replies(
         self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Seeds]
-    ) -> list[Reply]:
+    ) -> list[GrowingReply]:
         *_, replies = self._steps(rows, config, seeds)
         return [reply for reply in replies if reply]  # at last all are whole
 
     def _steps(
         self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Seeds]
-    ) -> Iterator[list[Reply | None]]:
+    ) -> Iterator[list[GrowingReply | None]]:
         """Generate a token of each reply a step; yield those that are whole, None for the others.
 
         Replies to one prompt are one row of the run until their tokens differ.
@@ -507,7 +507,7 @@ class CausalLanguageModel:
             for seed in own
         ]
         said: list[tuple[list[int], list[float]]] = [([], []) for _ in generators]
-        replies: list[Reply | None] = [None for _ in generators]
+        replies: list[GrowingReply | None] = [None for _ in generators]
         going = {number: number // count for number in range(len(said))}  # reply -> row of the run
         for left in reversed(range(config.max_new_tokens)):
             logits = run.logits
@@ -525,7 +525,7 @@ class CausalLanguageModel:
                 said[number][0].append(token)
                 said[number][1].append(log_prob)
                 if not left or self._is_end(said[number][0]):
-                    replies[number] = Reply(self._reply_text(said[number][0]), *said[number])
+                    replies[number] = GrowingReply(self._reply_text(said[number][0]), *said[number])
                 else:
                     parted.setdefault((row, token), []).append(number)
             yield replies

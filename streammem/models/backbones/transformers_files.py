@@ -5,7 +5,7 @@ What is said with them stands in ``language.py``.
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from streammem.errors import BackboneError, ConfigError
 from streammem.models.backbones.weights import check_complete
 from streammem.models.once import opening
+
+Quantize = Literal["none", "8bit", "4bit"]
 
 
 def open_causal(folder: str | Path, device: str, *, without_layers: bool = False) -> Any:

@@ -12,7 +12,7 @@ import bisect
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from streammem.models.minigpt4_video.options import PromptStyle
+from streammem.models.minigpt4_video.options import SubtitleStyle
 from streammem.types import Note
 
 
@@ -143,7 +143,7 @@ def parents_shots(
     return shots
 
 
-def texts(captions: Sequence[str], request: str, style: PromptStyle) -> list[str]:
+def texts(captions: Sequence[str], request: str, style: SubtitleStyle) -> list[str]:
     """Return the text around frames: one piece before each, one behind the last.
 
     Args:

@@ -9,14 +9,14 @@ from typing import Literal
 
 from streammem.config import check_choices
 from streammem.errors import ConfigError
+from streammem.models.backbones.transformers_files import Quantize
 
-Cuts = Literal["streaming", "whole", "clips"]
+FilmCuts = Literal["streaming", "whole", "clips"]
 Subtitles = Literal["each", "plain", "goldfish"]
-Sampling = Literal["even", "floor"]
-PromptStyle = Literal["trained", "plain"]
+FrameChoice = Literal["even", "floor"]
+SubtitleStyle = Literal["trained", "plain"]
 Fit = Literal["frames", "front"]
 Lora = Literal["merged", "attached"]
-Quantize = Literal["none", "8bit", "4bit"]
 LIMITS = {"llama": (45, 400, 3700), "mistral": (90, 800, 7500)}
 """Frames, words of subtitles and embeddings of a prompt, by the kind of language model."""
 
@@ -69,12 +69,12 @@ class MiniGPT4Options:
     frames: int = 0
     words: int = 0
     max_tokens: int = 0
-    cuts: Cuts = "streaming"
+    cuts: FilmCuts = "streaming"
     clip_s: float = 80.0
     kept_frames: int = 8
-    sampling: Sampling = "even"
+    sampling: FrameChoice = "even"
     subtitles: Subtitles = "each"
-    prompt: PromptStyle = "trained"
+    prompt: SubtitleStyle = "trained"
     fit: Fit = "frames"
     typed: Literal["text", "token"] = "text"
     weights: Literal["whole", "partial"] = "whole"

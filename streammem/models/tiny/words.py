@@ -68,7 +68,7 @@ class WordsOfTokens(nn.Module):
         ]
 
 
-class Meaning(NamedTuple):
+class NameMeaning(NamedTuple):
     """What stands for a name.
 
     Attributes:
@@ -97,7 +97,7 @@ class NamesOfKeys(nn.Module):
     """
 
     def __init__(
-        self, key_dim: int, words: Sequence[str], classes: int, lexicon: Mapping[str, Meaning]
+        self, key_dim: int, words: Sequence[str], classes: int, lexicon: Mapping[str, NameMeaning]
     ) -> None:
         super().__init__()
         self.lexicon = dict(lexicon)

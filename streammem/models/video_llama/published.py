@@ -207,7 +207,7 @@ def _fresh(tensors: Mapping[str, Tensor], said: VideoLlamaFile) -> dict[str, Ten
     return made
 
 
-def open_vision(said: VideoLlamaFile, *, device: str = "cpu") -> ImageBindVision:
+def open_picture_branch(said: VideoLlamaFile, *, device: str = "cpu") -> ImageBindVision:
     """Open ImageBind's branch of pictures, through which sound learns from pictures.
 
     Raises:

@@ -10,6 +10,7 @@ from typing import Literal, get_type_hints
 from streammem.config import check_choices
 from streammem.errors import ConfigError
 from streammem.models.backbones.languagebind import Activation, Shrink
+from streammem.models.backbones.transformers_files import Quantize
 
 Cache = Literal["memory", "hidden"]
 Sees = Literal["all", "last", "memory"]
@@ -17,7 +18,6 @@ PromptStyle = Literal["vicuna_v1", "llava_v1"]
 Cuts = Literal["streaming", "threshold", "top3"]
 Groups = Literal["segment", "stream"]
 SceneFeatures = Literal["keys", "tower"]
-Quantize = Literal["none", "8bit", "4bit"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ from streammem.models.videollamb.published_config import (
     PROJECTOR,
     llama_config,
     projector_type,
-    read_config,
+    read_parent_config,
 )
 from streammem.models.videollamb.shards import Shards, check_fit, open_shards
 from streammem.models.videollamb.videollamb import VideoLLaMB
@@ -88,7 +88,7 @@ def open_model(name: str, said: ParentFile, keys: VideoModel, *, device: str = "
     """Open a checkpoint; see ``models.published.open_published``."""
     folder, options = weights_folder(said.weights), said.options
     quantization(options.quantize, device)  # refuses what cannot run before anything is read
-    config = read_config(folder, said.ignored_keys)
+    config = read_parent_config(folder, said.ignored_keys)
     shards = open_shards(folder)
     with torch.device("meta"):
         parts = _parts(config, shards, options)

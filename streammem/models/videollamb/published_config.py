@@ -51,7 +51,7 @@ WITHOUT_EFFECT = frozenset(
 )  # fmt: skip
 
 
-def read_config(folder: Path, ignored: Collection[str] = ()) -> dict[str, Any]:
+def read_parent_config(folder: Path, ignored: Collection[str] = ()) -> dict[str, Any]:
     """Read and check a checkpoint's config.json.
 
     Args:

@@ -101,7 +101,7 @@ class Checkable(Protocol):
         ...
 
 
-class Finding(NamedTuple):
+class CheckLine(NamedTuple):
     """One line of the table.
 
     Attributes:
@@ -131,12 +131,12 @@ class Check:
     pictures: int = 0
     caption_s: float = 0.0
 
-    def findings(self) -> Iterator[Finding]:
+    def findings(self) -> Iterator[CheckLine]:
         """Yield what is found, step by step; a step may take a minute."""
-        yield Finding("model", self.generator.about)
+        yield CheckLine("model", self.generator.about)
         context = self.generator.context
         tokens = f"{context} tokens" if context else "the server does not say"
-        yield Finding("context", tokens, is_good=bool(context))
+        yield CheckLine("context", tokens, is_good=bool(context))
         for height, width in SIZES:
             yield self._size(height, width)
         for count in COUNTS:
@@ -167,15 +167,15 @@ class Check:
             lines.append("it is fast enough for captions of a camera: --model")
         return lines
 
-    def _size(self, height: int, width: int) -> Finding:
+    def _size(self, height: int, width: int) -> CheckLine:
         what = f"picture of {width}x{height}"
         try:
             _, tokens = self.generator.count(["A picture:", _flat("red", height, width)])
         except StreammemError as error:
-            return Finding(what, str(error), is_good=False)
-        return Finding(what, f"{tokens} tokens")
+            return CheckLine(what, str(error), is_good=False)
+        return CheckLine(what, f"{tokens} tokens")
 
-    def _order(self, count: int) -> Finding:
+    def _order(self, count: int) -> CheckLine:
         what = "1 colour" if count == 1 else f"order of {count} colours"
         names = list(COLOURS)[:count]
         parts: list[Part] = []
@@ -186,16 +186,16 @@ class Check:
         try:
             reply = self.generator.ask(parts, decoding)
         except StreammemError as error:
-            return Finding(what, str(error), is_good=False)
+            return CheckLine(what, str(error), is_good=False)
         said = [word for word in re.findall(r"[a-z]+", reply.text.lower()) if word in COLOURS]
         if said == names:
-            return Finding(what, f"right, {reply.prompt_tokens} tokens")
+            return CheckLine(what, f"right, {reply.prompt_tokens} tokens")
         shown = ", ".join(said) or f"none of them in {reply.text[:60]!r}"
-        return Finding(
+        return CheckLine(
             what, f"wrong: {', '.join(names)} were shown, it says {shown}", is_good=False
         )
 
-    def _caption(self) -> Finding:
+    def _caption(self) -> CheckLine:
         names = list(COLOURS)[: min(self.generator.caption_pictures, 4)]
         frames = tuple(_flat(name, *SIZES[0]) for name in names)
         prompt = self.generator.caption_prompt(EvidenceItem(0.0, 4.0, keyframes=frames))
@@ -205,29 +205,31 @@ class Check:
             began = time.monotonic()
             reply = self.generator.ask(parts, self.generator.decoding)
         except StreammemError as error:
-            return Finding("caption", str(error), is_good=False)
+            return CheckLine("caption", str(error), is_good=False)
         self.caption_s = time.monotonic() - began
         shown = f"{len(frames)} pictures, {reply.reply_tokens} tokens"
-        return Finding("caption", f"{self.caption_s:.1f} s ({shown}): {reply.text[:120]}")
+        return CheckLine("caption", f"{self.caption_s:.1f} s ({shown}): {reply.text[:120]}")
 
-    def _tool(self) -> Finding:
+    def _tool(self) -> CheckLine:
         """Ask for one call of one tool, which ``--steps`` needs."""
         if not self.generator.reads.tools:
-            return Finding("tools", "no: it is offered none here", is_good=False)
+            return CheckLine("tools", "no: it is offered none here", is_good=False)
         talk = cast(ToolGenerator, self.generator).converse  # as reads.tools declares
         decoding = replace(self.generator.decoding, max_new_tokens=128)
         try:
             replies = [r for r in talk([TOOL_REQUEST], (), (TOOL,), decoding) if r is not None]
         except StreammemError as error:
-            return Finding("tools", f"no: {error}", is_good=False)
+            return CheckLine("tools", f"no: {error}", is_good=False)
         match replies[-1] if replies else "":
             case ToolCall(TOOL.name, {"seconds": 12}):
-                return Finding("tools", "yes")
+                return CheckLine("tools", "yes")
             case ToolCall(called, arguments):
-                return Finding("tools", f"no: it called {called}({arguments})"[:120], is_good=False)
+                return CheckLine(
+                    "tools", f"no: it called {called}({arguments})"[:120], is_good=False
+                )
             case said:
                 shown = f"no: instead of a call it says {str(said)[:60]!r}"
-                return Finding("tools", shown, is_good=False)
+                return CheckLine("tools", shown, is_good=False)
 
 
 def _flat(name: str, height: int, width: int) -> np.ndarray:

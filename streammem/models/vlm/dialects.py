@@ -21,7 +21,7 @@ from streammem.errors import ConfigError, ServedModelError
 from streammem.models.backbones.sampling import GenerationConfig
 from streammem.models.protocols import Tool, ToolCall, ToolTurn
 from streammem.models.vlm.prompts import Part
-from streammem.models.vlm.server import Refused, Server, printable
+from streammem.models.vlm.server import RefusedByServer, Server, printable
 from streammem.types import encodable
 
 JPEG_QUALITY = 90
@@ -250,7 +250,7 @@ class OllamaDialect:
         """See ``Dialect``."""
         try:
             shown = server.post("/api/show", {"model": name})
-        except Refused as refused:
+        except RefusedByServer as refused:
             if refused.status in (401, 403):
                 raise server.key_refused(refused) from None
             raise server.error(

@@ -20,13 +20,13 @@ import torch
 from streammem.config import override
 from streammem.errors import ConfigError, ServedModelError
 from streammem.models import checkpoint
-from streammem.models.backbones.language import GenerationConfig, Prompt, Replies, Reply
+from streammem.models.backbones.language import GenerationConfig, GrowingReply, Prompt, Replies
 from streammem.models.protocols import EvidenceItem, Reads, StreamModel
 from streammem.models.tiny.model import VideoModel
-from streammem.models.vlm.check import Finding
+from streammem.models.vlm.check import CheckLine
 from streammem.models.vlm.dialects import EmbeddingsDialect, ServedReply
 from streammem.models.vlm.served import check_model, openai_address, waited_for
-from streammem.models.vlm.server import WRONG, Refused, Server, ServerOptions, Spend
+from streammem.models.vlm.server import WRONG, RefusedByServer, Server, ServerOptions, Spend
 
 START = "start it so: vllm serve FOLDER --enable-prompt-embeds"
 EXPORT = "serve the folder that streammem models export has written for this model"
@@ -83,7 +83,7 @@ class EmbeddedGenerator:
             if reply is None:
                 yield None
             else:
-                yield (Reply(reply.text.strip(), [], []),) * candidates
+                yield (GrowingReply(reply.text.strip(), [], []),) * candidates
 
     def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
         """Yield a reply as one piece, since its count comes last; empty pieces meanwhile.
@@ -113,7 +113,7 @@ class EmbeddedGenerator:
         payload = self._dialect.payload(embeddings, language.stop_ids, decoding)
         try:
             raw = self.server.post(self._dialect.path, payload)
-        except Refused as refused:
+        except RefusedByServer as refused:
             raise self._refusal(refused, embeddings.shape[1]) from None
         try:
             reply = self._dialect.read(raw)
@@ -131,27 +131,27 @@ class EmbeddedGenerator:
                 )
         return reply
 
-    def findings(self, own: VideoModel) -> Iterator[Finding]:
+    def findings(self, own: VideoModel) -> Iterator[CheckLine]:
         """Yield how it compares with the model's own language model, which runs here.
 
         Args:
             own: the model with all of its language model.
         """
-        yield Finding("model", f"{self.served.name} at {self.server.where}")
+        yield CheckLine("model", f"{self.served.name} at {self.server.where}")
         context = self.served.context
         tokens = f"{context} tokens" if context else "the server does not say"
-        yield Finding("context", tokens, is_good=bool(context))
+        yield CheckLine("context", tokens, is_good=bool(context))
         noise = torch.randn(own.token_shape, generator=torch.Generator().manual_seed(0))
         prompt = self.caption_prompt(EvidenceItem(0.0, 1.0, noise))
         greedy = GenerationConfig(max_new_tokens=16)
         theirs = self.ask(prompt, greedy).text.split()
-        yield Finding("prompt", "all of its tokens are read")
+        yield CheckLine("prompt", "all of its tokens are read")
         ours = own.language.generate([prompt], greedy)[0].split()
         is_equal = theirs[:EQUAL_WORDS] == ours[:EQUAL_WORDS]
         said = f"{' '.join(theirs)!r} there, {' '.join(ours)!r} here"
-        yield Finding("words", said if is_equal else f"{said}; {EXPORT}", is_good=is_equal)
+        yield CheckLine("words", said if is_equal else f"{said}; {EXPORT}", is_good=is_equal)
 
-    def _refusal(self, refused: Refused, width: int) -> ServedModelError:
+    def _refusal(self, refused: RefusedByServer, width: int) -> ServedModelError:
         said = refused.message
         if refused.status in (401, 403):
             return self.server.key_refused(refused)

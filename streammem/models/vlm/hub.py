@@ -3,7 +3,7 @@
     pull("HuggingFaceTB/SmolVLM2-256M-Video-Instruct")       # `streammem models pull`
     folder = local_folder("HuggingFaceTB/SmolVLM2-256M-Video-Instruct")
 
-Only ``pull`` uses the network.
+Only ``pull_files`` uses the network.
 """
 
 import json
@@ -59,7 +59,7 @@ def is_here(name: str, revision: str = "") -> bool:
     return True
 
 
-def pull(name: str, revision: str = "", files: Sequence[str] = FILES) -> Path:
+def pull_files(name: str, revision: str = "", files: Sequence[str] = FILES) -> Path:
     """Fetch a model's files into the hub's cache, where it opens without the network from then on.
 
     Args:

@@ -22,7 +22,7 @@ import numpy as np
 
 from streammem.config import override
 from streammem.errors import ConfigError, ServedModelError
-from streammem.models.backbones.language import GenerationConfig, Prompt, Replies, Reply
+from streammem.models.backbones.language import GenerationConfig, GrowingReply, Prompt, Replies
 from streammem.models.protocols import EvidenceItem, Reads, Tool, ToolCall, ToolTurn
 from streammem.models.vlm.dialects import (
     OLLAMA,
@@ -33,7 +33,14 @@ from streammem.models.vlm.dialects import (
     ServedReply,
 )
 from streammem.models.vlm.prompts import Part, answer_parts, caption_parts
-from streammem.models.vlm.server import SEE_LOG, WRONG, Refused, Server, ServerOptions, Spend
+from streammem.models.vlm.server import (
+    SEE_LOG,
+    WRONG,
+    RefusedByServer,
+    Server,
+    ServerOptions,
+    Spend,
+)
 from streammem.perception.frames import KEYFRAME_SIDE
 
 log = logging.getLogger(__name__)
@@ -140,7 +147,9 @@ class ServedGenerator:
                 yield None
             else:
                 line = " ".join(reply.text.split())
-                yield tuple(Reply(line, [], list(reply.log_probs)) for _ in range(candidates))
+                yield tuple(
+                    GrowingReply(line, [], list(reply.log_probs)) for _ in range(candidates)
+                )
 
     def stream(self, prompt: Prompt, decoding: GenerationConfig) -> Iterator[str]:
         """Yield a reply as one piece; empty pieces while it is waited for.
@@ -229,7 +238,7 @@ class ServedGenerator:
             try:
                 raw = self.server.post(self._dialect.path, payload)
                 break
-            except Refused as refused:
+            except RefusedByServer as refused:
                 if not self._dialect.adapt(payload, refused.message):
                     raise self._refusal(refused, parts, bool(tools)) from None
         try:
@@ -304,7 +313,7 @@ class ServedGenerator:
             )
 
     def _refusal(
-        self, refused: Refused, parts: Sequence[Part], with_tools: bool
+        self, refused: RefusedByServer, parts: Sequence[Part], with_tools: bool
     ) -> ServedModelError:
         seen = any(isinstance(part, np.ndarray) for part in parts)
         name, said = self.model.name, refused.message

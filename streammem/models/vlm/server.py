@@ -42,7 +42,7 @@ WRONG = f"correct the address, or {SEE_LOG}"
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
 
 
-class Refused(Exception):
+class RefusedByServer(Exception):
     """A request that the server understood and refuses, so that trying again is in vain.
 
     Args:
@@ -75,7 +75,7 @@ class Counts(NamedTuple):
         return Counts(*(now - then for now, then in zip(self, before, strict=True)))
 
 
-class Asked:
+class RequestCounter:
     """What this process has asked of model servers so far."""
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class Asked:
             self.counts = Counts(*map(sum, zip(self.counts, more, strict=True)))
 
 
-ASKED = Asked()
+REQUESTS = RequestCounter()
 
 
 class Spend:
@@ -283,7 +283,7 @@ class Server:
         try:
             tries = 1 if optional else self.options.tries
             return self._tried("GET", (base or self.url) + path, None, tries)
-        except Refused as refused:
+        except RefusedByServer as refused:
             if refused.status in (401, 403) and not optional:
                 raise self.key_refused(refused) from None
         except ServedModelError:
@@ -329,15 +329,15 @@ class Server:
 
     def error(self, what: str, advice: str) -> ServedModelError:
         """Count and return the error that names this server, what it did, and the way out."""
-        ASKED.add(Counts(failures=1))
+        REQUESTS.add(Counts(failures=1))
         return ServedModelError(self._without_key(f"{self.where}: {what}; {advice}"))
 
     def spent(self, tokens: int) -> None:
         """Count what a reply has cost."""
         self.spend.add(tokens)
-        ASKED.add(Counts(tokens=tokens))
+        REQUESTS.add(Counts(tokens=tokens))
 
-    def key_refused(self, refused: Refused) -> ServedModelError:
+    def key_refused(self, refused: RefusedByServer) -> ServedModelError:
         """Return the error of a key that is missing or wrong."""
         state = "another key" if self._key else "its key"
         return self.error(
@@ -361,7 +361,7 @@ class Server:
                 log.info("%s: %s; asked again in %.1f s", self.where, shown, asked)
                 self.wait(asked)
             self.spend.begin(self.where)
-            ASKED.add(Counts(requests=1, retries=int(number > 0)))
+            REQUESTS.add(Counts(requests=1, retries=int(number > 0)))
             wait_s = 0.0
             try:
                 status, headers, body = self._asked(method, url, content, kind)
@@ -389,7 +389,7 @@ class Server:
                     raise self.error(f"{what}, and asks to wait {wait_s:.0f} s", advice)
                 continue
             if status >= 300:
-                raise Refused(status, _message(body))
+                raise RefusedByServer(status, _message(body))
             try:
                 return json.loads(body)
             except (ValueError, RecursionError):

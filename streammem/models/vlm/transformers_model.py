@@ -29,13 +29,17 @@ from streammem.errors import BackboneError, ConfigError
 from streammem.models.backbones.language import (
     CANDIDATE_TEMPERATURE,
     GenerationConfig,
+    GrowingReply,
     Prompt,
     Replies,
-    Reply,
 )
 from streammem.models.backbones.sampling import penalised, pick
 from streammem.models.backbones.static_decoding import CachePool, StaticRun, has_static_cache
-from streammem.models.backbones.transformers_files import attention_choice, quantization
+from streammem.models.backbones.transformers_files import (
+    Quantize,
+    attention_choice,
+    quantization,
+)
 from streammem.models.backbones.weights import check_complete
 from streammem.models.once import once, opening
 from streammem.models.protocols import EvidenceItem, Reads
@@ -82,7 +86,7 @@ class TransformersOptions:
     dtype: Literal["auto", "checkpoint", "float32", "bfloat16", "float16"] = "auto"
     device_map: str = ""
     attention: str = "auto"
-    quantize: Literal["none", "8bit", "4bit"] = "none"
+    quantize: Quantize = "none"
     pictures: int = 8
     caption_pictures: int = 4
     batch: int = 0
@@ -220,12 +224,12 @@ class TransformersGenerator:
         for begin in range(0, len(prompts), size):
             group = cast(Sequence[PicturePrompt], prompts[begin : begin + size])
             if decoding.num_beams > 1:
-                yield (Reply(self._searched(group[0], decoding), [], []),)
+                yield (GrowingReply(self._searched(group[0], decoding), [], []),)
                 continue
-            rows = [Row([], []) for _ in range(len(group) * len(seeds))]
+            rows = [ReplyRow([], []) for _ in range(len(group) * len(seeds))]
             for _ in self._steps(group, decoding, seeds, rows):
                 yield None
-            whole = [Reply(self._text(row.ids), row.ids, row.log_probs) for row in rows]
+            whole = [GrowingReply(self._text(row.ids), row.ids, row.log_probs) for row in rows]
             for number in range(len(group)):
                 yield tuple(whole[number * len(seeds) : (number + 1) * len(seeds)])
 
@@ -236,7 +240,7 @@ class TransformersGenerator:
         if decoding.num_beams > 1:
             yield self._searched(asked, decoding)
             return
-        row, given = Row([], []), ""
+        row, given = ReplyRow([], []), ""
         for _ in self._steps([asked], decoding, [decoding.seed], [row]):
             text = self._text(row.ids)
             if len(text) > len(given):
@@ -250,7 +254,7 @@ class TransformersGenerator:
         prompts: Sequence[PicturePrompt],
         decoding: GenerationConfig,
         seeds: Sequence[int | None],
-        rows: "Sequence[Row]",
+        rows: "Sequence[ReplyRow]",
     ) -> Iterator[None]:
         """Fill the rows, a token of each that is not whole a step; ``len(seeds)`` a prompt."""
         steps = self._logits(prompts, decoding)
@@ -335,7 +339,7 @@ class CountedText(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ReplyRow:
     """A reply while it grows: its tokens and the log-probability of each."""
 
     ids: list[int]
@@ -349,7 +353,7 @@ class _Opened:
     pool: CachePool | None  # where steps are over our static caches
 
 
-def open_generator(
+def open_transformers(
     name_or_path: str,
     *,
     device: str = "cpu",

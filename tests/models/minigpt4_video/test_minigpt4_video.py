@@ -11,7 +11,7 @@ import torch
 
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
-from streammem.engine.whole_video import ClipSession, open_session
+from streammem.engine.whole_video import ClipSession, open_by_cuts
 from streammem.errors import ConfigError
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.minigpt4_video.minigpt4_video import CAPTION_REQUEST
@@ -42,7 +42,7 @@ def picked(opened):
 
 def session_of(model, memory=None, **options):
     config = SessionConfig(**{"caption": SHORT, "answer": SHORT, "still": 0.0, **options})
-    return open_session(model, config, memory=memory, finite=True)
+    return open_by_cuts(model, config, memory=memory, finite=True)
 
 
 class Words:
@@ -294,7 +294,7 @@ def test_cuts_that_cannot_be_are_refused(picked, keys):
     with pytest.raises(ConfigError, match="takes streaming, whole, clips"):
         session_of(picked(), cuts="top3")
     with pytest.raises(ConfigError, match=r"no end.*--set cuts=streaming"):
-        open_session(picked(cuts="whole"), SessionConfig(), finite=False)
+        open_by_cuts(picked(cuts="whole"), SessionConfig(), finite=False)
     plain = session_of(picked(cuts="whole"), cuts="streaming")
     assert type(plain) is Session and plain.model.token_shape == (3 * P, L)
     with pytest.raises(ConfigError, match="sampling=floor"):

@@ -195,11 +195,11 @@ def test_every_preset_is_meant(tiny, monkeypatch):
     ):
         assert find(name, checkpoint.CONFIGS).options == options
         with pytest.raises(BackboneError, match="pull hf:"):
-            checkpoint.load(name)
+            checkpoint.load_checkpoint(name)
 
 
 def test_a_toml_file_is_a_model_for_load(files, tiny):
-    assert isinstance(checkpoint.load(files), MiniGPT4Video)
+    assert isinstance(checkpoint.load_checkpoint(files), MiniGPT4Video)
 
 
 def test_goldfishs_request_comes_from_the_users_file_and_is_never_run(

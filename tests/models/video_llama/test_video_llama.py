@@ -16,7 +16,7 @@ from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig, defaults_of
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchOptions
-from streammem.engine.whole_video import open_session
+from streammem.engine.whole_video import open_by_cuts
 from streammem.errors import ConfigError, StoreError
 from streammem.models.backbones.imagebind import RATE, clip_starts, spectrogram
 from streammem.models.backbones.language import GenerationConfig
@@ -496,7 +496,7 @@ def test_a_memory_goes_on_after_it_was_closed_and_is_refused_to_other_options(op
 
 
 def test_a_whole_video_is_one_prompt_of_eight_frames_by_the_parents_rule(opened, w):
-    session = open_session(
+    session = open_by_cuts(
         opened(cuts="whole", reach="floor"), SessionConfig(caption=SHORT, answer=SHORT), finite=True
     )
     frames = film(("red", 40), ("blue", 37), ("green", 23))
@@ -516,13 +516,13 @@ def test_a_whole_video_is_read_of_what_ends_and_streaming_can_be_asked_for(opene
     model = opened(cuts="whole")
     config = SessionConfig(caption=SHORT, sound="notice")
     with pytest.raises(ConfigError, match="no end that is known"):
-        open_session(model, config, finite=False)
-    session = open_session(model, config, finite=True)
+        open_by_cuts(model, config, finite=False)
+    session = open_by_cuts(model, config, finite=True)
     given = [e for e in watch(session, str(heard_film)) if isinstance(e, Segment)]
     assert [(s.start, s.end) for s in given] == [(0.0, 4.0)]
     assert model.unpack(session.tokens(0)).clips is not None
     streaming = SessionConfig(caption=SHORT, cuts="streaming")
-    assert type(open_session(model, streaming, finite=False)) is Session
+    assert type(open_by_cuts(model, streaming, finite=False)) is Session
 
 
 # -- the command line --

@@ -335,7 +335,7 @@ def test_every_key_that_the_published_configuration_was_seen_to_have_is_understo
 
 def test_a_folder_in_the_published_layout_is_a_model(folder, keys, monkeypatch):
     monkeypatch.setattr(checkpoint, "load_own", lambda name, **_: keys)
-    model = checkpoint.load(folder)
+    model = checkpoint.load_checkpoint(folder)
     assert isinstance(model, VideoLLaMB) and model.options == ParentOptions()
 
 
@@ -343,14 +343,14 @@ def test_a_toml_file_names_weights_and_options(folder, keys, monkeypatch, tmp_pa
     monkeypatch.setattr(checkpoint, "load_own", lambda name, **_: keys)
     path = tmp_path / "mine.toml"
     path.write_text(f"weights = {str(folder)!r}\n[options]\npool = 3\nsees = 'last'\n")
-    model = checkpoint.load(path)
+    model = checkpoint.load_checkpoint(path)
     assert model.options == ParentOptions(pool=3, sees="last")
     path.write_text("weights = 'x'\n[options]\npol = 3\n")
     with pytest.raises(ConfigError, match=r"mine.toml: options.pol: no such option"):
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)
     path.write_text("")
     with pytest.raises(ConfigError, match="name weights, a folder"):
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from streammem.engine.watch import watch
 from streammem.engine.whole_video import (
     VideoBuffer,
     WholeVideoSession,
-    cuts_of,
-    open_session,
+    chosen_cuts,
+    open_by_cuts,
 )
 from streammem.errors import ConfigError
 from streammem.models import checkpoint
@@ -45,7 +45,7 @@ def parent(opened):
 
 def session_of(model, **options):
     config = SessionConfig(caption=SHORT, answer=SHORT, **options)
-    return open_session(model, config, finite=True)
+    return open_by_cuts(model, config, finite=True)
 
 
 def whole_of(model, frames, **options):
@@ -179,7 +179,7 @@ def test_cuts_of_a_session_go_before_the_models(opened, keys):
     whole = session_of(model, cuts="top3")
     assert isinstance(whole, WholeVideoSession) and whole.model.options.cuts == "top3"
     assert type(session_of(opened(cuts="top3"), cuts="streaming")) is Session
-    assert cuts_of(keys) == "streaming"
+    assert chosen_cuts(keys) == "streaming"
     with pytest.raises(ConfigError, match="reads no whole videos"):
         session_of(keys, cuts="top3")
     with pytest.raises(ConfigError, match="cuts='top4'"):
@@ -188,7 +188,7 @@ def test_cuts_of_a_session_go_before_the_models(opened, keys):
 
 def test_a_source_without_end_is_refused(opened):
     with pytest.raises(ConfigError, match=r"no end.*--set cuts=streaming"):
-        open_session(opened(cuts="top3"), SessionConfig(), finite=False)
+        open_by_cuts(opened(cuts="top3"), SessionConfig(), finite=False)
 
 
 @pytest.mark.parametrize("name", ["videollamb-7b-published", "videollamb-mem"])

@@ -14,7 +14,7 @@ from streammem.models.backbones.language import CausalLanguageModel, GenerationC
 from streammem.models.protocols import ComposedModel, EvidenceItem
 from streammem.models.registry import load, open_generator
 from streammem.models.vlm.embedded import EXPORT, START
-from streammem.models.vlm.server import ASKED, KEY, Spend
+from streammem.models.vlm.server import KEY, REQUESTS, Spend
 from tests.model_server import NAME, ModelServer
 from tests.sessions import FILM, SHORT, told
 from tests.tiny import film, talkative_language, tiny_model
@@ -30,7 +30,7 @@ def model(monkeypatch):
     whole = tiny_model()
     only = CausalLanguageModel(talkative_language().model, whole.language.tokenizer)
     only.model.model.layers = torch.nn.ModuleList()
-    monkeypatch.setattr(checkpoint, "load", lambda name="", *, device="cpu": whole)
+    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda name="", *, device="cpu": whole)
     monkeypatch.setattr(checkpoint, "open_embeddings", lambda name: only)
     return whole
 
@@ -102,14 +102,14 @@ def test_a_session_captions_and_answers_as_with_the_local_model(model):
     ],
 )
 def test_a_server_that_fails_is_an_error_and_never_an_answer(model, fault, message):
-    before = ASKED.counts
+    before = REQUESTS.counts
     with (
         ModelServer(fault, language=model.language) as server,
         pytest.raises(ServedModelError) as raised,
     ):
         answer(open_generator(server.vllm + FAST))
     assert re.fullmatch(f"vLLM at {server.url}/v1: {message}", str(raised.value))
-    assert ASKED.counts.since(before).failures == 1
+    assert REQUESTS.counts.since(before).failures == 1
 
 
 def test_a_prompt_that_does_not_fit_is_not_sent(model):
@@ -131,7 +131,7 @@ def test_it_counts_against_the_budget_and_searches_no_beams(model):
 
 def test_only_a_model_of_ours_has_tokens_for_it(model, monkeypatch):
     other = ComposedModel("other", "f", model, model, model)
-    monkeypatch.setattr(checkpoint, "load", lambda name="", *, device="cpu": other)
+    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda name="", *, device="cpu": other)
     with (
         ModelServer(language=model.language) as server,
         pytest.raises(ConfigError, match="a model of ours, which other is not"),

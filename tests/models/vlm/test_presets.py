@@ -16,7 +16,7 @@ from streammem.config import override, read_toml
 from streammem.errors import BackboneError
 from streammem.models.checkpoint import CONFIGS
 from streammem.models.registry import find_generator
-from streammem.models.vlm.hub import pull
+from streammem.models.vlm.hub import pull_files
 from streammem.models.vlm.transformers_model import TransformersOptions
 from tests.models.vlm.tiny_checkpoints import save
 
@@ -159,5 +159,5 @@ def test_without_the_network_a_pull_says_so_in_one_line(tmp_path):
 
 def test_a_name_that_the_hub_cannot_have_is_refused_at_once(tmp_path):
     with pytest.raises(BackboneError, match="OWNER/NAME"):
-        pull("a/b/c")
-    assert pull(str(tmp_path)) == tmp_path
+        pull_files("a/b/c")
+    assert pull_files(str(tmp_path)) == tmp_path

@@ -12,7 +12,7 @@ from streammem.errors import ConfigError, ServedModelError
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.protocols import ComposedModel, EvidenceItem, readable
 from streammem.models.registry import open_generator
-from streammem.models.vlm.server import ASKED, KEY, Spend, retry_after
+from streammem.models.vlm.server import KEY, REQUESTS, Spend, retry_after
 from streammem.output.render import to_json
 from streammem.types import Segment
 from tests.model_server import MESSAGES, NAME, ModelServer, message_of, parts_of, picture_tokens
@@ -386,13 +386,13 @@ def test_a_budget_that_means_nothing_is_refused(text):
 
 def test_two_generators_share_a_budget():
     spend = Spend.read(",8")
-    before = ASKED.counts
+    before = REQUESTS.counts
     with ModelServer() as server:
         captions, answers = opened(server, spend=spend), opened(server, "ollama", spend=spend)
         answer(captions, "red")
         with pytest.raises(ServedModelError, match="8 requests an hour"):
             answer(answers, "red")
-    counts = ASKED.counts.since(before)
+    counts = REQUESTS.counts.since(before)
     assert counts.requests == 8 and counts.tokens > 0 and counts.failures == 0
 
 

@@ -17,7 +17,7 @@ from streammem.errors import BackboneError, ConfigError
 from streammem.models.backbones.language import GenerationConfig
 from streammem.models.protocols import ComposedModel, EvidenceItem
 from streammem.models.vlm.chat_pictures import _processor_class
-from streammem.models.vlm.transformers_model import open_generator
+from streammem.models.vlm.transformers_model import open_transformers
 from streammem.types import Caption, Note
 from tests.models.vlm.tiny_checkpoints import FAMILIES, save
 from tests.tiny import film, tiny_model
@@ -55,7 +55,7 @@ def generators(folders):
     def generator(family, **options):
         key = (family, *sorted(options.items()))
         if key not in made:
-            made[key] = open_generator(str(folders(family)), options=options)
+            made[key] = open_transformers(str(folders(family)), options=options)
         return made[key]
 
     return generator
@@ -326,7 +326,7 @@ def test_it_captions_answers_and_remembers(generators, family, tmp_path):
 
 
 def test_options_of_the_image_processor_change_what_a_picture_takes(generators, folders):
-    whole = open_generator(
+    whole = open_transformers(
         str(folders("smolvlm")), options={"image": {"do_image_splitting": False}}
     )
     tiled, once = (
@@ -343,8 +343,8 @@ def test_no_more_pictures_are_read_than_the_context_holds(tmp_path):
     (folder / "config.json").write_text(
         text.replace('"max_position_embeddings": 4096', '"max_position_embeddings": 64')
     )
-    assert open_generator(str(folder)).reads.pictures == (64 - 16) // 23
-    ((one,),) = replies(g := open_generator(str(folder)), [g.caption_prompt(shown(RED))])
+    assert open_transformers(str(folder)).reads.pictures == (64 - 16) // 23
+    ((one,),) = replies(g := open_transformers(str(folder)), [g.caption_prompt(shown(RED))])
     assert one.text
 
 
@@ -356,48 +356,48 @@ def test_no_more_pictures_are_read_than_the_context_holds(tmp_path):
 )  # fmt: skip
 def test_options_that_cannot_be_meant_are_refused(wrong, folders):
     with pytest.raises(ConfigError):
-        open_generator(str(folders("llava")), options=wrong)
+        open_transformers(str(folders("llava")), options=wrong)
 
 
 def test_quantised_weights_need_a_gpu(folders):
     with pytest.raises(ConfigError, match="quantize=4bit: needs CUDA, not cpu"):
-        open_generator(str(folders("llava")), options={"quantize": "4bit"})
+        open_transformers(str(folders("llava")), options={"quantize": "4bit"})
 
 
 def test_attention_goes_to_transformers_and_a_missing_one_says_so(folders, generators):
-    eager = open_generator(str(folders("llava")), options={"attention": "eager"})
+    eager = open_transformers(str(folders("llava")), options={"attention": "eager"})
     prompt = eager.caption_prompt(shown(NOISE[0]))
     assert eager._open_model().model.config._attn_implementation == "eager"
     assert replies(eager, [prompt])[0][0].text == replies(generators("llava"), [prompt])[0][0].text
     missing = {"attention": "flash_attention_2"}
     with pytest.raises(BackboneError, match=r"(?i)flash"):
-        replies(open_generator(str(folders("llava")), options=missing), [prompt])
+        replies(open_transformers(str(folders("llava")), options=missing), [prompt])
 
 
 def test_a_model_that_is_not_here_names_the_command_that_fetches_it():
     with pytest.raises(BackboneError, match="streammem models pull hf:someone/some-model"):
-        open_generator("hf:someone/some-model")
+        open_transformers("hf:someone/some-model")
     with pytest.raises(BackboneError, match="no such folder"):
-        open_generator("hf:nothing")
+        open_transformers("hf:nothing")
 
 
 def test_a_folder_without_weights_or_template_says_what_it_lacks(tmp_path):
     folder = save("llava", tmp_path / "llava")
     template = (folder / "chat_template.jinja").read_text()
     (folder / "model.safetensors").unlink()
-    generator = open_generator(str(folder))
+    generator = open_transformers(str(folder))
     with pytest.raises(BackboneError, match="not a usable image-text-to-text model"):
         replies(generator, [generator.caption_prompt(shown(RED))])
     (folder / "chat_template.jinja").write_text(template.replace("<image>", ""))
     with pytest.raises(BackboneError, match="shows no picture"):
-        open_generator(str(folder))
+        open_transformers(str(folder))
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(BackboneError, match="no chat template"):
-        open_generator(str(folder))
+        open_transformers(str(folder))
     (folder / "config.json").write_text("{}")
     (folder / "processor_config.json").unlink()
     with pytest.raises(BackboneError):
-        open_generator(str(folder))
+        open_transformers(str(folder))
 
 
 def test_a_check_shows_what_it_costs_and_that_random_weights_see_nothing(folders, run):
