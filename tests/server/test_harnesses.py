@@ -162,7 +162,9 @@ async def test_a_made_up_task_of_lmms_eval_runs_over_its_own_classes(
     # 1. A task of lmms-eval, on two films.
     (tmp_path / "films").mkdir()
     docs = docs_of(tmp_path / "films")
-    dataset = datasets.DatasetDict({"test": datasets.Dataset.from_list(docs)})
+    columns = {name: [doc[name] for doc in docs] for name in docs[0]}
+    table = datasets.table.InMemoryTable.from_pydict(columns)
+    dataset = datasets.DatasetDict({"test": datasets.Dataset(table, fingerprint="made-up")})
     monkeypatch.setattr(
         task_file.ConfigurableTask, "download",
         lambda self, *_, **__: setattr(self, "dataset", dataset)
