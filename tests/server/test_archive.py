@@ -123,6 +123,7 @@ async def test_the_timeline_puts_cameras_at_their_places_on_one_clock(serving, a
 async def test_memories_that_grow_and_new_ones_are_seen(serving, model, archive):
     async with serving(memories=archive, read_only=True) as client:
         before = (await client.post("/v1/archive/find", json={"query": "red", "count": 50})).json()
+        assert (await cameras(client))["door"]["segments"] == 2
         with ThreadPoolExecutor(1) as other:  # a writer, while it is open here
             wall_zero, scenes = WALL + 60, (("white", 6), ("green", 5))
             other.submit(seen, model, archive / "door", wall_zero, scenes).result(60)
