@@ -268,10 +268,10 @@ def main(arguments: list[str]) -> int:
         return 0
     # 1. Options by the likelihood of what came next, on the validation participants.
     held = task.videos("validation")
-    counted = [of_logs(task, 5, scale) for scale in (0.5, 1.0, 2.0)]
+    counted = [of_logs(task, 5, scale) for scale in (2.0, 4.0, 8.0)]
     five = max(counted, key=lambda component: np.log(of_true(component, held)).mean())
     log_chances = of_true(five, held)
-    own_options = list(product((2, 3), (1.0,), (0.9, 0.97)))
+    own_options = list(product((1, 2), (1.0,), (0.8, 0.9)))
     scored = {}
     for choice in own_options:
         scored[choice] = best_shares([log_chances, of_true(of_own_past(task, *choice), held)])
