@@ -1,7 +1,7 @@
 """Others' harnesses score a server: a model of lmms-eval over HTTP, which imports nothing of ours.
 
-Requests are answered over stand-ins of the few classes of lmms-eval that the model uses; where it is
-installed, its own registry takes the model.
+Requests are answered over stand-ins of the few classes of lmms-eval that the model uses; where it
+is installed, its own registry takes the model.
 """
 
 import ast
