@@ -32,7 +32,6 @@ BENCHMARKS = {
     "stream": "benchmarks.stream",
     "swapped": "benchmarks.swapped",
     "trace": "benchmarks.trace",
-    "where": "benchmarks.where",
 }
 
 

@@ -18,13 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from streammem.memory.entry import Entry, visual_keys
 from streammem.memory.retrieval import rate
-from streammem.models.protocols import EvidenceItem
 from streammem.models.registry import load
-from streammem.perception.frames import SegmentFrames
 from streammem.qa.plan import PLANNING, PlanConfig, PlanTracker, queries_of
 from streammem.video import open_source
 
@@ -36,17 +33,13 @@ SCENE_S = (1.5, 4.0)
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A scene of a composed video: its true step, or None, and what it is compared by.
-
-    ``likely`` [S] is of each step's sentence by the generator, see ``likelihoods_of``; 0 without.
-    """
+    """A scene of a composed video: its true step, or None, and what it is compared by."""
 
     start: float
     end: float
     step: int | None
     scores: np.ndarray
     cosines: np.ndarray
-    likely: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,52 +64,10 @@ def keys_of(folder: Path) -> dict[str, tuple[str, np.ndarray]]:
     return found
 
 
-WINDOWS = 2  # of each clip, of which the likelihood of every step's sentence is computed
-WINDOW_FRAMES = 8  # what the bridge reads of a scene
-
-
-def likelihoods_of(folder: Path) -> np.ndarray:
-    """Return [C, WINDOWS, C]: how likely each clip's sentence is as a caption of each clip.
-
-    Mean log-probability of a sentence's tokens given the scene, less that without one. Sentences
-    of clips of the other half, which no video has beside it, are left at 0.
-    """
-    model = load("streammem-tiny")
-    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
-    blank = torch.zeros(model.segment_encoder.token_shape)
-    found = np.zeros((len(rows), WINDOWS, len(rows)), np.float32)
-    for half in (0, 1):
-        mine = list(range(half, len(rows), 2))
-        texts = [rows[number]["caption"] for number in mine]
-
-        def means(tokens: Any, texts: list[str] = texts) -> np.ndarray:
-            item = EvidenceItem(0.0, 1.0, tokens=tokens)
-            prompt = model.generator.caption_prompt(item)
-            return np.array([np.mean(each) for each in model.generator.log_probs(prompt, texts)])
-
-        without = means(blank)
-        for number in mine:
-            with open_source(folder / rows[number]["file"], fps=FPS) as source:
-                patches = [model.perceiver.perceive(frame.pixels).patches for frame in source]
-            for window, part in enumerate(np.array_split(np.arange(len(patches)), WINDOWS)):
-                chosen = part[:: max(1, len(part) // WINDOW_FRAMES)][:WINDOW_FRAMES].tolist()
-                places = np.linspace(0, 1, len(chosen)).tolist() if len(chosen) > 1 else [0.5]
-                frames = SegmentFrames(0, [patches[i] for i in chosen], places)
-                encoder = model.segment_encoder
-                tokens = encoder.encode_segment(frames, encoder.initial_memory(), None).tokens
-                found[number, window, mine] = means(tokens) - without
-            print(f"clip {number + 1} of {len(rows)}", flush=True)
-    return found
-
-
 def compose(
-    clips: Sequence[tuple[str, np.ndarray]],
-    encoder: Any,
-    count: int,
-    seed: int,
-    likelihoods: np.ndarray | None = None,
+    clips: Sequence[tuple[str, np.ndarray]], encoder: Any, count: int, seed: int
 ) -> Iterator[Video]:
-    """Yield ``count`` videos of each kind. ``likelihoods`` are [C, WINDOWS, C] of these clips."""
+    """Yield ``count`` videos of each kind."""
     rng = np.random.default_rng(seed)
     for kind, _ in product(KINDS, range(count)):
         chosen = rng.permutation(len(clips))
@@ -150,12 +101,7 @@ def compose(
                 scores = np.array([hit.score for hit in hits])
                 cosines = np.array([hit.visual for hit in hits])
                 length = min(frames, len(keys)) / FPS
-                likely = np.zeros(NUM_STEPS)
-                if likelihoods is not None:
-                    middle = first + min(frames, len(keys)) / 2
-                    window = min(WINDOWS - 1, int(WINDOWS * middle / len(keys)))
-                    likely = likelihoods[clip, window, steps]
-                scenes.append(Scene(time, time + length, step, scores, cosines, likely))
+                scenes.append(Scene(time, time + length, step, scores, cosines))
                 time += length
         yield Video(kind, tuple(scenes), skipped, late)
 
@@ -181,17 +127,13 @@ def likeliest(video: Video, least: float) -> list[int | None]:
     ]
 
 
-def aligned(
-    video: Video, config: PlanConfig, weight: float = 0.0
-) -> tuple[list[int | None], list[str]]:
-    """The alignment's steps, and what it alerts to; ``weight`` is of the generator's likelihood."""
+def aligned(video: Video, config: PlanConfig) -> tuple[list[int | None], list[str]]:
+    """The alignment's steps, and what it alerts to."""
     names = [f"step {i}" for i in range(NUM_STEPS)]
     tracker = PlanTracker("goal", names, config)
     steps, alerts = list[int | None](), list[str]()
     for number, scene in enumerate(video.scenes):
-        odds = np.clip(scene.scores, 1e-6, 1 - 1e-6)
-        scores = 1 / (1 + (1 - odds) / odds * np.exp(-weight * scene.likely))
-        plan = tracker.push(number, scene.start, scene.end, scores)
+        plan = tracker.push(number, scene.start, scene.end, scene.scores)
         alerts += plan.alerts
         now = [i for i, step in enumerate(plan.steps) if number in step.segments]
         steps.append(now[0] if now else None)
@@ -272,19 +214,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks plan", description=__doc__)
     parser.add_argument("--count", type=int, default=40, help="videos of each kind")
     parser.add_argument("--keys", type=Path, help="file to keep the frames' keys in, .npz")
-    about = "file to keep the generator's likelihoods in, .npy; without it they are not measured"
-    parser.add_argument("--likelihoods", type=Path, help=about)
     options = parser.parse_args(arguments)
-    folder = Path(os.environ["STREAMMEM_DATA"]) / "clips"
-    clips = _clips(folder, options.keys)
+    clips = _clips(Path(os.environ["STREAMMEM_DATA"]) / "clips", options.keys)
     encoder = load("streammem-tiny").text_encoder
-    halves: list[np.ndarray | None] = [None, None]
-    if options.likelihoods:
-        if not options.likelihoods.is_file():
-            np.save(options.likelihoods, likelihoods_of(folder))
-        likelihoods = np.load(options.likelihoods)
-        halves = [likelihoods[half::2, :, half::2] for half in (0, 1)]
-    fitting = list(compose(clips[0::2], encoder, max(4, options.count // 2), 1, halves[0]))
+    fitting = list(compose(clips[0::2], encoder, max(4, options.count // 2), seed=1))
     least_cosine = max(
         np.arange(0.05, 0.6, 0.02),
         key=lambda t: accuracy(fitting, [nearest(v, t) for v in fitting]),
@@ -300,10 +233,6 @@ def main(arguments: list[str]) -> int:
     ]
     best = max(configs, key=lambda c: accuracy(fitting, [aligned(v, c)[0] for v in fitting]))
     print(f"chosen on the other half: cosine {least_cosine:.2f}, score {least_score:.2f}, {best}")
-    weight = max(
-        (0.0, 0.25, 0.5, 1.0, 2.0, 4.0),
-        key=lambda w: accuracy(fitting, [aligned(v, best, w)[0] for v in fitting]),
-    )
     rules = [
         replace(PLANNING, confirm=confirm, confirm_late=late, alert_sure=sure)
         for confirm, late, sure in product((2, 3, 4, 5), (1, 2, 3), (0.8, 0.9, 0.95, 0.98))
@@ -311,8 +240,8 @@ def main(arguments: list[str]) -> int:
     rule = max(
         rules, key=lambda c: alert_figures(fitting, [aligned(v, c)[1] for v in fitting])["f1"]
     )
-    print(f"likewise: weight of the likelihood {weight}; alerts: {rule}")
-    videos = list(compose(clips[1::2], encoder, options.count, 2, halves[1]))
+    print(f"likewise, of alerts: {rule}")
+    videos = list(compose(clips[1::2], encoder, options.count, seed=2))
     scenes = sum(len(video.scenes) for video in videos)
     shipped, tuned = ([aligned(v, c) for v in videos] for c in (PLANNING, best))
     report: dict[str, Any] = {
@@ -322,13 +251,6 @@ def main(arguments: list[str]) -> int:
         "scores without order": figures(videos, [likeliest(v, float(least_score)) for v in videos]),
         "alignment, as shipped": figures(videos, [steps for steps, _ in shipped]),
         "alignment, as chosen": figures(videos, [steps for steps, _ in tuned]),
-        **{
-            f"alignment, as chosen, with the generator's likelihood times {each}": figures(
-                videos, [aligned(v, best, each)[0] for v in videos]
-            )
-            for each in sorted({0.5, 1.0, 2.0, weight})
-            if options.likelihoods and each
-        },
         "alerts, chosen on the other half": alert_figures(
             videos, [aligned(v, rule)[1] for v in videos]
         ),

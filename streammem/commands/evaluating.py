@@ -2,6 +2,9 @@
 
 import argparse
 import json
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +17,7 @@ from streammem.output.terminal import note, write_line
 
 # Answers that break these are no answers: the figures do not count.
 VOID = ("past only", "knows no future")
+PROGRESS_S = 60.0  # between lines of progress, where stderr is no terminal
 
 
 def add_to(commands: Any) -> None:
@@ -53,6 +57,8 @@ def add_to(commands: Any) -> None:
     kept = "videos: keep answers and report there; an interrupted run goes on"
     add("-o", "--output", type=Path, metavar="DIR", help=kept)
     add("--skip-bad-rows", action="store_true", help="videos: leave out rows that are malformed")
+    judge = "videos: who judges open answers besides; a model behind an endpoint of OpenAI's form"
+    add("--judge", metavar="URL#MODEL", help=judge)
     add("--split", default="val")
     add("--model", default="streammem-tiny")
     add("--device", default="cpu")
@@ -86,14 +92,15 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{suite}: no such suite; known: {', '.join((*OF_PHOTOS, *OF_VIDEOS))}")
     if arguments.answer_with is not None and suite != "answers":
         raise ConfigError("--answer-with is for the suite answers, and for suites of videos")
-    if arguments.context or arguments.videos or arguments.output:
-        raise ConfigError("--context, --videos and --output are for suites of videos")
+    if arguments.context or arguments.videos or arguments.output or arguments.judge:
+        raise ConfigError("--context, --videos, --output and --judge are for suites of videos")
     return _of_photos(arguments)
 
 
 def _of_videos(arguments: argparse.Namespace) -> int:
     """Watch the videos of a suite and ask its questions; 1 if the answers cannot count."""
     from streammem.evaluation.asking import CONTEXTS, RunConfig, SessionWatcher, ask_suite
+    from streammem.evaluation.judge import Judge
     from streammem.evaluation.questions import SUITES, Videos, read_suite
     from streammem.evaluation.report import draw, markdown, summarise
 
@@ -107,11 +114,14 @@ def _of_videos(arguments: argparse.Namespace) -> int:
     )
     if arguments.predictions:
         raise ConfigError("--predictions: suites of videos keep theirs in --output DIR")
+    judge = Judge.open(arguments.judge) if arguments.judge else None
     found = read_suite(suite.name, arguments.folder, skip=arguments.skip_bad_rows)
     for notice in found.notices[:3]:
         note(notice)
     if len(found.notices) > 3:
         note(f"and {len(found.notices) - 3} more notices, see the report")
+    if judge and not any(question.check == "text" for question in found.questions):
+        raise ConfigError(f"--judge: {suite.name} has no open answers that a judge could compare")
     videos = Videos(suite, arguments.folder, arguments.videos)
     # 2. The run. The model is opened with its first question: without videos there is none.
     opened: list[Any] = []
@@ -123,7 +133,10 @@ def _of_videos(arguments: argparse.Namespace) -> int:
 
     name = arguments.model
     name += f" + {arguments.answer_with}" if arguments.answer_with else ""
-    run = ask_suite(found, videos, watcher, config, model=name, out=arguments.output)
+    run = ask_suite(
+        found, videos, watcher, config,
+        model=name, out=arguments.output, on_progress=_progress(), judge=judge,
+    )  # fmt: skip
     # 3. The report.
     report = summarise(found, run)
     text, line = markdown(report), json.dumps(report, ensure_ascii=False)
@@ -140,6 +153,21 @@ def _of_videos(arguments: argparse.Namespace) -> int:
     if void:
         note(f"{', '.join(void)}: answers rest on what was not shown yet; nothing of this counts")
     return 1 if void else 0
+
+
+def _progress() -> Callable[[int, int], None] | None:
+    """Return what notes how far a run is, a line a minute; None where a bar shows it."""
+    if sys.stderr.isatty():
+        return None
+    noted = time.monotonic()
+
+    def progress(done: int, count: int) -> None:
+        nonlocal noted
+        if time.monotonic() - noted >= PROGRESS_S:
+            noted = time.monotonic()
+            note(f"{done} of {count} questions are done")
+
+    return progress
 
 
 def _opened(arguments: argparse.Namespace) -> Any:

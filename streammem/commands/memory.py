@@ -4,7 +4,8 @@ import argparse
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, astuple
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from streammem.output.render import FORMATS, Text, plain, stamped, to_line, wall
 from streammem.output.results import output
 from streammem.output.terminal import note, write_line
 from streammem.types import Event, Note, clock, wall_clock, with_wall_clock
-from streammem.video.address import public_name
+from streammem.video.address import public_name, without_addresses
 
 if TYPE_CHECKING:
     from streammem.memory.database import Mode
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from streammem.memory.store import Store
 
 MAX_LISTED = 20  # ids in one line
+TABLES = ("parquet", "lance")
+DATABASES = "qdrant://HOST/COLLECTION, qdrant:FOLDER, or postgresql://[USER@]HOST/DATABASE"
 
 
 def add_to(commands: Any) -> None:
@@ -72,9 +75,12 @@ def add_to(commands: Any) -> None:
         "streammem memory export trips --format jsonl > trips.jsonl",
         "streammem memory export trips --format srt --source holiday.mp4 -o holiday.srt",
         "streammem memory export trips --format parquet -o trips.parquet     vectors, keyframes",
+        "streammem memory export archive --to postgresql://me@db/films       of all memories in it",
     )
     exported.add_argument("--source", help="only what was seen there")
-    add_output_options(exported, *FORMATS, "parquet")
+    add_output_options(exported, *FORMATS, "parquet", "lance")
+    to = "bring a vector database's copy of the rows and keys up to date; MEMORY may hold many"
+    exported.add_argument("--to", metavar="ADDRESS", help=f"{to}: {DATABASES}")
     speech = "what is said: among the captions (default), only, no, or tracks: FILE.speech.srt"
     exported.add_argument(
         "--with-speech", choices=("merged", "tracks", "only", "no"), default="merged", help=speech
@@ -211,8 +217,10 @@ def verify(arguments: argparse.Namespace) -> int:
 def export(arguments: argparse.Namespace) -> int:
     """Print every event; with ``tracks`` what is said goes to a second file."""
     path, speech = arguments.output, arguments.with_speech
+    if arguments.to is not None:
+        return _copy(arguments)
     check_output(path, arguments.memory / "memory.json")
-    if arguments.format == "parquet":
+    if arguments.format in TABLES:
         return _export_table(arguments)
     beside = None
     if speech == "tracks":
@@ -247,21 +255,62 @@ def export(arguments: argparse.Namespace) -> int:
 
 def _export_table(arguments: argparse.Namespace) -> int:
     """Write one row a segment, with its keys and its keyframe."""
-    from streammem.output.parquet import write_parquet
+    from streammem.output.tables import write_lance, write_parquet
 
+    form = arguments.format
     if arguments.output is None:
-        raise ConfigError("--format parquet: is no text; give -o FILE too")
+        raise ConfigError(f"--format {form}: is no text; give -o FILE too")
     if arguments.with_speech != "merged" or arguments.wall_clock:
-        raise ConfigError("--format parquet: holds speech and wall clock anyway; leave them out")
+        raise ConfigError(f"--format {form}: holds speech and wall clock anyway; leave them out")
     with _opened(arguments, "r") as store:
         sources, header = _sources(store, arguments.source), store.header
         named = (entry for entry in store.export() if entry.source in sources)
-        num_rows = write_parquet(
+        write = write_parquet if form == "parquet" else write_lance
+        num_rows = write(
             arguments.output, named, memory=arguments.memory.resolve().name,
             fingerprint=header.fingerprint, key_dim=header.key_dim,
         )  # fmt: skip
     note(f"wrote {arguments.output}: {_counted(num_rows, 'row')}")
     return 0
+
+
+def _copy(arguments: argparse.Namespace) -> int:
+    """Bring a database's copy of a memory, or of all memories of a folder, up to date."""
+    from tqdm import tqdm
+
+    from streammem.fleet.asking import memories_in
+    from streammem.memory.folder import is_memory
+    from streammem.memory.sinks import Copied, copy, open_sink
+    from streammem.memory.store import Store
+    from streammem.memory.upkeep import info as found
+
+    if arguments.output or arguments.source or arguments.format != "text" or arguments.wall_clock:
+        raise ConfigError("--to: copies all rows into a database; leave out -o, --format, --source")
+    folder: Path = arguments.memory
+    inside = [] if is_memory(folder) else memories_in(folder)
+    is_one, paths = not inside, inside or [folder]
+    failed, total = dict[str, str](), Copied(0, 0, 0)
+    for path in paths:
+        name = path.resolve().name
+        try:
+            with Store.open(path, None, "r") as store:
+                header, num_rows = store.header, found(store).segments
+                bar = partial(
+                    tqdm, desc=plain(name), total=num_rows, unit="row", leave=False, disable=None
+                )
+                with open_sink(arguments.to, header.key_dim, header.fingerprint) as sink:
+                    done = copy(store, name, sink, bar)
+        except StoreError as error:
+            if is_one:
+                raise
+            failed[name] = without_addresses(str(error))
+            note(f"{plain(name)}: {plain(failed[name])}")
+            continue
+        total = Copied(*(a + b for a, b in zip(astuple(total), astuple(done), strict=True)))
+    rows = _counted(total.written, "row")
+    counts = f"{rows} written, {total.unchanged} were there, {total.removed} removed"
+    note(f"{_counted(len(paths) - len(failed), 'memory', 'memories')}: {counts}")
+    return int(bool(failed))
 
 
 def compact(arguments: argparse.Namespace) -> int:
@@ -451,5 +500,5 @@ def _events(store: "Store", source: str | None) -> "Iterator[tuple[Entry, Event]
             yield entry, event
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def _counted(count: int, noun: str, several: str = "") -> str:
+    return f"{count} {noun if count == 1 else several or f'{noun}s'}"

@@ -123,6 +123,8 @@ class Session:
         speech: what is said in the source, on its own clock: each segment that closes is kept with
             the notes that begin in it. Set before the first frame; None without any.
         sound: of the source, on its own clock, for a model that listens; likewise.
+        unkept: returns what was said that no row of the memory holds yet, by the memory's clock, in
+            order of time: words of the open segment, which answers know already.
         on_wait: called between the pieces of an answer; ``watch`` perceives then what has come.
     """
 
@@ -172,6 +174,7 @@ class Session:
         self.next_segment = self.memory.next_segment
         self._time, self.time_offset = -math.inf, 0.0
         self.on_wait: Callable[[], None] | None = None
+        self.unkept: Callable[[], Sequence[Note]] = tuple
         self.speech: SpeechTrack | None = None
         self.sound: SoundWindow | None = None
         self._closed: dict[int, CaptionRequest] = {}  # by the last push or flush alone
@@ -615,8 +618,30 @@ class Session:
         return tuple(taught.name for taught in self.memory.taught())
 
     def present(self) -> Present:
-        """Return where the stream stands: its last frames, the open segment."""
-        return Present(self._buffer.now, self.next_segment, self.recurrent, self.source)
+        """Return where the stream stands: its last frames, the open segment, what is said in it."""
+        now = self._buffer.now
+        return Present(now, self.next_segment, self.recurrent, self.source, self._heard_now())
+
+    def _heard_now(self) -> Entry | None:
+        frames, notes = self._buffer.frames, fitting_notes(self.unkept())
+        if not (frames and notes):
+            return None
+        start = min(frames[0].time, notes[0].start)
+        return Entry(
+            segment=self.next_segment,
+            start=start,
+            end=max(frames[-1].end, *(note.end for note in notes)),
+            frames=len(frames),
+            visual_keys=visual_keys(np.stack([frame.key for frame in frames])),
+            caption_keys=np.zeros((0, frames[0].key.shape[0]), np.float32),
+            note_keys=visual_keys(
+                self.model.text_encoder.sentence_keys([note.text for note in notes])
+            ),
+            tokens=np.zeros((0, 0), np.float16),
+            source=self.source,
+            wall_start=None if self.wall_zero is None else self.wall_zero + start,
+            notes=notes,
+        )
 
     # -- closing --
 

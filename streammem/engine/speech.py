@@ -176,6 +176,7 @@ class SceneNotes:
         self._besides = source.on_sound  # a model that listens, too
         if beside:
             source.on_sound = self._push
+        session.unkept = lambda: tuple(self._heard)
 
     def _push(self, time: float, samples: np.ndarray) -> None:
         if self._besides:
@@ -249,6 +250,7 @@ class SceneNotes:
 
     def close(self) -> None:
         """End the listening."""
+        self._session.unkept = tuple
         for listener in self.listeners:
             listener.close()
 

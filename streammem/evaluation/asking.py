@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
@@ -22,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from streammem.errors import ConfigError, DatasetError
+from streammem.evaluation.judge import Judge
 from streammem.evaluation.questions import LETTERS, SUITES, QuestionSet, SuiteQuestion, Videos
 from streammem.evaluation.scoring import Reply, score
 from streammem.memory.folder import write_file
@@ -93,10 +95,14 @@ class Watcher(Protocol):
 
     Attributes:
         num_bytes: of what it keeps of the video so far.
+        fingerprint: of the model's weights; answers of others are never mixed with its own.
     """
 
     @property
     def num_bytes(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def push(self, frame: Frame, notes: Sequence[Note]) -> None:
         """Take in the next frame, and what was said since the one before."""
@@ -197,6 +203,7 @@ class SessionWatcher:
             name: Answerer(composed, session.memory, settings[name], session) for name in settings
         }
         self._empty = Session(composed, own)  # for what is asked blind
+        self.fingerprint: str = model.fingerprint
 
     @property
     def num_bytes(self) -> int:
@@ -269,6 +276,7 @@ class SuiteRun(NamedTuple):
         watched_s: seconds of video that were watched, by this process or before.
         watching_s: seconds that watching took, without answers.
         settings: see ``_settings``.
+        fingerprint: of the model.
     """
 
     questions: dict[str, SuiteQuestion]
@@ -277,9 +285,11 @@ class SuiteRun(NamedTuple):
     watched_s: float
     watching_s: float
     settings: dict[str, Any]
+    fingerprint: str = ""
 
 
 Factory = Callable[[], Watcher]
+OnProgress = Callable[[int, int], None]
 
 
 def ask_suite(
@@ -291,6 +301,8 @@ def ask_suite(
     model: str,
     out: Path | None = None,
     progress: bool = True,
+    on_progress: OnProgress | None = None,
+    judge: Judge | None = None,
 ) -> SuiteRun:
     """Watch the videos of a suite, and ask its questions.
 
@@ -303,10 +315,13 @@ def ask_suite(
         out: folder that keeps the answers; a run that was interrupted goes on there, video by
             video. None keeps none.
         progress: show a bar on stderr, where that is a terminal.
+        on_progress: called after each video with the questions that are done, and all.
+        judge: of open answers, besides their scores.
 
     Raises:
         DatasetError: no video is there.
-        ConfigError: ``out`` holds answers of another run.
+        ConfigError: ``out`` holds answers of another run, or of a model with other weights.
+        ServedModelError: the judge cannot be asked.
     """
     # 1. What is asked, and of which videos. A clip that is cut at its question stands in where the
     # video itself is missing.
@@ -330,23 +345,29 @@ def ask_suite(
         )
     # 2. Go on with what is there.
     settings = _settings(found, config, model)
+    if judge:
+        settings["judge"] = judge.name
     log = _Log(out, settings)
-    order = sorted(by_video)
-    bar = tqdm(
-        total=sum(map(len, by_video.values())), unit="question",
-        disable=None if progress else True,
-    )  # fmt: skip
+    order, done, num_asked = sorted(by_video), 0, sum(map(len, by_video.values()))
+    bar = tqdm(total=num_asked, unit="question", disable=None if progress else True)
     with bar:
         for number, name in enumerate(order):
             following = by_video[order[(number + 1) % len(order)]] if len(order) > 1 else []
             if not log.has(name):
+                watcher = factory()
+                log.check_model(watcher.fingerprint)
                 log.write(name, *_unit(
-                    name, by_video[name], following, videos, factory, config, found.suite
+                    name, by_video[name], following, videos, watcher, config, found.suite, judge
                 ))  # fmt: skip
             bar.update(len(by_video[name]))
+            done += len(by_video[name])
+            if on_progress:
+                on_progress(done, num_asked)
     log.finish()
     asked = {question.id: question for question in drawn}
-    return SuiteRun(asked, log.rows, missing, log.watched_s, log.watching_s, settings)
+    return SuiteRun(
+        asked, log.rows, missing, log.watched_s, log.watching_s, settings, log.fingerprint
+    )
 
 
 def _drawn(questions: Sequence[SuiteQuestion], config: RunConfig) -> list[SuiteQuestion]:
@@ -361,9 +382,10 @@ def _unit(
     questions: Sequence[SuiteQuestion],
     following: Sequence[SuiteQuestion],
     videos: Videos,
-    factory: Factory,
+    watcher: Watcher,
     config: RunConfig,
     suite: str,
+    judge: Judge | None,
 ) -> tuple[list[dict[str, Any]], float, float]:
     """Watch a video; ask its questions at their times, then those of the next video, as control.
 
@@ -371,27 +393,27 @@ def _unit(
         Rows; seconds watched; seconds that it took.
     """
     rows: list[dict[str, Any]] = []
-    watcher = factory()
+    ask = partial(_answers, watcher, config=config, suite=suite, video=name, judge=judge)
     own = [context for context in config.contexts if context != "other"]
     if own == ["blind"] and len(config.contexts) == 1:
         for question in questions:
-            rows += _answers(watcher, question, own, config, suite, name)
+            rows += ask(question, own)
         return rows, 0.0, 0.0
     due = sorted(questions, key=lambda q: math.inf if q.time is None else q.time)
     watched_s = watching_s = 0.0
     for frame, notes in _frames(videos, name, config.fps):
         while due and due[0].time is not None and due[0].time < frame.time:
-            rows += _answers(watcher, due.pop(0), own, config, suite, name)
+            rows += ask(due.pop(0), own)
         began = time.monotonic()
         watcher.push(frame, notes)
         watching_s += time.monotonic() - began
         watched_s = frame.time + frame.duration
     watcher.end()
     for question in due:
-        rows += _answers(watcher, question, own, config, suite, name)
+        rows += ask(question, own)
     if "other" in config.contexts:
         for question in following:
-            rows += _answers(watcher, question, ["other"], config, suite, name)
+            rows += ask(question, ["other"])
     return rows, watched_s, watching_s
 
 
@@ -416,16 +438,23 @@ def _answers(
     watcher: Watcher,
     question: SuiteQuestion,
     contexts: Sequence[str],
+    *,
     config: RunConfig,
     suite: str,
     video: str,
+    judge: Judge | None,
 ) -> Iterator[dict[str, Any]]:
     """Ask a question by each context, and score the replies."""
+    by_context: dict[str, dict[str, Any]] = {}
     for context in contexts:
         asked, ask_as = question, context
         if context == "shuffled":
             ask_as = "memory"
             if not question.options:
+                continue
+            if config.scorer == "likelihood" and ask_as in by_context:
+                # Options are scored each by itself: their order changes nothing.
+                yield {**by_context[ask_as], "context": context}
                 continue
             asked = _shuffled(question, config.seed)
         began = time.monotonic()
@@ -435,7 +464,7 @@ def _answers(
         late = question.time is not None and any(
             span.end > question.time + LATE_S for span in reply.cited
         )
-        yield {
+        by_context[context] = {
             "id": question.id, "kind": question.kind, "video": video, "context": context,
             "strict": scored.strict, "official": round(scored.official, 4),
             "choice": scored.choice, "text": reply.text, "f1": scored.f1, "hit": scored.hit,
@@ -444,6 +473,10 @@ def _answers(
             "cited": [[round(a, 2), round(b, 2)] for a, b in reply.cited[:4]],
             "seconds": round(took, 4), "tokens": reply.tokens, "bytes": watcher.num_bytes,
         }  # fmt: skip
+        if judge and question.check == "text":
+            verdict = judge(question.text, question.references, reply.text)
+            by_context[context]["judged"] = verdict
+        yield by_context[context]
 
 
 def _shuffled(question: SuiteQuestion, seed: int) -> SuiteQuestion:
@@ -478,6 +511,7 @@ class _Log:
         self.rows: list[dict[str, Any]] = []
         self.watched_s = self.watching_s = 0.0
         self._done: set[str] = set()
+        self.fingerprint = ""
         self._path = None if folder is None else folder / PREDICTIONS
         units: Sequence[tuple[str, list[dict[str, Any]], dict[str, Any]]] = ()
         if self._path is None:
@@ -498,11 +532,25 @@ class _Log:
             raise ConfigError(f"{self._path}: cannot be written ({error.strerror})") from error
 
     def _check(self, log: "Log", settings: dict[str, Any]) -> None:
-        unlike = [key for key in settings if log.settings.get(key) != settings[key]]
+        keys = dict.fromkeys([*settings, *log.settings])
+        unlike = [key for key in keys if log.settings.get(key) != settings.get(key)]
         if unlike:
             raise ConfigError(
                 f"{self._path}: holds a run with another {', '.join(unlike)}; give a new folder"
             )
+
+    def check_model(self, fingerprint: str) -> None:
+        """Note whose answers these are.
+
+        Raises:
+            ConfigError: the answers that are kept are of a model with other weights.
+        """
+        if self.fingerprint and fingerprint != self.fingerprint:
+            raise ConfigError(
+                f"{self._path}: holds answers of a model with other weights (fingerprint "
+                f"{self.fingerprint[:12]}, now {fingerprint[:12]}); give a new folder"
+            )
+        self.fingerprint = fingerprint
 
     def finish(self) -> None:
         """Note that every question was asked."""
@@ -516,7 +564,10 @@ class _Log:
     def write(
         self, video: str, rows: list[dict[str, Any]], watched_s: float, watching_s: float
     ) -> None:
-        ends = {"done": video, "watched_s": round(watched_s, 3), "watching_s": round(watching_s, 3)}
+        ends = {
+            "done": video, "watched_s": round(watched_s, 3), "watching_s": round(watching_s, 3),
+            "fingerprint": self.fingerprint,
+        }  # fmt: skip
         self._keep(video, rows, ends)
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
@@ -527,6 +578,7 @@ class _Log:
         self.rows += rows
         self.watched_s += ends["watched_s"]
         self.watching_s += ends["watching_s"]
+        self.fingerprint = ends.get("fingerprint", self.fingerprint)
 
 
 class Log(NamedTuple):

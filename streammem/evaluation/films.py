@@ -40,6 +40,9 @@ LAST_FRAME_S = 0.02  # before a scene's end, a question comes behind its last fr
 
 SAID = ("What was said about {}?", "What did they say about {}?", "What did someone say of {}?")
 _DOING = re.compile(r"(.+?) (\w+ing\b.+)")
+_FILMING = re.compile(
+    r"\b(?:to|towards?|at|for|from|into|facing) the camera\b"
+)  # not one that is seen
 VERBS = frozenset(
     "shuffle pour jump place walk inspect swing eat wrestle apply play mix do knead rotate remove "  # noqa: SIM905
     "stretch swim ride breakdance drive turn dance drift stand surf run take snowboard".split()
@@ -104,7 +107,7 @@ THINGS: dict[str, frozenset[str]] = {
 _UNSAID = """
 a tree | a flower | a mountain | a river | a lake | a beach | snow | a fence | a staircase |
 a tower | a bridge | a flag | a chair | a table | a desk | a bench | a lamp | a carpet |
-a curtain | a pillow | a mirror | a clock | a plate | a cup | a watch | a hat | glasses |
+a curtain | a pillow | a mirror | a clock | a plate | a cup | a bottle | a watch | a hat | glasses |
 sunglasses | a helmet | a tie | a suit | a dress | a skirt | a scarf | gloves | boots |
 a necklace | a backpack | a handbag
 """
@@ -249,7 +252,7 @@ def description_of(clip: Clip) -> str | None:
 def shows(sentences: Sequence[str], thing: str) -> bool:
     """Return whether one of the sentences names a thing, or what is one."""
     words, kin = content_words(thing), THINGS.get(thing, frozenset())
-    said = [content_words(sentence) for sentence in sentences]
+    said = [content_words(_FILMING.sub("", sentence)) for sentence in sentences]
     return any(words <= each or bool(kin & each) for each in said)
 
 

@@ -678,7 +678,13 @@ def read_suite(name: str, folder: Path, *, skip: bool = False) -> QuestionSet:
     paths = next((there for p in suite.files if (there := sorted(folder.glob(p)))), [])
     paths = [path for path in paths if path.name != suite.answers]
     if not paths:
-        raise DatasetError(f"{folder}: no question file of {name}: {' or '.join(suite.files)}")
+        what = (
+            "holds no question file" if folder.is_dir() else "no such folder, so no question file"
+        )
+        answers = f", with {suite.answers} beside it" if suite.answers else ""
+        raise DatasetError(
+            f"{folder}: {what} of {name}; looked for {' or '.join(suite.files)}{answers}"
+        )
     found, digest = _Found(), hashlib.sha256()
     for path in paths:
         shown = path.relative_to(folder).as_posix()

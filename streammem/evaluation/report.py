@@ -80,6 +80,8 @@ def summarise(found: QuestionSet, run: SuiteRun) -> dict[str, Any]:
         else f"{len(questions)} of {len(found.questions)} questions, drawn with seed "
         f"{run.settings['seed']}",
         "model": run.settings["model"],
+        "fingerprint": run.fingerprint,
+        "judge": _judge(run),
         "scorer": run.settings["scorer"],
         "layout": SUITES[found.suite].layout,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -106,6 +108,19 @@ def summarise(found: QuestionSet, run: SuiteRun) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _judge(run: SuiteRun) -> Row | None:
+    """Who judged open answers, when, and how many it gave no plain verdict on."""
+    if "judge" not in run.settings:
+        return None
+    asked = [row["judged"] for row in run.rows if "judged" in row]
+    return {
+        "name": run.settings["judge"],
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "asked": len(asked),
+        "no verdict": sum(verdict is None for verdict in asked),
+    }
+
+
 def _share(rows: Sequence[Row], name: str) -> Share | None:
     return share([float(row[name]) for row in rows], [row["video"] for row in rows])
 
@@ -117,7 +132,9 @@ def _listed(found: Share | None) -> list[float] | None:
 def _scores(rows: Sequence[Row]) -> Row:
     open_rows = [row for row in rows if row["f1"] is not None]
     figures = {name: _listed(_share(rows, name)) for name in ("strict", "official")}
-    return figures | ({"f1": _listed(_share(open_rows, "f1"))} if open_rows else {})
+    figures |= {"f1": _listed(_share(open_rows, "f1"))} if open_rows else {}
+    judged = [row for row in rows if row.get("judged") is not None]
+    return figures | ({"judged": _listed(_share(judged, "judged"))} if judged else {})
 
 
 def _by(rows: Sequence[Row], names: Callable[[Row], Sequence[str]]) -> Row:
@@ -293,14 +310,24 @@ def markdown(report: dict[str, Any]) -> str:
         title = "Accuracy" if name == "all" else f"Accuracy, {name}"
         chance = "" if part["chance"] is None else f" (a guess: {part['chance']:.3f})"
         lines += [f"## {title}{chance}", ""]
-        with_f1 = any("f1" in scores for scores in part["contexts"].values())
+        extra = {
+            key: title
+            for key, title in (("f1", "token F1"), ("judged", "judged right"))
+            if any(key in scores for scores in part["contexts"].values())
+        }
         rows = [
             [CONTEXTS[context], _cell(scores["strict"]), _cell(scores["official"])]
-            + ([_cell(scores.get("f1"))] if with_f1 else [])
+            + [_cell(scores.get(key)) for key in extra]
             for context, scores in part["contexts"].items()
         ]
-        heads = ["answered from", "strict", "official rule"] + ["token F1"] * with_f1
+        heads = ["answered from", "strict", "official rule", *extra.values()]
         lines += [*_table(heads, rows), ""]
+    if judge := report["judge"]:
+        lines += [
+            f"Judged by {judge['name']} on {judge['date']}: another model's opinion of open "
+            f"answers; {judge['no verdict']} of {judge['asked']} replies of it were no verdict.",
+            "",
+        ]
     if len(report["parts"]) > 1:
         lines += ["Parts of unlike questions: there is no total.", ""]
     # 3. What it is made of.
@@ -337,7 +364,8 @@ def markdown(report: dict[str, Any]) -> str:
     settings = report["settings"]
     lines += [
         f"Question files {settings['digest']}, their layout from a {report['layout']}; seed "
-        f"{settings['seed']}, {settings['fps']:g} frames a second; {made}.",
+        f"{settings['seed']}, {settings['fps']:g} frames a second; model "
+        f"{report['fingerprint'][:12] or 'unknown'}; {made}.",
     ]
     return "\n".join(lines) + "\n"
 

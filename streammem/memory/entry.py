@@ -150,7 +150,8 @@ class Entry:
             _require(as_wide, name, "must be as wide as visual_keys")
             object.__setattr__(self, name, keys)
         _require(np.ndim(self.tokens) == 2, "tokens", "must be [M, D]")
-        object.__setattr__(self, "tokens", _rounded(_frozen(self.tokens, np.float16)))
+        tokens = _frozen(self.tokens, np.float16)
+        object.__setattr__(self, "tokens", _rounded(tokens) if tokens.size else tokens)
 
     def age(self, at: Now) -> float:
         """Return how many seconds ago it ended, >= 0.
@@ -528,6 +529,8 @@ def _require(holds: bool, name: str, rule: str) -> None:
 
 def _keys(keys: np.ndarray, name: str, least: int) -> np.ndarray:
     _require(np.ndim(keys) == 2 and least <= len(keys) <= MAX_KEYS, name, f"has {least}-4 rows")
+    if not len(keys):
+        return _frozen(keys, np.float32)
     norms = np.linalg.norm(np.asarray(keys, np.float32), axis=1)
     # Written so that NaN fails too.
     _require(bool(np.all(np.abs(norms - 1) < _UNIT_TOLERANCE)), name, "must be unit rows")

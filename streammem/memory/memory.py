@@ -186,7 +186,7 @@ class Memory:
     @property
     def num_keys(self) -> int:
         """How many visual keys a query is compared with."""
-        return sum(len(entry.visual_keys) for entry in self._cache.entries())
+        return self._cache.num_keys
 
     def num_bytes(self) -> int:
         """Return the bytes held in RAM now; at most ``config.bytes_bound()``."""
@@ -455,12 +455,18 @@ class MemoryCache:
         self._rows: dict[int, Entry] = {}
         self._ids: list[int] = []  # ids of the rows, rising
         self._queue = MergeQueue()
+        self._all_considered = True  # for a merge; rows of a store are once one is appended
         self._indexes = {
             kind: index_for(config.key_dim, config.max_segments * MAX_KEYS) for kind in KINDS
         }
 
     def __len__(self) -> int:
         return len(self._ids)
+
+    @property
+    def num_keys(self) -> int:
+        """How many visual keys its rows have."""
+        return len(self._indexes["visual_keys"])
 
     # -- writing --
 
@@ -481,7 +487,7 @@ class MemoryCache:
         newest = self._rows[self._ids[-1]] if self._ids else None
         if newest is not None and continues(newest, entry, self.config.epsilon):
             grown = extended(newest, entry)
-            self._set(grown)
+            self._set(self._kept(grown))
             return Change("extended", grown)
         return Change("appended", entry, self._insert(entry))
 
@@ -491,9 +497,24 @@ class MemoryCache:
         Raises:
             ValueError: as for `append`.
         """
-        for entry in entries:
+        rows = tuple(entries)
+        if self._ids or len(rows) > self.config.max_segments:
+            for entry in rows:
+                self._check(entry)
+                self._insert(entry)
+            return
+        # Where all fit, the index takes them at once, and costs of merges wait until there is
+        # something to merge: a question to many memories opens them all.
+        self._all_considered = False
+        for entry in rows:
             self._check(entry)
-            self._insert(entry)
+            self._ids.append(entry.segment)
+            self._rows[entry.segment] = self._kept(entry)
+        for kind, index in self._indexes.items():
+            keys = [(row, of_row) for row in rows if len(of_row := getattr(row, kind))]
+            if keys:
+                labels = [_labels(row)[: len(of_row)] for row, of_row in keys]
+                index.add(np.concatenate(labels), np.concatenate([of_row for _, of_row in keys]))
 
     def set_caption(
         self, segment: int, text: str, key: np.ndarray | None, sureness: Sureness = UNKNOWN
@@ -599,16 +620,25 @@ class MemoryCache:
             )
 
     def _insert(self, entry: Entry) -> Entry | None:
+        if not self._all_considered:
+            self._all_considered = True
+            for at in range(len(self._ids) - 2):
+                self._consider(at)
         self._ids.append(entry.segment)
-        has_text = entry.caption or entry.notes or entry.sureness
-        self._set(with_text(entry) if has_text else entry)
+        self._set(self._kept(entry))
         # The row before is final now: it and its predecessor may merge.
         self._consider(len(self._ids) - 3)
         return self._make_room() if len(self) > self.config.max_segments else None
 
+    def _kept(self, entry: Entry) -> Entry:
+        """Return a row as it is held: as much text as fits, and no payload that a store has."""
+        if entry.caption or entry.notes or entry.sureness:
+            entry = with_text(entry)
+        if self.config.keys_only and (entry.tokens.size or entry.keyframe is not None):
+            entry = replace(entry, tokens=entry.tokens[:0, :0], keyframe=None)
+        return entry
+
     def _set(self, row: Entry) -> Entry:
-        if self.config.keys_only and (row.tokens.size or row.keyframe is not None):
-            row = replace(row, tokens=row.tokens[:0, :0], keyframe=None)
         before, self._rows[row.segment] = self._rows.get(row.segment), row
         labels = _labels(row)
         for kind, index in self._indexes.items():
@@ -633,7 +663,7 @@ class MemoryCache:
 
     def _consider(self, at: int) -> None:
         """Put the rows at `at` and `at + 1` forward for a merge, the newest row excepted."""
-        if 0 <= at < len(self._ids) - 2:
+        if self._all_considered and 0 <= at < len(self._ids) - 2:
             left, right = self._rows[self._ids[at]], self._rows[self._ids[at + 1]]
             if left.source == right.source:
                 self._queue.offer(left, right, self._rows)

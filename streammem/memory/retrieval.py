@@ -16,7 +16,7 @@ rule is one function in ``RANKERS``; it then holds in all three, and for "not se
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -432,7 +432,8 @@ def retrieve(
         # The index finds them sooner: the best k by nearest key are among the best k of each kind.
         near = memory.nearest(query.key, k, None if everywhere else entries)
         known = {entry.segment for entry in near}
-        named = (e for e in (memory.entries() if everywhere else entries) if _names(e, query.words))
+        rows = memory.entries() if everywhere else entries
+        named = (e for e in _spelling(rows, query.words) if _names(e, query.words))
         entries = [*near, *(entry for entry in named if entry.segment not in known)]
     elif everywhere:
         entries = memory.entries()
@@ -580,6 +581,25 @@ def _by_kind(candidates: Candidates) -> dict[str, np.ndarray]:
     return counts
 
 
+def _spelling(entries: Sequence[Entry], words: frozenset[str]) -> Iterator[Entry]:
+    """Yield the rows whose text holds each of these words as a string, in any of its forms.
+
+    Others name none of them. Reading all words of 1,000 captions takes ten times as long.
+    """
+    forms = [spellings(word) for word in words]
+    if not forms:
+        return
+    for entry in entries:
+        text = (entry.caption or "").lower()
+        if entry.notes:
+            text += _speech(entry).lower()
+        for each in forms:
+            if not any(map(text.__contains__, each)):
+                break
+        else:
+            yield entry
+
+
 def _names(entry: Entry, words: frozenset[str]) -> bool:
     return names(_sure_caption(entry), words) or names(_speech(entry), words)
 
@@ -680,6 +700,14 @@ def stem(word: str) -> str:
     # "ride", "riding" -> "rid"; "carry", "carries", "carried" -> "carri"
     word = word[:-1] if word.endswith("e") and len(word) > 3 else word
     return word[:-1] + "i" if word.endswith("y") and len(word) > 3 else word
+
+
+@lru_cache(maxsize=256)
+def spellings(word: str) -> tuple[str, ...]:
+    """Return strings of which every text holds one that holds a word of this stem."""
+    irregular = [form for form in _IRREGULAR if stem(form) == word]
+    # An end in y becomes i: "skies" and "sky" share "sk".
+    return (word[:-1] if word[-1:] in ("i", "y") else word, *irregular)
 
 
 @lru_cache(maxsize=8192)  # captions of a memory are compared with every question

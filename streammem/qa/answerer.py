@@ -267,7 +267,7 @@ class Answerer:
         )  # fmt: skip
         computes = self.config.context in ("memory", "captions") and not in_words
         if computes and not pictures and (said := read_said(about)):
-            return self._said(question, said, on_text)
+            return self._said(question, said, on_text, present)
         computed = ""
         if computes and not pictures and (lost := read_last_seen(about)):
             if self.config.steps == 1:
@@ -308,7 +308,11 @@ class Answerer:
     ) -> tuple[Moment, ...]:
         """Find the moments that a description fits best, best first."""
         asked = self._query(_encodable(query), self._now(present), within)
-        hits = self.memory.search(asked, within, count, self.config.rankers)
+        hits: Sequence[Hit] = self.memory.search(asked, within, count, self.config.rankers)
+        if heard := [clip.entry for clip in _heard_clips(present, within)]:
+            # Of the open scene only what is said is found: its row is not there to be shown.
+            said = [h for h in rate(heard, asked, self.config.rankers) if h.matched == "speech"]
+            hits = sorted((*hits, *said), key=lambda hit: (-hit.ranked, -hit.cosine))[:count]
         return tuple(
             Moment(**self._fields(hit, asked.words), rank=rank)
             for rank, hit in enumerate(hits, start=1)
@@ -414,15 +418,21 @@ class Answerer:
 
     # -- what was said --
 
-    def _said(self, question: AskedQuestion, asked: SaidQuestion, on_text: OnText | None) -> Answer:
+    def _said(
+        self,
+        question: AskedQuestion,
+        asked: SaidQuestion,
+        on_text: OnText | None,
+        present: Present,
+    ) -> Answer:
         """Answer with the sentences that were said, or that there was none."""
         # 1. The sentences of the window, those of the speaker who is asked about first.
-        clips = self._clips(question.window)
+        clips = self._clips(question.window) + _heard_clips(present, question.window)
         heard = by_speaker(sentences(clips), asked.speaker)
         looked, whole = question.looked_at, read_said(_encodable(question.text))
         if not heard and asked.topic and whole and whole.topic != asked.topic:
             # "What did they say about the car that comes on Monday?": the time is of the topic.
-            clips = self._clips(question.within)
+            clips = self._clips(question.within) + _heard_clips(present, question.within)
             heard, asked, looked = by_speaker(sentences(clips), whole.speaker), whole, None
         anything = not asked.topic
         near = [replace(q, score=1.0) for q in heard] if anything else ranked(heard, asked.topic)
@@ -440,9 +450,8 @@ class Answerer:
         named = len({quote.entry.source for quote in heard}) > 1
         text = text_of(asked, shown, len(found) - len(shown), named=named)
         if not heard:
-            known = any(
-                note.kind == "speech" for entry in self.memory.entries() for note in entry.notes
-            )
+            rows = (*self.memory.entries(), *filter(None, [present.heard]))
+            known = any(note.kind == "speech" for entry in rows for note in entry.notes)
             text = NOTHING_SAID if known else NO_WORDS
         if on_text:
             on_text(text)
@@ -465,7 +474,7 @@ class Answerer:
             start=quote.start,
             end=quote.end,
             score=quote.score,
-            keyframe=self.memory.keyframe_path(entry.segment),
+            keyframe=self._keyframe_path(entry),
             caption=entry.caption,
             speech=quote.text,
             wall_start=wall_start,
@@ -844,7 +853,10 @@ class Answerer:
         encoder = self.model.text_encoder
         key = encoder.sentence_keys([text])[0]
         background = encoder.background.numpy() @ key
-        num_keys = sum(len(clip.entry.visual_keys) for clip in self._clips(window))
+        if window == EVERYTHING:
+            num_keys = self.memory.num_keys
+        else:
+            num_keys = sum(len(clip.entry.visual_keys) for clip in self._clips(window))
         num_keys += self.keys_elsewhere
         words = content_words(text)
         things = named_in(self.things, text) or tuple(
@@ -861,6 +873,10 @@ class Answerer:
 
     def _clips(self, window: Window) -> tuple[Clip, ...]:
         return clipped(self.memory.entries(), window)
+
+    def _keyframe_path(self, entry: Entry) -> str | None:
+        is_kept = self.memory.get(entry.segment) is not None  # the open scene is not
+        return self.memory.keyframe_path(entry.segment) if is_kept else None
 
     def _row(self, entry: Entry) -> Entry:
         """Return a row as it is now: captions and merges change it."""
@@ -888,7 +904,7 @@ class Answerer:
             "start": entry.start,
             "end": entry.end,
             "score": hit.score,
-            "keyframe": self.memory.keyframe_path(entry.segment),
+            "keyframe": self._keyframe_path(entry),
             "caption": entry.caption,
             "speech": " ".join(note.shown for note in entry.notes) or None,
             "matched": hit.matched,
@@ -899,6 +915,11 @@ class Answerer:
             "reason": "unsure" if _is_cut(entry) else None,
             "names": tuple(thing.name for thing in self.things if thing.excess(entry) >= 0),
         }
+
+
+def _heard_clips(present: Present, window: Window) -> tuple[Clip, ...]:
+    """Return what was said in the open scene, cut to a window."""
+    return clipped([present.heard], window) if present.heard else ()
 
 
 def _of(segments: Container[int]) -> Callable[[Entry], bool]:

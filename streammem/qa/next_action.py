@@ -47,10 +47,10 @@ class PastConfig:
         own: in [0, 1], share of the past beside an adapter.
     """
 
-    order: int = 3
+    order: int = 2
     scale: float = 1.0
-    decay: float = 0.98
-    own: float = 0.3
+    decay: float = 0.8
+    own: float = 0.25
 
 
 PAST = PastConfig()

@@ -57,12 +57,15 @@ class Present(NamedTuple):
         segment: id of the open segment.
         memory: recurrent memory tokens.
         source: name of its source.
+        heard: what was said that no row of the memory holds yet, with the keys of the open segment,
+            as a row; None where there is nothing.
     """
 
     now: Sequence[BufferedFrame]
     segment: int
     memory: Tensor
     source: str = ""
+    heard: Entry | None = None
 
 
 class AskedQuestion(NamedTuple):

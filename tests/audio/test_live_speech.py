@@ -309,6 +309,36 @@ def test_a_scene_gets_its_words_once_all_of_it_was_recognised(words, monkeypatch
     assert list(notes.due()) == [] and kept[1:] == [(1, [third])] and not notes.awaits
 
 
+@pytest.mark.parametrize("durable", [False, True])
+def test_answers_know_the_words_of_the_scene_that_is_still_open(words, tmp_path, durable):
+    session = Session(
+        tiny_model(), SessionConfig(caption=SHORT), memory=tmp_path / "m" if durable else None
+    )
+    notes = speaking.SceneNotes(session, Camera([], SPEECH), speaking.Speech(None, lambda: words))
+    notes.close()
+    session.unkept = lambda: tuple(notes._heard)  # as before it was closed
+    for frame in film(("red", 6)):
+        session.push(frame)
+    said = Note(1.0, 2.0, "We sail to Bergen at dawn.", (1.0, 1.2, 1.4, 1.5, 1.6, 1.8))
+    notes.listeners = [listener_of([[said], [3.5]])]
+    assert list(notes.due()) == [said] and not session.memory.entries()
+    answer = session.ask("When did someone say something about Bergen?")
+    assert answer.seen and answer.text == "at 00:01.5: “We sail to Bergen at dawn.”"
+    (evidence,) = answer.evidence
+    assert (evidence.segment, evidence.keyframe) == (session.next_segment, None)
+    (moment,) = session.find("Bergen")
+    assert (moment.matched, moment.said_at) == ("speech", 1.5)
+    assert session.find("Bergen", between=(90, 99)) == ()
+    assert session.ask("Did they mention Oslo?").text.startswith("no")
+    # Once its scene has closed the words are a row's, and found once.
+    (segment,) = session.flush()
+    notes.closed(segment)
+    assert list(notes.due()) == [] and session.unkept() == ()
+    assert len(session.ask("When did they mention Bergen?").evidence) == 1
+    assert [m.segment for m in session.find("Bergen")] == [segment.id]
+    session.close()
+
+
 def listener_of(steps):
     """Return a listener that gives one of the steps each time."""
     return SimpleNamespace(finished=False, ready=lambda wait_s: steps.pop(0), most_waiting=0)

@@ -1,5 +1,7 @@
 """One suite for every VectorIndex; a further implementation adds its name to INDEXES."""
 
+from itertools import count
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,8 @@ from streammem_kernels import ops
 
 from streammem.errors import ConfigError
 from streammem.memory.index import FaissIndex, NumpyIndex, TorchIndex, index_choice, index_for
+from streammem.memory.sinks import QdrantSink, open_sink
+from tests.postgres import postgres  # noqa: F401, a fixture
 
 DIM = 24
 INDEXES = {
@@ -14,6 +18,8 @@ INDEXES = {
     "FaissIndex": FaissIndex,
     "TorchIndex": lambda dim: TorchIndex(dim, "cpu"),
 }
+DATABASES = [pytest.param(n, marks=pytest.mark.heavy) for n in ("QdrantIndex", "PgvectorIndex")]
+NUMBER = count()
 # Unit rows in half precision: 2^-11 relative a component.
 TOLERANCE = 1e-3
 
@@ -23,9 +29,19 @@ def unit(num, seed=0, dim=DIM):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-@pytest.fixture(params=INDEXES)
+@pytest.fixture(params=[*INDEXES, *DATABASES])
 def make(request):
-    return INDEXES[request.param]
+    if request.param in INDEXES:
+        yield INDEXES[request.param]
+        return
+    if request.param == "QdrantIndex":
+        qdrant = pytest.importorskip("qdrant_client", reason="needs streammem[qdrant]")
+        sink = QdrantSink(qdrant.QdrantClient(":memory:"), "tests", DIM, "a model")
+    else:
+        address = f"{request.getfixturevalue('postgres')}&table=contract{next(NUMBER)}"
+        sink = open_sink(address, DIM, "a model")
+    with sink:  # the index of another memory each time
+        yield lambda dim: sink.index(f"memory {next(NUMBER)}")
 
 
 @pytest.fixture

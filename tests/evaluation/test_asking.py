@@ -70,7 +70,7 @@ class Honest:
     def __init__(self):
         self.seen, self.ended = [], False
 
-    num_bytes = 5
+    num_bytes, fingerprint = 5, "weights"
 
     def push(self, frame, notes):
         assert not self.ended
@@ -408,6 +408,58 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path):
         ask_suite(found, Video(), Honest, other, model="fake", out=tmp_path, progress=False)
 
 
+def test_a_run_goes_on_only_with_the_same_model_and_the_same_settings(tmp_path):
+    found = questions()
+    config = RunConfig(("memory",), "letter")
+    ask = partial(ask_suite, found, Video(), config=config, out=tmp_path, progress=False)
+    ask(factory=Honest, model="fake")
+    log = tmp_path / "predictions.jsonl"
+    lines = log.read_text().splitlines()
+    kept = [json.loads(line) for line in lines if '"done"' in line]
+    assert {line["fingerprint"] for line in kept} == {"weights"}
+    ends = [i for i, line in enumerate(lines) if '"done"' in line]
+    log.write_text("\n".join(lines[: ends[1] + 1]) + "\n")  # two of four videos
+
+    class Trained(Honest):
+        fingerprint = "other weights"
+
+    with pytest.raises(ConfigError, match=r"other weights \(fingerprint weights, now other weigh"):
+        ask(factory=Trained, model="fake")
+    with pytest.raises(ConfigError, match="another model; give a new folder"):
+        ask(factory=Honest, model="another")
+    assert ask(factory=Honest, model="fake").fingerprint == "weights"
+    assert ask(factory=Trained, model="fake").fingerprint == "weights", "nothing is asked any more"
+
+
+def test_by_likelihood_the_order_of_options_is_not_asked_again():
+    asked = []
+
+    class Counts(Honest):
+        def ask(self, each, context):
+            asked.append(each)
+            reply = super().ask(each, context)
+            return reply._replace(choice=LETTERS.index(reply.text))
+
+    contexts = ("memory", "shuffled")
+    config = RunConfig(contexts, "likelihood")
+    rows = ask_suite(questions(), Video(), Counts, config, model="fake", progress=False).rows
+    assert len(asked) == 40 and len(rows) == 80
+    by = {name: [row["strict"] for row in rows if row["context"] == name] for name in contexts}
+    assert by["memory"] == by["shuffled"]
+    run(questions(), Counts, contexts)
+    assert len(asked) == 120, "by letter it is asked both ways"
+
+
+def test_progress_is_told_after_each_video():
+    told = []
+    config = RunConfig(("memory",), "letter")
+    ask_suite(
+        questions(), Video(), Honest, config, model="fake", progress=False,
+        on_progress=lambda *of: told.append(of),
+    )  # fmt: skip
+    assert told == [(10, 40), (20, 40), (30, 40), (40, 40)]
+
+
 # -- two runs --
 
 
@@ -618,8 +670,11 @@ def test_the_command_prints_a_report_whose_last_line_is_json_and_keeps_it(
     monkeypatch.setattr("streammem.models.registry.load", lambda *_, **__: model)
     folder, out = nextqa(tmp_path / "nextqa"), tmp_path / "run"
     line = ["eval", "nextqa", str(folder), "--context", "blind", "-o", str(out)]
+    monkeypatch.setattr("streammem.commands.evaluating.PROGRESS_S", 0.0)
     assert main(line) == 0
-    *_, last = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr()
+    assert "3 of 3 questions are done" in told.err, "no terminal: lines instead of a bar"
+    *_, last = told.out.splitlines()
     report = json.loads(last)
     assert report == json.loads((out / "report.json").read_text())
     assert report["parts"]["all"]["contexts"]["blind"]["strict"][3] == 3

@@ -16,6 +16,7 @@ from streammem.evaluation.films import (
     OPERATORS,
     SCENE_S,
     THINGS,
+    UNSAID,
     Clip,
     ask_about,
     ask_along,
@@ -70,6 +71,40 @@ def test_a_film_shows_every_clip_within_it_and_never_one_twice_in_a_row(seed):
 )
 def test_a_clip_has_a_description_that_one_can_ask_for(clip, text):
     assert description_of(clip) == text
+
+
+@pytest.mark.parametrize(
+    ("sentence", "text"),
+    [
+        ("A man looks up at the cliff he is climbing near the ocean .", None),
+        ("A boy wearing a brown shirt sits on a box .", None),
+        ("A dog that is running on grass .", None),
+        ("A man wearing a hat .", "a man wearing a hat"),
+        ("Two dogs are running on grass .", None),
+    ],
+)
+def test_a_sentence_of_two_verbs_is_no_description(sentence, text):
+    assert description_of(Clip("a.jpg", (sentence,))) == (
+        "two dogs running on grass" if sentence.startswith("Two") else text
+    )
+
+
+def test_every_verb_of_a_clip_becomes_a_participle():
+    clip = Clip("a.mp4", ("a hand places and removes plastic bottles on a table",), 4.0)
+    assert description_of(clip) == "a hand placing and removing plastic bottles on a table"
+    clip = Clip("b.mp4", ("a woman applies makeup to her eye",), 4.0)
+    assert description_of(clip) == "a woman applying makeup to her eye"
+
+
+def test_what_sentences_leave_out_is_asked_for_only_where_one_names_it():
+    clips = [Clip("a.mp4", ("a dog runs by a tree",), 8.0), *CLIPS]
+    for questions in (ask_along(plan(clips, 200.0, seed=0), clips, seed=s) for s in range(3)):
+        about = [q for q in questions if re.search(r"\ba tree\b(?! )|\ba hat\b", q.text)]
+        about = [q for q in about if "by a tree" not in q.text]
+        assert {(q.operator, bool(q.gold)) for q in about} == {("exists", True)}
+    assert set(THINGS) >= UNSAID
+    assert not shows(["a girl smiles at the camera"], "a camera")
+    assert shows(["a man holds a camera"], "a camera")
 
 
 def test_everyday_things_are_many_and_each_can_be_looked_for():

@@ -347,3 +347,14 @@ def test_categories_of_the_real_suites_are_kept():
         pytest.skip("STREAMMEM_DATA has no text/benchmarks")
     found = Counter(q.categories for q in read_suite("mvbench", DATA / "mvbench").questions)
     assert len(found) == 20 and set(found.values()) == {200}
+
+
+def test_a_wrong_folder_is_an_error_that_names_what_was_looked_for(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(
+        DatasetError, match=r"holds no question file of nextqa; looked for test_q"
+    ) as e:
+        read_suite("nextqa", tmp_path)
+    assert "with test_a.json beside it" in str(e.value)
+    with pytest.raises(DatasetError, match=r"no such folder, so no question file of mlvu; .*json/"):
+        read_suite("mlvu", tmp_path / "nowhere")

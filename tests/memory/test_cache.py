@@ -290,6 +290,22 @@ def test_loading_what_a_store_kept_row_by_row_gives_the_same_cache():
     assert all(same(*pair) for pair in zip(cache.entries(), copy.entries(), strict=True))
 
 
+def test_a_cache_that_was_loaded_goes_on_as_one_that_was_filled():
+    cache, copy = filled(12, max_segments=12), MemoryCache(config(max_segments=12))
+    copy.load(cache.entries())
+    for each in (cache, copy):
+        each.drop([4])
+        for segment in range(12, 40):
+            each.append(make(segment, unit(2, seed=segment)))
+    assert all(same(*pair) for pair in zip(cache.entries(), copy.entries(), strict=True))
+    assert cache.num_keys == copy.num_keys == sum(len(e.visual_keys) for e in copy.entries())
+    for seed in range(5):
+        ours, theirs = (search(each, unit(1, seed)[0], 5) for each in (cache, copy))
+        assert [(h.entry.segment, h.score) for h in ours] == [
+            (h.entry.segment, h.score) for h in theirs
+        ]
+
+
 def test_entries_are_values():
     keys = unit(1)
     entry = make(0, keys)

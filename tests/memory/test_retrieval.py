@@ -6,6 +6,7 @@ from streammem.memory import retrieval
 from streammem.memory.entry import Now
 from streammem.memory.memory import MemoryCache
 from streammem.memory.retrieval import (
+    _IRREGULAR,
     DEFAULT_NULL,
     DEFAULT_RANKERS,
     MARGINS,
@@ -15,10 +16,12 @@ from streammem.memory.retrieval import (
     NameReadout,
     Query,
     Window,
+    _spelling,
     check_rankers,
     clipped,
     content_words,
     fit_null,
+    names,
     normalise,
     rate,
     retrieve,
@@ -29,6 +32,11 @@ from streammem.types import Note, TimeSpan
 from tests.memory.entries import config, filled, make, near, search, unit
 
 DIM, QUERIES = 64, 200
+# Words of all endings that are brought to one form.
+_SAID = """sky skies carry carries carried carrying ride rides riding running runs stopped falling
+fallen boxes churches dishes glasses gas bus dog's taxi ties tie dying dye eyes a the 2 pass passed
+Maße İstanbul naïve"""
+FORMS = (*_IRREGULAR, *_IRREGULAR.values(), *_SAID.split())
 SIZES = (100, 1_000, 10_000, 100_000)
 
 
@@ -166,6 +174,25 @@ def test_a_text_that_names_what_is_looked_for_is_seen_whatever_the_keys_say(
         first = retrieve(cache, query, k=k)[0]
         assert (first.entry.segment == 0) == (first.score >= SEEN) == first.seen == seen
         assert first.matched == (matched if seen else "picture")
+
+
+@pytest.mark.parametrize("shown", [str, str.upper])
+def test_a_text_holds_the_words_that_it_names_in_one_of_their_spellings(shown):
+    for word in FORMS:
+        entry = make(0, caption=f"It is {shown(word)}.")
+        words = content_words(entry.caption)
+        assert names(entry.caption, words) == bool(words)
+        assert list(_spelling([entry], words)) == [entry] * bool(words), word
+
+
+def test_rows_whose_words_are_none_of_those_looked_for_are_passed_over():
+    entry = make(
+        0, caption="A man rides a motorcycle.", notes=(Note(0.0, 0.5, "The sky is clear."),)
+    )
+    assert list(_spelling([entry], content_words("skies"))) == [entry]
+    assert list(_spelling([entry], content_words("men riding"))) == [entry]
+    assert list(_spelling([entry], content_words("a man on a horse"))) == []
+    assert list(_spelling([entry], frozenset())) == []
 
 
 def test_a_picture_that_shows_what_its_caption_names_counts_more_than_either():

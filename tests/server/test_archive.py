@@ -7,8 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from streammem.cli import build_parser
+from streammem.commands.serving import _check_archive, server_config
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
+from streammem.errors import ConfigError
 from streammem.fleet.asking import ask_all, find_all, open_all
 from streammem.fleet.cameras import status_text
 from streammem.memory.folder import KEYFRAMES
@@ -251,3 +254,23 @@ async def test_idle_memories_are_closed_and_opened_again(serving, archive):
         await open_ones.close_idle(0)
         assert open_ones._memories is None
         assert (await client.post("/v1/archive/find", json={"query": "red"})).json() == first
+
+
+@pytest.mark.parametrize("command", ["serve", "ui", "mcp"])
+async def test_the_commands_take_an_archive_and_refuse_what_is_none(command, made, tmp_path):
+    def config(*flags):
+        arguments = build_parser().parse_args([command, *map(str, flags)])
+        if command == "mcp":
+            _check_archive(arguments)
+            return None
+        return server_config(arguments, by_default=command == "ui")
+
+    found = config("--archive", made)
+    if found:
+        # A camera beside it is kept in RAM, even where `ui` would keep it on disk.
+        with_camera = config("rtsp://camera/1", "--archive", made)
+        assert found.memories == made and found.read_only and not with_camera.keep_in
+    with pytest.raises(ConfigError, match="is one memory"):
+        config("--archive", made / "door")
+    with pytest.raises(ConfigError, match="give one of them"):
+        config("--archive", made, "--memories", tmp_path)

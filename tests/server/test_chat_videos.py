@@ -28,6 +28,8 @@ def films(tmp_path, video):
     (folder / "list.m3u8").write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1/a.ts\n")
     (folder / "text.mp4").write_text("no film")
     shutil.copy(video, tmp_path / "outside.mp4")
+    (tmp_path / "filmsx").mkdir()  # begins with the same letters
+    shutil.copy(video, tmp_path / "filmsx" / "a.mp4")
     (folder / "link.mp4").symlink_to(tmp_path / "outside.mp4")
     (folder / "inside.mp4").symlink_to(folder / "a.mp4")
     return folder

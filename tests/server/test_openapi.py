@@ -33,6 +33,7 @@ def test_the_contract_is_described(model, memories):
         "/v1/sessions/{name}/frames": {"post"},
         "/v1/sessions/{name}/events": {"get"},
         "/v1/sessions/{name}/questions": {"post"},
+        "/v1/sessions/{name}/plan": {"post", "delete"},
         "/v1/memories": {"get"},
         "/v1/memories/{name}/questions": {"post"},
         "/v1/archive": {"get"},

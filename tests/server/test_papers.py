@@ -51,6 +51,12 @@ async def test_replies_and_events_are_as_described(serving, watched, door):
                 f"{path}/find", json={"query": "blue"}
             ),
             ("/v1/sessions/{name}/summary", "get"): await client.get(f"{path}/summary"),
+            ("/v1/sessions/{name}/plan", "post"): await client.post(
+                f"{path}/plan", json={"goal": "paint", "steps": ["a red room"], "follow": True}
+            ),
+            ("/v1/memories/{name}/plan", "post"): await client.post(
+                "/v1/memories/door/plan", json={"goal": "paint"}
+            ),
             ("/v1/memories", "get"): await client.get("/v1/memories"),
             ("/v1/memories/{name}", "get"): await client.get("/v1/memories/door"),
             ("/v1/archive", "get"): await client.get("/v1/archive"),
@@ -78,7 +84,7 @@ async def test_replies_and_events_are_as_described(serving, watched, door):
     events = [json.loads(line) for line in re.findall(r"^data: (.*)$", stream, re.MULTILINE)]
     for event in events:
         check(event, {"$ref": "#/components/schemas/Event"})
-    assert {"segment", "caption", "answer", "stats"} <= {event["type"] for event in events}
+    assert {"segment", "caption", "answer", "plan", "stats"} <= {event["type"] for event in events}
     by_socket = described["paths"]["/v1/sessions/{name}/events"]["get"]["x-websocket"]
     assert "4404" in by_socket["closeCodes"]
 

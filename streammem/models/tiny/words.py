@@ -124,9 +124,12 @@ class NamesOfKeys(nn.Module):
         if meaning is None:
             return None
         number, chosen = meaning
-        word = None
+        word: tuple[np.ndarray, float] | None = None
         if number is not None:
-            word = self.words.weight[number].detach().numpy(), float(self.words.bias[number])
+            word = (
+                self.words.weight.detach()[number].numpy(),
+                float(self.words.bias.detach()[number]),
+            )
         classes, offsets = self.classes.weight.detach().numpy(), self.classes.bias.detach().numpy()
         return NameReadout(word, classes, offsets, chosen)
 

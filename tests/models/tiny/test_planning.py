@@ -1,8 +1,11 @@
 """The planning adapter: what it reads, what it gives, its file."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from streammem.errors import CheckpointError, ConfigError
 from streammem.models.tiny.planning import (
@@ -11,6 +14,7 @@ from streammem.models.tiny.planning import (
     ActionWords,
     PlanningAdapter,
     open_planning,
+    planning_file,
     save_planning,
 )
 
@@ -81,3 +85,16 @@ def test_a_file_that_is_no_adapter_is_refused(adapter, tmp_path, spoil):
         open_planning(path)
     with pytest.raises(ConfigError, match="kitchen"):
         open_planning(tmp_path / "none")
+
+
+def test_the_packaged_adapter_states_its_terms_and_knows_what_follows_in_kitchens():
+    with safe_open(planning_file("kitchen"), "pt") as file:
+        assert "CC BY-NC 4.0" in json.loads(file.metadata()["planning"])["terms"]
+    adapter = open_planning("kitchen")
+    words = adapter.words
+    seen = [words.read(text) for text in ("open the fridge", "take the milk", "close the fridge")]
+    assert [words.name(action) for action in seen] == ["open fridge", "take milk", "close fridge"]
+    chances = adapter.next(seen[:2])
+    verb = chances.sum(1).argmax()
+    assert words.verb_names[verb] in ("close", "take", "put")
+    assert chances[seen[2]] > 20 * adapter.next([])[seen[2]]  # more than by itself

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 
 from streammem.errors import StoreError
 from streammem.memory.store import Store
-from streammem.output import parquet
-from streammem.output.parquet import write_parquet
+from streammem.output import tables
+from streammem.output.tables import write_parquet
 
 
 def test_the_table_holds_every_row_with_its_keys_and_its_picture(run, memories, tmp_path):
@@ -35,7 +35,7 @@ def test_the_table_holds_every_row_with_its_keys_and_its_picture(run, memories, 
 def test_few_rows_are_held_at_a_time_and_a_file_is_whole_or_not_there(
     memories, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(parquet, "ROWS", 2)
+    monkeypatch.setattr(tables, "ROWS", 2)
     with Store.open(memories / "trips", None, "r") as store:
         header, entries = store.header, list(store.export())
     about = {"memory": "m", "fingerprint": header.fingerprint, "key_dim": header.key_dim}
@@ -57,3 +57,16 @@ def test_few_rows_are_held_at_a_time_and_a_file_is_whole_or_not_there(
 def test_what_has_no_place_in_a_table_is_refused(run, memories, more, wanted):
     code, _, err = run("memory", "export", memories / "trips", "--format", "parquet", *more)
     assert code == 2 and wanted in err
+
+
+@pytest.mark.heavy
+def test_a_lance_dataset_holds_the_same_rows_and_no_part_is_left(run, memories, tmp_path):
+    lance = pytest.importorskip("lance", reason="needs streammem[lance]")
+    command = ("memory", "export", memories / "trips", "--format")
+    assert run(*command, "lance", "-o", tmp_path / "trips.lance")[0] == 0
+    assert run(*command, "parquet", "-o", tmp_path / "trips.parquet")[0] == 0
+    rows = lance.dataset(str(tmp_path / "trips.lance")).to_table()
+    assert rows.to_pylist() == pq.read_table(tmp_path / "trips.parquet").to_pylist()
+    code, _, err = run(*command, "lance", "-o", tmp_path / "trips.lance")
+    assert code != 0 and "trips.lance" in err
+    assert not list(tmp_path.glob("*.partial"))

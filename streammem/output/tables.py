@@ -1,11 +1,12 @@
-"""A memory as a Parquet table, one row a segment, for pandas, DuckDB, Lance or a vector database.
+"""A memory as a table of Parquet or Lance, one row a segment, for pandas, DuckDB and others.
 
     write_parquet(Path("trips.parquet"), store.export(), memory="trips", fingerprint="0f3c...")
 
-Needs streammem[parquet]. The memory itself stays the truth; nothing reads these files back.
+Needs streammem[parquet], or [lance]. The memory itself stays the truth; nothing reads tables back.
 """
 
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -44,11 +45,58 @@ def write_parquet(
         StoreError: the file cannot be written.
     """
     try:
-        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         run = install_command("parquet")
         raise BackboneError(f"pyarrow is not installed; run: {run}") from error
+    partial, num_rows = path.with_name(f"{path.name}.partial"), 0
+    schema = _schema(fingerprint, key_dim)
+    try:
+        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+            for batch in _batches(entries, schema, memory):
+                writer.write_batch(batch)
+                num_rows += batch.num_rows
+        partial.replace(path)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return num_rows
+
+
+def write_lance(
+    path: Path, entries: Iterable[Entry], *, memory: str, fingerprint: str, key_dim: int
+) -> int:
+    """Write a Lance dataset, a folder, of the same columns; otherwise as ``write_parquet``.
+
+    Raises:
+        BackboneError: pylance is not installed.
+        StoreError: the folder exists, or cannot be written.
+    """
+    try:
+        import lance
+        import pyarrow as pa
+    except ImportError as error:
+        run = install_command("lance")
+        raise BackboneError(f"pylance is not installed; run: {run}") from error
+    if path.exists():
+        raise StoreError(f"{path}: exists; remove it first, or give another folder")
+    partial, schema = path.with_name(f"{path.name}.partial"), _schema(fingerprint, key_dim)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        reader = pa.RecordBatchReader.from_batches(schema, _batches(entries, schema, memory))
+        num_rows: int = lance.write_dataset(reader, str(partial)).count_rows()
+        partial.replace(path)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return num_rows
+
+
+def _schema(fingerprint: str, key_dim: int) -> Any:
+    import pyarrow as pa
+
     key = pa.list_(pa.float32(), key_dim)
     fields = {
         "memory": pa.string(), "source": pa.string(), "segment": pa.int64(), "last": pa.int64(),
@@ -57,20 +105,15 @@ def write_parquet(
         "speech": pa.string(), "vector": key, "keys": pa.list_(key), "caption_keys": pa.list_(key),
         "speech_keys": pa.list_(key), "keyframe": pa.binary(),
     }  # fmt: skip
-    schema = pa.schema(fields, metadata={"streammem.fingerprint": fingerprint})
-    partial, num_rows = path.with_name(f"{path.name}.partial"), 0
-    try:
-        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-            left = iter(entries)
-            while rows := [_row(entry) | {"memory": memory} for entry in islice(left, ROWS)]:
-                writer.write_table(pa.Table.from_pylist(rows, schema))
-                num_rows += len(rows)
-        partial.replace(path)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return num_rows
+    return pa.schema(fields, metadata={"streammem.fingerprint": fingerprint})
+
+
+def _batches(entries: Iterable[Entry], schema: Any, memory: str) -> Iterator[Any]:
+    import pyarrow as pa
+
+    left = iter(entries)
+    while rows := [_row(entry) | {"memory": memory} for entry in islice(left, ROWS)]:
+        yield pa.RecordBatch.from_pylist(rows, schema)
 
 
 def _row(entry: Entry) -> dict[str, Any]:
