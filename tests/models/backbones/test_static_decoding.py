@@ -109,6 +109,21 @@ def test_what_prompts_begin_with_alike_is_read_once():
     assert static.decoder().num_read - before == 3 * (max(lengths) - common)
 
 
+def test_a_beginning_that_padded_prompts_share_is_kept_without_the_padding():
+    static, usual = pair()
+    memory = seen(16)
+    prompts = [[memory, text] for text in ("What?", "Where is it, and whose?", "Who?")]
+    static.decoder().rows_apart = True
+    assert words(static, prompts) == words(usual, prompts)
+    before = static.decoder().num_read
+    assert words(static, prompts[2:]) == words(usual, prompts[2:])
+    assert static.decoder().num_read - before == 16 + len("Who?")  # after two prompts alike
+    assert words(static, prompts) == words(usual, prompts)
+    before = static.decoder().num_read
+    assert words(static, prompts[2:]) == words(usual, prompts[2:])
+    assert static.decoder().num_read - before < 16
+
+
 def test_prompts_whose_caches_would_be_too_large_are_not_continued_together(monkeypatch):
     static, usual = pair()
     prompts = [asked(static, number) for number in range(5)]
