@@ -74,7 +74,7 @@ GENERATORS: tuple[GeneratorKind, ...] = (
     GeneratorKind(
         "vllm", "vlm.embedded:open_vllm", "vllm:URL#NAME", served=True, reads_tokens=True
     ),
-    GeneratorKind("hf", "vlm.transformers_model:open_generator", "hf:NAME_OR_PATH"),
+    GeneratorKind("hf", "vlm.transformers_model:open_transformers", "hf:NAME_OR_PATH"),
 )
 
 

@@ -37,7 +37,7 @@ from streammem.server.schemas import (
     Error,
     MemoryInfo,
     MemoryList,
-    PushReceipt,
+    Pushed,
     SessionInfo,
     SessionList,
     Uploaded,
@@ -228,7 +228,7 @@ def _frame_routes(sessions: Sessions) -> APIRouter:
     @router.post(
         "/sessions/{name}/frames",
         response_model=None,
-        responses=replies(PushReceipt),
+        responses=replies(Pushed),
         openapi_extra={"requestBody": {"content": kinds}},
     )
     async def push_frame(

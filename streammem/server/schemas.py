@@ -185,7 +185,7 @@ class WarningEvent(_Record):
     lost: int | None = None
 
 
-class EvidenceScene(_Record):
+class EvidenceItem(_Record):
     """A scene that an answer rests on; from a score of 0.5 on it shows what was asked for."""
 
     source: Annotated[str, Field(examples=["holiday.mp4"])]
@@ -205,7 +205,7 @@ class EvidenceScene(_Record):
     names: list[str] | None = None
 
 
-class MomentEvent(EvidenceScene):
+class MomentEvent(EvidenceItem):
     """A moment that was found."""
 
     type: Literal["moment"]
@@ -231,7 +231,7 @@ class AnswerEvent(_Record):
     text: str
     seen: bool
     method: Literal["model", "computed"]
-    evidence: list[EvidenceScene]
+    evidence: list[EvidenceItem]
     remark: str | None = None
     looked_at: str | None = None
     left_out: Annotated[int, Field(description="pictures that the model had no room for")] = 0
@@ -288,7 +288,7 @@ _ANY: Any = (
 )
 
 
-class SessionEvent(RootModel[Annotated[_ANY, Field(discriminator="type")]]):
+class Event(RootModel[Annotated[_ANY, Field(discriminator="type")]]):
     """One event of a session."""
 
 
@@ -441,10 +441,10 @@ class Chapters(_Record):
 class Events(_Record):
     """What is kept, oldest first; each with its ``source``."""
 
-    events: list[SessionEvent]
+    events: list[Event]
 
 
-class PushReceipt(_Record):
+class Pushed(_Record):
     """Whether a picture will be perceived, and how many wait for that."""
 
     taken: bool

@@ -80,7 +80,7 @@ def test_a_question_is_trained_exactly_as_it_is_asked(stage):
     embedded = model.language.embed(model.answer_prompt(items, "What is it?"))
     passages = [stage.passage(i.start, i.end, i.caption, ["cup"]) for i in items]
     ids = torch.tensor([*stage._prefix, *passages[0], *passages[1],
-                        *stage._text("What is it?"), *stage._suffix])  # fmt: skip
+                        *model.language.text_ids("What is it?"), *stage._suffix])  # fmt: skip
     rows = model.language.model.get_input_embeddings()(ids.clamp(min=0))
     rows[ids == VISUAL_TOKEN] = stage.bridge.to_language(tokens).flatten(0, 1)
     assert torch.equal(rows, embedded)

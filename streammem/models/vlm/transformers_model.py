@@ -1,6 +1,6 @@
 """Any image-text-to-text model of transformers as a generator: pictures and text in, text out.
 
-    generator = open_generator("HuggingFaceTB/SmolVLM2-256M-Video-Instruct")
+    generator = open_transformers("HuggingFaceTB/SmolVLM2-256M-Video-Instruct")
     prompt = generator.caption_prompt(EvidenceItem(4.0, 9.0, keyframes=(picture,)))
     ((reply,),) = [each for each in generator.replies([prompt], generator.decoding) if each]
 

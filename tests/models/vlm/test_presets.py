@@ -119,17 +119,17 @@ def python(code, *arguments, **environment):
     )
 
 
-PULL = "from streammem.models.vlm.hub import pull; print(pull('tiny/smol'))"
+PULL = "from streammem.models.vlm.hub import pull_files; print(pull_files('tiny/smol'))"
 OPEN = """
 from streammem.models.protocols import EvidenceItem
-from streammem.models.vlm.transformers_model import open_generator
+from streammem.models.vlm.transformers_model import open_transformers
 import numpy as np
 import os, sys
-generator = open_generator("hf:tiny/smol")
+generator = open_transformers("hf:tiny/smol")
 prompt = generator.caption_prompt(EvidenceItem(0, 1, keyframes=(np.zeros((32, 32, 3), "uint8"),)))
 print("".join(generator.stream(prompt, generator.decoding)), flush=True)
 os.unlink(sys.argv[1])  # as if the fetch had broken off
-open_generator("hf:tiny/smol")
+open_transformers("hf:tiny/smol")
 """
 
 
