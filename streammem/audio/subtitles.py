@@ -60,13 +60,12 @@ _ENCODINGS = {
 _TIME = r"(?:(\d{1,6}):)?(\d{1,3}):(\d{1,2})(?:[,.:](\d{1,9}))?"
 _CUE = re.compile(rf"\s*{_TIME}\s*--?\s?>\s*{_TIME}(?:\s.*)?", re.ASCII)
 _ASS_TIME = re.compile(_TIME, re.ASCII)
-_VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]+)>", re.IGNORECASE)
+_VOICE = re.compile(r"<v(?:\.[^\s<>]*)?\s+([^\s<>][^<>]*)>", re.IGNORECASE)
 _TAG = re.compile(
     r"</?(?:b|i|u|s|em|strong|font|span|p|br|c|v|ruby|rt|lang)(?:[.\s/][^<>]*)?>|<[\d:.]+>",
     re.IGNORECASE,
 )
-_OVERRIDE = re.compile(r"\{\\[^}]*\}")
-_DRAWING = re.compile(r"\{[^}]*\\p[1-9][^}]*\}.*?(?:\{[^}]*\\p0[^}]*\}|$)")
+_OVERRIDE = re.compile(r"\{\\[^{}]*\}")
 _ASS_FIELDS = "layer start end style name marginl marginr marginv effect text".split()  # noqa: SIM905
 
 
@@ -299,9 +298,21 @@ def _read_ass(lines: list[str]) -> Iterator[_Found]:
 
 
 def _ass_text(text: str, speaker: str = "") -> str:
-    said = re.sub(r"\{[^}]*\}", "", _DRAWING.sub("", text))
-    said = " ".join(re.sub(r"\\[Nnh]", " ", said).split())
+    said = " ".join(re.sub(r"\\[Nnh]", " ", _without_overrides(text)).split())
     return f"{speaker.strip()}: {said}" if speaker.strip() and said else said
+
+
+def _without_overrides(text: str) -> str:
+    r"""Leave out ``{...}``, and what is drawn from \p1 to \p0; one pass, as files are untrusted."""
+    shown, draws = list[str](), False
+    *closed, rest = text.split("}")
+    for part in closed:
+        said, opened, override = part.partition("{")
+        if not draws:
+            shown.append(said if opened else said + "}")
+        for scale in re.findall(r"\\p(\d)", override):
+            draws = scale != "0"
+    return "".join(shown if draws else [*shown, rest])
 
 
 def _seconds(parts: Iterable[str | None]) -> float:

@@ -197,7 +197,8 @@ def _gpus() -> tuple[str, ...]:
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return tuple(filter(None, visible.split(",")))
+        named = (name.strip() for name in visible.split(","))
+        return tuple(name for name in named if name not in ("", "-1"))  # -1 hides all
     return tuple(map(str, range(torch.cuda.device_count())))
 
 
@@ -265,6 +266,8 @@ def _camera(
     try:
         if check_options(camera):
             raise ConfigError("is a memory, not a source")
+    except SourceError:
+        pass  # a file that is not there fails its own camera, not the others
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     return camera
@@ -298,14 +301,18 @@ class CamerasOpener:
         from streammem.captioning.shared import share_model
         from streammem.fleet.cameras import watch_together
 
-        model = load_in_worker(argparse.Namespace(**self.options), self.cores_each)
+        common = argparse.Namespace(**self.options)
+        model = load_in_worker(common, self.cores_each)  # its budget is now in `common`
 
         def work(
             cameras: dict[str, dict[str, Any]], is_stopping: "IsStopping"
         ) -> "Generator[News, None, None]":
             shared = share_model(model)
             try:
-                watched = {n: partial(_watch, options, shared) for n, options in cameras.items()}
+                watched = {
+                    n: partial(_watch, options | {"spend": vars(common).get("spend")}, shared)
+                    for n, options in cameras.items()
+                }
                 yield from watch_together(watched, is_stopping)
             finally:
                 shared.scheduler.close()

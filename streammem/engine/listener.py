@@ -35,6 +35,7 @@ PIPE_BEHIND_S = 600.0  # of a pipe, where only the oldest goes: 38 MB
 TAKEN_S = 24.0  # of what waits, at a time: Whisper reads half a minute at the price of a second
 IDLE_S = 3.0  # without sound, after which what is said counts as ended
 _WAIT_S, _ASK_AGAIN_S = 0.2, 0.05
+MOST_WAITING = 1000  # results of a worker that is ahead of the pictures
 AHEAD_S = 120.0  # of a file's sound that waits for the slowest of its listeners: 8 MB
 
 
@@ -168,7 +169,7 @@ class NoteWorker(ABC):
         with suppress(queue.Empty):
             if wait_s:
                 found.append(self._results.get(timeout=wait_s))
-            while True:
+            while not self.most_waiting or len(found) < self.most_waiting:
                 found.append(self._results.get_nowait())
         return found
 
@@ -207,7 +208,7 @@ class CueReader(NoteWorker):
         cues: gives them, about in order of time; how far it is; and what is wrong with them.
     """
 
-    most_waiting = 1000
+    most_waiting = MOST_WAITING
 
     def __init__(self, name: str, cues: Iterator[Note | str | float]) -> None:
         self._cues, self._num_faults = cues, 0
@@ -250,6 +251,8 @@ class Listener(NoteWorker):
         on_end: Callable[[], object] = lambda: None,
     ) -> None:
         self._opener, self._sound, self._events = opener, sound, events
+        if sound is not None:
+            self.most_waiting = MOST_WAITING  # what is recognised of a file waits for its pictures
         self._on_end = on_end
         self._behind_s, self._kept_s = behind_s, behind_s if kept_s is None else kept_s
         self._failure = ""  # of a transcription server, since the last note

@@ -50,11 +50,14 @@ class FollowedPlan:
     def after(self, event: Event) -> list[Alert | Plan]:
         """Take in what an event tells of; return alerts, and the plan where it has changed."""
         segment = None
-        if isinstance(event, Segment) and self._has_steps:
+        if isinstance(event, Segment):
             segment = event.id
         elif isinstance(event, Caption) and not self._has_steps:
             segment = event.segment
         if segment is None or (row := self._session.memory.get(segment)) is None:
+            return []
+        # Without steps a scene counts once it has a caption: of a long one when it closes.
+        if not self._has_steps and isinstance(event, Segment) and not row.caption:
             return []
         plan = self._follower.push(row)
         changed = bool(plan.alerts) or _changes(plan) != self._shown

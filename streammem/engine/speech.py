@@ -211,7 +211,8 @@ class SceneNotes:
         for place, listener in enumerate(self.listeners):
             if listener.finished:
                 self._until[place] = math.inf
-            if listener.most_waiting and len(self._heard) >= MAX_HEARD // 2:
+            is_ahead = not self._open or self._until[place] >= self._open[0].end
+            if listener.most_waiting and is_ahead and len(self._heard) >= MAX_HEARD // 2:
                 continue  # it waits until scenes have closed
             for item in listener.ready(wait_s):
                 wait_s = 0.0

@@ -48,7 +48,7 @@ class Judge:
         """
         url, _, model = text.removeprefix("openai:").partition("#")
         if not model.strip() or "://" not in url:
-            raise ConfigError(f"--judge {text}: give URL#MODEL, as http://localhost:8000/v1#NAME")
+            raise ConfigError("--judge: give URL#MODEL, as http://localhost:8000/v1#NAME")
         advice = "start it, or correct --judge"
         server = Server(url, "judge", advice, options or ServerOptions(), less="")
         return cls(f"{public_url(server.url)}#{printable(model.strip())}", server, model.strip())

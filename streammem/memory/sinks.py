@@ -12,14 +12,14 @@ is made anew. Rows are written whole; one whose checksum is there already is lef
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol, Self
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 from uuid import UUID, uuid5
 
 import numpy as np
@@ -509,20 +509,28 @@ class PgvectorSink(_Closing):
         except ImportError as error:
             run = install_command("postgres")
             raise BackboneError(f"psycopg is not installed; run: {run}") from error
-        parts = urlsplit(address)
-        query = dict(parse_qsl(parts.query))
-        table = query.pop("table", DEFAULT_NAME)
+        # Only ``table`` is ours; all else is PostgreSQL's, as it was given.
+        url, _, given = address.partition("?")
+        fields = [field for field in given.split("&") if field]
+        tables = [f.removeprefix("table=") for f in fields if f.startswith("table=")]
+        table = tables[-1] if tables else DEFAULT_NAME
         if not _NAME.fullmatch(table):
             raise ConfigError(f"?table={table}: give letters, digits and _")
-        url = urlunsplit(parts._replace(query=urlencode(query)))
+        if rest := "&".join(f for f in fields if not f.startswith("table=")):
+            url = f"{url}?{rest}"
+        try:
+            psycopg.conninfo.conninfo_to_dict(url)
+        except psycopg.Error:  # its message repeats a part, which may be the password
+            advice = "write % as %25, @ as %40 and : as %3A in a password"
+            raise ConfigError(f"the address of the database cannot be read; {advice}") from None
         with _of_postgres():
             connection = psycopg.connect(
                 url,
                 autocommit=True,
                 client_encoding="utf8",  # a database of no encoding would give bytes
                 connect_timeout=10,
-                options=f"-c statement_timeout={TIMEOUT_S * 1000}",
             )
+            connection.execute(f"SET statement_timeout = {TIMEOUT_S * 1000}")
         try:
             return cls(connection, table, key_dim, fingerprint)
         except BaseException:
@@ -650,8 +658,10 @@ class PgvectorIndex:
 
 def _columns(record: SinkRecord) -> tuple[Any, ...]:
     """Return the values of a record for PostgreSQL, which keeps no NUL in texts."""
-    wall = record.wall_start
-    values = asdict(record) | {"wall_start": wall and datetime.fromtimestamp(wall, UTC)}
+    wall, shown = record.wall_start, None
+    with suppress(ValueError, OverflowError, OSError):  # a time that no calendar has
+        shown = None if wall is None else datetime.fromtimestamp(wall, UTC)
+    values = asdict(record) | {"wall_start": shown}
     return tuple(v.replace("\0", "") if isinstance(v, str) else v for v in values.values())
 
 

@@ -161,7 +161,7 @@ class OpenArchive:
             memories.refresh()
             if not memories.sessions:
                 reason = "; ".join(memories.failed.values()) or "there is none"
-                raise Refused(404, f"no memory can be asked: {reason}")
+                raise Refused(404, f"no memory can be asked: {_shown_reason(reason)}")
             return work(memories)
 
         self._num_waiting += 1
@@ -394,8 +394,13 @@ def _look_json(
         "memory": name,
         "url": f"{prefix}/v1/memories/{quoted}",
         "state": kept,
-        "reason": _FOLDERS.sub("", without_addresses(reason)) or None,
+        "reason": _shown_reason(reason) or None,
         "segments": summary.segments if isinstance(summary, MemorySummary) else 0,
         "written": wall_clock(written / 1e9) if written else None,
         "seen": seen,
     }
+
+
+def _shown_reason(reason: str) -> str:
+    """Return a reason as clients may read it: without folders and addresses."""
+    return _FOLDERS.sub("", without_addresses(reason))

@@ -82,7 +82,8 @@ class ChatVideos:
         self._contents: OrderedDict[str, str] = OrderedDict()  # by address of the web
         self._files: OrderedDict[tuple[str, int, int], str] = OrderedDict()  # content, by file
         self._closed = False
-        self._changed = asyncio.Condition()
+        self._changed = asyncio.Event()  # of this change; the next has another
+        self._opening = asyncio.Lock()  # one session is opened at a time
         self._asking = asyncio.Semaphore(self._limits.questions_waiting)
 
     @asynccontextmanager
@@ -113,16 +114,19 @@ class ChatVideos:
         finally:
             wanted.users -= 1
             self._leave(url, wanted.task)
-            async with self._changed:
-                self._changed.notify_all()
+            self._wake()
 
     async def close(self) -> None:
         """End what is being opened; a download ends with its next block."""
         self._closed = True
-        async with self._changed:
-            self._changed.notify_all()
+        self._wake()
         tasks = [wanted.task for wanted in self._wanted.values()]
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _wake(self) -> None:
+        """Let those that wait for a place look again."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     def _leave(self, url: str, task: "asyncio.Task[str]") -> None:
         """Forget an address that no request waits for any more."""
@@ -140,8 +144,11 @@ class ChatVideos:
         try:
             content = await self._content_of(video.path)
             # 2. The session that has it open, or a new one once there is a place.
-            async with self._changed:
-                await self._changed.wait_for(partial(self._has_place, content))
+            if known := self._open_session(content):
+                return self._noted(url, known, content)
+            async with self._opening:
+                while not self._has_place(content):
+                    await self._changed.wait()
                 if self._closed:
                     raise Refused(410, "the server ends")
                 if known := self._open_session(content):

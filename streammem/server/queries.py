@@ -70,13 +70,17 @@ def without_folders(text: str, names: Sequence[str]) -> str:
 
 
 def check_question(text: str, longest: int) -> None:
-    """Check the length of a question.
+    """Check a question that a client gave.
 
     Raises:
-        Refused: it has more than ``longest`` characters.
+        Refused: it has more than ``longest`` characters, or cannot be written as UTF-8.
     """
     if len(text) > longest:
         raise Refused(422, f"{len(text)} characters; a question may have {longest}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Refused(422, "half of a character is in the question; send whole ones") from None
 
 
 def evidence_text(answer: Answer) -> str:

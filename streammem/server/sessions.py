@@ -517,6 +517,7 @@ class Sessions:
             return _WatchedSource(public_url(source), lambda _: open_with(url, options))
         # A file of the web is downloaded first, from the address that was checked.
         place = self.uploads.reserve(self.config.limits.upload_bytes)
+        place.users += 1  # it is removed with its session, not as idle
 
         def opener(stop: Callable[[], bool]) -> VideoSource:
             addresses.fetch(target, place.path, place.num_bytes, stop)

@@ -64,7 +64,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
 THING_STEPS = 450  # of each head that names what training pictures show in questions about them
-KEY_KINDS = ("vision", "keys", "evidence")  # stages that move the keys
+KEY_STAGES = ("vision", "keys", "evidence")  # stages that move the keys
 
 
 def run_recipe(
@@ -319,7 +319,7 @@ def _save_checkpoint(context: TrainingContext) -> None:
     else:
         questions = start.questions if start else None
     # Thresholds are fitted to a checkpoint's own centre and background: they stay with its weights.
-    keeps_background = start is not None and not kinds & set(KEY_KINDS)
+    keeps_background = start is not None and not kinds & set(KEY_STAGES)
     model = VideoModel(
         name=context.recipe.name,
         vision=learner.vision,
@@ -335,6 +335,10 @@ def _save_checkpoint(context: TrainingContext) -> None:
         null=start.null if start else DEFAULT_NULL,
         questions=questions,
         words=learner.words,
+        # They were fitted to these keys and these names of tokens.
+        names=(
+            start.names if start and keeps_background and learner.words is start.words else None
+        ),
     )
     save(
         model,

@@ -66,6 +66,15 @@ def test_markup_goes_and_words_stay():
     assert parse(named.encode(), "f").notes[0].text == "Bob: Hi"
 
 
+def test_overrides_without_an_end_are_read_in_one_pass():
+    # Patterns that look back would take hours.
+    for text in ("{\\p1" * 20_000, "{\\" * 20_000, "<v " * 20_000, "{\\p1}" * 20_000):
+        for written in (ass, srt, vtt):
+            parse(written([(1, 2, text), (3, 4, "and on")]).encode(), "f")
+    nested = ass([(1, 2, "A{\\b1}B{\\p2}m 0 0{\\p0}C}")])
+    assert parse(nested.encode(), "f").notes[0].text == "ABC}"
+
+
 def test_a_blank_line_in_a_subrip_cue_loses_nothing():
     read = parse(b"1\n0:0:1,0 --> 0:0:2,0\nfirst\n\nsecond\n\n2\n0:0:3 --> 0:0:4\n7\n", "f")
     assert [note.text for note in read.notes] == ["first second", "7"] and not read.faults

@@ -269,7 +269,9 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
 
 
 def test_a_folder_without_the_suite_and_one_without_answers_say_so(tmp_path):
-    with pytest.raises(DatasetError, match=r"holds no question file of nextqa; looked for test_q\.json"):
+    with pytest.raises(
+        DatasetError, match=r"holds no question file of nextqa; looked for test_q\.json"
+    ):
         read_suite("nextqa", tmp_path)
     write(tmp_path, "test_q.json", [QUESTION])
     with pytest.raises(DatasetError, match="the file of answers is missing"):

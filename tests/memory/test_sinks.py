@@ -139,6 +139,14 @@ def test_a_tables_name_is_no_sql():
         opened("postgresql://127.0.0.1/db?table=a%3B%20drop")
 
 
+@pytest.mark.parametrize("wrong", ["u:s3cret[w@h/db", "u:100%s3cret@h/db"])
+def test_an_address_that_cannot_be_read_shows_no_password(wrong):
+    pytest.importorskip("psycopg", reason="needs streammem[postgres]")
+    with pytest.raises(ConfigError, match="address of the database") as caught:
+        opened(f"postgresql://{wrong}")
+    assert "s3cret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("package", "address"), [("qdrant_client", "qdrant://127.0.0.1:9"), ("psycopg", "postgresql:")]
 )

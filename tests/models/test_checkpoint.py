@@ -280,6 +280,22 @@ def test_names_of_keys_are_fitted_to_what_both_judges_tell():
     torch.testing.assert_close(found, logits, atol=1e-3, rtol=1e-3)
 
 
+def test_a_name_is_read_as_it_is_spelled_before_its_stem():
+    lexicon = {
+        "mop": NameMeaning("", (1,)),
+        "moped": NameMeaning("", (2,)),
+        "glass": NameMeaning("", (3,)),
+        "sunglasses": NameMeaning("", (4,)),
+        "glasses": NameMeaning("", (4,)),
+    }
+    names = NamesOfKeys(4, ("fish",), 8, lexicon)
+    texts = ("a mop", "the moped", "a glass", "glasses", "fishes")
+    read = {text: names.readout(text) for text in texts}
+    chosen = {text: list(readout.chosen) for text, readout in read.items() if readout}
+    assert chosen == {"a mop": [1], "the moped": [2], "a glass": [3], "glasses": [4], "fishes": []}
+    assert names.readout("fishing") is None
+
+
 @torch.inference_mode()
 def test_words_depend_on_the_tokens_as_centred_and_scaled(original, language_folder, tmp_path):
     words = WordsOfTokens(4, 32, ("cup", "pan", "cat"), hidden=3).eval()

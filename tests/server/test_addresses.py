@@ -183,6 +183,14 @@ def test_a_download_that_is_too_large_is_given_up(tmp_path, headers):
     assert (tmp_path / "a").stat().st_size <= most
 
 
+def test_a_download_that_breaks_off_is_no_whole_film(tmp_path):
+    with (
+        site(answer(200, bytes(50), **{"content-length": "80"})) as (port, _),
+        pytest.raises(SourceError, match="broke off 30 bytes before its end"),
+    ):
+        fetch(target_on(port), tmp_path / "a", 100)
+
+
 @pytest.mark.parametrize("why", ["the session was closed", "it takes too long"])
 def test_a_download_is_given_up_when_its_session_is_closed(tmp_path, monkeypatch, why):
     asked = []

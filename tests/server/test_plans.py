@@ -7,7 +7,9 @@ import pytest
 
 from streammem.engine.plans import FollowedPlan
 from streammem.engine.session import Session
-from streammem.types import Plan, Segment
+from streammem.qa.next_action import PastFollower
+from streammem.types import Caption, Plan, Segment
+from tests.memory.entries import make
 from tests.server.test_routes import jpeg, sse
 from tests.sessions import session_of
 from tests.tiny import film
@@ -94,3 +96,21 @@ def test_a_followed_plan_tells_changes_alone_and_goes_on_from_what_is_remembered
     again = FollowedPlan(session, "paint", STEPS, from_memory=True)
     assert again.plan == followed.plan
     assert followed.after(Segment(99, 0.0, 1.0, None, None)) == []
+
+
+@pytest.mark.parametrize("first", ["caption", "segment"])
+def test_without_steps_a_scene_counts_once_it_has_a_caption_whatever_comes_first(first):
+    rows = {}
+    session = SimpleNamespace(
+        follow=lambda goal, steps: PastFollower(goal), memory=SimpleNamespace(get=rows.get)
+    )
+    followed = FollowedPlan(session, "cook")
+    segment, caption = Segment(0, 0.0, 9.0, None, None), Caption(0, 0.0, 9.0, "A man takes a cup")
+    if first == "segment":  # of a short scene: it has no caption yet
+        rows[0] = make(0, end=9.0)
+        assert followed.after(segment) == []
+    else:  # of a long one, while it is open: it has no row yet
+        assert followed.after(caption) == []
+    rows[0] = make(0, caption="A man is taking a cup", end=9.0)
+    (plan,) = followed.after(caption if first == "segment" else segment)
+    assert [step.name for step in plan.steps] == ["taking cup"]

@@ -1,6 +1,7 @@
 """Refusals: a 4xx with the reason in one line, and no other effect."""
 
 import io
+import json
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -221,9 +222,10 @@ async def test_sessions_questions_and_pictures_have_bounds(serving):
         for where in ("summary", "segments"):
             refused(await client.get(f"{path}/{where}", params={"start": 5, "end": 5}), 422)
         name = path.replace("/v1/sessions/", "session:")
-        for said in ("x" * 21, " "):
+        for said in ("x" * 21, " ", "red \ud800?"):
             chat = {"model": name, "messages": [{"role": "user", "content": said}]}
-            refused(await client.post("/v1/chat/completions", json=chat), 422)
+            body = {"content": json.dumps(chat), "headers": {"content-type": "application/json"}}
+            refused(await client.post("/v1/chat/completions", **body), 422)
         refused(await client.post(f"{path}/questions", json={"question": "  "}), 422)
         refused(await client.post(f"{path}/find", json={"query": "a", "count": 0}), 422)
         refused(await client.post(f"{path}/questions", content=b"{"), 422)

@@ -8,6 +8,7 @@
 They read what the memory keeps of a segment, so that they also name what memories of before show.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streammem.memory.retrieval import NameReadout, content_words
+from streammem.memory.retrieval import STOP_WORDS, NameReadout, content_words
 
 SHOWN = 5  # words of a segment that a prompt shows, at most
 LEAST_SHOWN = 0.25  # probability of a word that a prompt shows
@@ -104,23 +105,34 @@ class NamesOfKeys(nn.Module):
         self.words = nn.Linear(key_dim, len(words))
         self.classes = nn.Linear(key_dim, classes)
         place = {word: i for i, word in reversed(list(enumerate(words)))}
-        self._meanings: dict[frozenset[str], tuple[int | None, np.ndarray]] = {
-            content_words(word): (i, np.empty(0, np.intp)) for word, i in place.items()
+        # By how a name is spelled, and by its stems, where one that came before has not taken them:
+        # glasses are no glass, and a moped is no mop.
+        self._spelled: dict[str, tuple[int | None, np.ndarray]] = {
+            _spelled(word): (i, np.empty(0, np.intp)) for word, i in place.items()
         }
+        self._meanings = {content_words(word): self._spelled[_spelled(word)] for word in place}
+        by_word, taken = dict(self._meanings), set[frozenset[str]]()
         for name, (word, chosen) in self.lexicon.items():
             if (word and word not in place) or not all(0 <= i < classes for i in chosen):
                 raise ValueError(f"{name}: {word or list(chosen)} is not known")
             key = content_words(name)
-            number = place[word] if word else self._meanings.get(key, (None,))[0]
-            self._meanings[key] = number, np.array(chosen, np.intp)
+            number = place[word] if word else by_word.get(key, (None,))[0]
+            self._spelled[_spelled(name)] = meaning = number, np.array(chosen, np.intp)
+            if key not in taken:
+                taken.add(key)
+                self._meanings[key] = meaning
         self._meanings.pop(frozenset(), None)
+        self._spelled.pop("", None)
 
     def readout(self, description: str) -> NameReadout | None:
         """Return what reads the thing that a description names off keys.
 
         None where it names none that is known, or tells more of it.
         """
-        meaning = self._meanings.get(content_words(description))
+        spelled = _spelled(description)
+        meaning = self._spelled.get(spelled)
+        if meaning is None and not spelled.endswith(("ing", "ed")):  # who is fishing is no fish
+            meaning = self._meanings.get(content_words(description))
         if meaning is None:
             return None
         number, chosen = meaning
@@ -150,3 +162,9 @@ class NamesOfKeys(nn.Module):
             weight = torch.linalg.solve(square, centred.T @ (logits - logits.mean(0))).T
             readout.weight.copy_(weight)
             readout.bias.copy_(logits.mean(0) - weight @ keys.mean(0))
+
+
+def _spelled(text: str) -> str:
+    """Return the words of a text, small, without those that carry no content."""
+    words = re.findall(r"[^\W_]+(?:'s)?", text.lower())
+    return " ".join(word for word in words if word not in STOP_WORDS)
