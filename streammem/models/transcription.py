@@ -135,7 +135,7 @@ def model_folder(name: str) -> Path:
 
 
 def pull_recogniser(name: str) -> Path:
-    """Fetch a model that faster-whisper reads from the hub; see ``hub.pull``."""
+    """Fetch a model that faster-whisper reads from the hub; see ``hub.pull_files``."""
     return hub.pull_files(repository(name), files=WHISPER_FILES)
 
 

@@ -17,7 +17,7 @@ SERVER = """
 import sys
 from streammem.models import checkpoint
 from tests.tiny import tiny_model
-checkpoint.load = lambda name="", *, device="cpu": tiny_model()
+checkpoint.load_checkpoint = lambda name="", *, device="cpu": tiny_model()
 from streammem.cli import main
 sys.exit(main(["serve", "--port", "0"]))
 """

@@ -33,7 +33,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def openable(monkeypatch):
-    """Let ``checkpoint.load`` find the tiny backbones under the recipe's names."""
+    """Let ``load_checkpoint`` find the tiny backbones under the recipe's names."""
     monkeypatch.setattr(checkpoint, "open_vision", lambda name, changes, device="cpu": TinyVision())
     monkeypatch.setattr(checkpoint, "backbone_path", lambda name: name)
     monkeypatch.setattr(checkpoint, "SentenceEncoder", lambda path: TinySentences())

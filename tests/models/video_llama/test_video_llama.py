@@ -285,18 +285,18 @@ def test_a_prompt_beyond_its_room_loses_the_weakest_evidence_or_its_beginning(op
     items = [item._replace(tokens=item.tokens if i else None) for i, item in enumerate(items)]
     fitted, cut, whole = (
         opened(answers=answers, **more)
-        for more in ({"max_tokens": 260}, {"max_tokens": 260, "fit": "front"}, {})
+        for more in ({"max_tokens": 200}, {"max_tokens": 200, "fit": "front"}, {})
     )
     length = lambda model, prompt: len(model.language.embed(prompt))  # noqa: E731
-    assert 260 < length(whole, whole.answer_prompt(items, "Why?")) <= 1700
+    assert 200 < length(whole, whole.answer_prompt(items, "Why?")) <= 1700
     prompt = fitted.answer_prompt(items, "Why?")
     kept = [item for item in items if item.score > 0.5]
-    while length(whole, whole.answer_prompt(kept, "Why?")) > 260:
+    while length(whole, whole.answer_prompt(kept, "Why?")) > 200:
         kept.pop(min(range(len(kept)), key=lambda place: kept[place].score))
     assert texts_of(prompt) == texts_of(whole.answer_prompt(kept, "Why?"))
-    assert length(fitted, prompt) <= 260
+    assert length(fitted, prompt) <= 200
     parents = cut.answer_prompt(items, "Why?")
-    expected = whole.language.embed(whole.answer_prompt(items, "Why?"))[-260:]
+    expected = whole.language.embed(whole.answer_prompt(items, "Why?"))[-200:]
     torch.testing.assert_close(cut.language.embed(parents), expected)
     long = "Why? " * 300  # a question is never cut
     assert texts_of(fitted.answer_prompt(items, long))[-1].endswith(f"{long} [/INST]")
@@ -574,7 +574,7 @@ from streammem.types import Segment
 from tests.tiny import tiny_model
 
 checkpoint.load_own = lambda name="", *, device="cpu": tiny_model()
-model = checkpoint.load(sys.argv[1])
+model = checkpoint.load_checkpoint(sys.argv[1])
 short = GenerationConfig(max_new_tokens=8)
 config = SessionConfig(caption=short, answer=short, still=0.0, sound="notice")
 session = Session(model, config, memory=sys.argv[3])
