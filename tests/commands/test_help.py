@@ -5,6 +5,7 @@ import shlex
 import shutil
 
 import pytest
+from PIL import Image
 
 from streammem.cli import build_parser
 from tests.command_line import record
@@ -13,7 +14,8 @@ REMARK = re.compile(r" {3,}\S.*| {2,}(?=[a-z]).*| > \S+$")
 # Servers, which end with their clients; what trains, or fetches from elsewhere; standard input.
 # So do processes of their own, which open the default model.
 NOT_RUN = re.compile(
-    r"streammem (serve|ui|mcp|train|eval|index|models pull|watch -$)|hf:google|archive"
+    r"streammem (serve|ui|mcp|train|eval|index|models pull|watch -$|watch --sources)"
+    r"|hf:google|archive"
 )
 
 
@@ -52,11 +54,13 @@ def test_every_example_works_or_says_in_one_line_why_not(run, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "films").mkdir()
     record(tmp_path / "holiday.mp4")
-    for copy in ("films/a.mp4", "talk.mp4"):
+    for copy in ("films/a.mp4", "talk.mp4", "kitchen.mp4"):
         shutil.copy("holiday.mp4", copy)
-    assert (
-        run("caption", "holiday.mp4", "--memory", "door", "--recorded", "2026-05-03T16:41")[0] == 0
-    )
+    recorded = ("--recorded", "2026-05-03T16:41")
+    assert run("caption", "holiday.mp4", "--memory", "door", *recorded)[0] == 0
+    shutil.copytree("door", "day")
+    Image.new("RGB", (64, 64), "red").save("anna.jpg")
+    (tmp_path / "coffee.txt").write_text("a kettle on a stove\na cup of coffee\n")
     failed = {}
     for line in examples():
         if NOT_RUN.search(line):
@@ -66,6 +70,6 @@ def test_every_example_works_or_says_in_one_line_why_not(run, tmp_path, monkeypa
         if code:
             failed[line] = told.strip().splitlines()[-1]
     away = ("camera/1", "webcam:", "screen:", "ollama:", "localhost", "qwen3-vl-4b", "spoken")
-    away += ("--start 1:30",)  # the film is short
+    away += ("--start 1:30", "--at 0:12:03", '"my cup"')  # the film is short and shows no cup
     wrong = {line: why for line, why in failed.items() if not any(name in line for name in away)}
     assert wrong == {}
