@@ -144,7 +144,8 @@ def _ask_all(arguments: argparse.Namespace, between: "Window | None") -> int:
                 results.put(f"{plain(name)}: {text}{_rests_on(answer)}")
         num_others = len(memories.sessions) - len(answers)
         if arguments.format == "text" and num_others:
-            results.put(f"({num_others} more memories were asked)\n")
+            more = "1 more memory was" if num_others == 1 else f"{num_others} more memories were"
+            results.put(f"({more} asked)\n")
         return int(bool(memories.failed))
 
 

@@ -139,6 +139,8 @@ def read_picture(path: Path) -> np.ndarray:
         raise
     except PermissionError:
         raise SourceError(f"{path}: permission denied; check its rights") from None
+    except FileNotFoundError:
+        raise SourceError(f"{path}: no such file; check the path") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
