@@ -139,10 +139,10 @@ def test_a_tables_name_is_no_sql():
         opened("postgresql://127.0.0.1/db?table=a%3B%20drop")
 
 
-@pytest.mark.parametrize("wrong", ["u:s3cret[w@h/db", "u:100%s3cret@h/db"])
+@pytest.mark.parametrize("wrong", ["u:s3cret[w@127.0.0.1:9/db", "u:100%s3cret@127.0.0.1:9/db"])
 def test_an_address_that_cannot_be_read_shows_no_password(wrong):
     pytest.importorskip("psycopg", reason="needs streammem[postgres]")
-    with pytest.raises(ConfigError, match="address of the database") as caught:
+    with pytest.raises((ConfigError, StoreError)) as caught:
         opened(f"postgresql://{wrong}")
     assert "s3cret" not in str(caught.value)
 

@@ -358,6 +358,7 @@ renew(sys.argv[1])
 """
 
 
+@pytest.mark.heavy
 def test_a_kill_loses_neither_the_old_keys_nor_the_new(trips):
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(trips)], timeout=120, capture_output=True, check=False

@@ -99,6 +99,7 @@ def test_the_words_of_training_pictures_are_learned(stage, tmp_path):
     assert {"top5", "recall@1", "median_rank"} <= set(figures)
 
 
+@pytest.mark.heavy
 def test_a_killed_and_resumed_stage_ends_with_the_weights_of_an_uninterrupted_one(
     published, early, tmp_path, monkeypatch
 ):

@@ -155,6 +155,7 @@ signal.raise_signal(signal.SIGINT)
 """
 
 
+@pytest.mark.heavy
 def test_a_signal_after_the_last_network_went_in_another_thread_is_handled():
     command = [sys.executable, "-X", "faulthandler", "-c", INTERRUPTED]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -83,6 +83,7 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.mark.heavy
 def test_a_sentencepiece_file_opens_with_the_extra_parents_alone(checkpoint, site, tmp_path):
     (tmp_path / "texts").write_text("|".join(TEXTS))
     paths = os.pathsep.join(map(str, (site, ROOT)))

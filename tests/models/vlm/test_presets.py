@@ -133,6 +133,7 @@ open_transformers("hf:tiny/smol")
 """
 
 
+@pytest.mark.heavy
 def test_what_was_fetched_once_opens_without_the_network(tmp_path):
     folder, cache = save("smolvlm", tmp_path / "smol"), str(tmp_path / "cache")
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
