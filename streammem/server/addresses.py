@@ -204,15 +204,19 @@ def fetch(
         if reply.status != 200:
             moved = " (redirects are not followed)" if 300 <= reply.status < 400 else ""
             raise SourceError(f"{name}: answered {reply.status}{moved}; check the URL")
-        left = most_bytes - (reply.length or 0)
+        announced, came = reply.length or 0, 0
+        left = most_bytes - announced
         with path.open("wb") as file:
             while left >= 0 and (block := reply.read1(BLOCK)):  # what has come
                 file.write(block)
-                left = min(left, most_bytes - file.tell())
+                came += len(block)
+                left = min(left, most_bytes - came)
                 if stop() or time.monotonic() > deadline:
                     raise SourceError(f"{name}: the download was given up; it took too long")
-        if left >= 0 and reply.length:
-            raise SourceError(f"{name}: broke off {reply.length} bytes before its end; try again")
+        if left >= 0 and came < announced:
+            raise SourceError(
+                f"{name}: broke off {announced - came} bytes before its end; try again"
+            )
         if left < 0:
             raise SourceError(f"{name}: larger than {most_bytes} bytes; give a smaller file")
     except (OSError, http.client.HTTPException, ValueError) as error:

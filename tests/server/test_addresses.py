@@ -184,6 +184,9 @@ def test_a_download_that_is_too_large_is_given_up(tmp_path, headers):
 
 
 def test_a_download_that_breaks_off_is_no_whole_film(tmp_path):
+    with site(answer(200, bytes(80), **{"content-length": "80"})) as (port, _):
+        fetch(target_on(port), tmp_path / "whole", 100)
+    assert (tmp_path / "whole").stat().st_size == 80
     with (
         site(answer(200, bytes(50), **{"content-length": "80"})) as (port, _),
         pytest.raises(SourceError, match="broke off 30 bytes before its end"),
