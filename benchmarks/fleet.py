@@ -191,7 +191,7 @@ def _with_faults(words: Sequence[str], serial: Path, fleet: Path) -> dict[str, A
     got, states = all_kept(fleet), made(fleet)
     found = {
         "s": round(took_s, 1), "exit": running.returncode,
-        "died": sum(" died" in line for line in err.decode().splitlines()),
+        "died": [line for line in err.decode().splitlines() if "begun again" in line],
         "failed": {n: f"{f.state}: {f.reason}" for n, f in states.items() if f.state != "whole"},
         "equal": sum(got.get(name) == rows for name, rows in expected.items() if name != FULL),
         "of": len(expected) - 1,
@@ -230,7 +230,7 @@ def streams(scratch: Path, ray: Sequence[str], cheap: bool, keep: Keep) -> None:
         killed: list[int] = []
         err = _watch(scratch / "fleet", tables, cheap, "--workers", 2, *ray, kill=killed)
     keep(
-        died=[line for line in err if "died" in line],
+        died=[line for line in err if line.startswith("the process of")],
         summary=err[next(n for n, line in enumerate(err) if " cameras: " in line) :],
         as_serial={n: _compared(expected[n], kept(scratch / "fleet" / n)) for n in CAMERAS},
     )
