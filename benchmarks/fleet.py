@@ -338,7 +338,7 @@ def killed(scratch: Path, ray: Sequence[str], count: int, keep: Keep) -> None:
         workers = _below(running.pid)
         running.kill()
     began = time.monotonic()
-    wait_until("workers to end", lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+    wait_until("workers to end", lambda: not any(map(_is_running, workers)))
     ended_s = time.monotonic() - began
     before = len((broken / LIST).read_bytes().splitlines())
     left = len(list(broken.glob(f"{UNFINISHED}*")))
@@ -356,6 +356,14 @@ def _small_films(folder: Path, count: int) -> None:
     photos = pictures_of(count)
     for n, photo in enumerate(photos):
         record(folder / f"{n:04}.mp4", [photo], FPS)
+
+
+def _is_running(pid: int) -> bool:
+    """Tell whether a process runs; one that is only not waited for has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _below(pid: int) -> list[int]:
