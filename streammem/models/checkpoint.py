@@ -110,7 +110,7 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         _fill(module, tensors, prefix, folder)
     lora, answers = lora_of(tensors, LORA), lora_of(tensors, ANSWERS)
     words = _word_head(tensors, folder, config.bridge)
-    caption_tokens = _caption_tokens(tensors, folder)
+    caption_tokens = _listed_tokens(tensors, folder)
     return VideoModel(
         name=str(name),
         vision=vision,
@@ -386,7 +386,7 @@ def _lexicon_lines(lexicon: Mapping[str, NameMeaning]) -> list[str]:
     return lines
 
 
-def _caption_tokens(tensors: dict[str, Tensor], folder: Path) -> Tensor | None:
+def _listed_tokens(tensors: dict[str, Tensor], folder: Path) -> Tensor | None:
     packed_bits = tensors.get(CAPTION_TOKENS)
     if packed_bits is None:
         return None

@@ -161,7 +161,7 @@ class LlamaDecoder:
         begin = len(self.prefix) if shared else 0
         size = max(len(row) for row in rows) + room
         run = Run(self, len(rows), size, ends, most_rows=len(rows) * replies)
-        run.held_to_few = held_to_few and self.few is not None
+        run.few = self.few if held_to_few else None
         if shared:
             run.begin_with(self._read_prefix())
         run.read([row[begin:] for row in rows])
@@ -299,10 +299,10 @@ class LlamaDecoder:
             gate, up = layer.gate_up(_direction(x)).chunk(2, -1)
             x[:, :-1] += layer.down(_silu(gate).mul_(up))
         x = _direction(x)
-        if not run.held_to_few:
+        if run.few is None:
             return self._head()(x)
         logits = x.new_full((len(x), self._embed.num_embeddings), -math.inf)
-        return logits.index_copy_(1, self.few, self._few_head()(x))
+        return logits.index_copy_(1, run.few, self._few_head()(x))
 
 
 class Run:
@@ -311,10 +311,10 @@ class Run:
     Attributes:
         logits: [B, V] of the next token.
         length: columns filled, <= S.
-        held_to_few: see ``LlamaDecoder.start``.
+        few: [N] tokens that alone have finite logits; None for all.
     """
 
-    held_to_few = False
+    few: Tensor | None = None
 
     def __init__(
         self,
@@ -556,6 +556,7 @@ def _heads(
         return (lambda x: head(x * gain)) if route == "exact" else FUSE[route]([head], gain)
 
     def open_few() -> Linear:
+        assert few is not None
         if route == "exact":  # products of fewer columns would round otherwise
             return lambda x: head(x * gain)[:, few]
         rows = nn.Linear(head.in_features, len(few), bias=head.bias is not None)

@@ -20,7 +20,7 @@ LIKELY = 256
 COLDEST = 1e-30
 # Room for both is set aside before the first word.
 MOST_TOKENS, MOST_BEAMS = 4096, 32
-Vocabulary = Literal["all", "captions"]
+AllowedTokens = Literal["all", "captions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class GenerationConfig:
     seed: int = 0
     top_k: int = 0
     repetition_penalty: float = 1.0
-    vocabulary: Vocabulary = "all"
+    vocabulary: AllowedTokens = "all"
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_new_tokens <= MOST_TOKENS or not 1 <= self.num_beams <= MOST_BEAMS:
