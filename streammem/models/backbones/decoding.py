@@ -233,6 +233,7 @@ class LlamaDecoder:
         """Return the prefix's columns of a cache, of one row."""
         if self._prefix_columns is None:
             run = Run(self, 1, len(self.prefix))
+            run.few = self.few  # its logits are not used: the smaller head will do
             run.read([self.prefix])
             self._prefix_columns = run.cache
         return self._prefix_columns
