@@ -71,6 +71,7 @@ def is_plain_llama(model: Any) -> bool:
     return (
         first.device.type == "cpu"
         and first.dtype == torch.float32
+        and all(p.is_floating_point() for p in llama.parameters())  # not those of bitsandbytes
         and config.hidden_act == "silu"
         and not config.attention_bias
         and not config.mlp_bias
