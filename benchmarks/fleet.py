@@ -481,6 +481,9 @@ class FlatMemory:
     def entries(self) -> tuple[Entry, ...]:
         return self._entries
 
+    def get(self, segment: int) -> Entry:
+        return self._entries[segment]
+
     def nearest(self, key: np.ndarray, k: int, among: Any = None) -> list[Entry]:
         found = {n for i in self._indexes.values() for n in i.search(key, k, group=MAX_KEYS)[0]}
         return [self._entries[n] for n in sorted(found)]
