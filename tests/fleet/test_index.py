@@ -274,7 +274,10 @@ def test_index_makes_one_memory_a_file_and_names_what_failed(run, two_films, tmp
     assert code == 2 and "--workers 0" in err
 
 
-@pytest.mark.parametrize(("too_small", "share"), [(no_more_files, 0.0), (small_disk, 0.7)])
+@pytest.mark.parametrize(
+    ("too_small", "share"),
+    [(no_more_files, 0.0), pytest.param(small_disk, 0.7, marks=pytest.mark.heavy)],
+)
 def test_a_full_disk_fails_its_own_file_and_a_run_with_room_finishes_it(
     run, two_films, tmp_path, monkeypatch, too_small, share
 ):
