@@ -122,10 +122,16 @@ def spoken(voice: str, sentences: Sequence[str], rate: int) -> Sound:
             subprocess.run(command, check=True)
             with wave.open(file.name) as said:
                 samples = np.frombuffer(said.readframes(said.getnframes()), np.int16) / 32768
-                at = np.arange(0, len(samples), said.getframerate() / rate)
-        parts.append(np.interp(at, np.arange(len(samples)), samples).astype(np.float32))
+                parts.append(resampled(samples, said.getframerate(), rate))
         parts.append(np.zeros(round(PAUSE_S * rate), np.float32))
     return np.concatenate(parts)
+
+
+def resampled(samples: Sound, own: int, rate: int) -> Sound:
+    """Return samples at another, lower rate, without what lies above it."""
+    count = round(len(samples) * rate / own)
+    heard = np.fft.irfft(np.fft.rfft(samples)[: count // 2 + 1], count) * count / len(samples)
+    return heard.astype(np.float32)
 
 
 def level(sound: Sound) -> float:
