@@ -1,12 +1,13 @@
 """Many files, cameras and memories on one machine, with what goes wrong among them.
 
-``files``: 20 films are indexed by one process, then by two workers (of a local Ray cluster with
-``--ray local``), of which one is killed by its id; one film is cut off, the disk of one memory is
-full. ``streams``: four cameras are watched by one process, then by two workers, of which one is
-killed; a fifth camera is down, the disk of a sixth one's memory is full. What the workers leave
-must be what the one process left, to the bit for files; each failure must be named. ``small``:
-overhead per file of films of a second. ``killed``: the driver is killed and run again. ``asked``: a
-question to 200 memories of 1,000 scenes at once, against one memory that holds all rows.
+``files``: 20 films, of which one is cut off, are indexed by one process, then by two workers, with
+``--ray local`` also by those of a local Ray cluster; then again, when one is killed by its id and
+the disk of one memory is full, and once more with that disk mended. ``streams``: four cameras are
+watched by one process, then by two workers, of which one is killed; a fifth camera is down, the
+disk of a sixth one's memory is full. What the workers leave must be what the one process left, to
+the bit for files; each failure must be named. ``small``: overhead per file of films of a second.
+``killed``: the driver is killed and run again. ``asked``: a question to 200 memories of 1,000
+scenes at once, against one memory that holds all rows.
 
 ``--cheap`` (always with ``small`` and ``killed``) takes the tests' model with random weights, whose
 perception and captions cost next to nothing, so that what is left is the fleet's own cost.
@@ -21,8 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ import av
 import numpy as np
 
 from benchmarks.cheap import command
+from benchmarks.disk import small_disk
 from benchmarks.machine import machine
 from benchmarks.memory import alike, pictures_of
 from benchmarks.rtsp_server import RtspCamera, encode
@@ -54,7 +56,8 @@ PATIENCE_S = 600.0
 SMALL, KILLED, KILLED_AFTER = 1_000, 100, 30
 MEMORIES, ROWS, QUERIES, BEST = 200, 1_000, 20, 5
 SHOWN = 100  # photos that scenes are made of
-FILE_DISK, CAMERA_DISK = 120 << 10, 300 << 10  # bytes, of a memory whose disk fills up
+ROOM = 0.6  # of what a film's memory takes, on a disk that is too small for it
+CAMERA_DISK = 300 << 10  # bytes, of a camera's memory whose disk fills up
 
 
 # -- what is run, watched and kept --
@@ -124,25 +127,12 @@ def wait_until(what: str, found: Callable[[], Any], running: Any = None) -> Any:
     return value
 
 
-@contextmanager
-def small_disk(place: Path, num_bytes: int) -> Iterator[None]:
-    """Put a small file system at a place; needs the right to mount."""
-    place.mkdir(parents=True)
-    options = f"size={num_bytes}"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", place], check=True)
-        place.rmdir()
-
-
 # -- files --
 
 
 def files(scratch: Path, ray: Sequence[str], cheap: bool) -> dict[str, Any]:
-    """Index films by one process and by two workers with faults, and compare."""
-    films, serial, fleet = scratch / "films", scratch / "serial", scratch / "fleet"
+    """Index films by one process, and by two workers with and without faults, and compare."""
+    films, serial = scratch / "films", scratch / "serial"
     films.mkdir()
     photos = pictures_of(FILMS * SCENES)
     for n in range(FILMS):
@@ -150,41 +140,67 @@ def files(scratch: Path, ray: Sequence[str], cheap: bool) -> dict[str, Any]:
         record(films / f"{n:02}.mp4", shown, SCENE_S * FPS)
     (films / CUT).write_bytes((films / CUT).read_bytes()[:4000])
     # 1. One process.
+    serial_s = _index_s(index(films, serial, "--workers", 1, cheap=cheap))
+    expected = all_kept(serial)
+    seconds = sum(file.seconds for file in made(serial).values())
+    rate = lambda took_s: round(seconds / took_s, 2)  # noqa: E731
+    found: dict[str, Any] = {
+        "films": FILMS, "video_s": round(seconds), "serial_s": serial_s,
+        "serial_times_real_time": rate(serial_s),
+    }  # fmt: skip
+    # 2. Two workers: processes, then actors.
+    for name, more in {"processes": (), **({"ray": ray} if ray else {})}.items():
+        whole, faulty = scratch / f"{name}-whole", scratch / f"{name}-faulty"
+        took_s = _index_s(index(films, whole, "--workers", 2, *more, cheap=cheap))
+        found[f"{name}_s"], found[f"{name}_times_real_time"] = took_s, rate(took_s)
+        found[f"{name}_equal"] = all_kept(whole) == expected
+        words = index(films, faulty, "--workers", 2, *more, cheap=cheap)
+        found[f"{name}_with_faults"] = _with_faults(words, serial, faulty)
+    return found
+
+
+def _index_s(words: Sequence[str]) -> float:
+    """Run a command; return its seconds by the clock."""
     began = time.monotonic()
-    subprocess.run(index(films, serial, "--workers", 1, cheap=cheap), stdout=subprocess.DEVNULL)
-    found: dict[str, Any] = {"serial_s": round(time.monotonic() - began, 1)}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    if done.returncode not in (0, 1):  # 1: a film is cut off
+        sys.exit(done.stderr)
+    return round(time.monotonic() - began, 1)
+
+
+def _with_faults(words: Sequence[str], serial: Path, fleet: Path) -> dict[str, Any]:
+    """Kill a worker while the disk of one memory is too small; then mend the disk, and run again.
+
+    Args:
+        words: index the films into ``fleet``, by two workers.
+        serial: archive of the same films, of one process.
+        fleet: archive to be made.
+    """
     expected, names = all_kept(serial), made(serial)
-    # 2. Two workers; one is killed, one film is cut off, the disk of one memory is full.
     place = fleet / f"{UNFINISHED}{names[FULL].memory}"
-    words = index(films, fleet, "--workers", 2, *ray, cheap=cheap)
+    size = sum(p.stat().st_size for p in (serial / names[FULL].memory).rglob("*") if p.is_file())
     at_work = lambda: [  # noqa: E731
         pid
         for memory in fleet.glob(f"{UNFINISHED}*")
         if memory != place and (pid := writer_of(memory))
     ]
-    with small_disk(place, FILE_DISK):
+    with small_disk(place, int(ROOM * size)):
         began = time.monotonic()
         with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
             os.kill(wait_until("a worker", at_work, running)[0], signal.SIGKILL)
             _, err = running.communicate(timeout=PATIENCE_S)
-        found["fleet_s"] = round(time.monotonic() - began, 1)
+        took_s = time.monotonic() - began
     got, states = all_kept(fleet), made(fleet)
-    found["exit"] = running.returncode
-    found["notes"] = [line for line in err.decode().splitlines() if "died" in line or "mp4" in line]
-    found["failed"] = {n: f"{f.state}: {f.reason}" for n, f in states.items() if f.state != "whole"}
-    found["equal"] = sum(got.get(name) == rows for name, rows in expected.items() if name != FULL)
-    found["of"] = len(expected) - 1
-    # 3. Again, with the disk mended.
-    again = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S)
-    found["second_run"] = again.stderr.splitlines()[-2:]
-    found["mended_equal"] = all_kept(fleet).get(FULL) == expected[FULL]
-    seconds = sum(file.seconds for file in names.values())
-    found["video_s"] = round(seconds)
-    found["times_real_time"] = {
-        "serial": round(seconds / found["serial_s"], 2),
-        "fleet": round(seconds / found["fleet_s"], 2),
-    }
-    return found
+    found = {
+        "s": round(took_s, 1), "exit": running.returncode,
+        "died": sum(" died" in line for line in err.decode().splitlines()),
+        "failed": {n: f"{f.state}: {f.reason}" for n, f in states.items() if f.state != "whole"},
+        "equal": sum(got.get(name) == rows for name, rows in expected.items() if name != FULL),
+        "of": len(expected) - 1,
+    }  # fmt: skip
+    again = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    found["second_run"] = next(n for n in again.stderr.splitlines() if " known before" in n)
+    return found | {"all_equal_then": all_kept(fleet) == expected}
 
 
 # -- cameras --
@@ -531,6 +547,13 @@ def _rss_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def _show(found: dict[str, Any], indent: str = "") -> None:
+    for name, value in found.items():
+        nested = value if isinstance(value, dict) else None
+        print(f"{indent}{name:32} {'' if nested else value}")
+        _show(nested or {}, indent + "  ")
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks fleet", description=__doc__)
     parser.add_argument("part", choices=PARTS)
@@ -555,19 +578,6 @@ def main(arguments: list[str]) -> int:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     found["load"] = [round(load, 1) for load in (load_before, os.getloadavg()[0])]
-    for name, value in found.items():
-        if isinstance(value, list | dict):
-            print(name)
-            for row in value.items() if isinstance(value, dict) else value:
-                print(
-                    "  ",
-                    row
-                    if isinstance(row, str)
-                    else f"{row[0]:20} {row[1]}"
-                    if isinstance(row, tuple)
-                    else row,
-                )
-        else:
-            print(f"{name:30} {value}")
+    _show(found)
     print(json.dumps({"benchmark": f"fleet {options.part}", **found, "machine": machine("ray")}))
     return 0

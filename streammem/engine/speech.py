@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from streammem.audio.subtitles import language_of, tracks_in
+from streammem.audio.subtitles import Track, language_of, tracks_in
 from streammem.audio.track import (
     WHISPER,
     SpeechOptions,
@@ -23,11 +23,13 @@ from streammem.audio.track import (
     open_track,
     open_tracks,
 )
+from streammem.engine.hls_cues import hls_cues
 from streammem.engine.listener import (
     BEHIND_S,
     KEPT_S,
     PIPE_BEHIND_S,
     CueReader,
+    CueSource,
     Listener,
     NoteWorker,
     SharedSound,
@@ -38,6 +40,7 @@ from streammem.models.sound_events import sound_events
 from streammem.models.transcription import Recognises, recogniser
 from streammem.types import Note, Notice, Segment
 from streammem.video import VideoSource
+from streammem.video.hls import text_playlists
 from streammem.video.sound import Sound
 
 MAX_HEARD = 10_000  # notes that wait for their scene to close
@@ -59,7 +62,7 @@ class Speech:
     subtitles: SpeechTrack | None
     opener: Callable[[], Recognises] | None
     sounds: Callable[[], Recognises] | None = None
-    cues: Callable[[], Iterator[Note | str | float]] | None = None
+    cues: CueSource | None = None
 
     @property
     def is_heard(self) -> bool:
@@ -103,19 +106,33 @@ def open_speech(source: VideoSource, options: SpeechOptions) -> Speech:
 
 def _remote_track(
     source: VideoSource, options: SpeechOptions
-) -> tuple[SpeechTrack | None, Callable[[], Iterator[Note | str | float]] | None]:
-    """Choose a text track of a file behind a network; return what is to be told, and its cues."""
+) -> tuple[SpeechTrack | None, CueSource | None]:
+    """Choose a text track behind a network; return what is to be told of it, and its cues."""
     opened = source.text_pass()
-    if opened is None or options.speech not in ("auto", "on"):
+    if options.speech not in ("auto", "on") or (opened is None and source.playlist is None):
         return None, None
     try:
-        track, notices = choose_track(tracks_in(opened, source.name), options.language, source.name)
+        tracks = _tracks_of_hls(source) if opened is None else tracks_in(opened, source.name)
+        track, notices = choose_track(tracks, options.language, source.name)
     except SourceError as error:
         track, notices = None, [Notice(str(error), is_failure=False)]
     if track is not None and not track.is_text:
         notices += [Notice(fault, is_failure=False) for fault in track.read().faults]
     told = SpeechTrack(source.name, (), tuple(notices)) if notices else None
     return told, track.cues if track is not None and track.is_text else None
+
+
+def _tracks_of_hls(source: VideoSource) -> list[Track]:
+    assert source.playlist is not None
+    found = text_playlists(source.playlist, source.name)
+    found.sort(key=lambda one: (one.forced, not one.default))
+    return [
+        Track(
+            f"subtitles {one.name or one.language} of {source.name}", language_of(one.language),
+            one.forced, cues=partial(hls_cues, source, one),
+        )
+        for one in found
+    ]  # fmt: skip
 
 
 def check_recogniser(options: SpeechOptions) -> None:
@@ -171,7 +188,7 @@ class SceneNotes:
                 Listener(source.name, opener, own, *behind, events=events, on_end=on_end)
             )
         if speech.cues:
-            self.listeners.append(CueReader(source.name, speech.cues()))
+            self.listeners.append(CueReader(source.name, speech.cues))
         self._until = [0.0] * len(self.listeners)
         self._besides = source.on_sound  # a model that listens, too
         if beside:

@@ -56,7 +56,7 @@ def test_a_track_that_breaks_off_is_told_and_what_came_stays(tmp_path, monkeypat
     with_tracks(tmp_path / "film.mkv", [("eng", CUES)])
     first = NOTES[0]
     cues = iter([first, *["film.mkv: its subtitle track breaks off"] * 9])
-    monkeypatch.setattr(speaking, "_remote_track", lambda source, options: (None, lambda: cues))
+    monkeypatch.setattr(speaking, "_remote_track", lambda source, options: (None, lambda *_: cues))
     with serving(tmp_path) as address:
         session, told = watched(f"{address}/film.mkv")
     assert of_kind(Note, told) == [first]

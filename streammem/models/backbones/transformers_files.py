@@ -3,6 +3,7 @@
 What is said with them stands in ``language.py``.
 """
 
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -99,20 +100,22 @@ def quantization(kind: str, device: str) -> BitsAndBytesConfig | None:
     """Return how bitsandbytes makes weights smaller: ``8bit`` or ``4bit``; None for ``none``.
 
     Raises:
-        ConfigError: another device than CUDA.
+        ConfigError: another device than CUDA and the CPU.
         BackboneError: bitsandbytes is missing.
     """
     if kind == "none":
         return None
-    if not device.startswith("cuda"):
-        raise ConfigError(f"quantize={kind}: needs CUDA, not {device}; leave it out")
+    if device != "cpu" and not device.startswith("cuda"):
+        raise ConfigError(f"quantize={kind}: needs CUDA or the CPU, not {device}; leave it out")
     from transformers.utils import is_bitsandbytes_available
 
     if not is_bitsandbytes_available():
         raise BackboneError(f"quantize={kind}: pip install bitsandbytes")
+    # Of 8 bits it logs each product that its inputs are rounded to halves.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     return BitsAndBytesConfig(
         load_in_8bit=kind == "8bit",
         load_in_4bit=kind == "4bit",
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=torch.float32 if device == "cpu" else torch.bfloat16,
     )

@@ -82,7 +82,7 @@ def open_language(
         device: where it runs.
 
     Raises:
-        ConfigError: quantised weights without CUDA.
+        ConfigError: quantised weights on another device than CUDA and the CPU.
         BackboneError: missing or unreadable files, or a missing package.
         CheckpointError: a LoRA that does not fit.
     """
@@ -126,7 +126,8 @@ def _open_quantised(folder: str | Path, config: Any, device: str) -> tuple[Any, 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.bfloat16,
+            folder, local_files_only=True, use_safetensors=True,
+            dtype=torch.float32 if device == "cpu" else torch.bfloat16,
             quantization_config=config, device_map={"": device},
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:

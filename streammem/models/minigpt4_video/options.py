@@ -61,8 +61,8 @@ class MiniGPT4Options:
             slower, and all that 8-bit weights allow.
         lora_alpha: the adapter's product is scaled by alpha / its rank; no file tells it.
         lora_rank: of a fresh adapter, for training; that of a checkpoint is its own.
-        quantize: of the language model, through bitsandbytes; needs CUDA. The parent's inference
-            always takes ``8bit``.
+        quantize: of the language model, through bitsandbytes; on CUDA or the CPU. The parent's
+            inference always takes ``8bit``.
         heads: of the tower, which no file tells.
     """
 

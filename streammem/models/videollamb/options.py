@@ -56,7 +56,7 @@ class ParentOptions:
         activation: of the towers' MLPs, which no published file tells.
         heads: of the towers, likewise.
         dtype: of all weights; ``auto`` is float32 on a CPU and bfloat16 elsewhere.
-        quantize: of the language model, through bitsandbytes; needs CUDA.
+        quantize: of the language model, through bitsandbytes; on CUDA or the CPU.
         device_map: ``auto`` spreads the language model over all GPUs; ``single`` does not.
     """
 

@@ -67,7 +67,7 @@ class TransformersOptions:
             4, and SDPA elsewhere and for float32;
             anything else goes to transformers as ``attn_implementation``: ``sdpa``, ``eager``,
             ``flex_attention``, ``flash_attention_2``, ``_3`` or ``_4``.
-        quantize: of the weights, through bitsandbytes; needs CUDA.
+        quantize: of the weights, through bitsandbytes; on CUDA or the CPU.
         pictures: in one prompt at most, >= 1; fewer where the model's context is too short.
             Raising it lets an answer rest on more evidence, and takes time and memory.
         caption_pictures: keyframes that a caption is made from, in [1, 4].

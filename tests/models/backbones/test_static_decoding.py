@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -122,6 +123,36 @@ def test_a_beginning_that_padded_prompts_share_is_kept_without_the_padding():
     before = static.decoder().num_read
     assert words(static, prompts[2:]) == words(usual, prompts[2:])
     assert static.decoder().num_read - before < 16
+
+
+def test_prompts_of_any_lengths_behind_a_shared_beginning_are_each_as_if_read_alone():
+    """Logits to 1e-4 of a float32 path, which words alone would hide: padding is not read."""
+    model, _ = opened()
+    decoder = static_decoding.StaticDecoder(model, together=True)
+    draw = np.random.default_rng(0)
+    heads = [seen(count, count) for count in (9, 30)]
+    num_read = num_given = 0
+    for number in range(8):
+        head, lengths = heads[number // 2 % 2], draw.integers(1, 30, draw.integers(2, 5))
+        rows = [torch.cat([head, seen(n, 100 + i)]) for i, n in enumerate(lengths.tolist())]
+        if number % 3 == 0:  # one parts from what the others begin with
+            rows[-1] = torch.cat([head[: -1 - number], seen(20, number)])
+        tokens = torch.from_numpy(draw.integers(3, 20, (len(rows), 2)))
+        before = decoder.num_read
+        run = decoder.start(rows, room=2)
+        found = [run.logits.clone()]
+        for token in tokens.T:
+            run.feed(token)
+            found.append(run.logits.clone())
+        for i, row in enumerate(rows):
+            alone = torch.cat([row, model.get_input_embeddings()(tokens[i])])[None]
+            wanted = model(inputs_embeds=alone).logits[0, -3:]
+            torch.testing.assert_close(
+                torch.stack([step[i] for step in found]), wanted, atol=1e-4, rtol=0
+            )
+        num_read += decoder.num_read - before
+        num_given += len(rows) * (len(head) + max(lengths))
+    assert num_read < 0.85 * num_given  # beginnings were in use
 
 
 def test_prompts_whose_caches_would_be_too_large_are_not_continued_together(monkeypatch):

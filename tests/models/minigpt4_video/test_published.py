@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import transformers.utils
 from transformers import AutoConfig
 
 from streammem.errors import BackboneError, CheckpointError, ConfigError
@@ -169,10 +170,11 @@ def test_missing_files_are_named_with_the_command_that_gets_them(keys, files, tm
             open_model("x", find(path, tmp_path), keys)
 
 
-def test_quantized_bases_need_cuda_and_attached_lora(opened):
+def test_quantized_bases_need_bitsandbytes_and_attached_lora(opened, monkeypatch):
     with pytest.raises(ConfigError, match="lora=attached"):
         MiniGPT4Options(quantize="8bit")
-    with pytest.raises(ConfigError, match="quantize=8bit: needs CUDA, not cpu"):
+    monkeypatch.setattr(transformers.utils, "is_bitsandbytes_available", lambda: False)
+    with pytest.raises(BackboneError, match="quantize=8bit: pip install bitsandbytes"):
         opened(quantize="8bit", lora="attached")
 
 

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import transformers.utils
 from safetensors.torch import save_file
 
 from streammem.errors import BackboneError, CheckpointError, ConfigError
@@ -203,8 +204,9 @@ def test_a_published_tokenizer_names_the_packages_that_it_needs(
             _ = model.language
 
 
-def test_quantized_weights_need_cuda(opened):
-    with pytest.raises(ConfigError, match="quantize=4bit: needs CUDA, not cpu"):
+def test_quantized_weights_need_bitsandbytes(opened, monkeypatch):
+    monkeypatch.setattr(transformers.utils, "is_bitsandbytes_available", lambda: False)
+    with pytest.raises(BackboneError, match="quantize=4bit: pip install bitsandbytes"):
         opened(quantize="4bit")
 
 

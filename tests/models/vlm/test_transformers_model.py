@@ -8,6 +8,7 @@ import socket
 import numpy as np
 import pytest
 import torch
+import transformers.utils
 from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.processing_utils import ProcessorMixin
 
@@ -359,8 +360,9 @@ def test_options_that_cannot_be_meant_are_refused(wrong, folders):
         open_transformers(str(folders("llava")), options=wrong)
 
 
-def test_quantised_weights_need_a_gpu(folders):
-    with pytest.raises(ConfigError, match="quantize=4bit: needs CUDA, not cpu"):
+def test_quantised_weights_need_bitsandbytes(folders, monkeypatch):
+    monkeypatch.setattr(transformers.utils, "is_bitsandbytes_available", lambda: False)
+    with pytest.raises(BackboneError, match="quantize=4bit: pip install bitsandbytes"):
         open_transformers(str(folders("llava")), options={"quantize": "4bit"})
 
 
