@@ -117,7 +117,7 @@ def _check(arguments: argparse.Namespace) -> None:
     check_workers(arguments)
     configured(SessionConfig(), arguments)
     source_options(arguments)
-    speech_options(arguments)
+    speech_options(arguments, several=True)
 
 
 def made_with(arguments: argparse.Namespace) -> str:
