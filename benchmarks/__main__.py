@@ -33,6 +33,7 @@ BENCHMARKS = {
     "stream": "benchmarks.stream",
     "swapped": "benchmarks.swapped",
     "trace": "benchmarks.trace",
+    "where": "benchmarks.where",
 }
 
 
