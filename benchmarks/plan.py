@@ -5,23 +5,28 @@ in the manifest. Steps come in order, swapped, skipped, repeated, or interrupted
 Scenes are given (SceneTilling does not run); their keys are those of real frames. Options of both
 methods are chosen on one half of the clips and reported on the other.
 
-The last line has the figures as JSON.
+``--generator`` adds the language model's likelihood of a step's text as a caption of the scene,
+less that of nothing shown, to the scores of the alignment; its weight is chosen likewise. The last
+line has the figures as JSON.
 """
 
 import argparse
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from streammem.memory.entry import Entry, visual_keys
 from streammem.memory.retrieval import rate
+from streammem.models.protocols import EvidenceItem
 from streammem.models.registry import load
+from streammem.perception.frames import BRIDGE_FRAMES, spread
 from streammem.qa.plan import PLANNING, PlanConfig, PlanTracker, queries_of
 from streammem.video import open_source
 
@@ -29,17 +34,24 @@ KINDS = ("in order", "swapped", "skipped", "repeated", "interrupted")
 NUM_STEPS = 6
 FPS = 4.0
 SCENE_S = (1.5, 4.0)
+WINDOWS = 4  # of a clip, of which the language model reads the one nearest to a scene
+WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # of its likelihood, in log-odds a nat a token
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A scene of a composed video: its true step, or None, and what it is compared by."""
+    """A scene of a composed video: its true step, or None, and what it is compared by.
+
+    Attributes:
+        likelihoods: [S] nats a token, see ``likelihoods_of``; zeros without.
+    """
 
     start: float
     end: float
     step: int | None
     scores: np.ndarray
     cosines: np.ndarray
+    likelihoods: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +76,41 @@ def keys_of(folder: Path) -> dict[str, tuple[str, np.ndarray]]:
     return found
 
 
+def likelihoods_of(folder: Path, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return by clip's sentence how likely each text is as a caption of its windows.
+
+    Returns:
+        [WINDOWS, T] nats a token, less that of a prompt that shows nothing.
+    """
+    model: Any = load("streammem-tiny")
+
+    def nats(tokens: torch.Tensor) -> np.ndarray:
+        prompt = model.caption_prompt(EvidenceItem(0.0, 1.0, tokens))
+        return np.array([np.mean(row) for row in model.log_probs(prompt, texts)])
+
+    blank, found = nats(torch.zeros(model.token_shape)), {}
+    for row in map(json.loads, (folder / "manifest.jsonl").read_text().splitlines()):
+        if row["caption"] not in texts:
+            continue
+        with open_source(folder / row["file"], fps=FPS) as source:
+            pictures = [frame.pixels for frame in source]
+        length, rows = round(np.mean(SCENE_S) * FPS), []
+        for first in np.linspace(0, max(0, len(pictures) - length), WINDOWS).astype(int):
+            shown = pictures[first : first + length]
+            shown = [shown[i] for i in spread(len(shown), BRIDGE_FRAMES)]
+            patches = [model.perceive(picture).patches for picture in shown]
+            tokens = model.encode_frames(patches, np.linspace(0, 1, len(shown)).tolist())
+            rows.append(nats(tokens) - blank)
+        found[row["caption"]] = np.stack(rows)
+    return found
+
+
 def compose(
-    clips: Sequence[tuple[str, np.ndarray]], encoder: Any, count: int, seed: int
+    clips: Sequence[tuple[str, np.ndarray]],
+    encoder: Any,
+    count: int,
+    seed: int,
+    likelihoods: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[Video]:
     """Yield ``count`` videos of each kind."""
     rng = np.random.default_rng(seed)
@@ -101,7 +146,11 @@ def compose(
                 scores = np.array([hit.score for hit in hits])
                 cosines = np.array([hit.visual for hit in hits])
                 length = min(frames, len(keys)) / FPS
-                scenes.append(Scene(time, time + length, step, scores, cosines))
+                likely = np.zeros(NUM_STEPS)
+                if likelihoods is not None:
+                    window = round((WINDOWS - 1) * first / max(1, len(keys) - frames))
+                    likely = likelihoods[clips[clip][0]][window][steps]
+                scenes.append(Scene(time, time + length, step, scores, cosines, likely))
                 time += length
         yield Video(kind, tuple(scenes), skipped, late)
 
@@ -127,13 +176,17 @@ def likeliest(video: Video, least: float) -> list[int | None]:
     ]
 
 
-def aligned(video: Video, config: PlanConfig) -> tuple[list[int | None], list[str]]:
-    """The alignment's steps, and what it alerts to."""
+def aligned(
+    video: Video, config: PlanConfig, weight: float = 0.0
+) -> tuple[list[int | None], list[str]]:
+    """The alignment's steps, and what it alerts to; ``weight`` is of the likelihoods."""
     names = [f"step {i}" for i in range(NUM_STEPS)]
     tracker = PlanTracker("goal", names, config)
     steps, alerts = list[int | None](), list[str]()
     for number, scene in enumerate(video.scenes):
-        plan = tracker.push(number, scene.start, scene.end, scene.scores)
+        odds = np.clip(scene.scores, 1e-6, 1 - 1e-6)
+        odds = np.log(odds / (1 - odds)) + weight * scene.likelihoods
+        plan = tracker.push(number, scene.start, scene.end, 1 / (1 + np.exp(-odds)))
         alerts += plan.alerts
         now = [i for i, step in enumerate(plan.steps) if number in step.segments]
         steps.append(now[0] if now else None)
@@ -214,10 +267,17 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks plan", description=__doc__)
     parser.add_argument("--count", type=int, default=40, help="videos of each kind")
     parser.add_argument("--keys", type=Path, help="file to keep the frames' keys in, .npz")
+    parser.add_argument("--generator", action="store_true", help="add the language model's word")
     options = parser.parse_args(arguments)
-    clips = _clips(Path(os.environ["STREAMMEM_DATA"]) / "clips", options.keys)
+    folder = Path(os.environ["STREAMMEM_DATA"]) / "clips"
+    clips = _clips(folder, options.keys)
     encoder = load("streammem-tiny").text_encoder
-    fitting = list(compose(clips[0::2], encoder, max(4, options.count // 2), seed=1))
+    halves = [clips[0::2], clips[1::2]]
+    likely = [
+        likelihoods_of(folder, [text for text, _ in half]) if options.generator else None
+        for half in halves
+    ]
+    fitting = list(compose(halves[0], encoder, max(4, options.count // 2), 1, likely[0]))
     least_cosine = max(
         np.arange(0.05, 0.6, 0.02),
         key=lambda t: accuracy(fitting, [nearest(v, t) for v in fitting]),
@@ -241,7 +301,7 @@ def main(arguments: list[str]) -> int:
         rules, key=lambda c: alert_figures(fitting, [aligned(v, c)[1] for v in fitting])["f1"]
     )
     print(f"likewise, of alerts: {rule}")
-    videos = list(compose(clips[1::2], encoder, options.count, seed=2))
+    videos = list(compose(halves[1], encoder, options.count, 2, likely[1]))
     scenes = sum(len(video.scenes) for video in videos)
     shipped, tuned = ([aligned(v, c) for v in videos] for c in (PLANNING, best))
     report: dict[str, Any] = {
@@ -264,6 +324,8 @@ def main(arguments: list[str]) -> int:
             for confirm in (2, PLANNING.confirm, 5)
         },
     }
+    if options.generator:
+        report |= with_generator(fitting, videos, configs, shipped)
     for name, values in report.items():
         shown = values
         if isinstance(values, dict):
@@ -271,6 +333,32 @@ def main(arguments: list[str]) -> int:
         print(f"{name}: {shown}")
     print(json.dumps(report))
     return 0
+
+
+def with_generator(
+    fitting: Sequence[Video],
+    videos: Sequence[Video],
+    configs: Sequence[PlanConfig],
+    shipped: Sequence[tuple[list[int | None], list[str]]],
+) -> dict[str, Any]:
+    """Choose a weight of the language model's likelihood on one half; report on the other."""
+    pairs = [(config, weight) for config in configs for weight in WEIGHTS]
+    found = {pair: accuracy(fitting, [aligned(v, *pair)[0] for v in fitting]) for pair in pairs}
+    config, weight = max(found, key=lambda pair: found[pair])
+    by_weight = {str(w): max(found[c, w] for c in configs) for w in WEIGHTS}
+    steps = [aligned(video, config, weight)[0] for video in videos]
+    gains = [
+        accuracy([video], [new]) - accuracy([video], [old])
+        for video, new, (old, _) in zip(videos, steps, shipped, strict=True)
+    ]
+    return {
+        "accuracy on the other half by weight of the generator": by_weight,
+        f"alignment with the generator, weight {weight:g}": figures(videos, steps),
+        "what it gains on what ships, over videos": {
+            "mean": float(np.mean(gains)),
+            "error": float(np.std(gains) / np.sqrt(len(gains))),
+        },
+    }
 
 
 def _clips(folder: Path, kept: Path | None) -> list[tuple[str, np.ndarray]]:

@@ -4,6 +4,8 @@ import configparser
 import json
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -122,3 +124,34 @@ def test_commands_are_found_in_comments():
 def test_the_list_of_cameras_can_be_read():
     cameras = read_cameras(FOLDER / "cameras.toml")
     assert set(cameras) == {"door", "hall"} and cameras["hall"]["fps"] == 2
+
+
+# -- linters, where they are installed --
+
+
+@pytest.mark.heavy
+def test_systemd_accepts_the_units(tmp_path):
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not installed")
+    for name in UNITS:  # streammem need not be installed where they say; a template needs a name
+        text = FILES[name].replace("/opt/streammem/bin/streammem", "/bin/true")
+        (tmp_path / name.replace("@.", "@door.")).write_text(text)
+    command = ["systemd-analyze", "verify", *sorted(tmp_path.iterdir())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.heavy
+def test_hadolint_accepts_the_image():
+    if not shutil.which("hadolint"):
+        pytest.skip("hadolint is not installed")
+    command = ["hadolint", FOLDER / "Dockerfile"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.heavy
+def test_ray_accepts_the_cluster():
+    reason = "ray is not installed: pip install streammem[ray]"
+    util = pytest.importorskip("ray.autoscaler._private.util", reason=reason)
+    util.validate_config(util.prepare_config(yaml.safe_load(FILES["ray-cluster.yaml"])))

@@ -32,7 +32,7 @@ _PICTURES = frozenset({"dvbsub", "dvdsub", "pgssub", "xsub"})
 CLOSED_CAPTIONS = "cc_dec"  # FFmpeg's decoder of EIA-608
 UNKNOWN_S = 2.0  # that a cue is shown whose end is not known
 MAX_CAPTION_S = 30.0  # a longer closed caption was never taken away
-_SAME_TEXT_GAP_S = 0.05  # equal cues this near are one: layers, and captions that roll up
+SAME_TEXT_GAP_S = 0.05  # equal cues this near are one: layers, and captions that roll up
 _ABOUT = {"forced", "sdh", "cc", "hi", "default", "full", "dubtitle"}  # suffixes beside a language
 
 # ISO 639-1, 639-2 and English names that files and containers use for one language.
@@ -59,6 +59,7 @@ _ENCODINGS = {
 
 _TIME = r"(?:(\d{1,6}):)?(\d{1,3}):(\d{1,2})(?:[,.:](\d{1,9}))?"
 _CUE = re.compile(rf"\s*{_TIME}\s*--?\s?>\s*{_TIME}(?:\s.*)?", re.ASCII)
+_LOCAL, _STAMP = re.compile(rf"LOCAL:{_TIME}", re.ASCII), re.compile(r"MPEGTS:(\d{1,18})", re.ASCII)
 _ASS_TIME = re.compile(_TIME, re.ASCII)
 _VOICE = re.compile(r"<v(?:\.[^\s<>]*)?\s+([^\s<>][^<>]*)>", re.IGNORECASE)
 _TAG = re.compile(
@@ -90,18 +91,20 @@ class Track:
         name: for messages: the file's name, or ``subtitle track N of film.mkv``.
         language: ISO 639-1 where it is known, as it stands there otherwise; empty without one.
         forced: whether it holds only what is said in a foreign language.
-        read: reads it; raises ``SourceError`` where it cannot be opened.
-        cues: of a track inside: gives its notes one by one, in the file's order, and what is wrong
-            with it; it opens the file with its first step.
+        read: reads it; raises ``SourceError`` where it cannot be opened. Nothing of one that comes
+            while it is watched.
+        cues: of a track that is not a file of its own: gives its notes one by one, in its order,
+            and what is wrong with it; it opens the file with its first step. It is given functions
+            that return whether to give up, and whether the pictures have ended.
         is_text: whether it can be read; pictures of text, and teletext, cannot.
     """
 
     name: str
     language: str
     forced: bool
-    read: Callable[[], Cues]
+    read: Callable[[], Cues] = lambda: Cues(())
     is_text: bool = True
-    cues: Callable[[], Iterator[Note | str]] = lambda: iter(())
+    cues: Callable[..., Iterator[Note | str | float]] = lambda *_: iter(())
 
 
 def parse(data: bytes, name: str, language: str = "") -> Cues:
@@ -131,6 +134,36 @@ def parse(data: bytes, name: str, language: str = "") -> Cues:
     if not notes and not faults:
         faults.append(f"{name}: has no cue in it; is it SubRip, WebVTT or ASS?")
     return Cues(_in_order(notes), tuple(faults))
+
+
+def parse_segment(data: bytes, name: str) -> tuple[float, Cues]:
+    """Read a WebVTT segment of HLS.
+
+    Args:
+        data: its bytes, in UTF-8.
+        name: what faults call it.
+
+    Returns:
+        The stamp of the pictures, in seconds, at the segment's own time 0; and its cues, in that
+        time. A segment without a cue has no fault.
+
+    Source: RFC 8216, HTTP Live Streaming, 3.5: without a header the two begin together.
+    """
+    text = data.decode("utf-8-sig", "replace")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    if not lines[0].startswith("WEBVTT"):
+        return 0.0, Cues((), (f"{name}: a part of its subtitles is no WebVTT; it is left out",))
+    head = next((line for line in lines[:20] if line.startswith("X-TIMESTAMP-MAP=")), "")
+    local, stamp = _LOCAL.search(head), _STAMP.search(head)
+    shift = int(stamp[1]) / 90_000 if stamp else 0.0
+    shift -= _seconds(local.groups()) if local else 0.0
+    notes, faults = list[Note](), list[str]()
+    for line, start, end, said in _read_vtt(lines):
+        if end is None or end < start:
+            faults.append(f"{name}, line {line} of a part of its subtitles: is left out")
+        elif said:
+            notes += split_long(start, end, said)
+    return shift, Cues(_in_order(notes), tuple(faults))
 
 
 def language_of(name: str) -> str:
@@ -342,7 +375,7 @@ def _in_order(notes: Iterable[Note]) -> tuple[Note, ...]:
     newest: dict[str, int] = {}  # by text, its place in ``kept``
     for note in sorted(notes, key=lambda note: (note.start, note.end, note.text)):
         place = newest.get(note.text)
-        if place is not None and note.start <= kept[place].end + _SAME_TEXT_GAP_S:
+        if place is not None and note.start <= kept[place].end + SAME_TEXT_GAP_S:
             before = kept[place]
             kept[place] = Note(before.start, max(before.end, note.end), note.text)
             continue
@@ -375,23 +408,31 @@ def _beside(path: Path) -> list[Track]:
                                 t not in _LANGUAGE for t in tags):  # fmt: skip
             continue
         language = language_of(tags[0]) if tags else ""
-        read = _reader_of(path.parent / name, language)
+        read = partial(read_file, path.parent / name, language)
         found.append((bool(language), name, Track(name, language, "forced" in about, read)))
     return [track for *_, track in sorted(found, key=lambda item: item[:2])]
 
 
-def _reader_of(path: Path, language: str) -> Callable[[], Cues]:
-    def read() -> Cues:
-        try:
-            size = path.stat().st_size
-            if size > MAX_FILE_BYTES:
-                raise SourceError(f"{path.name}: has {size >> 20} MB; no subtitle file is as large")
-            return parse(path.read_bytes(), path.name, language)
-        except OSError as error:
-            reason = (error.strerror or "unreadable").lower()
-            raise SourceError(f"{path.name}: {reason}; check its rights") from error
+def read_file(path: Path, language: str) -> Cues:
+    """Read a subtitle file.
 
-    return read
+    Args:
+        path: of it.
+        language: see ``parse``.
+
+    Raises:
+        SourceError: it cannot be read, or is larger than MAX_FILE_BYTES.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise SourceError(f"{path.name}: has {size >> 20} MB; no subtitle file is as large")
+        return parse(path.read_bytes(), path.name, language)
+    except OSError as error:
+        if isinstance(error, SourceError):
+            raise
+        reason = (error.strerror or "unreadable").lower()
+        raise SourceError(f"{path.name}: {reason}; check its rights") from error
 
 
 def _no_text(name: str) -> Cues:
@@ -408,7 +449,11 @@ def _read_inside(cues: Callable[[], Iterator[Note | str]], name: str) -> Cues:
 
 
 def _cues_inside(
-    opened: Callable[[], InputContainer], index: int, name: str
+    opened: Callable[[], InputContainer],
+    index: int,
+    name: str,
+    stopping: Callable[[], bool] = lambda: False,
+    ended: Callable[[], bool] = lambda: False,
 ) -> Iterator[Note | str]:
     try:
         with opened() as container:
@@ -420,6 +465,8 @@ def _cues_inside(
             zero = max(0, container.start_time or 0) / av.time_base
             rolled = list[str]()
             for packet in container.demux(stream):
+                if stopping():
+                    return
                 faults = list[str]()
                 yield from _decoded_packet(packet, zero, faults, rolled)
                 yield from faults

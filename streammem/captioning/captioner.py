@@ -11,7 +11,7 @@ not sure enough ends after its first noun phrase, or is left out.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -110,6 +110,8 @@ class Captioner:
         self._model, self._config = model, config
         self.decoding = config.decoding or model.generator.decoding
         own = config.instruction is None
+        if not own:  # which may ask for other words
+            self.decoding = replace(self.decoding, vocabulary="all")
         if model.reranker is None:
             if (config.candidates or 1) > 1:
                 raise ConfigError(

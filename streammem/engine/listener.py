@@ -38,6 +38,12 @@ _WAIT_S, _ASK_AGAIN_S = 0.2, 0.05
 MOST_WAITING = 1000  # results of a worker that is ahead of the pictures
 AHEAD_S = 120.0  # of a file's sound that waits for the slowest of its listeners: 8 MB
 
+CueSource = Callable[[Callable[[], bool], Callable[[], bool]], Iterator[Note | str | float]]
+"""Gives the cues of a text track, about in order of time, how far it is, and what is wrong with it.
+
+It is given functions that return whether to give up, and whether the pictures have ended.
+"""
+
 
 class SharedSound:
     """The sound of a source, decoded once for several listeners, each in a thread of its own.
@@ -205,17 +211,20 @@ class CueReader(NoteWorker):
 
     Args:
         name: of the source, for messages.
-        cues: gives them, about in order of time; how far it is; and what is wrong with them.
+        cues: see ``CueSource``.
     """
 
     most_waiting = MOST_WAITING
 
-    def __init__(self, name: str, cues: Iterator[Note | str | float]) -> None:
-        self._cues, self._num_faults = cues, 0
+    def __init__(self, name: str, cues: CueSource) -> None:
+        self._cues, self._num_faults, self._ended = cues, 0, False
         super().__init__(f"{name}: its subtitles are")
 
+    def end(self) -> None:
+        self._ended = True
+
     def _items(self) -> Iterator[Note | Notice | float]:
-        for item in self._cues:
+        for item in self._cues(lambda: self._stop, lambda: self._ended):
             if isinstance(item, Note):
                 yield item.start
             if not isinstance(item, str):

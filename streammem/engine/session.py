@@ -168,10 +168,6 @@ class Session:
         fixed, still = self.config.fixed, self.config.still
         self._background = Background(max(1.0, still)) if fixed else None
         self._buffer = SceneBuffer(self._tilling.lag, self.config.now_frames)
-        self.recurrent = self.memory.recurrent(
-            encoder.initial_memory() if encoder else torch.zeros(0, 0)
-        )
-        self.next_segment = self.memory.next_segment
         self._time, self.time_offset = -math.inf, 0.0
         self.on_wait: Callable[[], None] | None = None
         self.unkept: Callable[[], Sequence[Note]] = tuple
@@ -180,9 +176,7 @@ class Session:
         self._closed: dict[int, CaptionRequest] = {}  # by the last push or flush alone
         self._said: dict[int, tuple[Note, ...]] = {}  # likewise
         self.answerer = Answerer(self.model, self.memory, self.config.answering, self)
-        for taught in self.memory.taught():  # whose keys a reindex makes another model's
-            if (now := renewed(self.model, taught)) is not taught:
-                self.memory.teach(now, renew=True)
+        self._go_on_from_memory()
 
     @property
     def num_frames(self) -> int:
@@ -204,6 +198,30 @@ class Session:
         """The frames that belong to the open scene, whatever follows."""
         frames, before = self._buffer.frames, self._tilling.settled_before
         return frames[: before - frames[0].number] if frames else ()
+
+    def refresh(self) -> bool:
+        """Take over what another process has written to a memory that is only read.
+
+        Returns:
+            False where the memory must be opened anew.
+
+        Raises:
+            StoreError: it is damaged; close the session.
+        """
+        if not self.memory.refresh():
+            return False
+        self._go_on_from_memory()
+        return True
+
+    def _go_on_from_memory(self) -> None:
+        encoder = self._encoder
+        self.recurrent = self.memory.recurrent(
+            encoder.initial_memory() if encoder else torch.zeros(0, 0)
+        )
+        self.next_segment = self.memory.next_segment
+        for taught in self.memory.taught():  # whose keys a reindex makes another model's
+            if (now := renewed(self.model, taught)) is not taught:
+                self.memory.teach(now, renew=True)
 
     def close(self) -> None:
         """Release a durable memory; idempotent. The open segment is not kept: flush first."""

@@ -11,23 +11,35 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from streammem.audio.subtitles import language_of, tracks_in
+from streammem.audio.subtitles import (
+    MAX_FILE_BYTES,
+    Track,
+    language_of,
+    parse,
+    read_file,
+    tracks_in,
+)
 from streammem.audio.track import (
     WHISPER,
     SpeechOptions,
     SpeechTrack,
     choose_track,
+    is_url,
     open_track,
     open_tracks,
+    track_of,
 )
+from streammem.engine.hls_cues import hls_cues
 from streammem.engine.listener import (
     BEHIND_S,
     KEPT_S,
     PIPE_BEHIND_S,
     CueReader,
+    CueSource,
     Listener,
     NoteWorker,
     SharedSound,
@@ -38,6 +50,9 @@ from streammem.models.sound_events import sound_events
 from streammem.models.transcription import Recognises, recogniser
 from streammem.types import Note, Notice, Segment
 from streammem.video import VideoSource
+from streammem.video.address import public_name
+from streammem.video.fetching import fetch_small, host_of
+from streammem.video.hls import text_playlists
 from streammem.video.sound import Sound
 
 MAX_HEARD = 10_000  # notes that wait for their scene to close
@@ -59,7 +74,7 @@ class Speech:
     subtitles: SpeechTrack | None
     opener: Callable[[], Recognises] | None
     sounds: Callable[[], Recognises] | None = None
-    cues: Callable[[], Iterator[Note | str | float]] | None = None
+    cues: CueSource | None = None
 
     @property
     def is_heard(self) -> bool:
@@ -71,13 +86,16 @@ def open_speech(source: VideoSource, options: SpeechOptions) -> Speech:
     """Read the subtitles of a source, and see whether it is to be recognised, and can be.
 
     Raises:
-        SourceError: speech is asked for, and it cannot have sound.
+        SourceError: speech is asked for, and it cannot have sound; or the subtitle file that is
+            given cannot be read.
         BackboneError: the recogniser is not installed, or not here.
         ServedModelError: its server is not there.
     """
     # 1. Subtitles: of files on this computer all of them now, others while they are watched.
     subtitles, cues = None, None
-    if source.path is not None:
+    if options.subtitles is not None:
+        subtitles = _given_track(source, options)
+    elif source.path is not None:
         subtitles = open_track(source.path, options)
     elif source.paths:
         subtitles = open_tracks(source.paths, options, source.starts)
@@ -101,21 +119,48 @@ def open_speech(source: VideoSource, options: SpeechOptions) -> Speech:
     return Speech(subtitles, recogniser(wanted, language, options.spend), sounds)
 
 
+def _given_track(source: VideoSource, options: SpeechOptions) -> SpeechTrack:
+    """Read the subtitle file that the user names; its times are those of the source."""
+    given = str(options.subtitles)
+    if source.live:
+        raise SourceError(f"{source.name}: is live; a subtitle file has no place in it")
+    language = language_of(options.language.split(",")[0]) if options.language else ""
+    if not is_url(given):
+        return track_of(read_file(Path(given), language), Path(given).name)
+    name = public_name(given)
+    content = fetch_small(given, name, MAX_FILE_BYTES, host_of(given)).content
+    return track_of(parse(content, name, language), name)
+
+
 def _remote_track(
     source: VideoSource, options: SpeechOptions
-) -> tuple[SpeechTrack | None, Callable[[], Iterator[Note | str | float]] | None]:
-    """Choose a text track of a file behind a network; return what is to be told, and its cues."""
+) -> tuple[SpeechTrack | None, CueSource | None]:
+    """Choose a text track behind a network; return what is to be told of it, and its cues."""
     opened = source.text_pass()
-    if opened is None or options.speech not in ("auto", "on"):
+    if options.speech not in ("auto", "on") or (opened is None and source.playlist is None):
         return None, None
     try:
-        track, notices = choose_track(tracks_in(opened, source.name), options.language, source.name)
+        tracks = _tracks_of_hls(source) if opened is None else tracks_in(opened, source.name)
+        track, notices = choose_track(tracks, options.language, source.name)
     except SourceError as error:
         track, notices = None, [Notice(str(error), is_failure=False)]
     if track is not None and not track.is_text:
         notices += [Notice(fault, is_failure=False) for fault in track.read().faults]
     told = SpeechTrack(source.name, (), tuple(notices)) if notices else None
     return told, track.cues if track is not None and track.is_text else None
+
+
+def _tracks_of_hls(source: VideoSource) -> list[Track]:
+    assert source.playlist is not None
+    found = text_playlists(source.playlist, source.name)
+    found.sort(key=lambda one: (one.forced, not one.default))
+    return [
+        Track(
+            f"subtitles {one.name or one.language} of {source.name}", language_of(one.language),
+            one.forced, cues=partial(hls_cues, source, one),
+        )
+        for one in found
+    ]  # fmt: skip
 
 
 def check_recogniser(options: SpeechOptions) -> None:
@@ -171,7 +216,7 @@ class SceneNotes:
                 Listener(source.name, opener, own, *behind, events=events, on_end=on_end)
             )
         if speech.cues:
-            self.listeners.append(CueReader(source.name, speech.cues()))
+            self.listeners.append(CueReader(source.name, speech.cues))
         self._until = [0.0] * len(self.listeners)
         self._besides = source.on_sound  # a model that listens, too
         if beside:

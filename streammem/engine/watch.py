@@ -38,6 +38,9 @@ from streammem.types import Alert, Caption, Event, Frame, Note, Notice, Segment,
 from streammem.video import SourceOptions, VideoSource, open_with
 
 SEGMENTS_AHEAD = 4  # captions that may be pending before a file's perception waits, at least
+# So many batches, where scenes are captioned together. One is generated and one is ready, so that
+# neither thread waits for the other: with two, each stood still for a fifth of the time.
+BATCHES_AHEAD = 3
 LIVE_SEGMENTS_AHEAD = 1  # of a live source; beyond them the oldest stays without a caption
 HEARD_AT_STOP_S, HEARD_AT_END_S = 5.0, 60.0  # of a live source, for what was said last
 DEFAULTS, NO_CALLBACKS, SOURCE = WatchOptions(), WatchCallbacks(), SourceOptions()
@@ -271,7 +274,7 @@ class _Watching:
             if self._scenes and not self._captions.num_pending and (job := self._scenes.due()):
                 self._scenes.begun(job)
                 self._captions.submit(job)
-            ahead = max(SEGMENTS_AHEAD, 2 * self._captions.batch_size)
+            ahead = max(SEGMENTS_AHEAD, BATCHES_AHEAD * self._captions.batch_size)
             for result in self._results(0 if at_end else None if self._live else ahead):
                 if result is None:
                     yield from self._answered()

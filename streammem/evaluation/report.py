@@ -50,7 +50,8 @@ def summarise(found: QuestionSet, run: SuiteRun) -> dict[str, Any]:
         run: its answers.
 
     Returns:
-        The object for JSON: ``parts`` by name, each with accuracies by context; ``categories``,
+        The object for JSON: ``parts`` by name, each with accuracies by context, a guess's (the
+        mean of 1 / options) and the best that one and the same letter reaches; ``categories``,
         ``ages`` and ``asked`` of the first context; ``pair`` by context; ``checks``; ``cost``.
         A share is [value, low, high, count], the 95% interval between.
     """
@@ -65,9 +66,16 @@ def summarise(found: QuestionSet, run: SuiteRun) -> dict[str, Any]:
             context: [row for row in rows if questions[row["id"]].part == part]
             for context, rows in by_context.items()
         }
-        chances = [questions[row["id"]].chance for row in own[first]]
+        asked = [questions[row["id"]] for row in own[first]]
+        chances = [question.chance for question in asked]
+        guess = one_letter = None
+        if chances and all(chances):  # each has options, of which one is right
+            places = [question.answer[0] for question in asked]
+            guess = round(float(np.mean(chances)), 4)
+            one_letter = round(max(map(places.count, set(places))) / len(places), 4)
         parts[part or "all"] = {
-            "chance": round(float(np.mean(chances)), 4) if chances and all(chances) else None,
+            "chance": guess,
+            "one letter": one_letter,
             "contexts": {context: _scores(rows) for context, rows in own.items() if rows},
         }
     told = [row for row in main if row["kind"] == "recall" and row["seen"] is not None
@@ -310,7 +318,10 @@ def markdown(report: dict[str, Any]) -> str:
     # 2. Accuracy, each part by itself.
     for name, part in report["parts"].items():
         title = "Accuracy" if name == "all" else f"Accuracy, {name}"
-        chance = "" if part["chance"] is None else f" (a guess: {part['chance']:.3f})"
+        chance = ""
+        if part["chance"] is not None:
+            same = f"always the same letter: {part['one letter']:.3f} at most"
+            chance = f" (a guess: {part['chance']:.3f}; {same})"
         lines += [f"## {title}{chance}", ""]
         extra = {
             key: title

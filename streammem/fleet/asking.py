@@ -91,29 +91,36 @@ class Memories:
         self._stamps: dict[str, WriteStamp] = {}
 
     def refresh(self) -> None:
-        """Open what is new or was written to since, and close what is gone."""
+        """Open what is new, read what was written since, and close what is gone."""
         paths = {path.name: path for path in memories_in(self._folder)}
         for name in self.sessions.keys() - paths.keys():
             self.sessions.pop(name).close()
         self.failed = {}
         for name, path in paths.items():
-            stamp = last_written(path)
-            if name in self.sessions and self._stamps[name] == stamp:
+            stamp, session = last_written(path), self.sessions.get(name)
+            if session and self._stamps[name] == stamp:
                 continue
             try:
-                session = Session(self._model, self._config, memory=path, read_only=True)
+                if session is None or not self._is_refreshed(name, stamp):
+                    opened = Session(self._model, self._config, memory=path, read_only=True)
+                    if session:
+                        session.close()
+                    self.sessions[name] = opened
+                self._stamps[name] = stamp
             except StreammemError as error:
                 self.failed[name] = str(error)
-            else:
-                if before := self.sessions.get(name):
-                    before.close()
-                self.sessions[name], self._stamps[name] = session, stamp
         for name in self.failed.keys() & self.sessions.keys():  # what it was is gone
             self.sessions.pop(name).close()
         self.sessions = dict(sorted(self.sessions.items()))
         total = sum(session.memory.num_keys for session in self.sessions.values())
         for session in self.sessions.values():
             session.answerer.keys_elsewhere = total - session.memory.num_keys
+
+    def _is_refreshed(self, name: str, stamp: WriteStamp) -> bool:
+        """Read what is new of an open memory, unless its database is another file by now."""
+        before = self._stamps[name]
+        is_same_file = stamp[:1] and before[:1] and stamp[0][0] == before[0][0]
+        return bool(is_same_file) and self.sessions[name].refresh()
 
     def close(self) -> None:
         """Close all of them; idempotent."""

@@ -6,6 +6,7 @@ opens, upgrades, asks and writes the file, and whose errors are ours. What is wr
 """
 
 import json
+import shutil
 import sqlite3
 import struct
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,7 @@ Mode = Literal["rw", "r"]
 
 _BUSY_S = 10.0
 _READ_ROWS = 64
+_LOG_STEP_BYTES = 32 << 10  # by which SQLite's shared memory beside the log grows
 
 SCHEMA = """
 CREATE TABLE segments (
@@ -489,8 +491,16 @@ def _translated(path: Path) -> Iterator[None]:
         raise StoreError(_explained(path, error)) from error
 
 
+def _is_full(path: Path) -> bool:
+    with suppress(OSError):
+        return shutil.disk_usage(path).free < _LOG_STEP_BYTES
+    return False
+
+
 def _explained(path: Path, error: sqlite3.Error) -> str:
     text = str(error)
+    if "disk I/O" in text and _is_full(path):  # what SQLite calls it where its log finds no room
+        text = "the disk is full"
     if "full" in text:
         return f"{path} cannot grow: {text}; free space, then go on"
     if "UNIQUE" in text:

@@ -289,6 +289,25 @@ class Memory:
         _log.info("%s: removed %s", self._store.path, pruned)
         return pruned
 
+    def refresh(self) -> bool:
+        """Take over what another process has written since; for a memory that is only read.
+
+        Rows that have not changed are not read again, and keep what was set here alone.
+
+        Returns:
+            False where the memory must be opened anew; nothing has changed then.
+
+        Raises:
+            StoreError: a row is damaged or missing; close the memory.
+        """
+        if self._store is None or self._store.mode != "r" or self._cache.has_merged:
+            return False
+        changes = self._store.load_changes()
+        if changes is None or not self._cache.follow(*changes):
+            return False
+        self._taught = read_taught(self._store.database)
+        return True
+
     # -- named things --
 
     def taught(self) -> tuple[Taught, ...]:
@@ -515,6 +534,35 @@ class MemoryCache:
             if keys:
                 labels = [_labels(row)[: len(of_row)] for row, of_row in keys]
                 index.add(np.concatenate(labels), np.concatenate([of_row for _, of_row in keys]))
+
+    @property
+    def has_merged(self) -> bool:
+        """Whether rows may have merged, so that they are not those of a store any more."""
+        return self._all_considered
+
+    def follow(self, gone: Iterable[int], rows: Sequence[Entry]) -> bool:
+        """Bring loaded rows to what a store holds now; none of them has merged.
+
+        Args:
+            gone: ids of rows to remove.
+            rows: changed ones and new ones, oldest first.
+
+        Returns:
+            False, and nothing is done, where a new row is not the newest, or there is no room.
+        """
+        removed = set(gone)
+        stay = [id_ for id_ in self._ids if id_ not in removed]
+        new = [row.segment for row in rows if row.segment not in self._rows]
+        in_order = not new or not stay or new[0] > stay[-1]
+        if not in_order or len(stay) + len(new) > self.config.max_segments:
+            return False
+        self.drop(removed)
+        for row in rows:
+            if row.segment not in self._rows:
+                self._check(row)
+                self._ids.append(row.segment)
+            self._set(self._kept(row))
+        return True
 
     def set_caption(
         self, segment: int, text: str, key: np.ndarray | None, sureness: Sureness = UNKNOWN

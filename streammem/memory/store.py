@@ -50,6 +50,7 @@ from streammem.memory.folder import (
     read_header,
     remove_keyframes,
     sync_folder,
+    writable,
     write_header,
 )
 from streammem.types import Note
@@ -117,6 +118,7 @@ class Store:
     def __init__(self, path: Path, header: Header, mode: Mode) -> None:
         """Open what `open` has checked."""
         self.path, self.header, self.mode = path, header, mode
+        self._loaded: dict[int, bytes] = {}  # checksums of the rows as they were last read, by id
         self._lock = WriterLock(path) if mode == "rw" else None
         try:
             self.database = Database(path, mode)
@@ -302,12 +304,40 @@ class Store:
             missing = self.missing_rows()
         if missing:
             raise StoreError(f"{self.path} lacks {missing} rows; see `streammem memory verify`")
+        if self.mode == "r":
+            self._loaded = {column(row, "segment"): column(row, "checksum") for row in found}
         return tuple(to_entry(row, self.header.key_dim) for row in found)
+
+    def load_changes(self) -> tuple[set[int], tuple[Entry, ...]] | None:
+        """Return what another process has changed since the entries were last loaded.
+
+        Returns:
+            Ids of rows that are gone; rows that are new or changed, as `load_entries` gives them.
+            None where the memory must be opened anew: keys of another model have taken the place
+            of these, it has an older format, or lies on read-only media.
+
+        Raises:
+            StoreError: as for `load_entries`.
+        """
+        if self.header.format < FORMAT or not writable(self.path):
+            return None
+        with self.database.snapshot():
+            checksums = dict(self.database.query("SELECT segment, checksum FROM segments"))
+            missing = self._num_written() - len(checksums)
+            changed = [n for n, check in checksums.items() if self._loaded.get(n) != check]
+            query = f"{SELECT} WHERE segment = ?"
+            found = [row for n in sorted(changed) for row in self.database.query(query, n)]
+            # Asked last: it is as new as the rows, or newer.
+            if current_header(self.path) != self.header:
+                return None
+        if missing:
+            raise StoreError(f"{self.path} lacks {missing} rows; see `streammem memory verify`")
+        gone, self._loaded = self._loaded.keys() - checksums.keys(), checksums
+        return gone, tuple(to_entry(row, self.header.key_dim) for row in found)
 
     def missing_rows(self) -> int:
         """Return how many rows were written and are not found: a damaged page can hide some."""
-        (counted,) = self.database.query("SELECT segments FROM counted")[0]
-        return counted - len(self.database.query("SELECT segment FROM segments"))
+        return self._num_written() - len(self.database.query("SELECT segment FROM segments"))
 
     def read(self, segment: int) -> Entry:
         """Return the whole entry that stands for a segment.
@@ -421,6 +451,9 @@ class Store:
         if not found or column(found[0], "last") < segment:
             raise StoreError(f"{self.path} has no segment {segment}")
         return found[0]
+
+    def _num_written(self) -> int:
+        return int(self.database.query("SELECT segments FROM counted")[0][0])
 
     def _renewed(self, old: Row, entry: Entry) -> Row:
         """Return an entry's row with what only its old row knows: payload and age."""

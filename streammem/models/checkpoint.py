@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -51,6 +52,7 @@ OF_KEYS = "names"  # what reads them off keys; likewise
 MAX_CLASSES = 100_000
 LEXICON = "lexicon.txt"  # its further names: name, word, classes such as 1,4-7, between tabs
 LORA, ANSWERS = "lora.", "answers."  # adapters of the language model: for captions, for answers
+CAPTION_TOKENS = "caption_tokens"  # a bit a token, eight a value; a checkpoint may lack it
 QUESTIONS = "questions"  # what reads questions; a checkpoint may lack it
 MIN_PACKED = 1 << 14  # values; below it the scales would not pay
 
@@ -108,6 +110,7 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         _fill(module, tensors, prefix, folder)
     lora, answers = lora_of(tensors, LORA), lora_of(tensors, ANSWERS)
     words = _word_head(tensors, folder, config.bridge)
+    caption_tokens = _listed_tokens(tensors, folder)
     return VideoModel(
         name=str(name),
         vision=vision,
@@ -117,12 +120,13 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         text_key=text_key,
         background=_shaped(tensors, "background", (-1, config.key_dim), folder),
         open_sentences=lambda: SentenceEncoder(backbone_path(config.sentences)),
-        open_language=lambda: _open_language(folder, config, lora, device),
+        open_language=lambda: _open_language(folder, config, lora, device, caption_tokens),
         scenes=config.scenes,
         confidence_model=config.confidence_model,
         reranker=config.reranker,
         null=config.null,
         questions=_question_head(tensors, folder),
+        caption_tokens=caption_tokens,
         words=words,
         names=_names_of_keys(tensors, folder, config.key_dim, words),
         open_answers=(
@@ -207,6 +211,10 @@ def save(
     tensors |= {f"{ANSWERS}{key}": value for key, value in (answers or {}).items()}
     if model.questions is not None:
         tensors |= {f"{QUESTIONS}.{k}": v for k, v in model.questions.state_dict().items()}
+    if model.caption_tokens is not None:
+        bits = torch.zeros(int(model.caption_tokens.max()) + 1, dtype=torch.uint8)
+        bits[model.caption_tokens] = 1
+        tensors[CAPTION_TOKENS] = torch.from_numpy(np.packbits(bits.numpy()))
     if model.words is not None:
         tensors |= {f"{WORDS}.{k}": v for k, v in model.words.state_dict().items()}
     if model.names is not None:
@@ -256,6 +264,7 @@ def _open_language(
     config: CheckpointConfig,
     lora: dict[str, Tensor],
     device: str,
+    caption_tokens: Tensor | None = None,
     *,
     without_layers: bool = False,
 ) -> CausalLanguageModel:
@@ -266,6 +275,12 @@ def _open_language(
             f"{folder}: speaks to a language model of width {config.bridge.language_dim}, "
             f"but that of {config.language} is {language.width}"
         )
+    if caption_tokens is not None and caption_tokens.max() >= language.num_tokens:
+        raise CheckpointError(
+            f"{folder}: {CAPTION_TOKENS} names token {int(caption_tokens.max())}, but "
+            f"{config.language} has {language.num_tokens}"
+        )
+    language.caption_tokens = caption_tokens
     if without_layers:
         lora = {key: value for key, value in lora.items() if ".layers." not in key}
     language.edit(lambda llama: merge_lora(llama, lora, config.lora_scale))
@@ -369,6 +384,16 @@ def _lexicon_lines(lexicon: Mapping[str, NameMeaning]) -> list[str]:
         chosen = ",".join(f"{a}-{b}" if a < b else f"{a}" for a, b in spans)
         lines.append(f"{name}\t{word}\t{chosen}")
     return lines
+
+
+def _listed_tokens(tensors: dict[str, Tensor], folder: Path) -> Tensor | None:
+    packed_bits = tensors.get(CAPTION_TOKENS)
+    if packed_bits is None:
+        return None
+    tokens = np.flatnonzero(np.unpackbits(packed_bits.numpy().astype(np.uint8)))
+    if not len(tokens):
+        raise CheckpointError(f"{folder}: {CAPTION_TOKENS} names no token; get the model again")
+    return torch.from_numpy(tokens)
 
 
 def _question_head(tensors: dict[str, Tensor], folder: Path) -> QuestionHead | None:

@@ -59,6 +59,7 @@ from streammem.qa.question import (
     looked_at,
     narrowed,
     read_said,
+    read_said_description,
     resolved,
     split_options,
     wall_end,
@@ -312,13 +313,21 @@ class Answerer:
     def find(
         self, query: str, count: int, present: Present, within: Window = EVERYTHING
     ) -> tuple[Moment, ...]:
-        """Find the moments that a description fits best, best first."""
-        asked = self._query(_encodable(query), self._now(present), within)
+        """Find the moments that a description fits best, best first.
+
+        Scenes that show it come before those in which it is only said; of "they mention the
+        harbour" those in which it is said.
+        """
+        text = _encodable(query)
+        said = read_said_description(text)
+        asked = self._query(said.topic if said and said.topic else text, self._now(present), within)
+        if said and said.topic:
+            asked = asked._replace(spoken=True, heard=True, things=(), name=None)
         hits: Sequence[Hit] = self.memory.search(asked, within, count, self.config.rankers)
         if heard := [clip.entry for clip in _heard_clips(present, within)]:
             # Of the open scene only what is said is found: its row is not there to be shown.
-            said = [h for h in rate(heard, asked, self.config.rankers) if h.matched == "speech"]
-            hits = sorted((*hits, *said), key=lambda hit: (-hit.ranked, -hit.cosine))[:count]
+            words = [h for h in rate(heard, asked, self.config.rankers) if h.matched == "speech"]
+            hits = sorted((*hits, *words), key=lambda hit: (-hit.ranked, -hit.cosine))[:count]
         return tuple(
             Moment(**self._fields(hit, asked.words), rank=rank)
             for rank, hit in enumerate(hits, start=1)

@@ -7,29 +7,32 @@ a folder that the operator names.
 
 import http.client
 import ipaddress
-import socket
 import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import SplitResult, unquote
 
 from streammem.errors import ConfigError, SourceError
 from streammem.server.refused import Refused
 from streammem.video.address import split_address
+from streammem.video.fetching import (
+    Resolve,
+    Target,
+    connection_to,
+    ip_address,
+    is_public,
+    resolve,
+)
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 FILE = "file://"
 PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322}
 LIVE = ("rtsp", "rtsps")
-TIMEOUT_S = 15.0
 DOWNLOAD_S = 600.0
 BLOCK = 1 << 16
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # "global", yet leads to any IPv4 address
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,38 +64,6 @@ class Allowed:
         return cls(tuple(hosts), tuple(networks))
 
 
-class Target(NamedTuple):
-    """A URL that was checked.
-
-    Attributes:
-        parts: of the URL.
-        host: as the URL names it.
-        port: to connect to.
-        address: of the host, checked.
-    """
-
-    parts: SplitResult
-    host: str
-    port: int
-    address: str
-
-
-Resolve = Callable[[str, int], list[str]]
-
-
-def resolve(host: str, port: int) -> list[str]:
-    """Return the addresses of a host.
-
-    Raises:
-        SourceError: it has none.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise SourceError(f"{host}: the name cannot be resolved; check it") from error
-    return [str(item[4][0]).partition("%")[0] for item in found]
-
-
 def check_url(url: str, allowed: Allowed, resolve: Resolve = resolve) -> Target:
     """Check a URL that a client gave.
 
@@ -109,12 +80,12 @@ def check_url(url: str, allowed: Allowed, resolve: Resolve = resolve) -> Target:
     is_named = any(fnmatchcase(host, pattern) for pattern in allowed.hosts)
     # FFmpeg follows redirects of RTSP, so a wildcard for all the world does not cover it.
     trusted = any(fnmatchcase(host, p) for p in allowed.hosts if p.strip("*."))
-    literal = _address(host)
+    literal = ip_address(host)
     if literal is None and not is_named:
         raise Refused(403, f"{host} is not an allowed source; the operator may add it")
     addresses = [str(literal)] if literal else resolve(host, port)
     for text in addresses:
-        address = _address(text)
+        address = ip_address(text)
         listed = address is not None and any(address in network for network in allowed.networks)
         if not listed and not (address is not None and is_named and is_public(address)):
             raise Refused(403, f"{host}: its address {text} is not an allowed source")
@@ -152,19 +123,9 @@ def check_allowed_file(url: str, folders: tuple[Path, ...]) -> Path:
     raise Refused(403, "no such file below the folders that the operator allows")
 
 
-def is_public(address: Address) -> bool:
-    """Return whether an address is public, also if it is wrapped in an IPv6 address."""
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped:
-            return is_public(address.ipv4_mapped)
-        if address.sixtofour or address.teredo or address in _NAT64:
-            return False
-    return address.is_global and not address.is_multicast
-
-
 def is_loopback(host: str) -> bool:
     """Return whether a host is ``localhost`` or a loopback address."""
-    address = _address(host.strip("[]"))
+    address = ip_address(host.strip("[]"))
     return host == "localhost" if address is None else address.is_loopback
 
 
@@ -195,7 +156,7 @@ def fetch(
         SourceError: the request fails, breaks off, takes too long, or its content is too large.
     """
     name = f"{target.parts.scheme}://{target.host}{target.parts.path}"
-    connection = _connection(target, context)
+    connection = connection_to(target, context)
     deadline = time.monotonic() + DOWNLOAD_S
     try:
         query = f"?{target.parts.query}" if target.parts.query else ""
@@ -227,20 +188,6 @@ def fetch(
         connection.close()
 
 
-def _connection(target: Target, context: ssl.SSLContext | None) -> http.client.HTTPConnection:
-    connection = http.client.HTTPConnection(target.host, target.port, timeout=TIMEOUT_S)
-
-    def connect() -> None:
-        sock = socket.create_connection((target.address, target.port), TIMEOUT_S)
-        if target.parts.scheme == "https":
-            secure = context or ssl.create_default_context()
-            sock = secure.wrap_socket(sock, server_hostname=target.host)
-        connection.sock = sock
-
-    connection.connect = connect  # type: ignore[method-assign]
-    return connection
-
-
 def _split(url: str) -> tuple[SplitResult, str, int]:
     if url.partition("://")[0].lower() not in PORTS or "://" not in url:
         known = ", ".join(PORTS)
@@ -254,10 +201,3 @@ def _split(url: str) -> tuple[SplitResult, str, int]:
         raise Refused(422, "the URL has spaces; write each as %20")
     host = str(parts.hostname).lower().rstrip(".")
     return parts, host, parts.port or PORTS[parts.scheme]
-
-
-def _address(text: str) -> Address | None:
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        return None

@@ -239,6 +239,16 @@ def captioning_groups(parts: nn.ModuleDict) -> list[tuple[list[nn.Parameter], fl
     ]
 
 
+def caption_tokens(
+    language: CausalLanguageModel, captions: Sequence[str], known: Tensor | None = None
+) -> Tensor:
+    """Return the tokens of captions, those that end a reply, and the known ones: [N], in order."""
+    found = {*language.stop_ids, *(() if known is None else known.tolist())}
+    for caption in captions:
+        found.update(language.ids(caption))
+    return torch.tensor(sorted(found))
+
+
 class CaptionStage:
     """Trains captions and, for ``QUESTION_SHARE`` of the pictures, answers to questions about them.
 

@@ -122,6 +122,11 @@ class TrainingContext:
         records = [record for source in self._sources.values() for record in source.records]
         return [caption for r in records if r.split == split for caption in r.captions]
 
+    @property
+    def captions(self) -> list[str]:
+        """The captions that the language model learns from, with and without pictures."""
+        return [*self.captions_of(TRAIN), *self._texts]
+
     def embedded(self, pictures: PictureSet) -> Embedded:
         """Add the sentence embeddings of every picture's captions."""
         name = self.recipe.backbones.sentences

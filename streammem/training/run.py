@@ -26,7 +26,7 @@ from streammem.models.tiny.words import LEAST_SHOWN, SHOWN
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.training import published
 from streammem.training.answers import AnswerStage, own_captions
-from streammem.training.captions import CaptionStage
+from streammem.training.captions import CaptionStage, caption_tokens
 from streammem.training.context import TrainingContext, joined
 from streammem.training.evidence import EVIDENCE_RANK, EvidenceData, EvidenceStage
 from streammem.training.generated import SENTENCES, make_pictures
@@ -65,6 +65,7 @@ log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint"
 THING_STEPS = 450  # of each head that names what training pictures show in questions about them
 KEY_STAGES = ("vision", "keys", "evidence")  # stages that move the keys
+CAPTION_STAGES = ("captions", "text", "reward")  # stages in which the language model learns words
 
 
 def run_recipe(
@@ -318,6 +319,10 @@ def _save_checkpoint(context: TrainingContext) -> None:
         questions: QuestionHead | None = learner.questions.eval()
     else:
         questions = start.questions if start else None
+    tokens = start.caption_tokens if start else None
+    # What an earlier run learned from without such a list is not known.
+    if kinds & set(CAPTION_STAGES) and (start is None or tokens is not None):
+        tokens = caption_tokens(learner.language, context.captions, tokens)
     # Thresholds are fitted to a checkpoint's own centre and background: they stay with its weights.
     keeps_background = start is not None and not kinds & set(KEY_STAGES)
     model = VideoModel(
@@ -334,6 +339,7 @@ def _save_checkpoint(context: TrainingContext) -> None:
         reranker=start.reranker if start else None,
         null=start.null if start else DEFAULT_NULL,
         questions=questions,
+        caption_tokens=tokens,
         words=learner.words,
         # They were fitted to these keys and these names of tokens.
         names=(

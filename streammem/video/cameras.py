@@ -121,12 +121,17 @@ def open_url(url: str, sampling: Sampling) -> VideoSource:
         opened = open_container(url, name, remote=True)
     except NoVideoError as error:
         return _open_motion_jpeg(url, name, sampling, error)
+    is_playlist = opened[0].format.name == "hls"
     if kind := endless_format(opened[0]):
-        return open_stream(url, kind, sampling, Connection(*opened))
+        live = open_stream(url, kind, sampling, Connection(*opened))
+        live.playlist = url if is_playlist else None
+        return live
     try:
         if opened[0].format.name == "mpegts":
             return TransportSource(url, name, sampling, opened)
-        return FileSource(url, name, sampling, remote=True, opened=opened)
+        source = FileSource(url, name, sampling, remote=True, opened=opened)
+        source.playlist = url if is_playlist else None
+        return source
     except UnreadError as error:
         # An MP4 whose index stands at its end, from a server that sends files from their beginning
         # only; or a file that breaks off.

@@ -137,6 +137,8 @@ def choose_stream(container: InputContainer, name: str) -> VideoStream:
         for sound in container.streams.audio:
             if sound.metadata.get(_VARIANT) != stream.metadata.get(_VARIANT):
                 sound.discard = Discard.all
+        for text in container.streams.subtitles:  # these are read by hls.py
+            text.discard = Discard.all
     stream.codec_context.thread_type = "SLICE"
     stream.codec_context.thread_count = DECODE_THREADS
     return stream

@@ -94,6 +94,7 @@ class FileSource(VideoSource):
         self._reader = self._open(opened=opened)
         super().__init__(name, sampling, duration=self._reader.duration())
         self.start_time = self._reader.seconds(self._reader.origin)
+        self.text_clock = self._reader.length(self._reader.zero), 0.0
         self._grid = Grid(sampling, tick=self._reader.length(1))
         aspect = self._reader.stream.sample_aspect_ratio
         self._to_rgb = RgbConverter(self._reader.first_picture, sampling.max_side, aspect)

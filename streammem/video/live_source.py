@@ -189,6 +189,7 @@ class LiveSource(VideoSource):
             stream.codec_context.skip_frame = "NONKEY"
         form = self._opened.container.format.name.split(",")[0]
         is_counter = form == "mpjpeg" and self.live
+        self.text_clock = None
         self._clock.connect(0 if is_counter else _WRAP_BITS.get(form, 64))
         self._listen(self._opened.container, stream)
         to_rgb: RgbConverter | None = None
@@ -237,6 +238,8 @@ class LiveSource(VideoSource):
         duration = _duration(picture, stream)
         time = self._clock.place(picture.pts, _tick(stream), duration, self._passing.now())
         self._index += 1
+        if self.playlist is not None and picture.pts is not None:
+            self.text_clock = float(picture.pts * _tick(stream)), time
         if self.wall_zero is None:
             self.wall_zero = self._passing.wall() - time
         return time, duration

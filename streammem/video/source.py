@@ -220,6 +220,10 @@ class VideoSource(ABC):
         sparse: whether it gives keyframes only.
         wall_zero: Unix seconds at stream time 0, where known; a live source sets it anew at each
             connection.
+        playlist: URL of the HLS that it reads, with credentials; None of any other source.
+        text_clock: of an HLS, a stamp of the container's clock in seconds, and where that lies on
+            the source's clock: of a live one the newest picture's. None before it is known. Set by
+            the thread that reads.
         notices: what users should know, oldest first; any thread may take them out.
         num_connections: times that a live source was connected and gave a picture.
         num_damaged: pictures of a live source that were left out.
@@ -238,6 +242,8 @@ class VideoSource(ABC):
     start_time = 0.0
     was_cut = False
     wall_zero: float | None = None
+    playlist: str | None = None
+    text_clock: tuple[float, float] | None = None
     num_connections = 0
     num_damaged = 0
     stopping = False

@@ -99,6 +99,13 @@ def test_the_level_is_the_users_and_none_for_an_instruction_of_their_own(plain, 
     assert said.text == text
 
 
+def test_an_instruction_of_the_users_may_be_answered_in_any_words(plain):
+    held = replace(plain, decoding=replace(plain.decoding, vocabulary="captions"))
+    assert Captioner(held, SessionConfig().captioning).decoding.vocabulary == "captions"
+    asked = SessionConfig(instruction="What is it?", caption=held.decoding)
+    assert Captioner(held, asked.captioning).decoding.vocabulary == "all"
+
+
 @pytest.mark.parametrize(("whole", "text"), [(0.6, "A man"), (0.4, WORDS)])
 def test_the_level_of_a_model_is_that_of_its_fit(plain, whole, text):
     assert scored(replace(plain, confidence_model=certain(0.5)._replace(whole=whole))).text == text

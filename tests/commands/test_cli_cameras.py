@@ -9,6 +9,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
@@ -21,6 +22,7 @@ from streammem.errors import ConfigError
 from streammem.fleet import cameras, pool
 from streammem.fleet.metrics import serve_metrics, written
 from tests.command_line import QUICK, events, record
+from tests.disks import small_disk
 from tests.fleet.workers import InThisProcess
 from tests.tiny import film
 
@@ -223,12 +225,56 @@ def test_a_process_that_is_killed_is_started_again_and_its_cameras_go_on_from_th
     assert "the process of hall, down died" in told
     assert "3 cameras: 1 down, 2 ended" in told and "down: down" in told
     assert 'streammem_camera_restarts_total{source="hall"} 1' in (tmp_path / "m.prom").read_text()
-    export = [sys.executable, "-m", "streammem", "memory", "export", "--format", "jsonl"]
     for name in ("hall", "door"):
-        rows = subprocess.run([*export, house / name], capture_output=True, text=True).stdout
-        spans = [(r["start"], r["end"]) for r in events(rows) if r["type"] == "segment"]
+        spans = kept_by(house / name)
         assert len(spans) >= 2
         assert all(first[1] <= second[0] for first, second in pairwise(spans))
+
+
+@pytest.mark.heavy
+def test_a_camera_whose_disk_was_full_goes_on_from_its_memory_when_there_is_room(tmp_path):
+    pictures = [frame.pixels for frame in film(("red", 50), ("blue", 50), ("green", 50))]
+    house, filler = tmp_path / "house", tmp_path / "house" / "hall" / "filler"
+    with (
+        RtspCamera(encode(pictures), speed=4.0) as camera,
+        small_disk(house / "hall", 2 << 20),
+        (tmp_path / "err").open("w+") as err,
+    ):
+        path = tmp_path / "cameras.toml"
+        path.write_text(
+            f'[cameras.hall]\nsource = "{camera.url}"\n[cameras.door]\nsource = "{camera.url}"\n'
+        )
+        short = ("--set", "scenes.max_frames=24", "--set", "epsilon=0")
+        more = ("--format", "jsonl", "--workers", "1", *short, *QUICK)
+        with start("watch", "--sources", path, "--memory", house, *more, stderr=err) as running:
+            timer = threading.Timer(PATIENCE_S, running.kill)
+            timer.start()
+            captions = map(caption_of, running.stdout)
+            wait_for(captions, {"hall", "door"})
+            with suppress(OSError), filler.open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+            while "hall: down" not in (tmp_path / "err").read_text():
+                wait_for(captions, {"door"})  # which goes on
+            filler.unlink()
+            wait_for(captions, {"hall"})
+            wait_for(captions, {"hall"})
+            running.send_signal(signal.SIGTERM)
+            running.communicate()
+            timer.cancel()
+        told = (tmp_path / "err").read_text()
+        rows = kept_by(house / "hall")
+    assert running.returncode == 0, told
+    assert "2 cameras: 2 ended" in told
+    why = told.splitlines()[-1]
+    assert why.startswith("hall: ended") and str(house / "hall") in why and "free space" in why
+    assert len(rows) >= 3 and all(first[1] <= second[0] for first, second in pairwise(rows))
+
+
+def kept_by(memory):
+    export = [sys.executable, "-m", "streammem", "memory", "export", "--format", "jsonl", memory]
+    rows = events(subprocess.run(export, capture_output=True, text=True).stdout)
+    return [(row["start"], row["end"]) for row in rows if row["type"] == "segment"]
 
 
 def caption_of(line):

@@ -191,6 +191,21 @@ def test_an_oracle_is_always_right_and_a_guess_is_at_the_mean_of_one_over_option
     assert guess["chance"] == 0.375 and low <= 0.375 <= high and value < 0.5
 
 
+def test_the_best_of_one_letter_alone_stands_beside_a_guess():
+    found = questions(40)
+    often = [replace(q, answer=(2,)) if i < 30 else q for i, q in enumerate(found.questions)]
+    places = [q.answer[0] for q in often]
+
+    class OneLetter(Honest):
+        def ask(self, asked, context):
+            return Reply("C")
+
+    report = report_of(found._replace(questions=tuple(often)), OneLetter)
+    part = report["parts"]["all"]
+    assert part["one letter"] == part["contexts"]["memory"]["strict"][0] == places.count(2) / 40
+    assert f"always the same letter: {part['one letter']:.3f} at most" in markdown(report)
+
+
 # -- controls --
 
 

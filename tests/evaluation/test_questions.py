@@ -10,6 +10,7 @@ import pytest
 
 from streammem.errors import DatasetError
 from streammem.evaluation.questions import SUITES, Videos, read_suite, seconds_of, without_letter
+from streammem.evaluation.scoring import LETTERS, Reply, score
 
 DATA = Path(os.environ.get("STREAMMEM_DATA", "nowhere")) / "text" / "benchmarks"
 REAL = {"egoplan": (923, 0.25), "egoschema": (500, 0.2), "mvbench": (4000, 0.2829),
@@ -116,6 +117,26 @@ def test_all_10419_questions_of_the_real_files_are_read():
         options = [q.options[q.answer[0]] for q in found.questions]
         assert all(options) and len({q.id for q in found.questions}) == count
     assert total == 10_419
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="STREAMMEM_DATA has no text/benchmarks")
+@pytest.mark.parametrize("suite", REAL)
+def test_an_oracle_has_every_real_question_right_and_a_guess_one_over_its_options(suite):
+    found, rng = read_suite(suite, DATA / suite), np.random.default_rng(1)
+    official = SUITES[suite].official
+    right = {by: list[float]() for by in ("letter", "choice")}
+    for question in found.questions:
+        guess = int(rng.integers(len(question.options)))
+        for place in (question.answer[0], guess):
+            for by, reply in (("letter", Reply(LETTERS[place])), ("choice", Reply("x", place))):
+                scored = score(question, reply, official)
+                if place == question.answer[0]:
+                    assert scored[:2] == (1.0, 1.0), question.id
+                right[by].append(scored.strict)
+    chances = np.array([question.chance for question in found.questions])
+    error = np.sqrt((chances * (1 - chances)).sum()) / len(chances)  # of the guesses' mean
+    for by, scores in right.items():
+        assert abs(np.mean(scores[1::2]) - chances.mean()) < 3 * error, by
 
 
 def test_a_forward_row_of_ovo_asks_at_each_of_its_times(tmp_path):

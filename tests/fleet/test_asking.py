@@ -1,5 +1,7 @@
 """Many memories give what one memory of all of it gives."""
 
+import shutil
+
 import pytest
 
 from streammem.engine.session import Session
@@ -71,6 +73,28 @@ def test_a_question_is_encoded_once_for_all_memories(model, folder, monkeypatch)
         assert find_all(memories, "red", 7) == first and encoded == ["red"]
 
 
+def test_what_was_written_since_is_found_without_reading_a_memory_anew(model, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "archive")
+    writer = Session(model, CONFIG, memory=tmp_path / "archive" / "a", source="a")
+    with writer, open_all(tmp_path / "archive", model, CONFIG) as memories:
+        before = dict(memories.sessions)
+        writer.go_on(0.0, None)
+        told(writer, film(("white", 9), ("red", 4)))
+        memories.refresh()
+        assert memories.sessions == before  # the same sessions
+        with open_all(tmp_path / "archive", model, CONFIG) as anew:
+            assert find_all(memories, "white", 9) == find_all(anew, "white", 9)
+            assert {n: s.next_segment for n, s in memories.sessions.items()} == {
+                n: s.next_segment for n, s in anew.sessions.items()
+            }
+        # Another memory of the same name is another file.
+        shutil.rmtree(tmp_path / "archive" / "b")
+        shutil.copytree(folder / "c", tmp_path / "archive" / "b")
+        memories.refresh()
+        assert memories.sessions["b"] is not before["b"]
+        assert len(memories.sessions["b"].memory) == len(memories.sessions["c"].memory)
+
+
 def test_a_question_is_answered_from_where_its_thing_was_seen(model, folder, monkeypatch):
     reader = as_kind(Reader, model)
     monkeypatch.setattr("streammem.memory.retrieval.Scale.probability", clearly)
@@ -84,8 +108,6 @@ def test_a_question_is_answered_from_where_its_thing_was_seen(model, folder, mon
 
 
 def test_one_that_cannot_be_opened_is_named_and_the_others_are_asked(model, folder, tmp_path):
-    import shutil
-
     shutil.copytree(folder, tmp_path / "archive")
     (tmp_path / "archive" / "b" / "memory.sqlite").write_bytes(b"damaged")
     with open_all(tmp_path / "archive", model, CONFIG) as memories:

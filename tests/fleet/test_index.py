@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +16,10 @@ import pytest
 from streammem.commands import archiving
 from streammem.errors import ConfigError, SourceError, StoreError
 from streammem.fleet import index, pool
-from streammem.fleet.index import LIST, Archive, File, content_of, find_files
+from streammem.fleet.index import LIST, UNFINISHED, Archive, File, content_of, find_files
 from streammem.models import checkpoint
 from tests.command_line import QUICK, events, record
+from tests.disks import no_more_files, small_disk
 from tests.fleet.workers import InThisProcess
 from tests.qa.test_answerer import Reader
 from tests.sessions import as_kind
@@ -236,8 +239,16 @@ def two_films(tmp_path):
     return folder
 
 
+@contextmanager
+def cluster(arguments, most):
+    """Stands in for Ray, whose remarks on stdout are sent to stderr."""
+    with redirect_stdout(sys.stderr):
+        yield None, 1, 1.0
+
+
 def test_index_makes_one_memory_a_file_and_names_what_failed(run, two_films, tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "Pool", InThisProcess)
+    monkeypatch.setattr(archiving, "workers_of", cluster)
     command = ("index", two_films, "--memory", tmp_path / "archive", *QUICK)
     code, out, err = run(*command, "--format", "jsonl")
     made = {os.path.basename(row["path"]): row for row in events(out)}
@@ -261,6 +272,40 @@ def test_index_makes_one_memory_a_file_and_names_what_failed(run, two_films, tmp
     assert memories(tmp_path / "archive") == before
     code, _, err = run(*command, "--workers", "0")
     assert code == 2 and "--workers 0" in err
+
+
+@pytest.mark.parametrize(
+    ("too_small", "share"),
+    [(no_more_files, 0.0), pytest.param(small_disk, 0.7, marks=pytest.mark.heavy)],
+)
+def test_a_full_disk_fails_its_own_file_and_a_run_with_room_finishes_it(
+    run, two_films, tmp_path, monkeypatch, too_small, share
+):
+    monkeypatch.setattr(pool, "Pool", InThisProcess)
+    command = ("index", two_films, *QUICK, "--format", "jsonl", "--memory")
+
+    def index(archive):
+        code, out, err = run(*command, archive)
+        assert code == 1  # a third film is none
+        return {os.path.basename(row["path"]): row for row in events(out)}, err
+
+    def kept(memory):
+        return run("memory", "export", memory, "--format", "jsonl")[1]
+
+    expected = {name: row["memory"] for name, row in index(tmp_path / "whole")[0].items()}
+    memory = Path(expected["two.mp4"])
+    size = sum(path.stat().st_size for path in memory.rglob("*") if path.is_file())
+    place = tmp_path / "archive" / f"{UNFINISHED}{memory.name}"
+    with too_small(place, int(share * size)):
+        made, err = index(tmp_path / "archive")
+    assert made["one.mp4"]["state"] == "whole"
+    full = made["two.mp4"]
+    assert (full["state"], full["memory"]) == ("failed", None)
+    assert f"two.mp4: failed: {place}" in err and "free space" in full["reason"]
+    assert memories(tmp_path / "archive") == [Path(expected["one.mp4"]).name]
+    made, err = index(tmp_path / "archive")
+    assert "3 files: 2 known before, 1 made, 1 not whole" in err
+    assert kept(made["two.mp4"]["memory"]) == kept(memory)
 
 
 def test_find_and_ask_name_the_memory(run, model, two_films, tmp_path, monkeypatch):
@@ -322,5 +367,6 @@ def test_processes_make_what_one_makes_and_one_that_is_killed_is_replaced(tmp_pa
         command = index(tmp_path / "ray", 2, "--ray", "local")
         on_ray = subprocess.run(command, capture_output=True, timeout=300)
         assert on_ray.returncode == 0, on_ray.stderr
+        assert len(events(on_ray.stdout)) == 4  # and no remark of Ray's
         assert captions(tmp_path / "ray") == captions(tmp_path / "serial")
     assert len(archiving.DECIDING) == len(set(archiving.DECIDING))

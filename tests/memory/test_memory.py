@@ -1,11 +1,18 @@
+from contextlib import closing
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from streammem.errors import StoreError
+from streammem.memory import store
+from streammem.memory.folder import write_header
 from streammem.memory.memory import CacheConfig, Memory
 from streammem.memory.retrieval import Query
+from streammem.memory.store import Store
 from streammem.types import Note
-from tests.memory.entries import DIM, TOKENS, make, unit
+from tests.memory.entries import DIM, TOKENS, make, same, unit
 
 NONE = np.empty((0, 0))
 
@@ -117,3 +124,74 @@ def test_the_present_is_where_each_source_was_left(remember):
     for segment, source in enumerate("aab"):
         memory.append(make(segment, source=source), STATE)
     assert memory.now(5.0) == (5.0, {"a": 2.0, "b": 3.0}) and memory.num_keys == 3
+
+
+def opened(path, mode="rw", most=60):
+    options = {"key_dim": DIM, "token_shape": TOKENS, "max_segments": most}
+    return Memory.open(path, "tiny-1", mode=mode, **options)
+
+
+def test_a_reader_that_follows_its_writer_holds_what_one_that_opens_anew_holds(
+    tmp_path, monkeypatch
+):
+    read = []
+    to_entry = store.to_entry
+    monkeypatch.setattr(
+        store, "to_entry", lambda row, dim: read.append(row[0]) or to_entry(row, dim)
+    )
+    rng, path = np.random.default_rng(3), tmp_path / "a.mem"
+    writer = opened(path)
+    reader = opened(path, "r")
+    for round_ in range(30):
+        first, touched = writer.next_segment, set()
+        for segment in range(first, first + int(rng.integers(0, 4))):  # some go on
+            touched.add(writer.append(make(segment, unit(1, seed=segment // 2)), STATE).segment)
+        rows = [row.segment for row in writer.entries()]
+        if rows and round_ % 3 == 0:
+            touched.add(captioned := int(rng.choice(rows)))
+            writer.set_caption(captioned, f"round {round_}", unit(1, seed=round_)[0])
+        if rows and round_ % 4 == 1:
+            touched.add(spoken := int(rng.choice(rows)))
+            writer.add_notes(spoken, (Note(0.0, 1.0, "a word"),), unit(1, seed=round_)[0])
+        if rows and round_ % 5 == 2:
+            with Store.open(path, None, "r") as other:
+                gone = other.load_entries()[0].segment
+            writer._store.database.query("DELETE FROM segments WHERE segment = ?", gone)
+            writer._cache.drop([gone])
+            touched.discard(gone)
+        read.clear()
+        assert reader.refresh()
+        assert set(read) == touched, "only rows that have changed are read"
+        anew = opened(path, "r")
+        assert len(reader) == len(anew) == len(writer) and reader.num_keys == anew.num_keys
+        assert all(map(same, reader.entries(), anew.entries()))
+        query = Query(unit(1, seed=round_)[0])
+        found = [[(h.entry.segment, h.score) for h in m.search(query, k=5)] for m in (reader, anew)]
+        assert found[0] == found[1]
+        assert reader.next_segment == anew.next_segment
+        anew.close()
+    writer.close()
+    reader.close()
+
+
+def test_a_reader_that_cannot_follow_row_by_row_says_so(tmp_path):
+    path = tmp_path / "a.mem"
+    with closing(opened(path)) as writer:
+        assert not writer.refresh()  # it is what others follow
+        for segment in range(4):
+            writer.append(make(segment), STATE)
+        with closing(opened(path, "r", most=4)) as reader:
+            writer.append(make(4), STATE)
+            assert not reader.refresh() and len(reader) == 4  # there is no room: rows must merge
+        with closing(opened(path, "r", most=4)) as reader:
+            assert not reader.refresh()  # rows have merged
+        with closing(opened(path, "r")) as reader:
+            header = writer._store.header
+            write_header(path, replace(header, fingerprint="tiny-2"))
+            assert not reader.refresh()  # keys of another model
+            write_header(path, header)
+            assert reader.refresh()
+            writer._store.database.query("UPDATE segments SET caption = 'x' WHERE segment = 2")
+            reader._store._loaded.pop(2)
+            with pytest.raises(StoreError, match="segment 2 is damaged"):
+                reader.refresh()

@@ -267,6 +267,26 @@ def test_names_that_are_read_off_keys_are_kept_with_their_lexicon(
     assert not (tmp_path / "again" / "lexicon.txt").exists()
 
 
+def test_captions_are_held_to_the_tokens_that_the_checkpoint_lists(
+    original, saved, language_folder, tmp_path
+):
+    assert load_checkpoint(saved).language.caption_tokens is None
+    tokens = torch.tensor([0, 2, 3, 30, 31, 40])
+    held = dataclasses.replace(original, caption_tokens=tokens)
+    write(held, tmp_path / "held", language_folder)
+    loaded = load_checkpoint(tmp_path / "held")
+    assert torch.equal(loaded.language.caption_tokens, tokens)
+    item = EvidenceItem(0, 1, torch.randn(loaded.token_shape))
+    prompt = loaded.caption_prompt(item)
+    (((reply,),)) = [r for r in loaded.replies([prompt], loaded.decoding) if r]
+    assert set(reply.ids) <= set(tokens.tolist())
+    path = tmp_path / "held" / "model.safetensors"
+    for wrong, said in ((torch.zeros(8), "no token"), (torch.full((200,), 255.0), "names token")):
+        save_file(load_file(path) | {"caption_tokens": wrong.half()}, path)
+        with pytest.raises(CheckpointError, match=said):
+            load_checkpoint(tmp_path / "held").language  # noqa: B018
+
+
 def test_names_of_keys_are_fitted_to_what_both_judges_tell():
     generator = torch.Generator().manual_seed(0)
     keys = torch.nn.functional.normalize(torch.randn(400, 16, generator=generator), dim=-1)

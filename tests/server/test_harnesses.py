@@ -7,6 +7,9 @@ is installed, its own registry takes the model.
 import ast
 import asyncio
 import importlib.util
+import json
+import os
+import subprocess
 import sys
 import types
 from dataclasses import dataclass
@@ -162,6 +165,85 @@ def test_lmms_evals_own_registry_takes_the_model(monkeypatch):
     assert isinstance(made, ModelManifest)
     assert registry.get_model_class("streammem") is streammem_lmms_eval.Streammem
     streammem_lmms_eval.Streammem(base_url="http://localhost:1")
+
+
+TASK = """
+task: colours
+dataset_path: json
+dataset_kwargs: {data_files: {test: DOCS}}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function colours.visual
+doc_to_text: !function colours.text
+doc_to_target: answer
+generation_kwargs: {max_new_tokens: 16}
+process_results: !function colours.right
+metric_list: [{metric: named, aggregation: mean, higher_is_better: true}]
+"""
+FUNCTIONS = """
+def visual(doc):
+    return [doc["video"]]
+
+def text(doc, kwargs=None):
+    return doc["text"]
+
+def right(doc, results):
+    return {"named": float(doc["answer"] in results[0])}
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("by", ["streammem", "openai"])
+async def test_lmms_evals_own_evaluator_scores_a_whole_task_through_the_server(
+    listening, tmp_path, by
+):
+    lmms_eval = pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
+    # 1. A task of its own as lmms-eval reads them, and the package as pip leaves it.
+    task, out = tmp_path / "task", tmp_path / "out"
+    task.mkdir()
+    docs = [{**doc, "answer": "e"} for doc in docs_of(tmp_path)]
+    (task / "docs.json").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+    (task / "colours.yaml").write_text(TASK.replace("DOCS", str(task / "docs.json")))
+    (task / "colours.py").write_text(FUNCTIONS)
+    installed = tmp_path / "pip" / "streammem_lmms_eval-0.1.0.dist-info"
+    installed.mkdir(parents=True)
+    (installed / "METADATA").write_text("Name: streammem-lmms-eval\nVersion: 0.1.0\n")
+    entry = "[lmms_eval.models]\nstreammem = streammem_lmms_eval:manifest\n"
+    (installed / "entry_points.txt").write_text(entry)
+    paths = [FOLDER, installed.parent, os.environ.get("PYTHONPATH", ""),
+             Path(lmms_eval.__file__).parents[1]]  # fmt: skip
+    around = {
+        "PYTHONPATH": os.pathsep.join(map(str, paths)), "HF_HOME": str(tmp_path / "hf"),
+        "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1",
+    }  # fmt: skip
+    # 2. Its command, whole.
+    async with listening(files=(tmp_path,)) as (url, sessions):
+        given = {
+            "streammem": f"base_url={url}",
+            "openai": f"model_version=streammem,base_url={url}/v1,api_key=none,"
+            "pass_video_url=True,timeout=60,num_concurrent=2",
+        }
+        command = [
+            sys.executable, "-m", "lmms_eval", "--model", by, "--model_args", given[by],
+            "--tasks", "colours", "--include_path", str(task), "--batch_size", "1",
+            "--log_samples", "--output_path", str(out),
+        ]  # fmt: skip
+        done = await asyncio.to_thread(
+            subprocess.run, command, env={**os.environ, **around}, capture_output=True, text=True,
+            timeout=300, check=False,
+        )  # fmt: skip
+        told = f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        assert done.returncode == 0 and "Error during evaluation" not in told, told
+        answers = [e for host in sessions.hosts().values() for e in host.events.kept()
+                   if hasattr(e, "question")]  # fmt: skip
+    # 3. What it scored is what the server replied.
+    (results,) = out.rglob("*_results.json")
+    (samples,) = out.rglob("*_samples_colours.jsonl")
+    lines = [json.loads(line) for line in samples.read_text().splitlines()]
+    replies = sorted("".join(line["filtered_resps"]) for line in lines)
+    assert replies == sorted(answer.text for answer in answers) and len(replies) == len(docs)
+    found = json.loads(results.read_text())["results"]["colours"]["named,none"]
+    assert found == pytest.approx(sum("e" in reply for reply in replies) / len(docs))
 
 
 async def test_the_class_of_the_guide_for_vlmevalkit_asks_about_the_video_itself(

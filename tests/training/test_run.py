@@ -133,6 +133,12 @@ def test_the_checkpoint_generates_what_the_trained_model_generates(finished, ope
     assert torch.equal(model.bridge.patch_std, model.picture_key.patch_std)
     assert model.background.shape == (24, 16)
     assert model.center.shape == (TinyVision.frame_dim,)
+    records = (out / "generated-30" / "captions.jsonl").read_text().splitlines()
+    learned = [json.loads(line) for line in records if json.loads(line)["split"] == "train"]
+    known = set(model.caption_tokens.tolist())
+    assert model.language.stop_ids <= known
+    for caption in (text for record in learned for text in record["captions"]):
+        assert set(model.language.ids(caption)) <= known
 
 
 @pytest.mark.heavy
@@ -166,6 +172,7 @@ def test_a_caption_stage_goes_on_from_the_checkpoints_lora(recipe, tmp_path, fin
     start = finished[0] / "checkpoint"
     run_recipe(recipe, tmp_path / "out", init=start, backbones=tiny_backbones())
     before, after = load_file(start / "model.safetensors"), weights(tmp_path / "out")
+    assert torch.equal(after["caption_tokens"], before["caption_tokens"])
     key = "lora.model.layers.1.mlp.down_proj"
     assert torch.equal(after[f"{key}.A"], before[f"{key}.A"])
     # alpha / rank doubled, so B counts half

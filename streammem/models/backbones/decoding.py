@@ -32,7 +32,9 @@ from streammem.models.backbones.products import (
     Route,
     gain_of,
     has_half,
+    weight_of,
 )
+from streammem.models.once import Once, once
 
 # Legend: B rows, T new columns, S columns of the cache, D width, H query heads, K key-value heads,
 # G = H / K, E head width, V vocabulary.
@@ -97,14 +99,23 @@ class LlamaDecoder:
             the model's own matrices point into the new arrangement, so that memory holds one.
         route: see above; ``half`` needs ``has_half``.
         prefix: [P, D] embeddings that prompts usually begin with, computed once; P may be 0.
+        few: [N] int64 tokens, in order, that ``Run`` may be held to; None for no such choice.
         release: take each layer out of the model once it is arranged, so that memory need not
             hold both; the model cannot be used afterwards.
     """
 
-    def __init__(self, model: Any, route: Route, prefix: Tensor, *, release: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        route: Route,
+        prefix: Tensor,
+        *,
+        few: Tensor | None = None,
+        release: bool = False,
+    ) -> None:
         llama = without_lora(model)
         config = llama.config
-        self.route, self.prefix = route, prefix
+        self.route, self.prefix, self.few = route, prefix, few
         self.num_heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = llama.model.layers[0].self_attn.head_dim
         self._rotary, self._embed = llama.model.rotary_emb, llama.get_input_embeddings()
@@ -116,7 +127,9 @@ class LlamaDecoder:
             head, gain = llama.get_output_embeddings(), gain_of(llama.model.norm)
             fuse = FUSE[route]
             # The head first: its copy on the way is the largest.
-            self._head = (lambda x: head(x * gain)) if route == "exact" else fuse([head], gain)
+            self._head, self._few_head = _heads(head, gain, route, few)
+            if head.weight is not self._embed.weight:  # else the embeddings hold it anyway
+                self._head()
             self._layers = []
             for number, block in enumerate(llama.model.layers):
                 self._layers.append(_layer(block, fuse))
@@ -125,10 +138,16 @@ class LlamaDecoder:
         self._prefix_columns: Tensor | None = None  # a run would hold this decoder, and be held
         self._apart: dict[int, bool] = {}  # what was measured, by number of threads
         guesses = route == "exact" and has_half()
-        self.guesser = LlamaDecoder(model, "half", prefix) if guesses else None
+        self.guesser = LlamaDecoder(model, "half", prefix, few=few) if guesses else None
 
     def start(
-        self, rows: Sequence[Tensor], room: int, ends: Collection[int] = (), replies: int = 1
+        self,
+        rows: Sequence[Tensor],
+        room: int,
+        ends: Collection[int] = (),
+        replies: int = 1,
+        *,
+        held_to_few: bool = False,
     ) -> "Run":
         """Read prompts.
 
@@ -137,11 +156,13 @@ class LlamaDecoder:
             room: tokens that will be fed at most; the cache is allocated for them, once.
             ends: tokens behind which nothing is worth guessing.
             replies: ways in which each prompt is continued at most, see ``Run.branch``.
+            held_to_few: all tokens but ``few`` have logits of -inf; without ``few``, none have.
         """
         shared = all(map(self._begins_with_prefix, rows))
         begin = len(self.prefix) if shared else 0
         size = max(len(row) for row in rows) + room
         run = Run(self, len(rows), size, ends, most_rows=len(rows) * replies)
+        run.few = self.few if held_to_few else None
         if shared:
             run.begin_with(self._read_prefix())
         run.read([row[begin:] for row in rows])
@@ -162,7 +183,8 @@ class LlamaDecoder:
         """Whether a row's logits depend on no row beside it, with as many threads as there are."""
         threads = torch.get_num_threads()
         if threads not in self._apart:
-            products = [self._head]
+            # Both heads are of equal width; the one that captions need is opened anyway.
+            products = [self._head() if self.few is None else self._few_head()]
             for layer in self._layers:
                 products += [layer.qkv, layer.out, layer.gate_up, layer.down]
             apart = all(isinstance(each, HalfLinear) and each.counts for each in products)
@@ -197,7 +219,7 @@ class LlamaDecoder:
         The logits are those behind the prompt and behind each token that was fed.
         """
         embedded = self._embed(tokens)
-        run = self.start(list(embedded[:, :length]), tokens.shape[1] - length)
+        run = self.start(list(embedded[:, :length]), tokens.shape[1] - length, held_to_few=True)
         logits = [run.logits]
         for column in tokens[:, length:].T:
             run.feed(column)
@@ -212,6 +234,7 @@ class LlamaDecoder:
         """Return the prefix's columns of a cache, of one row."""
         if self._prefix_columns is None:
             run = Run(self, 1, len(self.prefix))
+            run.few = self.few  # its logits are not used: the smaller head will do
             run.read([self.prefix])
             self._prefix_columns = run.cache
         return self._prefix_columns
@@ -277,7 +300,11 @@ class LlamaDecoder:
             x[:, :-1] += layer.out(a)
             gate, up = layer.gate_up(_direction(x)).chunk(2, -1)
             x[:, :-1] += layer.down(_silu(gate).mul_(up))
-        return self._head(_direction(x))
+        x = _direction(x)
+        if run.few is None:
+            return self._head()(x)
+        logits = x.new_full((len(x), self._embed.num_embeddings), -math.inf)
+        return logits.index_copy_(1, run.few, self._few_head()(x))
 
 
 class Run:
@@ -286,7 +313,10 @@ class Run:
     Attributes:
         logits: [B, V] of the next token.
         length: columns filled, <= S.
+        few: [N] tokens that alone have finite logits; None for all.
     """
+
+    few: Tensor | None = None
 
     def __init__(
         self,
@@ -517,6 +547,27 @@ def _silu(x: Tensor) -> Tensor:
 def _direction(x: Tensor) -> Tensor:
     """Divide rows [M, D + 1] by their lengths, the last entry left out: [M, D]."""
     return x[:, :-1] / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+
+def _heads(
+    head: Any, gain: Tensor, route: Route, few: Tensor | None
+) -> tuple[Once[Linear], Once[Linear]]:
+    """Lay the head out for all tokens and for a few, each when it is first asked for."""
+
+    def open_all() -> Linear:
+        return (lambda x: head(x * gain)) if route == "exact" else FUSE[route]([head], gain)
+
+    def open_few() -> Linear:
+        assert few is not None
+        if route == "exact":  # products of fewer columns would round otherwise
+            return lambda x: head(x * gain)[:, few]
+        rows = nn.Linear(head.in_features, len(few), bias=head.bias is not None)
+        rows.weight.data = weight_of(head)[few]
+        if head.bias is not None:
+            rows.bias.data = head.bias[few]
+        return FUSE[route]([rows], gain)
+
+    return once(open_all, "head of all tokens"), once(open_few, "head of captions")
 
 
 def _layer(block: Any, fuse: Fuse) -> LayerProducts:

@@ -5,6 +5,7 @@ a user types. No memory and no prompt wording live here.
 """
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -83,6 +84,8 @@ class CausalLanguageModel:
 
     Attributes:
         stops: texts at which a reply ends before them, besides the model's own tokens.
+        caption_tokens: [N] int64 tokens, in order, of ``vocabulary`` "captions"; None without such
+            a list. To be set before the first reply.
 
     Raises:
         ConfigError: ``half`` or ``bfloat16``, but it cannot run here.
@@ -108,6 +111,7 @@ class CausalLanguageModel:
         self._embed = model.get_input_embeddings()
         self._stop_ids = _stop_ids(model, tokenizer)
         self.stops: tuple[str, ...] = ()
+        self.caption_tokens: Tensor | None = None
         # Penalties that come with a model would make a batch say other things than a stream.
         model.generation_config = TransformersDecoding()
         self.chat_prefix, self.chat_suffix = chat_frame(tokenizer)
@@ -199,6 +203,11 @@ class CausalLanguageModel:
         return self._embed.weight.shape[1]
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens that it knows."""
+        return self._embed.weight.shape[0]
+
+    @property
     def embedding_norm(self) -> float:
         """Mean norm of the token embeddings."""
         return self._embed.weight.float().norm(dim=-1).mean().item()
@@ -282,7 +291,8 @@ class CausalLanguageModel:
         ids: list[int] = []
         said = ""
         while True:
-            logits = penalised(run.logits, [ids], config.repetition_penalty)
+            logits = self._allowed(run, config)
+            logits = penalised(logits, [ids], config.repetition_penalty)
             token = int(pick(logits, config, [generator])[0])
             if token in self._stop_ids:
                 if rest := self._text(ids)[len(said) :]:
@@ -510,7 +520,7 @@ class CausalLanguageModel:
         replies: list[GrowingReply | None] = [None for _ in generators]
         going = {number: number // count for number in range(len(said))}  # reply -> row of the run
         for left in reversed(range(config.max_new_tokens)):
-            logits = run.logits
+            logits = self._allowed(run, config)
             if config.repetition_penalty != 1:
                 before = {row: said[number][0] for number, row in going.items()}
                 alike = [before[row] for row in range(len(logits))]
@@ -572,8 +582,22 @@ class CausalLanguageModel:
         decoder = self.decoder()
         if decoder is None:
             return TransformersRun(self.model, rows[0])
-        # The last token is said, never read.
-        return decoder.start(rows, config.max_new_tokens - 1, self._stop_ids, replies)
+        room, ends = config.max_new_tokens - 1, self._stop_ids  # the last token is said, never read
+        if isinstance(decoder, StaticDecoder):
+            return decoder.start(rows, room, ends, replies)
+        few = config.vocabulary == "captions"
+        return decoder.start(rows, room, ends, replies, held_to_few=few)
+
+    def _allowed(
+        self, run: "Run | StaticRun | TransformersRun", config: GenerationConfig
+    ) -> Tensor:
+        """Return a run's logits, [B, V], with -inf for tokens that the vocabulary leaves out."""
+        few = self.caption_tokens if config.vocabulary == "captions" else None
+        if few is None or isinstance(run, Run):  # which computes no others
+            return run.logits
+        few = few.to(run.logits.device)
+        held = torch.full_like(run.logits, -math.inf)
+        return held.index_copy_(1, few, run.logits[:, few])
 
     def decoder(self) -> LlamaDecoder | StaticDecoder | None:
         """Return the decoder of the weights as they are now; None where transformers' cache is.
@@ -596,7 +620,9 @@ class CausalLanguageModel:
                 first, began = self._prepared is None, time.monotonic()
                 if release:  # before it is taken apart: if that fails, the files are read again
                     self._model = self._prepared = None
-                decoder = LlamaDecoder(model, self._route, prefix, release=release)
+                decoder = LlamaDecoder(
+                    model, self._route, prefix, few=self.caption_tokens, release=release
+                )
                 self._prepared = version, decoder
                 if first:  # not after each step of an optimiser
                     took_s = time.monotonic() - began

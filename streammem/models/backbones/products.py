@@ -121,7 +121,7 @@ def gain_of(norm: Any) -> Tensor:
 
 def _exact(modules: list[Any], gain: Tensor | None) -> Linear:
     """Lay the weights out as [in, out]: MKL then reads them in order, 30% faster for one row."""
-    weight = torch.cat([_weight(m).t() for m in modules], dim=1).contiguous()
+    weight = torch.cat([weight_of(m).t() for m in modules], dim=1).contiguous()
     if not any(hasattr(m, "base_layer") for m in modules):
         parts = weight.split([m.weight.shape[0] for m in modules], dim=1)
         for module, part in zip(modules, parts, strict=True):
@@ -132,7 +132,7 @@ def _exact(modules: list[Any], gain: Tensor | None) -> Linear:
 
 
 def _half(modules: list[Any], gain: Tensor | None) -> Linear:
-    weight, bias = torch.cat([_weight(m) for m in modules]), modules[0].bias
+    weight, bias = torch.cat([weight_of(m) for m in modules]), modules[0].bias
     if gain is not None:
         weight *= gain
     low, high = torch.aminmax(weight)
@@ -143,7 +143,7 @@ def _half(modules: list[Any], gain: Tensor | None) -> Linear:
 
 
 def _bfloat16(modules: list[Any], gain: Tensor | None) -> Linear:
-    weight, bias = torch.cat([_weight(m) for m in modules]), modules[0].bias
+    weight, bias = torch.cat([weight_of(m) for m in modules]), modules[0].bias
     if gain is not None:
         weight *= gain
     rounded = weight.bfloat16()
@@ -151,7 +151,7 @@ def _bfloat16(modules: list[Any], gain: Tensor | None) -> Linear:
     return lambda x: F.linear(x.bfloat16(), rounded, rounded_bias).float()
 
 
-def _weight(module: nn.Module) -> Tensor:
+def weight_of(module: nn.Module) -> Tensor:
     """Return a linear module's weight [out, in], its LoRA added."""
     base: Any = getattr(module, "base_layer", None)
     if base is None:

@@ -6,6 +6,7 @@ It runs no model (see ``decoding.py``) and knows no text (see ``language.py``).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ LIKELY = 256
 COLDEST = 1e-30
 # Room for both is set aside before the first word.
 MOST_TOKENS, MOST_BEAMS = 4096, 32
+AllowedTokens = Literal["all", "captions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,9 @@ class GenerationConfig:
         num_beams: beams kept, in [1, 32]; > 1 needs temperature 0 and cannot be streamed.
         length_penalty: exponent of the length norm of a beam's score; higher favours long text.
         seed: of sampling, in [0, 2^63).
+        vocabulary: tokens that a reply may have: ``all``, or ``captions``, those of the captions
+            that the model has learned from, which takes less time. Beams, and models without such
+            a list, take all.
     """
 
     max_new_tokens: int = 48
@@ -45,6 +50,7 @@ class GenerationConfig:
     seed: int = 0
     top_k: int = 0
     repetition_penalty: float = 1.0
+    vocabulary: AllowedTokens = "all"
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_new_tokens <= MOST_TOKENS or not 1 <= self.num_beams <= MOST_BEAMS:
@@ -59,6 +65,8 @@ class GenerationConfig:
             raise ConfigError("repetition-penalty must be a number >= 1")
         if not math.isfinite(self.length_penalty) or not 0 <= self.seed < 1 << 63:
             raise ConfigError("length-penalty must be a number, and seed in [0, 2^63)")
+        if self.vocabulary not in ("all", "captions"):
+            raise ConfigError(f"vocabulary {self.vocabulary!r}: give all or captions")
         if self.num_beams > 1 and self.temperature > 0:
             raise ConfigError("num-beams > 1 decodes by score: it needs temperature 0")
 

@@ -31,7 +31,7 @@ from streammem.perception.frames import Perceived, SegmentFrames
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
 
-CAPTION_DECODING = GenerationConfig(max_new_tokens=32)
+CAPTION_DECODING = GenerationConfig(max_new_tokens=32, vocabulary="captions")
 MAX_SPEECH = 300  # characters of what was said in a scene that a prompt shows
 ANSWER_DECODING = GenerationConfig(max_new_tokens=64)
 FRAMES_TOGETHER = 32  # on a GPU, whose memory then holds some hundred MB of activations
@@ -59,6 +59,8 @@ class VideoModel:
         reranker: how the best of several captions is chosen; likewise.
         null: how far the best of many unrelated pictures' keys reaches; for "not seen".
         questions: reads operator and anchor off a question; without it, every one is free.
+        caption_tokens: tokens of the captions that the language model learned from, [N] int64 in
+            order, to which its captions are held; None holds them to none.
         words: names things that a segment's tokens show; prompts that answer have them, and
             captions do not.
         names: reads names of things off visual keys; searches for single things use them.
@@ -81,6 +83,7 @@ class VideoModel:
     reranker: Reranker | None = None
     null: GumbelNull = DEFAULT_NULL
     questions: QuestionHead | None = None
+    caption_tokens: Tensor | None = None
     words: WordsOfTokens | None = None
     names: NamesOfKeys | None = None
     open_answers: Callable[[], CausalLanguageModel] | None = None

@@ -1,5 +1,6 @@
 import gc
 import weakref
+from dataclasses import replace
 from itertools import takewhile
 
 import pytest
@@ -53,7 +54,9 @@ def said_by_transformers(model, prompt):
 @torch.inference_mode()
 def logits_of_transformers(model, prompt, ids):
     """[len(ids) + 1, V], along the prompt's continuation by ``ids``."""
-    fed = torch.cat([model.embed(prompt), model.model.get_input_embeddings()(torch.tensor(ids))])
+    fed = torch.cat(
+        [model.embed(prompt), model.model.get_input_embeddings()(torch.tensor(ids).long())]
+    )
     return model.model(inputs_embeds=fed[None]).logits[0, -len(ids) - 1 :]
 
 
@@ -215,7 +218,9 @@ def test_prompts_are_read_one_after_another_where_products_depend_on_their_neigh
     monkeypatch.setattr(products, "row_counts", lambda width: ())
     model, sizes, start = llama("half"), [], LlamaDecoder.start
     monkeypatch.setattr(
-        LlamaDecoder, "start", lambda d, rows, *a: sizes.append(len(rows)) or start(d, rows, *a)
+        LlamaDecoder,
+        "start",
+        lambda d, rows, *a, **k: sizes.append(len(rows)) or start(d, rows, *a, **k),
     )
     assert not model.speaks_together and products.why_rows_are_apart()[0] is False
     prompts = [model.chat([torch.ones(4, model.width) * i, "Describe."]) for i in range(3)]
@@ -614,3 +619,47 @@ def test_other_models_go_on_through_transformers():
     (first, second), *_ = model.sample(prompts, config, count=2)
     assert first.text == "".join(model.stream(prompts[0], config)).strip()
     assert first.ids != second.ids
+
+
+# -- held to the tokens of captions --
+
+
+@torch.inference_mode()
+def said_within(model, prompt, allowed):
+    """The ids of a greedy reply where each token is the likeliest of those allowed."""
+    ids = []
+    while len(ids) < GREEDY.max_new_tokens and model.stop_id not in ids:
+        logits = logits_of_transformers(model, prompt, ids)[-1]
+        ids.append(allowed[int(logits[allowed].argmax())])
+    return ids
+
+
+@pytest.mark.parametrize("route", [*ALL_ROUTES[:2], "static", "transformers"])
+def test_replies_held_to_the_tokens_of_captions_have_the_likeliest_of_these(route):
+    if route == "transformers":
+        config = GPT2Config(vocab_size=len(tiny_tokenizer()), n_embd=16, n_layer=1, n_head=2)
+        model = CausalLanguageModel(GPT2LMHeadModel(config).eval(), tiny_tokenizer())
+    else:
+        model = llama(route)
+    prompts = prompts_of(model, 6)
+    allowed = sorted({model.stop_id, *range(5, model.num_tokens, 3)})
+    model.caption_tokens = torch.tensor(allowed)
+    expected = [said_within(model, prompt, allowed) for prompt in prompts]
+    held = replace(GREEDY, vocabulary="captions")
+    said = [model.candidates([prompt], held)[0][0].ids for prompt in prompts]
+    assert said == expected
+    assert [r.ids for (r,) in model.candidates(prompts, held)] == expected
+    assert ["".join(model.stream(prompt, held)).strip() for prompt in prompts] == [
+        r.text for (r,) in model.candidates(prompts, held)
+    ]
+    free = [r.ids for (r,) in model.candidates(prompts, GREEDY)]
+    assert free != expected and set().union(*free) - set(allowed)
+    drawn = model.sample(prompts, replace(held, temperature=2.0), count=3)
+    assert set().union(*(r.ids for each in drawn for r in each)) <= set(allowed)
+
+
+@pytest.mark.parametrize("route", ALL_ROUTES[:2])
+def test_a_model_that_knows_no_captions_is_held_to_nothing(route):
+    model, held = llama(route), replace(GREEDY, vocabulary="captions")
+    prompts = prompts_of(model, 3)
+    assert model.candidates(prompts, held) == model.candidates(prompts, GREEDY)
