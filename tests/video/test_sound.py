@@ -278,8 +278,15 @@ def pictures_first(source, sound):
     return sound
 
 
-@pytest.mark.parametrize("read", [pulled_first, pictures_first])
-@pytest.mark.parametrize("kind", ["concat", "growing"])
+@pytest.mark.parametrize(
+    ("kind", "read"),
+    [
+        ("growing", pulled_first),
+        pytest.param("growing", pictures_first, marks=pytest.mark.heavy),
+        pytest.param("concat", pulled_first, marks=pytest.mark.heavy),
+        pytest.param("concat", pictures_first, marks=pytest.mark.heavy),
+    ],
+)
 def test_joined_recordings_are_heard_to_the_sample_where_their_pictures_stand(
     recordings, kind, read
 ):
