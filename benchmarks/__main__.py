@@ -22,6 +22,7 @@ BENCHMARKS = {
     "next_action": "benchmarks.next_action",
     "parents": "benchmarks.parents",
     "plan": "benchmarks.plan",
+    "recognised": "benchmarks.recognised",
     "recurrent": "benchmarks.recurrent",
     "rooms": "benchmarks.rooms",
     "said": "benchmarks.said",

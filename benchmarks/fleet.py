@@ -52,12 +52,14 @@ FPS, SIZE = 8, (96, 64)
 CUT, FULL = "07.mp4", "13.mp4"
 CAMERAS, CAMERA_FPS, CAMERA_SCENE_S, CAMERA_SCENES = "abcd", 10, 4, 30
 WATCHED_S = 40.0
-PATIENCE_S = 600.0
+PATIENCE_S = 1_200.0
 SMALL, KILLED, KILLED_AFTER = 1_000, 100, 30
-MEMORIES, ROWS, QUERIES, BEST = 200, 1_000, 20, 5
-SHOWN = 100  # photos that scenes are made of
+MEMORIES, ROWS, QUERIES, BEST = 200, 1_000, 10, 5
+SHOWN = 40  # photos that scenes are made of
 ROOM = 0.6  # of what a film's memory takes, on a disk that is too small for it
 CAMERA_DISK = 300 << 10  # bytes, of a camera's memory whose disk fills up
+
+Keep = Callable[..., None]  # takes figures by their names
 
 
 # -- what is run, watched and kept --
@@ -130,7 +132,7 @@ def wait_until(what: str, found: Callable[[], Any], running: Any = None) -> Any:
 # -- files --
 
 
-def files(scratch: Path, ray: Sequence[str], cheap: bool) -> dict[str, Any]:
+def files(scratch: Path, ray: Sequence[str], cheap: bool, keep: Keep) -> None:
     """Index films by one process, and by two workers with and without faults, and compare."""
     films, serial = scratch / "films", scratch / "serial"
     films.mkdir()
@@ -144,19 +146,15 @@ def files(scratch: Path, ray: Sequence[str], cheap: bool) -> dict[str, Any]:
     expected = all_kept(serial)
     seconds = sum(file.seconds for file in made(serial).values())
     rate = lambda took_s: round(seconds / took_s, 2)  # noqa: E731
-    found: dict[str, Any] = {
-        "films": FILMS, "video_s": round(seconds), "serial_s": serial_s,
-        "serial_times_real_time": rate(serial_s),
-    }  # fmt: skip
+    keep(films=FILMS, video_s=round(seconds), serial_s=serial_s, serial_rate=rate(serial_s))
     # 2. Two workers: processes, then actors.
     for name, more in {"processes": (), **({"ray": ray} if ray else {})}.items():
         whole, faulty = scratch / f"{name}-whole", scratch / f"{name}-faulty"
         took_s = _index_s(index(films, whole, "--workers", 2, *more, cheap=cheap))
-        found[f"{name}_s"], found[f"{name}_times_real_time"] = took_s, rate(took_s)
-        found[f"{name}_equal"] = all_kept(whole) == expected
+        equal = all_kept(whole) == expected
+        keep(**{name: {"s": took_s, "rate": rate(took_s), "equal": equal}})
         words = index(films, faulty, "--workers", 2, *more, cheap=cheap)
-        found[f"{name}_with_faults"] = _with_faults(words, serial, faulty)
-    return found
+        keep(**{f"{name}_with_faults": _with_faults(words, serial, faulty)})
 
 
 def _index_s(words: Sequence[str]) -> float:
@@ -193,7 +191,7 @@ def _with_faults(words: Sequence[str], serial: Path, fleet: Path) -> dict[str, A
     got, states = all_kept(fleet), made(fleet)
     found = {
         "s": round(took_s, 1), "exit": running.returncode,
-        "died": sum(" died" in line for line in err.decode().splitlines()),
+        "died": [line for line in err.decode().splitlines() if "begun again" in line],
         "failed": {n: f"{f.state}: {f.reason}" for n, f in states.items() if f.state != "whole"},
         "equal": sum(got.get(name) == rows for name, rows in expected.items() if name != FULL),
         "of": len(expected) - 1,
@@ -206,7 +204,7 @@ def _with_faults(words: Sequence[str], serial: Path, fleet: Path) -> dict[str, A
 # -- cameras --
 
 
-def streams(scratch: Path, ray: Sequence[str], cheap: bool) -> dict[str, Any]:
+def streams(scratch: Path, ray: Sequence[str], cheap: bool, keep: Keep) -> None:
     """Watch cameras by one process and by two workers with faults, and compare."""
     photos = pictures_of(len(CAMERAS) * CAMERA_SCENES)
     with ExitStack() as stack:
@@ -225,17 +223,17 @@ def streams(scratch: Path, ray: Sequence[str], cheap: bool) -> dict[str, Any]:
         healthy = {name: urls[name] for name in CAMERAS}
         _watch(scratch / "serial", healthy, cheap, "--workers", 1)
         expected = {name: kept(scratch / "serial" / name) for name in CAMERAS}
+        keep(serial_scenes={name: len(rows) for name, rows in expected.items()})
         # 2. Two workers; one is killed, one camera is down, the disk of one memory is full.
         tables = healthy | {"down": "rtsp://127.0.0.1:9/x", "full": urls["full"]}
         stack.enter_context(small_disk(scratch / "fleet" / "full", CAMERA_DISK))
         killed: list[int] = []
         err = _watch(scratch / "fleet", tables, cheap, "--workers", 2, *ray, kill=killed)
-    found: dict[str, Any] = {"summary": [line for line in err if ": " in line][-6:]}
-    found["died"] = [line for line in err if "died" in line][:1]
-    found["cameras"] = {}
-    for name in CAMERAS:
-        found["cameras"][name] = _compared(expected[name], kept(scratch / "fleet" / name))
-    return found
+    keep(
+        died=[line for line in err if line.startswith("the process of")],
+        summary=err[next(n for n, line in enumerate(err) if " cameras: " in line) :],
+        as_serial={n: _compared(expected[n], kept(scratch / "fleet" / n)) for n in CAMERAS},
+    )
 
 
 def _watch(
@@ -285,7 +283,7 @@ def _compared(expected: Sequence[tuple[Any, ...]], rows: Sequence[tuple[Any, ...
 # -- many small films, and the driver killed --
 
 
-def small(scratch: Path, ray: Sequence[str], count: int) -> dict[str, Any]:
+def small(scratch: Path, ray: Sequence[str], count: int, keep: Keep) -> None:
     """Index films of a second with a model that costs nothing; once more, with nothing to do."""
     few, films = scratch / "few", scratch / "films"
     _small_films(films, count)
@@ -304,7 +302,7 @@ def small(scratch: Path, ray: Sequence[str], count: int) -> dict[str, Any]:
         "second_run_ms": 1_000 * runs["second_run"]["s"] / count,
         "second_run_cpu_ms": 1_000 * cpu["second_run"] / count,
     }
-    return {"films": count, **runs, "a_film": {n: round(value, 1) for n, value in each.items()}}
+    keep(films=count, **runs, a_film={n: round(value, 1) for n, value in each.items()})
 
 
 def _run(words: Sequence[str]) -> dict[str, Any]:
@@ -323,7 +321,7 @@ def _run(words: Sequence[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def killed(scratch: Path, ray: Sequence[str], count: int) -> dict[str, Any]:
+def killed(scratch: Path, ray: Sequence[str], count: int, keep: Keep) -> None:
     """Kill the driver with SIGKILL, see its workers end, and run it again."""
     films, whole, broken = scratch / "k-films", scratch / "k-whole", scratch / "k-broken"
     _small_films(films, count)
@@ -340,17 +338,17 @@ def killed(scratch: Path, ray: Sequence[str], count: int) -> dict[str, Any]:
         workers = _below(running.pid)
         running.kill()
     began = time.monotonic()
-    wait_until("workers to end", lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+    wait_until("workers to end", lambda: not any(map(_is_running, workers)))
     ended_s = time.monotonic() - began
     before = len((broken / LIST).read_bytes().splitlines())
     left = len(list(broken.glob(f"{UNFINISHED}*")))
     again = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S)
-    return {
-        "films": count, "processes": len(workers), "ended_after_s": round(ended_s, 2),
-        "made_before": before, "unfinished": left, "second_run": again.stderr.splitlines()[-1],
-        "equal": all_kept(broken) == all_kept(whole),
-        "left_over": len(list(broken.glob(f"{UNFINISHED}*"))),
-    }  # fmt: skip
+    keep(
+        films=count, processes=len(workers), ended_after_s=round(ended_s, 2),
+        made_before=before, unfinished=left, second_run=again.stderr.splitlines()[-1],
+        equal=all_kept(broken) == all_kept(whole),
+        left_over=len(list(broken.glob(f"{UNFINISHED}*"))),
+    )  # fmt: skip
 
 
 def _small_films(folder: Path, count: int) -> None:
@@ -358,6 +356,14 @@ def _small_films(folder: Path, count: int) -> None:
     photos = pictures_of(count)
     for n, photo in enumerate(photos):
         record(folder / f"{n:04}.mp4", [photo], FPS)
+
+
+def _is_running(pid: int) -> bool:
+    """Tell whether a process runs; one that is only not waited for has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _below(pid: int) -> list[int]:
@@ -372,7 +378,7 @@ def _below(pid: int) -> list[int]:
 # -- many memories --
 
 
-def asked(scratch: Path, num_memories: int, rows: int) -> dict[str, Any]:
+def asked(scratch: Path, num_memories: int, rows: int, keep: Keep) -> None:
     """Ask many memories, and one that holds all their rows."""
     from streammem.engine.session import Session
     from streammem.engine.session_config import SessionConfig
@@ -402,33 +408,33 @@ def asked(scratch: Path, num_memories: int, rows: int) -> dict[str, Any]:
             number += 1
         _write(folder / f"{m:03}", model, own)
         entries += own
-    found: dict[str, Any] = {"made_s": round(time.monotonic() - began, 1)}
+    keep(memories=num_memories, rows=rows, made_s=round(time.monotonic() - began, 1))
     # 2. All of them at once.
     config, start_mb = SessionConfig(), _rss_mb()
-    began = time.monotonic()
+    began, cpu_s = time.monotonic(), time.process_time()
     with open_all(folder, model, config) as memories:
-        found["open_s"] = round(time.monotonic() - began, 2)
-        found["open_mb"] = round(_rss_mb() - start_mb)
+        keep(
+            open_s=round(time.monotonic() - began, 1),
+            open_cpu_s=round(time.process_time() - cpu_s, 1),
+            open_mb=round(_rss_mb() - start_mb),
+        )
         fleet, find_ms = _timed(
             lambda q: [_place(m) for _, m in find_all(memories, q, BEST)], queries
         )
         again, again_ms = _timed(
             lambda q: [_place(m) for _, m in find_all(memories, q, BEST)], queries
         )
+        keep(find_ms=find_ms, find_again_ms=again_ms)
         answers, ask_ms = _timed(
             lambda q: ask_all(memories, f"When is there {q}?"), [_thing(q) for q in queries]
         )
     assert again == fleet
-    found["find_ms"], found["find_again_ms"], found["ask_ms"] = find_ms, again_ms, ask_ms
+    keep(ask_ms=ask_ms)
     # 3. One memory of all rows.
-    began = time.monotonic()
     flat_memory: Any = FlatMemory([replace(e, segment=n, last=n) for n, e in enumerate(entries)])
-    found["flat_made_s"] = round(time.monotonic() - began, 1)
     with Session(model, config) as session:
         session.answerer.memory = flat_memory
-        flat, found["flat_ms"] = _timed(
-            lambda q: [_place(m) for m in session.find(q, BEST)], queries
-        )
+        flat, flat_ms = _timed(lambda q: [_place(m) for m in session.find(q, BEST)], queries)
     # Rows of one clock: a row of the great memory has its own memory's name and time.
     same = [
         len({p[:2] for p in a} & {p[:2] for p in b}) / BEST
@@ -440,16 +446,15 @@ def asked(scratch: Path, num_memories: int, rows: int) -> dict[str, Any]:
         for x, y in zip(a, b, strict=True)
     ]
     at = {query: (f"{p // rows:03}", 10.0 * (p % rows)) for p, query in planted.items()}
-    found |= {
-        "memories": num_memories, "rows": rows, "queries": len(queries),
-        f"recall@{BEST}": float(np.mean(same)), "largest_difference_of_scores": max(scores),
-        "photo_among_best": {
+    keep(
+        flat_ms=flat_ms, queries=len(queries), recall_at_5=float(np.mean(same)),
+        largest_difference_of_scores=max(scores),
+        photo_among_best={
             "fleet": sum(at[q] in [p[:2] for p in each] for q, each in enumerate(fleet)),
             "flat": sum(at[q] in [p[:2] for p in each] for q, each in enumerate(flat)),
         },
-        "answers": float(np.mean([len(each) for each in answers])),
-    }  # fmt: skip
-    return found
+        answers=float(np.mean([len(each) for each in answers])),
+    )  # fmt: skip
 
 
 class FlatMemory:
@@ -476,6 +481,9 @@ class FlatMemory:
     def entries(self) -> tuple[Entry, ...]:
         return self._entries
 
+    def get(self, segment: int) -> Entry:
+        return self._entries[segment]
+
     def nearest(self, key: np.ndarray, k: int, among: Any = None) -> list[Entry]:
         found = {n for i in self._indexes.values() for n in i.search(key, k, group=MAX_KEYS)[0]}
         return [self._entries[n] for n in sorted(found)]
@@ -497,7 +505,7 @@ def _photos_and_captions() -> tuple[list[np.ndarray], list[str], list[str]]:
     """Return photos, the first of which the queries are about; captions of others; queries."""
     photos = read_photos(Path(os.environ["STREAMMEM_DATA"]) / "flickr8k", "val")
     shown = [read_photo(photo.path) for photo in photos[: QUERIES + SHOWN]]
-    texts = [text for photo in photos[QUERIES:] for text in photo.captions]
+    texts = [photo.captions[0] for photo in photos[QUERIES : QUERIES + SHOWN]]
     return shown, texts, [photo.captions[0] for photo in photos[:QUERIES]]
 
 
@@ -523,13 +531,15 @@ def _write(memory: Path, model: VideoModel, entries: Sequence[Entry]) -> None:
 
 
 def _timed(ask: Callable[[str], Any], queries: Sequence[str]) -> tuple[list[Any], dict[str, float]]:
-    """Return what each query gives, and the median and the longest time in milliseconds."""
-    found, took = [], []
+    """Return what each query gives, and milliseconds: by the clock, and of one core."""
+    found, took, cpu = [], [], []
     for query in queries:
-        began = time.monotonic()
+        began, cpu_s = time.monotonic(), time.process_time()
         found.append(ask(query))
         took.append(1_000 * (time.monotonic() - began))
-    return found, {"median": round(float(np.median(took)), 1), "most": round(max(took), 1)}
+        cpu.append(1_000 * (time.process_time() - cpu_s))
+    figures = {"median": np.median(took), "most": max(took), "cpu_median": np.median(cpu)}
+    return found, {name: round(float(value), 1) for name, value in figures.items()}
 
 
 def _place(moment: Moment) -> tuple[str, float, float]:
@@ -550,7 +560,7 @@ def _rss_mb() -> float:
 def _show(found: dict[str, Any], indent: str = "") -> None:
     for name, value in found.items():
         nested = value if isinstance(value, dict) else None
-        print(f"{indent}{name:32} {'' if nested else value}")
+        print(f"{indent}{name:32} {'' if nested else value}", flush=True)
         _show(nested or {}, indent + "  ")
 
 
@@ -562,22 +572,28 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--count", type=int, help="films of a second; or memories")
     options = parser.parse_args(arguments)
     ray = ("--ray", options.ray) if options.ray else ()
-    load_before = os.getloadavg()[0]
+    found: dict[str, Any] = {}
+
+    def keep(**figures: Any) -> None:
+        """Show figures as they come: the whole takes minutes."""
+        _show(figures)
+        found.update(figures)
+
+    keep(load_before=round(os.getloadavg()[0], 1))
     scratch = Path(tempfile.mkdtemp(prefix="fleet-"))
     try:
         if options.part == "files":
-            found = files(scratch, ray, options.cheap)
+            files(scratch, ray, options.cheap, keep)
         elif options.part == "streams":
-            found = streams(scratch, ray, options.cheap)
+            streams(scratch, ray, options.cheap, keep)
         elif options.part == "small":
-            found = small(scratch, ray, options.count or SMALL)
+            small(scratch, ray, options.count or SMALL, keep)
         elif options.part == "killed":
-            found = killed(scratch, ray, options.count or KILLED)
+            killed(scratch, ray, options.count or KILLED, keep)
         else:
-            found = asked(scratch, options.count or MEMORIES, ROWS)
+            asked(scratch, options.count or MEMORIES, ROWS, keep)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    found["load"] = [round(load, 1) for load in (load_before, os.getloadavg()[0])]
-    _show(found)
+    keep(load_after=round(os.getloadavg()[0], 1))
     print(json.dumps({"benchmark": f"fleet {options.part}", **found, "machine": machine("ray")}))
     return 0

@@ -104,15 +104,15 @@ def question(thing: int, deed: int, wording: int) -> str:
     return f"What did they say about the {name} that {said}?"
 
 
-def session_with(model: Any, notes: Sequence[Any]) -> Any:
-    """A session that saw blank scenes and heard these notes."""
+def session_with(model: Any, notes: Sequence[Any], *, apart: bool = False) -> Any:
+    """A session that heard these notes over one picture, or over another one in each scene."""
     from streammem.engine.session import Session
 
-    session, blank = Session(model), model.text_encoder.background[:1].numpy()
+    session, pictures = Session(model), model.text_encoder.background.numpy()
     for number in range(round(SENTENCES * STEP_S / SCENE_S)):
-        start = number * SCENE_S
+        start, place = number * SCENE_S, 7 * number % len(pictures) if apart else 0
         own = [note for note in notes if start <= note.start < start + SCENE_S]
-        add_scene(session, number, SCENE_S, blank, own)
+        add_scene(session, number, SCENE_S, pictures[place : place + 1], own)
     return session
 
 
@@ -168,8 +168,23 @@ def asked_of_talk(model: Any) -> dict[str, Any]:
     wrong = sum(session.ask(f"What did they say about {x}?").seen for x in NEVER)
     return {
         "questions": len(facts), "first_question_cpu_s": round(first_s, 2), "said": table,
+        "found": found_in_talk(model, notes, facts),
         "never_asked": len(NEVER), "never_said": wrong,
     }  # fmt: skip
+
+
+def found_in_talk(model: Any, notes: Sequence[Any], facts: Sequence[Any]) -> dict[str, Any]:
+    """Find the facts by ``find``, among scenes of pictures that have nothing to do with them."""
+    session, table = session_with(model, notes, apart=True), {}
+    for form in ("the {} {}", "they said the {} {}"):
+        first = four = 0
+        for thing, deed, at in facts:
+            text = form.format(THINGS[thing][0], DEEDS[deed][0])
+            found = [moment.segment for moment in session.find(text, 4)]
+            first += found[0] == int(at // SCENE_S)
+            four += int(at // SCENE_S) in found
+        table[form] = {"first": first, "four": four}
+    return table
 
 
 # Things that photos show: the word of captions, and as it is asked for.
@@ -239,11 +254,19 @@ def confusion(model: Any, data: Path) -> dict[str, Any]:
                 count(f"find X: X seen, {talk}", kind)
                 kind = "the picture" if seen_at in found else "not the picture"
                 count(f"find X, 4 moments: X seen, {talk}", kind)
+                if spoken:
+                    found = [moment.segment for moment in session.find(f"they mention {name}", 4)]
+                    kind = "the words first" if found[0] == said_at else "other scene first"
+                    count("find they mention X: X seen, said elsewhere", kind)
                 session = stream(absent, spoken, said_at)
                 answer = session.ask(f"Is {name} seen?")
                 where = answer.evidence[0].segment if answer.evidence else None
                 kind = "misled" if where == said_at else "other scene"
                 count(f"Is X seen? X never seen, {talk}", kind if answer.seen else "right")
+                if spoken:
+                    found = [moment.segment for moment in session.find(name, 4)]
+                    kind = "the words first" if found[0] == said_at else "other scene first"
+                    count("find X: X never seen, said", kind)
             for what, pictures in (("seen elsewhere", shown), ("never seen", absent)):
                 session = stream(pictures, line, said_at)
                 answer = session.ask(f"When did they mention {name}?")
@@ -280,6 +303,8 @@ def main(arguments: list[str]) -> int:
         results |= asked_of_talk(model)
         for name, row in results["said"].items():
             print(f"{name:28} {row}")
+        for name, row in results["found"].items():
+            print(f"find {name:23} {row}")
         print(f"never said: {results['never_said']} of {results['never_asked']} answered")
     print(json.dumps(results | {"machine": machine()}))
     return 0

@@ -408,23 +408,31 @@ def _beside(path: Path) -> list[Track]:
                                 t not in _LANGUAGE for t in tags):  # fmt: skip
             continue
         language = language_of(tags[0]) if tags else ""
-        read = _reader_of(path.parent / name, language)
+        read = partial(read_file, path.parent / name, language)
         found.append((bool(language), name, Track(name, language, "forced" in about, read)))
     return [track for *_, track in sorted(found, key=lambda item: item[:2])]
 
 
-def _reader_of(path: Path, language: str) -> Callable[[], Cues]:
-    def read() -> Cues:
-        try:
-            size = path.stat().st_size
-            if size > MAX_FILE_BYTES:
-                raise SourceError(f"{path.name}: has {size >> 20} MB; no subtitle file is as large")
-            return parse(path.read_bytes(), path.name, language)
-        except OSError as error:
-            reason = (error.strerror or "unreadable").lower()
-            raise SourceError(f"{path.name}: {reason}; check its rights") from error
+def read_file(path: Path, language: str) -> Cues:
+    """Read a subtitle file.
 
-    return read
+    Args:
+        path: of it.
+        language: see ``parse``.
+
+    Raises:
+        SourceError: it cannot be read, or is larger than MAX_FILE_BYTES.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise SourceError(f"{path.name}: has {size >> 20} MB; no subtitle file is as large")
+        return parse(path.read_bytes(), path.name, language)
+    except OSError as error:
+        if isinstance(error, SourceError):
+            raise
+        reason = (error.strerror or "unreadable").lower()
+        raise SourceError(f"{path.name}: {reason}; check its rights") from error
 
 
 def _no_text(name: str) -> Cues:

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
-from streammem.audio.subtitles import Track, language_of, tracks_of
+from streammem.audio.subtitles import SUFFIXES, Cues, Track, language_of, tracks_of
 from streammem.errors import ConfigError, SourceError
 from streammem.types import Note, Notice, clock
 
@@ -54,7 +55,8 @@ class SpeechOptions:
             files without, by ``whisper-base``; ``off`` neither; another one recognises and reads
             no subtitles: ``whisper-base``, a model of the hub that faster-whisper reads
             (``faster-whisper:small``, ``small``, ``OWNER/NAME``), the folder of one, or a
-            transcription server, ``openai:URL#NAME``.
+            transcription server, ``openai:URL#NAME``. A subtitle file, or the URL of one, is read
+            whatever else there is: a name that ends in one of ``SUFFIXES``.
         language: of subtitles and speech, as in ``en`` or ``eng``; several after commas, the first
             that is there counts. None takes the file's best track.
         sounds: folder of ImageBind's weights, by which sounds are named; None names none.
@@ -73,7 +75,10 @@ class SpeechOptions:
     spend: Budget | None = None
 
     def __post_init__(self) -> None:
-        if self.speech not in CHOICES and not self.speech.startswith(OPENAI):
+        if self.subtitles is not None:
+            if not is_url(self.subtitles) and not Path(self.subtitles).is_file():
+                raise ConfigError(f"speech {self.subtitles}: there is no such subtitle file")
+        elif self.speech not in CHOICES and not self.speech.startswith(OPENAI):
             if Path(self.speech).is_dir():
                 if not (Path(self.speech) / "model.bin").is_file():
                     raise ConfigError(
@@ -87,7 +92,21 @@ class SpeechOptions:
     @property
     def recogniser(self) -> str | None:
         """The recogniser that is asked for by its name or folder; None for the other choices."""
-        return None if self.speech in ("auto", "on", "off") else self.speech
+        is_other = self.speech in ("auto", "on", "off") or self.subtitles is not None
+        return None if is_other else self.speech
+
+    @property
+    def subtitles(self) -> str | None:
+        """The subtitle file that is given, or its URL; None for the other choices."""
+        if self.speech.startswith(OPENAI):
+            return None
+        path = urlsplit(self.speech).path if is_url(self.speech) else self.speech
+        return self.speech if path.lower().endswith(SUFFIXES) else None
+
+
+def is_url(spec: str) -> bool:
+    """Return whether subtitles are to be fetched."""
+    return spec.lower().startswith(("http://", "https://"))
 
 
 def is_served(speech: str | None) -> bool:
@@ -111,7 +130,8 @@ def repository(name: str) -> str:
         return short
     raise ConfigError(
         f"speech {name}: no such recogniser; give {', '.join(CHOICES)}, {HUB}NAME (such as small, "
-        "or OWNER/NAME on the hub), the folder of such a model, or openai:URL#NAME"
+        "or OWNER/NAME on the hub), the folder of such a model, openai:URL#NAME, or a subtitle "
+        f"file or its URL ({', '.join(SUFFIXES)})"
     )
 
 
@@ -222,14 +242,17 @@ def open_track(path: str | Path, options: SpeechOptions) -> SpeechTrack | None:
     if chosen is None:
         return SpeechTrack(name, (), tuple(notices)) if notices else None
     try:
-        cues = chosen.read()
+        return track_of(chosen.read(), chosen.name, notices)
     except SourceError as error:
         return SpeechTrack(chosen.name, (), (Notice(str(error), is_failure=False),))
-    notices += [Notice(fault, is_failure=False) for fault in cues.faults[:MAX_FAULTS]]
+
+
+def track_of(cues: Cues, name: str, notices: Sequence[Notice] = ()) -> SpeechTrack:
+    """Return the notes of a track, with notices of what of it could not be read."""
+    told = [*notices, *(Notice(fault, is_failure=False) for fault in cues.faults[:MAX_FAULTS])]
     if (more := len(cues.faults) - MAX_FAULTS) > 0:
-        text = f"{chosen.name}: {more} more cues could not be read"
-        notices.append(Notice(text, is_failure=False))
-    return SpeechTrack(chosen.name, cues.notes, tuple(notices))
+        told.append(Notice(f"{name}: {more} more cues could not be read", is_failure=False))
+    return SpeechTrack(name, cues.notes, tuple(told))
 
 
 def open_tracks(

@@ -117,7 +117,7 @@ def _check(arguments: argparse.Namespace) -> None:
     check_workers(arguments)
     configured(SessionConfig(), arguments)
     source_options(arguments)
-    speech_options(arguments)
+    speech_options(arguments, several=True)
 
 
 def made_with(arguments: argparse.Namespace) -> str:
@@ -210,6 +210,7 @@ def _make(archive: "Archive", jobs: "list[File]", arguments: argparse.Namespace)
     shares: dict[str, float] = {}
     num_made, seconds, began = 0, 0.0, time.monotonic()
     hidden = not sys.stderr.isatty()
+    results = sys.stdout  # where nothing but results goes: of a cluster's remarks, see `workers_of`
     with (
         workers_of(arguments, max(1, len(jobs))) as (processes, num_workers, cores_each),
         tqdm(total=len(jobs), unit="file", disable=hidden, leave=False) as bar,
@@ -239,7 +240,7 @@ def _make(archive: "Archive", jobs: "list[File]", arguments: argparse.Namespace)
                 archive.fail(file, str(error))
             file = archive.files[path]
             with tqdm.external_write_mode():
-                write_line(_line(file, num_segments, arguments))
+                write_line(_line(file, num_segments, arguments), results)
     spent = time.monotonic() - began
     if seconds:
         note(

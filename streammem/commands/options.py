@@ -244,8 +244,9 @@ SPEECH_FLAGS = (  # of SpeechOptions
         "what is said: auto (default) reads subtitles beside or in a video file, where there are "
         "some, and recognises nothing; on recognises speech where there are none; off does "
         "neither; MODEL recognises: whisper-base, faster-whisper:NAME, a folder (these need "
-        "streammem[speech]), or a server, openai:URL#NAME",
-        {"default": "auto", "metavar": "auto|on|off|MODEL"},
+        "streammem[speech]), or a server, openai:URL#NAME; FILE is a subtitle file of the video, "
+        "or the URL of one: .srt, .vtt, .ass",
+        {"default": "auto", "metavar": "auto|on|off|MODEL|FILE"},
     ),
     Flag(
         "--speech-language",
@@ -434,8 +435,12 @@ def rotation_of(arguments: argparse.Namespace) -> "Rotation":
     return rotation
 
 
-def speech_options(arguments: argparse.Namespace) -> "SpeechOptions":
+def speech_options(arguments: argparse.Namespace, *, several: bool = False) -> "SpeechOptions":
     """Return where words come from.
+
+    Args:
+        arguments: of the command.
+        several: whether it may watch several videos, so that no subtitle file is of all of them.
 
     Raises:
         ConfigError: a value that means nothing.
@@ -444,7 +449,10 @@ def speech_options(arguments: argparse.Namespace) -> "SpeechOptions":
 
     flags = {flag.option: vars(arguments).get(_dest(flag)) for flag in SPEECH_FLAGS}
     given_flags = {name: value for name, value in flags.items() if value is not None}
-    return SpeechOptions(**given_flags, spend=_budget(arguments))
+    options = SpeechOptions(**given_flags, spend=_budget(arguments))
+    if several and options.subtitles is not None:
+        raise ConfigError("--speech: a subtitle file is of one video; here it may be several")
+    return options
 
 
 def configured(config: "SessionConfig", arguments: argparse.Namespace) -> "SessionConfig":

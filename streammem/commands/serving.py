@@ -123,7 +123,7 @@ def run_mcp(arguments: argparse.Namespace) -> int:
     config = ServerConfig(
         memories=arguments.archive or arguments.memories,
         read_only=arguments.archive is not None,
-        speech=speech_options(arguments),
+        speech=speech_options(arguments, several=True),
     )
     sessions = open_sessions(arguments, config)
     try:
@@ -162,7 +162,7 @@ def server_config(arguments: argparse.Namespace, *, by_default: bool = False) ->
         alerts=tuple(arguments.alert),
         keep_in=keep_in,
         confirm_alerts=bool(arguments.confirm_alerts),
-        speech=speech_options(arguments),
+        speech=speech_options(arguments, several=True),
         prefix=arguments.prefix.rstrip("/"),
         limits=server_limits(arguments),
     )

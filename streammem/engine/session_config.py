@@ -14,7 +14,7 @@ from streammem.models.published import known_cuts
 from streammem.models.tiny.model import ANSWER_DECODING
 from streammem.models.tiny.planning import planning_file
 from streammem.perception.scenetilling import SceneTillingConfig
-from streammem.qa.answerer import AnswerConfig, Context
+from streammem.qa.answerer import AnswerConfig, Context, Letters
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,15 @@ class SessionConfig:
             10 levels.
         sound: whether a model that listens hears each scene: ``notice`` reports a source whose
             sound is missing or fails, ``silent`` does not; ``off`` for other models.
-        channels: of the sound that such a model hears: all ``mixed``, or of single files the
-            ``first`` alone.
+        channels: of the sound that such a model hears: all ``mixed``, or the ``first`` alone, but
+            of live sources.
         fixed: the camera stands still: while some part of the picture differs from what it has
             shown for long, that part alone is looked at, so that small things make scenes of their
             own. Not for films, whose people would lose their surroundings.
         context: what an answer is read from: ``memory``, or a control: the last frames only
             (``now``), segments spread evenly (``uniform``), captions without tokens (``captions``),
             or as Goldfish (``goldfish``, ``goldfish-again``), see ``AnswerConfig``.
+        letters: of the text that Goldfish's contexts read: ``all``, or ``latin``; likewise.
         remark: let the model say a sentence of its own after an answer that was computed.
         steps: times that the model is asked for one answer, in [1, 32]; above 1 it may look things
             up in the memory before it answers, if it can call tools.
@@ -82,6 +83,7 @@ class SessionConfig:
     channels: Literal["mixed", "first"] = "mixed"
     fixed: bool = False
     context: Context = "memory"
+    letters: Letters = "all"
     remark: bool = False
     steps: int = 1
     steps_s: float = 300.0
@@ -131,7 +133,7 @@ class SessionConfig:
         """The options of answers."""
         return AnswerConfig(
             self.passages, self.context, self.remark, self.timezone, self.rankers, self.answer,
-            self.steps, self.steps_s, self.verify,
+            self.steps, self.steps_s, self.verify, self.letters,
         )  # fmt: skip
 
 

@@ -11,17 +11,27 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from streammem.audio.subtitles import Track, language_of, tracks_in
+from streammem.audio.subtitles import (
+    MAX_FILE_BYTES,
+    Track,
+    language_of,
+    parse,
+    read_file,
+    tracks_in,
+)
 from streammem.audio.track import (
     WHISPER,
     SpeechOptions,
     SpeechTrack,
     choose_track,
+    is_url,
     open_track,
     open_tracks,
+    track_of,
 )
 from streammem.engine.hls_cues import hls_cues
 from streammem.engine.listener import (
@@ -40,6 +50,8 @@ from streammem.models.sound_events import sound_events
 from streammem.models.transcription import Recognises, recogniser
 from streammem.types import Note, Notice, Segment
 from streammem.video import VideoSource
+from streammem.video.address import public_name
+from streammem.video.fetching import fetch_small, host_of
 from streammem.video.hls import text_playlists
 from streammem.video.sound import Sound
 
@@ -74,13 +86,16 @@ def open_speech(source: VideoSource, options: SpeechOptions) -> Speech:
     """Read the subtitles of a source, and see whether it is to be recognised, and can be.
 
     Raises:
-        SourceError: speech is asked for, and it cannot have sound.
+        SourceError: speech is asked for, and it cannot have sound; or the subtitle file that is
+            given cannot be read.
         BackboneError: the recogniser is not installed, or not here.
         ServedModelError: its server is not there.
     """
     # 1. Subtitles: of files on this computer all of them now, others while they are watched.
     subtitles, cues = None, None
-    if source.path is not None:
+    if options.subtitles is not None:
+        subtitles = _given_track(source, options)
+    elif source.path is not None:
         subtitles = open_track(source.path, options)
     elif source.paths:
         subtitles = open_tracks(source.paths, options, source.starts)
@@ -102,6 +117,19 @@ def open_speech(source: VideoSource, options: SpeechOptions) -> Speech:
         return Speech(subtitles, None, sounds, cues)
     language = language_of(options.language.split(",")[0]) if options.language else None
     return Speech(subtitles, recogniser(wanted, language, options.spend), sounds)
+
+
+def _given_track(source: VideoSource, options: SpeechOptions) -> SpeechTrack:
+    """Read the subtitle file that the user names; its times are those of the source."""
+    given = str(options.subtitles)
+    if source.live:
+        raise SourceError(f"{source.name}: is live; a subtitle file has no place in it")
+    language = language_of(options.language.split(",")[0]) if options.language else ""
+    if not is_url(given):
+        return track_of(read_file(Path(given), language), Path(given).name)
+    name = public_name(given)
+    content = fetch_small(given, name, MAX_FILE_BYTES, host_of(given)).content
+    return track_of(parse(content, name, language), name)
 
 
 def _remote_track(

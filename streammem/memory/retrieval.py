@@ -61,7 +61,12 @@ MATCHED: dict[str, Matched] = {
 # Fitted to one film of joined real clips, reported on another; docs/research/answers.md, *Films*.
 LEVEL, RAW = 4.7, 10.0  # see ``scale_of``
 BELOW, ABOVE = 0.03, 0.15  # cosine that changes the log-odds by one, see ``Scale``
-NAMED = 0.06  # cosine beyond the level that a text counts which names what is looked for
+NAMED = 0.06  # cosine beyond the level that a caption counts which names what is looked for
+# Likewise words that were said: just less, so that of the two the scene that shows it comes first.
+# Fitted: below, pictures that do not show it come before the words; above, those that do come after
+# them. docs/research/speech.md, *What was seen, and what was said*.
+NAMED_ALOUD = 0.058
+OTHER_SENSE = 1.0  # cosine that what is seen counts less where what was said is looked for
 
 # Rate of false sightings aimed at: of questions about things that the memory lacks.
 FALSE_SIGHTINGS = 0.15
@@ -143,6 +148,7 @@ class Query(NamedTuple):
         num_keys: visual keys that it is compared with, of the window; the more, the nearer the
             best chance match.
         heard: whether what was said may show it; of what was seen, words spoken are no proof.
+        spoken: whether what is looked for is what was said, so that nothing else shows it.
         things: taught things that the description names; only a row that shows all of them does.
         name: reads the thing that the description names off visual keys; None where it describes
             more than one thing, or one that is not known.
@@ -155,6 +161,7 @@ class Query(NamedTuple):
     words: frozenset[str] = frozenset()
     num_keys: int = 2
     heard: bool = True
+    spoken: bool = False
     things: "tuple[NamedThing, ...]" = ()
     name: NameReadout | None = None
 
@@ -299,6 +306,7 @@ class Candidates(NamedTuple):
         excess: [N] by how much a row exceeds the level of the thing that it shows least of those
             that the query names; None where it names none.
         shown: [N] what the visual keys count, see ``shown_by``.
+        spoken: see ``Query``.
     """
 
     entries: Sequence[Entry]
@@ -308,6 +316,7 @@ class Candidates(NamedTuple):
     scale: Scale
     shown: np.ndarray
     excess: np.ndarray | None = None
+    spoken: bool = False
 
     def ages(self) -> np.ndarray:
         """Return [N] seconds since each row ended, >= 0; see ``Entry.age``."""
@@ -462,7 +471,7 @@ def rate(entries: Sequence[Entry], query: Query, rankers: Sequence[str] = DEFAUL
     if query.name is not None:
         shown = shown_by(query, [entry.visual_keys for entry in entries])
     scale = scale_of(query)
-    candidates = Candidates(entries, cosines, query.now, named, scale, shown, excess)
+    candidates = Candidates(entries, cosines, query.now, named, scale, shown, excess, query.spoken)
     text = np.maximum.reduce([each for kind, each in cosines.items() if kind != "visual_keys"])
     ranked = np.maximum(shown, text)
     for name in rankers:
@@ -570,13 +579,16 @@ def _by_kind(candidates: Candidates) -> dict[str, np.ndarray]:
             # A sentence that is merely near orders rows and shows nothing: of scenes that only
             # such captions would have shown, 4 in 100 did. One that names what is looked for
             # counts whatever the picture's key says: no answer may contradict what it prints.
-            named = np.maximum(visual, scale.level) + NAMED
+            beyond = NAMED_ALOUD if kind == "note_keys" else NAMED
+            named = np.maximum(visual, scale.level) + beyond
             near = np.minimum(scores, scale.level - BELOW)
             is_named = candidates.named[kind] & (candidates.excess is None)
             scores = np.where(is_named, named, near)
         elif candidates.excess is not None:
             # "my cup" is the thing that was taught, and not whatever looks like a cup.
             scores = scale.level + candidates.excess
+        if candidates.spoken and kind != "note_keys":
+            scores = np.minimum(scores, scale.level) - OTHER_SENSE
         counts[kind] = scores
     return counts
 

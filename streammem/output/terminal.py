@@ -24,10 +24,15 @@ if TYPE_CHECKING:
     from streammem.perception.scenetilling import Score
 
 
-def write_line(line: str) -> None:
-    """Write a line to stdout that is not an event."""
-    make_encodable(sys.stdout, "text")
-    sys.stdout.write(f"{line}\n")
+def write_line(line: str, out: IO[str] | None = None) -> None:
+    """Write a line that is not an event, to stdout unless another place is given.
+
+    It is there for a reader at once: the next one may take minutes.
+    """
+    out = out or sys.stdout
+    make_encodable(out, "text")
+    out.write(f"{line}\n")
+    out.flush()
 
 
 class LiveText:

@@ -47,7 +47,7 @@ from streammem.models.protocols import EvidenceItem, StreamModel, readable
 from streammem.models.tiny.model import ANSWER_DECODING
 from streammem.perception.frames import SegmentFrames, places, spread
 from streammem.qa.checking import check
-from streammem.qa.goldfish import as_text, nearest_documents, within_limit
+from streammem.qa.goldfish import as_text, latin_only, nearest_documents, within_limit
 from streammem.qa.last_seen import LastSeenQuestion, last_sighting_text, read_last_seen
 from streammem.qa.lookups import Lookups
 from streammem.qa.question import (
@@ -59,6 +59,7 @@ from streammem.qa.question import (
     looked_at,
     narrowed,
     read_said,
+    read_said_description,
     resolved,
     split_options,
     wall_end,
@@ -102,6 +103,7 @@ MAX_SPEECH = 600  # characters of what was said in a scene that a prompt shows
 GIVEN = "a picture that was given with the question"
 
 Context = Literal["memory", "now", "uniform", "captions", "goldfish", "goldfish-again"]
+Letters = Literal["all", "latin"]
 CONTEXTS: tuple[Context, ...] = get_args(Context)
 OnText = Callable[[str], None]
 
@@ -128,6 +130,8 @@ class AnswerConfig:
         steps_s: seconds after which it must answer, > 0.
         verify: let a generator that reads pictures look at the nearest scenes where the keys say
             "not seen": its yes overrules them.
+        letters: of the text that Goldfish's contexts read: ``all``, or ``latin`` ones with digits
+            and apostrophes alone, as Goldfish, in which text in other scripts vanishes.
 
     Raises:
         ConfigError: a value that cannot be meant.
@@ -142,9 +146,12 @@ class AnswerConfig:
     steps: int = 1
     steps_s: float = 300.0
     verify: bool = False
+    letters: Letters = "all"
 
     def __post_init__(self) -> None:
         _ = self.limits  # refuses steps that cannot be meant
+        if self.letters not in ("all", "latin"):
+            raise ConfigError(f"letters={self.letters!r}: give all or latin")
         if self.context not in CONTEXTS:
             raise ConfigError(f"context {self.context!r}: give one of {', '.join(CONTEXTS)}")
         if self.passages < 1:
@@ -306,13 +313,21 @@ class Answerer:
     def find(
         self, query: str, count: int, present: Present, within: Window = EVERYTHING
     ) -> tuple[Moment, ...]:
-        """Find the moments that a description fits best, best first."""
-        asked = self._query(_encodable(query), self._now(present), within)
+        """Find the moments that a description fits best, best first.
+
+        Scenes that show it come before those in which it is only said; of "they mention the
+        harbour" those in which it is said.
+        """
+        text = _encodable(query)
+        said = read_said_description(text)
+        asked = self._query(said.topic if said and said.topic else text, self._now(present), within)
+        if said and said.topic:
+            asked = asked._replace(spoken=True, heard=True, things=(), name=None)
         hits: Sequence[Hit] = self.memory.search(asked, within, count, self.config.rankers)
         if heard := [clip.entry for clip in _heard_clips(present, within)]:
             # Of the open scene only what is said is found: its row is not there to be shown.
-            said = [h for h in rate(heard, asked, self.config.rankers) if h.matched == "speech"]
-            hits = sorted((*hits, *said), key=lambda hit: (-hit.ranked, -hit.cosine))[:count]
+            words = [h for h in rate(heard, asked, self.config.rankers) if h.matched == "speech"]
+            hits = sorted((*hits, *words), key=lambda hit: (-hit.ranked, -hit.cosine))[:count]
         return tuple(
             Moment(**self._fields(hit, asked.words), rank=rank)
             for rank, hit in enumerate(hits, start=1)
@@ -714,7 +729,8 @@ class Answerer:
         texts = []
         for item, entry in zip(items, entries, strict=True):
             reply = self._generate([item], question, None)[0] if again else ""
-            texts.append(as_text(item, entry.notes, reply))
+            text = as_text(item, entry.notes, reply)
+            texts.append(latin_only(text) if self.config.letters == "latin" else text)
         return within_limit(texts)
 
     def _items(

@@ -11,6 +11,7 @@ Source: Goldfish (arXiv 2407.12679), section 3; what its code does otherwise is 
 docs/guide/minigpt4-video.md.
 """
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,6 +59,15 @@ def as_text(item: EvidenceItem, notes: Sequence[Note], reply: str = "") -> Evide
         caption=caption or None,
         speech=speech or None,
     )
+
+
+def latin_only(item: EvidenceItem) -> EvidenceItem:
+    """Leave of an item's text what Goldfish does: Latin letters, digits and apostrophes."""
+
+    def left(text: str | None) -> str | None:
+        return " ".join(re.sub(r"[^a-zA-Z0-9\s']", "", text or "").split()) or None
+
+    return item._replace(caption=left(item.caption), speech=left(item.speech))
 
 
 def within_limit(items: Sequence[EvidenceItem], most: int = MAX_WORDS) -> list[EvidenceItem]:

@@ -353,6 +353,15 @@ def read_said(question: str) -> SaidQuestion | None:
     return None
 
 
+def read_said_description(text: str) -> SaidQuestion | None:
+    """Return what a description says was said, as in "they mention the harbour", "said hello".
+
+    None where it describes what is seen.
+    """
+    forms = ("{}", "if {}", "if they {}")
+    return next((said for form in forms if (said := read_said(form.format(text)))), None)
+
+
 # -- time words --
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}

@@ -60,6 +60,9 @@ class VideoLlamaRecipe(Blip2Recipe):
             parent, or the ``sound`` of the videos.
         text: ``captions``: of each conversation the first answer alone, right behind the tokens;
             ``conversations``: as in use, with the loss of all answers.
+        mask: of conversations: the loss is of all ``answers`` alone, or as ``published``, of
+            Vicuna's alone: of the questions' first two tokens too, and a token later with every
+            turn. The first question's two stand before the pictures, and nothing learns from them.
         end: what ends a caption.
         clean: write captions in small letters, without the signs ``. ! " ( ) * # : ; ~``, and at
             most 50 words of each.
@@ -73,6 +76,7 @@ class VideoLlamaRecipe(Blip2Recipe):
     branch: Literal["pictures", "sound"] = "pictures"
     hears: Literal["pictures", "sound"] = "pictures"
     text: Literal["captions", "conversations"] = "captions"
+    mask: Literal["answers", "published"] = "answers"
     end: str = "\n"
     clean: bool = False
     frames: int = 8
@@ -125,6 +129,8 @@ class VideoLlamaStage(PublishedStage):
         branch = model.pictures if recipe.branch == "pictures" else model.sound
         if branch is None:
             raise ConfigError(f'{model.name}: has no branch of sound; name sound, or "fresh"')
+        if recipe.mask == "published" and model.options.chat != "vicuna":
+            raise ConfigError(f'mask = "published": {model.name} has no chat="vicuna"')
         self._branch: PictureBranch | SoundBranch = branch
         parts = {name: getattr(branch, name) for name in LEARNED[recipe.branch]}
         self.module = nn.ModuleDict(parts).requires_grad_(True).float()
@@ -190,14 +196,21 @@ class VideoLlamaStage(PublishedStage):
                 learned += [False] * len(asked) + [True] * len(told)
         else:
             before = [begin, *ids(f"\n\n###Human: <{tag}>")]
-            text, spans = f"</{tag}> {line}", list[tuple[int, int]]()
+            text, spans, sizes = f"</{tag}> {line}", list[tuple[int, int]](), list[int]()
             for number, (question, answer) in enumerate(item.turns):
-                text += f"{'' if not number else 'Human: '}{question}\n###Assistant:"
+                asked = f"Human: {question}\n" if number else f"{text}{question}\n"
+                pieces = f"###{asked}" if number else asked, f"###Assistant: {answer}\n"
+                sizes += [len(ids(piece)) for piece in pieces]
+                text = f"{text if number else ''}{asked}###Assistant:"
                 start = len(ids(text))
                 text += f" {answer}\n###"
                 spans.append((start, len(ids(text))))
             after = ids(text)
             learned = [any(a <= i < b for a, b in spans) for i in range(len(after))]
+            if recipe.mask == "published":
+                begun = len(ids(f"###Human: <{tag}>")) + self._branch.queries
+                first = 1 + len(ids("\n\n")) - len(before) - self._branch.queries
+                learned = published_mask(len(after), first, [sizes[0] + begun, *sizes[1:]])
         after, learned = after[: recipe.max_text], learned[: recipe.max_text]
         if not any(learned):  # the question alone is too long: its last token is all that is left
             learned[-1] = True
@@ -255,6 +268,26 @@ class VideoLlamaStage(PublishedStage):
             if own.partition(".")[0] in parts
         }
         return write_torch(said, self._recipe.branch, tensors, out)
+
+
+def published_mask(count: int, first: int, sizes: Sequence[int]) -> list[bool]:
+    """Tell which tokens the parent's loss is of.
+
+    It counts each piece with a beginning-of-sequence of its own, so that what it leaves out lies a
+    token later with every piece; and of a question it leaves out all but two tokens.
+
+    Args:
+        count: tokens behind the pictures.
+        first: place of the first question among them; < 0, as it begins before the pictures.
+        sizes: tokens of the pieces: a question, an answer, a question, ...
+    """
+    learned, at = [True] * count, first
+    for number, size in enumerate(sizes):
+        if number % 2 == 0:
+            masked = range(max(0, at + 2), min(count, at + size + 1))
+            learned[masked.start : masked.stop] = [False] * len(masked)
+        at += size + 1
+    return learned
 
 
 def cleaned(caption: str) -> str:

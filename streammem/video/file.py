@@ -420,7 +420,7 @@ class PartsSource(VideoSource):
     def sound_pass(
         self, *, first_channel: bool = False
     ) -> Iterator[tuple[float, np.ndarray]] | None:
-        self._sounds.append(SoundOfParts(self))
+        self._sounds.append(SoundOfParts(self, first_channel=first_channel))
         return self._sounds[-1].sound()
 
     def _frames(self) -> Iterator[Frame]:
@@ -435,8 +435,10 @@ class PartsSource(VideoSource):
                 video = self._video = open_part(self._sampling.after(start))
                 self.starts[place] = start
                 for sound in self._sounds:
-                    sound.add(start, video.sound_pass())
+                    sound.add(start, video)
                 for frame in video:
+                    for sound in self._sounds:
+                        sound.shown = start + frame.time + frame.duration
                     time, is_first = start + frame.time, shift is None
                     if shift is None:
                         shift = next_index + round((start - next_time) / frame.duration)

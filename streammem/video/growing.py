@@ -93,7 +93,7 @@ class GrowingFolder(VideoSource):
     def sound_pass(
         self, *, first_channel: bool = False
     ) -> Iterator[tuple[float, np.ndarray]] | None:
-        self._sounds.append(SoundOfParts(self))
+        self._sounds.append(SoundOfParts(self, first_channel=first_channel))
         return self._sounds[-1].sound()
 
     def _frames(self) -> Iterator[Frame]:
@@ -224,10 +224,15 @@ class GrowingFolder(VideoSource):
                 start = self._end - file.until
             file.start = start
             for sound in self._sounds:
-                sound.add(start, video.sound_pass(), after=file.until)
+                sound.add(start, video, after=file.until)
             for frame in video:
                 file.until = frame.time + frame.duration
+                for sound in self._sounds:
+                    sound.shown = start + file.until
                 yield replace(frame, time=start + frame.time, index=self._num_frames)
+            if video.end is not None:  # of frames that are left out, the last are shown, too
+                file.until = max(file.until, video.end)
+                self._end = max(self._end, start + file.until)
 
     def _since_first(self, wall: float) -> float:
         if self.wall_zero is None:

@@ -149,7 +149,7 @@ def segments(
         if following is not None and following < media.first:
             yield f"{what} went on faster than they are read; {media.first - following} parts lack"
             following = media.first
-        for number in range(following or 0, last):
+        for number in range(last if following is None else following, last):
             if stopping():
                 return
             if not endless and media.jump is not None and number >= media.jump:

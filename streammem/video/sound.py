@@ -32,6 +32,7 @@ SOUND_RATE = 16_000  # samples a second, Whisper's
 MAX_GAP_S = 6 * 3600.0  # in a file; a longer one is a broken stamp
 HELD_S = 10.0  # of a connection's sound that waits for its first picture, whose clock it is put on
 APART_S = 2.0  # from the newest picture, of sound whose stamps have nothing in common with its
+JITTER_S = 0.1  # beside its place, sound follows what came before it; see audio.SoundLine
 MAX_PARTS = 1000  # videos that wait to be heard; beyond them the oldest go
 NOTHING_YET = np.zeros(0, np.float32)  # a pass is asked again later
 
@@ -149,25 +150,34 @@ class SoundBeside:
 class SoundOfParts:
     """The sound of several videos that are played one after another, in a pass of its own.
 
-    Where a video begins is known once the pass over the pictures has come there. Until then this
-    one gives an empty piece each time that it is asked.
+    Where a video begins is known once the pass over the pictures has come there, so sound is given
+    as far as pictures were shown; an empty piece each time that there is none yet.
+
+        pictures  |----- a -----|----- b -----|
+        sound     |aaaaaaaaaaaaa|bbbbbbbbb    |     of a, what outlasts its pictures is left out
 
     Args:
         whole: plays them; why one of them is not heard, where others are, is a notice of it.
+        first_channel: give that alone, and not all channels mixed.
+
+    Attributes:
+        shown: seconds of the whole up to which pictures were shown.
     """
 
-    def __init__(self, whole: "VideoSource") -> None:
-        self._whole = whole
+    def __init__(self, whole: "VideoSource", *, first_channel: bool = False) -> None:
+        self._whole, self._first_channel = whole, first_channel
         self._parts: deque[tuple[float, float, Sound]] = deque(maxlen=MAX_PARTS)
+        self.shown = 0.0
 
-    def add(self, start: float, sound: Sound | None, after: float = 0.0) -> None:
+    def add(self, start: float, video: "VideoSource", after: float = 0.0) -> None:
         """Hear the next video.
 
         Args:
             start: seconds of the whole at time 0 of the video.
-            sound: of the video, on its own clock.
+            video: gives its sound on its own clock, if it has any.
             after: seconds of its own; the sound before them goes.
         """
+        sound = video.sound_pass(first_channel=self._first_channel)
         if sound is not None:
             self._parts.append((start, after, sound))
 
@@ -177,27 +187,68 @@ class SoundOfParts:
         Raises:
             SourceError: none of the videos has sound.
         """
-        whole, failure, some = self._whole, None, False
-        while True:
+        failure, some, end = None, False, 0.0
+        while self._parts or not self._is_over():
             if not self._parts:
-                if whole.end is not None or whole.stopping or whole.is_closed:
-                    break
                 yield 0.0, NOTHING_YET
                 continue
             start, after, sound = self._parts.popleft()
             try:
-                for time, samples in sound:
-                    some = True
-                    if self._parts and start + time >= self._parts[0][0]:
-                        break  # it lasts longer than its pictures
-                    if time >= after:
-                        yield start + time, samples
+                for time, samples in self._within(start, after, sound, end):
+                    if len(samples):
+                        some, end = True, time + len(samples) / SOUND_RATE
+                    yield time, samples
             except SourceError as error:
                 failure = error
                 if some:
-                    whole.notices.append(str(error))
+                    self._whole.notices.append(str(error))
         if failure and not some:
             raise failure
+
+    def _within(self, start: float, after: float, sound: Sound, end: float) -> Sound:
+        """Give the sound of a video on the clock of the whole, up to where the next one begins.
+
+        Pieces follow each other, and what lacks at the beginning is silence: those who read them
+        forgive JITTER_S, by which one video would be heard late after the other.
+        """
+        is_first = True
+        for time, samples in sound:
+            if not len(samples):
+                yield 0.0, NOTHING_YET
+                continue
+            # 1. Place it.
+            at = start + time
+            if is_first:
+                early = round((max(end, start + after) - at) * SOUND_RATE)
+                if early >= len(samples):
+                    continue
+                if early > 0:
+                    at, samples = at + early / SOUND_RATE, samples[early:]
+                elif 0 < at - end <= JITTER_S:
+                    silence = np.zeros(round((at - end) * SOUND_RATE), np.float32)
+                    samples, at = np.concatenate([silence, samples]), end
+                is_first = False
+            elif abs(at - end) <= JITTER_S:
+                at = end
+            end = at + len(samples) / SOUND_RATE
+            # 2. Give as much of it as is known to belong to this video.
+            while len(samples):
+                until = self._parts[0][0] + self._parts[0][1] if self._parts else self.shown
+                count = len(samples)
+                if self._parts or not self._is_over():
+                    count = min(count, max(0, round((until - at) * SOUND_RATE)))
+                if count:
+                    yield at, samples[:count]
+                    at, samples = at + count / SOUND_RATE, samples[count:]
+                elif self._parts:
+                    return
+                else:
+                    yield 0.0, NOTHING_YET
+
+    def _is_over(self) -> bool:
+        """Whether no other video comes."""
+        whole = self._whole
+        return whole.end is not None or whole.stopping or whole.is_closed
 
 
 def _resampler(first_channel: bool) -> av.AudioResampler:

@@ -224,7 +224,9 @@ def test_a_playlist_that_vanishes_is_told_and_goes_on_where_it_was(tmp_path):
                                           ended=False))  # fmt: skip
 
     with serving(tmp_path) as address:
-        found = followed(address, source, [of(0, 1), subs.unlink, of(1, 2), of(4), of(5, first=0)])
+        found = followed(
+            address, source, [of(first=7), of(0, 1), subs.unlink, of(1, 2), of(4), of(5, first=0)]
+        )
     assert [item.text for item in of_kind(Note, found)] == [f"words {at}" for at in (0, 1, 2, 4, 5)]
     missing, lack = of_kind(str, found)
     assert "cam: its subtitles cannot be fetched (answered 404)" in missing

@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 
 from streammem.audio.track import SpeechOptions, open_tracks
@@ -11,11 +14,13 @@ from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchOptions
 from streammem.errors import SourceError
 from streammem.types import Caption, Note, Notice, Segment
-from streammem.video import open_source
+from streammem.video import SourceOptions, open_source
+from streammem.video.sound import file_sound
+from tests.audio.clapper import clicks
 from tests.audio.subtitled import CUES, srt, with_tracks
 from tests.command_line import events, record
 from tests.sessions import session_of
-from tests.tiny import tiny_model
+from tests.tiny import moving_square, tiny_model
 
 NOTES = [Note(*cue) for cue in CUES]
 
@@ -65,6 +70,48 @@ def test_cues_after_the_end_are_told_and_not_kept(film):
     assert [n for e in session.memory.entries() for n in e.notes] == NOTES
 
 
+def uneven(path, cuts):
+    """Write a film of 4, 20 and 8 pictures a second in turn; at cuts it clicks, and looks other."""
+    rates, rate = (4, 20, 8), 16_000
+    times = {s + k / rates[s % 3] for s in range(9) for k in range(rates[s % 3])} | {*cuts}
+    samples = np.zeros((1, 9 * rate), np.int16)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=20, options={"preset": "ultrafast"})
+        video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+        video.codec_context.time_base = Fraction(1, 1000)
+        sound = container.add_stream("pcm_s16le", rate=rate, layout="mono")
+        for number, at in enumerate(sorted(times)):
+            colour = ("red", "blue", "green")[sum(at >= cut for cut in cuts)]
+            pixels = moving_square(colour, number, 64, 64)
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            frame.pts, frame.time_base = round(at * 1000), Fraction(1, 1000)
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+        for cut in cuts:
+            samples[0, round(cut * rate) : round(cut * rate) + rate // 50] = 20_000
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+        frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), 0
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mkv", pytest.param(".mov", marks=pytest.mark.heavy)])
+def test_at_a_variable_rate_scenes_captions_words_and_sound_keep_one_clock(tmp_path, suffix):
+    cuts = (3.13, 6.41)
+    film = uneven(tmp_path / f"film{suffix}", cuts)
+    film.with_suffix(".srt").write_text(srt([(cut, cut + 1, f"Cut at {cut}.") for cut in cuts]))
+    session, every = session_of(tiny_model()), SourceOptions(fps=None)
+    told = list(watch(session, str(film), WatchOptions(), source_options=every))
+    for kind in (Segment, Caption):
+        begun = [event.start for event in told if isinstance(event, kind)]
+        assert begun == pytest.approx([0.0, *cuts], abs=0.1), kind
+    assert [e.start for e in told if isinstance(e, Note)] == pytest.approx(cuts, abs=0.01)
+    _, *entries = session.memory.entries()
+    assert [n.text for e in entries for n in e.notes] == [f"Cut at {cut}." for cut in cuts]
+    assert clicks(file_sound(film, film.name)) == pytest.approx(cuts, abs=0.1)
+
+
 def test_off_reads_none_and_frames_have_none(film):
     told = watched(session_of(tiny_model()), film, speech=SpeechOptions("off"))
     assert not any(isinstance(event, Note | Notice) for event in told)
@@ -107,7 +154,7 @@ def test_a_kill_in_the_middle_leaves_whole_notes(film, tmp_path):
         "from streammem.engine.watch import watch\n"
         "from streammem.engine.session import Session\n"
         "from streammem.types import Segment\n"
-        "from tests.tiny import tiny_model\n"
+        "from tests.tiny import moving_square, tiny_model\n"
         "session = Session(tiny_model(), memory=sys.argv[2])\n"
         "for event in watch(session, sys.argv[1]):\n"
         "    if isinstance(event, Segment) and event.id == 1: os._exit(9)\n"

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -238,8 +239,16 @@ def two_films(tmp_path):
     return folder
 
 
+@contextmanager
+def cluster(arguments, most):
+    """Stands in for Ray, whose remarks on stdout are sent to stderr."""
+    with redirect_stdout(sys.stderr):
+        yield None, 1, 1.0
+
+
 def test_index_makes_one_memory_a_file_and_names_what_failed(run, two_films, tmp_path, monkeypatch):
     monkeypatch.setattr(pool, "Pool", InThisProcess)
+    monkeypatch.setattr(archiving, "workers_of", cluster)
     command = ("index", two_films, "--memory", tmp_path / "archive", *QUICK)
     code, out, err = run(*command, "--format", "jsonl")
     made = {os.path.basename(row["path"]): row for row in events(out)}
@@ -265,7 +274,10 @@ def test_index_makes_one_memory_a_file_and_names_what_failed(run, two_films, tmp
     assert code == 2 and "--workers 0" in err
 
 
-@pytest.mark.parametrize(("too_small", "share"), [(no_more_files, 0.0), (small_disk, 0.7)])
+@pytest.mark.parametrize(
+    ("too_small", "share"),
+    [(no_more_files, 0.0), pytest.param(small_disk, 0.7, marks=pytest.mark.heavy)],
+)
 def test_a_full_disk_fails_its_own_file_and_a_run_with_room_finishes_it(
     run, two_films, tmp_path, monkeypatch, too_small, share
 ):
@@ -355,5 +367,6 @@ def test_processes_make_what_one_makes_and_one_that_is_killed_is_replaced(tmp_pa
         command = index(tmp_path / "ray", 2, "--ray", "local")
         on_ray = subprocess.run(command, capture_output=True, timeout=300)
         assert on_ray.returncode == 0, on_ray.stderr
+        assert len(events(on_ray.stdout)) == 4  # and no remark of Ray's
         assert captions(tmp_path / "ray") == captions(tmp_path / "serial")
     assert len(archiving.DECIDING) == len(set(archiving.DECIDING))

@@ -208,6 +208,33 @@ def test_a_picture_that_shows_what_its_caption_names_counts_more_than_either():
     assert both >= picture > SEEN and both > caption > SEEN
 
 
+def test_what_is_seen_comes_before_what_is_said_unless_that_is_looked_for():
+    """At comparable certainty: a picture that hardly shows it comes after the words."""
+    question = unit(1, seed=1234)[0]
+    background = np.random.default_rng(0).normal(0, 0.05, 500)
+    query = Query(question, background=background, words=content_words("dogs"), num_keys=3)
+    scale, told = scale_of(query), near(question, 0.99, 9)[None]
+    at = {p: near(question, scale.score_at(p))[None] for p in (0.62, 0.45, 0.05)}
+    said = make(0, at[0.05], notes=(Note(2, 3, "A dog."),), note_keys=told)
+    rows = [
+        said,
+        make(1, at[0.62]),
+        make(2, at[0.05], caption="A dog."),
+        make(3, at[0.45]),
+        make(4, at[0.62], notes=(Note(2, 3, "A dog."),), note_keys=told),
+    ]
+    hits = {hit.entry.segment: hit for hit in rate(rows, query)}
+    order = sorted(hits, key=lambda segment: -hits[segment].ranked)
+    assert order == [4, 1, 2, 0, 3] and hits[0].seen and hits[0].matched == "speech"
+    spoken = {hit.entry.segment: hit for hit in rate(rows, query._replace(spoken=True))}
+    assert {segment for segment, hit in spoken.items() if hit.seen} == {0, 4}
+    assert all(spoken[n].ranked < spoken[0].ranked for n in (1, 2, 3))
+    # Among what was said, words that are merely near come before pictures.
+    puppy = make(5, at[0.05], notes=(Note(2, 3, "Puppies!"),), note_keys=told)
+    near_by, shown = rate([puppy, rows[1]], query._replace(spoken=True))
+    assert near_by.ranked > shown.ranked and not near_by.seen and near_by.matched == "speech"
+
+
 def test_a_text_that_is_merely_near_orders_rows_and_shows_nothing():
     question = unit(1, seed=1234)[0]
     background = np.random.default_rng(0).normal(0, 0.05, 500)

@@ -6,15 +6,18 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 
 from streammem.errors import BackboneError, ConfigError
+from streammem.memory.store import Store
 from streammem.models import checkpoint
 from streammem.models.minigpt4_video.published import MiniGPT4File
 from streammem.models.published import dtype_of, find, known_cuts, local_file
 from streammem.models.video_llama.published import VideoLlamaFile
 from streammem.models.videollamb.published import ParentFile
 from tests.models.heard import noise, write_film
+from tests.models.minigpt4_video import published as minigpt4_files
 from tests.models.video_llama import published as video_llama_files
 
 KINDS = {"videollamb": ParentFile, "video-llama": VideoLlamaFile, "minigpt4-video": MiniGPT4File}
@@ -88,34 +91,69 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.heavy
-def test_a_killed_command_leaves_what_it_saw_and_heard_to_the_next(run, capsys, tmp_path):
-    toml = video_llama_files.toml(video_llama_files.write(tmp_path / "files"))
+@pytest.fixture
+def watched(tmp_path):
+    """Pipe a film into `watch`, in a process of its own; give the captions that it emits."""
     film = write_film(
         tmp_path / "film.ts", seconds=8.0, sound=noise(8.0, 48_000), rate=48_000, codec="mp2"
     )
-    flags = ["--model", str(toml), "--format", "jsonl", "--max-new-tokens", "4"]
+
+    def watched(toml, memory, *, kill=False):
+        flags = ["--model", str(toml), "--format", "jsonl", "--max-new-tokens", "4"]
+        command = [sys.executable, "-c", COMMAND, "watch", "-", *flags, "--memory", str(memory)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        watchdog = threading.Timer(600, process.kill)  # so that nothing waits for ever
+        watchdog.start()
+        try:
+            process.stdin.write(film.read_bytes())
+            process.stdin.flush()
+            if kill:  # after the first scene and its caption, while the pipe stays open
+                lines = [process.stdout.readline()]
+                process.kill()
+            else:
+                lines = process.communicate()[0].splitlines()
+            process.wait(60)
+        finally:
+            watchdog.cancel()
+            process.kill()
+            process.stdin.close()
+            process.stdout.close()
+        assert process.returncode == (-signal.SIGKILL if kill else 0)
+        return [row for row in map(json.loads, lines) if row["type"] == "caption"]
+
+    return watched
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("family", ["video-llama", "minigpt4-video"])
+def test_a_killed_watch_leaves_its_scenes_and_the_next_one_goes_on(
+    family, run, watched, capsys, tmp_path
+):
+    """Memory and captions are those of runs that were not interrupted, but for their times."""
+    files = {"video-llama": video_llama_files, "minigpt4-video": minigpt4_files}[family]
+    written = files.write(tmp_path / "files")
+    toml = video_llama_files.toml(written) if family == "video-llama" else written
+    whole = watched(toml, tmp_path / "whole")
+    assert [(row["start"], row["end"]) for row in whole] == [(0.0, 4.0), (4.0, 8.0)]
     memory = tmp_path / "memory"
-    # 1. A pipe that stays open; the kill comes after the first scene and its caption.
-    command = [sys.executable, "-c", COMMAND, "watch", "-", *flags, "--memory", str(memory)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    watchdog = threading.Timer(600, process.kill)  # so that nothing waits for ever
-    watchdog.start()
-    try:
-        process.stdin.write(film.read_bytes())
-        process.stdin.flush()
-        first = json.loads(process.stdout.readline())
-    finally:
-        process.kill()
-        process.wait(60)
-        watchdog.cancel()
-        process.stdin.close()
-        process.stdout.close()
-    assert (first["type"], first["start"], first["end"]) == ("caption", 0.0, 4.0)
-    assert process.returncode == -signal.SIGKILL
-    # 2. What had closed is there, and is answered from.
+    (first,) = watched(toml, memory, kill=True)
+    assert (first["start"], first["end"]) == (0.0, 4.0)
+    # 1. What had closed is there, and is answered from.
     capsys.readouterr()  # transformers shows how it writes files
+    flags = ["--model", str(toml), "--format", "jsonl", "--max-new-tokens", "4"]
     code, out, _ = run("ask", memory, "What is red?", *flags)
     (answer,) = map(json.loads, out.splitlines())
     assert code == 0 and answer["text"]
     assert {item["segment"] for item in answer["evidence"]} == {0}
+    # 2. The same film again: its scenes come behind, as they were without a kill.
+    later = watched(toml, memory)
+    assert [row["text"] for row in (first, *later)] == [whole[i]["text"] for i in (0, 0, 1)]
+    assert later[0]["start"] >= 4.0
+    assert later[1]["start"] - later[0]["start"] == pytest.approx(4.0)
+    with Store.open(memory, mode="r") as store, Store.open(tmp_path / "whole", mode="r") as plain:
+        entries, expected = store.load_entries(), plain.load_entries()
+        assert [entry.segment for entry in entries] == [0, 1, 2]
+        for entry, wanted in zip(entries, [expected[i] for i in (0, 0, 1)], strict=True):
+            assert entry.caption == wanted.caption and entry.frames == wanted.frames
+            assert entry.end - entry.start == pytest.approx(wanted.end - wanted.start)
+            np.testing.assert_array_equal(store.tokens(entry.segment), plain.tokens(wanted.segment))

@@ -62,7 +62,13 @@ OPENED = {
 }
 
 
-@pytest.mark.parametrize("family", OPENED)
+@pytest.mark.parametrize(
+    "family",
+    [
+        each if each == "videollamb" else pytest.param(each, marks=pytest.mark.heavy)
+        for each in OPENED
+    ],
+)
 def test_bits_type_and_place_of_quantised_weights_reach_transformers(family, tmp_path, monkeypatch):
     given = []
 

@@ -5,8 +5,9 @@ import pytest
 
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
+from streammem.errors import ConfigError
 from streammem.models.protocols import EvidenceItem
-from streammem.qa.goldfish import as_text, nearest_documents, within_limit
+from streammem.qa.goldfish import as_text, latin_only, nearest_documents, within_limit
 from streammem.types import Note
 from tests.memory.entries import make
 from tests.sessions import SHORT, told
@@ -76,6 +77,32 @@ def test_an_answer_is_read_from_text_after_each_clip_was_asked_or_not(model, mon
         assert [len(items) for items in before] == [1] * len(last)
         assert all(items[0].tokens is not None for items in before)
         assert all("\n" in item.caption for item in last)
+
+
+@pytest.mark.parametrize("letters", ["latin", pytest.param("all", marks=pytest.mark.heavy)])
+def test_text_in_other_scripts_is_read_unless_the_published_rule_is_asked_for(
+    model, monkeypatch, letters
+):
+    config = SessionConfig(answer=SHORT, context="goldfish", letters=letters, passages=9)
+    session = Session(model, config)
+    told(session, FILM[:16])
+    session.add_notes(1, (Note(4.0, 5.0, "Ein Käfer, 猫;  it's 2!"), Note(5.0, 6.0, "Привет")))
+    asked, plain = [], type(model).answer_prompt
+    monkeypatch.setattr(
+        type(model),
+        "answer_prompt",
+        lambda self, items, question: asked.append(list(items)) or plain(self, items, question),
+    )
+    session.ask("What is red?")
+    heard = {item.speech for item in asked[-1]} - {None}
+    assert heard == {{"all": "Ein Käfer, 猫;  it's 2! Привет", "latin": "Ein Kfer it's 2"}[letters]}
+
+
+def test_text_of_other_scripts_alone_is_nothing_by_the_published_rule():
+    item = latin_only(EvidenceItem(0, 1, None, "猫", speech=" Привет! "))
+    assert item.caption is item.speech is None and within_limit([item]) == []
+    with pytest.raises(ConfigError, match="letters='greek': give all or latin"):
+        SessionConfig(letters="greek")
 
 
 def test_what_has_no_caption_yet_gets_one_because_it_is_a_document(model):

@@ -15,7 +15,7 @@ from streammem.models.protocols import EvidenceItem
 from streammem.models.vlm.prompts import answer_parts, caption_parts
 from streammem.output.render import to_line
 from streammem.qa import speech
-from streammem.qa.question import read_said
+from streammem.qa.question import read_said, read_said_description
 from streammem.qa.speech import (
     SAID,
     Meanings,
@@ -65,6 +65,14 @@ def test_a_question_names_who_is_meant():
         "Did anyone say something about it?": "",
     }
     assert {question: read_said(question).speaker for question in spoken} == spoken
+
+
+def test_descriptions_of_what_was_said_are_told_from_those_of_what_is_seen():
+    for text in ("they say {}", "said {}", "mentions {}", "{} is mentioned", "talking about {}"):
+        assert read_said_description(text.format("the harbour")).topic == "the harbour"
+    seen = ("a man talks to a woman", "a dog", "a woman tells a child a story", "two men speak",
+            "a sign that says stop")  # fmt: skip
+    assert not any(map(read_said_description, seen))
 
 
 @pytest.mark.parametrize("question", SEEN)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,6 +98,39 @@ def test_of_a_conversation_the_answers_are_learned_and_nothing_else(stage_of):
     text, learned = words(llama, llama.target(film, [0.0, 1.5]))
     assert text.replace(" ", "").endswith("[/INST]Aone</s><s>[INST]Qtwo[/INST]Atwo</s>")
     assert learned.replace(" ", "") == "Aone</s>Atwo</s>"
+    with pytest.raises(ConfigError, match='mask = "published": x has no chat="vicuna"'):
+        VideoLlamaStage(llama._model, replace(llama._recipe, mask="published"), [])
+
+
+@pytest.mark.parametrize("branch", ["pictures", pytest.param("sound", marks=pytest.mark.heavy)])
+def test_the_published_mask_slides_right_and_leaves_two_tokens_of_a_question(stage_of, branch):
+    """By the parent's own counting, over the whole conversation with its placeholders."""
+    turns = (("Q one?", "A one"), ("Q two", "A two, longer"), ("Q 3", "A 3"))
+    film = Dialogue("b.mkv", True, turns)
+    stage = stage_of(text="conversations", branch=branch, mask="published", max_text=500)
+    target, tokenizer = stage.target(film, [0.0, 1.5]), stage._model.language.tokenizer
+    queries = published.Q if branch == "pictures" else published.SOUND_Q
+
+    def ids(text):  # with a beginning-of-sequence
+        return [1, *tokenizer(text, add_special_tokens=False).input_ids]
+
+    line = "The video contains 2 frames sampled at 0.0, 1.5 seconds. "
+    opened = (ids("###Human: <Video>"), ids(f"</Video> {line} Q one?\n")[1:])
+    sizes = [len(opened[0]) + queries + len(opened[1])]
+    for number, (question, answer) in enumerate(turns):
+        sizes += [len(ids(f"###Human: {question}\n"))] * bool(number)
+        sizes += [len(ids(f"###Assistant: {answer}\n"))]
+    labels = np.ones(len(target.before) + queries + len(target.after), bool)
+    place = len(ids("\n\n"))
+    labels[:place] = False
+    for number, size in enumerate(sizes):
+        if number % 2 == 0:
+            labels[place + 2 : place + size] = False
+        place += size
+    assert target.learned == labels[len(target.before) + queries :].tolist()
+    stage._recipe = replace(stage._recipe, mask="answers")
+    plain = stage.target(film, [0.0, 1.5])
+    assert plain.after == target.after and plain.learned != target.learned
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Sound keeps the clock of the pictures that it came with, whatever the stream does."""
 
+import os
 from fractions import Fraction
 
 import numpy as np
@@ -7,13 +8,15 @@ import pytest
 
 from benchmarks.rtsp_server import SOUND_HZ, RtspCamera, encode
 from streammem.audio.recogniser import SoundLine
+from streammem.audio.scene_sound import SoundWindow
 from streammem.errors import SourceError
 from streammem.video import open_source
 from streammem.video import sound as sound_of
 from streammem.video.clock import StreamClock
-from streammem.video.sound import HELD_S, SOUND_RATE, SoundBeside, file_sound
+from streammem.video.sound import HELD_S, SOUND_RATE, SoundBeside, SoundOfParts, file_sound
 from streammem.video.source import Sampling
 from tests.audio.clapper import clapper, clicks, live
+from tests.models.heard import noise, write_film
 from tests.video.servers import serving
 
 TOLERANCE_S = 0.05  # AAC's blocks are 0.023 s at 44.1 kHz, and 0.064 s at 16 kHz blur a click
@@ -235,6 +238,108 @@ def test_a_growing_folder_is_heard_where_its_videos_stand(tmp_path):
         sound = source.sound_pass()
         flashes = [frame.time for frame in source if frame.pixels.mean() > 200]
         assert together(flashes, clicks(list(sound)))
+
+
+# Seconds of sound beside pictures of 2 s: longer, shorter, by less and by more than what is
+# forgiven within a recording.
+LENGTHS = (2.03, 1.95, 1.97, None, 2.6, 1.2, 2.0, 2.09, 2.0)
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """A folder of films whose sound is longer or shorter than their pictures; what is heard."""
+    folder, heard = tmp_path_factory.mktemp("recordings"), []
+    for number, length in enumerate(LENGTHS):
+        sound = None if length is None else noise(length, seed=number)
+        path = write_film(folder / f"{number}.mkv", seconds=2.0, sound=sound)
+        os.utime(path, (1e9 + 2 * number,) * 2)  # each is written while it is shown
+        whole = np.zeros(2 * SOUND_RATE, np.float32)
+        if sound is not None:
+            whole[: min(sound.shape[1], len(whole))] = sound[0, : len(whole)]
+        heard.append(whole)
+    (folder / "list.txt").write_text("\n".join(f"{n}.mkv" for n in range(len(LENGTHS))))
+    return folder, np.concatenate(heard)
+
+
+def pulled_first(source, sound):
+    """Ask for sound again and again, and read on only where there is none yet."""
+    frames, pieces = iter(source), []
+    for piece in sound:
+        if len(piece[1]):
+            pieces.append(piece)
+        else:
+            next(frames, None)
+    assert not list(frames)
+    return iter(pieces)
+
+
+def pictures_first(source, sound):
+    list(source)
+    return sound
+
+
+@pytest.mark.parametrize(
+    ("kind", "read"),
+    [
+        ("growing", pulled_first),
+        pytest.param("growing", pictures_first, marks=pytest.mark.heavy),
+        pytest.param("concat", pulled_first, marks=pytest.mark.heavy),
+        pytest.param("concat", pictures_first, marks=pytest.mark.heavy),
+    ],
+)
+def test_joined_recordings_are_heard_to_the_sample_where_their_pictures_stand(
+    recordings, kind, read
+):
+    folder, expected = recordings
+    spec = f"concat:{folder / 'list.txt'}" if kind == "concat" else f"growing:{folder}"
+    with open_source(spec, fps=2.0) as source:
+        window = SoundWindow(read(source, source.sound_pass()), pytest.fail)
+        found = window.read(0.0, 2.0 * len(LENGTHS))
+        assert source.end == 2.0 * len(LENGTHS)  # also where most pictures are left out
+    np.testing.assert_allclose(found, expected, atol=1e-4)  # what was written has 16 bits
+
+
+def test_one_channel_of_joined_recordings_is_heard_where_asked(tmp_path):
+    both = np.vstack([noise(1.0, seed=1), noise(1.0, seed=2)])
+    write_film(tmp_path / "0.mkv", seconds=1.0, sound=both, layout="stereo")
+    with open_source(f"growing:{tmp_path}") as source:
+        sound = source.sound_pass(first_channel=True)
+        list(source)
+        heard = np.concatenate([samples for _, samples in sound])
+    np.testing.assert_allclose(heard, both[0], atol=1e-4)
+
+
+class Unseen:
+    """A whole, or a part of it, without pictures."""
+
+    end, stopping, is_closed = None, False, False
+
+    def __init__(self, seconds=0.0, drift=0.0):
+        self.notices, self.seconds, self.stamped = [], seconds, (1 + drift) / SOUND_RATE
+
+    def sound_pass(self, *, first_channel=False):
+        samples = np.arange(round(self.seconds * SOUND_RATE), dtype=np.float32)
+        return ((at * self.stamped, samples[at : at + 1000]) for at in range(0, len(samples), 1000))
+
+
+def test_a_recording_that_went_on_is_heard_once_even_if_it_is_read_late():
+    whole = Unseen()
+    parts = SoundOfParts(whole)
+    parts.add(10.0, Unseen(5.0))  # of which 3.33 s were there, and their pictures shown
+    parts.add(10.0, Unseen(5.0), after=3.33)
+    whole.end = 15.0
+    found = SoundWindow(parts.sound(), pytest.fail).read(10.0, 20.0)
+    np.testing.assert_array_equal(found, np.arange(5 * SOUND_RATE))
+
+
+def test_stamps_that_drift_in_a_recording_do_not_shift_the_next_one():
+    whole = Unseen()
+    parts = SoundOfParts(whole)
+    parts.add(0.0, Unseen(2.0, drift=0.01))
+    parts.add(2.05, Unseen(1.0))
+    whole.end = 3.05
+    found = SoundWindow(parts.sound(), pytest.fail).read(0.0, 4.0)
+    np.testing.assert_array_equal(found[round(2.05 * SOUND_RATE) :], np.arange(SOUND_RATE))
 
 
 def test_the_sound_of_a_url_is_read_by_its_own_pass(tmp_path):

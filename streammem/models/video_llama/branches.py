@@ -102,6 +102,11 @@ class PictureBranch(nn.Module):
         # The class token stays.
         return torch.cat([self.reader(part) for part in normed(self.tower, self.norm, pixels)])
 
+    @property
+    def queries(self) -> int:
+        """Tokens that the language model is shown."""
+        return self.sizes.video.queries
+
     def read(self, frames: Tensor) -> Tensor:
         """Read frames [T, Q, W] together, T in [1, positions]: [Q, L] for the language model."""
         placed = frames + self.positions.weight[: len(frames), None]
@@ -136,6 +141,11 @@ class SoundBranch(nn.Module):
         weight = next(self.ears.parameters())
         stacked = torch.stack(list(spectrograms)).to(weight)
         return self.ears(stacked, scaled=False).float()
+
+    @property
+    def queries(self) -> int:
+        """Tokens that the language model is shown."""
+        return self.sizes.reader.queries
 
     def read(self, clips: Tensor, *, scaled: bool) -> Tensor:
         """Read clips [C, E] together, C in [1, positions]: [queries, L] for the language model.

@@ -40,7 +40,7 @@ class VideoLlamaOptions:
         without_sound: what is reported where sound is missing or fails: a ``notice``, or nothing
             (``silent``).
         channels: of sound that are heard: all, ``mixed`` to one, or the ``first`` alone, as the
-            parent; the latter of single files only.
+            parent; the latter not of live sources.
         max_tokens: embeddings of one prompt; the parent has 2000, of which 300 are for the reply.
         fit: of a prompt that is longer: with ``items`` the weakest evidence is left out until it
             fits; with ``front`` its beginning is cut off, as the parent does it, so that the

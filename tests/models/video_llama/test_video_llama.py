@@ -391,20 +391,24 @@ def clips_of(model, session):
     return [model.unpack(session.tokens(i)).clips for i in range(len(session.memory))]
 
 
-def test_the_sound_of_a_list_of_files_is_heard_where_each_of_them_stands(model, tmp_path):
-    films = {"a": noise(4.0), "b": None, "c": noise(2.5, seed=1), "d": noise(9.0, seed=2)}
+@pytest.mark.parametrize("kind", ["concat", pytest.param("growing", marks=pytest.mark.heavy)])
+def test_the_sound_of_joined_files_is_heard_where_each_of_them_stands(model, tmp_path, kind):
+    # Pictures last 4 s; of what sounds longer the next one is not late.
+    films = {"a": noise(4.06), "b": None, "c": noise(2.5, seed=1), "d": noise(9.0, seed=2)}
     alone = []
-    for name, sound in films.items():
+    for number, (name, sound) in enumerate(films.items()):
         path = write_film(tmp_path / f"{name}.mkv", sound=sound)
+        os.utime(path, (1e9 + 4 * number,) * 2)
         with session_of(model, sound="silent") as session:
             list(watch(session, str(path)))
             alone += clips_of(model, session)
     listed = tmp_path / "all.txt"
     listed.write_text("a.mkv\nb.mkv\nc.mkv\nd.mkv\n")
     session = session_of(model, sound="notice")
-    given = list(watch(session, f"concat:{listed}"))
+    given = list(watch(session, f"concat:{listed}" if kind == "concat" else f"growing:{tmp_path}"))
     notices = [event.message for event in given if isinstance(event, Notice)]
     assert len(notices) == 1 and "b.mkv: has no sound" in notices[0]
+    assert [entry.end for entry in session.memory.entries()] == [2.0 * n for n in range(1, 9)]
     for heard, expected in zip(clips_of(model, session), alone, strict=True):
         assert (heard is None) == (expected is None)
         if heard is not None:
