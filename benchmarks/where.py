@@ -10,7 +10,8 @@
 - Each thing is asked for once, at the end: "Where did I put the ...?" Right is a last sighting that
   lies in the last scene that shows it.
 - Controls are asked the same: the last four scenes alone, captions as text (the newest that names
-  the thing), and the memory of another hour.
+  the thing), and the memory of another hour, which tells how often a time is right by chance; it
+  may show the thing itself, so its claims tell nothing.
 
 ``--log`` keeps every answer. The last line has the figures as JSON.
 """
