@@ -27,7 +27,7 @@ from streammem.memory.retrieval import rate
 from streammem.models.protocols import EvidenceItem
 from streammem.models.registry import load
 from streammem.perception.frames import BRIDGE_FRAMES, spread
-from streammem.qa.plan import PLANNING, PlanConfig, PlanTracker, queries_of
+from streammem.qa.plan import PLANNING, PlanConfig, PlanTracker, joint_scores, queries_of
 from streammem.video import open_source
 
 KINDS = ("in order", "swapped", "skipped", "repeated", "interrupted")
@@ -184,9 +184,8 @@ def aligned(
     tracker = PlanTracker("goal", names, config)
     steps, alerts = list[int | None](), list[str]()
     for number, scene in enumerate(video.scenes):
-        odds = np.clip(scene.scores, 1e-6, 1 - 1e-6)
-        odds = np.log(odds / (1 - odds)) + weight * scene.likelihoods
-        plan = tracker.push(number, scene.start, scene.end, 1 / (1 + np.exp(-odds)))
+        scores = joint_scores(scene.scores, scene.likelihoods, weight)
+        plan = tracker.push(number, scene.start, scene.end, scores)
         alerts += plan.alerts
         now = [i for i, step in enumerate(plan.steps) if number in step.segments]
         steps.append(now[0] if now else None)

@@ -33,6 +33,7 @@ def add_to(commands: Any) -> None:
         'streammem plan kitchen.mp4 --goal "make coffee" --steps coffee.txt',
         'streammem plan day --goal "make coffee" --steps coffee.txt      of a memory',
         'streammem plan webcam:0 --goal "pack the bag" --steps bag.txt --alert-steps',
+        'streammem plan day --goal "make coffee" --steps coffee.txt --likelihood',
         'streammem plan day --goal "make coffee" --planning kitchen      without steps',
     )
     add_source_options(parser, asks=True, reconnects=True, answers=False)
@@ -46,6 +47,11 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--steps", help=steps, **recipe)
     told = "tell a step that was left out or came out of order, once, as an alert"
     parser.add_argument("--alert-steps", action="store_true", help=told)
+    weighed = (
+        "weigh steps also by how likely the language model finds their words as a scene's caption: "
+        "a little surer, and slower"
+    )
+    parser.add_argument("--likelihood", action="store_true", help=weighed)
     add_between(parser, "of a memory: only what overlaps A to B")
     add_flags(parser, (PLANNING, TIMEZONE))
 
@@ -65,15 +71,18 @@ def run_plan(arguments: argparse.Namespace) -> int:
             raise ConfigError("--planning: is for a plan without --steps; leave one of them out")
     elif arguments.alert_steps:
         raise ConfigError("--alert-steps: tells of steps that are given; give --steps FILE, too")
+    elif arguments.likelihood:
+        raise ConfigError("--likelihood: is of steps that are given; give --steps FILE, too")
     between = between_of(arguments)
     if between is not None and not is_memory(arguments.source):
         raise ConfigError("--between: is for a memory; give --start and --end of a source")
     # 2. Follow it: steps as scenes close, past actions as scenes get their captions.
     with open_session(arguments) as session, output(arguments.format, arguments.output) as results:
         if session.read_only:
-            results.write(session.plan(goal, steps, between))
+            results.write(session.plan(goal, steps, between, likelihood=arguments.likelihood))
             return 0
-        followed = FollowedPlan(session, goal, steps, alert_steps=arguments.alert_steps)
+        alerts, likelihood = arguments.alert_steps, arguments.likelihood
+        followed = FollowedPlan(session, goal, steps, alert_steps=alerts, likelihood=likelihood)
         broken, written = False, None
         options = replace(watch_options(arguments), captions=not steps)
         for event, _ in watch_source(session, arguments, options, progress=True):

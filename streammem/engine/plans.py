@@ -22,6 +22,7 @@ class FollowedPlan:
         steps: see ``Session.follow``.
         alert_steps: give an alert, too, for a step that was left out or came out of order.
         from_memory: begin with what the session's memory holds of its source.
+        likelihood: see ``Session.follow``.
 
     Raises:
         ConfigError: as ``Session.follow``.
@@ -35,9 +36,11 @@ class FollowedPlan:
         *,
         alert_steps: bool = False,
         from_memory: bool = False,
+        likelihood: bool = False,
     ) -> None:
         self._session, self._alert_steps = session, alert_steps
-        self._follower, self._has_steps = session.follow(goal, steps), bool(steps)
+        self._follower = session.follow(goal, steps, likelihood=likelihood)
+        self._has_steps = bool(steps)
         if from_memory:
             self._follower.push_all(session.newest_rows())
         self._shown = _changes(self.plan)

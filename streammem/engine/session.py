@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -25,7 +26,7 @@ from streammem.memory.memory import CacheConfig, Memory
 from streammem.memory.named import Taught
 from streammem.memory.retrieval import EVERYTHING, Window, clipped
 from streammem.memory.timeline import offset_after
-from streammem.models.protocols import EncodedSegment, StreamModel
+from streammem.models.protocols import EncodedSegment, LikelihoodGenerator, StreamModel
 from streammem.models.tiny.planning import open_planning
 from streammem.perception.background import Background, BackgroundState, Box
 from streammem.perception.frames import (
@@ -545,6 +546,8 @@ class Session:
         goal: str,
         steps: Sequence[str] = (),
         between: tuple[float, float] | Window | None = None,
+        *,
+        likelihood: bool = False,
     ) -> Plan:
         """Tell how far a goal has come: steps done, the one in progress, what may come next.
 
@@ -553,14 +556,16 @@ class Session:
             steps: descriptions of what each shows, in their order; see ``follow``.
             between: as for ``ask``. Of several sources the newest one counts, unless the window
                 names another.
+            likelihood: see ``follow``.
 
         Returns:
             The plan, with every alert so far; see ``qa/plan.py`` to follow it as scenes close.
 
         Raises:
-            ConfigError: an empty goal or step, or the same step twice.
+            ConfigError: an empty goal or step, or the same step twice; or as ``follow``.
         """
-        return self.follow(goal, steps).push_all(self.newest_rows(between))
+        followed = self.follow(goal, steps, likelihood=likelihood)
+        return followed.push_all(self.newest_rows(between))
 
     def newest_rows(self, between: tuple[float, float] | Window | None = None) -> tuple[Entry, ...]:
         """Return the memory's rows of the source that was seen last, oldest first.
@@ -571,7 +576,9 @@ class Session:
         rows = [clip.entry for clip in clipped(self.memory.entries(), _window(between))]
         return tuple(row for row in rows if row.source == rows[-1].source)
 
-    def follow(self, goal: str, steps: Sequence[str] = ()) -> PlanFollower | PastFollower:
+    def follow(
+        self, goal: str, steps: Sequence[str] = (), *, likelihood: bool = False
+    ) -> PlanFollower | PastFollower:
         """Return what follows a plan over rows of the memory, oldest first.
 
         Args:
@@ -579,14 +586,38 @@ class Session:
             steps: descriptions of what each shows, in their order, with which rows are compared as
                 they close. None: what may come next is predicted from past actions, which are read
                 off the rows' captions and speech; see ``SessionConfig.planning``.
+            likelihood: weigh the steps of each row also by how likely the generator finds their
+                descriptions as its caption, which takes it about as long as a caption.
 
         Raises:
-            ConfigError: an empty goal or step, or the same step twice.
+            ConfigError: an empty goal or step, the same step twice, or ``likelihood`` of a
+                generator that tells none.
         """
         if steps:
-            return PlanFollower(self.model.text_encoder, goal, steps)
+            likelihoods = self._step_likelihoods() if likelihood else None
+            return PlanFollower(self.model.text_encoder, goal, steps, likelihoods=likelihoods)
         planning = self.config.planning
         return PastFollower(goal, open_planning(planning) if planning else None)
+
+    def _step_likelihoods(self) -> Callable[[Sequence[str], Entry], np.ndarray]:
+        generator = self.model.generator
+        if not isinstance(generator, LikelihoodGenerator):
+            raise ConfigError(f"{self.model.name}: tells no likelihoods; leave likelihood out")
+
+        def nats(request: CaptionRequest, names: Sequence[str]) -> np.ndarray:
+            found = generator.log_probs(self.captioner.prompt(request), names)
+            return np.array([np.mean(row) for row in found])
+
+        @cache
+        def of_nothing(names: tuple[str, ...]) -> np.ndarray:
+            return nats(self.blank_request(), names)
+
+        def likelihoods(names: Sequence[str], row: Entry) -> np.ndarray:
+            segment = Segment(row.segment, row.start, row.end, None, None)
+            shown: np.ndarray = nats(self.request(segment), names) - of_nothing(tuple(names))
+            return shown
+
+        return likelihoods
 
     def teach(
         self,

@@ -16,7 +16,7 @@ Each scene is aligned to a step, or to none of them, by a filter over what was s
 It is causal: what a scene was aligned to stays, and only a later scene adds to it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,6 +52,8 @@ class PlanConfig:
         confirm_late: scenes of later steps before the first of a step after which it counts as
             out of order.
         alert_sure: as ``sure``, of scenes that an alert may rest on.
+        likelihood: log-odds for each nat a token by which a generator finds a step likelier,
+            where it is asked.
     """
 
     stay: float = 0.35
@@ -64,6 +66,7 @@ class PlanConfig:
     confirm: int = 3
     confirm_late: int = 3
     alert_sure: float = 0.8
+    likelihood: float = 0.25
 
 
 PLANNING = PlanConfig()  # chosen on composed videos: docs/research/assistant.md, *Plans*
@@ -209,15 +212,23 @@ class PlanFollower:
         goal: in the user's words.
         names: of the steps, in their order.
         config: options.
+        likelihoods: of names and a row returns [S] nats a token, how much likelier each name is as
+            a caption of the row than of nothing; None goes by keys and words alone.
 
     Raises:
         ConfigError: as for ``PlanTracker``.
     """
 
     def __init__(
-        self, encoder: TextEncoder, goal: str, names: Sequence[str], config: PlanConfig = PLANNING
+        self,
+        encoder: TextEncoder,
+        goal: str,
+        names: Sequence[str],
+        config: PlanConfig = PLANNING,
+        *,
+        likelihoods: Callable[[Sequence[str], Entry], np.ndarray] | None = None,
     ) -> None:
-        self._tracker = PlanTracker(goal, names, config)
+        self._tracker, self._likelihoods = PlanTracker(goal, names, config), likelihoods
         self._queries = queries_of(encoder, self._tracker.names)
 
     @property
@@ -228,6 +239,9 @@ class PlanFollower:
     def push(self, row: Entry) -> Plan:
         """Take in the next row, or the last one again, which has gone on."""
         scores = np.array([rate([row], query)[0].score for query in self._queries])
+        if self._likelihoods:
+            nats = self._likelihoods(self._tracker.names, row)
+            scores = joint_scores(scores, nats, self._tracker.config.likelihood)
         return self._tracker.push(row.segment, row.start, row.end, scores)
 
     def push_all(self, rows: Iterable[Entry]) -> Plan:
@@ -235,6 +249,13 @@ class PlanFollower:
         for row in rows:
             self.push(row)
         return self.plan
+
+
+def joint_scores(scores: np.ndarray, nats: np.ndarray, weight: float) -> np.ndarray:
+    """Return [S] scores in (0, 1) with ``weight`` log-odds added for each of ``nats`` [S]."""
+    odds = np.clip(scores, 1e-6, 1 - 1e-6)
+    joint: np.ndarray = 1 / (1 + np.exp(-np.log(odds / (1 - odds)) - weight * nats))
+    return joint
 
 
 def queries_of(encoder: TextEncoder, names: Sequence[str]) -> list[Query]:

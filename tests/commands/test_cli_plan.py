@@ -27,6 +27,8 @@ def test_a_plan_is_told_of_a_video_and_of_its_memory_alike(run, video, steps, tm
     code, out, err = run("plan", tmp_path / "m", *words)
     (again,) = events(out)
     assert (code, err) == (0, "") and again == last
+    (weighed,) = events(run("plan", tmp_path / "m", *words, "--likelihood")[1])
+    assert [step["name"] for step in weighed["steps"]] == ["a red room", "a blue room"]
 
 
 def test_steps_that_come_wrong_are_alerts_where_that_is_asked_for(run, video, steps, monkeypatch):
@@ -64,6 +66,7 @@ def test_without_steps_a_plan_says_what_it_is_guessed_from(run, video, tmp_path,
     [
         ("--goal", ""),
         ("--goal", "paint", "--alert-steps"),
+        ("--goal", "paint", "--likelihood"),
         ("--goal", "paint", "--planning", "no such file"),
         ("--goal", "paint", "--between", "1", "2"),
         ("--goal", "paint", "--planning", "kitchen", "--steps", "STEPS"),

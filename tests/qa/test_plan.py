@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streammem.errors import ConfigError
+from streammem.models.tiny.model import VideoModel
 from streammem.output.render import FORMATS, to_json
 from streammem.qa.plan import MAX_SPANS, MAX_STEPS, PlanTracker, read_steps
 from tests.qa.test_answerer import asked_of, reader  # noqa: F401, fixtures
@@ -144,6 +145,32 @@ def test_a_session_tells_its_plan(asked_of):  # noqa: F811
     assert [s.segments for s in plan.steps] == [(0, 3), (1,), (), (4,)]
     early = asked_of().plan("paint", ["red", "blue"], between=(0.0, 4.0))
     assert [step.state for step in early.steps] == ["doing", "open"]
+
+
+def test_likelihoods_of_the_generator_are_weighed_with_the_keys(asked_of, monkeypatch):  # noqa: F811
+    """What is equally likely everywhere changes nothing; what is likelier in one scene counts."""
+    names, calls = ["red", "blue", "black", "white"], []
+
+    def told(row):
+        def log_probs(model, prompt, texts):
+            calls.append(texts)  # the second call is of nothing, once for all rows
+            number = len(calls) - 1 - (len(calls) > 1)
+            return [[-3.0 + 80.0 * ((number, text) == (row, "black"))] * 2 for text in texts]
+
+        calls.clear()
+        monkeypatch.setattr(type(asked_of().model), "log_probs", log_probs)
+        return asked_of().plan("paint", names, likelihood=True)
+
+    plain, alike = asked_of().plan("paint", names), told(None)
+    assert alike.steps == plain.steps
+    assert len(calls) == len(asked_of().memory.entries()) + 1 and calls[0] == tuple(names)
+    assert [step.state for step in told(2).steps] == ["done", "done", "done", "doing"]
+
+
+def test_what_tells_no_likelihoods_cannot_be_asked_for_them(asked_of, monkeypatch):  # noqa: F811
+    monkeypatch.delattr(VideoModel, "log_probs")
+    with pytest.raises(ConfigError, match="tells no likelihoods"):
+        asked_of().plan("paint", ["red"], likelihood=True)
 
 
 def test_a_session_predicts_without_steps_from_its_captions(asked_of):  # noqa: F811
