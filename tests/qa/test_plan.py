@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streammem.errors import ConfigError
-from streammem.models.tiny.model import VideoModel
 from streammem.output.render import FORMATS, to_json
 from streammem.qa.plan import MAX_SPANS, MAX_STEPS, PlanTracker, read_steps
 from tests.qa.test_answerer import asked_of, reader  # noqa: F401, fixtures
@@ -168,7 +167,7 @@ def test_likelihoods_of_the_generator_are_weighed_with_the_keys(asked_of, monkey
 
 
 def test_what_tells_no_likelihoods_cannot_be_asked_for_them(asked_of, monkeypatch):  # noqa: F811
-    monkeypatch.delattr(VideoModel, "log_probs")
+    monkeypatch.setattr("streammem.engine.session.LikelihoodGenerator", int)  # no model is one
     with pytest.raises(ConfigError, match="tells no likelihoods"):
         asked_of().plan("paint", ["red"], likelihood=True)
 
