@@ -32,21 +32,11 @@ from pathlib import Path
 import av
 import numpy as np
 
+from benchmarks import recognised
 from benchmarks.machine import machine
 
 RATE, FPS, CHUNK_S = 22_050, 10, 0.1
-SENTENCES = (
-    "The quick brown fox jumps over the lazy dog.",
-    "Please open the front door and bring me the red book from the kitchen table.",
-    "The train to London leaves at half past nine in the morning.",
-    "We will sail to the old harbour before the storm begins.",
-    "My brother sold his violin because he needed a new lantern.",
-    "There is a castle on the island behind the church.",
-    "The doctor said that the garden needs more water in summer.",
-    "Nobody knows why the bridge was closed last winter.",
-    "She wants to paint the house green and plant some apple trees.",
-    "I will meet you at the station after the concert on Friday.",
-)
+SENTENCES = recognised.SENTENCES["en"][:10]
 
 
 def spoken(voice: str, pause_s: float) -> tuple[np.ndarray, list[tuple[float, float, str]]]:
