@@ -102,7 +102,8 @@ def test_a_followed_plan_tells_changes_alone_and_goes_on_from_what_is_remembered
 def test_without_steps_a_scene_counts_once_it_has_a_caption_whatever_comes_first(first):
     rows = {}
     session = SimpleNamespace(
-        follow=lambda goal, steps: PastFollower(goal), memory=SimpleNamespace(get=rows.get)
+        follow=lambda goal, steps, likelihood: PastFollower(goal),
+        memory=SimpleNamespace(get=rows.get),
     )
     followed = FollowedPlan(session, "cook")
     segment, caption = Segment(0, 0.0, 9.0, None, None), Caption(0, 0.0, 9.0, "A man takes a cup")
