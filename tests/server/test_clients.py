@@ -82,6 +82,7 @@ async def test_a_websocket_needs_the_token_too(listening, headers):
             pass
 
 
+@pytest.mark.heavy
 async def test_a_slow_client_loses_only_its_own_events_and_gets_their_count(listening):
     from streammem.types import Notice
 

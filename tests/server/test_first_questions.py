@@ -41,6 +41,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("number", fresh_processes(1))
 def test_questions_of_many_the_moment_a_server_is_healthy_are_all_answered(folder, number):
     arguments = ["serve", "--port", "0", "--memories", folder / "memories", folder / "film.mp4"]

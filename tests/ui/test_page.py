@@ -210,6 +210,7 @@ async def fits(page, width):
     assert await page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.heavy
 @pytest.mark.anyio
 async def test_a_memory_has_an_address_that_a_reload_comes_back_to(browsing):
     async with browsing() as page:

@@ -34,7 +34,7 @@ sys.exit(pytest.main(["-p", "no:cacheprovider", "-p", "no:xdist", "-x", *sys.arg
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="lowers x86")
-@pytest.mark.parametrize("name", LOWERED)
+@pytest.mark.parametrize("name", ["AVX2", pytest.param("DEFAULT", marks=pytest.mark.heavy)])
 def test_words_do_not_depend_on_what_is_said_beside_them_with_fewer_instructions(name):
     files = "tests/models/backbones/test_decoding.py", "tests/captioning/test_shared.py"
     run = subprocess.run(

@@ -184,6 +184,7 @@ def test_a_beginning_that_differs_in_one_value_is_read_anew():
     assert static.decoder().num_read - static_read == 16 + len("What?")
 
 
+@pytest.mark.heavy
 def test_beginnings_that_are_kept_have_a_bound(monkeypatch):
     monkeypatch.setattr(static_decoding, "MOST_SHARED", 40)
     monkeypatch.setattr(static_decoding, "MOST_IDLE", 40_000)  # one cache of 128 columns, not two
@@ -273,6 +274,7 @@ def as_on_cuda(monkeypatch):
     Recording.caches.clear()
 
 
+@pytest.mark.heavy
 def test_a_step_that_is_recorded_gives_the_same_words(monkeypatch):
     static, usual = pair()
     prompts = [asked(static, number) for number in (1, 0, 2)]
