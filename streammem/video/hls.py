@@ -96,7 +96,7 @@ def text_playlists(url: str, name: str) -> list[TextPlaylist]:
             language,
             fields.get("FORCED") == "YES",
             fields.get("DEFAULT") == "YES",
-            urljoin(main.url, address),
+            _joined(main.url, address),
             home,
         )
         found.setdefault((label, language), track)
@@ -156,9 +156,9 @@ def segments(
                 yield f"{what} jump to another clock in the middle; the rest is not read"
                 return
             try:
-                url = urljoin(found.url, media.addresses[number - media.first])
+                url = _joined(found.url, media.addresses[number - media.first])
                 yield fetch_small(url, what, MAX_SEGMENT_BYTES, track.home, stopping).content
-            except (SourceError, ValueError) as error:
+            except SourceError as error:
                 yield f"{error}; some are missing"
                 if ended():  # nothing more is waited for
                     return
@@ -174,6 +174,14 @@ def segments(
         while time.monotonic() < until and not (stopping() or ended()):
             time.sleep(WAIT_SLICE_S)
             yield media.target_s
+
+
+def _joined(base: str, address: str) -> str:
+    """Return an address that stands in a playlist; what cannot be read is refused when fetched."""
+    try:
+        return urljoin(base, address)
+    except ValueError:
+        return address
 
 
 def _media(content: bytes) -> _Media:

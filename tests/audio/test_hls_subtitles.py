@@ -289,3 +289,16 @@ def test_a_cue_that_has_no_picture_is_counted(tmp_path, monkeypatch):
         assert "2 subtitles have no place beside the pictures" in told
         monkeypatch.setattr(placing, "MAX_HELD", 1)
         assert "2 subtitles have no place" in followed(address, source, [])[1]
+
+
+def test_addresses_that_cannot_be_read_are_told_and_stop_nothing(tmp_path):
+    (tmp_path / "live.m3u8").write_text(MASTER.replace("german.m3u8", "http://[x/german.m3u8"))
+    (tmp_path / "subs.m3u8").write_text(playlist(1, 0, ["http://[x/a.vtt", "b.vtt"], ended=True))
+    (tmp_path / "b.vtt").write_text(segment([(0, 1, "words")], 0))
+    with serving(tmp_path) as address:
+        german, english = hls.text_playlists(f"{address}/live.m3u8", "live")
+        (fault, _) = hls.segments(german, "live", lambda: False, lambda: True, endless=True)
+        assert "cannot be read" in fault
+        items = hls.segments(english, "live", lambda: False, lambda: False, endless=False)
+        fault, content = items
+        assert "cannot be read" in fault and b"words" in content
