@@ -150,12 +150,15 @@ class LanguageScheduler:
         thread: generates the captions.
         batches: whether the generator gains from batches; False until the first caption is done,
             since asking may open the model.
+        fitting: of how many candidates, decoded so, a live caption has time for how many; measured
+            once, before there are captions to do. Used by the thread alone.
     """
 
     def __init__(self, generator: Generator, on_batch: Callable[[int], None] | None = None) -> None:
         self._generator, self._on_batch = generator, on_batch
         self.lm_lock = FairLock()
         self.batches = False
+        self.fitting: dict[tuple[GenerationConfig, int], int] = {}
         self._changed = threading.Condition()
         self._pending: list[_Job] = []  # urgent first, then the oldest; guarded by _changed
         self._stopped = threading.Event()
@@ -447,23 +450,26 @@ class CaptionQueue:
 
     def _warm_up(self, generator: Generator, prompt: Prompt) -> Iterator[Replies | None]:
         """Open the model; then measure how many candidates a live caption has time for."""
-        for _ in generator.replies([prompt], GenerationConfig(max_new_tokens=1)):
-            yield None
+        decoding, most, known = self.captioner.decoding, self.captioner.candidates, None
         if self.adapts:
-            count, took_s = self.captioner.candidates, LIVE_CAPTION_S + 1
-            while count > 1:
-                took_s = yield from _caption_seconds(
-                    generator, prompt, self.captioner.decoding, count
-                )
+            known = self.scheduler.fitting.get((decoding, most))
+        if known is None:
+            for _ in generator.replies([prompt], GenerationConfig(max_new_tokens=1)):
+                yield None
+        if self.adapts and known is None:
+            known, took_s = most, LIVE_CAPTION_S + 1
+            while known > 1:
+                took_s = yield from _caption_seconds(generator, prompt, decoding, known)
                 if took_s <= LIVE_CAPTION_S:
                     break
-                count //= 2
-            self.num_candidates = count
+                known //= 2
+            self.scheduler.fitting[decoding, most] = known
             log.info(
                 "live captions are the best of %d candidates (%d by default): the longest caption "
                 "takes %.2f s of %.2f s",
-                *(count, self.captioner.candidates, took_s, LIVE_CAPTION_S),
+                *(known, most, took_s, LIVE_CAPTION_S),
             )
+        self.num_candidates = known or self.num_candidates
         yield ()
 
     def _warmed_up(self, _: "Generated | BaseException") -> None:
