@@ -48,6 +48,8 @@ def add_to(commands: Any) -> None:
     add("--photos", type=Path, metavar="DIR", help="make: whose photos come between the clips")
     add("--films", type=int, default=1, help="make: films of each half of the clips")
     add("--minutes", type=float, default=5.0, help="make: length of a film")
+    few = "make: frames a second of a film (25); 5 make films of hours in a fraction of the time"
+    add("--fps", type=int, metavar="N", help=few)
     add("--seed", type=int, default=0, help="of made films, of samples and shuffled options")
     contexts = "what videos are asked by: memory, or a control (blind, now, uniform, captions)"
     add("--context", help=contexts)
@@ -234,7 +236,7 @@ def _same(model: Any) -> Any:
 
 def _make_films(arguments: argparse.Namespace) -> int:
     """Make films with questions, and print their files."""
-    from streammem.evaluation.film_files import MAX_PHOTOS, MakeOptions, make_films
+    from streammem.evaluation.film_files import FPS, MAX_PHOTOS, MakeOptions, make_films
 
     options = MakeOptions(
         arguments.photos,
@@ -242,6 +244,7 @@ def _make_films(arguments: argparse.Namespace) -> int:
         arguments.minutes,
         arguments.limit or MAX_PHOTOS,
         arguments.seed,
+        FPS if arguments.fps is None else arguments.fps,
     )
     for film in make_films(arguments.folder, arguments.out, options):
         write_line(str(film))

@@ -465,7 +465,8 @@ def _answers(
             span.end > question.time + LATE_S for span in reply.cited
         )
         by_context[context] = {
-            "id": question.id, "kind": question.kind, "video": video, "context": context,
+            "id": question.id, "kind": question.kind, "video": video,
+            "cluster": question.cluster or video, "context": context,
             "strict": scored.strict, "official": round(scored.official, 4),
             "choice": scored.choice, "text": reply.text, "f1": scored.f1, "hit": scored.hit,
             "seen": reply.seen, "score": reply.score,

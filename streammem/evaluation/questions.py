@@ -57,6 +57,8 @@ class SuiteQuestion:
             clips; used where the video itself is missing.
         later: of ``never``: it does happen, after ``time``.
         truth: of ``timeline``: the ``TimedQuestion`` and the edges of its scenes.
+        cluster: questions of one cluster are right and wrong together, which widens intervals;
+            empty: those of its video.
         remark: what is odd about its row.
     """
 
@@ -75,6 +77,7 @@ class SuiteQuestion:
     cut: str = ""
     later: bool = False
     truth: Any = None
+    cluster: str = ""
     remark: str = ""
 
     @property

@@ -376,13 +376,54 @@ def test_a_report_states_what_it_was_made_with_and_can_be_drawn(tmp_path):
         assert wanted in text
     draw(report, tmp_path / "report.png")
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
-    assert report["ages"]["below 10 s"][3] == 30
+    assert report["ages"]["memory"]["below 10 s"][3] == 30
 
 
 def test_figures_of_films_say_what_is_refused_and_how_sure_answers_are():
     report = report_of(film_questions(), Claims)
-    assert report["refused"][0] == 0.0 and report["risk"][-1] == [1.0, 0.0]
+    assert report["risk"][-1] == [1.0, 0.0]
     assert "Wrong, of the surest tenth" in markdown(report)
+
+
+def test_answers_over_a_timeline_are_summed_up_by_how_they_are_wrong():
+    """Of four that were there: right, wrong with evidence, wrong without, refused; one claimed."""
+    edges = np.arange(0.0, END_S + 1)
+    asked = TimedQuestion("?", "when", (1,), common=True, thing="a dog")
+    absent = TimedQuestion("?", "exists", (), thing="a cat")
+    replies, made = {}, []
+    cases = [  # truth, said to be there, scenes that are cited
+        (asked, True, [1]), (asked, True, [1, 2]), (asked, True, [2]), (asked, False, [3]),
+        (absent, True, [3]), (absent, False, []),
+    ]  # fmt: skip
+    for number, (truth, seen, scenes) in enumerate(cases):
+        text = f"Question {number}?"
+        cited = tuple(TimeSpan(scene - 0.1, scene + 0.9) for scene in scenes)  # beside the edges
+        replies[text] = Reply("", None, seen, cited, score=0.5,
+                              answer=Answer(text, "", seen, "computed"))  # fmt: skip
+        made.append(SuiteQuestion(
+            id=str(number), video="v0", text=text, time=9.5, check="timeline", cluster=text,
+            kind="recall" if truth.gold else "never", truth=(truth, edges),
+            evidence=tuple(TimeSpan(scene, scene + 1) for scene in truth.gold),
+        ))  # fmt: skip
+
+    class Fixed(Honest):
+        def ask(self, asked, context):
+            return replies[asked.text]
+
+    report = report_of(QuestionSet("films", tuple(made), (), "0" * 12), Fixed)
+    found = report["timelines"]["contexts"]["memory"]
+    values = {name: each[0] for name, each in found.items() if name != "questions"}
+    assert values == {
+        "right": pytest.approx(1 / 3, abs=1e-4), "right, there": 0.25, "refused": 0.25,
+        "claimed": 0.5, "evidence": 0.5, "evidence, wrong": pytest.approx(1 / 3, abs=1e-4),
+    }  # fmt: skip
+    assert list(report["timelines"]["operators"]) == ["exists", "when", "everyday things",
+                                                      "descriptions"]  # fmt: skip
+    when = report["timelines"]["operators"]["when"]
+    assert when["questions"] == 4 and when["claimed"] is None and when["refused"][3] == 4
+    text = markdown(report)
+    assert "## By operator" in text and "| when | 4 | 0.250 [" in text and "refused though" in text
+    assert report_of(questions(), Honest)["timelines"] == {"operators": {}, "contexts": {}}
 
 
 # -- going on --

@@ -232,7 +232,7 @@ def clips(tmp_path_factory):
 
 def test_films_of_a_seed_have_the_same_scenes_and_no_clip_is_in_both_halves(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(film_files, "write", lambda path, _: (written.append(path), path.touch()))
+    monkeypatch.setattr(film_files, "write", lambda path, *_: (written.append(path), path.touch()))
     rows = [{"file": f"{i}.mp4", "caption": SENTENCES[i % 5], "seconds": 4.0} for i in range(6)]
     (tmp_path / "manifest.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     for row in rows:
@@ -259,6 +259,40 @@ def test_films_of_a_seed_have_the_same_scenes_and_no_clip_is_in_both_halves(tmp_
         assert (question.kind == "recall") == bool(asked.gold) == bool(question.evidence)
 
 
+@pytest.mark.parametrize(
+    ("minutes", "fps"), [(10, 5), pytest.param(90, 25, marks=pytest.mark.heavy)]
+)
+def test_scenes_of_a_long_film_begin_at_their_edges_to_a_frame(tmp_path, monkeypatch, minutes, fps):
+    shown, told = [], {}
+
+    def one_more(path, start, end, fps):  # as a clip whose frames do not fall on the film's
+        count = round((end - start) * fps) + (1 if path.stem in "024" else -1)
+        yield from [np.full((1, 1, 3), int(path.stem), np.uint8)] * count
+
+    def kept(path, pictures, fps):
+        shown.append(np.array([picture.max() for picture in pictures]))
+        told[path.name] = fps
+
+    monkeypatch.setattr(film_files, "letterboxed", one_more)
+    monkeypatch.setattr(film_files, "write", kept)
+    rows = [{"file": f"{i}.mp4", "caption": SENTENCES[i % 5], "seconds": 4.0} for i in range(6)]
+    (tmp_path / "manifest.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for row in rows:
+        (tmp_path / row["file"]).touch()
+    out = tmp_path / "films"
+    make_films(tmp_path, out, MakeOptions(minutes=minutes, fps=fps, progress=False))
+    assert set(told.values()) == {fps}
+    lines = [json.loads(line) for line in (out / "films.jsonl").read_text().splitlines()]
+    for line, pictures in zip(lines, shown, strict=True):
+        edges = np.cumsum([0.0, *(scene["end"] - scene["start"] for scene in line["scenes"])])
+        assert line["fps"] == fps and len(pictures) == round(edges[-1] * fps)
+        middles = np.round((edges[:-1] + edges[1:]) / 2 * fps).astype(int)
+        files = [int(scene["file"][0]) for scene in line["scenes"]]
+        assert pictures[middles].tolist() == files
+        ages = [q["time"] - edges[max(q["gold"]) + 1] for q in line["questions"] if q["gold"]]
+        assert min(ages) < 10 and max(ages) > 45 * minutes, "from seconds to hours"
+
+
 @pytest.mark.heavy
 def test_films_are_made_watched_and_asked_while_they_run(clips, tmp_path, capsys, monkeypatch):
     made = make_films(clips, tmp_path / "films", MakeOptions(minutes=1, progress=False))
@@ -271,7 +305,7 @@ def test_films_are_made_watched_and_asked_while_they_run(clips, tmp_path, capsys
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     checks = {check["name"]: check["holds"] for check in report["checks"]}
     assert checks["past only"] and code == (0 if checks.get("knows no future", True) else 1)
-    assert set(report["pair"]) == {"memory"} and report["ages"]
+    assert set(report["pair"]) == {"memory"} and report["ages"]["memory"]
     assert report["parts"]["all"]["contexts"]["memory"]["strict"][3] == 24
     assert main(line) == code, "it goes on from what is there"
 
@@ -279,6 +313,8 @@ def test_films_are_made_watched_and_asked_while_they_run(clips, tmp_path, capsys
 def test_what_makes_no_films_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="minutes"):
         MakeOptions(minutes=0)
+    with pytest.raises(ConfigError, match=r"1 frames a second; give a number in \[2, 60\]"):
+        MakeOptions(fps=1)
     with pytest.raises(DatasetError, match=r"manifest\.jsonl"):
         make_films(tmp_path, tmp_path / "films", MakeOptions())
     (tmp_path / "films.jsonl").write_text('{"film": "a.mp4"}\n')
