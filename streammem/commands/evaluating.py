@@ -53,7 +53,8 @@ def add_to(commands: Any) -> None:
     add("--seed", type=int, default=0, help="of made films, of samples and shuffled options")
     contexts = "what videos are asked by: memory, or a control (blind, now, uniform, captions)"
     add("--context", help=contexts)
-    add("--controls", action="store_true", help="also score every control")
+    beside = "also score every control; of --context blind, options in another order"
+    add("--controls", action="store_true", help=beside)
     add("--scorer", default="likelihood", help="videos: likelihood of the options, or letter")
     add("--videos", type=Path, metavar="DIR", help="videos: where they lie; else in the folder")
     kept = "videos: keep answers and report there; an interrupted run goes on"
@@ -110,7 +111,8 @@ def _of_videos(arguments: argparse.Namespace) -> int:
     suite, context = SUITES[arguments.suite], arguments.context or "memory"
     if context in ("shuffled", "other"):
         raise ConfigError(f"--context {context}: is a control beside memory; give --controls")
-    more = [name for name in CONTEXTS if name != context] if arguments.controls else []
+    beside = ["shuffled"] if context == "blind" else [c for c in CONTEXTS if c != context]
+    more = beside if arguments.controls else []
     config = RunConfig(
         (context, *more), arguments.scorer, arguments.limit, arguments.seed, suite.captions
     )

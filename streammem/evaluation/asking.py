@@ -44,7 +44,7 @@ CONTEXTS: dict[str, str] = {
     "now": "the last 4 frames",
     "uniform": f"{UNIFORM} scenes spread evenly",
     "captions": "captions as text",
-    "shuffled": "the stream's memory, options in another order",
+    "shuffled": "the first of these, options in another order",
     "other": "another video's memory",
 }
 
@@ -81,6 +81,11 @@ class RunConfig:
             raise ConfigError(f"scorer {self.scorer!r}: give one of {', '.join(get_args(Scorer))}")
         if (self.limit is not None and self.limit < 1) or not self.fps > 0:
             raise ConfigError("limit must be at least 1, fps above 0")
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether no video is needed: it is asked from the question alone, in any order."""
+        return self.contexts[0] == "blind" and set(self.contexts) <= {"blind", "shuffled"}
 
 
 class Asked(NamedTuple):
@@ -308,7 +313,7 @@ def ask_suite(
 
     Args:
         found: the questions.
-        videos: where their videos are; none is needed if every context is ``blind``.
+        videos: where their videos are; none is needed of what is asked blind.
         factory: makes a watcher for one video.
         config: of the run.
         model: name and fingerprint, for the report.
@@ -328,9 +333,8 @@ def ask_suite(
     drawn = _drawn(found.questions, config)
     by_video: dict[str, list[SuiteQuestion]] = defaultdict(list)
     lost: list[SuiteQuestion] = []
-    blind = set(config.contexts) == {"blind"}
     for question in drawn:
-        if blind or videos.find(question.video):
+        if config.is_blind or videos.find(question.video):
             by_video[question.video].append(question)
         elif question.cut and videos.find(question.cut):
             by_video[question.cut].append(replace(question, time=None))
@@ -395,7 +399,7 @@ def _unit(
     rows: list[dict[str, Any]] = []
     ask = partial(_answers, watcher, config=config, suite=suite, video=name, judge=judge)
     own = [context for context in config.contexts if context != "other"]
-    if own == ["blind"] and len(config.contexts) == 1:
+    if config.is_blind:
         for question in questions:
             rows += ask(question, own)
         return rows, 0.0, 0.0
@@ -449,7 +453,7 @@ def _answers(
     for context in contexts:
         asked, ask_as = question, context
         if context == "shuffled":
-            ask_as = "memory"
+            ask_as = "blind" if config.is_blind else "memory"
             if not question.options:
                 continue
             if config.scorer == "likelihood" and ask_as in by_context:

@@ -280,13 +280,13 @@ def checks(
                     f"{ours} right by {CONTEXTS[first]} alone, {theirs} by {CONTEXTS[control]} "
                     f"alone (p = {p:.2g}): else the video adds nothing",
                 )  # fmt: skip
-        if "shuffled" in others and (found := _paired(main, by_context["shuffled"])):
-            ours, theirs, p = found
-            yield (
-                "order of options", not (ours > theirs and p < CLEAR),
-                f"{ours} right in the file's order alone, {theirs} in another alone "
-                f"(p = {p:.2g}): else places are known, not answers",
-            )  # fmt: skip
+    if "shuffled" in others and (found := _paired(main, by_context["shuffled"])):
+        ours, theirs, p = found
+        yield (
+            "order of options", not (ours > theirs and p < CLEAR),
+            f"{ours} right in the file's order alone, {theirs} in another alone "
+            f"(p = {p:.2g}): else places are known, not answers",
+        )  # fmt: skip
     said = [row["text"] if row["choice"] is None else row["choice"] for row in main]
     most = max(set(said), key=said.count)
     yield (

@@ -506,6 +506,30 @@ def test_by_likelihood_the_order_of_options_is_not_asked_again():
     assert len(asked) == 120, "by letter it is asked both ways"
 
 
+def test_the_order_of_options_is_a_control_of_what_is_asked_blind_and_needs_no_video():
+    found = questions()
+    gone = found._replace(questions=tuple(replace(q, video="gone") for q in found.questions))
+    asked = []
+
+    class SaysB(Honest):
+        def push(self, frame, notes):
+            pytest.fail("watched")
+
+        def ask(self, each, context):
+            asked.append((each.options, context))
+            return Reply("B")
+
+    order = replace(gone.questions[0], answer=(1,))
+    gone = gone._replace(questions=tuple(replace(order, id=str(n)) for n in range(40)))
+    report = report_of(gone, SaysB, ("blind", "shuffled"))
+    assert {context for _, context in asked} == {"blind"} and len(asked) == 80
+    assert {OPTIONS} < {options for options, _ in asked}
+    assert report["missing"] == {"videos": 0, "questions": 0}
+    assert holds(report)["order of options"] is False, "B is right in the file's order alone"
+    with pytest.raises(DatasetError, match="none of its 1 videos is there"):
+        run(gone, SaysB, ("blind", "memory"))
+
+
 def test_progress_is_told_after_each_video():
     told = []
     config = RunConfig(("memory",), "letter")
@@ -725,7 +749,7 @@ def test_the_command_prints_a_report_whose_last_line_is_json_and_keeps_it(
 ):
     monkeypatch.setattr("streammem.models.registry.load", lambda *_, **__: model)
     folder, out = nextqa(tmp_path / "nextqa"), tmp_path / "run"
-    line = ["eval", "nextqa", str(folder), "--context", "blind", "-o", str(out)]
+    line = ["eval", "nextqa", str(folder), "--context", "blind", "--controls", "-o", str(out)]
     monkeypatch.setattr("streammem.commands.evaluating.PROGRESS_S", 0.0)
     assert main(line) == 0
     told = capsys.readouterr()
@@ -733,7 +757,10 @@ def test_the_command_prints_a_report_whose_last_line_is_json_and_keeps_it(
     *_, last = told.out.splitlines()
     report = json.loads(last)
     assert report == json.loads((out / "report.json").read_text())
-    assert report["parts"]["all"]["contexts"]["blind"]["strict"][3] == 3
+    scores = report["parts"]["all"]["contexts"]
+    assert {name: found["strict"][3] for name, found in scores.items()} == {
+        "blind": 3, "shuffled": 3,
+    }  # fmt: skip
     assert {path.name for path in out.iterdir()} == {
         "predictions.jsonl", "report.md", "report.json", "report.png",
     }  # fmt: skip
