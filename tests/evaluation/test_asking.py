@@ -385,6 +385,22 @@ def test_figures_of_films_say_what_is_refused_and_how_sure_answers_are():
     assert "Wrong, of the surest tenth" in markdown(report)
 
 
+def test_intervals_are_as_wide_as_if_questions_that_go_together_were_one():
+    """Ten questions about each of four things, each right or wrong as a whole."""
+    found = questions(40, videos=1)
+    things = [replace(q, cluster=f"thing {i // 10}", answer=(0,), options=OPTIONS)
+              for i, q in enumerate(found.questions)]  # fmt: skip
+    right = {q.text for q in things if q.cluster in ("thing 0", "thing 1")}
+
+    class Knows(Honest):
+        def ask(self, asked, context):
+            return Reply("A" if asked.text in right else "B")
+
+    report = report_of(found._replace(questions=tuple(things)), Knows)
+    value, low, high, count = report["parts"]["all"]["contexts"]["memory"]["strict"]
+    assert (value, count) == (0.5, 40) and low < 0.2 and high > 0.8
+
+
 def test_answers_over_a_timeline_are_summed_up_by_how_they_are_wrong():
     """Of four that were there: right, wrong with evidence, wrong without, refused; one claimed."""
     edges = np.arange(0.0, END_S + 1)
@@ -601,10 +617,23 @@ def test_a_session_chooses_one_of_the_options_by_likelihood_in_every_context(mod
     )
 
 
+def test_what_is_asked_blind_is_answered_as_by_a_session_that_saw_nothing(model):
+    seeing, blind = (SessionWatcher(model, RunConfig()) for _ in range(2))
+    for second in range(8):
+        pixels = np.full((64, 64, 3), 200 * (second > 3), np.uint8)
+        seeing.push(Frame(pixels, float(second), 1.0, second), ())
+    seeing.end()
+    for asked in (Asked("When was there a dog?"), Asked("What is there?", OPTIONS)):
+        reply, empty = (watcher.ask(asked, "blind") for watcher in (seeing, blind))
+        assert (reply.text, reply.seen, reply.tokens) == (empty.text, empty.seen, empty.tokens)
+        assert reply.cited == () and seeing.ask(asked, "memory").cited
+
+
 def test_each_context_answers_from_what_its_name_says(model):
     answerers = SessionWatcher(model, RunConfig())._answerers
-    contexts = {name: answerers[name].config.context for name in ("now", "captions")}
-    assert contexts == {"now": "now", "captions": "captions"}
+    contexts = {name: answerers[name].config.context for name in ("now", "captions", "uniform")}
+    assert contexts == {"now": "now", "captions": "captions", "uniform": "uniform"}
+    assert answerers["uniform"].config.passages == asking.UNIFORM == 32
     assert answerers["memory"].config.context == model_default(model)
 
 

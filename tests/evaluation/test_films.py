@@ -257,6 +257,8 @@ def test_films_of_a_seed_have_the_same_scenes_and_no_clip_is_in_both_halves(tmp_
         asked, edges = question.truth
         assert 60 <= edges[-1] <= 64.1 and question.time <= edges[-1]
         assert (question.kind == "recall") == bool(asked.gold) == bool(question.evidence)
+        assert asked.thing.split(" and ")[0] in question.text
+        assert question.cluster == f"{question.video}: {asked.thing}"
 
 
 @pytest.mark.parametrize(
