@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -310,6 +312,28 @@ def test_films_are_made_watched_and_asked_while_they_run(clips, tmp_path, capsys
     assert set(report["pair"]) == {"memory"} and report["ages"]["memory"]
     assert report["parts"]["all"]["contexts"]["memory"]["strict"][3] == 24
     assert main(line) == code, "it goes on from what is there"
+
+
+@pytest.mark.heavy
+def test_the_guides_five_commands_lead_from_nothing_to_a_comparison(
+    clips, farm_folder, tmp_path, monkeypatch, capsys
+):
+    guide = Path(__file__).parents[2] / "docs/guide/evaluation.md"
+    block = re.search(r"```console\n(.*?)```", guide.read_text("utf-8"), re.DOTALL)[1]
+    commands = [shlex.split(line) for line in block.strip().splitlines()]
+    assert len(commands) == 5 and all(words[:2] == ["streammem", "eval"] for words in commands)
+    model = tiny_model()
+    monkeypatch.setattr("streammem.models.registry.load", lambda *_, **__: model)
+    monkeypatch.chdir(tmp_path)
+    Path("clips").symlink_to(clips)
+    Path("flickr8k").symlink_to(farm_folder)
+    for words in commands:
+        assert main(words[1:]) == 0, words
+        told = capsys.readouterr().out
+    assert {path.name for path in Path("films").iterdir()} >= {"fit-0.mp4", "report-0.mp4"}
+    found = json.loads(told.splitlines()[-1])
+    assert found["runs"] == ["streammem-tiny, memory", "streammem-tiny, now"]
+    assert 0 < found["all"]["first"][3] <= 60 and not found["unfinished"]
 
 
 def test_what_makes_no_films_is_refused(tmp_path):
