@@ -30,7 +30,7 @@ from streammem.memory.folder import write_file
 from streammem.types import Frame, Note, TimeSpan
 
 if TYPE_CHECKING:
-    from streammem.models.protocols import StreamModel
+    from streammem.models.protocols import StreamModel, TextEncoder
 
 Scorer = Literal["likelihood", "letter"]
 UNIFORM = 32  # segments of the control ``uniform``
@@ -178,6 +178,32 @@ class Chooser:
         yield self.options[self.chosen]
 
 
+class ReadOnce:
+    """A text encoder that reads each text once, however many answers need it; it keeps them all."""
+
+    def __init__(self, encoder: "TextEncoder") -> None:
+        self._encoder = encoder
+        self.background, self.null = encoder.background, encoder.null
+        self._keys: dict[str, np.ndarray] = {}
+        self._readings: dict[str, Any] = {}
+
+    def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
+        if new := [text for text in dict.fromkeys(sentences) if text not in self._keys]:
+            self._keys |= dict(zip(new, self._encoder.sentence_keys(new), strict=True))
+        return np.stack([self._keys[text] for text in sentences])
+
+    def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
+        return self._encoder.sentence_meanings(sentences)
+
+    def name_readout(self, description: str) -> Any:
+        return self._encoder.name_readout(description)
+
+    def read_question(self, question: str) -> Any:
+        if question not in self._readings:
+            self._readings[question] = self._encoder.read_question(question)
+        return self._readings[question]
+
+
 class SessionWatcher:
     """A session of a model as a watcher.
 
@@ -196,7 +222,9 @@ class SessionWatcher:
         self._captions, self._notes, self._closed = config.captions, list[Note](), False
         self._session = Session(model, own)
         self._chooser = Chooser(model.answer_generator, config.scorer)
-        composed = ComposedModel.of(model, answer_generator=self._chooser)
+        composed = ComposedModel.of(
+            model, answer_generator=self._chooser, text_encoder=ReadOnce(model.text_encoder)
+        )
         settings = {
             "memory": own.answering,
             "now": replace(own.answering, context="now"),

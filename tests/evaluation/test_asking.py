@@ -629,6 +629,19 @@ def test_what_is_asked_blind_is_answered_as_by_a_session_that_saw_nothing(model)
         assert reply.cited == () and seeing.ask(asked, "memory").cited
 
 
+def test_a_question_is_read_once_for_all_contexts(model, monkeypatch):
+    watcher, read = SessionWatcher(model, RunConfig()), []
+    monkeypatch.setattr(
+        type(model), "read_question",
+        lambda self, text, inner=type(model).read_question: read.append(text) or inner(self, text),
+    )  # fmt: skip
+    watcher.push(Frame(np.zeros((64, 64, 3), np.uint8), 0.0, 1.0, 0), ())
+    watcher.end()
+    for context in ("memory", "blind", "now", "uniform", "captions", "other"):
+        watcher.ask(Asked("When was there a dog?"), context)
+    assert read == ["When was there a dog?"]
+
+
 def test_each_context_answers_from_what_its_name_says(model):
     answerers = SessionWatcher(model, RunConfig())._answerers
     contexts = {name: answerers[name].config.context for name in ("now", "captions", "uniform")}
