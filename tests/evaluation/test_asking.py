@@ -154,6 +154,15 @@ def test_missing_videos_are_counted_and_a_suite_without_any_is_refused():
         report_of(found._replace(questions=every), Honest)
 
 
+def test_a_sample_is_drawn_by_its_seed_from_all_questions():
+    def asked(**more):
+        return [row["id"] for row in run(questions(200), Honest, **more).rows]
+
+    drawn = asked(limit=20, seed=1)
+    assert len(set(drawn)) == 20 and sorted(drawn) == sorted(asked(limit=20, seed=1))
+    assert set(drawn) != set(asked(limit=20, seed=2)) and max(map(int, drawn)) > 100
+
+
 def test_a_clip_that_is_cut_at_its_question_stands_in_for_a_missing_video():
     found = questions(1)
     (question,) = found.questions
@@ -629,12 +638,25 @@ def test_what_is_asked_blind_is_answered_as_by_a_session_that_saw_nothing(model)
         assert reply.cited == () and seeing.ask(asked, "memory").cited
 
 
+def test_an_answer_does_not_depend_on_what_was_asked_before(model):
+    watcher = SessionWatcher(model, RunConfig())
+    for second in range(8):
+        pixels = np.full((64, 64, 3), 200 * (second > 3), np.uint8)
+        watcher.push(Frame(pixels, float(second), 1.0, second), ())
+    watcher.end()
+    alone = watcher.ask(Asked("What happened after that?"), "memory")
+    watcher.ask(Asked("When did the camera show a dog for the first time?"), "memory")
+    again = watcher.ask(Asked("What happened after that?"), "memory")
+    assert (again.text, again.cited) == (alone.text, alone.cited)
+    assert all(len(each.turns) <= 1 for each in watcher._answerers.values())
+
+
 def test_a_question_is_read_once_for_all_contexts(model, monkeypatch):
     watcher, read = SessionWatcher(model, RunConfig()), []
+    inner = type(model).read_question
     monkeypatch.setattr(
-        type(model), "read_question",
-        lambda self, text, inner=type(model).read_question: read.append(text) or inner(self, text),
-    )  # fmt: skip
+        type(model), "read_question", lambda self, text: read.append(text) or inner(self, text)
+    )
     watcher.push(Frame(np.zeros((64, 64, 3), np.uint8), 0.0, 1.0, 0), ())
     watcher.end()
     for context in ("memory", "blind", "now", "uniform", "captions", "other"):
