@@ -114,8 +114,9 @@ def _of_videos(arguments: argparse.Namespace) -> int:
     beside = ["shuffled"] if context == "blind" else [c for c in CONTEXTS if c != context]
     more = beside if arguments.controls else []
     config = RunConfig(
-        (context, *more), arguments.scorer, arguments.limit, arguments.seed, suite.captions
-    )
+        (context, *more), arguments.scorer, arguments.limit, arguments.seed, suite.captions,
+        wording=suite.wording,
+    )  # fmt: skip
     if arguments.predictions:
         raise ConfigError("--predictions: suites of videos keep theirs in --output DIR")
     judge = Judge.open(arguments.judge) if arguments.judge else None

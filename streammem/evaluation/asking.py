@@ -61,6 +61,8 @@ class RunConfig:
         seed: of the sample and of the order of shuffled options.
         captions: describe every scene while it is watched.
         fps: frames a second that are watched, > 0.
+        wording: whether the wording of answers is scored; else controls write none, where the
+            model would answer in words.
 
     Raises:
         ConfigError: a value that cannot be meant.
@@ -72,6 +74,7 @@ class RunConfig:
     seed: int = 0
     captions: bool = False
     fps: float = 2.0
+    wording: bool = True
 
     def __post_init__(self) -> None:
         unknown = set(self.contexts) - set(CONTEXTS)
@@ -136,6 +139,7 @@ class Chooser:
         options: of the question at hand; empty passes the inner generator's words on.
         chosen: number of the option chosen last by likelihood; None in words.
         tokens: of the last prompt: of text that is not tokenised yet its words; without pictures.
+        writes: whether it writes words where there are no options; else it replies nothing.
 
     Raises:
         ConfigError: likelihood of a generator that states none.
@@ -151,6 +155,7 @@ class Chooser:
         self.options: tuple[str, ...] = ()
         self.chosen: int | None = None
         self.tokens = 0
+        self.writes = True
 
     def caption_prompt(self, item: Any, instruction: str | None = None) -> Any:
         return self._inner.caption_prompt(item, instruction)
@@ -171,7 +176,8 @@ class Chooser:
             if not isinstance(part, np.ndarray):
                 self.tokens += len(part.split()) if isinstance(part, str) else len(part)
         if not self.options or self._scorer == "letter":
-            yield from self._inner.stream(prompt, decoding)
+            if self.options or self.writes:
+                yield from self._inner.stream(prompt, decoding)
             return
         scores = [np.mean(row) for row in self._inner.log_probs(prompt, self.options)]
         self.chosen = int(np.argmax(scores))
@@ -220,6 +226,7 @@ class SessionWatcher:
 
         own = replace(defaults_of(model), cuts="streaming")
         self._captions, self._notes, self._closed = config.captions, list[Note](), False
+        self._first, self._wording = config.contexts[0], config.wording
         self._session = Session(model, own)
         self._chooser = Chooser(model.answer_generator, config.scorer)
         composed = ComposedModel.of(
@@ -261,6 +268,7 @@ class SessionWatcher:
     def ask(self, asked: Asked, context: str) -> Reply:
         chooser = self._chooser
         chooser.options, chooser.chosen, chooser.tokens = asked.options, None, 0
+        chooser.writes = self._wording or context == self._first
         try:
             if context == "blind":
                 return self._blind(asked)

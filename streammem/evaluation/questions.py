@@ -212,6 +212,7 @@ class Suite:
         official: the benchmark's own rule for a reply.
         videos: folders of the videos, below the suite's own.
         captions: describe every scene while it is watched; else only what an answer rests on.
+        wording: whether the wording of answers is scored.
     """
 
     name: str
@@ -224,6 +225,7 @@ class Suite:
     official: Official = scoring.option_text
     videos: tuple[str, ...] = ("videos", "video", ".")
     captions: bool = False
+    wording: bool = True
 
 
 # -- parsers, one a suite --
@@ -567,7 +569,7 @@ SUITES = {
     for suite in (
         Suite(
             "films", "films that eval make made, with questions of known truth", ("films.jsonl",),
-            _films, OURS, captions=True, videos=(".",),
+            _films, OURS, captions=True, wording=False, videos=(".",),
         ),
         Suite(
             "egoschema", "EgoSchema, the subset of 500", ("test_q.json",), _videollamb,

@@ -638,6 +638,24 @@ def test_what_is_asked_blind_is_answered_as_by_a_session_that_saw_nothing(model)
         assert reply.cited == () and seeing.ask(asked, "memory").cited
 
 
+def test_where_wording_is_not_scored_controls_write_none_and_are_as_right(model):
+    watchers = [SessionWatcher(model, RunConfig(wording=scored)) for scored in (True, False)]
+    for second in range(8):
+        pixels = np.full((64, 64, 3), 200 * (second > 3), np.uint8)
+        for watcher in watchers:
+            watcher.push(Frame(pixels, float(second), 1.0, second), ())
+    for context in ("memory", "now", "uniform"):
+        if context == "uniform":  # of closed scenes
+            for watcher in watchers:
+                watcher.end()
+        said, silent = (watcher.ask(Asked("What is there?"), context) for watcher in watchers)
+        assert said.text and bool(silent.text) == (context == "memory")
+        assert (said.seen, said.cited, said.tokens) == (silent.seen, silent.cited, silent.tokens)
+        assert (said.answer.method, silent.answer.method) == ("model", "model")
+        chosen = watchers[1].ask(Asked("What is there?", OPTIONS), context)
+        assert chosen.choice is not None
+
+
 def test_an_answer_does_not_depend_on_what_was_asked_before(model):
     watcher = SessionWatcher(model, RunConfig())
     for second in range(8):
