@@ -98,7 +98,7 @@ def make_films(folder: Path, out: Path, options: MakeOptions) -> list[Path]:
     """Make films with questions; those that are there already stay.
 
     Args:
-        folder: of clips, see ``read_clips``.
+        folder: of clips, see ``read_clips``; or of photos alone, see ``read_photos``.
         out: made if need be.
         options: see ``MakeOptions``.
 
@@ -110,11 +110,18 @@ def make_films(folder: Path, out: Path, options: MakeOptions) -> list[Path]:
         ConfigError: ``out`` holds films of other clips or options.
     """
     # 1. Clips and photos, each split in two.
-    clips = read_clips(folder)
+    has_photos = (folder / "captions.jsonl").is_file()
+    alone = has_photos and not (folder / "manifest.jsonl").is_file()
+    if alone and options.photos is not None:
+        raise ConfigError(f"{folder}: holds photos, and no clips that --photos could come between")
+    clips = [] if alone else read_clips(folder)
+    photo_folder = folder if alone else options.photos
     photos = []
-    if options.photos is not None:
-        for photo in read_photos(options.photos, "val")[: options.limit]:
+    if photo_folder is not None:
+        for photo in read_photos(photo_folder, "val")[: options.limit]:
             photos.append(films.FilmClip(str(photo.path.resolve()), photo.captions))
+    if len(clips) + len(photos) < 4:
+        raise DatasetError(f"{folder}: needs four photos, and has {len(photos)} of split val")
     halves: dict[str, list[films.FilmClip]] = {half: [] for half in HALVES}
     for pool in (clips, photos):
         order = np.random.default_rng(0).permutation(len(pool))

@@ -173,7 +173,7 @@ def plan(clips: Sequence[FilmClip], seconds: float, *, seed: int) -> Film:
     All clips come before one comes again, likewise photos.
 
     Args:
-        clips: at least two, of which one is no photo.
+        clips: at least two clips, or two photos.
         seconds: length; the film ends with the first scene that reaches it.
         seed: equal seeds make equal films.
     """
@@ -183,7 +183,7 @@ def plan(clips: Sequence[FilmClip], seconds: float, *, seed: int) -> Film:
     scenes: list[FilmScene] = []
     total = 0.0
     while total < seconds:
-        kind = int(bool(kinds[1]) and rng.random() < PHOTO_SHARE)
+        kind = int(bool(kinds[1]) and (not kinds[0] or rng.random() < PHOTO_SHARE))
         if not decks[kind]:
             decks[kind] = [kinds[kind][i] for i in rng.permutation(len(kinds[kind]))]
         number = decks[kind].pop()

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -264,7 +265,7 @@ def test_films_of_a_seed_have_the_same_scenes_and_no_clip_is_in_both_halves(tmp_
 
 
 @pytest.mark.parametrize(
-    ("minutes", "fps"), [(10, 5), pytest.param(90, 25, marks=pytest.mark.heavy)]
+    ("minutes", "fps"), [(5, 5), pytest.param(90, 25, marks=pytest.mark.heavy)]
 )
 def test_scenes_of_a_long_film_begin_at_their_edges_to_a_frame(tmp_path, monkeypatch, minutes, fps):
     shown, told = [], {}
@@ -334,6 +335,21 @@ def test_the_guides_five_commands_lead_from_nothing_to_a_comparison(
     found = json.loads(told.splitlines()[-1])
     assert found["runs"] == ["streammem-tiny, memory", "streammem-tiny, now"]
     assert 0 < found["all"]["first"][3] <= 60 and not found["unfinished"]
+
+
+def test_a_folder_of_photos_alone_makes_films_of_photos(photo_folder, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(film_files, "write", lambda path, *_: shown.append(path))
+    options = MakeOptions(minutes=1, progress=False)
+    made = make_films(photo_folder, tmp_path / "films", options)
+    assert shown == made and len(made) == 2
+    lines = [json.loads(line) for line in (tmp_path / "films/films.jsonl").read_text().splitlines()]
+    halves = [{scene["file"] for scene in line["scenes"]} for line in lines]
+    assert halves[0] | halves[1] == {f"{n}.png" for n in range(4)} and not halves[0] & halves[1]
+    with pytest.raises(ConfigError, match="no clips that --photos could come between"):
+        make_films(photo_folder, tmp_path / "b", replace(options, photos=photo_folder))
+    with pytest.raises(DatasetError, match="needs four photos, and has 3"):
+        make_films(photo_folder, tmp_path / "c", replace(options, limit=3))
 
 
 def test_what_makes_no_films_is_refused(tmp_path):
