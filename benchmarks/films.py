@@ -19,7 +19,7 @@ import argparse
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,19 @@ class ReadAhead:
         return self.inner.name_readout(description)
 
 
+class Wordless:
+    """A generator that writes nothing: the words of a control are not scored, and take seconds."""
+
+    def __init__(self, inner: Any) -> None:
+        self.reads, self.decoding, self.batches = inner.reads, inner.decoding, inner.batches
+
+    def answer_prompt(self, items: object, question: str) -> list[str]:
+        return []
+
+    def stream(self, prompt: object, decoding: object) -> Iterator[str]:
+        return iter(())
+
+
 class Described:
     """Captions nothing more: a film's scenes were captioned while it was watched."""
 
@@ -123,7 +136,8 @@ def asked(
         order = np.random.default_rng(0).permutation(len(questions))[:limit]
         questions = [questions[i] for i in sorted(order)]
     encoder = ReadAhead(model, [fields["text"] for fields in questions])
-    reader = ComposedModel.of(model, text_encoder=encoder)
+    writer = model.answer_generator if context == "memory" else Wordless(model.answer_generator)
+    reader = ComposedModel.of(model, text_encoder=encoder, answer_generator=writer)
     blind = context == "blind"
     with Session(model) if blind else Session(model, memory=memory, read_only=True) as session:
         answerer = Answerer(reader, session.memory, CONTEXTS[context], Described())
