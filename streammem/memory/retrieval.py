@@ -11,7 +11,7 @@ rule is one function in ``RANKERS``; it then holds in all three, and for "not se
                           words of the captions ──┘
 
     content_words("two dogs are running")              # {"dog", "run"}
-    names("A man is riding a motorcycle.", content_words("a man rides a motorcycle"))   # True
+    names("A man is riding a motorcycle.", content_words("a person rides a motorbike"))  # True
 """
 
 import math
@@ -459,7 +459,7 @@ def rate(entries: Sequence[Entry], query: Query, rankers: Sequence[str] = DEFAUL
         "visual_keys": np.zeros(len(entries), bool),
         "caption_keys": np.array([names(_sure_caption(entry), query.words) for entry in entries]),
         "note_keys": np.array(
-            [query.heard and names(_speech(entry), query.words) for entry in entries]
+            [query.heard and names(_speech(entry), query.words, kinds=False) for entry in entries]
         ),
     }
     excess = None
@@ -613,7 +613,7 @@ def _spelling(entries: Sequence[Entry], words: frozenset[str]) -> Iterator[Entry
 
 
 def _names(entry: Entry, words: frozenset[str]) -> bool:
-    return names(_sure_caption(entry), words) or names(_speech(entry), words)
+    return names(_sure_caption(entry), words) or names(_speech(entry), words, kinds=False)
 
 
 def _sure_caption(entry: Entry) -> str:
@@ -683,6 +683,26 @@ _IRREGULAR = {
     "caught": "catch",
 }  # fmt: skip
 _VOWELS = frozenset("aeiouy")
+# Words of captions that name one, too: a dog in a caption answers for an animal. Only what always
+# is one, and whose stem is nothing else: who is fishing is no fish, what is orange no fruit. Kinds
+# of kinds are found by themselves.
+_KINDS = {
+    "person": "man woman child guy lady teenager adult crowd family player rider skier surfer "
+    "snowboarder skateboarder skater cyclist biker swimmer runner climber hiker dancer worker "
+    "officer soldier",
+    "child": "boy girl baby toddler kid", "kid": "child", "man": "guy", "woman": "lady",
+    "animal": "dog cat horse cow sheep goat pig rabbit camel elephant giraffe zebra lion tiger "
+    "monkey squirrel deer bird turtle snake frog",
+    "dog": "puppy hound poodle terrier retriever greyhound", "cat": "kitten", "horse": "pony",
+    "cow": "calf", "sheep": "lamb", "rabbit": "bunny",
+    "bird": "duck swan goose pigeon seagull parrot eagle hawk owl penguin chicken",
+    "vehicle": "car truck bus van motorcycle bicycle tram tractor boat airplane helicopter",
+    "car": "taxi suv minivan jeep sedan automobile", "truck": "lorry", "taxi": "cab",
+    "bicycle": "bike bicyclist cyclist", "bike": "bicycle motorcycle",
+    "motorcycle": "motorbike motorcyclist", "boat": "canoe kayak sailboat yacht ferry",
+    "sofa": "couch", "couch": "sofa", "television": "tv", "tv": "television",
+    "phone": "telephone cellphone", "telephone": "phone", "cup": "mug",
+}  # fmt: skip
 
 
 def stem(word: str) -> str:
@@ -715,11 +735,23 @@ def stem(word: str) -> str:
 
 
 @lru_cache(maxsize=256)
+def kinds_of(word: str) -> frozenset[str]:
+    """Return the stems of words that name what this stem does, itself among them."""
+    found, new = frozenset[str](), frozenset({word})
+    while new:
+        found |= new
+        listed = [kinds for name, kinds in _KINDS.items() if stem(name) in new]
+        new = frozenset(stem(kind) for kinds in listed for kind in kinds.split()) - found
+    return found
+
+
+@lru_cache(maxsize=256)
 def spellings(word: str) -> tuple[str, ...]:
-    """Return strings of which every text holds one that holds a word of this stem."""
-    irregular = [form for form in _IRREGULAR if stem(form) == word]
+    """Return strings of which every text holds one that holds a word of this stem, or its kinds."""
+    kinds = kinds_of(word)
+    irregular = [form for form in _IRREGULAR if stem(form) in kinds]
     # An end in y becomes i: "skies" and "sky" share "sk".
-    return (word[:-1] if word[-1:] in ("i", "y") else word, *irregular)
+    return (*(kind[:-1] if kind[-1:] in ("i", "y") else kind for kind in kinds), *irregular)
 
 
 @lru_cache(maxsize=8192)  # captions of a memory are compared with every question
@@ -729,6 +761,14 @@ def content_words(text: str) -> frozenset[str]:
     return frozenset(stem(word) for word in words if word not in STOP_WORDS)
 
 
-def names(text: str | None, words: frozenset[str]) -> bool:
-    """Return whether one line of a text holds every one of these words, and there are any."""
-    return bool(words) and any(words <= content_words(line) for line in (text or "").splitlines())
+def names(text: str | None, words: frozenset[str], *, kinds: bool = True) -> bool:
+    """Return whether one line of a text holds every one of these words, and there are any.
+
+    Args:
+        text: lines of words.
+        words: stems, see ``content_words``.
+        kinds: take a word that names a kind of one for it: a man for a person, a duck for a bird.
+    """
+    wanted = [kinds_of(word) if kinds else {word} for word in words]
+    lines = map(content_words, (text or "").splitlines() if words else ())
+    return any(all(each & line for each in wanted) for line in lines)

@@ -192,6 +192,7 @@ def test_rows_whose_words_are_none_of_those_looked_for_are_passed_over():
     assert list(_spelling([entry], content_words("skies"))) == [entry]
     assert list(_spelling([entry], content_words("men riding"))) == [entry]
     assert list(_spelling([entry], content_words("a man on a horse"))) == []
+    assert list(_spelling([entry], content_words("a person"))) == [entry], "a man is one"
     assert list(_spelling([entry], frozenset())) == []
 
 
@@ -242,7 +243,7 @@ def test_a_text_that_is_merely_near_orders_rows_and_shows_nothing():
     far, told = near(question, 0.0), near(question, 0.99, 9)[None]
     rows = [
         make(0, far[None]),
-        make(1, far[None], caption="Puppies.", caption_keys=told),
+        make(1, far[None], caption="Wolves.", caption_keys=told),
         make(2, far[None], notes=(Note(2, 3, "Puppies!"),), note_keys=told),
     ]
     nothing, caption, speech = rate(rows, query)
