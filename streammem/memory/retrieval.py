@@ -68,6 +68,10 @@ NAMED = 0.06  # cosine beyond the level that a caption counts which names what i
 NAMED_ALOUD = 0.058
 OTHER_SENSE = 1.0  # cosine that what is seen counts less where what was said is looked for
 
+# Of descriptions, see ``counted``; docs/research/answers.md, *What counts*.
+DESCRIBES = 3  # content words from which on a query tells what a scene shows, and not one thing
+ALIKE = 0.9  # cosine of two scenes' keys; one clip shown again has 0.99, two clips at most 0.93
+
 # Rate of false sightings aimed at: of questions about things that the memory lacks.
 FALSE_SIGHTINGS = 0.15
 
@@ -491,6 +495,25 @@ def rate(entries: Sequence[Entry], query: Query, rankers: Sequence[str] = DEFAUL
             entries, *(column.tolist() for column in columns), strict=True
         )
     )  # fmt: skip
+
+
+def counted(hits: Hits, query: Query) -> Hits:
+    """Return the hits, in their order, that count as showing what is looked for.
+
+    Of a thing those that are seen. A description fits one scene: of those that are seen the best
+    counts, those whose pictures look like it, and those whose words name it.
+    """
+    seen = tuple(hit for hit in hits if hit.seen)
+    one_thing = query.name is not None or len(query.words) < DESCRIBES
+    if not seen or query.things or one_thing:
+        return seen
+    best = max(seen, key=lambda hit: hit.ranked).entry.visual_keys
+    return tuple(
+        hit
+        for hit in seen
+        if hit.matched in ("caption", "speech")
+        or (hit.entry.visual_keys @ best.T).max(initial=-1.0) >= ALIKE
+    )
 
 
 # -- not seen --
