@@ -48,16 +48,17 @@ from streammem.models.tiny.model import ANSWER_DECODING
 from streammem.perception.frames import SegmentFrames, places, spread
 from streammem.qa.checking import check
 from streammem.qa.goldfish import as_text, latin_only, nearest_documents, within_limit
-from streammem.qa.last_seen import LastSeenQuestion, last_sighting_text, read_last_seen
 from streammem.qa.lookups import Lookups
 from streammem.qa.question import (
     AskedQuestion,
+    LastSeenQuestion,
     PastTurn,
     Present,
     SaidQuestion,
     find_time,
     looked_at,
     narrowed,
+    read_last_seen,
     read_said,
     read_said_description,
     resolved,
@@ -83,7 +84,15 @@ from streammem.qa.speech import (
     typical,
 )
 from streammem.qa.steps import StepLimits, answer_in_steps
-from streammem.qa.timeline import Appearance, Finding, after, compute, find_appearances, value
+from streammem.qa.timeline import (
+    Appearance,
+    Finding,
+    after,
+    compute,
+    find_appearances,
+    last_sighting_text,
+    value,
+)
 from streammem.types import (
     Answer,
     Chapter,
