@@ -886,9 +886,11 @@ class Answerer:
             num_keys = sum(len(clip.entry.visual_keys) for clip in self._clips(window))
         num_keys += self.keys_elsewhere
         words = content_words(text)
-        things = named_in(self.things, text) or tuple(
-            thing for thing in named_in(self.things, asked) if content_words(thing.name) & words
-        )
+        things: tuple[NamedThing, ...] = ()
+        if known := self.things:
+            things = named_in(known, text) or tuple(
+                thing for thing in named_in(known, asked) if content_words(thing.name) & words
+            )
         name = None if things else encoder.name_readout(text)
         return Query(
             key, now, background, encoder.null, words, num_keys,
