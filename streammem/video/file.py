@@ -95,6 +95,7 @@ class FileSource(VideoSource):
         super().__init__(name, sampling, duration=self._reader.duration())
         self.start_time = self._reader.seconds(self._reader.origin)
         self.text_clock = self._reader.length(self._reader.zero), 0.0
+        self.has_texts = self._reader.has_texts
         self._grid = Grid(sampling, tick=self._reader.length(1))
         aspect = self._reader.stream.sample_aspect_ratio
         self._to_rgb = RgbConverter(self._reader.first_picture, sampling.max_side, aspect)
@@ -114,7 +115,7 @@ class FileSource(VideoSource):
         )
 
     def text_pass(self) -> Callable[[], InputContainer] | None:
-        if not (self._remote and self._reader.has_texts):
+        if not (self._remote and self.has_texts):
             return None
         return partial(open_media, self._spec, remote=True)
 
