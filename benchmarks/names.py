@@ -27,7 +27,7 @@ from streammem.evaluation.datasets import read_photo, read_photos
 from streammem.evaluation.films import THINGS, shows
 from streammem.models.backbones.weights import weights_path
 from streammem.models.checkpoint import OF_KEYS, PRESETS, packed
-from streammem.models.tiny.keys import NamesOfKeys
+from streammem.models.tiny.words import NamesOfKeys
 from streammem.training.records import TRAIN, read_source
 
 SOURCES = ("flickr8k", "coco_photos", "rooms", "kitchen_frames")

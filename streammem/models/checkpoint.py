@@ -25,16 +25,14 @@ from streammem.models.once import opening
 from streammem.models.protocols import StreamModel
 from streammem.models.tiny.bridge import BridgeConfig, MemoryBridge
 from streammem.models.tiny.keys import (
-    NameMeaning,
-    NamesOfKeys,
     PictureEvidence,
     PictureKey,
     SentenceEvidence,
     TextKey,
-    WordsOfTokens,
 )
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionHead
+from streammem.models.tiny.words import NameMeaning, NamesOfKeys, WordsOfTokens
 
 PACKAGED = Path(__file__).parents[1] / "weights"
 PRESETS = {"streammem-tiny": PACKAGED / "streammem-tiny"}

@@ -31,9 +31,10 @@ from streammem.models.checkpoint import (
 )
 from streammem.models.checkpoint_config import read_config
 from streammem.models.tiny.bridge import BridgeConfig, MemoryBridge
-from streammem.models.tiny.keys import PictureKey, TextKey, WordsOfCells, WordsOfTokens
+from streammem.models.tiny.keys import PictureKey, TextKey, WordsOfCells
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionHead
+from streammem.models.tiny.words import WordsOfTokens
 from streammem.training.features import PatchStatistics
 from streammem.training.lora import add_lora, fill_lora, lora_tensors
 from streammem.training.recipe import BackboneNames, LoraOptions, Recipe

@@ -19,9 +19,10 @@ import torch
 from streammem.errors import ConfigError
 from streammem.memory.retrieval import DEFAULT_NULL
 from streammem.models.checkpoint import check_device, save
-from streammem.models.tiny.keys import LEAST_SHOWN, SHOWN, WordsOfCells
+from streammem.models.tiny.keys import WordsOfCells
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionHead
+from streammem.models.tiny.words import LEAST_SHOWN, SHOWN
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.training import published
 from streammem.training.answers import AnswerStage, own_captions

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from streammem.errors import DatasetError
 from streammem.models.tiny.bridge import MemoryBridge
-from streammem.models.tiny.keys import LEAST_SHOWN, SHOWN, WordsOfTokens
+from streammem.models.tiny.words import LEAST_SHOWN, SHOWN, WordsOfTokens
 from streammem.training.loop import Schedule, train_steps
 from streammem.training.pictures import FLIPPED, WHOLE, PictureSet
 from streammem.training.questions import PEOPLE, WHOLE_WORDS

@@ -16,15 +16,9 @@ from streammem.models.backbones.weights import SOURCES
 from streammem.models.caption_scores import ConfidenceModel, Reranker
 from streammem.models.checkpoint import PRESETS, backbones_of, load_checkpoint, merge_lora, save
 from streammem.models.protocols import EvidenceItem
-from streammem.models.tiny.keys import (
-    EvidenceSizes,
-    NameMeaning,
-    NamesOfKeys,
-    PictureEvidence,
-    SentenceEvidence,
-    WordsOfTokens,
-)
+from streammem.models.tiny.keys import EvidenceSizes, PictureEvidence, SentenceEvidence
 from streammem.models.tiny.questions import QuestionHead
+from streammem.models.tiny.words import NameMeaning, NamesOfKeys, WordsOfTokens
 from tests.tiny import TinyVision, moving_square, tiny_language, tiny_model
 
 LORA_SCALE = 0.5

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from streammem.engine.session import Session
 from streammem.memory.entry import Sureness
 from streammem.memory.retrieval import RANKERS, SEEN
-from streammem.models.tiny.keys import NameMeaning, NamesOfKeys
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionReading
+from streammem.models.tiny.words import NameMeaning, NamesOfKeys
 from streammem.qa.answerer import MAX_TURNS, NOTHING_SEEN
 from streammem.qa.question import split_options
 from streammem.types import Segment

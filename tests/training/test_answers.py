@@ -8,7 +8,7 @@ import torch
 
 from streammem.errors import DatasetError
 from streammem.models.protocols import EvidenceItem
-from streammem.models.tiny.keys import WordsOfTokens
+from streammem.models.tiny.words import WordsOfTokens
 from streammem.training import answers
 from streammem.training.answers import (
     KIND_SHARES,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from streammem.errors import DatasetError
-from streammem.models.tiny.keys import WordsOfTokens
+from streammem.models.tiny.words import WordsOfTokens
 from streammem.training.features import cache_features
 from streammem.training.generated import make_pictures
 from streammem.training.loop import Schedule, train_steps

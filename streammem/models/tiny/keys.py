@@ -1,37 +1,23 @@
-"""The key space that pictures and sentences share, and the names of things that are read off it.
+"""The key space that pictures and sentences share: one unit vector each, near where they agree.
 
-    picture_key(patches) @ text_key(embeddings).T     # unit rows: 1 where they agree
-    names = NamesOfKeys(256, ("cup", "knife"), 1000, {"dog": NameMeaning("", range(151, 269))})
-    names.readout("a dog").odds(entry.visual_keys)    # for searches of single things
-    words = WordsOfTokens(16, 384, ("cup", "knife"))
-    words.likely(tokens, 5)                           # ["knife"], for prompts that answer
-
-Two judges are joined in a key. One was trained by contrast: pictures against their sentences. The
+Two judges are joined in it. One was trained by contrast: pictures against their sentences. The
 other knows words: how likely a picture would be told with each, and which words a sentence would
 be told with. Their errors differ, and the sum of their scores is an inner product again, so that
-one vector and one search serve both (``training/evidence.py`` finds it). Names are read off what
-the memory keeps of a segment, its keys and its tokens, so that memories of before show them, too.
+one vector and one search serve both (``training/evidence.py`` finds it).
 
-No index lives here (see ``memory/index.py``) and no sentence encoder (see ``backbones/text.py``).
+No index lives here (see ``index.py``) and no sentence encoder (see ``backbones/text.py``).
 """
 
 import math
-import re
-from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streammem.memory.retrieval import STOP_WORDS, NameReadout, content_words
 from streammem.models.tiny.bridge import Attention
 
 WORD_SCALE = 4.0
-SHOWN = 5  # words of a segment that a prompt shows, at most
-LEAST_SHOWN = 0.25  # probability of a word that a prompt shows
-DROPOUT = 0.4  # of ``WordsOfTokens``
 
 
 class WordsOfCells(nn.Module):
@@ -226,152 +212,3 @@ class TextKey(nn.Module):
     def own(self, embeddings: Tensor) -> Tensor:
         """Map embeddings [B, E] to unit keys [B, K] without the evidence of words."""
         return F.normalize(self.linear(embeddings) + 0.5 * self.correction(embeddings), dim=-1)
-
-
-# -- names of things --
-
-
-class WordsOfTokens(nn.Module):
-    """Scores each name by a two-layer perceptron over all tokens of a segment.
-
-    Args:
-        tokens: M, tokens of a segment.
-        dim: D, their width.
-        names: of the things, in the order of their scores, each once.
-        hidden: width of the hidden layer.
-    """
-
-    center: Tensor
-    scale: Tensor
-
-    def __init__(self, tokens: int, dim: int, names: Sequence[str], hidden: int = 256) -> None:
-        super().__init__()
-        self.names = tuple(names)
-        self.register_buffer("center", torch.zeros(dim))
-        self.register_buffer("scale", torch.ones(dim))
-        self.down = nn.Linear(tokens * dim, hidden)
-        self.drop = nn.Dropout(DROPOUT)
-        self.up = nn.Linear(hidden, len(self.names))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens [B, M, D] to logits [B, W], each that the thing is there."""
-        x = ((tokens - self.center) / self.scale).flatten(1)
-        return self.up(self.drop(F.gelu(self.down(x))))
-
-    @torch.inference_mode()
-    def likely(self, tokens: Tensor, count: int, least: float = 0.0) -> list[str]:
-        """Name what a segment most likely shows, the likeliest first.
-
-        Args:
-            tokens: [M, D] of one segment.
-            count: names at most.
-            least: probability of a name that is given, in [0, 1].
-        """
-        shares = self(tokens[None].float())[0].sigmoid()
-        best = shares.topk(min(count, len(shares)))
-        return [
-            self.names[i]
-            for share, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-            if share >= least
-        ]
-
-
-class NameMeaning(NamedTuple):
-    """What stands for a name.
-
-    Attributes:
-        word: one of the names of ``WordsOfTokens``; empty without.
-        classes: numbers of the classifier's classes that are such a thing.
-    """
-
-    word: str
-    classes: Sequence[int]
-
-
-class NamesOfKeys(nn.Module):
-    """Reads names of things off visual keys, linearly.
-
-    What it tells of a picture is what two judges would: ``WordsOfTokens``, and the classifier of
-    ImageNet that the frame encoder was made for. It was fitted to their verdicts on photos.
-
-    Args:
-        key_dim: D_key.
-        words: names of ``WordsOfTokens``, in the order of their scores.
-        classes: of the classifier.
-        lexicon: further names, and others for the same; a word is a name without standing here.
-
-    Raises:
-        ValueError: a meaning that there is not.
-    """
-
-    def __init__(
-        self, key_dim: int, words: Sequence[str], classes: int, lexicon: Mapping[str, NameMeaning]
-    ) -> None:
-        super().__init__()
-        self.lexicon = dict(lexicon)
-        self.words = nn.Linear(key_dim, len(words))
-        self.classes = nn.Linear(key_dim, classes)
-        place = {word: i for i, word in reversed(list(enumerate(words)))}
-        # By how a name is spelled, and by its stems, where one that came before has not taken them:
-        # glasses are no glass, and a moped is no mop.
-        self._spelled: dict[str, tuple[int | None, np.ndarray]] = {
-            _spelled(word): (i, np.empty(0, np.intp)) for word, i in place.items()
-        }
-        self._meanings = {content_words(word): self._spelled[_spelled(word)] for word in place}
-        by_word, taken = dict(self._meanings), set[frozenset[str]]()
-        for name, (word, chosen) in self.lexicon.items():
-            if (word and word not in place) or not all(0 <= i < classes for i in chosen):
-                raise ValueError(f"{name}: {word or list(chosen)} is not known")
-            key = content_words(name)
-            number = place[word] if word else by_word.get(key, (None,))[0]
-            self._spelled[_spelled(name)] = meaning = number, np.array(chosen, np.intp)
-            if key not in taken:
-                taken.add(key)
-                self._meanings[key] = meaning
-        self._meanings.pop(frozenset(), None)
-        self._spelled.pop("", None)
-
-    def readout(self, description: str) -> NameReadout | None:
-        """Return what reads the thing that a description names off keys.
-
-        None where it names none that is known, or tells more of it.
-        """
-        spelled = _spelled(description)
-        meaning = self._spelled.get(spelled)
-        if meaning is None and not spelled.endswith(("ing", "ed")):  # who is fishing is no fish
-            meaning = self._meanings.get(content_words(description))
-        if meaning is None:
-            return None
-        number, chosen = meaning
-        word: tuple[np.ndarray, float] | None = None
-        if number is not None:
-            word = (
-                self.words.weight.detach()[number].numpy(),
-                float(self.words.bias.detach()[number]),
-            )
-        classes, offsets = self.classes.weight.detach().numpy(), self.classes.bias.detach().numpy()
-        return NameReadout(word, classes, offsets, chosen)
-
-    @torch.no_grad()
-    def fit(self, keys: Tensor, words: Tensor, classes: Tensor, ridge: float = 0.1) -> None:
-        """Fit both judges in closed form, by ridge regression.
-
-        Args:
-            keys: [N, D_key] of pictures.
-            words: [N, W] logits of their tokens.
-            classes: [N, C] logits of the classifier.
-            ridge: added to the squares of the centred keys.
-        """
-        keys = keys.double()
-        centred = keys - keys.mean(0)
-        square = centred.T @ centred + ridge * torch.eye(keys.shape[1], dtype=torch.float64)
-        for readout, logits in ((self.words, words.double()), (self.classes, classes.double())):
-            weight = torch.linalg.solve(square, centred.T @ (logits - logits.mean(0))).T
-            readout.weight.copy_(weight)
-            readout.bias.copy_(logits.mean(0) - weight @ keys.mean(0))
-
-
-def _spelled(text: str) -> str:
-    """Return the words of a text, small, without those that carry no content."""
-    words = re.findall(r"[^\W_]+(?:'s)?", text.lower())
-    return " ".join(word for word in words if word not in STOP_WORDS)

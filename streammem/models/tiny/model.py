@@ -24,15 +24,9 @@ from streammem.models.once import once
 from streammem.models.prompts import CAPTION_INSTRUCTION
 from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads
 from streammem.models.tiny.bridge import MemoryBridge, empty_memory, update_memory
-from streammem.models.tiny.keys import (
-    LEAST_SHOWN,
-    SHOWN,
-    NamesOfKeys,
-    PictureKey,
-    TextKey,
-    WordsOfTokens,
-)
+from streammem.models.tiny.keys import PictureKey, TextKey
 from streammem.models.tiny.questions import QuestionHead, QuestionReading
+from streammem.models.tiny.words import LEAST_SHOWN, SHOWN, NamesOfKeys, WordsOfTokens
 from streammem.perception.frames import Perceived, SegmentFrames
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
