@@ -92,12 +92,12 @@ class SessionState:
 
 
 class Session:
-    """Perceives frames, remembers segments, and speaks about them.
+    """Perceives frames, remembers and captions segments, and answers questions about them.
 
     Sessions of one model share nothing but its weights.
 
     Args:
-        model: what sees and speaks.
+        model: perceives, captions and answers.
         config: options.
         memory: folder of a durable memory, made where there is none; None keeps it in RAM. What
             is in it stays findable, and the recurrent memory goes on from it.

@@ -332,7 +332,7 @@ class _Watching:
             return caption, ()
         picture = partial(self._picture_of, request)
         found = self._alerts.read(caption, request.keys, scored.key, picture)
-        return caption, tuple(alert for alert in found if self._is_told(alert, picture()))
+        return caption, tuple(alert for alert in found if not self._is_asked(alert, picture()))
 
     def _picture_of(self, request: CaptionRequest) -> np.ndarray | None:
         """Return a picture of a captioned scene: of one that is still open, the newest frame."""
@@ -356,15 +356,15 @@ class _Watching:
         frame = self._newest = replace(frame, time=frame.time + self._session.time_offset)
         seen = alerts.take(frame, newest.key, self._session.next_segment) if alerts else ()
         for alert in seen:
-            if self._is_told(alert, frame.pixels):
+            if not self._is_asked(alert, frame.pixels):
                 yield alert
         if self._checks:
             self._checks.look(frame)
 
-    def _is_told(self, alert: Alert, picture: np.ndarray | None) -> bool:
-        """Ask the model to confirm an alert, if it is to; return whether it is told at once."""
+    def _is_asked(self, alert: Alert, picture: np.ndarray | None) -> bool:
+        """Ask the model to confirm an alert, where it is to and can; it is yielded at once else."""
         checks = self._checks if self._options.confirm_alerts else None
-        return not (checks and picture is not None and checks.confirm(alert, picture))
+        return bool(checks and picture is not None and checks.confirm(alert, picture))
 
     def _checked(self, checks: Checks, wait_s: float, *, at_end: bool = False) -> Iterator[Event]:
         """Yield what the model has been asked about and has not denied."""

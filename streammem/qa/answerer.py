@@ -195,7 +195,7 @@ class Answerer:
     """Answers questions from one memory and keeps the last few turns.
 
     Args:
-        model: reads questions and speaks.
+        model: reads questions and writes answers.
         memory: what was seen.
         config: options.
         describer: captions the rows that an answer rests on.
