@@ -831,10 +831,11 @@ class Answerer:
         bare = [e for e in map(self._row, entries) if e.caption is None]
         bare = [e for e in bare if _ids(e) not in self._unsure]
         bare = [e for e in bare if self._can_be_described(e)]
-        self.describer.describe(bare)
-        unsure = {_ids(e) for e in bare if self._row(e).caption is None}
-        if unsure:  # no more of them than there are rows
-            self._unsure = (self._unsure | unsure) & set(map(_ids, self.memory.entries()))
+        if bare:
+            self.describer.describe(bare)
+            unsure = {_ids(e) for e in bare if self._row(e).caption is None}
+            if unsure:  # no more of them than there are rows
+                self._unsure = (self._unsure | unsure) & set(map(_ids, self.memory.entries()))
         rows = map(self._row, entries)
         cut = " … (unsure)"
         return {e.segment: (e.caption or "") + cut * _is_cut(e) for e in rows}
