@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -169,6 +170,14 @@ def test_the_design_lists_these_layers():
     begin, end = "<!-- layers: made from tests/test_layers.py -->\n", "<!-- end of layers -->"
     listed = design.read_text().partition(begin)[2].partition(end)[0].strip()
     assert listed == wanted, f"put this between the markers in docs/design.md:\n{wanted}"
+
+
+def test_the_places_that_the_design_names_are_there():
+    design = (PACKAGE.parent / "docs" / "design.md").read_text()
+    places = re.findall(r"`(?:streammem/|\.\./)?([a-z_]+/[\w./]*)`", design)
+    assert len(places) > 100
+    roots = (PACKAGE, PACKAGE.parent)
+    assert [place for place in places if not any((root / place).exists() for root in roots)] == []
 
 
 def is_call(node: ast.AST) -> bool:
