@@ -109,7 +109,7 @@ def test_importing_streammem_does_not_import_torch():
 def test_threads_live_in_workers_only(path):
     own = {name for name in imported(path.read_text()) if name.startswith(tuple(THREADS))}
     # The server's locks stand around the one model that its sessions share; a broker is spoken to
-    # in a thread of its own, so that nobody waits for it, as a model server is.
+    # in a thread of its own, so that no watching waits for it, as a model server is.
     others = (
         "engine/reader.py",
         "engine/listener.py",
