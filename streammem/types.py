@@ -66,12 +66,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """What the language model says of a segment.
+    """The language model's words for a segment.
 
     Attributes:
         confidence: in [0, 1], how likely a noun of the text is right; None where no score exists.
-        reason: ``unsure`` where the model would have said more, but is not sure enough of it; the
-            text is then its first words, or empty.
+        reason: ``unsure`` where the model had more words, but is not sure enough of them; the text
+            is then its first words, or empty.
         likelihood: in (0, 1], the geometric mean of the probabilities that the model itself gave
             the words' tokens. It was fitted to nothing: it ranks one model's captions, and is no
             probability that they are right. None where the model states none, or ``confidence``

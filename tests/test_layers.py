@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,7 +131,7 @@ def test_opening_a_model_without_an_accelerator_leaves_triton_out(library):
 def test_threads_live_in_workers_only(path):
     own = {name for name in imported(path.read_text()) if name.startswith(tuple(THREADS))}
     # The server's locks stand around the one model that its sessions share; a broker is spoken to
-    # in a thread of its own, so that nobody waits for it, as a model server is.
+    # in a thread of its own, so that no watching waits for it, as a model server is.
     others = (
         "engine/reader.py",
         "engine/listener.py",
@@ -191,6 +192,14 @@ def test_the_design_lists_these_layers():
     begin, end = "<!-- layers: made from tests/test_layers.py -->\n", "<!-- end of layers -->"
     listed = design.read_text().partition(begin)[2].partition(end)[0].strip()
     assert listed == wanted, f"put this between the markers in docs/design.md:\n{wanted}"
+
+
+def test_the_places_that_the_design_names_are_there():
+    design = (PACKAGE.parent / "docs" / "design.md").read_text()
+    places = re.findall(r"`(?:streammem/|\.\./)?([a-z_]+/[\w./]*)`", design)
+    assert len(places) > 100
+    roots = (PACKAGE, PACKAGE.parent)
+    assert [place for place in places if not any((root / place).exists() for root in roots)] == []
 
 
 def is_call(node: ast.AST) -> bool:
