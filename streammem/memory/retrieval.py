@@ -511,7 +511,7 @@ def counted(hits: Hits, query: Query) -> Hits:
     return tuple(
         hit
         for hit in seen
-        if hit.matched in ("caption", "speech")
+        if _names(hit.entry, query.words)
         or (hit.entry.visual_keys @ best.T).max(initial=-1.0) >= ALIKE
     )
 

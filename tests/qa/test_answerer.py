@@ -15,7 +15,7 @@ from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionReading
 from streammem.models.tiny.words import NameMeaning, NamesOfKeys
 from streammem.qa.answerer import MAX_TURNS, NOTHING_SEEN
-from streammem.qa.question import split_options
+from streammem.qa.question import Present, split_options
 from streammem.types import Segment
 from tests.sessions import as_kind, session_of, told
 from tests.tiny import COLOURS, film, moving_square, tiny_model
@@ -469,6 +469,26 @@ def test_between_says_which_of_two_things_was_not_seen(said, first, second):
         assert (ids[0] in with_first and ids[-1] in with_second) or (
             ids[0] in with_second and ids[-1] in with_first
         )
+
+
+def test_a_description_counts_the_best_scene_and_its_likes_in_answers_and_lookups(
+    reader, monkeypatch
+):
+    monkeypatch.setattr("streammem.memory.retrieval.ALIKE", 0.999)
+    seen = "streammem.memory.retrieval.Scale.probability"
+    monkeypatch.setattr(seen, lambda scale, cosines: np.ones(len(cosines)))
+    session = session_of(reader)
+    told(session, film(*FILM))
+    text = "a red square on grass"
+    keys = np.concatenate([entry.visual_keys for entry in session.memory.entries()])
+    answer = session.ask(f"when: {text}")
+    best = keys[session.find(text, 1)[0].segment]
+    alike = np.flatnonzero(keys @ best >= 0.999).tolist()
+    assert len(keys) == 5 > len(alike)
+    assert [item.segment for item in answer.evidence] == alike
+    assert len(session.ask("when: a square").evidence) == 5, "of a thing all that are seen"
+    lookups = session.answerer.lookups(Present((), 5, torch.zeros(0)))
+    assert lookups.count(text).segments == tuple(alike)
 
 
 def test_between_of_one_thing_asks_when_it_was():
