@@ -6,9 +6,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 import streammem
 from streammem.models.backbones.weights import SOURCES
@@ -102,6 +104,26 @@ def test_the_top_level_holds_packages_and_six_modules():
 
 def test_importing_streammem_does_not_import_torch():
     code = "import streammem, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator may need Triton")
+@pytest.mark.parametrize(
+    "library",
+    [
+        "streammem.models.backbones",
+        pytest.param("transformers.masking_utils", marks=pytest.mark.heavy),
+    ],
+)
+def test_opening_a_model_without_an_accelerator_leaves_triton_out(library):
+    code = (
+        f"import sys, streammem.models.backbones, {library}; "
+        "from torch.utils._triton import has_triton_package; "
+        "found = has_triton_package() or 'triton' in sys.modules; "
+        "import triton; "  # what imports it by itself has it all the same
+        "sys.exit(found)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -487,6 +487,7 @@ class _Watching:
             lag_s=max(0.0, reader.captured_until - self._perceived_until),
             caption_lag_s=self._caption_lag_s if self._live else 0.0,
             candidates=captions.num_candidates if captions else 0,
+            fewest_candidates=captions.fewest_candidates if captions else 0,
             alerts_refused=self._num_refused,
             sound_s=listener.sound_s if listener else 0.0,
             sound_skipped_s=listener.skipped_s if listener else 0.0,

@@ -38,6 +38,7 @@ from streammem.memory.retrieval import (
     check_rankers,
     clipped,
     content_words,
+    counted,
     rate,
     scale_of,
     shown_by,
@@ -611,9 +612,9 @@ class Answerer:
         return compute(operator, clips, found, others[0] if others else (), matching[0], count)
 
     def _matching(self, query: Query, window: Window) -> dict[int, float]:
-        """Return the score of every segment of the window that shows what is looked for."""
+        """Return the score of every segment of the window that counts as showing it."""
         hits = self.memory.search(query, window, rankers=self.config.rankers)
-        return {hit.entry.segment: hit.ranked for hit in hits if hit.seen}
+        return {hit.entry.segment: hit.ranked for hit in counted(hits, query)}
 
     def _scores(self, query: Query, window: Window) -> dict[int, float]:
         """Return how likely each segment of the window shows what is looked for, in [0, 1]."""

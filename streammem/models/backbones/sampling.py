@@ -71,13 +71,19 @@ class GenerationConfig:
             raise ConfigError("num-beams > 1 decodes by score: it needs temperature 0")
 
 
-def penalised(logits: Tensor, replies: Sequence[Sequence[int]], penalty: float) -> Tensor:
+def penalised(
+    logits: Tensor,
+    replies: Sequence[Sequence[int]],
+    penalty: float,
+    few: Tensor | None = None,
+) -> Tensor:
     """Make the tokens of each reply so far less likely.
 
     Args:
         logits: [B, V]; they stay as they are.
         replies: tokens of each row; those of its prompt do not count.
         penalty: positive logits are divided by it, others multiplied.
+        few: [V] int64, the tokens whose logits they are, in order; None for all tokens.
 
     Source: CTRL (arXiv 1909.05858), section 4.1, with the sign that transformers gives it.
     """
@@ -86,6 +92,7 @@ def penalised(logits: Tensor, replies: Sequence[Sequence[int]], penalty: float) 
     logits = logits.clone()
     for row, ids in zip(logits, replies, strict=True):
         places = torch.tensor(sorted(set(ids)), dtype=torch.long, device=logits.device)
+        places = places if few is None else torch.searchsorted(few, places)
         said = row[places]
         row[places] = torch.where(said > 0, said / penalty, said * penalty)
     return logits
@@ -96,6 +103,7 @@ def pick(
     config: GenerationConfig,
     generators: Sequence[torch.Generator | None],
     rows: Sequence[int] | None = None,
+    few: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose the next token of each of N replies.
 
@@ -106,6 +114,7 @@ def pick(
             without one takes its likeliest token at any temperature.
         rows: the row of ``logits`` that each reply goes on from: replies that are alike so far
             share one. None gives each its own.
+        few: [V] int64, the tokens whose logits they are, in order; None for all tokens.
 
     Returns:
         Tokens [N] and their log-probabilities [N] float32, of the softmax at the temperature
@@ -127,7 +136,7 @@ def pick(
             ]
             tokens[drawing] = _drawn(scores.exp(), config, torch.cat(draws).to(scores.device))
         log_probs[own] = scores[tokens[own]]
-    return tokens, log_probs
+    return tokens if few is None else few[tokens], log_probs
 
 
 def _heated(logits: Tensor, temperature: float) -> Tensor:

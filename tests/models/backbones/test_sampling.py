@@ -129,3 +129,19 @@ def test_a_penalty_is_that_of_transformers_and_changes_nothing_at_one():
     assert torch.equal(logits, before) and penalised(logits, replies, 1.0) is logits
     with pytest.raises(ConfigError, match="repetition-penalty"):
         GenerationConfig(repetition_penalty=0.5)
+
+
+def test_a_few_tokens_are_drawn_as_if_the_others_had_no_probability():
+    logits = 3 * torch.randn(4, 900, generator=torch.Generator().manual_seed(4))
+    few = torch.randperm(900, generator=torch.Generator().manual_seed(5))[:400].sort().values
+    replies = [few[[7, 7, 300]].tolist(), [], few[:3].tolist(), few[-1:].tolist()]
+    for options in ({"temperature": 0.0}, {"top_p": 0.5}, {"top_k": 7}, {}):
+        config = GenerationConfig(**{"temperature": 1.3, **options})
+        expected = penalised(logits, replies, 1.5)
+        held = torch.full_like(expected, -torch.inf).index_copy_(1, few, expected[:, few])
+        whole = pick(held, config, generators(*range(4)))
+        only = penalised(logits[:, few], replies, 1.5, few)
+        assert torch.equal(only, expected[:, few])
+        tokens, log_probs = pick(only, config, generators(*range(4)), few=few)
+        assert torch.equal(tokens, whole[0])
+        assert torch.allclose(log_probs, whole[1], atol=1e-5)
