@@ -45,9 +45,11 @@ class Beginnings:
 
     Attributes:
         texts: each of another candidate, of half of the candidates at most.
+        following: texts with the first token of one of which they go on; none for any.
     """
 
     texts: tuple[str, ...]
+    following: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return how many tokens are read of it, as the length of visual tokens is."""
@@ -84,10 +86,12 @@ class Draw(NamedTuple):
     Attributes:
         seed: of its sampling; None takes the likeliest words.
         begun: tokens with which it begins.
+        following: tokens of which one comes next; empty for any.
     """
 
     seed: int | None
     begun: tuple[int, ...] = ()
+    following: tuple[int, ...] = ()
 
 
 Replies = tuple[GrowingReply, ...]  # to one prompt
@@ -520,9 +524,15 @@ class CausalLanguageModel:
         """Return how each of the ``count`` candidates of a prompt is drawn."""
         if count == 1:
             return [Draw(config.seed)]
-        given = [text for part in prompt if isinstance(part, Beginnings) for text in part.texts]
         most = config.max_new_tokens - 1  # one token at least is the model's own
-        begun = [Draw(None, tuple(self.text_ids(text)[:most])) for text in given[: count // 2]]
+        begun = list[Draw]()
+        for part in prompt:
+            if isinstance(part, Beginnings):
+                following = tuple({self.text_ids(text)[0] for text in part.following})
+                begun += [
+                    Draw(None, tuple(self.text_ids(text)[:most]), following) for text in part.texts
+                ]
+        begun = begun[: count // 2]
         free = [Draw(None), *(Draw(config.seed + j) for j in range(1, count - len(begun)))]
         return [*free, *begun]
 
@@ -568,8 +578,13 @@ class CausalLanguageModel:
                 before = {row: said[number][0] for number, row in going.items()}
                 alike = [before[row] for row in range(len(logits))]
                 logits = penalised(logits, alike, config.repetition_penalty)
+            held = {
+                place: drawn[number].following
+                for place, number in enumerate(going)
+                if drawn[number].following and len(said[number][0]) == len(drawn[number].begun)
+            }
             tokens, log_probs = pick(
-                logits, config, [generators[number] for number in going], list(going.values())
+                logits, config, [generators[number] for number in going], list(going.values()), held
             )
             parted: dict[tuple[int, int], list[int]] = {}  # (row, token) -> the replies to go on
             for (number, row), token, log_prob in zip(

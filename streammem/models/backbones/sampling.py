@@ -4,8 +4,9 @@ It runs no model (see ``decoding.py``) and knows no text (see ``language.py``).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -96,6 +97,7 @@ def pick(
     config: GenerationConfig,
     generators: Sequence[torch.Generator | None],
     rows: Sequence[int] | None = None,
+    among: Mapping[int, Sequence[int]] = MappingProxyType({}),
 ) -> tuple[Tensor, Tensor]:
     """Choose the next token of each of N replies.
 
@@ -106,6 +108,7 @@ def pick(
             without one takes its likeliest token at any temperature.
         rows: the row of ``logits`` that each reply goes on from: replies that are alike so far
             share one. None gives each its own.
+        among: of replies, by their number, the tokens of which each takes the likeliest.
 
     Returns:
         Tokens [N] and their log-probabilities [N] float32, of the softmax at the temperature
@@ -126,6 +129,9 @@ def pick(
                 for number in drawing
             ]
             tokens[drawing] = _drawn(scores.exp(), config, torch.cat(draws).to(scores.device))
+        for number in set(own).intersection(among):
+            some = torch.tensor(among[number], device=scores.device)
+            tokens[number] = some[scores[some].argmax()]
         log_probs[own] = scores[tokens[own]]
     return tokens, log_probs
 

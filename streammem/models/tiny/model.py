@@ -251,7 +251,7 @@ class VideoModel:
         if instruction is None and self.words is not None:
             # What the tokens show is often not what the language model would begin with.
             names = self.likely_words(item.tokens, SHOWN, LEAST_SHOWN)
-            content.append(Beginnings(caption_beginnings(names)))
+            content.append(caption_beginnings(names))
         return self.language.chat(content)
 
     def answer_prompt(self, items: Sequence[EvidenceItem], question: str) -> Prompt:

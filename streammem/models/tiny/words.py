@@ -18,12 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streammem.memory.retrieval import STOP_WORDS, NameReadout, content_words
+from streammem.models.backbones.language import Beginnings
 
 SHOWN = 5  # words of a segment that a prompt shows, at most
 LEAST_SHOWN = 0.25  # probability of a word that a prompt shows
 DROPOUT = 0.4
 BEGUN = 2  # names of a segment with which captions begin, at most
 NOT_BEGUN = frozenset("person beach mountain pool snow tree water".split())  # noqa: SIM905
+# Words with which a caption goes on behind a thing; others would make another thing of it.
+FOLLOWING = (
+    *(".", ",", " and", " are", " at", " behind", " covered", " filled", " flying", " full"),
+    *(" hanging", " in", " is", " lies", " lying", " near", " next", " on", " over", " parked"),
+    *(" sits", " sitting", " standing", " stands", " that", " under", " with"),
+)
 WITHOUT_ARTICLE = frozenset(
     "bacon bread broccoli cereal cheese clothes cream fruit honey jam juice ketchup mayonnaise "  # noqa: SIM905
     "milk oil paper salt scissors skis soap spaghetti stairs tea toothpaste".split()
@@ -75,8 +82,8 @@ class WordsOfTokens(nn.Module):
         ]
 
 
-def caption_beginnings(names: Sequence[str]) -> tuple[str, ...]:
-    """Return texts with which a caption that names things may begin, with each and with both.
+def caption_beginnings(names: Sequence[str]) -> Beginnings:
+    """Return with what captions that name things may begin: with each, and with both.
 
     Args:
         names: of what is likely there, the likeliest first. People and surroundings, which captions
@@ -88,7 +95,8 @@ def caption_beginnings(names: Sequence[str]) -> tuple[str, ...]:
         for name in things
     ]
     both = [" and ".join(nouns)] if len(nouns) > 1 else []
-    return tuple(noun[0].upper() + noun[1:] for noun in [*nouns, *both])
+    texts = tuple(noun[0].upper() + noun[1:] for noun in [*nouns, *both])
+    return Beginnings(texts, FOLLOWING)
 
 
 class NameMeaning(NamedTuple):

@@ -256,6 +256,30 @@ def test_the_last_candidates_begin_as_the_prompt_says_and_go_on_as_behind_its_wo
     assert [[r.ids for r in rs] for rs in steps] == [[r.ids for r in rs] for rs in (replies, other)]
 
 
+@pytest.mark.parametrize("decoding", ["auto", "exact", "static", "transformers"])
+def test_behind_a_beginning_comes_the_likeliest_of_the_texts_that_may_follow(
+    ending, monkeypatch, decoding
+):
+    route = "exact" if decoding == "transformers" else decoding
+    language = CausalLanguageModel(ending.model, ending.tokenizer, decoding=route)
+    if decoding == "transformers":
+        monkeypatch.setattr(language, "decoder", lambda: None)
+    (plain,) = alike(language, 1)
+    following = ("q", "k", "xy")
+    prompt = [*plain, Beginnings(("a cup",), following)]
+    (replies,) = language.candidates([prompt], GREEDY, 4)
+    begun, first = language.text_ids("a cup"), [language.text_ids(each)[0] for each in following]
+    scores = [language.log_probs([*plain, "a cup"], [each])[0][0] for each in following]
+    likeliest = first[scores.index(max(scores))]
+    assert replies[-1].ids[: len(begun) + 1] == [*begun, likeliest]
+    words = [*plain, "a cup" + following[scores.index(max(scores))][0]]
+    left = replace(GREEDY, max_new_tokens=GREEDY.max_new_tokens - len(begun) - 1)
+    ((rest,),) = language.sample([words], left)
+    assert replies[-1].ids[len(begun) + 1 :] == rest.ids
+    free = language.candidates([plain], GREEDY, 4)[0]
+    assert [r.ids for r in replies[:3]] == [r.ids for r in free[:3]]
+
+
 def test_half_of_the_candidates_at_most_begin_as_the_prompt_says(language):
     prompt = [*alike(language, 1)[0], Beginnings(("xyz", "a long beginning", "y"))]
     for count, most in ((1, 0), (2, 1), (3, 1), (5, 2), (8, 3)):

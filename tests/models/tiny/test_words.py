@@ -19,7 +19,7 @@ from tests.tiny import tiny_model
     ],
 )
 def test_captions_begin_with_the_two_likeliest_things_and_with_both(names, texts):
-    assert caption_beginnings(names) == texts
+    assert caption_beginnings(names).texts == texts
 
 
 def test_prompts_of_captions_hold_beginnings_unless_the_instruction_is_the_users():
