@@ -14,11 +14,18 @@ from streammem.errors import SourceError
 from streammem.types import Frame
 from streammem.video import VideoSource
 
-FRAMES_AHEAD = 8  # decoded frames that wait for perception
+# Decoded frames that wait for perception, and of small ones more, so that decoding goes on while
+# perception waits for captions.
+FRAMES_AHEAD, MOST_AHEAD, BYTES_AHEAD = 8, 48, 32 << 20
 LIVE_FRAMES_AHEAD = 32  # of a source that does not wait: what comes while a question is read
 # A source that is stopped while it waits for data is waited for so long: RTSP looks up within it
 # (`video.cameras.POLL_S`). What does not, such as HTTP, is left to its time-out.
 PATIENCE_S = 4.0
+
+
+def frames_ahead(frame: Frame) -> int:
+    """Return how many frames like this one may wait where none is dropped."""
+    return max(FRAMES_AHEAD, min(MOST_AHEAD, BYTES_AHEAD // max(1, frame.pixels.nbytes)))
 
 
 def open_aside(opening: Callable[[], VideoSource], stop: Callable[[], bool]) -> VideoSource | None:
@@ -159,6 +166,8 @@ class Reader:
     def _put(self, item: Frame | BaseException | None) -> bool:
         """Queue an item, or drop a frame where that is allowed; False once it is stopped."""
         drops, taken = isinstance(item, Frame) and self._drop != "never", False
+        if isinstance(item, Frame) and not drops:
+            self._queue.maxsize = frames_ahead(item)
         while not (taken or self._stop.is_set()):
             try:
                 self._queue.put(item, timeout=0.0 if drops else POLL_S)

@@ -2,10 +2,11 @@ import gc
 import itertools
 import threading
 
+import numpy as np
 import pytest
 
 from streammem.captioning.scheduler import LanguageScheduler
-from streammem.engine.reader import FRAMES_AHEAD, Reader
+from streammem.engine.reader import MOST_AHEAD, Reader, frames_ahead
 from streammem.engine.session import Session
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
@@ -121,8 +122,17 @@ def test_frames_are_read_only_a_little_ahead(model):
     for _ in range(4):
         next(events)
         # The queue, the frame that waits for room in it, and the one at hand.
-        assert source.num_given - session.num_frames <= FRAMES_AHEAD + 2
+        assert source.num_given - session.num_frames <= MOST_AHEAD + 2
     events.close()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [(2160, 3840, 8), (1080, 1920, 8), (360, 640, 48), (720, 1280, 12)],
+)
+def test_frames_that_wait_are_few_or_small(height, width, expected):
+    pixels = np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (height, width, 3))
+    assert frames_ahead(Frame(pixels, 0.0, 1.0, 0)) == expected
 
 
 # -- law 8: errors reach the caller, and threads end --
