@@ -6,16 +6,20 @@
   its time. By half and operator: right; right of what is there; refused though there; claimed
   though absent; whether evidence holds the truth, and holds it where the answer is wrong. Standard
   errors take questions about one thing as one.
-- Control (``--other``): the memory of the other half's film of the same number.
+- Controls: ``--other``, the memory of the other half's film of the same number; ``--context``:
+  32 scenes spread evenly (``uniform``), captions as text, the question alone (``blind``). A memory
+  that is closed has nothing on screen: ``now`` refuses everything. Answers in the model's words can
+  be right about ``exists`` alone, since no time is read out of words.
 
-``--without-names`` reads no names off keys; ``--log`` keeps every answer.
+``--limit`` draws so many questions of a film. ``--without-names`` reads no names off keys;
+``--log`` keeps every answer.
 """
 
 import argparse
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,7 @@ from streammem import load
 from streammem.engine.session import Session
 from streammem.engine.watch import watch
 from streammem.evaluation.answers import is_right
+from streammem.evaluation.asking import UNIFORM
 from streammem.evaluation.film_files import LIST
 from streammem.evaluation.films import scenes_cited
 from streammem.evaluation.scoring import risk_coverage
@@ -40,6 +45,13 @@ from streammem.types import Segment, TimeSpan
 
 SHARES = ("right", "right, there", "refused", "claimed", "evidence", "evidence, wrong")
 BATCH = 64  # questions that are read together
+CONTEXTS = {
+    "memory": AnswerConfig(),
+    "captions": AnswerConfig(context="captions"),
+    "uniform": AnswerConfig(context="uniform", passages=UNIFORM),
+    "now": AnswerConfig(context="now"),
+    "blind": AnswerConfig(),  # of an empty memory
+}
 ENDED_S = 0.1  # a row that ends so much after a question had closed
 
 
@@ -93,6 +105,19 @@ class ReadAhead:
         return self.inner.name_readout(description)
 
 
+class Wordless:
+    """A generator that writes nothing: the words of a control are not scored, and take seconds."""
+
+    def __init__(self, inner: Any) -> None:
+        self.reads, self.decoding, self.batches = inner.reads, inner.decoding, inner.batches
+
+    def answer_prompt(self, items: object, question: str) -> list[str]:
+        return []
+
+    def stream(self, prompt: object, decoding: object) -> Iterator[str]:
+        return iter(())
+
+
 class Described:
     """Captions nothing more: a film's scenes were captioned while it was watched."""
 
@@ -100,16 +125,24 @@ class Described:
         """Do nothing."""
 
 
-def asked(model: Any, memory: Path, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Ask a memory the questions of a film; return a line an answer."""
+def asked(
+    model: Any, memory: Path, row: dict[str, Any], context: str = "memory", limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Ask a memory the questions of a film, or a sample of them; return a line an answer."""
     edges = np.cumsum([0.0, *(scene["end"] - scene["start"] for scene in row["scenes"])])
     lines = []
-    encoder = ReadAhead(model, [fields["text"] for fields in row["questions"]])
-    reader = ComposedModel.of(model, text_encoder=encoder)
-    with Session(model, memory=memory, read_only=True) as session:
-        answerer = Answerer(reader, session.memory, AnswerConfig(), Described())
+    questions = row["questions"]
+    if limit is not None:
+        order = np.random.default_rng(0).permutation(len(questions))[:limit]
+        questions = [questions[i] for i in sorted(order)]
+    encoder = ReadAhead(model, [fields["text"] for fields in questions])
+    writer = model.answer_generator if context == "memory" else Wordless(model.answer_generator)
+    reader = ComposedModel.of(model, text_encoder=encoder, answer_generator=writer)
+    blind = context == "blind"
+    with Session(model) if blind else Session(model, memory=memory, read_only=True) as session:
+        answerer = Answerer(reader, session.memory, CONTEXTS[context], Described())
         ends = np.array([entry.end for entry in session.memory.entries()])
-        for fields in row["questions"]:
+        for fields in questions:
             question = TimedQuestion(**{**fields, "gold": tuple(fields["gold"])})
             if question.operator == "said":
                 continue
@@ -190,6 +223,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--half", choices=("fit", "report"), help="films of one half alone")
     parser.add_argument("--only", metavar="FILM", help="one film")
     parser.add_argument("--without-names", action="store_true")
+    parser.add_argument("--context", choices=CONTEXTS, default="memory")
+    parser.add_argument("--limit", type=int, metavar="N", help="questions of a film, drawn")
     parser.add_argument("--other", action="store_true", help="ask the other half's memories")
     parser.add_argument("--watch", action="store_true", help="watch, and ask nothing")
     parser.add_argument("--log", type=Path, help="a JSON line an answer")
@@ -210,11 +245,11 @@ def main(arguments: list[str]) -> int:
         memory = (memories / name).with_suffix(".memory")
         watched(model, options.folder / name, memory)
         if not options.watch:
-            lines += asked(model, memory, row)
+            lines += asked(model, memory, row, options.context, options.limit)
     if options.log:
         options.log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     for half in ("fit", "report"):
         if own := [line for line in lines if line["half"] == half]:
-            printed(f"{half}{', the other half' * options.other}", own)
+            printed(f"{half}, {options.context}{', the other half' * options.other}", own)
     print(json.dumps(machine()))
     return 0

@@ -48,10 +48,13 @@ def add_to(commands: Any) -> None:
     add("--photos", type=Path, metavar="DIR", help="make: whose photos come between the clips")
     add("--films", type=int, default=1, help="make: films of each half of the clips")
     add("--minutes", type=float, default=5.0, help="make: length of a film")
+    few = "make: frames a second of a film (25); 5 make films of hours in a fraction of the time"
+    add("--fps", type=int, metavar="N", help=few)
     add("--seed", type=int, default=0, help="of made films, of samples and shuffled options")
     contexts = "what videos are asked by: memory, or a control (blind, now, uniform, captions)"
     add("--context", help=contexts)
-    add("--controls", action="store_true", help="also score every control")
+    beside = "also score every control; of --context blind, options in another order"
+    add("--controls", action="store_true", help=beside)
     add("--scorer", default="likelihood", help="videos: likelihood of the options, or letter")
     add("--videos", type=Path, metavar="DIR", help="videos: where they lie; else in the folder")
     kept = "videos: keep answers and report there; an interrupted run goes on"
@@ -108,10 +111,12 @@ def _of_videos(arguments: argparse.Namespace) -> int:
     suite, context = SUITES[arguments.suite], arguments.context or "memory"
     if context in ("shuffled", "other"):
         raise ConfigError(f"--context {context}: is a control beside memory; give --controls")
-    more = [name for name in CONTEXTS if name != context] if arguments.controls else []
+    beside = ["shuffled"] if context == "blind" else [c for c in CONTEXTS if c != context]
+    more = beside if arguments.controls else []
     config = RunConfig(
-        (context, *more), arguments.scorer, arguments.limit, arguments.seed, suite.captions
-    )
+        (context, *more), arguments.scorer, arguments.limit, arguments.seed, suite.captions,
+        wording=suite.wording,
+    )  # fmt: skip
     if arguments.predictions:
         raise ConfigError("--predictions: suites of videos keep theirs in --output DIR")
     judge = Judge.open(arguments.judge) if arguments.judge else None
@@ -234,7 +239,7 @@ def _same(model: Any) -> Any:
 
 def _make_films(arguments: argparse.Namespace) -> int:
     """Make films with questions, and print their files."""
-    from streammem.evaluation.film_files import MAX_PHOTOS, MakeOptions, make_films
+    from streammem.evaluation.film_files import FPS, MAX_PHOTOS, MakeOptions, make_films
 
     options = MakeOptions(
         arguments.photos,
@@ -242,6 +247,7 @@ def _make_films(arguments: argparse.Namespace) -> int:
         arguments.minutes,
         arguments.limit or MAX_PHOTOS,
         arguments.seed,
+        FPS if arguments.fps is None else arguments.fps,
     )
     for film in make_films(arguments.folder, arguments.out, options):
         write_line(str(film))

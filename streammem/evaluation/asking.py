@@ -30,7 +30,7 @@ from streammem.memory.folder import write_file
 from streammem.types import Frame, Note, TimeSpan
 
 if TYPE_CHECKING:
-    from streammem.models.protocols import StreamModel
+    from streammem.models.protocols import StreamModel, TextEncoder
 
 Scorer = Literal["likelihood", "letter"]
 UNIFORM = 32  # segments of the control ``uniform``
@@ -44,7 +44,7 @@ CONTEXTS: dict[str, str] = {
     "now": "the last 4 frames",
     "uniform": f"{UNIFORM} scenes spread evenly",
     "captions": "captions as text",
-    "shuffled": "the stream's memory, options in another order",
+    "shuffled": "the first of these, options in another order",
     "other": "another video's memory",
 }
 
@@ -61,6 +61,8 @@ class RunConfig:
         seed: of the sample and of the order of shuffled options.
         captions: describe every scene while it is watched.
         fps: frames a second that are watched, > 0.
+        wording: whether the wording of answers is scored; else controls write none, where the
+            model would answer in words.
 
     Raises:
         ConfigError: a value that cannot be meant.
@@ -72,6 +74,7 @@ class RunConfig:
     seed: int = 0
     captions: bool = False
     fps: float = 2.0
+    wording: bool = True
 
     def __post_init__(self) -> None:
         unknown = set(self.contexts) - set(CONTEXTS)
@@ -81,6 +84,11 @@ class RunConfig:
             raise ConfigError(f"scorer {self.scorer!r}: give one of {', '.join(get_args(Scorer))}")
         if (self.limit is not None and self.limit < 1) or not self.fps > 0:
             raise ConfigError("limit must be at least 1, fps above 0")
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether no video is needed: it is asked from the question alone, in any order."""
+        return self.contexts[0] == "blind" and set(self.contexts) <= {"blind", "shuffled"}
 
 
 class Asked(NamedTuple):
@@ -131,6 +139,7 @@ class Chooser:
         options: of the question at hand; empty passes the inner generator's words on.
         chosen: number of the option chosen last by likelihood; None in words.
         tokens: of the last prompt: of text that is not tokenised yet its words; without pictures.
+        writes: whether it writes words where there are no options; else it replies nothing.
 
     Raises:
         ConfigError: likelihood of a generator that states none.
@@ -146,6 +155,7 @@ class Chooser:
         self.options: tuple[str, ...] = ()
         self.chosen: int | None = None
         self.tokens = 0
+        self.writes = True
 
     def caption_prompt(self, item: Any, instruction: str | None = None) -> Any:
         return self._inner.caption_prompt(item, instruction)
@@ -166,11 +176,38 @@ class Chooser:
             if not isinstance(part, np.ndarray):
                 self.tokens += len(part.split()) if isinstance(part, str) else len(part)
         if not self.options or self._scorer == "letter":
-            yield from self._inner.stream(prompt, decoding)
+            if self.options or self.writes:
+                yield from self._inner.stream(prompt, decoding)
             return
         scores = [np.mean(row) for row in self._inner.log_probs(prompt, self.options)]
         self.chosen = int(np.argmax(scores))
         yield self.options[self.chosen]
+
+
+class ReadOnce:
+    """A text encoder that reads each text once, however many answers need it; it keeps them all."""
+
+    def __init__(self, encoder: "TextEncoder") -> None:
+        self._encoder = encoder
+        self.background, self.null = encoder.background, encoder.null
+        self._keys: dict[str, np.ndarray] = {}
+        self._readings: dict[str, Any] = {}
+
+    def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
+        if new := [text for text in dict.fromkeys(sentences) if text not in self._keys]:
+            self._keys |= dict(zip(new, self._encoder.sentence_keys(new), strict=True))
+        return np.stack([self._keys[text] for text in sentences])
+
+    def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
+        return self._encoder.sentence_meanings(sentences)
+
+    def name_readout(self, description: str) -> Any:
+        return self._encoder.name_readout(description)
+
+    def read_question(self, question: str) -> Any:
+        if question not in self._readings:
+            self._readings[question] = self._encoder.read_question(question)
+        return self._readings[question]
 
 
 class SessionWatcher:
@@ -189,9 +226,12 @@ class SessionWatcher:
 
         own = replace(defaults_of(model), cuts="streaming")
         self._captions, self._notes, self._closed = config.captions, list[Note](), False
+        self._first, self._wording = config.contexts[0], config.wording
         self._session = Session(model, own)
         self._chooser = Chooser(model.answer_generator, config.scorer)
-        composed = ComposedModel.of(model, answer_generator=self._chooser)
+        composed = ComposedModel.of(
+            model, answer_generator=self._chooser, text_encoder=ReadOnce(model.text_encoder)
+        )
         settings = {
             "memory": own.answering,
             "now": replace(own.answering, context="now"),
@@ -228,6 +268,7 @@ class SessionWatcher:
     def ask(self, asked: Asked, context: str) -> Reply:
         chooser = self._chooser
         chooser.options, chooser.chosen, chooser.tokens = asked.options, None, 0
+        chooser.writes = self._wording or context == self._first
         try:
             if context == "blind":
                 return self._blind(asked)
@@ -308,7 +349,7 @@ def ask_suite(
 
     Args:
         found: the questions.
-        videos: where their videos are; none is needed if every context is ``blind``.
+        videos: where their videos are; none is needed of what is asked blind.
         factory: makes a watcher for one video.
         config: of the run.
         model: name and fingerprint, for the report.
@@ -328,9 +369,8 @@ def ask_suite(
     drawn = _drawn(found.questions, config)
     by_video: dict[str, list[SuiteQuestion]] = defaultdict(list)
     lost: list[SuiteQuestion] = []
-    blind = set(config.contexts) == {"blind"}
     for question in drawn:
-        if blind or videos.find(question.video):
+        if config.is_blind or videos.find(question.video):
             by_video[question.video].append(question)
         elif question.cut and videos.find(question.cut):
             by_video[question.cut].append(replace(question, time=None))
@@ -395,7 +435,7 @@ def _unit(
     rows: list[dict[str, Any]] = []
     ask = partial(_answers, watcher, config=config, suite=suite, video=name, judge=judge)
     own = [context for context in config.contexts if context != "other"]
-    if own == ["blind"] and len(config.contexts) == 1:
+    if config.is_blind:
         for question in questions:
             rows += ask(question, own)
         return rows, 0.0, 0.0
@@ -449,7 +489,7 @@ def _answers(
     for context in contexts:
         asked, ask_as = question, context
         if context == "shuffled":
-            ask_as = "memory"
+            ask_as = "blind" if config.is_blind else "memory"
             if not question.options:
                 continue
             if config.scorer == "likelihood" and ask_as in by_context:
@@ -465,7 +505,8 @@ def _answers(
             span.end > question.time + LATE_S for span in reply.cited
         )
         by_context[context] = {
-            "id": question.id, "kind": question.kind, "video": video, "context": context,
+            "id": question.id, "kind": question.kind, "video": video,
+            "cluster": question.cluster or video, "context": context,
             "strict": scored.strict, "official": round(scored.official, 4),
             "choice": scored.choice, "text": reply.text, "f1": scored.f1, "hit": scored.hit,
             "seen": reply.seen, "score": reply.score,

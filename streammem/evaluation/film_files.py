@@ -11,6 +11,7 @@ scenes, what is said in them, and its questions; what is said stands in subtitle
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ class MakeOptions:
         minutes: length of a film, in [1, 240].
         limit: photos at most.
         seed: equal seeds make equal films.
+        fps: frames a second of the files, in [2, 60]. Fewer make long films in a fraction of the
+            time; scenes and questions stay.
         progress: show a bar on stderr, where that is a terminal.
 
     Raises:
@@ -54,11 +57,14 @@ class MakeOptions:
     minutes: float = 5.0
     limit: int = MAX_PHOTOS
     seed: int = 0
+    fps: int = FPS
     progress: bool = True
 
     def __post_init__(self) -> None:
         if self.films < 1 or not 1 <= self.minutes <= MAX_MINUTES or self.limit < 1:
             raise ConfigError(f"films: films >= 1, minutes in [1, {MAX_MINUTES}], limit >= 1")
+        if not 2 <= self.fps <= 60:
+            raise ConfigError(f"films: {self.fps} frames a second; give a number in [2, 60]")
 
 
 # -- making --
@@ -92,7 +98,7 @@ def make_films(folder: Path, out: Path, options: MakeOptions) -> list[Path]:
     """Make films with questions; those that are there already stay.
 
     Args:
-        folder: of clips, see ``read_clips``.
+        folder: of clips, see ``read_clips``; or of photos alone, see ``read_photos``.
         out: made if need be.
         options: see ``MakeOptions``.
 
@@ -104,11 +110,18 @@ def make_films(folder: Path, out: Path, options: MakeOptions) -> list[Path]:
         ConfigError: ``out`` holds films of other clips or options.
     """
     # 1. Clips and photos, each split in two.
-    clips = read_clips(folder)
+    has_photos = (folder / "captions.jsonl").is_file()
+    alone = has_photos and not (folder / "manifest.jsonl").is_file()
+    if alone and options.photos is not None:
+        raise ConfigError(f"{folder}: holds photos, and no clips that --photos could come between")
+    clips = [] if alone else read_clips(folder)
+    photo_folder = folder if alone else options.photos
     photos = []
-    if options.photos is not None:
-        for photo in read_photos(options.photos, "val")[: options.limit]:
+    if photo_folder is not None:
+        for photo in read_photos(photo_folder, "val")[: options.limit]:
             photos.append(films.FilmClip(str(photo.path.resolve()), photo.captions))
+    if len(clips) + len(photos) < 4:
+        raise DatasetError(f"{folder}: needs four photos, and has {len(photos)} of split val")
     halves: dict[str, list[films.FilmClip]] = {half: [] for half in HALVES}
     for pool in (clips, photos):
         order = np.random.default_rng(0).permutation(len(pool))
@@ -129,7 +142,7 @@ def make_films(folder: Path, out: Path, options: MakeOptions) -> list[Path]:
             ]
             questions = [asdict(q) for q in films.ask_along(film, own, seed=seed)]
             row = {
-                "film": path.name, "half": half, "scenes": scenes,
+                "film": path.name, "half": half, "fps": options.fps, "scenes": scenes,
                 "said": [cue._asdict() for cue in film.cues], "questions": questions,
             }  # fmt: skip
             lines.append(f"{json.dumps(row)}\n")
@@ -143,20 +156,33 @@ def make_films(folder: Path, out: Path, options: MakeOptions) -> list[Path]:
             path.with_suffix(".srt").write_text(_subtitles(film), "utf-8")
         if path.exists():
             continue
-        bar = tqdm(film.scenes, path.name, disable=None if options.progress else True)
-        pictures = (p for scene in bar for p in _pictures(folder / own[scene.clip].name, scene))
-        write(path, pictures)
+        # A scene is shown from its edge to the next, to a frame: lengths that are rounded one by
+        # one would add up to seconds in a film of an hour.
+        counts = np.diff(np.round(film.edges * options.fps).astype(int)).tolist()
+        shots = list(zip(film.scenes, counts, strict=True))
+        bar = tqdm(shots, path.name, disable=None if options.progress else True)
+        pictures = (
+            picture
+            for scene, count in bar
+            for picture in _pictures(folder / own[scene.clip].name, scene, count, options.fps)
+        )
+        write(path, pictures, options.fps)
     return [path for path, *_ in plans]
 
 
-def _pictures(path: Path, scene: films.FilmScene) -> Iterator[np.ndarray]:
-    """Yield a scene's pictures: of a clip its frames, of a photo a window that moves over it."""
+def _pictures(path: Path, scene: films.FilmScene, count: int, fps: int) -> Iterator[np.ndarray]:
+    """Yield so many of a scene: of a clip its frames, of a photo a window that moves over it."""
     if scene.move in ("plain", "mirrored"):
-        for picture in letterboxed(path, scene.start, scene.end):
-            yield picture[:, ::-1] if scene.move == "mirrored" else picture
+        step, num_given, picture = -1 if scene.move == "mirrored" else 1, 0, None
+        for picture in islice(letterboxed(path, scene.start, scene.end, fps), count):
+            num_given += 1
+            yield picture[:, ::step]
+        if picture is None:
+            raise DatasetError(f"{path}: has no picture at {scene.start:.1f} s, see manifest.jsonl")
+        for _ in range(count - num_given):  # its last one stays
+            yield picture[:, ::step]
         return
     photo = Image.fromarray(read_photo(path))
-    count = round((scene.end - scene.start) * FPS)
     rng = np.random.default_rng(round(scene.end * 1e6))
     (first, last), ends = rng.uniform(0.75, 1.0, 2), rng.uniform(0, 1, (2, 2))
     if scene.move == "still":
@@ -177,28 +203,31 @@ def _pictures(path: Path, scene: films.FilmScene) -> Iterator[np.ndarray]:
         yield np.clip(still + noise[number % 8], 0, 255).astype(np.uint8)
 
 
-def letterboxed(path: Path, start: float, end: float) -> Iterator[np.ndarray]:
-    """Yield [H, W, 3] uint8 pictures at ``FPS`` of the frames shown in [start, end) seconds."""
+def letterboxed(path: Path, start: float, end: float, fps: int = FPS) -> Iterator[np.ndarray]:
+    """Yield [H, W, 3] uint8 pictures, ``fps`` a second, of the frames shown in [start, end) s."""
     num_given = 0
     with av.open(str(path)) as container:
         container.streams.video[0].thread_count = 1
-        shown = None
+        shown = picture = None
         for frame in container.decode(video=0):
-            while shown is not None and start + num_given / FPS < min(frame.time, end):
-                yield shown
+            while shown is not None and start + num_given / fps < min(frame.time, end):
+                picture = _fitted(shown) if picture is None else picture
+                yield picture
                 num_given += 1
             if frame.time >= end:
                 return
             if frame.time >= start - 1:  # earlier ones are never shown
-                scale = min(WIDTH / frame.width, HEIGHT / frame.height)
-                width, height = round(frame.width * scale), round(frame.height * scale)
-                shown = _framed(
-                    frame.to_ndarray(
-                        format="rgb24", width=width, height=height, interpolation="LANCZOS"
-                    )
-                )
+                shown, picture = frame, None
         if shown is not None:
-            yield shown
+            yield _fitted(shown)
+
+
+def _fitted(frame: av.VideoFrame) -> np.ndarray:
+    scale = min(WIDTH / frame.width, HEIGHT / frame.height)
+    width, height = round(frame.width * scale), round(frame.height * scale)
+    return _framed(
+        frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="LANCZOS")
+    )
 
 
 def _framed(small: np.ndarray) -> np.ndarray:
@@ -210,12 +239,12 @@ def _framed(small: np.ndarray) -> np.ndarray:
     return picture
 
 
-def write(video: Path, pictures: Iterable[np.ndarray]) -> None:
-    """Encode [H, W, 3] uint8 pictures at ``FPS``; the file appears when it is complete."""
+def write(video: Path, pictures: Iterable[np.ndarray], fps: int = FPS) -> None:
+    """Encode [H, W, 3] uint8 pictures, ``fps`` a second; the file appears when it is complete."""
     unfinished = video.with_name(f"{video.stem}.part{video.suffix}")
     with av.open(str(unfinished), "w") as container:
         options = {"crf": "20", "preset": "veryfast"}
-        stream = container.add_stream("libx264", rate=FPS, options=options)
+        stream = container.add_stream("libx264", rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.thread_count = 1
         for picture in pictures:
@@ -264,4 +293,5 @@ def suite_questions(row: Mapping[str, Any]) -> Iterator[SuiteQuestion]:
             check="timeline",
             later=asked.later,
             truth=(asked, edges),
+            cluster=f"{row['film']}: {asked.thing}" if asked.thing else "",
         )

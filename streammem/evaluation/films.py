@@ -14,6 +14,7 @@ was shown until then. Nothing is decoded here; `film_files.py` makes films, `ask
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -172,7 +173,7 @@ def plan(clips: Sequence[FilmClip], seconds: float, *, seed: int) -> Film:
     All clips come before one comes again, likewise photos.
 
     Args:
-        clips: at least two, of which one is no photo.
+        clips: at least two clips, or two photos.
         seconds: length; the film ends with the first scene that reaches it.
         seed: equal seeds make equal films.
     """
@@ -182,7 +183,7 @@ def plan(clips: Sequence[FilmClip], seconds: float, *, seed: int) -> Film:
     scenes: list[FilmScene] = []
     total = 0.0
     while total < seconds:
-        kind = int(bool(kinds[1]) and rng.random() < PHOTO_SHARE)
+        kind = int(bool(kinds[1]) and (not kinds[0] or rng.random() < PHOTO_SHARE))
         if not decks[kind]:
             decks[kind] = [kinds[kind][i] for i in rng.permutation(len(kinds[kind]))]
         number = decks[kind].pop()
@@ -251,9 +252,14 @@ def description_of(clip: FilmClip) -> str | None:
 
 def shows(sentences: Sequence[str], thing: str) -> bool:
     """Return whether one of the sentences names a thing, or what is one."""
-    words, kin = content_words(thing), THINGS.get(thing, frozenset())
-    said = [content_words(_FILMING.sub("", sentence)) for sentence in sentences]
+    words, kin = _words(thing), THINGS.get(thing, frozenset())
+    said = (_words(sentence, shown=True) for sentence in sentences)
     return any(words <= each or bool(kin & each) for each in said)
+
+
+@lru_cache(maxsize=8192)  # each sentence of a film is compared with every thing
+def _words(text: str, *, shown: bool = False) -> frozenset[str]:
+    return content_words(_FILMING.sub("", text) if shown else text)
 
 
 def ask_along(film: Film, clips: Sequence[FilmClip], *, seed: int) -> tuple[TimedQuestion, ...]:
@@ -315,7 +321,8 @@ def questions_of(
             for one, many in (("Was ", "Were "), ("was ", "were "), ("Has ", "Have ")):
                 text = text.replace(one, many)
         common = all(thing in THINGS for thing in things)
-        questions.append(TimedQuestion(text, operator, gold, common, later=later))
+        about = " and ".join(things)
+        questions.append(TimedQuestion(text, operator, gold, common, later=later, thing=about))
 
     # 1. What is there: things, and descriptions of whole scenes.
     there = [thing for thing in THINGS if any(shows(clip.sentences, thing) for clip in shown)]

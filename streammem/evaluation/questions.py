@@ -57,6 +57,8 @@ class SuiteQuestion:
             clips; used where the video itself is missing.
         later: of ``never``: it does happen, after ``time``.
         truth: of ``timeline``: the ``TimedQuestion`` and the edges of its scenes.
+        cluster: questions of one cluster are right and wrong together, which widens intervals;
+            empty: those of its video.
         remark: what is odd about its row.
     """
 
@@ -75,6 +77,7 @@ class SuiteQuestion:
     cut: str = ""
     later: bool = False
     truth: Any = None
+    cluster: str = ""
     remark: str = ""
 
     @property
@@ -209,6 +212,7 @@ class Suite:
         official: the benchmark's own rule for a reply.
         videos: folders of the videos, below the suite's own.
         captions: describe every scene while it is watched; else only what an answer rests on.
+        wording: whether the wording of answers is scored.
     """
 
     name: str
@@ -221,6 +225,7 @@ class Suite:
     official: Official = scoring.option_text
     videos: tuple[str, ...] = ("videos", "video", ".")
     captions: bool = False
+    wording: bool = True
 
 
 # -- parsers, one a suite --
@@ -564,7 +569,7 @@ SUITES = {
     for suite in (
         Suite(
             "films", "films that eval make made, with questions of known truth", ("films.jsonl",),
-            _films, OURS, captions=True, videos=(".",),
+            _films, OURS, captions=True, wording=False, videos=(".",),
         ),
         Suite(
             "egoschema", "EgoSchema, the subset of 500", ("test_q.json",), _videollamb,

@@ -51,9 +51,10 @@ def summarise(found: QuestionSet, run: SuiteRun) -> dict[str, Any]:
 
     Returns:
         The object for JSON: ``parts`` by name, each with accuracies by context, a guess's (the
-        mean of 1 / options) and the best that one and the same letter reaches; ``categories``,
-        ``ages`` and ``asked`` of the first context; ``pair`` by context; ``checks``; ``cost``.
-        A share is [value, low, high, count], the 95% interval between.
+        mean of 1 / options) and the best that one and the same letter reaches; ``categories``
+        and ``asked`` of the first context; ``ages``, of its answers and of each control's;
+        ``pair`` by context; ``timelines``, see ``_timelines``; ``checks``; ``cost``. A share is
+        [value, low, high, count], the 95% interval between.
     """
     first, questions = run.settings["contexts"][0], run.questions
     by_context: dict[str, list[ReportRow]] = {name: [] for name in run.settings["contexts"]}
@@ -78,8 +79,6 @@ def summarise(found: QuestionSet, run: SuiteRun) -> dict[str, Any]:
             "one letter": one_letter,
             "contexts": {context: _scores(rows) for context, rows in own.items() if rows},
         }
-    told = [row for row in main if row["kind"] == "recall" and row["seen"] is not None
-            and questions[row["id"]].check == "timeline"]  # fmt: skip
     drawn = run.settings["limit"] or len(found.questions)
     whole = drawn >= len(found.questions)
     return {
@@ -100,12 +99,13 @@ def summarise(found: QuestionSet, run: SuiteRun) -> dict[str, Any]:
         "notices": list(found.notices),
         "parts": parts,
         "categories": _by(main, lambda row: questions[row["id"]].categories),
-        "ages": _by(main, lambda row: (_age(questions[row["id"]]),)),
+        "ages": {
+            context: _by(rows, lambda row: (_age(questions[row["id"]]),))
+            for context, rows in by_context.items() if rows
+        },
         "asked": _by(main, lambda row: (_bucket(questions[row["id"]].time),)),
         "pair": _pairs(by_context),
-        "refused": _listed(share(
-            [float(not row["seen"]) for row in told], [row["video"] for row in told]
-        )),
+        "timelines": _timelines(by_context, questions),
         "risk": _risk(main),
         "evidence": _listed(_share([row for row in main if row["hit"] is not None], "hit")),
         "cost": _cost(main, run),
@@ -130,7 +130,11 @@ def _judge(run: SuiteRun) -> ReportRow | None:
 
 
 def _share(rows: Sequence[ReportRow], name: str) -> Share | None:
-    return share([float(row[name]) for row in rows], [row["video"] for row in rows])
+    return share([float(row[name]) for row in rows], [_cluster(row) for row in rows])
+
+
+def _cluster(row: ReportRow) -> str:
+    return str(row.get("cluster", row["video"]))  # runs that began earlier have the video alone
 
 
 def _listed(found: Share | None) -> list[float] | None:
@@ -176,6 +180,54 @@ def _pairs(by_context: dict[str, list[ReportRow]]) -> ReportRow:
         if all(kinds.values()):
             found[context] = {k: _listed(_share(own, "strict")) for k, own in kinds.items()}
     return found
+
+
+def _timelines(
+    by_context: dict[str, list[ReportRow]], questions: dict[str, SuiteQuestion]
+) -> ReportRow:
+    """What answers over a timeline get wrong, and how: of the first context by operator, of all.
+
+    Returns:
+        By operator, by everyday things and descriptions, and by context: ``questions``, and
+        shares: ``right``; ``right, there`` and ``refused`` of what was there; ``claimed`` of what
+        was not; ``evidence`` that shows the truth, of what was there, and of that what is
+        answered wrong.
+    """
+
+    def figures(rows: Sequence[ReportRow]) -> ReportRow:
+        rows = [
+            {**row, "no": not row["seen"], "shown": bool(row["hit"])}
+            for row in rows if row["seen"] is not None
+        ]  # fmt: skip
+        there = [row for row in rows if row["kind"] == "recall"]
+        absent = [row for row in rows if row["kind"] == "never"]
+        return {"questions": len(rows)} | {
+            name: _listed(_share(own, key))
+            for name, own, key in (
+                ("right", rows, "strict"), ("right, there", there, "strict"),
+                ("refused", there, "no"), ("claimed", absent, "seen"),
+                ("evidence", there, "shown"),
+                ("evidence, wrong", [row for row in there if not row["strict"]], "shown"),
+            )
+        }  # fmt: skip
+
+    timed = {
+        context: [row for row in rows if questions[row["id"]].check == "timeline"]
+        for context, rows in by_context.items()
+    }
+    first, *_ = timed.values()
+    groups: dict[str, list[ReportRow]] = {}
+    for row in first:
+        asked, _ = questions[row["id"]].truth
+        groups.setdefault(asked.operator, []).append(row)
+    operators = {name: figures(groups[name]) for name in sorted(groups)}
+    for name, common in (("everyday things", True), ("descriptions", False)):
+        if own := [row for row in first if questions[row["id"]].truth[0].common is common]:
+            operators[name] = figures(own)
+    return {
+        "operators": operators,
+        "contexts": {context: figures(rows) for context, rows in timed.items() if rows},
+    }
 
 
 def _risk(rows: Sequence[ReportRow]) -> list[list[float]]:
@@ -225,16 +277,16 @@ def checks(
                 ours, theirs, p = found
                 yield (
                     f"beats {control}", ours > theirs and p < CLEAR,
-                    f"{ours} right by {CONTEXTS[first]} alone, {theirs} by {CONTEXTS[control]} "
-                    f"alone (p = {p:.2g}): else the video adds nothing",
+                    f"{ours} right only by {CONTEXTS[first]}, {theirs} only by {CONTEXTS[control]} "
+                    f"(p = {p:.2g}): else the video adds nothing",
                 )  # fmt: skip
-        if "shuffled" in others and (found := _paired(main, by_context["shuffled"])):
-            ours, theirs, p = found
-            yield (
-                "order of options", not (ours > theirs and p < CLEAR),
-                f"{ours} right in the file's order alone, {theirs} in another alone "
-                f"(p = {p:.2g}): else places are known, not answers",
-            )  # fmt: skip
+    if "shuffled" in others and (found := _paired(main, by_context["shuffled"])):
+        ours, theirs, p = found
+        yield (
+            "order of options", not (ours > theirs and p < CLEAR),
+            f"{ours} right in the file's order alone, {theirs} in another alone "
+            f"(p = {p:.2g}): else places are known, not answers",
+        )  # fmt: skip
     said = [row["text"] if row["choice"] is None else row["choice"] for row in main]
     most = max(set(said), key=said.count)
     yield (
@@ -346,17 +398,21 @@ def markdown(report: dict[str, Any]) -> str:
     # 3. What it is made of.
     for title, name in (
         ("By category", "categories"),
-        ("By age of the evidence", "ages"),
         ("By time of the question", "asked"),
     ):
         shares = report[name]
         if len(shares) > 1 or (shares and UNKNOWN not in shares):
             rows = [[group, _cell(found)] for group, found in [*shares.items()][:MOST_CATEGORIES]]
             lines += [f"## {title}", "", *_table(["", "strict"], rows), ""]
+    ages = report["ages"]
+    known = list(next(iter(ages.values()), {}))
+    if len(known) > 1 or (known and UNKNOWN not in known):
+        rows = [[age, *(_cell(own.get(age)) for own in ages.values())] for age in known]
+        heads = ["strict", *(CONTEXTS[context] for context in ages)]
+        lines += ["## By age of the evidence", "", *_table(heads, rows), ""]
+    lines += _timelines_shown(report["timelines"])
     if report["evidence"]:
         lines += [f"Evidence that is cited shows the truth: {_cell(report['evidence'])}", ""]
-    if report["refused"]:
-        lines += [f"Answered as not there, though it was: {_cell(report['refused'])}", ""]
     if report["risk"]:
         risks = " ".join(f"{risk:.2f}" for _, risk in report["risk"])
         lines += [f"Wrong, of the surest tenth, two tenths ... all: {risks}", ""]
@@ -381,6 +437,26 @@ def markdown(report: dict[str, Any]) -> str:
         f"{report['fingerprint'][:12] or 'unknown'}; {made}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _timelines_shown(timelines: ReportRow) -> list[str]:
+    """Show how answers over a timeline are wrong."""
+    lines: list[str] = []
+    of_contexts = {CONTEXTS[name]: found for name, found in timelines["contexts"].items()}
+    for title, groups in (("By operator", timelines["operators"]), ("By context", of_contexts)):
+        if not groups:
+            continue
+        rows = [
+            [name, *(str(each) if isinstance(each, int) else _cell(each)
+                     for each in found.values())]
+            for name, found in groups.items()
+        ]  # fmt: skip
+        heads = [
+            "", "asked", "right", "right, of what is there", "refused though there",
+            "claimed though absent", "evidence shows the truth", "likewise, answered wrong",
+        ]  # fmt: skip
+        lines += [f"## {title}", "", *_table(heads, rows), ""]
+    return lines
 
 
 def _paid_back(pairs: ReportRow) -> list[str]:
@@ -454,7 +530,7 @@ def difference(first: Path, second: Path, *, context: str | None = None) -> dict
 
     Returns:
         The object for JSON: ``all``, ``recall`` and ``never``, each with both shares, the
-        difference with its 95% interval by bootstrap over videos, and McNemar's p.
+        difference with its 95% interval by bootstrap over clusters, and McNemar's p.
 
     Raises:
         DatasetError: a folder holds no run, or they are of other questions.
@@ -502,10 +578,10 @@ def difference(first: Path, second: Path, *, context: str | None = None) -> dict
 
 
 def _compared(pairs: Sequence[tuple[ReportRow, ReportRow]]) -> ReportRow:
-    videos = [a["video"] for a, _ in pairs]
+    clusters = [_cluster(a) for a, _ in pairs]
     changes = [b["strict"] - a["strict"] for a, b in pairs]
     gained, lost = sum(c > 0 for c in changes), sum(c < 0 for c in changes)
-    low, high = paired_bootstrap(changes, videos)
+    low, high = paired_bootstrap(changes, clusters)
     return {
         "first": _listed(_share([a for a, _ in pairs], "strict")),
         "second": _listed(_share([b for _, b in pairs], "strict")),

@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from streammem.errors import DatasetError
+from streammem.evaluation.asking import ReadOnce
 from streammem.evaluation.datasets import (
     EvaluationOptions,
     Photo,
@@ -42,7 +43,6 @@ from streammem.models.protocols import (
     Generator,
     Reads,
     StreamModel,
-    TextEncoder,
     Tool,
     ToolCall,
     ToolTurn,
@@ -329,7 +329,7 @@ def _answers(
         name=model.name,
         fingerprint=model.fingerprint,
         perceiver=model.perceiver,
-        text_encoder=_ReadOnce(model.text_encoder),
+        text_encoder=ReadOnce(model.text_encoder),
         generator=generator,
     )
     session = Session(composed, SessionConfig(now_frames=PICTURES), source="photos")
@@ -373,32 +373,6 @@ def _answers(
     for question in questions:
         if question.kind != "now":
             yield from ask(question)
-
-
-class _ReadOnce:
-    """A text encoder that reads each text once, however many answers need it."""
-
-    def __init__(self, encoder: TextEncoder) -> None:
-        self._encoder = encoder
-        self.background, self.null = encoder.background, encoder.null
-        self._keys: dict[str, np.ndarray] = {}
-        self._readings: dict[str, Any] = {}
-
-    def sentence_keys(self, sentences: Sequence[str]) -> np.ndarray:
-        if new := [text for text in dict.fromkeys(sentences) if text not in self._keys]:
-            self._keys |= dict(zip(new, self._encoder.sentence_keys(new), strict=True))
-        return np.stack([self._keys[text] for text in sentences])
-
-    def sentence_meanings(self, sentences: Sequence[str]) -> np.ndarray:
-        return self._encoder.sentence_meanings(sentences)
-
-    def name_readout(self, description: str) -> Any:
-        return self._encoder.name_readout(description)
-
-    def read_question(self, question: str) -> Any:
-        if question not in self._readings:
-            self._readings[question] = self._encoder.read_question(question)
-        return self._readings[question]
 
 
 class _Nothing:

@@ -71,8 +71,9 @@ class Scored(NamedTuple):
         official: in [0, 1], by the benchmark's own rule.
         choice: the option that was named; None where none, or several, were.
         f1: overlap of tokens with the best reference, of an open question.
-        hit: whether something that is cited shares time with the evidence; None where the suite
-            states none, or nothing is cited.
+        hit: whether something that is cited shares time with the evidence, or over a timeline
+            shows a scene of it for the most part; None where the suite states none, or nothing is
+            cited.
     """
 
     strict: float
@@ -92,13 +93,12 @@ def score(question: "SuiteQuestion", reply: Reply, official: Official) -> Scored
         reply: of a model.
         official: the suite's own rule, for what has options.
     """
+    if question.check == "timeline":
+        return _timeline_scored(question, reply)
     hit = None
     if question.evidence and reply.cited:
         hit = any(min(a.end, b.end) > max(a.start, b.start)
                   for a in reply.cited for b in question.evidence)  # fmt: skip
-    if question.check == "timeline":
-        right = float(_timeline_right(question, reply))
-        return Scored(right, right, hit=hit)
     if question.check == "number":
         right = float(number_in(reply.text) == float(question.references[0]))
         return Scored(right, mean_relative_accuracy(reply.text, question.references[0]), hit=hit)
@@ -123,15 +123,19 @@ def score(question: "SuiteQuestion", reply: Reply, official: Official) -> Scored
     return Scored(strict, official(reply.text, question), only, hit=hit)
 
 
-def _timeline_right(question: "SuiteQuestion", reply: Reply) -> bool:
+def _timeline_scored(question: "SuiteQuestion", reply: Reply) -> Scored:
     from streammem.evaluation.answers import is_right
     from streammem.evaluation.films import scenes_cited
 
     asked, edges = question.truth
-    if reply.answer is None:  # it has no evidence to compare: whether it was seen is all it says
-        return reply.seen is not None and reply.seen == bool(asked.gold) and not asked.gold
     cited = set(scenes_cited(edges, reply.cited))
-    return is_right(asked, reply.answer, cited, edges)  # type: ignore[arg-type]
+    # A boundary that was found lies beside the true one: what is cited touches the next scene, too.
+    hit = bool(cited & set(asked.gold)) if question.evidence and reply.cited else None
+    if reply.answer is None:  # it has no evidence to compare: whether it was seen is all it says
+        right = reply.seen is not None and reply.seen == bool(asked.gold) and not asked.gold
+    else:
+        right = is_right(asked, reply.answer, cited, edges)  # type: ignore[arg-type]
+    return Scored(float(right), float(right), hit=hit)
 
 
 # -- strict --

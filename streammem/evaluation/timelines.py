@@ -72,6 +72,7 @@ class TimedQuestion:
         common: whether it is about an everyday thing, see ``films.THINGS``.
         time: seconds at which it is asked; None: at the end.
         later: whether what has not been seen by then is shown afterwards.
+        thing: that it asks about, where it is known.
     """
 
     text: str
@@ -80,6 +81,7 @@ class TimedQuestion:
     common: bool = False
     time: float | None = None
     later: bool = False
+    thing: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -154,6 +154,15 @@ def test_missing_videos_are_counted_and_a_suite_without_any_is_refused():
         report_of(found._replace(questions=every), Honest)
 
 
+def test_a_sample_is_drawn_by_its_seed_from_all_questions():
+    def asked(**more):
+        return [row["id"] for row in run(questions(200), Honest, **more).rows]
+
+    drawn = asked(limit=20, seed=1)
+    assert len(set(drawn)) == 20 and sorted(drawn) == sorted(asked(limit=20, seed=1))
+    assert set(drawn) != set(asked(limit=20, seed=2)) and max(map(int, drawn)) > 100
+
+
 def test_a_clip_that_is_cut_at_its_question_stands_in_for_a_missing_video():
     found = questions(1)
     (question,) = found.questions
@@ -376,13 +385,70 @@ def test_a_report_states_what_it_was_made_with_and_can_be_drawn(tmp_path):
         assert wanted in text
     draw(report, tmp_path / "report.png")
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
-    assert report["ages"]["below 10 s"][3] == 30
+    assert report["ages"]["memory"]["below 10 s"][3] == 30
 
 
 def test_figures_of_films_say_what_is_refused_and_how_sure_answers_are():
     report = report_of(film_questions(), Claims)
-    assert report["refused"][0] == 0.0 and report["risk"][-1] == [1.0, 0.0]
+    assert report["risk"][-1] == [1.0, 0.0]
     assert "Wrong, of the surest tenth" in markdown(report)
+
+
+def test_intervals_are_as_wide_as_if_questions_that_go_together_were_one():
+    """Ten questions about each of four things, each right or wrong as a whole."""
+    found = questions(40, videos=1)
+    things = [replace(q, cluster=f"thing {i // 10}", answer=(0,), options=OPTIONS)
+              for i, q in enumerate(found.questions)]  # fmt: skip
+    right = {q.text for q in things if q.cluster in ("thing 0", "thing 1")}
+
+    class Knows(Honest):
+        def ask(self, asked, context):
+            return Reply("A" if asked.text in right else "B")
+
+    report = report_of(found._replace(questions=tuple(things)), Knows)
+    value, low, high, count = report["parts"]["all"]["contexts"]["memory"]["strict"]
+    assert (value, count) == (0.5, 40) and low < 0.2 and high > 0.8
+
+
+def test_answers_over_a_timeline_are_summed_up_by_how_they_are_wrong():
+    """Of four that were there: right, wrong with evidence, wrong without, refused; one claimed."""
+    edges = np.arange(0.0, END_S + 1)
+    asked = TimedQuestion("?", "when", (1,), common=True, thing="a dog")
+    absent = TimedQuestion("?", "exists", (), thing="a cat")
+    replies, made = {}, []
+    cases = [  # truth, said to be there, scenes that are cited
+        (asked, True, [1]), (asked, True, [1, 2]), (asked, True, [2]), (asked, False, [3]),
+        (absent, True, [3]), (absent, False, []),
+    ]  # fmt: skip
+    for number, (truth, seen, scenes) in enumerate(cases):
+        text = f"Question {number}?"
+        cited = tuple(TimeSpan(scene - 0.1, scene + 0.9) for scene in scenes)  # beside the edges
+        replies[text] = Reply("", None, seen, cited, score=0.5,
+                              answer=Answer(text, "", seen, "computed"))  # fmt: skip
+        made.append(SuiteQuestion(
+            id=str(number), video="v0", text=text, time=9.5, check="timeline", cluster=text,
+            kind="recall" if truth.gold else "never", truth=(truth, edges),
+            evidence=tuple(TimeSpan(scene, scene + 1) for scene in truth.gold),
+        ))  # fmt: skip
+
+    class Fixed(Honest):
+        def ask(self, asked, context):
+            return replies[asked.text]
+
+    report = report_of(QuestionSet("films", tuple(made), (), "0" * 12), Fixed)
+    found = report["timelines"]["contexts"]["memory"]
+    values = {name: each[0] for name, each in found.items() if name != "questions"}
+    assert values == {
+        "right": pytest.approx(1 / 3, abs=1e-4), "right, there": 0.25, "refused": 0.25,
+        "claimed": 0.5, "evidence": 0.5, "evidence, wrong": pytest.approx(1 / 3, abs=1e-4),
+    }  # fmt: skip
+    assert list(report["timelines"]["operators"]) == ["exists", "when", "everyday things",
+                                                      "descriptions"]  # fmt: skip
+    when = report["timelines"]["operators"]["when"]
+    assert when["questions"] == 4 and when["claimed"] is None and when["refused"][3] == 4
+    text = markdown(report)
+    assert "## By operator" in text and "| when | 4 | 0.250 [" in text and "refused though" in text
+    assert report_of(questions(), Honest)["timelines"] == {"operators": {}, "contexts": {}}
 
 
 # -- going on --
@@ -465,6 +531,30 @@ def test_by_likelihood_the_order_of_options_is_not_asked_again():
     assert len(asked) == 120, "by letter it is asked both ways"
 
 
+def test_the_order_of_options_is_a_control_of_what_is_asked_blind_and_needs_no_video():
+    found = questions()
+    gone = found._replace(questions=tuple(replace(q, video="gone") for q in found.questions))
+    asked = []
+
+    class SaysB(Honest):
+        def push(self, frame, notes):
+            pytest.fail("watched")
+
+        def ask(self, each, context):
+            asked.append((each.options, context))
+            return Reply("B")
+
+    order = replace(gone.questions[0], answer=(1,))
+    gone = gone._replace(questions=tuple(replace(order, id=str(n)) for n in range(40)))
+    report = report_of(gone, SaysB, ("blind", "shuffled"))
+    assert {context for _, context in asked} == {"blind"} and len(asked) == 80
+    assert {OPTIONS} < {options for options, _ in asked}
+    assert report["missing"] == {"videos": 0, "questions": 0}
+    assert holds(report)["order of options"] is False, "B is right in the file's order alone"
+    with pytest.raises(DatasetError, match="none of its 1 videos is there"):
+        run(gone, SaysB, ("blind", "memory"))
+
+
 def test_progress_is_told_after_each_video():
     told = []
     config = RunConfig(("memory",), "letter")
@@ -536,10 +626,67 @@ def test_a_session_chooses_one_of_the_options_by_likelihood_in_every_context(mod
     )
 
 
+def test_what_is_asked_blind_is_answered_as_by_a_session_that_saw_nothing(model):
+    seeing, blind = (SessionWatcher(model, RunConfig()) for _ in range(2))
+    for second in range(8):
+        pixels = np.full((64, 64, 3), 200 * (second > 3), np.uint8)
+        seeing.push(Frame(pixels, float(second), 1.0, second), ())
+    seeing.end()
+    for asked in (Asked("When was there a dog?"), Asked("What is there?", OPTIONS)):
+        reply, empty = (watcher.ask(asked, "blind") for watcher in (seeing, blind))
+        assert (reply.text, reply.seen, reply.tokens) == (empty.text, empty.seen, empty.tokens)
+        assert reply.cited == () and seeing.ask(asked, "memory").cited
+
+
+def test_where_wording_is_not_scored_controls_write_none_and_are_as_right(model):
+    watchers = [SessionWatcher(model, RunConfig(wording=scored)) for scored in (True, False)]
+    for second in range(8):
+        pixels = np.full((64, 64, 3), 200 * (second > 3), np.uint8)
+        for watcher in watchers:
+            watcher.push(Frame(pixels, float(second), 1.0, second), ())
+    for context in ("memory", "now", "uniform"):
+        if context == "uniform":  # of closed scenes
+            for watcher in watchers:
+                watcher.end()
+        said, silent = (watcher.ask(Asked("What is there?"), context) for watcher in watchers)
+        assert said.text and bool(silent.text) == (context == "memory")
+        assert (said.seen, said.cited, said.tokens) == (silent.seen, silent.cited, silent.tokens)
+        assert (said.answer.method, silent.answer.method) == ("model", "model")
+        chosen = watchers[1].ask(Asked("What is there?", OPTIONS), context)
+        assert chosen.choice is not None
+
+
+def test_an_answer_does_not_depend_on_what_was_asked_before(model):
+    watcher = SessionWatcher(model, RunConfig())
+    for second in range(8):
+        pixels = np.full((64, 64, 3), 200 * (second > 3), np.uint8)
+        watcher.push(Frame(pixels, float(second), 1.0, second), ())
+    watcher.end()
+    alone = watcher.ask(Asked("What happened after that?"), "memory")
+    watcher.ask(Asked("When did the camera show a dog for the first time?"), "memory")
+    again = watcher.ask(Asked("What happened after that?"), "memory")
+    assert (again.text, again.cited) == (alone.text, alone.cited)
+    assert all(len(each.turns) <= 1 for each in watcher._answerers.values())
+
+
+def test_a_question_is_read_once_for_all_contexts(model, monkeypatch):
+    watcher, read = SessionWatcher(model, RunConfig()), []
+    inner = type(model).read_question
+    monkeypatch.setattr(
+        type(model), "read_question", lambda self, text: read.append(text) or inner(self, text)
+    )
+    watcher.push(Frame(np.zeros((64, 64, 3), np.uint8), 0.0, 1.0, 0), ())
+    watcher.end()
+    for context in ("memory", "blind", "now", "uniform", "captions", "other"):
+        watcher.ask(Asked("When was there a dog?"), context)
+    assert read == ["When was there a dog?"]
+
+
 def test_each_context_answers_from_what_its_name_says(model):
     answerers = SessionWatcher(model, RunConfig())._answerers
-    contexts = {name: answerers[name].config.context for name in ("now", "captions")}
-    assert contexts == {"now": "now", "captions": "captions"}
+    contexts = {name: answerers[name].config.context for name in ("now", "captions", "uniform")}
+    assert contexts == {"now": "now", "captions": "captions", "uniform": "uniform"}
+    assert answerers["uniform"].config.passages == asking.UNIFORM == 32
     assert answerers["memory"].config.context == model_default(model)
 
 
@@ -684,7 +831,7 @@ def test_the_command_prints_a_report_whose_last_line_is_json_and_keeps_it(
 ):
     monkeypatch.setattr("streammem.models.registry.load", lambda *_, **__: model)
     folder, out = nextqa(tmp_path / "nextqa"), tmp_path / "run"
-    line = ["eval", "nextqa", str(folder), "--context", "blind", "-o", str(out)]
+    line = ["eval", "nextqa", str(folder), "--context", "blind", "--controls", "-o", str(out)]
     monkeypatch.setattr("streammem.commands.evaluating.PROGRESS_S", 0.0)
     assert main(line) == 0
     told = capsys.readouterr()
@@ -692,7 +839,10 @@ def test_the_command_prints_a_report_whose_last_line_is_json_and_keeps_it(
     *_, last = told.out.splitlines()
     report = json.loads(last)
     assert report == json.loads((out / "report.json").read_text())
-    assert report["parts"]["all"]["contexts"]["blind"]["strict"][3] == 3
+    scores = report["parts"]["all"]["contexts"]
+    assert {name: found["strict"][3] for name, found in scores.items()} == {
+        "blind": 3, "shuffled": 3,
+    }  # fmt: skip
     assert {path.name for path in out.iterdir()} == {
         "predictions.jsonl", "report.md", "report.json", "report.png",
     }  # fmt: skip

@@ -2,6 +2,9 @@
 
 import json
 import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -232,7 +235,7 @@ def clips(tmp_path_factory):
 
 def test_films_of_a_seed_have_the_same_scenes_and_no_clip_is_in_both_halves(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(film_files, "write", lambda path, _: (written.append(path), path.touch()))
+    monkeypatch.setattr(film_files, "write", lambda path, *_: (written.append(path), path.touch()))
     rows = [{"file": f"{i}.mp4", "caption": SENTENCES[i % 5], "seconds": 4.0} for i in range(6)]
     (tmp_path / "manifest.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     for row in rows:
@@ -257,6 +260,42 @@ def test_films_of_a_seed_have_the_same_scenes_and_no_clip_is_in_both_halves(tmp_
         asked, edges = question.truth
         assert 60 <= edges[-1] <= 64.1 and question.time <= edges[-1]
         assert (question.kind == "recall") == bool(asked.gold) == bool(question.evidence)
+        assert asked.thing.split(" and ")[0] in question.text
+        assert question.cluster == f"{question.video}: {asked.thing}"
+
+
+@pytest.mark.parametrize(
+    ("minutes", "fps"), [(5, 5), pytest.param(90, 25, marks=pytest.mark.heavy)]
+)
+def test_scenes_of_a_long_film_begin_at_their_edges_to_a_frame(tmp_path, monkeypatch, minutes, fps):
+    shown, told = [], {}
+
+    def one_more(path, start, end, fps):  # as a clip whose frames do not fall on the film's
+        count = round((end - start) * fps) + (1 if path.stem in "024" else -1)
+        yield from [np.full((1, 1, 3), int(path.stem), np.uint8)] * count
+
+    def kept(path, pictures, fps):
+        shown.append(np.array([picture.max() for picture in pictures]))
+        told[path.name] = fps
+
+    monkeypatch.setattr(film_files, "letterboxed", one_more)
+    monkeypatch.setattr(film_files, "write", kept)
+    rows = [{"file": f"{i}.mp4", "caption": SENTENCES[i % 5], "seconds": 4.0} for i in range(6)]
+    (tmp_path / "manifest.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for row in rows:
+        (tmp_path / row["file"]).touch()
+    out = tmp_path / "films"
+    make_films(tmp_path, out, MakeOptions(minutes=minutes, fps=fps, progress=False))
+    assert set(told.values()) == {fps}
+    lines = [json.loads(line) for line in (out / "films.jsonl").read_text().splitlines()]
+    for line, pictures in zip(lines, shown, strict=True):
+        edges = np.cumsum([0.0, *(scene["end"] - scene["start"] for scene in line["scenes"])])
+        assert line["fps"] == fps and len(pictures) == round(edges[-1] * fps)
+        middles = np.round((edges[:-1] + edges[1:]) / 2 * fps).astype(int)
+        files = [int(scene["file"][0]) for scene in line["scenes"]]
+        assert pictures[middles].tolist() == files
+        ages = [q["time"] - edges[max(q["gold"]) + 1] for q in line["questions"] if q["gold"]]
+        assert min(ages) < 10 and max(ages) > 45 * minutes, "from seconds to hours"
 
 
 @pytest.mark.heavy
@@ -271,14 +310,53 @@ def test_films_are_made_watched_and_asked_while_they_run(clips, tmp_path, capsys
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     checks = {check["name"]: check["holds"] for check in report["checks"]}
     assert checks["past only"] and code == (0 if checks.get("knows no future", True) else 1)
-    assert set(report["pair"]) == {"memory"} and report["ages"]
+    assert set(report["pair"]) == {"memory"} and report["ages"]["memory"]
     assert report["parts"]["all"]["contexts"]["memory"]["strict"][3] == 24
     assert main(line) == code, "it goes on from what is there"
+
+
+@pytest.mark.heavy
+def test_the_guides_five_commands_lead_from_nothing_to_a_comparison(
+    clips, farm_folder, tmp_path, monkeypatch, capsys
+):
+    guide = Path(__file__).parents[2] / "docs/guide/evaluation.md"
+    block = re.search(r"```console\n(.*?)```", guide.read_text("utf-8"), re.DOTALL)[1]
+    commands = [shlex.split(line) for line in block.strip().splitlines()]
+    assert len(commands) == 5 and all(words[:2] == ["streammem", "eval"] for words in commands)
+    model = tiny_model()
+    monkeypatch.setattr("streammem.models.registry.load", lambda *_, **__: model)
+    monkeypatch.chdir(tmp_path)
+    Path("clips").symlink_to(clips)
+    Path("flickr8k").symlink_to(farm_folder)
+    for words in commands:
+        assert main(words[1:]) == 0, words
+        told = capsys.readouterr().out
+    assert {path.name for path in Path("films").iterdir()} >= {"fit-0.mp4", "report-0.mp4"}
+    found = json.loads(told.splitlines()[-1])
+    assert found["runs"] == ["streammem-tiny, memory", "streammem-tiny, now"]
+    assert 0 < found["all"]["first"][3] <= 60 and not found["unfinished"]
+
+
+def test_a_folder_of_photos_alone_makes_films_of_photos(photo_folder, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(film_files, "write", lambda path, *_: shown.append(path))
+    options = MakeOptions(minutes=1, progress=False)
+    made = make_films(photo_folder, tmp_path / "films", options)
+    assert shown == made and len(made) == 2
+    lines = [json.loads(line) for line in (tmp_path / "films/films.jsonl").read_text().splitlines()]
+    halves = [{scene["file"] for scene in line["scenes"]} for line in lines]
+    assert halves[0] | halves[1] == {f"{n}.png" for n in range(4)} and not halves[0] & halves[1]
+    with pytest.raises(ConfigError, match="no clips that --photos could come between"):
+        make_films(photo_folder, tmp_path / "b", replace(options, photos=photo_folder))
+    with pytest.raises(DatasetError, match="needs four photos, and has 3"):
+        make_films(photo_folder, tmp_path / "c", replace(options, limit=3))
 
 
 def test_what_makes_no_films_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="minutes"):
         MakeOptions(minutes=0)
+    with pytest.raises(ConfigError, match=r"1 frames a second; give a number in \[2, 60\]"):
+        MakeOptions(fps=1)
     with pytest.raises(DatasetError, match=r"manifest\.jsonl"):
         make_films(tmp_path, tmp_path / "films", MakeOptions())
     (tmp_path / "films.jsonl").write_text('{"film": "a.mp4"}\n')

@@ -42,7 +42,8 @@ def asking(**changes):
         ("Answer: (C)", (2,)), ("The best option is B: two dogs", (1,)), ("Answer: A", (0,)),
         ("A man", (0,)), ("A man with two dogs", ()), ("A dog runs", ()), ("A, C", (0, 2)),
         ("A and B", (0, 1)), ("B or C", ()), ("B, but perhaps C.", ()), ("D", ()), ("", ()),
-        ("I do not know", ()), ("B. nothing", ()), ("b", ()), ("A or B, two dogs", ()),
+        ("I do not know", ()), ("I think it is B.", ()), ("Room B", ()), ("B. nothing", ()),
+        ("b", ()), ("A or B, two dogs", ()),
         ("C. There is nothing to be seen, so I choose C", (2,)),
     ],
 )  # fmt: skip

@@ -5,7 +5,6 @@ a user types. No memory and no prompt wording live here.
 """
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -323,9 +322,9 @@ class CausalLanguageModel:
         ids: list[int] = []
         said = ""
         while True:
-            logits = self._allowed(run, config)
-            logits = penalised(logits, [ids], config.repetition_penalty)
-            token = int(pick(logits, config, [generator])[0])
+            logits, few = self._allowed(run, config)
+            logits = penalised(logits, [ids], config.repetition_penalty, few)
+            token = int(pick(logits, config, [generator], few=few)[0])
             if token in self._stop_ids:
                 if rest := self._text(ids)[len(said) :]:
                     yield rest  # it might have begun a stop
@@ -573,19 +572,18 @@ class CausalLanguageModel:
         replies: list[GrowingReply | None] = [None for _ in generators]
         going = {number: number // count for number in range(len(said))}  # reply -> row of the run
         for left in reversed(range(config.max_new_tokens)):
-            logits = self._allowed(run, config)
+            logits, few = self._allowed(run, config)
             if config.repetition_penalty != 1:
                 before = {row: said[number][0] for number, row in going.items()}
                 alike = [before[row] for row in range(len(logits))]
-                logits = penalised(logits, alike, config.repetition_penalty)
-            held = {
+                logits = penalised(logits, alike, config.repetition_penalty, few)
+            drawing = [generators[number] for number in going]
+            among = {
                 place: drawn[number].following
                 for place, number in enumerate(going)
                 if drawn[number].following and len(said[number][0]) == len(drawn[number].begun)
             }
-            tokens, log_probs = pick(
-                logits, config, [generators[number] for number in going], list(going.values()), held
-            )
+            tokens, log_probs = pick(logits, config, drawing, list(going.values()), few, among)
             parted: dict[tuple[int, int], list[int]] = {}  # (row, token) -> the replies to go on
             for (number, row), token, log_prob in zip(
                 going.items(), tokens.tolist(), log_probs.tolist(), strict=True
@@ -650,14 +648,15 @@ class CausalLanguageModel:
 
     def _allowed(
         self, run: "Run | StaticRun | TransformersRun", config: GenerationConfig
-    ) -> Tensor:
-        """Return a run's logits, [B, V], with -inf for tokens that the vocabulary leaves out."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return a run's logits [B, V] of tokens that a reply may have, and these; None: of all."""
+        if isinstance(run, Run):  # which computes no others
+            return run.logits, run.few
         few = self.caption_tokens if config.vocabulary == "captions" else None
-        if few is None or isinstance(run, Run):  # which computes no others
-            return run.logits
+        if few is None:
+            return run.logits, None
         few = few.to(run.logits.device)
-        held = torch.full_like(run.logits, -math.inf)
-        return held.index_copy_(1, few, run.logits[:, few])
+        return run.logits[:, few], few
 
     def decoder(self) -> LlamaDecoder | StaticDecoder | None:
         """Return the decoder of the weights as they are now; None where transformers' cache is.

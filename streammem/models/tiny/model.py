@@ -22,7 +22,6 @@ from streammem.models.backbones.text import SentenceEncoder
 from streammem.models.backbones.vision import VisionEncoder
 from streammem.models.caption_scores import ConfidenceModel, Reranker
 from streammem.models.once import once
-from streammem.models.prompts import CAPTION_INSTRUCTION
 from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads
 from streammem.models.tiny.bridge import MemoryBridge, empty_memory, update_memory
 from streammem.models.tiny.keys import PictureKey, TextKey
@@ -39,6 +38,7 @@ from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
 
 CAPTION_DECODING = GenerationConfig(max_new_tokens=32, vocabulary="captions")
+CAPTION_INSTRUCTION = "Describe this scene."  # training and inference share it to the letter
 MAX_SPEECH = 300  # characters of what was said in a scene that a prompt shows
 ANSWER_DECODING = GenerationConfig(max_new_tokens=64)
 FRAMES_TOGETHER = 32  # on a GPU, whose memory then holds some hundred MB of activations
