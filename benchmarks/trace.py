@@ -13,10 +13,12 @@ caller, the nearest one of ``streammem/``, stands in another file.
 - **closing push**: the last ``Session.push`` that closes a scene; without a folder, and on disk.
 - **question**: ``Session.ask`` of scenes without captions, three times: a "when" of what was not
   seen, one of what was (the model's own caption), and a question that is answered in words. The
-  goal holds for the one of most files.
+  goal holds for the one of most files. The second is asked once more, when its scenes have
+  captions, as those have that were watched.
 
 The film shows waves of colour, of which no caption is sure: captions of any confidence are kept.
-``-v`` lists what was visited, and the changes of file of the closing push in order.
+``-v`` lists what was visited, in order of the first visit, and the changes of file of the closing
+push.
 """
 
 import argparse
@@ -83,11 +85,11 @@ class Trace:
 
     @property
     def functions(self) -> dict[str, dict[CodeType, int]]:
-        """Lines of each visited function, by file in order of size."""
+        """Lines of each visited function, by file, both in order of the first visit."""
         found: dict[str, dict[CodeType, int]] = defaultdict(dict)
         for code in dict.fromkeys(call.callee for call in self.calls):
             found[place(code)][code] = len(inspect.getsourcelines(code)[0])
-        return dict(sorted(found.items(), key=lambda row: -sum(row[1].values())))
+        return dict(found)
 
     def figures(self) -> dict[str, int]:
         functions = self.functions
@@ -189,6 +191,9 @@ def paths(model: object, folder: Path) -> dict[str, Trace]:
                 session.flush()
                 with traced() as traces[name]:
                     answer = session.ask(question)
+                if name == "question, seen":
+                    with traced() as traces["question, captioned"]:
+                        session.ask(question)
             if round_name == "measured" and answer.seen == (question == NOT_SEEN):
                 print(f"{name}: {question!r}: seen is {answer.seen}", file=sys.stderr)
     return traces
@@ -264,7 +269,7 @@ def place(code: CodeType) -> str:
 
 
 def show(traces: dict[str, Trace], found: dict[str, Sequence[str]]) -> None:
-    """List visited files by lines, with their functions; then changes of file; then lines."""
+    """List visited files with their functions in order; then changes of file; then lines."""
     for name, trace in traces.items():
         print(f"\n{name}")
         for file, functions in trace.functions.items():

@@ -66,12 +66,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """What the language model says of a segment.
+    """The language model's words for a segment.
 
     Attributes:
         confidence: in [0, 1], how likely a noun of the text is right; None where no score exists.
-        reason: ``unsure`` where the model would have said more, but is not sure enough of it; the
-            text is then its first words, or empty.
+        reason: ``unsure`` where the model had more words, but is not sure enough of them; the text
+            is then its first words, or empty.
         likelihood: in (0, 1], the geometric mean of the probabilities that the model itself gave
             the words' tokens. It was fitted to nothing: it ranks one model's captions, and is no
             probability that they are right. None where the model states none, or ``confidence``
@@ -436,6 +436,8 @@ class Stats:
             caption's first word.
         candidates: captions generated of a scene, of which one is chosen; 0 without captions, and
             for a live source until it is known how many there is time for.
+        fewest_candidates: of which a caption was chosen; fewer where scenes of live sources waited
+            for words at the same time. 0 before the first caption.
         alerts_refused: alerts that the model was asked about and denied.
         sound_s: seconds of sound that came beside the pictures of a live source, with speech on.
         sound_skipped_s: of these, seconds that were not recognised, as recognition fell behind.
@@ -459,6 +461,7 @@ class Stats:
     lag_s: float = 0.0
     caption_lag_s: float = 0.0
     candidates: int = 0
+    fewest_candidates: int = 0
     alerts_refused: int = 0
     sound_s: float = 0.0
     sound_skipped_s: float = 0.0
@@ -469,7 +472,9 @@ class Stats:
     tokens: int = 0
 
     def __str__(self) -> str:
-        best_of = f", each the best of {self.candidates}" if self.candidates else ""
+        fewer = 0 < self.fewest_candidates < self.candidates
+        best_of = f"{self.fewest_candidates} to {self.candidates}" if fewer else self.candidates
+        best_of = f", each the best of {best_of}" if self.candidates else ""
         served = f", model server {self.requests} requests ({self.retries} again, {self.failures} "
         served = f"{served}failed), {self.tokens} tokens" if self.requests else ""
         heard = f", {self.sound_s:.0f} s of sound ({self.sound_skipped_s:.0f} skipped), words "

@@ -2,12 +2,15 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 import streammem
 from streammem.models.backbones.weights import SOURCES
@@ -104,11 +107,31 @@ def test_importing_streammem_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator may need Triton")
+@pytest.mark.parametrize(
+    "library",
+    [
+        "streammem.models.backbones",
+        pytest.param("transformers.masking_utils", marks=pytest.mark.heavy),
+    ],
+)
+def test_opening_a_model_without_an_accelerator_leaves_triton_out(library):
+    code = (
+        f"import sys, streammem.models.backbones, {library}; "
+        "from torch.utils._triton import has_triton_package; "
+        "found = has_triton_package() or 'triton' in sys.modules; "
+        "import triton; "  # what imports it by itself has it all the same
+        "sys.exit(found)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 @pytest.mark.parametrize("path", FILES, ids=ids)
 def test_threads_live_in_workers_only(path):
     own = {name for name in imported(path.read_text()) if name.startswith(tuple(THREADS))}
     # The server's locks stand around the one model that its sessions share; a broker is spoken to
-    # in a thread of its own, so that nobody waits for it, as a model server is.
+    # in a thread of its own, so that no watching waits for it, as a model server is.
     others = (
         "engine/reader.py",
         "engine/listener.py",
@@ -169,6 +192,14 @@ def test_the_design_lists_these_layers():
     begin, end = "<!-- layers: made from tests/test_layers.py -->\n", "<!-- end of layers -->"
     listed = design.read_text().partition(begin)[2].partition(end)[0].strip()
     assert listed == wanted, f"put this between the markers in docs/design.md:\n{wanted}"
+
+
+def test_the_places_that_the_design_names_are_there():
+    design = (PACKAGE.parent / "docs" / "design.md").read_text()
+    places = re.findall(r"`(?:streammem/|\.\./)?([a-z_]+/[\w./]*)`", design)
+    assert len(places) > 100
+    roots = (PACKAGE, PACKAGE.parent)
+    assert [place for place in places if not any((root / place).exists() for root in roots)] == []
 
 
 def is_call(node: ast.AST) -> bool:

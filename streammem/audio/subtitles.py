@@ -12,6 +12,7 @@ many files carry another format's suffix.
 import html
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -172,7 +173,7 @@ def language_of(name: str) -> str:
     return _LANGUAGE.get(name) or _LANGUAGE.get(name.partition("-")[0]) or name
 
 
-def tracks_of(path: str | Path) -> list[Track]:
+def tracks_of(path: str | Path, *, looks_inside: bool = True) -> list[Track]:
     """Return the subtitle tracks of a video file, the best first: beside it, then in it.
 
     Of each kind the one without a language comes first, then the default one; forced ones, which
@@ -180,16 +181,16 @@ def tracks_of(path: str | Path) -> list[Track]:
 
     Args:
         path: of the video.
+        looks_inside: open it; not where it is known to hold no tracks of text.
     """
-    path = Path(path)
+    path, inside = Path(path), list[Track]()
 
     def opened() -> InputContainer:
         return av.open(f"file:{path}", "r", options={"protocol_whitelist": "file"})
 
-    try:
-        inside = tracks_in(opened, path.name)
-    except SourceError:
-        inside = []  # that it is no video is reported by what opens it as one
+    if looks_inside:
+        with suppress(SourceError):  # that it is no video is reported by what opens it as one
+            inside = tracks_in(opened, path.name)
     return _best_first([*_beside(path), *inside])
 
 

@@ -225,19 +225,22 @@ class SpeechTrack:
             self._begun.append((start, track))
 
 
-def open_track(path: str | Path, options: SpeechOptions) -> SpeechTrack | None:
+def open_track(
+    path: str | Path, options: SpeechOptions, *, looks_inside: bool = True
+) -> SpeechTrack | None:
     """Read the subtitles of a video file.
 
     Args:
         path: of the video.
         options: see ``SpeechOptions``.
+        looks_inside: see ``tracks_of``.
 
     Returns:
         None where there are none, or none are wanted.
     """
     if options.speech not in ("auto", "on"):
         return None
-    name, tracks = Path(path).name, tracks_of(path)
+    name, tracks = Path(path).name, tracks_of(path, looks_inside=looks_inside)
     chosen, notices = choose_track(tracks, options.language, name)
     if chosen is None:
         return SpeechTrack(name, (), tuple(notices)) if notices else None

@@ -1,4 +1,4 @@
-"""The captioner: what a generator says of a segment, as far as it is likely to be right.
+"""The captioner: a generator's words for a segment, as far as they are likely to be right.
 
     captioner = Captioner(model, CaptionConfig())
     (scored,) = captioner.caption([CaptionRequest(segment, keys, tokens)])

@@ -123,6 +123,8 @@ class _Job:
 
     The scheduler's thread builds it and asks for the number of candidates: a job before it may
     decide that. ``steps`` generates otherwise than by ``Generator.replies``, and always alone.
+    Streams that share (``sharer`` is the stream) have together about as many candidates as one of
+    them has alone.
     """
 
     prompt: Callable[[], Prompt]
@@ -130,6 +132,7 @@ class _Job:
     candidates: Callable[[], int]
     deliver: Callable[["Generated | BaseException"], None]
     urgent: bool = False
+    sharer: object = None
     max_batch: int = MAX_BATCH
     steps: Callable[[Generator, Prompt], Iterator[Replies | None]] | None = None
     cancelled: bool = False
@@ -147,12 +150,15 @@ class LanguageScheduler:
         thread: generates the captions.
         batches: whether the generator gains from batches; False until the first caption is done,
             since asking may open the model.
+        fitting: of how many candidates, decoded so, a live caption has time for how many; measured
+            once, before there are captions to do. Used by the thread alone.
     """
 
     def __init__(self, generator: Generator, on_batch: Callable[[int], None] | None = None) -> None:
         self._generator, self._on_batch = generator, on_batch
         self.lm_lock = FairLock()
         self.batches = False
+        self.fitting: dict[tuple[GenerationConfig, int], int] = {}
         self._changed = threading.Condition()
         self._pending: list[_Job] = []  # urgent first, then the oldest; guarded by _changed
         self._stopped = threading.Event()
@@ -242,8 +248,9 @@ class LanguageScheduler:
     def _run(self) -> None:
         error: BaseException = ClosedError()
         try:
-            while batch := self._take_batch():
-                if self._generate(batch) and not self.batches:
+            while taken := self._take_batch():
+                batch, count = taken
+                if self._generate(batch, count) and not self.batches:
                     with self.lm_lock:
                         self.batches = self._generator.batches
                 if self._on_batch:
@@ -256,25 +263,33 @@ class LanguageScheduler:
         for job in left:
             job.deliver(error)
 
-    def _take_batch(self) -> list[_Job]:
-        """Wait for jobs and take the first, with others that are decoded alike; [] at the end."""
+    def _take_batch(self) -> tuple[list[_Job], int] | None:
+        """Wait for jobs and take the first, with others that are decoded alike; None at the end.
+
+        Returns:
+            The jobs, and the candidates of each.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._pending or self._stopped.is_set())
             if self._stopped.is_set():
-                return []
+                return None
             first = self._pending[0]
             count = first.candidates()
+            if first.sharer:  # halved for two streams that wait, a quarter for up to four, ...
+                waiting = {id(job.sharer) for job in self._pending if job.sharer}
+                count = max(min(count, 1), count >> (len(waiting) - 1).bit_length())
             together = self.batches and first.max_batch > 1
             most = batch_size(first.max_batch, count) if together else 1
             batch = [first]
             for job in self._pending[1:]:
-                alike = (job.decoding, job.candidates()) == (first.decoding, count)
+                share = first.sharer and job.sharer
+                alike = job.decoding == first.decoding and (share or job.candidates() == count)
                 if len(batch) < min(most, job.max_batch) and alike:
                     batch.append(job)
             self._pending = [job for job in self._pending if job not in batch]
-            return batch
+            return batch, count
 
-    def _generate(self, batch: list[_Job]) -> bool:
+    def _generate(self, batch: list[_Job], count: int) -> bool:
         """Generate a batch step by step and deliver each result as soon as it is whole.
 
         What fails, the model's opening too, fails for this batch alone.
@@ -289,7 +304,6 @@ class LanguageScheduler:
                 if first.steps:
                     steps = first.steps(self._generator, prompts[0])
                 else:
-                    count = first.candidates()
                     steps = self._generator.replies(prompts, first.decoding, count)
             while left and not self._stopped.is_set() and not all(job.cancelled for job in left):
                 with self.lm_lock:
@@ -346,9 +360,12 @@ class CaptionQueue:
         wait_s: seconds that a caption may wait for others of the stream's to make a full batch.
         adapts: take fewer candidates than the captioner's where so many would take longer than
             ``LIVE_CAPTION_S`` here: half of them, or half of that, and so on. ``warm_up`` decides.
+            Such queues whose captions wait at the same time share so many.
 
     Attributes:
-        num_candidates: replies of which a caption is chosen; 0 until ``warm_up`` has decided.
+        num_candidates: replies of which a caption is chosen where none waits beside it; 0 until
+            ``warm_up`` has decided.
+        fewest_candidates: of which a caption was chosen; 0 before the first one.
         cpu_s: seconds that the scheduler's thread has computed for it.
         num_skipped: captions that were given up before they were begun.
     """
@@ -362,6 +379,7 @@ class CaptionQueue:
     cpu_s: float = 0.0
     num_skipped: int = 0
     num_candidates: int = field(init=False)
+    fewest_candidates: int = 0
     _pending: deque[tuple[CaptionJob, _Job]] = field(default_factory=deque)
     _held: list[_Job] = field(default_factory=list)  # of the pending, not submitted yet
     _held_since: float = 0.0
@@ -397,6 +415,7 @@ class CaptionQueue:
             decoding,
             lambda: self.num_candidates,
             self._done.put,
+            sharer=self if self.adapts else None,
             max_batch=1 if steps else self.max_batch,
             steps=steps,
         )
@@ -431,23 +450,26 @@ class CaptionQueue:
 
     def _warm_up(self, generator: Generator, prompt: Prompt) -> Iterator[Replies | None]:
         """Open the model; then measure how many candidates a live caption has time for."""
-        for _ in generator.replies([prompt], GenerationConfig(max_new_tokens=1)):
-            yield None
+        decoding, most, known = self.captioner.decoding, self.captioner.candidates, None
         if self.adapts:
-            count, took_s = self.captioner.candidates, LIVE_CAPTION_S + 1
-            while count > 1:
-                took_s = yield from _caption_seconds(
-                    generator, prompt, self.captioner.decoding, count
-                )
+            known = self.scheduler.fitting.get((decoding, most))
+        if known is None:
+            for _ in generator.replies([prompt], GenerationConfig(max_new_tokens=1)):
+                yield None
+        if self.adapts and known is None:
+            known, took_s = most, LIVE_CAPTION_S + 1
+            while known > 1:
+                took_s = yield from _caption_seconds(generator, prompt, decoding, known)
                 if took_s <= LIVE_CAPTION_S:
                     break
-                count //= 2
-            self.num_candidates = count
+                known //= 2
+            self.scheduler.fitting[decoding, most] = known
             log.info(
                 "live captions are the best of %d candidates (%d by default): the longest caption "
                 "takes %.2f s of %.2f s",
-                *(count, self.captioner.candidates, took_s, LIVE_CAPTION_S),
+                *(known, most, took_s, LIVE_CAPTION_S),
             )
+        self.num_candidates = known or self.num_candidates
         yield ()
 
     def _warmed_up(self, _: "Generated | BaseException") -> None:
@@ -487,6 +509,8 @@ class CaptionQueue:
             if isinstance(done, BaseException):
                 raise done
             self.cpu_s += done.cpu_s
+            fewest = min(self.fewest_candidates or self.num_candidates, len(done.replies))
+            self.fewest_candidates = fewest
             yield CaptionResult(job, done.replies, done.began)
 
     def close(self) -> None:

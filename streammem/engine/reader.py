@@ -157,26 +157,21 @@ class Reader:
             self._source.close()
 
     def _put(self, item: Frame | BaseException | None) -> bool:
-        is_frame = isinstance(item, Frame)
-        taken = self._hand_over(item, drops=is_frame and self._drop != "never")
+        """Queue an item, or drop a frame where that is allowed; False once it is stopped."""
+        drops, taken = isinstance(item, Frame) and self._drop != "never", False
+        while not (taken or self._stop.is_set()):
+            try:
+                self._queue.put(item, timeout=0.0 if drops else POLL_S)
+                taken = True
+            except queue.Full:
+                if drops and self._drop == "newest":
+                    self.dropped_full, taken = self.dropped_full + 1, True
+                elif drops:
+                    with suppress(queue.Empty):
+                        self._queue.get_nowait()
+                        self.dropped_full += 1
         if isinstance(item, Frame) and self._patience_s:
             self.captured_until = item.time
             self.captured += 1
             self.dropped_at_stop += not taken
         return taken
-
-    def _hand_over(self, item: Frame | BaseException | None, *, drops: bool) -> bool:
-        """Queue an item, or drop one where that is allowed; not once the reader is stopped."""
-        while not self._stop.is_set():
-            try:
-                self._queue.put(item, timeout=0.0 if drops else POLL_S)
-                return True
-            except queue.Full:
-                if drops and self._drop == "newest":
-                    self.dropped_full += 1
-                    return True
-                if drops:
-                    with suppress(queue.Empty):
-                        self._queue.get_nowait()
-                        self.dropped_full += 1
-        return False

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streammem.audio.scene_sound import SceneSound, SoundWindow
+from streammem.audio.scene_sound import SoundWindow
 from streammem.audio.track import SpeechTrack
 from streammem.captioning.captioner import Captioner, CaptionRequest, ScoredCaption
 from streammem.engine.session_config import SessionConfig
@@ -26,7 +26,7 @@ from streammem.memory.memory import CacheConfig, Memory
 from streammem.memory.named import Taught
 from streammem.memory.retrieval import EVERYTHING, Window, clipped
 from streammem.memory.timeline import offset_after
-from streammem.models.protocols import EncodedSegment, LikelihoodGenerator, StreamModel
+from streammem.models.protocols import LikelihoodGenerator, StreamModel
 from streammem.models.tiny.planning import open_planning
 from streammem.perception.background import Background, BackgroundState, Box
 from streammem.perception.frames import (
@@ -92,12 +92,12 @@ class SessionState:
 
 
 class Session:
-    """Perceives frames, remembers segments, and speaks about them.
+    """Perceives frames, remembers and captions segments, and answers questions about them.
 
     Sessions of one model share nothing but its weights.
 
     Args:
-        model: what sees and speaks.
+        model: perceives, captions and answers.
         config: options.
         memory: folder of a durable memory, made where there is none; None keeps it in RAM. What
             is in it stays findable, and the recurrent memory goes on from it.
@@ -146,6 +146,7 @@ class Session:
         self.on_score, self.wall_zero = on_score, wall_zero
         self.captioner = Captioner(self.model, self.config.captioning)
         key_dim = self.model.text_encoder.background.shape[1]
+        self._generator = self.model.generator
         self._encoder = encoder = self.model.segment_encoder
         token_shape = encoder.token_shape if encoder else (0, 0)
         if memory is None:
@@ -395,7 +396,7 @@ class Session:
         entry = self.memory.get(segment.id)
         if entry is None:
             raise KeyError(f"no segment {segment.id} in this session")
-        reads = self.model.generator.reads
+        reads = self._generator.reads
         tokens = self.tokens(segment.id) if reads.tokens else None
         jpeg = self.memory.keyframe(segment.id) if reads.pictures else None
         keyframes = (self.keyframe(segment.id),) if jpeg else ()
@@ -404,7 +405,7 @@ class Session:
     def blank_request(self) -> CaptionRequest:
         """Return a request that shows nothing, to open the language model with."""
         span, encoder = Segment(0, 0.0, 0.0, None, None), self.model.segment_encoder
-        reads = self.model.generator.reads
+        reads = self._generator.reads
         tokens = torch.zeros(encoder.token_shape) if encoder and reads.tokens else None
         blank = (np.zeros((KEYFRAME_SIDE, KEYFRAME_SIDE, 3), np.uint8),) if reads.pictures else ()
         return CaptionRequest(span, self.model.text_encoder.background[:1].numpy(), tokens, blank)
@@ -600,7 +601,7 @@ class Session:
         return PastFollower(goal, open_planning(planning) if planning else None)
 
     def _step_likelihoods(self) -> Callable[[Sequence[str], Entry], np.ndarray]:
-        generator = self.model.generator
+        generator = self._generator
         if not isinstance(generator, LikelihoodGenerator):
             raise ConfigError(f"{self.model.name}: tells no likelihoods; leave likelihood out")
 
@@ -718,22 +719,32 @@ class Session:
         clusters = visual_keys(keys)
         jpeg = keyframe(full, clusters[0])
         pictures: tuple[np.ndarray, ...] = ()
-        if count_shown := self.model.generator.reads.pictures:
+        if count_shown := self._generator.reads.pictures:
             shown = [full[i] for i in spread(len(full), count_shown)]
             pictures = tuple(f.picture for f in shown if f.picture is not None)
-        # 2. Its tokens, which the recurrent memory takes in.
+        # 2. What is heard meanwhile, on the source's own clock: words, and sound for the encoder.
+        segment = Segment(self.next_segment, frames[0].time, end, depth, reason)
         offset, sound = self.time_offset, None
         if self.sound:
-            sound = self.sound.scene(frames[0].time - offset, end - offset)
-        tokens, recurrent = self._encode(full, clusters[0], sound)
-        # 3. Store them with what is said meanwhile; only then forget the frames: those whose
-        # segment cannot be written stay.
-        segment = Segment(self.next_segment, frames[0].time, end, depth, reason)
-        notes, note_keys = self._notes_within(segment), keys[:0]
+            sound = self.sound.scene(segment.start - offset, end - offset)
+        notes, note_keys = tuple[Note, ...](), keys[:0]
+        if self.speech:
+            said = self.speech.within(segment.start - offset, end - offset)
+            notes = tuple(note.shifted(offset) for note in said)
         if notes:
             note_keys = visual_keys(
                 self.model.text_encoder.sentence_keys([note.text for note in notes])
             )
+        # 3. Its tokens, read beside those of its like, and the recurrent memory after it.
+        tokens, recurrent = torch.zeros(0, 0), self.recurrent
+        if (encoder := self._encoder) is not None:
+            related = None
+            if encoder.reads_related:
+                related = self.memory.related_tokens(clusters[0], self.config.retrieved)
+            read = segment_frames(segment.id, full)._replace(sound=sound)
+            tokens, recurrent = encoder.encode_segment(read, self.recurrent, related)
+        # 4. Store all that, and only then forget the frames: those whose segment cannot be written
+        # stay.
         row = self.memory.append(
             Entry(
                 segment=segment.id,
@@ -754,31 +765,11 @@ class Session:
         self._said[segment.id] = notes
         self._buffer.drop(count)
         self.recurrent, self.next_segment = recurrent, segment.id + 1
-        # 4. Hand on what a caption needs: of the row, whose tokens are rounded, so that a caption
+        # 5. Hand on what a caption needs: of the row, whose tokens are rounded, so that a caption
         # made later from disk is the same.
         seen = torch.from_numpy(row.tokens.astype(np.float32)) if row.tokens.size else None
         self._closed[segment.id] = CaptionRequest(segment, row.visual_keys, seen, pictures, notes)
         return segment
-
-    def _notes_within(self, segment: Segment) -> tuple[Note, ...]:
-        """Return what is said in a closing segment, by the memory's clock."""
-        offset = self.time_offset
-        found = (
-            self.speech.within(segment.start - offset, segment.end - offset) if self.speech else ()
-        )
-        return tuple(note.shifted(offset) for note in found)
-
-    def _encode(
-        self, frames: Sequence[BufferedFrame], key: np.ndarray, sound: SceneSound | None
-    ) -> EncodedSegment:
-        """Read the closing segment with what the memory has of its like."""
-        encoder, related = self._encoder, None
-        if encoder is None:
-            return EncodedSegment(torch.zeros(0, 0), self.recurrent)
-        if encoder.reads_related:
-            related = self.memory.related_tokens(key, self.config.retrieved)
-        read = segment_frames(self.next_segment, frames)._replace(sound=sound)
-        return encoder.encode_segment(read, self.recurrent, related)
 
 
 def _window(between: tuple[float, float] | Window | None) -> Window:

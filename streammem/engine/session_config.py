@@ -1,4 +1,4 @@
-"""How a session remembers, speaks and answers; every option has a default that holds."""
+"""How a session remembers, captions and answers; every option has a default that holds."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +19,7 @@ from streammem.qa.answerer import AnswerConfig, Context, Letters
 
 @dataclass(frozen=True, slots=True)
 class SessionConfig:
-    """How a session remembers, speaks and answers.
+    """How a session remembers, captions and answers.
 
     Attributes:
         scenes: SceneTilling's options; None takes the model's.
@@ -48,7 +48,7 @@ class SessionConfig:
             (``now``), segments spread evenly (``uniform``), captions without tokens (``captions``),
             or as Goldfish (``goldfish``, ``goldfish-again``), see ``AnswerConfig``.
         letters: of the text that Goldfish's contexts read: ``all``, or ``latin``; likewise.
-        remark: let the model say a sentence of its own after an answer that was computed.
+        remark: let the model add a sentence of its own after an answer that was computed.
         steps: times that the model is asked for one answer, in [1, 32]; above 1 it may look things
             up in the memory before it answers, if it can call tools.
         steps_s: seconds after which it must answer, > 0.
@@ -62,11 +62,11 @@ class SessionConfig:
             order: names in ``memory.retrieval.RANKERS``.
         caption: decoding of captions; None takes the model's.
         answer: decoding of answers.
-        candidates: captions drawn of a scene, of which the one that fits best is said, in
-            [1, 32]; 1 says the likeliest. None takes the model's number, and 1 with beams, a
+        candidates: captions drawn of a scene, of which the one that fits best is taken, in
+            [1, 32]; 1 takes the likeliest. None takes the model's number, and 1 with beams, a
             temperature or an instruction.
         min_confidence: in [0, 1]; a caption of less confidence ends after its first noun phrase,
-            and nothing is said of pictures that look like nothing known. 0 says everything; None
+            and pictures that look like nothing known get none. 0 gives every caption whole; None
             takes 0.3 for a model whose confidence was fitted.
         instruction: what a caption is asked by; None takes what the model was trained with.
     """

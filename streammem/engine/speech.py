@@ -96,7 +96,7 @@ def open_speech(source: VideoSource, options: SpeechOptions) -> Speech:
     if options.subtitles is not None:
         subtitles = _given_track(source, options)
     elif source.path is not None:
-        subtitles = open_track(source.path, options)
+        subtitles = open_track(source.path, options, looks_inside=source.has_texts)
     elif source.paths:
         subtitles = open_tracks(source.paths, options, source.starts)
     else:

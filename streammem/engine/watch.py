@@ -6,7 +6,7 @@ scheduler (`captioning/scheduler.py`). The session is touched by the caller's th
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -76,32 +76,31 @@ def watch(
     Raises:
         ConfigError, SourceError: at the call, before anything is yielded.
     """
+    # 1. What the model cannot do, before a camera is connected for it.
+    if options.confirm_alerts or options.until is not None:
+        check_reads(session.model)
+    alerts = None
+    if options.alerts or callbacks.alerts:
+        alerts = Alerts(session.model.text_encoder, options.alerts, options.alerting)
+    # 2. The source, and what is heard in it.
     opened = source if isinstance(source, VideoSource) else open_with(source, source_options)
     if not session.source:
         session.source = opened.name
     try:
         speech = open_speech(opened, options.speech)
         session.speech = speech.subtitles
-        session.sound = _open_sound(opened, session)
+        session.sound = _open_sound(opened, session) if session.config.sound != "off" else None
     except StreammemError:
         opened.close()
         raise
-    alerts = None
-    if options.alerts or callbacks.alerts:
-        alerts = Alerts(session.model.text_encoder, options.alerts, options.alerting)
-    if options.confirm_alerts or options.until is not None:
-        check_reads(session.model)
     return _Watching(session, opened, options, callbacks, alerts, scheduler, speech).events()
 
 
 def _open_sound(source: VideoSource, session: Session) -> SoundWindow | None:
     """Open the sound of a source for a model that listens; None where it can have none."""
-    wanted = session.config.sound
-    if wanted == "off":
-        return None
 
     def report(reason: str) -> None:
-        if wanted == "notice":
+        if session.config.sound == "notice":
             source.notices.append(f"{reason}: scenes are described without sound from here on")
 
     if source.sound_beside:
@@ -137,7 +136,7 @@ class _Watching:
         self._perceive_s = self._perceived_until = self._caption_lag_s = 0.0
         self._num_refused, self._holds = 0, False
         self._newest: Frame | None = None  # timed by the memory's clock
-        self._late: list[Segment] = []  # closed while an answer was waited for
+        self._closed: list[Segment] = []  # to be yielded
         self._notes: dict[int, tuple[Note, ...]] = {}  # by segment, to be yielded
         self._speech = speech
         self._recognised: SceneNotes | None = None
@@ -150,7 +149,8 @@ class _Watching:
         drop = options.drop or ("oldest" if self._live else "never")
         described = options.captions and self._session.captioner.can_describe
         self._captions = self._open_captions() if described else None
-        self._checks = self._open_checks()
+        asks = options.confirm_alerts or options.until is not None
+        self._checks = self._open_checks() if asks else None
         if self._speech.is_heard:
             self._recognised = SceneNotes(self._session, self._source, self._speech)
         self._reader = Reader(self._source, drop)
@@ -198,10 +198,8 @@ class _Watching:
             captions.warm_up(session.blank_request())
         return captions
 
-    def _open_checks(self) -> Checks | None:
+    def _open_checks(self) -> Checks:
         options, model = self._options, self._session.model
-        if not options.confirm_alerts and options.until is None:
-            return None
         # One generator is used by one thread: where it captions, too, it has a scheduler.
         captions = model.answer_generator is model.generator
         scheduler = self._captions.scheduler if self._captions and captions else None
@@ -209,22 +207,22 @@ class _Watching:
 
     def _stream(self) -> Iterator[Event]:
         for frame in self._reader.frames(self._callbacks.stop):
-            closed = self._push(frame) if frame else ()
-            yield from self._due((*self._closed_late(), *closed))
             if frame:
+                self._push(frame)
+            yield from self._due()
+            if frame and (self._alerts or self._checks):
                 yield from self._alerted(frame)
             yield from self._asides()
             if self._holds:
                 self._reader.stopped = True
                 break
         self._reader.halt()
-        yield from self._checked_at_end()
-        end = None if self._reader.stopped else self._source.end
-        closed = self._session.flush(end)
-        self._notes |= {segment.id: self._session.notes(segment) for segment in closed}
-        self._num_segments += len(closed)
-        yield from self._due((*self._closed_late(), *closed), at_end=True)
-        yield from self._checked_rest()  # alerts of the last captions
+        if self._checks:
+            yield from self._checked_at_end(self._checks)
+        self._close(self._session.flush(None if self._reader.stopped else self._source.end))
+        yield from self._due(at_end=True)
+        if self._checks:
+            yield from self._checked_rest(self._checks)  # alerts of the last captions
         for segment in list(self._notes):
             yield from self._notes.pop(segment)
         yield from self._heard_at_end()
@@ -236,13 +234,9 @@ class _Watching:
     def _keep_up(self) -> None:
         """Perceive the frames that came while an answer was waited for."""
         while frame := self._reader.waiting_frame():
-            self._late.extend(self._push(frame))
+            self._push(frame)
 
-    def _closed_late(self) -> list[Segment]:
-        late, self._late = self._late, []
-        return late
-
-    def _push(self, frame: Frame) -> tuple[Segment, ...]:
+    def _push(self, frame: Frame) -> None:
         began = time.thread_time()
         wall_zero = self._source.wall_zero
         # A live source goes on in the memory's time; a file's clock is its own in every pass.
@@ -252,16 +246,22 @@ class _Watching:
             self._session.wall_zero = wall_zero - self._session.time_offset
         closed = self._session.push(frame)
         self._perceive_s += time.thread_time() - began
-        self._notes |= {segment.id: self._session.notes(segment) for segment in closed}
+        self._close(closed)
         self._num_frames += 1
-        self._num_segments += len(closed)
         self._perceived_until = frame.time
         if self._callbacks.on_frame:
             self._callbacks.on_frame(frame)
-        return closed
 
-    def _due(self, closed: tuple[Segment, ...], *, at_end: bool = False) -> Iterator[Event]:
+    def _close(self, segments: Iterable[Segment]) -> None:
+        """Hold segments that the session has just closed, until ``_due`` yields them."""
+        for segment in segments:
+            self._closed.append(segment)
+            self._notes[segment.id] = self._session.notes(segment)
+            self._num_segments += 1
+
+    def _due(self, *, at_end: bool = False) -> Iterator[Event]:
         """Yield closed segments, and captions until few enough segments wait for theirs."""
+        closed, self._closed = self._closed, []
         for segment in closed:
             if self._recognised:
                 self._recognised.closed(segment)
@@ -334,7 +334,7 @@ class _Watching:
             return caption, ()
         picture = partial(self._picture_of, request)
         found = self._alerts.read(caption, request.keys, scored.key, picture)
-        return caption, tuple(alert for alert in found if self._is_told(alert, picture()))
+        return caption, tuple(alert for alert in found if not self._is_asked(alert, picture()))
 
     def _picture_of(self, request: CaptionRequest) -> np.ndarray | None:
         """Return a picture of a captioned scene: of one that is still open, the newest frame."""
@@ -358,20 +358,19 @@ class _Watching:
         frame = self._newest = replace(frame, time=frame.time + self._session.time_offset)
         seen = alerts.take(frame, newest.key, self._session.next_segment) if alerts else ()
         for alert in seen:
-            if self._is_told(alert, frame.pixels):
+            if not self._is_asked(alert, frame.pixels):
                 yield alert
         if self._checks:
             self._checks.look(frame)
 
-    def _is_told(self, alert: Alert, picture: np.ndarray | None) -> bool:
-        """Ask the model to confirm an alert, if it is to; return whether it is told at once."""
+    def _is_asked(self, alert: Alert, picture: np.ndarray | None) -> bool:
+        """Ask the model to confirm an alert, where it is to and can; it is yielded at once else."""
         checks = self._checks if self._options.confirm_alerts else None
-        return not (checks and picture is not None and checks.confirm(alert, picture))
+        return bool(checks and picture is not None and checks.confirm(alert, picture))
 
-    def _checked(self, wait_s: float, *, at_end: bool = False) -> Iterator[Event]:
+    def _checked(self, checks: Checks, wait_s: float, *, at_end: bool = False) -> Iterator[Event]:
         """Yield what the model has been asked about and has not denied."""
-        checks = self._checks
-        for result in checks.results(wait_s) if checks else ():
+        for result in checks.results(wait_s):
             if isinstance(result, Notice):
                 yield result
                 continue
@@ -382,38 +381,35 @@ class _Watching:
                 self._num_refused += 1
             elif isinstance(asked, Alert):
                 yield replace(asked, confirmed=verdict)
-            elif checks and not self._holds and checks.holds(verdict, at_end=at_end):
+            elif not self._holds and checks.holds(verdict, at_end=at_end):
                 self._holds = True
                 yield asked
 
-    def _checked_at_end(self) -> Iterator[Event]:
+    def _checked_at_end(self, checks: Checks) -> Iterator[Event]:
         """Look a last time, and yield what is left; unconfirmed what would have to be awaited."""
-        if not self._checks:
-            return
-        stopped = self._reader.stopped
-        if self._newest is not None and not stopped:
-            yield from self._checked(math.inf)
-            self._checks.look(self._newest, at_end=True)
-        yield from self._checked_rest()
+        if self._newest is not None and not self._reader.stopped:
+            yield from self._checked(checks, math.inf)
+            checks.look(self._newest, at_end=True)
+        yield from self._checked_rest(checks)
 
-    def _checked_rest(self) -> Iterator[Event]:
+    def _checked_rest(self, checks: Checks) -> Iterator[Event]:
         """Yield what the model has been asked; where the watching is stopped only a while."""
-        if not self._checks:
-            return
         stopped = self._reader.stopped
-        yield from self._checked(STOP_S if stopped else math.inf, at_end=not stopped)
-        yield from (asked for asked in self._checks.unanswered() if isinstance(asked, Alert))
+        yield from self._checked(checks, STOP_S if stopped else math.inf, at_end=not stopped)
+        yield from (asked for asked in checks.unanswered() if isinstance(asked, Alert))
 
     def _asides(self) -> Iterator[Event]:
         """Yield what does not come from frames: notices, counters, answers."""
         yield from self._notices()
         # Only once it is known where the memory's time stands.
-        yield from self._recognised.due() if self._recognised and self._num_frames else ()
+        if self._recognised and self._num_frames:
+            yield from self._recognised.due()
         every_s = self._options.stats_s
         if every_s is not None and time.monotonic() >= self._stats_at:
             self._stats_at = time.monotonic() + every_s
             yield self._stats()
-        yield from self._checked(0.0 if self._live else math.inf)
+        if self._checks:
+            yield from self._checked(self._checks, 0.0 if self._live else math.inf)
         yield from self._answered()
 
     def _answered(self) -> Iterator[Event]:
@@ -470,7 +466,7 @@ class _Watching:
             yield answer
         except ServedModelError as error:
             yield Notice(str(error))
-        yield from self._due(tuple(self._closed_late()))
+        yield from self._due()
 
     def _stats(self) -> Stats:
         reader, captions = self._reader, self._captions
@@ -491,6 +487,7 @@ class _Watching:
             lag_s=max(0.0, reader.captured_until - self._perceived_until),
             caption_lag_s=self._caption_lag_s if self._live else 0.0,
             candidates=captions.num_candidates if captions else 0,
+            fewest_candidates=captions.fewest_candidates if captions else 0,
             alerts_refused=self._num_refused,
             sound_s=listener.sound_s if listener else 0.0,
             sound_skipped_s=listener.skipped_s if listener else 0.0,

@@ -93,7 +93,13 @@ def checksum(*values: Value) -> bytes:
     """Return 8 bytes that change with any of the values or their types."""
     digest = blake2b(digest_size=8)
     for value in values:
-        content = _content(value)
+        if value is None:
+            content = b""
+        elif isinstance(value, bytes):
+            content = value
+        else:
+            is_float = isinstance(value, float)
+            content = struct.pack("<d", value) if is_float else str(value).encode()
         digest.update(struct.pack("<cq", type(value).__name__[:1].encode(), len(content)))
         digest.update(content)
     return digest.digest()
@@ -253,14 +259,6 @@ def _bytes(values: np.ndarray) -> bytes:
 
 def _array(block: bytes, width: int) -> np.ndarray:
     return np.frombuffer(block, _HALF).reshape(-1, width)
-
-
-def _content(value: Value) -> bytes:
-    if value is None:
-        return b""
-    if isinstance(value, bytes):
-        return value
-    return struct.pack("<d", value) if isinstance(value, float) else str(value).encode()
 
 
 class Database:

@@ -151,7 +151,10 @@ class Entry:
             object.__setattr__(self, name, keys)
         _require(np.ndim(self.tokens) == 2, "tokens", "must be [M, D]")
         tokens = _frozen(self.tokens, np.float16)
-        object.__setattr__(self, "tokens", _rounded(tokens) if tokens.size else tokens)
+        if tokens.size:
+            _require(bool(np.isfinite(tokens).all()), "tokens", "must be finite in half precision")
+            tokens = _frozen(from_eight_bits(*to_eight_bits(tokens), tokens.shape), np.float16)
+        object.__setattr__(self, "tokens", tokens)
 
     def age(self, at: Now) -> float:
         """Return how many seconds ago it ended, >= 0.
@@ -515,11 +518,6 @@ def _on_one_clock(row: Entry, entry: Entry) -> bool:
 
 def _steps(largest: np.ndarray) -> np.ndarray:
     return largest.astype(np.float32)[:, None] / _LEVELS
-
-
-def _rounded(tokens: np.ndarray) -> np.ndarray:
-    _require(bool(np.isfinite(tokens).all()), "tokens", "must be finite in half precision")
-    return _frozen(from_eight_bits(*to_eight_bits(tokens), tokens.shape), np.float16)
 
 
 def _require(holds: bool, name: str, rule: str) -> None:

@@ -11,7 +11,7 @@ rule is one function in ``RANKERS``; it then holds in all three, and for "not se
                           words of the captions ──┘
 
     content_words("two dogs are running")              # {"dog", "run"}
-    names("A man is riding a motorcycle.", content_words("a man rides a motorcycle"))   # True
+    names("A man is riding a motorcycle.", content_words("a person rides a motorbike"))  # True
 """
 
 import math
@@ -67,6 +67,10 @@ NAMED = 0.06  # cosine beyond the level that a caption counts which names what i
 # them. docs/research/speech.md, *What was seen, and what was said*.
 NAMED_ALOUD = 0.058
 OTHER_SENSE = 1.0  # cosine that what is seen counts less where what was said is looked for
+
+# Of descriptions, see ``counted``; docs/research/answers.md, *What counts*.
+DESCRIBES = 3  # content words from which on a query tells what a scene shows, and not one thing
+ALIKE = 0.9  # cosine of two scenes' keys; one clip shown again has 0.99, two clips at most 0.93
 
 # Rate of false sightings aimed at: of questions about things that the memory lacks.
 FALSE_SIGHTINGS = 0.15
@@ -459,7 +463,7 @@ def rate(entries: Sequence[Entry], query: Query, rankers: Sequence[str] = DEFAUL
         "visual_keys": np.zeros(len(entries), bool),
         "caption_keys": np.array([names(_sure_caption(entry), query.words) for entry in entries]),
         "note_keys": np.array(
-            [query.heard and names(_speech(entry), query.words) for entry in entries]
+            [query.heard and names(_speech(entry), query.words, kinds=False) for entry in entries]
         ),
     }
     excess = None
@@ -491,6 +495,25 @@ def rate(entries: Sequence[Entry], query: Query, rankers: Sequence[str] = DEFAUL
             entries, *(column.tolist() for column in columns), strict=True
         )
     )  # fmt: skip
+
+
+def counted(hits: Hits, query: Query) -> Hits:
+    """Return the hits, in their order, that count as showing what is looked for.
+
+    Of a thing those that are seen. A description fits one scene: of those that are seen the best
+    counts, those whose pictures look like it, and those whose words name it.
+    """
+    seen = tuple(hit for hit in hits if hit.seen)
+    one_thing = query.name is not None or len(query.words) < DESCRIBES
+    if not seen or query.things or one_thing:
+        return seen
+    best = max(seen, key=lambda hit: hit.ranked).entry.visual_keys
+    return tuple(
+        hit
+        for hit in seen
+        if _names(hit.entry, query.words)
+        or (hit.entry.visual_keys @ best.T).max(initial=-1.0) >= ALIKE
+    )
 
 
 # -- not seen --
@@ -613,7 +636,7 @@ def _spelling(entries: Sequence[Entry], words: frozenset[str]) -> Iterator[Entry
 
 
 def _names(entry: Entry, words: frozenset[str]) -> bool:
-    return names(_sure_caption(entry), words) or names(_speech(entry), words)
+    return names(_sure_caption(entry), words) or names(_speech(entry), words, kinds=False)
 
 
 def _sure_caption(entry: Entry) -> str:
@@ -683,6 +706,26 @@ _IRREGULAR = {
     "caught": "catch",
 }  # fmt: skip
 _VOWELS = frozenset("aeiouy")
+# Words of captions that name one, too: a dog in a caption answers for an animal. Only what always
+# is one, and whose stem is nothing else: who is fishing is no fish, what is orange no fruit. Kinds
+# of kinds are found by themselves.
+_KINDS = {
+    "person": "man woman child guy lady teenager adult crowd family player rider skier surfer "
+    "snowboarder skateboarder skater cyclist biker swimmer runner climber hiker dancer worker "
+    "officer soldier",
+    "child": "boy girl baby toddler kid", "kid": "child", "man": "guy", "woman": "lady",
+    "animal": "dog cat horse cow sheep goat pig rabbit camel elephant giraffe zebra lion tiger "
+    "monkey squirrel deer bird turtle snake frog",
+    "dog": "puppy hound poodle terrier retriever greyhound", "cat": "kitten", "horse": "pony",
+    "cow": "calf", "sheep": "lamb", "rabbit": "bunny",
+    "bird": "duck swan goose pigeon seagull parrot eagle hawk owl penguin chicken",
+    "vehicle": "car truck bus van motorcycle bicycle tram tractor boat airplane helicopter",
+    "car": "taxi suv minivan jeep sedan automobile", "truck": "lorry", "taxi": "cab",
+    "bicycle": "bike bicyclist cyclist", "bike": "bicycle motorcycle",
+    "motorcycle": "motorbike motorcyclist", "boat": "canoe kayak sailboat yacht ferry",
+    "sofa": "couch", "couch": "sofa", "television": "tv", "tv": "television",
+    "phone": "telephone cellphone", "telephone": "phone", "cup": "mug",
+}  # fmt: skip
 
 
 def stem(word: str) -> str:
@@ -715,11 +758,23 @@ def stem(word: str) -> str:
 
 
 @lru_cache(maxsize=256)
+def kinds_of(word: str) -> frozenset[str]:
+    """Return the stems of words that name what this stem does, itself among them."""
+    found, new = frozenset[str](), frozenset({word})
+    while new:
+        found |= new
+        listed = [kinds for name, kinds in _KINDS.items() if stem(name) in new]
+        new = frozenset(stem(kind) for kinds in listed for kind in kinds.split()) - found
+    return found
+
+
+@lru_cache(maxsize=256)
 def spellings(word: str) -> tuple[str, ...]:
-    """Return strings of which every text holds one that holds a word of this stem."""
-    irregular = [form for form in _IRREGULAR if stem(form) == word]
+    """Return strings of which every text holds one that holds a word of this stem, or its kinds."""
+    kinds = kinds_of(word)
+    irregular = [form for form in _IRREGULAR if stem(form) in kinds]
     # An end in y becomes i: "skies" and "sky" share "sk".
-    return (word[:-1] if word[-1:] in ("i", "y") else word, *irregular)
+    return (*(kind[:-1] if kind[-1:] in ("i", "y") else kind for kind in kinds), *irregular)
 
 
 @lru_cache(maxsize=8192)  # captions of a memory are compared with every question
@@ -729,6 +784,14 @@ def content_words(text: str) -> frozenset[str]:
     return frozenset(stem(word) for word in words if word not in STOP_WORDS)
 
 
-def names(text: str | None, words: frozenset[str]) -> bool:
-    """Return whether one line of a text holds every one of these words, and there are any."""
-    return bool(words) and any(words <= content_words(line) for line in (text or "").splitlines())
+def names(text: str | None, words: frozenset[str], *, kinds: bool = True) -> bool:
+    """Return whether one line of a text holds every one of these words, and there are any.
+
+    Args:
+        text: lines of words.
+        words: stems, see ``content_words``.
+        kinds: take a word that names a kind of one for it: a man for a person, a duck for a bird.
+    """
+    wanted = [kinds_of(word) if kinds else {word} for word in words]
+    lines = map(content_words, (text or "").splitlines() if words else ())
+    return any(all(each & line for each in wanted) for line in lines)

@@ -338,10 +338,12 @@ def readable(items: Sequence[EvidenceItem], reads: Reads) -> list[EvidenceItem]:
     for place in sorted(range(len(items)), key=lambda i: (len(items[i].keyframes), items[i].score)):
         shares[place] = min(len(items[place].keyframes), left // (len(items) - len(shares)))
         left -= shares[place]
-    return [
-        item._replace(
-            tokens=item.tokens if reads.tokens else None,
-            keyframes=tuple(item.keyframes[i] for i in spread(len(item.keyframes), shares[place])),
+    shown = []
+    for place, item in enumerate(items):
+        keyframes = item.keyframes
+        if shares[place] < len(keyframes):
+            keyframes = tuple(keyframes[i] for i in spread(len(keyframes), shares[place]))
+        shown.append(
+            item._replace(tokens=item.tokens if reads.tokens else None, keyframes=keyframes)
         )
-        for place, item in enumerate(items)
-    ]
+    return shown

@@ -63,7 +63,7 @@ EVENT_KEYS: dict[type, tuple[str, tuple[str, ...]]] = {
         (
             *("frames", "segments", "captions", "perceive_s", "speak_s", "captured", "waiting"),
             *("dropped_full", "dropped_at_stop", "captions_skipped", "connections", "damaged"),
-            *("lag_s", "caption_lag_s", "candidates", "alerts_refused"),
+            *("lag_s", "caption_lag_s", "candidates", "fewest_candidates", "alerts_refused"),
             *("sound_s", "sound_skipped_s", "note_lag_s"),
         ),
     ),
@@ -289,6 +289,7 @@ def _counters(stats: Stats) -> Sequence[tuple[str, str, Mapping[str, float]]]:
         ("lag_seconds", "gauge", {"": stats.lag_s}),
         ("caption_lag_seconds", "gauge", {"": stats.caption_lag_s}),
         ("caption_candidates", "gauge", {"": stats.candidates}),
+        ("caption_candidates_fewest", "gauge", {"": stats.fewest_candidates}),
         ("model_server_requests_total", "counter", {"": stats.requests}),
         ("model_server_retries_total", "counter", {"": stats.retries}),
         ("model_server_failures_total", "counter", {"": stats.failures}),

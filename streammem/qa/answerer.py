@@ -38,6 +38,7 @@ from streammem.memory.retrieval import (
     check_rankers,
     clipped,
     content_words,
+    counted,
     rate,
     scale_of,
     shown_by,
@@ -48,16 +49,17 @@ from streammem.models.tiny.model import ANSWER_DECODING
 from streammem.perception.frames import SegmentFrames, places, spread
 from streammem.qa.checking import check
 from streammem.qa.goldfish import as_text, latin_only, nearest_documents, within_limit
-from streammem.qa.last_seen import LastSeenQuestion, last_sighting_text, read_last_seen
 from streammem.qa.lookups import Lookups
 from streammem.qa.question import (
     AskedQuestion,
+    LastSeenQuestion,
     PastTurn,
     Present,
     SaidQuestion,
     find_time,
     looked_at,
     narrowed,
+    read_last_seen,
     read_said,
     read_said_description,
     resolved,
@@ -83,7 +85,15 @@ from streammem.qa.speech import (
     typical,
 )
 from streammem.qa.steps import StepLimits, answer_in_steps
-from streammem.qa.timeline import Appearance, Finding, after, compute, find_appearances, value
+from streammem.qa.timeline import (
+    Appearance,
+    Finding,
+    after,
+    compute,
+    find_appearances,
+    last_sighting_text,
+    value,
+)
 from streammem.types import (
     Answer,
     Chapter,
@@ -186,7 +196,7 @@ class Answerer:
     """Answers questions from one memory and keeps the last few turns.
 
     Args:
-        model: reads questions and speaks.
+        model: reads questions and writes answers.
         memory: what was seen.
         config: options.
         describer: captions the rows that an answer rests on.
@@ -602,9 +612,9 @@ class Answerer:
         return compute(operator, clips, found, others[0] if others else (), matching[0], count)
 
     def _matching(self, query: Query, window: Window) -> dict[int, float]:
-        """Return the score of every segment of the window that shows what is looked for."""
+        """Return the score of every segment of the window that counts as showing it."""
         hits = self.memory.search(query, window, rankers=self.config.rankers)
-        return {hit.entry.segment: hit.ranked for hit in hits if hit.seen}
+        return {hit.entry.segment: hit.ranked for hit in counted(hits, query)}
 
     def _scores(self, query: Query, window: Window) -> dict[int, float]:
         """Return how likely each segment of the window shows what is looked for, in [0, 1]."""
@@ -822,10 +832,11 @@ class Answerer:
         bare = [e for e in map(self._row, entries) if e.caption is None]
         bare = [e for e in bare if _ids(e) not in self._unsure]
         bare = [e for e in bare if self._can_be_described(e)]
-        self.describer.describe(bare)
-        unsure = {_ids(e) for e in bare if self._row(e).caption is None}
-        if unsure:  # no more of them than there are rows
-            self._unsure = (self._unsure | unsure) & set(map(_ids, self.memory.entries()))
+        if bare:
+            self.describer.describe(bare)
+            unsure = {_ids(e) for e in bare if self._row(e).caption is None}
+            if unsure:  # no more of them than there are rows
+                self._unsure = (self._unsure | unsure) & set(map(_ids, self.memory.entries()))
         rows = map(self._row, entries)
         cut = " … (unsure)"
         return {e.segment: (e.caption or "") + cut * _is_cut(e) for e in rows}
@@ -877,9 +888,11 @@ class Answerer:
             num_keys = sum(len(clip.entry.visual_keys) for clip in self._clips(window))
         num_keys += self.keys_elsewhere
         words = content_words(text)
-        things = named_in(self.things, text) or tuple(
-            thing for thing in named_in(self.things, asked) if content_words(thing.name) & words
-        )
+        things: tuple[NamedThing, ...] = ()
+        if known := self.things:
+            things = named_in(known, text) or tuple(
+                thing for thing in named_in(known, asked) if content_words(thing.name) & words
+            )
         name = None if things else encoder.name_readout(text)
         return Query(
             key, now, background, encoder.null, words, num_keys,

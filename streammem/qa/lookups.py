@@ -24,7 +24,15 @@ import numpy as np
 from streammem.errors import ConfigError, StreammemError
 from streammem.memory.entry import Entry, Now, decode_keyframe
 from streammem.memory.memory import Memory
-from streammem.memory.retrieval import EVERYTHING, Clip, Query, Window, clipped, content_words
+from streammem.memory.retrieval import (
+    EVERYTHING,
+    Clip,
+    Query,
+    Window,
+    clipped,
+    content_words,
+    counted,
+)
 from streammem.models.protocols import Tool
 from streammem.qa.question import find_time, narrowed, wall_end, window_of
 from streammem.qa.speech import excerpt
@@ -221,8 +229,9 @@ class Lookups:
 
     def count(self, text: str) -> Looked:
         """Count the appearances of something."""
-        hits = self.memory.search(self.query_of(text), self.within, rankers=self.rankers)
-        seen = {hit.entry.segment for hit in hits if hit.seen}
+        query = self.query_of(text)
+        hits = self.memory.search(query, self.within, rankers=self.rankers)
+        seen = {hit.entry.segment for hit in counted(hits, query)}
         found = find_appearances(self._clips(), lambda entry: entry.segment in seen)
         lines = [f"{len(found)} times, {total_s(found):.1f} s in all" if found else "0 times"]
         for each in found[:LISTED]:

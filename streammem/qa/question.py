@@ -4,6 +4,7 @@
     window = window_of(words, memory.entries()[-1], now)         # yesterday, on the wall clock
     reading, back = resolved(model.read_question(words.text), turns)   # "after that": of what?
     asked = read_said("When did they mention the harbour?")      # kind "when", topic "the harbour"
+    asked = read_last_seen("Did I turn off the stove?")          # action "turn off the stove"
 
 Operator and anchor come from the model. Time words are spans of the stream's clock or of the wall
 clock, always half-open, read by a small grammar of our own: date libraries give an instant where a
@@ -22,7 +23,7 @@ from torch import Tensor
 from streammem.errors import ConfigError
 from streammem.memory.entry import Entry, Now
 from streammem.memory.retrieval import EVERYTHING, Window
-from streammem.models.tiny.questions import QuestionReading
+from streammem.models.tiny.questions import PUNCTUATION, QuestionReading
 from streammem.perception.frames import BufferedFrame
 from streammem.types import TimeSpan, clock
 
@@ -360,6 +361,94 @@ def read_said_description(text: str) -> SaidQuestion | None:
     """
     forms = ("{}", "if {}", "if they {}")
     return next((said for form in forms if (said := read_said(form.format(text)))), None)
+
+
+# -- questions of a last sighting --
+#
+# Where a thing was left, and whether something was done. A picture shows what is there, and rarely
+# what was done to it: the thing and the action are looked for, each by itself.
+
+MAX_WORDS = 6  # of a thing; a longer phrase asks for more than its place
+
+_I = r"(?:i|we|you|he|she|they)"
+_PLACED = (
+    r"(?:put|leave|left|lay|laid|place|placed|set|drop|dropped|store|stored|hide|hid|hidden|park|"
+    r"parked|forget|forgotten|lose|lost|(?:last )?(?:see|seen))"
+)
+_AFTER = r"(?: (?:last seen|last|again|gone|seen last))?"
+_WHERE = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"where (?:did|have|has|had) {_I} (?:last )?{_PLACED}(?: down)? (?P<thing>.+?)(?: down)?"
+        rf"{_AFTER}",
+        rf"what (?:did|have|has) {_I} (?:do|done) with (?P<thing>.+?)",
+        rf"where(?: is| are| was| were|['’]s) (?P<thing>.+?){_AFTER}",  # noqa: RUF001, as typed
+    )
+)  # fmt: skip
+_DONE = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"(?:did|have|has|had) {_I} (?:already |ever |also )?(?:(?:remember|forget)(?:ed)? to |"
+        r"forgotten to )?(?P<action>.+?)(?: (?:already|yet))?",
+        r"do (?:i|we) (?:still )?(?:have|need) to (?P<action>.+?)",
+    )
+)
+# These ask what was seen or said, which other readings answer.
+_PERCEIVED = frozenset(
+    "see seen saw notice noticed watch watched look looked hear heard find found say said mention "  # noqa: SIM905
+    "mentioned tell told talk talked discuss discussed meet met go gone be been have had".split()
+)
+_POINTING = frozenset("it this that these those them he she they i we you there here now".split())  # noqa: SIM905
+_BASE = {
+    "taken": "take", "left": "leave", "fed": "feed", "given": "give", "made": "make", "done": "do",
+    "brought": "bring", "eaten": "eat", "drunk": "drink", "written": "write", "paid": "pay",
+    "sent": "send", "bought": "buy", "swept": "sweep",
+}  # fmt: skip
+_PARTICLE = r"(?: (?:off|on|up|down|out|in|away|back|over))?"
+_THING = r"(?P<thing>(?:the|my|our|a|an|some|his|her|their) [\w' -]+?|[\w'-]+)"
+_OBJECT = re.compile(rf"\w+{_PARTICLE} {_THING}{_PARTICLE}", re.IGNORECASE)
+
+
+class LastSeenQuestion(NamedTuple):
+    """A question of a last sighting.
+
+    Attributes:
+        thing: what is looked for.
+        action: what may have been done to it, in words; empty where its place is asked for.
+    """
+
+    thing: str
+    action: str = ""
+
+
+def read_last_seen(question: str) -> LastSeenQuestion | None:
+    """Read a question, without its time words; None where it asks for something else."""
+    text = " ".join(question.split()).strip(PUNCTUATION)
+    for pattern in _WHERE:
+        if found := pattern.fullmatch(text):
+            thing = found["thing"]
+            return LastSeenQuestion(thing) if _is_thing(thing) else None
+    for pattern in _DONE:
+        if (found := pattern.fullmatch(text)) is None:
+            continue
+        verb, _, rest = found["action"].partition(" ")
+        action = f"{_BASE.get(verb.lower(), verb)} {rest}".strip()
+        thing = _OBJECT.fullmatch(action)
+        if verb.lower() in _PERCEIVED or thing is None or not _is_thing(thing["thing"]):
+            return None
+        return LastSeenQuestion(thing["thing"], action)
+    return None
+
+
+def _is_thing(phrase: str) -> bool:
+    words = phrase.lower().split()
+    return (
+        0 < len(words) <= MAX_WORDS
+        and words[0] not in _POINTING
+        and words[-1] not in _POINTING
+        # "where is the man standing": what it does there is asked for, too
+        and not (len(words) > 1 and words[-1].endswith("ing"))
+    )
 
 
 # -- time words --

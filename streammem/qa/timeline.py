@@ -3,6 +3,7 @@
     found = find_appearances(clips, lambda entry: entry.segment in matching)
     finding = compute("how often", clips, found, (), {}, count=4)
     value(finding, {}, named=False, zone=None)   # "2 times: 00:00.0-00:04.5, 00:14.0-00:18.0"
+    last_sighting_text(...)     # "last seen 00:14.0-00:18.0, 2 min before the end, not seen since"
 
 Plain arithmetic on rows of the memory, and how its result is written as data; no language model.
 What matches a question is decided in `memory/retrieval.py`.
@@ -15,6 +16,7 @@ from typing import NamedTuple
 from streammem.memory.entry import Entry
 from streammem.memory.retrieval import Clip
 from streammem.models.tiny.questions import Operator
+from streammem.qa.question import LastSeenQuestion
 from streammem.types import clock
 
 MAX_LISTED = 10  # spans in one line
@@ -272,3 +274,57 @@ def length(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     parts = [f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0)
     return " ".join([*parts, *([f"{tenths / 10:g} s"] if tenths or not parts else [])])
+
+
+# -- the last sighting --
+
+
+def last_sighting_text(
+    asked: LastSeenQuestion,
+    found: Sequence[Appearance],
+    following: Sequence[Clip],
+    captions: Mapping[int, str],
+    *,
+    seen_thing_only: bool,
+    in_time: bool,
+    is_newest: bool,
+    age_s: float,
+    named: bool,
+    zone: tzinfo | None,
+) -> str:
+    """Write the last sighting as data.
+
+    Args:
+        asked: the question.
+        found: appearances of the action or the thing, oldest first; none: not seen.
+        following: scenes after the last of them.
+        captions: of the last scene of the last one and of ``following``, by segment.
+        seen_thing_only: they are of the thing, where an action is asked about.
+        in_time: they lie in the time that is asked about, and not before it.
+        is_newest: nothing was seen after the last one.
+        age_s: seconds since it ended.
+        named: name the source.
+        zone: of wall-clock times; None is this computer's.
+
+    Returns:
+        For example ``last seen 00:14.0-00:18.0, 2 min before the end, not seen since: A cup.``
+    """
+    if not found:
+        return f"not seen: {asked.action or asked.thing}"
+    last = found[-1]
+    entry = last.clips[-1].entry
+    since = "in the newest scene"
+    if not is_newest:
+        ago = "ago" if entry.wall_start is not None else "before the end"
+        since = f"{length(age_s)} {ago}, not seen since"
+    text = f"last seen {span_text(entry, last.start, last.end, named, zone)}, {since}"
+    if len(found) > 1 and in_time:
+        text = f"{text} ({len(found)} times in all)"
+    if seen_thing_only:
+        text = f"not seen: {asked.action}; {asked.thing}: {text}"
+    elif not in_time:
+        text = f"not seen then; before that {text}"
+    if caption := captions.get(entry.segment, "").replace("\n", " / "):
+        text += f": {caption}"
+    lines = clip_lines(following, captions)
+    return "\n".join([text, *(["then:", *lines] if lines else [])])

@@ -1,4 +1,4 @@
-"""One session in a thread of its own; the event loop speaks with it through values.
+"""One session in a thread of its own; it and the event loop exchange values only.
 
 Requests become jobs that run between two frames, or between two events while captions are awaited.
 """

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from streammem.models.backbones.decoding import without_lora
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.products import has_bfloat16
-from streammem.models.prompts import CAPTION_INSTRUCTION
 from streammem.models.tiny.bridge import MemoryBridge
+from streammem.models.tiny.model import CAPTION_INSTRUCTION
 from streammem.training.lora import lora_parameters
 from streammem.training.pictures import PictureSet, sample_views
 from streammem.training.questions import questions_from_captions

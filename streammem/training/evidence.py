@@ -209,7 +209,7 @@ def attach_evidence(
     of_picture.words = cells
     of_sentence = SentenceEvidence(text_key.linear.in_features, key_dim, count).to(device)
     of_sentence.words = sentences
-    shown = [(picture_key.own(part), of_picture.said(part)) for part in patches]
+    shown = [(picture_key.own(part), of_picture.word_scores(part)) for part in patches]
     own, evidence = (torch.cat(column).double() for column in zip(*shown, strict=True))
     of_picture.center.copy_(evidence.mean(0))
     of_picture.scale.copy_(evidence.std(0) + 1e-6)

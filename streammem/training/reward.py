@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from streammem.evaluation.metrics import CiderD, Tokens, tokenise
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.sampling import GenerationConfig
-from streammem.models.prompts import CAPTION_INSTRUCTION
 from streammem.models.tiny.bridge import MemoryBridge
+from streammem.models.tiny.model import CAPTION_INSTRUCTION
 from streammem.training.captions import (
     BranchedPrompt,
     caption_prompt,

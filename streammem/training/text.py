@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from streammem.models.backbones.text import TEXT_DIM
-from streammem.models.prompts import CAPTION_INSTRUCTION as INSTRUCTION
 from streammem.models.tiny.bridge import MemoryBridge
+from streammem.models.tiny.model import CAPTION_INSTRUCTION as INSTRUCTION
 from streammem.training.captions import BranchedPrompt, CaptionStage, caption_prompt, reply_losses
 from streammem.training.keys import Embedded
 from streammem.training.pictures import PictureSet

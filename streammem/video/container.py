@@ -158,8 +158,10 @@ def _video_stream(container: InputContainer, name: str) -> VideoStream:
     if not streams:
         kind = "has sound but no video" if container.streams.audio else "has no video"
         raise SourceError(f"{name}: {kind}; give a file with a video track")
-    longest_s = max(_length(stream) or 0.0 for stream in streams)
-    stream = max(streams, key=lambda stream: _merits(stream, longest_s))
+    stream = streams[0]
+    if len(streams) > 1:
+        longest_s = max(_length(each) or 0.0 for each in streams)
+        stream = max(streams, key=lambda each: _preference(each, longest_s))
     context = stream.codec_context
     if context is None:
         raise SourceError(f"{name}: no decoder for its video; convert it to H.264")
@@ -170,7 +172,7 @@ def _video_stream(container: InputContainer, name: str) -> VideoStream:
     return stream
 
 
-def _merits(stream: VideoStream, longest_s: float) -> tuple[bool, bool, bool, int, int]:
+def _preference(stream: VideoStream, longest_s: float) -> tuple[bool, bool, bool, int, int]:
     """Return what makes a stream the main one: it lasts, is marked, is large; the first of equals.
 
     A cover, a preview or the still picture before a sequence is a stream of one picture.

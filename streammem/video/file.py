@@ -95,6 +95,7 @@ class FileSource(VideoSource):
         super().__init__(name, sampling, duration=self._reader.duration())
         self.start_time = self._reader.seconds(self._reader.origin)
         self.text_clock = self._reader.length(self._reader.zero), 0.0
+        self.has_texts = self._reader.has_texts
         self._grid = Grid(sampling, tick=self._reader.length(1))
         aspect = self._reader.stream.sample_aspect_ratio
         self._to_rgb = RgbConverter(self._reader.first_picture, sampling.max_side, aspect)
@@ -114,7 +115,7 @@ class FileSource(VideoSource):
         )
 
     def text_pass(self) -> Callable[[], InputContainer] | None:
-        if not (self._remote and self._reader.has_texts):
+        if not (self._remote and self.has_texts):
             return None
         return partial(open_media, self._spec, remote=True)
 
@@ -162,7 +163,12 @@ class FileSource(VideoSource):
             for frame in self._held_at_start(until=self._shown_until):
                 num_taken += 1
                 yield frame
-        self._finish(self._shown_until, num_taken, self._missing())
+        missing = None if self.was_cut else self._reader.shortfall()
+        if missing is None and self._num_damaged:
+            missing = f"has damaged frames ({self._num_damaged}), which were left out"
+        if missing:
+            missing += "; fetch or record it again"
+        self._finish(self._shown_until, num_taken, missing)
 
     def _held_at_start(self, *, until: float) -> Iterator[Frame]:
         """Give the picture that is on screen at the sampling's start, if it is wanted."""
@@ -189,12 +195,6 @@ class FileSource(VideoSource):
             yield Frame(
                 self._to_rgb(held), start, until - start, round(since_first / self._frame_s)
             )
-
-    def _missing(self) -> str | None:
-        missing = None if self.was_cut else self._reader.shortfall()
-        if missing is None and self._num_damaged:
-            missing = f"has damaged frames ({self._num_damaged}), which were left out"
-        return missing and f"{missing}; fetch or record it again"
 
     def _pictures(self) -> Iterator[tuple[av.VideoFrame, int]]:
         """Give the good pictures in presentation order, at least all those that are wanted.

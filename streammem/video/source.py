@@ -214,6 +214,7 @@ class VideoSource(ABC):
             known from the start.
         starts: seconds at which those of ``paths`` begin, by their place in it; set by the thread
             that reads, before the first frame of each.
+        has_texts: whether it may hold tracks of text; False once it is known that it holds none.
         live: whether a frame that is not taken when it comes is lost.
         finite: whether its end is known from the start, so that one that comes before is a failure.
         reconnect: whether a live source that is lost is opened again; set before it is read.
@@ -236,6 +237,7 @@ class VideoSource(ABC):
 
     path: str | None = None
     paths: tuple[str, ...] = ()
+    has_texts = True
     live = False
     finite = True
     reconnect = False

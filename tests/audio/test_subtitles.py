@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streammem.audio import subtitles
 from streammem.audio.subtitles import MAX_NOTE_CHARS, Cues, language_of, parse, tracks_of
 from streammem.audio.track import SpeechOptions, SpeechTrack, open_track
+from streammem.engine.speech import open_speech
 from streammem.errors import ConfigError
 from streammem.types import Note
+from streammem.video import open_source
 from tests.audio.subtitled import CUES, ass, srt, vtt, with_captions, with_tracks
 from tests.tiny import moving_square
 
@@ -196,6 +199,16 @@ def test_teletext_and_pictures_are_told_and_stand_behind_every_text(tmp_path, co
     path.with_suffix(".forced.srt").write_text(srt())
     assert [track.is_text for track in tracks_of(path)] == [True, False]
     assert open_track(path, SpeechOptions()).notes == NOTES
+
+
+def test_a_film_without_tracks_of_text_is_not_opened_for_them(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(subtitles, "tracks_in", lambda *given: opened.append(given) or [])
+    for tracks in ([], [("eng", CUES)]):
+        path = with_tracks(tmp_path / f"{len(tracks)}.mkv", tracks, seconds=1)
+        with open_source(path) as source:
+            assert open_speech(source, SpeechOptions()).subtitles is None
+        assert len(opened) == len(tracks)
 
 
 def test_a_file_beside_goes_before_a_track_inside(tmp_path):

@@ -408,6 +408,37 @@ def test_what_an_answer_waits_for_is_generated_before_what_streams_wait_for(shar
     assert order == ["first", "answer", "stream"]
 
 
+@pytest.mark.parametrize(
+    ("streams", "each", "expected"),
+    [(1, 2, 8), (2, 1, 4), (3, 2, 2), (4, 1, 2), (5, 1, 1), (9, 1, 1)],
+)
+def test_live_streams_that_wait_at_the_same_time_share_their_candidates(
+    shared, monkeypatch, streams, each, expected
+):
+    slow, scheduler, _ = shared
+    counts, replies = [], slow.replies
+
+    def counted(prompts, decoding, candidates=1):
+        counts.append(candidates)
+        yield from replies(prompts, decoding, candidates)
+
+    monkeypatch.setattr(slow, "replies", counted)
+    captioner = Captioner(slow._model, CaptionConfig(decoding=SHORT))
+    captioner.candidates = 8
+    queues = [CaptionQueue(scheduler, captioner, adapts=True) for _ in range(streams)]
+    first, _ = start([lambda: scheduler.replies([prompt_of(slow, 0)], SHORT)])
+    assert slow.begun.acquire(timeout=120)
+    for stream in queues:
+        stream.num_candidates = 8
+        for request in requests(slow._model, each):
+            stream.submit(CaptionJob(request, 0.0))
+    slow.go.release(streams * each + 1)
+    found = [len(result.replies) for stream in queues for result in results_of(stream)]
+    first[0].join(120)
+    assert counts[:2] == [1, expected] and len(found) == streams * each
+    assert queues[0].fewest_candidates == expected  # what is left alone afterwards has more again
+
+
 def test_an_error_reaches_all_that_waited_for_the_batch_and_no_other(shared):
     slow, scheduler, _ = shared
     slow.error = ValueError("broken")

@@ -158,3 +158,21 @@ def test_what_was_chosen_is_logged(watched, caplog):
     watched(Machine(linear(0, 0.03)), Camera("camera"))
     (line,) = (line for line in caplog.messages if "candidates" in line)
     assert "best of 4 candidates (8 by default)" in line and "2.40 s of 2.50 s" in line
+
+
+def test_the_machine_is_measured_once_for_all_cameras_of_a_process(monkeypatch):
+    machine = Machine(linear(0, 0.03))
+    clock = SimpleNamespace(monotonic=lambda: machine.now, thread_time=lambda: machine.now)
+    monkeypatch.setattr(scheduler, "time", clock)
+    model, common = share_model(
+        tiny_model(open_language=lambda: machine, reranker=Reranker((1.0, 0.1), 8))
+    )
+    config = SessionConfig(caption=GenerationConfig(max_new_tokens=TOKENS), min_confidence=0.0)
+    counters, measured = [], []
+    for name in ("front", "back"):
+        events = watch(Session(model, config), Camera(name), STATS, scheduler=common)
+        counters += [event.candidates for event in events if isinstance(event, Stats)]
+        measured.append([count for tokens, count in machine.counts if tokens != TOKENS])
+    common.close()
+    assert counters == [4, 4]
+    assert measured[0] == measured[1] == [1, 8, 4]  # the token that opens it, then what was tried

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,7 @@ from streammem.memory.retrieval import (
     check_rankers,
     clipped,
     content_words,
+    counted,
     fit_null,
     names,
     normalise,
@@ -38,6 +41,8 @@ fallen boxes churches dishes glasses gas bus dog's taxi ties tie dying dye eyes 
 Maße İstanbul naïve"""
 FORMS = (*_IRREGULAR, *_IRREGULAR.values(), *_SAID.split())
 SIZES = (100, 1_000, 10_000, 100_000)
+NO_CLASSES = np.empty(0), np.empty(0, np.intp)
+ALL = {0, 1, 2, 3}
 
 
 # -- which rows, in which order --
@@ -192,6 +197,7 @@ def test_rows_whose_words_are_none_of_those_looked_for_are_passed_over():
     assert list(_spelling([entry], content_words("skies"))) == [entry]
     assert list(_spelling([entry], content_words("men riding"))) == [entry]
     assert list(_spelling([entry], content_words("a man on a horse"))) == []
+    assert list(_spelling([entry], content_words("a person"))) == [entry], "a man is one"
     assert list(_spelling([entry], frozenset())) == []
 
 
@@ -206,6 +212,43 @@ def test_a_picture_that_shows_what_its_caption_names_counts_more_than_either():
     ]
     picture, caption, both = (hit.score for hit in rate(rows, query))
     assert both >= picture > SEEN and both > caption > SEEN
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "expected"),
+    [
+        ("a man riding a horse", {}, {0, 1, 3}),
+        ("a brown horse", {}, {0, 1, 2}),
+        ("a man riding a horse", {"name": NameReadout(None, np.empty((0, DIM)), *NO_CLASSES)}, ALL),
+        (
+            "a man riding a horse",
+            {"things": (SimpleNamespace(excess=lambda entry: 1.0),)},
+            ALL | {4},
+        ),
+        ("a man riding a horse", {"background": np.empty(0)}, {3}),
+    ],
+)
+def test_a_description_counts_the_best_scene_its_likes_and_those_that_name_it(
+    words, changes, expected
+):
+    question = unit(1, seed=1234)[0]
+    background = np.random.default_rng(0).normal(0, 0.05, 500)
+    query = Query(question, background=background, words=content_words(words), num_keys=5)
+    best = near(question, 0.9)
+    rows = [
+        make(0, near(best, retrieval.ALIKE + 0.01, 5)[None]),
+        make(1, np.stack([near(question, -0.5, 3), best])),
+        make(2, near(question, 0.85, 8)[None]),  # seen, and looks like another scene
+        make(
+            3, near(question, 0.0, 9)[None], caption="A woman rides a horse.\nA man rides horses."
+        ),
+        make(4, near(question, 0.0, 11)[None]),
+    ]
+    hits = rate(rows, query._replace(**changes))
+    found = counted(hits, query._replace(**changes))
+    assert {hit.entry.segment for hit in found} == expected
+    assert list(found) == [hit for hit in hits if hit in found], "in their order"
+    assert counted((), query) == ()
 
 
 def test_what_is_seen_comes_before_what_is_said_unless_that_is_looked_for():
@@ -242,7 +285,7 @@ def test_a_text_that_is_merely_near_orders_rows_and_shows_nothing():
     far, told = near(question, 0.0), near(question, 0.99, 9)[None]
     rows = [
         make(0, far[None]),
-        make(1, far[None], caption="Puppies.", caption_keys=told),
+        make(1, far[None], caption="Wolves.", caption_keys=told),
         make(2, far[None], notes=(Note(2, 3, "Puppies!"),), note_keys=told),
     ]
     nothing, caption, speech = rate(rows, query)

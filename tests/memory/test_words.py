@@ -40,9 +40,21 @@ def test_different_words_stay_different(left, right):
         ("A man is riding a horse.\nA motorcycle.", "a man rides a motorcycle", False),
         ("A camel stands in a pen.", "an elephant", False),
         ("A dog.", "is there", False),
+        ("A boy with a cap.", "people", True),  # a boy is a child, and a child a person
+        ("A puppy runs on grass.", "an animal on the grass", True),
+        ("A couch.", "a sofa", True),
+        ("An animal.", "a dog", False),
+        ("A boy.\nGrass.", "a person on grass", False),
+        ("A man is fishing in an orange jacket.", "an animal", False),
         ("", "a dog", False),
         (None, "a dog", False),
     ],
 )
 def test_a_text_names_what_one_of_its_lines_holds_every_content_word_of(text, asked, named):
     assert names(text, content_words(asked)) == named
+
+
+def test_who_is_spoken_of_is_not_taken_for_another():
+    assert names("a man", content_words("people")) and names("a man", content_words("men"))
+    assert not names("a man", content_words("people"), kinds=False)
+    assert names("a man", content_words("men"), kinds=False)

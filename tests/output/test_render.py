@@ -179,6 +179,7 @@ def words(text):
                 "lag_s": 0.0,
                 "caption_lag_s": 0.0,
                 "candidates": 0,
+                "fewest_candidates": 0,
                 "alerts_refused": 0,
                 "sound_s": 0.0,
                 "sound_skipped_s": 0.0,

@@ -15,7 +15,7 @@ from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionReading
 from streammem.models.tiny.words import NameMeaning, NamesOfKeys
 from streammem.qa.answerer import MAX_TURNS, NOTHING_SEEN
-from streammem.qa.question import split_options
+from streammem.qa.question import Present, split_options
 from streammem.types import Segment
 from tests.sessions import as_kind, session_of, told
 from tests.tiny import COLOURS, film, moving_square, tiny_model
@@ -399,6 +399,7 @@ def test_an_answer_says_which_time_it_looked_at_and_on_which_clock(reader, quest
 
 READER = as_kind(Reader, tiny_model())
 WORDS = ("dog", "man", "horse", "bicycle", "woman", "car", "snow", "ball")
+KINDS = {"person": {"man", "woman"}, "animal": {"dog", "horse"}, "vehicle": {"bicycle", "car"}}
 FORMS = {"man": "men", "woman": "women", "bicycle": "bicycles", "snow": "snow"}
 captions = st.lists(
     st.lists(st.sampled_from(WORDS), min_size=1, max_size=3, unique=True), min_size=5, max_size=5
@@ -420,12 +421,15 @@ def captioned(said, cut=(False,) * 5):
 @given(
     captions,
     st.lists(st.booleans(), min_size=5, max_size=5),
-    st.sampled_from(WORDS),
+    st.lists(st.sampled_from((*WORDS, *KINDS)), min_size=1, max_size=3, unique=True),
     st.sampled_from(("when", "how often", "exists", "last")),
 )
-def test_an_answer_never_contradicts_a_caption_that_it_prints(said, cut, word, operator):
-    answer = captioned(said, cut).ask(f"{operator}: a {word}")
-    named = [i for i, words in enumerate(said) if word in words and not cut[i]]
+def test_an_answer_never_contradicts_a_caption_that_it_prints(said, cut, asked, operator):
+    answer = captioned(said, cut).ask(f"{operator}: a {' and a '.join(asked)}")
+    kinds = [KINDS.get(word, {word}) for word in asked]
+    named = [
+        i for i, words in enumerate(said) if all(kind & set(words) for kind in kinds) and not cut[i]
+    ]
     if named:
         assert answer.seen and answer.text not in ("not seen", "0 times")
     shown = {item.segment: item for item in answer.evidence}
@@ -465,6 +469,26 @@ def test_between_says_which_of_two_things_was_not_seen(said, first, second):
         assert (ids[0] in with_first and ids[-1] in with_second) or (
             ids[0] in with_second and ids[-1] in with_first
         )
+
+
+def test_a_description_counts_the_best_scene_and_its_likes_in_answers_and_lookups(
+    reader, monkeypatch
+):
+    monkeypatch.setattr("streammem.memory.retrieval.ALIKE", 0.999)
+    seen = "streammem.memory.retrieval.Scale.probability"
+    monkeypatch.setattr(seen, lambda scale, cosines: np.ones(len(cosines)))
+    session = session_of(reader)
+    told(session, film(*FILM))
+    text = "a red square on grass"
+    keys = np.concatenate([entry.visual_keys for entry in session.memory.entries()])
+    answer = session.ask(f"when: {text}")
+    best = keys[session.find(text, 1)[0].segment]
+    alike = np.flatnonzero(keys @ best >= 0.999).tolist()
+    assert len(keys) == 5 > len(alike)
+    assert [item.segment for item in answer.evidence] == alike
+    assert len(session.ask("when: a square").evidence) == 5, "of a thing all that are seen"
+    lookups = session.answerer.lookups(Present((), 5, torch.zeros(0)))
+    assert lookups.count(text).segments == tuple(alike)
 
 
 def test_between_of_one_thing_asks_when_it_was():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from streammem.memory.retrieval import EVERYTHING
-from streammem.qa.last_seen import LastSeenQuestion, read_last_seen
+from streammem.qa.question import LastSeenQuestion, read_last_seen
 from tests.qa.test_answerer import asked_of, reader, spans  # noqa: F401, fixtures
 from tests.sessions import session_of
 from tests.tiny import film

@@ -270,7 +270,7 @@ async def test_sessions_of_other_clients_are_never_closed_for_a_video(serving, f
 
 
 async def test_messages_that_wait_have_a_bound(serving, films, monkeypatch):
-    # A model that answers nobody: every message waits.
+    # A model that gives no answer: every message waits.
     gate = anyio.Event()
 
     async def waits(self, url):

@@ -156,7 +156,7 @@ class LlamaDecoder:
             room: tokens that will be fed at most; the cache is allocated for them, once.
             ends: tokens behind which nothing is worth guessing.
             replies: ways in which each prompt is continued at most, see ``Run.branch``.
-            held_to_few: all tokens but ``few`` have logits of -inf; without ``few``, none have.
+            held_to_few: only the logits of ``few`` are computed; without ``few``, all are.
         """
         shared = all(map(self._begins_with_prefix, rows))
         begin = len(self.prefix) if shared else 0
@@ -274,7 +274,7 @@ class LlamaDecoder:
             every: of every new column instead of the last.
 
         Returns:
-            [B, V], of the token after the last column, or [B * T, V].
+            [B, V], of the token after the last column, or [B * T, V]; V are ``run.few`` if any.
         """
         b, t, width = x.shape
         h, k, e = self.num_heads, self.kv_heads, self.head_dim
@@ -300,11 +300,8 @@ class LlamaDecoder:
             x[:, :-1] += layer.out(a)
             gate, up = layer.gate_up(_direction(x)).chunk(2, -1)
             x[:, :-1] += layer.down(_silu(gate).mul_(up))
-        x = _direction(x)
-        if run.few is None:
-            return self._head()(x)
-        logits = x.new_full((len(x), self._embed.num_embeddings), -math.inf)
-        return logits.index_copy_(1, run.few, self._few_head()(x))
+        head = self._head if run.few is None else self._few_head
+        return head()(_direction(x))
 
 
 class Run:
@@ -313,7 +310,7 @@ class Run:
     Attributes:
         logits: [B, V] of the next token.
         length: columns filled, <= S.
-        few: [N] tokens that alone have finite logits; None for all.
+        few: [V] int64, the tokens whose logits they are, in order; None for all tokens.
     """
 
     few: Tensor | None = None
@@ -417,6 +414,7 @@ class Run:
         for ahead in range(min(self._reach, room)):
             x, places = guesser.embed(tokens), self._places[:, None] + ahead
             tokens = guesser.logits(x, self, places, None).argmax(-1)
+            tokens = tokens if self.few is None else self.few[tokens]
             guessed.append(int(tokens))
             self.length += 1
             if guessed[-1] in self._ends:

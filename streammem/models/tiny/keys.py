@@ -113,15 +113,15 @@ class PictureEvidence(nn.Module):
             self.words.down.in_features, self.words.up.out_features, self.words.up.in_features
         )
 
-    def said(self, patches: Tensor) -> Tensor:
-        """Map patches [B, P, V] to logits and the log-probability that no word is said [B, W+1]."""
+    def word_scores(self, patches: Tensor) -> Tensor:
+        """Map patches [B, P, V] to words' logits and the log-probability of none, [B, W + 1]."""
         words = self.words(patches)
         return torch.cat([words, F.logsigmoid(-words).sum(1, keepdim=True)], dim=1)
 
     def forward(self, own: Tensor, patches: Tensor) -> Tensor:
         """Map keys [B, K] and patches [B, P, V] to unit keys [B, K]."""
-        said = (self.said(patches) - self.center) / self.scale
-        x = self.of_key(own) + self.of_words(said)
+        words = (self.word_scores(patches) - self.center) / self.scale
+        x = self.of_key(own) + self.of_words(words)
         rest = (1 - x.square().sum(1, keepdim=True)).clamp(min=0).sqrt()
         return F.normalize(torch.cat([x, rest], dim=1), dim=-1)
 
@@ -145,7 +145,7 @@ class PictureKey(nn.Module):
     """A picture's key from its patches: learned queries attend to them, an MLP maps the rest.
 
     Attributes:
-        evidence: joins what the words of the picture say; None before that was learned.
+        evidence: joins the words of the picture; None before that was learned.
     """
 
     patch_mean: Tensor

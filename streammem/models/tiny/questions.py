@@ -4,6 +4,7 @@ Not here: time words (`qa/question.py`), and what an operator does with a timeli
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -17,6 +18,17 @@ Operator = Literal[
 OPERATORS: tuple[Operator, ...] = get_args(Operator)
 PUNCTUATION = " ?!.,;:\"'“”"
 TAGS = 3  # outside, the anchor, the second anchor (`between` alone has one)
+
+# Words that ask, and are in no anchor: of "did the camera ever catch a dog" the dog is looked for.
+_ASKING = re.compile(
+    r"\b(?:camera|video|film|movie|recording|footage)(?: ever| first| last| also)*"
+    r" (?:(?:capture|contain|display|film|get|record|see|show|spot)(?:s|d|ed|n)?"
+    r"|catch(?:es)?|caught)\b(?! up\b)"
+    r"|\b(?:is|are|was|were|has|have|had) there(?: ever| first| last| been)*\b(?= \w)"
+    r"|\b(?:come|came|comes|be|been) (?:in|into|on) (?:view|sight|screen|the (?:picture|screen))\b"
+    r"|\b(?:to )?be(?:en)? seen\b",
+    re.IGNORECASE,
+)
 
 Span = tuple[int, int]
 
@@ -77,14 +89,20 @@ class QuestionHead(nn.Module):
         if not len(states):
             return QuestionReading()
         scores, tags = self(states[None], states.new_ones(1, len(states), dtype=torch.bool))
+        inner = range(1, len(spans) - 1)
+        joints = [at for at in inner if _words(question, spans, (at, at + 1)) == "and"]
+        if not joints:  # nothing lies between one thing
+            scores[0, OPERATORS.index("between")] = -torch.inf
         operator = OPERATORS[int(scores[0].argmax())]
-        gains = tags[0] - tags[0].logsumexp(1, keepdim=True)  # [T, 3] log-probabilities
-        first = best_run((gains[:, 1] - gains[:, 0]).tolist())
+        gains = tags[0] - tags[0, :, :1]  # [T, 3] log-odds against lying outside
+        asking = [found.span() for found in _ASKING.finditer(question)]
+        names = [not any(a <= begin and end <= b for a, b in asking) for begin, end in spans]
+        gains[~torch.tensor(names)] = -torch.inf
         if operator != "between":
-            return QuestionReading(operator, _words(question, spans, first))
-        pair = best_pair((gains[:, 1] - gains[:, 0]).tolist(), (gains[:, 2] - gains[:, 0]).tolist())
-        left, right = (_words(question, spans, run) for run in pair)
-        return QuestionReading(operator, left.removesuffix(" and"), right)
+            run = best_run(gains[:, 1].tolist())
+            return QuestionReading(operator, _words(question, spans, run))
+        pair = best_pair(gains[:, 1].tolist(), gains[:, 2].tolist(), joints)
+        return QuestionReading(operator, *(_words(question, spans, run) for run in pair))
 
 
 def best_run(gains: Sequence[float]) -> Span:
@@ -100,17 +118,24 @@ def best_run(gains: Sequence[float]) -> Span:
     return best
 
 
-def best_pair(first: Sequence[float], second: Sequence[float]) -> tuple[Span, Span]:
+def best_pair(
+    first: Sequence[float], second: Sequence[float], joints: Sequence[int]
+) -> tuple[Span, Span]:
     """Return two runs of greatest sum, neither empty, the second after the first.
 
-    With fewer than two pieces there is no second run.
+    Args:
+        first: gains of each piece as part of the first run.
+        second: likewise of the second.
+        joints: pieces that may join the two and are in neither, such as "and"; at least one, each
+            with a piece before and one behind it.
     """
-    best, best_sum = (best_run(first), (0, 0)), -math.inf
-    for cut in range(1, len(first)):
-        left, right = _some_run(first[:cut]), _some_run(second[cut:])
-        total = sum(first[slice(*left)]) + sum(second[cut:][slice(*right)])
-        if total > best_sum:
-            best, best_sum = (left, (right[0] + cut, right[1] + cut)), total
+    best, best_sum = ((0, 0), (0, 0)), -math.inf
+    for cut in joints:
+        left, right = _some_run(first[:cut]), _some_run(second[cut + 1 :])
+        right = right[0] + cut + 1, right[1] + cut + 1
+        total = sum(first[slice(*left)]) + sum(second[slice(*right)])
+        if total >= best_sum:
+            best, best_sum = (left, right), total
     return best
 
 

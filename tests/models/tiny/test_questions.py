@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,17 +25,21 @@ def test_the_best_run_has_the_greatest_sum_of_all(gains):
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=2, max_size=5))
-def test_the_best_pair_has_the_greatest_sum_of_two_runs_in_order(gains):
+@given(
+    st.data(), st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3, max_size=6)
+)
+def test_the_best_pair_has_the_greatest_sum_of_two_runs_around_a_joint(data, gains):
     first, second = ([float(pair[i]) for pair in gains] for i in (0, 1))
-    (a, b), (c, d) = best_pair(first, second)
-    assert a < b <= c < d
     size = len(first)
+    joints = data.draw(st.lists(st.integers(1, size - 2), min_size=1, unique=True))
+    (a, b), (c, d) = best_pair(first, second, joints)
+    assert a < b <= c < d and any(b <= joint < c for joint in joints)
     every = [
         sum(first[a:b]) + sum(second[c:d])
-        for a in range(size)
-        for b in range(a + 1, size)
-        for c in range(b, size)
+        for joint in joints
+        for a in range(joint)
+        for b in range(a + 1, joint + 1)
+        for c in range(joint + 1, size)
         for d in range(c + 1, size + 1)
     ]
     assert sum(first[a:b]) + sum(second[c:d]) == max(every)
@@ -85,3 +91,51 @@ def test_the_first_of_two_anchors_ends_before_the_and(head):
 
 def test_a_question_without_words_is_free(head):
     assert head.read("", torch.zeros(0, 8), ()) == QuestionReading("describe", "", "")
+
+
+def _reads_everything(head, operator):
+    """Make a head that takes every piece for an anchor, the first as well as the second."""
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+        head.tag.bias[1] = head.tag.bias[2] = 1.0
+        head.whole.bias[OPERATORS.index(operator)] = 1.0
+        head.whole.bias[OPERATORS.index("when")] = 0.5
+
+
+def _read(head, question):
+    spans = [found.span() for found in re.finditer(r"\w+|\S", question)]
+    return head.read(question, torch.zeros(len(spans), 8), spans)
+
+
+@pytest.mark.parametrize(
+    ("question", "anchor"),
+    [
+        ("Did the camera ever catch a dog?", "a dog"),
+        ("the video shows boxing gloves", "boxing gloves"),
+        ("has the film ever shown a brown dog", "a brown dog"),
+        ("Was there a swing", "a swing"),
+        ("has there ever been snow", "snow"),
+        ("an owl came into view", "an owl"),
+        ("a woman to be seen", "a woman"),
+        ("a man filming a dog", "a man filming a dog"),
+        ("does a boy catch a ball", "does a boy catch a ball"),
+        ("who was there?", "who was there"),
+    ],
+)
+def test_words_that_only_ask_are_in_no_anchor(head, question, anchor):
+    _reads_everything(head, "exists")
+    assert _read(head, question).anchor == anchor
+
+
+def test_each_of_two_anchors_lies_on_its_side_of_an_and(head):
+    _reads_everything(head, "between")
+    assert _read(head, "a suit and boxing gloves")[1:] == ("a suit", "boxing gloves")
+
+
+def test_nothing_lies_between_one_thing(head):
+    _reads_everything(head, "between")
+    assert _read(head, "a bike between markers") == QuestionReading(
+        "when", "a bike between markers"
+    )
+    assert _read(head, "And between husbands") == QuestionReading("when", "And between husbands")

@@ -50,7 +50,7 @@ WORDS = CONFIG["vocab_size"] = len(VOCABULARY)
 
 def shapes():
     """The published names, and their shapes at this size."""
-    names = {"memory": (M, L)}  # of a training variant; nobody reads it
+    names = {"memory": (M, L)}  # of a training variant; nothing reads it
     projector, retrieval = "model.mm_projector.projector.", "model.mm_projector.retrieval."
     names |= {f"{projector}read_memory_emb": (M, D), f"{projector}memory_tokens": (M, D)}
     for part in (projector, retrieval):
