@@ -402,7 +402,8 @@ def test_evidence_is_as_old_as_its_last_piece_and_controls_stand_beside():
     report = report_of(found._replace(questions=tuple(asked)), Honest, ("memory", "now"))
     counts = {c: {age: found[3] for age, found in own.items()}
               for c, own in report["ages"].items()}  # fmt: skip
-    assert counts == dict.fromkeys(("memory", "now"), {"below 10 s": 10, "below 1 min": 30})
+    wanted = {"below 10 s": 10, "below 1 min": 30}
+    assert counts == {"memory": wanted, "now": wanted}
     assert "| strict | the stream's memory | the last 4 frames |" in markdown(report)
 
 
