@@ -393,6 +393,19 @@ def test_figures_of_films_say_what_is_refused_and_how_sure_answers_are():
     assert report["risk"][-1] == [1.0, 0.0]
     assert "Wrong, of the surest tenth" in markdown(report)
 
+    class Doubts(Claims):
+        """Sure of what was not there; half of what was, it denies and is the least sure of."""
+
+        def ask(self, asked, context):
+            reply = super().ask(asked, context)
+            if reply.seen and int(asked.text.split()[2]) % 4 == 0:
+                answer = replace(reply.answer, text="no", seen=False)
+                return reply._replace(seen=False, score=0.45, answer=answer)
+            return reply._replace(score=0.7 if reply.seen else 0.2)
+
+    risks = [risk for _, risk in report_of(film_questions(), Doubts)["risk"]]
+    assert risks[:7] == [0.0] * 7 and risks[-1] == 0.25
+
 
 def test_evidence_is_as_old_as_its_last_piece_and_controls_stand_beside():
     found = questions(40)
