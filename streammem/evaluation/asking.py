@@ -44,7 +44,7 @@ CONTEXTS: dict[str, str] = {
     "now": "the last 4 frames",
     "uniform": f"{UNIFORM} scenes spread evenly",
     "captions": "captions as text",
-    "shuffled": "the first of these, options in another order",
+    "shuffled": "the same, options in another order",
     "other": "another video's memory",
 }
 

@@ -109,6 +109,7 @@ def test_a_question_is_read_once_however_many_memories_it_is_put_to(
     [
         ("when", (2, 5), "", {2, 5}, True),
         ("when", (2, 5), "", {2}, False),
+        ("when", (2, 5), "", {2, 3, 5}, False),
         ("first", (2,), "", {5}, False),
         ("how often", (2, 5), "2 times: 00:20.0", {2, 5}, True),
         ("how often", (2, 5), "3 times: 00:20.0", {2, 5}, False),

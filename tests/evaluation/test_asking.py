@@ -393,6 +393,32 @@ def test_figures_of_films_say_what_is_refused_and_how_sure_answers_are():
     assert report["risk"][-1] == [1.0, 0.0]
     assert "Wrong, of the surest tenth" in markdown(report)
 
+    class Doubts(Claims):
+        """Sure of what was not there; half of what was, it denies and is the least sure of."""
+
+        def ask(self, asked, context):
+            reply = super().ask(asked, context)
+            if reply.seen and int(asked.text.split()[2]) % 4 == 0:
+                answer = replace(reply.answer, text="no", seen=False)
+                return reply._replace(seen=False, score=0.45, answer=answer)
+            return reply._replace(score=0.7 if reply.seen else 0.2)
+
+    risks = [risk for _, risk in report_of(film_questions(), Doubts)["risk"]]
+    assert risks[:7] == [0.0] * 7 and risks[-1] == 0.25
+
+
+def test_evidence_is_as_old_as_its_last_piece_and_controls_stand_beside():
+    found = questions(40)
+    pieces = (TimeSpan(0.0, 1.0), TimeSpan(4.0, 5.0))
+    asked = [replace(q, time=12.0 if i < 10 else 15.5, evidence=pieces)
+             for i, q in enumerate(found.questions)]  # fmt: skip
+    report = report_of(found._replace(questions=tuple(asked)), Honest, ("memory", "now"))
+    counts = {c: {age: found[3] for age, found in own.items()}
+              for c, own in report["ages"].items()}  # fmt: skip
+    wanted = {"below 10 s": 10, "below 1 min": 30}
+    assert counts == {"memory": wanted, "now": wanted}
+    assert "| strict | the stream's memory | the last 4 frames |" in markdown(report)
+
 
 def test_intervals_are_as_wide_as_if_questions_that_go_together_were_one():
     """Ten questions about each of four things, each right or wrong as a whole."""

@@ -325,6 +325,7 @@ def test_the_guides_five_commands_lead_from_nothing_to_a_comparison(
     assert len(commands) == 5 and all(words[:2] == ["streammem", "eval"] for words in commands)
     model = tiny_model()
     monkeypatch.setattr("streammem.models.registry.load", lambda *_, **__: model)
+    monkeypatch.setattr(film_files, "FPS", 5)  # films are made in a fifth of the time
     monkeypatch.chdir(tmp_path)
     Path("clips").symlink_to(clips)
     Path("flickr8k").symlink_to(farm_folder)
