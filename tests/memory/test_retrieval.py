@@ -236,9 +236,9 @@ def test_a_description_counts_the_best_scene_its_likes_and_those_that_name_it(
     query = Query(question, background=background, words=content_words(words), num_keys=5)
     best = near(question, 0.9)
     rows = [
+        make(2, near(question, 0.85, 8)[None]),  # seen, and looks like another scene
         make(0, near(best, retrieval.ALIKE + 0.01, 5)[None]),
         make(1, np.stack([near(question, -0.5, 3), best])),
-        make(2, near(question, 0.85, 8)[None]),  # seen, and looks like another scene
         make(
             3, near(question, 0.0, 9)[None], caption="A woman rides a horse.\nA man rides horses."
         ),
