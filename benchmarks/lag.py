@@ -166,6 +166,8 @@ def _watch(model, scheduler, url: str, until: float) -> Watched:
 def figures(watched: Sequence[Watched], bound_s: float, speech_s: float) -> dict[str, object]:
     found = {"cameras": len(watched), "bound_s": bound_s, "speech_bound_s": speech_s}
     found |= {name: sum(getattr(each.stats, name) for each in watched) for name in COUNTS}
+    found["candidates"] = max(each.stats.candidates for each in watched)
+    found["fewest_candidates"] = min(each.stats.fewest_candidates for each in watched)
     for name, bound in (("late", bound_s), ("spoken", speech_s)):
         seconds = np.array([s for each in watched for s in getattr(each, f"{name}_s")])
         if not seconds.size:
@@ -180,7 +182,8 @@ def report(found: dict) -> None:
         f"{found['cameras']} cameras at 1 frame a second for {found['seconds']} s: "
         f"{found['captured']} frames captured, {found['dropped_full']} dropped behind; "
         f"{found['segments']} scenes, {found['captions']} captions, "
-        f"{found['captions_skipped']} skipped\n"
+        f"{found['captions_skipped']} skipped; each the best of {found['fewest_candidates']} to "
+        f"{found['candidates']}\n"
         "first word, seconds             median    95%    max  within"
     )
     for text, name, bound in (

@@ -45,16 +45,14 @@ class Checks:
     """Questions of yes or no about one stream's frames, answered one after the other.
 
     Args:
-        session: that perceives the stream; its model's ``answer_generator`` is asked.
+        session: that perceives the stream; its model's ``answer_generator`` is asked, which reads
+            pictures, see ``check_reads``.
         until: the condition to look for; None for none.
         refresh_s: seconds after which an open scene that has changed is looked at again.
         scheduler: of the generator that is asked, where it has one already.
 
     Attributes:
         scheduler: whose lock is to be held while the same generator is used otherwise.
-
-    Raises:
-        ConfigError: the generator reads no pictures.
     """
 
     def __init__(
@@ -66,7 +64,6 @@ class Checks:
     ) -> None:
         self._session, self._until, self._refresh_s = session, until, refresh_s
         self._generator = session.model.answer_generator
-        check_reads(session.model)
         self._own = scheduler is None
         self.scheduler = scheduler or LanguageScheduler(self._generator)
         self._verdicts: queue.Queue[Generated | BaseException] = queue.Queue()

@@ -76,6 +76,13 @@ def watch(
     Raises:
         ConfigError, SourceError: at the call, before anything is yielded.
     """
+    # 1. What the model cannot do, before a camera is connected for it.
+    if options.confirm_alerts or options.until is not None:
+        check_reads(session.model)
+    alerts = None
+    if options.alerts or callbacks.alerts:
+        alerts = Alerts(session.model.text_encoder, options.alerts, options.alerting)
+    # 2. The source, and what is heard in it.
     opened = source if isinstance(source, VideoSource) else open_with(source, source_options)
     if not session.source:
         session.source = opened.name
@@ -86,11 +93,6 @@ def watch(
     except StreammemError:
         opened.close()
         raise
-    alerts = None
-    if options.alerts or callbacks.alerts:
-        alerts = Alerts(session.model.text_encoder, options.alerts, options.alerting)
-    if options.confirm_alerts or options.until is not None:
-        check_reads(session.model)
     return _Watching(session, opened, options, callbacks, alerts, scheduler, speech).events()
 
 

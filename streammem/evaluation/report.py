@@ -277,8 +277,8 @@ def checks(
                 ours, theirs, p = found
                 yield (
                     f"beats {control}", ours > theirs and p < CLEAR,
-                    f"{ours} right by {CONTEXTS[first]} alone, {theirs} by {CONTEXTS[control]} "
-                    f"alone (p = {p:.2g}): else the video adds nothing",
+                    f"{ours} right only by {CONTEXTS[first]}, {theirs} only by {CONTEXTS[control]} "
+                    f"(p = {p:.2g}): else the video adds nothing",
                 )  # fmt: skip
     if "shuffled" in others and (found := _paired(main, by_context["shuffled"])):
         ours, theirs, p = found

@@ -179,10 +179,10 @@ def test_a_model_that_fails_is_reported_and_asked_at_the_next_change(seer, monke
 
 
 @pytest.mark.parametrize("options", [{"until": "x"}, {"confirm_alerts": True, "alerts": ("x",)}])
-def test_a_model_that_reads_no_pictures_is_refused_at_the_call(seer, options):
+def test_a_model_that_reads_no_pictures_is_refused_before_anything_is_opened(seer, options):
     session = Session(model_of(Scripted(pictures=0), seer))
     with pytest.raises(ConfigError, match="reads no pictures"):
-        watch(session, [], WatchOptions(**options))
+        watch(session, "no such film.mp4", WatchOptions(**options))
 
 
 def test_an_empty_condition_is_refused():

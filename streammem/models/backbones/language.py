@@ -8,9 +8,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -37,9 +37,26 @@ from streammem.models.once import PartLock, opening
 
 log = logging.getLogger(__name__)
 
+
+@dataclass(frozen=True, slots=True)
+class Beginnings:
+    """Texts with which some of several candidates begin; a part of a prompt that is never read.
+
+    Attributes:
+        texts: each of another candidate, of half of the candidates at most.
+        following: texts with the first token of one of which they go on; none for any.
+    """
+
+    texts: tuple[str, ...]
+    following: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Return how many tokens are read of it, as the length of visual tokens is."""
+        return 0
+
+
 # Text, visual tokens [N, L], and pictures [H, W, 3] uint8 RGB for models that read these.
-Prompt = Sequence[str | Tensor | np.ndarray]
-Seeds = Sequence[int | None]  # of the replies to one prompt; None takes the likeliest words
+Prompt = Sequence[str | Tensor | np.ndarray | Beginnings]
 Decoding = Literal["auto", "exact", "half", "bfloat16", "static"]
 MOST_SCORED = 128  # tokens scored at once; 25 MB of logits
 CANDIDATE_TEMPERATURE = 0.5  # colder they are too alike, warmer too often wrong
@@ -53,12 +70,27 @@ class GrowingReply(NamedTuple):
     Attributes:
         text: stripped.
         ids: tokens said; the token that ended the reply is among them, if one did.
-        log_probs: of each token, as ``sampling.pick`` defines them.
+        log_probs: of each token, as ``sampling.pick`` defines them; of those with which the reply
+            was made to begin there are none.
     """
 
     text: str
     ids: list[int]
     log_probs: list[float]
+
+
+class Draw(NamedTuple):
+    """How one of the replies to a prompt is drawn.
+
+    Attributes:
+        seed: of its sampling; None takes the likeliest words.
+        begun: tokens with which it begins.
+        following: tokens of which one comes next; empty for any.
+    """
+
+    seed: int | None
+    begun: tuple[int, ...] = ()
+    following: tuple[int, ...] = ()
 
 
 Replies = tuple[GrowingReply, ...]  # to one prompt
@@ -259,7 +291,7 @@ class CausalLanguageModel:
                 parts.append(self.vectors(self.text_ids(part)))
             elif isinstance(part, Tensor):
                 parts.append(part.to(self._embed.weight))
-            else:
+            elif not isinstance(part, Beginnings):
                 raise TypeError(f"a prompt of text and tokens, not of {type(part).__name__}")
         return torch.cat(parts)
 
@@ -328,7 +360,7 @@ class CausalLanguageModel:
         """
         rows = [self.embed(prompt) for prompt in prompts]
         if config.num_beams == 1:
-            replies = self._sample(rows, config, [[config.seed]] * len(rows))
+            replies = self._sample(rows, config, [[Draw(config.seed)]] * len(rows))
             return [only.text for (only,) in replies]
         if not rows:
             return []
@@ -351,7 +383,8 @@ class CausalLanguageModel:
             prompts: see ``embed``; lengths may differ.
             config: shared by all. One reply is decoded as it says; of several the first is the
                 greedy one, and reply j is drawn at ``CANDIDATE_TEMPERATURE`` with ``seed + j``, so
-                that what a prompt gets does not depend on those beside it.
+                that what a prompt gets does not depend on those beside it. The last ones begin
+                with the prompt's ``Beginnings`` and go on greedily.
             count: replies a prompt, >= 1.
 
         Returns:
@@ -364,11 +397,12 @@ class CausalLanguageModel:
             texts = [self.generate([prompt], config)[0] for prompt in prompts]
             return [(GrowingReply(text, [], []),) for text in texts]
         rows = [self.embed(prompt) for prompt in prompts]
-        config, seeds = _drawn_alike(config, count)
+        draws = iter([self._draws(prompt, config, count) for prompt in prompts])
+        config = _candidate_decoding(config, count)
         return [
             tuple(replies)
             for group in self._groups(rows, count)
-            for replies in self._sample(group, config, [seeds] * len(group))
+            for replies in self._sample(group, config, list(islice(draws, len(group))))
         ]
 
     @torch.inference_mode()
@@ -389,10 +423,11 @@ class CausalLanguageModel:
                 yield from self.candidates([prompt], config, count)
             return
         rows = [self.embed(prompt) for prompt in prompts]
-        config, seeds = _drawn_alike(config, count)
+        draws = iter([self._draws(prompt, config, count) for prompt in prompts])
+        config = _candidate_decoding(config, count)
         for group in self._groups(rows, count):
             given = 0
-            for replies in self._steps(group, config, [seeds] * len(group)):
+            for replies in self._steps(group, config, list(islice(draws, len(group)))):
                 whole = list(takewhile(bool, replies[given:]))
                 ready = len(whole) // count
                 yield from (
@@ -428,7 +463,9 @@ class CausalLanguageModel:
             raise ConfigError("beams are not samples; use generate, or num-beams 1")
         rows = [self.embed(prompt) for prompt in prompts]
         first = [config.seed + i * count for i in range(len(rows))]
-        return self._sample(rows, config, [range(seed, seed + count) for seed in first])
+        return self._sample(
+            rows, config, [[Draw(seed + j) for j in range(count)] for seed in first]
+        )
 
     @torch.inference_mode()
     def log_probs(self, prompt: Prompt, texts: Sequence[str]) -> list[list[float]]:
@@ -482,38 +519,54 @@ class CausalLanguageModel:
         together = rows and decoder is not None and decoder.are_apart(rows)
         return [rows] if together else [[row] for row in rows]
 
+    def _draws(self, prompt: Prompt, config: GenerationConfig, count: int) -> list[Draw]:
+        """Return how each of the ``count`` candidates of a prompt is drawn."""
+        if count == 1:
+            return [Draw(config.seed)]
+        most = config.max_new_tokens - 1  # one token at least is the model's own
+        begun = list[Draw]()
+        for part in prompt:
+            if isinstance(part, Beginnings):
+                following = tuple({self.text_ids(text)[0] for text in part.following})
+                begun += [
+                    Draw(None, tuple(self.text_ids(text)[:most]), following) for text in part.texts
+                ]
+        begun = begun[: count // 2]
+        free = [Draw(None), *(Draw(config.seed + j) for j in range(1, count - len(begun)))]
+        return [*free, *begun]
+
     def _sample(
-        self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Seeds]
+        self, rows: list[Tensor], config: GenerationConfig, draws: Sequence[Sequence[Draw]]
     ) -> list[list[GrowingReply]]:
-        """Reply to each row once with each of its seeds, which are equally many."""
+        """Reply to each row once for each of its draws, which are equally many."""
         if self.decoder() is None:  # transformers' cache pads no prompts: one after another
             return [
-                [self._replies([row], config, [[seed]])[0] for seed in own]
-                for row, own in zip(rows, seeds, strict=True)
+                [self._replies([row], config, [[draw]])[0] for draw in own]
+                for row, own in zip(rows, draws, strict=True)
             ]
-        replies = self._replies(rows, config, seeds) if rows else []
-        count = len(seeds[0]) if rows else 1
+        replies = self._replies(rows, config, draws) if rows else []
+        count = len(draws[0]) if rows else 1
         return [replies[i : i + count] for i in range(0, len(replies), count)]
 
     def _replies(
-        self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Seeds]
+        self, rows: list[Tensor], config: GenerationConfig, draws: Sequence[Sequence[Draw]]
     ) -> list[GrowingReply]:
-        *_, replies = self._steps(rows, config, seeds)
+        *_, replies = self._steps(rows, config, draws)
         return [reply for reply in replies if reply]  # at last all are whole
 
     def _steps(
-        self, rows: list[Tensor], config: GenerationConfig, seeds: Sequence[Seeds]
+        self, rows: list[Tensor], config: GenerationConfig, draws: Sequence[Sequence[Draw]]
     ) -> Iterator[list[GrowingReply | None]]:
         """Generate a token of each reply a step; yield those that are whole, None for the others.
 
         Replies to one prompt are one row of the run until their tokens differ.
         """
-        count = len(seeds[0])
+        count = len(draws[0])
         run = self._start(rows, config, count)
+        drawn = [draw for own in draws for draw in own]
         generators = [
-            None if seed is None else torch.Generator().manual_seed(seed % (1 << 63))
-            for own in seeds
-            for seed in own
+            None if draw.seed is None else torch.Generator().manual_seed(draw.seed % (1 << 63))
+            for draw in drawn
         ]
         said: list[tuple[list[int], list[float]]] = [([], []) for _ in generators]
         replies: list[GrowingReply | None] = [None for _ in generators]
@@ -525,24 +578,31 @@ class CausalLanguageModel:
                 alike = [before[row] for row in range(len(logits))]
                 logits = penalised(logits, alike, config.repetition_penalty, few)
             drawing = [generators[number] for number in going]
-            tokens, log_probs = pick(logits, config, drawing, list(going.values()), few)
+            among = {
+                place: drawn[number].following
+                for place, number in enumerate(going)
+                if drawn[number].following and len(said[number][0]) == len(drawn[number].begun)
+            }
+            tokens, log_probs = pick(logits, config, drawing, list(going.values()), few, among)
             parted: dict[tuple[int, int], list[int]] = {}  # (row, token) -> the replies to go on
             for (number, row), token, log_prob in zip(
                 going.items(), tokens.tolist(), log_probs.tolist(), strict=True
             ):
-                said[number][0].append(token)
-                said[number][1].append(log_prob)
-                if not left or self._is_end(said[number][0]):
-                    replies[number] = GrowingReply(self._reply_text(said[number][0]), *said[number])
+                ids, scores = said[number]
+                begun = drawn[number].begun[len(ids) :]
+                ids.append(begun[0] if begun else token)
+                scores += [] if begun else [log_prob]
+                if not left or self._is_end(ids):
+                    replies[number] = GrowingReply(self._reply_text(ids), ids, scores)
                 else:
-                    parted.setdefault((row, token), []).append(number)
+                    parted.setdefault((row, ids[-1]), []).append(number)
             yield replies
             if not parted:
                 return
             if not isinstance(run, TransformersRun):
                 places = run.branch(list(parted))
             else:
-                run.feed(tokens)
+                run.feed(torch.tensor([token for _, token in parted], device=tokens.device))
                 places = [0]
             going = {
                 number: place
@@ -637,14 +697,13 @@ class CausalLanguageModel:
         return text.rstrip("\ufffd")
 
 
-def _drawn_alike(config: GenerationConfig, count: int) -> tuple[GenerationConfig, Seeds]:
-    """Return how ``count`` replies to one prompt are decoded, and what each draws with."""
+def _candidate_decoding(config: GenerationConfig, count: int) -> GenerationConfig:
+    """Return how ``count`` replies to one prompt are decoded."""
     if count == 1:
-        return config, [config.seed]
+        return config
     if config.num_beams > 1 or config.temperature > 0:
         raise ConfigError("several candidates need greedy decoding: no beams, temperature 0")
-    warm = replace(config, temperature=CANDIDATE_TEMPERATURE)
-    return warm, [None, *range(config.seed + 1, config.seed + count)]
+    return replace(config, temperature=CANDIDATE_TEMPERATURE)
 
 
 def decoding_route(decoding: str) -> Route:

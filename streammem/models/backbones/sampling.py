@@ -4,8 +4,9 @@ It runs no model (see ``decoding.py``) and knows no text (see ``language.py``).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -91,11 +92,19 @@ def penalised(
         return logits
     logits = logits.clone()
     for row, ids in zip(logits, replies, strict=True):
-        places = torch.tensor(sorted(set(ids)), dtype=torch.long, device=logits.device)
-        places = places if few is None else torch.searchsorted(few, places)
+        places = _columns(ids, few, logits.device)
         said = row[places]
         row[places] = torch.where(said > 0, said / penalty, said * penalty)
     return logits
+
+
+def _columns(tokens: Sequence[int], few: Tensor | None, device: torch.device) -> Tensor:
+    """Return the columns of logits that tokens have, of those that have one."""
+    ids = torch.tensor(sorted(set(tokens)), dtype=torch.long, device=device)
+    if few is None:
+        return ids
+    places = torch.searchsorted(few, ids).clamp_max(len(few) - 1)
+    return places[few[places] == ids]
 
 
 def pick(
@@ -104,6 +113,7 @@ def pick(
     generators: Sequence[torch.Generator | None],
     rows: Sequence[int] | None = None,
     few: Tensor | None = None,
+    among: Mapping[int, Sequence[int]] = MappingProxyType({}),
 ) -> tuple[Tensor, Tensor]:
     """Choose the next token of each of N replies.
 
@@ -115,6 +125,8 @@ def pick(
         rows: the row of ``logits`` that each reply goes on from: replies that are alike so far
             share one. None gives each its own.
         few: [V] int64, the tokens whose logits they are, in order; None for all tokens.
+        among: of replies, by their number, the tokens of which each takes the likeliest; it is
+            free where none of them has a logit.
 
     Returns:
         Tokens [N] and their log-probabilities [N] float32, of the softmax at the temperature
@@ -135,6 +147,10 @@ def pick(
                 for number in drawing
             ]
             tokens[drawing] = _drawn(scores.exp(), config, torch.cat(draws).to(scores.device))
+        for number in set(own).intersection(among):
+            some = _columns(among[number], few, scores.device)
+            if len(some):
+                tokens[number] = some[scores[some].argmax()]
         log_probs[own] = scores[tokens[own]]
     return tokens if few is None else few[tokens], log_probs
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from streammem.memory.retrieval import DEFAULT_NULL, GumbelNull, NameReadout
 from streammem.models.backbones.language import (
+    Beginnings,
     CausalLanguageModel,
     GenerationConfig,
     Prompt,
@@ -25,7 +26,13 @@ from streammem.models.protocols import EncodedSegment, EvidenceItem, Reads
 from streammem.models.tiny.bridge import MemoryBridge, empty_memory, update_memory
 from streammem.models.tiny.keys import PictureKey, TextKey
 from streammem.models.tiny.questions import QuestionHead, QuestionReading
-from streammem.models.tiny.words import LEAST_SHOWN, SHOWN, NamesOfKeys, WordsOfTokens
+from streammem.models.tiny.words import (
+    LEAST_SHOWN,
+    SHOWN,
+    NamesOfKeys,
+    WordsOfTokens,
+    caption_beginnings,
+)
 from streammem.perception.frames import Perceived, SegmentFrames
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.types import clock
@@ -237,7 +244,15 @@ class VideoModel:
     def caption_prompt(self, item: EvidenceItem, instruction: str | None = None) -> Prompt:
         """Build the prompt that describes a segment from its tokens [M, D]."""
         assert item.tokens is not None
-        return self.language.chat([self._visual(item.tokens), instruction or CAPTION_INSTRUCTION])
+        content: list[str | Tensor | Beginnings] = [
+            self._visual(item.tokens),
+            instruction or CAPTION_INSTRUCTION,
+        ]
+        if instruction is None and self.words is not None:
+            # What the tokens show is often not what the language model would begin with.
+            names = self.likely_words(item.tokens, SHOWN, LEAST_SHOWN)
+            content.append(caption_beginnings(names))
+        return self.language.chat(content)
 
     def answer_prompt(self, items: Sequence[EvidenceItem], question: str) -> Prompt:
         """Build the prompt that answers from evidence, which comes in time order."""

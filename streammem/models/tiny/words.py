@@ -18,10 +18,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streammem.memory.retrieval import STOP_WORDS, NameReadout, content_words
+from streammem.models.backbones.language import Beginnings
 
 SHOWN = 5  # words of a segment that a prompt shows, at most
 LEAST_SHOWN = 0.25  # probability of a word that a prompt shows
 DROPOUT = 0.4
+BEGUN = 2  # names of a segment with which captions begin, at most
+NOT_BEGUN = frozenset("person beach mountain pool snow tree water".split())  # noqa: SIM905
+# Words with which a caption goes on behind a thing; others would make another thing of it.
+FOLLOWING = (
+    *(".", ",", " and", " are", " at", " behind", " covered", " filled", " flying", " full"),
+    *(" hanging", " in", " is", " lies", " lying", " near", " next", " on", " over", " parked"),
+    *(" sits", " sitting", " standing", " stands", " that", " under", " with"),
+)
+WITHOUT_ARTICLE = frozenset(
+    "bacon bread broccoli cereal cheese clothes cream fruit honey jam juice ketchup mayonnaise "  # noqa: SIM905
+    "milk oil paper salt scissors skis soap spaghetti stairs tea toothpaste".split()
+)
 
 
 class WordsOfTokens(nn.Module):
@@ -67,6 +80,23 @@ class WordsOfTokens(nn.Module):
             for share, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             if share >= least
         ]
+
+
+def caption_beginnings(names: Sequence[str]) -> Beginnings:
+    """Return with what captions that name things may begin: with each, and with both.
+
+    Args:
+        names: of what is likely there, the likeliest first. People and surroundings, which captions
+            name by themselves, and all behind the first ``BEGUN`` others are left out.
+    """
+    things = [name for name in names if name not in NOT_BEGUN][:BEGUN]
+    nouns = [
+        name if name in WITHOUT_ARTICLE else f"an {name}" if name[0] in "aeiou" else f"a {name}"
+        for name in things
+    ]
+    both = [" and ".join(nouns)] if len(nouns) > 1 else []
+    texts = tuple(noun[0].upper() + noun[1:] for noun in [*nouns, *both])
+    return Beginnings(texts, FOLLOWING)
 
 
 class NameMeaning(NamedTuple):

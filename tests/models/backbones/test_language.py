@@ -7,7 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from streammem.errors import BackboneError, ConfigError
-from streammem.models.backbones.language import CausalLanguageModel, GenerationConfig
+from streammem.models.backbones.language import (
+    Beginnings,
+    CausalLanguageModel,
+    GenerationConfig,
+)
 from streammem.models.backbones.products import has_half
 from tests.tiny import talkative_language, tiny_language, tiny_tokenizer
 
@@ -226,6 +230,64 @@ def test_a_model_of_transformers_gives_the_same_candidates_one_by_one(ending, mo
     monkeypatch.setattr(ending, "decoder", lambda: None)
     single = [r for r in ending.replies(prompts, GREEDY, 3) if r is not None]
     assert [[r.text for r in rs] for rs in single] == [[r.text for r in rs] for rs in batch]
+
+
+@pytest.mark.parametrize("decoding", ["auto", "exact", "static", "transformers"])
+def test_the_last_candidates_begin_as_the_prompt_says_and_go_on_as_behind_its_words(
+    ending, monkeypatch, decoding
+):
+    route = "exact" if decoding == "transformers" else decoding
+    language = CausalLanguageModel(ending.model, ending.tokenizer, decoding=route)
+    if decoding == "transformers":
+        monkeypatch.setattr(language, "decoder", lambda: None)
+    plain = alike(language, 2)
+    asked = [[*plain[0], Beginnings(("a cup", "a pan"))], plain[1]]
+    (replies, other) = language.candidates(asked, GREEDY, 6)
+    free = language.candidates(plain, GREEDY, 6)
+    assert [r.ids for r in replies[:4]] == [r.ids for r in free[0][:4]]
+    assert [r.ids for r in other] == [r.ids for r in free[1]]
+    for reply, text in zip(replies[4:], ("a cup", "a pan"), strict=True):
+        begun = language.text_ids(text)
+        left = replace(GREEDY, max_new_tokens=GREEDY.max_new_tokens - len(begun))
+        ((rest,),) = language.sample([[*plain[0], text]], left)
+        assert reply.ids == [*begun, *rest.ids]
+        assert len(reply.log_probs) == len(rest.ids)  # its own words alone
+    steps = [r for r in language.replies(asked, GREEDY, 6) if r is not None]
+    assert [[r.ids for r in rs] for rs in steps] == [[r.ids for r in rs] for rs in (replies, other)]
+
+
+@pytest.mark.parametrize("decoding", ["auto", "exact", "static", "transformers"])
+def test_behind_a_beginning_comes_the_likeliest_of_the_texts_that_may_follow(
+    ending, monkeypatch, decoding
+):
+    route = "exact" if decoding == "transformers" else decoding
+    language = CausalLanguageModel(ending.model, ending.tokenizer, decoding=route)
+    if decoding == "transformers":
+        monkeypatch.setattr(language, "decoder", lambda: None)
+    (plain,) = alike(language, 1)
+    following = ("q", "k", "xy")
+    prompt = [*plain, Beginnings(("a cup",), following)]
+    (replies,) = language.candidates([prompt], GREEDY, 4)
+    begun, first = language.text_ids("a cup"), [language.text_ids(each)[0] for each in following]
+    scores = [language.log_probs([*plain, "a cup"], [each])[0][0] for each in following]
+    likeliest = first[scores.index(max(scores))]
+    assert replies[-1].ids[: len(begun) + 1] == [*begun, likeliest]
+    words = [*plain, "a cup" + following[scores.index(max(scores))][0]]
+    left = replace(GREEDY, max_new_tokens=GREEDY.max_new_tokens - len(begun) - 1)
+    ((rest,),) = language.sample([words], left)
+    assert replies[-1].ids[len(begun) + 1 :] == rest.ids
+    free = language.candidates([plain], GREEDY, 4)[0]
+    assert [r.ids for r in replies[:3]] == [r.ids for r in free[:3]]
+
+
+def test_half_of_the_candidates_at_most_begin_as_the_prompt_says(language):
+    prompt = [*alike(language, 1)[0], Beginnings(("xyz", "a long beginning", "y"))]
+    for count, most in ((1, 0), (2, 1), (3, 1), (5, 2), (8, 3)):
+        (replies,) = language.candidates([prompt], GREEDY, count)
+        begun = [reply for reply in replies if len(reply.log_probs) < len(reply.ids)]
+        assert len(replies) == count and len(begun) == most
+        assert all(reply.log_probs for reply in replies)  # one token at least is its own
+    assert torch.equal(language.embed(prompt), language.embed(prompt[:-1]))
 
 
 # -- prompts --

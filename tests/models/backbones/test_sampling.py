@@ -134,7 +134,9 @@ def test_a_penalty_is_that_of_transformers_and_changes_nothing_at_one():
 def test_a_few_tokens_are_drawn_as_if_the_others_had_no_probability():
     logits = 3 * torch.randn(4, 900, generator=torch.Generator().manual_seed(4))
     few = torch.randperm(900, generator=torch.Generator().manual_seed(5))[:400].sort().values
-    replies = [few[[7, 7, 300]].tolist(), [], few[:3].tolist(), few[-1:].tolist()]
+    # Of the tokens that a reply was made to begin with some may have no logit.
+    other = sorted(set(range(900)) - set(few.tolist()))
+    replies = [few[[7, 7, 300]].tolist(), [], few[:3].tolist(), [other[0], other[-1]]]
     for options in ({"temperature": 0.0}, {"top_p": 0.5}, {"top_k": 7}, {}):
         config = GenerationConfig(**{"temperature": 1.3, **options})
         expected = penalised(logits, replies, 1.5)
@@ -145,3 +147,9 @@ def test_a_few_tokens_are_drawn_as_if_the_others_had_no_probability():
         tokens, log_probs = pick(only, config, generators(*range(4)), few=few)
         assert torch.equal(tokens, whole[0])
         assert torch.allclose(log_probs, whole[1], atol=1e-5)
+    among = {0: [other[5], int(few[9]), int(few[33])], 2: other[:3]}
+    tokens, _ = pick(logits[:, few], GenerationConfig(), [None] * 4, few=few, among=among)
+    assert tokens[0] in few[[9, 33]] and int(tokens[0]) == max(
+        few[[9, 33]].tolist(), key=lambda token: logits[0, token]
+    )
+    assert tokens[1:].tolist() == few[logits[1:, few].argmax(-1)].tolist()
