@@ -225,6 +225,7 @@ def test_a_picture_that_shows_what_its_caption_names_counts_more_than_either():
             {"things": (SimpleNamespace(excess=lambda entry: 1.0),)},
             ALL | {4},
         ),
+        ("a man riding a horse", {"things": (SimpleNamespace(excess=lambda entry: -1.0),)}, set()),
         ("a man riding a horse", {"background": np.empty(0)}, {3}),
     ],
 )
@@ -236,9 +237,9 @@ def test_a_description_counts_the_best_scene_its_likes_and_those_that_name_it(
     query = Query(question, background=background, words=content_words(words), num_keys=5)
     best = near(question, 0.9)
     rows = [
+        make(2, near(question, 0.85, 8)[None]),  # seen, and looks like another scene
         make(0, near(best, retrieval.ALIKE + 0.01, 5)[None]),
         make(1, np.stack([near(question, -0.5, 3), best])),
-        make(2, near(question, 0.85, 8)[None]),  # seen, and looks like another scene
         make(
             3, near(question, 0.0, 9)[None], caption="A woman rides a horse.\nA man rides horses."
         ),
@@ -249,6 +250,19 @@ def test_a_description_counts_the_best_scene_its_likes_and_those_that_name_it(
     assert {hit.entry.segment for hit in found} == expected
     assert list(found) == [hit for hit in hits if hit in found], "in their order"
     assert counted((), query) == ()
+
+
+def test_the_more_keys_are_compared_the_nearer_must_be_what_is_seen():
+    background = np.random.default_rng(0).normal(0, 0.05, 500)
+    few, more = (Query(unit(1)[0], background=background, num_keys=n) for n in (3, 300))
+    assert scale_of(few).level < scale_of(more).level
+
+
+def test_chance_matches_begin_at_the_mean_of_the_best_hundredth():
+    background = np.random.default_rng(0).normal(0, 0.05, 500)
+    tail = np.sort(background)[-5:].mean()
+    (score,) = normalise(np.array([tail]), background, 50, GumbelNull(0.0, 0.0, 1.0))
+    assert score == pytest.approx(0.0, abs=1e-9)
 
 
 def test_what_is_seen_comes_before_what_is_said_unless_that_is_looked_for():

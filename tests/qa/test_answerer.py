@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streammem.engine.session import Session
@@ -423,6 +423,13 @@ def captioned(said, cut=(False,) * 5):
     st.lists(st.booleans(), min_size=5, max_size=5),
     st.lists(st.sampled_from((*WORDS, *KINDS)), min_size=1, max_size=3, unique=True),
     st.sampled_from(("when", "how often", "exists", "last")),
+)
+@example([["man"], ["ball"], ["ball"], ["ball"], ["ball"]], [False] * 5, ["person"], "when")
+@example(
+    [["man", "dog", "snow"], ["ball"], ["woman", "dog", "snow"], ["ball"], ["ball"]],
+    [False] * 5,
+    ["person", "dog", "snow"],
+    "how often",
 )
 def test_an_answer_never_contradicts_a_caption_that_it_prints(said, cut, asked, operator):
     answer = captioned(said, cut).ask(f"{operator}: a {' and a '.join(asked)}")

@@ -146,6 +146,10 @@ def test_what_points_somewhere_points_to_the_best_match():
     finding = compute("after", clips, found, (), {1: 0.2, 5: 0.9}, 2)
     assert [s.entry.segment for s in finding.around] == [6, 7]
     assert [entry.segment for entry in finding.used] == [5, 6, 7]
+    # Of an appearance of several scenes its best one counts.
+    found = find_appearances(clips, lambda row: row.segment in (1, 2, 5))
+    finding = compute("after", clips, found, (), {1: 0.1, 2: 0.95, 5: 0.9}, 2)
+    assert [s.entry.segment for s in finding.around] == [3, 4]
 
 
 def test_long_lists_and_lengths_read_plainly():

@@ -90,7 +90,7 @@ class QuestionHead(nn.Module):
             return QuestionReading()
         scores, tags = self(states[None], states.new_ones(1, len(states), dtype=torch.bool))
         inner = range(1, len(spans) - 1)
-        joints = [at for at in inner if _words(question, spans, (at, at + 1)) == "and"]
+        joints = [at for at in inner if _words(question, spans, (at, at + 1)) in ("and", "&")]
         if not joints:  # nothing lies between one thing
             scores[0, OPERATORS.index("between")] = -torch.inf
         operator = OPERATORS[int(scores[0].argmax())]

@@ -118,6 +118,7 @@ def _read(head, question):
         ("has there ever been snow", "snow"),
         ("an owl came into view", "an owl"),
         ("a woman to be seen", "a woman"),
+        ("the camera shows up", "the camera shows up"),
         ("a man filming a dog", "a man filming a dog"),
         ("does a boy catch a ball", "does a boy catch a ball"),
         ("who was there?", "who was there"),
@@ -130,7 +131,9 @@ def test_words_that_only_ask_are_in_no_anchor(head, question, anchor):
 
 def test_each_of_two_anchors_lies_on_its_side_of_an_and(head):
     _reads_everything(head, "between")
-    assert _read(head, "a suit and boxing gloves")[1:] == ("a suit", "boxing gloves")
+    for joint in ("and", "&"):
+        assert _read(head, f"a suit {joint} boxing gloves")[1:] == ("a suit", "boxing gloves")
+    assert _read(head, "to be seen and a dog").second == "a dog", "where the first has no words"
 
 
 def test_nothing_lies_between_one_thing(head):
