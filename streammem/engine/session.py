@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streammem.audio.scene_sound import SoundWindow
+from streammem.audio.scene_sound import SceneSound, SoundWindow
 from streammem.audio.track import SpeechTrack
 from streammem.captioning.captioner import Captioner, CaptionRequest, ScoredCaption
 from streammem.engine.session_config import SessionConfig
@@ -26,7 +26,7 @@ from streammem.memory.memory import CacheConfig, Memory
 from streammem.memory.named import Taught
 from streammem.memory.retrieval import EVERYTHING, Window, clipped
 from streammem.memory.timeline import offset_after
-from streammem.models.protocols import LikelihoodGenerator, StreamModel
+from streammem.models.protocols import EncodedSegment, LikelihoodGenerator, StreamModel
 from streammem.models.tiny.planning import open_planning
 from streammem.perception.background import Background, BackgroundState, Box
 from streammem.perception.frames import (
@@ -736,13 +736,7 @@ class Session:
                 self.model.text_encoder.sentence_keys([note.text for note in notes])
             )
         # 3. Its tokens, read beside those of its like, and the recurrent memory after it.
-        tokens, recurrent = torch.zeros(0, 0), self.recurrent
-        if (encoder := self._encoder) is not None:
-            related = None
-            if encoder.reads_related:
-                related = self.memory.related_tokens(clusters[0], self.config.retrieved)
-            read = segment_frames(segment.id, full)._replace(sound=sound)
-            tokens, recurrent = encoder.encode_segment(read, self.recurrent, related)
+        tokens, recurrent = self._encode(full, clusters[0], sound)
         # 4. Store all that, and only then forget the frames: those whose segment cannot be written
         # stay.
         row = self.memory.append(
@@ -770,6 +764,21 @@ class Session:
         seen = torch.from_numpy(row.tokens.astype(np.float32)) if row.tokens.size else None
         self._closed[segment.id] = CaptionRequest(segment, row.visual_keys, seen, pictures, notes)
         return segment
+
+    def _encode(
+        self, frames: Sequence[BufferedFrame], key: np.ndarray, sound: SceneSound | None
+    ) -> EncodedSegment:
+        """Read the closing segment with what the memory has of its like.
+
+        Sessions of whole videos read other frames, see ``whole_video.py``.
+        """
+        encoder, related = self._encoder, None
+        if encoder is None:
+            return EncodedSegment(torch.zeros(0, 0), self.recurrent)
+        if encoder.reads_related:
+            related = self.memory.related_tokens(key, self.config.retrieved)
+        read = segment_frames(self.next_segment, frames)._replace(sound=sound)
+        return encoder.encode_segment(read, self.recurrent, related)
 
 
 def _window(between: tuple[float, float] | Window | None) -> Window:
