@@ -1,6 +1,7 @@
 import gc
 import itertools
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -124,6 +125,15 @@ def test_frames_are_read_only_a_little_ahead(model):
         # The queue, the frame that waits for room in it, and the one at hand.
         assert source.num_given - session.num_frames <= MOST_AHEAD + 2
     events.close()
+
+
+def test_decoding_runs_ahead_of_perception_as_far_as_that(model):
+    reader = Reader(Source(endless()))
+    until = time.monotonic() + 60
+    while reader.waiting < MOST_AHEAD and time.monotonic() < until:
+        time.sleep(0.001)
+    assert reader.waiting == MOST_AHEAD
+    reader.stop()
 
 
 @pytest.mark.parametrize(
