@@ -47,6 +47,9 @@ class TrainingContext:
         sources: records of the recipe's ``data``, by its entries.
         texts: its sentences without pictures.
         group: of processes; the first makes features that do not exist yet.
+
+    Attributes:
+        own_captions: that the model has drawn itself and learns from.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class TrainingContext:
     ) -> None:
         self.recipe, self.out, self.learner, self._sources = recipe, out, learner, sources
         self.group, self._texts = group, texts
+        self.own_captions = list[str]()
         self.features_folder = Path(recipe.features) if recipe.features else out / "features"
 
     @cached_property
@@ -125,7 +129,7 @@ class TrainingContext:
     @property
     def captions(self) -> list[str]:
         """The captions that the language model learns from, with and without pictures."""
-        return [*self.captions_of(TRAIN), *self._texts]
+        return [*self.captions_of(TRAIN), *self._texts, *self.own_captions]
 
     def embedded(self, pictures: PictureSet) -> Embedded:
         """Add the sentence embeddings of every picture's captions."""

@@ -18,7 +18,7 @@ from streammem.errors import ConfigError
 
 STAGE_KINDS = (
     "vision", "words", "keys", "evidence", "captions", "prefix", "text", "reward",
-    "things", "answers", "operators",
+    "things", "answers", "self-training", "operators",
 )  # fmt: skip
 REQUIRED = ("kind", "steps", "lr", "batch")
 GENERATED = "generated:"

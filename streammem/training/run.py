@@ -54,6 +54,7 @@ from streammem.training.recipe import (
 )
 from streammem.training.records import TRAIN, VALIDATION, CaptionedSource, read_source
 from streammem.training.reward import RewardStage
+from streammem.training.self_training import SelfTrainingStage, best_captions, draw_captions
 from streammem.training.sentences import read_sentences
 from streammem.training.text import PrefixStage, TextStage
 from streammem.training.things import ThingStage, cross_fitted, tokens_of
@@ -63,9 +64,16 @@ from streammem.training.words import WordSpace, WordStage
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
+DRAWS = "draws.jsonl"
 THING_STEPS = 450  # of each head that names what training pictures show in questions about them
 KEY_STAGES = ("vision", "keys", "evidence")  # stages that move the keys
-CAPTION_STAGES = ("captions", "text", "reward")  # stages in which the language model learns words
+CAPTION_STAGES = (
+    "captions",
+    "text",
+    "reward",
+    "self-training",
+)  # stages in which the language model learns words
+LORA_STAGES = (*CAPTION_STAGES, "answers")
 
 
 def run_recipe(
@@ -110,7 +118,7 @@ def run_recipe(
     recipe = read_recipe(recipe_path)
     recipe_text = recipe_path.read_text()
     check_matplotlib()
-    if any(stage.kind in ("captions", "text", "reward", "answers") for stage in recipe.stages):
+    if any(stage.kind in LORA_STAGES for stage in recipe.stages):
         check_peft()
     check_device(device or "cpu")
     with join_processes(device) as (group, own_device):
@@ -230,6 +238,15 @@ def make_stage(context: TrainingContext, options: StageOptions) -> Stage:
             return ThingStage(learner.bridge, listed, measured_things, batch=batch)
         case "answers":
             return _answer_stage(context, batch)
+        case "self-training":
+            language, drawn = learner.adapt(), context.out / DRAWS
+            with context.group.first_process_first():
+                captions = draw_captions(learner.bridge, language, context.pictures, drawn)
+            kept = best_captions(learner, context.pictures, captions)
+            context.own_captions += [caption for of_picture in kept for caption in of_picture]
+            return SelfTrainingStage(
+                learner.bridge, language, context.pictures, kept, context.validation, batch=batch
+            )
         case "operators":
             return OperatorStage(
                 learner.questions.requires_grad_(True),

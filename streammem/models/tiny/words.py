@@ -90,13 +90,17 @@ def caption_beginnings(names: Sequence[str]) -> Beginnings:
             name by themselves, and all behind the first ``BEGUN`` others are left out.
     """
     things = [name for name in names if name not in NOT_BEGUN][:BEGUN]
-    nouns = [
-        name if name in WITHOUT_ARTICLE else f"an {name}" if name[0] in "aeiou" else f"a {name}"
-        for name in things
-    ]
+    nouns = [with_article(name) for name in things]
     both = [" and ".join(nouns)] if len(nouns) > 1 else []
     texts = tuple(noun[0].upper() + noun[1:] for noun in [*nouns, *both])
     return Beginnings(texts, FOLLOWING)
+
+
+def with_article(name: str) -> str:
+    """Return a thing's name with its article, where it takes one."""
+    if name in WITHOUT_ARTICLE:
+        return name
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
 class NameMeaning(NamedTuple):

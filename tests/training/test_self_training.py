@@ -1,0 +1,171 @@
+"""Self-training, on pictures of coloured shapes."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from streammem.errors import ConfigError, DatasetError
+from streammem.models.caption_scores import Reranker
+from streammem.training import self_training
+from streammem.training.features import cache_features
+from streammem.training.generated import make_pictures
+from streammem.training.loop import Schedule, train_stage
+from streammem.training.lora import add_lora, lora_tensors
+from streammem.training.recipe import LoraOptions
+from streammem.training.records import read_source
+from streammem.training.self_training import (
+    CaptionJudge,
+    DrawnCaption,
+    SelfTrainingStage,
+    best_captions,
+    draw_captions,
+    listed_beginnings,
+)
+from tests.tiny import TinyVision, tiny_language
+from tests.training.tiny_backbones import tiny_bridge
+
+RERANKER = Reranker((1.0, 0.1), 8)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shapes")
+    source = read_source(make_pictures(folder / "shapes", 30))
+    return cache_features(source, TinyVision(), folder, crops=0)
+
+
+@pytest.fixture
+def training(shapes):
+    """Training pictures: every second one is captioned, all list their shape."""
+    pictures = shapes.split("train")
+    names = [captions[0].split()[2] for captions in pictures.captions]
+    captions = [own if i % 2 else () for i, own in enumerate(pictures.captions)]
+    return replace(pictures, captions=captions, things=[((name, 0.9),) for name in names])
+
+
+@pytest.fixture
+def language():
+    language = tiny_language()
+    add_lora(language, LoraOptions(rank=4, dropout=0.0), seed=0)
+    return language
+
+
+def test_captions_begin_with_what_a_list_is_sure_of():
+    listed = (("pizza", 0.9), ("cup", 0.5), ("person", 0.8), ("knife", 0.2))
+    assert listed_beginnings(listed) == (
+        "A pizza", "A cup", "A person holding a pizza", "A person holding a cup",
+        "A pizza and a cup",
+    )  # fmt: skip
+    zebras = (("zebra", 0.9), ("zebra", 0.6), ("sheep", 0.7), ("sheep", 0.6), ("sheep", 0.5))
+    assert listed_beginnings(zebras)[:2] == ("Two zebras", "A group of sheep")
+    assert listed_beginnings((("person", 0.9), ("snow", 0.9))) == (), "captions name them anyway"
+    most = [(f"thing {i}", 0.9) for i in range(9)]
+    assert len(listed_beginnings([*most, ("person", 0.9)])) <= self_training.DRAWN // 2
+
+
+def test_a_killed_run_goes_on_with_the_captions_it_has_drawn(training, language, tmp_path):
+    bridge, path = tiny_bridge(language, training), tmp_path / "draws.jsonl"
+    pictures = training.select(range(10))
+    whole = draw_captions(bridge, language, pictures, path)
+    assert [*whole] == list(pictures.names)
+    assert {len(drawn) for drawn in whole.values()} == {self_training.DRAWN}
+    shape = pictures.things[0][0][0]
+    begun = [c.text for c in whole[pictures.names[0]] if c.text.lower().startswith(f"a {shape}")]
+    assert begun, "some begin with what the list names"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:3]) + lines[3][:20])  # killed in the middle of a line
+    drawn_again = []
+    candidates = type(language).candidates
+
+    def counting(self, prompts, *more):
+        drawn_again.append(len(prompts))
+        return candidates(self, prompts, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(language), "candidates", counting)
+        again = draw_captions(bridge, language, pictures, path)
+    assert sum(drawn_again) == 7
+    assert again.keys() == whole.keys()
+    assert [json.loads(line)["picture"] for line in path.read_text().splitlines()] == [*again]
+    path.write_text("[]\n")
+    with pytest.raises(DatasetError, match="move it away"):
+        draw_captions(bridge, language, pictures, path)
+
+
+def worth_of(judge, picture, texts, keys=None):
+    drawn = [DrawnCaption(text, -1.0) for text in texts]
+    keys = np.ones((len(texts), 4)) / 2 if keys is None else keys
+    return judge.worths(picture, drawn, keys, np.ones(4) / 2)
+
+
+def test_a_listed_picture_values_what_its_list_names_and_not_what_it_could_have(training):
+    things = [(("tennis racket", 0.9), ("person", 0.8)), (("cat", 0.9),)]
+    pictures = replace(training.select([0, 2]), things=things)
+    judge = CaptionJudge(pictures, RERANKER)
+    said, kind, more, wrong, other = worth_of(
+        judge, 0,
+        ["A tennis racket.", "Two tennis rackets.", "A woman holds a tennis racket.",
+         "A cat holds a tennis racket.", "A woman smiles."],
+    )  # fmt: skip
+    assert said == kind
+    assert more > said > wrong, "cats are on lists of this folder, and not on this one"
+    assert other == -np.inf, "it names a person only, where the list has more"
+    alone = CaptionJudge(replace(pictures, things=[(("person", 0.8),), things[1]]), RERANKER)
+    assert np.isfinite(worth_of(alone, 0, ["A woman smiles."])).all()
+    fits = np.eye(4)[:2] * 0.9 + 0.1
+    better, worse = CaptionJudge(pictures, RERANKER).worths(
+        1, [DrawnCaption("A cat.", -0.1), DrawnCaption("A cat!", -2.0)], fits, np.eye(4)[0]
+    )
+    assert better > worse
+
+
+def test_a_captioned_picture_values_what_people_say_of_it(training):
+    pictures = training.select([1, 3])
+    judge = CaptionJudge(pictures, RERANKER)
+    own, other = pictures.captions[0][0], "Nothing of the kind is there."
+    worths = worth_of(judge, 0, [own, other])
+    assert worths[0] > worths[1]
+    made = CaptionJudge(replace(pictures, made=[True, False]), RERANKER)
+    assert worth_of(made, 0, [other])[0] == -np.inf, "sentences made of a list are no captions"
+
+
+def test_the_lora_learns_the_kept_captions_and_the_bridge_stays(training, language, tmp_path):
+    bridge = tiny_bridge(language, training)
+    before = {name: value.clone() for name, value in bridge.state_dict().items()}
+    adapter = {name: value.clone() for name, value in lora_tensors(language).items()}
+    kept = [["A red cup."] if i % 2 else ["Two blue cups."] for i in range(len(training))]
+    kept[0] = []
+    stage = SelfTrainingStage(bridge, language, training, kept, training.captioned(), batch=6)
+    first = stage.loss(np.random.default_rng(0)).item()
+    figures = train_stage(stage, Schedule(steps=30, lr=2e-2, warmup=2), tmp_path)
+    assert stage.loss(np.random.default_rng(0)).item() < first - 0.1, "a tiny LoRA learns little"
+    assert {"cider", "tokens"} <= figures.keys()
+    assert all(torch.equal(before[n], value) for n, value in bridge.state_dict().items())
+    assert any(not torch.equal(adapter[n], v) for n, v in lora_tensors(language).items())
+    with pytest.raises(DatasetError, match="worth to learn"):
+        SelfTrainingStage(bridge, language, training, [[]] * len(training), training.captioned())
+
+
+def test_half_of_a_step_are_pictures_without_peoples_captions(training, language, monkeypatch):
+    bridge = tiny_bridge(language, training)
+    kept = [["A worded."] if captions else ["A listed."] for captions in training.captions]
+    stage = SelfTrainingStage(bridge, language, training, kept, training.captioned(), batch=8)
+    seen = []
+    monkeypatch.setattr(stage, "_row", lambda text: seen.append(text) or stage_row(stage, text))
+    stage_row = type(stage)._row
+    stage.loss(np.random.default_rng(0))
+    assert sorted(seen) == ["A listed."] * 4 + ["A worded."] * 4
+
+
+class Keys:
+    """A learner of which only the judging parts are asked."""
+
+    start = None
+
+
+def test_a_start_that_chooses_nothing_is_refused(training):
+    with pytest.raises(ConfigError, match="--init"):
+        best_captions(Keys(), training, {})
