@@ -14,11 +14,14 @@ from streammem.training.recipe import (
 from tests.training.tiny_backbones import RECIPE
 
 RECIPES = Path(__file__).parents[2] / "configs" / "train"
-CONTINUED = RECIPES / "answers.toml"  # starts from a model
+# These start from a model.
+CONTINUED = {"answers": ["things", "answers"], "self-training": ["self-training"]}
 # Those of the parents have one stage of their own kind; their modules' tests read them.
 PARENTS = ("videollamb", "video-llama", "minigpt4-video")
 SHIPPED = sorted(
-    path for path in set(RECIPES.glob("*.toml")) - {CONTINUED} if not path.stem.startswith(PARENTS)
+    path
+    for path in RECIPES.glob("*.toml")
+    if path.stem not in CONTINUED and not path.stem.startswith(PARENTS)
 )
 
 
@@ -33,9 +36,11 @@ def test_every_shipped_recipe_trains_all_that_a_model_needs(path):
     assert kinds & {"keys", "vision"}  # each trains the key heads
 
 
-def test_the_recipe_of_answers_fits_the_model_that_it_starts_from():
-    recipe, whole = read_recipe(CONTINUED), read_recipe(RECIPES / "streammem-tiny.toml")
-    assert [stage.kind for stage in recipe.stages] == ["things", "answers"]
+@pytest.mark.parametrize("name", CONTINUED)
+def test_a_recipe_that_goes_on_fits_the_model_that_it_starts_from(name):
+    recipe = read_recipe(RECIPES / f"{name}.toml")
+    whole = read_recipe(RECIPES / "streammem-tiny.toml")
+    assert [stage.kind for stage in recipe.stages] == CONTINUED[name]
     for part in ("lora", "bridge", "backbones", "key_dim"):
         assert getattr(recipe, part) == getattr(whole, part)
 

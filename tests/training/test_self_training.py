@@ -12,10 +12,12 @@ from streammem.models.caption_scores import Reranker
 from streammem.training import self_training
 from streammem.training.features import cache_features
 from streammem.training.generated import make_pictures
+from streammem.training.learner import Learner
 from streammem.training.loop import Schedule, train_stage
 from streammem.training.lora import add_lora, lora_tensors
 from streammem.training.recipe import LoraOptions
 from streammem.training.records import read_source
+from streammem.training.run import run_recipe
 from streammem.training.self_training import (
     CaptionJudge,
     DrawnCaption,
@@ -25,7 +27,7 @@ from streammem.training.self_training import (
     listed_beginnings,
 )
 from tests.tiny import TinyVision, tiny_language
-from tests.training.tiny_backbones import tiny_bridge
+from tests.training.tiny_backbones import RECIPE, tiny_backbones, tiny_bridge
 
 RERANKER = Reranker((1.0, 0.1), 8)
 
@@ -169,3 +171,39 @@ class Keys:
 def test_a_start_that_chooses_nothing_is_refused(training):
     with pytest.raises(ConfigError, match="--init"):
         best_captions(Keys(), training, {})
+
+
+def test_a_recipe_trains_itself_and_knows_the_words_it_has_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr("streammem.training.run.draw_curves", lambda stages, out: None)
+    monkeypatch.setattr(self_training, "DRAWN", 2)
+    place = make_pictures(tmp_path / "shapes", 30)
+    text, _, _ = RECIPE.partition("[[stages]]")
+    text = text.replace("generated:30", str(place))
+    stage = '[[stages]]\nkind = "{}"\nsteps = 1\nlr = 4e-3\nbatch = 4\n'
+    saved = {}
+    monkeypatch.setattr(
+        "streammem.training.run.save", lambda model, folder, **more: saved.update(more, model=model)
+    )
+    (tmp_path / "first.toml").write_text(text + stage.format("captions"))
+    run_recipe(tmp_path / "first.toml", tmp_path / "one", backbones=tiny_backbones())
+    start = replace(saved["model"], reranker=RERANKER)
+    monkeypatch.setattr(
+        "streammem.training.run.Learner.open",
+        lambda recipe, backbones, init, device: Learner(
+            recipe, backbones, start, (saved["lora"], saved["lora_scale"]), device=device
+        ),
+    )
+    before = {key: value.clone() for key, value in saved["lora"].items()}
+    (tmp_path / "second.toml").write_text(text + stage.format("self-training"))
+    figures = run_recipe(
+        tmp_path / "second.toml", tmp_path / "two", init="x", backbones=tiny_backbones()
+    )
+    assert "cider" in figures["stages"]["self-training"]
+    assert any(not torch.equal(value, saved["lora"][key]) for key, value in before.items())
+    drawn = (tmp_path / "two" / "draws.jsonl").read_text().splitlines()
+    ids = tiny_language().ids
+    known = {*saved["model"].caption_tokens.tolist()}
+    words = {
+        word for line in drawn for text, _ in json.loads(line)["captions"] for word in ids(text)
+    }
+    assert known & words, "captions may have the words of those that were kept"
