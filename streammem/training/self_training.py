@@ -41,7 +41,7 @@ from streammem.training.things import PERSON, tokens_of
 PLURALS = {"knife": "knives", "person": "people", "scissors": "scissors", "sheep": "sheep",
            "shelf": "shelves", "skis": "skis"}  # fmt: skip
 DRAWN = 12  # captions of a picture, half of which may begin with what its list names
-DRAWN_TOGETHER = 8  # pictures
+DRAWN_TOGETHER, JUDGED_TOGETHER = 8, 64  # pictures
 DECODING = GenerationConfig(max_new_tokens=32, vocabulary="captions")
 BEGUN = 3  # listed things with which captions begin
 SURE = 0.42  # share of a listed thing with which captions begin
@@ -259,17 +259,20 @@ def best_captions(
         )
     judge = CaptionJudge(pictures, learner.start.reranker)
     sentences = learner.backbones.sentences()
-    kept: list[list[str]] = [[] for _ in pictures.names]
-    for i in tqdm(range(len(pictures)), desc="captions judged"):
-        own = list({one.text: one for one in drawn.get(pictures.names[i], ())}.values())
-        if not own:
-            continue
-        meanings = sentences.encode([one.text for one in own])
-        keys = learner.text_key(meanings.to(learner.device)).cpu().numpy()
-        key = learner.picture_key(pictures.views([i], [WHOLE]))[0].cpu().numpy()
-        worths = judge.worths(i, own, keys, key)
-        order = np.argsort(-worths, kind="stable")[:KEPT]
-        kept[i] = [own[j].text for j in order if worths[j] >= max(worths) - MARGIN > -np.inf]
+    own = [list({c.text: c for c in drawn.get(name, ())}.values()) for name in pictures.names]
+    todo = [i for i, captions in enumerate(own) if captions]
+    kept: list[list[str]] = [[] for _ in own]
+    for begin in tqdm(range(0, len(todo), JUDGED_TOGETHER), desc="captions judged"):
+        block = todo[begin : begin + JUDGED_TOGETHER]
+        texts = list({one.text for i in block for one in own[i]})
+        meanings = sentences.encode(texts).to(learner.device)
+        key_of = dict(zip(texts, learner.text_key(meanings).cpu().numpy(), strict=True))
+        seen = learner.picture_key(pictures.views(block, [WHOLE] * len(block))).cpu().numpy()
+        for i, key in zip(block, seen, strict=True):
+            worths = judge.worths(i, own[i], np.stack([key_of[c.text] for c in own[i]]), key)
+            order = np.argsort(-worths, kind="stable")[:KEPT]
+            least = max(worths.max() - MARGIN, np.finfo(worths.dtype).min)  # not -inf
+            kept[i] = [own[i][j].text for j in order if worths[j] >= least]
     return kept
 
 
