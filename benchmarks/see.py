@@ -3,6 +3,9 @@
 - *captions*: all of ``coco_mini`` (CIDEr against its own sentences), and apart those of its photos
   that training may not have shown (one in five, by a checksum of the name). Of the words that say
   gender, age and colour: the share that stand in one of the photo's own sentences.
+- *named*: captions of photos of ``coco_photos`` from the held-out fifth: the share that name a
+  thing that the detector is sure of (a person is none), and the share that name one of its eighty
+  things that it has not found at any score. Control: another photo's caption.
 - *questions*: people's, about photos of ``coco_photos`` from the held-out fifth, sampled. The reply
   is right if it begins with the person's answer. Controls: the same question with another photo's
   evidence, with none (blind), and the commonest answer to such a beginning of a question, from the
@@ -35,10 +38,13 @@ from streammem.evaluation.metrics import CiderD, score_captions, tokenise
 from streammem.evaluation.pictures import PictureModel
 from streammem.training.questions import COLORS, QuestionRecord, TrialVariant
 from streammem.training.records import HELD_OUT_PERSONS, VALIDATION, checksum_split, thing_name
+from streammem.training.self_training import spellings
+from streammem.training.things import PERSON
 
 BATCH = 16
 FIRST = 6  # words of a reply in which the answer must come
 BEST = 5  # words a frame
+SURE = 0.5  # score of what the detector is sure of
 # Words that are read as others; of "yes" singular would make "ye".
 ALIKE = {
     "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5",
@@ -104,6 +110,37 @@ def risky_words(
             people = {word for caption in captions for word in tokenise(caption)}
             hits.append(bool(set(used[0].split()) & people))
     return {"captions": len(hits)} | share(hits)
+
+
+# -- things that are named --
+
+
+def measure_named(model: Any, folder: Path, count: int) -> dict[str, Any]:
+    table = folder / "coco_photos" / "labels.jsonl"
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    kinds = {thing_name(name) for row in rows for name, *_ in row["detected"]}
+    held = [row for row in rows if checksum_split(row["image"]) == VALIDATION]
+    found = [
+        {thing_name(name) for name, score, _ in row["detected"] if score >= SURE} - {PERSON}
+        for row in held
+    ]
+    chosen = [i for i, things in enumerate(found) if things][:count]
+    texts = list[str]()
+    for begin in range(0, len(chosen), BATCH):
+        batch = [held[i]["image"] for i in chosen[begin : begin + BATCH]]
+        pictures = [read_photo(folder / "coco_photos" / "images" / name) for name in batch]
+        texts += PictureModel(model).caption_pictures(pictures)
+    words = {kind: spellings(kind) for kind in kinds}
+    said = [f" {' '.join(tokenise(text))} " for text in texts]
+    named = [{kind for kind in kinds if any(w in text for w in words[kind])} for text in said]
+    listed = [{thing_name(name) for name, *_ in held[i]["detected"]} for i in chosen]
+    figures: dict[str, Any] = {"photos": len(chosen), "different": len(set(texts))}
+    for way, own in (("own", named), ("another photo's", named[1:] + named[:1])):
+        hits = [bool(n & found[i]) for n, i in zip(own, chosen, strict=True)]
+        false = [bool(n - there) for n, there in zip(own, listed, strict=True)]
+        figures[way] = share(hits)
+        figures[f"{way}, not there"] = share(false)
+    return figures
 
 
 # -- questions --
@@ -249,7 +286,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks see", description=__doc__)
     parser.add_argument("--model", default="streammem-tiny")
     parser.add_argument("--questions", type=int, default=200, help="of 740; drawn by seed 0")
-    parser.add_argument("--parts", nargs="+", default=["captions", "questions", "kitchens"])
+    parser.add_argument("--photos", type=int, default=300, help="of some 600 with things to name")
+    parser.add_argument(
+        "--parts", nargs="+", default=["captions", "named", "questions", "kitchens"]
+    )
     parser.add_argument("--replies", type=Path, help="write every reply, as JSON lines")
     options = parser.parse_args(arguments)
     if "STREAMMEM_DATA" not in os.environ:
@@ -257,6 +297,7 @@ def main(arguments: list[str]) -> int:
     folder, model = Path(os.environ["STREAMMEM_DATA"]), load(options.model)
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "captions": lambda: measure_captions(model, folder),
+        "named": lambda: measure_named(model, folder, options.photos),
         "questions": lambda: measure_questions(model, folder, options.questions, options.replies),
         "kitchens": lambda: measure_kitchens(model, folder),
     }
