@@ -20,6 +20,8 @@ from torch import Tensor
 from streammem.errors import ConfigError
 from streammem.models.backbones.language import GenerationConfig, GrowingReply, Prompt, Replies
 from streammem.models.caption_scores import (
+    ConfidenceModel,
+    NounModel,
     best_reply,
     confidence_features,
     first_phrase,
@@ -105,9 +107,8 @@ class Captioner:
     Attributes:
         decoding: of a reply.
         candidates: replies to a segment, of which one is chosen.
-        level: confidence in [0, 1] below which less is given; 0 where everything is. Without a
-            fit a model's confidence is a bare cosine, and replies to an instruction of the user's
-            are no captions of the kind that was fitted.
+        level: confidence in [0, 1] below which less of a reply alone is given; 0 where everything
+            is. One of several has the level of its own fit, where there is one.
 
     Raises:
         ConfigError: more candidates than the model can choose among.
@@ -131,14 +132,7 @@ class Captioner:
         else:
             greedy = self.decoding.num_beams == 1 and self.decoding.temperature == 0
             self.candidates = model.reranker.candidates if own and greedy else 1
-        fit = model.confidence_model
-        self._nouns = fit.nouns if fit and self.candidates > 1 else None
-        if fit is None:
-            self.level = 0.0
-        elif config.min_confidence is not None:
-            self.level = config.min_confidence
-        else:
-            self.level = (self._nouns or fit).whole if own else 0.0
+        self.level = self._level(model.confidence_model)
 
     @property
     def withholds(self) -> bool:
@@ -189,7 +183,7 @@ class Captioner:
 
     def score(self, request: CaptionRequest, replies: Replies) -> ScoredCaption:
         """Choose the best of the replies to a segment, and decide how much of it is given."""
-        model, encoder, level = self._model, self._model.text_encoder, self.level
+        model, encoder = self._model, self._model.text_encoder
         # 1. The best reply, and what its confidence rests on.
         reply, key = best_reply(model.reranker, encoder.sentence_keys, replies, request.keys)
         if key is None:
@@ -198,15 +192,17 @@ class Captioner:
         others = [other.text for other in replies if other is not reply]
         # 2. How sure it is as a whole, and that anything of it is there. Of one reply alone only
         #    keys tell that.
-        if self._nouns and others:
-            nouns = nouns_of(reply.text)
-            chances = self._nouns(noun_features(nouns, seen, others))
+        fit = model.confidence_model
+        by_noun = fit.nouns if fit and others else None
+        nouns = nouns_of(reply.text) if by_noun else []
+        if by_noun:
+            chances = by_noun(noun_features(nouns, seen, others))
             beginnings = sure_beginnings(chances)
-            whole, anything, least = beginnings[-1], float(chances.mean()), self._nouns.least
+            whole, anything, least = beginnings[-1], float(chances.mean()), by_noun.least
         else:
-            nouns = []
             whole = anything = self._confidence(seen)
-            least = model.confidence_model.least if model.confidence_model else 0.0
+            least = fit.least if fit else 0.0
+        level = self._level(by_noun or fit)
         # 3. All of it, nothing of it, or its beginning.
         if _rounded(whole) >= level:
             own = model.generator.reads.pictures and not level  # of the model's own words
@@ -227,6 +223,18 @@ class Captioner:
             seen = confidence_features(request.keys, key, encoder.background.numpy())
             confidence = self._confidence(seen)
         return ScoredCaption(phrase, _rounded(confidence), unsure=True, key=key)
+
+    def _level(self, fit: ConfidenceModel | NounModel | None) -> float:
+        """Return the confidence below which less is given than a reply that a fit judges.
+
+        Without a fit a model's confidence is a bare cosine, and replies to an instruction of the
+        user's are no captions of the kind that was fitted.
+        """
+        if fit is None:
+            return 0.0
+        if self._config.min_confidence is not None:
+            return self._config.min_confidence
+        return fit.whole if self._config.instruction is None else 0.0
 
     def _confidence(self, seen: np.ndarray) -> float:
         """Return how likely a caption's noun is right by keys alone; without a fit the cosine."""

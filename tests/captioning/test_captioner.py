@@ -184,7 +184,7 @@ def test_a_picture_of_nothing_that_there_are_words_for_gets_no_word(plain):
 
 
 def test_a_caption_by_itself_is_judged_as_a_whole(plain):
-    alone = scored_by_nouns(plain, drawn=DRAWN[:1])
+    alone = scored_by_nouns(plain, NOUNS._replace(whole=0.95), drawn=DRAWN[:1])
     assert (alone.text, alone.confidence) == (WORDS, pytest.approx(0.9, abs=1e-3))
     without = scored_by_nouns(plain, nouns=None)
     assert (without.text, without.confidence) == (WORDS, pytest.approx(0.9, abs=1e-3))
