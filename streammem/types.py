@@ -69,7 +69,8 @@ class Caption:
     """The language model's words for a segment.
 
     Attributes:
-        confidence: in [0, 1], how likely a noun of the text is right; None where no score exists.
+        confidence: in [0, 1], how likely all nouns of the text are right, or a noun of it where the
+            text was not chosen among several; None where no score exists.
         reason: ``unsure`` where the model had more words, but is not sure enough of them; the text
             is then its first words, or empty.
         likelihood: in (0, 1], the geometric mean of the probabilities that the model itself gave

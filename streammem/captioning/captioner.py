@@ -4,9 +4,9 @@
     (scored,) = captioner.caption([CaptionRequest(segment, keys, tokens)])
     print(scored.of(segment))
 
-Of several replies the one that fits the segment's keys best is taken, and its confidence is
-computed from keys alone (``models/caption_scores.py``). No words are made here: a caption that is
-not sure enough ends after its first noun phrase, or is left out.
+Of several replies the one that fits the segment's keys best is taken. Its confidence is computed
+from keys, and from what the other replies name (``models/caption_scores.py``). No words are made
+here: a caption that is not sure enough ends before its first doubtful noun, or is left out.
 """
 
 import math
@@ -19,7 +19,16 @@ from torch import Tensor
 
 from streammem.errors import ConfigError
 from streammem.models.backbones.language import GenerationConfig, GrowingReply, Prompt, Replies
-from streammem.models.caption_scores import best_reply, confidence_features, first_phrase
+from streammem.models.caption_scores import (
+    ConfidenceModel,
+    NounModel,
+    best_reply,
+    confidence_features,
+    first_phrase,
+    noun_features,
+    nouns_of,
+    sure_beginnings,
+)
 from streammem.models.protocols import EvidenceItem, StreamModel, readable
 from streammem.types import Caption, Note, Segment
 
@@ -98,9 +107,8 @@ class Captioner:
     Attributes:
         decoding: of a reply.
         candidates: replies to a segment, of which one is chosen.
-        level: confidence in [0, 1] below which less is given; 0 where everything is. Without a
-            fit a model's confidence is a bare cosine, and replies to an instruction of the user's
-            are no captions of the kind that was fitted.
+        level: confidence in [0, 1] below which less of a reply alone is given; 0 where everything
+            is. One of several has the level of its own fit, where there is one.
 
     Raises:
         ConfigError: more candidates than the model can choose among.
@@ -124,12 +132,7 @@ class Captioner:
         else:
             greedy = self.decoding.num_beams == 1 and self.decoding.temperature == 0
             self.candidates = model.reranker.candidates if own and greedy else 1
-        if model.confidence_model is None:
-            self.level = 0.0
-        elif config.min_confidence is not None:
-            self.level = config.min_confidence
-        else:
-            self.level = model.confidence_model.whole if own else 0.0
+        self.level = self._level(model.confidence_model)
 
     @property
     def withholds(self) -> bool:
@@ -180,28 +183,67 @@ class Captioner:
 
     def score(self, request: CaptionRequest, replies: Replies) -> ScoredCaption:
         """Choose the best of the replies to a segment, and decide how much of it is given."""
-        encoder, level = self._model.text_encoder, self.level
-        reply, key = best_reply(self._model.reranker, encoder.sentence_keys, replies, request.keys)
+        model, encoder = self._model, self._model.text_encoder
+        # 1. The best reply, and what its confidence rests on.
+        reply, key = best_reply(model.reranker, encoder.sentence_keys, replies, request.keys)
         if key is None:
             (key,) = encoder.sentence_keys([reply.text])
-        whole = self._confidence(request.keys, key)
-        if whole >= level:
-            own = self._model.generator.reads.pictures and not level  # of the model's own words
+        seen = confidence_features(request.keys, key, encoder.background.numpy())
+        others = [other.text for other in replies if other is not reply]
+        # 2. How sure it is as a whole, and that anything of it is there. Of one reply alone only
+        #    keys tell that.
+        fit = model.confidence_model
+        by_noun = fit.nouns if fit and others else None
+        nouns = nouns_of(reply.text) if by_noun else []
+        if by_noun:
+            chances = by_noun(noun_features(nouns, seen, others))
+            beginnings = sure_beginnings(chances)
+            whole, anything, least = beginnings[-1], float(chances.mean()), by_noun.least
+        else:
+            whole = anything = self._confidence(seen)
+            least = fit.least if fit else 0.0
+        level = self._level(by_noun or fit)
+        # 3. All of it, nothing of it, or its beginning.
+        if _rounded(whole) >= level:
+            own = model.generator.reads.pictures and not level  # of the model's own words
             likelihood = likelihood_of(reply) if own else None
-            return ScoredCaption(reply.text, whole, unsure=False, key=key, likelihood=likelihood)
-        assert self._model.confidence_model is not None  # else the level is 0
-        if whole < min(level, self._model.confidence_model.least):
-            return ScoredCaption("", whole, unsure=True, key=key)
-        phrase = first_phrase(reply.text)
+            return ScoredCaption(
+                reply.text, _rounded(whole), unsure=False, key=key, likelihood=likelihood
+            )
+        if _rounded(anything) < min(level, least):
+            return ScoredCaption("", _rounded(whole), unsure=True, key=key)
+        if nouns:  # as far as all nouns are sure enough, and the first noun in any case
+            last = max(1, int((beginnings >= level).sum())) - 1
+            phrase, confidence = reply.text[: nouns[last].end], beginnings[last]
+        else:
+            phrase = first_phrase(reply.text)
         if phrase != reply.text:
             (key,) = encoder.sentence_keys([phrase])
-        return ScoredCaption(phrase, self._confidence(request.keys, key), unsure=True, key=key)
+        if not nouns:
+            seen = confidence_features(request.keys, key, encoder.background.numpy())
+            confidence = self._confidence(seen)
+        return ScoredCaption(phrase, _rounded(confidence), unsure=True, key=key)
 
-    def _confidence(self, pictures: np.ndarray, words: np.ndarray) -> float:
-        """Return how likely words [K] are right of pictures [V, K], in [0, 1]."""
-        seen = confidence_features(pictures, words, self._model.text_encoder.background.numpy())
-        sure = self._model.confidence_model(seen) if self._model.confidence_model else seen[0]
-        return round(float(min(1.0, max(0.0, sure))), 3)
+    def _level(self, fit: ConfidenceModel | NounModel | None) -> float:
+        """Return the confidence below which less is given than a reply that a fit judges.
+
+        Without a fit a model's confidence is a bare cosine, and replies to an instruction of the
+        user's are no captions of the kind that was fitted.
+        """
+        if fit is None:
+            return 0.0
+        if self._config.min_confidence is not None:
+            return self._config.min_confidence
+        return fit.whole if self._config.instruction is None else 0.0
+
+    def _confidence(self, seen: np.ndarray) -> float:
+        """Return how likely a caption's noun is right by keys alone; without a fit the cosine."""
+        return self._model.confidence_model(seen) if self._model.confidence_model else seen[0]
+
+
+def _rounded(confidence: float) -> float:
+    """Return a confidence as it is given, in [0, 1]."""
+    return round(float(min(1.0, max(0.0, confidence))), 3)
 
 
 def likelihood_of(reply: GrowingReply) -> float | None:

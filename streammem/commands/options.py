@@ -327,7 +327,7 @@ ANSWER_FLAGS = (  # of SessionConfig
     Flag(
         "--min-confidence",
         "min_confidence",
-        "less is said of a scene below it: first words or none (default 0.3; 0: all is said)",
+        "less is said of a scene below it: first words or none (default 0.25; 0: all is said)",
         {"type": float, "metavar": "P"},
     ),
 )

@@ -230,7 +230,7 @@ def save(
     if model.picture_key.evidence:
         config["evidence"] = model.picture_key.evidence.sizes._asdict()
     if model.confidence_model:
-        config["certainty"] = model.confidence_model._asdict()
+        config["certainty"] = model.confidence_model.settings()
     config["chance"] = model.null._asdict()
     if model.reranker:
         config["choice"] = model.reranker._asdict()

@@ -13,9 +13,12 @@ from streammem.models.backbones.sampling import MOST_BEAMS
 from streammem.models.caption_scores import (
     CONFIDENCE_FEATURES,
     LEAST,
+    NOUN_FEATURES,
     RERANKING_FEATURES,
     WHOLE,
+    WHOLE_BY_NOUNS,
     ConfidenceModel,
+    NounModel,
     Reranker,
 )
 from streammem.models.tiny.bridge import BridgeConfig
@@ -86,13 +89,24 @@ def read_config(folder: Path) -> CheckpointConfig:
 def _certainty(said: Any) -> ConfidenceModel | None:
     if said is None:
         return None
+    nouns = said.get("nouns")
+    return ConfidenceModel(
+        *_logistic(said, CONFIDENCE_FEATURES, WHOLE),
+        None if nouns is None else NounModel(*_logistic(nouns, NOUN_FEATURES, WHOLE_BY_NOUNS)),
+    )
+
+
+def _logistic(
+    said: Any, features: int, default: float
+) -> tuple[tuple[float, ...], float, float, float]:
+    """Read weights, bias, least and whole of a fit of confidence."""
     weights = tuple(map(float, said["weights"]))
-    if len(weights) != CONFIDENCE_FEATURES or not np.isfinite([*weights, said["bias"]]).all():
-        raise ValueError(f"certainty needs {CONFIDENCE_FEATURES} weights and a bias, all finite")
-    least, whole = float(said.get("least", LEAST)), float(said.get("whole", WHOLE))
+    if len(weights) != features or not np.isfinite([*weights, said["bias"]]).all():
+        raise ValueError(f"certainty needs {features} weights and a bias, all finite")
+    least, whole = float(said.get("least", LEAST)), float(said.get("whole", default))
     if not (0 <= least <= 1 and 0 <= whole <= 1):
         raise ValueError("certainty: least and whole are probabilities")
-    return ConfidenceModel(weights, float(said["bias"]), least, whole)
+    return weights, float(said["bias"]), least, whole
 
 
 def _choice(said: Any) -> Reranker | None:

@@ -14,7 +14,13 @@ from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchCallbacks
 from streammem.errors import ConfigError
 from streammem.models.backbones.language import GrowingReply
-from streammem.models.caption_scores import WHOLE, ConfidenceModel, confidence_features
+from streammem.models.caption_scores import (
+    WHOLE,
+    ConfidenceModel,
+    NounModel,
+    Reranker,
+    confidence_features,
+)
 from streammem.models.protocols import Reads
 from streammem.types import Caption, Segment
 from tests.tiny import film, tiny_model
@@ -124,6 +130,64 @@ def test_confidence_and_key_are_those_of_the_words_that_are_said(plain):
     assert np.allclose(said.key, fitted.sentence_keys(["A man"])[0])
     seen = confidence_features(plain.background.numpy()[:2], said.key, plain.background.numpy())
     assert said.confidence == round(fitted.confidence_model(seen), 3)
+
+
+# Of the other captions two of three name a man, and one a shirt: 0.731, 0.269, both 0.197.
+DRAWN = (
+    GrowingReply(WORDS, [1], [-0.1]),
+    GrowingReply("A man is standing.", [1], [-1.0]),
+    GrowingReply("A boy in a shirt.", [1], [-1.0]),
+    GrowingReply("Two men.", [1], [-1.0]),
+)
+NOUNS = NounModel((6.0, 0.0, 0.0, 0.0, 0.0), -3.0, least=0.4, whole=0.3)
+
+
+def scored_by_nouns(plain, nouns=NOUNS, drawn=DRAWN, **options):
+    fit = certain(0.9)._replace(nouns=nouns)
+    model = replace(plain, confidence_model=fit, reranker=Reranker((0.0, 1.0), 4))
+    request = CaptionRequest(SPAN, plain.background.numpy()[:2])
+    return Captioner(model, SessionConfig(**options).captioning).score(request, drawn)
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "confidence"),
+    [
+        ({}, "A man", 0.731),
+        ({"min_confidence": 0.19}, WORDS, 0.197),
+        ({"min_confidence": 0.0}, WORDS, 0.197),
+        ({"min_confidence": 0.74}, "A man", 0.731),  # the first noun in any case
+    ],
+)
+def test_a_caption_ends_before_the_first_noun_that_makes_it_too_unsure(
+    plain, options, text, confidence
+):
+    given = scored_by_nouns(plain, **options)
+    assert (given.text, given.unsure) == (text, text != WORDS)
+    assert given.confidence == pytest.approx(confidence, abs=1e-3)
+    assert np.allclose(given.key, plain.sentence_keys([text])[0], atol=1e-6)
+
+
+def test_a_caption_goes_on_as_far_as_its_nouns_are_sure(plain):
+    longer = GrowingReply("A man in a red shirt is holding a ball.", [1], [-0.1])
+    given = scored_by_nouns(plain, drawn=(longer, *DRAWN[1:]), min_confidence=0.15)
+    assert (given.text, given.confidence) == (
+        "A man in a red shirt",
+        pytest.approx(0.197, abs=1e-3),
+    )
+
+
+def test_a_picture_of_nothing_that_there_are_words_for_gets_no_word(plain):
+    nothing = scored_by_nouns(plain, NOUNS._replace(least=0.51, whole=0.6))
+    assert (nothing.text, nothing.unsure) == ("", True)
+    assert nothing.confidence == pytest.approx(0.197, abs=1e-3)
+    assert scored_by_nouns(plain, NOUNS._replace(least=0.49, whole=0.6)).text == "A man"
+
+
+def test_a_caption_by_itself_is_judged_as_a_whole(plain):
+    alone = scored_by_nouns(plain, NOUNS._replace(whole=0.95), drawn=DRAWN[:1])
+    assert (alone.text, alone.confidence) == (WORDS, pytest.approx(0.9, abs=1e-3))
+    without = scored_by_nouns(plain, nouns=None)
+    assert (without.text, without.confidence) == (WORDS, pytest.approx(0.9, abs=1e-3))
 
 
 @pytest.mark.parametrize("level", [-0.1, 1.1, float("nan")])

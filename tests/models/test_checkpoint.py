@@ -13,7 +13,7 @@ from streammem.models import checkpoint, checkpoint_config
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.backbones.text import TEXT_DIM
 from streammem.models.backbones.weights import SOURCES
-from streammem.models.caption_scores import ConfidenceModel, Reranker
+from streammem.models.caption_scores import ConfidenceModel, NounModel, Reranker
 from streammem.models.checkpoint import PRESETS, backbones_of, load_checkpoint, merge_lora, save
 from streammem.models.protocols import EvidenceItem
 from streammem.models.tiny.keys import EvidenceSizes, PictureEvidence, SentenceEvidence
@@ -158,10 +158,11 @@ def test_saving_what_was_loaded_changes_no_bit(original, language_folder, tmp_pa
     assert ((kept - weight).abs() <= 0.51 * step).all()
 
 
-def test_fits_of_confidence_and_choice_are_kept(original, language_folder, tmp_path):
+@pytest.mark.parametrize("nouns", [None, NounModel((1.0, 2.0, 3.0, 4.0, 5.0), 0.5, 0.2, 0.3)])
+def test_fits_of_confidence_and_choice_are_kept(original, language_folder, tmp_path, nouns):
     fitted = dataclasses.replace(
         original,
-        confidence_model=ConfidenceModel((1.0, 2.0, 3.0, 4.0), -0.5, 0.1, 0.4),
+        confidence_model=ConfidenceModel((1.0, 2.0, 3.0, 4.0), -0.5, 0.1, 0.4, nouns),
         reranker=Reranker((1.0, 0.25), 6),
         null=GumbelNull(-2.0, 0.5, 0.25),
     )
@@ -526,6 +527,9 @@ def test_what_is_no_configuration_is_told(folder, content):
         load_checkpoint(folder)
 
 
+CERTAINTY = {"weights": [1, 2, 3, 4], "bias": 0}
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
@@ -544,6 +548,8 @@ def test_what_is_no_configuration_is_told(folder, content):
         ({"certainty": {"weights": [1, 2, 3, 4], "bias": float("nan")}}, "all finite"),
         ({"certainty": {}}, "'weights'"),
         ({"certainty": {"weights": [1, 2, 3, 4], "bias": 0, "whole": 2}}, "probabilities"),
+        ({"certainty": CERTAINTY | {"nouns": CERTAINTY}}, "5 weights and a bias"),
+        ({"certainty": CERTAINTY | {"nouns": {}}}, "'weights'"),
         ({"choice": {"weights": [1.0], "candidates": 4}}, "2 weights"),
         ({"chance": {"location": 0, "growth": 1, "scale": 0}}, "scale above 0"),
         ({"chance": {"location": 0, "growth": 1}}, "scale"),
