@@ -288,8 +288,9 @@ def test_two_interleaved_sessions_say_what_each_says_alone(model):
 
 
 @pytest.mark.parametrize("scenes", [FILM, FILM[:1], (("red", 1),), (("red", 1), ("blue", 1))])
-def test_segments_are_half_open_and_tile_the_film(model, scenes):
-    frames = film(*scenes, start=2.0)
+@pytest.mark.parametrize("duration", [0.5, 0.1])  # of frames that come every 0.5 s
+def test_segments_are_half_open_and_tile_the_film(model, scenes, duration):
+    frames = [dataclasses.replace(frame, duration=duration) for frame in film(*scenes, start=2.0)]
     session = session_of(model)
     segments = segments_of(told(session, frames))
     assert [s.id for s in segments] == list(range(len(segments)))
