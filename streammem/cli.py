@@ -25,7 +25,7 @@ from streammem.output.terminal import interrupts, note
 EXAMPLES = """\
 examples:
   streammem caption holiday.mp4                          captions as they are made
-  streammem caption holiday.mp4 --format srt -o holiday.srt
+  streammem caption holiday.mp4 --format srt -o holiday.captions.srt
   streammem ask holiday.mp4 "When does the dog swim?"    an answer with evidence times
   streammem caption holiday.mp4 --memory trips           keep what was seen, for good
   streammem ask trips "When does the dog swim?"          ask it later, without the video

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -107,7 +106,15 @@ def test_importing_streammem_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
+def ran(code, folder):
+    """Return whether code runs, beside a package ``triton`` that is found before any other."""
+    (folder / "triton").mkdir(exist_ok=True)
+    (folder / "triton/__init__.py").touch()
+    paths = os.pathsep.join([str(folder), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    return not subprocess.run([sys.executable, "-c", code], check=False, env=environment).returncode
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator may need Triton")
 @pytest.mark.parametrize(
     "library",
@@ -116,15 +123,28 @@ def test_importing_streammem_does_not_import_torch():
         pytest.param("transformers.masking_utils", marks=pytest.mark.heavy),
     ],
 )
-def test_opening_a_model_without_an_accelerator_leaves_triton_out(library):
-    code = (
-        f"import sys, streammem.models.backbones, {library}; "
-        "from torch.utils._triton import has_triton_package; "
-        "found = has_triton_package() or 'triton' in sys.modules; "
-        "import triton; "  # what imports it by itself has it all the same
-        "sys.exit(found)"
+def test_opening_a_model_without_an_accelerator_leaves_triton_out(library, tmp_path):
+    found = (
+        "from torch.utils._triton import has_triton_package as found; "
+        "sys.exit(found() is not {} or ('triton' in sys.modules) is not {})"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert ran(f"import sys; {found.format(True, True)}", tmp_path)  # it would
+    code = f"import sys, streammem.models.backbones, {library}; {found.format(False, False)}"
+    assert ran(code, tmp_path)
+    # What imports it by itself has it all the same.
+    assert ran("import streammem.models.backbones, triton", tmp_path)
+
+
+def test_no_thread_is_kept_from_importing_triton_while_a_model_is_opened(tmp_path):
+    code = (
+        "import sys, torch\n"
+        "def at_each_line(*_):\n"
+        "    assert sys.modules.get('triton', 'to be found') is not None\n"
+        "    return at_each_line\n"
+        "sys.settrace(at_each_line)\n"
+        "import streammem.models.backbones\n"
+    )
+    assert ran(code, tmp_path)
 
 
 @pytest.mark.parametrize("path", FILES, ids=ids)

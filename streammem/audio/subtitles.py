@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from os.path import isfile  # False of what can be no path, as a long URL
 from pathlib import Path
 
 import av
@@ -412,6 +413,13 @@ def _beside(path: Path) -> list[Track]:
         read = partial(read_file, path.parent / name, language)
         found.append((bool(language), name, Track(name, language, "forced" in about, read)))
     return [track for *_, track in sorted(found, key=lambda item: item[:2])]
+
+
+def is_beside(path: Path, video: Path) -> bool:
+    """Return whether a file that is there is taken for subtitles of a video, by its name."""
+    if not (isfile(path) and isfile(video) and path.parent.samefile(video.parent)):
+        return False
+    return any(track.name == path.name for track in _beside(video))
 
 
 def read_file(path: Path, language: str) -> Cues:

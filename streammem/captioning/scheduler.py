@@ -277,7 +277,7 @@ class LanguageScheduler:
             count = first.candidates()
             if first.sharer:  # halved for two streams that wait, a quarter for up to four, ...
                 waiting = {id(job.sharer) for job in self._pending if job.sharer}
-                count = max(min(count, 1), count >> (len(waiting) - 1).bit_length())
+                count = max(1, count >> (len(waiting) - 1).bit_length())
             together = self.batches and first.max_batch > 1
             most = batch_size(first.max_batch, count) if together else 1
             batch = [first]

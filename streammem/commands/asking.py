@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 ALL_HELP = "SOURCE is a folder of memories, and all of them are asked"
 MAX_DAYS = 7  # that are named where a day has nothing
 MAX_SHOWN = 12  # pieces of evidence under an answer, in text
+CLOCKLESS = "no scene here knows its time of day; give --recorded when a file is watched"
 
 
 def add_to(commands: Any) -> None:
@@ -113,7 +114,16 @@ def run_ask(arguments: argparse.Namespace) -> int:
             results.put(_rests_on(answer))
         else:
             results.write(answer)
+        if (answer.looked_at or "").startswith("wall clock") and not session.days():
+            note(CLOCKLESS)
     return exit_code(arguments, broken)
+
+
+def _note_nothing(session: "Session", window: "Window | None") -> None:
+    """Note that nothing was seen, and why that may be."""
+    note("nothing was seen" if window is None else "nothing was seen then")
+    if window is not None and window.wall is not None and not session.days():
+        note(CLOCKLESS)
 
 
 def _rests_on(answer: Answer) -> str:
@@ -200,6 +210,8 @@ def run_find(arguments: argparse.Namespace) -> int:
         moments = session.find(arguments.query, arguments.count, between)
         for moment in moments:
             results.write(moment)
+        if not moments:
+            _note_nothing(session, between)
         if arguments.sheet:
             _draw(session, moments, arguments)
     return exit_code(arguments, broken)
@@ -216,8 +228,11 @@ def run_summary(arguments: argparse.Namespace) -> int:
     with open_session(arguments) as session, output(arguments.format, arguments.output) as results:
         broken = perceive(session, arguments)
         if day is None:
-            for chapter in session.chapters(arguments.chapters, between):
+            chapters = session.chapters(arguments.chapters, between)
+            for chapter in chapters:
                 results.write(chapter)
+            if not chapters:
+                _note_nothing(session, between)
             return exit_code(arguments, broken)
         activities = session.day(day, arguments.chapters)
         for activity in activities:
@@ -227,7 +242,8 @@ def run_summary(arguments: argparse.Namespace) -> int:
                 results.write(activity)
         if not activities:
             days = ", ".join(map(str, session.days()[-MAX_DAYS:]))
-            note(f"nothing was seen on {day}; days that have scenes: {days or 'none'}")
+            there_is = f"days that have scenes: {days}" if days else CLOCKLESS
+            note(f"nothing was seen on {day}; {there_is}")
     return exit_code(arguments, broken)
 
 

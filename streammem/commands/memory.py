@@ -73,7 +73,7 @@ def add_to(commands: Any) -> None:
         export,
         "every event that it keeps: segments, captions, speech",
         "streammem memory export trips --format jsonl > trips.jsonl",
-        "streammem memory export trips --format srt --source holiday.mp4 -o holiday.srt",
+        "streammem memory export trips --format srt --source holiday.mp4 -o holiday.captions.srt",
         "streammem memory export trips --format parquet -o trips.parquet     vectors, keyframes",
         "streammem memory export archive --to postgresql://me@db/films       of all memories in it",
     )

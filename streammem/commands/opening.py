@@ -26,7 +26,7 @@ from streammem.commands.options import (
 from streammem.errors import ConfigError, SourceError, StoreError
 from streammem.output.render import plain
 from streammem.output.terminal import note
-from streammem.types import Event, Notice, Segment
+from streammem.types import Event, Notice, Segment, encodable
 from streammem.video import kind_of, open_with
 from streammem.video.address import public_name
 
@@ -170,6 +170,9 @@ def watch_source(
     source = open_aside(lambda: open_with(arguments.source, opening), callbacks.stop)
     if source is None:
         return
+    if source.finite and session.memory.newest(encodable(source.name)):
+        known = f"{session.memory.path}: has scenes of {plain(source.name)} already"
+        note(f"{known}; those that are seen now stand beside them, and count besides")
     prune(session, arguments)
     num_segments = 0
     with _progress(source.name, source.duration, shown=progress) as at:

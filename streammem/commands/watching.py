@@ -44,7 +44,7 @@ def add_to(commands: Any) -> None:
         "captions, scene by scene",
         "streammem caption holiday.mp4                          unsure ones say less, or nothing",
         "streammem caption holiday.mp4 --min-confidence 0       all words, as they are generated",
-        "streammem caption holiday.mp4 --format srt -o holiday.srt",
+        "streammem caption holiday.mp4 --format srt -o holiday.captions.srt",
         "streammem caption holiday.mp4 --start 1:30 --end 2:00 --format jsonl",
         "streammem caption holiday.mp4 --memory trips --budget 500MB",
     )
@@ -97,6 +97,7 @@ def run_caption(arguments: argparse.Namespace) -> int:
 
 
 def _caption(session: "Session", arguments: argparse.Namespace) -> int:
+    from streammem.audio.subtitles import is_beside
     from streammem.engine.watch_options import WatchCallbacks
 
     sheet = Sheet(session) if arguments.sheet else None
@@ -124,6 +125,12 @@ def _caption(session: "Session", arguments: argparse.Namespace) -> int:
             results.write(event)
     if sheet:
         sheet.draw(arguments.sheet, Path(public_name(arguments.source)).name)
+    if arguments.output and is_beside(arguments.output, Path(arguments.source)):
+        note(
+            f"{arguments.output}: is named like the video, so these captions are read as its "
+            "subtitles from now on; rename it, as to "
+            f"{arguments.output.stem}.captions{arguments.output.suffix}, or give --speech off"
+        )
     return exit_code(arguments, broken)
 
 

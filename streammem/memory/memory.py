@@ -567,25 +567,12 @@ class MemoryCache:
     def set_caption(
         self, segment: int, text: str, key: np.ndarray | None, sureness: Sureness = UNKNOWN
     ) -> Entry:
-        """Give a segment a caption; a row that has one gets a further line.
-
-        Args:
-            segment: any id that a row stands for.
-            text: one line; empty where it was withheld.
-            key: [D_key] unit row; None where there is no text encoder.
-            sureness: of the text.
-
-        Returns:
-            The row as it is now.
-
-        Raises:
-            KeyError: no such segment.
-        """
+        """Give a row in RAM a caption; see ``Memory.set_caption``."""
         row = self._known(segment)
         return self._set(with_text(row, caption=text, sureness=sureness, caption_key=key))
 
     def add_notes(self, segment: int, notes: tuple[Note, ...], key: np.ndarray | None) -> Entry:
-        """Give a segment speech or subtitles that came after it; otherwise as `set_caption`."""
+        """Give a row in RAM speech or subtitles; see ``Memory.add_notes``."""
         return self._set(with_text(self._known(segment), notes=notes, note_key=key))
 
     def drop(self, segments: Iterable[int]) -> None:

@@ -377,8 +377,8 @@ class QdrantSink(_Closing):
         """Return the conditions of the keys of one kind of a memory."""
         wanted = [self._is("memory", memory), self._is("kind", kind)]
         if allowed is not None:
-            ids = [_point_id(memory, kind, int(id_)) for id_ in allowed]
-            wanted.append(self._models.HasIdCondition(has_id=ids))
+            ids = (_point_id(memory, kind, int(id_)) for id_ in allowed)
+            wanted.append(self._models.HasIdCondition(has_id=[*ids]))
         return wanted
 
     def count(self, wanted: list[Any]) -> int:

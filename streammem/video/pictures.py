@@ -106,7 +106,7 @@ def open_folder(path: str, sampling: Sampling) -> PictureSource:
     pictures = [p for p in entries if p.suffix.lower() in kinds and p.is_file()]
     if not pictures:
         text = f"a folder without pictures; it should hold some of {' '.join(sorted(kinds))}"
-        raise SourceError(f"{path}: {text}")
+        raise SourceError(f"{path}: {text}; videos in a folder are for streammem index")
     source = PictureSource(
         sorted(pictures, key=_natural), path, sampling, 1 / (sampling.fps or FOLDER_FPS)
     )

@@ -408,14 +408,8 @@ def test_what_an_answer_waits_for_is_generated_before_what_streams_wait_for(shar
     assert order == ["first", "answer", "stream"]
 
 
-@pytest.mark.parametrize(
-    ("streams", "each", "expected"),
-    [(1, 2, 8), (2, 1, 4), (3, 2, 2), (4, 1, 2), (5, 1, 1), (9, 1, 1)],
-)
-def test_live_streams_that_wait_at_the_same_time_share_their_candidates(
-    shared, monkeypatch, streams, each, expected
-):
-    slow, scheduler, _ = shared
+def candidates_of(slow, monkeypatch):
+    """Return a list that the number of candidates of each batch is added to."""
     counts, replies = [], slow.replies
 
     def counted(prompts, decoding, candidates=1):
@@ -423,13 +417,25 @@ def test_live_streams_that_wait_at_the_same_time_share_their_candidates(
         yield from replies(prompts, decoding, candidates)
 
     monkeypatch.setattr(slow, "replies", counted)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("streams", "each", "most", "expected"),
+    [(1, 2, 8, 8), (2, 1, 8, 4), (3, 2, 8, 2), (3, 1, 12, 3), (4, 1, 8, 2), (9, 1, 8, 1)],
+)
+def test_live_streams_that_wait_at_the_same_time_share_their_candidates(
+    shared, monkeypatch, streams, each, most, expected
+):
+    slow, scheduler, _ = shared
+    counts = candidates_of(slow, monkeypatch)
     captioner = Captioner(slow._model, CaptionConfig(decoding=SHORT))
-    captioner.candidates = 8
+    captioner.candidates = most
     queues = [CaptionQueue(scheduler, captioner, adapts=True) for _ in range(streams)]
     first, _ = start([lambda: scheduler.replies([prompt_of(slow, 0)], SHORT)])
     assert slow.begun.acquire(timeout=120)
     for stream in queues:
-        stream.num_candidates = 8
+        stream.num_candidates = most
         for request in requests(slow._model, each):
             stream.submit(CaptionJob(request, 0.0))
     slow.go.release(streams * each + 1)
@@ -437,6 +443,45 @@ def test_live_streams_that_wait_at_the_same_time_share_their_candidates(
     first[0].join(120)
     assert counts[:2] == [1, expected] and len(found) == streams * each
     assert queues[0].fewest_candidates == expected  # what is left alone afterwards has more again
+
+
+@pytest.mark.parametrize("file_first", [False, True])
+def test_a_file_beside_a_live_stream_neither_shares_nor_joins(shared, monkeypatch, file_first):
+    slow, scheduler, _ = shared
+    counts = candidates_of(slow, monkeypatch)
+    captioner = Captioner(slow._model, CaptionConfig(decoding=SHORT))
+    captioner.candidates = 8
+    live = CaptionQueue(scheduler, captioner, adapts=True)
+    live.num_candidates = 4  # as measured
+    file = CaptionQueue(scheduler, captioner)
+    first, _ = start([lambda: scheduler.replies([prompt_of(slow, 0)], SHORT)])
+    assert slow.begun.acquire(timeout=120)
+    for stream in (file, live) if file_first else (live, file):
+        stream.submit(CaptionJob(requests(slow._model, 1)[0], 0.0))
+    slow.go.release(3)
+    found = [len(result.replies) for stream in (file, live) for result in results_of(stream)]
+    first[0].join(120)
+    assert found == [8, 4]
+    assert counts == ([1, 8, 4] if file_first else [1, 4, 8])
+
+
+def test_words_that_are_passed_on_as_they_come_join_no_batch_of_others(shared):
+    slow, scheduler, sizes = shared
+    captioner, pieces = Captioner(slow._model, CaptionConfig(decoding=SHORT)), []
+    captioner.candidates = 1
+    plain = CaptionQueue(scheduler, captioner)
+    heard = CaptionQueue(scheduler, captioner, on_text=lambda _, piece: pieces.append(piece))
+    first, _ = start([lambda: scheduler.replies([prompt_of(slow, 0)], SHORT)])
+    assert slow.begun.acquire(timeout=120)
+    for stream, request in zip((plain, heard), requests(slow._model, 2), strict=True):
+        stream.submit(CaptionJob(request, 0.0))
+    slow.go.release(2)
+    results_of(plain)
+    (result,) = results_of(heard)
+    first[0].join(120)
+    scheduler.close()
+    assert "".join(pieces).strip() == result.replies[0].text != ""
+    assert sizes == [1, 1, 1]
 
 
 def test_an_error_reaches_all_that_waited_for_the_batch_and_no_other(shared):

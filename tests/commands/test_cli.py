@@ -1,6 +1,7 @@
 import argparse
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -251,6 +252,22 @@ def test_every_reader_gives_the_same_scenes(run, video, reader):
 def test_without_subtitles_captions_are_the_same(run, video, choice):
     plain = run("caption", video, "--format", "jsonl")
     assert run("caption", video, "--format", "jsonl", "--speech", choice) == plain
+
+
+@pytest.mark.parametrize(
+    ("name", "is_told"),
+    [("film.srt", True), ("film.en.vtt", True), ("film.captions.srt", False), ("film.txt", False)],
+)
+def test_captions_that_will_be_read_as_subtitles_are_told(run, video, tmp_path, name, is_told):
+    film, written = tmp_path / "film.mp4", tmp_path / name
+    shutil.copy(video, film)
+    code, _, err = run("caption", film, "--format", "srt", "-o", written)
+    heard = events(run("caption", film, "--format", "jsonl")[1])
+    assert (code, any(event["type"] == "note" for event in heard)) == (0, is_told)
+    assert (f"as to {written.stem}.captions{written.suffix}" in err) == is_told
+    (tmp_path / "other").mkdir()
+    err = run("caption", film, "--format", "srt", "-o", tmp_path / "other" / name)[2]
+    assert "named like the video" not in err
 
 
 def test_an_answer_commands_no_terminal(run, video, monkeypatch):

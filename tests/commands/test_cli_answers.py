@@ -72,6 +72,29 @@ def test_a_day_lists_activities_by_the_wall_clock_or_names_the_days_there_are(ru
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ("find", "--between", "2026-05-03T16:40", "16:45", "red"),
+        ("summary", "--between", "2026-05-03T16:40", "16:45"),
+        ("summary", "--day", "2026-05-02"),
+        ("ask", "Who came on 2 May 2026 at 3 pm?"),
+    ],
+)
+def test_where_nothing_was_seen_then_it_is_told_and_why_that_may_be(
+    run, memory, video, tmp_path, words
+):
+    command, *rest = words
+    clockless = tmp_path / "clockless"
+    assert run("scenes", video, "--memory", clockless)[0] == 0
+    for path, is_clockless in ((memory, False), (clockless, True)):
+        code, out, err = run(command, path, *rest, "--timezone", "Europe/Berlin", *QUICK)
+        assert code == 0 and "nothing was seen" in out + err
+        assert ("--recorded" in err) == is_clockless
+    code, out, err = run("find", clockless, "red", "--between", "1:00:00", "2:00:00", *QUICK)
+    assert (code, out) == (0, "") and err == "nothing was seen then\n"
+
+
+@pytest.mark.parametrize(
     ("flags", "told"),
     [
         (("--chapters", "0"), "--chapters 0"),

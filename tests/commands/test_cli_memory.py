@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
 from dataclasses import replace
 
@@ -73,6 +74,16 @@ def test_export_gives_every_event_with_its_source(run, memory, video):
     captions = events(run("caption", video, "--format", "jsonl")[1])
     exported = [event for event in told if event["type"] == "caption"]
     assert exported == [{**caption, "source": video} for caption in captions]
+
+
+def test_a_file_that_is_watched_into_a_memory_again_is_told(run, video, tmp_path):
+    other = tmp_path / "other.mp4"
+    shutil.copy(video, other)
+    words = ("--memory", tmp_path / "trips", "--format", "jsonl", *QUICK)
+    for path, is_told in ((video, False), (other, False), (video, True)):
+        code, _, err = run("caption", path, *words)
+        assert code == 0 and ("count besides" in err) == is_told
+        assert not is_told or f"has scenes of {video} already" in err
 
 
 def test_unsure_captions_are_exported_as_they_were_given(run, video, tmp_path, monkeypatch):

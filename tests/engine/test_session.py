@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from streammem.engine import session as sessions
 from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
@@ -288,8 +289,9 @@ def test_two_interleaved_sessions_say_what_each_says_alone(model):
 
 
 @pytest.mark.parametrize("scenes", [FILM, FILM[:1], (("red", 1),), (("red", 1), ("blue", 1))])
-def test_segments_are_half_open_and_tile_the_film(model, scenes):
-    frames = film(*scenes, start=2.0)
+@pytest.mark.parametrize("duration", [0.5, 0.1])  # of frames that come every 0.5 s
+def test_segments_are_half_open_and_tile_the_film(model, scenes, duration):
+    frames = [dataclasses.replace(frame, duration=duration) for frame in film(*scenes, start=2.0)]
     session = session_of(model)
     segments = segments_of(told(session, frames))
     assert [s.id for s in segments] == list(range(len(segments)))
@@ -298,6 +300,30 @@ def test_segments_are_half_open_and_tile_the_film(model, scenes):
     assert [s.end for s in segments[:-1]] == [s.start for s in segments[1:]]
     assert segments[-1].end == frames[-1].time + frames[-1].duration
     assert segments[-1].reason == "end" and segments[-1].depth is None
+
+
+def test_a_keyframe_is_chosen_by_the_first_of_a_scenes_keys(model, monkeypatch):
+    chosen, keys_of, keyframe_of = [], sessions.visual_keys, sessions.keyframe
+    monkeypatch.setattr(
+        sessions, "visual_keys", lambda keys: np.concatenate([keys_of(keys)[:1], -keys_of(keys)])
+    )
+    monkeypatch.setattr(
+        sessions, "keyframe", lambda frames, key: chosen.append(key) or keyframe_of(frames, key)
+    )
+    session = session_of(model)
+    told(session, film(*FILM))
+    first = [entry.visual_keys[0] for entry in session.memory.entries()]
+    assert len(first) == len(FILM)
+    assert np.allclose(np.stack(chosen), np.stack(first), atol=1e-3)  # rows have float16
+
+
+def test_what_a_closed_scene_hands_on_is_held_until_the_next_frame(model):
+    session, num_closed = session_of(model), 0
+    for frame in film(*FILM):
+        closed = [segment.id for segment in session.push(frame)]
+        assert list(session._closed) == list(session._said) == closed
+        num_closed += len(closed)
+    assert num_closed > 2
 
 
 def test_flush_is_idempotent(model):

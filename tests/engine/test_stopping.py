@@ -6,7 +6,7 @@ import time
 import pytest
 
 from streammem.engine import reader as workers
-from streammem.engine.reader import Reader, open_aside
+from streammem.engine.reader import MOST_AHEAD, Reader, open_aside
 from streammem.engine.session import Session
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
@@ -72,6 +72,26 @@ def test_what_a_source_gives_after_it_was_left_is_neither_captured_nor_dropped(h
     source.speaks.set()
     assert gone(own_threads())
     assert (reader.captured, reader.dropped_at_stop) == (3, 0)
+
+
+def test_frames_that_wait_when_it_is_stopped_are_counted_the_one_without_a_place_too():
+    frames = film(("red", MOST_AHEAD + 5))
+    reader = Reader(Silent(frames, before=len(frames)))
+    while reader.waiting < MOST_AHEAD:
+        time.sleep(0.001)
+    reader.stop()
+    assert reader.captured == reader.dropped_at_stop == MOST_AHEAD + 1
+    assert reader.captured_until == frames[MOST_AHEAD].time
+
+
+def test_a_source_is_asked_to_stop_as_soon_as_nothing_more_is_taken():
+    source, asked = Silent(film(("red", 9))), threading.Event()
+    source.stop = asked.set
+    reader = Reader(source)
+    reader.halt()
+    assert asked.is_set()
+    source.speaks.set()
+    reader.stop()
 
 
 def test_an_opening_that_is_stopped_is_not_waited_for_and_what_it_opens_is_closed():

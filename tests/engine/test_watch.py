@@ -145,6 +145,14 @@ def test_frames_that_wait_are_few_or_small(height, width, expected):
     assert frames_ahead(Frame(pixels, 0.0, 1.0, 0)) == expected
 
 
+def test_waiting_frames_are_taken_and_the_end_is_left():
+    reader = Reader(Source(film(("red", 3))))
+    reader._thread.join(60)
+    assert [reader.waiting_frame().index for _ in range(3)] == [0, 1, 2]
+    assert reader.waiting_frame() is reader.waiting_frame() is None
+    assert list(reader.frames()) == []
+
+
 # -- law 8: errors reach the caller, and threads end --
 
 

@@ -198,6 +198,8 @@ def test_rows_whose_words_are_none_of_those_looked_for_are_passed_over():
     assert list(_spelling([entry], content_words("men riding"))) == [entry]
     assert list(_spelling([entry], content_words("a man on a horse"))) == []
     assert list(_spelling([entry], content_words("a person"))) == [entry], "a man is one"
+    women = make(0, caption="Two women stand there.")
+    assert list(_spelling([women], content_words("people"))) == [women]
     assert list(_spelling([entry], frozenset())) == []
 
 

@@ -43,6 +43,7 @@ def test_different_words_stay_different(left, right):
         ("A boy with a cap.", "people", True),  # a boy is a child, and a child a person
         ("A puppy runs on grass.", "an animal on the grass", True),
         ("A couch.", "a sofa", True),
+        ("A lorry.", "a vehicle", True),  # a truck is a vehicle, and a lorry a truck
         ("An animal.", "a dog", False),
         ("A boy.\nGrass.", "a person on grass", False),
         ("A man is fishing in an orange jacket.", "an animal", False),

@@ -11,7 +11,7 @@ from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
 from streammem.errors import ConfigError
 from streammem.models.tiny.model import VideoModel
-from streammem.perception.frames import PixelGate
+from streammem.perception.frames import GRID, PixelGate
 from streammem.types import Frame
 from tests.sessions import as_kind
 
@@ -138,8 +138,9 @@ def test_two_sessions_do_not_share_what_was_encoded(counting):
     assert counting.__dict__["perceived"] == 2
 
 
-def test_a_frame_may_be_overwritten_once_it_was_pushed(model):
-    pixels = noisy(0)[:48, :64].copy()
+@pytest.mark.parametrize("shape", [(48, 64), (GRID, GRID)])  # the latter is its own thumbnail
+def test_a_frame_may_be_overwritten_once_it_was_pushed(model, shape):
+    pixels = noisy(0)[: shape[0], : shape[1]].copy()
     session = Session(model)
     session.push(Frame(pixels, 0.0, 0.5, 0))
     picture = session.open_frames[0].picture.copy()

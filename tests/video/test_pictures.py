@@ -65,7 +65,7 @@ def test_a_line_of_pixels_stays_a_line_when_it_is_shrunk(tmp_path):
 
 
 def test_a_folder_without_pictures_says_so(tmp_path):
-    with pytest.raises(SourceError, match="a folder without pictures"):
+    with pytest.raises(SourceError, match=r"a folder without pictures; .*streammem index"):
         open_source(tmp_path)
 
 

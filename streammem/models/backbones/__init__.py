@@ -2,15 +2,16 @@
 
 import sys
 from contextlib import suppress
+from functools import cache
 from importlib.util import find_spec
 
 
 def _without_triton() -> None:
     """Let torch find no Triton where no accelerator is, before transformers makes it look.
 
-    transformers imports torch's compiler, which imports Triton wherever it is installed: 130 MB of
-    memory that nothing on a CPU uses. torch asks once in a process and keeps the answer; what
-    imports Triton by itself, as our kernels do, still gets it.
+    transformers imports torch's compiler, which imports Triton wherever torch finds it: 130 MB of
+    memory that nothing on a CPU uses. What imports Triton by itself, as our kernels do, still
+    gets it, in any thread and at any time: Python's own imports stay as they are.
     """
     if "triton" in sys.modules or not find_spec("triton"):
         return
@@ -18,14 +19,10 @@ def _without_triton() -> None:
 
     if torch.accelerator.is_available():
         return
-    sys.modules["triton"] = None  # type: ignore[assignment]
-    try:
-        with suppress(ImportError, AttributeError):  # another torch may ask in another way
-            from torch.utils._triton import has_triton_package
+    with suppress(ImportError):  # another torch may look in another place
+        from torch.utils import _triton
 
-            has_triton_package()
-    finally:
-        del sys.modules["triton"]
+        _triton.has_triton_package = cache(lambda: False)
 
 
 _without_triton()

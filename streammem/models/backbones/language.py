@@ -43,16 +43,15 @@ class Beginnings:
     """Texts with which some of several candidates begin; a part of a prompt that is never read.
 
     Attributes:
-        texts: each of another candidate, of half of the candidates at most.
-        following: texts with the first token of one of which they go on; none for any.
+        texts: each of another candidate, of half of the candidates at most. One that holds a stop,
+            or leaves no token of ``max_new_tokens``, is left out: the reply would have none of its
+            own.
+        following: texts with the first token of one of which they go on, none of them empty; no
+            texts for any token.
     """
 
     texts: tuple[str, ...]
     following: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        """Return how many tokens are read of it, as the length of visual tokens is."""
-        return 0
 
 
 # Text, visual tokens [N, L], and pictures [H, W, 3] uint8 RGB for models that read these.
@@ -141,6 +140,7 @@ class CausalLanguageModel:
         self._prepared: tuple[tuple[int, ...], LlamaDecoder | StaticDecoder] | None = None
         self._embed = model.get_input_embeddings()
         self._stop_ids = _stop_ids(model, tokenizer)
+        self._first_ids = dict[tuple[str, ...], tuple[int, ...]]()  # of ``Beginnings.following``
         self.stops: tuple[str, ...] = ()
         self.caption_tokens: Tensor | None = None
         # Penalties that come with a model would make a batch say other things than a stream.
@@ -523,17 +523,29 @@ class CausalLanguageModel:
         """Return how each of the ``count`` candidates of a prompt is drawn."""
         if count == 1:
             return [Draw(config.seed)]
-        most = config.max_new_tokens - 1  # one token at least is the model's own
-        begun = list[Draw]()
-        for part in prompt:
-            if isinstance(part, Beginnings):
-                following = tuple({self.text_ids(text)[0] for text in part.following})
-                begun += [
-                    Draw(None, tuple(self.text_ids(text)[:most]), following) for text in part.texts
-                ]
-        begun = begun[: count // 2]
+        begun = [
+            draw
+            for part in prompt
+            if isinstance(part, Beginnings)
+            for draw in self._begun(part, config.max_new_tokens)
+        ][: count // 2]
         free = [Draw(None), *(Draw(config.seed + j) for j in range(1, count - len(begun)))]
         return [*free, *begun]
+
+    def _begun(self, beginnings: Beginnings, most: int) -> list[Draw]:
+        """Return how replies of ``most`` tokens are drawn that begin as they may."""
+        following = self._first_ids.get(beginnings.following)
+        if following is None:  # the same for every scene
+            following = tuple({self.text_ids(text)[0] for text in beginnings.following})
+            self._first_ids[beginnings.following] = following
+        draws = [Draw(None, tuple(self.text_ids(text)), following) for text in beginnings.texts]
+        return [
+            draw
+            for draw in draws
+            if len(draw.begun) < most
+            and self._stop_ids.isdisjoint(draw.begun)
+            and not self._before_stops(self._text(draw.begun))[1]
+        ]
 
     def _sample(
         self, rows: list[Tensor], config: GenerationConfig, draws: Sequence[Sequence[Draw]]
@@ -688,11 +700,11 @@ class CausalLanguageModel:
                     log.info("decoder (%s) arranged in %.1f s", self._route, took_s)
             return self._prepared[1]
 
-    def _text(self, ids: list[int]) -> str:
+    def _text(self, ids: Sequence[int]) -> str:
         """Decode the whole characters: the last one may lack bytes that later tokens bring."""
         with self._lock:
             text = self.tokenizer.decode(
-                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         return text.rstrip("\ufffd")
 

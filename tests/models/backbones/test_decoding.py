@@ -12,6 +12,7 @@ from streammem.models.backbones import language, products
 from streammem.models.backbones.decoding import LlamaDecoder, _silu
 from streammem.models.backbones.language import CausalLanguageModel, GenerationConfig
 from streammem.models.backbones.products import BLOCK, FUSE, has_bfloat16, has_half
+from streammem.models.backbones.sampling import penalised
 from tests.tiny import talkative_language, tiny_tokenizer
 
 GREEDY = GenerationConfig(max_new_tokens=12)
@@ -395,15 +396,17 @@ def test_words_of_a_coin_toss_to_float16_are_those_of_transformers():
 
 
 @NEEDS_HALF
-def test_most_steps_of_a_single_row_read_the_weights_for_several_tokens(monkeypatch):
+@pytest.mark.parametrize("vocabulary", ["all", "captions"])
+def test_most_steps_of_a_single_row_read_the_weights_for_several_tokens(monkeypatch, vocabulary):
     model, passes, logits = llama("exact"), [], LlamaDecoder.logits
+    model.caption_tokens = torch.arange(5, model.num_tokens, 3)  # without one that ends a reply
 
     def noted(decoder, *given, **options):
         passes.append(decoder.route)
         return logits(decoder, *given, **options)
 
     monkeypatch.setattr(LlamaDecoder, "logits", noted)
-    model.generate(prompts_of(model, 1), GenerationConfig(max_new_tokens=28))
+    model.generate(prompts_of(model, 1), GenerationConfig(max_new_tokens=28, vocabulary=vocabulary))
     # The prefix, the prompt, and 27 tokens that are read: 16, then 11.
     assert passes.count("exact") == 2 + 2
     assert passes.count("half") == 27 - 2
@@ -625,11 +628,11 @@ def test_other_models_go_on_through_transformers():
 
 
 @torch.inference_mode()
-def said_within(model, prompt, allowed):
+def said_within(model, prompt, allowed, penalty=1.0):
     """The ids of a greedy reply where each token is the likeliest of those allowed."""
     ids = []
     while len(ids) < GREEDY.max_new_tokens and model.stop_id not in ids:
-        logits = logits_of_transformers(model, prompt, ids)[-1]
+        logits = penalised(logits_of_transformers(model, prompt, ids)[-1:], [ids], penalty)[0]
         ids.append(allowed[int(logits[allowed].argmax())])
     return ids
 
@@ -641,6 +644,7 @@ def test_replies_held_to_the_tokens_of_captions_have_the_likeliest_of_these(rout
         model = CausalLanguageModel(GPT2LMHeadModel(config).eval(), tiny_tokenizer())
     else:
         model = llama(route)
+        torch.nn.init.uniform_(model.model.model.norm.weight, 0.5, 2.0)
     prompts = prompts_of(model, 6)
     allowed = sorted({model.stop_id, *range(5, model.num_tokens, 3)})
     model.caption_tokens = torch.tensor(allowed)
@@ -656,6 +660,12 @@ def test_replies_held_to_the_tokens_of_captions_have_the_likeliest_of_these(rout
     assert free != expected and set().union(*free) - set(allowed)
     drawn = model.sample(prompts, replace(held, temperature=2.0), count=3)
     assert set().union(*(r.ids for each in drawn for r in each)) <= set(allowed)
+    penalty = replace(held, repetition_penalty=3.0)
+    expected = [said_within(model, prompt, allowed, 3.0) for prompt in prompts]
+    replies = [r for (r,) in model.candidates(prompts, penalty)]
+    assert [r.ids for r in replies] == expected != said
+    streamed = ["".join(model.stream(prompt, penalty)).strip() for prompt in prompts]
+    assert streamed == [r.text for r in replies]
 
 
 @pytest.mark.parametrize("route", ALL_ROUTES[:2])

@@ -280,14 +280,48 @@ def test_behind_a_beginning_comes_the_likeliest_of_the_texts_that_may_follow(
     assert [r.ids for r in replies[:3]] == [r.ids for r in free[:3]]
 
 
+def begun_in(replies):
+    return [reply for reply in replies if len(reply.log_probs) < len(reply.ids)]
+
+
 def test_half_of_the_candidates_at_most_begin_as_the_prompt_says(language):
-    prompt = [*alike(language, 1)[0], Beginnings(("xyz", "a long beginning", "y"))]
+    prompt = [*alike(language, 1)[0], Beginnings(("xyz", "a cup", "y"))]
     for count, most in ((1, 0), (2, 1), (3, 1), (5, 2), (8, 3)):
         (replies,) = language.candidates([prompt], GREEDY, count)
-        begun = [reply for reply in replies if len(reply.log_probs) < len(reply.ids)]
-        assert len(replies) == count and len(begun) == most
-        assert all(reply.log_probs for reply in replies)  # one token at least is its own
+        assert len(replies) == count and len(begun_in(replies)) == most
     assert torch.equal(language.embed(prompt), language.embed(prompt[:-1]))
+
+
+@pytest.mark.parametrize("left_out", ["a # b", "a ###", "END so", "nine more", "and longer"])
+def test_a_beginning_that_leaves_a_reply_no_token_of_its_own_is_left_out(left_out):
+    language = talkative_language()
+    language.stops = ("###", "END")
+    if left_out == "a # b":
+        language._stop_ids |= set(language.ids("#"))
+    (plain,) = alike(language, 1)
+    config = replace(GREEDY, max_new_tokens=len("nine more"))
+    for kept in ("a cup", "8 tokens"):
+        asked = [[*plain, Beginnings((left_out, kept))], [*plain, Beginnings((kept,))]]
+        replies, expected = language.candidates(asked, config, 6)
+        assert [r.ids for r in replies] == [r.ids for r in expected]
+        assert len(begun_in(replies)) == 1 and all(reply.log_probs for reply in replies)
+
+
+def test_what_may_follow_beginnings_is_tokenised_once_for_all_prompts(language, monkeypatch):
+    read, text_ids = [], language.text_ids
+    monkeypatch.setattr(language, "text_ids", lambda text: read.append(text) or text_ids(text))
+    asked = [[*plain, Beginnings(("xyz",), ("q", "k"))] for plain in alike(language, 3)]
+    for prompt in asked:
+        language.candidates([prompt], GREEDY, 2)
+    language.candidates(asked, GREEDY, 2)
+    assert (read.count("q"), read.count("k"), read.count("xyz")) == (1, 1, 6)
+    other = [*alike(language, 1)[0], Beginnings(("xyz",), ("k",))]
+    ((*_, reply),) = language.candidates([other], GREEDY, 2)
+    assert reply.ids[3] == language.ids("k")[0]
+
+
+def test_a_beginning_is_a_part_of_a_prompt_that_is_there():
+    assert Beginnings(("a cup",)) and Beginnings(())
 
 
 # -- prompts --
