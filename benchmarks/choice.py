@@ -10,6 +10,7 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from streammem import load
 from streammem.evaluation.datasets import Photo, read_photo, read_photos
 from streammem.evaluation.metrics import CiderD, score_captions, tokenise
 from streammem.models.backbones.language import Replies
-from streammem.models.caption_scores import fit_reranker, reranking_features
+from streammem.models.caption_scores import Reranker, fit_reranker, reranking_features
 from streammem.models.protocols import EvidenceItem
 
 AT_ONCE = 4  # photos described in one batch
@@ -41,6 +42,7 @@ class Drawn:
         keys: [N, K] of the texts.
         key: [K] of the photo.
         worth: [N] CIDEr-D of each.
+        named: [N] how many of the things that each names are there, see ``NamingEncoder``.
     """
 
     texts: list[str]
@@ -48,6 +50,7 @@ class Drawn:
     keys: np.ndarray
     key: np.ndarray
     worth: np.ndarray
+    named: np.ndarray
 
     def reranking_features(self, count: int) -> np.ndarray:
         return reranking_features(self.log_probs[:count], self.keys[:count], self.key[None])
@@ -62,8 +65,8 @@ def draw(model: Any, photos: list[Photo], count: int) -> list[Drawn]:
         seen = [model.perceive(read_photo(photo.path)) for photo in batch]
         tokens = [model.encode_frames([each.patches], [0.5]) for each in seen]
         all_replies = draw_replies(model, tokens, count)
-        for photo, perceived, replies in zip(batch, seen, all_replies, strict=True):
-            drawn.append(_weighed(model, photo, perceived.key, replies, cider))
+        for photo, perceived, own, replies in zip(batch, seen, tokens, all_replies, strict=True):
+            drawn.append(_weighed(model, photo, (perceived.key, own), replies, cider))
     return drawn
 
 
@@ -73,8 +76,10 @@ def draw_replies(model: Any, tokens: list[Tensor], count: int) -> list[Replies]:
     return model.language.candidates(prompts, model.decoding, count)
 
 
-def _weighed(model: Any, photo: Photo, key: np.ndarray, replies: Replies, cider: CiderD) -> Drawn:
-    texts = [reply.text for reply in replies]
+def _weighed(
+    model: Any, photo: Photo, seen: tuple[np.ndarray, Tensor], replies: Replies, cider: CiderD
+) -> Drawn:
+    texts, (key, tokens) = [reply.text for reply in replies], seen
     references = [tokenise(text) for text in photo.captions]
     return Drawn(
         texts,
@@ -82,18 +87,24 @@ def _weighed(model: Any, photo: Photo, key: np.ndarray, replies: Replies, cider:
         model.sentence_keys(texts),
         key,
         np.array([cider.score(tokenise(text), references) for text in texts]),
+        model.naming(tokens, texts),
     )
 
 
-def chosen_across(drawn: list[Drawn], count: int) -> list[int]:
-    """Return which caption of each photo is chosen by the weights of the other half of them."""
+def fit(drawn: Sequence[Drawn], count: int, naming: float) -> Reranker:
+    """Fit the weights of fit and likelihood, beside a given one of naming."""
+    worth = [each.worth[:count] - naming * each.named[:count] for each in drawn]
     seen = [each.reranking_features(count) for each in drawn]
-    halves = []
-    for half in (0, 1):
-        others = range(1 - half, len(drawn), 2)
-        worth = [drawn[i].worth[:count] for i in others]
-        halves.append(fit_reranker([seen[i] for i in others], worth, count))
-    return [halves[i % 2](rows) for i, rows in enumerate(seen)]
+    return fit_reranker(seen, worth, count)._replace(naming=naming)
+
+
+def chosen_across(drawn: list[Drawn], count: int, naming: float) -> list[int]:
+    """Return which caption of each photo is chosen by the weights of the other half of them."""
+    halves = [fit(drawn[1 - half :: 2], count, naming) for half in (0, 1)]
+    return [
+        halves[i % 2](each.reranking_features(count), each.named[:count])
+        for i, each in enumerate(drawn)
+    ]
 
 
 def seconds(model: Any, tokens: list[Tensor], count: int) -> float:
@@ -124,9 +135,7 @@ def main(arguments: list[str]) -> int:
     drawn = draw(model, photos, max(options.counts))
     results = _table(model, photos, drawn, options.counts)
     if options.fit:
-        count = options.default
-        worth = [each.worth[:count] for each in drawn]
-        choice = fit_reranker([each.reranking_features(count) for each in drawn], worth, count)
+        choice = fit(drawn, options.default, model.reranker.naming if model.reranker else 0.0)
         keep(options.fit, "choice", choice._asdict())
         results["weights"] = choice.weights
     print(json.dumps({"benchmark": "choice", **results, "machine": machine()}))
@@ -147,7 +156,8 @@ def _table(
     rows = {}
     print("drawn  BLEU-1  BLEU-4  ROUGE-L  CIDEr  gained         different  best there was  ms")
     for count in counts:
-        picked = chosen_across(drawn, count) if count > 1 else [0] * len(drawn)
+        naming = model.reranker.naming if model.reranker else 0.0
+        picked = chosen_across(drawn, count, naming) if count > 1 else [0] * len(drawn)
         texts = [each.texts[i] for each, i in zip(drawn, picked, strict=True)]
         figures, _ = score_captions(texts, references, cider)
         gained = np.array([e.worth[i] for e, i in zip(drawn, picked, strict=True)]) - likeliest

@@ -32,7 +32,6 @@ from streammem.models.backbones.language import Replies
 from streammem.models.caption_scores import (
     ConfidenceModel,
     Noun,
-    best_reply,
     confidence_features,
     fit_confidence,
     fit_nouns,
@@ -128,9 +127,7 @@ def describe(
     found = list[Example]()
     drawn = model.language.candidates(prompts, captioner.decoding, captioner.candidates)
     for own, name, request, replies in zip(sentences, names, requests, drawn, strict=True):
-        reply, key = best_reply(model.reranker, model.sentence_keys, replies, request.keys)
-        if key is None:
-            (key,) = model.sentence_keys([reply.text])
+        reply, key = captioner.choose(request, replies)
         seen = confidence_features(request.keys, key, background)
         named = nouns_of(reply.text)
         rest = [other.text for other in replies if other is not reply]

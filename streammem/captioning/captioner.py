@@ -4,14 +4,16 @@
     (scored,) = captioner.caption([CaptionRequest(segment, keys, tokens)])
     print(scored.of(segment))
 
-Of several replies the one that fits the segment's keys best is taken. Its confidence is computed
-from keys, and from what the other replies name (``models/caption_scores.py``). No words are made
-here: a caption that is not sure enough ends before its first doubtful noun, or is left out.
+Of several replies the one is taken that fits the segment's keys best, and names what its tokens
+show. Its confidence is computed from keys, and from what the other replies name
+(``models/caption_scores.py``). No words are made here: a caption that is not sure enough ends
+before its first doubtful noun, or is left out.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -29,7 +31,7 @@ from streammem.models.caption_scores import (
     nouns_of,
     sure_beginnings,
 )
-from streammem.models.protocols import EvidenceItem, StreamModel, readable
+from streammem.models.protocols import EvidenceItem, NamingEncoder, StreamModel, readable
 from streammem.types import Caption, Note, Segment
 
 
@@ -181,13 +183,20 @@ class Captioner:
                 on_text(piece)
         return self.score(request, (GrowingReply("".join(pieces).strip(), [], []),))
 
+    def choose(self, request: CaptionRequest, replies: Replies) -> tuple[GrowingReply, np.ndarray]:
+        """Return the best of the replies to a segment, and the unit key [K] of its text."""
+        model, sentence_keys = self._model, self._model.text_encoder.sentence_keys
+        naming = None
+        if request.tokens is not None and isinstance(model.segment_encoder, NamingEncoder):
+            naming = partial(model.segment_encoder.naming, request.tokens)
+        reply, key = best_reply(model.reranker, sentence_keys, replies, request.keys, naming)
+        return reply, sentence_keys([reply.text])[0] if key is None else key
+
     def score(self, request: CaptionRequest, replies: Replies) -> ScoredCaption:
         """Choose the best of the replies to a segment, and decide how much of it is given."""
         model, encoder = self._model, self._model.text_encoder
         # 1. The best reply, and what its confidence rests on.
-        reply, key = best_reply(model.reranker, encoder.sentence_keys, replies, request.keys)
-        if key is None:
-            (key,) = encoder.sentence_keys([reply.text])
+        reply, key = self.choose(request, replies)
         seen = confidence_features(request.keys, key, encoder.background.numpy())
         others = [other.text for other in replies if other is not reply]
         # 2. How sure it is as a whole, and that anything of it is there. Of one reply alone only

@@ -7,6 +7,7 @@ asked.caption_pictures(pictures, features="other")    # a control: of another on
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -103,6 +104,8 @@ def _captions(model: VideoModel, pictures: Sequence[np.ndarray], *, blank: bool)
     prompts = [model.caption_prompt(EvidenceItem(0, 0, each)) for each in tokens]
     replies = model.language.candidates(prompts, model.decoding, count)
     return [
-        best_reply(model.reranker, model.sentence_keys, of_one, each.key[None])[0].text
-        for of_one, each in zip(replies, seen, strict=True)
+        best_reply(
+            model.reranker, model.sentence_keys, of_one, each.key[None], partial(model.naming, own)
+        )[0].text
+        for of_one, each, own in zip(replies, seen, tokens, strict=True)
     ]

@@ -298,14 +298,21 @@ class Reranker(NamedTuple):
     Attributes:
         weights: [2], of ``reranking_features``.
         candidates: captions drawn for each picture, >= 1.
+        naming: of how many named things are there, see ``protocols.NamingEncoder``.
     """
 
     weights: tuple[float, ...]
     candidates: int
+    naming: float = 0.0
 
-    def __call__(self, seen: np.ndarray) -> int:
-        """Return which of N captions is best by their features [N, 2]; the first of equals."""
-        return int((seen @ np.array(self.weights)).argmax())
+    def __call__(self, seen: np.ndarray, named: np.ndarray | float = 0.0) -> int:
+        """Return which of N captions is best; the first of equals.
+
+        Args:
+            seen: [N, 2] their features.
+            named: [N] how many of the things that each names are there, less those that are not.
+        """
+        return int((seen @ np.array(self.weights) + self.naming * np.asarray(named)).argmax())
 
 
 def reranking_features(
@@ -330,6 +337,7 @@ def best_reply(
     sentence_keys: Callable[[Sequence[str]], np.ndarray],
     replies: Replies,
     pictures: np.ndarray,
+    naming: Callable[[Sequence[str]], np.ndarray] | None = None,
 ) -> tuple[GrowingReply, np.ndarray | None]:
     """Choose the reply that fits a picture best; the first where there is no choice.
 
@@ -338,6 +346,8 @@ def best_reply(
         sentence_keys: maps texts to unit keys [N, K].
         replies: at least one; of several, each with the log-probabilities of its tokens.
         pictures: [V, K] unit keys of what they describe, V >= 1.
+        naming: tells of N texts how many of the things that each names are there, less those that
+            are not, [N]; None where nothing does.
 
     Returns:
         The reply, and the unit key [K] of its text where it was needed for the choice.
@@ -348,7 +358,11 @@ def best_reply(
     own = dict(zip(texts, sentence_keys(texts), strict=True))
     keys = np.stack([own[reply.text] for reply in replies])
     log_probs = [float(np.mean(reply.log_probs)) for reply in replies]
-    best = reranker(reranking_features(log_probs, keys, pictures))
+    named = dict(zip(texts, naming(texts), strict=True)) if naming and reranker.naming else {}
+    best = reranker(
+        reranking_features(log_probs, keys, pictures),
+        np.array([named.get(reply.text, 0.0) for reply in replies]),
+    )
     return replies[best], keys[best]
 
 

@@ -113,11 +113,12 @@ def _choice(said: Any) -> Reranker | None:
     if said is None:
         return None
     weights, candidates = tuple(map(float, said["weights"])), _typed(said["candidates"], int)
-    if len(weights) != RERANKING_FEATURES or not np.isfinite(weights).all():
-        raise ValueError(f"choice needs {RERANKING_FEATURES} weights, all finite")
+    naming = float(said.get("naming", 0.0))
+    if len(weights) != RERANKING_FEATURES or not np.isfinite([*weights, naming]).all():
+        raise ValueError(f"choice needs {RERANKING_FEATURES} weights and naming, all finite")
     if not 1 <= candidates <= MOST_BEAMS:
         raise ValueError(f"choice: candidates are 1 to {MOST_BEAMS}, not {candidates}")
-    return Reranker(weights, candidates)
+    return Reranker(weights, candidates, naming)
 
 
 def _chance(said: Any) -> GumbelNull:

@@ -244,6 +244,23 @@ class ToolGenerator(Generator, Protocol):
 
 
 @runtime_checkable
+class NamingEncoder(Protocol):
+    """A segment encoder whose tokens tell which of many named things are there."""
+
+    def naming(self, tokens: Tensor, texts: Sequence[str]) -> np.ndarray:
+        """Return how many of the things that each of N texts names are there, less the others.
+
+        Args:
+            tokens: [M, D] of one segment.
+            texts: such as captions of it.
+
+        Returns:
+            [N]: the sum of 2 p - 1 over the things, with p how likely each is there.
+        """
+        ...
+
+
+@runtime_checkable
 class LikelihoodGenerator(Protocol):
     """A generator that states how likely given replies are; evaluation chooses options by it."""
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from streammem.errors import ConfigError, DatasetError
 from streammem.evaluation.metrics import CiderD, tokenise
+from streammem.memory.retrieval import content_words, names
 from streammem.models.backbones.language import Beginnings, CausalLanguageModel, Prompt
 from streammem.models.backbones.sampling import GenerationConfig
 from streammem.models.caption_scores import Reranker, reranking_features
@@ -34,7 +35,6 @@ from streammem.training.captions import BranchedPrompt, caption_prompt, reply_lo
 from streammem.training.learner import Learner
 from streammem.training.lora import lora_parameters
 from streammem.training.pictures import WHOLE, PictureSet
-from streammem.training.questions import PEOPLE, WHOLE_WORDS
 from streammem.training.reward import greedy_caption_figures, sample_captions
 from streammem.training.things import PERSON, tokens_of
 
@@ -199,7 +199,6 @@ class CaptionJudge:
         self._listed = dict[int, set[str]]()  # by source: the names that its lists have
         for (source, _), things in zip(pictures.rows, pictures.things, strict=True):
             self._listed.setdefault(source, set()).update(name for name, _ in things)
-        self._spelled = {name: spellings(name) for names in self._listed.values() for name in names}
 
     def worths(
         self, picture: int, drawn: Sequence[DrawnCaption], keys: np.ndarray, key: np.ndarray
@@ -223,20 +222,12 @@ class CaptionJudge:
         for name, share in self.pictures.things[picture]:
             shares[name] = max(share, shares.get(name, 0.0))
         source, _ = self.pictures.rows[picture]
-        words = f" {' '.join(tokenise(text))} "
-        named = {n for n in self._listed[source] if any(s in words for s in self._spelled[n])}
+        named = {name for name in self._listed[source] if names(text, content_words(name))}
         right = sorted((shares[name] for name in named & shares.keys()), reverse=True)
         sure = {name for name, share in shares.items() if share >= SURE}
         if not named & (sure - NOT_BEGUN - {PERSON} or sure or shares.keys()):
             return -np.inf  # it tells nothing of what the list does
         return NAMED * sum(right[:NAMES_PAID]) - DENIED * len(named - shares.keys())
-
-
-def spellings(name: str) -> tuple[str, ...]:
-    """Return the words, with a space on both sides, by which a caption names a thing."""
-    if name == PERSON:
-        return tuple(f" {word} " for word in PEOPLE)
-    return tuple(f" {word} " for word in {name, plural(name)} | WHOLE_WORDS.get(name, frozenset()))
 
 
 @torch.inference_mode()

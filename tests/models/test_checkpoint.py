@@ -163,7 +163,7 @@ def test_fits_of_confidence_and_choice_are_kept(original, language_folder, tmp_p
     fitted = dataclasses.replace(
         original,
         confidence_model=ConfidenceModel((1.0, 2.0, 3.0, 4.0), -0.5, 0.1, 0.4, nouns),
-        reranker=Reranker((1.0, 0.25), 6),
+        reranker=Reranker((1.0, 0.25), 6, 0.5),
         null=GumbelNull(-2.0, 0.5, 0.25),
     )
     write(fitted, tmp_path / "fitted", language_folder)

@@ -50,6 +50,28 @@ def test_of_several_pictures_the_one_that_fits_best_counts(model):
     assert (both[:, 0] >= seen[:, 0] - 1e-6).all()
 
 
+def test_a_caption_that_names_what_is_there_is_chosen_as_far_as_naming_counts(model):
+    key, said = model.sentence_keys(["A dog in snow."]), replies(-1.0, -1.0, -1.0)
+    seen = reranking_features([-1.0] * 3, model.sentence_keys(TEXTS), key)[:, 0]
+    gap = float(seen[2] - seen[0])
+
+    def naming(texts):
+        asked.append(list(texts))
+        return np.array([1.0 if text == TEXTS[0] else -1.0 for text in texts])
+
+    def best(weight, tell=naming):
+        reranker = AGREEMENT._replace(naming=weight)
+        return best_reply(reranker, model.sentence_keys, said, key, tell)[0].text
+
+    asked: list[list[str]] = []
+    assert best(0.6 * gap) == TEXTS[0]
+    assert best(0.4 * gap) == TEXTS[2]
+    assert best(0.6 * gap, None) == TEXTS[2], "where nothing names things, keys decide"
+    assert asked == [list(TEXTS)] * 2, "each text is read once"
+    best(0.0)
+    assert len(asked) == 2, "nothing is read that does not count"
+
+
 def test_the_likeliest_is_chosen_where_only_that_counts_and_the_first_of_equals(model):
     likeliest = replace(model, reranker=LIKELIEST)
     key = model.sentence_keys(TEXTS[:1])

@@ -177,6 +177,12 @@ class VideoModel:
             return []
         return self.words.likely(tokens, count, least)
 
+    def naming(self, tokens: Tensor, texts: Sequence[str]) -> np.ndarray:
+        """Tell how many of the things that texts name are there; see ``NamingEncoder``."""
+        if self.words is None:
+            return np.zeros(len(texts))
+        return self.words.naming(tokens.to(self.center.device), texts)
+
     @property
     def token_shape(self) -> tuple[int, int]:
         """(M, D) of a segment's tokens."""

@@ -9,7 +9,9 @@ They read what the memory keeps of a segment, so that they also name what memori
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streammem.memory.retrieval import STOP_WORDS, NameReadout, content_words
+from streammem.memory.retrieval import STOP_WORDS, NameReadout, content_words, kinds_of
 from streammem.models.backbones.language import Beginnings
 
 SHOWN = 5  # words of a segment that a prompt shows, at most
@@ -80,6 +82,32 @@ class WordsOfTokens(nn.Module):
             for share, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             if share >= least
         ]
+
+    @cached_property
+    def _by_word(self) -> dict[str, list[tuple[int, list[frozenset[str]]]]]:
+        """Names by each word that a text must have one of: of every word of a name, its kinds."""
+        found = defaultdict[str, list[tuple[int, list[frozenset[str]]]]](list)
+        for number, name in enumerate(self.names):
+            wanted = [kinds_of(word) for word in sorted(content_words(name))]
+            for word in wanted[0] if wanted else ():
+                found[word].append((number, wanted))
+        return dict(found)
+
+    def named_in(self, text: str) -> set[int]:
+        """Return which names a text has, by number; a man is a person, and a duck a bird."""
+        said = content_words(text)
+        return {
+            number
+            for word in said
+            for number, wanted in self._by_word.get(word, ())
+            if all(each & said for each in wanted)
+        }
+
+    @torch.inference_mode()
+    def naming(self, tokens: Tensor, texts: Sequence[str]) -> np.ndarray:
+        """Return how many of the things that texts name are there; see ``NamingEncoder``."""
+        shares = self(tokens[None].float())[0].sigmoid().cpu().numpy()
+        return np.array([sum(2 * shares[i] - 1 for i in self.named_in(text)) for text in texts])
 
 
 def caption_beginnings(names: Sequence[str]) -> Beginnings:

@@ -3,9 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from streammem.models.backbones.language import Beginnings
-from streammem.models.protocols import EvidenceItem
+from streammem.captioning.captioner import Captioner, CaptionRequest
+from streammem.models.backbones.language import Beginnings, GrowingReply
+from streammem.models.caption_scores import Reranker
+from streammem.models.protocols import EvidenceItem, NamingEncoder
 from streammem.models.tiny.words import WordsOfTokens, caption_beginnings
+from streammem.types import Segment
 from tests.tiny import tiny_model
 
 
@@ -35,3 +38,43 @@ def test_prompts_of_captions_hold_beginnings_unless_the_instruction_is_the_users
     named = replace(model, words=words)
     assert begun(named) == ["A cup"]
     assert begun(named, "What is it?") == begun(model) == []
+
+
+def test_a_text_names_a_thing_by_its_kinds_and_by_every_word_of_its_name():
+    names = ("person", "bird", "tennis racket", "racket", "car", "TV")
+    words = WordsOfTokens(4, 32, names, hidden=3)
+
+    def named(text):
+        return {names[i] for i in words.named_in(text)}
+
+    assert named("Two men watch a duck.") == {"person", "bird"}
+    assert named("A tennis ball and a racket.") >= {"racket", "tennis racket"}
+    assert named("A tennis ball.") == named("") == set()
+    assert named("A taxi and a tv.") == {"car", "TV"}
+
+
+def test_naming_adds_what_is_there_and_takes_off_what_is_not():
+    words = WordsOfTokens(4, 32, ("cup", "pan", "dog"), hidden=3).eval()
+    torch.nn.init.zeros_(words.up.weight)
+    words.up.bias.data = torch.tensor([9.0, -9.0, 0.0])
+    model, tokens = replace(tiny_model(), words=words), torch.zeros(4, 32)
+    texts = ["A cup.", "A cup, and a cup.", "A pan.", "A cup and a pan.", "A dog.", "Snow.", ""]
+    told = model.naming(tokens, texts)
+    assert told == pytest.approx([1, 1, -1, 0, 0, 0, 0], abs=1e-3)
+    assert isinstance(model, NamingEncoder)
+    assert not tiny_model().naming(tokens, texts).any(), "who knows no names tells nothing"
+
+
+def test_captions_of_a_segment_are_chosen_by_what_its_tokens_show():
+    words = WordsOfTokens(4, 32, ("man", "dog"), hidden=3).eval()
+    torch.nn.init.zeros_(words.up.weight)
+    reranker = Reranker((0.0, 0.0), 2, naming=1.0)
+    model = replace(tiny_model(), words=words, reranker=reranker)
+    drawn = [GrowingReply(text, [1], [-1.0]) for text in ("A man.", "A dog.")]
+    keys = model.sentence_keys(["A man."])
+    for odds, text in (((9.0, -9.0), "A man."), ((-9.0, 9.0), "A dog.")):
+        words.up.bias.data = torch.tensor(odds)
+        request = CaptionRequest(Segment(0, 0.0, 1.0, None, None), keys, torch.zeros(4, 32))
+        assert Captioner(model).choose(request, tuple(drawn))[0].text == text
+        unseen = request._replace(tokens=None)
+        assert Captioner(model).choose(unseen, tuple(drawn))[0].text == "A man."
