@@ -12,6 +12,7 @@ import torch
 from streammem.captioning.captioner import CaptionConfig, Captioner, CaptionRequest
 from streammem.captioning.scheduler import (
     MAX_BATCH,
+    MAX_REPLIES,
     CaptionJob,
     CaptionQueue,
     FairLock,
@@ -381,6 +382,14 @@ def test_a_batch_is_bounded_and_decoded_alike(shared):
     assert sorted(sizes[2:]) == [1, 1, 2]
 
 
+def test_the_replies_of_a_batch_are_bounded(shared):
+    slow, scheduler, sizes = shared
+    slow.go.release(2)
+    scheduler.replies([prompt_of(slow, 0)] * 6, SHORT, MAX_REPLIES // 4)
+    scheduler.close()
+    assert sizes == [4, 2]
+
+
 def test_what_an_answer_waits_for_is_generated_before_what_streams_wait_for(shared):
     slow, scheduler, _ = shared
     order, model = [], slow._model
@@ -442,7 +451,10 @@ def test_live_streams_that_wait_at_the_same_time_share_their_candidates(
     found = [len(result.replies) for stream in queues for result in results_of(stream)]
     first[0].join(120)
     assert counts[:2] == [1, expected] and len(found) == streams * each
-    assert queues[0].fewest_candidates == expected  # what is left alone afterwards has more again
+    queues[0].submit(CaptionJob(requests(slow._model, 1)[0], 0.0))  # nothing waits beside it now
+    slow.go.release(1)
+    (result,) = results_of(queues[0])
+    assert len(result.replies) == most and queues[0].fewest_candidates == expected
 
 
 @pytest.mark.parametrize("file_first", [False, True])

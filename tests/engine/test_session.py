@@ -2,6 +2,7 @@ import dataclasses
 import math
 import pickle
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from streammem.models.backbones.language import GenerationConfig
 from streammem.models.tiny.model import VideoModel
 from streammem.perception.frames import BRIDGE_FRAMES, Perceived
 from streammem.perception.scenetilling import SceneTillingConfig
-from streammem.types import Caption, Frame
+from streammem.types import Caption, Frame, Note
 from tests.sessions import FILM, as_kind, segments_of, session_of, told
 from tests.tiny import film
 
@@ -324,6 +325,23 @@ def test_what_a_closed_scene_hands_on_is_held_until_the_next_frame(model):
         assert list(session._closed) == list(session._said) == closed
         num_closed += len(closed)
     assert num_closed > 2
+
+
+def test_what_is_heard_is_asked_for_by_the_sources_clock_and_kept_by_the_memorys(model):
+    session, heard, sounds = session_of(model), [], []
+
+    def within(start, end):
+        heard.append((start, end))
+        return (Note(start, end, "hello"),)
+
+    session.time_offset = 100.0  # the source was watched before
+    session.speech = SimpleNamespace(within=within)
+    session.sound = SimpleNamespace(scene=lambda start, end: sounds.append((start, end)))
+    segments = segments_of(told(session, film(*FILM), end=21.0))
+    assert segments[0].start == 100.0
+    assert heard == sounds == [(s.start - 100.0, s.end - 100.0) for s in segments]
+    kept = [note for entry in session.memory.entries() for note in entry.notes]
+    assert [(n.start, n.end) for n in kept] == [(s.start, s.end) for s in segments]
 
 
 def test_flush_is_idempotent(model):

@@ -126,3 +126,4 @@ def test_places_are_spread_evenly(count, most):
     assert places == sorted(places) and all(0 <= place < count for place in places)
     if most > 1 and count:
         assert places[0] == 0 and places[-1] == count - 1
+    assert most != 1 or places == [count // 2]

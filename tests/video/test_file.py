@@ -254,6 +254,15 @@ def test_damage_in_the_middle_costs_only_the_damaged_frames(clips, tmp_path):
     assert 50 < len(frames) < 60 and frames[-1].time == pytest.approx(2.36)
 
 
+def test_of_a_damaged_file_that_breaks_off_the_break_is_told(clips, tmp_path):
+    content = bytearray((clips / "fast.mp4").read_bytes())
+    middle = len(content) * 4 // 10
+    content[middle : middle + 60] = b"\xff" * 60
+    (tmp_path / "both.mp4").write_bytes(content[: len(content) * 7 // 10])
+    _, error = collected(open_source(tmp_path / "both.mp4"))
+    assert isinstance(error, TruncatedError) and "ends after" in str(error)
+
+
 def test_a_whole_file_is_not_called_truncated_when_its_sound_is_longer(tmp_path):
     for name in ("sound.mkv", "sound.mp4"):
         frames, error = collected(open_source(make(name, tmp_path)))
