@@ -129,10 +129,10 @@ def test_arrays_make_an_equal_index(make, full):
     copy = make(DIM)
     copy.add(*full.to_arrays())
     for seed in range(5):
-        for ours, theirs in zip(
-            full.search(unit(1, seed)[0], 9), copy.search(unit(1, seed)[0], 9), strict=True
-        ):
-            np.testing.assert_array_equal(ours, theirs)
+        ours, theirs = (index.search(unit(1, seed)[0], 9) for index in (full, copy))
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        # Where a row lies may move the last bit of its product.
+        np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-6)
 
 
 def test_an_index_keeps_no_reference_to_what_it_was_given(empty):

@@ -153,7 +153,7 @@ def test_a_run_may_start_from_a_checkpoint_and_then_trains_only_its_own_stages(
     shutil.copytree(finished[0] / "checkpoint", start)
     config = json.loads((start / "config.json").read_text())
     config["chance"] = {"location": -2.0, "growth": 0.5, "scale": 0.25}
-    config["choice"] = {"weights": [1.0, 0.5], "candidates": 3}
+    config["choice"] = {"weights": [1.0, 0.5], "candidates": 3, "naming": 0.2}
     (start / "config.json").write_text(json.dumps(config))
     run_recipe(recipe, out, init=start, backbones=tiny_backbones())
     written = json.loads((out / "checkpoint" / "config.json").read_text())

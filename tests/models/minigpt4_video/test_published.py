@@ -67,7 +67,7 @@ def test_lora_merged_attached_and_by_hand_are_one(opened):
     assert added.abs().max() > 0.1
     weight = merged.language.model.get_submodule(layer).weight
     torch.testing.assert_close(weight.double(), base + added, atol=1e-5, rtol=0)
-    torch.testing.assert_close(logits_of(merged), logits_of(attached), atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits_of(merged), logits_of(attached), atol=1e-4, rtol=1e-4)
     prompt = merged.prompt(None, [], "Hello.")
     assert merged.language.generate([prompt], merged.decoding) == attached.language.generate(
         [prompt], attached.decoding
