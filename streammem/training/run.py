@@ -54,7 +54,12 @@ from streammem.training.recipe import (
 )
 from streammem.training.records import TRAIN, VALIDATION, CaptionedSource, read_source
 from streammem.training.reward import RewardStage
-from streammem.training.self_training import SelfTrainingStage, best_captions, draw_captions
+from streammem.training.self_training import (
+    SelfTrainingStage,
+    best_captions,
+    draw_captions,
+    reranker_to_start_from,
+)
 from streammem.training.sentences import read_sentences
 from streammem.training.text import PrefixStage, TextStage
 from streammem.training.things import ThingStage, cross_fitted, tokens_of
@@ -239,10 +244,11 @@ def make_stage(context: TrainingContext, options: StageOptions) -> Stage:
         case "answers":
             return _answer_stage(context, batch)
         case "self-training":
+            reranker = reranker_to_start_from(learner)  # before an hour of drawing
             language, drawn = learner.adapt(), context.out / DRAWS
             with context.group.first_process_first():
                 captions = draw_captions(learner.bridge, language, context.pictures, drawn)
-            kept = best_captions(learner, context.pictures, captions)
+            kept = best_captions(learner, reranker, context.pictures, captions)
             context.own_captions += [caption for of_picture in kept for caption in of_picture]
             return SelfTrainingStage(
                 learner.bridge, language, context.pictures, kept, context.validation, batch=batch

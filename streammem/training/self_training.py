@@ -1,7 +1,7 @@
 """Self-training: captions that the model draws itself, of which it learns from the best.
 
-    drawn = draw_captions(learner, pictures, Path("out/draws.jsonl"))
-    kept = best_captions(learner, pictures, drawn)
+    drawn = draw_captions(learner.bridge, learner.adapt(), pictures, Path("out/draws.jsonl"))
+    kept = best_captions(learner, reranker_to_start_from(learner), pictures, drawn)
     stage = SelfTrainingStage(learner.bridge, learner.adapt(), pictures, kept, validation)
 
 Pictures without captions teach the LoRA to name what they show: some of their captions begin with
@@ -14,6 +14,7 @@ Source: self-training with a filter, as in ReST (arXiv 2308.08998), sections 2 a
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,7 +86,7 @@ def draw_captions(
         language: with its LoRA as it starts.
         pictures: each with captions, a list of things, or neither, which is passed over.
         path: JSON lines, one a picture; written as pictures are done.
-        seed: of what is drawn.
+        seed: of each picture, so that what is drawn does not depend on where a run was killed.
 
     Returns:
         The captions of each picture by its name.
@@ -110,12 +111,8 @@ def draw_captions(
             for own, listed in zip(visual, block.things, strict=True):
                 texts = Beginnings(listed_beginnings(listed), FOLLOWING)
                 prompts.append(language.chat([own, CAPTION_INSTRUCTION, texts]))
-            decoding = GenerationConfig(
-                DECODING.max_new_tokens, vocabulary=DECODING.vocabulary, seed=seed + begin * DRAWN
-            )
-            for name, replies in zip(
-                block.names, language.candidates(prompts, decoding, DRAWN), strict=True
-            ):
+            candidates = language.candidates(prompts, replace(DECODING, seed=seed), DRAWN)
+            for name, replies in zip(block.names, candidates, strict=True):
                 drawn[name] = [
                     DrawnCaption(r.text, round(float(np.mean(r.log_probs or [-9])), 4))
                     for r in replies
@@ -230,25 +227,35 @@ class CaptionJudge:
         return NAMED * sum(right[:NAMES_PAID]) - DENIED * len(named - shares.keys())
 
 
-@torch.inference_mode()
-def best_captions(
-    learner: Learner, pictures: PictureSet, drawn: Mapping[str, Sequence[DrawnCaption]]
-) -> list[list[str]]:
-    """Choose the captions of each picture that are worth to learn from, the best first.
-
-    Args:
-        learner: its keys judge.
-        pictures: training pictures.
-        drawn: captions of pictures, by name.
+def reranker_to_start_from(learner: Learner) -> Reranker:
+    """Return how the model that a learner starts from chooses among captions.
 
     Raises:
-        ConfigError: the learner does not start from a model that chooses among captions.
+        ConfigError: it starts from none, or from one that does not choose.
     """
     if learner.start is None or learner.start.reranker is None:
         raise ConfigError(
             "stage self-training: start from a checkpoint that chooses among captions: --init"
         )
-    judge = CaptionJudge(pictures, learner.start.reranker)
+    return learner.start.reranker
+
+
+@torch.inference_mode()
+def best_captions(
+    learner: Learner,
+    reranker: Reranker,
+    pictures: PictureSet,
+    drawn: Mapping[str, Sequence[DrawnCaption]],
+) -> list[list[str]]:
+    """Choose the captions of each picture that are worth to learn from, the best first.
+
+    Args:
+        learner: its keys judge.
+        reranker: see ``CaptionJudge``.
+        pictures: training pictures.
+        drawn: captions of pictures, by name.
+    """
+    judge = CaptionJudge(pictures, reranker)
     sentences = learner.backbones.sentences()
     own = [list({c.text: c for c in drawn.get(name, ())}.values()) for name in pictures.names]
     todo = [i for i, captions in enumerate(own) if captions]
