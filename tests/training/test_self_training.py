@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from streammem.training.self_training import (
     draw_captions,
     listed_beginnings,
 )
-from tests.tiny import TinyVision, tiny_language
+from tests.tiny import TinySentences, TinyVision, tiny_language, tiny_model
 from tests.training.tiny_backbones import RECIPE, tiny_backbones, tiny_bridge
 
 RERANKER = Reranker((1.0, 0.1), 8)
@@ -62,7 +63,9 @@ def test_captions_begin_with_what_a_list_is_sure_of():
         "A pizza and a cup",
     )  # fmt: skip
     zebras = (("zebra", 0.9), ("zebra", 0.6), ("sheep", 0.7), ("sheep", 0.6), ("sheep", 0.5))
-    assert listed_beginnings(zebras)[:2] == ("Two zebras", "A group of sheep")
+    assert listed_beginnings(zebras) == (
+        "Two zebras", "A group of sheep", "Two zebras and a group of sheep",
+    )  # fmt: skip
     assert listed_beginnings((("person", 0.9), ("snow", 0.9))) == (), "captions name them anyway"
     most = [(f"thing {i}", 0.9) for i in range(9)]
     assert len(listed_beginnings([*most, ("person", 0.9)])) <= self_training.DRAWN // 2
@@ -208,3 +211,25 @@ def test_a_recipe_trains_itself_and_knows_the_words_it_has_drawn(tmp_path, monke
     assert len(drawn) == figures["pictures"]["train"]
     new = set(tiny_language().ids("A quiz.")) - {*start.caption_tokens.tolist()}
     assert new and new <= {*saved["model"].caption_tokens.tolist()}
+
+
+def test_at_most_two_captions_are_kept_the_best_first_and_none_that_is_much_worse(training):
+    model = tiny_model()
+    learner = SimpleNamespace(
+        backbones=SimpleNamespace(sentences=TinySentences), device="cpu", text_key=model.text_key,
+        picture_key=lambda patches: torch.ones(len(patches), model.background.shape[1]),
+    )  # fmt: skip
+    captioned = training.captioned()
+    own = captioned.captions[0][0]
+    bad = "Nothing of the kind."
+    texts = {
+        captioned.names[0]: [bad, own, own, own.replace(".", " !"), own.lower()],
+        captioned.names[1]: [captioned.captions[1][0], bad],
+    }
+    drawn = {name: [DrawnCaption(t, -1.0) for t in each] for name, each in texts.items()}
+    first, second, *rest = best_captions(learner, RERANKER, captioned, drawn)
+    assert len(first) == 2 and bad not in first and own in first
+    assert second == [captioned.captions[1][0]], "what is much worse is no second"
+    assert not any(rest), "of others nothing was drawn"
+    worse = {captioned.names[0]: [DrawnCaption(t, -1.0) for t in (f"{own} {own}", own)]}
+    assert best_captions(learner, RERANKER, captioned, worse)[0][0] == own
