@@ -11,7 +11,6 @@ They read what the memory keeps of a segment, so that they also name what memori
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +59,12 @@ class WordsOfTokens(nn.Module):
         self.down = nn.Linear(tokens * dim, hidden)
         self.drop = nn.Dropout(DROPOUT)
         self.up = nn.Linear(hidden, len(self.names))
+        # By a word that a text must have: names, and of each of their words the kinds.
+        self._by_word: dict[str, list[tuple[int, list[frozenset[str]]]]] = defaultdict(list)
+        for number, name in enumerate(self.names):
+            wanted = [kinds_of(word) for word in sorted(content_words(name))]
+            for word in wanted[0] if wanted else ():
+                self._by_word[word].append((number, wanted))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens [B, M, D] to logits [B, W], each that the thing is there."""
@@ -82,16 +87,6 @@ class WordsOfTokens(nn.Module):
             for share, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             if share >= least
         ]
-
-    @cached_property
-    def _by_word(self) -> dict[str, list[tuple[int, list[frozenset[str]]]]]:
-        """Names by each word that a text must have one of: of every word of a name, its kinds."""
-        found = defaultdict[str, list[tuple[int, list[frozenset[str]]]]](list)
-        for number, name in enumerate(self.names):
-            wanted = [kinds_of(word) for word in sorted(content_words(name))]
-            for word in wanted[0] if wanted else ():
-                found[word].append((number, wanted))
-        return dict(found)
 
     def named_in(self, text: str) -> set[int]:
         """Return which names a text has, by number; a man is a person, and a duck a bird."""
