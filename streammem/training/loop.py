@@ -83,6 +83,36 @@ class Stage(Protocol):
         ...
 
 
+class JointStage:
+    """Several stages that train the same parameters at once, by the weighted sum of their losses.
+
+    Args:
+        stages: the first gives its name; each draws a batch of its own at every step.
+        weights: of their losses.
+    """
+
+    def __init__(self, stages: Sequence[Stage], weights: Sequence[float]) -> None:
+        self._stages, self._weights = stages, weights
+        self.name, self.module = stages[0].name, stages[0].module
+
+    def parameter_groups(self) -> list[tuple[list[nn.Parameter], float]]:
+        return self._stages[0].parameter_groups()
+
+    def loss(self, rng: np.random.Generator) -> Tensor:
+        """Return the weighted sum of the losses."""
+        losses = [stage.loss(rng) for stage in self._stages]
+        weighted = [w * loss for w, loss in zip(self._weights, losses, strict=True)]
+        return torch.stack(weighted).sum()
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the figures of all; those of the others begin with the name of their stage."""
+        first, *others = self._stages
+        figures = first.evaluate()
+        for stage in others:
+            figures |= {f"{stage.name}_{key}": value for key, value in stage.evaluate().items()}
+        return figures
+
+
 class StageProgress:
     """The step and files of a stage in training; only the first process writes."""
 

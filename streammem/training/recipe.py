@@ -95,6 +95,8 @@ class StageOptions:
         weight_decay: on matrices.
         evaluate_every: steps between evaluations; 0 evaluates at the end only.
         photos: of ``text``, the share of the captions that are pictures' own, in (0, 1).
+        answers: of ``self-training``, prompts with questions beside the captions of every step, as
+            ``answers`` asks them; 0 learns captions alone.
     """
 
     kind: str
@@ -106,14 +108,17 @@ class StageOptions:
     weight_decay: float = 0.01
     evaluate_every: int = 0
     photos: float = 0.4
+    answers: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in STAGE_KINDS:
             raise ConfigError(f"kind {self.kind!r}: no such stage; known: {', '.join(STAGE_KINDS)}")
         if min(self.steps, self.batch) < 1 or self.lr <= 0:
             raise ConfigError(f"{self.kind}: steps and batch must be at least 1, lr above 0")
-        if min(self.warmup, self.evaluate_every, self.weight_decay) < 0:
-            raise ConfigError(f"{self.kind}: warmup, evaluate_every, weight_decay must be >= 0")
+        if min(self.warmup, self.evaluate_every, self.weight_decay, self.answers) < 0:
+            raise ConfigError(
+                f"{self.kind}: warmup, evaluate_every, weight_decay, answers must be >= 0"
+            )
         if not 0 < self.photos < 1:
             raise ConfigError(f"{self.kind}: photos={self.photos}: give a share in (0, 1)")
         if not self.label.replace("-", "").replace("_", "").isalnum():

@@ -18,6 +18,7 @@ import torch
 
 from streammem.errors import ConfigError
 from streammem.memory.retrieval import DEFAULT_NULL
+from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.checkpoint import check_device, save
 from streammem.models.tiny.keys import WordsOfCells
 from streammem.models.tiny.model import VideoModel
@@ -33,6 +34,7 @@ from streammem.training.generated import SENTENCES, make_pictures
 from streammem.training.keys import KeyStage
 from streammem.training.learner import Backbones, Learner, open_by_name
 from streammem.training.loop import (
+    JointStage,
     Schedule,
     Stage,
     check_matplotlib,
@@ -58,7 +60,7 @@ from streammem.training.self_training import (
     SelfTrainingStage,
     best_captions,
     draw_captions,
-    reranker_to_start_from,
+    start_that_chooses,
 )
 from streammem.training.sentences import read_sentences
 from streammem.training.text import PrefixStage, TextStage
@@ -70,6 +72,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
 DRAWS = "draws.jsonl"
+ANSWERS_WEIGHT = 0.4  # of the loss of answers that are learned beside captions
 THING_STEPS = 450  # of each head that names what training pictures show in questions about them
 KEY_STAGES = ("vision", "keys", "evidence")  # stages that move the keys
 CAPTION_STAGES = (
@@ -242,17 +245,23 @@ def make_stage(context: TrainingContext, options: StageOptions) -> Stage:
             torch.manual_seed(context.recipe.seed)
             return ThingStage(learner.bridge, listed, measured_things, batch=batch)
         case "answers":
-            return _answer_stage(context, batch)
+            return _answer_stage(context, learner.answering, batch)
         case "self-training":
-            reranker = reranker_to_start_from(learner)  # before an hour of drawing
-            language, drawn = learner.adapt(), context.out / DRAWS
+            start, reranker = start_that_chooses(learner)
             with context.group.first_process_first():
-                captions = draw_captions(learner.bridge, language, context.pictures, drawn)
-            kept = best_captions(learner, reranker, context.pictures, captions)
+                drawn = draw_captions(
+                    start.bridge, start.language, context.pictures, context.out / DRAWS
+                )
+            kept = best_captions(learner, reranker, context.pictures, drawn)
             context.own_captions += [caption for of_picture in kept for caption in of_picture]
-            return SelfTrainingStage(
+            language = learner.adapt()
+            drawing = SelfTrainingStage(
                 learner.bridge, language, context.pictures, kept, context.validation, batch=batch
             )
+            if not options.answers:
+                return drawing
+            asking = _answer_stage(context, language, options.answers)
+            return JointStage([drawing, asking], [1 - ANSWERS_WEIGHT, ANSWERS_WEIGHT])
         case "operators":
             return OperatorStage(
                 learner.questions.requires_grad_(True),
@@ -264,7 +273,9 @@ def make_stage(context: TrainingContext, options: StageOptions) -> Stage:
     raise ConfigError(f"kind {options.kind!r}: no such stage")
 
 
-def _answer_stage(context: TrainingContext, batch: int) -> AnswerStage:
+def _answer_stage(
+    context: TrainingContext, language: CausalLanguageModel, batch: int
+) -> AnswerStage:
     """Make the stage of answers, with captions and names as its prompts will have them."""
     learner, pictures, measured = context.learner, context.pictures, context.validation_asked
     captions = own_captions(learner.bridge, learner.adapt(), pictures + measured)
@@ -278,7 +289,7 @@ def _answer_stage(context: TrainingContext, batch: int) -> AnswerStage:
             named[name] = learner.words.likely(tokens, SHOWN, LEAST_SHOWN)
     return AnswerStage(
         learner.bridge,
-        learner.answering,
+        language,
         pictures,
         measured,
         captions=captions,

@@ -1,7 +1,8 @@
 """Self-training: captions that the model draws itself, of which it learns from the best.
 
-    drawn = draw_captions(learner.bridge, learner.adapt(), pictures, Path("out/draws.jsonl"))
-    kept = best_captions(learner, reranker_to_start_from(learner), pictures, drawn)
+    start, reranker = start_that_chooses(learner)
+    drawn = draw_captions(start.bridge, start.language, pictures, Path("out/draws.jsonl"))
+    kept = best_captions(learner, reranker, pictures, drawn)
     stage = SelfTrainingStage(learner.bridge, learner.adapt(), pictures, kept, validation)
 
 Pictures without captions teach the LoRA to name what they show: some of their captions begin with
@@ -30,7 +31,7 @@ from streammem.models.backbones.language import Beginnings, CausalLanguageModel,
 from streammem.models.backbones.sampling import GenerationConfig
 from streammem.models.caption_scores import Reranker, reranking_features
 from streammem.models.tiny.bridge import MemoryBridge
-from streammem.models.tiny.model import CAPTION_INSTRUCTION
+from streammem.models.tiny.model import CAPTION_INSTRUCTION, VideoModel
 from streammem.models.tiny.words import FOLLOWING, NOT_BEGUN, WITHOUT_ARTICLE, with_article
 from streammem.training.captions import BranchedPrompt, caption_prompt, reply_losses
 from streammem.training.learner import Learner
@@ -42,6 +43,7 @@ from streammem.training.things import PERSON, tokens_of
 PLURALS = {"knife": "knives", "person": "people", "scissors": "scissors", "sheep": "sheep",
            "shelf": "shelves", "skis": "skis"}  # fmt: skip
 DRAWN = 12  # captions of a picture, half of which may begin with what its list names
+CAPTIONED_DRAWN = 2000  # pictures with people's captions: they hold against what lists teach
 DRAWN_TOGETHER, JUDGED_TOGETHER = 8, 64  # pictures
 DECODING = GenerationConfig(max_new_tokens=32, vocabulary="captions")
 BEGUN = 3  # listed things with which captions begin
@@ -83,8 +85,9 @@ def draw_captions(
 
     Args:
         bridge: frozen.
-        language: with its LoRA as it starts.
-        pictures: each with captions, a list of things, or neither, which is passed over.
+        language: that draws, decoding as it does when the model runs.
+        pictures: each with captions, a list of things, or neither, which is passed over; of those
+            with captions alone ``CAPTIONED_DRAWN``, by chance.
         path: JSON lines, one a picture; written as pictures are done.
         seed: of each picture, so that what is drawn does not depend on where a run was killed.
 
@@ -92,11 +95,11 @@ def draw_captions(
         The captions of each picture by its name.
     """
     drawn = _read_draws(path)
-    wanted = [
-        i
-        for i, name in enumerate(pictures.names)
-        if name not in drawn and (pictures.captions[i] or pictures.things[i])
-    ]
+    wanted = [i for i, things in enumerate(pictures.things) if things]
+    captioned = [i for i, of in enumerate(pictures.captions) if of and not pictures.things[i]]
+    rng, count = np.random.default_rng(seed), min(CAPTIONED_DRAWN, len(captioned))
+    wanted += rng.choice(captioned, count, replace=False).tolist()
+    wanted = [i for i in wanted if pictures.names[i] not in drawn]
     language.model.eval()
     with (
         open(path, "a") as lines,
@@ -227,8 +230,8 @@ class CaptionJudge:
         return NAMED * sum(right[:NAMES_PAID]) - DENIED * len(named - shares.keys())
 
 
-def reranker_to_start_from(learner: Learner) -> Reranker:
-    """Return how the model that a learner starts from chooses among captions.
+def start_that_chooses(learner: Learner) -> tuple[VideoModel, Reranker]:
+    """Return the model that a learner starts from, which draws captions, and how it chooses.
 
     Raises:
         ConfigError: it starts from none, or from one that does not choose.
@@ -237,7 +240,7 @@ def reranker_to_start_from(learner: Learner) -> Reranker:
         raise ConfigError(
             "stage self-training: start from a checkpoint that chooses among captions: --init"
         )
-    return learner.start.reranker
+    return learner.start, learner.start.reranker
 
 
 @torch.inference_mode()

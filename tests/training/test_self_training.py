@@ -11,10 +11,11 @@ import torch
 from streammem.errors import ConfigError, DatasetError
 from streammem.models.caption_scores import Reranker
 from streammem.training import self_training
+from streammem.training.answers import AnswerStage
 from streammem.training.features import cache_features
 from streammem.training.generated import make_pictures
 from streammem.training.learner import Learner
-from streammem.training.loop import Schedule, train_stage
+from streammem.training.loop import JointStage, Schedule, train_stage
 from streammem.training.lora import add_lora, lora_tensors
 from streammem.training.recipe import LoraOptions
 from streammem.training.records import read_source
@@ -100,6 +101,19 @@ def test_a_killed_run_goes_on_with_the_captions_it_has_drawn(training, language,
         draw_captions(bridge, language, pictures, path)
 
 
+def test_of_captioned_pictures_some_are_drawn_and_all_that_have_a_list(
+    training, language, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(self_training, "CAPTIONED_DRAWN", 2)
+    things = [() if i % 2 else own for i, own in enumerate(training.things)]
+    captions = [() if i < 3 else own for i, own in enumerate(training.captions)]
+    pictures = replace(training, things=things, captions=captions).select(range(10))
+    drawn = draw_captions(tiny_bridge(language, training), language, pictures, tmp_path / "d")
+    assert {*pictures.names[::2]} <= {*drawn}, "all that have a list"
+    captioned = {*drawn} - {*pictures.names[::2]}
+    assert len(captioned) == 2 and captioned <= {*pictures.names[3::2]}
+
+
 def worth_of(judge, picture, texts, keys=None):
     drawn = [DrawnCaption(text, -1.0) for text in texts]
     keys = np.ones((len(texts), 4)) / 2 if keys is None else keys
@@ -165,6 +179,24 @@ def test_half_of_a_step_are_pictures_without_peoples_captions(training, language
     assert sorted(seen) == ["A listed."] * 4 + ["A worded."] * 4
 
 
+def test_stages_at_once_lose_the_weighted_sum_and_tell_both_figures():
+    first, other = (
+        SimpleNamespace(
+            name=name,
+            module=torch.nn.Linear(1, 1),
+            loss=lambda rng, base=base: torch.tensor(base + rng.random()),
+            evaluate=lambda base=base: {"val_loss": base},
+        )
+        for name, base in (("captions", 1.0), ("answers", 3.0))
+    )
+    both, rng = JointStage([first, other], [0.75, 0.25]), np.random.default_rng(0)
+    drawn = np.random.default_rng(0).random(2)
+    lost = both.loss(rng).item()
+    assert lost == pytest.approx(0.75 * (1 + drawn[0]) + 0.25 * (3 + drawn[1]))
+    assert both.evaluate() == {"val_loss": 1.0, "answers_val_loss": 3.0}
+    assert (both.name, both.module) == ("captions", first.module)
+
+
 def test_a_start_that_chooses_nothing_is_refused_before_anything_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr("streammem.training.run.draw_captions", None)
     text, _, _ = RECIPE.partition("[[stages]]")
@@ -207,6 +239,19 @@ def test_a_recipe_trains_itself_and_knows_the_words_it_has_drawn(tmp_path, monke
     )
     assert "cider" in figures["stages"]["self-training"]
     assert any(not torch.equal(value, saved["lora"][key]) for key, value in before.items())
+    beside = []
+    monkeypatch.setattr(
+        "streammem.training.run.JointStage",
+        lambda stages, weights: beside.extend(stages) or JointStage(stages, weights),
+    )
+    (tmp_path / "third.toml").write_text(text + stage.format("self-training") + "answers = 2\n")
+    asked = run_recipe(
+        tmp_path / "third.toml", tmp_path / "three", init="x", backbones=tiny_backbones()
+    )
+    assert [type(one) for one in beside] == [SelfTrainingStage, AnswerStage]
+    assert beside[0].language is beside[1].language and beside[1].batch == 2
+    losses = [run["stages"]["self-training"]["loss"] for run in (figures, asked)]
+    assert losses[0] != losses[1], "questions count too"
     drawn = (tmp_path / "two" / "draws.jsonl").read_text().splitlines()
     assert len(drawn) == figures["pictures"]["train"]
     new = set(tiny_language().ids("A quiz.")) - {*start.caption_tokens.tolist()}
