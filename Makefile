@@ -1,4 +1,4 @@
-# make demo      captions and a question on a real video: demo.srt, demo.png
+# make demo      captions and a question on a real video: demo.captions.srt, demo.png
 # make ui        a page in the browser, on the same video: watch, ask, find
 # make demo-live a camera made of the demo's clips, watched for 90 s: captions, an alert, counters
 # make test      the tests, in minutes        make test-all  with the heavy ones
@@ -62,7 +62,7 @@ wheel: $(VENV)/dev.stamp
 	$(BIN)/python -m hatchling build -t wheel
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.srt demo.png
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.captions.srt demo.png
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "streammem needs Python >= 3.11: make PYTHON=python3.12 ...")'

@@ -258,4 +258,5 @@ def _line(file: "File", num_segments: int, arguments: argparse.Namespace) -> str
     if file.state in ("failed", "unreadable"):
         return plain(f"{file.path}: {file.state}: {file.reason}")
     broke = f" ({file.reason})" if file.reason else ""
-    return plain(f"{file.path}: {num_segments} scenes, {clock(file.seconds)}, {place}{broke}")
+    scenes = "1 scene" if num_segments == 1 else f"{num_segments} scenes"
+    return plain(f"{file.path}: {scenes}, {clock(file.seconds)}, {place}{broke}")

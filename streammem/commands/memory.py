@@ -20,6 +20,7 @@ from streammem.commands.options import (
     add_output_options,
     between_of,
     check_output,
+    note_if_read_as_subtitles,
     seconds,
     zone_of,
 )
@@ -250,6 +251,8 @@ def export(arguments: argparse.Namespace) -> int:
                 results.put(f"{with_wall_clock(span, str(at['wall_start']))} {line}")
             else:
                 results.write(stamped(event, at) if arguments.wall_clock else event)
+    if speech != "only":
+        note_if_read_as_subtitles(path, *sources)
     return 0
 
 

@@ -23,6 +23,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from streammem.errors import BackboneError, ConfigError, install_command
 from streammem.models.registry import DEFAULT, WHOLE, find_generator, generators_help, load
 from streammem.output.render import FORMATS, plain
+from streammem.output.terminal import note
 from streammem.types import TimeSpan
 from streammem.video import SourceOptions
 from streammem.video.address import without_addresses
@@ -757,3 +758,15 @@ def check_output(path: Path | None, *sources: str | Path) -> None:
     for source in sources:
         if path.exists() and os.path.exists(source) and path.samefile(source):
             raise ConfigError(f"{path}: is the source itself; give another file")
+
+
+def note_if_read_as_subtitles(written: Path | None, *sources: str) -> None:
+    """Say that captions lie where those of a source, if it is a file, will be read as its words."""
+    from streammem.audio.subtitles import is_beside
+
+    if written and any(is_beside(written, Path(source)) for source in sources):
+        note(
+            f"{written}: is named like the video, so these captions are read as its subtitles "
+            f"from now on; rename it, as to {written.stem}.captions{written.suffix}, "
+            "or give --speech off"
+        )

@@ -18,6 +18,7 @@ from streammem.commands.options import (
     add_mqtt_options,
     add_source_options,
     add_watch_options,
+    note_if_read_as_subtitles,
     rotation_of,
     watch_options,
 )
@@ -97,7 +98,6 @@ def run_caption(arguments: argparse.Namespace) -> int:
 
 
 def _caption(session: "Session", arguments: argparse.Namespace) -> int:
-    from streammem.audio.subtitles import is_beside
     from streammem.engine.watch_options import WatchCallbacks
 
     sheet = Sheet(session) if arguments.sheet else None
@@ -125,12 +125,7 @@ def _caption(session: "Session", arguments: argparse.Namespace) -> int:
             results.write(event)
     if sheet:
         sheet.draw(arguments.sheet, Path(public_name(arguments.source)).name)
-    if arguments.output and is_beside(arguments.output, Path(arguments.source)):
-        note(
-            f"{arguments.output}: is named like the video, so these captions are read as its "
-            "subtitles from now on; rename it, as to "
-            f"{arguments.output.stem}.captions{arguments.output.suffix}, or give --speech off"
-        )
+    note_if_read_as_subtitles(arguments.output, arguments.source)
     return exit_code(arguments, broken)
 
 

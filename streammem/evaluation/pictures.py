@@ -7,21 +7,20 @@ asked.caption_pictures(pictures, features="other")    # a control: of another on
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from torch import Tensor
 
+from streammem.captioning.captioner import Captioner, CaptionRequest
 from streammem.errors import BackboneError
 from streammem.evaluation.captions import ShownFeatures
 from streammem.memory.retrieval import GumbelNull, NameReadout
 from streammem.models.backbones.text import SentenceEncoder
-from streammem.models.caption_scores import best_reply
-from streammem.models.protocols import EvidenceItem
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionReading
 from streammem.models.videollamb.videollamb import VideoLLaMB
 from streammem.perception.frames import Perceived
+from streammem.types import Segment
 
 PICTURE_REQUEST = "Describe this image in one sentence."  # of VideoLLaMB
 
@@ -98,14 +97,16 @@ def _captions(model: VideoModel, pictures: Sequence[np.ndarray], *, blank: bool)
         patches = model.bridge.patch_mean.expand(model.vision.patches, -1)
         key = model.picture_key(patches[None])[0].cpu().numpy()
         seen = [Perceived(each.embedding, patches.half().cpu(), key) for each in seen]
-    greedy = model.decoding.num_beams == 1 and model.decoding.temperature == 0
-    count = model.reranker.candidates if model.reranker and greedy else 1
-    tokens = [model.encode_frames([each.patches], [0.5]) for each in seen]
-    prompts = [model.caption_prompt(EvidenceItem(0, 0, each)) for each in tokens]
-    replies = model.language.candidates(prompts, model.decoding, count)
-    return [
-        best_reply(
-            model.reranker, model.sentence_keys, of_one, each.key[None], partial(model.naming, own)
-        )[0].text
-        for of_one, each, own in zip(replies, seen, tokens, strict=True)
+    captioner = Captioner(model)
+    requests = [
+        CaptionRequest(
+            Segment(i, 0.0, 1.0, None, None),
+            each.key[None],
+            model.encode_frames([each.patches], [0.5]),
+        )
+        for i, each in enumerate(seen)
     ]
+    prompts = [captioner.prompt(request) for request in requests]
+    replies = model.language.candidates(prompts, captioner.decoding, captioner.candidates)
+    chosen = map(captioner.choose, requests, replies)
+    return [reply.text for reply, _ in chosen]

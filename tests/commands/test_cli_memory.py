@@ -122,6 +122,17 @@ def test_export_of_one_source_is_as_captioning_it(run, memory, video, tmp_path, 
     assert lines == [line.rstrip() for line in captioned.splitlines()]
 
 
+def test_an_export_that_will_be_read_as_subtitles_is_told(run, video, tmp_path):
+    film, path = tmp_path / "film.mp4", tmp_path / "trips"
+    shutil.copy(video, film)
+    run("caption", film, "--memory", path, *QUICK)
+    form = ("--format", "srt", "-o")
+    for speech, is_told in (("merged", True), ("only", False)):
+        said = run("memory", "export", path, "--with-speech", speech, *form, tmp_path / "film.srt")
+        assert said[0] == 0 and ("named like the video" in said[2]) == is_told
+    assert run("memory", "export", path, *form, tmp_path / "film.captions.srt") == (0, "", "")
+
+
 def test_cues_of_several_sources_come_with_a_remark(run, memory):
     code, out, err = run("memory", "export", memory, "--format", "srt")
     assert code == 0 and len(SRT_CUE.findall(out)) == 3
