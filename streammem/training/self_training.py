@@ -13,6 +13,7 @@ Source: self-training with a filter, as in ReST (arXiv 2308.08998), sections 2 a
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -40,6 +41,7 @@ from streammem.training.pictures import WHOLE, PictureSet
 from streammem.training.reward import greedy_caption_figures, sample_captions
 from streammem.training.things import PERSON, tokens_of
 
+log = logging.getLogger(__name__)
 PLURALS = {"knife": "knives", "person": "people", "scissors": "scissors", "sheep": "sheep",
            "shelf": "shelves", "skis": "skis"}  # fmt: skip
 DRAWN = 12  # captions of a picture, half of which may begin with what its list names
@@ -274,6 +276,8 @@ def best_captions(
             order = np.argsort(-worths, kind="stable")[:KEPT]
             least = max(worths.max() - MARGIN, np.finfo(worths.dtype).min)  # not -inf
             kept[i] = [own[i][j].text for j in order if worths[j] >= least]
+    counts = [len(of_picture) for of_picture in kept if of_picture]
+    log.info("%d captions of %d pictures are worth to learn from", sum(counts), len(counts))
     return kept
 
 
