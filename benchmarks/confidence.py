@@ -174,14 +174,16 @@ def fit(rows: list[Example]) -> ConfidenceModel:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks confidence", description=__doc__)
-    parser.add_argument("--model", default="streammem-tiny")
+    parser.add_argument("--model", help="default: the folder of --fit, else streammem-tiny")
     parser.add_argument("--photos", type=int, default=600)
     parser.add_argument("--fit", type=Path, help="a checkpoint folder that the fit is written to")
     options = parser.parse_args(arguments)
     if "STREAMMEM_DATA" not in os.environ:
         parser.error("set STREAMMEM_DATA to the folder with flickr8k")
     photos = read_photos(Path(os.environ["STREAMMEM_DATA"]) / "flickr8k", "val")[: options.photos]
-    model: Any = load(options.model)
+    model: Any = load(str(options.model or options.fit or "streammem-tiny"))
+    if Captioner(model).candidates < 2:  # then no noun can be judged by the other captions
+        parser.error(f"{model.name}: says one caption alone; fit what chooses first: choice --fit")
     found = examples(model, list(photos))
     certainty = fit([row for row in found if row.to_fit])
     if options.fit:

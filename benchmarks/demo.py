@@ -69,10 +69,22 @@ def main(argv: list[str]) -> int:
         return 0
     length_s = sum(clip.end - clip.start for clip in CLIPS)
     print(f"{video}: {length_s:.0f} s of {len(CLIPS)} real clips, joined by hard cuts")
-    caption = ["caption", str(video), "--format", "srt", "-o", "demo.captions.srt", "--sheet", "demo.png"]
+    caption = [
+        "caption",
+        str(video),
+        "--format",
+        "srt",
+        "-o",
+        "demo.captions.srt",
+        "--sheet",
+        "demo.png",
+    ]
     code = _type(caption) or _type(["ask", str(video), QUESTION])
     if code == 0:
-        print(f"\nwrote demo.captions.srt and demo.png in {time.perf_counter() - began:.0f} s", flush=True)
+        print(
+            f"\nwrote demo.captions.srt and demo.png in {time.perf_counter() - began:.0f} s",
+            flush=True,
+        )
     return code
 
 
