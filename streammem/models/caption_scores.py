@@ -41,10 +41,10 @@ _ENDS = frozenset(
 _ARTICLES = frozenset(
     "a an the his her their its another one two three four five some several".split()  # noqa: SIM905
 )
-# Where a noun phrase of a caption ends for its nouns; "of" ends it too.
+# Where a noun phrase of a caption ends for its nouns; "of" and stops end it too.
 _NOUN_ENDS = _ENDS | frozenset(
-    "of been being inside outside across toward towards against above below beside underneath "  # noqa: SIM905
-    "past there this these filled covered dressed".split()
+    ". , ; : ! ? of been being inside outside across toward towards against above below beside "  # noqa: SIM905
+    "underneath past there this these filled covered dressed".split()
 )
 _BE = frozenset("is are was were be been being".split())  # noqa: SIM905
 # Behind a noun these end its phrase; at the beginning of one they are nouns.
@@ -58,7 +58,8 @@ _NOUNS_IN_ING = frozenset(
 )
 _NO_THINGS = frozenset(
     "black white red blue green yellow orange brown pink purple gray grey group top front side "  # noqa: SIM905
-    "view piece pile pair couple bunch back middle edge other each air together it him them".split()
+    "view piece pile pair couple bunch back middle edge other each air together it him them "
+    "large big small little".split()
 )
 
 
@@ -175,13 +176,14 @@ def first_phrase(text: str) -> str:
 def nouns_of(text: str) -> list[Noun]:
     """Find the nouns of a caption: the last word of each noun phrase, by function words alone.
 
-    Colours and words like "group" are no nouns here, nor is what follows "is" without an article.
+    Colours, sizes and words like "group" are no nouns here, nor is what follows "is" without an
+    article.
 
     Returns:
         The nouns in order; the whole text as the only one where there is none.
     """
     found, phrase, after_be = list[Noun](), list[re.Match[str]](), False
-    for match in re.finditer(r"[^\W_]+(?:['-][^\W_]+)*|$", text):
+    for match in re.finditer(r"[^\W_]+(?:['-][^\W_]+)*|[.,;:!?]|$", text):
         word = match[0].lower()
         article = word in _ARTICLES
         ends = word in _NOUN_ENDS or (word.endswith("ing") and word not in _NOUNS_IN_ING)

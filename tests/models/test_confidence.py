@@ -97,6 +97,12 @@ def test_a_first_phrase_ends_before_the_function_word_that_follows_it(caption, p
         ("A little girl is swinging on a swing.", "girl swing"),
         ("A room with a sink, a cabinet and a bottle.", "room sink cabinet bottle"),
         ("Glasses and a bus.", "glasses bus"),
+        ("A tennis racket, a ball.", "racket ball"),
+        ("A teddy bear, a dog.", "bear dog"),
+        ("A man in a red shirt. A dog.", "man shirt dog"),
+        ("A black dog, a brown dog.", "dog dog"),
+        ("Wine glasses, plates; a tea kettle!", "glasses plates kettle"),
+        ("A large, red and white plane.", "plane"),
         ("Running.", "Running."),  # the whole of it
         ("", ""),
     ],
