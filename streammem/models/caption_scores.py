@@ -33,6 +33,7 @@ WHOLE, WHOLE_BY_NOUNS = 0.3, 0.25
 LEAST = 0.2
 SPOILED = 3  # times that a noun of a spoiled picture counts
 OWN_OFFSET = 4  # examples that a noun needs for an offset of its own
+_WORD = r"[^\W_]+(?:['-][^\W_]+)*"
 # Where a noun phrase of a caption ends; "of" goes on with it.
 _ENDS = frozenset(
     "is are was were be and or in on at with by to from into onto over under through near up down "  # noqa: SIM905
@@ -183,7 +184,7 @@ def nouns_of(text: str) -> list[Noun]:
         The nouns in order; the whole text as the only one where there is none.
     """
     found, phrase, after_be = list[Noun](), list[re.Match[str]](), False
-    for match in re.finditer(r"[^\W_]+(?:['-][^\W_]+)*|[.,;:!?]|$", text):
+    for match in re.finditer(rf"{_WORD}|[.,;:!?]|$", text):
         word = match[0].lower()
         article = word in _ARTICLES
         ends = word in _NOUN_ENDS or (word.endswith("ing") and word not in _NOUNS_IN_ING)
@@ -200,6 +201,17 @@ def nouns_of(text: str) -> list[Noun]:
     return found or [Noun(text, len(text))]
 
 
+def names_noun(text: str, noun: Noun) -> bool:
+    """Return whether one line of a text names a noun, or a kind of it.
+
+    Of a noun like "someone" or "saw", whose word carries no content elsewhere: whether it has it.
+    """
+    words = content_words(noun.word)
+    if words:
+        return names(text, words)
+    return noun.word in re.findall(_WORD, text.lower())
+
+
 def noun_features(nouns: Sequence[Noun], seen: np.ndarray, others: Sequence[str]) -> np.ndarray:
     """Measure what the probability of each noun of a caption rests on.
 
@@ -211,8 +223,7 @@ def noun_features(nouns: Sequence[Noun], seen: np.ndarray, others: Sequence[str]
     Returns:
         [N, 5]: the share of the others that name the thing, or a kind of it; then ``seen``.
     """
-    wanted = [content_words(noun.word) for noun in nouns]
-    shares = [np.mean([names(other, words) for other in others]) for words in wanted]
+    shares = [np.mean([names_noun(other, noun) for other in others]) for noun in nouns]
     return np.column_stack([shares, np.tile(seen, (len(nouns), 1))])
 
 

@@ -122,6 +122,22 @@ def test_a_noun_is_as_likely_as_others_name_it_or_a_kind_of_it():
     assert (seen[:, 1:] == np.arange(4.0)).all()
 
 
+@pytest.mark.parametrize(
+    ("caption", "others", "shares"),
+    [
+        ("Someone is riding a bike.", ["Someone on a bike.", "A person."], [0.5, 0.5]),
+        ("A saw on a table.", ["A saw.", "A seesaw on a table."], [0.5, 0.5]),
+        ("A dog show.", ["A dog at a show.", "The show"], [1.0]),
+        ("It is there.", ["It is there.", "A dog."], [0.0]),  # no noun
+        ("", ["", "A dog."], [0.0]),
+    ],
+)
+def test_a_noun_that_is_a_function_word_elsewhere_is_named_by_the_same_word(
+    caption, others, shares
+):
+    assert noun_features(nouns_of(caption), np.zeros(4), others)[:, 0].tolist() == shares
+
+
 def test_no_beginning_is_surer_than_a_shorter_one():
     chances = np.random.default_rng(0).random(6)
     sure = sure_beginnings(chances)
