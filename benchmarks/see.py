@@ -41,6 +41,7 @@ from streammem.training.questions import COLORS, QuestionRecord, TrialVariant
 from streammem.training.records import HELD_OUT_PERSONS, VALIDATION, checksum_split, thing_name
 from streammem.training.things import PERSON
 
+PARTS = ("captions", "named", "questions", "kitchens")
 BATCH = 16
 FIRST = 6  # words of a reply in which the answer must come
 BEST = 5  # words a frame
@@ -286,9 +287,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--model", default="streammem-tiny")
     parser.add_argument("--questions", type=int, default=200, help="of 740; drawn by seed 0")
     parser.add_argument("--photos", type=int, default=300, help="of some 600 with things to name")
-    parser.add_argument(
-        "--parts", nargs="+", default=["captions", "named", "questions", "kitchens"]
-    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--replies", type=Path, help="write every reply, as JSON lines")
     options = parser.parse_args(arguments)
     if "STREAMMEM_DATA" not in os.environ:
