@@ -26,8 +26,7 @@ from streammem import load
 from streammem.captioning.captioner import Captioner, CaptionRequest
 from streammem.evaluation.datasets import Photo, read_photos
 from streammem.evaluation.metrics import CiderD, score_captions, tokenise
-from streammem.memory.retrieval import content_words, stem
-from streammem.memory.retrieval import names as is_named
+from streammem.memory.retrieval import stem
 from streammem.models.backbones.language import Replies
 from streammem.models.caption_scores import (
     ConfidenceModel,
@@ -35,6 +34,7 @@ from streammem.models.caption_scores import (
     confidence_features,
     fit_confidence,
     fit_nouns,
+    names_noun,
     noun_features,
     nouns_of,
     sure_beginnings,
@@ -107,7 +107,7 @@ class Example(NamedTuple):
     def right(self) -> list[bool]:
         """Whether a sentence names each noun, or a kind of it."""
         lines = "\n".join(self.sentences)
-        return [is_named(lines, content_words(noun.word)) for noun in self.nouns]
+        return [names_noun(lines, noun) for noun in self.nouns]
 
 
 def describe(

@@ -36,12 +36,12 @@ from streammem import load
 from streammem.evaluation.datasets import Photo, read_photo, read_photos
 from streammem.evaluation.metrics import CiderD, score_captions, tokenise
 from streammem.evaluation.pictures import PictureModel
-from streammem.memory.retrieval import content_words
-from streammem.memory.retrieval import names as is_named
+from streammem.models.tiny.words import NamesInText
 from streammem.training.questions import COLORS, QuestionRecord, TrialVariant
 from streammem.training.records import HELD_OUT_PERSONS, VALIDATION, checksum_split, thing_name
 from streammem.training.things import PERSON
 
+PARTS = ("captions", "named", "questions", "kitchens")
 BATCH = 16
 FIRST = 6  # words of a reply in which the answer must come
 BEST = 5  # words a frame
@@ -131,7 +131,8 @@ def measure_named(model: Any, folder: Path, count: int) -> dict[str, Any]:
         batch = [held[i]["image"] for i in chosen[begin : begin + BATCH]]
         pictures = [read_photo(folder / "coco_photos" / "images" / name) for name in batch]
         texts += PictureModel(model).caption_pictures(pictures)
-    named = [{kind for kind in kinds if is_named(text, content_words(kind))} for text in texts]
+    names_in = NamesInText(sorted(kinds))
+    named = [{names_in.names[i] for i in names_in(text)} for text in texts]
     listed = [{thing_name(name) for name, *_ in held[i]["detected"]} for i in chosen]
     figures: dict[str, Any] = {"photos": len(chosen), "different": len(set(texts))}
     for way, own in (("own", named), ("another photo's", named[1:] + named[:1])):
@@ -286,9 +287,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--model", default="streammem-tiny")
     parser.add_argument("--questions", type=int, default=200, help="of 740; drawn by seed 0")
     parser.add_argument("--photos", type=int, default=300, help="of some 600 with things to name")
-    parser.add_argument(
-        "--parts", nargs="+", default=["captions", "named", "questions", "kitchens"]
-    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--replies", type=Path, help="write every reply, as JSON lines")
     options = parser.parse_args(arguments)
     if "STREAMMEM_DATA" not in os.environ:

@@ -71,8 +71,8 @@ class Caption:
     Attributes:
         confidence: in [0, 1], how likely all nouns of the text are right, or a noun of it where the
             text was not chosen among several; None where no score exists.
-        reason: ``unsure`` where the model had more words, but is not sure enough of them; the text
-            is then its first words, or empty.
+        reason: ``unsure`` where the model is not sure enough of all that it said; the text is then
+            its first words, which may be all of them, or empty. An empty one always has it.
         likelihood: in (0, 1], the geometric mean of the probabilities that the model itself gave
             the words' tokens. It was fitted to nothing: it ranks one model's captions, and is no
             probability that they are right. None where the model states none, or ``confidence``

@@ -77,9 +77,10 @@ class ScoredCaption:
     """A caption and how sure it is, decided once.
 
     Attributes:
-        text: the generator's words; empty where nothing is sure.
+        text: the generator's words; empty where nothing is sure, or the reply was empty.
         confidence: of the text; of the whole reply where nothing of it is sure.
-        unsure: whether the reply had more words than are given.
+        unsure: whether the reply as a whole was less sure than the level, or empty. Then its
+            beginning is given, which is all of it where it goes no further than its first noun.
         key: [K] unit key of the text, for the cache.
         likelihood: see ``Caption``.
     """
@@ -213,7 +214,7 @@ class Captioner:
             least = fit.least if fit else 0.0
         level = self._level(by_noun or fit)
         # 3. All of it, nothing of it, or its beginning.
-        if _rounded(whole) >= level:
+        if reply.text and _rounded(whole) >= level:
             own = model.generator.reads.pictures and not level  # of the model's own words
             likelihood = likelihood_of(reply) if own else None
             return ScoredCaption(
@@ -221,7 +222,7 @@ class Captioner:
             )
         if _rounded(anything) < min(level, least):
             return ScoredCaption("", _rounded(whole), unsure=True, key=key)
-        if nouns:  # as far as all nouns are sure enough, and the first noun in any case
+        if nouns:  # as far as all nouns are sure enough, and up to the first one in any case
             last = max(1, int((beginnings >= level).sum())) - 1
             phrase, confidence = reply.text[: nouns[last].end], beginnings[last]
         else:

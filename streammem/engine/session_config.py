@@ -66,8 +66,8 @@ class SessionConfig:
             [1, 32]; 1 takes the likeliest. None takes the model's number, and 1 with beams, a
             temperature or an instruction.
         min_confidence: in [0, 1]; a caption of less confidence ends before the noun that makes it
-            so unsure, the first noun phrase stays, and pictures that look like nothing known get
-            none. 0 gives every caption whole; None takes the level of the model's fit.
+            so unsure, what leads up to its first noun stays, and pictures that look like nothing
+            known get none. 0 gives every caption whole; None takes the level of the model's fit.
         instruction: what a caption is asked by; None takes what the model was trained with.
     """
 

@@ -74,7 +74,7 @@ class Sureness(NamedTuple):
 
     Attributes:
         confidence: in [0, 1], as in a ``Caption``; None where it is not known.
-        unsure: whether the model had more words, and was not sure enough of them.
+        unsure: whether the model was not sure enough of all that it said; see ``Caption.reason``.
         likelihood: in (0, 1], as in a ``Caption``; None where it is not known.
     """
 

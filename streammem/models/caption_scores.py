@@ -33,6 +33,7 @@ WHOLE, WHOLE_BY_NOUNS = 0.3, 0.25
 LEAST = 0.2
 SPOILED = 3  # times that a noun of a spoiled picture counts
 OWN_OFFSET = 4  # examples that a noun needs for an offset of its own
+_WORD = r"[^\W_]+(?:['-][^\W_]+)*"
 # Where a noun phrase of a caption ends; "of" goes on with it.
 _ENDS = frozenset(
     "is are was were be and or in on at with by to from into onto over under through near up down "  # noqa: SIM905
@@ -41,10 +42,10 @@ _ENDS = frozenset(
 _ARTICLES = frozenset(
     "a an the his her their its another one two three four five some several".split()  # noqa: SIM905
 )
-# Where a noun phrase of a caption ends for its nouns; "of" ends it too.
+# Where a noun phrase of a caption ends for its nouns; "of" and stops end it too.
 _NOUN_ENDS = _ENDS | frozenset(
-    "of been being inside outside across toward towards against above below beside underneath "  # noqa: SIM905
-    "past there this these filled covered dressed".split()
+    ". , ; : ! ? of been being inside outside across toward towards against above below beside "  # noqa: SIM905
+    "underneath past there this these filled covered dressed".split()
 )
 _BE = frozenset("is are was were be been being".split())  # noqa: SIM905
 # Behind a noun these end its phrase; at the beginning of one they are nouns.
@@ -58,7 +59,8 @@ _NOUNS_IN_ING = frozenset(
 )
 _NO_THINGS = frozenset(
     "black white red blue green yellow orange brown pink purple gray grey group top front side "  # noqa: SIM905
-    "view piece pile pair couple bunch back middle edge other each air together it him them".split()
+    "view piece pile pair couple bunch back middle edge other each air together it him them "
+    "large big small little".split()
 )
 
 
@@ -175,13 +177,14 @@ def first_phrase(text: str) -> str:
 def nouns_of(text: str) -> list[Noun]:
     """Find the nouns of a caption: the last word of each noun phrase, by function words alone.
 
-    Colours and words like "group" are no nouns here, nor is what follows "is" without an article.
+    Colours, sizes and words like "group" are no nouns here, nor is what follows "is" without an
+    article.
 
     Returns:
         The nouns in order; the whole text as the only one where there is none.
     """
     found, phrase, after_be = list[Noun](), list[re.Match[str]](), False
-    for match in re.finditer(r"[^\W_]+(?:['-][^\W_]+)*|$", text):
+    for match in re.finditer(rf"{_WORD}|[.,;:!?]|$", text):
         word = match[0].lower()
         article = word in _ARTICLES
         ends = word in _NOUN_ENDS or (word.endswith("ing") and word not in _NOUNS_IN_ING)
@@ -198,6 +201,17 @@ def nouns_of(text: str) -> list[Noun]:
     return found or [Noun(text, len(text))]
 
 
+def names_noun(text: str, noun: Noun) -> bool:
+    """Return whether one line of a text names a noun, or a kind of it.
+
+    Of a noun like "someone" or "saw", whose word carries no content elsewhere: whether it has it.
+    """
+    words = content_words(noun.word)
+    if words:
+        return names(text, words)
+    return noun.word in re.findall(_WORD, text.lower())
+
+
 def noun_features(nouns: Sequence[Noun], seen: np.ndarray, others: Sequence[str]) -> np.ndarray:
     """Measure what the probability of each noun of a caption rests on.
 
@@ -209,8 +223,7 @@ def noun_features(nouns: Sequence[Noun], seen: np.ndarray, others: Sequence[str]
     Returns:
         [N, 5]: the share of the others that name the thing, or a kind of it; then ``seen``.
     """
-    wanted = [content_words(noun.word) for noun in nouns]
-    shares = [np.mean([names(other, words) for other in others]) for words in wanted]
+    shares = [np.mean([names_noun(other, noun) for other in others]) for noun in nouns]
     return np.column_stack([shares, np.tile(seen, (len(nouns), 1))])
 
 

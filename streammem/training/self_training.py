@@ -27,13 +27,18 @@ from tqdm import tqdm
 
 from streammem.errors import ConfigError, DatasetError
 from streammem.evaluation.metrics import CiderD, tokenise
-from streammem.memory.retrieval import content_words, names
 from streammem.models.backbones.language import Beginnings, CausalLanguageModel, Prompt
 from streammem.models.backbones.sampling import GenerationConfig
 from streammem.models.caption_scores import Reranker, reranking_features
 from streammem.models.tiny.bridge import MemoryBridge
 from streammem.models.tiny.model import CAPTION_INSTRUCTION, VideoModel
-from streammem.models.tiny.words import FOLLOWING, NOT_BEGUN, WITHOUT_ARTICLE, with_article
+from streammem.models.tiny.words import (
+    FOLLOWING,
+    NOT_BEGUN,
+    WITHOUT_ARTICLE,
+    NamesInText,
+    with_article,
+)
 from streammem.training.captions import BranchedPrompt, caption_prompt, reply_losses
 from streammem.training.learner import Learner
 from streammem.training.lora import lora_parameters
@@ -198,9 +203,10 @@ class CaptionJudge:
         ]
         captioned = [references for references in self._references if references]
         self._cider = CiderD(captioned) if captioned else None
-        self._listed = dict[int, set[str]]()  # by source: the names that its lists have
+        listed = dict[int, set[str]]()  # by source: the names that its lists have
         for (source, _), things in zip(pictures.rows, pictures.things, strict=True):
-            self._listed.setdefault(source, set()).update(name for name, _ in things)
+            listed.setdefault(source, set()).update(name for name, _ in things)
+        self._names_in = {source: NamesInText(sorted(own)) for source, own in listed.items()}
 
     def worths(
         self, picture: int, drawn: Sequence[DrawnCaption], keys: np.ndarray, key: np.ndarray
@@ -224,7 +230,8 @@ class CaptionJudge:
         for name, share in self.pictures.things[picture]:
             shares[name] = max(share, shares.get(name, 0.0))
         source, _ = self.pictures.rows[picture]
-        named = {name for name in self._listed[source] if names(text, content_words(name))}
+        names_in = self._names_in[source]
+        named = {names_in.names[i] for i in names_in(text)}
         right = sorted((shares[name] for name in named & shares.keys()), reverse=True)
         sure = {name for name, share in shares.items() if share >= SURE}
         if not named & (sure - NOT_BEGUN - {PERSON} or sure or shares.keys()):

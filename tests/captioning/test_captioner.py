@@ -190,6 +190,32 @@ def test_a_caption_by_itself_is_judged_as_a_whole(plain):
     assert (without.text, without.confidence) == (WORDS, pytest.approx(0.9, abs=1e-3))
 
 
+@pytest.mark.parametrize(
+    ("text", "given", "printed"),
+    [
+        ("A train.", "A train", "A train … (unsure)"),
+        ("It is red.", "It is red.", "It is red. … (unsure)"),
+        ("", "", "(unsure)"),
+    ],
+)
+def test_a_caption_below_the_level_is_unsure_even_where_no_word_of_it_is_left_out(
+    plain, text, given, printed
+):
+    drawn = (GrowingReply(text, [1], [-0.1]), *DRAWN[1:])
+    nouns = NOUNS._replace(least=0.0)
+    scored = scored_by_nouns(plain, nouns, drawn, min_confidence=1.0)
+    assert (scored.text, scored.unsure) == (given, True)
+    assert str(scored.of(SPAN)) == f"[00:01.0-00:02.0] {printed}"
+    sure = scored_by_nouns(plain, nouns, drawn, min_confidence=0.0)
+    assert (sure.text, sure.unsure) == (text, not text), "an empty reply is unsure at any level"
+
+
+def test_an_empty_reply_of_a_model_without_a_fit_is_unsure(plain):
+    request = CaptionRequest(SPAN, plain.background.numpy()[:2])
+    empty = Captioner(plain).score(request, (GrowingReply("", [], []),))
+    assert (empty.text, empty.unsure) == ("", True)
+
+
 @pytest.mark.parametrize("level", [-0.1, 1.1, float("nan")])
 def test_a_level_that_is_no_probability_is_refused(level):
     with pytest.raises(ConfigError, match="min-confidence"):

@@ -97,6 +97,12 @@ def test_a_first_phrase_ends_before_the_function_word_that_follows_it(caption, p
         ("A little girl is swinging on a swing.", "girl swing"),
         ("A room with a sink, a cabinet and a bottle.", "room sink cabinet bottle"),
         ("Glasses and a bus.", "glasses bus"),
+        ("A tennis racket, a ball.", "racket ball"),
+        ("A teddy bear, a dog.", "bear dog"),
+        ("A man in a red shirt. A dog.", "man shirt dog"),
+        ("A black dog, a brown dog.", "dog dog"),
+        ("Wine glasses, plates; a tea kettle!", "glasses plates kettle"),
+        ("A large, red and white plane.", "plane"),
         ("Running.", "Running."),  # the whole of it
         ("", ""),
     ],
@@ -114,6 +120,22 @@ def test_a_noun_is_as_likely_as_others_name_it_or_a_kind_of_it():
     seen = noun_features(nouns_of("A dog is on the grass."), np.arange(4.0), others)
     assert seen[:, 0].tolist() == [0.75, 0.25]
     assert (seen[:, 1:] == np.arange(4.0)).all()
+
+
+@pytest.mark.parametrize(
+    ("caption", "others", "shares"),
+    [
+        ("Someone is riding a bike.", ["Someone on a bike.", "A person."], [0.5, 0.5]),
+        ("A saw on a table.", ["A saw.", "A seesaw on a table."], [0.5, 0.5]),
+        ("A dog show.", ["A dog at a show.", "The show"], [1.0]),
+        ("It is there.", ["It is there.", "A dog."], [0.0]),  # no noun
+        ("", ["", "A dog."], [0.0]),
+    ],
+)
+def test_a_noun_that_is_a_function_word_elsewhere_is_named_by_the_same_word(
+    caption, others, shares
+):
+    assert noun_features(nouns_of(caption), np.zeros(4), others)[:, 0].tolist() == shares
 
 
 def test_no_beginning_is_surer_than_a_shorter_one():

@@ -141,6 +141,16 @@ def test_a_listed_picture_values_what_its_list_names_and_not_what_it_could_have(
     assert better > worse
 
 
+def test_a_thing_of_two_words_is_not_taken_for_one_of_its_words(training):
+    things = [(("hot dog", 0.68), ("table", 0.5)), (("dog", 0.9), ("plate", 0.9))]
+    judge = CaptionJudge(replace(training.select([0, 2]), things=things), RERANKER)
+    right, plate, both = worth_of(
+        judge, 0,
+        ["A hot dog on a table.", "A plate of food on a table.", "A hot dog, a dog and a table."],
+    )  # fmt: skip
+    assert right > both > plate, "dogs are on lists of this folder, and not on this one"
+
+
 def test_a_captioned_picture_values_what_people_say_of_it(training):
     pictures = training.select([1, 3])
     judge = CaptionJudge(pictures, RERANKER)

@@ -1,4 +1,4 @@
-"""Names of things: off a segment's tokens, for prompts that answer; off its keys, for searches.
+"""Names of things: off a segment's tokens, for captions and answers; off its keys, for searches.
 
     words = WordsOfTokens(16, 384, ("cup", "knife"))
     words.likely(tokens, 5)  # ["knife"]
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streammem.memory.retrieval import STOP_WORDS, NameReadout, content_words, kinds_of
+from streammem.memory.retrieval import STOP_WORDS, NameReadout, content_words, kinds_of, stem
 from streammem.models.backbones.language import Beginnings
 
 SHOWN = 5  # words of a segment that a prompt shows, at most
@@ -36,6 +36,73 @@ WITHOUT_ARTICLE = frozenset(
     "bacon bread broccoli cereal cheese clothes cream fruit honey jam juice ketchup mayonnaise "  # noqa: SIM905
     "milk oil paper salt scissors skis soap spaghetti stairs tea toothpaste".split()
 )
+
+
+class NamesInText:
+    """Finds which of some names a text has: all content words of a name, or kinds of them.
+
+    A man is a person, and a duck a bird. Words that stand together as a name of several words are
+    no shorter name: a hot dog is no dog, but "a hot dog and a dog" has both. Of names that mean the
+    same those count that are said, if any are.
+
+        NamesInText(("dog", "hot dog", "phone", "telephone"))("A hot dog and a phone.")  # {1, 2}
+
+    Args:
+        names: each once.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self._stems = [content_words(name) for name in self.names]
+        wanted = [[kinds_of(word) for word in sorted(stems)] for stems in self._stems]
+        # By a word that a text must have: names, with the kinds of each of their content words; and
+        # names of several words, the longest first, with the kinds of all as they stand.
+        self._by_word = defaultdict[str, list[tuple[int, list[frozenset[str]]]]](list)
+        self._phrases = defaultdict[str, list[tuple[int, list[frozenset[str]]]]](list)
+        alike = defaultdict[frozenset[frozenset[str]], set[int]](set)
+        for number, kinds in enumerate(wanted):
+            alike[frozenset(kinds)].add(number)
+            for word in kinds[0] if kinds else ():
+                self._by_word[word].append((number, kinds))
+            phrase = [kinds_of(word) for word in _stems_of(self.names[number])]
+            for word in phrase[0] if len(kinds) > 1 else ():
+                self._phrases[word].append((number, phrase))
+        for phrases in self._phrases.values():
+            phrases.sort(key=lambda named: -len(named[1]))
+        self._alike = [alike[frozenset(kinds)] for kinds in wanted]
+
+    def __call__(self, text: str) -> set[int]:
+        """Return which names the text has, by number."""
+        # 1. Names of several words where they stand, and the words that are left.
+        words, found, rest, at = _stems_of(text), set[int](), set[str](), 0
+        while at < len(words):
+            for number, phrase in self._phrases.get(words[at], ()):
+                end = at + len(phrase)
+                there = zip(phrase, words[at:end], strict=False)
+                if end <= len(words) and all(word in kinds for kinds, word in there):
+                    found.add(number)
+                    at = end
+                    break
+            else:
+                rest.add(words[at])
+                at += 1
+        # 2. Names of one word, and of several that stand apart.
+        every = set(words)
+        found |= {
+            number
+            for word in every
+            for number, wanted in self._by_word.get(word, ())
+            if all(each & every for each in wanted) and any(each & rest for each in wanted)
+        }
+        # 3. Of those that mean the same the said ones.
+        said = {number for number in found if self._stems[number] <= every}
+        return {number for number in found if number in said or not self._alike[number] & said}
+
+
+def _stems_of(text: str) -> list[str]:
+    """Return a text's words in order, as stems but for those without content, and its stops."""
+    words = re.findall(r"[^\W_]+(?:'s)?|[.,;:!?]", text.lower())
+    return [word if word in STOP_WORDS else stem(word) for word in words]
 
 
 class WordsOfTokens(nn.Module):
@@ -59,12 +126,7 @@ class WordsOfTokens(nn.Module):
         self.down = nn.Linear(tokens * dim, hidden)
         self.drop = nn.Dropout(DROPOUT)
         self.up = nn.Linear(hidden, len(self.names))
-        # By a word that a text must have: names, and of each of their words the kinds.
-        self._by_word: dict[str, list[tuple[int, list[frozenset[str]]]]] = defaultdict(list)
-        for number, name in enumerate(self.names):
-            wanted = [kinds_of(word) for word in sorted(content_words(name))]
-            for word in wanted[0] if wanted else ():
-                self._by_word[word].append((number, wanted))
+        self._names_in = NamesInText(self.names)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens [B, M, D] to logits [B, W], each that the thing is there."""
@@ -89,14 +151,8 @@ class WordsOfTokens(nn.Module):
         ]
 
     def named_in(self, text: str) -> set[int]:
-        """Return which names a text has, by number; a man is a person, and a duck a bird."""
-        said = content_words(text)
-        return {
-            number
-            for word in said
-            for number, wanted in self._by_word.get(word, ())
-            if all(each & said for each in wanted)
-        }
+        """Return which names a text has, by number; see ``NamesInText``."""
+        return self._names_in(text)
 
     @torch.inference_mode()
     def naming(self, tokens: Tensor, texts: Sequence[str]) -> np.ndarray:

@@ -7,7 +7,7 @@ from streammem.captioning.captioner import Captioner, CaptionRequest
 from streammem.models.backbones.language import Beginnings, GrowingReply
 from streammem.models.caption_scores import Reranker
 from streammem.models.protocols import EvidenceItem, NamingEncoder
-from streammem.models.tiny.words import WordsOfTokens, caption_beginnings
+from streammem.models.tiny.words import NamesInText, WordsOfTokens, caption_beginnings
 from streammem.types import Segment
 from tests.tiny import tiny_model
 
@@ -52,6 +52,31 @@ def test_a_text_names_a_thing_by_its_kinds_and_by_every_word_of_its_name():
     assert named("A broken racket.") == {"racket"}
     assert named("A tennis ball.") == named("") == set()
     assert named("A taxi and a tv.") == {"car", "TV"}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("A hot dog on a table.", {"hot dog", "table"}),
+        ("A hot dog and a dog.", {"hot dog", "dog"}),
+        ("A dog beside two hot dogs.", {"hot dog", "dog"}),
+        ("A teddy bear.", {"teddy bear"}),
+        ("A tennis racket and a ball.", {"tennis racket", "tennis ball"}),
+        ("A teddy, a bear.", {"teddy bear", "bear"}),  # which do not stand together
+        ("A bottle of soap.", {"bottle of soap"}),
+        ("A bottle of soap dispenser.", {"bottle of soap dispenser"}),  # the longest
+        ("A cell phone.", {"phone"}),
+        ("A telephone.", {"telephone"}),
+        ("A phone and a telephone.", {"phone", "telephone"}),
+        ("A cellphone.", {"phone", "telephone"}),
+    ],
+)
+def test_words_of_a_longer_name_are_no_other_name_unless_they_stand_by_themselves(text, named):
+    names_in = NamesInText(
+        ("dog", "hot dog", "table", "bear", "teddy bear", "bottle", "soap", "bottle of soap",
+         "bottle of soap dispenser", "phone", "telephone", "tennis ball", "tennis racket")
+    )  # fmt: skip
+    assert {names_in.names[i] for i in names_in(text)} == named
 
 
 def test_naming_adds_what_is_there_and_takes_off_what_is_not():
