@@ -101,12 +101,26 @@ def test_weights_of_gates_that_are_no_more_are_left_out(folder):
     assert load_checkpoint(folder).token_shape == (4, 32)
 
 
-def test_a_device_has_what_sees_frames_and_segments_and_sentences_stay(saved):
-    model = load_checkpoint(saved, device="meta")  # a device of no values, which all machines have
+def test_a_device_has_what_sees_frames_and_segments_and_the_rest_stays(
+    original, saved, language_folder, tmp_path
+):
+    words = words_of(("cup", "pan"), [9.0, -9.0])
+    names = NamesOfKeys(16, words.names, 8, {}).eval()
+    named = dataclasses.replace(original, words=words, names=names)
+    write(named, tmp_path / "named", language_folder)
+    # A device of no values, which all machines have.
+    model = load_checkpoint(tmp_path / "named", device="meta")
     parts = (model.center, *model.bridge.parameters(), *model.picture_key.parameters())
     assert {part.device.type for part in parts} == {model.vision.device} == {"meta"}
-    stay = (model.background, *model.text_key.parameters())
+    stay = (
+        *(model.background, *model.text_key.parameters(), *model.names.parameters()),
+        *(*model.words.parameters(), *model.words.buffers()),
+    )
     assert {part.device.type for part in stay} == {"cpu"}
+    tokens = torch.rand(4, 32)
+    assert model.likely_words(tokens, 1) == ["cup"]
+    assert model.naming(tokens, ["A cup.", "A pan."]) == pytest.approx([1, -1], abs=1e-3)
+    assert model.name_readout("a cup").odds(torch.rand(1, 16).numpy())
     assert model.most_together > 1 and load_checkpoint(saved).most_together == 1
 
 

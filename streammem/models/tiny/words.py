@@ -67,8 +67,8 @@ class WordsOfTokens(nn.Module):
                 self._by_word[word].append((number, wanted))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens [B, M, D] to logits [B, W], each that the thing is there."""
-        x = ((tokens - self.center) / self.scale).flatten(1)
+        """Map tokens [B, M, D], of any device, to logits [B, W], each that the thing is there."""
+        x = ((tokens.to(self.center.device) - self.center) / self.scale).flatten(1)
         return self.up(self.drop(F.gelu(self.down(x))))
 
     @torch.inference_mode()
