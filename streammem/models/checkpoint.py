@@ -97,15 +97,14 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
     if seen != (vision.patches, vision.patch_dim):
         given = (vision.patches, vision.patch_dim)
         raise CheckpointError(f"{folder}: reads {seen} patches, but {config.vision} gives {given}")
-    try:
+    # Without values, which the weights give: what they do not fit must not take memory either.
+    with torch.device("meta"):
         bridge = MemoryBridge(config.bridge)
         picture_key = PictureKey(vision.patch_dim, config.key_dim)
         text_key = TextKey(TEXT_DIM, config.key_dim)
         if sizes := config.evidence:
             picture_key.evidence = PictureEvidence(config.key_dim, sizes)
             text_key.evidence = SentenceEvidence(TEXT_DIM, config.key_dim, sizes.words)
-    except (TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: sizes that make no model ({error})") from error
     for prefix, module in _learned(bridge, picture_key, text_key).items():
         _fill(module, tensors, prefix, folder)
     lora, answers = lora_of(tensors, LORA), lora_of(tensors, ANSWERS)
@@ -469,7 +468,7 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, folder: Pa
         k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")
     }
     try:
-        module.load_state_dict(own)
+        module.load_state_dict(own, assign=True)
     except RuntimeError as error:
         reason = shorten(str(error), 200)  # it can name every key there is
         raise CheckpointError(
@@ -484,7 +483,7 @@ def backbone_path(name: str) -> Path | str:
         return weights_path(name)
     if name.startswith("hf:"):
         return name.removeprefix("hf:")
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # unlike Path's, False for a name that no folder can have
         return Path(name)
     raise BackboneError(
         f"{name}: unknown backbone; give one of {', '.join(SOURCES)}, a folder or hf:NAME"
