@@ -229,12 +229,30 @@ def test_words_are_kept_with_their_names_and_named_likeliest_first(
     write(loaded, tmp_path / "again", language_folder)
     assert load_checkpoint(tmp_path / "again").likely_words(tokens, 1) == ["cutting board"]
     assert not loaded.words.training, "dropout would name at random"
+    (tmp_path / "named" / "words.txt").write_text("cup\n\npan\n")
+    with pytest.raises(CheckpointError, match=r"words\.txt, line 2"):
+        load_checkpoint(tmp_path / "named")
     (tmp_path / "named" / "words.txt").write_text("cup\npan\n")
     with pytest.raises(CheckpointError, match="words"):
         load_checkpoint(tmp_path / "named")
     (tmp_path / "named" / "words.txt").unlink()
     with pytest.raises(CheckpointError, match="words"):
         load_checkpoint(tmp_path / "named")
+
+
+@pytest.mark.parametrize(
+    "name", ["words.down.weight", "words.up.bias", "names.classes.bias", "names.words.weight"]
+)
+def test_weights_of_names_that_do_not_fit_are_told(original, language_folder, tmp_path, name):
+    words = words_of(("cup", "pan"), [0.0, 0.0])
+    names = NamesOfKeys(16, words.names, 8, {}).eval()
+    write(dataclasses.replace(original, words=words, names=names), tmp_path, language_folder)
+    for shape in ((), (9, 9), (2, 1, 1)):
+        change_tensors(
+            tmp_path, lambda tensors, shape=shape: tensors.update({name: torch.ones(shape)})
+        )
+        with pytest.raises(CheckpointError, match=name.partition(".")[2]):
+            load_checkpoint(tmp_path)
 
 
 LEXICON = {
@@ -584,13 +602,15 @@ def test_a_centre_of_another_shape_is_told(folder, shape):
         load_checkpoint(folder)
 
 
-@pytest.mark.parametrize("scale", [torch.ones(3), torch.ones(()), None])
+@pytest.mark.parametrize("scale", [torch.ones(3), torch.ones(()), None, "of a number"])
 def test_scales_without_their_matrix_are_told(folder, scale):
     name = "picture_key.out.2.weight"
 
     def change(tensors):
         if scale is None:
             del tensors[name]
+        elif scale == "of a number":
+            tensors[name] = torch.ones(())
         else:
             tensors[name + checkpoint.SCALE] = scale
 
