@@ -31,7 +31,7 @@ MAX_NAME = 1024  # characters of a backbone's name, which may be a path
 MAX_NUMBER = 1e9
 MAX_SIZE = 1 << 16
 MAX_LAYERS = 64
-Record = TypeVar("Record")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +163,8 @@ def _evidence(said: Any, bridge: BridgeConfig) -> EvidenceSizes | None:
 
 
 def _record(
-    kind: type[Record], said: Any, name: str, within: tuple[float, float] = (1, MAX_SIZE)
-) -> Record:
+    kind: type[Made], said: Any, name: str, within: tuple[float, float] = (1, MAX_SIZE)
+) -> Made:
     """Make a record of numbers; ``within`` is the range of those that its type has whole."""
     said, types = _table(said, name), get_type_hints(kind)
     if unknown := said.keys() - types.keys():
