@@ -21,6 +21,7 @@ from streammem.models.backbones.text import TEXT_DIM, SentenceEncoder
 from streammem.models.backbones.vision import TransformersVisionEncoder, VisionEncoder
 from streammem.models.backbones.weights import SOURCES, weights_path
 from streammem.models.checkpoint_config import FORMAT, CheckpointConfig, read_config
+from streammem.models.checkpoint_names import lexicon_lines, read_lexicon, read_names
 from streammem.models.once import opening
 from streammem.models.protocols import StreamModel
 from streammem.models.tiny.bridge import BridgeConfig, MemoryBridge
@@ -32,7 +33,7 @@ from streammem.models.tiny.keys import (
 )
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionHead
-from streammem.models.tiny.words import NameMeaning, NamesOfKeys, WordsOfTokens
+from streammem.models.tiny.words import NamesOfKeys, WordsOfTokens
 
 PACKAGED = Path(__file__).parents[1] / "weights"
 PRESETS = {"streammem-tiny": PACKAGED / "streammem-tiny"}
@@ -49,7 +50,6 @@ RETIRED = ("bridge.remember.", "bridge.initial")
 WORDS = "words"  # the head that names things; a checkpoint may lack it
 NAMES = "words.txt"  # its names, one a line
 OF_KEYS = "names"  # what reads them off keys; likewise
-MAX_CLASSES = 100_000
 LEXICON = "lexicon.txt"  # its further names: name, word, classes such as 1,4-7, between tabs
 LORA, ANSWERS = "lora.", "answers."  # adapters of the language model: for captions, for answers
 CAPTION_TOKENS = "caption_tokens"  # a bit a token, eight a value; a checkpoint may lack it
@@ -97,15 +97,14 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
     if seen != (vision.patches, vision.patch_dim):
         given = (vision.patches, vision.patch_dim)
         raise CheckpointError(f"{folder}: reads {seen} patches, but {config.vision} gives {given}")
-    try:
+    # Without values, which the weights give: what they do not fit must not take memory either.
+    with torch.device("meta"):
         bridge = MemoryBridge(config.bridge)
         picture_key = PictureKey(vision.patch_dim, config.key_dim)
         text_key = TextKey(TEXT_DIM, config.key_dim)
         if sizes := config.evidence:
             picture_key.evidence = PictureEvidence(config.key_dim, sizes)
             text_key.evidence = SentenceEvidence(TEXT_DIM, config.key_dim, sizes.words)
-    except (TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: sizes that make no model ({error})") from error
     for prefix, module in _learned(bridge, picture_key, text_key).items():
         _fill(module, tensors, prefix, folder)
     lora, answers = lora_of(tensors, LORA), lora_of(tensors, ANSWERS)
@@ -240,14 +239,14 @@ def save(
     os.replace(path, folder / "model.safetensors")
     lines = {
         NAMES: list(model.words.names) if model.words else None,
-        LEXICON: _lexicon_lines(model.names.lexicon) if model.names else None,
+        LEXICON: lexicon_lines(model.names.lexicon) if model.names else None,
     }
     for name, listed in lines.items():
         if listed is None:
             (folder / name).unlink(missing_ok=True)
             continue
         path = folder / f"{name}.part"
-        path.write_text("".join(f"{line}\n" for line in listed))
+        path.write_text("".join(f"{line}\n" for line in listed), encoding="utf-8")
         os.replace(path, folder / name)
     path = folder / "config.json.part"
     path.write_text(json.dumps(config, indent=1) + "\n")
@@ -323,18 +322,18 @@ def _learned(
 def _word_head(
     tensors: dict[str, Tensor], folder: Path, bridge: BridgeConfig
 ) -> WordsOfTokens | None:
-    down = tensors.get(f"{WORDS}.down.weight")
-    if down is None:
+    if f"{WORDS}.down.weight" not in tensors:
         return None
-    path = folder / NAMES
-    try:
-        names = path.read_text().splitlines()
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: missing or corrupt ({error}); get it again") from error
-    scored = len(tensors.get(f"{WORDS}.up.bias", ()))
+    inside = bridge.memory_tokens * bridge.dim
+    down = _shaped(tensors, f"{WORDS}.down.weight", (-1, inside), folder)
+    scored = len(_shaped(tensors, f"{WORDS}.up.bias", (-1,), folder))
+    names = read_names(folder / NAMES)
     if len(names) != scored:
-        raise CheckpointError(f"{path}: {len(names)} words, but the checkpoint scores {scored}")
-    head = WordsOfTokens(bridge.memory_tokens, bridge.dim, names, len(down))
+        raise CheckpointError(
+            f"{folder / NAMES}: {len(names)} words, but the checkpoint scores {scored}"
+        )
+    with torch.device("meta"):
+        head = WordsOfTokens(bridge.memory_tokens, bridge.dim, names, len(down))
     _fill(head, tensors, WORDS, folder)
     return head.eval()
 
@@ -344,46 +343,12 @@ def _names_of_keys(
 ) -> NamesOfKeys | None:
     if words is None or f"{OF_KEYS}.classes.bias" not in tensors:
         return None
-    path = folder / LEXICON
-    try:
-        lexicon = read_lexicon(path.read_text())
-        classes = len(tensors[f"{OF_KEYS}.classes.bias"])
+    classes = len(_shaped(tensors, f"{OF_KEYS}.classes.bias", (-1,), folder))
+    lexicon = read_lexicon(folder / LEXICON, words.names, classes)
+    with torch.device("meta"):
         head = NamesOfKeys(key_dim, words.names, classes, lexicon)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: missing or corrupt ({error}); get it again") from error
     _fill(head, tensors, OF_KEYS, folder)
     return head.eval()
-
-
-def read_lexicon(text: str) -> dict[str, NameMeaning]:
-    """Read lines of a lexicon, see ``LEXICON``.
-
-    Raises:
-        ValueError: a line is malformed.
-    """
-    lexicon = {}
-    for line in text.splitlines():
-        name, word, chosen = line.split("\t")
-        spans = [[int(end) for end in span.split("-")] for span in chosen.split(",") if span]
-        if any(span[-1] >= MAX_CLASSES for span in spans):
-            raise ValueError(f"{name}: class {spans[-1][-1]}")
-        classes = [i for span in spans for i in range(span[0], span[-1] + 1)]
-        lexicon[name] = NameMeaning(word, classes)
-    return lexicon
-
-
-def _lexicon_lines(lexicon: Mapping[str, NameMeaning]) -> list[str]:
-    lines = []
-    for name, (word, classes) in lexicon.items():
-        spans: list[list[int]] = []
-        for number in classes:
-            if spans and number == spans[-1][1] + 1:
-                spans[-1][1] = number
-            else:
-                spans.append([number, number])
-        chosen = ",".join(f"{a}-{b}" if a < b else f"{a}" for a, b in spans)
-        lines.append(f"{name}\t{word}\t{chosen}")
-    return lines
 
 
 def _listed_tokens(tensors: dict[str, Tensor], folder: Path) -> Tensor | None:
@@ -433,7 +398,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         for key, scale in scales.items():
             matrix = unpacked[key.removesuffix(SCALE)]
             matrix *= scale.float().view(len(matrix), *[1] * (matrix.ndim - 1))
-    except (KeyError, IndexError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: scales do not fit their matrices; get it again") from error
     return unpacked
 
@@ -441,7 +406,11 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 def _shaped(tensors: dict[str, Tensor], key: str, shape: tuple[int, ...], folder: Path) -> Tensor:
     """Return a tensor of this shape, in which -1 stands for any size."""
     tensor = tensors.get(key)
-    if tensor is None or tensor.ndim != len(shape) or tensor.shape[-1] != shape[-1]:
+    sizes = [] if tensor is None else tensor.shape
+    fits = len(sizes) == len(shape) and all(
+        wanted in (-1, size) for wanted, size in zip(shape, sizes, strict=True)
+    )
+    if tensor is None or not fits:
         raise CheckpointError(f"{folder}: {key} is missing, or not of shape {shape}")
     return tensor
 
@@ -469,7 +438,7 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor], prefix: str, folder: Pa
         k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")
     }
     try:
-        module.load_state_dict(own)
+        module.load_state_dict(own, assign=True)
     except RuntimeError as error:
         reason = shorten(str(error), 200)  # it can name every key there is
         raise CheckpointError(
@@ -484,7 +453,7 @@ def backbone_path(name: str) -> Path | str:
         return weights_path(name)
     if name.startswith("hf:"):
         return name.removeprefix("hf:")
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # unlike Path's, False for a name that no folder can have
         return Path(name)
     raise BackboneError(
         f"{name}: unknown backbone; give one of {', '.join(SOURCES)}, a folder or hf:NAME"

@@ -69,7 +69,7 @@ class VideoModel:
         caption_tokens: tokens of the captions that the language model learned from, [N] int64 in
             order, to which its captions are held; None holds them to none.
         words: names things that a segment's tokens show; prompts that answer have them, and
-            captions do not.
+            captions do not. It stays on the CPU, like ``names``.
         names: reads names of things off visual keys; searches for single things use them.
         open_answers: opens the language model that has learned to answer; called at most once,
             when first asked. Without it the one that captions answers too.
@@ -178,10 +178,13 @@ class VideoModel:
         return self.words.likely(tokens, count, least)
 
     def naming(self, tokens: Tensor, texts: Sequence[str]) -> np.ndarray:
-        """Tell how many of the things that texts name are there; see ``NamingEncoder``."""
-        if self.words is None:
+        """Tell how many of the things that texts name are there; see ``NamingEncoder``.
+
+        Zeros where nothing can be told: without ``words``, and of tokens that were pruned, [0, D].
+        """
+        if self.words is None or not tokens.numel():
             return np.zeros(len(texts))
-        return self.words.naming(tokens.to(self.center.device), texts)
+        return self.words.naming(tokens, texts)
 
     @property
     def token_shape(self) -> tuple[int, int]:

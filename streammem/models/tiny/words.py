@@ -129,8 +129,8 @@ class WordsOfTokens(nn.Module):
         self._names_in = NamesInText(self.names)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens [B, M, D] to logits [B, W], each that the thing is there."""
-        x = ((tokens - self.center) / self.scale).flatten(1)
+        """Map tokens [B, M, D], of any device, to logits [B, W], each that the thing is there."""
+        x = ((tokens.to(self.center.device) - self.center) / self.scale).flatten(1)
         return self.up(self.drop(F.gelu(self.down(x))))
 
     @torch.inference_mode()
