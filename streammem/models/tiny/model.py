@@ -68,8 +68,8 @@ class VideoModel:
         questions: reads operator and anchor off a question; without it, every one is free.
         caption_tokens: tokens of the captions that the language model learned from, [N] int64 in
             order, to which its captions are held; None holds them to none.
-        words: names things that a segment's tokens show; prompts that answer have them, and
-            captions do not. It stays on the CPU, like ``names``.
+        words: names things that a segment's tokens show; prompts that answer have them, captions
+            begin with them and are chosen by them. It stays on the CPU, like ``names``.
         names: reads names of things off visual keys; searches for single things use them.
         open_answers: opens the language model that has learned to answer; called at most once,
             when first asked. Without it the one that captions answers too.
