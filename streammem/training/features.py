@@ -83,7 +83,7 @@ class CachedFeatures:
         records = self.source.records
         kept = [i for i, record in enumerate(records) if record.split == split]
         return PictureSet(
-            [records[i].name for i in kept],
+            [f"{self.source.name}/{records[i].name}" for i in kept],
             [records[i].captions for i in kept],
             [records[i].questions for i in kept],
             [self.patches],
