@@ -29,6 +29,7 @@ from streammem.training.captions import (
     takes_mask,
 )
 from streammem.training.lora import lora_parameters
+from streammem.training.nouns import plural
 from streammem.training.pictures import WHOLE, PictureSet
 from streammem.training.questions import (
     NO,
@@ -212,9 +213,8 @@ class AnswerStage:
         several = [n for n in sure if 1 < counts[n] <= COUNTABLE and n not in doubtful]
         if several:
             name = several[int(rng.integers(len(several)))]
-            plural = "people" if name == "person" else f"{name}s"
             answer = COUNTS[counts[name] - 1]
-            questions.append(QuestionRecord(number_question(plural), answer))
+            questions.append(QuestionRecord(number_question(plural(name)), answer))
         return questions
 
     def _about_things(self, picture: int) -> list[tuple[str, set[str]]]:

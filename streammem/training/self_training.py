@@ -33,17 +33,16 @@ from streammem.models.backbones.sampling import GenerationConfig
 from streammem.models.caption_scores import Reranker, reranking_features
 from streammem.models.tiny.bridge import MemoryBridge
 from streammem.models.tiny.model import CAPTION_INSTRUCTION, VideoModel
-from streammem.models.tiny.words import FOLLOWING, NOT_BEGUN, WITHOUT_ARTICLE, with_article
+from streammem.models.tiny.words import FOLLOWING, NOT_BEGUN, WITHOUT_ARTICLE
 from streammem.training.captions import BranchedPrompt, caption_prompt, reply_losses
 from streammem.training.learner import Learner
 from streammem.training.lora import lora_parameters
+from streammem.training.nouns import indefinite, plural
 from streammem.training.pictures import WHOLE, PictureSet
 from streammem.training.reward import greedy_caption_figures, sample_captions
 from streammem.training.things import PERSON, tokens_of
 
 log = logging.getLogger(__name__)
-PLURALS = {"knife": "knives", "person": "people", "scissors": "scissors", "sheep": "sheep",
-           "shelf": "shelves", "skis": "skis"}  # fmt: skip
 DRAWN = 12  # captions of a picture, half of which may begin with what its list names
 CAPTIONED_DRAWN = 2000  # pictures with people's captions: they hold against what lists teach
 DRAWN_TOGETHER, JUDGED_TOGETHER = 8, 64  # pictures
@@ -152,7 +151,7 @@ def listed_beginnings(things: Sequence[tuple[str, float]]) -> tuple[str, ...]:
     names = [name for name in sure if name not in NOT_BEGUN][:BEGUN]
     texts = [_counted(name, counts[name]) for name in names]
     if PERSON in sure:
-        texts += [f"a person {_verb(name)} {with_article(name)}" for name in names[:2]]
+        texts += [f"a person {_verb(name)} {indefinite(name)}" for name in names[:2]]
     pairs = [" and ".join(texts[:2])] if len(names) > 1 else []
     return tuple(text[0].upper() + text[1:] for text in [*texts, *pairs])
 
@@ -160,15 +159,8 @@ def listed_beginnings(things: Sequence[tuple[str, float]]) -> tuple[str, ...]:
 def _counted(name: str, count: int) -> str:
     """Name one thing, two, or a group."""
     if count == 1 or name in WITHOUT_ARTICLE:
-        return with_article(name)
+        return indefinite(name)
     return f"{'two' if count == 2 else 'a group of'} {plural(name)}"
-
-
-def plural(name: str) -> str:
-    """Return the name of several things."""
-    if name in PLURALS:
-        return PLURALS[name]
-    return f"{name}es" if name.endswith(("s", "sh", "ch", "x")) else f"{name}s"
 
 
 def _verb(name: str) -> str:

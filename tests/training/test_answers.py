@@ -126,6 +126,13 @@ def test_every_kind_is_drawn_and_asks_what_its_pictures_answer(stage):
     assert 0 < refused < 1.5 * KIND_SHARES["unseen"] * len(drawn), "what is shown is seldom refused"
 
 
+def test_several_things_are_counted_by_their_plural(stage):
+    things = [(("knife", 0.9), ("knife", 0.9))] * len(stage.pictures)
+    stage.pictures = replace(stage.pictures, things=things)
+    made = stage._questions("things", 0, np.random.default_rng(0))
+    assert QuestionRecord("How many knives are there?", "Two.") in made
+
+
 def test_rare_answers_are_drawn_more_often_than_their_share(stage):
     rng = np.random.default_rng(0)
     questions = [*stage.pictures.questions]
