@@ -1,7 +1,7 @@
 """Self-training: captions that the model draws itself, of which it learns from the best.
 
     start, reranker = start_that_chooses(learner)
-    drawn = draw_captions(start.bridge, start.language, pictures, Path("out/draws.jsonl"))
+    drawn = draw_captions(learner.bridge, start.language, pictures, Path("out/draws.jsonl"))
     kept = best_captions(learner, reranker, pictures, drawn)
     stage = SelfTrainingStage(learner.bridge, learner.adapt(), pictures, kept, validation)
 
@@ -35,6 +35,7 @@ from streammem.models.tiny.bridge import MemoryBridge
 from streammem.models.tiny.model import CAPTION_INSTRUCTION, VideoModel
 from streammem.models.tiny.words import FOLLOWING, NOT_BEGUN, WITHOUT_ARTICLE
 from streammem.training.captions import BranchedPrompt, caption_prompt, reply_losses
+from streammem.training.features import replace_text
 from streammem.training.learner import Learner
 from streammem.training.lora import lora_parameters
 from streammem.training.nouns import indefinite, plural
@@ -85,11 +86,11 @@ def draw_captions(
     """Draw ``DRAWN`` captions of each picture, or continue a killed run of it.
 
     Args:
-        bridge: frozen.
-        language: that draws, decoding as it does when the model runs.
+        bridge: frozen, on the device of the pictures.
+        language: that draws, decoding as it does when the model runs; on any device.
         pictures: each with captions, a list of things, or neither, which is passed over; of those
             with captions alone ``CAPTIONED_DRAWN``, by chance.
-        path: JSON lines, one a picture; written as pictures are done.
+        path: JSON lines, one a picture; written as pictures are done, and only read once all are.
         seed: of each picture, so that what is drawn does not depend on where a run was killed.
 
     Returns:
@@ -101,6 +102,8 @@ def draw_captions(
     rng, count = np.random.default_rng(seed), min(CAPTIONED_DRAWN, len(captioned))
     wanted += rng.choice(captioned, count, replace=False).tolist()
     wanted = [i for i in wanted if pictures.names[i] not in drawn]
+    if not wanted:
+        return drawn
     language.model.eval()
     with (
         open(path, "a") as lines,
@@ -131,8 +134,10 @@ def _read_draws(path: Path) -> dict[str, list[DrawnCaption]]:
     """Read what a killed run has drawn; a line that was cut off is drawn again."""
     if not path.exists():
         return {}
-    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    path.write_text("".join(whole))
+    lines = path.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    if len(whole) < len(lines):
+        replace_text(path, "".join(whole))
     try:
         rows = [json.loads(line) for line in whole]
         return {r["picture"]: [DrawnCaption(*one) for one in r["captions"]] for r in rows}
@@ -327,11 +332,9 @@ class SelfTrainingStage:
 
     def loss(self, rng: np.random.Generator) -> Tensor:
         """Cross-entropy of a kept caption of each of a batch of pictures."""
-        counts = (
-            [self.batch]
-            if len(self._pools) == 1
-            else [round(self.batch * LISTED_SHARE), self.batch - round(self.batch * LISTED_SHARE)]
-        )
+        # Of an odd batch the one left over is of either kind, by chance.
+        listed = int(self.batch * LISTED_SHARE + rng.random())
+        counts = [listed, self.batch - listed] if len(self._pools) == 2 else [self.batch]
         chosen = np.concatenate(
             [
                 rng.choice(pool, min(count, len(pool)), replace=False)

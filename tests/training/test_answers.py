@@ -147,6 +147,18 @@ def test_rare_answers_are_drawn_more_often_than_their_share(stage):
     assert share > 1.3 / sum(map(bool, questions))
 
 
+def test_a_batch_without_a_question_is_drawn_again_but_not_for_ever(stage, monkeypatch):
+    draw, drawn = stage.draw, []
+    monkeypatch.setattr(
+        stage, "draw", lambda rng: drawn.append(1) or (None if len(drawn) < 20 else draw(rng))
+    )
+    assert stage.loss(np.random.default_rng(0)).isfinite()
+    assert len(drawn) >= 20
+    monkeypatch.setattr(stage, "draw", lambda rng: None)
+    with pytest.raises(DatasetError, match="hardly any picture"):
+        stage.loss(np.random.default_rng(0))
+
+
 def test_the_stage_learns_and_leaves_the_bridge_as_it_is(stage, tmp_path, monkeypatch):
     real = stage.loss
     monkeypatch.setattr(stage, "loss", lambda rng: real(np.random.default_rng(0)))
