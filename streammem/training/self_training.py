@@ -5,9 +5,11 @@
     kept = best_captions(learner, reranker, pictures, drawn)
     stage = SelfTrainingStage(learner.bridge, learner.adapt(), pictures, kept, validation)
 
-Pictures without captions teach the LoRA to name what they show: some of their captions begin with
-what their lists name, and those are kept that name it, deny nothing and fit the picture's key.
-Where a picture has people's captions, those are kept that are most like them. The bridge stays.
+Pictures without captions teach the LoRA to name what they show: up to half of their captions begin
+with what their lists are sure of, and those are kept that name what is listed, fit the picture's
+key, are likely, and name little that other lists have and theirs lacks. Beside them stand pictures
+with people's captions, a sample: of these, captions are kept that are most like people's. The
+bridge stays.
 
 Source: self-training with a filter, as in ReST (arXiv 2308.08998), sections 2 and 3.
 """

@@ -326,16 +326,6 @@ def test_at_most_two_captions_are_kept_the_best_first_and_none_that_is_much_wors
     assert best_captions(learner, RERANKER, captioned, worse)[0][0] == own
 
 
-def given_start(monkeypatch, **changes):
-    """Let every run start from a tiny model that chooses among captions."""
-    tiny = tiny_model(reranker=RERANKER, **changes)
-    monkeypatch.setattr(
-        "streammem.training.run.Learner.open",
-        lambda recipe, backbones, init, device: Learner(recipe, backbones, tiny, device=device),
-    )
-    return tiny
-
-
 def recipe_of(tmp_path, place, *stages, **options):
     """Write a recipe of stages for a folder of pictures."""
     head, _, _ = RECIPE.partition("[[stages]]")
@@ -358,7 +348,10 @@ def test_what_a_stage_needs_is_checked_before_other_stages_and_before_it_draws(
             tmp_path / "none",
             backbones=tiny_backbones(),
         )
-    given_start(monkeypatch)
+    tiny = tiny_model(reranker=RERANKER)
+    monkeypatch.setattr(
+        run.Learner, "open", lambda *given, device: Learner(*given[:2], tiny, device=device)
+    )
     rows = [json.loads(line) for line in (place / "captions.jsonl").read_text().splitlines()]
     (place / "captions.jsonl").unlink()
 
