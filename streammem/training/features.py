@@ -268,6 +268,7 @@ def _crop(whole: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def replace_text(path: Path, text: str) -> None:
+    """Write a text file; a kill leaves the old one or the new one."""
     scratch = path.with_name(f"{path.name}.part")
     scratch.write_text(text)
     os.replace(scratch, path)
