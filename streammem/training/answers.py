@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from streammem.errors import DatasetError
 from streammem.models.backbones.language import CausalLanguageModel
@@ -29,6 +30,7 @@ from streammem.training.captions import (
     takes_mask,
 )
 from streammem.training.lora import lora_parameters
+from streammem.training.nouns import plural
 from streammem.training.pictures import WHOLE, PictureSet
 from streammem.training.questions import (
     NO,
@@ -58,6 +60,7 @@ SCENE_QUESTIONS = (
 )  # fmt: skip
 SCENE_S = (2.0, 30.0)
 STREAM_S = 2 * 3600.0  # longest stream that passages come from
+REDRAWS = 200  # of a batch of which no prompt has a question
 SURE, COUNTABLE = 0.5, 6  # share of a thing that is asked about; most of one kind to count
 COUNTS = ("One.", "Two.", "Three.", "Four.", "Five.", "Six.")
 
@@ -66,12 +69,30 @@ class QuestionsPrompt(NamedTuple):
     """A prompt with several questions.
 
     Attributes:
-        pictures: shown, in time order; the first of them in the draw is asked about.
+        pictures: shown, in time order; any one of them may be what is asked about.
         questions: with their answers.
     """
 
     pictures: tuple[int, ...]
     questions: tuple[QuestionRecord, ...]
+
+
+def askable(pictures: PictureSet) -> dict[str, list[int]]:
+    """Return which pictures people ask about, and of which their captions and lists let us ask.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    kinds = {name for things in pictures.things for name, _ in things}
+    pools = {
+        "people": [i for i, questions in enumerate(pictures.questions) if questions],
+        "captions": [i for i, of in enumerate(pictures.captions) if of and not pictures.made[i]],
+        # That one thing is absent shows only beside another that is there.
+        "things": [i for i, things in enumerate(pictures.things) if things and len(kinds) > 1],
+    }
+    if not any(pools.values()):
+        raise DatasetError("answers: no picture of the data has questions, captions or a list")
+    return pools
 
 
 class AnswerStage:
@@ -114,22 +135,13 @@ class AnswerStage:
         self._suffix = language.ids(language.chat_suffix)
         self.module = nn.ModuleDict({"lora": lora_parameters(language)})
         # 1. What can be asked of which picture.
-        asked = [i for i, questions in enumerate(pictures.questions) if questions]
-        captioned = [i for i, of in enumerate(pictures.captions) if of and not pictures.made[i]]
+        self._pools = askable(pictures)
+        asked = self._pools["people"]
         self._shows = [{name for name, _ in things} for things in pictures.things]
-        listed = [i for i, shown in enumerate(self._shows) if shown]
-        scenes = [i for i, name in enumerate(pictures.names) if name in captions]
         self._things = sorted(set().union(*self._shows))
-        self._pools = {
-            "people": asked,
-            "captions": captioned,
-            "things": listed if len(self._things) > 1 else [],
-            "unseen": [i for i in asked if self._about_things(i)],
-            "scene": scenes,
-        }
+        self._pools["unseen"] = [i for i in asked if self._about_things(i)]
+        self._pools["scene"] = [i for i, name in enumerate(pictures.names) if name in captions]
         self._kinds = [kind for kind in KIND_SHARES if self._pools[kind]]
-        if not set(self._kinds) - {"scene"}:
-            raise DatasetError("answers: no picture of the data has questions, captions or a list")
         # 2. Answers such as "yes" and "two" are common: rarer ones are drawn more often.
         counts = Counter(q.answer for i in asked for q in pictures.questions[i])
         rare = [max(counts[q.answer] ** -BALANCE for q in pictures.questions[i]) for i in asked]
@@ -139,7 +151,7 @@ class AnswerStage:
         return [(list(self.module.parameters()), 1.0)]
 
     def loss(self, rng: np.random.Generator) -> Tensor:
-        asked = [made for _ in range(self.batch) if (made := self.draw(rng))]
+        asked = self._draw_batch(rng)
         self.language.model.train(self.module.training)  # the adapter's dropout
         rows = [self._row(self.pictures, one, rng) for one in asked]
         shown = [i for one in asked for i in one.pictures]
@@ -190,6 +202,13 @@ class AnswerStage:
             made = [QuestionRecord(question, NOT_SEEN)] if there and not there & names else []
         return QuestionsPrompt((picture,), tuple(made)) if made else None
 
+    def _draw_batch(self, rng: np.random.Generator) -> list[QuestionsPrompt]:
+        """Draw prompts: fewer than a batch where some pictures have no question, at least one."""
+        for _ in range(REDRAWS):
+            if asked := [made for _ in range(self.batch) if (made := self.draw(rng))]:
+                return asked
+        raise DatasetError("answers: hardly any picture of the data has a question; add data")
+
     def _questions(self, kind: str, picture: int, rng: np.random.Generator) -> list[QuestionRecord]:
         """Make questions of a kind that are not people's."""
         if kind == "captions":
@@ -212,9 +231,8 @@ class AnswerStage:
         several = [n for n in sure if 1 < counts[n] <= COUNTABLE and n not in doubtful]
         if several:
             name = several[int(rng.integers(len(several)))]
-            plural = "people" if name == "person" else f"{name}s"
             answer = COUNTS[counts[name] - 1]
-            questions.append(QuestionRecord(number_question(plural), answer))
+            questions.append(QuestionRecord(number_question(plural(name)), answer))
         return questions
 
     def _about_things(self, picture: int) -> list[tuple[str, set[str]]]:
@@ -304,12 +322,14 @@ def own_captions(
     """Caption every picture that people ask about, greedily, by its name."""
     asked = pictures.select([i for i, of in enumerate(pictures.questions) if of])
     captions = {}
-    for block in np.array_split(np.arange(len(asked)), max(1, len(asked) // 16)):
-        if not len(block):
-            continue
-        visual = bridge.to_language(bridge.encode(*asked.whole(block)))
-        replies = sample_captions(language, visual, 1, temperature=0.0)
-        for i, (ids,) in zip(block, replies, strict=True):
-            text = language.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            captions[asked.names[int(i)]] = text
+    with tqdm(total=len(asked), desc="captions of asked pictures") as bar:
+        for block in np.array_split(np.arange(len(asked)), max(1, len(asked) // 16)):
+            if not len(block):
+                continue
+            visual = bridge.to_language(bridge.encode(*asked.whole(block)))
+            replies = sample_captions(language, visual, 1, temperature=0.0)
+            for i, (ids,) in zip(block, replies, strict=True):
+                text = language.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                captions[asked.names[int(i)]] = text
+            bar.update(len(block))
     return captions

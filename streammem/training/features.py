@@ -83,7 +83,7 @@ class CachedFeatures:
         records = self.source.records
         kept = [i for i, record in enumerate(records) if record.split == split]
         return PictureSet(
-            [records[i].name for i in kept],
+            [f"{self.source.name}/{records[i].name}" for i in kept],
             [records[i].captions for i in kept],
             [records[i].questions for i in kept],
             [self.patches],
@@ -126,7 +126,7 @@ def cache_features(
             paths, ((count, *layout.shape), (count, encoder.frame_dim)), ("f2", "f4"), strict=True
         ):
             np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-        _replace_text(header, json.dumps(asdict(layout)))
+        replace_text(header, json.dumps(asdict(layout)))
     done = int(counter.read_text()) if counter.exists() else 0
     if done < count:
         patches, frames = (np.load(path, mmap_mode="r+") for path in paths)
@@ -141,7 +141,7 @@ def cache_features(
                 if (row + 1) % FLUSH_EVERY == 0 or row + 1 == count:
                     patches.flush()
                     frames.flush()
-                    _replace_text(
+                    replace_text(
                         counter, str(row + 1)
                     )  # last, when the rows that it counts are on disk
     return CachedFeatures(source, *(np.load(path, mmap_mode="r") for path in paths))
@@ -267,7 +267,8 @@ def _crop(whole: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return whole[top : top + tall, left : left + wide]
 
 
-def _replace_text(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file; a kill leaves the old one or the new one."""
     scratch = path.with_name(f"{path.name}.part")
     scratch.write_text(text)
     os.replace(scratch, path)

@@ -19,7 +19,7 @@ class PictureSet:
     """Pictures with their captions.
 
     Attributes:
-        names: file names.
+        names: ``SOURCE/FILE`` of each, unique in all data of a recipe.
         captions: of each picture; may be empty where there are questions.
         questions: about each picture, with their answers; mostly empty.
         features: memory-mapped arrays [N, views, P, V] float16.

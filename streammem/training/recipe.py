@@ -20,6 +20,7 @@ STAGE_KINDS = (
     "vision", "words", "keys", "evidence", "captions", "prefix", "text", "reward",
     "things", "answers", "self-training", "operators",
 )  # fmt: skip
+BEFORE_SELF_TRAINING = ("things", "operators")  # they leave bridge, keys and LoRA as they are
 REQUIRED = ("kind", "steps", "lr", "batch")
 GENERATED = "generated:"
 TABLE = re.compile(r"(.+\.csv)(?::(.+))?")
@@ -179,6 +180,13 @@ class Recipe:
             raise ConfigError(
                 "stages: text learns on what prefix has learned; put prefix before it"
             )
+        for place, kind in enumerate(kinds):
+            if kind == "self-training" and set(kinds[:place]) - set(BEFORE_SELF_TRAINING):
+                raise ConfigError(
+                    "stages: self-training draws with the model of --init; before it come "
+                    f"{' and '.join(BEFORE_SELF_TRAINING)} only; train others in a run before, "
+                    "and start another: --init run/checkpoint"
+                )
         if unknown := set(self.validation) - set(self.pictures):
             unlisted = ", ".join(sorted(unknown))
             raise ConfigError(f"validation: {unlisted}: not listed under data, or no pictures")

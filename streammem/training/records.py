@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from streammem.errors import DatasetError
+from streammem.training.nouns import indefinite
 from streammem.training.questions import QuestionRecord, questions_from_answers
 
 log = logging.getLogger(__name__)
@@ -206,16 +207,10 @@ def _object_captions(name: str, objects: Sequence[str]) -> list[str]:
     for form in OBJECT_FORMS:
         least, most = OBJECTS_NAMED
         count = min(len(plain), int(rng.integers(least, most + 1)))
-        named = [_with_article(o) for o in rng.choice(plain, count, replace=False)]
+        named = [indefinite(o) for o in rng.choice(plain, count, replace=False)]
         listed = " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
         captions.append(sentence(form.format(listed)))
     return captions
-
-
-def _with_article(noun: str) -> str:
-    if noun.endswith("s") and not noun.endswith("ss"):
-        return noun
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def _conversation_questions(row: dict[str, Any], where: str) -> Iterator[QuestionRecord]:

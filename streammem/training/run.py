@@ -26,7 +26,7 @@ from streammem.models.tiny.questions import QuestionHead
 from streammem.models.tiny.words import LEAST_SHOWN, SHOWN
 from streammem.perception.scenetilling import SceneTillingConfig
 from streammem.training import published
-from streammem.training.answers import AnswerStage, own_captions
+from streammem.training.answers import AnswerStage, askable, own_captions
 from streammem.training.captions import CaptionStage, caption_tokens
 from streammem.training.context import TrainingContext, joined
 from streammem.training.evidence import EVIDENCE_RANK, EvidenceData, EvidenceStage
@@ -71,7 +71,7 @@ from streammem.training.words import WordSpace, WordStage
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
-DRAWS = "draws.jsonl"
+DRAWS = "{}-draws.jsonl"  # by the stage's name
 ANSWERS_WEIGHT = 0.4  # of the loss of answers that are learned beside captions
 THING_STEPS = 450  # of each head that names what training pictures show in questions about them
 KEY_STAGES = ("vision", "keys", "evidence")  # stages that move the keys
@@ -137,6 +137,9 @@ def run_recipe(
         opened = backbones or open_by_name(recipe.backbones, own_device)
         learner = Learner.open(recipe, opened, init, device=own_device)
         context = TrainingContext(recipe, out, learner, sources, group, texts)
+        for options in recipe.stages:
+            if options.kind == "self-training":
+                _check_self_training(context, options)
         # 3. Train the stages in order.
         for options in recipe.stages:
             began = time.monotonic()
@@ -249,8 +252,13 @@ def make_stage(context: TrainingContext, options: StageOptions) -> Stage:
         case "self-training":
             start, reranker = start_that_chooses(learner)
             with context.group.first_process_first():
+                # The bridge is the start's, which the learner has moved to where it learns.
                 drawn = draw_captions(
-                    start.bridge, start.language, context.pictures, context.out / DRAWS
+                    learner.bridge,
+                    start.language,
+                    context.pictures,
+                    context.out / DRAWS.format(options.label),
+                    context.recipe.seed,
                 )
             kept = best_captions(learner, reranker, context.pictures, drawn)
             context.own_captions += [caption for of_picture in kept for caption in of_picture]
@@ -273,6 +281,19 @@ def make_stage(context: TrainingContext, options: StageOptions) -> Stage:
     raise ConfigError(f"kind {options.kind!r}: no such stage")
 
 
+def _check_self_training(context: TrainingContext, options: StageOptions) -> None:
+    """Check what a stage needs that first draws captions for hours.
+
+    Raises:
+        ConfigError: no start, or one that does not choose among captions.
+        DatasetError: no captioned validation picture, or none to ask about if it is to ask.
+    """
+    start_that_chooses(context.learner)
+    _ = context.validation
+    if options.answers:
+        askable(context.pictures)
+
+
 def _answer_stage(
     context: TrainingContext, language: CausalLanguageModel, batch: int
 ) -> AnswerStage:
@@ -284,8 +305,10 @@ def _answer_stage(
         seed = context.recipe.seed
         fitted = cross_fitted(learner.bridge, pictures, steps=THING_STEPS, seed=seed)
         named |= zip(pictures.names, fitted, strict=True)
-        seen = torch.from_numpy(tokens_of(learner.bridge, measured, views=1)[:, 0])
-        for name, tokens in zip(measured.names, seen.to(learner.device), strict=True):
+        # A start's own head stays where it was read, one that has learned where it has.
+        device = learner.words.center.device
+        seen = torch.from_numpy(tokens_of(learner.bridge, measured, views=1)[:, 0]).to(device)
+        for name, tokens in zip(measured.names, seen, strict=True):
             named[name] = learner.words.likely(tokens, SHOWN, LEAST_SHOWN)
     return AnswerStage(
         learner.bridge,

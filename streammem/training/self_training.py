@@ -1,13 +1,15 @@
 """Self-training: captions that the model draws itself, of which it learns from the best.
 
     start, reranker = start_that_chooses(learner)
-    drawn = draw_captions(start.bridge, start.language, pictures, Path("out/draws.jsonl"))
+    drawn = draw_captions(learner.bridge, start.language, pictures, Path("out/draws.jsonl"))
     kept = best_captions(learner, reranker, pictures, drawn)
     stage = SelfTrainingStage(learner.bridge, learner.adapt(), pictures, kept, validation)
 
-Pictures without captions teach the LoRA to name what they show: some of their captions begin with
-what their lists name, and those are kept that name it, deny nothing and fit the picture's key.
-Where a picture has people's captions, those are kept that are most like them. The bridge stays.
+Pictures without captions teach the LoRA to name what they show: up to half of their captions begin
+with what their lists are sure of, and those are kept that name what is listed, fit the picture's
+key, are likely, and name little that other lists have and theirs lacks. Beside them stand pictures
+with people's captions, a sample: of these, captions are kept that are most like people's. The
+bridge stays.
 
 Source: self-training with a filter, as in ReST (arXiv 2308.08998), sections 2 and 3.
 """
@@ -32,23 +34,17 @@ from streammem.models.backbones.sampling import GenerationConfig
 from streammem.models.caption_scores import Reranker, reranking_features
 from streammem.models.tiny.bridge import MemoryBridge
 from streammem.models.tiny.model import CAPTION_INSTRUCTION, VideoModel
-from streammem.models.tiny.words import (
-    FOLLOWING,
-    NOT_BEGUN,
-    WITHOUT_ARTICLE,
-    NamesInText,
-    with_article,
-)
+from streammem.models.tiny.words import FOLLOWING, NOT_BEGUN, WITHOUT_ARTICLE, NamesInText
 from streammem.training.captions import BranchedPrompt, caption_prompt, reply_losses
+from streammem.training.features import replace_text
 from streammem.training.learner import Learner
 from streammem.training.lora import lora_parameters
+from streammem.training.nouns import indefinite, plural
 from streammem.training.pictures import WHOLE, PictureSet
 from streammem.training.reward import greedy_caption_figures, sample_captions
 from streammem.training.things import PERSON, tokens_of
 
 log = logging.getLogger(__name__)
-PLURALS = {"knife": "knives", "person": "people", "scissors": "scissors", "sheep": "sheep",
-           "shelf": "shelves", "skis": "skis"}  # fmt: skip
 DRAWN = 12  # captions of a picture, half of which may begin with what its list names
 CAPTIONED_DRAWN = 2000  # pictures with people's captions: they hold against what lists teach
 DRAWN_TOGETHER, JUDGED_TOGETHER = 8, 64  # pictures
@@ -91,11 +87,11 @@ def draw_captions(
     """Draw ``DRAWN`` captions of each picture, or continue a killed run of it.
 
     Args:
-        bridge: frozen.
-        language: that draws, decoding as it does when the model runs.
+        bridge: frozen, on the device of the pictures.
+        language: that draws, decoding as it does when the model runs; on any device.
         pictures: each with captions, a list of things, or neither, which is passed over; of those
             with captions alone ``CAPTIONED_DRAWN``, by chance.
-        path: JSON lines, one a picture; written as pictures are done.
+        path: JSON lines, one a picture; written as pictures are done, and only read once all are.
         seed: of each picture, so that what is drawn does not depend on where a run was killed.
 
     Returns:
@@ -107,6 +103,8 @@ def draw_captions(
     rng, count = np.random.default_rng(seed), min(CAPTIONED_DRAWN, len(captioned))
     wanted += rng.choice(captioned, count, replace=False).tolist()
     wanted = [i for i in wanted if pictures.names[i] not in drawn]
+    if not wanted:
+        return drawn
     language.model.eval()
     with (
         open(path, "a") as lines,
@@ -137,8 +135,10 @@ def _read_draws(path: Path) -> dict[str, list[DrawnCaption]]:
     """Read what a killed run has drawn; a line that was cut off is drawn again."""
     if not path.exists():
         return {}
-    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    path.write_text("".join(whole))
+    lines = path.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    if len(whole) < len(lines):
+        replace_text(path, "".join(whole))
     try:
         rows = [json.loads(line) for line in whole]
         return {r["picture"]: [DrawnCaption(*one) for one in r["captions"]] for r in rows}
@@ -157,7 +157,7 @@ def listed_beginnings(things: Sequence[tuple[str, float]]) -> tuple[str, ...]:
     names = [name for name in sure if name not in NOT_BEGUN][:BEGUN]
     texts = [_counted(name, counts[name]) for name in names]
     if PERSON in sure:
-        texts += [f"a person {_verb(name)} {with_article(name)}" for name in names[:2]]
+        texts += [f"a person {_verb(name)} {indefinite(name)}" for name in names[:2]]
     pairs = [" and ".join(texts[:2])] if len(names) > 1 else []
     return tuple(text[0].upper() + text[1:] for text in [*texts, *pairs])
 
@@ -165,15 +165,8 @@ def listed_beginnings(things: Sequence[tuple[str, float]]) -> tuple[str, ...]:
 def _counted(name: str, count: int) -> str:
     """Name one thing, two, or a group."""
     if count == 1 or name in WITHOUT_ARTICLE:
-        return with_article(name)
+        return indefinite(name)
     return f"{'two' if count == 2 else 'a group of'} {plural(name)}"
-
-
-def plural(name: str) -> str:
-    """Return the name of several things."""
-    if name in PLURALS:
-        return PLURALS[name]
-    return f"{name}es" if name.endswith(("s", "sh", "ch", "x")) else f"{name}s"
 
 
 def _verb(name: str) -> str:
@@ -342,11 +335,9 @@ class SelfTrainingStage:
 
     def loss(self, rng: np.random.Generator) -> Tensor:
         """Cross-entropy of a kept caption of each of a batch of pictures."""
-        counts = (
-            [self.batch]
-            if len(self._pools) == 1
-            else [round(self.batch * LISTED_SHARE), self.batch - round(self.batch * LISTED_SHARE)]
-        )
+        # Of an odd batch the one left over is of either kind, by chance.
+        listed = int(self.batch * LISTED_SHARE + rng.random())
+        counts = [listed, self.batch - listed] if len(self._pools) == 2 else [self.batch]
         chosen = np.concatenate(
             [
                 rng.choice(pool, min(count, len(pool)), replace=False)

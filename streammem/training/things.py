@@ -147,7 +147,8 @@ def cross_fitted(
         lr: their learning rate.
         seed: of their values and batches.
     """
-    fold = np.array([zlib.crc32(f"fold {name}".encode()) % FOLDS for name in pictures.names])
+    files = [name.partition("/")[2] for name in pictures.names]  # a picture's fold is its file's
+    fold = np.array([zlib.crc32(f"fold {file}".encode()) % FOLDS for file in files])
     named: list[list[str]] = [[] for _ in pictures.names]
     for number in range(FOLDS):
         left_out = np.flatnonzero(fold == number)

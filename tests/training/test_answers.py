@@ -126,6 +126,13 @@ def test_every_kind_is_drawn_and_asks_what_its_pictures_answer(stage):
     assert 0 < refused < 1.5 * KIND_SHARES["unseen"] * len(drawn), "what is shown is seldom refused"
 
 
+def test_several_things_are_counted_by_their_plural(stage):
+    things = [(("knife", 0.9), ("knife", 0.9))] * len(stage.pictures)
+    stage.pictures = replace(stage.pictures, things=things)
+    made = stage._questions("things", 0, np.random.default_rng(0))
+    assert QuestionRecord("How many knives are there?", "Two.") in made
+
+
 def test_rare_answers_are_drawn_more_often_than_their_share(stage):
     rng = np.random.default_rng(0)
     questions = [*stage.pictures.questions]
@@ -138,6 +145,18 @@ def test_rare_answers_are_drawn_more_often_than_their_share(stage):
     drawn = [q.answer for _ in range(2000) if (one := other.draw(rng)) for q in one.questions]
     share = drawn.count("Mauve.") / (drawn.count("Mauve.") + drawn.count("Yes."))
     assert share > 1.3 / sum(map(bool, questions))
+
+
+def test_a_batch_without_a_question_is_drawn_again_but_not_for_ever(stage, monkeypatch):
+    draw, drawn = stage.draw, []
+    monkeypatch.setattr(
+        stage, "draw", lambda rng: drawn.append(1) or (None if len(drawn) < 20 else draw(rng))
+    )
+    assert stage.loss(np.random.default_rng(0)).isfinite()
+    assert len(drawn) >= 20
+    monkeypatch.setattr(stage, "draw", lambda rng: None)
+    with pytest.raises(DatasetError, match="hardly any picture"):
+        stage.loss(np.random.default_rng(0))
 
 
 def test_the_stage_learns_and_leaves_the_bridge_as_it_is(stage, tmp_path, monkeypatch):

@@ -145,3 +145,13 @@ def test_captions_are_embedded_once(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     with pytest.raises(pytest.fail.Exception):
         embed_captions(captions, lambda: pytest.fail("opened"), "another", tmp_path)
+
+
+def test_pictures_of_one_name_in_two_folders_stay_apart(tmp_path):
+    sets = []
+    for folder in ("one", "two"):
+        source = read_source(make_pictures(tmp_path / folder, 10))
+        sets.append(cache_features(source, CountingVision(), tmp_path, crops=0).split("train"))
+    both = sets[0] + sets[1]
+    assert len({*both.names}) == len(both)
+    assert {name.split("/")[0] for name in both.names} == {"one", "two"}

@@ -86,6 +86,11 @@ def test_a_recipe_states_only_what_differs_from_the_defaults():
         ('data = ["generated:30"]', 'data = ["a", "b.csv"]', "b.csv: name the column"),
         ("crops = 1", 'crops = 1\nvalidation = ["b.txt"]', "b.txt: not listed under data"),
         ('kind = "prefix"', 'kind = "words"\nname = "w2"', "put prefix before it"),
+        (
+            'kind = "operators"',
+            'kind = "self-training"',
+            "before it come things and operators only",
+        ),
         ("lr = 4e-3", "lr = 4e-3\nphotos = 1.0", r"photos=1.0: give a share in \(0, 1\)"),
     ],
 )
@@ -106,6 +111,15 @@ def test_stages_added_at_the_end_continue_a_recipe_and_other_changes_do_not():
     assert parsed(RECIPE.replace('"tiny"', '"other"')).continues(recipe)
     assert not parsed(RECIPE.replace("steps = 4", "steps = 5", 1)).continues(recipe)
     assert not parsed(RECIPE.replace("crops = 1", "crops = 2")).continues(recipe)
+
+
+def test_self_training_follows_what_leaves_captions_as_they_are_only():
+    one = '[[stages]]\nkind = "{}"\nname = "{}"\nsteps = 1\nlr = 1\nbatch = 1\n'
+    kinds = ("things", "operators", "self-training", "answers")
+    stages = "".join(one.format(kind, kind) for kind in kinds)
+    assert [stage.kind for stage in parsed(f'data = ["a"]\n{stages}').stages] == [*kinds]
+    with pytest.raises(ConfigError, match="--init run/checkpoint"):
+        parsed(f'data = ["a"]\n{stages}' + one.format("self-training", "second"))
 
 
 def test_entries_of_data_are_pictures_or_sentences():

@@ -9,17 +9,21 @@ import pytest
 import torch
 
 from streammem.errors import ConfigError, DatasetError
+from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.caption_scores import Reranker
-from streammem.training import self_training
+from streammem.models.tiny.words import WordsOfTokens
+from streammem.training import loop, run, self_training
 from streammem.training.answers import AnswerStage
+from streammem.training.context import TrainingContext
 from streammem.training.features import cache_features
 from streammem.training.generated import make_pictures
 from streammem.training.learner import Learner
 from streammem.training.loop import JointStage, Schedule, train_stage
 from streammem.training.lora import add_lora, lora_tensors
-from streammem.training.recipe import LoraOptions
+from streammem.training.questions import QuestionRecord
+from streammem.training.recipe import LoraOptions, parse_recipe
 from streammem.training.records import read_source
-from streammem.training.run import run_recipe
+from streammem.training.run import make_stage, run_recipe
 from streammem.training.self_training import (
     CaptionJudge,
     DrawnCaption,
@@ -68,6 +72,7 @@ def test_captions_begin_with_what_a_list_is_sure_of():
         "Two zebras", "A group of sheep", "Two zebras and a group of sheep",
     )  # fmt: skip
     assert listed_beginnings((("person", 0.9), ("snow", 0.9))) == (), "captions name them anyway"
+    assert listed_beginnings((("pants", 0.9),)) == ("Pants",)
     most = [(f"thing {i}", 0.9) for i in range(9)]
     assert len(listed_beginnings([*most, ("person", 0.9)])) <= self_training.DRAWN // 2
 
@@ -96,9 +101,31 @@ def test_a_killed_run_goes_on_with_the_captions_it_has_drawn(training, language,
     assert sum(drawn_again) == 7
     assert again == whole, "the same as if it had not been killed"
     assert [json.loads(line)["picture"] for line in path.read_text().splitlines()] == [*again]
+    stamp = path.stat()
+    assert draw_captions(bridge, None, pictures, path) == whole, "other processes only read"
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (stamp.st_ino, stamp.st_mtime_ns)
     path.write_text("[]\n")
     with pytest.raises(DatasetError, match="move it away"):
         draw_captions(bridge, language, pictures, path)
+
+
+def test_a_kill_while_a_cut_line_is_taken_out_loses_nothing(training, tmp_path, monkeypatch):
+    path = tmp_path / "draws.jsonl"
+    line = json.dumps({"picture": "a", "captions": [["A cup.", -1.0]]}) + "\n"
+    path.write_text(line + line[:9])
+    write = type(path).write_text
+
+    def dying(self, text):
+        write(self, text[:5])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(path), "write_text", dying)
+    with pytest.raises(KeyboardInterrupt):
+        draw_captions(None, None, training.select([]), path)
+    monkeypatch.undo()
+    assert path.read_text() == line + line[:9]
+    assert draw_captions(None, None, training.select([]), path) == {"a": [("A cup.", -1.0)]}
+    assert path.read_text() == line
 
 
 def test_of_captioned_pictures_some_are_drawn_and_all_that_have_a_list(
@@ -187,6 +214,11 @@ def test_half_of_a_step_are_pictures_without_peoples_captions(training, language
     stage_row = type(stage)._row
     stage.loss(np.random.default_rng(0))
     assert sorted(seen) == ["A listed."] * 4 + ["A worded."] * 4
+    seen.clear()
+    stage.batch = 1
+    for step in range(12):
+        stage.loss(np.random.default_rng(step))
+    assert len(seen) == 12 and {*seen} == {"A listed.", "A worded."}
 
 
 def test_stages_at_once_lose_the_weighted_sum_and_tell_both_figures():
@@ -243,26 +275,40 @@ def test_a_recipe_trains_itself_and_knows_the_words_it_has_drawn(tmp_path, monke
         ),
     )
     before = {key: value.clone() for key, value in saved["lora"].items()}
+    seeds = []
+    monkeypatch.setattr(
+        "streammem.training.run.draw_captions",
+        lambda *given: seeds.append(given[-1]) or draw_captions(*given),
+    )
+    text = text.replace('name = "tiny"', 'name = "tiny"\nseed = 3')
     (tmp_path / "second.toml").write_text(text + stage.format("self-training"))
     figures = run_recipe(
         tmp_path / "second.toml", tmp_path / "two", init="x", backbones=tiny_backbones()
     )
     assert "cider" in figures["stages"]["self-training"]
     assert any(not torch.equal(value, saved["lora"][key]) for key, value in before.items())
-    beside = []
-    monkeypatch.setattr(
-        "streammem.training.run.JointStage",
-        lambda stages, weights: beside.extend(stages) or JointStage(stages, weights),
-    )
+    beside, lost = [], []
+
+    def joint(stages, weights):
+        for stage in stages:
+            beside.append(stage)
+            loss = stage.loss
+            stage.loss = lambda rng, loss=loss: lost.append(loss(rng)) or lost[-1]
+        return JointStage(stages, weights)
+
+    monkeypatch.setattr("streammem.training.run.JointStage", joint)
     (tmp_path / "third.toml").write_text(text + stage.format("self-training") + "answers = 2\n")
     asked = run_recipe(
         tmp_path / "third.toml", tmp_path / "three", init="x", backbones=tiny_backbones()
     )
     assert [type(one) for one in beside] == [SelfTrainingStage, AnswerStage]
     assert beside[0].language is beside[1].language and beside[1].batch == 2
-    losses = [run["stages"]["self-training"]["loss"] for run in (figures, asked)]
-    assert losses[0] != losses[1], "questions count too"
-    drawn = (tmp_path / "two" / "draws.jsonl").read_text().splitlines()
+    said, answered = (loss.item() for loss in lost)
+    assert answered > 1 and lost[1].requires_grad, "an untrained model guesses badly"
+    loss = asked["stages"]["self-training"]["loss"]
+    assert loss == pytest.approx(0.6 * said + 0.4 * answered, abs=1e-3), "questions count too"
+    assert seeds == [3, 3]
+    drawn = (tmp_path / "two" / "self-training-draws.jsonl").read_text().splitlines()
     assert len(drawn) == figures["pictures"]["train"]
     new = set(tiny_language().ids("A quiz.")) - {*start.caption_tokens.tolist()}
     assert new and new <= {*saved["model"].caption_tokens.tolist()}
@@ -288,3 +334,125 @@ def test_at_most_two_captions_are_kept_the_best_first_and_none_that_is_much_wors
     assert not any(rest), "of others nothing was drawn"
     worse = {captioned.names[0]: [DrawnCaption(t, -1.0) for t in (f"{own} {own}", own)]}
     assert best_captions(learner, RERANKER, captioned, worse)[0][0] == own
+
+
+def recipe_of(tmp_path, place, *stages, **options):
+    """Write a recipe of stages for a folder of pictures."""
+    head, _, _ = RECIPE.partition("[[stages]]")
+    head = head.replace("generated:30", str(place)).replace("crops = 1", "crops = 0")
+    table = '[[stages]]\nkind = "{}"\nsteps = 1\nlr = 4e-3\nbatch = 4\n'
+    more = "".join(f"{key} = {value}\n" for key, value in options.items())
+    path = tmp_path / "recipe.toml"
+    path.write_text(head + "".join(map(table.format, stages)) + more)
+    return path
+
+
+def test_what_a_stage_needs_is_checked_before_other_stages_and_before_it_draws(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("streammem.training.run.make_stage", None)
+    place = make_pictures(tmp_path / "shapes", 10)
+    with pytest.raises(ConfigError, match="--init"):
+        run_recipe(
+            recipe_of(tmp_path, place, "things", "self-training"),
+            tmp_path / "none",
+            backbones=tiny_backbones(),
+        )
+    tiny = tiny_model(reranker=RERANKER)
+    monkeypatch.setattr(
+        run.Learner, "open", lambda *given, device: Learner(*given[:2], tiny, device=device)
+    )
+    rows = [json.loads(line) for line in (place / "captions.jsonl").read_text().splitlines()]
+    (place / "captions.jsonl").unlink()
+
+    def run_on(out, **labels):
+        listed = [{"image": row["image"]} | labels for row in rows]
+        (place / "labels.jsonl").write_text("\n".join(map(json.dumps, listed)))
+        recipe = recipe_of(tmp_path, place, "things", "self-training", answers=2)
+        run_recipe(recipe, tmp_path / out, backbones=tiny_backbones())
+
+    with pytest.raises(DatasetError, match="no captioned validation picture"):
+        run_on("uncaptioned", detected=[["cat", 0.9, [0, 0, 1, 1]]])
+    monkeypatch.setattr("streammem.training.run.TrainingContext.validation", None)
+    with pytest.raises(DatasetError, match="no picture of the data has questions"):
+        run_on("unasked", detected=[["cat", 0.9, [0, 0, 1, 1]]])
+
+
+def test_captions_are_drawn_with_the_starts_bridge_where_the_learning_is(
+    training, tmp_path, monkeypatch
+):
+    tiny, seen = tiny_model(reranker=RERANKER), []
+
+    def drawing(bridge, language, *_):
+        seen.extend([bridge, language])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "draw_captions", drawing)
+    tables = [{"kind": "self-training", "steps": 1, "lr": 1.0, "batch": 1}]
+    recipe = parse_recipe({"data": ["x"], "stages": tables}, "")
+    learner = Learner(recipe, tiny_backbones(), tiny, device="meta")
+    context = TrainingContext(recipe, tmp_path, learner, {})
+    context.pictures = context.validation = replace(training, device="meta")
+    with pytest.raises(KeyboardInterrupt):
+        make_stage(context, recipe.stages[0])
+    assert seen[0] is tiny.bridge
+    assert seen[0].patch_mean.device.type == "meta"
+    assert isinstance(seen[1], CausalLanguageModel)
+
+
+def test_names_of_asked_pictures_are_read_where_the_starts_head_is(training, tmp_path, monkeypatch):
+    words = WordsOfTokens(4, 32, ("circle", "square"), hidden=3).eval()
+    torch.nn.init.zeros_(words.up.weight)
+    count, shape = len(training), (len(training), 1, 4, 32)
+    monkeypatch.setattr(run, "own_captions", lambda *_: {})
+    monkeypatch.setattr(run, "cross_fitted", lambda *_, **__: [[]] * count)
+    monkeypatch.setattr(run, "tokens_of", lambda *_, **__: np.zeros(shape, np.float16))
+    monkeypatch.setattr(run, "AnswerStage", lambda *_, named, **__: named)
+    tables = [{"kind": "answers", "steps": 1, "lr": 1.0, "batch": 1}]
+    recipe = parse_recipe({"data": ["x"], "stages": tables}, "")
+    learner = Learner(recipe, tiny_backbones(), tiny_model(words=words), device="meta")
+    context = TrainingContext(recipe, tmp_path, learner, {})
+    context.pictures = context.validation_asked = replace(training, device="meta")
+    named = make_stage(context, recipe.stages[0])
+    assert named.keys() == {*training.names}
+    assert {*map(tuple, named.values())} == {("circle", "square")}
+
+
+def test_captions_and_questions_resumed_after_a_kill_end_as_if_uninterrupted(
+    training, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", -1.0)
+    questions = [(QuestionRecord("What is it?", "A shape."),)] * len(training)
+    pictures = replace(training, questions=questions)
+    kept, named = [["A red cup."]] * len(pictures), {name: ["cup"] for name in pictures.names}
+    schedule = Schedule(steps=4, lr=1e-2, warmup=1, evaluate_every=1)
+
+    def trained(out, kill=0):
+        language = tiny_language()
+        add_lora(language, LoraOptions(rank=4, dropout=0.2), seed=0)
+        bridge = tiny_bridge(language, training)
+        drawing = SelfTrainingStage(bridge, language, pictures, kept, training.captioned(), batch=4)
+        asking = AnswerStage(
+            bridge, language, pictures, pictures.select([0, 1]), captions={}, named=named, batch=3
+        )
+        both, steps = JointStage([drawing, asking], [0.6, 0.4]), []
+        loss = both.loss
+
+        def dying(rng):
+            steps.append(1)
+            if len(steps) == kill:
+                raise KeyboardInterrupt
+            return loss(rng)
+
+        both.loss = dying
+        train_stage(both, schedule, tmp_path / out)
+        return lora_tensors(language)
+
+    whole = trained("whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained("killed", 3)
+    resumed = trained("killed")
+    assert all(torch.equal(whole[name], value) for name, value in resumed.items())
+    figures = [loop.read_log(tmp_path / out / "self-training.jsonl") for out in ("whole", "killed")]
+    plain, again = ([{**e, "seconds": 0} for e in entries] for entries in figures)
+    assert plain == again and len(plain) == 4

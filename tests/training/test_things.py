@@ -1,6 +1,7 @@
 """The stage that names what pictures show, on pictures of coloured shapes."""
 
 import json
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -115,6 +116,10 @@ def test_names_of_a_training_picture_come_from_a_head_that_has_not_learned_from_
     left_out = [set(range(len(named))) - {*chosen} for chosen in seen]
     assert set.union(*left_out) == set(range(len(named)))
     assert sum(map(len, left_out)) == len(named), "each is left out once"
+    files = [name.removeprefix("shapes/") for name in shapes[0].names]
+    folds = [{i for i, f in enumerate(files) if zlib.crc32(f"fold {f}".encode()) % 3 == number}
+             for number in range(3)]  # fmt: skip
+    assert left_out == folds, "by the file's name, wherever its folder lies"
 
 
 def test_a_folder_of_labels_lists_things_and_splits_frames_by_person(tmp_path):

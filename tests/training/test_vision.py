@@ -65,7 +65,7 @@ def stage(published, early):
 def test_cached_early_patches_are_finished_as_the_encoder_does(stage, early, published):
     stage.module.eval()
     pictures = early.split("train")
-    record = next(r for r in early.source.records if r.name == pictures.names[0])
+    record = next(r for r in early.source.records if f"shapes/{r.name}" == pictures.names[0])
     whole = np.asarray(Image.open(record.path).convert("RGB"))
     expected = EfficientNetEncoder(published, runtime="torch").encode([whole]).patches
     with torch.no_grad():
