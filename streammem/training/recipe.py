@@ -120,6 +120,8 @@ class StageOptions:
             raise ConfigError(
                 f"{self.kind}: warmup, evaluate_every, weight_decay, answers must be >= 0"
             )
+        if self.answers and self.kind != "self-training":
+            raise ConfigError(f"{self.kind}: answers={self.answers}: for self-training only")
         if not 0 < self.photos < 1:
             raise ConfigError(f"{self.kind}: photos={self.photos}: give a share in (0, 1)")
         if not self.label.replace("-", "").replace("_", "").isalnum():

@@ -92,6 +92,7 @@ def test_a_recipe_states_only_what_differs_from_the_defaults():
             "before it come things and operators only",
         ),
         ("lr = 4e-3", "lr = 4e-3\nphotos = 1.0", r"photos=1.0: give a share in \(0, 1\)"),
+        ("lr = 4e-3", "lr = 4e-3\nanswers = 2", "words: answers=2: for self-training only"),
     ],
 )
 def test_an_invalid_recipe_is_refused_with_place_and_reason(old, new, message):
