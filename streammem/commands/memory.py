@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, astuple
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from streammem.commands.options import (
     add_limits,
     add_output_options,
     between_of,
+    check_no_subtitles,
     check_output,
     note_if_read_as_subtitles,
     seconds,
@@ -229,12 +230,13 @@ def export(arguments: argparse.Namespace) -> int:
             raise ConfigError("--with-speech tracks: writes two files; give -o FILE too")
         beside = path.with_name(f"{path.stem}.speech{path.suffix}")
         check_output(beside, arguments.memory / "memory.json")
-    with (
-        _opened(arguments, "r") as store,
-        output(arguments.format, path) as captions,
-        output(arguments.format, beside) if beside else nullcontext(captions) as notes,
-    ):
+    with ExitStack() as opened:
+        store = opened.enter_context(_opened(arguments, "r"))
         sources = _sources(store, arguments.source)
+        check_no_subtitles(path, *sources)
+        captions = notes = opened.enter_context(output(arguments.format, path))
+        if beside:
+            notes = opened.enter_context(output(arguments.format, beside))
         if len(sources) > 1 and arguments.format != "jsonl":
             note(f"{len(sources)} sources, each with its own time; --source NAME takes one of them")
         for entry, event in _events(store, arguments.source):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from streammem.commands.options import (
     check_limits,
+    check_no_subtitles,
     check_output,
     configured,
     load_model,
@@ -103,6 +104,7 @@ def check_options(arguments: argparse.Namespace) -> bool:
     if arguments.memory:
         check_path(arguments.memory)
     check_output(arguments.output, arguments.source)
+    check_no_subtitles(arguments.output, arguments.source)
     if sheet := vars(arguments).get("sheet"):
         check_output(sheet, arguments.source)
         if sheet == arguments.output:

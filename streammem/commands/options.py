@@ -760,6 +760,21 @@ def check_output(path: Path | None, *sources: str | Path) -> None:
             raise ConfigError(f"{path}: is the source itself; give another file")
 
 
+def check_no_subtitles(path: Path | None, *sources: str) -> None:
+    """Refuse to write captions over a file that is taken for the subtitles of a source.
+
+    Raises:
+        ConfigError: it is there, and is.
+    """
+    from streammem.audio.subtitles import is_beside
+
+    if path and any(is_beside(path, Path(source)) for source in sources):
+        raise ConfigError(
+            f"{path}: is there, and is read as the video's subtitles; give another file, as "
+            f"{_captions_name(path)}, or remove it"
+        )
+
+
 def note_if_read_as_subtitles(written: Path | None, *sources: str) -> None:
     """Say that captions lie where those of a source, if it is a file, will be read as its words."""
     from streammem.audio.subtitles import is_beside
@@ -767,6 +782,9 @@ def note_if_read_as_subtitles(written: Path | None, *sources: str) -> None:
     if written and any(is_beside(written, Path(source)) for source in sources):
         note(
             f"{written}: is named like the video, so these captions are read as its subtitles "
-            f"from now on; rename it, as to {written.stem}.captions{written.suffix}, "
-            "or give --speech off"
+            f"from now on; rename it, as to {_captions_name(written)}, or give --speech off"
         )
+
+
+def _captions_name(path: Path) -> str:
+    return f"{path.stem}.captions{path.suffix}"

@@ -128,9 +128,22 @@ def test_an_export_that_will_be_read_as_subtitles_is_told(run, video, tmp_path):
     run("caption", film, "--memory", path, *QUICK)
     form = ("--format", "srt", "-o")
     for speech, is_told in (("merged", True), ("only", False)):
+        (tmp_path / "film.srt").unlink(missing_ok=True)
         said = run("memory", "export", path, "--with-speech", speech, *form, tmp_path / "film.srt")
         assert said[0] == 0 and ("named like the video" in said[2]) == is_told
     assert run("memory", "export", path, *form, tmp_path / "film.captions.srt") == (0, "", "")
+
+
+@pytest.mark.parametrize("command", ["caption", "export"])
+def test_subtitles_of_the_video_are_not_written_over(run, video, tmp_path, command):
+    film, path, words = tmp_path / "film.mp4", tmp_path / "trips", tmp_path / "film.srt"
+    shutil.copy(video, film)
+    run("caption", film, "--memory", path, *QUICK)
+    words.write_text("1\n00:00:00,000 --> 00:00:02,000\nHello.\n")
+    begin = ("caption", film) if command == "caption" else ("memory", "export", path)
+    code, out, err = run(*begin, "--format", "srt", "-o", words)
+    assert code and not out and "film.captions.srt" in err
+    assert words.read_text().endswith("Hello.\n")
 
 
 def test_cues_of_several_sources_come_with_a_remark(run, memory):
