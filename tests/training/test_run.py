@@ -241,6 +241,17 @@ def test_of_several_processes_the_first_claims_the_folder_when_all_have_looked(
     assert claimed == [False, True]
 
 
+def test_a_start_that_does_not_choose_is_named_with_the_way_out(
+    recipe, tmp_path, finished, openable
+):
+    text, _, _ = RECIPE.partition("[[stages]]")
+    recipe.write_text(text + '[[stages]]\nkind = "self-training"\nsteps = 1\nlr = 1.0\nbatch = 2\n')
+    start = finished[0] / "checkpoint"
+    with pytest.raises(ConfigError, match=f"{start} does not choose .* choice --fit {start}, or"):
+        run_recipe(recipe, tmp_path / "out", init=start, backbones=tiny_backbones())
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
 def test_a_start_of_other_sizes_is_refused(recipe, tmp_path, finished, openable):
     recipe.write_text(RECIPE.replace("memory_tokens = 4", "memory_tokens = 5"))
     with pytest.raises(CheckpointError, match="memory_tokens is 4, the recipe's 5"):
