@@ -52,6 +52,8 @@ def test_peoples_own_questions_come_with_their_picture(tmp_path):
         ({"image": "../../etc/passwd", "split": "train", "captions": ["x"]}, "outside"),
         ({"image": 3, "split": "train", "captions": ["x"]}, "line 1: needs image"),
         ({"image": "a.jpg", "split": "train", "captions": 5}, "line 1: malformed captions"),
+        ({"image": "a.jpg", "captions": "a dog"}, "line 1: malformed captions: needs a list"),
+        ({"image": "a.jpg", "captions": [], "objects": "dog"}, "line 1: malformed objects: needs"),
         ({"image": "a.jpg", "split": "train"}, "line 1: malformed captions"),
         (["a.jpg"], "line 1: not an object"),
         ({"image": "a.jpg", "split": "train", "captions": []}, "no picture"),
@@ -60,6 +62,17 @@ def test_peoples_own_questions_come_with_their_picture(tmp_path):
 def test_a_malformed_row_is_named(tmp_path, row, message):
     with pytest.raises(DatasetError, match=message):
         read_source(folder_with(tmp_path, [row]))
+
+
+@pytest.mark.parametrize("entry", [["cat"], ["cat", 86], ["cat", -0.1], ["cat", "0.9"], "cat"])
+def test_what_no_detector_would_name_is_refused(tmp_path, entry):
+    rows = [{"image": "a.jpg", "detected": [["cat", 1], ["dog", 0.0, [0, 0, 9, 9]], entry]}]
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DatasetError, match=r"labels\.jsonl, line 1: malformed detected: .*cat"):
+        read_source(tmp_path)
+    rows[0]["detected"].pop()
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [name for name, _ in read_source(tmp_path).records[0].things] == ["cat", "dog"]
 
 
 def test_a_missing_folder_is_named(tmp_path):
