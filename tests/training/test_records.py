@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +75,19 @@ def test_what_no_detector_would_name_is_refused(tmp_path, entry):
     rows[0]["detected"].pop()
     (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert [name for name, _ in read_source(tmp_path).records[0].things] == ["cat", "dog"]
+
+
+def test_the_guides_rows_are_read(tmp_path):
+    page = (Path(__file__).parents[2] / "docs/guide/training.md").read_text()
+    captions, labels = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "captions.jsonl").write_text(captions)
+    park, desk = read_source(tmp_path).records
+    assert (park.split, len(park.captions), park.made) == ("train", 2, False)
+    assert (desk.split, len(desk.questions), desk.made) == ("val", 1, True)
+    (tmp_path / "labels.jsonl").write_text(labels)
+    zebra, stove = read_source(tmp_path).records
+    assert [name for name, _ in zebra.things] == ["zebra", "zebra"] and len(zebra.questions) == 1
+    assert [name for name, _ in stove.things] == ["pan", "pot"]
 
 
 def test_a_missing_folder_is_named(tmp_path):
