@@ -76,6 +76,7 @@ class Learner:
         start: a checkpoint to start from; None starts from seeded random values.
         lora: the tensors of that checkpoint's LoRA, and its alpha / r.
         answers: the tensors of its LoRA that answers, of the same alpha / r.
+        init: its folder or the preset's name, for messages.
         device: of the learned parts; ``backbones`` opens its language model there too.
     """
 
@@ -87,9 +88,10 @@ class Learner:
         lora: tuple[dict[str, Tensor], float] = ({}, 1.0),
         *,
         answers: dict[str, Tensor] | None = None,
+        init: Path | str = "",
         device: str = "cpu",
     ) -> None:
-        self.device = device
+        self.device, self.init = device, init
         self.recipe, self.backbones, self.start = recipe, backbones, start
         self._lora, self._lora_scale = lora
         self._adapted = False
@@ -123,7 +125,7 @@ class Learner:
                     )
         lora, answers = lora_of(tensors, LORA), lora_of(tensors, ANSWERS)
         scaled = (lora, config.lora_scale)
-        return cls(recipe, backbones, start, scaled, answers=answers, device=device)
+        return cls(recipe, backbones, start, scaled, answers=answers, init=init, device=device)
 
     @cached_property
     def vision(self) -> VisionEncoder:

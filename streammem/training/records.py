@@ -24,6 +24,7 @@ from streammem.training.questions import QuestionRecord, questions_from_answers
 log = logging.getLogger(__name__)
 MAX_QUESTIONS = 6  # of one picture
 TRAIN, VALIDATION = "train", "val"
+LISTS = ("captions", "objects", "detected", "qa")  # keys of a row
 SHOWN = {"image": "images", "video": "videos"}  # key of a row: folder beside the file
 HELD_OUT_PERSONS = ("ahmad", "shaghayegh", "yin")  # of GTEA Gaze+'s seven
 LABELLED, NAMED, SURE, UNSURE = 0.95, 0.8, 0.85, 0.4  # shares of things, see ``listed_things``
@@ -107,6 +108,7 @@ def read_folder(folder: Path) -> Iterator[Record]:
             person = _text(row, "source", where).split("_")[0]
             split = VALIDATION if person in HELD_OUT_PERSONS else TRAIN
         rng = np.random.default_rng(zlib.crc32(name.encode()))
+        _check_lists(row, where)
         try:
             captions = tuple(record_captions(row)) if captioned else ()
             questions = tuple(questions_from_answers(row.get("qa") or (), rng, MAX_QUESTIONS))
@@ -240,6 +242,26 @@ def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise DatasetError(f"{where}: not an object")
         yield where, row
+
+
+def _check_lists(row: dict[str, Any], where: str) -> None:
+    """Check that lists are lists, and what a detector named.
+
+    Raises:
+        DatasetError: the message names the key.
+    """
+    for key in LISTS:
+        if not isinstance(row.get(key) or [], list):
+            raise DatasetError(f"{where}: malformed {key}: needs a list")
+    for entry in row.get("detected") or ():
+        match entry:
+            case [str(), int() | float() as score, *_] if 0 <= score <= 1:
+                pass
+            case _:
+                raise DatasetError(
+                    f"{where}: malformed detected: {entry} is not [name, score, box] "
+                    "with a score in [0, 1]"
+                )
 
 
 def _text(row: dict[str, Any], key: str, where: str) -> str:

@@ -71,6 +71,7 @@ from streammem.training.words import WordSpace, WordStage
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
+CLAIM = "run.json"  # names the run that a folder belongs to
 DRAWS = "{}-draws.jsonl"  # by the stage's name
 ANSWERS_WEIGHT = 0.4  # of the loss of answers that are learned beside captions
 THING_STEPS = 450  # of each head that names what training pictures show in questions about them
@@ -132,14 +133,17 @@ def run_recipe(
     with join_processes(device) as (group, own_device):
         # 2. Read the data; open the backbones and the weights to start from.
         with group.first_process_first():
+            _check_folder(out, recipe, init)
             sources, texts = _read_pictures(recipe, out), _read_sentences(recipe, out)
-            _claim_folder(out, recipe, recipe_text, init)
         opened = backbones or open_by_name(recipe.backbones, own_device)
         learner = Learner.open(recipe, opened, init, device=own_device)
         context = TrainingContext(recipe, out, learner, sources, group, texts)
         for options in recipe.stages:
             if options.kind == "self-training":
                 _check_self_training(context, options)
+        group.wait()  # until all have looked at the folder
+        if group.is_first:  # no earlier: a run that is refused holds no folder
+            _claim_folder(out, recipe_text, init)
         # 3. Train the stages in order.
         for options in recipe.stages:
             began = time.monotonic()
@@ -344,28 +348,36 @@ def _read_sentences(recipe: Recipe, out: Path) -> list[str]:
     return [text for path, column in files for text in read_sentences(path, column)]
 
 
-def _claim_folder(out: Path, recipe: Recipe, text: str, init: Path | str | None) -> None:
-    """Write ``run.json``, which names the run that the folder belongs to.
+def _check_folder(out: Path, recipe: Recipe, init: Path | str | None) -> None:
+    """Check that the folder belongs to no run, or to one that this one continues.
 
     Raises:
-        ConfigError: the folder belongs to a run that this one does not continue.
+        ConfigError: it belongs to another run.
     """
+    path = out / CLAIM
+    if not path.exists():
+        return
+    try:
+        claimed = json.loads(path.read_text())
+        earlier = parse_recipe(tomllib.loads(claimed["recipe"]), "")
+        same = recipe.continues(earlier) and claimed["init"] == _start_name(init)
+    except (ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise ConfigError(
+            f"{out}: holds a run of another recipe or start; give another output folder, "
+            "or remove this one to train afresh"
+        )
+
+
+def _claim_folder(out: Path, text: str, init: Path | str | None) -> None:
+    """Write which run the folder belongs to."""
     out.mkdir(parents=True, exist_ok=True)
-    path = out / "run.json"
-    start = str(init) if init else None
-    if path.exists():
-        try:
-            claimed = json.loads(path.read_text())
-            earlier = parse_recipe(tomllib.loads(claimed["recipe"]), "")
-            same = recipe.continues(earlier) and claimed["init"] == start
-        except (ValueError, KeyError, TypeError):
-            same = False
-        if not same:
-            raise ConfigError(
-                f"{out}: holds a run of another recipe or start; give another output folder, "
-                "or remove this one to train afresh"
-            )
-    path.write_text(json.dumps({"init": start, "recipe": text}) + "\n")
+    (out / CLAIM).write_text(json.dumps({"init": _start_name(init), "recipe": text}) + "\n")
+
+
+def _start_name(init: Path | str | None) -> str | None:
+    return str(init) if init else None
 
 
 def _save_checkpoint(context: TrainingContext) -> None:

@@ -238,9 +238,15 @@ def start_that_chooses(learner: Learner) -> tuple[VideoModel, Reranker]:
     Raises:
         ConfigError: it starts from none, or from one that does not choose.
     """
-    if learner.start is None or learner.start.reranker is None:
+    if learner.start is None:
         raise ConfigError(
-            "stage self-training: start from a checkpoint that chooses among captions: --init"
+            "stage self-training: needs a start that captions and chooses among captions; "
+            "give --init, for example --init streammem-tiny"
+        )
+    if learner.start.reranker is None:
+        raise ConfigError(
+            f"stage self-training: {learner.init} does not choose among captions yet; fit that: "
+            f"python -m benchmarks choice --fit {learner.init}, or start from streammem-tiny"
         )
     return learner.start, learner.start.reranker
 

@@ -138,7 +138,8 @@ def cross_fitted(
     """Name what each picture shows as a prompt would, by a head that has not learned from it.
 
     A head is surer of pictures that it has learned from than it will be of any other; a language
-    model that reads such names would trust them too much.
+    model that reads such names would trust them too much. Where no picture lists things, or all
+    are of one fold, a head has nothing to learn from: then none are named.
 
     Args:
         bridge: frozen.
@@ -150,11 +151,15 @@ def cross_fitted(
     files = [name.partition("/")[2] for name in pictures.names]  # a picture's fold is its file's
     fold = np.array([zlib.crc32(f"fold {file}".encode()) % FOLDS for file in files])
     named: list[list[str]] = [[] for _ in pictures.names]
+    if not _listed(pictures):
+        return named
     for number in range(FOLDS):
-        left_out = np.flatnonzero(fold == number)
+        left_out, learned = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+        if not len(learned):
+            continue
         torch.manual_seed(seed + number)
         stage = ThingStage(bridge, pictures)
-        stage.select(np.flatnonzero(fold != number))
+        stage.select(learned)
         train_steps(stage, Schedule(steps=steps, lr=lr, weight_decay=0.1, seed=seed + number))
         for i in left_out:
             tokens = torch.from_numpy(stage.tokens[i, WHOLE]).to(pictures.device)
@@ -187,13 +192,18 @@ def vocabulary(pictures: PictureSet) -> list[str]:
     Raises:
         DatasetError: there is none.
     """
-    counts = Counter(name for things in pictures.things for name in {n for n, _ in things})
-    listed = {name for name, count in counts.items() if count >= MIN_LISTED}
+    listed = _listed(pictures)
     if not listed:
         raise DatasetError("things: no data list what pictures show; add detected or objects")
     # Who is a man, a woman or a child is often guessed, and wrong words about people cost most.
     return sorted((listed | (WHOLE_WORDS.keys() if any(pictures.captions) else set())) - PEOPLE
                   | {PERSON})  # fmt: skip
+
+
+def _listed(pictures: PictureSet) -> set[str]:
+    """Return the names that enough pictures list."""
+    counts = Counter(name for things in pictures.things for name in {n for n, _ in things})
+    return {name for name, count in counts.items() if count >= MIN_LISTED}
 
 
 def targets_of(pictures: PictureSet, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

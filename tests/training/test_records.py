@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +54,8 @@ def test_peoples_own_questions_come_with_their_picture(tmp_path):
         ({"image": "../../etc/passwd", "split": "train", "captions": ["x"]}, "outside"),
         ({"image": 3, "split": "train", "captions": ["x"]}, "line 1: needs image"),
         ({"image": "a.jpg", "split": "train", "captions": 5}, "line 1: malformed captions"),
+        ({"image": "a.jpg", "captions": "a dog"}, "line 1: malformed captions: needs a list"),
+        ({"image": "a.jpg", "captions": [], "objects": "dog"}, "line 1: malformed objects: needs"),
         ({"image": "a.jpg", "split": "train"}, "line 1: malformed captions"),
         (["a.jpg"], "line 1: not an object"),
         ({"image": "a.jpg", "split": "train", "captions": []}, "no picture"),
@@ -60,6 +64,30 @@ def test_peoples_own_questions_come_with_their_picture(tmp_path):
 def test_a_malformed_row_is_named(tmp_path, row, message):
     with pytest.raises(DatasetError, match=message):
         read_source(folder_with(tmp_path, [row]))
+
+
+@pytest.mark.parametrize("entry", [["cat"], ["cat", 86], ["cat", -0.1], ["cat", "0.9"], "cat"])
+def test_what_no_detector_would_name_is_refused(tmp_path, entry):
+    rows = [{"image": "a.jpg", "detected": [["cat", 1], ["dog", 0.0, [0, 0, 9, 9]], entry]}]
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DatasetError, match=r"labels\.jsonl, line 1: malformed detected: .*cat"):
+        read_source(tmp_path)
+    rows[0]["detected"].pop()
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [name for name, _ in read_source(tmp_path).records[0].things] == ["cat", "dog"]
+
+
+def test_the_guides_rows_are_read(tmp_path):
+    page = (Path(__file__).parents[2] / "docs/guide/training.md").read_text()
+    captions, labels = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "captions.jsonl").write_text(captions)
+    park, desk = read_source(tmp_path).records
+    assert (park.split, len(park.captions), park.made) == ("train", 2, False)
+    assert (desk.split, len(desk.questions), desk.made) == ("val", 1, True)
+    (tmp_path / "labels.jsonl").write_text(labels)
+    zebra, stove = read_source(tmp_path).records
+    assert [name for name, _ in zebra.things] == ["zebra", "zebra"] and len(zebra.questions) == 1
+    assert [name for name, _ in stove.things] == ["pan", "pot"]
 
 
 def test_a_missing_folder_is_named(tmp_path):

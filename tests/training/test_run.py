@@ -1,5 +1,7 @@
 import json
 import shutil
+from contextlib import nullcontext
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -7,7 +9,8 @@ from safetensors.torch import load_file
 
 from streammem.errors import CheckpointError, ConfigError
 from streammem.models import checkpoint
-from streammem.training import loop
+from streammem.training import loop, run
+from streammem.training.processes import ProcessGroup
 from streammem.training.run import run_recipe
 from tests.tiny import TinySentences, TinyVision, tiny_language
 from tests.training.tiny_backbones import RECIPE, tiny_backbones
@@ -183,6 +186,70 @@ def test_an_output_folder_belongs_to_one_recipe(recipe, tmp_path, finished):
     recipe.write_text(RECIPE.replace("lr = 4e-3", "lr = 5e-3"))
     with pytest.raises(ConfigError, match="another recipe"):
         run_recipe(recipe, finished[0], backbones=tiny_backbones())
+
+
+def test_another_runs_folder_is_refused_untouched_before_anything_is_opened(
+    recipe, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "run.json").write_text(json.dumps({"init": "other", "recipe": RECIPE}))
+    before = (out / "run.json").read_bytes()
+    monkeypatch.setattr("streammem.training.run.Learner.open", None)
+    with pytest.raises(ConfigError, match="another recipe or start"):
+        run_recipe(recipe, out, backbones=tiny_backbones())
+    assert [*out.iterdir()] == [out / "run.json"]
+    assert (out / "run.json").read_bytes() == before
+
+
+def test_a_refused_start_leaves_the_folder_free_and_a_killed_run_holds_it(
+    recipe, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match="no such model"):
+        run_recipe(recipe, out, init=tmp_path / "nowhere", backbones=tiny_backbones())
+    killed_at(monkeypatch, "words", 0)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe, out, backbones=tiny_backbones())
+    with pytest.raises(ConfigError, match="another recipe or start"):
+        run_recipe(recipe, out, init=tmp_path / "nowhere", backbones=tiny_backbones())
+
+
+def test_of_several_processes_the_first_claims_the_folder_when_all_have_looked(
+    recipe, tmp_path, monkeypatch
+):
+    out, claimed = tmp_path / "out", []
+
+    def run_as(rank):
+        waited = []
+
+        class Group(ProcessGroup):
+            def wait(self):
+                waited.append((out / "run.json").exists())
+
+        monkeypatch.setattr(
+            run, "join_processes", lambda device: nullcontext((Group(rank, 2), "cpu"))
+        )
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, out, backbones=tiny_backbones())
+        claimed.append((out / "run.json").exists())
+        return waited
+
+    monkeypatch.setattr(run, "make_stage", Mock(side_effect=KeyboardInterrupt))
+    assert run_as(1) == [False, False]
+    assert run_as(0) == [False, False], "first the others look, then it is written"
+    assert claimed == [False, True]
+
+
+def test_a_start_that_does_not_choose_is_named_with_the_way_out(
+    recipe, tmp_path, finished, openable
+):
+    text, _, _ = RECIPE.partition("[[stages]]")
+    recipe.write_text(text + '[[stages]]\nkind = "self-training"\nsteps = 1\nlr = 1.0\nbatch = 2\n')
+    start = finished[0] / "checkpoint"
+    with pytest.raises(ConfigError, match=f"{start} does not choose .* choice --fit {start}, or"):
+        run_recipe(recipe, tmp_path / "out", init=start, backbones=tiny_backbones())
+    assert not (tmp_path / "out" / "run.json").exists()
 
 
 def test_a_start_of_other_sizes_is_refused(recipe, tmp_path, finished, openable):

@@ -18,6 +18,7 @@ from streammem.training.run import run_recipe
 from streammem.training.things import (
     FOREIGN,
     LISTED,
+    MIN_LISTED,
     OF_SOURCE,
     ThingStage,
     cross_fitted,
@@ -120,6 +121,14 @@ def test_names_of_a_training_picture_come_from_a_head_that_has_not_learned_from_
     folds = [{i for i, f in enumerate(files) if zlib.crc32(f"fold {f}".encode()) % 3 == number}
              for number in range(3)]  # fmt: skip
     assert left_out == folds, "by the file's name, wherever its folder lies"
+
+
+def test_where_nothing_can_be_learned_of_things_nothing_is_named(shapes):
+    bridge, count = tiny_bridge(tiny_language(), shapes[0]), len(shapes[0])
+    unlisted = replace(shapes[0], things=[()] * count)
+    assert cross_fitted(bridge, unlisted, steps=1) == [[]] * count
+    one = shapes[0].select([0] * MIN_LISTED)  # of one file, and so of one fold
+    assert cross_fitted(bridge, one, steps=1) == [[]] * MIN_LISTED
 
 
 def test_a_folder_of_labels_lists_things_and_splits_frames_by_person(tmp_path):
