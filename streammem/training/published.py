@@ -37,6 +37,7 @@ from streammem.video import SourceOptions, open_with
 
 T = TypeVar("T")
 CHECKPOINT = "checkpoint"
+RECIPE = "recipe.toml"
 PLACEHOLDERS = ("<video>", "<image>")  # of the parents' data; where pictures stand is known
 HELD = 1024  # frames of a video; of a longer one every second, fourth, ... is chosen among
 
@@ -350,14 +351,16 @@ def run_parent_recipe(recipe_path: Path, out: Path, device: str | None = None) -
     if kind is None or said is None or said.family != recipe.stage:
         raise ConfigError(f"{recipe_path}: model {recipe.model}: is no {recipe.stage}")
     with join_processes(device) as (group, own_device):
-        with group.first_process_first():
-            _claim(out, text)
+        _check_folder(out, text)
         torch.manual_seed(recipe.seed)  # of what is fresh
         opened = replace(said, options=kind.options(said, recipe))
         keys = checkpoint.load_own(said.keys)
         model = open_published(recipe.model, opened, keys, device=own_device)
         # 2. Train.
         stage = kind.open(model, said, recipe, (items, validation), own_device)
+        with group.first_process_first():  # what was refused holds no folder
+            out.mkdir(parents=True, exist_ok=True)
+            (out / RECIPE).write_text(text)
         schedule = Schedule(
             steps=recipe.steps,
             lr=recipe.rate,
@@ -383,19 +386,17 @@ def run_parent_recipe(recipe_path: Path, out: Path, device: str | None = None) -
     return figures
 
 
-def _claim(out: Path, text: str) -> None:
-    """Make an output folder and note the recipe in it.
+def _check_folder(out: Path, text: str) -> None:
+    """Refuse the output folder of a run of another recipe.
 
     Raises:
-        ConfigError: it holds a run of another recipe.
+        ConfigError: it is that.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "recipe.toml"
+    path = out / RECIPE
     if path.exists() and path.read_text() != text:
         raise ConfigError(
             f"{out}: holds a run of another recipe; give another output folder, or remove this one"
         )
-    path.write_text(text)
 
 
 def vars_of(value: Any) -> dict[str, Any]:

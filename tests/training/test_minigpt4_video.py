@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from streammem.errors import ConfigError
+from streammem.errors import BackboneError, ConfigError
 from streammem.models import checkpoint
 from streammem.models.minigpt4_video.published import open_model
 from streammem.models.published import find
@@ -152,6 +152,22 @@ def test_a_run_learns_and_the_next_stage_opens_what_it_leaves(place, finished):
     assert torch.equal(model.encoder.llama_proj.weight, tensors["llama_proj.weight"])
     assert all(value.any() for value in model.lora.values())
     assert model.language.generate([model.prompt(None, [], "Hello.")], model.decoding)
+
+
+def test_a_run_that_is_refused_leaves_its_folder_and_no_other_takes_one(
+    place, finished, monkeypatch
+):
+    def missing(*arguments, **more):
+        raise BackboneError("no such weights")
+
+    monkeypatch.setattr("streammem.training.published.open_published", missing)
+    with pytest.raises(BackboneError):
+        run_parent_recipe(place / "r.toml", place / "refused")
+    assert not (place / "refused").exists()
+    (place / "r3.toml").write_text((place / "r.toml").read_text() + "seed = 3\n")
+    with pytest.raises(ConfigError, match="holds a run of another recipe"):
+        run_parent_recipe(place / "r3.toml", place / "out")
+    assert (place / "out" / "recipe.toml").read_text() == (place / "r.toml").read_text()
 
 
 @pytest.mark.heavy
