@@ -105,7 +105,6 @@ def draw_captions(
     wanted = [i for i in wanted if pictures.names[i] not in drawn]
     if not wanted:
         return drawn
-    language.model.eval()
     with (
         open(path, "a") as lines,
         tqdm(total=len(drawn) + len(wanted), initial=len(drawn), desc="captions drawn") as bar,

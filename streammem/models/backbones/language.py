@@ -140,7 +140,8 @@ class CausalLanguageModel:
         self._prepared: tuple[tuple[int, ...], LlamaDecoder | StaticDecoder] | None = None
         self._embed = model.get_input_embeddings()
         self._stop_ids = _stop_ids(model, tokenizer)
-        self._first_ids = dict[tuple[str, ...], tuple[int, ...]]()  # of ``Beginnings.following``
+        # The last ``Beginnings.following``, the same for every scene, and its first tokens.
+        self._following: tuple[tuple[str, ...], tuple[int, ...]] = ((), ())
         self.stops: tuple[str, ...] = ()
         self.caption_tokens: Tensor | None = None
         # Penalties that come with a model would make a batch say other things than a stream.
@@ -534,10 +535,10 @@ class CausalLanguageModel:
 
     def _begun(self, beginnings: Beginnings, most: int) -> list[Draw]:
         """Return how replies of ``most`` tokens are drawn that begin as they may."""
-        following = self._first_ids.get(beginnings.following)
-        if following is None:  # the same for every scene
+        texts, following = self._following
+        if texts != beginnings.following:
             following = tuple({self.text_ids(text)[0] for text in beginnings.following})
-            self._first_ids[beginnings.following] = following
+            self._following = beginnings.following, following
         draws = [Draw(None, tuple(self.text_ids(text)), following) for text in beginnings.texts]
         return [
             draw
