@@ -9,6 +9,7 @@ import sys
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -244,6 +245,13 @@ def cluster(arguments, most):
     """Stands in for Ray, whose remarks on stdout are sent to stderr."""
     with redirect_stdout(sys.stderr):
         yield None, 1, 1.0
+
+
+def test_a_line_counts_one_scene_as_one():
+    file = SimpleNamespace(path="a.mp4", state="whole", memory="a", seconds=3.0, reason="")
+    arguments = SimpleNamespace(format="text", memory=Path("m"))
+    assert archiving._line(file, 1, arguments).startswith("a.mp4: 1 scene, ")
+    assert archiving._line(file, 2, arguments).startswith("a.mp4: 2 scenes, ")
 
 
 def test_index_makes_one_memory_a_file_and_names_what_failed(run, two_films, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from streammem.engine.session import Session
 from streammem.engine.session_config import SessionConfig
 from streammem.engine.watch import watch
 from streammem.errors import ConfigError
+from streammem.evaluation.pictures import PictureModel
 from streammem.models.backbones.language import GrowingReply
 from streammem.models.caption_scores import Reranker, best_reply, fit_reranker, reranking_features
 from streammem.types import Caption
@@ -31,6 +32,17 @@ def chosen(model, said, pictures):
 @pytest.fixture(scope="module")
 def model():
     return replace(tiny_model(), reranker=AGREEMENT)
+
+
+def test_suites_caption_a_picture_as_a_session_does(model):
+    frames = film(("red", 2), ("green", 2), ("blue", 2))
+    pictures = [frame.pixels for frame in frames]
+    likeliest = PictureModel(replace(model, reranker=LIKELIEST)).caption_pictures(pictures)
+    texts = PictureModel(model).caption_pictures(pictures)
+    assert texts != likeliest, "else it would show nothing"
+    for frame, text in zip(frames, texts, strict=True):
+        events = watch(Session(model), [frame])
+        assert [event.text for event in events if isinstance(event, Caption)] == [text]
 
 
 def test_the_caption_that_is_nearest_to_the_picture_is_chosen(model):
