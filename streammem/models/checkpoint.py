@@ -17,12 +17,13 @@ from streammem.errors import BackboneError, CheckpointError, ConfigError
 from streammem.models import published
 from streammem.models.backbones.efficientnet import EfficientNetEncoder
 from streammem.models.backbones.language import CausalLanguageModel
+from streammem.models.backbones.low_rank import differences, pairs
 from streammem.models.backbones.text import TEXT_DIM, SentenceEncoder
 from streammem.models.backbones.vision import TransformersVisionEncoder, VisionEncoder
 from streammem.models.backbones.weights import SOURCES, weights_path
 from streammem.models.checkpoint_config import FORMAT, CheckpointConfig, read_config
 from streammem.models.checkpoint_names import lexicon_lines, read_lexicon, read_names
-from streammem.models.once import opening
+from streammem.models.once import once, opening
 from streammem.models.protocols import StreamModel
 from streammem.models.tiny.bridge import BridgeConfig, MemoryBridge
 from streammem.models.tiny.keys import (
@@ -108,8 +109,21 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
     for prefix, module in _learned(bridge, picture_key, text_key).items():
         _fill(module, tensors, prefix, folder)
     lora, answers = lora_of(tensors, LORA), lora_of(tensors, ANSWERS)
+    if others := [key for key in answers if ".layers." not in key]:  # both share all but layers
+        raise CheckpointError(f"{folder}: {ANSWERS}{others[0]}: answers may change layers only")
     words = _word_head(tensors, folder, config.bridge)
     caption_tokens = _listed_tokens(tensors, folder)
+    open_language = once(
+        lambda: _open_language(folder, config, lora, device, caption_tokens),
+        f"{name}: language model",
+    )
+
+    def open_answers() -> CausalLanguageModel:
+        scale = config.lora_scale
+        return open_language().adapted(
+            differences(answers, lora, scale), lambda llama: merge_lora(llama, answers, scale)
+        )
+
     return VideoModel(
         name=str(name),
         vision=vision,
@@ -119,7 +133,7 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         text_key=text_key,
         background=_shaped(tensors, "background", (-1, config.key_dim), folder),
         open_sentences=lambda: SentenceEncoder(backbone_path(config.sentences)),
-        open_language=lambda: _open_language(folder, config, lora, device, caption_tokens),
+        open_language=open_language,
         scenes=config.scenes,
         confidence_model=config.confidence_model,
         reranker=config.reranker,
@@ -128,9 +142,7 @@ def load_own(name: str | Path = DEFAULT, *, device: str = "cpu") -> VideoModel:
         caption_tokens=caption_tokens,
         words=words,
         names=_names_of_keys(tensors, folder, config.key_dim, words),
-        open_answers=(
-            (lambda: _open_language(folder, config, answers, device)) if answers else None
-        ),
+        open_answers=open_answers if answers else None,
     )
 
 
@@ -297,14 +309,11 @@ def merge_lora(model: nn.Module, lora: dict[str, Tensor], scale: float) -> None:
     """
     modules = dict(model.named_modules())
     changes = []
-    for name in sorted({key.rpartition(".")[0] for key in lora}):
+    for name, (a, b) in pairs(lora, scale).items():
         weight = getattr(modules.get(name), "weight", None)
         if weight is None:
             raise CheckpointError(f"lora: the language model has no module {name} with weights")
-        try:
-            delta = lora[f"{name}.B"].float() @ lora[f"{name}.A"].float() * scale
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"lora: {name}: its A and B are no pair ({error})") from error
+        delta = b @ a
         if delta.shape != weight.shape:
             shapes = f"{tuple(weight.shape)}, not {tuple(delta.shape)}"
             raise CheckpointError(f"lora: {name} is {shapes}")

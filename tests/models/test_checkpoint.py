@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from streammem.errors import BackboneError, CheckpointError, ConfigError
 from streammem.memory.retrieval import GumbelNull
 from streammem.models import checkpoint
-from streammem.models.backbones.language import CausalLanguageModel
+from streammem.models.backbones.language import CausalLanguageModel, GenerationConfig
 from streammem.models.backbones.text import TEXT_DIM
 from streammem.models.backbones.weights import SOURCES
 from streammem.models.caption_scores import ConfidenceModel, NounModel, Reranker
@@ -56,9 +56,9 @@ def saved(original, language_folder, tmp_path_factory):
     return folder
 
 
-def write(model, folder, language_folder, answers=None):
+def write(model, folder, language_folder, answers=None, *, lora=None):
     backbones = {"vision": "tiny", "language": str(language_folder), "sentences": "none"}
-    lora = lora_of(tiny_language())
+    lora = lora or lora_of(tiny_language())
     save(model, folder, backbones=backbones, lora=lora, lora_scale=LORA_SCALE, answers=answers)
 
 
@@ -401,6 +401,40 @@ def test_answers_have_an_adapter_of_their_own_and_captions_stay_to_the_letter(
     assert not torch.allclose(weight, other, atol=1e-3)
     assert both.fingerprint == plain.fingerprint
     assert answering.bridge is both.bridge
+
+
+def test_answers_share_the_weights_of_captions_and_say_what_their_own_would(
+    original, language_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("STREAMMEM_DECODING", "exact")
+    answers = {key: -2 * value for key, value in lora_of(tiny_language()).items()}
+    write(original, tmp_path / "both", language_folder, answers)
+    both = load_checkpoint(tmp_path / "both")
+    captions, answering = both.language.decoder(), both.answer_generator.language
+    assert answering.decoder()._layers[0].down is captions._layers[0].down
+    # A model whose only adapter is that of the answers.
+    write(original, tmp_path / "own", language_folder, lora=answers)
+    own = load_checkpoint(tmp_path / "own").language
+    decoding = GenerationConfig(max_new_tokens=8)
+    prompts = [own.chat([torch.randn(n, 32), "What is it?"]) for n in range(1, 9)]
+    with torch.inference_mode():
+        rows = [own.embed(prompt) for prompt in prompts]
+        found, expected = (
+            torch.stack([m.decoder().start([row], 1).logits[0] for row in rows])
+            for m in (answering, own)
+        )
+    assert torch.allclose(found, expected, atol=1e-3)
+    assert answering.generate(prompts, decoding) == own.generate(prompts, decoding)
+
+
+def test_answers_that_would_change_more_than_layers_are_told(original, language_folder, tmp_path):
+    answers = {
+        "model.embed_tokens.A": torch.zeros(1, 32),
+        "model.embed_tokens.B": torch.zeros(9, 1),
+    }
+    write(original, tmp_path, language_folder, answers)
+    with pytest.raises(CheckpointError, match=r"answers\.model\.embed_tokens\.A: .* layers only"):
+        load_checkpoint(tmp_path)
 
 
 def test_a_question_head_is_kept_and_may_be_lacking(original, language_folder, tmp_path):

@@ -15,7 +15,7 @@ the logits behind all of them in one pass: the weights are read once for several
 import copy
 import math
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from streammem.errors import CheckpointError
+from streammem.models.backbones.low_rank import Change, adapt, keeps_rows_apart
 from streammem.models.backbones.products import (
     FUSE,
     Fuse,
-    HalfLinear,
     Linear,
     Route,
     gain_of,
@@ -49,12 +50,17 @@ MOST_GUESSED = 15  # tokens: most captions at once; 16 take 1.3 times as long to
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerProducts:
-    """The products of one layer; those of equal input are one, the norms' gains are in them."""
+    """The products of one layer; those of equal input are one, the norms' gains are in them.
+
+    Attributes:
+        gains: of the norms before ``qkv`` and before ``gate_up``, [D] each.
+    """
 
     qkv: Linear
     out: Linear
     gate_up: Linear
     down: Linear
+    gains: tuple[Tensor, Tensor]
 
 
 def is_plain_llama(model: Any) -> bool:
@@ -118,6 +124,7 @@ class LlamaDecoder:
         self.route, self.prefix, self.few = route, prefix, few
         self.num_heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = llama.model.layers[0].self_attn.head_dim
+        self.width, self._inside = config.hidden_size, config.intermediate_size
         self._rotary, self._embed = llama.model.rotary_emb, llama.get_input_embeddings()
         self._floor = math.sqrt(config.rms_norm_eps * config.hidden_size)
         # The model may be trained later, which tensors made in inference mode would prevent.
@@ -139,6 +146,60 @@ class LlamaDecoder:
         self._apart: dict[int, bool] = {}  # what was measured, by number of threads
         guesses = route == "exact" and has_half()
         self.guesser = LlamaDecoder(model, "half", prefix, few=few) if guesses else None
+
+    def adapted(self, changes: Mapping[str, Change]) -> "LlamaDecoder":
+        """Return a decoder of these weights with low-rank changes, which shares the weights.
+
+        Args:
+            changes: by module, such as ``model.layers.0.self_attn.q_proj``.
+
+        Raises:
+            CheckpointError: a module that no layer has, or of another shape.
+        """
+        left = dict(changes)
+        other = copy.copy(self)
+        with torch.inference_mode(False), torch.no_grad():
+            other._layers = [
+                self._adapted_layer(layer, f"model.layers.{number}", left)
+                for number, layer in enumerate(self._layers)
+            ]
+        if left:
+            raise CheckpointError(f"lora: no layer has {min(left)}")
+        other._prefix_columns, other._apart = None, {}
+        other.guesser = self.guesser.adapted(changes) if self.guesser else None
+        return other
+
+    def _adapted_layer(
+        self, layer: LayerProducts, name: str, changes: dict[str, Change]
+    ) -> LayerProducts:
+        """Change a layer; take its changes out of ``changes``."""
+        heads, groups = self.num_heads * self.head_dim, self.kv_heads * self.head_dim
+        shapes = {
+            "self_attn.q_proj": (heads, self.width),
+            "self_attn.k_proj": (groups, self.width),
+            "self_attn.v_proj": (groups, self.width),
+            "self_attn.o_proj": (self.width, heads),
+            "mlp.gate_proj": (self._inside, self.width),
+            "mlp.up_proj": (self._inside, self.width),
+            "mlp.down_proj": (self.width, self._inside),
+        }
+
+        def changed(product: Linear, gain: Tensor | None, *modules: str) -> Linear:
+            own = [changes.pop(f"{name}.{module}", None) for module in modules]
+            for module, change in zip(modules, own, strict=True):
+                if change and (len(change[1]), change[0].shape[1]) != shapes[module]:
+                    raise CheckpointError(f"lora: {name}.{module} is not {shapes[module]}")
+            heights = [shapes[module][0] for module in modules]
+            return adapt(product, own, heights, gain, FUSE[self.route])
+
+        before, between = layer.gains
+        return LayerProducts(
+            changed(layer.qkv, before, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            changed(layer.out, None, "self_attn.o_proj"),
+            changed(layer.gate_up, between, "mlp.gate_proj", "mlp.up_proj"),
+            changed(layer.down, None, "mlp.down_proj"),
+            layer.gains,
+        )
 
     def start(
         self,
@@ -187,7 +248,7 @@ class LlamaDecoder:
             products = [self._head() if self.few is None else self._few_head()]
             for layer in self._layers:
                 products += [layer.qkv, layer.out, layer.gate_up, layer.down]
-            apart = all(isinstance(each, HalfLinear) and each.counts for each in products)
+            apart = all(map(keeps_rows_apart, products))
             self._apart[threads] = apart and self._measured_apart()
         return self._apart[threads]
 
@@ -570,11 +631,11 @@ def _heads(
 
 def _layer(block: Any, fuse: Fuse) -> LayerProducts:
     attention, mlp = block.self_attn, block.mlp
+    gains = gain_of(block.input_layernorm), gain_of(block.post_attention_layernorm)
     return LayerProducts(
-        fuse(
-            [attention.q_proj, attention.k_proj, attention.v_proj], gain_of(block.input_layernorm)
-        ),
+        fuse([attention.q_proj, attention.k_proj, attention.v_proj], gains[0]),
         fuse([attention.o_proj], None),
-        fuse([mlp.gate_proj, mlp.up_proj], gain_of(block.post_attention_layernorm)),
+        fuse([mlp.gate_proj, mlp.up_proj], gains[1]),
         fuse([mlp.down_proj], None),
+        gains,
     )

@@ -4,10 +4,11 @@ Prompts are sequences of text and vectors, so there are no placeholder strings t
 a user types. No memory and no prompt wording live here.
 """
 
+import copy
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, takewhile
@@ -24,6 +25,7 @@ from transformers import GenerationConfig as TransformersDecoding
 from streammem.errors import ConfigError
 from streammem.models.backbones.chat_frame import chat_frame
 from streammem.models.backbones.decoding import LlamaDecoder, Run, is_plain_llama, weights_version
+from streammem.models.backbones.low_rank import Change
 from streammem.models.backbones.products import Route, has_bfloat16, has_half
 from streammem.models.backbones.sampling import GenerationConfig, penalised, pick
 from streammem.models.backbones.static_decoding import (
@@ -134,6 +136,10 @@ class CausalLanguageModel:
         self._lock = PartLock()
         self._model, self.tokenizer = model, tokenizer
         self._reopen, self._edits = reopen, list[Callable[[Any], None]]()
+        self._files = reopen
+        # Whose weights are decoded with, and how they are changed; what came of it.
+        self._base: tuple[CausalLanguageModel, Mapping[str, Change]] | None = None
+        self._adapted: tuple[LlamaDecoder, LlamaDecoder] | None = None
         asked = os.environ.get(DECODING_VARIABLE) or "auto" if decoding == "auto" else decoding
         self._route = decoding_route(asked)
         self._is_static = takes_static(model, asked)
@@ -198,6 +204,23 @@ class CausalLanguageModel:
             change(self._opened())
             self._edits.append(change)
 
+    def adapted(
+        self, changes: Mapping[str, Change], edit: Callable[[Any], None]
+    ) -> "CausalLanguageModel":
+        """Return a model with other weights, which shares this one's where these can be adapted.
+
+        That is on the CPU, for a plain Llama; elsewhere it reads the files again.
+
+        Args:
+            changes: low-rank, of these weights, by module.
+            edit: makes the same weights of those in the files.
+        """
+        other = copy.copy(self)  # the lock too: both have one tokenizer
+        other._base, other._edits = (self, changes), [edit]
+        other._model = other._prepared = None
+        other._reopen = self._files
+        return other
+
     def _opened(self) -> Any:
         """Return the model; read it again if it was taken apart. The lock is held."""
         if self._model is None:
@@ -214,6 +237,8 @@ class CausalLanguageModel:
         """How replies are decoded: one of ``DECODINGS``, or ``transformers`` for no plain Llama."""
         if self._is_static:
             return "static"
+        if self._base:
+            return self._base[0].decoding
         with self._lock:
             plain = self._model is None or is_plain_llama(self._model)
         return self._route if plain else "transformers"
@@ -677,6 +702,8 @@ class CausalLanguageModel:
         The first thread to ask arranges it; others wait.
         """
         with self._lock:
+            if self._base and (shared := self._shared_decoder(*self._base)):
+                return shared
             if self._model is None and self._prepared:
                 return self._prepared[1]
             model = self._opened()
@@ -700,6 +727,17 @@ class CausalLanguageModel:
                     took_s = time.monotonic() - began
                     log.info("decoder (%s) arranged in %.1f s", self._route, took_s)
             return self._prepared[1]
+
+    def _shared_decoder(
+        self, base: "CausalLanguageModel", changes: Mapping[str, Change]
+    ) -> LlamaDecoder | None:
+        """Return the decoder of another model's weights with changes; None where it has another."""
+        plain = base.decoder()
+        if not isinstance(plain, LlamaDecoder):
+            return None
+        if self._adapted is None or self._adapted[0] is not plain:
+            self._adapted = plain, plain.adapted(changes)
+        return self._adapted[1]
 
     def _text(self, ids: Sequence[int]) -> str:
         """Decode the whole characters: the last one may lack bytes that later tokens bring."""
