@@ -375,9 +375,11 @@ def test_what_a_stage_needs_is_checked_before_other_stages_and_before_it_draws(
 
     with pytest.raises(DatasetError, match="no captioned validation picture"):
         run_on("uncaptioned", detected=[["cat", 0.9, [0, 0, 1, 1]]])
-    monkeypatch.setattr("streammem.training.run.TrainingContext.validation", None)
+    monkeypatch.setattr("streammem.training.run.TrainingContext.validation_of", lambda *_: None)
     with pytest.raises(DatasetError, match="no picture of the data has questions"):
         run_on("unasked", detected=[["cat", 0.9, [0, 0, 1, 1]]])
+    assert not (tmp_path / "uncaptioned").exists()
+    assert not (tmp_path / "unasked").exists()
 
 
 def test_captions_are_drawn_with_the_starts_bridge_where_the_learning_is(
