@@ -73,6 +73,7 @@ def test_captions_begin_with_what_a_list_is_sure_of():
     )  # fmt: skip
     assert listed_beginnings((("person", 0.9), ("snow", 0.9))) == (), "captions name them anyway"
     assert listed_beginnings((("pants", 0.9),)) == ("Pants",)
+    assert listed_beginnings((("pants", 0.9), ("pants", 0.9))) == ("Pants",)
     most = [(f"thing {i}", 0.9) for i in range(9)]
     assert len(listed_beginnings([*most, ("person", 0.9)])) <= self_training.DRAWN // 2
 
