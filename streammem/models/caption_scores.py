@@ -39,6 +39,8 @@ _ENDS = frozenset(
     "is are was were be and or in on at with by to from into onto over under through near up down "  # noqa: SIM905
     "that who which while as for off out around behind between along next".split()
 )
+_STOPS = (".", ";", ":", "!", "?")
+_ABBREVIATION = re.compile(r"(?:[^\W_]\.)+|(?:mr|mrs|ms|dr|st|vs)\.")
 _ARTICLES = frozenset(
     "a an the his her their its another one two three four five some several".split()  # noqa: SIM905
 )
@@ -163,12 +165,17 @@ def first_phrase(text: str) -> str:
     """Return a caption up to the end of its first noun phrase, by English function words alone.
 
     Returns:
-        The beginning of the text, with its own spaces; all of it where no second phrase begins.
+        The beginning of the text, with its own spaces; all of it where no second phrase or
+        sentence begins.
     """
     words = list(re.finditer(r"\S+", text))
-    for before, word in pairwise(words[1:]):
+    for before, word in pairwise(words):
+        if before[0].endswith(_STOPS) and not _ABBREVIATION.fullmatch(before[0].lower()):
+            return text[: before.end() - 1].rstrip()
+        if before is words[0]:
+            continue
         if before[0].endswith(","):
-            return text[: before.end() - 1]
+            return text[: before.end() - 1].rstrip()
         if word[0].lower() in _ENDS and before[0].lower() not in _ENDS:
             return text[: before.end()]
     return text

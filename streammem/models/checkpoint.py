@@ -392,7 +392,11 @@ def check_device(device: str) -> None:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Read a checkpoint folder's weights as float32."""
+    """Read a checkpoint folder's weights as float32.
+
+    Raises:
+        CheckpointError: the file is missing or corrupt, or a weight of it is no finite number.
+    """
     path = folder / "model.safetensors"
     try:
         tensors = load_file(path)
@@ -409,6 +413,12 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             matrix *= scale.float().view(len(matrix), *[1] * (matrix.ndim - 1))
     except (KeyError, IndexError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: scales do not fit their matrices; get it again") from error
+    for key, value in unpacked.items():
+        # Both extremes are NaN where a value is: 7 ms for streammem-tiny, against 50 of isfinite.
+        if value.numel() and not torch.stack(value.aminmax()).isfinite().all():
+            raise CheckpointError(
+                f"{path}: {key} has weights that are no finite numbers; get it again"
+            )
     return unpacked
 
 

@@ -30,6 +30,7 @@ from streammem.models.published import (
     find,
     open_published,
 )
+from streammem.training.features import replace_text
 from streammem.training.loop import Schedule, check_matplotlib, draw_curves, train_stage
 from streammem.training.processes import join_processes
 from streammem.training.recipe import resolve_data
@@ -358,9 +359,10 @@ def run_parent_recipe(recipe_path: Path, out: Path, device: str | None = None) -
         model = open_published(recipe.model, opened, keys, device=own_device)
         # 2. Train.
         stage = kind.open(model, said, recipe, (items, validation), own_device)
-        with group.first_process_first():  # what was refused holds no folder
+        group.wait()  # until all have looked at the folder
+        if group.is_first:  # no earlier: a run that is refused holds no folder
             out.mkdir(parents=True, exist_ok=True)
-            (out / RECIPE).write_text(text)
+            replace_text(out / RECIPE, text)
         schedule = Schedule(
             steps=recipe.steps,
             lr=recipe.rate,

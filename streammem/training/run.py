@@ -8,15 +8,19 @@ Each stage has a module of its own; ``models/checkpoint.py`` writes the checkpoi
 
 import json
 import logging
+import shutil
 import time
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from streammem.errors import ConfigError
+from streammem.errors import ConfigError, StreammemError
 from streammem.memory.retrieval import DEFAULT_NULL
 from streammem.models.backbones.language import CausalLanguageModel
 from streammem.models.checkpoint import check_device, save
@@ -30,6 +34,7 @@ from streammem.training.answers import AnswerStage, askable, own_captions
 from streammem.training.captions import CaptionStage, caption_tokens
 from streammem.training.context import TrainingContext, joined
 from streammem.training.evidence import EVIDENCE_RANK, EvidenceData, EvidenceStage
+from streammem.training.features import CachedFeatures, replace_text
 from streammem.training.generated import SENTENCES, make_pictures
 from streammem.training.keys import KeyStage
 from streammem.training.learner import Backbones, Learner, open_by_name
@@ -44,7 +49,7 @@ from streammem.training.loop import (
 )
 from streammem.training.lora import check_peft
 from streammem.training.operators import OperatorStage
-from streammem.training.processes import join_processes
+from streammem.training.processes import ProcessGroup, join_processes
 from streammem.training.recipe import (
     GENERATED,
     Recipe,
@@ -132,15 +137,16 @@ def run_recipe(
     check_device(device or "cpu")
     with join_processes(device) as (group, own_device):
         # 2. Read the data; open the backbones and the weights to start from.
-        with group.first_process_first():
-            _check_folder(out, recipe, init)
-            sources, texts = _read_pictures(recipe, out), _read_sentences(recipe, out)
-        opened = backbones or open_by_name(recipe.backbones, own_device)
-        learner = Learner.open(recipe, opened, init, device=own_device)
-        context = TrainingContext(recipe, out, learner, sources, group, texts)
-        for options in recipe.stages:
-            if options.kind == "self-training":
-                _check_self_training(context, options)
+        with _removed_if_refused(recipe, out, group):
+            with group.first_process_first():
+                _check_folder(out, recipe, init)
+                sources, texts = _read_pictures(recipe, out), _read_sentences(recipe, out)
+            opened = backbones or open_by_name(recipe.backbones, own_device)
+            learner = Learner.open(recipe, opened, init, device=own_device)
+            context = TrainingContext(recipe, out, learner, sources, group, texts)
+            for options in recipe.stages:
+                if options.kind == "self-training":
+                    _check_self_training(context, sources, options)
         group.wait()  # until all have looked at the folder
         if group.is_first:  # no earlier: a run that is refused holds no folder
             _claim_folder(out, recipe_text, init)
@@ -285,7 +291,9 @@ def make_stage(context: TrainingContext, options: StageOptions) -> Stage:
     raise ConfigError(f"kind {options.kind!r}: no such stage")
 
 
-def _check_self_training(context: TrainingContext, options: StageOptions) -> None:
+def _check_self_training(
+    context: TrainingContext, sources: dict[str, CaptionedSource], options: StageOptions
+) -> None:
     """Check what a stage needs that first draws captions for hours.
 
     Raises:
@@ -293,9 +301,12 @@ def _check_self_training(context: TrainingContext, options: StageOptions) -> Non
         DatasetError: no captioned validation picture, or none to ask about if it is to ask.
     """
     start_that_chooses(context.learner)
-    _ = context.validation
+    # Records tell it; features take hours, and a refused run is to leave none.
+    none = np.empty(0)
+    listed = {entry: CachedFeatures(source, none, none) for entry, source in sources.items()}
+    context.validation_of(listed)
     if options.answers:
-        askable(context.pictures)
+        askable(joined([cached.split(TRAIN) for cached in listed.values()], "training"))
 
 
 def _answer_stage(
@@ -333,7 +344,7 @@ def _read_pictures(recipe: Recipe, out: Path) -> dict[str, CaptionedSource]:
             count = entry.removeprefix(GENERATED)
             if not count.isdigit() or int(count) < 5:
                 raise ConfigError(f"data {entry}: give the number of pictures, at least 5")
-            place = make_pictures(out / f"generated-{count}", int(count), recipe.seed)
+            place = make_pictures(_generated_folder(entry, out), int(count), recipe.seed)
         else:
             place = resolve_data(entry)
         sources[entry] = read_source(place)
@@ -343,9 +354,30 @@ def _read_pictures(recipe: Recipe, out: Path) -> dict[str, CaptionedSource]:
 def _read_sentences(recipe: Recipe, out: Path) -> list[str]:
     """Read the sentences of ``data`` that belong to no picture."""
     files = [(resolve_data(named[0]), named[1]) for e in recipe.data if (named := text_file(e))]
-    counts = [e.removeprefix(GENERATED) for e in recipe.data if e.startswith(GENERATED)]
-    files += [(out / f"generated-{count}" / SENTENCES, "") for count in counts]
+    made = [_generated_folder(e, out) for e in recipe.data if e.startswith(GENERATED)]
+    files += [(folder / SENTENCES, "") for folder in made]
     return [text for path, column in files for text in read_sentences(path, column)]
+
+
+def _generated_folder(entry: str, out: Path) -> Path:
+    """Return the folder of the pictures that an entry of ``data`` makes."""
+    return out / f"generated-{entry.removeprefix(GENERATED)}"
+
+
+@contextmanager
+def _removed_if_refused(recipe: Recipe, out: Path, group: ProcessGroup) -> Iterator[None]:
+    """Remove what the block generates if the run is refused in it."""
+    generated = [_generated_folder(e, out) for e in recipe.data if e.startswith(GENERATED)]
+    new, out_is_new = [folder for folder in generated if not folder.exists()], not out.exists()
+    try:
+        yield
+    except StreammemError:
+        for folder in new if group.is_first else ():
+            shutil.rmtree(folder, ignore_errors=True)
+        if out_is_new:
+            with suppress(OSError):  # not there, or with files of others
+                out.rmdir()
+        raise
 
 
 def _check_folder(out: Path, recipe: Recipe, init: Path | str | None) -> None:
@@ -373,7 +405,7 @@ def _check_folder(out: Path, recipe: Recipe, init: Path | str | None) -> None:
 def _claim_folder(out: Path, text: str, init: Path | str | None) -> None:
     """Write which run the folder belongs to."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / CLAIM).write_text(json.dumps({"init": _start_name(init), "recipe": text}) + "\n")
+    replace_text(out / CLAIM, json.dumps({"init": _start_name(init), "recipe": text}) + "\n")
 
 
 def _start_name(init: Path | str | None) -> str | None:

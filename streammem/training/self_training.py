@@ -34,7 +34,7 @@ from streammem.models.backbones.sampling import GenerationConfig
 from streammem.models.caption_scores import Reranker, reranking_features
 from streammem.models.tiny.bridge import MemoryBridge
 from streammem.models.tiny.model import CAPTION_INSTRUCTION, VideoModel
-from streammem.models.tiny.words import FOLLOWING, NOT_BEGUN, WITHOUT_ARTICLE, NamesInText
+from streammem.models.tiny.words import FOLLOWING, NOT_BEGUN, NamesInText, takes_article
 from streammem.training.captions import BranchedPrompt, caption_prompt, reply_losses
 from streammem.training.features import replace_text
 from streammem.training.learner import Learner
@@ -163,7 +163,7 @@ def listed_beginnings(things: Sequence[tuple[str, float]]) -> tuple[str, ...]:
 
 def _counted(name: str, count: int) -> str:
     """Name one thing, two, or a group."""
-    if count == 1 or name in WITHOUT_ARTICLE:
+    if count == 1 or not takes_article(name):
         return indefinite(name)
     return f"{'two' if count == 2 else 'a group of'} {plural(name)}"
 

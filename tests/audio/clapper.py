@@ -1,5 +1,6 @@
 """Videos in which a white picture and a click come together, for tests of the clock of sound."""
 
+from contextlib import ExitStack
 from fractions import Fraction
 
 import av
@@ -51,6 +52,28 @@ def clapper(
         container.mux(video.encode())
         if sound:
             container.mux(heard.encode())
+    return path
+
+
+def with_sounds(path, *sources, default=None):
+    """Copy the pictures of the first of some videos, and the sound of each as a track of its own.
+
+    Args:
+        sources: MP4 files, whose packets all have a decoding time.
+        default: place of the track that is marked as the default one.
+    """
+    packets = []
+    with ExitStack() as opened, av.open(str(path), "w") as container:
+        for number, source in enumerate([sources[0], *sources]):
+            inside = opened.enter_context(av.open(str(source)))
+            stream = inside.streams.audio[0] if number else inside.streams.video[0]
+            copy = container.add_stream_from_template(stream)
+            if default is not None and number == default + 1:
+                copy.disposition = av.stream.Disposition.default
+            packets += [(p, copy) for p in inside.demux(stream) if p.dts is not None]
+        for packet, copy in sorted(packets, key=lambda one: one[0].dts * one[0].time_base):
+            packet.stream = copy
+            container.mux(packet)
     return path
 
 

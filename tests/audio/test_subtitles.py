@@ -164,6 +164,15 @@ def test_tracks_inside_a_video_are_read(tmp_path, suffix, codec):
     assert open_track(path, SpeechOptions(language="ger")).notes == (Note(*german[0]),)
 
 
+def test_of_several_tracks_the_first_is_read_and_of_those_in_a_language_too(tmp_path):
+    texts = ((1.0, 2.0, "One."),), ((1.0, 2.0, "Two."),), ((1.0, 2.0, "Three."),)
+    path = with_tracks(tmp_path / "film.mkv", [*zip(("deu", "eng", "eng"), texts, strict=True)])
+    track = open_track(path, SpeechOptions())
+    assert track.notes == (Note(*texts[0][0]),)
+    assert "reads subtitle track 1 of film.mkv" in track.notices[0].message
+    assert open_track(path, SpeechOptions(language="en")).notes == (Note(*texts[1][0]),)
+
+
 def test_closed_captions_have_the_time_at_which_they_are_shown(tmp_path):
     path = with_captions(tmp_path / "film.mov", CUES)
     (track,) = tracks_of(path)

@@ -653,6 +653,26 @@ def test_scales_without_their_matrix_are_told(folder, scale):
         load_checkpoint(folder)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["background", "picture_key.out.2.weight", "lora.{}.A"])
+def test_a_weight_that_is_no_finite_number_is_told_with_its_tensor(folder, name, value):
+    name = name.format("model.layers.0.self_attn.q_proj")
+
+    def change(tensors):
+        """Change one value, of matrices with a scale a row the scale."""
+        stored = tensors.get(f"{name}{checkpoint.SCALE}", tensors[name])
+        stored.view(-1)[-1] = value
+
+    change_tensors(folder, change)
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: {name} has weights"):
+        load_checkpoint(folder)
+
+
+def test_an_empty_tensor_is_read(folder):
+    change_tensors(folder, lambda tensors: tensors.update({"lora.none": torch.zeros(0, 3)}))
+    assert checkpoint.read_tensors(folder)["lora.none"].shape == (0, 3)
+
+
 def test_a_language_model_of_another_width_is_told_when_it_is_opened(folder):
     bridge = json.loads((folder / "config.json").read_text())["bridge"]
     wide = tiny_model()

@@ -144,7 +144,8 @@ def trained(place, out):
 
 
 def test_a_run_learns_and_the_next_stage_opens_what_it_leaves(place, finished):
-    log = [json.loads(line) for line in (place / "out" / "minigpt4-video.jsonl").open()]
+    lines = (place / "out" / "minigpt4-video.jsonl").read_text().splitlines()
+    log = [json.loads(line) for line in lines]
     assert finished["val_loss"] < 0.9 * log[0]["loss"] and len(log) == 6
     tensors = trained(place, "out")
     assert tensors.keys() == published.own().keys()
@@ -168,6 +169,17 @@ def test_a_run_that_is_refused_leaves_its_folder_and_no_other_takes_one(
     with pytest.raises(ConfigError, match="holds a run of another recipe"):
         run_parent_recipe(place / "r3.toml", place / "out")
     assert (place / "out" / "recipe.toml").read_text() == (place / "r.toml").read_text()
+
+
+def test_a_kill_while_the_folder_is_claimed_leaves_no_half_of_a_claim(place, monkeypatch):
+    def killed(*paths):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "load_own", lambda name="", *, device="cpu": tiny_model())
+    monkeypatch.setattr("streammem.training.features.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_parent_recipe(place / "r.toml", place / "claimed")
+    assert [path.name for path in (place / "claimed").iterdir()] == ["recipe.toml.part"]
 
 
 @pytest.mark.heavy

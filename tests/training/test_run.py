@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from streammem.errors import CheckpointError, ConfigError
+from streammem.errors import CheckpointError, ConfigError, DatasetError
 from streammem.models import checkpoint
 from streammem.training import loop, run
+from streammem.training.generated import make_pictures
 from streammem.training.processes import ProcessGroup
 from streammem.training.run import run_recipe
 from tests.tiny import TinySentences, TinyVision, tiny_language
@@ -250,6 +251,37 @@ def test_a_start_that_does_not_choose_is_named_with_the_way_out(
     with pytest.raises(ConfigError, match=f"{start} does not choose .* choice --fit {start}, or"):
         run_recipe(recipe, tmp_path / "out", init=start, backbones=tiny_backbones())
     assert not (tmp_path / "out" / "run.json").exists()
+
+
+@pytest.mark.parametrize("data", ['"generated:30"', '"generated:30", "/no/such/folder"'])
+@pytest.mark.parametrize("earlier", ["nothing", "a file", "generated pictures"])
+def test_a_refused_run_leaves_its_folder_as_it_was(recipe, tmp_path, data, earlier):
+    recipe.write_text(RECIPE.replace('"generated:30"', data))
+    out = tmp_path / "out"
+    if earlier == "a file":
+        out.mkdir()
+        (out / "notes.txt").touch()
+    elif earlier == "generated pictures":
+        make_pictures(out / "generated-30", 30)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises((ConfigError, DatasetError)):
+        run_recipe(recipe, out, init=tmp_path / "nowhere", backbones=tiny_backbones())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_kill_while_the_folder_is_claimed_leaves_no_half_of_a_claim(
+    recipe, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("streammem.training.features.os.replace", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, out, backbones=tiny_backbones())
+    assert not (out / "run.json").exists()
+    monkeypatch.setattr(run, "make_stage", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):  # it goes on
+        run_recipe(recipe, out, backbones=tiny_backbones())
+    assert json.loads((out / "run.json").read_text())["recipe"] == RECIPE
 
 
 def test_a_start_of_other_sizes_is_refused(recipe, tmp_path, finished, openable):

@@ -73,6 +73,7 @@ def test_captions_begin_with_what_a_list_is_sure_of():
     )  # fmt: skip
     assert listed_beginnings((("person", 0.9), ("snow", 0.9))) == (), "captions name them anyway"
     assert listed_beginnings((("pants", 0.9),)) == ("Pants",)
+    assert listed_beginnings((("pants", 0.9), ("pants", 0.9))) == ("Pants",)
     most = [(f"thing {i}", 0.9) for i in range(9)]
     assert len(listed_beginnings([*most, ("person", 0.9)])) <= self_training.DRAWN // 2
 
@@ -375,9 +376,11 @@ def test_what_a_stage_needs_is_checked_before_other_stages_and_before_it_draws(
 
     with pytest.raises(DatasetError, match="no captioned validation picture"):
         run_on("uncaptioned", detected=[["cat", 0.9, [0, 0, 1, 1]]])
-    monkeypatch.setattr("streammem.training.run.TrainingContext.validation", None)
+    monkeypatch.setattr("streammem.training.run.TrainingContext.validation_of", lambda *_: None)
     with pytest.raises(DatasetError, match="no picture of the data has questions"):
         run_on("unasked", detected=[["cat", 0.9, [0, 0, 1, 1]]])
+    assert not (tmp_path / "uncaptioned").exists()
+    assert not (tmp_path / "unasked").exists()
 
 
 def test_captions_are_drawn_with_the_starts_bridge_where_the_learning_is(

@@ -10,6 +10,7 @@ from streammem.errors import ConfigError, SourceError
 from streammem.video.cut import MAX_COPIED_S, MAX_ENCODED_S, cut
 from streammem.video.file import FileSource
 from streammem.video.source import Sampling
+from tests.audio.clapper import clapper, with_sounds
 from tests.video import clips
 
 
@@ -68,6 +69,18 @@ def test_times_are_the_files_own_and_sound_comes_along(tmp_path, suffix):
         (sound,) = container.streams.audio
         length = float(sound.duration * sound.time_base)
         assert length == pytest.approx(1.0, abs=0.1)
+
+
+def test_of_several_sounds_the_first_comes_along(tmp_path):
+    plain, low = (
+        clapper(tmp_path / f"{rate}.mp4", rate=rate, seconds=3) for rate in (16_000, 8_000)
+    )
+    made, _ = cut_to(with_sounds(tmp_path / "two.mp4", plain, low), tmp_path, 1.0, 2.0)
+    with av.open(str(made)) as container:
+        assert [sound.rate for sound in container.streams.audio] == [16_000]
+    made, _ = cut_to(with_sounds(tmp_path / "two.mp4", low, plain), tmp_path, 1.0, 2.0)
+    with av.open(str(made)) as container:
+        assert [sound.rate for sound in container.streams.audio] == [8_000]
 
 
 def test_a_turned_video_stays_turned(tmp_path):

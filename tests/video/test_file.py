@@ -254,6 +254,20 @@ def test_damage_in_the_middle_costs_only_the_damaged_frames(clips, tmp_path):
     assert 50 < len(frames) < 60 and frames[-1].time == pytest.approx(2.36)
 
 
+@pytest.mark.parametrize("fps", [None, 5])
+def test_damage_before_the_first_picture_is_no_loss(clips, tmp_path, fps):
+    """A recording may begin in the middle of a GOP."""
+    with av.open(str(clips / "h264.mkv")) as container:
+        first = next(container.demux(video=0))
+    content = bytearray((clips / "h264.mkv").read_bytes())
+    middle = first.pos + first.size - 200
+    content[middle : middle + 60] = b"\xff" * 60
+    (tmp_path / "damaged.mkv").write_bytes(content)
+    frames, error = collected(open_source(tmp_path / "damaged.mkv", fps=fps))
+    assert error is None and len(frames) == (59 if fps is None else 12)
+    assert frames[0].time == pytest.approx(0.04)
+
+
 def test_of_a_damaged_file_that_breaks_off_the_break_is_told(clips, tmp_path):
     content = bytearray((clips / "fast.mp4").read_bytes())
     middle = len(content) * 4 // 10

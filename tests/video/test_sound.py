@@ -3,8 +3,10 @@
 import os
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
+from av.stream import Discard
 
 from benchmarks.rtsp_server import SOUND_HZ, RtspCamera, encode
 from streammem.audio.recogniser import SoundLine
@@ -13,9 +15,16 @@ from streammem.errors import SourceError
 from streammem.video import open_source
 from streammem.video import sound as sound_of
 from streammem.video.clock import StreamClock
-from streammem.video.sound import HELD_S, SOUND_RATE, SoundBeside, SoundOfParts, file_sound
+from streammem.video.sound import (
+    HELD_S,
+    SOUND_RATE,
+    SoundBeside,
+    SoundOfParts,
+    choose_sound,
+    file_sound,
+)
 from streammem.video.source import Sampling
-from tests.audio.clapper import clapper, clicks, live
+from tests.audio.clapper import clapper, clicks, live, with_sounds
 from tests.models.heard import noise, write_film
 from tests.video.servers import serving
 
@@ -361,6 +370,27 @@ def test_recordings_in_one_file_are_heard_one_after_another(tmp_path):
         flashes = [frame.time for frame in source if frame.pixels.mean() > 200]
     assert len(heard) == len(flashes) == 6
     assert np.allclose(flashes, heard, atol=0.3)  # of each join, what sound and pictures differ by
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+@pytest.mark.parametrize("default", [None, 0, 1, 2])
+def test_of_several_sounds_the_default_one_is_heard_and_the_first_of_equals(
+    tmp_path, default, suffix
+):
+    late = (0.2, 0.4, 0.6)
+    tracks = [clapper(tmp_path / f"{k}.mp4", apart_s=at) for k, at in enumerate(late)]
+    path = with_sounds(tmp_path / f"three{suffix}", *tracks, default=default)
+    heard = clicks(list(file_sound(path, "three")))
+    assert np.allclose(heard, np.arange(6) + late[default or 0], atol=TOLERANCE_S)
+
+
+def test_where_the_best_sound_is_left_out_the_first_of_the_others_is_chosen(tmp_path):
+    one = clapper(tmp_path / "one.mp4", seconds=2)
+    with av.open(str(with_sounds(tmp_path / "three.mkv", one, one, one))) as container:
+        best, *others = container.streams.audio
+        best.discard = Discard.all  # as what belongs to another variant of an HLS playlist
+        assert choose_sound(container, container.streams.video[0]) is others[0]
+        assert [other.discard == Discard.all for other in others] == [False, True]
 
 
 def test_a_source_that_can_have_no_sound_says_so(tmp_path):

@@ -74,8 +74,10 @@ class TransformersVisionEncoder:
             reason = str(error).strip().partition("\n")[0]
             raise BackboneError(f"{folder}: not a usable vision encoder ({reason})") from error
         check_complete(info, folder)
-        self._tower: nn.Module = getattr(model, "vision_model", model).to(device).eval()
-        vision = getattr(config, "vision_config", config)
+        tower, vision = model, config
+        if "vision_config" in config.sub_configs:  # of a model that reads words, too
+            tower, vision = model.vision_model, config.vision_config
+        self._tower: nn.Module = tower.to(device).eval()
         # CLIP puts a class token before the patches; SigLIP has none.
         self._skip = int(vision.model_type.startswith("clip"))
         self.changes: Mapping[str, Tensor] = {}

@@ -212,6 +212,9 @@ def open_planning(name: str | Path) -> PlanningAdapter:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["planning"])
             tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+        for key, value in tensors.items():
+            if not value.isfinite().all():
+                raise ValueError(f"{key} has weights that are no finite numbers")
         words = ActionWords(about["verbs"], about["nouns"])
         adapter = PlanningAdapter(words, **about["sizes"])
         adapter.load_state_dict(tensors)

@@ -32,9 +32,24 @@ FOLLOWING = (
     *(" hanging", " in", " is", " lies", " lying", " near", " next", " on", " over", " parked"),
     *(" sits", " sitting", " standing", " stands", " that", " under", " with"),
 )
-WITHOUT_ARTICLE = frozenset(
-    "bacon bread broccoli cereal cheese clothes cream fruit honey jam juice ketchup mayonnaise "  # noqa: SIM905
-    "milk oil paper salt scissors skis soap spaghetti stairs tea toothpaste".split()
+_UNCOUNTED = frozenset(
+    "bacon bread broccoli cereal cheese cream fruit honey jam juice ketchup mayonnaise milk oil "  # noqa: SIM905
+    "paper salt soap spaghetti tea toothpaste".split()
+)
+_NO_SINGULAR = frozenset(
+    "binoculars clothes eyeglasses glasses goggles headphones jeans leggings pajamas pants pliers "  # noqa: SIM905
+    "pyjamas scissors shorts skis stairs sunglasses tights tongs trousers tweezers".split()
+)
+_STOPS = frozenset(".,;:!?")
+# Plurals whose stem is another word's: short hair is no shorts, and who is panting no pants.
+_OWN_STEM = frozenset({"pants", "shorts"})
+# In a text that names a person, or wearing, glasses are worn unless they are counted, filled or of
+# a drink: nine in ten captions with the word mean those.
+_WORN, _WEARERS = "glasses", kinds_of("person") | {"wear"}
+_TO_DRINK = re.compile(
+    r"\b(?:beer|champagne|cocktail|drink|drinking|martini|shot|water|whiskey|wine|empty|full|filled"
+    r"|tall|two|three|four|five|six|several|many|from|into|out of|tray of|number of|raise their"
+    r"|raising their) glasses\b|\bglasses (?:of|full|filled)\b"
 )
 
 
@@ -53,8 +68,11 @@ class NamesInText:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
-        self._stems = [content_words(name) for name in self.names]
-        wanted = [[kinds_of(word) for word in sorted(stems)] for stems in self._stems]
+        self._stems = [frozenset(_stems_of(name)) - STOP_WORDS - _STOPS for name in self.names]
+        wanted = [
+            [_kinds_in(name, word) for word in sorted(stems)]
+            for name, stems in zip(self.names, self._stems, strict=True)
+        ]
         # By a word that a text must have: names, with the kinds of each of their content words; and
         # names of several words, the longest first, with the kinds of all as they stand.
         self._by_word = defaultdict[str, list[tuple[int, list[frozenset[str]]]]](list)
@@ -64,7 +82,8 @@ class NamesInText:
             alike[frozenset(kinds)].add(number)
             for word in kinds[0] if kinds else ():
                 self._by_word[word].append((number, kinds))
-            phrase = [kinds_of(word) for word in _stems_of(self.names[number])]
+            name = self.names[number]
+            phrase = [_kinds_in(name, word) for word in _stems_of(name)]
             for word in phrase[0] if len(kinds) > 1 else ():
                 self._phrases[word].append((number, phrase))
         for phrases in self._phrases.values():
@@ -101,8 +120,18 @@ class NamesInText:
 
 def _stems_of(text: str) -> list[str]:
     """Return a text's words in order, as stems but for those without content, and its stops."""
-    words = re.findall(r"[^\W_]+(?:'s)?|[.,;:!?]", text.lower())
-    return [word if word in STOP_WORDS else stem(word) for word in words]
+    text = text.lower()
+    words = re.findall(r"[^\W_]+(?:'s)?|[.,;:!?]", text)
+    stems = [word if word in STOP_WORDS or word in _OWN_STEM else stem(word) for word in words]
+    if _WORN in words and not _WEARERS.isdisjoint(stems) and not _TO_DRINK.search(text):
+        return [_WORN if word == _WORN else stem for word, stem in zip(words, stems, strict=True)]
+    return stems
+
+
+def _kinds_in(name: str, word: str) -> frozenset[str]:
+    """Return the kinds of a name's word; glasses may be those that are worn."""
+    worn = word == stem(_WORN) and _WORN in name.lower()
+    return kinds_of(word) | {_WORN} if worn else kinds_of(word)
 
 
 class WordsOfTokens(nn.Module):
@@ -175,9 +204,15 @@ def caption_beginnings(names: Sequence[str]) -> Beginnings:
     return Beginnings(texts, FOLLOWING)
 
 
+def takes_article(name: str) -> bool:
+    """Return whether one such thing is called with an article: a cup; but bread, dark glasses."""
+    head = name.partition(" of ")[0].rpartition(" ")[2]
+    return name not in _UNCOUNTED and head not in _NO_SINGULAR
+
+
 def with_article(name: str) -> str:
     """Return a thing's name with its article, where it takes one."""
-    if name in WITHOUT_ARTICLE:
+    if not takes_article(name):
         return name
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 

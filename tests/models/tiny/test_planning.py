@@ -1,5 +1,6 @@
 """The planning adapter: what it reads, what it gives, its file."""
 
+import copy
 import json
 
 import numpy as np
@@ -89,6 +90,15 @@ def test_a_file_that_is_no_adapter_is_refused(adapter, tmp_path, spoil):
         open_planning(path)
     with pytest.raises(ConfigError, match="kitchen"):
         open_planning(tmp_path / "none")
+
+
+def test_a_weight_of_an_adapter_that_is_no_finite_number_is_told(adapter, tmp_path):
+    path = tmp_path / "a.safetensors"
+    spoiled = copy.deepcopy(adapter)
+    spoiled.verb_bias.data[1] = torch.nan
+    save_planning(spoiled, path, "terms")
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: .*verb_bias has weights"):
+        open_planning(path)
 
 
 def test_the_packaged_adapter_states_its_terms_and_knows_what_follows_in_kitchens():

@@ -11,6 +11,8 @@ from streammem.models.tiny.words import NamesInText, WordsOfTokens, caption_begi
 from streammem.types import Segment
 from tests.tiny import tiny_model
 
+NO_SINGULAR = ("scissors", "jeans", "shorts", "glasses", "sunglasses", "binoculars")
+
 
 @pytest.mark.parametrize(
     ("names", "texts"),
@@ -19,6 +21,9 @@ from tests.tiny import tiny_model
         (["person", "snow"], ()),  # captions name these by themselves
         (["person", "elephant"], ("An elephant",)),
         (["skis", "person", "cup", "pan"], ("Skis", "A cup", "Skis and a cup")),
+        (["pants", "sun glasses"], ("Pants", "Sun glasses", "Pants and sun glasses")),
+        (["glass", "pair of jeans"], ("A glass", "A pair of jeans", "A glass and a pair of jeans")),
+        *(([name], (name.capitalize(),)) for name in NO_SINGULAR),
     ],
 )
 def test_captions_begin_with_the_two_likeliest_things_and_with_both(names, texts):
@@ -77,6 +82,32 @@ def test_words_of_a_longer_name_are_no_other_name_unless_they_stand_by_themselve
          "bottle of soap dispenser", "phone", "telephone", "tennis ball", "tennis racket")
     )  # fmt: skip
     assert {names_in.names[i] for i in names_in(text)} == named
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("A man wearing dark glasses.", {"glasses"}),
+        ("Glasses and a hat on a woman.", {"glasses"}),
+        ("A dog wears glasses.", {"glasses"}),
+        ("A man with glasses drinks wine.", {"glasses"}),
+        ("A man with glasses and a glass.", {"glasses", "glass"}),
+        ("A man holds two wine glasses.", {"wine glass"}),
+        ("A woman and two glasses.", {"glasses", "glass"}),  # it cannot be told
+        ("People with glasses of beer.", {"glasses", "glass"}),
+        ("Two men drink from glasses.", {"glasses", "glass"}),
+        ("Plates and glasses on a table.", {"glasses", "glass"}),
+        ("A man with short hair.", set()),
+        ("A man in shorts.", {"shorts"}),
+        ("A panting dog.", set()),
+        ("A boy in pants.", {"pants"}),
+        ("A pair of scissors.", {"scissors", "scissor"}),
+    ],
+)
+def test_glasses_that_are_worn_are_no_glass_and_plurals_are_no_other_word(text, named):
+    names = ("glass", "wine glass", "glasses", "shorts", "pants", "scissors", "scissor")
+    names_in = NamesInText(names)
+    assert {names[i] for i in names_in(text)} == named
 
 
 def test_naming_adds_what_is_there_and_takes_off_what_is_not():
