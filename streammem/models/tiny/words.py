@@ -43,14 +43,6 @@ _NO_SINGULAR = frozenset(
 _STOPS = frozenset(".,;:!?")
 # Plurals whose stem is another word's: short hair is no shorts, and who is panting no pants.
 _OWN_STEM = frozenset({"pants", "shorts"})
-# In a text that names a person, or wearing, glasses are worn unless they are counted, filled or of
-# a drink: nine in ten captions with the word mean those.
-_WORN, _WEARERS = "glasses", kinds_of("person") | {"wear"}
-_TO_DRINK = re.compile(
-    r"\b(?:beer|champagne|cocktail|drink|drinking|martini|shot|water|whiskey|wine|empty|full|filled"
-    r"|tall|two|three|four|five|six|several|many|from|into|out of|tray of|number of|raise their"
-    r"|raising their) glasses\b|\bglasses (?:of|full|filled)\b"
-)
 
 
 class NamesInText:
@@ -69,10 +61,7 @@ class NamesInText:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
         self._stems = [frozenset(_stems_of(name)) - STOP_WORDS - _STOPS for name in self.names]
-        wanted = [
-            [_kinds_in(name, word) for word in sorted(stems)]
-            for name, stems in zip(self.names, self._stems, strict=True)
-        ]
+        wanted = [[kinds_of(word) for word in sorted(stems)] for stems in self._stems]
         # By a word that a text must have: names, with the kinds of each of their content words; and
         # names of several words, the longest first, with the kinds of all as they stand.
         self._by_word = defaultdict[str, list[tuple[int, list[frozenset[str]]]]](list)
@@ -82,8 +71,7 @@ class NamesInText:
             alike[frozenset(kinds)].add(number)
             for word in kinds[0] if kinds else ():
                 self._by_word[word].append((number, kinds))
-            name = self.names[number]
-            phrase = [_kinds_in(name, word) for word in _stems_of(name)]
+            phrase = [kinds_of(word) for word in _stems_of(self.names[number])]
             for word in phrase[0] if len(kinds) > 1 else ():
                 self._phrases[word].append((number, phrase))
         for phrases in self._phrases.values():
@@ -120,18 +108,8 @@ class NamesInText:
 
 def _stems_of(text: str) -> list[str]:
     """Return a text's words in order, as stems but for those without content, and its stops."""
-    text = text.lower()
-    words = re.findall(r"[^\W_]+(?:'s)?|[.,;:!?]", text)
-    stems = [word if word in STOP_WORDS or word in _OWN_STEM else stem(word) for word in words]
-    if _WORN in words and not _WEARERS.isdisjoint(stems) and not _TO_DRINK.search(text):
-        return [_WORN if word == _WORN else stem for word, stem in zip(words, stems, strict=True)]
-    return stems
-
-
-def _kinds_in(name: str, word: str) -> frozenset[str]:
-    """Return the kinds of a name's word; glasses may be those that are worn."""
-    worn = word == stem(_WORN) and _WORN in name.lower()
-    return kinds_of(word) | {_WORN} if worn else kinds_of(word)
+    words = re.findall(r"[^\W_]+(?:'s)?|[.,;:!?]", text.lower())
+    return [word if word in STOP_WORDS or word in _OWN_STEM else stem(word) for word in words]
 
 
 class WordsOfTokens(nn.Module):

@@ -87,16 +87,6 @@ def test_words_of_a_longer_name_are_no_other_name_unless_they_stand_by_themselve
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("A man wearing dark glasses.", {"glasses"}),
-        ("Glasses and a hat on a woman.", {"glasses"}),
-        ("A dog wears glasses.", {"glasses"}),
-        ("A man with glasses drinks wine.", {"glasses"}),
-        ("A man with glasses and a glass.", {"glasses", "glass"}),
-        ("A man holds two wine glasses.", {"wine glass"}),
-        ("A woman and two glasses.", {"glasses", "glass"}),  # it cannot be told
-        ("People with glasses of beer.", {"glasses", "glass"}),
-        ("Two men drink from glasses.", {"glasses", "glass"}),
-        ("Plates and glasses on a table.", {"glasses", "glass"}),
         ("A man with short hair.", set()),
         ("A man in shorts.", {"shorts"}),
         ("A panting dog.", set()),
@@ -104,8 +94,8 @@ def test_words_of_a_longer_name_are_no_other_name_unless_they_stand_by_themselve
         ("A pair of scissors.", {"scissors", "scissor"}),
     ],
 )
-def test_glasses_that_are_worn_are_no_glass_and_plurals_are_no_other_word(text, named):
-    names = ("glass", "wine glass", "glasses", "shorts", "pants", "scissors", "scissor")
+def test_shorts_and_pants_are_no_other_word(text, named):
+    names = ("shorts", "pants", "scissors", "scissor")
     names_in = NamesInText(names)
     assert {names[i] for i in names_in(text)} == named
 
