@@ -17,7 +17,7 @@ from benchmarks.clips import letterboxed, write
 from streammem.errors import BackboneError
 from streammem.models.backbones.weights import download, home
 
-QUESTION = "What is the man in the car wearing?"
+QUESTION = "What is the man doing?"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from streammem.errors import CheckpointError
-from streammem.models.backbones.low_rank import Change, adapt, keeps_rows_apart
+from streammem.models.backbones.low_rank import LowRank, adapt, keeps_rows_apart
 from streammem.models.backbones.products import (
     FUSE,
     Fuse,
@@ -147,7 +147,7 @@ class LlamaDecoder:
         guesses = route == "exact" and has_half()
         self.guesser = LlamaDecoder(model, "half", prefix, few=few) if guesses else None
 
-    def adapted(self, changes: Mapping[str, Change]) -> "LlamaDecoder":
+    def adapted(self, changes: Mapping[str, LowRank]) -> "LlamaDecoder":
         """Return a decoder of these weights with low-rank changes, which shares the weights.
 
         Args:
@@ -170,9 +170,9 @@ class LlamaDecoder:
         return other
 
     def _adapted_layer(
-        self, layer: LayerProducts, name: str, changes: dict[str, Change]
+        self, layer: LayerProducts, name: str, changes: dict[str, LowRank]
     ) -> LayerProducts:
-        """Change a layer; take its changes out of ``changes``."""
+        """LowRank a layer; take its changes out of ``changes``."""
         heads, groups = self.num_heads * self.head_dim, self.kv_heads * self.head_dim
         shapes = {
             "self_attn.q_proj": (heads, self.width),

@@ -25,7 +25,7 @@ from transformers import GenerationConfig as TransformersDecoding
 from streammem.errors import ConfigError
 from streammem.models.backbones.chat_frame import chat_frame
 from streammem.models.backbones.decoding import LlamaDecoder, Run, is_plain_llama, weights_version
-from streammem.models.backbones.low_rank import Change
+from streammem.models.backbones.low_rank import LowRank
 from streammem.models.backbones.products import Route, has_bfloat16, has_half
 from streammem.models.backbones.sampling import GenerationConfig, penalised, pick
 from streammem.models.backbones.static_decoding import (
@@ -138,7 +138,7 @@ class CausalLanguageModel:
         self._reopen, self._edits = reopen, list[Callable[[Any], None]]()
         self._files = reopen
         # Whose weights are decoded with, and how they are changed; what came of it.
-        self._base: tuple[CausalLanguageModel, Mapping[str, Change]] | None = None
+        self._base: tuple[CausalLanguageModel, Mapping[str, LowRank]] | None = None
         self._adapted: tuple[LlamaDecoder, LlamaDecoder] | None = None
         asked = os.environ.get(DECODING_VARIABLE) or "auto" if decoding == "auto" else decoding
         self._route = decoding_route(asked)
@@ -205,7 +205,7 @@ class CausalLanguageModel:
             self._edits.append(change)
 
     def adapted(
-        self, changes: Mapping[str, Change], edit: Callable[[Any], None]
+        self, changes: Mapping[str, LowRank], edit: Callable[[Any], None]
     ) -> "CausalLanguageModel":
         """Return a model with other weights, which shares this one's where these can be adapted.
 
@@ -729,7 +729,7 @@ class CausalLanguageModel:
             return self._prepared[1]
 
     def _shared_decoder(
-        self, base: "CausalLanguageModel", changes: Mapping[str, Change]
+        self, base: "CausalLanguageModel", changes: Mapping[str, LowRank]
     ) -> LlamaDecoder | None:
         """Return the decoder of another model's weights with changes; None where it has another."""
         plain = base.decoder()

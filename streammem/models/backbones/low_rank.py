@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from streammem.errors import CheckpointError
 from streammem.models.backbones.products import Fuse, HalfLinear, Linear
 
-Change = tuple[Tensor, Tensor]  # A [r, in] and B [out, r], of W + B A
+LowRank = tuple[Tensor, Tensor]  # A [r, in] and B [out, r], of W + B A
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,12 +48,12 @@ def keeps_rows_apart(product: Linear) -> bool:
 
 def adapt(
     product: Linear,
-    changes: Sequence[Change | None],
+    changes: Sequence[LowRank | None],
     heights: Sequence[int],
     gain: Tensor | None,
     fuse: Fuse,
 ) -> Linear:
-    """Change the product of one or several modules with equal input.
+    """LowRank the product of one or several modules with equal input.
 
     Args:
         product: [M, in] -> [M, sum of ``heights``], as ``fuse`` made it.
@@ -83,7 +83,7 @@ def _linear(weight: Tensor) -> nn.Linear:
     return module
 
 
-def pairs(lora: Mapping[str, Tensor], scale: float) -> dict[str, Change]:
+def pairs(lora: Mapping[str, Tensor], scale: float) -> dict[str, LowRank]:
     """Return a LoRA's changes by module, the scale in B.
 
     Args:
@@ -105,7 +105,7 @@ def pairs(lora: Mapping[str, Tensor], scale: float) -> dict[str, Change]:
 
 def differences(
     wanted: Mapping[str, Tensor], merged: Mapping[str, Tensor], scale: float
-) -> dict[str, Change]:
+) -> dict[str, LowRank]:
     """Return what changes weights into which one LoRA was merged into those with another.
 
     Args:
