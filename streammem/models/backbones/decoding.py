@@ -172,7 +172,7 @@ class LlamaDecoder:
     def _adapted_layer(
         self, layer: LayerProducts, name: str, changes: dict[str, LowRank]
     ) -> LayerProducts:
-        """LowRank a layer; take its changes out of ``changes``."""
+        """Change a layer; take its changes out of ``changes``."""
         heads, groups = self.num_heads * self.head_dim, self.kv_heads * self.head_dim
         shapes = {
             "self_attn.q_proj": (heads, self.width),
