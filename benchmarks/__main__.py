@@ -1,7 +1,9 @@
-"""Runs one benchmark: ``python -m benchmarks NAME [options]``."""
+"""Runs one benchmark: ``python -m benchmarks NAME [options]``; ``--help`` lists them."""
 
+import ast
 import importlib
 import sys
+from pathlib import Path
 
 BENCHMARKS = {
     "confidence": "benchmarks.confidence",
@@ -38,11 +40,25 @@ BENCHMARKS = {
 
 
 def main() -> int:
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        print(f"usage: python -m benchmarks NAME [options]\n\n{listing()}")
+        return 0
     if len(sys.argv) < 2 or sys.argv[1] not in BENCHMARKS:
-        print(f"usage: python -m benchmarks {{{','.join(BENCHMARKS)}}} [options]", file=sys.stderr)
+        wrong = "".join(f"{name}: no such benchmark\n" for name in sys.argv[1:2])
+        print(f"{wrong}usage: python -m benchmarks NAME [options]\n\n{listing()}", file=sys.stderr)
         return 2
     module = importlib.import_module(BENCHMARKS[sys.argv[1]])
     return module.main(sys.argv[2:])
+
+
+def listing() -> str:
+    """Tell in a line what each benchmark measures: the first of its module, which is not opened."""
+    folder, lines = Path(__file__).parent, []
+    for name, module in sorted(BENCHMARKS.items()):
+        source = (folder / f"{module.rpartition('.')[2]}.py").read_text(encoding="utf-8")
+        about = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+        lines.append(f"  {name:12} {about}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

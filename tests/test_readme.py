@@ -2,10 +2,12 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import __main__ as benchmarks
 from benchmarks.__main__ import BENCHMARKS
 from streammem.cli import build_parser, main
 from streammem.models.backbones.weights import is_pulled
@@ -143,3 +145,14 @@ other = 1
     assert commands(text) == [["caption", "a.mp4", "--format", "srt"], ["info"]]
     (example,) = examples(text)
     assert SOURCES.sub("clip.mp4", example).endswith('load("clip.mp4")\n')
+
+
+def test_benchmarks_are_listed_with_what_they_measure(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--help"])
+    assert benchmarks.main() == 0
+    told = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines()[2:])
+    assert told.keys() == BENCHMARKS.keys()
+    assert min(map(len, told.values())) > 20
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "sene"])
+    assert benchmarks.main() == 2
+    assert capsys.readouterr().err.startswith("sene: no such benchmark")
