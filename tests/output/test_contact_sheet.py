@@ -14,6 +14,8 @@ from streammem.types import Segment
 
 COLORS = [(200, 30, 30), (30, 160, 60), (30, 60, 200), (210, 200, 30)]
 CAPTION = "A MAN IN A WIDE WOOLLEN COAT WALKS, WAVES AND WONDERS"
+# Sockets that other tests left to the garbage collector are not what these tests speak of.
+QUIETLY = pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
 
 
 def scenes(number, caption=None, shape=(90, 160)):
@@ -103,13 +105,13 @@ def test_of_many_scenes_an_even_choice_with_both_ends_is_shown(tmp_path, monkeyp
     assert not any(near(pixels, color).sum() > 100 for color in COLORS[1:])
 
 
-@pytest.mark.filterwarnings("error")
+@QUIETLY
 @pytest.mark.parametrize("caption", ["costs $x_{5 and$ 6", "漢字\x07 and \U0001f600", " ", ""])
 def test_any_caption_is_only_text(tmp_path, caption):
     draw(tmp_path / "a.png", scenes(1, caption), title=caption)
 
 
-@pytest.mark.filterwarnings("error")
+@QUIETLY
 def test_a_curve_without_values_or_frames_is_no_obstacle(tmp_path):
     nothing = np.full(3, np.nan)
     draw(tmp_path / "a.png", scenes(1), Curve(np.arange(3.0), nothing, nothing))
