@@ -9,6 +9,7 @@ BENCHMARKS = {
     "confidence": "benchmarks.confidence",
     "camera": "benchmarks.camera",
     "choice": "benchmarks.choice",
+    "clip_questions": "benchmarks.clip_questions",
     "decode": "benchmarks.decode",
     "demo": "benchmarks.demo",
     "encoder": "benchmarks.encoder",
@@ -57,7 +58,7 @@ def listing() -> str:
     for name, module in sorted(BENCHMARKS.items()):
         source = (folder / f"{module.rpartition('.')[2]}.py").read_text(encoding="utf-8")
         about = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
-        lines.append(f"  {name:12} {about}")
+        lines.append(f"  {name:14} {about}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +7,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from streammem.errors import CheckpointError
 from streammem.models.backbones.language import CausalLanguageModel, GenerationConfig
-from streammem.models.backbones.low_rank import AdaptedLinear, differences, pairs
+from streammem.models.backbones.low_rank import (
+    AdaptedLinear,
+    differences,
+    keeps_rows_apart,
+    pairs,
+)
 from streammem.models.backbones.products import has_bfloat16, has_half
 from streammem.models.checkpoint import merge_lora
 from tests.models.backbones.test_decoding import NEEDS_HALF, forced, llama, prompts_of
@@ -33,8 +39,11 @@ def lora_of(model, parts, seed, rank=3):
 
 
 def with_lora(route, lora):
-    """A language model into which a LoRA is merged."""
-    model = llama(route)
+    """A language model with unlike gains into which a LoRA is merged."""
+    model, generator = llama(route), torch.Generator().manual_seed(7)
+    for layer in model.model.model.layers:
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+            norm.weight.data.uniform_(0.5, 1.5, generator=generator)
     merge_lora(model.model, lora, SCALE)
     return model
 
@@ -56,7 +65,7 @@ def test_a_change_beside_the_weights_gives_the_logits_of_weights_with_it(route, 
         assert torch.equal(forced(base.decoder(), rows, ids), before)
     spoken = truth[0, 0] > -500
     assert (truth - before[..., heard])[..., spoken].abs().max() > 1
-    bound = {"exact": 1e-3, "half": 0.3, "bfloat16": 2.5}[route]
+    bound = {"exact": 1e-3, "half": 0.6, "bfloat16": 2.5}[route]
     assert (truth - found)[..., spoken].abs().max() < bound
 
 
@@ -76,8 +85,11 @@ def test_prompts_are_continued_together_with_a_change_too():
     base = llama("half")
     adapted = base.decoder().adapted(pairs(lora_of(base, ALL, 1), SCALE))
     assert adapted.rows_apart
-    adapted = llama("exact").decoder().adapted({})
-    assert not adapted.rows_apart
+    product = adapted._layers[0].qkv
+    assert keeps_rows_apart(product)
+    for part in ("base", "down", "up"):
+        assert not keeps_rows_apart(replace(product, **{part: torch.relu}))
+    assert not llama("exact").decoder().adapted({}).rows_apart
 
 
 @pytest.mark.parametrize(
@@ -101,7 +113,7 @@ def replies(model, prompts):
     return model.generate(prompts, GREEDY)
 
 
-def test_two_language_models_share_weights_and_each_says_its_own(tmp_path):
+def test_two_language_models_share_weights_and_each_says_its_own():
     plain = llama("exact")
     merged, wanted = lora_of(plain, ALL[:2], 1), lora_of(plain, ALL, 2)
     base, expected = with_lora("exact", merged), with_lora("exact", wanted)
@@ -113,6 +125,14 @@ def test_two_language_models_share_weights_and_each_says_its_own(tmp_path):
     assert replies(base, prompts) == own
     assert answers.decoder() is answers.decoder()
     assert answers.decoding == "exact"
+    # What changes the weights of one changes those that both share.
+    more = torch.randn(
+        base.model.model.layers[0].mlp.down_proj.weight.shape,
+        generator=torch.Generator().manual_seed(3),
+    )
+    for model in (base, expected):
+        model.edit(lambda llama: llama.model.layers[0].mlp.down_proj.weight.data.add_(more))
+    assert replies(answers, prompts) == replies(expected, prompts) != others
 
 
 def test_beams_and_other_architectures_read_the_files_again(tmp_path):
@@ -129,11 +149,13 @@ def test_beams_and_other_architectures_read_the_files_again(tmp_path):
     beams = GenerationConfig(max_new_tokens=6, num_beams=3)
 
     base = CausalLanguageModel.open(tmp_path / "llama", decoding="exact")
-    wanted = lora_of(base, ALL, 2)
+    merged, wanted = lora_of(base, ALL[:2], 1), lora_of(base, ALL, 2)
+    base.edit(lambda model: merge_lora(model, merged, SCALE))
     expected = CausalLanguageModel.open(tmp_path / "llama", decoding="exact")
     expected.edit(lambda model: merge_lora(model, wanted, SCALE))
     prompts = prompts_of(base, 2)
-    answers = base.adapted(pairs(wanted, SCALE), lambda m: merge_lora(m, wanted, SCALE))
+    changes = differences(wanted, merged, SCALE)
+    answers = base.adapted(changes, lambda model: merge_lora(model, wanted, SCALE))
     assert answers.generate(prompts, beams) == expected.generate(prompts, beams)
     assert base.generate(prompts, beams) != answers.generate(prompts, beams)
 
