@@ -126,12 +126,10 @@ def test_two_language_models_share_weights_and_each_says_its_own():
     assert answers.decoder() is answers.decoder()
     assert answers.decoding == "exact"
     # What changes the weights of one changes those that both share.
-    more = torch.randn(
-        base.model.model.layers[0].mlp.down_proj.weight.shape,
-        generator=torch.Generator().manual_seed(3),
-    )
     for model in (base, expected):
-        model.edit(lambda llama: llama.model.layers[0].mlp.down_proj.weight.data.add_(more))
+        model.edit(
+            lambda llama: torch.nn.init.constant_(llama.model.layers[0].input_layernorm.weight, 3.0)
+        )
     assert replies(answers, prompts) == replies(expected, prompts) != others
 
 
