@@ -212,19 +212,22 @@ def main(arguments: list[str]) -> int:
     generators = {"answers": model.answer_generator}
     if model.answer_generator is not model:
         generators["no adapter"] = replace(model, open_answers=None)
-    kinds = np.array([each.kind for each in QUESTIONS])
+    kinds = [each.kind for each in QUESTIONS]
     figures: dict[str, Any] = {}
     asked = {name: measure(generator, clips) for name, generator in generators.items()}
     for name, ways in asked.items():
         for way, (_, right) in ways.items():
-            counts = {kind: f"{right[kinds == kind].sum():.0f}" for kind in sorted(set(kinds))}
-            told = {"share": round(right.mean(), 4), "error": round(error(right), 4), **counts}
+            told: dict[str, Any] = {"share": round(right.mean(), 4)}
+            told["error"] = round(error(right), 4)
+            for kind in sorted(set(kinds)):
+                hits = [hit for hit, its in zip(right, kinds, strict=True) if its == kind]
+                told[kind] = f"{sum(hits):.0f} of {len(hits)}"
             figures[f"{name}, {way}"] = told
-            print(f"{name:10} {way:14} {told}", flush=True)
+            print(f"{name:10} {way:14}", *(f"{k} {v}" for k, v in told.items()), flush=True)
     for way, (_, right) in asked["answers"].items() if len(asked) > 1 else ():
         gain = right - asked["no adapter"][way][1]
         figures[f"gain, {way}"] = {"share": round(gain.mean(), 4), "error": round(error(gain), 4)}
-        print(f"gain       {way:14} {figures[f'gain, {way}']}")
+        print(f"gain       {way:14} {gain.mean():+.3f} ± {error(gain):.3f}")
     if options.replies:
         with options.replies.open("w") as lines:
             for i, each in enumerate(QUESTIONS):
