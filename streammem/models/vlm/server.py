@@ -14,6 +14,7 @@ import os
 import secrets
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -268,6 +269,7 @@ class Server:
         limit_s = self.options.timeout_s
         timeout = httpx.Timeout(limit_s, connect=min(limit_s, MAX_CONNECT_S))
         self._client = httpx.Client(headers=headers, timeout=timeout, trust_env=not near)
+        weakref.finalize(self, self._client.close)  # with the last model that asks it
 
     def get(self, path: str, base: str | None = None, *, optional: bool = False) -> Any:
         """Return what JSON stands at a path; None where nothing does.

@@ -1,8 +1,10 @@
 """A served model answers from all that it was shown, or there is an error that says what to do."""
 
+import gc
 import math
 import re
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -72,6 +74,19 @@ def test_a_caption_shows_four_pictures_of_its_scene(kind):
         assert reply[0].text.count(",") == 3
         assert server.seen[-1][0] == NAMES[0] and server.seen[-1][-1] == NAMES[-1]
         assert sum(not isinstance(p, str) for p in parts_of(server.prompts[-1])) == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_connections_end_with_the_model_that_kept_them(kind, recwarn):
+    warnings.simplefilter("always", ResourceWarning)
+    gc.collect()
+    recwarn.clear()
+    with ModelServer(context=9000) as server:
+        generator = opened(server, kind)
+        answer(generator, "red")
+        del generator
+        gc.collect()
+    assert not [w for w in recwarn if issubclass(w.category, ResourceWarning)]
 
 
 def test_ollama_is_asked_for_room_and_never_to_drop_what_is_old():
