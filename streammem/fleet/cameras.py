@@ -226,6 +226,8 @@ class Board:
         status = self.cameras[news.camera]
         before = status.state
         if news.event is None:
+            if news.state in ("down", "failed"):
+                status.stats = None  # those of what is opened next begin anew
             self._change(status, news.state, news.reason)
         elif isinstance(news.event, Notice):
             self._notice[news.camera] = news.event.message
@@ -246,6 +248,7 @@ class Board:
             status = self.cameras[name]
             if status.state not in ("ended", "failed"):
                 status.num_restarts += 1
+                status.stats = None
                 self._change(status, "down", f"its process died ({reason})")
 
     def summary(self) -> list[str]:
@@ -286,7 +289,6 @@ class Board:
     def _change(self, status: Status, state: CameraState, reason: str = "") -> None:
         if state in ("down", "failed") and status.state != state:
             status.num_failures += 1
-            status.stats = None
         status.state, status.reason = state, reason or status.reason
 
 

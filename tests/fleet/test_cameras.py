@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -156,8 +157,13 @@ def test_the_board_names_what_failed_and_why():
         'streammem_frames_perceived_total{source="a"} 19',
     ):
         assert line in text.splitlines()
-    board.take(News("b", frames))  # counters begin anew when it is opened again
+    assert not board.take(News("b", frames))  # it stays down while nothing comes
+    assert board.take(News("b", replace(frames, captured=11)))
     assert board.cameras["b"].state == "watched"
+    board.take(News("b", state="down", reason="no route"))
+    board.take(News("b", replace(frames, captured=11)))  # counters of what is opened begin anew
+    assert board.cameras["b"].state == "watched"
+    assert board.cameras["b"].num_failures == 2
     board.take(News("d"))
     assert "d: watched: its process died (SIGKILL)" in board.summary()
 
