@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -23,6 +24,7 @@ from streammem.engine.session import Session
 from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchCallbacks, WatchOptions
 from streammem.errors import StreammemError
+from streammem.fleet.pool import LIVED_S, wait_after
 from streammem.memory.entry import Entry
 from streammem.output.render import NOTHING, wall_start
 from streammem.server.counters import Counters
@@ -41,6 +43,7 @@ HostState = Literal["opening", "watching", "over", "failed", "closed"]
 JPEG_QUALITY = 80
 WATCHED = WatchOptions()
 PRUNED_EVERY = 64  # segments, about 2 MB
+POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ class SessionPlan:
         release: called in the event loop once the source is not needed any more.
         file: the source, if it is one video file.
         kept_bytes: on disk, that its memory may take; None for any number.
+        kept_in: the memory's folder, of a camera that goes on from it: after a failure session and
+            source are opened again.
     """
 
     source: str
@@ -68,6 +73,7 @@ class SessionPlan:
     file: Path | None = None
     scheduler: LanguageScheduler | None = None
     kept_bytes: int | None = None
+    kept_in: Path | None = None
 
 
 @dataclass(slots=True)
@@ -123,7 +129,11 @@ class SessionHost:
         self.alerts: tuple[str, ...] = plan.options.alerts
         self.watched = Watched()
         self.goal: str | None = None
-        self._followed: FollowedPlan | None = None  # of the session's thread
+        # Of the session's thread: the plan that is followed, what follows it in another session,
+        # and how often in a row watching has failed.
+        self._followed: FollowedPlan | None = None
+        self._follow: Callable[[Session], FollowedPlan] | None = None
+        self._num_failures = 0
         self._picture: tuple[Frame, bytes] | None = None  # the newest that was asked for
         self._limits, self._counters = limits, counters
         self._loop = asyncio.get_running_loop()
@@ -254,10 +264,12 @@ class SessionHost:
         if not steps and not self.plan.options.captions:
             raise Refused(422, "this session makes no captions to guess from; give steps")
 
+        follow = partial(
+            FollowedPlan, goal=goal, steps=steps, alert_steps=alert_steps, from_memory=True
+        )
+
         def start(session: Session) -> GoalPlan:
-            self._followed = FollowedPlan(
-                session, goal, steps, alert_steps=alert_steps, from_memory=True
-            )
+            self._followed, self._follow = follow(session), follow
             return self._followed.plan
 
         plan = await self.do(start)
@@ -269,7 +281,7 @@ class SessionHost:
         """Follow no plan any more."""
 
         def end(session: Session) -> None:
-            self._followed = None
+            self._followed = self._follow = None
 
         await self.do(end)
         self.goal = None
@@ -280,9 +292,8 @@ class SessionHost:
         """Hold the session until it is stopped."""
         state: HostState = "closed"
         try:
-            with self.plan.open_session() as session:
-                session.answerer.file_of = self._file_of
-                self._converse(session)
+            while self._hold():
+                pass
         except (StreammemError, Refused) as error:
             state = "failed"
             self._tell(self._fail, error)
@@ -292,6 +303,30 @@ class SessionHost:
             self._tell(self._fail, RuntimeError(f"internal error: {type(error).__name__}"))
         finally:
             self._tell(self._end, state)
+
+    def _hold(self) -> bool:
+        """Open the session, and hold it until it ends; return whether to do so again."""
+        began, is_again = time.monotonic(), self._num_failures > 0
+        try:
+            with self.plan.open_session() as session:
+                session.answerer.file_of = self._file_of
+                self._followed = self._follow(session) if self._follow else None
+                self._converse(session)
+            return False
+        except (StreammemError, OSError) as error:
+            folder, was_watched = self.plan.kept_in, is_again or self.watched.live
+            if folder is None or not was_watched or self._stopping:
+                raise
+            lived = time.monotonic() - began >= LIVED_S
+            self._num_failures = 1 if lived else self._num_failures + 1
+            wait_s = wait_after(self._num_failures)
+            self._tell(self._open, "opening")
+            reason = str(error).replace(f"{folder}", folder.name)
+            self._tell(self._publish, Notice(f"{reason}; opened again in {wait_s:.0f} s"))
+        until = time.monotonic() + wait_s
+        while not self._stopping and time.monotonic() < until:
+            time.sleep(POLL_S)
+        return not self._stopping
 
     def _file_of(self, entry: Entry) -> Path | None:
         # Only the file that was opened: other sources in a memory may have names of clients.
@@ -340,6 +375,8 @@ class SessionHost:
                     session.memory.prune(budget_bytes=kept_bytes)
                 between()
         except StreammemError as error:
+            if self.plan.kept_in and source.live:
+                raise
             self._tell(self._publish, Notice(str(error)))
 
     def _serve(self, job: _Job, session: Session) -> None:

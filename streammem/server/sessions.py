@@ -438,6 +438,7 @@ class Sessions:
             source.file,
             self.scheduler,
             self.config.limits.kept_bytes if isinstance(memory, Path) else None,
+            memory if isinstance(memory, Path) else None,
         )
         url = f"{self.config.prefix}/v1/sessions/{id_}"
         host = SessionHost(url, plan, self.config.limits, self.counters)

@@ -1,5 +1,7 @@
 """What the operator's cameras showed before a restart of the server."""
 
+import itertools
+
 import anyio
 import pytest
 
@@ -7,12 +9,15 @@ pytest.importorskip("fastapi", reason="needs streammem[serve]")
 
 from streammem.cli import build_parser
 from streammem.commands.serving import server_config
+from streammem.engine.plans import FollowedPlan
 from streammem.engine.session import Session
-from streammem.errors import ConfigError
+from streammem.errors import ConfigError, SourceError, StoreError
+from streammem.fleet import pool
 from streammem.memory.memory import Memory
+from streammem.memory.store import Store
 from streammem.server.limits import Limits
 from streammem.server.sessions import is_camera
-from streammem.types import Notice
+from streammem.types import Notice, Segment
 from tests.engine.test_watch_camera import Camera
 from tests.tiny import film
 
@@ -91,6 +96,40 @@ async def test_a_cameras_memory_stays_within_its_bound(serving, monkeypatch, tmp
     asked.clear()
     await past_of(serving, monkeypatch)
     assert asked == []
+
+
+@pytest.mark.anyio
+async def test_a_full_disk_ends_no_camera(serving, monkeypatch, tmp_path):
+    monkeypatch.setattr(pool, "BACK_OFF_S", (0.01, 0.02))
+    append, num_written, opened = Store.append, itertools.count(), itertools.count()
+
+    def fails_twice(store, *written):
+        if next(num_written) in (1, 2):  # the second scene, and the first after it
+            raise StoreError(f"{store.path}: the disk is full")
+        append(store, *written)
+
+    def camera(source, options):
+        number = next(opened)
+        if number == 1:
+            raise SourceError("no route")
+        return camera_after(10 * number)(source, options)
+
+    monkeypatch.setattr(Store, "append", fails_twice)
+    monkeypatch.setattr("streammem.server.sessions.open_with", camera)
+    async with serving(keep_in=tmp_path) as client:
+        await client.sessions.open_own(["rtsp://camera/door"])
+        ((name, host),) = client.sessions.hosts().items()
+        plan = {"goal": "paint", "steps": ["red", "blue", "green"], "follow": True}
+        assert (await client.post(f"/v1/sessions/{name}/plan", json=plan)).status_code < 300
+        with anyio.fail_after(60):
+            while host.state != "over":
+                await anyio.sleep(0.02)
+        kept = host.events.kept()
+    told = [event.message.partition(";")[0] for event in kept if isinstance(event, Notice)]
+    full = f"{name}: the disk is full"
+    assert told == [full, "no route", full]
+    assert [event.start for event in kept if isinstance(event, Segment)] == [0, 1800, 1804, 1808]
+    assert host.goal == "paint" and isinstance(host._followed, FollowedPlan)
 
 
 @pytest.mark.parametrize(
