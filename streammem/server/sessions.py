@@ -379,17 +379,25 @@ class Sessions:
         idle_s = self.config.limits.idle_s
         while True:
             await asyncio.sleep(min(SWEEP_S, idle_s))
-            for opened in (self._sessions, self._memories):
-                for name in list(opened):
-                    one = opened.get(name)  # stopping another waited: this one may have gone
-                    oldest = time.monotonic() - idle_s
-                    if one and one.host.touched < oldest and not one.permanent:
-                        del opened[name]
-                        await self._stop(one)
-                        shown = one.host.plan.source
-                        log.info("%s closed after %.0f s without requests", shown, idle_s)
-            await self.archive.close_idle(idle_s)
-            self.uploads.expire(idle_s)
+            for close in (self._close_idle, self.archive.close_idle, self._remove_idle):
+                try:
+                    await close(idle_s)
+                except Exception:  # what fails once is no reason to keep everything for ever
+                    log.exception("what is idle could not be closed")
+
+    async def _close_idle(self, idle_s: float) -> None:
+        for opened in (self._sessions, self._memories):
+            for name in list(opened):
+                one = opened.get(name)  # stopping another waited: this one may have gone
+                oldest = time.monotonic() - idle_s
+                if one and one.host.touched < oldest and not one.permanent:
+                    del opened[name]
+                    await self._stop(one)
+                    shown = one.host.plan.source
+                    log.info("%s closed after %.0f s without requests", shown, idle_s)
+
+    async def _remove_idle(self, idle_s: float) -> None:
+        self.uploads.expire(idle_s)
 
     async def close(self) -> None:
         """Close everything."""
@@ -522,6 +530,7 @@ class Sessions:
 
         def opener(stop: Callable[[], bool]) -> VideoSource:
             addresses.fetch(target, place.path, place.num_bytes, stop)
+            place.num_bytes = place.path.stat().st_size
             check_video(place.path)
             return open_with(str(place.path), options)
 

@@ -94,12 +94,13 @@ class Uploads:
         """Write a video as it arrives; it is removed if it is refused.
 
         Raises:
-            Refused: too large, or no video.
+            Refused: too large, no video, or idle in between for so long that it was removed.
         """
         upload = self.reserve()
         try:
             with upload.path.open("wb") as file:
                 async for block in blocks:
+                    self.get(upload.id)  # it is not idle; one that was removed is refused
                     left = self._limits.upload_bytes - upload.num_bytes
                     if len(block) > min(left, self.free_bytes):
                         raise Refused(413, "the video is larger than uploads may be")

@@ -12,6 +12,7 @@ import pytest
 from streammem.errors import ConfigError, SourceError
 from streammem.server.addresses import Allowed, check_url, fetch, is_loopback, is_public, live_url
 from streammem.server.refused import Refused
+from streammem.video import open_with
 
 PUBLIC = "93.184.216.34"
 ANY = Allowed.of(["*"])
@@ -216,6 +217,24 @@ def test_an_unreachable_broker_is_reported_in_one_line(tmp_path):
     with pytest.raises(SourceError, match="cannot be fetched") as error:
         fetch(target_on(1), tmp_path / "a", 100)
     assert "127.0.0.1" not in str(error.value)
+
+
+@pytest.mark.anyio
+async def test_what_is_fetched_takes_no_more_of_the_quota_than_its_size(
+    serving, video, monkeypatch
+):
+    used, content = [], Path(video).read_bytes()
+    async with serving(allowed=Allowed.of(["127.0.0.1"])) as client:
+
+        def opened(source, options):
+            used.append(client.sessions.uploads.used_bytes)
+            return open_with(source, options)
+
+        monkeypatch.setattr("streammem.server.sessions.open_with", opened)
+        with site(answer(200, content)) as (port, _):
+            wanted = {"source": f"http://127.0.0.1:{port}/a.mp4"}
+            assert (await client.post("/v1/sessions", json=wanted)).status_code == 201
+    assert used == [len(content)]
 
 
 @pytest.mark.anyio

@@ -32,6 +32,26 @@ async def test_own_sources_are_never_closed_as_idle(serving, video, monkeypatch)
         assert host.plan.source == Path(video).name
 
 
+async def test_a_failure_does_not_end_the_sweeping(serving, monkeypatch, caplog):
+    monkeypatch.setattr("streammem.server.sessions.SWEEP_S", 0.001)
+    failed = []
+
+    async def failing(self, idle_s):
+        failed.append(idle_s)
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("streammem.server.archive.OpenArchive.close_idle", failing)
+    async with serving(limits=Limits(idle_s=0.05)) as client:
+        with anyio.fail_after(PATIENCE_S):
+            while len(failed) < 3:
+                await anyio.sleep(0.005)
+            sent = client.sessions.uploads.reserve()
+            sent.path.touch()
+            while sent.path.exists():
+                await anyio.sleep(0.005)
+    assert "the disk is gone" in caplog.text
+
+
 async def test_clients_that_wait_when_a_session_is_closed_are_refused(serving, watched):
     async with serving() as client:
         path = await watched(client)

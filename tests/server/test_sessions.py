@@ -89,6 +89,26 @@ def test_an_upload_stays_while_it_is_used_or_asked_for(tmp_path, monkeypatch):
         uploads.get(idle.id)
 
 
+async def test_an_upload_that_arrives_is_not_idle_and_one_that_stalls_is_removed(
+    tmp_path, monkeypatch, video
+):
+    clock = [0.0]
+    monkeypatch.setattr("streammem.server.uploads.time.monotonic", lambda: clock[0])
+    uploads, content = Uploads(tmp_path, Limits()), Path(video).read_bytes()
+
+    async def arriving(pause_s):
+        for start in range(0, len(content), 1 + len(content) // 5):
+            yield content[start : start + 1 + len(content) // 5]
+            clock[0] += pause_s
+            uploads.expire(4)
+
+    whole = await uploads.receive(arriving(3))
+    assert whole.path.read_bytes() == content
+    with pytest.raises(Refused, match="no such upload"):
+        await uploads.receive(arriving(5))
+    assert list(tmp_path.iterdir()) == [] and uploads.used_bytes == 0
+
+
 def test_a_temporary_folder_for_uploads_is_gone_at_the_end_and_another_stays(tmp_path):
     own, others = Uploads(None, Limits()), Uploads(tmp_path, Limits())
     folder = own.folder
