@@ -57,7 +57,8 @@ class SessionPlan:
         open_source: given what tells whether to give up; None for a memory that is only asked.
         options: how the source is watched.
         inbox: the source, if pictures are pushed.
-        release: called in the event loop once the source is not needed any more.
+        release: called in the event loop once the source is over or, with ``holds_file``, once the
+            session is closed: until then clips are cut from it.
         file: the source, if it is one video file.
         kept_bytes: on disk, that its memory may take; None for any number.
         kept_in: the memory's folder, of a camera that goes on from it: after a failure session and
@@ -74,6 +75,7 @@ class SessionPlan:
     scheduler: LanguageScheduler | None = None
     kept_bytes: int | None = None
     kept_in: Path | None = None
+    holds_file: bool = False
 
 
 @dataclass(slots=True)
@@ -405,7 +407,8 @@ class SessionHost:
         if not self.opened.done():
             self.opened.set_result(None)
         if state == "over":
-            self._release()
+            if not self.plan.holds_file:
+                self._release()
             self.events.close()
 
     def _release(self) -> None:

@@ -82,8 +82,9 @@ class _WatchedSource(NamedTuple):
         name: as clients see it.
         open: opens it; its argument returns True once opening should be given up.
         file: path, if the source is one video file, from which clips can be cut.
-        release: called once the session no longer needs the source.
+        release: called once the session no longer needs the source; see ``SessionPlan``.
         inbox: the source itself, if clients push the frames.
+        holds_file: see ``SessionPlan``.
     """
 
     name: str
@@ -91,6 +92,7 @@ class _WatchedSource(NamedTuple):
     file: Path | None = None
     release: Callable[[], object] | None = None
     inbox: Inbox | None = None
+    holds_file: bool = False
 
 
 @dataclass(eq=False)
@@ -447,6 +449,7 @@ class Sessions:
             self.scheduler,
             self.config.limits.kept_bytes if isinstance(memory, Path) else None,
             memory if isinstance(memory, Path) else None,
+            source.holds_file,
         )
         url = f"{self.config.prefix}/v1/sessions/{id_}"
         host = SessionHost(url, plan, self.config.limits, self.counters)
@@ -509,10 +512,13 @@ class Sessions:
         if source.startswith(UPLOAD):
             upload = self.uploads.get(source.removeprefix(UPLOAD))
             upload.users += 1
-            path = str(upload.path)
-            shown = upload.title or source
+            path, shown = upload.path, upload.title or source
             return _WatchedSource(
-                shown, lambda _: open_with(path, options), upload.path, upload.leave
+                shown,
+                lambda _: open_with(str(path), options),
+                path,
+                upload.leave,
+                holds_file=True,
             )
         if source.startswith(addresses.FILE):
             file = await anyio.to_thread.run_sync(

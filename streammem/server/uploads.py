@@ -1,6 +1,7 @@
 """Videos uploaded by clients: bounded in size, checked by content, removed when idle."""
 
 import errno
+import os
 import secrets
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ import av
 from streammem.errors import SourceError
 from streammem.server.limits import Limits
 from streammem.server.refused import Refused
+from streammem.types import encodable
 
 # Bytes from which the container is recognised. Playlists and lists of files are not accepted: they
 # name other places.
@@ -34,7 +36,7 @@ class Upload:
         path: of the file.
         num_bytes: its size, or what is reserved for it.
         touched: monotonic second of its last use.
-        users: number of sessions that read it.
+        users: number of sessions that need it.
         title: its owner's name for it, shown in evidence; never part of a path.
     """
 
@@ -46,8 +48,9 @@ class Upload:
     title: str = ""
 
     def leave(self) -> None:
-        """Note that a session has stopped reading it."""
+        """Note that a session does not need it any more."""
         self.users -= 1
+        self.touched = time.monotonic()
 
 
 class Uploads:
@@ -115,6 +118,28 @@ class Uploads:
         except BaseException:
             self.remove(upload.id)
             raise
+        return upload
+
+    def adopt(self, path: Path) -> Upload:
+        """Keep a video that is a file here: as a link, or as a copy where that cannot be.
+
+        Raises:
+            Refused: too large, no video, or it cannot be written.
+        """
+        check_video(path)
+        num_bytes = path.stat().st_size
+        if num_bytes > self.free_bytes:
+            raise Refused(413, "the video is larger than uploads may be")
+        upload = self.reserve(num_bytes)
+        upload.title = encodable(path.name)
+        try:
+            try:
+                os.link(path, upload.path)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(path, upload.path)
+        except OSError as error:
+            self.remove(upload.id)
+            raise Refused(507, f"the video cannot be kept: {error.strerror}") from error
         return upload
 
     def get(self, name: str) -> Upload:

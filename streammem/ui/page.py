@@ -8,17 +8,18 @@ What is watched, its transcript, timeline and questions are the watch page's bus
 
 from pathlib import Path
 
+import anyio.to_thread
 import gradio as gr
 from fastapi import FastAPI
 
 from streammem.engine.watch_options import WatchOptions
 from streammem.errors import StreammemError
+from streammem.server.chat_videos import UPLOAD
 from streammem.server.refused import Refused
 from streammem.server.sessions import Sessions
-from streammem.server.uploads import check_video
 from streammem.ui.watch import PATH, SOURCE, STATS_S, add_watch, open_url
 
-KEPT_S = 3600  # idle uploads of the page are removed after this time
+KEPT_S = 3600  # what Gradio keeps of a file is removed after this time
 MAX_ALERTS = 8
 FRAME = f'<iframe id="watch" title="What is watched" allow="camera" data-path="{PATH}/"></iframe>'
 STYLE = """
@@ -125,10 +126,14 @@ class _Page:
         if path is None:
             return "", ""
         options = WatchOptions(stats_s=STATS_S, alerts=_alerts(alerts))
+        uploads, upload = self._sessions.uploads, None
         try:
-            check_video(Path(path))
-            name = await self._sessions.open_trusted(path, options, source_options=SOURCE)
+            # Gradio removes its own file by age, also while it is watched.
+            upload = await anyio.to_thread.run_sync(uploads.adopt, Path(path))
+            name = await self._sessions.open(UPLOAD + upload.id, options, source_options=SOURCE)
         except (Refused, StreammemError) as error:
+            if upload:
+                uploads.remove(upload.id)
             return "", _failure(error)
         return address_of(name), ""
 

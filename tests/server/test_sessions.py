@@ -1,8 +1,10 @@
 """What holds inside of a server: places, uploads in use, own sources, errors, one model for all."""
 
+import errno
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import anyio
 import pytest
@@ -107,6 +109,48 @@ async def test_an_upload_that_arrives_is_not_idle_and_one_that_stalls_is_removed
     with pytest.raises(Refused, match="no such upload"):
         await uploads.receive(arriving(5))
     assert list(tmp_path.iterdir()) == [] and uploads.used_bytes == 0
+
+
+@pytest.mark.parametrize("can_link", [True, False])
+def test_a_file_is_adopted_and_stays_when_its_first_name_goes(
+    tmp_path, monkeypatch, video, can_link
+):
+    uploads, content = Uploads(None, Limits()), Path(video).read_bytes()
+    path = tmp_path / "my film.mp4"
+    path.write_bytes(content)
+    if not can_link:
+        monkeypatch.setattr("os.link", Mock(side_effect=OSError))
+    upload = uploads.adopt(path)
+    assert upload.path.samefile(path) == can_link
+    path.unlink()
+    assert upload.path.read_bytes() == content
+    assert (upload.title, uploads.used_bytes) == ("my film.mp4", len(content))
+    uploads.close()
+
+
+def test_a_file_that_cannot_be_adopted_leaves_nothing(tmp_path, monkeypatch, video):
+    uploads, text = Uploads(None, Limits(quota_bytes=10**7)), tmp_path / "text.mp4"
+    text.write_text("no video")
+    with pytest.raises(Refused, match="not a video"):
+        uploads.adopt(text)
+    for module, name in (("os", "link"), ("shutil", "copyfile")):
+        full = OSError(errno.ENOSPC, "No space left on device")
+        monkeypatch.setattr(f"{module}.{name}", Mock(side_effect=full))
+    with pytest.raises(Refused, match="cannot be kept: No space left"):
+        uploads.adopt(Path(video))
+    assert uploads.used_bytes == 0
+    with pytest.raises(Refused, match="larger"):
+        Uploads(tmp_path, Limits(upload_bytes=10)).adopt(Path(video))
+    uploads.close()
+
+
+async def test_an_upload_stays_while_a_session_on_it_is_open(serving, watched):
+    async with serving() as client:
+        path = await watched(client)  # to its end
+        (upload,) = client.sessions.uploads._kept.values()
+        assert upload.users == 1
+        assert (await client.delete(path)).status_code == 204
+        assert upload.users == 0
 
 
 def test_a_temporary_folder_for_uploads_is_gone_at_the_end_and_another_stays(tmp_path):

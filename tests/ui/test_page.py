@@ -102,6 +102,30 @@ async def test_the_page_plays_the_operators_video_and_no_other(model, video, tmp
 
 
 @pytest.mark.anyio
+async def test_a_video_that_was_opened_outlives_the_file_that_gradio_removes(
+    model, video, tmp_path
+):
+    pytest.importorskip("gradio", reason="needs streammem[ui]")
+    from streammem.ui.page import _Page
+
+    path = tmp_path / "film.mp4"
+    shutil.copyfile(video, path)
+    async with served(model) as client:
+        shown, failure = await _Page(client.sessions)._open_file(str(path), "")
+        assert (shown[:10], failure) == ("#/session/", "")
+        path.unlink()
+        host = client.sessions.host(shown.rpartition("/")[2])
+        await client.get(f"{host.path}/events")  # to its end
+        assert host.title == "film.mp4"
+        clip = await client.get(f"{host.path}/clip", params={"start": 1, "end": 3})
+        assert clip.status_code == 200 and clip.content
+        text = tmp_path / "text.mp4"
+        text.write_text("no video")
+        shown, failure = await _Page(client.sessions)._open_file(str(text), "")
+        assert shown == "" and "not a video" in failure
+
+
+@pytest.mark.anyio
 async def test_with_a_token_the_page_opens_what_is_allowed_alone(model):
     token = "a token of the tests"
     async with served(model, token=token) as client:
