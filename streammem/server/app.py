@@ -23,7 +23,6 @@ from starlette.requests import ClientDisconnect
 from starlette.websockets import WebSocketDisconnect
 
 from streammem import __version__
-from streammem.engine.alerts import phrases_of
 from streammem.errors import ServedModelError, StoreError, StreammemError
 from streammem.server.archive import archive_routes
 from streammem.server.chat import chat_routes
@@ -186,8 +185,6 @@ def _session_routes(sessions: Sessions) -> APIRouter:
         """Give a session another title, or other alerts to wait for."""
         host = sessions.host(name)
         if change.alerts is not None:
-            for query in change.alerts:
-                phrases_of(query)  # refused here: the session's thread would end of it
             host.alerts = tuple(dict.fromkeys(change.alerts))
         if change.title is not None:
             host.title = change.title

@@ -4,9 +4,18 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+)
 
 from streammem.audio.track import SpeechOptions
+from streammem.engine.alerts import phrases_of
 from streammem.engine.watch_options import WatchOptions
 from streammem.memory.upkeep import MemorySummary
 from streammem.output.render import NOTHING, to_json
@@ -28,7 +37,13 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-AlertTexts = Annotated[list[Annotated[Str, Field(max_length=200)]], Field(max_length=8)]
+def _described(query: str) -> str:
+    phrases_of(query)  # refused here: the session's thread would end of it
+    return query
+
+
+AlertText = Annotated[Str, Field(max_length=200), AfterValidator(_described)]
+AlertTexts = Annotated[list[AlertText], Field(max_length=8)]
 
 
 class SessionChange(Strict):
