@@ -443,6 +443,8 @@ class _Watching:
     def _notices(self) -> Iterator[Event]:
         while self._session.speech and self._session.speech.notices:
             yield self._session.speech.notices.pop(0)
+        while self._alerts and self._alerts.notices:
+            yield Notice(self._alerts.notices.pop(0))
         while self._source.notices:
             # What a finite source lacks it raises; its notices tell what it was not meant to read.
             is_failure = self._live or not self._source.finite
