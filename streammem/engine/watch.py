@@ -240,7 +240,7 @@ class _Watching:
         began = time.thread_time()
         wall_zero = self._source.wall_zero
         # A live source goes on in the memory's time; a file's clock is its own in every pass.
-        if not self._num_frames and (self._live or wall_zero is not None):
+        if not self._num_frames and self._source.goes_on:
             self._session.go_on(frame.time, wall_zero)
         if wall_zero is not None:
             self._session.wall_zero = wall_zero - self._session.time_offset

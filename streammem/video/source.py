@@ -268,6 +268,14 @@ class VideoSource(ABC):
         return self.path is not None or type(self).sound_pass is not VideoSource.sound_pass
 
     @property
+    def goes_on(self) -> bool:
+        """Whether its times begin anew each time it is opened, unlike those of a file.
+
+        A memory then places it behind what it has seen of it. Valid once a frame was given.
+        """
+        return self.live or self.wall_zero is not None
+
+    @property
     def is_closed(self) -> bool:
         """Whether ``close`` was called."""
         return self._state == "closed"
