@@ -13,9 +13,11 @@ import importlib
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -532,19 +534,38 @@ class Parser(argparse.ArgumentParser):
         options["formatter_class"] = argparse.RawDescriptionHelpFormatter
         super().__init__(**options, allow_abbrev=False)
         self.formats: tuple[str, ...] = ()
+        self._typed: Sequence[str] = ()
 
     def parse_known_args(  # type: ignore[override]  # which argparse overloads
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
+        self._typed = sys.argv[1:] if args is None else args
         found, rest = super().parse_known_args(args, namespace)
+        if rest:  # here, where the command's options are known
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
         if self.formats and found.format is None:
             ending = found.output.suffix[1:].lower() if found.output else ""
             found.format = ending if ending in self.formats else "text"
         return found, rest
 
     def error(self, message: str) -> NoReturn:
+        # argparse looks for what is missing first, and does not name what was typed instead.
+        if message.startswith(("the following arguments are required", "unrecognized arguments")):
+            message += "".join(self._misspelled())
         text = " ".join(plain(without_addresses(message)).split())
         self.exit(2, f"streammem: {text}; see {self.prog} --help\n")
+
+    def _misspelled(self) -> Iterator[str]:
+        """Name the nearest option of each that was typed and is none."""
+        known = self._option_string_actions
+        for word in self._typed:
+            if word == "--":  # what follows is no option
+                return
+            option = word.partition("=")[0]
+            if option.startswith("--") and option not in known:
+                nearest = get_close_matches(option, known, n=1)
+                meant = f"; did you mean {nearest[0]}?" if nearest else ""
+                yield f" ({option} is no option{meant})"
 
 
 def add_command(commands: Any, name: str, run: RunCommand, about: str, *examples: str) -> Parser:

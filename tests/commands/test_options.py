@@ -83,6 +83,23 @@ def test_a_wrong_argument_is_one_line_without_commands_for_the_terminal(capsys):
     assert err.startswith("streammem: ") and "\x1b" not in err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("index films --memroy x", "--memory (--memroy is no option; did you mean --memory?); see"),
+        ("index films --memroy=x", "--memory (--memroy is no option; did you mean --memory?); see"),
+        ("memory prune trips --bugdet 4MB", "(--bugdet is no option; did you mean --budget?); see"),
+        ("caption a.mp4 --qqq", "(--qqq is no option); see streammem caption --help"),
+        ("index -- films --memroy", "required: --memory; see streammem index --help"),
+        ("caption a.mp4 b.mp4", "unrecognized arguments: b.mp4; see streammem caption --help"),
+    ],
+)
+def test_a_misspelled_option_is_named_with_the_nearest_one(words, told, capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(words.split())
+    assert told in capsys.readouterr().err
+
+
 # -- flags that stand for options --
 
 TABLES = {
