@@ -68,6 +68,8 @@ _TAG = re.compile(
     r"</?(?:b|i|u|s|em|strong|font|span|p|br|c|v|ruby|rt|lang)(?:[.\s/][^<>]*)?>|<[\d:.]+>",
     re.IGNORECASE,
 )
+# Quotation marks around the whole cue, as exports have them; not those of “Yes,” he said, “now.”
+_QUOTED = re.compile(r"“([^“]+|[^“”]*“.*)”")
 _OVERRIDE = re.compile(r"\{\\[^{}]*\}")
 _ASS_FIELDS = "layer start end style name marginl marginr marginv effect text".split()  # noqa: SIM905
 
@@ -308,9 +310,10 @@ def _cue(number: int, times: str, text: list[str]) -> _Found:
     if not found:
         return number, 0.0, None, f"{times.strip()[:60]!r} are no times; the cue is left out"
     said = _VOICE.sub(lambda voice: f"{voice[1].strip()}: ", " ".join(text))
-    said = html.unescape(_TAG.sub("", _OVERRIDE.sub("", said)))
+    said = " ".join(html.unescape(_TAG.sub("", _OVERRIDE.sub("", said))).split())
     start, end = _seconds(found.groups()[:4]), _seconds(found.groups()[4:])
-    return number, start, end, " ".join(said.split())
+    quoted = _QUOTED.fullmatch(said)  # notes are shown in such marks anyway
+    return number, start, end, quoted[1].strip() if quoted else said
 
 
 def _read_ass(lines: list[str]) -> Iterator[_Found]:
