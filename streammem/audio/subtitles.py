@@ -68,6 +68,8 @@ _TAG = re.compile(
     r"</?(?:b|i|u|s|em|strong|font|span|p|br|c|v|ruby|rt|lang)(?:[.\s/][^<>]*)?>|<[\d:.]+>",
     re.IGNORECASE,
 )
+# Quotation marks around the whole cue, as exports have them; not those of “Yes,” he said, “now.”
+_QUOTED = re.compile(r"“([^“]+|[^“”]*“.*)”")
 _OVERRIDE = re.compile(r"\{\\[^{}]*\}")
 _ASS_FIELDS = "layer start end style name marginl marginr marginv effect text".split()  # noqa: SIM905
 
@@ -308,9 +310,10 @@ def _cue(number: int, times: str, text: list[str]) -> _Found:
     if not found:
         return number, 0.0, None, f"{times.strip()[:60]!r} are no times; the cue is left out"
     said = _VOICE.sub(lambda voice: f"{voice[1].strip()}: ", " ".join(text))
-    said = html.unescape(_TAG.sub("", _OVERRIDE.sub("", said)))
+    said = " ".join(html.unescape(_TAG.sub("", _OVERRIDE.sub("", said))).split())
     start, end = _seconds(found.groups()[:4]), _seconds(found.groups()[4:])
-    return number, start, end, " ".join(said.split())
+    quoted = _QUOTED.fullmatch(said)  # notes are shown in such marks anyway
+    return number, start, end, quoted[1].strip() if quoted else said
 
 
 def _read_ass(lines: list[str]) -> Iterator[_Found]:
@@ -476,40 +479,34 @@ def _cues_inside(
             for packet in container.demux(stream):
                 if stopping():
                     return
-                faults = list[str]()
-                yield from _decoded_packet(packet, zero, faults, rolled)
-                yield from faults
+                yield from _decoded_packet(packet, zero, rolled)
     except (av.FFmpegError, OSError, ValueError) as error:
         yield f"{name}: its subtitle track breaks off ({type(error).__name__})"
 
 
-def _decoded_packet(
-    packet: av.Packet, zero: float, faults: list[str], rolled: list[str]
-) -> list[Note]:
-    """Decode a packet of a text track.
+def _decoded_packet(packet: av.Packet, zero: float, rolled: list[str]) -> Iterator[Note | str]:
+    """Give the notes of a packet of a text track, or what is wrong with it.
 
     Args:
         packet: the last one is empty.
         zero: seconds of the container's clock at which players begin.
-        faults: gets what is damaged.
         rolled: lines of closed captions that were shown last, which roll up; changed in place.
     """
     context = packet.stream.codec_context
     captions = context.name == CLOSED_CAPTIONS  # known when they end, which is in a later packet
     if not captions and packet.pts is None:
-        return []
+        return
     start = float((packet.pts or 0) * packet.time_base) - zero if packet.time_base else 0.0
     try:
         sets = context.decode2(packet)
         subtitles = list(sets or ())
     except av.FFmpegError:
-        faults.append(f"subtitles at {start:.1f} s: damaged; the cue is left out")
-        return []
+        yield f"subtitles at {start:.1f} s: damaged; the cue is left out"
+        return
     shown_s = float(packet.duration * packet.time_base) if packet.duration else UNKNOWN_S
     if captions and sets:
         start, shown_s = sets.pts / 1e6 - zero, sets.end_display_time / 1e3
         shown_s = shown_s if 0 < shown_s < MAX_CAPTION_S else UNKNOWN_S
-    notes = []
     for subtitle in subtitles:
         if getattr(subtitle, "type", b"") != b"ass":
             continue
@@ -525,5 +522,4 @@ def _decoded_packet(
             stay = next((n for n in range(len(bare), 0, -1) if rolled[-n:] == bare[:n]), 0)
             text, rolled[:] = "\\N".join(lines[stay:]), bare
         if said := _ass_text(text, parts[3]):
-            notes += split_long(max(0.0, start), max(0.0, start + shown_s), said)
-    return notes
+            yield from split_long(max(0.0, start), max(0.0, start + shown_s), said)

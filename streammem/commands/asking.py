@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from streammem.commands.opening import exit_code, open_session, perceive, quiet_libraries
 from streammem.commands.options import (
+    EVENTS,
     TIMEZONE,
     add_between,
     add_command,
     add_flags,
     add_source_options,
     between_of,
-    check_formats,
     configured,
     load_model,
 )
@@ -54,7 +54,7 @@ def add_to(commands: Any) -> None:
         'streammem ask trips "Who swims?" --answer-with ollama:qwen3-vl:4b --steps 6 -v',
         'streammem ask archive --all "When does a dog swim?"     of all memories in a folder',
     )
-    add_source_options(parser, asks=True)
+    add_source_options(parser, asks=True, formats=EVENTS)
     parser.add_argument("--all", action="store_true", help=ALL_HELP)
     parser.add_argument("question", help="the question, in quotes")
     add_between(parser, "only from what overlaps A to B")
@@ -69,7 +69,7 @@ def add_to(commands: Any) -> None:
         'streammem find trips "a red car" --count 12 --sheet cars.png',
         'streammem find archive --all "a red car"               in all memories of a folder',
     )
-    add_source_options(parser, asks=True)
+    add_source_options(parser, asks=True, formats=EVENTS)
     parser.add_argument("--all", action="store_true", help=ALL_HELP)
     parser.add_argument("query", help='for example "a man in a red hat"')
     add_between(parser, "only what overlaps A to B")
@@ -87,7 +87,7 @@ def add_to(commands: Any) -> None:
         "streammem summary door --between 2026-05-03T16:00 18:00 --timezone Europe/Berlin",
         "streammem summary trips --day 2026-05-03               what was done, by the wall clock",
     )
-    add_source_options(parser, asks=True)
+    add_source_options(parser, asks=True, formats=EVENTS)
     add_between(parser, "only what overlaps A to B")
     add_flags(parser, (TIMEZONE,))
     day = "what was done on that day: activities by the wall clock; a pause of 10 min ends one"
@@ -101,7 +101,6 @@ def run_ask(arguments: argparse.Namespace) -> int:
     if not arguments.question.strip():
         raise ConfigError("the question is empty")
     between = between_of(arguments)
-    check_formats(arguments, "text", "jsonl")
     if arguments.all:
         return _ask_all(arguments, between)
     with open_session(arguments) as session, output(arguments.format, arguments.output) as results:
@@ -197,7 +196,6 @@ def _opened(arguments: argparse.Namespace) -> "Iterator[Memories]":
 
 def run_find(arguments: argparse.Namespace) -> int:
     """Print the best moments, best first."""
-    check_formats(arguments, "text", "jsonl")
     if arguments.count < 1:
         raise ConfigError(f"--count {arguments.count}: give at least 1")
     if not arguments.query.strip():
@@ -219,7 +217,6 @@ def run_find(arguments: argparse.Namespace) -> int:
 
 def run_summary(arguments: argparse.Namespace) -> int:
     """Print chapters in time order."""
-    check_formats(arguments, "text", "jsonl")
     if arguments.chapters is not None and arguments.chapters < 1:
         raise ConfigError(f"--chapters {arguments.chapters}: give at least 1")
     between, day = between_of(arguments), arguments.day

@@ -17,6 +17,7 @@ from streammem.commands.opening import check_options, load_in_worker, open_sessi
 from streammem.commands.options import (
     ANSWER_FLAGS,
     DECODING_FLAGS,
+    EVENTS,
     LIVE_FLAGS,
     SOURCE_FLAGS,
     SPEECH_FLAGS,
@@ -26,7 +27,6 @@ from streammem.commands.options import (
     add_source_options,
     add_watch_options,
     byte_size,
-    check_formats,
     rotation_of,
     watch_options,
 )
@@ -209,7 +209,8 @@ def _cameras(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Return the options of each camera as ``watch`` would have them, checked."""
     from streammem.fleet.cameras import read_cameras
 
-    check_formats(arguments, "text", "jsonl")
+    if arguments.format not in EVENTS:
+        raise ConfigError(f"--sources: is written as {' or '.join(EVENTS)}")
     if arguments.source is not None or arguments.until or arguments.camera:
         raise ConfigError("--sources: leave out SOURCE, --until and --camera")
     if arguments.memory is None:

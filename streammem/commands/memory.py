@@ -80,7 +80,7 @@ def add_to(commands: Any) -> None:
         "streammem memory export archive --to postgresql://me@db/films       of all memories in it",
     )
     exported.add_argument("--source", help="only what was seen there")
-    add_output_options(exported, *FORMATS, "parquet", "lance")
+    add_output_options(exported, (*FORMATS, *TABLES))
     to = "bring a vector database's copy of the rows and keys up to date; MEMORY may hold many"
     exported.add_argument("--to", metavar="ADDRESS", help=f"{to}: {DATABASES}")
     speech = "what is said: among the captions (default), only, no, or tracks: FILE.speech.srt"

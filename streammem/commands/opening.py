@@ -172,7 +172,9 @@ def watch_source(
     source = open_aside(lambda: open_with(arguments.source, opening), callbacks.stop)
     if source is None:
         return
-    if source.finite and session.memory.newest(encodable(source.name)):
+    # What a recorder adds to a folder goes on, but what is there is read from its beginning.
+    begins_anew = source.finite or kind_of(arguments.source).name == "growing"
+    if begins_anew and session.memory.newest(encodable(source.name)):
         known = f"{session.memory.path}: has scenes of {plain(source.name)} already"
         note(f"{known}; those that are seen now stand beside them, and count besides")
     prune(session, arguments)

@@ -13,9 +13,11 @@ import importlib
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from streammem.output.results import Rotation
     from streammem.server.limits import Limits
 
+EVENTS = ("text", "jsonl")  # formats of what has no place in subtitles
 RunCommand = Callable[[argparse.Namespace], int]
 
 BYTES = {"": 1, "b": 1} | {
@@ -521,15 +524,48 @@ def server_limits(arguments: argparse.Namespace) -> "Limits":
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one line, and whose flags are written out."""
+    """An argparse parser whose errors are one line, and whose flags are written out.
+
+    Attributes:
+        formats: that --format may name; where it is not given, -o's ending may.
+    """
 
     def __init__(self, **options: Any) -> None:  # argparse itself makes the parsers of commands
         options["formatter_class"] = argparse.RawDescriptionHelpFormatter
         super().__init__(**options, allow_abbrev=False)
+        self.formats: tuple[str, ...] = ()
+        self._typed: Sequence[str] = ()
+
+    def parse_known_args(  # type: ignore[override]  # which argparse overloads
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        self._typed = sys.argv[1:] if args is None else args
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:  # here, where the command's options are known
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        if self.formats and found.format is None:
+            ending = found.output.suffix[1:].lower() if found.output else ""
+            found.format = ending if ending in self.formats else "text"
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
+        # argparse looks for what is missing first, and does not name what was typed instead.
+        if message.startswith(("the following arguments are required", "unrecognized arguments")):
+            message += "".join(self._misspelled())
         text = " ".join(plain(without_addresses(message)).split())
         self.exit(2, f"streammem: {text}; see {self.prog} --help\n")
+
+    def _misspelled(self) -> Iterator[str]:
+        """Name the nearest option of each that was typed and is none."""
+        known = self._option_string_actions
+        for word in self._typed:
+            if word == "--":  # what follows is no option
+                return
+            option = word.partition("=")[0]
+            if option.startswith("--") and option not in known:
+                nearest = get_close_matches(option, known, n=1)
+                meant = f"; did you mean {nearest[0]}?" if nearest else ""
+                yield f" ({option} is no option{meant})"
 
 
 def add_command(commands: Any, name: str, run: RunCommand, about: str, *examples: str) -> Parser:
@@ -561,6 +597,7 @@ def add_source_options(
     reconnects: bool = False,
     optional: bool = False,
     answers: bool = True,
+    formats: Sequence[str] = tuple(FORMATS),
 ) -> None:
     """Add the source and the flags of every command that reads one.
 
@@ -570,6 +607,7 @@ def add_source_options(
         reconnects: a live source that is lost is opened again.
         optional: the source may be left out.
         answers: a language model writes what it gives.
+        formats: in which that can be written.
     """
     parser.set_defaults(asks=asks, reconnects=reconnects, graceful=True)
     add = parser.add_argument
@@ -584,7 +622,7 @@ def add_source_options(
     about = "keep what is seen there, and go on from it"
     group.add_argument("--memory", type=Path, metavar="DIR", help=about)
     add_limits(group)
-    add_output_options(parser)
+    add_output_options(parser, formats)
     if answers:
         _add_model_options(parser)
 
@@ -655,10 +693,11 @@ def add_session_options(parser: Parser) -> None:
     _add_model_options(parser)
 
 
-def add_output_options(parser: Parser, *forms: str) -> None:
-    """Add --format, of these forms or of all, and -o."""
-    parser.add_argument("--format", choices=forms or tuple(FORMATS), default="text")
+def add_output_options(parser: Parser, formats: Sequence[str]) -> None:
+    """Add --format, of these, and -o."""
+    parser.formats = tuple(formats)
     add = parser.add_argument
+    add("--format", choices=parser.formats, help="default: what FILE ends with, or text")
     add("-o", "--output", type=Path, metavar="FILE", help="write there instead of stdout")
 
 
@@ -713,16 +752,6 @@ def require(extra: str, *packages: str) -> None:
             raise BackboneError(
                 f"{name} is not installed; run: {install_command(extra)}"
             ) from error
-
-
-def check_formats(arguments: argparse.Namespace, *forms: str) -> None:
-    """Refuse a format that has no place for a command's results.
-
-    Raises:
-        ConfigError: --format is none of these.
-    """
-    if arguments.format not in forms:
-        raise ConfigError(f"--format {arguments.format}: give one of {', '.join(forms)} here")
 
 
 def check_limits(arguments: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from streammem.commands.opening import exit_code, open_session, watch_source
 from streammem.commands.options import (
+    EVENTS,
     PLANNING,
     TIMEZONE,
     add_between,
@@ -14,7 +15,6 @@ from streammem.commands.options import (
     add_flags,
     add_source_options,
     between_of,
-    check_formats,
     watch_options,
 )
 from streammem.errors import ConfigError
@@ -36,7 +36,7 @@ def add_to(commands: Any) -> None:
         'streammem plan day --goal "make coffee" --steps coffee.txt --likelihood',
         'streammem plan day --goal "make coffee" --planning kitchen      without steps',
     )
-    add_source_options(parser, asks=True, reconnects=True, answers=False)
+    add_source_options(parser, asks=True, reconnects=True, answers=False, formats=EVENTS)
     parser.add_argument("--goal", required=True, help='in your words, as in "make coffee"')
     steps = (
         "file with what each step shows, one a line, in their order; without it what comes next "
@@ -63,7 +63,6 @@ def run_plan(arguments: argparse.Namespace) -> int:
     from streammem.qa.plan import PlanTracker, checked_goal
 
     # 1. Check all that can be checked before a model is opened.
-    check_formats(arguments, "text", "jsonl")
     goal, steps = checked_goal(arguments.goal), _steps_of(arguments)
     if steps:
         PlanTracker(goal, steps)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from streammem.commands import cameras
 from streammem.commands.opening import every_frame, exit_code, open_session, watch_source
 from streammem.commands.options import (
+    EVENTS,
     add_command,
     add_live_options,
     add_mqtt_options,
@@ -60,7 +61,7 @@ def add_to(commands: Any) -> None:
         "streammem scenes holiday.mp4 --format jsonl            every frame is looked at",
         "streammem scenes holiday.mp4 --fps 2                   four times faster, times to 0.5 s",
     )
-    add_source_options(parser)
+    add_source_options(parser, formats=EVENTS)
     parser = add_command(
         commands,
         "watch",
@@ -87,7 +88,7 @@ def add_to(commands: Any) -> None:
         "streammem chat webcam:0                                type a question, press Enter",
         "streammem chat rtsp://camera/1 --memory hall",
     )
-    add_source_options(parser, reconnects=True)
+    add_source_options(parser, reconnects=True, formats=("text",))
     add_live_options(parser)
 
 
@@ -193,8 +194,8 @@ def run_chat(arguments: argparse.Namespace) -> int:
     """Show captions, and answer what is typed."""
     from streammem.engine.watch_options import WatchCallbacks
 
-    if arguments.format != "text" or arguments.output:
-        raise ConfigError("chat is for a terminal: leave out --format and -o; watch writes files")
+    if arguments.output:
+        raise ConfigError("chat is for a terminal: leave out -o; watch writes files")
     if arguments.source == "-":
         raise ConfigError("chat reads questions from standard input; give another source")
     with signals() as signalled, open_session(arguments) as session:

@@ -6,9 +6,11 @@
 It compares keys and words that are made anyway; it encodes nothing itself.
 """
 
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from streammem.types import Alert, Caption, Frame
 from streammem.video.pixels import fitted_pixels
 
 PICTURE_SIDE, JPEG_QUALITY = 640, 85
+PICTURE_NAME = re.compile(r"alert-\d{8,}\.jpg")  # other files in the folder are not its own
 SCENES = 64  # that are remembered; more captions are never awaited at once
 
 
@@ -53,6 +56,9 @@ class Alerts:
             ``a dog on the sofa | a dog lies on a couch``: what they have in common is waited for.
         config: options.
 
+    Attributes:
+        notices: why pictures could not be kept or removed; any caller may take them out.
+
     Raises:
         ConfigError: an empty description.
     """
@@ -63,10 +69,13 @@ class Alerts:
         self._encoder, self._config = encoder, config
         self._watched: list[_Watched] = []
         self._keys = np.empty((0, 0))
-        self._pictures: list[Path] = []
+        self.notices: list[str] = []
+        self._failure = ""  # with a picture, as it was reported
+        self._pictures: list[Path] = []  # oldest first
         if config.pictures and queries:
             config.pictures.mkdir(parents=True, exist_ok=True)
-            self._pictures = sorted(config.pictures.glob("alert-*.jpg"))
+            own = (path for path in config.pictures.iterdir() if PICTURE_NAME.fullmatch(path.name))
+            self._pictures = sorted(own, key=_number)
         self.change(queries)
 
     @property
@@ -166,7 +175,7 @@ class Alerts:
         if alert.keyframe is not None:
             path = Path(alert.keyframe)
             self._pictures = [kept for kept in self._pictures if kept != path]
-            path.unlink(missing_ok=True)
+            self._attempt(partial(path.unlink, missing_ok=True))
 
     def _appeared(
         self, watched: _Watched, time: float, cosine: float, segment: int
@@ -193,14 +202,30 @@ class Alerts:
         folder = self._config.pictures
         if folder is None:
             return None
-        number = int(self._pictures[-1].stem.removeprefix("alert-")) + 1 if self._pictures else 1
+        number = _number(self._pictures[-1]) + 1 if self._pictures else 1
         path = folder / f"alert-{number:08d}.jpg"
         picture = Image.fromarray(fitted_pixels(pixels, PICTURE_SIDE))
-        picture.save(path, quality=JPEG_QUALITY)
-        self._pictures.append(path)
+        is_kept = self._attempt(lambda: picture.save(path, quality=JPEG_QUALITY))
+        if is_kept:
+            self._pictures.append(path)
         while len(self._pictures) > self._config.max_pictures:
-            self._pictures.pop(0).unlink(missing_ok=True)
-        return str(path)
+            self._attempt(partial(self._pictures.pop(0).unlink, missing_ok=True))
+        return str(path) if is_kept else None
+
+    def _attempt(self, change: Callable[[], None]) -> bool:
+        """Change a file of the folder; where it cannot be, report why and return False.
+
+        A full disk costs pictures, not the watching.
+        """
+        try:
+            change()
+        except OSError as error:
+            failure, self._failure = self._failure, (error.strerror or str(error)).lower()
+            if self._failure != failure:
+                self.notices.append(f"pictures of alerts: {self._config.pictures}: {self._failure}")
+            return False
+        self._failure = ""
+        return True
 
 
 def phrases_of(query: str) -> list[str]:
@@ -213,6 +238,11 @@ def phrases_of(query: str) -> list[str]:
     if not all(phrases):
         raise ConfigError("an alert is empty; describe what to wait for")
     return phrases
+
+
+def _number(path: Path) -> int:
+    """Return the number in a picture's own name."""
+    return int(path.stem.removeprefix("alert-"))
 
 
 def _add(scenes: deque[int], segment: int) -> None:

@@ -251,12 +251,16 @@ class Session:
     def go_on(self, time: float, wall_zero: float | None) -> None:
         """Place a live source behind what the memory has seen of it; before its first frame.
 
+        One of an unknown wall clock that comes later than that already, keeps its times.
+
         Args:
             time: seconds of the source's own clock, of its first frame.
             wall_zero: Unix seconds at 0 of that clock; None where it is unknown.
         """
         newest = self.memory.newest(self.source)
         offset = offset_after(newest, time, wall_zero)
+        if wall_zero is None:
+            offset = max(0.0, offset)
         self.time_offset = max(offset, self._time - time)
 
     def push(self, frame: Frame) -> tuple[Segment, ...]:

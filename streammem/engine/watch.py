@@ -240,7 +240,7 @@ class _Watching:
         began = time.thread_time()
         wall_zero = self._source.wall_zero
         # A live source goes on in the memory's time; a file's clock is its own in every pass.
-        if not self._num_frames and (self._live or wall_zero is not None):
+        if not self._num_frames and self._source.goes_on:
             self._session.go_on(frame.time, wall_zero)
         if wall_zero is not None:
             self._session.wall_zero = wall_zero - self._session.time_offset
@@ -443,6 +443,8 @@ class _Watching:
     def _notices(self) -> Iterator[Event]:
         while self._session.speech and self._session.speech.notices:
             yield self._session.speech.notices.pop(0)
+        while self._alerts and self._alerts.notices:
+            yield Notice(self._alerts.notices.pop(0))
         while self._source.notices:
             # What a finite source lacks it raises; its notices tell what it was not meant to read.
             is_failure = self._live or not self._source.finite

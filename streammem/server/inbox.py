@@ -37,6 +37,10 @@ class Inbox(VideoSource):
         self._newest, self._number, self._open = 0.0, 0, True
 
     @property
+    def goes_on(self) -> bool:
+        return True  # times of clients begin anew, too
+
+    @property
     def waiting(self) -> int:
         """Pictures that wait for perception."""
         return self._queue.qsize()

@@ -181,7 +181,7 @@ class TransportSource(FileSource):
                 raise
             damage = error
         log.info("%s: not all of it can be decoded; fetching it whole", self.name)
-        self._copy = Path(tempfile.mkstemp(prefix="streammem-")[1])
+        self._copy = _empty_copy()
         try:
             _fetch(self._url, self.name, self._copy, "its pictures may change their codec")
             self._whole = open_recordings(str(self._copy), self.name, self._sampling)
@@ -212,7 +212,7 @@ class FetchedSource(FileSource):
     """
 
     def __init__(self, url: str, name: str, sampling: Sampling) -> None:
-        self._copy = Path(tempfile.mkstemp(prefix="streammem-")[1])
+        self._copy = _empty_copy()
         try:
             _fetch(url, name, self._copy, "its server sends no parts of files")
             super().__init__(str(self._copy), name, sampling)
@@ -240,6 +240,13 @@ def _of_open_file(
 ) -> Iterator[tuple[float, np.ndarray]]:
     with file:
         yield from file_sound(file, name, first_channel=first_channel)
+
+
+def _empty_copy() -> Path:
+    """Make the file that a video is fetched into."""
+    descriptor, path = tempfile.mkstemp(prefix="streammem-")
+    os.close(descriptor)
+    return Path(path)
 
 
 def _fetch(url: str, name: str, path: Path, why: str) -> None:

@@ -22,7 +22,7 @@ from av.video.stream import VideoStream
 
 from streammem.errors import SourceError
 from streammem.types import Frame
-from streammem.video.clock import StreamClock
+from streammem.video.clock import StreamClock, follow_wall
 from streammem.video.container import READ_TIMEOUT_S, error_text
 from streammem.video.pixels import RgbConverter, check_size
 from streammem.video.sound import SoundBeside, choose_sound
@@ -134,6 +134,7 @@ class LiveSource(VideoSource):
         self._feed, self._passing = feed, passing
         self._clock = StreamClock(real_time=feed.live)
         self._index, self._num_given = -1, 0
+        self._shown_at = 0.0  # stream time of the last picture
         self._grid: Grid | None = None
         self._unreadable = False  # whether the last connection gave data that mean nothing
         self._recent: deque[bool] = deque(maxlen=DAMAGED_OF)  # whether pictures were damaged
@@ -242,6 +243,10 @@ class LiveSource(VideoSource):
             self.text_clock = float(picture.pts * _tick(stream)), time
         if self.wall_zero is None:
             self.wall_zero = self._passing.wall() - time
+        elif self.live:
+            step_s = time - self._shown_at
+            self.wall_zero = follow_wall(self.wall_zero, time, step_s, self._passing.wall())
+        self._shown_at = time
         return time, duration
 
     def _pictures(

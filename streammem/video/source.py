@@ -220,7 +220,7 @@ class VideoSource(ABC):
         reconnect: whether a live source that is lost is opened again; set before it is read.
         sparse: whether it gives keyframes only.
         wall_zero: Unix seconds at stream time 0, where known; a live source sets it anew at each
-            connection.
+            connection, and lets it follow where the two clocks drift apart.
         playlist: URL of the HLS that it reads, with credentials; None of any other source.
         text_clock: of an HLS, a stamp of the container's clock in seconds, and where that lies on
             the source's clock: of a live one the newest picture's. None before it is known. Set by
@@ -266,6 +266,14 @@ class VideoSource(ABC):
     def sound_apart(self) -> bool:
         """Whether ``sound_pass`` gives its sound, if it has any."""
         return self.path is not None or type(self).sound_pass is not VideoSource.sound_pass
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its times begin anew each time it is opened, unlike those of a file.
+
+        A memory then places it behind what it has seen of it. Valid once a frame was given.
+        """
+        return self.live or self.wall_zero is not None
 
     @property
     def is_closed(self) -> bool:

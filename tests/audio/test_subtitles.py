@@ -12,6 +12,7 @@ from streammem.audio.subtitles import MAX_NOTE_CHARS, Cues, language_of, parse, 
 from streammem.audio.track import SpeechOptions, SpeechTrack, open_track
 from streammem.engine.speech import open_speech
 from streammem.errors import ConfigError
+from streammem.output.render import FORMATS
 from streammem.types import Note
 from streammem.video import open_source
 from tests.audio.subtitled import CUES, ass, srt, vtt, with_captions, with_tracks
@@ -67,6 +68,31 @@ def test_markup_goes_and_words_stay():
     assert parse(drawn.encode(), "f").notes[0].text == "Hi, you there"
     named = ass([(1, 2, "Hi")]).replace("Default,,", "Default,Bob,")
     assert parse(named.encode(), "f").notes[0].text == "Bob: Hi"
+
+
+@pytest.mark.parametrize("form", ["srt", "vtt"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Good morning.",
+        "He said “no” to me.",
+        "“Yes,” he said, “now.”",
+        "“This goes on",
+        "here.”",
+        "(applause)",
+    ],
+)
+def test_speech_that_was_exported_is_read_as_it_was(text, form):
+    renderer = FORMATS[form]()
+    written = renderer.write(Note(1.0, 2.0, text)) + renderer.close()
+    assert parse(written.encode(), f"film.{form}").notes == (Note(1.0, 2.0, text),)
+
+
+def test_quotation_marks_within_a_cue_stay():
+    said = "“Yes,” he said, “now.”"
+    assert parse(f"1\n00:00:01,000 --> 00:00:02,000\n{said}\n".encode(), "f.srt").notes == (
+        Note(1.0, 2.0, said),
+    )
 
 
 def test_overrides_without_an_end_are_read_in_one_pass():

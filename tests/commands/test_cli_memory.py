@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from streammem.captioning.captioner import Captioner
 from streammem.commands import opening
@@ -84,6 +85,16 @@ def test_a_file_that_is_watched_into_a_memory_again_is_told(run, video, tmp_path
         code, _, err = run("caption", path, *words)
         assert code == 0 and ("count besides" in err) == is_told
         assert not is_told or f"has scenes of {video} already" in err
+
+
+def test_a_growing_folder_that_is_read_into_a_memory_again_is_told(run, tmp_path):
+    folder = tmp_path / "recorded"
+    folder.mkdir()
+    Image.new("RGB", (64, 64), "red").save(folder / "a.png")
+    words = (f"growing:{folder}", "--memory", tmp_path / "m", *QUICK)
+    for is_told in (False, True):
+        code, _, err = run("caption", *words)
+        assert code == 0 and (f"has scenes of {folder} already" in err) == is_told
 
 
 def test_unsure_captions_are_exported_as_they_were_given(run, video, tmp_path, monkeypatch):

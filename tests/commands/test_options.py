@@ -83,6 +83,23 @@ def test_a_wrong_argument_is_one_line_without_commands_for_the_terminal(capsys):
     assert err.startswith("streammem: ") and "\x1b" not in err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("index films --memroy x", "--memory (--memroy is no option; did you mean --memory?); see"),
+        ("index films --memroy=x", "--memory (--memroy is no option; did you mean --memory?); see"),
+        ("memory prune trips --bugdet 4MB", "(--bugdet is no option; did you mean --budget?); see"),
+        ("caption a.mp4 --qqq", "(--qqq is no option); see streammem caption --help"),
+        ("index -- films --memroy", "required: --memory; see streammem index --help"),
+        ("caption a.mp4 b.mp4", "unrecognized arguments: b.mp4; see streammem caption --help"),
+    ],
+)
+def test_a_misspelled_option_is_named_with_the_nearest_one(words, told, capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(words.split())
+    assert told in capsys.readouterr().err
+
+
 # -- flags that stand for options --
 
 TABLES = {
@@ -128,3 +145,29 @@ def test_a_refresh_of_no_time_is_refused_rather_than_taken_for_the_default():
     arguments = build_parser().parse_args(["watch", "a.mp4", "--refresh", "0s"])
     with pytest.raises(ConfigError, match="refresh_s must be above 0"):
         options.watch_options(arguments)
+
+
+@pytest.mark.parametrize(
+    ("words", "form"),
+    [
+        ("caption a.mp4", "text"),
+        ("caption a.mp4 -o a.captions.srt", "srt"),
+        ("caption a.mp4 -o a.captions.VTT", "vtt"),
+        ("watch webcam:0 -o day.jsonl", "jsonl"),
+        ("memory export trips -o trips.parquet", "parquet"),
+        ("caption a.mp4 --format text -o a.captions.srt", "text"),
+        ("caption a.mp4 -o a.captions.srt --format jsonl", "jsonl"),
+        ("caption a.mp4 -o a.parquet", "text"),
+        ("ask a.mp4 Why? -o why.srt", "text"),  # an answer has no place in subtitles
+        ("caption a.mp4 -o captions", "text"),
+    ],
+)
+def test_results_have_the_format_that_their_file_ends_with_unless_one_is_given(words, form):
+    assert build_parser().parse_args(words.split()).format == form
+
+
+@pytest.mark.parametrize("command", ["ask", "find", "summary", "scenes", "plan"])
+def test_help_offers_only_the_formats_that_a_command_writes(command, capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([command, "--help"])
+    assert "--format {text,jsonl}" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import itertools
 import threading
 from collections import deque
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -306,6 +307,41 @@ def test_pictures_of_alerts_are_bounded(model, tmp_path):
     for k in range(20):
         alerts.take(replace(FILM[0], time=float(k)), OTHER_KEY if k % 2 else BLUE_KEY, 0)
     assert len(list(tmp_path.glob("*.jpg"))) == 3
+
+
+def test_pictures_of_others_in_the_folder_of_alerts_stay(model, tmp_path):
+    others = [tmp_path / name for name in ("alert-dog.jpg", "alert-7.jpg", "alert-00000001b.jpg")]
+    own = [tmp_path / f"alert-{number:08d}.jpg" for number in (99_999_999, 100_000_000)]
+    for path in (*others, *own):
+        path.write_bytes(b"")
+    config = AlertConfig(confirm=1, pictures=tmp_path, max_pictures=1)
+    (alert,) = Alerts(seeing(model), ["blue"], config).take(FILM[0], BLUE_KEY, 0)
+    assert alert.keyframe == str(tmp_path / "alert-100000001.jpg")
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "alert-100000001.jpg"])
+
+
+def test_a_picture_that_cannot_be_written_is_a_notice_and_the_watching_goes_on(model, tmp_path):
+    folder = tmp_path / "seen"
+    frames = film(("red", 20), ("blue", 20), ("red", 20), ("blue", 10), ("red", 20))
+    alerting = AlertConfig(pictures=folder)
+    options = WatchOptions(alerts=("something blue",), alerting=alerting, captions=False)
+    events = watch(Session(seeing(model)), iter(frames), options)
+    folder.rmdir()
+    folder.write_bytes(b"")  # stands in for a disk that is full or gone
+    found = list(events)
+    assert [e.keyframe for e in found if isinstance(e, Alert)] == [None, None]
+    notices = [e.message for e in found if isinstance(e, Notice)]
+    assert notices == [f"pictures of alerts: {folder}: not a directory"]
+
+
+def test_a_picture_of_an_alert_that_cannot_be_removed_is_a_notice(model, tmp_path):
+    config = AlertConfig(confirm=1, pictures=tmp_path)
+    alerts = Alerts(seeing(model), ["blue"], config)
+    (alert,) = alerts.take(FILM[0], BLUE_KEY, 0)
+    Path(alert.keyframe).unlink()
+    Path(alert.keyframe).mkdir()  # what no unlinking removes
+    alerts.deny(alert)
+    assert len(alerts.notices) == 1
 
 
 @pytest.mark.parametrize("query", [" ", "a dog | ", "|"])

@@ -3,6 +3,7 @@
 import errno
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -10,6 +11,8 @@ import anyio
 import pytest
 
 from streammem.captioning.shared import share_model
+from streammem.engine.session import Session
+from streammem.engine.watch import watch
 from streammem.engine.watch_options import WatchOptions
 from streammem.errors import SourceError
 from streammem.models.protocols import ComposedModel
@@ -21,12 +24,12 @@ from streammem.server.refused import Refused
 from streammem.server.sessions import _forward_events, _WatchedSource
 from streammem.server.uploads import Uploads
 from streammem.server.wire import event_json
-from streammem.types import Alert, Notice
+from streammem.types import Alert, Notice, Segment
 from streammem.video import VideoSource
 from streammem.video.source import Sampling
 from tests.server.test_routes import sse
 from tests.sessions import FILM, SHORT
-from tests.tiny import film
+from tests.tiny import film, tiny_model
 
 pytestmark = pytest.mark.anyio
 PATIENCE_S = 120
@@ -353,3 +356,21 @@ def test_pictures_without_times_of_their_own_have_the_wall_clocks():
     given.push(picture, 6.0)
     assert own.wall_zero == pytest.approx(time.time(), abs=PATIENCE_S)
     assert given.wall_zero is None
+
+
+@pytest.mark.parametrize("later_s", [0.0, 500.0])
+def test_pictures_that_are_pushed_into_a_memory_again_lie_behind_those_before(tmp_path, later_s):
+    model, begins = tiny_model(), []
+    for first in (0.0, later_s):
+        inbox = Inbox(Sampling(max_side=64), 100)
+        for frame in film(*FILM)[:20]:
+            inbox.push(frame.pixels, first + frame.time)
+        inbox.stop()
+        with Session(model, memory=tmp_path / "m") as session:
+            events = list(watch(session, inbox, WatchOptions(captions=False)))
+            begins.append([e.start for e in events if isinstance(e, Segment)])
+            rows = session.memory.entries()
+    assert all(before.end <= after.start for before, after in pairwise(rows))
+    assert begins[1] == [row.start for row in rows[-len(begins[1]) :]]
+    if later_s:  # times that go on are kept
+        assert begins[1][0] == later_s

@@ -2,6 +2,7 @@
 
 import os
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -179,3 +180,13 @@ def plainly_decoded(path: Path) -> list[Shot]:
             )
             for frame in frames
         ]
+
+
+def open_below(folder):
+    """Return the files in a folder, removed ones too, that this process holds open."""
+    links = Path("/proc/self/fd")
+    held = []
+    for link in links.iterdir() if links.is_dir() else ():
+        with suppress(OSError):  # the listing's own
+            held.append(os.readlink(link))
+    return [path for path in held if path.startswith(f"{folder}{os.sep}")]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streammem.video.clock import StreamClock
+from streammem.video.clock import WALL_APART_S, StreamClock, follow_wall
 
 TICK = Fraction(1, 90_000)
 FRAME = 3600  # ticks of 1/25 s
@@ -109,3 +109,22 @@ def test_time_never_runs_backward_whatever_the_camera_says(pictures, bits, real_
         time = clock.place(pts, TICK, 0.04, arrived)
         assert last <= time
         last = time
+
+
+@pytest.mark.parametrize("parts_off", [-5e-5, 5e-5, -1e-3, 1e-3])
+def test_wall_times_follow_a_clock_that_drifts_for_a_week_and_never_go_back(parts_off):
+    zero, time, shown = 1e9, 0.0, 1e9
+    for wall in range(10, 7 * 86_400, 10):  # seconds since the first picture
+        before, time = time, wall * (1 + parts_off)
+        zero = follow_wall(zero, time, time - before, 1e9 + wall)
+        assert shown <= zero + time == pytest.approx(1e9 + wall, abs=WALL_APART_S + 1e-3)
+        shown = zero + time
+
+
+def test_pictures_that_are_late_for_a_minute_move_wall_times_by_less_than_they_are_late():
+    zeros = [1e9]
+    for k in range(1, 10_000):
+        late = 5.0 if 1000 <= k < 2500 else 0.5 * (k % 2)
+        zeros.append(follow_wall(zeros[-1], 0.04 * k, 0.04, 1e9 + 0.04 * k + late))
+    assert zeros[999] == 1e9
+    assert max(zeros) - 1e9 == pytest.approx(0.6, abs=0.01) == zeros[-1] - 1e9

@@ -111,3 +111,14 @@ def test_a_camera_of_one_frame_in_ten_seconds_keeps_its_times(monkeypatch):
     # The first are there when it opens; the last comes with the connection's end.
     late = [b - a for a, b in itertools.pairwise(times[4:-1])]
     assert late == pytest.approx([10.0] * len(late), abs=1.0)
+
+
+def test_the_wall_clock_of_a_camera_whose_clock_drifts_is_corrected(tmp_path):
+    path = write_stream(tmp_path / "a.ts", RED, fps=1, gop=5)
+    arrived = itertools.count(step=2.0)
+    feed = Feed("a camera", partial(connected, path, {}))
+    source = LiveSource(feed, Sampling(), Time(wall=lambda: 1e9 + next(arrived)))
+    zeros = [source.wall_zero for _ in source]
+    assert len(zeros) == 40 and zeros[:2] == [1e9] * 2  # a second apart is near enough
+    steps = [b - a for a, b in itertools.pairwise(zeros[1:])]
+    assert steps == pytest.approx([0.01] * len(steps), abs=1e-6)
