@@ -92,6 +92,8 @@ from streammem.qa.timeline import (
     compute,
     find_appearances,
     last_sighting_text,
+    newest_of,
+    oldest_first,
     value,
 )
 from streammem.types import (
@@ -273,7 +275,7 @@ class Answerer:
         now = self._now(present)
         clean, options = split_options(_encodable(text))
         in_words = in_words or bool(options)
-        zone, newest = self.config.zone(), self._newest()
+        zone, newest = self.config.zone(), newest_of(self.memory.entries())
         words = find_time(clean, now=now.wall, zone=zone, newest=wall_end(newest))
         about = words.text if words and words.text else clean
         reading, back = resolved(self.model.text_encoder.read_question(about), self.turns)
@@ -417,7 +419,7 @@ class Answerer:
         in_time = bool(found) and window == question.window
         seen = in_time and number == 0
         # 3. The words of that sighting, and what came next.
-        rows = self.memory.entries()
+        rows = oldest_first(self.memory.entries(), lambda entry: entry)
         last = found[-1] if found else None
         following = after(self._clips(question.within), last, 2) if last else ()
         shown = [last.clips[-1].entry, *(clip.entry for clip in following)] if last else []
@@ -600,7 +602,8 @@ class Answerer:
             )
             return compute(operator, clips, found, (), {}, count)
         if not reading.anchor and operator in ("first", "last"):
-            one = clips[0 if operator == "first" else -1]
+            in_order = oldest_first(clips, lambda clip: clip.entry)
+            one = in_order[0 if operator == "first" else -1]
             return compute(operator, clips, (Appearance((one,)),), (), {}, 1)
         matching = [self._matching(query, question.window) for query in queries]
         matching[0] |= dict.fromkeys(also, SEEN)
@@ -666,7 +669,8 @@ class Answerer:
         hits = rate([self._row(hit.entry) for hit in hits], query, self.config.rankers)
         if self.config.context != "uniform":
             hits = sorted(hits, key=lambda hit: -hit.ranked)
-        in_order = sorted(hits, key=lambda hit: (hit.entry.start, hit.entry.segment))
+        by_stream = sorted(hits, key=lambda hit: (hit.entry.start, hit.entry.segment))
+        in_order = oldest_first(by_stream, lambda hit: hit.entry)
         items = self._items(
             [hit.entry for hit in in_order], [hit.score for hit in in_order], query.words
         )
@@ -850,16 +854,12 @@ class Answerer:
     # -- what is found --
 
     def _now(self, present: Present) -> Now:
-        """Return the present; the newest source stands where its last frame ends."""
-        now, newest = self.memory.now(self.wall_clock()), self._newest()
-        if newest is None:
+        """Return the present; the source that goes on stands where its last frame ends."""
+        now = self.memory.now(self.wall_clock())
+        if not present.now:
             return now
-        end = max([newest.end, *(frame.end for frame in present.now)])
-        return now._replace(ends={**now.ends, newest.source: end})
-
-    def _newest(self) -> Entry | None:
-        entries = self.memory.entries()
-        return entries[-1] if entries else None
+        end = max(now.ends.get(present.source, 0.0), *(frame.end for frame in present.now))
+        return now._replace(ends={**now.ends, present.source: end})
 
     @property
     def things(self) -> tuple[NamedThing, ...]:

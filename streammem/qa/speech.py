@@ -21,6 +21,7 @@ from streammem.memory.entry import Entry
 from streammem.memory.retrieval import Clip, content_words, stem
 from streammem.models.protocols import TextEncoder
 from streammem.qa.question import SaidQuestion
+from streammem.qa.timeline import oldest_first
 from streammem.types import Note, clock
 
 SAID = 0.5  # score of a sentence from which on it is about the topic
@@ -206,7 +207,7 @@ def text_of(asked: SaidQuestion, quotes: Sequence[Quote], more: int = 0, *, name
         times = ", ".join(at(quote) for quote in quotes[:MAX_COUNTED])
         return f"{'once' if num == 1 else f'{num} times'}: {times}{rest}"
     if asked.kind == "when":
-        in_order = sorted(quotes, key=lambda quote: quote.at)
+        in_order = oldest_first(sorted(quotes, key=lambda q: q.at), lambda quote: quote.entry)
         return "; ".join(f"at {at(quote)}: “{quote.text}”" for quote in in_order) + rest
     if asked.kind == "who":
         parts = [

@@ -114,6 +114,16 @@ def test_a_quote_has_the_time_of_its_word_where_words_have_times():
         assert answer.startswith(f"at {clock(at)}: “Now we")
 
 
+def test_when_it_was_said_is_told_in_the_order_of_the_wall_clock():
+    quotes = []
+    for number, (source, wall) in enumerate((("wed", 200.0), ("tue", 100.0))):
+        notes = [Note(1.0 + number, 3.0, f"The harbour, on {source}.")]
+        row = replace(entry_of(notes, number), source=source, wall_start=wall)
+        quotes += sentences([Clip(row, 0.0, 9.0)])
+    answer = text_of(read_said("When did they mention the harbour?"), quotes, named=True)
+    assert answer.index("in tue") < answer.index("in wed")
+
+
 def test_of_equal_words_those_side_by_side_count_more():
     notes = [Note(1, 2, "The red piano needs a new roof."), Note(3, 4, "The new piano is ours.")]
     quotes = sentences([Clip(entry_of(notes), 0, 9)])
