@@ -299,14 +299,17 @@ class Store:
         Raises:
             StoreError: a row is damaged or missing.
         """
+        entries, checksums = list[Entry](), dict[int, bytes]()
         with self.database.snapshot():
-            found = self.database.query(f"{SELECT} ORDER BY segment")
-            missing = self.missing_rows()
-        if missing:
-            raise StoreError(f"{self.path} lacks {missing} rows; see `streammem memory verify`")
+            if missing := self.missing_rows():
+                raise StoreError(f"{self.path} lacks {missing} rows; see `streammem memory verify`")
+            # One by one: beside the entries, all rows at once would take half as much RAM again.
+            for row in self.database.rows(f"{SELECT} ORDER BY segment"):
+                checksums[column(row, "segment")] = column(row, "checksum")
+                entries.append(to_entry(row, self.header.key_dim))
         if self.mode == "r":
-            self._loaded = {column(row, "segment"): column(row, "checksum") for row in found}
-        return tuple(to_entry(row, self.header.key_dim) for row in found)
+            self._loaded = checksums
+        return tuple(entries)
 
     def load_changes(self) -> tuple[set[int], tuple[Entry, ...]] | None:
         """Return what another process has changed since the entries were last loaded.

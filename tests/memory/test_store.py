@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,21 @@ def test_tokens_on_disk_have_8_bits_and_are_those_in_ram(tmp_path):
         np.testing.assert_array_equal(memory.tokens(0), entry.tokens)
         ((size,),) = memory.database.query("SELECT length(block) FROM tokens")
     assert size == 1 + shape[0] * shape[1] * 34 // 32
+
+
+def test_loading_takes_hardly_more_ram_than_what_it_returns(tmp_path):
+    with create(tmp_path / "a.mem") as memory:
+        for segment in range(40):
+            caption = chr(ord("a") + segment % 26) * 2000
+            memory.append(make(segment, caption=caption, notes=(Note(0, 1, caption * 9),)), b"")
+        tracemalloc.start()
+        try:
+            entries = memory.load_entries()
+            kept, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert len(entries) == 40 and kept > 40 * 20_000
+    assert peak < 1.15 * kept  # all rows at once beside the entries: 1.9
 
 
 def test_a_cache_loaded_from_the_store_equals_the_one_that_wrote_it(tmp_path):
