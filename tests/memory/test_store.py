@@ -18,7 +18,7 @@ from streammem.memory.entry import Sureness
 from streammem.memory.folder import DATABASE, FORMAT, HEADER, KEYFRAMES
 from streammem.memory.memory import CacheConfig, MemoryCache
 from streammem.memory.store import Store
-from streammem.memory.upkeep import compact, verify
+from streammem.memory.upkeep import _Pruning, compact, prune, verify
 from streammem.types import Note
 from tests.memory.entries import DIM, TOKENS, make, same, search, unit
 
@@ -167,6 +167,45 @@ def test_a_reader_sees_each_segment_while_the_writer_goes_on(tmp_path):
 
 
 # -- what must not be opened --
+
+
+WRITES = {
+    "append": lambda writer: writer.append(make(writer.next_segment()), b""),
+    "go on": lambda writer: writer.extend(make(4, keyframe=os.urandom(8)), b""),
+    "caption": lambda writer: writer.set_caption(3, os.urandom(8).hex(), None),
+    "drop keyframes": lambda writer: _Pruning(writer)._thin_keyframes(1),
+    "drop tokens": lambda writer: _Pruning(writer)._thin_tokens(1),
+    "drop rows": lambda writer: prune(writer, keep_s=0.0, now=1e12),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("at", [2, 3, 5, None])
+def test_checking_and_exporting_find_no_fault_in_what_is_being_written(tmp_path, write, at):
+    """A writer writes before the reader's query of that number; with None before the first 20."""
+    path, number = tmp_path / "a.mem", 0
+    fill(path, 5)
+    with Store.open(path, MODEL) as writer, Store.open(path, MODEL, "r") as reader:
+        query = reader.database.query
+
+        def overtaken(*arguments):
+            nonlocal number
+            number += 1
+            if number == at or (at is None and number <= 20):
+                WRITES[write](writer)
+            return query(*arguments)
+
+        reader.database.query = overtaken
+        assert verify(reader) == ()
+        number = 0
+        exported = [entry.segment for entry in reader.export()]
+        kept = [] if write == "drop rows" else [0, 1, 2, 3, 4]
+        assert exported == sorted(exported) and set(exported) >= set(kept)
+        for segment in kept:
+            number = 0
+            reader.tokens(segment)
+            number = 0
+            reader.keyframe(segment)
 
 
 def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path):
