@@ -569,8 +569,8 @@ class Answerer:
         self, entries: Sequence[Entry], anchor: str, on_text: OnText | None
     ) -> tuple[frozenset[int], DecidedBy | None]:
         """Let the generator look at rows; return those that it says show it, and who decided."""
-        items = [item for item in self._items(entries) if item.keyframes]
         shown = [entry for entry in entries if self.memory.keyframe(entry.segment)]
+        items = self._items(shown, looks=True)  # whatever the context: that is what it is asked for
         on_wait = (lambda: on_text("")) if on_text else None
         verdicts = check(self.model.answer_generator, items, anchor, on_wait)
         yes = {e.segment for e, verdict in zip(shown, verdicts, strict=True) if verdict}
@@ -752,15 +752,16 @@ class Answerer:
         entries: Sequence[Entry],
         scores: Sequence[float] = (),
         words: frozenset[str] = frozenset(),
+        *,
+        looks: bool = False,
     ) -> list[EvidenceItem]:
         """Make evidence of rows and their scores, with what the generator reads of them.
 
-        Of what was said it is shown MAX_SPEECH characters, those that share ``words`` first.
+        Of what was said it is shown MAX_SPEECH characters, those that share ``words`` first. It
+        ``looks`` at them also where it answers from their text alone.
         """
-        reads, shows = (
-            self.model.answer_generator.reads,
-            self.config.context not in ("captions", "goldfish"),
-        )
+        reads = self.model.answer_generator.reads
+        shows = looks or self.config.context not in ("captions", "goldfish")
         items = []
         for entry, score in zip(entries, scores or [1.0] * len(entries), strict=True):
             tokens = self.memory.tokens(entry.segment) if reads.tokens and shows else None
