@@ -275,7 +275,7 @@ class Answerer:
         now = self._now(present)
         clean, options = split_options(_encodable(text))
         in_words = in_words or bool(options)
-        zone, newest = self.config.zone(), newest_of(self.memory.entries())
+        zone, newest = self.config.zone(), newest_of(self.memory.entries(), within.source)
         words = find_time(clean, now=now.wall, zone=zone, newest=wall_end(newest))
         about = words.text if words and words.text else clean
         reading, back = resolved(self.model.text_encoder.read_question(about), self.turns)

@@ -286,7 +286,7 @@ class Lookups:
         if found := _CLOCK.fullmatch(text):  # results are on the stream's clock: so is this
             at = int(found[1] or 0) * 3600 + int(found[2]) * 60 + float(found[3])
             return Window(stream=TimeSpan(at, at + 1.0))
-        newest = newest_of(self.memory.entries())
+        newest = newest_of(self.memory.entries(), self.within.source)
         for words in (text, f"at {text}"):
             known = wall_end(newest)
             time = find_time(words, now=self.now.wall, zone=self.zone, newest=known)

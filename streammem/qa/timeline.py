@@ -41,9 +41,10 @@ def oldest_first(items: Iterable[T], entry_of: Callable[[T], Entry]) -> tuple[T,
     return tuple(item if entry_of(item).wall_start is None else next(by_clock) for item in given)
 
 
-def newest_of(entries: Sequence[Entry]) -> Entry | None:
-    """Return the last of rows in the order of time; None of none."""
-    return oldest_first(entries, lambda entry: entry)[-1] if entries else None
+def newest_of(entries: Sequence[Entry], source: str | None = None) -> Entry | None:
+    """Return the last of rows in the order of time, of one source if given; None where none is."""
+    rows = [entry for entry in entries if source in (None, entry.source)]
+    return oldest_first(rows, lambda entry: entry)[-1] if rows else None
 
 
 class Appearance(NamedTuple):

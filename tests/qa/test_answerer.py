@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from streammem.engine.session import Session
 from streammem.memory.entry import Sureness
-from streammem.memory.retrieval import RANKERS, SEEN
+from streammem.memory.retrieval import RANKERS, SEEN, Window
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionReading
 from streammem.models.tiny.words import NameMeaning, NamesOfKeys
@@ -355,6 +355,20 @@ def test_first_last_and_newest_go_by_the_wall_clock_where_both_films_know_it(
         passages, _ = session.model.__dict__["asked"][-1]
         shown = [first, first, last, last] if None not in clocks.values() else [*order, *order]
         assert [item.caption.split()[-1] for item in passages] == shown
+
+
+def test_time_words_leave_a_question_with_the_source_that_it_was_given(asked_of, reader, tmp_path):
+    asked_of()  # which says what is seen
+    for source, films in (("a", 5), ("b", 2)):
+        with Session(reader, memory=tmp_path / "m", source=source) as session:
+            told(session, film(*FILM[:films]))
+    within = Window(source="a")
+    with Session(reader, memory=tmp_path / "m", read_only=True) as session:
+        for words, count in (("", 2), (" in the last 8 seconds", 1), (" 4 seconds ago", 1)):
+            answer = session.ask(f"when: red{words}", between=within)
+            assert answer.seen and [item.source for item in answer.evidence] == ["a"] * count
+        lookups = session.answerer.lookups(session.present(), within)
+        assert lookups.call("at", {"time": "4 seconds ago"}).segments == (3,)
 
 
 def test_the_present_is_shown_unless_another_time_was_asked_about(asked_of):
