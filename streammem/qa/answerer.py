@@ -80,6 +80,7 @@ from streammem.qa.speech import (
     excerpt,
     first_said,
     ranked,
+    sentence_of,
     sentences,
     text_of,
     typical,
@@ -352,7 +353,8 @@ class Answerer:
         """
         query = self._query(_encodable(question), self._now(present), EVERYTHING)
         hits = self.memory.search(query, rankers=self.config.rankers)
-        return tuple(Evidence(**self._fields(hit)) for hit in hits), any(h.seen for h in hits)
+        rows = tuple(Evidence(**self._fields(hit, query.words)) for hit in hits)
+        return rows, any(hit.seen for hit in hits)
 
     def chapters(
         self, count: int | None, within: Window = EVERYTHING, gap_s: float = math.inf
@@ -442,7 +444,8 @@ class Answerer:
         self.turns.append(PastTurn(asked.thing, tuple(entry.segment for entry in shown[:1])))
         return Answer(
             question.text, text, seen, "computed",
-            tuple(Evidence(**self._fields(hit)) for hit in hits), looked_at=question.looked_at,
+            tuple(Evidence(**self._fields(hit, query.words)) for hit in hits),
+            looked_at=question.looked_at,
         )  # fmt: skip
 
     # -- what was said --
@@ -510,6 +513,7 @@ class Answerer:
             matched="speech",
             quote=quote.text,
             said_at=quote.at,
+            reason="unsure" if _is_cut(entry) else None,
         )
 
     # -- computed --
@@ -554,7 +558,7 @@ class Answerer:
         self.turns.append(PastTurn(anchor, tuple(entry.segment for entry in shown)))
         return Answer(
             question.text, text, bool(finding.appearances), "computed",
-            tuple(Evidence(**self._fields(hit)) for hit in hits),
+            tuple(Evidence(**self._fields(hit, query.words)) for hit in hits),
             remark=remark, looked_at=question.looked_at, decided_by=decided_by,
         )  # fmt: skip
 
@@ -914,22 +918,15 @@ class Answerer:
         """Return a row as it is now: captions and merges change it."""
         return self.memory.get(entry.segment) or entry
 
-    def _fields(self, hit: Hit, words: frozenset[str] = frozenset()) -> dict[str, Any]:
+    def _fields(self, hit: Hit, words: frozenset[str]) -> dict[str, Any]:
         """Return the fields of a hit's ``Evidence``, with the row's text as it is now.
 
         Args:
             hit: a row.
-            words: of the question; of a row that was matched by speech the sentence that shares
-                most with them is quoted, if any does.
+            words: of the question, which decide what is quoted of a row that was matched by speech.
         """
         entry = self._row(hit.entry)
-        quote = None
-        if hit.matched == "speech" and entry.notes:
-            quotes = sentences([Clip(entry, -math.inf, math.inf)])
-            best = max(
-                quotes, key=lambda quote: len(words & content_words(quote.text)), default=None
-            )
-            quote = best if best and words & content_words(best.text) else None
+        quote = sentence_of(entry, words) if hit.matched == "speech" else None
         return {
             "source": entry.source,
             "segment": entry.segment,

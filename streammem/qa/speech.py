@@ -122,6 +122,17 @@ def ranked(quotes: Sequence[Quote], topic: str) -> list[Quote]:
     )
 
 
+def sentence_of(entry: Entry, words: frozenset[str]) -> Quote | None:
+    """Return what was said in a row that was found: the sentence that shares most with a query.
+
+    None where several share none of its words: it is not known which of them was near then.
+    """
+    quotes = sentences([Clip(entry, -math.inf, math.inf)])
+    shared = [len(words & content_words(quote.text)) for quote in quotes]
+    is_clear = any(shared) or len(quotes) == 1
+    return quotes[shared.index(max(shared))] if is_clear else None
+
+
 class Meanings:
     """Ranks sentences by their meaning; those of the last questions are kept, which saves time.
 
