@@ -285,9 +285,12 @@ class Memory:
         """
         if self._store is None:
             return None
-        pruned = upkeep.prune(self._store, budget_bytes=budget_bytes, keep_s=keep_s, now=now)
-        self._cache.drop(pruned.segments)
-        self._newest = None  # its payload may be gone
+        before = self._store.segments()
+        try:
+            pruned = upkeep.prune(self._store, budget_bytes=budget_bytes, keep_s=keep_s, now=now)
+        finally:  # also what went before the disk failed
+            self._cache.drop(sorted(set(before) - set(self._store.segments())))
+            self._newest = None  # its payload may be gone
         _log.info("%s: removed %s", self._store.path, pruned)
         return pruned
 

@@ -165,6 +165,19 @@ def test_what_is_pruned_is_not_found_and_a_memory_in_ram_has_nothing_to_prune(re
         assert memory.append(make(3), STATE).tokens.shape == TOKENS
 
 
+def test_what_was_pruned_before_the_disk_failed_is_not_found(tmp_path, monkeypatch):
+    memory = opened(tmp_path / "a.mem")
+    for segment in range(3):
+        memory.append(make(segment), STATE)
+    with monkeypatch.context() as patch:
+        patch.setattr(memory._store.database, "shrink", mock.Mock(side_effect=StoreError("full")))
+        with pytest.raises(StoreError, match="full"):
+            memory.prune(keep_s=0.0, now=1e12)
+    assert len(memory) == 0 and memory.search(Query(unit(1)[0]), k=3) == ()
+    assert memory.append(make(3), STATE).segment == 3
+    memory.close()
+
+
 def test_the_present_is_where_each_source_was_left(remember):
     memory = remember(TOKENS)
     assert memory.now(5.0) == (5.0, {}) and memory.num_keys == 0
