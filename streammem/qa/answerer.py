@@ -285,23 +285,23 @@ class Answerer:
             text, about, reading, window, now, back, looked_at(window, zone), within,
             options,
         )  # fmt: skip
-        computes = self.config.context in ("memory", "captions") and not in_words
-        if computes and not pictures and (said := read_said(about)):
+        computes = self.config.context in ("memory", "captions") and not (in_words or pictures)
+        if computes and (said := read_said(about)):
             return self._said(question, said, on_text, present)
-        computed = ""
-        if computes and not pictures and (lost := read_last_seen(about)):
-            if self.config.steps == 1:
-                return self._last_seen(question, lost, on_text)
-            computed = self._last_seen(question, lost, None).text
-            self.turns.pop()  # this turn is noted once more
-        elif computes and not pictures and reading.operator not in ("describe", "now"):
-            if self.config.steps == 1:
-                return self._computed(question, on_text)
-            computed = self._computed(question, None).text
+        in_one_step = self.config.steps == 1  # else what is computed is handed to the model
+        computed: Answer | None = None
+        if computes and (lost := read_last_seen(about)):
+            computed = self._last_seen(question, lost, on_text if in_one_step else None)
+        elif computes and reading.operator not in ("describe", "now"):
+            computed = self._computed(question, on_text if in_one_step else None)
+        if computed and in_one_step:
+            return computed
+        if computed:
             self.turns.pop()  # this turn is noted once more
         if within != EVERYTHING or (words and not words.from_end):
             present = present._replace(now=())  # it is not what was asked about
-        return self._in_words(question, present, on_text, pictures, computed)
+        known = computed.text if computed else ""
+        return self._in_words(question, present, on_text, pictures, known)
 
     def thing_of(self, text: str) -> str:
         """Return what a question asks about, without its time words; the question where unclear."""
