@@ -41,6 +41,8 @@ DECIDING = (
     "min_confidence",
     *("max_new_tokens", "temperature", "top_k", "top_p", "num_beams", "seed"),
 )
+# Likewise, where it is given: it came later, and archives that were made without it stay known.
+DECIDING_IF_GIVEN = ("repetition_penalty",)
 
 
 def add_to(commands: Any) -> None:
@@ -122,7 +124,9 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def made_with(arguments: argparse.Namespace) -> str:
     """Return a digest of the options that decide what is remembered of a file."""
-    options: dict[str, object] = {name: vars(arguments)[name] for name in DECIDING}
+    values = vars(arguments)
+    options: dict[str, object] = {name: values[name] for name in DECIDING}
+    options |= {name: values[name] for name in DECIDING_IF_GIVEN if values[name] is not None}
     if arguments.config:
         options["config"] = Path(arguments.config).read_text(encoding="utf-8")
     return blake2b(json.dumps(options, sort_keys=True).encode(), digest_size=8).hexdigest()

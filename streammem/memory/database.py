@@ -305,6 +305,14 @@ class Database:
         with _translated(self.path):
             return self._open().execute(sql, arguments).fetchall()
 
+    def rows(self, sql: str, *arguments: Any) -> Iterator[tuple[Any, ...]]:
+        """Yield what `query` returns row by row, for more rows than are wanted in RAM at once.
+
+        They are of one state; within a `snapshot`, of that of its other queries.
+        """
+        with _translated(self.path):
+            yield from self._open().execute(sql, arguments)
+
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """Let the queries of the block see one state, whatever a writer does meanwhile."""

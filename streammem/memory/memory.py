@@ -219,10 +219,11 @@ class Memory:
             scene before it that goes on. Nothing need be read back from disk.
 
         Raises:
-            StoreError: the disk fails; see ``Store.append``.
+            StoreError: the disk fails, see ``Store.append``; nothing has changed, so that the
+                same entry may be given again.
             ValueError: an entry that does not fit; see ``MemoryCache.append``.
         """
-        change = self._cache.append(entry)
+        change = self._cache.planned(entry)
         row = change.entry
         if self._store:
             state = recurrent.cpu().numpy().astype(np.float32).tobytes()
@@ -234,6 +235,7 @@ class Memory:
                 self._store.extend(row, state)
                 row = replace(row, tokens=before.tokens, keyframe=row.keyframe or before.keyframe)
             self._newest = row
+        self._cache.apply(change)  # last: what the disk refuses is not found either
         return row
 
     def set_caption(
@@ -283,9 +285,12 @@ class Memory:
         """
         if self._store is None:
             return None
-        pruned = upkeep.prune(self._store, budget_bytes=budget_bytes, keep_s=keep_s, now=now)
-        self._cache.drop(pruned.segments)
-        self._newest = None  # its payload may be gone
+        before = self._store.segments()
+        try:
+            pruned = upkeep.prune(self._store, budget_bytes=budget_bytes, keep_s=keep_s, now=now)
+        finally:  # also what went before the disk failed
+            self._cache.drop(sorted(set(before) - set(self._store.segments())))
+            self._newest = None  # its payload may be gone
         _log.info("%s: removed %s", self._store.path, pruned)
         return pruned
 
@@ -504,13 +509,23 @@ class MemoryCache:
         Raises:
             ValueError: an id that is not newer, or keys or tokens of another shape.
         """
+        change = self.planned(entry)
+        return replace(change, made_room=self.apply(change))
+
+    def planned(self, entry: Entry) -> Appended:
+        """Return what `append` would do, and do nothing; it does not tell what makes room."""
         self._check(entry)
         newest = self._rows[self._ids[-1]] if self._ids else None
         if newest is not None and continues(newest, entry, self.config.epsilon):
-            grown = extended(newest, entry)
-            self._set(self._kept(grown))
-            return Appended("extended", grown)
-        return Appended("appended", entry, self._insert(entry))
+            return Appended("extended", extended(newest, entry))
+        return Appended("appended", entry)
+
+    def apply(self, change: Appended) -> Entry | None:
+        """Do what was planned last; return the row that two neighbours became to make room."""
+        if change.action == "appended":
+            return self._insert(change.entry)
+        self._set(self._kept(change.entry))
+        return None
 
     def load(self, entries: Iterable[Entry]) -> None:
         """Add rows as a store kept them: as `append`, but none extends another.

@@ -7,10 +7,10 @@ in RAM and how it is found, in `memory.py`.
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 
@@ -57,7 +57,8 @@ from streammem.types import Note
 
 _log = logging.getLogger(__name__)
 
-_EXPORT_ROWS = 64
+T = TypeVar("T")
+
 _OURS = {
     DATABASE,
     f"{DATABASE}-wal",
@@ -299,14 +300,17 @@ class Store:
         Raises:
             StoreError: a row is damaged or missing.
         """
+        entries, checksums = list[Entry](), dict[int, bytes]()
         with self.database.snapshot():
-            found = self.database.query(f"{SELECT} ORDER BY segment")
-            missing = self.missing_rows()
-        if missing:
-            raise StoreError(f"{self.path} lacks {missing} rows; see `streammem memory verify`")
+            if missing := self.missing_rows():
+                raise StoreError(f"{self.path} lacks {missing} rows; see `streammem memory verify`")
+            # One by one: beside the entries, all rows at once would take half as much RAM again.
+            for row in self.database.rows(f"{SELECT} ORDER BY segment"):
+                checksums[column(row, "segment")] = column(row, "checksum")
+                entries.append(to_entry(row, self.header.key_dim))
         if self.mode == "r":
-            self._loaded = {column(row, "segment"): column(row, "checksum") for row in found}
-        return tuple(to_entry(row, self.header.key_dim) for row in found)
+            self._loaded = checksums
+        return tuple(entries)
 
     def load_changes(self) -> tuple[set[int], tuple[Entry, ...]] | None:
         """Return what another process has changed since the entries were last loaded.
@@ -337,7 +341,9 @@ class Store:
 
     def missing_rows(self) -> int:
         """Return how many rows were written and are not found: a damaged page can hide some."""
-        return self._num_written() - len(self.database.query("SELECT segment FROM segments"))
+        # One statement sees one state, whatever a writer does meanwhile.
+        query = "SELECT (SELECT segments FROM counted) - count(segment) FROM segments"
+        return int(self.database.query(query)[0][0])
 
     def read(self, segment: int) -> Entry:
         """Return the whole entry that stands for a segment.
@@ -345,7 +351,16 @@ class Store:
         Raises:
             StoreError: no such segment, or it or its keyframe is damaged or missing.
         """
-        return self._whole(self._row(segment))
+        return self._as_it_is(segment, self._whole)
+
+    def read_unless_gone(self, segment: int) -> Entry | None:
+        """Return what `read` does; None where a writer has removed the row meanwhile."""
+        try:
+            return self.read(segment)
+        except StoreError:
+            if self.database.query("SELECT 1 FROM segments WHERE segment = ?", segment):
+                raise
+            return None
 
     def tokens(self, segment: int) -> np.ndarray:
         """Return the tokens [M, D] float16 of a segment; [0, 0] where they were pruned.
@@ -353,7 +368,7 @@ class Store:
         Raises:
             StoreError: no such segment, or its tokens are damaged or missing.
         """
-        return self._tokens(self._row(segment))
+        return self._as_it_is(segment, self._tokens)
 
     def keyframe(self, segment: int) -> bytes | None:
         """Return the keyframe of a segment as a JPEG; None where it has none.
@@ -361,7 +376,7 @@ class Store:
         Raises:
             StoreError: no such segment, or its keyframe is damaged or missing.
         """
-        return self._keyframe(self._row(segment))
+        return self._as_it_is(segment, self._keyframe)
 
     def keyframe_path(self, segment: int) -> Path | None:
         """Return where the keyframe of a segment lies; None where it has none.
@@ -375,15 +390,19 @@ class Store:
     def export(self) -> Iterator[Entry]:
         """Yield whole entries, oldest first, without standing in the writer's way.
 
+        Each is as the writer has it when it is read; what it removes meanwhile is left out.
+
         Raises:
             StoreError: as for `read`.
         """
-        last = -1
-        while found := self.database.query(
-            f"{SELECT} WHERE segment > ? ORDER BY segment LIMIT {_EXPORT_ROWS}", last
-        ):
-            yield from map(self._whole, found)
-            last = column(found[-1], "segment")
+        for segment in self.segments():
+            if (entry := self.read_unless_gone(segment)) is not None:
+                yield entry
+
+    def segments(self) -> tuple[int, ...]:
+        """Return the ids of all rows, oldest first."""
+        found = self.database.query("SELECT segment FROM segments ORDER BY segment")
+        return tuple(segment for (segment,) in found)
 
     def recurrent_state(self) -> bytes | None:
         """Return the state after the newest segment; None before the first, or once forgotten.
@@ -452,6 +471,22 @@ class Store:
             raise StoreError(f"{self.path} has no segment {segment}")
         return found[0]
 
+    def _as_it_is(self, segment: int, read: Callable[[Row], T]) -> T:
+        """Read from a segment's row what lies beside it; again where a writer changed the row.
+
+        Raises:
+            StoreError: no such segment, or what `read` raises.
+        """
+        row = self._row(segment)
+        while True:
+            try:
+                return read(row)
+            except StoreError:
+                renewed = self._row(segment)
+                if renewed == row:
+                    raise
+                row = renewed
+
     def _num_written(self) -> int:
         return int(self.database.query("SELECT segments FROM counted")[0][0])
 
@@ -491,9 +526,6 @@ class Store:
         try:
             jpeg = (self.path / KEYFRAMES / name).read_bytes()
         except OSError as error:
-            renewed = self._row(segment)
-            if column(renewed, "keyframe") != name:  # the writer was faster
-                return self._keyframe(renewed)
             raise StoreError(f"keyframe {name} cannot be read: {error.strerror}") from error
         if not intact(name, jpeg):
             raise StoreError(f"keyframe {name} is damaged")

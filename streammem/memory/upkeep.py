@@ -115,7 +115,7 @@ def info(store: Store) -> MemorySummary:
 
 
 def verify(store: Store) -> tuple[Fault, ...]:
-    """Read everything and check it against its checksums.
+    """Read everything and check it against its checksums; a writer may go on writing.
 
     Returns:
         What is wrong; empty where all is well. Changes nothing.
@@ -133,8 +133,8 @@ def verify(store: Store) -> tuple[Fault, ...]:
         faults.extend(Fault(None, text) for (text,) in found if text != "ok")
 
     def every_row() -> None:
-        for (segment,) in store.database.query("SELECT segment FROM segments ORDER BY segment"):
-            attempt(segment, partial(store.read, segment))
+        for segment in store.segments():
+            attempt(segment, partial(store.read_unless_gone, segment))
 
     def count() -> None:
         if missing := store.missing_rows():

@@ -80,6 +80,7 @@ from streammem.qa.speech import (
     excerpt,
     first_said,
     ranked,
+    sentence_of,
     sentences,
     text_of,
     typical,
@@ -92,6 +93,8 @@ from streammem.qa.timeline import (
     compute,
     find_appearances,
     last_sighting_text,
+    newest_of,
+    oldest_first,
     value,
 )
 from streammem.types import (
@@ -273,7 +276,7 @@ class Answerer:
         now = self._now(present)
         clean, options = split_options(_encodable(text))
         in_words = in_words or bool(options)
-        zone, newest = self.config.zone(), self._newest()
+        zone, newest = self.config.zone(), newest_of(self.memory.entries(), within.source)
         words = find_time(clean, now=now.wall, zone=zone, newest=wall_end(newest))
         about = words.text if words and words.text else clean
         reading, back = resolved(self.model.text_encoder.read_question(about), self.turns)
@@ -282,23 +285,23 @@ class Answerer:
             text, about, reading, window, now, back, looked_at(window, zone), within,
             options,
         )  # fmt: skip
-        computes = self.config.context in ("memory", "captions") and not in_words
-        if computes and not pictures and (said := read_said(about)):
+        computes = self.config.context in ("memory", "captions") and not (in_words or pictures)
+        if computes and (said := read_said(about)):
             return self._said(question, said, on_text, present)
-        computed = ""
-        if computes and not pictures and (lost := read_last_seen(about)):
-            if self.config.steps == 1:
-                return self._last_seen(question, lost, on_text)
-            computed = self._last_seen(question, lost, None).text
-            self.turns.pop()  # this turn is noted once more
-        elif computes and not pictures and reading.operator not in ("describe", "now"):
-            if self.config.steps == 1:
-                return self._computed(question, on_text)
-            computed = self._computed(question, None).text
+        in_one_step = self.config.steps == 1  # else what is computed is handed to the model
+        computed: Answer | None = None
+        if computes and (lost := read_last_seen(about)):
+            computed = self._last_seen(question, lost, on_text if in_one_step else None)
+        elif computes and reading.operator not in ("describe", "now"):
+            computed = self._computed(question, on_text if in_one_step else None)
+        if computed and in_one_step:
+            return computed
+        if computed:
             self.turns.pop()  # this turn is noted once more
         if within != EVERYTHING or (words and not words.from_end):
             present = present._replace(now=())  # it is not what was asked about
-        return self._in_words(question, present, on_text, pictures, computed)
+        known = computed.text if computed else ""
+        return self._in_words(question, present, on_text, pictures, known)
 
     def thing_of(self, text: str) -> str:
         """Return what a question asks about, without its time words; the question where unclear."""
@@ -350,7 +353,8 @@ class Answerer:
         """
         query = self._query(_encodable(question), self._now(present), EVERYTHING)
         hits = self.memory.search(query, rankers=self.config.rankers)
-        return tuple(Evidence(**self._fields(hit)) for hit in hits), any(h.seen for h in hits)
+        rows = tuple(Evidence(**self._fields(hit, query.words)) for hit in hits)
+        return rows, any(hit.seen for hit in hits)
 
     def chapters(
         self, count: int | None, within: Window = EVERYTHING, gap_s: float = math.inf
@@ -417,7 +421,7 @@ class Answerer:
         in_time = bool(found) and window == question.window
         seen = in_time and number == 0
         # 3. The words of that sighting, and what came next.
-        rows = self.memory.entries()
+        rows = oldest_first(self.memory.entries(), lambda entry: entry)
         last = found[-1] if found else None
         following = after(self._clips(question.within), last, 2) if last else ()
         shown = [last.clips[-1].entry, *(clip.entry for clip in following)] if last else []
@@ -440,7 +444,8 @@ class Answerer:
         self.turns.append(PastTurn(asked.thing, tuple(entry.segment for entry in shown[:1])))
         return Answer(
             question.text, text, seen, "computed",
-            tuple(Evidence(**self._fields(hit)) for hit in hits), looked_at=question.looked_at,
+            tuple(Evidence(**self._fields(hit, query.words)) for hit in hits),
+            looked_at=question.looked_at,
         )  # fmt: skip
 
     # -- what was said --
@@ -508,6 +513,7 @@ class Answerer:
             matched="speech",
             quote=quote.text,
             said_at=quote.at,
+            reason="unsure" if _is_cut(entry) else None,
         )
 
     # -- computed --
@@ -552,7 +558,7 @@ class Answerer:
         self.turns.append(PastTurn(anchor, tuple(entry.segment for entry in shown)))
         return Answer(
             question.text, text, bool(finding.appearances), "computed",
-            tuple(Evidence(**self._fields(hit)) for hit in hits),
+            tuple(Evidence(**self._fields(hit, query.words)) for hit in hits),
             remark=remark, looked_at=question.looked_at, decided_by=decided_by,
         )  # fmt: skip
 
@@ -567,8 +573,8 @@ class Answerer:
         self, entries: Sequence[Entry], anchor: str, on_text: OnText | None
     ) -> tuple[frozenset[int], DecidedBy | None]:
         """Let the generator look at rows; return those that it says show it, and who decided."""
-        items = [item for item in self._items(entries) if item.keyframes]
         shown = [entry for entry in entries if self.memory.keyframe(entry.segment)]
+        items = self._items(shown, looks=True)  # whatever the context: that is what it is asked for
         on_wait = (lambda: on_text("")) if on_text else None
         verdicts = check(self.model.answer_generator, items, anchor, on_wait)
         yes = {e.segment for e, verdict in zip(shown, verdicts, strict=True) if verdict}
@@ -600,7 +606,8 @@ class Answerer:
             )
             return compute(operator, clips, found, (), {}, count)
         if not reading.anchor and operator in ("first", "last"):
-            one = clips[0 if operator == "first" else -1]
+            in_order = oldest_first(clips, lambda clip: clip.entry)
+            one = in_order[0 if operator == "first" else -1]
             return compute(operator, clips, (Appearance((one,)),), (), {}, 1)
         matching = [self._matching(query, question.window) for query in queries]
         matching[0] |= dict.fromkeys(also, SEEN)
@@ -666,7 +673,8 @@ class Answerer:
         hits = rate([self._row(hit.entry) for hit in hits], query, self.config.rankers)
         if self.config.context != "uniform":
             hits = sorted(hits, key=lambda hit: -hit.ranked)
-        in_order = sorted(hits, key=lambda hit: (hit.entry.start, hit.entry.segment))
+        by_stream = sorted(hits, key=lambda hit: (hit.entry.start, hit.entry.segment))
+        in_order = oldest_first(by_stream, lambda hit: hit.entry)
         items = self._items(
             [hit.entry for hit in in_order], [hit.score for hit in in_order], query.words
         )
@@ -748,15 +756,16 @@ class Answerer:
         entries: Sequence[Entry],
         scores: Sequence[float] = (),
         words: frozenset[str] = frozenset(),
+        *,
+        looks: bool = False,
     ) -> list[EvidenceItem]:
         """Make evidence of rows and their scores, with what the generator reads of them.
 
-        Of what was said it is shown MAX_SPEECH characters, those that share ``words`` first.
+        Of what was said it is shown MAX_SPEECH characters, those that share ``words`` first. It
+        ``looks`` at them also where it answers from their text alone.
         """
-        reads, shows = (
-            self.model.answer_generator.reads,
-            self.config.context not in ("captions", "goldfish"),
-        )
+        reads = self.model.answer_generator.reads
+        shows = looks or self.config.context not in ("captions", "goldfish")
         items = []
         for entry, score in zip(entries, scores or [1.0] * len(entries), strict=True):
             tokens = self.memory.tokens(entry.segment) if reads.tokens and shows else None
@@ -850,16 +859,12 @@ class Answerer:
     # -- what is found --
 
     def _now(self, present: Present) -> Now:
-        """Return the present; the newest source stands where its last frame ends."""
-        now, newest = self.memory.now(self.wall_clock()), self._newest()
-        if newest is None:
+        """Return the present; the source that goes on stands where its last frame ends."""
+        now = self.memory.now(self.wall_clock())
+        if not present.now:
             return now
-        end = max([newest.end, *(frame.end for frame in present.now)])
-        return now._replace(ends={**now.ends, newest.source: end})
-
-    def _newest(self) -> Entry | None:
-        entries = self.memory.entries()
-        return entries[-1] if entries else None
+        end = max(now.ends.get(present.source, 0.0), *(frame.end for frame in present.now))
+        return now._replace(ends={**now.ends, present.source: end})
 
     @property
     def things(self) -> tuple[NamedThing, ...]:
@@ -913,22 +918,15 @@ class Answerer:
         """Return a row as it is now: captions and merges change it."""
         return self.memory.get(entry.segment) or entry
 
-    def _fields(self, hit: Hit, words: frozenset[str] = frozenset()) -> dict[str, Any]:
+    def _fields(self, hit: Hit, words: frozenset[str]) -> dict[str, Any]:
         """Return the fields of a hit's ``Evidence``, with the row's text as it is now.
 
         Args:
             hit: a row.
-            words: of the question; of a row that was matched by speech the sentence that shares
-                most with them is quoted, if any does.
+            words: of the question, which decide what is quoted of a row that was matched by speech.
         """
         entry = self._row(hit.entry)
-        quote = None
-        if hit.matched == "speech" and entry.notes:
-            quotes = sentences([Clip(entry, -math.inf, math.inf)])
-            best = max(
-                quotes, key=lambda quote: len(words & content_words(quote.text)), default=None
-            )
-            quote = best if best and words & content_words(best.text) else None
+        quote = sentence_of(entry, words) if hit.matched == "speech" else None
         return {
             "source": entry.source,
             "segment": entry.segment,

@@ -36,7 +36,7 @@ from streammem.memory.retrieval import (
 from streammem.models.protocols import Tool
 from streammem.qa.question import find_time, narrowed, wall_end, window_of
 from streammem.qa.speech import excerpt
-from streammem.qa.timeline import find_appearances, total_s
+from streammem.qa.timeline import find_appearances, newest_of, oldest_first, total_s
 from streammem.types import Note, TimeSpan, clock, wall_clock, with_wall_clock
 from streammem.video.registry import open_source
 
@@ -206,7 +206,8 @@ class Lookups:
     def at(self, time: str) -> Looked:
         """List the scenes at a time, or the ones before and after it."""
         window = narrowed(self._window(time), self.within)
-        found = [clip.entry for clip in clipped(self.memory.entries(), window)]
+        clips = clipped(self.memory.entries(), window)
+        found = [clip.entry for clip in oldest_first(clips, lambda clip: clip.entry)]
         heading = ""
         if not found:
             heading = "nothing was seen then; the nearest scenes:\n"
@@ -285,8 +286,7 @@ class Lookups:
         if found := _CLOCK.fullmatch(text):  # results are on the stream's clock: so is this
             at = int(found[1] or 0) * 3600 + int(found[2]) * 60 + float(found[3])
             return Window(stream=TimeSpan(at, at + 1.0))
-        rows = self.memory.entries()
-        newest = rows[-1] if rows else None
+        newest = newest_of(self.memory.entries(), self.within.source)
         for words in (text, f"at {text}"):
             known = wall_end(newest)
             time = find_time(words, now=self.now.wall, zone=self.zone, newest=known)
@@ -298,7 +298,7 @@ class Lookups:
     def _nearest(self, window: Window) -> list[Entry]:
         """Return the rows next to a window without rows: the last before it, the first after it."""
         before, after = list[Entry](), list[Entry]()
-        for entry in self._rows():
+        for entry in oldest_first(self._rows(), lambda entry: entry):
             span, start = window.stream, entry.start
             if window.wall is not None:
                 span = window.wall

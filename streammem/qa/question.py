@@ -132,7 +132,8 @@ def window_of(words: TimeWords | None, newest: Entry | None, now: Now) -> Window
 
     Args:
         words: None means everything.
-        newest: the newest row; None in an empty memory.
+        newest: the newest row, of the source that alone may be looked at where there is one; None
+            in an empty memory.
         now: what "ten minutes ago" counts back from: the wall clock where the newest row knows it,
             otherwise the end of its source.
     """

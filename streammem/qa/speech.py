@@ -21,6 +21,7 @@ from streammem.memory.entry import Entry
 from streammem.memory.retrieval import Clip, content_words, stem
 from streammem.models.protocols import TextEncoder
 from streammem.qa.question import SaidQuestion
+from streammem.qa.timeline import oldest_first
 from streammem.types import Note, clock
 
 SAID = 0.5  # score of a sentence from which on it is about the topic
@@ -121,6 +122,17 @@ def ranked(quotes: Sequence[Quote], topic: str) -> list[Quote]:
     )
 
 
+def sentence_of(entry: Entry, words: frozenset[str]) -> Quote | None:
+    """Return what was said in a row that was found: the sentence that shares most with a query.
+
+    None where several share none of its words: it is not known which of them was near then.
+    """
+    quotes = sentences([Clip(entry, -math.inf, math.inf)])
+    shared = [len(words & content_words(quote.text)) for quote in quotes]
+    is_clear = any(shared) or len(quotes) == 1
+    return quotes[shared.index(max(shared))] if is_clear else None
+
+
 class Meanings:
     """Ranks sentences by their meaning; those of the last questions are kept, which saves time.
 
@@ -206,7 +218,7 @@ def text_of(asked: SaidQuestion, quotes: Sequence[Quote], more: int = 0, *, name
         times = ", ".join(at(quote) for quote in quotes[:MAX_COUNTED])
         return f"{'once' if num == 1 else f'{num} times'}: {times}{rest}"
     if asked.kind == "when":
-        in_order = sorted(quotes, key=lambda quote: quote.at)
+        in_order = oldest_first(sorted(quotes, key=lambda q: q.at), lambda quote: quote.entry)
         return "; ".join(f"at {at(quote)}: “{quote.text}”" for quote in in_order) + rest
     if asked.kind == "who":
         parts = [

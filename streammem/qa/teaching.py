@@ -22,6 +22,7 @@ from streammem.models.protocols import StreamModel
 from streammem.perception.background import Box
 from streammem.perception.frames import KEYFRAME_SIDE, jpeg_of
 from streammem.qa.lookups import pictures_of
+from streammem.qa.timeline import newest_of
 from streammem.types import clock
 from streammem.video.pixels import fitted_pixels
 
@@ -124,9 +125,9 @@ def picture_at(
     """
     named = [row for row in memory.entries() if source in (None, row.source)]
     there = [row for row in named if row.start <= time < row.end]
-    if not there:
+    row, picture = newest_of(there), None
+    if row is None:
         raise ConfigError(f"nothing was seen at {clock(max(0.0, time))}; `find` tells times")
-    row, picture = there[-1], None
     path = file_of(row)
     if path is not None:
         try:

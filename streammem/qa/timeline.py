@@ -9,9 +9,9 @@ Plain arithmetic on rows of the memory, and how its result is written as data; n
 What matches a question is decided in `memory/retrieval.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, tzinfo
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from streammem.memory.entry import Entry
 from streammem.memory.retrieval import Clip
@@ -21,6 +21,30 @@ from streammem.types import clock
 
 MAX_LISTED = 10  # spans in one line
 _TOUCHING_S = 1e-3
+
+T = TypeVar("T")
+
+
+def oldest_first(items: Iterable[T], entry_of: Callable[[T], Entry]) -> tuple[T, ...]:
+    """Put what is in the order of the memory into the order of time: what first and last mean.
+
+    Films of one memory may have been added in another order than they were made. Items whose rows
+    know their wall clock are put in its order, on the places that such items have; the others keep
+    theirs, since no clock tells what lies before or after them.
+
+        wall clock   Wed  Wed   -   Tue  Tue
+        becomes      Tue  Tue   -   Wed  Wed
+    """
+    given = tuple(items)
+    known = [item for item in given if entry_of(item).wall_start is not None]
+    by_clock = iter(sorted(known, key=lambda item: entry_of(item).wall_start or 0.0))  # stable
+    return tuple(item if entry_of(item).wall_start is None else next(by_clock) for item in given)
+
+
+def newest_of(entries: Sequence[Entry], source: str | None = None) -> Entry | None:
+    """Return the last of rows in the order of time, of one source if given; None where none is."""
+    rows = [entry for entry in entries if source in (None, entry.source)]
+    return oldest_first(rows, lambda entry: entry)[-1] if rows else None
 
 
 class Appearance(NamedTuple):
@@ -44,9 +68,13 @@ class Appearance(NamedTuple):
 def find_appearances(
     clips: Sequence[Clip], matches: Callable[[Entry], bool]
 ) -> tuple[Appearance, ...]:
-    """Join neighbouring clips that match into appearances, oldest first.
+    """Join neighbouring clips that match into appearances, see ``oldest_first``.
 
     Neighbours are next to each other here, of one source, and touch in time.
+
+    Args:
+        clips: in the order of the memory.
+        matches: tells whether a row does.
     """
     runs: list[list[Clip]] = []
     before: Clip | None = None
@@ -59,7 +87,7 @@ def find_appearances(
         else:
             runs.append([clip])
         before = clip
-    return tuple(Appearance(tuple(run)) for run in runs)
+    return oldest_first((Appearance(tuple(run)) for run in runs), lambda e: e.clips[0].entry)
 
 
 def total_s(found: Sequence[Appearance]) -> float:
@@ -129,7 +157,7 @@ class Finding(NamedTuple):
         """Every row that it rests on, oldest first."""
         clips = [clip for each in self.appearances for clip in each.clips]
         rows = {clip.entry.segment: clip.entry for clip in (*clips, *self.around)}
-        return tuple(rows[segment] for segment in sorted(rows))
+        return oldest_first((rows[segment] for segment in sorted(rows)), lambda entry: entry)
 
     @property
     def answers(self) -> tuple[Entry, ...]:
@@ -151,7 +179,7 @@ def compute(
 
     Args:
         operator: neither ``describe`` nor ``now``, which compute nothing.
-        clips: what the question is about, oldest first.
+        clips: what the question is about, in the order of the memory.
         appearances: of these, those that match the anchor, oldest first.
         seconds: those that match the second anchor, of ``between``.
         scores: of each segment, how well it matches; ``before``, ``after`` and ``between`` point

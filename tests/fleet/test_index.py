@@ -14,12 +14,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from streammem.cli import build_parser
 from streammem.commands import archiving
+from streammem.commands.options import DECODING_FLAGS
 from streammem.errors import ConfigError, SourceError, StoreError
 from streammem.fleet import index, pool
 from streammem.fleet.index import LIST, UNFINISHED, Archive, File, content_of, find_files
 from streammem.models import checkpoint
 from tests.command_line import QUICK, events, record
+from tests.commands.test_help import commands_of
 from tests.disks import no_more_files, small_disk
 from tests.fleet.workers import InThisProcess
 from tests.qa.test_answerer import Reader
@@ -336,6 +339,32 @@ def test_find_and_ask_name_the_memory(run, model, two_films, tmp_path, monkeypat
     assert code == 2 and "holds no memories" in err
 
 
+# Options of ``index`` that decide nothing of a memory: where, by how many, for how much it is made,
+# how results are shown, and how questions are answered.
+NOT_DECIDING = {
+    *("paths", "memory", "workers", "ray", "worker_memory", "device", "spend", "verbose", "help"),
+    *("format", "answer_with", "context", "steps", "verify"),
+}
+
+
+def test_every_option_of_index_decides_a_memory_or_is_known_not_to():
+    """A new option must be listed here or there: else another value would go unnoticed."""
+    parser = dict(commands_of(build_parser()))["streammem index"]
+    options = {action.dest for action in parser._actions}
+    deciding = [*archiving.DECIDING, *archiving.DECIDING_IF_GIVEN]
+    assert len(deciding) == len(set(deciding)) and not NOT_DECIDING & set(deciding)
+    assert options == {*deciding, "config", *NOT_DECIDING}
+
+
+@pytest.mark.parametrize("flag", DECODING_FLAGS, ids=lambda flag: flag.name)
+def test_another_way_to_write_captions_makes_another_memory(flag):
+    typed = build_parser().parse_args
+    plain = archiving.made_with(typed(["index", "films", "--memory", "archive"]))
+    other = typed(["index", "films", "--memory", "archive", flag.name, "2"])
+    assert archiving.made_with(other) != plain
+    assert plain == "c675c10015198e60"  # of archives that were made before
+
+
 @pytest.mark.heavy
 def test_processes_make_what_one_makes_and_one_that_is_killed_is_replaced(tmp_path):
     films = tmp_path / "films"
@@ -377,4 +406,3 @@ def test_processes_make_what_one_makes_and_one_that_is_killed_is_replaced(tmp_pa
         assert on_ray.returncode == 0, on_ray.stderr
         assert len(events(on_ray.stdout)) == 4  # and no remark of Ray's
         assert captions(tmp_path / "ray") == captions(tmp_path / "serial")
-    assert len(archiving.DECIDING) == len(set(archiving.DECIDING))

@@ -1,5 +1,8 @@
+import errno
+import os
 from contextlib import closing
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -105,6 +108,50 @@ def test_text_that_comes_later_is_found(remember):
         assert memory.search(Query(key), k=1, rankers=())[0].entry.segment == segment
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.parametrize("fails", ["a full disk", "a locked database", "a full keyframe disk"])
+def test_a_segment_that_the_disk_refuses_is_nowhere_until_it_is_given_again(
+    tmp_path, monkeypatch, goes_on, fails
+):
+    memory = opened(tmp_path / "a.mem")
+    for segment in range(3):
+        memory.append(make(segment), STATE)
+    refused = make(3, unit(1, seed=2 if goes_on else 3))
+    key = refused.visual_keys[0]
+
+    def found():
+        hits = memory.search(Query(key))
+        return [(hit.entry.segment, hit.entry.last, hit.ranked) for hit in hits]
+
+    before, rows = found(), memory.entries()
+    database = memory._store.database
+    with monkeypatch.context() as patch:
+        if fails == "a full keyframe disk":
+            patch.setattr(os, "fsync", mock.Mock(side_effect=OSError(errno.ENOSPC, "full")))
+        else:
+            patch.setattr(database, "query", failing(database.query, fails))
+        with pytest.raises(StoreError):
+            memory.append(refused, STATE)
+    assert found() == before and memory.entries() == rows and memory.next_segment == 3
+    row = memory.append(refused, STATE)
+    assert (row.segment, row.last) == ((2, 3) if goes_on else (3, 3))
+    memory.close()
+    with closing(opened(tmp_path / "a.mem", "r")) as again:
+        assert all(map(same, again.entries(), memory.entries()))
+        assert len(again) == len(memory) == (3 if goes_on else 4)
+
+
+def failing(query, fails):
+    """A query that fails as the disk does: in the transaction, or before it begins."""
+
+    def failed(sql, *arguments):
+        if sql.startswith("BEGIN IMMEDIATE" if "locked" in fails else "COMMIT"):
+            raise StoreError(fails)
+        return query(sql, *arguments)
+
+    return failed
+
+
 def test_what_is_pruned_is_not_found_and_a_memory_in_ram_has_nothing_to_prune(remember):
     memory = remember(TOKENS)
     for segment in range(3):
@@ -116,6 +163,19 @@ def test_what_is_pruned_is_not_found_and_a_memory_in_ram_has_nothing_to_prune(re
         assert pruned.segments == (0, 1, 2) and len(memory) == 0
         assert memory.search(Query(unit(1)[0]), k=3) == ()
         assert memory.append(make(3), STATE).tokens.shape == TOKENS
+
+
+def test_what_was_pruned_before_the_disk_failed_is_not_found(tmp_path, monkeypatch):
+    memory = opened(tmp_path / "a.mem")
+    for segment in range(3):
+        memory.append(make(segment), STATE)
+    with monkeypatch.context() as patch:
+        patch.setattr(memory._store.database, "shrink", mock.Mock(side_effect=StoreError("full")))
+        with pytest.raises(StoreError, match="full"):
+            memory.prune(keep_s=0.0, now=1e12)
+    assert len(memory) == 0 and memory.search(Query(unit(1)[0]), k=3) == ()
+    assert memory.append(make(3), STATE).segment == 3
+    memory.close()
 
 
 def test_the_present_is_where_each_source_was_left(remember):

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from streammem.memory.entry import Sureness
 from streammem.memory.folder import DATABASE, FORMAT, HEADER, KEYFRAMES
 from streammem.memory.memory import CacheConfig, MemoryCache
 from streammem.memory.store import Store
-from streammem.memory.upkeep import compact, verify
+from streammem.memory.upkeep import _Pruning, compact, prune, verify
 from streammem.types import Note
 from tests.memory.entries import DIM, TOKENS, make, same, search, unit
 
@@ -82,6 +83,21 @@ def test_tokens_on_disk_have_8_bits_and_are_those_in_ram(tmp_path):
         np.testing.assert_array_equal(memory.tokens(0), entry.tokens)
         ((size,),) = memory.database.query("SELECT length(block) FROM tokens")
     assert size == 1 + shape[0] * shape[1] * 34 // 32
+
+
+def test_loading_takes_hardly_more_ram_than_what_it_returns(tmp_path):
+    with create(tmp_path / "a.mem") as memory:
+        for segment in range(40):
+            caption = chr(ord("a") + segment % 26) * 2000
+            memory.append(make(segment, caption=caption, notes=(Note(0, 1, caption * 9),)), b"")
+        tracemalloc.start()
+        try:
+            entries = memory.load_entries()
+            kept, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert len(entries) == 40 and kept > 40 * 20_000
+    assert peak < 1.15 * kept  # all rows at once beside the entries: 1.9
 
 
 def test_a_cache_loaded_from_the_store_equals_the_one_that_wrote_it(tmp_path):
@@ -151,6 +167,45 @@ def test_a_reader_sees_each_segment_while_the_writer_goes_on(tmp_path):
 
 
 # -- what must not be opened --
+
+
+WRITES = {
+    "append": lambda writer: writer.append(make(writer.next_segment()), b""),
+    "go on": lambda writer: writer.extend(make(4, keyframe=os.urandom(8)), b""),
+    "caption": lambda writer: writer.set_caption(3, os.urandom(8).hex(), None),
+    "drop keyframes": lambda writer: _Pruning(writer)._thin_keyframes(1),
+    "drop tokens": lambda writer: _Pruning(writer)._thin_tokens(1),
+    "drop rows": lambda writer: prune(writer, keep_s=0.0, now=1e12),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("at", [2, 3, 5, None])
+def test_checking_and_exporting_find_no_fault_in_what_is_being_written(tmp_path, write, at):
+    """A writer writes before the reader's query of that number; with None before the first 20."""
+    path, number = tmp_path / "a.mem", 0
+    fill(path, 5)
+    with Store.open(path, MODEL) as writer, Store.open(path, MODEL, "r") as reader:
+        query = reader.database.query
+
+        def overtaken(*arguments):
+            nonlocal number
+            number += 1
+            if number == at or (at is None and number <= 20):
+                WRITES[write](writer)
+            return query(*arguments)
+
+        reader.database.query = overtaken
+        assert verify(reader) == ()
+        number = 0
+        exported = [entry.segment for entry in reader.export()]
+        kept = [] if write == "drop rows" else [0, 1, 2, 3, 4]
+        assert exported == sorted(exported) and set(exported) >= set(kept)
+        for segment in kept:
+            number = 0
+            reader.tokens(segment)
+            number = 0
+            reader.keyframe(segment)
 
 
 def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from streammem.engine.session import Session
 from streammem.memory.entry import Sureness
-from streammem.memory.retrieval import RANKERS, SEEN
+from streammem.memory.retrieval import RANKERS, SEEN, Window
 from streammem.models.tiny.model import VideoModel
 from streammem.models.tiny.questions import QuestionReading
 from streammem.models.tiny.words import NameMeaning, NamesOfKeys
@@ -307,11 +307,68 @@ def test_what_counts_back_counts_from_the_last_frame_of_the_newest_source(
     for frame in film(*FILM):
         session.push(frame)  # to 21 s; the last scene is still open
     assert session.ask("when: green 8 seconds ago").text == "00:12.5-00:13.5"
+    present = session.present()._replace(source="another")  # which has no row yet
+    ends = session.answerer._now(present).ends
+    assert ends == {session.source: session.memory.entries()[-1].end, "another": 21.0}
     for source in "ab":
         with Session(reader, session.config, memory=tmp_path / "m", source=source) as session:
             told(session, film(*FILM[:2]))
             texts = [session.ask(f"how often: red{w}").text for w in ("", " in the last hour")]
     assert [text.partition(":")[0] for text in texts] == ["2 times", "once"]
+
+
+@pytest.mark.parametrize(
+    ("clocks", "order"),
+    [
+        ({"wed": 200_000.0, "tue": 100_000.0}, ["tue", "wed"]),
+        ({"wed": 200_000.0, "tue": None}, ["wed", "tue"]),
+        ({"wed": None, "tue": None}, ["wed", "tue"]),
+    ],
+)
+def test_first_last_and_newest_go_by_the_wall_clock_where_both_films_know_it(
+    asked_of, reader, tmp_path, clocks, order
+):
+    asked_of()  # which says what is seen
+    for source, wall in clocks.items():
+        config = session_of(reader, timezone="UTC").config
+        with Session(reader, config, memory=tmp_path / "m", source=source) as session:
+            session.wall_zero = wall
+            told(session, film(("red", 4), ("blue", 4)))
+    first, last = order
+    with Session(reader, config, memory=tmp_path / "m") as session:
+
+        def source_of(question):
+            return [item.source for item in session.ask(question).evidence]
+
+        assert source_of("first: red") == source_of("first: ") == [first]
+        assert source_of("last: red") == source_of("last: ") == [last]
+        assert source_of("when: red") == order
+        assert session.ask("when: red").text.startswith(first)
+        seen = session.ask("Where is blue?")
+        assert seen.text.startswith(f"last seen {last} ") and "in the newest scene" in seen.text
+        assert source_of("when: blue in the last minute") == [last]
+        looked = session.lookups().call("at", {"time": "0:00"}).text.splitlines()
+        assert [line.partition(" of ")[2].partition(":")[0] for line in looked] == order
+        for row in session.memory.entries():
+            session.memory.set_caption(row.segment, row.source, None)
+        session.ask("describe: red")
+        passages, _ = session.model.__dict__["asked"][-1]
+        shown = [first, first, last, last] if None not in clocks.values() else [*order, *order]
+        assert [item.caption.split()[-1] for item in passages] == shown
+
+
+def test_time_words_leave_a_question_with_the_source_that_it_was_given(asked_of, reader, tmp_path):
+    asked_of()  # which says what is seen
+    for source, films in (("a", 5), ("b", 2)):
+        with Session(reader, memory=tmp_path / "m", source=source) as session:
+            told(session, film(*FILM[:films]))
+    within = Window(source="a")
+    with Session(reader, memory=tmp_path / "m", read_only=True) as session:
+        for words, count in (("", 2), (" in the last 8 seconds", 1), (" 4 seconds ago", 1)):
+            answer = session.ask(f"when: red{words}", between=within)
+            assert answer.seen and [item.source for item in answer.evidence] == ["a"] * count
+        lookups = session.answerer.lookups(session.present(), within)
+        assert lookups.call("at", {"time": "4 seconds ago"}).segments == (3,)
 
 
 def test_the_present_is_shown_unless_another_time_was_asked_about(asked_of):

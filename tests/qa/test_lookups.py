@@ -291,6 +291,15 @@ def test_a_model_that_looks_overrules_keys_that_have_not_seen(blind):
     assert [item.segment for item in answer.evidence] == [2]
 
 
+@pytest.mark.parametrize("context", ["captions", "goldfish", "goldfish-again"])
+def test_a_model_that_answers_from_text_looks_to_check(blind, context):
+    session = blind(passages=5, verify=True, context=context)
+    for colour, seen in (("green", True), ("black", False)):
+        for operator in ("when", "describe"):
+            answer = session.ask(f"{operator}: {colour}")
+            assert (answer.seen, answer.decided_by) == (seen, "model")
+
+
 @pytest.mark.parametrize("question", ["when: black", "how often: black", "describe: black"])
 def test_a_model_that_looks_confirms_what_was_not_seen(blind, question):
     answer = blind(passages=5, verify=True).ask(question)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from streammem.memory.entry import Entry
+from streammem.memory.entry import Entry, Sureness
 from streammem.memory.retrieval import Clip
 from streammem.models.protocols import EvidenceItem
 from streammem.models.vlm.prompts import answer_parts, caption_parts
@@ -21,13 +21,15 @@ from streammem.qa.speech import (
     Meanings,
     excerpt,
     ranked,
+    sentence_of,
     sentences,
     text_of,
     typical,
 )
 from streammem.types import Note, clock
 from tests.qa.said_questions import HELD, OTHERS, SEEN, TOPICS, WORDINGS
-from tests.sessions import session_of
+from tests.qa.test_answerer import Reader
+from tests.sessions import as_kind, session_of
 from tests.tiny import film, tiny_model
 
 SPOKEN = (
@@ -112,6 +114,16 @@ def test_a_quote_has_the_time_of_its_word_where_words_have_times():
         assert best.at == at
         answer = text_of(read_said("When did they mention the harbour?"), [best], named=False)
         assert answer.startswith(f"at {clock(at)}: “Now we")
+
+
+def test_when_it_was_said_is_told_in_the_order_of_the_wall_clock():
+    quotes = []
+    for number, (source, wall) in enumerate((("wed", 200.0), ("tue", 100.0))):
+        notes = [Note(1.0 + number, 3.0, f"The harbour, on {source}.")]
+        row = replace(entry_of(notes, number), source=source, wall_start=wall)
+        quotes += sentences([Clip(row, 0.0, 9.0)])
+    answer = text_of(read_said("When did they mention the harbour?"), quotes, named=True)
+    assert answer.index("in tue") < answer.index("in wed")
 
 
 def test_of_equal_words_those_side_by_side_count_more():
@@ -255,10 +267,14 @@ def test_of_too_many_sentences_the_rows_with_the_nearest_keys_are_compared(monke
 
 @pytest.fixture(scope="module")
 def heard():
+    return heard_by(tiny_model())
+
+
+def heard_by(model):
     """A session that saw two scenes and heard of a dog in the second one."""
     from streammem.audio.track import SpeechTrack
 
-    session = session_of(tiny_model())
+    session = session_of(model)
     session.speech = SpeechTrack("f", (Note(4.0, 5.0, "ANN: A dog swims in the river."),))
     for frame in film(("red", 5), ("blue", 6)):
         session.push(frame)
@@ -292,6 +308,35 @@ def test_words_are_found_and_quoted_by_find(heard):
     best = heard.find("a dog swims in the river", 1)[0]
     assert best.matched == "speech" and best.said_at == 4.0
     assert "(said at 00:04.0)" in str(best)
+
+
+@pytest.mark.parametrize(
+    "question", ["Where is the dog?", "when: the dog swims", "describe: a dog"]
+)
+def test_evidence_by_speech_quotes_what_was_said_in_answers_of_what_was_seen_too(question):
+    answer = heard_by(as_kind(Reader, tiny_model())).ask(question)
+    said = next(item for item in answer.evidence if item.matched == "speech")
+    assert (said.quote, said.said_at) == ("ANN: A dog swims in the river.", 4.0)
+    assert "“ANN: A dog swims in the river.” (said at 00:04.0)" in str(said)
+
+
+def test_of_a_row_the_sentence_that_shares_most_is_quoted_or_its_only_one():
+    what, swims, cat = Note(1, 2, "So what?"), Note(3, 4, "The dog swims."), Note(5, 6, "A cat.")
+    for notes, text in (
+        ([what], "So what?"),
+        ([what, swims, cat], "The dog swims."),
+        ([what, cat], None),
+        ([Note(3, 4, "dog", kind="sound")], None),
+    ):
+        quote = sentence_of(entry_of(notes), frozenset(["dog"]))
+        assert (quote and quote.text) == text
+
+
+def test_a_cut_caption_beside_a_quote_says_that_it_was_cut():
+    session = heard_by(tiny_model())
+    session.memory.set_caption(1, "A train", None, Sureness(0.1, unsure=True))
+    (evidence,) = session.ask("What did they say about the dog?").evidence
+    assert (evidence.reason, evidence.quote) == ("unsure", "ANN: A dog swims in the river.")
 
 
 def test_what_was_said_does_not_show_what_was_seen(heard):

@@ -15,6 +15,8 @@ from streammem.qa.timeline import (
     before,
     compute,
     find_appearances,
+    newest_of,
+    oldest_first,
     partner,
     total_s,
     value,
@@ -119,6 +121,33 @@ def test_events_join_neither_over_sources_nor_over_a_row_that_does_not_match():
     assert len(find_appearances(clipped(sources), lambda row: True)) == 2
     instant = [make(0, end=1.0), make(1, start=1.0, end=1.0), make(2, start=1.0, end=2.0)]
     assert len(find_appearances(clipped(instant), lambda row: row.segment != 1)) == 2
+
+
+def test_what_knows_its_wall_clock_is_in_its_order_and_what_does_not_keeps_its_place():
+    walls = [90.0, 91.0, None, 10.0, 11.0, None, 50.0]
+    rows = [make(i, wall_start=wall, source="?" if wall is None else "") for i, wall in
+            enumerate(walls)]  # fmt: skip
+    assert [row.segment for row in oldest_first(rows, lambda row: row)] == [3, 4, 2, 6, 0, 5, 1]
+    assert newest_of(rows).segment == 1 and newest_of([]) is None
+    same = [make(i, wall_start=5.0 if i % 2 else None) for i in range(4)]
+    assert oldest_first(same, lambda row: row) == tuple(same)
+
+
+def test_visits_come_in_the_order_of_the_wall_clock_and_none_is_torn():
+    """A film of Tuesday that was added after one of Wednesday, and then once more."""
+    films = [("wed", 200.0), ("tue", 100.0), ("tue", 100.0)]
+    rows = [
+        make(4 * number + i, start=float(i), end=i + 1.0, source=name, wall_start=wall + i)
+        for number, (name, wall) in enumerate(films)
+        for i in range(4)
+    ]
+    found = find_appearances(clipped(rows), lambda row: row.segment % 4 in (1, 2))
+    assert [[clip.entry.segment for clip in e.clips] for e in found] == [[5, 6], [9, 10], [1, 2]]
+    for operator, segment in (("first", 5), ("last", 1)):
+        (appearance,) = compute(operator, clipped(rows), found, (), {}, 4).appearances
+        assert appearance.clips[0].entry.segment == segment
+    used = compute("when", clipped(rows), found, (), {}, 4).used
+    assert [row.segment for row in used] == [5, 9, 6, 10, 1, 2]
 
 
 def test_the_partner_of_an_event_is_the_next_one_or_else_the_last_before_it():
